@@ -1,0 +1,34 @@
+"""vitrail: build, train, compare, explain and ship vision transformers.
+
+The public names are imported on first use, so that ``import vitrail`` and the command line stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from vitrail.models.registry import create_model, list_models
+    from vitrail.weights.load import load_weights
+
+# Public name -> the module that defines it.
+_PUBLIC = {
+    "create_model": "vitrail.models.registry",
+    "list_models": "vitrail.models.registry",
+    "load_weights": "vitrail.weights.load",
+}
+
+__all__ = ["__version__", "create_model", "list_models", "load_weights"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'vitrail' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,93 @@
+"""The command ``vitrail``: finds the verb, hands over, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from vitrail.errors import ConfigError, VitrailError, closest
+
+# Verb -> what it does. The verb's code is vitrail/cli/VERB.py, imported when the verb is used and not before.
+VERBS = {
+    "demo": "train, evaluate and compare the models on scikit-learn's digits; write runs/demo/report.html",
+    "models": "list, filter and describe the model variants",
+    "inspect": "walk one image through a model: shapes, parameters, multiply-adds and time of each step",
+    "train": "train a model from a recipe, settings on the command line, or both",
+    "evaluate": "measure a trained run on a split",
+    "predict": "classify image files or folders with a trained run; write a CSV",
+    "report": "write the self-contained page of one or several runs",
+}
+
+
+def usage() -> str:
+    """The text of ``vitrail --help``."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    return (
+        "usage: vitrail VERB ...\n\n"
+        "Build, train, compare, explain and ship vision transformers.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "options:\n"
+        "  -h, --help  show this text; `vitrail VERB --help` shows the verb's\n"
+        "  --version   show the version\n"
+        "  --debug     show the traceback of an error\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; the process's own when not given.
+
+    Returns:
+        0 done, 1 failed, 2 wrong usage.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        return _dispatch(arguments)
+    except VitrailError as error:
+        if debug:
+            raise
+        print(f"vitrail: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        if debug:
+            raise
+        if isinstance(error, BrokenPipeError):
+            # The reader went away (`vitrail models | head`): nothing to say, and nobody to say it to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"vitrail: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("vitrail: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb == "--version":
+        from vitrail import __version__
+
+        print(f"vitrail {__version__}")
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb {verb!r}{closest(verb, VERBS)}")
+    module = importlib.import_module(f"vitrail.cli.{verb}")
+    code: int = module.main(rest)
+    return code
+
+
+def entry_point() -> None:
+    """What the installed script runs."""
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The few kinds of error that a user of vitrail can meet.
+
+Every message is one line that gives the offending value, the limit and what to do about it. The command
+line prints that line alone; the exit code is 2 for :class:`ConfigError` (wrong usage) and 1 for the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitrailError(Exception):
+    """Base of every error that vitrail raises on purpose."""
+
+
+class ConfigError(VitrailError, ValueError):
+    """A setting, name or option that is unknown, repeated, of the wrong type or out of range."""
+
+
+class ShapeError(VitrailError, ValueError):
+    """A tensor whose shape does not fit; the message gives the shape that came and the one that was wanted."""
+
+
+class DataError(VitrailError, ValueError):
+    """Images or labels that are missing, unreadable or inconsistent."""
+
+
+class WeightsError(VitrailError, ValueError):
+    """A checkpoint that cannot be read or does not fit the model."""
+
+
+class RunError(VitrailError, ValueError):
+    """A run folder that lacks a file, is not a run folder, or cannot be written."""
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """Phrase that names the known spelling nearest to a mistaken one, to append to an error message.
+
+    Args:
+        name: What the user wrote.
+        choices: What would have been understood.
+
+    Returns:
+        ``"; did you mean 'x'?"``, or the choices themselves where none is near and there are few of them.
+    """
+    known = sorted(set(choices))
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if match:
+        return f"; did you mean {match[0]!r}?"
+    if 0 < len(known) <= 12:
+        return f"; known: {', '.join(known)}"
+    return ""

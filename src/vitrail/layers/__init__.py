@@ -1,0 +1,10 @@
+"""The parts that the models are built of, each defined once."""
+
+from vitrail.layers.attention import Attention
+from vitrail.layers.drop_path import DropPath
+from vitrail.layers.mlp import Mlp
+from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.tap import AttentionTap, TokenLayout
+from vitrail.layers.token_learner import TokenFuser, TokenLearner
+
+__all__ = ["Attention", "AttentionTap", "DropPath", "Mlp", "PatchEmbed", "TokenFuser", "TokenLayout", "TokenLearner"]

@@ -1,0 +1,44 @@
+"""Stochastic depth."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole samples at random during training, and scale the others up.
+
+    Args:
+        rate: Probability of dropping, in 0..1 (1 excluded).
+
+    Raises:
+        ConfigError: The rate is outside that range.
+
+    Source: Huang et al. 2016, arXiv:1603.09382, section 3.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ConfigError(f"drop_path_rate must be at least 0 and below 1, got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` of shape ``(B, ...)`` with some samples set to zero; unchanged in evaluation."""
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+        return x * (keep / (1.0 - self.rate))
+
+    def extra_repr(self) -> str:
+        """Show the rate when the model is printed."""
+        return f"rate={self.rate:g}"
+
+
+def drop_path_schedule(rate: float, depth: int) -> list[float]:
+    """Rates that grow linearly from 0 at the first block to ``rate`` at the last (section 3 of the paper)."""
+    if depth <= 1:
+        return [rate] * depth
+    return [rate * i / (depth - 1) for i in range(depth)]

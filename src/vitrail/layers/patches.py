@@ -1,0 +1,57 @@
+"""From pixels to tokens."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.errors import ShapeError
+from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches and project each to a token: a convolution with kernel = stride = patch.
+
+    Args:
+        in_chans: Bands of the image.
+        embed_dim: Width of a token.
+        patch_size: Height and width of a patch in pixels.
+        norm: Whether a LayerNorm follows (Swin and HVT have one).
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: Size, norm: bool = False) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.patch_size = to_pair(patch_size, "patch_size")
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=self.patch_size, stride=self.patch_size)
+        self.norm = nn.LayerNorm(embed_dim) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed a batch of images.
+
+        Args:
+            x: Images, shape ``(B, in_chans, H, W)``. Where the size is not a multiple of the patch, zeros are
+                appended at the bottom and right, up to a multiple and no further.
+
+        Returns:
+            Tokens, shape ``(B, ceil(H / patch), ceil(W / patch), embed_dim)``.
+
+        Raises:
+            ShapeError: Not four dimensions, another number of bands, or smaller than a patch.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ShapeError(
+                f"expected images of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}; "
+                "build the model with in_chans equal to the number of bands"
+            )
+        H, W = x.shape[2:]
+        ph, pw = self.patch_size
+        if H < ph or W < pw:
+            raise ShapeError(f"an image of {H} x {W} is smaller than one patch of {ph} x {pw}; resize the image")
+        bottom, right = padding_to_multiple(H, ph), padding_to_multiple(W, pw)
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
+        tokens: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return tokens

@@ -1,0 +1,32 @@
+"""Learned position tables and their resampling to another grid."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resample_positions(
+    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int = 0
+) -> Tensor:
+    """Resample a table of absolute positions bicubically, with antialiasing; prefix tokens keep theirs.
+
+    Args:
+        table: Positions, shape ``(1, num_prefix + H * W, C)`` for the old grid, row-major.
+        old_grid: Height and width that the table was made for.
+        new_grid: Height and width that are wanted.
+        num_prefix: Positions at the start that belong to no place in the image.
+
+    Returns:
+        Positions, shape ``(1, num_prefix + H' * W', C)``; the table itself when the grids are equal.
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2; antialiasing as in timm.
+    """
+    if old_grid == new_grid:
+        return table
+    prefix, grid = table[:, :num_prefix], table[:, num_prefix:]
+    image = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).float()
+    image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True)
+    resampled = image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+    return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled

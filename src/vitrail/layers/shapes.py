@@ -1,0 +1,28 @@
+"""Sizes: one number or two, and the arithmetic of padding."""
+
+from __future__ import annotations
+
+from vitrail.errors import ConfigError
+
+Size = int | tuple[int, int]
+
+
+def to_pair(size: int | tuple[int, int] | list[int], name: str = "size") -> tuple[int, int]:
+    """Read a size as height and width.
+
+    Args:
+        size: One number for both, or ``(height, width)``.
+        name: The setting's name, for the error.
+
+    Raises:
+        ConfigError: Not one or two positive whole numbers.
+    """
+    values = [size, size] if isinstance(size, int) else list(size)
+    if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
+        raise ConfigError(f"{name} must be a positive whole number or a pair of them (height, width), got {size!r}")
+    return values[0], values[1]
+
+
+def padding_to_multiple(length: int, multiple: int) -> int:
+    """How much to append to ``length`` so that it becomes a multiple of ``multiple``; 0 when it is one."""
+    return (multiple - length % multiple) % multiple

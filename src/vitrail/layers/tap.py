@@ -1,0 +1,77 @@
+"""The tap: where a layer shows how it mixed its tokens, to whoever asked, at no cost when nobody did.
+
+A tap is a plain object on a layer: it has no parameters and leaves no key in a state dict. While a consumer
+is set the tap is *armed*: the layer computes its mixing weights explicitly and hands them over together with
+a :class:`TokenLayout`, which says what their rows and columns are. :mod:`vitrail.explain` arms and disarms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+LayoutKind = Literal["global", "window", "grid", "cross", "pool", "fuse", "merge"]
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """What the rows (queries) and columns (keys) of a matrix of mixing weights are.
+
+    Attributes:
+        kind: ``global`` self-attention; ``window`` or ``grid`` self-attention inside groups of tokens;
+            ``cross`` attention from one stream to another; ``pool``, each row a weighting of all tokens
+            (TokenLearner); ``fuse``, each row the learned tokens that one token took up (TokenFuser);
+            ``merge``, each row the neighbours that one token was made of.
+        query_grid: Height and width of the queries' grid without prefix tokens; None when they have no grid.
+        key_grid: The same for the keys.
+        num_prefix: Class and other tokens before the grid, in rows and columns alike.
+        window: Height and width of a group, for ``window`` and ``grid``.
+        shift: Rows and columns by which the windows were shifted.
+        padding: Rows and columns appended at the bottom and right before grouping.
+    """
+
+    kind: LayoutKind
+    query_grid: tuple[int, int] | None = None
+    key_grid: tuple[int, int] | None = None
+    num_prefix: int = 0
+    window: tuple[int, int] | None = None
+    shift: tuple[int, int] = (0, 0)
+    padding: tuple[int, int] = (0, 0)
+
+
+Consumer = Callable[[Tensor, TokenLayout], None]
+
+
+class AttentionTap:
+    """Hands a layer's mixing weights to a consumer, when there is one."""
+
+    __slots__ = ("consumer",)
+
+    def __init__(self) -> None:
+        self.consumer: Consumer | None = None
+
+    @property
+    def armed(self) -> bool:
+        """Whether anybody wants the weights."""
+        return self.consumer is not None
+
+    def report(self, weights: Tensor, layout: TokenLayout) -> None:
+        """Hand over the weights; does nothing when nobody asked.
+
+        Args:
+            weights: Shape ``(B, heads, queries, keys)`` for attention (``B`` times the number of groups for
+                ``window`` and ``grid``), ``(B, queries, keys)`` for the other kinds.
+            layout: What the rows and columns are.
+        """
+        if self.consumer is not None:
+            self.consumer(weights, layout)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> AttentionTap:
+        # A copy of a model that is being watched is not being watched.
+        return AttentionTap()
+
+    def __reduce__(self) -> tuple[type[AttentionTap], tuple[()]]:
+        return AttentionTap, ()

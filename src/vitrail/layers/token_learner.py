@@ -1,0 +1,178 @@
+"""TokenLearner and TokenFuser: a few learned tokens in place of many, and back.
+
+Source: Ryoo et al. 2021, arXiv:2106.11297, section 2; details (where the norms are, the GELU's form, which
+version sums and which averages) as in the authors' code, scenic's ``projects/token_learner``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.mlp import Mlp
+from vitrail.layers.tap import AttentionTap, TokenLayout
+from vitrail.weights.rules import Convert, KeyMap, Rename, transpose_conv, transpose_dense
+
+_NORM_EPS = 1e-6
+
+# flax: layer norms have a scale, dense layers a kernel of (in, out), convolutions one of (H, W, in, out).
+_FLAX_MASKS = (
+    Rename(r"token_masking/Dense_0/(\w+)", r"masks.fc1.\1"),
+    Rename(r"token_masking/Dense_1/(\w+)", r"masks.fc2.\1"),
+    Convert(r"(masks\.fc[12]|mix)\.kernel", transpose_dense),
+    Rename(r"(.*)\.(?:kernel|scale)", r"\1.weight"),
+)
+
+
+class TokenLearner(nn.Module):
+    """Learn ``num_tokens`` spatial maps from the tokens and pool the tokens with each.
+
+    Version 1.0 computes the maps with four 3 x 3 convolutions and a sigmoid and *sums* over positions;
+    version 1.1 computes them token by token with a small perceptron and a softmax over positions, so that
+    each learned token is a weighted mean.
+
+    Args:
+        dim: Width of a token.
+        num_tokens: Tokens to learn.
+        version: ``"1.0"`` or ``"1.1"``.
+        bottleneck_dim: Hidden width of version 1.1's perceptron.
+
+    Raises:
+        ConfigError: An unknown version, or fewer than one token.
+
+    Source: arXiv:2106.11297, section 2.1; version 1.1: appendix and the authors' code.
+    """
+
+    key_maps = (
+        KeyMap("vitrail", (r"norm\.weight", r"masks\..*")),
+        KeyMap(
+            "scenic",
+            (r"LayerNorm_0/scale", r"(Conv_0|token_masking/Dense_0)/kernel"),
+            (
+                Convert(r"Conv_\d/kernel", transpose_conv),
+                Rename(r"Conv_0/kernel", "masks.0.weight"),
+                Rename(r"Conv_1/kernel", "masks.2.weight"),
+                Rename(r"Conv_2/kernel", "masks.4.weight"),
+                Rename(r"Conv_3/kernel", "masks.6.weight"),
+                Rename(r"LayerNorm_0/(\w+)", r"norm.\1"),
+                *_FLAX_MASKS,
+            ),
+        ),
+    )
+
+    def __init__(self, dim: int, num_tokens: int, version: str = "1.1", bottleneck_dim: int = 64) -> None:
+        super().__init__()
+        if version not in ("1.0", "1.1"):
+            raise ConfigError(f"token_learner version must be '1.0' or '1.1', got {version!r}")
+        if num_tokens < 1:
+            raise ConfigError(f"token_learner num_tokens must be at least 1, got {num_tokens}")
+        self.dim, self.num_tokens, self.version = dim, num_tokens, version
+        self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.masks: nn.Module
+        if version == "1.0":
+            stack: list[nn.Module] = []
+            for i in range(4):
+                stack += [nn.GELU(approximate="tanh")] if i else []
+                stack += [nn.Conv2d(num_tokens if i else dim, num_tokens, 3, padding=1, bias=False)]
+            self.masks = nn.Sequential(*stack)
+        else:
+            self.masks = Mlp(dim, bottleneck_dim, num_tokens, approximate="tanh")
+        self.tap = AttentionTap()
+
+    def selection(self, x: Tensor) -> Tensor:
+        """The maps: how much each learned token takes of each position.
+
+        Args:
+            x: Tokens on their grid, shape ``(B, H, W, C)``.
+
+        Returns:
+            Weights, shape ``(B, S, H * W)``: in 0..1 for version 1.0, rows that sum to one for 1.1.
+        """
+        normed = self.norm(x)
+        if self.version == "1.0":
+            maps: Tensor = self.masks(normed.permute(0, 3, 1, 2))
+            return maps.flatten(2).sigmoid()
+        scores: Tensor = self.masks(normed.flatten(1, 2))
+        return scores.transpose(1, 2).softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool the tokens into a few.
+
+        Args:
+            x: Tokens on their grid, shape ``(B, H, W, C)``; any height and width.
+
+        Returns:
+            Learned tokens, shape ``(B, S, C)``.
+
+        Raises:
+            ShapeError: Not four dimensions of the right width.
+        """
+        if x.ndim != 4 or x.shape[-1] != self.dim:
+            raise ShapeError(f"TokenLearner wants tokens of shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
+        weights = self.selection(x)
+        if self.tap.armed:
+            self.tap.report(weights, TokenLayout("pool", key_grid=(x.shape[1], x.shape[2])))
+        return weights @ x.flatten(1, 2)
+
+
+class TokenFuser(nn.Module):
+    """Spread learned tokens back over the positions they came from; the caller adds the originals.
+
+    Args:
+        dim: Width of a token.
+        num_tokens: Learned tokens.
+        bottleneck_dim: Hidden width of the perceptron that computes the mixing map.
+
+    Source: arXiv:2106.11297, section 2.2.
+    """
+
+    key_maps = (
+        KeyMap("vitrail", (r"norm_original\.weight", r"mix\.weight")),
+        KeyMap(
+            "scenic",
+            (r"fuser_mix_norm1/scale", r"Dense_0/kernel"),
+            (
+                Rename(r"fuser_mix_norm1/(\w+)", r"norm_in.\1"),
+                Rename(r"fuser_mix_norm2/(\w+)", r"norm_mixed.\1"),
+                Rename(r"LayerNorm_0/(\w+)", r"norm_original.\1"),
+                Rename(r"Dense_0/(\w+)", r"mix.\1"),
+                *_FLAX_MASKS,
+            ),
+        ),
+    )
+
+    def __init__(self, dim: int, num_tokens: int, bottleneck_dim: int = 64) -> None:
+        super().__init__()
+        self.dim, self.num_tokens = dim, num_tokens
+        self.norm_in = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.mix = nn.Linear(num_tokens, num_tokens)
+        self.norm_mixed = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.norm_original = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.masks = Mlp(dim, bottleneck_dim, num_tokens, approximate="tanh")
+        self.tap = AttentionTap()
+
+    def forward(self, tokens: Tensor, original: Tensor) -> Tensor:
+        """Mix the learned tokens and hand each position its share.
+
+        Args:
+            tokens: Learned tokens, shape ``(B, S, C)``.
+            original: The tokens that they were learned from, shape ``(B, N, C)``.
+
+        Returns:
+            What to add to ``original``, shape ``(B, N, C)``.
+
+        Raises:
+            ShapeError: Another number or width of tokens.
+        """
+        if tokens.ndim != 3 or tokens.shape[1:] != (self.num_tokens, self.dim) or original.shape[-1] != self.dim:
+            raise ShapeError(
+                f"TokenFuser wants tokens of shape (B, {self.num_tokens}, {self.dim}) and originals of shape "
+                f"(B, N, {self.dim}), got {tuple(tokens.shape)} and {tuple(original.shape)}"
+            )
+        mixed = self.mix(self.norm_in(tokens).transpose(1, 2)).transpose(1, 2)
+        weights = torch.sigmoid(self.masks(self.norm_original(original)))
+        if self.tap.armed:
+            # What a position took of each learned token, through the linear map that mixed those first.
+            self.tap.report(weights @ self.mix.weight.abs(), TokenLayout("fuse"))
+        return weights @ self.norm_mixed(mixed)

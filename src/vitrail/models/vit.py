@@ -1,0 +1,442 @@
+"""ViT, with TokenLearner at any layer if wanted.
+
+Sources: Dosovitskiy et al. 2021, arXiv:2010.11929 (ViT); Ryoo et al. 2021, arXiv:2106.11297 (TokenLearner).
+Parameter names are timm's, so that its checkpoints load unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.errors import ConfigError, closest
+from vitrail.layers.attention import Attention
+from vitrail.layers.drop_path import DropPath, drop_path_schedule
+from vitrail.layers.mlp import Mlp
+from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.positions import resample_positions
+from vitrail.layers.shapes import to_pair
+from vitrail.layers.token_learner import TokenFuser, TokenLearner
+from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters
+from vitrail.models.registry import Family, register_family
+from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename
+
+_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class TokenLearnerConfig:
+    """Where a ViT learns its tokens, and how.
+
+    Attributes:
+        num_tokens: Tokens to learn.
+        layer: Blocks before it, 0 to the depth; the middle when not given.
+        version: "1.1" (softmax, weighted mean) or "1.0" (sigmoid, weighted sum).
+        bottleneck_dim: Hidden width of the perceptrons of version 1.1 and of the fuser.
+        fuse: Whether every later block learns its own tokens and a TokenFuser spreads them back over all
+            positions (the paper's section 2.2), instead of going on with the learned tokens alone.
+    """
+
+    num_tokens: int = 8
+    layer: int | None = None
+    version: str = "1.1"
+    bottleneck_dim: int = 64
+    fuse: bool = False
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Settings of a ViT.
+
+    Attributes:
+        img_size: Height and width in pixels that the positions are learned for; other sizes run too.
+        in_chans: Bands.
+        num_classes: Width of the logits; 0 gives the pooled features.
+        patch_size: Height and width of a patch in pixels.
+        embed_dim: Width of a token.
+        depth: Blocks.
+        num_heads: Attention heads; must divide the width.
+        mlp_ratio: Hidden width of the perceptrons over the token width.
+        qkv_bias: Whether queries, keys and values have a bias.
+        class_token: Whether a class token is prepended.
+        global_pool: "token" reads the class token, "avg" the mean over the other tokens.
+        drop_path_rate: Stochastic depth of the last block.
+        token_learner: TokenLearner's settings; none without it.
+    """
+
+    img_size: int | tuple[int, int] = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    patch_size: int | tuple[int, int] = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    class_token: bool = True
+    global_pool: Literal["token", "avg"] = "token"
+    drop_path_rate: float = 0.0
+    token_learner: TokenLearnerConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check what the layers do not check themselves.
+
+        Raises:
+            ConfigError: A value out of range, or settings that contradict each other.
+        """
+        object.__setattr__(self, "img_size", to_pair(self.img_size, "img_size"))
+        object.__setattr__(self, "patch_size", to_pair(self.patch_size, "patch_size"))
+        check_at_least(self, 1, "in_chans", "embed_dim", "depth", "num_heads")
+        check_at_least(self, 0, "num_classes")
+        if self.mlp_ratio <= 0:
+            raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
+        if self.global_pool not in ("token", "avg"):
+            raise ConfigError(f"global_pool must be 'token' or 'avg', got {self.global_pool!r}")
+        if self.global_pool == "token" and not self.class_token:
+            raise ConfigError("global_pool='token' needs class_token=True; use global_pool='avg' without one")
+        if self.token_learner is not None:
+            object.__setattr__(self, "token_learner", _complete_token_learner(self.token_learner, self.depth))
+
+
+def _complete_token_learner(value: TokenLearnerConfig | Mapping[str, Any], depth: int) -> TokenLearnerConfig:
+    if isinstance(value, Mapping):
+        known = [f.name for f in dataclasses.fields(TokenLearnerConfig)]
+        for key in value:
+            if key not in known:
+                raise ConfigError(f"token_learner has no setting {key!r}{closest(key, known)}")
+        value = TokenLearnerConfig(**value)
+    layer = depth // 2 if value.layer is None else value.layer
+    last = depth - 1 if value.fuse else depth
+    if not 0 <= layer <= last:
+        raise ConfigError(
+            f"token_learner layer counts the blocks before it: 0 to {last} for {depth} blocks"
+            f"{' with a fuser' if value.fuse else ''}, got {layer}"
+        )
+    return dataclasses.replace(value, layer=layer)
+
+
+class Block(nn.Module):
+    """Transformer block with the norms first: attention and a perceptron, each on a residual branch.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the perceptron over ``dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_path: Probability of dropping a branch.
+
+    Source: arXiv:2010.11929, equations 2 and 3.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None, num_prefix: int) -> Tensor:
+        """Map tokens ``(B, N, C)`` to tokens of the same shape; grid and prefix are for the attention's tap."""
+        x = x + self.drop_path(self.attn(self.norm1(x), grid, num_prefix))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT(VisionModel):
+    """Vision transformer.
+
+    Args:
+        config: The settings.
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929; TokenLearner: Ryoo et al. 2021, arXiv:2106.11297.
+    """
+
+    config: ViTConfig
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        self.num_classes = config.num_classes
+        self.num_features = dim
+        self.num_prefix = int(config.class_token)
+        self.patch_embed = PatchEmbed(config.in_chans, dim, config.patch_size)
+        ph, pw = self.patch_embed.patch_size
+        height, width = to_pair(config.img_size)
+        if height < ph or width < pw:
+            raise ConfigError(f"img_size {height} x {width} is smaller than one patch of {ph} x {pw}")
+        self.grid = (-(-height // ph), -(-width // pw))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix + self.grid[0] * self.grid[1], dim))
+        rates = drop_path_schedule(config.drop_path_rate, config.depth)
+        self.blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.mlp_ratio, config.qkv_bias, rate) for rate in rates
+        )
+        learner = config.token_learner
+        self.learn_at = config.depth + 1 if learner is None or learner.layer is None else learner.layer
+        self.token_learners = nn.ModuleList()
+        self.token_fusers = nn.ModuleList()
+        if learner is not None:
+            for _ in range(config.depth - self.learn_at if learner.fuse else 1):
+                self.token_learners.append(
+                    TokenLearner(dim, learner.num_tokens, learner.version, learner.bottleneck_dim)
+                )
+                if learner.fuse:
+                    self.token_fusers.append(TokenFuser(dim, learner.num_tokens, learner.bottleneck_dim))
+        # Where tokens are averaged the norm comes after the mean, as in timm.
+        pooled = config.global_pool == "avg"
+        self.norm = nn.Identity() if pooled else nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.fc_norm = nn.LayerNorm(dim, eps=_NORM_EPS) if pooled else nn.Identity()
+        self.head: nn.Module = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
+        self.grad_checkpointing = False
+        on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
+        self.feature_info = [FeatureInfo(f"blocks.{i}", dim, (ph, pw)) for i in range(on_grid)]
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=1e-6)
+        fan_in = self.patch_embed.proj.weight[0].numel()
+        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """One image."""
+        return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        patches = self.patch_embed(x)
+        grid = (patches.shape[1], patches.shape[2])
+        tokens = patches.flatten(1, 2)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return tokens + resample_positions(self.pos_embed, self.grid, grid, self.num_prefix), grid
+
+    def _learn(self, x: Tensor, grid: tuple[int, int], index: int) -> Tensor:
+        """Replace the tokens of the grid by learned ones; prefix tokens stay as they are."""
+        prefix, tokens = x[:, : self.num_prefix], x[:, self.num_prefix :]
+        learned = self.token_learners[index](tokens.unflatten(1, grid))
+        return torch.cat([prefix, learned], dim=1)
+
+    def _run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
+            out: Tensor = checkpoint(block, x, grid, self.num_prefix, use_reentrant=False)
+        else:
+            out = block(x, grid, self.num_prefix)
+        return out
+
+    def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Run all blocks; also give the wanted blocks' tokens as maps ``(B, C, H, W)``."""
+        tokens, grid = self._embed(x)
+        maps: list[Tensor] = []
+        P = self.num_prefix
+        for i, block in enumerate(self.blocks):
+            if self.token_fusers and i >= self.learn_at:
+                learned = self._run_block(block, self._learn(tokens, grid, i - self.learn_at), None)
+                spread = self.token_fusers[i - self.learn_at](learned[:, P:], tokens[:, P:])
+                tokens = torch.cat([learned[:, :P], tokens[:, P:] + spread], dim=1)
+            elif i >= self.learn_at:
+                if i == self.learn_at:
+                    tokens = self._learn(tokens, grid, 0)
+                tokens = self._run_block(block, tokens, None)
+            else:
+                tokens = self._run_block(block, tokens, grid)
+            if i in levels:
+                maps.append(tokens[:, P:].transpose(1, 2).unflatten(2, grid))
+        if self.learn_at == len(self.blocks):
+            tokens = self._learn(tokens, grid, 0)
+        return tokens, maps
+
+    def forward_features(self, *inputs: Tensor) -> Tensor:
+        """Tokens after the last norm.
+
+        Args:
+            *inputs: Images, shape ``(B, in_chans, H, W)``.
+
+        Returns:
+            Shape ``(B, N, C)``, prefix tokens first; ``N`` counts the learned tokens where there are any.
+        """
+        (x,) = inputs
+        tokens: Tensor = self.norm(self._walk(x)[0])
+        return tokens
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
+        if self.config.global_pool == "avg":
+            pooled = features[:, self.num_prefix :].mean(dim=1)
+        else:
+            pooled = features[:, 0]
+        pooled = self.fc_norm(pooled)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward_intermediates(self, *inputs: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+        """Outputs of blocks on the patch grid.
+
+        Args:
+            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            indices: Blocks by number (negative: from the end), how many of the last, or None for all. After a
+                TokenLearner without fuser tokens have no grid, so :attr:`feature_info` ends there.
+
+        Returns:
+            For each wanted block, in the model's order, shape ``(B, C, H / patch, W / patch)``.
+
+        Raises:
+            ConfigError: A level that does not exist.
+        """
+        (x,) = inputs
+        return self._walk(x, self.level_indices(indices))[1]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        self.num_classes = num_classes
+        head: nn.Module = nn.Identity()
+        if num_classes:
+            head = nn.Linear(self.num_features, num_classes)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+        self.head = head.to(self.pos_embed.device, self.pos_embed.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Positions and the class token."""
+        return {"pos_embed", "cls_token"} if self.cls_token is not None else {"pos_embed"}
+
+    def layer_groups(self) -> list[list[str]]:
+        """Embedding, then each block with the TokenLearner before it, then norm and head."""
+        blocks = [[f"blocks.{i}"] for i in range(len(self.blocks))]
+        for index in range(len(self.token_learners)):
+            at = min(self.learn_at + index, len(blocks) - 1)
+            blocks[at] += [f"token_learners.{index}", f"token_fusers.{index}"]
+        return group_parameters(
+            self, [["patch_embed", "pos_embed", "cls_token"], *blocks, ["norm", "fc_norm", "head"]]
+        )
+
+    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
+        """Resample positions that were learned for another grid (taken to be square)."""
+        if key != "pos_embed" or value.ndim != 3 or value.shape[-1] != self.num_features:
+            return None
+        prefix = int("cls_token" in state)
+        side = round((value.shape[1] - prefix) ** 0.5)
+        if side * side != value.shape[1] - prefix or prefix != self.num_prefix:
+            return None
+        how = f"positions from {side} x {side} to {self.grid[0]} x {self.grid[1]}, bicubic"
+        return resample_positions(value, (side, side), self.grid, prefix), how
+
+    key_maps = (
+        KeyMap(
+            "timm",  # also vitrail's own names
+            (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight", r"pos_embed"),
+            (Drop(r"(pre_logits|head_dist|dist_token)\b.*", "distillation or representation head, not used"),),
+        ),
+        KeyMap(
+            "huggingface",
+            (r"(vit\.)?embeddings\.patch_embeddings\.projection\.weight",),
+            (
+                Rename(r"vit\.(.*)", r"\1"),
+                Drop(r"pooler\..*", "pooler of the pre-training head, not part of the classifier"),
+                Rename(r"embeddings\.cls_token", "cls_token"),
+                Rename(r"embeddings\.position_embeddings", "pos_embed"),
+                Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
+                Rename(r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", r"blocks.\1.\2"),
+                Rename(r"(blocks\.\d+)\.layernorm_before\.(.*)", r"\1.norm1.\2"),
+                Rename(r"(blocks\.\d+)\.layernorm_after\.(.*)", r"\1.norm2.\2"),
+                MergeQkv(
+                    r"(blocks\.\d+)\.attention\.attention\.(?=\w+\.(weight|bias))(query|key|value)\.(?:weight|bias)",
+                    ("query", "key", "value"),
+                    r"\1.attn.qkv.\2",
+                ),
+                MergeQkv(
+                    r"(blocks\.\d+)\.attention\.(?=\w+\.(weight|bias))([qkv]_proj)\.(?:weight|bias)",
+                    ("q_proj", "k_proj", "v_proj"),
+                    r"\1.attn.qkv.\2",
+                ),
+                Rename(r"(blocks\.\d+)\.attention\.(?:output\.dense|o_proj)\.(.*)", r"\1.attn.proj.\2"),
+                Rename(r"(blocks\.\d+)\.intermediate\.dense\.(.*)", r"\1.mlp.fc1.\2"),
+                Rename(r"(blocks\.\d+)\.output\.dense\.(.*)", r"\1.mlp.fc2.\2"),
+                Rename(r"layernorm\.(.*)", r"norm.\1"),
+                Rename(r"classifier\.(.*)", r"head.\1"),
+            ),
+        ),
+        KeyMap(
+            "torchvision",
+            (r"conv_proj\.weight", r"encoder\.pos_embedding"),
+            (
+                Rename(r"class_token", "cls_token"),
+                Rename(r"conv_proj\.(.*)", r"patch_embed.proj.\1"),
+                Rename(r"encoder\.pos_embedding", "pos_embed"),
+                Rename(r"encoder\.layers\.encoder_layer_(\d+)\.(.*)", r"blocks.\1.\2"),
+                Rename(r"(blocks\.\d+)\.ln_([12])\.(.*)", r"\1.norm\2.\3"),
+                Rename(r"(blocks\.\d+)\.self_attention\.in_proj_(weight|bias)", r"\1.attn.qkv.\2"),
+                Rename(r"(blocks\.\d+)\.self_attention\.out_proj\.(.*)", r"\1.attn.proj.\2"),
+                Rename(r"(blocks\.\d+)\.mlp\.(?:0|linear_1)\.(.*)", r"\1.mlp.fc1.\2"),
+                Rename(r"(blocks\.\d+)\.mlp\.(?:3|linear_2)\.(.*)", r"\1.mlp.fc2.\2"),
+                Rename(r"encoder\.ln\.(.*)", r"norm.\1"),
+                Rename(r"heads\.head\.(.*)", r"head.\1"),
+            ),
+        ),
+    )
+
+
+# arXiv:2010.11929, table 1, and the smaller widths of Touvron et al. 2021, arXiv:2012.12877, table 1.
+_WIDTHS: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+_SIZES = (
+    "tiny_patch16_224 tiny_patch16_384 small_patch8_224 small_patch16_224 small_patch16_384 small_patch32_224 "
+    "small_patch32_384 base_patch8_224 base_patch16_224 base_patch16_384 base_patch32_224 base_patch32_384 "
+    "large_patch14_224 large_patch16_224 large_patch16_384 large_patch32_224 large_patch32_384 huge_patch14_224"
+).split()
+
+
+def _variants() -> dict[str, dict[str, Any]]:
+    variants: dict[str, dict[str, Any]] = {}
+    for size in _SIZES:
+        width, patch, pixels = size.split("_")
+        settings: dict[str, Any] = {**_WIDTHS[width], "patch_size": int(patch.removeprefix("patch")), "img_size": int(pixels)}
+        if width == "huge":
+            # timm's variant has no classifier unless asked for one: the weights under this name are features.
+            settings["num_classes"] = 0
+        variants[f"vit_{size}"] = settings
+        if patch == "patch16" and pixels == "224":
+            # 8 or 16 tokens learned at the middle of the network: arXiv:2106.11297, section 3.
+            for tokens in (8, 16):
+                variants[f"vit_{size}_tokenlearner{tokens}"] = {**settings, "token_learner": {"num_tokens": tokens}}
+            variants[f"vit_{size}_tokenlearner8_fuser"] = {
+                **settings,
+                "token_learner": {"num_tokens": 8, "fuse": True},
+            }
+    return variants
+
+
+register_family(
+    Family(
+        name="vit",
+        config=ViTConfig,
+        build=ViT,
+        variants=_variants(),
+        test_config={"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5},
+        published={"vit_base_patch16_384": 77.9},
+        source="Dosovitskiy et al. 2021, arXiv:2010.11929; TokenLearner: Ryoo et al. 2021, arXiv:2106.11297",
+    )
+)

@@ -1,0 +1,141 @@
+"""Key maps: ordered rules that turn a foreign state dict into ours.
+
+A family declares one :class:`KeyMap` for each source it can read. Each rule sees the state that the rules
+before it left. A pattern is a regular expression that must match the whole key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vitrail.weights.report import LoadReport
+
+State = dict[str, Tensor]
+
+
+class Rule(Protocol):
+    """One step of a key map."""
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Return the new state; say in the report what changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rename:
+    """Rename the keys that match; the replacement may use the groups of the pattern."""
+
+    pattern: str
+    replacement: str
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Rename."""
+        out: State = {}
+        for key, value in state.items():
+            match = re.fullmatch(self.pattern, key)
+            new = match.expand(self.replacement) if match else key
+            if match:
+                report.note_rename(key, new)
+            out[new] = value
+        return out
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Leave out the keys that match, for a stated reason."""
+
+    pattern: str
+    reason: str
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Drop."""
+        for key in state:
+            if re.fullmatch(self.pattern, key):
+                report.dropped[key] = self.reason
+        return {key: value for key, value in state.items() if not re.fullmatch(self.pattern, key)}
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Change the values of the keys that match."""
+
+    pattern: str
+    function: Callable[[Tensor], Tensor]
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Convert."""
+        return {key: self.function(v) if re.fullmatch(self.pattern, key) else v for key, v in state.items()}
+
+
+@dataclass(frozen=True)
+class MergeQkv:
+    """Concatenate separate queries, keys and values into one tensor, along the output dimension.
+
+    Attributes:
+        pattern: Matches the three keys; its last group is the part that tells them apart.
+        names: That part's spelling for queries, keys and values.
+        merged: The merged key; may use the other groups of the pattern.
+    """
+
+    pattern: str
+    names: tuple[str, str, str]
+    merged: str
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Merge."""
+        out: State = {}
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            match = re.fullmatch(self.pattern, key)
+            if match is None or match.groups()[-1] not in self.names:
+                out[key] = value
+                continue
+            new = match.expand(self.merged)
+            report.note_rename(key, new)
+            parts.setdefault(new, {})[match.groups()[-1]] = value
+        for new, found in parts.items():
+            # An incomplete triple leaves the merged key missing, which the loader then reports.
+            if set(found) == set(self.names):
+                out[new] = torch.cat([found[name] for name in self.names], dim=0)
+        return out
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """How to read one source's checkpoints into a family.
+
+    Attributes:
+        source: Its name, as ``load_weights(source=...)`` takes it.
+        recognised_by: Patterns of which each must match some key, for ``source="auto"``.
+        rules: What to do, in order.
+    """
+
+    source: str
+    recognised_by: tuple[str, ...]
+    rules: tuple[Rule, ...] = ()
+
+    def recognises(self, keys: list[str]) -> bool:
+        """Whether a state dict with these keys looks like this source."""
+        return all(any(re.fullmatch(pattern, key) for key in keys) for pattern in self.recognised_by)
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Apply all rules in order."""
+        for rule in self.rules:
+            state = rule.apply(state, report)
+        return state
+
+
+def transpose_dense(kernel: Tensor) -> Tensor:
+    """A flax Dense kernel ``(in, out)`` as a torch Linear weight ``(out, in)``."""
+    return kernel.transpose(0, 1).contiguous()
+
+
+def transpose_conv(kernel: Tensor) -> Tensor:
+    """A flax Conv kernel ``(H, W, in, out)`` as a torch Conv2d weight ``(out, in, H, W)``."""
+    return kernel.permute(3, 2, 0, 1).contiguous()
