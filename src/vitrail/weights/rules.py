@@ -107,6 +107,35 @@ class MergeQkv:
 
 
 @dataclass(frozen=True)
+class SplitRows:
+    """Cut a tensor along its output dimension into parts, each a whole number of equal shares of it.
+
+    Attributes:
+        pattern: Matches the key.
+        parts: New key (may use the groups of the pattern) -> its number of shares, in order.
+    """
+
+    pattern: str
+    parts: tuple[tuple[str, int], ...]
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Split; a tensor that cannot be cut evenly is left as it is, which the loader then reports."""
+        out: State = {}
+        shares = sum(count for _, count in self.parts)
+        for key, value in state.items():
+            match = re.fullmatch(self.pattern, key)
+            if match is None or value.ndim == 0 or value.shape[0] % shares:
+                out[key] = value
+                continue
+            share = value.shape[0] // shares
+            pieces = value.split([count * share for _, count in self.parts])
+            names = [match.expand(template) for template, _ in self.parts]
+            report.note_rename(key, " + ".join(names))
+            out.update(zip(names, pieces, strict=True))
+        return out
+
+
+@dataclass(frozen=True)
 class KeyMap:
     """How to read one source's checkpoints into a family.
 
