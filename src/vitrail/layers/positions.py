@@ -30,3 +30,27 @@ def resample_positions(
     image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True)
     resampled = image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
     return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
+
+
+def resample_relative_table(
+    table: Tensor, old_window: tuple[int, int], new_window: tuple[int, int]
+) -> Tensor:
+    """Resample a table of relative positions bicubically to another window.
+
+    Args:
+        table: Shape ``((2 * wh - 1) * (2 * ww - 1), heads)`` for the old window, row-major over the offsets.
+        old_window: Height and width that the table was made for.
+        new_window: Height and width that are wanted.
+
+    Returns:
+        Shape ``((2 * wh' - 1) * (2 * ww' - 1), heads)``; the table itself when the windows are equal.
+
+    Source: Liu et al. 2021, arXiv:2103.14030, section 3.2.
+    """
+    if old_window == new_window:
+        return table
+    offsets = (2 * old_window[0] - 1, 2 * old_window[1] - 1)
+    wanted = (2 * new_window[0] - 1, 2 * new_window[1] - 1)
+    image = table.t().reshape(1, -1, *offsets).float()
+    image = F.interpolate(image, size=wanted, mode="bicubic", align_corners=False)
+    return image.flatten(2).squeeze(0).t().contiguous().to(table.dtype)

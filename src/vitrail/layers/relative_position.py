@@ -1,0 +1,138 @@
+"""Relative positions: a learned number for each offset between two tokens of a window, added to the scores.
+
+The parameter is called ``relative_position_bias_table`` in timm, torchvision, transformers and the authors'
+code, and so it is here. The index into it is computed, not stored in the state dict.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError
+from vitrail.layers.shapes import Size, to_pair
+
+Pair = tuple[int, int]
+
+
+def relative_position_index(window: Pair, device: torch.device | None = None) -> Tensor:
+    """Row of the table that belongs to each pair of tokens of a window.
+
+    Args:
+        window: Height and width of the window, in tokens.
+        device: Where to make it.
+
+    Returns:
+        ``(dy + wh - 1) * (2 * ww - 1) + (dx + ww - 1)``, where dy and dx are query minus key; shape
+        ``(wh * ww, wh * ww)``, int64.
+
+    Source: Liu et al. 2021, arXiv:2103.14030, section 3.2.
+    """
+    wh, ww = window
+    row = torch.arange(wh, device=device).repeat_interleave(ww)
+    column = torch.arange(ww, device=device).repeat(wh)
+    dy = row[:, None] - row[None, :] + wh - 1
+    dx = column[:, None] - column[None, :] + ww - 1
+    return dy * (2 * ww - 1) + dx
+
+
+@functools.lru_cache(maxsize=64)
+def _flat_index(window: Pair, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return relative_position_index(window, device).flatten()
+
+
+def relative_table(window: Pair, num_heads: int) -> nn.Parameter:
+    """A fresh table, ``((2 * wh - 1) * (2 * ww - 1), num_heads)``, truncated normal of deviation 0.02."""
+    table = nn.Parameter(torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
+    nn.init.trunc_normal_(table, std=0.02)
+    return table
+
+
+def expand_table(table: Tensor, window: Pair) -> Tensor:
+    """The bias that a table of relative positions gives all pairs of tokens of a window.
+
+    Args:
+        table: Shape ``((2 * wh - 1) * (2 * ww - 1), heads)``.
+        window: Height and width of the window, in tokens.
+
+    Returns:
+        Bias, shape ``(1, heads, wh * ww, wh * ww)``, contiguous.
+    """
+    n = window[0] * window[1]
+    plain = type(table) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+    index = (
+        _flat_index(window, table.device)
+        if plain
+        else relative_position_index(window, table.device).flatten()
+    )
+    return table.t().index_select(1, index).view(1, -1, n, n)
+
+
+class RelativeBiasCache:
+    """Keeps the expanded bias of one table for as long as the table does not change.
+
+    Only where no gradient of the table is wanted; the bias is then a constant, so that fused attention takes
+    its fast path. A copy or pickle of it starts empty. On the CPU the table's values are compared, so that no
+    change is missed, however it was made; on other devices, where comparing would wait for the device, the
+    bias is expanded anew, by one small kernel.
+    """
+
+    __slots__ = ("_bias", "_table")
+
+    def __init__(self) -> None:
+        self._table: Tensor | None = None
+        self._bias: Tensor | None = None
+
+    def expand(self, table: Tensor, window: Pair) -> Tensor:
+        """As :func:`expand_table`, from the cache where that is possible."""
+        if (
+            torch.compiler.is_compiling()
+            or (table.requires_grad and torch.is_grad_enabled())
+            or table.device.type != "cpu"
+            or type(table) not in (Tensor, nn.Parameter)
+        ):
+            return expand_table(table, window)
+        if self._bias is None or self._table is None or not _same(self._table, table):
+            with torch.inference_mode(False), torch.no_grad():
+                self._table = table.detach().clone()
+                self._bias = expand_table(self._table, window)
+        return self._bias
+
+    def __deepcopy__(self, memo: dict[int, object]) -> RelativeBiasCache:
+        return RelativeBiasCache()
+
+    def __reduce__(self) -> tuple[type[RelativeBiasCache], tuple[()]]:
+        return RelativeBiasCache, ()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias for each head and each offset between two tokens of a window.
+
+    Args:
+        window: Height and width of the window, in tokens.
+        num_heads: Attention heads.
+
+    Raises:
+        ConfigError: A window or number of heads below one.
+
+    Source: Liu et al. 2021, arXiv:2103.14030, equation 4.
+    """
+
+    def __init__(self, window: Size, num_heads: int) -> None:
+        super().__init__()
+        if num_heads < 1:
+            raise ConfigError(f"num_heads must be at least 1, got {num_heads}")
+        self.window = to_pair(window, "window_size")
+        self.relative_position_bias_table = relative_table(self.window, num_heads)
+        self._cache = RelativeBiasCache()
+
+    def forward(self) -> Tensor:
+        """The bias, shape ``(1, heads, wh * ww, wh * ww)``, to be added before the softmax."""
+        return self._cache.expand(self.relative_position_bias_table, self.window)
