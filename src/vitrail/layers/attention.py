@@ -23,7 +23,7 @@ def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tenso
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1)
@@ -86,11 +86,23 @@ class Attention(nn.Module):
         Returns:
             Tokens, shape ``(B, N, C)``.
         """
+        return self.mix(x, TokenLayout("global", query_grid=grid, key_grid=grid, num_prefix=num_prefix))
+
+    def mix(self, x: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Tensor:
+        """Mix tokens in groups: each row of the batch is a group of its own.
+
+        Args:
+            x: Tokens, shape ``(B, N, C)``; ``B`` counts groups, for example windows.
+            layout: What the groups are, for the tap.
+            bias: Added before the softmax, broadcast to ``(B, heads, N, N)``; minus infinity masks a key.
+
+        Returns:
+            Tokens, shape ``(B, N, C)``.
+        """
         B, N, C = x.shape
         qkv = self.qkv(x).view(B, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        layout = TokenLayout("global", query_grid=grid, key_grid=grid, num_prefix=num_prefix)
-        mixed = attend(q, k, v, tap=self.tap, layout=layout)
+        mixed = attend(q, k, v, tap=self.tap, layout=layout, bias=bias)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, N, C))
         return out
 

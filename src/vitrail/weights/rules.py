@@ -128,7 +128,7 @@ class SplitRows:
                 out[key] = value
                 continue
             share = value.shape[0] // shares
-            pieces = value.split([count * share for _, count in self.parts])
+            pieces = torch.split(value, [count * share for _, count in self.parts])
             names = [match.expand(template) for template, _ in self.parts]
             report.note_rename(key, " + ".join(names))
             out.update(zip(names, pieces, strict=True))
