@@ -1,0 +1,16 @@
+"""Recipes: what to train, on what, how; loaded, overridden, validated and written as YAML."""
+
+from vitrail.config.load import dump_recipe, load_recipe, read_yaml
+from vitrail.config.schema import DataConfig, ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "Recipe",
+    "RunConfig",
+    "TaskConfig",
+    "TrainerConfig",
+    "dump_recipe",
+    "load_recipe",
+    "read_yaml",
+]

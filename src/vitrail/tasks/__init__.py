@@ -1,0 +1,6 @@
+"""What is optimised: losses, parameter groups and schedules."""
+
+from vitrail.tasks.classification import ClassificationTask
+from vitrail.tasks.optim import parameter_groups, warmup_cosine
+
+__all__ = ["ClassificationTask", "parameter_groups", "warmup_cosine"]

@@ -59,7 +59,7 @@ def load_weights(
     """
     where = str(weights) if isinstance(weights, (str, Path)) else "the given state dict"
     state = read_state_dict(weights) if isinstance(weights, (str, Path)) else unwrap(weights, where)
-    key_map = _choose_map(cast(Loadable, model), state, source, where)
+    key_map = _choose_map(model, state, source, where)
     report = LoadReport(source=key_map.source)
     state = key_map.apply(state, report)
     own = model.state_dict()
@@ -72,16 +72,18 @@ def load_weights(
     return report
 
 
-def _choose_map(model: Loadable, state: State, source: str, where: str) -> KeyMap:
-    maps = {key_map.source: key_map for key_map in model.key_maps}
+def _choose_map(model: nn.Module, state: State, source: str, where: str) -> KeyMap:
+    maps = {"vitrail": KeyMap("vitrail", ()), **{m.source: m for m in cast(Loadable, model).key_maps}}
     if source != "auto":
         if source not in maps:
             raise ConfigError(f"unknown source {source!r} for {type(model).__name__}{closest(source, maps)}")
         return maps[source]
     keys = list(state)
-    for key_map in model.key_maps:
+    for key_map in cast(Loadable, model).key_maps:
         if key_map.recognises(keys):
             return key_map
+    if set(keys) == set(model.state_dict()):
+        return maps["vitrail"]
     raise WeightsError(
         f"{where} is no checkpoint of {type(model).__name__} from {', '.join(maps)}; its first keys are "
         f"{', '.join(keys[:3])}. Name the source, or build the model of the family that the file belongs to"

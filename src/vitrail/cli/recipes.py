@@ -1,0 +1,101 @@
+"""Verbs that take a recipe and dotted settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitrail.config.load import dump_recipe, load_recipe, recipe_parser
+from vitrail.config.schema import Recipe
+from vitrail.errors import ConfigError
+
+
+def read_recipe_arguments(
+    prog: str, description: str, argv: list[str], flags: Mapping[str, str]
+) -> tuple[Recipe | None, set[str]]:
+    """Read ``[RECIPE.yaml] [--flag] [--part.setting value ...]``.
+
+    Args:
+        prog: The command, for usage and errors.
+        description: What it does.
+        argv: Arguments after the verb.
+        flags: Options without a value -> what they do.
+
+    Returns:
+        The recipe and the flags that were given; no recipe when the command has already answered
+        (``--help``, ``--print_config``).
+
+    Raises:
+        ConfigError: Wrong usage.
+    """
+    own = {**flags, "--print_config": "print the resolved recipe and stop"}
+    words = list(argv)
+    if {"-h", "--help"} & set(words):
+        print(_help(prog, description, own))
+        return None, set()
+    given = {word for word in words if word in own}
+    words = [word for word in words if word not in own]
+    file = words.pop(0) if words and not words[0].startswith("--") else None
+    stray = [w for i, w in enumerate(words) if not w.startswith("--") and (i == 0 or "=" in words[i - 1])]
+    if stray:
+        raise ConfigError(f"unexpected argument {stray[0]!r}; {prog} takes one recipe and settings (`{prog} --help`)")
+    recipe = load_recipe(file, words, settings_of=_settings_of, prog=prog)
+    if "--print_config" in given:
+        print(dump_recipe(recipe), end="")
+        return None, given
+    return recipe, given
+
+
+def _settings_of(name: str) -> type[Any]:
+    from vitrail.models.registry import find_family
+
+    return find_family(name)[0].config
+
+
+def _help(prog: str, description: str, flags: Mapping[str, str]) -> str:
+    import inspect
+
+    from vitrail.config import schema
+
+    lines = [f"usage: {prog} [RECIPE.yaml] [--PART.SETTING VALUE ...]", "", description, "", "options:"]
+    width = max(map(len, flags))
+    lines += [f"  {flag:<{width}}  {what}" for flag, what in flags.items()]
+    lines += ["", "settings (the model's own stand beside model.name; `vitrail models NAME` lists them):"]
+    parser = recipe_parser(None, prog)
+    for action in parser._actions:
+        option = action.option_strings[-1] if action.option_strings else ""
+        if "." not in option or option.endswith("help"):
+            continue
+        default = "" if action.default is None else f" (default: {action.default})"
+        lines += [f"  {option}{default}", f"      {_describe(schema, inspect, option)}"]
+    return "\n".join(lines)
+
+
+def _describe(schema: Any, inspect: Any, option: str) -> str:
+    """The setting's lines in its dataclass's docstring."""
+    part, name = option.removeprefix("--").split(".", 1)
+    text = inspect.getdoc(getattr(schema, f"{part.capitalize()}Config")) or ""
+    lines = text.split("Attributes:", 1)[-1].splitlines()
+    wanted: list[str] = []
+    for line in lines:
+        stripped = line.strip()
+        if stripped.startswith(f"{name}:"):
+            wanted = [stripped.split(":", 1)[1].strip()]
+        elif wanted and line.startswith("        "):
+            wanted.append(stripped)
+        elif wanted:
+            break
+    return " ".join(wanted)
+
+
+
+
+def load_run_recipe(path: Any, overrides: list[str] | None = None, prog: str = "vitrail evaluate") -> Recipe:
+    """The recipe that a run folder holds, with settings changed.
+
+    Args:
+        path: The run's recipe.yaml.
+        overrides: Dotted settings.
+        prog: The command, for usage errors.
+    """
+    return load_recipe(path, overrides or [], settings_of=_settings_of, prog=prog)

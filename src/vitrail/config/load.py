@@ -1,0 +1,206 @@
+"""From YAML and dotted overrides to a recipe, and back; nothing unknown, repeated or mistyped gets through."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from vitrail.config.schema import DataConfig, ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
+from vitrail.errors import ConfigError, closest
+
+_PARTS: dict[str, type[Any]] = {"data": DataConfig, "task": TaskConfig, "trainer": TrainerConfig, "run": RunConfig}
+_MODEL_FIELDS = ("name", "weights")
+
+SettingsOf = Callable[[str], type[Any]]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without repeated keys, and with 1e-3 read as the number it is."""
+
+
+def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if not isinstance(key, (str, int, float, bool, type(None))):
+            raise ConfigError(f"line {line}: a key must be a plain word, got {key!r}")
+        if key in seen:
+            raise ConfigError(f"line {line}: {key!r} is given again (first in line {seen[key]}); keep one of them")
+        seen[key] = line
+    loader.flatten_mapping(node)
+    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping strictly.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: No such file, not YAML, not a mapping, or a repeated key; the message gives the line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with more checks
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}, {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping (data:, model:, ...), it holds a {type(content).__name__}")
+    return content
+
+
+def load_recipe(
+    base: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    settings_of: SettingsOf,
+    prog: str = "vitrail train",
+) -> Recipe:
+    """Make a recipe from a file (or plain values) and dotted overrides.
+
+    Args:
+        base: A YAML file, nested plain values, or nothing for the defaults.
+        overrides: Command-line words: ``--trainer.max_epochs 20 --model.embed_dim=64``.
+        settings_of: Gives the dataclass of settings for a model's name; raises for an unknown name.
+        prog: The command, for usage errors and ``--help``.
+
+    Raises:
+        ConfigError: A part, key or option that is unknown (the closest is named) or repeated, or a value that does
+            not fit its type or range.
+    """
+    content = read_yaml(base) if isinstance(base, (str, Path)) else dict(base or {})
+    where = f"{base}: " if isinstance(base, (str, Path)) else ""
+    _check_parts(content, where)
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--model.name", dest="name")
+    named = peek.parse_known_args(list(overrides))[0].name
+    in_file = content.get("model", {}).get("name", ModelConfig.name)
+    if not isinstance(in_file, str):
+        raise ConfigError(f"{where}model.name must be a name, got {in_file!r}")
+    settings_type = settings_of(named or in_file)
+    _check_keys(content, settings_type, where)
+    parser = recipe_parser(settings_type, prog)
+    _check_options(overrides, parser, prog)
+    try:
+        from_file = parser.parse_object({part: dict(values) for part, values in content.items()})
+        namespace = parser.parse_args(list(overrides), namespace=from_file)
+        values = parser.instantiate_classes(namespace)
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(where + _readable(error)) from error
+    model = dict(vars(values.model))
+    settings = {f.name: model[f.name] for f in dataclasses.fields(settings_type) if f.name in model}
+    parts = {part: getattr(values, part) for part in _PARTS}
+    return Recipe(model=ModelConfig(model["name"], model["weights"], settings), **parts)
+
+
+def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail train") -> jsonargparse.ArgumentParser:
+    """The parser of a recipe's options.
+
+    Args:
+        settings_type: Dataclass of the model's settings; without it only ``model.name`` and ``model.weights``.
+        prog: The command, for the usage line.
+    """
+    parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, add_help=False)
+    for part, kind in _PARTS.items():
+        parser.add_class_arguments(kind, part)
+    parser.add_argument("--model.name", type=str, default=ModelConfig.name, help="a variant or a family")
+    parser.add_argument("--model.weights", type=str | None, default=None, help="a file of weights to start from")
+    if settings_type is not None:
+        hints = typing.get_type_hints(settings_type)
+        for f in dataclasses.fields(settings_type):
+            parser.add_argument(f"--model.{f.name}", type=hints[f.name], default=argparse.SUPPRESS)
+    return parser
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _check_parts(content: Mapping[str, Any], where: str) -> None:
+    known = ("data", "model", "task", "trainer", "run")
+    for part, values in content.items():
+        if part not in known:
+            raise ConfigError(f"{where}unknown part {part!r}{closest(str(part), known)}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}{part} must hold settings (key: value), got {values!r}")
+
+
+def _check_keys(content: Mapping[str, Mapping[str, Any]], settings_type: type[Any], where: str) -> None:
+    for part, values in content.items():
+        kind = settings_type if part == "model" else _PARTS[part]
+        _check_fields(values, kind, f"{where}unknown setting {part}.", _MODEL_FIELDS if part == "model" else ())
+
+
+def _check_fields(values: Mapping[str, Any], kind: type[Any], prefix: str, more: tuple[str, ...] = ()) -> None:
+    known = [*more, *(f.name for f in dataclasses.fields(kind))]
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{prefix}{key}{closest(str(key), known)}")
+        nested = [t for t in typing.get_args(hints.get(key)) if dataclasses.is_dataclass(t)]
+        if nested and isinstance(value, Mapping):
+            _check_fields(value, nested[0], f"{prefix}{key}.")
+
+
+def _check_options(overrides: Sequence[str], parser: jsonargparse.ArgumentParser, prog: str) -> None:
+    known = [option for option in parser._option_string_actions if "." in option]
+    seen: set[str] = set()
+    for word in overrides:
+        option = word.split("=", 1)[0]
+        if not option.startswith("--"):
+            continue
+        # A nested setting (--model.token_learner.num_tokens) belongs to the option that it continues.
+        owner = next((k for k in known if option == k or option.startswith(k + ".")), None)
+        if owner is None:
+            raise ConfigError(f"unknown setting {option!r}{closest(option, known)} (`{prog} --help` lists all)")
+        if option in seen:
+            raise ConfigError(f"{option} is given twice; keep one of them")
+        seen.add(option)
+
+
+def _readable(error: BaseException) -> str:
+    """jsonargparse's complaint in vitrail's form: which setting, what it may be, what it was."""
+    text = " ".join(str(error).split())
+    match = re.search(r'(?:Parser key|argument) "?-*([\w.]+)"?\s*:\s*(.*)', text)
+    if match is None:
+        return text
+    key, problem = match.groups()
+    wanted = re.search(r"Expected an? (?:typing\.)?(.*?)\. Got value: (.*)$", problem)
+    if wanted is None:
+        return f"{key}: {problem}"
+    kind, value = wanted.groups()
+    if kind.startswith("Literal["):
+        return f"{key} must be one of {kind[8:-1]}, got {value!r}"
+    kind = re.sub(r"<class '([\w.]+)'>", r"\1", kind)
+    return f"{key} must be of type {kind}, got {value!r}"

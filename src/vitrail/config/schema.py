@@ -1,0 +1,212 @@
+"""The five parts of a recipe: data, model, task, trainer and run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vitrail.errors import ConfigError
+
+
+def _require(condition: bool, name: str, wanted: str, value: object) -> None:
+    if not condition:
+        raise ConfigError(f"{name} must be {wanted}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they are split, sized and batched.
+
+    Attributes:
+        source: "digits" (scikit-learn's 1,797 handwritten digits) or "folder" (images in one folder a class).
+        path: The folder, for source "folder": with train/, val/ (and test/) inside, or class folders to split.
+        img_size: Height and width in pixels that images are brought to; the model's when not given.
+        resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
+        color: Bands of a folder's images: "rgb" (3) or "gray" (1).
+        on_band_mismatch: What to do with an image of other bands: "error", or "convert" it.
+        val_fraction: Share of each class held out for validation, where the data has no such split.
+        test_fraction: Share of each class held out for testing, where the data has no such split.
+        augment: "none", "light" (small shifts, turns and zooms) or "standard" (random crops, flips and colour).
+        batch_size: Images a step.
+        num_workers: Processes that decode images; 0 decodes in the main process, -1 takes one a core (at most 8)
+            for folders and 0 for what lies in memory.
+    """
+
+    source: str = "digits"
+    path: str | None = None
+    img_size: int | tuple[int, int] | None = None
+    resize: Literal["crop", "squash"] = "crop"
+    color: Literal["rgb", "gray"] = "rgb"
+    on_band_mismatch: Literal["error", "convert"] = "error"
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    augment: Literal["none", "light", "standard"] = "none"
+    batch_size: int = 64
+    num_workers: int = -1
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ConfigError: A value out of range.
+        """
+        _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        _require(self.num_workers >= -1, "data.num_workers", "at least -1", self.num_workers)
+        for name in ("val_fraction", "test_fraction"):
+            _require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
+        held_out = self.val_fraction + self.test_fraction
+        _require(held_out < 1, "data.val_fraction + data.test_fraction", "below 1", held_out)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and the settings in which it differs from its variant.
+
+    Attributes:
+        name: A variant or a family.
+        weights: A file of weights to start from; random weights when not given.
+        settings: The family's settings (``img_size``, ``embed_dim``, ...); in a recipe they stand beside ``name``.
+    """
+
+    name: str = "vit_tiny_patch16_224"
+    weights: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is optimised.
+
+    Attributes:
+        name: "classification".
+        label_smoothing: Share of the target spread over all classes, 0 to below 1.
+    """
+
+    name: Literal["classification"] = "classification"
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ConfigError: A value out of range.
+        """
+        _require(0 <= self.label_smoothing < 1, "task.label_smoothing", "at least 0, below 1", self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How it is optimised, and on what.
+
+    Attributes:
+        max_epochs: Passes over the training split.
+        learning_rate: Of AdamW after the warm-up.
+        min_learning_rate: At the end of the cosine.
+        weight_decay: On weights; biases, norms, positions and class tokens have none.
+        warmup_epochs: Over which the learning rate rises linearly from near 0.
+        gradient_clip: Largest norm of the gradient; 0 does not clip.
+        early_stopping_patience: Epochs without a better validation loss before it stops; 0 never stops early.
+        monitor: What "best" means: "val_accuracy" (highest) or "val_loss" (lowest).
+        accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
+        devices: How many, or "auto".
+        precision: "32-true", "bf16-mixed", "16-mixed", "bf16-true", as Lightning names them.
+        deterministic: Refuse operations whose result differs from run to run.
+    """
+
+    max_epochs: int = 20
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-6
+    weight_decay: float = 0.05
+    warmup_epochs: float = 2.0
+    gradient_clip: float = 1.0
+    early_stopping_patience: int = 0
+    monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ConfigError: A value out of range.
+        """
+        _require(self.max_epochs >= 1, "trainer.max_epochs", "at least 1", self.max_epochs)
+        _require(self.learning_rate > 0, "trainer.learning_rate", "above 0", self.learning_rate)
+        low = self.min_learning_rate
+        _require(
+            0 <= low <= self.learning_rate,
+            "trainer.min_learning_rate",
+            f"between 0 and the learning rate {self.learning_rate:g}",
+            low,
+        )
+        for name in ("weight_decay", "warmup_epochs", "gradient_clip", "early_stopping_patience"):
+            _require(getattr(self, name) >= 0, f"trainer.{name}", "at least 0", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where the run is written, and its seed.
+
+    Attributes:
+        dir: The run folder; ``runs/`` and the model's name when not given. A folder that holds a run is refused
+            unless it is resumed or overwritten.
+        seed: Of initial weights, order of the images, and augmentation.
+        overwrite: Delete the run that the folder holds.
+        tensorboard: Write TensorBoard events beside metrics.csv.
+    """
+
+    dir: str | None = None
+    seed: int = 0
+    overwrite: bool = False
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ConfigError: A value out of range.
+        """
+        _require(0 <= self.seed < 2**32, "run.seed", "between 0 and 4294967295", self.seed)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a run is made from.
+
+    Attributes:
+        data: Which images.
+        model: Which model.
+        task: What is optimised.
+        trainer: How it is optimised.
+        run: Where it is written.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The recipe as nested plain values, the model's settings beside its name, as YAML has them."""
+        content = dataclasses.asdict(self)
+        content["model"] = {k: v for k, v in content["model"].items() if k != "settings"} | self.model.settings
+        return {part: {k: _plain(v) for k, v in values.items()} for part, values in content.items()}
+
+    @property
+    def run_dir(self) -> str:
+        """The run folder, also where the recipe does not name one."""
+        return self.run.dir or f"runs/{self.model.name}"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,208 @@
+"""From a data config to batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vitrail.config.schema import DataConfig
+from vitrail.data.sources import SOURCES, DigitsSource, FolderSource, ImageSource
+from vitrail.data.splits import stratified_split
+from vitrail.errors import ConfigError, DataError, closest
+
+Batch = dict[str, Tensor]
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A source together with its split.
+
+    Attributes:
+        source: The images.
+        splits: Indices into the source for each split that has images.
+        config: Where they came from.
+    """
+
+    source: ImageSource
+    splits: dict[str, list[int]]
+    config: DataConfig
+
+    def indices(self, split: str) -> list[int]:
+        """Indices of a split's images.
+
+        Raises:
+            DataError: There is no such split; the message says which there are.
+        """
+        if split not in self.splits:
+            raise DataError(f"the data has no {split!r} split, only {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def loader(self, split: str, *, shuffle_seed: int | None = None) -> DataLoader[Batch]:
+        """Batches of a split, in order, or shuffled anew each epoch (the last incomplete batch is then left out).
+
+        Args:
+            split: Its name.
+            shuffle_seed: Seed of the shuffling; the order of the source when not given.
+        """
+        indices = self.indices(split)
+        sampler = None if shuffle_seed is None else EpochShuffle(len(indices), shuffle_seed)
+        workers = self.config.num_workers
+        if workers == -1:
+            workers = 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
+        whole_batches = sampler is not None and len(indices) >= self.config.batch_size
+        return DataLoader(
+            _SplitDataset(self.source, indices),
+            batch_size=self.config.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=_already_a_batch,
+            drop_last=whole_batches,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+        )
+
+    def statistics(self, most: int = 500) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each band over the training images (at most ``most``, evenly spaced).
+
+        Returns:
+            Means and standard deviations, in units of 0..1. A constant band has the deviation 1.
+        """
+        indices = self.indices("train")
+        chosen = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))]
+        total = torch.zeros(len(self.source.bands), dtype=torch.float64)
+        squares, count = total.clone(), 0
+        for start in range(0, len(chosen), 64):
+            images = self.source.load(chosen[start : start + 64]).double()
+            total += images.sum((0, 2, 3))
+            squares += images.square().sum((0, 2, 3))
+            count += images.shape[0] * images.shape[2] * images.shape[3]
+        mean = total / count
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        std[std < 1e-6] = 1.0
+        return [round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()]
+
+
+def open_data(
+    config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None = None, *, split: bool = True
+) -> ImageData:
+    """Open the images that a config names, and split them.
+
+    Args:
+        config: Which.
+        img_size: Height and width to bring them to.
+        classes: Names of the classes where a run gives them.
+        split: Split what is not split already; otherwise all images that belong to no split form one named "all".
+
+    Raises:
+        ConfigError: An unknown source, or a path missing or out of place.
+        DataError: Images that are missing, unreadable or inconsistent.
+    """
+    source = _open_source(config, img_size, classes)
+    given = set(source.given_split) - {""}
+    if not split:
+        assigned = [name or "all" for name in source.given_split]
+    elif not given:
+        fractions = {"test": config.test_fraction, "val": config.val_fraction}
+        assigned = stratified_split(source.keys, source.targets, fractions, source.classes)
+    elif "val" not in given and "train" in given and config.val_fraction > 0:
+        # Only the test images are set apart: the validation split comes out of the training images.
+        training = [i for i, name in enumerate(source.given_split) if name == "train"]
+        parts = stratified_split(
+            [source.keys[i] for i in training],
+            source.targets[training],
+            {"val": config.val_fraction},
+            source.classes,
+        )
+        assigned = list(source.given_split)
+        for i, name in zip(training, parts, strict=True):
+            assigned[i] = name
+    else:
+        assigned = list(source.given_split)
+    splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in SPLITS}
+    splits["all"] = [i for i, name in enumerate(assigned) if name == "all"]
+    return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config)
+
+
+def _open_source(config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None) -> ImageSource:
+    openers: dict[str, Callable[[], ImageSource]] = {
+        "digits": lambda: DigitsSource(img_size),
+        "folder": lambda: FolderSource(
+            config.path or "",
+            img_size,
+            config.color,
+            config.resize,
+            config.on_band_mismatch == "convert",
+            classes,
+        ),
+    }
+    if config.source not in SOURCES:
+        raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
+    if config.source == "folder" and not config.path:
+        raise ConfigError("data.source folder needs data.path, the folder with the images")
+    if config.source == "digits" and config.path:
+        raise ConfigError(f"data.path {config.path!r} has no meaning for the built-in digits; did you mean data.source folder?")
+    source = openers[config.source]()
+    if classes is not None and tuple(classes) != source.classes:
+        raise DataError(
+            f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}"
+        )
+    return source
+
+
+class _SplitDataset(Dataset[Any]):
+    """Loads a whole batch at once, which in-memory sources turn into one indexing operation."""
+
+    def __init__(self, source: ImageSource, indices: list[int]) -> None:
+        self.source, self.indices = source, indices
+        self.targets = torch.from_numpy(source.targets)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> Batch:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: list[int]) -> Batch:
+        rows = [self.indices[i] for i in items]
+        index = torch.as_tensor(rows)
+        return {"image": self.source.load(rows), "target": self.targets[index], "index": index}
+
+
+def _already_a_batch(batch: Batch) -> Batch:
+    return batch
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class EpochShuffle(Sampler[int]):
+    """A permutation that depends on the seed and the epoch alone, so that a resumed run sees the same order.
+
+    Args:
+        length: Images.
+        seed: Of the permutations.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's permutation; the training loop calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        return iter(rng.permutation(self.length).tolist())
+
+    def __len__(self) -> int:
+        return self.length

@@ -1,0 +1,10 @@
+"""Where images come from: one small class a kind, behind one interface."""
+
+from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.digits import DigitsSource
+from vitrail.data.sources.folder import FolderSource
+
+# What `data.source` may say.
+SOURCES = ("digits", "folder")
+
+__all__ = ["SOURCES", "DigitsSource", "FolderSource", "ImageSource"]

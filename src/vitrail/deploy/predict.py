@@ -1,0 +1,103 @@
+"""Classifying image files with a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from vitrail.data.images import inspect_image, read_image
+from vitrail.errors import ConfigError, DataError
+from vitrail.runs.trained import TrainedModel
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """The files named, and those in the folders named, each once and in order.
+
+    Hidden files are passed over inside folders; everything else is taken to be an image.
+
+    Raises:
+        DataError: A path that does not exist, or a folder without files.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = [f for f in sorted(path.rglob("*")) if f.is_file() and not _hidden(f.relative_to(path))]
+            if not files:
+                raise DataError(f"the folder {path} holds no files")
+            found.update(dict.fromkeys(files))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise DataError(f"no file or folder at {path}")
+    return list(found)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def predict_files(
+    trained: TrainedModel,
+    files: Sequence[Path],
+    *,
+    top_k: int = 5,
+    batch_size: int = 32,
+    convert: bool = False,
+) -> pd.DataFrame:
+    """Classify image files.
+
+    Args:
+        trained: The model.
+        files: Images of any size; they are brought to the model's size as in training.
+        top_k: Most likely classes to give; the number of classes where there are fewer.
+        batch_size: Images a pass.
+        convert: Convert images of other bands instead of refusing them.
+
+    Returns:
+        A row a file: ``path``, ``class``, ``probability``, and ``class_2``, ``probability_2``, ... up to ``k``.
+
+    Raises:
+        ConfigError: ``top_k`` below 1.
+        DataError: Files that are no images or have other bands; all that are no images are counted.
+    """
+    if top_k < 1:
+        raise ConfigError(f"top_k must be at least 1, got {top_k}")
+    _refuse_unreadable(files)
+    card = trained.card
+    k = min(top_k, len(card.classes))
+    device = next(trained.model.parameters()).device
+    rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), batch_size):
+            chunk = files[start : start + batch_size]
+            images = list(pool.map(lambda f: read_image(f, card.color, card.img_size, card.resize, convert), chunk))
+            logits, _ = trained.classify(torch.stack(images).float().div_(255.0).to(device))
+            values, indices = logits.softmax(dim=1).topk(k)
+            for file, v, i in zip(chunk, values.tolist(), indices.tolist(), strict=True):
+                rows.append({"path": str(file), **dict(_ranked(v, [card.classes[n] for n in i]))})
+    return pd.DataFrame(rows)
+
+
+def _ranked(values: list[float], names: list[str]) -> Iterator[tuple[str, Any]]:
+    for rank, (value, name) in enumerate(zip(values, names, strict=True), start=1):
+        suffix = "" if rank == 1 else f"_{rank}"
+        yield f"class{suffix}", name
+        yield f"probability{suffix}", round(value, 6)
+
+
+def _refuse_unreadable(files: Sequence[Path]) -> None:
+    problems: list[str] = []
+    for file in files:
+        try:
+            inspect_image(file)
+        except DataError as error:
+            problems.append(str(error))
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        raise DataError(f"{len(problems)} of {len(files)} files are no images that can be read; the first: {problems[0]}")

@@ -1,0 +1,95 @@
+"""Evaluating a run on a split of its own data or on other images."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitrail.config.schema import DataConfig
+from vitrail.data.dataset import ImageData, open_data
+from vitrail.errors import DataError
+from vitrail.evaluate.efficiency import measure_efficiency
+from vitrail.evaluate.metrics import classification_metrics, confusion_table, per_class_table
+from vitrail.files import write_text
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.trained import TrainedModel, choose_device, load_trained
+
+
+def evaluate(
+    run: RunFolder, data: DataConfig, *, split: str | None = None, other: bool = False, device: str = "auto"
+) -> tuple[str, dict[str, Any]]:
+    """Predict a split, measure the predictions, and write both into the run folder.
+
+    Args:
+        run: A trained run.
+        data: The images: the run's own config, or another.
+        split: "test", "val" or "train". When not given: the test split, or the validation split where there is
+            none; of other data all images, where they are not split.
+        other: Whether ``data`` is not what the run was trained on; its results then get a name of their own.
+        device: "auto", "cpu", "cuda", ...
+
+    Returns:
+        The name under which the results are kept, and the overall measures.
+
+    Raises:
+        RunError: The run folder lacks a file or holds a damaged one.
+        DataError: Images that are missing, unreadable or of unknown classes, or no such split.
+    """
+    trained = load_trained(run).to(choose_device(device))
+    # Images are brought to the model exactly as they were in training.
+    config = dataclasses.replace(data, resize=trained.card.resize, color=trained.card.color)
+    images = open_data(config, trained.card.img_size, trained.card.classes, split=not other)
+    if images.source.bands != trained.card.bands:
+        raise DataError(
+            f"the run was trained on the bands {', '.join(trained.card.bands)}, "
+            f"the data has {', '.join(images.source.bands)}"
+        )
+    chosen = split or next(name for name in ("test", "val", "all", "train") if name in images.splits)
+    name = f"other-{Path(data.path).resolve().name}" if other and data.path else chosen
+    _predict(run, trained, images, chosen, name)
+    metrics = measure(run, name)
+    metrics["split"] = chosen
+    metrics["data"] = {"source": config.source, "path": config.path}
+    metrics["efficiency"] = measure_efficiency(trained)
+    run.write_json(run.evaluation_of(name) / "metrics.json", metrics)
+    return name, metrics
+
+
+def _predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str) -> None:
+    device = next(trained.model.parameters()).device
+    logits: list[torch.Tensor] = []
+    embeddings: list[torch.Tensor] = []
+    order: list[int] = []
+    for batch in images.loader(split):
+        output, embedding = trained.classify(batch["image"].to(device))
+        logits.append(output.cpu())
+        embeddings.append(embedding.cpu())
+        order += batch["index"].tolist()
+    run.write_predictions(
+        name,
+        order,
+        [images.source.keys[i] for i in order],
+        [int(images.source.targets[i]) for i in order],
+        torch.cat(logits).numpy(),
+        torch.cat(embeddings).numpy(),
+    )
+
+
+def measure(run: RunFolder, name: str) -> dict[str, Any]:
+    """Measure saved predictions, without the model; write the tables and return the overall measures.
+
+    Raises:
+        RunError: There are no predictions of that name.
+    """
+    classes = run.read_json(run.card)["classes"]
+    table = run.read_predictions(name)
+    logits = np.stack(table["logits"].to_numpy()).astype(np.float32)
+    targets = table["target"].to_numpy(dtype=np.int64)
+    folder = run.evaluation_of(name)
+    write_text(folder / "per_class.csv", per_class_table(logits, targets, classes).to_csv(index=False))
+    write_text(folder / "confusion.csv", confusion_table(logits, targets, classes).to_csv())
+    return classification_metrics(logits, targets, classes)

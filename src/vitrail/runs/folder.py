@@ -1,0 +1,199 @@
+"""The names of the files in a run folder, known here and nowhere else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vitrail.errors import RunError
+from vitrail.files import replacing, write_json, write_text
+
+
+class RunFolder:
+    """A run on disk. Every file is written whole or not at all.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.environment = self.path / "environment.json"
+        self.metrics = self.path / "metrics.csv"
+        self.weights = self.path / "model.safetensors"
+        self.card = self.path / "model.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "last.ckpt"
+        self.best_checkpoint = self.checkpoints / "best.ckpt"
+        self.evaluation = self.path / "evaluation"
+        self.figures = self.path / "figures"
+        self.report = self.path / "report.html"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def create(cls, path: str | Path, *, overwrite: bool = False) -> RunFolder:
+        """Make the folder for a new run.
+
+        Args:
+            path: The folder.
+            overwrite: Delete the run that it holds.
+
+        Raises:
+            RunError: It holds a run or other files, or cannot be written.
+        """
+        run = cls(path)
+        try:
+            if run.path.exists() and not run.path.is_dir():
+                raise RunError(f"{path} is a file; choose another run.dir")
+            if run.path.is_dir() and any(run.path.iterdir()):
+                if not overwrite:
+                    raise RunError(
+                        f"{path} holds a run or other files; resume it with --resume, choose another --run.dir, or "
+                        "replace it with --run.overwrite true"
+                    )
+                if not run.recipe.exists():
+                    raise RunError(f"{path} holds files that are no run (no recipe.yaml); vitrail will not delete them")
+                shutil.rmtree(run.path)
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write the run folder {path}: {error.strerror or error}") from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open an existing run.
+
+        Raises:
+            RunError: No such folder, or it holds no recipe.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise RunError(f"no run folder at {path}; `vitrail train` makes one")
+        run.require(run.recipe)
+        return run
+
+    def require(self, file: Path, remedy: str = "is this a run folder?") -> Path:
+        """Give ``file`` back if it exists.
+
+        Raises:
+            RunError: It does not.
+        """
+        if not file.is_file():
+            raise RunError(f"{self.path} lacks {file.relative_to(self.path)}; {remedy}")
+        return file
+
+    # -- metrics -----------------------------------------------------------------------------------------
+
+    def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write metrics.csv: one row an epoch."""
+        rows = list(rows)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.metrics, text.getvalue())
+
+    def read_metrics(self) -> pd.DataFrame:
+        """The rows of metrics.csv.
+
+        Raises:
+            RunError: The file is missing or no table.
+        """
+        self.require(self.metrics, "train the run first")
+        try:
+            return pd.read_csv(self.metrics)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.metrics} is no table of metrics ({error})") from error
+
+    # -- predictions -------------------------------------------------------------------------------------
+
+    def predictions(self, split: str) -> Path:
+        """The file with a split's predictions."""
+        return self.path / "predictions" / f"{split}.parquet"
+
+    def embeddings(self, split: str) -> Path:
+        """The file with what the classifier saw of a split."""
+        return self.path / "predictions" / f"{split}_embeddings.npy"
+
+    def write_predictions(
+        self,
+        split: str,
+        index: Sequence[int],
+        paths: Sequence[str],
+        targets: Sequence[int],
+        logits: npt.NDArray[np.float32],
+        embeddings: npt.NDArray[np.float32],
+    ) -> None:
+        """Write a split's predictions: index, path, target and logits of each image, and its embedding beside."""
+        table = pd.DataFrame(
+            {"index": list(index), "path": list(paths), "target": list(targets), "logits": list(logits)}
+        )
+        with replacing(self.predictions(split)) as temporary:
+            table.to_parquet(temporary)
+        with replacing(self.embeddings(split)) as temporary, temporary.open("wb") as file:
+            np.save(file, embeddings)
+
+    def read_predictions(self, split: str) -> pd.DataFrame:
+        """Index, path, target and logits of a split's images.
+
+        Raises:
+            RunError: There are none, or the file cannot be read.
+        """
+        path = self.require(self.predictions(split), f"`vitrail evaluate {self.path}` writes it")
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {path} ({error}); delete it and evaluate the run again") from error
+
+    def read_embeddings(self, split: str) -> npt.NDArray[np.float32]:
+        """What the classifier saw of each image of a split, shape ``(N, C)``, in the order of the predictions.
+
+        Raises:
+            RunError: There are none, or the file cannot be read.
+        """
+        path = self.require(self.embeddings(split), f"`vitrail evaluate {self.path}` writes it")
+        try:
+            array: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise RunError(f"cannot read {path} ({error}); delete it and evaluate the run again") from error
+        return array
+
+    def evaluation_of(self, split: str) -> Path:
+        """The folder with a split's evaluation: the run's own test images at the top, others by name below it."""
+        return self.evaluation if split == "test" else self.evaluation / split
+
+    def evaluated_splits(self) -> list[str]:
+        """Splits that have been evaluated, the test split first, then by name."""
+        own = ["test"] if (self.evaluation / "metrics.json").is_file() else []
+        return own + sorted(file.parent.name for file in self.evaluation.glob("*/metrics.json"))
+
+    # -- JSON --------------------------------------------------------------------------------------------
+
+    def write_json(self, file: Path, value: Any) -> None:
+        """Write one of the run's JSON files."""
+        write_json(file, value)
+
+    def read_json(self, file: Path, remedy: str = "is this a run folder?") -> Any:
+        """Read one of the run's JSON files.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        self.require(file, remedy)
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{file} is damaged ({error}); restore it or repeat the run") from error

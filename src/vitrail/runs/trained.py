@@ -1,0 +1,135 @@
+"""A trained model as a run folder holds it: the network, and all that its input and output mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitrail.data.transforms import Normalize
+from vitrail.errors import ConfigError, RunError, WeightsError
+from vitrail.files import replacing
+from vitrail.models.base import VisionModel
+from vitrail.models.registry import create_model
+from vitrail.runs.folder import RunFolder
+from vitrail.weights.load import load_weights
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What model.json says.
+
+    Attributes:
+        name: The model's variant or family.
+        settings: Its settings, ``num_classes``, ``in_chans`` and ``img_size`` among them.
+        classes: Names of the classes, in the order of the logits.
+        bands: Names of the bands, in the order of the channels.
+        mean: Of each band over the training images, in units of 0..1.
+        std: The same for the standard deviation.
+        img_size: Height and width of the images it was trained on.
+        resize: How images were brought to that size, "crop" or "squash".
+        color: "rgb" or "gray".
+        epoch: The epoch whose weights these are, from 0.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    classes: tuple[str, ...]
+    bands: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    img_size: tuple[int, int]
+    resize: str = "crop"
+    color: str = "rgb"
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in evaluation mode, with its card.
+
+    Attributes:
+        model: The network.
+        normalize: What its images go through first.
+        card: What its input and output mean.
+    """
+
+    model: VisionModel
+    normalize: Normalize
+    card: ModelCard
+
+    @torch.inference_mode()
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and embeddings of images.
+
+        Args:
+            images: Shape ``(B, C, H, W)`` in 0..1, on the model's device.
+
+        Returns:
+            Logits ``(B, K)`` and what the classifier saw ``(B, C)``, float32.
+        """
+        features = self.model.forward_features(self.normalize(images))
+        embedding = self.model.forward_head(features, pre_logits=True)
+        return self.model.forward_head(features).float(), embedding.float()
+
+    def to(self, device: str | torch.device) -> TrainedModel:
+        """The same on another device."""
+        return TrainedModel(self.model.to(device), self.normalize.to(device), self.card)
+
+
+def write_trained(run: RunFolder, state: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Write model.safetensors and model.json."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    with replacing(run.weights) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "model": card.name})
+    run.write_json(run.card, dataclasses.asdict(card))
+
+
+def load_trained(path: str | Path | RunFolder) -> TrainedModel:
+    """Read a run's best model.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        RunError: A file is missing or damaged, or the weights do not fit the card.
+    """
+    run = path if isinstance(path, RunFolder) else RunFolder.open(path)
+    unfinished = f"train it first (`vitrail train {run.recipe} --resume` goes on with an interrupted run)"
+    content = run.read_json(run.card, unfinished)
+    run.require(run.weights, unfinished)
+    try:
+        card = ModelCard(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        )
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in card.settings.items()}
+        model = create_model(card.name, **settings)
+    except (TypeError, AttributeError, ConfigError) as error:
+        raise RunError(f"{run.card} does not describe a model of this version: {error}") from error
+    try:
+        load_weights(model, run.weights, source="vitrail")
+    except WeightsError as error:
+        raise RunError(f"the weights of {run.path} do not fit its model.json: {error}") from error
+    return TrainedModel(model.eval(), Normalize(card.mean, card.std), card)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU where there is one.
+
+    Raises:
+        ConfigError: No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device

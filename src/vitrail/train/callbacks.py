@@ -1,0 +1,128 @@
+"""What a run writes while it trains."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from typing_extensions import override
+
+from vitrail.errors import RunError
+from vitrail.files import replacing
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.trained import ModelCard, write_trained
+from vitrail.train.module import TaskModule
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear under their name only when they are complete."""
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        with replacing(str(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class EpochMetrics(Callback):
+    """Write metrics.csv, one row an epoch: losses, accuracies, learning rate, images a second.
+
+    The speed counts training alone: the clock stands during validation and while files are written.
+
+    Args:
+        run: Where to.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.rows: list[dict[str, Any]] = []
+        self._images = 0
+        self._seconds = 0.0
+        self._start = 0.0
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Rows of epochs after the checkpoint are dropped: those epochs are trained again.
+        self.rows = list(state_dict["rows"])
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._images, self._seconds = 0, 0.0
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self._start = time.perf_counter()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch["target"]) * trainer.world_size
+        if trainer.is_last_batch:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            self._seconds = time.perf_counter() - self._start
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+            if name in metrics:
+                row[name] = round(metrics[name], 6)
+        row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["train_images_per_second"] = round(self._images / max(self._seconds, 1e-9), 2)
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self.run.write_metrics(self.rows)
+        if not math.isfinite(metrics.get("train_loss", 0.0)):
+            raise RunError(
+                f"the training loss became {metrics['train_loss']} in epoch {trainer.current_epoch}; lower "
+                "trainer.learning_rate, lengthen trainer.warmup_epochs, or clip with trainer.gradient_clip"
+            )
+
+
+class RunCheckpoints(Checkpoint):
+    """Keep last.ckpt after every epoch, and best.ckpt with model.safetensors whenever the monitored value improves.
+
+    Args:
+        run: Where to.
+        card: Goes beside the weights.
+        monitor: "val_accuracy" (higher is better) or "val_loss" (lower is better).
+    """
+
+    def __init__(self, run: RunFolder, card: ModelCard, monitor: str) -> None:
+        self.run, self.card, self.monitor = run, card, monitor
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = float(trainer.callback_metrics[self.monitor])
+        if self.best is None or (value < self.best if self.monitor == "val_loss" else value > self.best):
+            self.best, self.best_epoch = value, trainer.current_epoch
+            trainer.save_checkpoint(str(self.run.best_checkpoint))
+            if trainer.is_global_zero and isinstance(pl_module, TaskModule):
+                write_trained(self.run, pl_module.task.model.state_dict(), self._card(trainer.current_epoch))
+        trainer.save_checkpoint(str(self.run.last_checkpoint))
+
+    def _card(self, epoch: int) -> ModelCard:
+        return ModelCard(**{**vars(self.card), "epoch": epoch})

@@ -1,0 +1,207 @@
+"""Training: from a recipe to a finished run folder, also after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pickle
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from vitrail.config.load import dump_recipe
+from vitrail.config.schema import Recipe
+from vitrail.data.dataset import ImageData, open_data
+from vitrail.data.images import BANDS
+from vitrail.data.transforms import Normalize, build_augmentation
+from vitrail.errors import ConfigError, DataError, RunError
+from vitrail.files import write_text
+from vitrail.layers.shapes import to_pair
+from vitrail.models.base import VisionModel
+from vitrail.models.registry import create_model, find_family
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.trained import ModelCard, load_trained
+from vitrail.tasks.classification import ClassificationTask
+from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WholeCheckpoints
+from vitrail.train.environment import describe_environment
+from vitrail.train.module import TaskModule
+from vitrail.weights.load import load_weights
+
+
+def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
+    """Train the recipe's model and write its run folder.
+
+    Args:
+        recipe: What to train.
+        resume: Go on from the last checkpoint of the recipe's run folder (or start, where there is none yet).
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError: A setting that does not fit.
+        DataError: Images that are missing, unreadable or inconsistent.
+        RunError: The run folder is taken or cannot be written, or a checkpoint cannot be resumed.
+        WeightsError: ``model.weights`` cannot be read or does not fit.
+    """
+    _quiet_libraries()
+    # Everything that can be refused is refused before the run folder is made.
+    data = open_data(recipe.data, image_size(recipe))
+    for split in ("train", "val"):
+        if split not in data.splits:
+            raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
+    seed_everything(recipe.run.seed, verbose=False)
+    model = _build_model(recipe, data)
+    mean, std = data.statistics()
+    run, checkpoint = _open_run(recipe, resume)
+    card = ModelCard(
+        name=recipe.model.name,
+        settings={**recipe.to_dict()["model"], **_data_settings(recipe, data)},
+        classes=data.source.classes,
+        bands=data.source.bands,
+        mean=tuple(mean),
+        std=tuple(std),
+        img_size=image_size(recipe),
+        resize=recipe.data.resize,
+        color="gray" if data.source.bands == BANDS["gray"] else "rgb",
+    )
+    for key in ("name", "weights"):
+        card.settings.pop(key)
+    augment = build_augmentation(recipe.data.augment, card.img_size, len(card.bands))
+    task = ClassificationTask(model, Normalize(mean, std), augment, recipe.task.label_smoothing)
+    module = TaskModule(task, recipe.trainer, recipe.run.seed)
+    trainer = _make_trainer(recipe, run, card)
+    try:
+        trainer.fit(
+            module,
+            data.loader("train", shuffle_seed=recipe.run.seed),
+            data.loader("val"),
+            ckpt_path=str(checkpoint) if checkpoint else None,
+            weights_only=False if checkpoint else None,
+        )
+    except (pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise _bad_checkpoint(checkpoint, error) from error
+    except RuntimeError as error:
+        if checkpoint and ("state_dict" in str(error) or "PytorchStreamReader" in str(error)):
+            raise _bad_checkpoint(checkpoint, error) from error
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return run
+
+
+def image_size(recipe: Recipe) -> tuple[int, int]:
+    """Height and width of the images: the data's setting, else the model's, else the variant's."""
+    if recipe.data.img_size is not None:
+        return to_pair(recipe.data.img_size, "data.img_size")
+    family, variant = find_family(recipe.model.name)
+    settings = {**variant, **recipe.model.settings}
+    if "img_size" in settings:
+        return to_pair(settings["img_size"], "model.img_size")
+    default = next(f.default for f in dataclasses.fields(family.config) if f.name == "img_size")
+    return to_pair(default)
+
+
+def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
+    """Settings of the model that follow from the data, unless the recipe gives them."""
+    return {
+        "num_classes": len(data.source.classes),
+        "in_chans": len(data.source.bands),
+        "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
+    }
+
+
+def _build_model(recipe: Recipe, data: ImageData) -> VisionModel:
+    derived = _data_settings(recipe, data)
+    for key in ("num_classes", "in_chans"):
+        given = recipe.model.settings.get(key)
+        if given is not None and given != derived[key]:
+            raise ConfigError(f"model.{key} is {given}, the data has {derived[key]}; leave it out or make them agree")
+    model = create_model(recipe.model.name, **{**recipe.model.settings, **derived})
+    if recipe.model.weights is not None:
+        path = Path(recipe.model.weights)
+        source = RunFolder.open(path).weights if path.is_dir() else path
+        # A fresh head is what fine-tuning means: the checkpoint's may be of other classes.
+        print(load_weights(model, source, allow_missing=["head.*", "head.fc.*"], allow_unexpected=["head.*"]))
+    return model
+
+
+def _open_run(recipe: Recipe, resume: bool) -> tuple[RunFolder, Path | None]:
+    checkpoint: Path | None = None
+    path = Path(recipe.run_dir)
+    if resume and path.exists():
+        run = RunFolder.open(path)
+        checkpoint = run.last_checkpoint if run.last_checkpoint.is_file() else None
+    else:
+        run = RunFolder.create(path, overwrite=recipe.run.overwrite)
+    settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
+    if not (resume and run.recipe.is_file()):
+        write_text(run.recipe, dump_recipe(settled))
+    environment = describe_environment(recipe.run.seed)
+    if checkpoint is not None and run.environment.is_file():
+        environment["resumed_from"] = run.read_json(run.environment)
+    run.write_json(run.environment, environment)
+    return run, checkpoint
+
+
+def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
+    config = recipe.trainer
+    callbacks: list[Callback] = [EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
+    if config.early_stopping_patience:
+        callbacks.append(EarlyStopping("val_loss", patience=config.early_stopping_patience))
+    interactive = sys.stderr.isatty()
+    if interactive:
+        callbacks.append(TQDMProgressBar())
+    logger = TensorBoardLogger(str(run.path), name="", version="tensorboard") if recipe.run.tensorboard else False
+    try:
+        return Trainer(
+            max_epochs=config.max_epochs,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=config.precision,
+            deterministic=config.deterministic,
+            gradient_clip_val=config.gradient_clip or None,
+            callbacks=callbacks,
+            logger=logger,
+            plugins=[WholeCheckpoints()],
+            enable_progress_bar=interactive,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            default_root_dir=str(run.path),
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"trainer.accelerator {config.accelerator!r}, devices {config.devices!r}, precision {config.precision!r} "
+            f"cannot be used here: {reason}"
+        ) from error
+
+
+def _bad_checkpoint(checkpoint: Path | None, error: Exception) -> RunError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return RunError(
+        f"cannot resume from {checkpoint}: it is truncated, foreign, or of another recipe ({reason}); delete it to "
+        "start over, or restore the recipe that it was made with"
+    )
+
+
+def _quiet_libraries() -> None:
+    """Lightning's advice about itself is for its own users."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (
+        r".*does not have many workers.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*number of training batches.*",
+        r".*Checkpoint directory.*exists and is not empty.*",
+        r".*torch.jit.script.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+    torch.set_float32_matmul_precision("high")

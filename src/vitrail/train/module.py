@@ -1,0 +1,70 @@
+"""The task as the trainer sees it: steps, optimiser, schedule, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from vitrail.config.schema import TrainerConfig
+from vitrail.tasks.classification import ClassificationTask
+from vitrail.tasks.optim import parameter_groups, warmup_cosine
+
+
+class TaskModule(LightningModule):
+    """Wraps a task for Lightning.
+
+    Args:
+        task: What is optimised.
+        config: Learning rate and the like.
+        seed: Of the random numbers, drawn anew at each epoch, so that a resumed epoch repeats exactly.
+    """
+
+    def __init__(self, task: ClassificationTask, config: TrainerConfig, seed: int) -> None:
+        super().__init__()
+        self.task = task
+        self.config = config
+        self.seed = seed
+        classes = task.model.num_classes
+        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+
+    def on_train_epoch_start(self) -> None:
+        """Reseed from the run's seed, the epoch and the process."""
+        seed = torch.tensor([self.seed, self.current_epoch, self.global_rank])
+        torch.manual_seed(int((seed * torch.tensor([1_000_003, 7919, 104_729])).sum()) % 2**63)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One step's loss."""
+        logits = self.task(batch)
+        loss = self.task.loss(logits, batch)
+        self._record("train", loss, self.train_accuracy, logits, batch)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy of a validation batch."""
+        logits = self.task(batch)
+        self._record("val", self.task.loss(logits, batch), self.val_accuracy, logits, batch)
+
+    def _record(self, split: str, loss: Tensor, accuracy: Metric, logits: Tensor, batch: dict[str, Tensor]) -> None:
+        accuracy(logits, batch["target"])
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(logits)}
+        self.log(f"{split}_loss", loss, **options, sync_dist=True, prog_bar=split == "val")
+        self.log(f"{split}_accuracy", accuracy, **options, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, with warm-up and cosine a step."""
+        config = self.config
+        groups = parameter_groups(self.task.model, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999))
+        total = int(self.trainer.estimated_stepping_batches)
+        # A very short training has no room for the whole warm-up; it keeps at most half of its steps for it.
+        warmup = min(round(config.warmup_epochs * total / config.max_epochs), total // 2)
+        factor = warmup_cosine(total, warmup, config.min_learning_rate / config.learning_rate)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

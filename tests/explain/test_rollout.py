@@ -1,0 +1,160 @@
+"""Rollout against a dense reference that builds every N x N matrix and multiplies them."""
+
+import random
+
+import pytest
+import torch
+
+import vitrail
+from vitrail.errors import ConfigError
+from vitrail.explain import attention_rollout, capture_attention, token_maps
+
+
+def _dense_rollout(model, x):
+    """Follow forward_features by hand, keeping the full matrix from every current token to the input tokens."""
+    learner = model.config.token_learner
+    P = model.num_prefix
+    tokens, grid = model._embed(x)
+    reach = torch.eye(tokens.shape[1]).expand(len(x), -1, -1)
+
+    def attention(block, tokens):
+        y = block.norm1(tokens)
+        B, N, C = y.shape
+        heads = block.attn.num_heads
+        q, k, _ = block.attn.qkv(y).reshape(B, N, 3, heads, C // heads).permute(2, 0, 3, 1, 4)
+        A = torch.softmax(q @ k.transpose(-1, -2) / (C // heads) ** 0.5, dim=-1).mean(1)
+        return (A + torch.eye(N)) / 2
+
+    def pool(index, tokens):
+        w = model.token_learners[index].selection(tokens[:, P:].reshape(len(x), *grid, -1))
+        w = w / w.sum(-1, keepdim=True)
+        full = torch.zeros(len(x), P + w.shape[1], P + w.shape[2])
+        full[:, :P, :P] = torch.eye(P)
+        full[:, P:, P:] = w
+        return full
+
+    for i, block in enumerate(model.blocks):
+        if learner and learner.fuse and i >= learner.layer:
+            j = i - learner.layer
+            M = pool(j, tokens)
+            learned = model._learn(tokens, grid, j)
+            M = attention(block, learned) @ M
+            learned = block(learned, None, P)
+            fuser = model.token_fusers[j]
+            B_w = torch.sigmoid(fuser.masks(fuser.norm_original(tokens[:, P:]))) @ fuser.mix.weight.abs()
+            B_w = B_w / B_w.sum(-1, keepdim=True)
+            back = torch.zeros(len(x), tokens.shape[1], learned.shape[1])
+            back[:, :P, :P] = torch.eye(P)
+            back[:, P:, P:] = B_w / 2
+            stay = torch.zeros(tokens.shape[1], tokens.shape[1])
+            stay[P:, P:] = torch.eye(tokens.shape[1] - P) / 2
+            reach = (back @ M + stay) @ reach
+            spread = fuser(learned[:, P:], tokens[:, P:])
+            tokens = torch.cat([learned[:, :P], tokens[:, P:] + spread], 1)
+            continue
+        if learner and not learner.fuse and i == learner.layer:
+            reach = pool(0, tokens) @ reach
+            tokens = model._learn(tokens, grid, 0)
+        reach = attention(block, tokens) @ reach
+        tokens = block(tokens, None, P)
+    if learner and learner.layer == len(model.blocks):
+        reach = pool(0, tokens) @ reach
+        tokens = model._learn(tokens, grid, 0)
+    assert torch.allclose(reach.sum(-1), torch.ones_like(reach.sum(-1)), atol=1e-5)
+    row = reach[:, 0] if model.config.global_pool == "token" else reach[:, P:].mean(1)
+    row = row[:, P:]
+    return (row / row.sum(-1, keepdim=True)).reshape(len(x), *grid)
+
+
+def _model(rng, learner):
+    class_token = rng.random() < 0.6
+    return vitrail.create_model(
+        "vit", img_size=16, patch_size=4, embed_dim=16, depth=4, num_heads=rng.choice([1, 2, 4]), in_chans=2,
+        class_token=class_token, global_pool=rng.choice(["token", "avg"]) if class_token else "avg",
+        token_learner=learner,
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["none", "1.0", "1.1", "1.0 fused", "1.1 fused"])
+def test_equals_the_dense_product(kind, seed):
+    rng = random.Random(f"{kind}{seed}")
+    torch.manual_seed(seed)
+    learner = None
+    if kind != "none":
+        fuse = kind.endswith("fused")
+        learner = {"num_tokens": rng.randint(1, 4), "layer": rng.randint(0, 3 if fuse else 4), "version": kind[:3],
+                   "fuse": fuse}  # fmt: skip
+    model = _model(rng, learner)
+    for parameter in model.parameters():  # sharper attention than at initialisation
+        parameter.data.mul_(1.5).add_(torch.randn_like(parameter), alpha=0.2)
+    x = torch.randn(2, 2, rng.choice([13, 16, 22]), rng.choice([12, 19]))
+    rollout = attention_rollout(model, x)
+    with torch.no_grad():
+        expected = _dense_rollout(model, x)
+    assert torch.allclose(rollout.tokens, expected, atol=1e-5)
+    assert torch.allclose(rollout.tokens.sum((1, 2)), torch.ones(2), atol=1e-5)
+    assert rollout.map.shape == (2, *x.shape[2:])
+
+
+def test_watching_changes_nothing():
+    model = _model(random.Random(3), {"num_tokens": 2, "layer": 2})
+    x = torch.randn(2, 2, 16, 16)
+    with torch.no_grad():
+        before = model(x)
+        with capture_attention(model) as record:
+            during = model(x)
+        after = model(x)
+    assert torch.allclose(before, during, atol=1e-5)
+    assert torch.equal(before, after)
+    assert [s.name for s in record.steps] == [
+        "blocks.0.attn", "blocks.1.attn", "token_learners.0", "blocks.2.attn", "blocks.3.attn",
+    ]  # fmt: skip
+
+
+def test_taps_are_restored_after_an_exception():
+    model = _model(random.Random(5), None)
+    with pytest.raises(RuntimeError, match="on purpose"), capture_attention(model):
+        raise RuntimeError("on purpose")
+    with capture_attention(model, "blocks.1.attn") as record:
+        model(torch.randn(1, 2, 16, 16))
+    assert len(record.steps) == 1
+    model(torch.randn(1, 2, 16, 16))
+    assert len(record.steps) == 1
+
+
+def test_gradients_reach_the_weights():
+    model = _model(random.Random(7), None)
+    with capture_attention(model) as record:
+        logits = model(torch.randn(1, 2, 16, 16))
+    gradients = torch.autograd.grad(logits[0, 0], [s.weights for s in record.steps])
+    assert all(g.abs().sum() > 0 for g in gradients)
+
+
+def test_compiled_models_can_be_watched():
+    model = _model(random.Random(9), None)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randn(1, 2, 16, 16)
+    with torch.no_grad():
+        before = compiled(x)
+        with capture_attention(compiled) as record:
+            during = compiled(x)
+        after = compiled(x)
+    assert len(record.steps) == 4
+    assert torch.allclose(before, during, atol=1e-5)
+    assert torch.equal(before, after)
+
+
+def test_token_maps_sum_to_one():
+    for version in ("1.0", "1.1"):
+        model = _model(random.Random(11), {"num_tokens": 3, "layer": 1, "version": version})
+        maps = token_maps(model, torch.randn(2, 2, 16, 24))
+        assert maps.shape == (2, 3, 4, 6)
+        assert torch.allclose(maps.sum((2, 3)), torch.ones(2, 3), atol=1e-5)
+    with pytest.raises(ConfigError, match="learns no tokens"):
+        token_maps(_model(random.Random(1), None), torch.randn(1, 2, 16, 16))
+
+
+def test_unknown_layers_are_refused():
+    with pytest.raises(ConfigError, match="blocks.0.attn"), capture_attention(_model(random.Random(1), None), "blocks.0.att"):
+        pass
