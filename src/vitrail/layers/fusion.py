@@ -1,0 +1,154 @@
+"""Fusing two streams of tokens: an image and what other bands saw of the same scene.
+
+The first stream decides the grid of the result; the second may have another width and another grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.attention import attend
+from vitrail.layers.mlp import Mlp
+from vitrail.layers.tap import AttentionTap, TokenLayout
+
+
+def _check_pair(x: Tensor, context: Tensor, dim: int, context_dim: int) -> None:
+    wrong_width = x.shape[-1] != dim or context.shape[-1] != context_dim
+    if x.ndim != 4 or context.ndim != 4 or wrong_width or x.shape[0] != context.shape[0]:
+        raise ShapeError(
+            f"expected two streams of tokens of one batch, (B, H, W, {dim}) and (B, h, w, {context_dim}), "
+            f"got {tuple(x.shape)} and {tuple(context.shape)}"
+        )
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from one stream of tokens to another.
+
+    Args:
+        dim: Width of the tokens that ask, and of the result.
+        context_dim: Width of the tokens that answer.
+        num_heads: Heads; must divide ``dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+
+    Raises:
+        ConfigError: ``num_heads`` does not divide ``dim``.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3 (encoder-decoder attention).
+    """
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ConfigError(f"fusion_heads must divide the width {dim} of the last stage, got {num_heads}")
+        self.dim, self.context_dim, self.num_heads = dim, context_dim, num_heads
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(context_dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.tap = AttentionTap()
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Let each token of ``x`` gather from all tokens of ``context``.
+
+        Args:
+            x: Queries, shape ``(B, H, W, dim)``.
+            context: Keys and values, shape ``(B, h, w, context_dim)``.
+
+        Returns:
+            What was gathered, shape ``(B, H, W, dim)``.
+
+        Raises:
+            ShapeError: Other dimensions, widths, or two batch sizes.
+        """
+        _check_pair(x, context, self.dim, self.context_dim)
+        B, H, W, C = x.shape
+        h, w = context.shape[1:3]
+        head_dim = C // self.num_heads
+        q = self.q(x).view(B, H * W, self.num_heads, head_dim).transpose(1, 2)
+        kv = self.kv(context).view(B, h * w, 2, self.num_heads, head_dim)
+        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        layout = TokenLayout("cross", query_grid=(H, W), key_grid=(h, w))
+        mixed = attend(q, k, v, tap=self.tap, layout=layout)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, H, W, C))
+        return out
+
+
+class CrossAttentionFusion(nn.Module):
+    """Image tokens ask the spectral tokens, then a perceptron; norms after the residuals.
+
+    A learned prompt is added to every spectral token before it is read: the same for all, it shifts what the
+    keys and values stress.
+
+    Args:
+        dim: Width of the image tokens and of the result.
+        context_dim: Width of the spectral tokens.
+        num_heads: Attention heads; must divide ``dim``.
+        mlp_ratio: Hidden width of the perceptron over ``dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+
+    Raises:
+        ConfigError: ``num_heads`` does not divide ``dim``.
+
+    Source: the DFCA module of the RGB + spectral research code (Leaf-Effects); norms after residuals as in
+    Vaswani et al. 2017, arXiv:1706.03762, section 3.1.
+    """
+
+    def __init__(
+        self, dim: int, context_dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True
+    ) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.zeros(1, 1, 1, context_dim))
+        nn.init.trunc_normal_(self.prompt, std=0.02)
+        self.attn = CrossAttention(dim, context_dim, num_heads, qkv_bias)
+        self.norm1 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Fuse ``(B, H, W, dim)`` with ``(B, h, w, context_dim)`` into ``(B, H, W, dim)``.
+
+        Raises:
+            ShapeError: Other dimensions, widths, or two batch sizes.
+        """
+        x = self.norm1(x + self.attn(x, context + self.prompt))
+        out: Tensor = self.norm2(x + self.mlp(x))
+        return out
+
+
+class ConcatFusion(nn.Module):
+    """Put the two tokens of each place side by side and project them to one.
+
+    Where the grids differ, the spectral tokens are resampled to the image's, bilinearly with antialiasing.
+
+    Args:
+        dim: Width of the image tokens and of the result.
+        context_dim: Width of the spectral tokens.
+
+    Source: the alternative fusion of the RGB + spectral research code (Leaf-Effects).
+    """
+
+    def __init__(self, dim: int, context_dim: int) -> None:
+        super().__init__()
+        self.dim, self.context_dim = dim, context_dim
+        self.proj = nn.Linear(dim + context_dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Fuse ``(B, H, W, dim)`` with ``(B, h, w, context_dim)`` into ``(B, H, W, dim)``.
+
+        Raises:
+            ShapeError: Other dimensions, widths, or two batch sizes.
+        """
+        _check_pair(x, context, self.dim, self.context_dim)
+        if context.shape[1:3] != x.shape[1:3]:
+            context = _resample_tokens(context, (x.shape[1], x.shape[2]))
+        out: Tensor = self.proj(torch.cat([x, context.to(x.dtype)], dim=-1))
+        return out
+
+
+def _resample_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    # Half precision has no antialiased kernel on the CPU; double precision stays double.
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).permute(0, 3, 1, 2)
+    wide = F.interpolate(wide, size=grid, mode="bilinear", antialias=True)
+    return wide.permute(0, 2, 3, 1).to(x.dtype)

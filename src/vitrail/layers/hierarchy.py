@@ -1,0 +1,272 @@
+"""A hierarchy of stages on plain attention: each stage has half the grid and twice the width.
+
+Attention is global, or stays inside shifting windows that have no positions of their own, so that the same
+weights serve both: where a window holds the whole grid the two are equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.errors import ConfigError
+from vitrail.layers.attention import Attention, mask_to_bias
+from vitrail.layers.drop_path import DropPath, drop_path_schedule
+from vitrail.layers.mlp import Mlp
+from vitrail.layers.patch_merging import PatchMerging
+from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.positions import resample_positions
+from vitrail.layers.tap import TokenLayout
+from vitrail.layers.windows import (
+    merge_windows,
+    pad_map,
+    partition_windows,
+    same_region,
+    shifted_regions,
+    window_padding,
+)
+
+Pair = tuple[int, int]
+
+
+class MapAttention(Attention):
+    """Self-attention on a grid of tokens, over all of them or inside windows.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Heads; must divide ``dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        window: Height and width of a window in tokens; None for attention over all tokens.
+        shifted: Whether windows are shifted by half their size, in the directions in which there are several.
+
+    Raises:
+        ConfigError: ``num_heads`` does not divide ``dim``.
+
+    Source: Liu et al. 2021, arXiv:2103.14030, section 3.2, without its relative positions.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        window: Pair | None = None,
+        shifted: bool = False,
+    ) -> None:
+        super().__init__(dim, num_heads, qkv_bias)
+        self.window, self.shifted = window, shifted
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
+        """Mix tokens.
+
+        Args:
+            x: Tokens, shape ``(B, H, W, C)``. Where a window does not divide the grid, rows and columns are
+                appended to whom no token attends.
+
+        Returns:
+            Tokens, shape ``(B, H, W, C)``.
+        """
+        grid = (x.shape[1], x.shape[2])
+        if self.window is None or (self.window[0] >= grid[0] and self.window[1] >= grid[1]):
+            B, H, W, C = x.shape
+            return super().forward(x.flatten(1, 2), grid).view(B, H, W, C)
+        window = (min(self.window[0], grid[0]), min(self.window[1], grid[1]))
+        several = (int(grid[0] > window[0]), int(grid[1] > window[1]))
+        shift = (window[0] // 2 * several[0], window[1] // 2 * several[1]) if self.shifted else (0, 0)
+        return self._in_windows(x, grid, window, shift)
+
+    def _in_windows(self, x: Tensor, grid: Pair, window: Pair, shift: Pair) -> Tensor:
+        padding = window_padding(grid, window)
+        padded = (grid[0] + padding[0], grid[1] + padding[1])
+        x = pad_map(x, padding)
+        if any(shift):
+            x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
+        bias = None
+        if any(shift) or any(padding):
+            regions = shifted_regions(grid, padding, shift, device=x.device)
+            allowed = same_region(partition_windows(regions[None, :, :, None], window).squeeze(-1))
+            bias = mask_to_bias(allowed, x.dtype)[:, None].repeat(x.shape[0], 1, 1, 1)
+        layout = TokenLayout(
+            "window", query_grid=grid, key_grid=grid, window=window, shift=shift, padding=padding
+        )
+        x = merge_windows(self.mix(partition_windows(x, window), layout, bias), window, padded)
+        if any(shift):
+            x = x.roll(shift, dims=(1, 2))
+        return x[:, : grid[0], : grid[1]]
+
+    def extra_repr(self) -> str:
+        """Show the window when the model is printed."""
+        return "" if self.window is None else f"window={self.window}, shifted={self.shifted}"
+
+
+class Block(nn.Module):
+    """Transformer block with the norms first, on a grid of tokens.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the perceptron over ``dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_path: Probability of dropping a branch.
+        window: As for :class:`MapAttention`.
+        shifted: As for :class:`MapAttention`.
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, equations 2 and 3.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        window: Pair | None = None,
+        shifted: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = MapAttention(dim, num_heads, qkv_bias, window, shifted)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+
+class Stage(nn.Module):
+    """Patch merging (except in the first stage), then blocks on one grid; every second shifts its windows.
+
+    Args:
+        dim: Width of a token in the blocks.
+        merge: Whether the tokens come from twice the grid at half the width.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the perceptrons over ``dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_path: Probability of dropping a branch, for each block.
+        window: As for :class:`MapAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        merge: bool,
+        num_heads: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        drop_path: Sequence[float],
+        window: Pair | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.downsample = PatchMerging(dim // 2, dim) if merge else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, mlp_ratio, qkv_bias, rate, window, shifted=i % 2 == 1)
+            for i, rate in enumerate(drop_path)
+        )
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), dim)``; the first keeps the grid."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+class HierarchicalEncoder(nn.Module):
+    """Patch embedding with a norm, learned positions, stages, and a last norm.
+
+    Args:
+        in_chans: Bands.
+        img_size: Height and width in pixels that the positions are learned for; others work too.
+        patch_size: Height and width of a patch in pixels.
+        embed_dim: Width of a token in the first stage.
+        depths: Blocks of each stage.
+        num_heads: Attention heads of each stage.
+        mlp_ratio: Hidden width of the perceptrons over the token width.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_path_rate: Stochastic depth of the last block.
+        window: As for :class:`MapAttention`.
+
+    Raises:
+        ConfigError: The image is smaller than a patch, or a stage's heads do not divide its width.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        img_size: Pair,
+        patch_size: Pair,
+        embed_dim: int,
+        depths: Sequence[int],
+        num_heads: Sequence[int],
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        window: Pair | None = None,
+    ) -> None:
+        super().__init__()
+        if img_size[0] < patch_size[0] or img_size[1] < patch_size[1]:
+            raise ConfigError(
+                f"img_size {img_size[0]} x {img_size[1]} is smaller than one patch of "
+                f"{patch_size[0]} x {patch_size[1]}; choose a larger image or a smaller patch"
+            )
+        self.in_chans, self.img_size = in_chans, img_size
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, norm=True)
+        self.grid = (-(-img_size[0] // patch_size[0]), -(-img_size[1] // patch_size[1]))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], embed_dim))
+        rates = iter(drop_path_schedule(drop_path_rate, sum(depths)))
+        self.dims = [embed_dim * 2**i for i in range(len(depths))]
+        self.strides = [(patch_size[0] * 2**i, patch_size[1] * 2**i) for i in range(len(depths))]
+        self.stages = nn.ModuleList(
+            Stage(dim, i > 0, heads, mlp_ratio, qkv_bias, [next(rates) for _ in range(depth)], window)
+            for i, (dim, heads, depth) in enumerate(zip(self.dims, num_heads, depths, strict=True))
+        )
+        self.norm = nn.LayerNorm(self.dims[-1])
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        projection = self.patch_embed.proj
+        nn.init.trunc_normal_(projection.weight, std=projection.weight[0].numel() ** -0.5)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Outputs of all stages, before the last norm.
+
+        Args:
+            x: Images, shape ``(B, in_chans, H, W)``.
+
+        Returns:
+            For each stage, shape ``(B, ceil(H / stride), ceil(W / stride), dim)``.
+        """
+        tokens = self.patch_embed(x)
+        _, H, W, C = tokens.shape
+        tokens = tokens + resample_positions(self.pos_embed, self.grid, (H, W)).view(1, H, W, C)
+        levels: list[Tensor] = []
+        for stage in self.stages:
+            tokens = stage(tokens)
+            levels.append(tokens)
+        return levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens of the last stage after the norm: images ``(B, in_chans, H, W)`` to ``(B, h, w, dim)``."""
+        tokens: Tensor = self.norm(self.levels(x)[-1])
+        return tokens

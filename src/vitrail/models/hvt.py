@@ -1,0 +1,444 @@
+"""HVT: a hierarchical transformer with an image stream and, if wanted, a spectral stream.
+
+Each stream is patch embedding, learned positions and stages of attention with patch merging between them;
+the two meet after their last norms. Source: the RGB + spectral research code (Leaf-Effects); the hierarchy is
+that of Liu et al. 2021, arXiv:2103.14030, section 3.1, with global instead of windowed attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
+from vitrail.layers.hierarchy import HierarchicalEncoder, Stage
+from vitrail.layers.positions import resample_positions
+from vitrail.layers.shapes import Size, to_pair
+from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters
+from vitrail.models.registry import Family, register_family
+from vitrail.weights.rules import Convert, KeyMap, Rename, SplitRows
+
+
+@dataclass(frozen=True)
+class HVTConfig:
+    """Settings of an HVT.
+
+    Attributes:
+        img_size: Height and width in pixels that the image's positions are learned for; other sizes run too.
+        in_chans: Bands of the image.
+        num_classes: Width of the logits; 0 gives the pooled features.
+        patch_size: Height and width of a patch in pixels.
+        embed_dim: Width of a token in the first stage; it doubles from stage to stage.
+        depths: Blocks of each stage.
+        num_heads: Attention heads of each stage.
+        mlp_ratio: Hidden width of the perceptrons over the token width.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_path_rate: Stochastic depth of the last block.
+        attention: "global", or the height and width of a window in tokens for large images: attention then
+            stays inside windows that shift by half from block to block.
+        spectral_chans: Bands of the spectral stream; 0 for an image alone.
+        spectral_embed_dim: Width of its first stage; ``embed_dim`` when not given.
+        spectral_img_size: Size that its positions are learned for; ``img_size`` when not given.
+        spectral_patch_size: Its patch; ``patch_size`` when not given.
+        fusion: "cross_attention" (image tokens ask spectral tokens) or "concat" (side by side, projected).
+        fusion_heads: Heads of the cross-attention; those of the last stage when not given.
+        missing_spectral: "error" refuses a call of a two-stream model without its spectral input; "learned"
+            puts a learned token in the place of the spectral tokens.
+    """
+
+    img_size: int | tuple[int, int] = 256
+    in_chans: int = 3
+    num_classes: int = 1000
+    patch_size: int | tuple[int, int] = 16
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    drop_path_rate: float = 0.0
+    attention: Literal["global"] | int | tuple[int, int] = "global"
+    spectral_chans: int = 0
+    spectral_embed_dim: int | None = None
+    spectral_img_size: int | tuple[int, int] | None = None
+    spectral_patch_size: int | tuple[int, int] | None = None
+    fusion: Literal["cross_attention", "concat"] = "cross_attention"
+    fusion_heads: int | None = None
+    missing_spectral: Literal["error", "learned"] = "error"
+
+    def __post_init__(self) -> None:
+        """Check what the layers do not check themselves.
+
+        Raises:
+            ConfigError: A value out of range, or settings that contradict each other.
+        """
+        object.__setattr__(self, "img_size", to_pair(self.img_size, "img_size"))
+        object.__setattr__(self, "patch_size", to_pair(self.patch_size, "patch_size"))
+        check_at_least(self, 1, "in_chans", "embed_dim")
+        check_at_least(self, 0, "num_classes", "spectral_chans")
+        for name in ("depths", "num_heads"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if not values or not all(
+                isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values
+            ):
+                raise ConfigError(f"{name} must be whole numbers of at least 1, one a stage, got {values}")
+        if len(self.depths) != len(self.num_heads):
+            raise ConfigError(
+                f"depths {self.depths} and num_heads {self.num_heads} must have one value a stage"
+            )
+        if self.mlp_ratio <= 0:
+            raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
+        if isinstance(self.attention, str):
+            if self.attention != "global":
+                raise ConfigError(f"attention must be 'global' or a window size, got {self.attention!r}")
+        else:
+            object.__setattr__(self, "attention", to_pair(self.attention, "attention"))
+        if self.fusion not in ("cross_attention", "concat"):
+            raise ConfigError(f"fusion must be 'cross_attention' or 'concat', got {self.fusion!r}")
+        if self.missing_spectral not in ("error", "learned"):
+            raise ConfigError(f"missing_spectral must be 'error' or 'learned', got {self.missing_spectral!r}")
+        self._check_spectral()
+
+    def _check_spectral(self) -> None:
+        for name in ("spectral_img_size", "spectral_patch_size"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, to_pair(value, name))
+        for name in ("spectral_embed_dim", "fusion_heads"):
+            if getattr(self, name) is not None:
+                check_at_least(self, 1, name)
+        if not self.spectral_chans:
+            for name, default in (
+                ("spectral_img_size", None),
+                ("spectral_patch_size", None),
+                ("missing_spectral", "error"),
+            ):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name} needs a spectral stream; give spectral_chans, its number of bands"
+                    )
+
+
+def _prompt_on_grid(prompt: Tensor) -> Tensor:
+    """The fusion's prompt ``(1, 1, C)`` for tokens on a grid, ``(1, 1, 1, C)``."""
+    return prompt.unsqueeze(1)
+
+
+class HVT(VisionModel):
+    """Hierarchical transformer with an image stream (``rgb``) and, if wanted, a spectral one (``spectral``).
+
+    Args:
+        config: The settings.
+
+    Source: the RGB + spectral research code (Leaf-Effects); see the top of this file.
+    """
+
+    config: HVTConfig
+
+    def __init__(self, config: HVTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        self.rgb = _encoder(config, config.in_chans, config.img_size, config.patch_size, config.embed_dim)
+        dim = self.num_features = self.rgb.dims[-1]
+        self.spectral: HierarchicalEncoder | None = None
+        self.fusion: nn.Module | None = None
+        self.spectral_token: nn.Parameter | None = None
+        if config.spectral_chans:
+            self.spectral = _encoder(
+                config,
+                config.spectral_chans,
+                config.spectral_img_size or config.img_size,
+                config.spectral_patch_size or config.patch_size,
+                config.spectral_embed_dim or config.embed_dim,
+            )
+            width = self.spectral.dims[-1]
+            if config.fusion == "concat":
+                self.fusion = ConcatFusion(dim, width)
+            else:
+                heads = config.fusion_heads or config.num_heads[-1]
+                self.fusion = CrossAttentionFusion(dim, width, heads, config.mlp_ratio, config.qkv_bias)
+            if config.missing_spectral == "learned":
+                self.spectral_token = nn.Parameter(torch.zeros(1, 1, 1, width))
+        self.head_norm = nn.LayerNorm(dim)
+        self.head: nn.Module = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
+        self.feature_info = [
+            FeatureInfo(f"{name}.stages.{i}", channels, stride)
+            for name, encoder in self._encoders()
+            for i, (channels, stride) in enumerate(zip(encoder.dims, encoder.strides, strict=True))
+        ]
+        self._init_weights()
+
+    def _encoders(self) -> list[tuple[str, HierarchicalEncoder]]:
+        return [("rgb", self.rgb)] + ([("spectral", self.spectral)] if self.spectral is not None else [])
+
+    def _init_weights(self) -> None:
+        for part in (self.fusion, self.head):
+            for module in part.modules() if part is not None else ():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        if self.spectral_token is not None:
+            nn.init.trunc_normal_(self.spectral_token, std=0.02)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The image, and the spectral stream if there is one."""
+        names = ("image", "spectral")
+        return tuple(
+            Stream(n, e.in_chans, e.img_size) for n, (_, e) in zip(names, self._encoders(), strict=False)
+        )
+
+    def _check_inputs(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor | None]:
+        """The image and the spectral input; None where there is no such stream, or it may be missing."""
+        image = inputs[0] if inputs else None
+        spectral = inputs[1] if len(inputs) > 1 else None
+        if image is None or len(inputs) > 2:
+            raise ShapeError(f"expected an image and at most one spectral input, got {_describe(inputs)}")
+        if self.spectral is None:
+            if spectral is not None:
+                raise ShapeError(
+                    f"the model has no spectral stream but was given {_describe(inputs)}; build it with "
+                    "spectral_chans equal to the number of bands, or give the image alone"
+                )
+            return image, None
+        if spectral is None:
+            if self.spectral_token is None:
+                raise ShapeError(
+                    f"expected an image and a spectral input of {self.spectral.in_chans} bands, got "
+                    f"{_describe(inputs)}; for images alone, build with missing_spectral='learned'"
+                )
+        elif spectral.shape[0] != image.shape[0]:
+            raise ShapeError(f"image and spectral input must be of one batch, got {_describe(inputs)}")
+        return image, spectral
+
+    def encode(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Each stream by itself.
+
+        Args:
+            *inputs: Image, ``(B, in_chans, H, W)``; spectral input, ``(B, spectral_chans, h, w)``.
+
+        Returns:
+            Tokens of both streams after their last norms, ``(B, H, W, C)`` each. In place of the second: None
+            if the model has one stream; the learned token, on a grid of one, if the input is missing.
+
+        Raises:
+            ShapeError: A stream too few or too many, other bands, or an image smaller than a patch.
+        """
+        image, spectral = self._check_inputs(inputs)
+        tokens: Tensor = self.rgb(image)
+        if self.spectral is None:
+            return tokens, None
+        if spectral is not None:
+            return tokens, self.spectral(spectral)
+        assert self.spectral_token is not None  # _check_inputs refuses otherwise
+        return tokens, self.spectral_token.expand(tokens.shape[0], -1, -1, -1)
+
+    def forward_features(self, *inputs: Tensor | None) -> Tensor:
+        """Image tokens after the last norm, fused with the spectral tokens where there is such a stream.
+
+        Args:
+            *inputs: Image, ``(B, in_chans, H, W)``; spectral input, ``(B, spectral_chans, h, w)``.
+
+        Returns:
+            Shape ``(B, N, C)``, row-major over the last stage's grid.
+
+        Raises:
+            ShapeError: As for :meth:`encode`.
+        """
+        tokens, spectral = self.encode(*inputs)
+        if self.fusion is not None:
+            tokens = self.fusion(tokens, spectral)
+        return tokens.flatten(1, 2)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Average ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
+        pooled: Tensor = self.head_norm(features.mean(dim=1))
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        """Classify.
+
+        Args:
+            *inputs: Image, shape ``(B, in_chans, H, W)``; for two streams also ``(B, spectral_chans, h, w)``,
+                which may be None or left out if the model was built with ``missing_spectral="learned"``.
+
+        Returns:
+            Logits, shape ``(B, num_classes)``.
+
+        Raises:
+            ShapeError: As for :meth:`encode`.
+        """
+        return self.forward_head(self.forward_features(*inputs))
+
+    def forward_intermediates(
+        self, *inputs: Tensor | None, indices: int | Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Outputs of the stages, those of the image stream first.
+
+        Args:
+            *inputs: As for :meth:`forward`.
+            indices: Levels of :attr:`feature_info` by number (negative: from the end), how many of the last,
+                or None for all.
+
+        Returns:
+            For each wanted level, in the model's order, shape ``(B, C, H / stride, W / stride)``.
+
+        Raises:
+            ConfigError: A level that does not exist.
+            ShapeError: As for :meth:`encode`; also a level of the spectral stream without its input.
+        """
+        image, spectral = self._check_inputs(inputs)
+        wanted = sorted(set(self.level_indices(indices)))
+        own = len(self.rgb.stages)
+        levels: list[Tensor] = self.rgb.levels(image) if wanted and wanted[0] < own else [image] * own
+        if wanted and wanted[-1] >= own:
+            if spectral is None or self.spectral is None:
+                raise ShapeError(
+                    f"levels {own} to {2 * own - 1} are of the spectral stream, whose input is missing; "
+                    f"give it, or ask for indices from 0 to {own - 1}"
+                )
+            levels = levels + self.spectral.levels(spectral)
+        return [levels[i].permute(0, 3, 1, 2) for i in wanted]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        self.num_classes = num_classes
+        head: nn.Module = nn.Identity()
+        if num_classes:
+            head = nn.Linear(self.num_features, num_classes)
+            nn.init.trunc_normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+        self.head = head.to(self.head_norm.weight.device, self.head_norm.weight.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for module in self.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Positions, the fusion's prompt and the learned token for a missing stream."""
+        learned = ("pos_embed", "prompt", "spectral_token")
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in learned}
+
+    def layer_groups(self) -> list[list[str]]:
+        """Embeddings, each block of both streams with the merging before it, then norms, fusion and head."""
+        names = [name for name, _ in self._encoders()]
+        groups = [[f"{name}.{part}" for name in names for part in ("patch_embed", "pos_embed")]]
+        for stage, depth in enumerate(self.config.depths):
+            for block in range(depth):
+                parts = ["downsample", "blocks.0"] if block == 0 else [f"blocks.{block}"]
+                groups.append([f"{name}.stages.{stage}.{part}" for name in names for part in parts])
+        last = ["rgb.norm", "spectral.norm", "spectral_token", "fusion", "head_norm", "head"]
+        return group_parameters(self, [*groups, last])
+
+    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
+        """Resample positions that were learned for another grid (taken to be square)."""
+        encoder = dict(self._encoders()).get(key.removesuffix(".pos_embed"))
+        if encoder is None or value.ndim != 3 or value.shape[-1] != encoder.pos_embed.shape[-1]:
+            return None
+        side = round(value.shape[1] ** 0.5)
+        if side * side != value.shape[1]:
+            return None
+        how = f"positions from {side} x {side} to {encoder.grid[0]} x {encoder.grid[1]}, bicubic"
+        return resample_positions(value, (side, side), encoder.grid), how
+
+    key_maps = (
+        KeyMap("vitrail", (r"rgb\.patch_embed\.proj\.weight", r"rgb\.stages\.0\.blocks\.0\.norm1\.weight")),
+        KeyMap(
+            "hvit",
+            (r"rgb_patch_embed\.proj\.weight", r"norm_rgb_final_encoder\.weight"),
+            (
+                Rename(r"(rgb|spectral)_(patch_embed|stages)\.(.*)", r"\1.\2.\3"),
+                Rename(r"(rgb|spectral)_pos_embed", r"\1.pos_embed"),
+                # There the merging ends a stage, here it begins the next; no model has sixteen stages.
+                *(
+                    Rename(
+                        rf"(\w+)\.stages\.{i}\.downsample_layer\.(.*)", rf"\1.stages.{i + 1}.downsample.\2"
+                    )
+                    for i in range(16)
+                ),
+                Rename(r"norm_(rgb|spectral)_final_encoder\.(.*)", r"\1.norm.\2"),
+                Rename(r"simple_fusion_projector\.(.*)", r"fusion.proj.\1"),
+                Convert(r"dfca_module\.disease_mask_param", _prompt_on_grid),
+                Rename(r"dfca_module\.disease_mask_param", "fusion.prompt"),
+                SplitRows(
+                    r"dfca_module\.cross_attention\.in_proj_(weight|bias)",
+                    ((r"fusion.attn.q.\1", 1), (r"fusion.attn.kv.\1", 2)),
+                ),
+                Rename(r"dfca_module\.cross_attention\.out_proj\.(.*)", r"fusion.attn.proj.\1"),
+                Rename(r"dfca_module\.ffn\.0\.(.*)", r"fusion.mlp.fc1.\1"),
+                Rename(r"dfca_module\.ffn\.3\.(.*)", r"fusion.mlp.fc2.\1"),
+                Rename(r"dfca_module\.(norm[12])\.(.*)", r"fusion.\1.\2"),
+                Rename(r"classifier_head_norm\.(.*)", r"head_norm.\1"),
+                Rename(r"classifier_head\.(.*)", r"head.\1"),
+            ),
+        ),
+    )
+
+
+def _encoder(
+    config: HVTConfig, in_chans: int, img_size: Size, patch_size: Size, embed_dim: int
+) -> HierarchicalEncoder:
+    return HierarchicalEncoder(
+        in_chans,
+        to_pair(img_size),
+        to_pair(patch_size),
+        embed_dim,
+        config.depths,
+        config.num_heads,
+        config.mlp_ratio,
+        config.qkv_bias,
+        config.drop_path_rate,
+        None if isinstance(config.attention, str) else to_pair(config.attention),
+    )
+
+
+def _describe(inputs: tuple[Tensor | None, ...]) -> str:
+    return " and ".join("None" if x is None else str(tuple(x.shape)) for x in inputs) or "nothing"
+
+
+# small and xlarge are the research code's; base has Swin-B's widths and depths, tiny is for small data.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "hvt_tiny": {"embed_dim": 64, "depths": (2, 2, 2, 2), "num_heads": (2, 4, 8, 16), "fusion_heads": 8},
+    "hvt_small": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "fusion_heads": 12},
+    "hvt_base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "fusion_heads": 16},
+    "hvt_xlarge": {
+        "img_size": 448,
+        "patch_size": 14,
+        "embed_dim": 192,
+        "depths": (3, 6, 24, 3),
+        "num_heads": (6, 12, 24, 48),
+        "fusion_heads": 32,
+    },
+}
+
+register_family(
+    Family(
+        name="hvt",
+        config=HVTConfig,
+        build=HVT,
+        variants=_VARIANTS,
+        test_config={
+            "img_size": 32,
+            "patch_size": 4,
+            "embed_dim": 16,
+            "depths": (1, 2),
+            "num_heads": (2, 4),
+            "num_classes": 5,
+            "spectral_chans": 4,
+            "spectral_embed_dim": 8,
+            "fusion_heads": 2,
+        },
+        source="RGB + spectral research code (Leaf-Effects); hierarchy: Liu et al. 2021, arXiv:2103.14030",
+    )
+)
