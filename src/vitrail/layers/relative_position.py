@@ -17,31 +17,36 @@ from vitrail.layers.shapes import Size, to_pair
 Pair = tuple[int, int]
 
 
-def relative_position_index(window: Pair, device: torch.device | None = None) -> Tensor:
+def relative_position_index(
+    window: Pair, device: torch.device | None = None, table_window: Pair | None = None
+) -> Tensor:
     """Row of the table that belongs to each pair of tokens of a window.
 
     Args:
         window: Height and width of the window, in tokens.
         device: Where to make it.
+        table_window: Window that the table was made for, where that is a larger one: the same offsets are at
+            other rows there.
 
     Returns:
-        ``(dy + wh - 1) * (2 * ww - 1) + (dx + ww - 1)``, where dy and dx are query minus key; shape
-        ``(wh * ww, wh * ww)``, int64.
+        ``(dy + wh - 1) * (2 * ww - 1) + (dx + ww - 1)``, where dy and dx are query minus key, and wh and ww
+        the size of the table's window; shape ``(n, n)`` for the ``n`` tokens of the window, int64.
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.2.
     """
-    wh, ww = window
-    row = torch.arange(wh, device=device).repeat_interleave(ww)
-    column = torch.arange(ww, device=device).repeat(wh)
+    height, width = window
+    wh, ww = table_window or window
+    row = torch.arange(height, device=device).repeat_interleave(width)
+    column = torch.arange(width, device=device).repeat(height)
     dy = row[:, None] - row[None, :] + wh - 1
     dx = column[:, None] - column[None, :] + ww - 1
     return dy * (2 * ww - 1) + dx
 
 
 @functools.lru_cache(maxsize=64)
-def _flat_index(window: Pair, device: torch.device) -> Tensor:
+def _kept_index(window: Pair, device: torch.device, table_window: Pair) -> Tensor:
     with torch.inference_mode(False):
-        return relative_position_index(window, device).flatten()
+        return relative_position_index(window, device, table_window)
 
 
 def relative_table(window: Pair, num_heads: int) -> nn.Parameter:
@@ -51,24 +56,26 @@ def relative_table(window: Pair, num_heads: int) -> nn.Parameter:
     return table
 
 
-def expand_table(table: Tensor, window: Pair) -> Tensor:
+def expand_table(table: Tensor, window: Pair, table_window: Pair | None = None) -> Tensor:
     """The bias that a table of relative positions gives all pairs of tokens of a window.
 
     Args:
         table: Shape ``((2 * wh - 1) * (2 * ww - 1), heads)``.
         window: Height and width of the window, in tokens.
+        table_window: Window that the table was made for, where that is a larger one.
 
     Returns:
-        Bias, shape ``(1, heads, wh * ww, wh * ww)``, contiguous.
+        Bias, shape ``(1, heads, n, n)`` for the ``n`` tokens of the window, contiguous.
     """
     n = window[0] * window[1]
-    plain = type(table) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
-    index = (
-        _flat_index(window, table.device)
-        if plain
-        else relative_position_index(window, table.device).flatten()
-    )
-    return table.t().index_select(1, index).view(1, -1, n, n)
+    make = relative_position_index if in_graph(table) else _kept_index
+    index = make(window, table.device, table_window or window)
+    return table.t().index_select(1, index.flatten()).view(1, -1, n, n)
+
+
+def in_graph(x: Tensor) -> bool:
+    """Whether ``x`` is being traced or stands for another tensor, so that nothing may be kept beside it."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter)
 
 
 class RelativeBiasCache:
@@ -80,36 +87,36 @@ class RelativeBiasCache:
     bias is expanded anew, by one small kernel.
     """
 
-    __slots__ = ("_bias", "_table")
+    __slots__ = ("_kept",)
 
     def __init__(self) -> None:
-        self._table: Tensor | None = None
-        self._bias: Tensor | None = None
+        self._kept: tuple[Tensor, Pair, Tensor] | None = None
 
-    def expand(self, table: Tensor, window: Pair) -> Tensor:
+    def expand(self, table: Tensor, window: Pair, table_window: Pair | None = None) -> Tensor:
         """As :func:`expand_table`, from the cache where that is possible."""
+        wants_gradient = table.requires_grad and torch.is_grad_enabled()
+        # Only a parameter is kept: under torch.func its place is taken by a tensor that means something else.
+        if torch.compiler.is_compiling() or wants_gradient or type(table) is not nn.Parameter:
+            return expand_table(table, window, table_window)
+        if table.device.type != "cpu":
+            return expand_table(table, window, table_window)
+        kept = self._kept
         if (
-            torch.compiler.is_compiling()
-            or (table.requires_grad and torch.is_grad_enabled())
-            or table.device.type != "cpu"
-            or type(table) not in (Tensor, nn.Parameter)
+            kept is None
+            or kept[1] != window
+            or kept[0].dtype != table.dtype
+            or not torch.equal(kept[0], table)
         ):
-            return expand_table(table, window)
-        if self._bias is None or self._table is None or not _same(self._table, table):
             with torch.inference_mode(False), torch.no_grad():
-                self._table = table.detach().clone()
-                self._bias = expand_table(self._table, window)
-        return self._bias
+                copy = table.detach().clone()
+                kept = self._kept = (copy, window, expand_table(copy, window, table_window))
+        return kept[2]
 
     def __deepcopy__(self, memo: dict[int, object]) -> RelativeBiasCache:
         return RelativeBiasCache()
 
     def __reduce__(self) -> tuple[type[RelativeBiasCache], tuple[()]]:
         return RelativeBiasCache, ()
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 class RelativePositionBias(nn.Module):

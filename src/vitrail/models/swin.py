@@ -1,0 +1,469 @@
+"""Swin: attention inside windows that shift from block to block, on a hierarchy of grids.
+
+Source: Liu et al. 2021, arXiv:2103.14030. Parameter names are timm's, so that its checkpoints load unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.errors import ConfigError
+from vitrail.layers.drop_path import DropPath, drop_path_schedule
+from vitrail.layers.mlp import Mlp
+from vitrail.layers.patch_merging import PatchMerging
+from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.positions import resample_relative_table
+from vitrail.layers.shapes import to_pair
+from vitrail.layers.window_attention import WindowAttention
+from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters
+from vitrail.models.registry import Family, register_family
+from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename, Rule
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Settings of a Swin.
+
+    Attributes:
+        img_size: Height and width in pixels that the model is made for; others run too.
+        in_chans: Bands.
+        num_classes: Width of the logits; 0 gives the pooled features.
+        patch_size: Height and width of a patch in pixels.
+        embed_dim: Width of a token in the first stage; each further stage doubles it.
+        depths: Blocks of each stage.
+        num_heads: Attention heads of each stage; must divide its width.
+        window_size: Height and width of a window in tokens.
+        mask_padding: Whether the tokens that fill up a window at the edge of the map are masked, so that they
+            change nothing. Without, they take part as keys, as in torchvision.
+        mlp_ratio: Hidden width of the perceptrons over the token width.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_path_rate: Stochastic depth of the last block.
+    """
+
+    img_size: int | tuple[int, int] = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    patch_size: int | tuple[int, int] = 4
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int | tuple[int, int] = 7
+    mask_padding: bool = True
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check what the layers do not check themselves.
+
+        Raises:
+            ConfigError: A value out of range, or settings that contradict each other.
+        """
+        for name in ("img_size", "patch_size", "window_size"):
+            object.__setattr__(self, name, to_pair(getattr(self, name), name))
+        check_at_least(self, 1, "in_chans", "embed_dim")
+        check_at_least(self, 0, "num_classes")
+        for name in ("depths", "num_heads"):
+            object.__setattr__(self, name, _counts(getattr(self, name), name))
+        if len(self.depths) != len(self.num_heads):
+            raise ConfigError(
+                f"depths and num_heads must have a value for each stage, got {len(self.depths)} depths and "
+                f"{len(self.num_heads)} num_heads"
+            )
+        if self.mlp_ratio <= 0:
+            raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
+
+
+def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:
+    whole = isinstance(values, Sequence) and all(
+        isinstance(v, int) and not isinstance(v, bool) for v in values
+    )
+    if not whole or not values or min(values) < 1:
+        raise ConfigError(
+            f"{name} must be a list of whole numbers of at least 1, one a stage, got {values!r}"
+        )
+    return tuple(values)
+
+
+class SwinBlock(nn.Module):
+    """Transformer block with the norms first: window attention and a perceptron, each on a residual branch.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Attention heads.
+        window: Height and width of a window in tokens.
+        shift: Rows and columns by which the windows are shifted.
+        mlp_ratio: Hidden width of the perceptron over ``dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        mask_padding: As for :class:`~vitrail.layers.window_attention.WindowAttention`.
+        drop_path: Probability of dropping a branch.
+
+    Source: arXiv:2103.14030, equation 3.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window: Pair,
+        shift: Pair,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        mask_padding: bool = True,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window, shift, qkv_bias, mask_padding)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+
+class SwinStage(nn.Module):
+    """Patch merging, except in the first stage, then blocks on one grid; every second one shifts its windows.
+
+    Args:
+        config: The model's settings.
+        index: Number of the stage, from 0.
+        drop_path: Probability of dropping a branch, for each block.
+    """
+
+    def __init__(self, config: SwinConfig, index: int, drop_path: Sequence[float]) -> None:
+        super().__init__()
+        dim = config.embed_dim * 2**index
+        window = to_pair(config.window_size)
+        shifts = ((0, 0), (window[0] // 2, window[1] // 2))
+        self.downsample = PatchMerging(dim // 2, dim) if index else nn.Identity()
+        self.blocks = nn.ModuleList(
+            SwinBlock(
+                dim,
+                config.num_heads[index],
+                window,
+                shifts[i % 2],
+                config.mlp_ratio,
+                config.qkv_bias,
+                config.mask_padding,
+                rate,
+            )
+            for i, rate in enumerate(drop_path)
+        )
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), 2 C)``; the first keeps both."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+class Head(nn.Module):
+    """Mean over the map, then a linear classifier.
+
+    Args:
+        dim: Width of a token.
+        num_classes: Width of the logits; 0 leaves the mean as it is.
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.fc: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map tokens ``(B, H, W, C)`` to logits, or to their mean ``(B, C)`` with ``pre_logits``."""
+        pooled = x.mean(dim=(1, 2))
+        return pooled if pre_logits else self.fc(pooled)
+
+
+# More stages than any published Swin has.
+_MOST_STAGES = 8
+
+
+def _later_downsample(pattern: str) -> list[Rule]:
+    """Patch merging at the end of stage i belongs to stage i + 1 here; last first, so that none collide."""
+    return [
+        Rename(pattern.format(i), rf"layers.{i + 1}.downsample.\1") for i in reversed(range(_MOST_STAGES))
+    ]
+
+
+_BUFFERS = Drop(r".*\.(attn_mask|relative_position_index)", "computed here, not learned")
+_HEAD = Rename(r"head\.(weight|bias)", r"head.fc.\1")
+
+_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, *_later_downsample(r"layers\.{}\.downsample\.(.*)"), _HEAD)
+
+_TORCHVISION: tuple[Rule, ...] = (
+    _BUFFERS,
+    Rename(r"features\.0\.0\.(.*)", r"patch_embed.proj.\1"),
+    Rename(r"features\.0\.2\.(.*)", r"patch_embed.norm.\1"),
+    *(
+        Rename(rf"features\.{2 * i}\.((?:norm|reduction)\..*)", rf"layers.{i}.downsample.\1")
+        for i in range(1, _MOST_STAGES)
+    ),
+    *(Rename(rf"features\.{2 * i + 1}\.(\d+\..*)", rf"layers.{i}.blocks.\1") for i in range(_MOST_STAGES)),
+    Rename(r"(layers\..*\.mlp)\.0\.(.*)", r"\1.fc1.\2"),
+    Rename(r"(layers\..*\.mlp)\.3\.(.*)", r"\1.fc2.\2"),
+    _HEAD,
+)
+
+_HUGGINGFACE: tuple[Rule, ...] = (
+    _BUFFERS,
+    Rename(r"swin\.(.*)", r"\1"),
+    Drop(r"embeddings\.mask_token", "mask token of the pre-training head, not part of the classifier"),
+    Drop(r"decoder\..*", "decoder of the pre-training head, not part of the classifier"),
+    Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
+    Rename(r"embeddings\.norm\.(.*)", r"patch_embed.norm.\1"),
+    Rename(r"encoder\.(layers\..*)", r"\1"),
+    *_later_downsample(r"layers\.{}\.downsample\.(.*)"),
+    Rename(r"(layers\..*)\.layernorm_before\.(.*)", r"\1.norm1.\2"),
+    Rename(r"(layers\..*)\.layernorm_after\.(.*)", r"\1.norm2.\2"),
+    Rename(
+        r"(layers\..*)\.attention\..*\.?relative_position_bias_table", r"\1.attn.relative_position_bias_table"
+    ),
+    MergeQkv(
+        r"(layers\..*)\.attention\.self\.(?=\w+\.(weight|bias))(query|key|value)\.(?:weight|bias)",
+        ("query", "key", "value"),
+        r"\1.attn.qkv.\2",
+    ),
+    MergeQkv(
+        r"(layers\..*)\.attention\.(?=\w+\.(weight|bias))([qkv]_proj)\.(?:weight|bias)",
+        ("q_proj", "k_proj", "v_proj"),
+        r"\1.attn.qkv.\2",
+    ),
+    Rename(r"(layers\..*)\.attention\.(?:output\.dense|o_proj)\.(.*)", r"\1.attn.proj.\2"),
+    Rename(r"(layers\..*)\.intermediate\.dense\.(.*)", r"\1.mlp.fc1.\2"),
+    Rename(r"(layers\..*)\.output\.dense\.(.*)", r"\1.mlp.fc2.\2"),
+    Rename(r"layernorm\.(.*)", r"norm.\1"),
+    Rename(r"classifier\.(.*)", r"head.fc.\1"),
+)
+
+# The authors' layout differs from timm's only in where it keeps the patch merging, so it is looked for first.
+_KEY_MAPS = (
+    KeyMap("microsoft", (r"layers\.0\.downsample\.reduction\.weight",), _MICROSOFT),
+    KeyMap(
+        "timm", (r"patch_embed\.norm\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"), (_BUFFERS, _HEAD)
+    ),
+    KeyMap("torchvision", (r"features\.0\.0\.weight", r"features\.1\.0\.attn\.qkv\.weight"), _TORCHVISION),
+    KeyMap("huggingface", (r"(swin\.)?embeddings\.patch_embeddings\.projection\.weight",), _HUGGINGFACE),
+)
+
+
+class Swin(VisionModel):
+    """Swin transformer.
+
+    Args:
+        config: The settings.
+
+    Source: Liu et al. 2021, arXiv:2103.14030.
+    """
+
+    key_maps = _KEY_MAPS
+    config: SwinConfig
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__()
+        self.config = config
+        (height, width), (ph, pw) = to_pair(config.img_size), to_pair(config.patch_size)
+        if height < ph or width < pw:
+            raise ConfigError(f"img_size {height} x {width} is smaller than one patch of {ph} x {pw}")
+        dims = [config.embed_dim * 2**i for i in range(len(config.depths))]
+        self.num_classes = config.num_classes
+        self.num_features = dims[-1]
+        self.patch_embed = PatchEmbed(config.in_chans, dims[0], (ph, pw), norm=True)
+        rates = iter(drop_path_schedule(config.drop_path_rate, sum(config.depths)))
+        self.layers = nn.ModuleList(
+            SwinStage(config, i, [next(rates) for _ in range(depth)]) for i, depth in enumerate(config.depths)
+        )
+        self.norm = nn.LayerNorm(dims[-1])
+        self.head = Head(dims[-1], config.num_classes)
+        self.feature_info = [
+            FeatureInfo(f"layers.{i}", dim, (ph * 2**i, pw * 2**i)) for i, dim in enumerate(dims)
+        ]
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        projection = self.patch_embed.proj
+        nn.init.trunc_normal_(projection.weight, std=projection.weight[0].numel() ** -0.5)
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """One image."""
+        return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
+
+    def forward_features(self, *inputs: Tensor) -> Tensor:
+        """Tokens after the last norm.
+
+        Args:
+            *inputs: Images, shape ``(B, in_chans, H, W)``.
+
+        Returns:
+            Shape ``(B, H / stride, W / stride, C)``, rounded up, with the stride of the last stage.
+        """
+        (x,) = inputs
+        tokens = self.patch_embed(x)
+        for stage in self.layers:
+            tokens = stage(tokens)
+        features: Tensor = self.norm(tokens)
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool ``(B, H, W, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
+        out: Tensor = self.head(features, pre_logits)
+        return out
+
+    def forward_intermediates(
+        self, *inputs: Tensor, indices: int | Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Outputs of the stages, before the last norm.
+
+        Args:
+            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            indices: Stages by number (negative: from the end), how many of the last, or None for all.
+
+        Returns:
+            For each wanted stage, in the model's order, shape ``(B, C, H / stride, W / stride)``, rounded up.
+
+        Raises:
+            ConfigError: A level that does not exist.
+        """
+        (x,) = inputs
+        wanted = self.level_indices(indices)
+        tokens = self.patch_embed(x)
+        maps: list[Tensor] = []
+        for i, stage in enumerate(self.layers):
+            tokens = stage(tokens)
+            if i in wanted:
+                maps.append(tokens.permute(0, 3, 1, 2))
+        return maps
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        self.num_classes = num_classes
+        head = Head(self.num_features, num_classes)
+        if isinstance(head.fc, nn.Linear):
+            nn.init.trunc_normal_(head.fc.weight, std=0.02)
+            nn.init.zeros_(head.fc.bias)
+        self.head = head.to(self.norm.weight.device, self.norm.weight.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        for stage in self.layers:
+            assert isinstance(stage, SwinStage)
+            stage.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """The tables of relative positions."""
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def layer_groups(self) -> list[list[str]]:
+        """Embedding, then each block with the patch merging before it, then norm and head."""
+        groups: list[list[str]] = [["patch_embed"]]
+        for i, depth in enumerate(self.config.depths):
+            blocks = [[f"layers.{i}.blocks.{j}"] for j in range(depth)]
+            blocks[0].append(f"layers.{i}.downsample")
+            groups += blocks
+        return group_parameters(self, [*groups, ["norm", "head"]])
+
+    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
+        """Make a table of relative positions fit that was learned for another window.
+
+        timm and the authors shrink the window of a stage to its map where that is smaller. Their table then
+        holds all offsets that occur there and moves to the middle of ours unchanged; any other table is
+        resampled bicubically (its window is taken to be square).
+        """
+        match = re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn\.relative_position_bias_table", key)
+        if match is None or value.ndim != 2 or int(match[1]) >= len(self.layers):
+            return None
+        stage = int(match[1])
+        if value.shape[1] != self.config.num_heads[stage]:
+            return None
+        window, info = to_pair(self.config.window_size), self.feature_info[stage]
+        height, width = to_pair(self.config.img_size)
+        grid = (-(-height // info.stride[0]), -(-width // info.stride[1]))
+        small = (min(window[0], grid[0]), min(window[1], grid[1]))
+        if value.shape[0] == (2 * small[0] - 1) * (2 * small[1] - 1):
+            how = f"relative positions of a {small[0]} x {small[1]} window put in the middle of ours"
+            return _embed_table(value, small, window), how
+        side = round(value.shape[0] ** 0.5)
+        if side * side != value.shape[0] or side % 2 == 0:
+            return None
+        old = ((side + 1) // 2, (side + 1) // 2)
+        how = f"relative positions from {old[0]} x {old[1]} to {window[0]} x {window[1]}, bicubic"
+        return resample_relative_table(value, old, window), how
+
+
+def _embed_table(table: Tensor, old: Pair, new: Pair) -> Tensor:
+    """A table that holds ``old``'s offsets where a larger window has them, and zero for the others."""
+    bottom, right = new[0] - old[0], new[1] - old[1]
+    grid = table.t().reshape(-1, 2 * old[0] - 1, 2 * old[1] - 1)
+    return F.pad(grid, (right, right, bottom, bottom)).flatten(1).t().contiguous()
+
+
+# arXiv:2103.14030, section 3.3.
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+
+register_family(
+    Family(
+        name="swin",
+        config=SwinConfig,
+        build=Swin,
+        variants={
+            f"swin_{size}_patch4_window{window}_{pixels}": {
+                **settings,
+                "window_size": window,
+                "img_size": pixels,
+            }
+            for size, settings in _SIZES.items()
+            for window, pixels in ((7, 224), (12, 384))
+            if pixels == 224 or size in ("base", "large")
+        },
+        test_config={
+            "img_size": 32,
+            "patch_size": 4,
+            "embed_dim": 12,
+            "depths": (2, 2),
+            "num_heads": (2, 4),
+            "window_size": 4,
+            "num_classes": 5,
+        },
+        published={
+            "swin_tiny_patch4_window7_224": 81.3,
+            "swin_small_patch4_window7_224": 83.0,
+            "swin_base_patch4_window7_224": 83.5,
+            "swin_base_patch4_window12_384": 84.5,
+        },
+        source="Liu et al. 2021, arXiv:2103.14030",
+    )
+)
