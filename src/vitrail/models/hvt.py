@@ -432,7 +432,7 @@ register_family(
             "img_size": 32,
             "patch_size": 4,
             "embed_dim": 16,
-            "depths": (1, 2),
+            "depths": (1, 1),
             "num_heads": (2, 4),
             "num_classes": 5,
             "spectral_chans": 4,

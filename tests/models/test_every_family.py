@@ -1,0 +1,269 @@
+"""What every registered family promises, tried on its tiny ``test_config``."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import vitrail
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers import AttentionTap
+from vitrail.models import families
+
+FAMILIES = sorted(families())
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return families()[request.param]
+
+
+@pytest.fixture
+def model(family):
+    return _build(family)
+
+
+def _build(family, seed=0, **settings):
+    torch.manual_seed(seed)
+    return vitrail.create_model(family.name, **{**family.test_config, **settings})
+
+
+def _inputs(model, resize=lambda h, w: (h, w), batch=2, dtype=torch.float32):
+    return [torch.randn(batch, chans, *resize(*size), dtype=dtype) for _, chans, size in model.streams]
+
+
+RESIZES = {
+    "built": lambda h, w: (h, w),
+    "tall": lambda h, w: (2 * h, w),
+    "wide": lambda h, w: (h, w + w // 2),
+    "odd": lambda h, w: (h + 3, w + 1),
+    "small_and_odd": lambda h, w: (h // 2 + 1, w - 5),
+}
+
+
+@pytest.mark.parametrize("resize", RESIZES.values(), ids=RESIZES)
+def test_any_height_and_width(family, model, resize):
+    inputs = _inputs(model, resize)
+    model.train()
+    logits = model(*inputs)
+    assert logits.shape == (2, family.test_config["num_classes"])
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    model.eval()
+    with torch.no_grad():
+        logits = model(*inputs)
+        levels = model.forward_intermediates(*inputs)
+    assert torch.isfinite(logits).all()
+    assert len(levels) == len(model.feature_info) > 0
+    sizes = {x.shape[2:] for x in inputs}
+    for level, info in zip(levels, model.feature_info, strict=True):
+        grids = {
+            tuple(-(-s // stride) for s, stride in zip(size, info.stride, strict=True)) for size in sizes
+        }
+        assert level.shape[:2] == (2, info.channels)
+        assert tuple(level.shape[2:]) in grids
+        assert model.get_submodule(info.name) is not None
+
+
+def test_the_same_seed_gives_the_same_model(family):
+    first, second, other = _build(family, 1), _build(family, 1), _build(family, 2)
+    inputs = _inputs(first)
+    with torch.no_grad():
+        logits = [m.eval()(*inputs) for m in (first, second, other)]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+
+
+def test_evaluation_changes_nothing_and_repeats(model):
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = _inputs(model)
+    with torch.no_grad():
+        logits = model(*inputs)
+        model(*_inputs(model, RESIZES["odd"]))
+        assert torch.equal(model(*inputs), logits)
+        assert torch.allclose(model(*(x[1:] for x in inputs)), logits[1:], atol=1e-5)
+        by_parts = model.forward_head(model.forward_features(*inputs))
+    assert torch.equal(by_parts, logits)
+    after = model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_levels_can_be_chosen(model):
+    model.eval()
+    inputs = _inputs(model)
+    with torch.no_grad():
+        levels = model.forward_intermediates(*inputs)
+        last = model.forward_intermediates(*inputs, indices=1)
+        first = model.forward_intermediates(*inputs, indices=[0])
+        negative = model.forward_intermediates(*inputs, indices=[-1])
+    assert len(last) == len(first) == len(negative) == 1
+    assert torch.equal(last[0], levels[-1])
+    assert torch.equal(negative[0], levels[-1])
+    assert torch.equal(first[0], levels[0])
+    with pytest.raises(ConfigError, match="feature levels"):
+        model.forward_intermediates(*inputs, indices=[len(levels)])
+
+
+def test_layer_groups_hold_every_parameter_once(model):
+    names = [name for name, _ in model.named_parameters()]
+    groups = model.layer_groups()
+    assert sorted(name for group in groups for name in group) == sorted(names)
+    assert all(groups)
+    assert len(groups) >= 3
+    assert model.no_weight_decay() <= set(names)
+
+
+def test_classifier_can_be_replaced(model):
+    inputs = _inputs(model)
+    model.eval()
+    with torch.no_grad():
+        features = model.forward_features(*inputs)
+        pooled = model.forward_head(features, pre_logits=True)
+        assert pooled.shape == (2, model.num_features)
+        model.reset_classifier(7)
+        assert model(*inputs).shape == (2, 7)
+        assert model.num_classes == model.config.num_classes == 7
+        assert torch.equal(model.forward_features(*inputs), features)
+        model.reset_classifier(0)
+        assert torch.equal(model(*inputs), pooled)
+
+
+def test_classifier_keeps_the_precision(model):
+    model.double().reset_classifier(4)
+    assert model(*_inputs(model, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_grad_checkpointing_gives_the_same_gradients(model):
+    inputs = _inputs(model)
+    model.train()
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(*inputs).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.allclose(plain, recomputed, atol=1e-5, rtol=1e-4)
+
+
+def test_compiles_without_a_graph_break(model):
+    torch.compiler.reset()
+    model.eval()
+    inputs = _inputs(model)
+    results = []
+    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        logits = call(*inputs)
+        logits.square().sum().backward()
+        results.append([logits.detach()] + [p.grad.clone() for p in model.parameters()])
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.allclose(eager, compiled, atol=1e-5, rtol=1e-4)
+
+
+def test_exports(model):
+    model.eval()
+    inputs = _inputs(model)
+    program = torch.export.export(model, tuple(inputs))
+    with torch.no_grad():
+        assert torch.allclose(program.module()(*inputs), model(*inputs), atol=1e-5)
+
+
+def test_bfloat16(model):
+    model.eval()
+    inputs = _inputs(model, RESIZES["odd"])
+    with torch.no_grad():
+        exact = model(*inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(*inputs)
+    scale = exact.abs().max()
+    assert (mixed.float() - exact).abs().max() < 0.1 * scale
+    model.bfloat16()
+    logits = model(*(x.bfloat16() for x in inputs))
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - exact).abs().max() < 0.1 * scale
+    logits.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_float64_agrees_with_float32(model):
+    model.eval()
+    inputs = _inputs(model, RESIZES["odd"])
+    with torch.no_grad():
+        single = model(*inputs)
+        double = model.double()(*(x.double() for x in inputs))
+    assert double.dtype == torch.float64
+    assert torch.allclose(double.float(), single, atol=1e-5)
+
+
+def test_own_weights_load_again(family):
+    model, fresh = _build(family, 1).eval(), _build(family, 2).eval()
+    report = vitrail.load_weights(fresh, model.state_dict())
+    assert sorted(report.loaded) == sorted(model.state_dict())
+    assert (report.renamed, report.resampled, report.dropped) == ({}, {}, {})
+    inputs = _inputs(model)
+    with torch.no_grad():
+        assert torch.equal(fresh(*inputs), model(*inputs))
+
+
+def test_weights_load_under_another_classifier(family):
+    model = _build(family, 1)
+    other = _build(family, 2, num_classes=family.test_config["num_classes"] + 2)
+    report = vitrail.load_weights(other, model.state_dict(), allow_missing=["head.*"])
+    assert report.missing
+    assert all(name.startswith("head.") for name in report.missing)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_equal_and_separate(model, duplicate):
+    model.eval()
+    inputs = _inputs(model)
+    with torch.no_grad():
+        logits = model(*inputs)
+        other = duplicate(model)
+        assert torch.equal(other(*inputs), logits)
+        for parameter in other.parameters():
+            parameter.zero_()
+        assert torch.equal(model(*inputs), logits)
+
+
+def test_watching_changes_nothing(model):
+    model.eval()
+    inputs = _inputs(model, RESIZES["odd"])
+    taps = {n: m.tap for n, m in model.named_modules() if isinstance(getattr(m, "tap", None), AttentionTap)}
+    assert taps
+    seen = {}
+    with torch.no_grad():
+        plain = model(*inputs)
+        for name, tap in taps.items():
+            tap.consumer = lambda weights, layout, name=name: seen.update({name: (weights, layout)})
+        watched = model(*inputs)
+    assert torch.allclose(watched, plain, atol=1e-5)
+    assert set(seen) == set(taps)
+    for weights, layout in seen.values():
+        assert weights.ndim == (4 if layout.kind in ("global", "window", "grid", "cross") else 3)
+        # Attention's and merging's rows are shares of a whole.
+        assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5)
+        assert (weights >= 0).all()
+    assert not any(key.endswith("tap") or ".tap." in key for key in model.state_dict())
+
+
+def test_wrong_images_are_refused(model):
+    inputs = _inputs(model)
+    with pytest.raises(ShapeError, match=r"got \(2, "):
+        model(torch.cat([inputs[0], inputs[0]], dim=1), *inputs[1:])
+    with pytest.raises(ShapeError):
+        model(inputs[0][0], *inputs[1:])
+
+
+def test_variants_build(family):
+    for name in family.variants:
+        with torch.device("meta"):
+            model = vitrail.create_model(name)
+        assert len({info.name for info in model.feature_info}) == len(model.feature_info)
+        assert [s.name for s in model.streams] in (["image"], ["image", "spectral"])
+    assert set(family.published) <= set(family.variants)
