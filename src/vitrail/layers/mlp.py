@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
+
+from vitrail.layers.gelu import Approximate, Gelu
 
 
 class Mlp(nn.Module):
@@ -14,17 +14,17 @@ class Mlp(nn.Module):
         dim: Width of a token.
         hidden_dim: Width between the two layers.
         out_dim: Width of the result; ``dim`` when not given.
-        approximate: ``"none"`` for the exact (erf) GELU, ``"tanh"`` for the form that flax and TensorFlow use.
+        approximate: ``"none"`` for the exact (erf) GELU, ``"tanh"`` for flax's and TensorFlow's form.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, equation 3.
     """
 
     def __init__(
-        self, dim: int, hidden_dim: int, out_dim: int | None = None, approximate: Literal["none", "tanh"] = "none"
+        self, dim: int, hidden_dim: int, out_dim: int | None = None, approximate: Approximate = "none"
     ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU(approximate=approximate)
+        self.act = Gelu(approximate)
         self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
 
     def forward(self, x: Tensor) -> Tensor:

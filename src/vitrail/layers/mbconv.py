@@ -1,0 +1,316 @@
+"""The convolutions of MaxViT: its stem, and MBConv, the inverted bottleneck with squeeze and excitation.
+
+Maps are ``(B, C, H, W)`` in ``channels_last`` memory, so that turning them to ``(B, H, W, C)`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.layers.drop_path import DropPath
+from vitrail.layers.gelu import Approximate, Gelu, gelu, infers_on_cpu
+from vitrail.layers.patch_merging import report_merge
+from vitrail.layers.tap import AttentionTap
+
+# Numbers that an intermediate of the inference route may hold: about what the caches of a small CPU keep.
+_WORKING_SET = 1 << 21
+
+
+@dataclass(frozen=True)
+class ConvFlavour:
+    """The details in which implementations of MBConv differ.
+
+    Attributes:
+        approximate: Form of the GELU.
+        same_padding: TensorFlow's 'same' padding: at stride 2 an even length is padded at its end alone, and
+            the shortcut averages 2 x 2. Otherwise one on each side, and the shortcut averages 3 x 3.
+        always_project: Whether the shortcut at stride 2 has its 1 x 1 convolution also for equal widths.
+        norm_momentum: Momentum of the BatchNorms.
+        norm_eps: Epsilon of the BatchNorms.
+    """
+
+    approximate: Approximate = "tanh"
+    same_padding: bool = True
+    always_project: bool = False
+    norm_momentum: float = 0.1
+    norm_eps: float = 1e-3
+
+
+TENSORFLOW = ConvFlavour()
+TORCHVISION = ConvFlavour("none", same_padding=False, always_project=True, norm_momentum=0.01)
+
+
+def edge_padding(length: int, stride: int, same: bool) -> tuple[int, int]:
+    """Zeros before and after an axis for a kernel of 3; the output has ``ceil(length / stride)`` places.
+
+    Args:
+        length: Of the axis.
+        stride: 1 or 2.
+        same: TensorFlow's rule, by which an even length at stride 2 gets its only zero at the end.
+    """
+    # Written without a branch on the length: a compiled model then serves even and odd ones alike.
+    return (length % 2 if same and stride == 2 else 1), 1
+
+
+def convolve(
+    x: Tensor, conv: nn.Conv2d, same: bool, weight: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Apply a 3 x 3 convolution of stride 1 or 2 with either rule of padding.
+
+    Args:
+        x: Map, shape ``(B, C, H, W)``.
+        conv: The convolution; its own padding is not looked at.
+        same: TensorFlow's rule, see :func:`edge_padding`.
+        weight: Taken instead of the convolution's own, together with ``bias``.
+        bias: Taken with ``weight``.
+
+    Returns:
+        Map, shape ``(B, C', ceil(H / stride), ceil(W / stride))``.
+    """
+    stride = conv.stride[0]
+    if weight is None:
+        weight, bias = conv.weight, conv.bias
+    if stride == 1 or not same:
+        return F.conv2d(x, weight, bias, conv.stride, 1, groups=conv.groups)
+    (top, bottom), (left, right) = (edge_padding(length, stride, same) for length in x.shape[2:])
+    padded = F.pad(x, (left, right, top, bottom))
+    return F.conv2d(padded, weight, bias, conv.stride, 0, groups=conv.groups)
+
+
+def fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A convolution and the BatchNorm after it as one convolution, with the running statistics.
+
+    Args:
+        weight: Shape ``(out, in, kh, kw)``.
+        bias: Shape ``(out,)``, or none.
+        norm: The BatchNorm.
+
+    Returns:
+        Weight and bias of the one convolution.
+    """
+    scale, shift = _affine(norm)
+    return weight * scale[:, None, None, None], shift if bias is None else torch.addcmul(shift, bias, scale)
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a BatchNorm that normalises with its running statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def plain_and_unwatched(*modules: nn.Module) -> bool:
+    """Whether modules are torch's own, without hooks, so that a calculation may go past their ``forward``."""
+    return all(
+        type(module) in (nn.Conv2d, nn.BatchNorm2d, nn.Linear, Gelu)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        for module in modules
+    )
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a number in 0..1 that is computed from the means of all channels.
+
+    Args:
+        dim: Channels.
+        hidden_dim: Width between the two layers.
+
+    Source: Hu et al. 2018, arXiv:1709.01507, section 3.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
+        self.act = nn.SiLU()
+        self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """The channels' factors, shape ``(B, C, 1, 1)``, of a map ``(B, C, H, W)``."""
+        return torch.sigmoid(self.fc2(self.act(self.fc1(x.mean(dim=(2, 3), keepdim=True)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to the same shape."""
+        return x * self.scale(x)
+
+
+class Shortcut(nn.Module):
+    """The way past an MBConv of stride 2: an average, then a 1 x 1 convolution where the widths differ.
+
+    With 'same' padding the zeros after an odd edge take part in the average, as in timm.
+
+    Args:
+        dim: Channels that come.
+        out_dim: Channels that leave.
+        flavour: Size of the average; whether equal widths are projected too.
+    """
+
+    def __init__(self, dim: int, out_dim: int, flavour: ConvFlavour) -> None:
+        super().__init__()
+        self.same_padding = flavour.same_padding
+        project = dim != out_dim or flavour.always_project
+        self.expand = nn.Conv2d(dim, out_dim, 1) if project else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``."""
+        if self.same_padding:
+            H, W = x.shape[2:]
+            x = F.avg_pool2d(F.pad(x, (0, W % 2, 0, H % 2)) if H % 2 or W % 2 else x, 2, 2)
+        else:
+            x = F.avg_pool2d(x, 3, 2, 1)
+        out: Tensor = self.expand(x)
+        return out
+
+
+class MBConv(nn.Module):
+    """Norm, 1 x 1 expansion, 3 x 3 depthwise, squeeze and excitation, 1 x 1 projection; a residual branch.
+
+    In inference on the CPU the BatchNorms are folded into the convolutions, from the values of that moment,
+    and the expanded map, four times as wide as the output, is made and used up in pieces that fit the caches.
+
+    Args:
+        dim: Channels that come.
+        out_dim: Channels that leave; the expansion and the squeeze are measured by it.
+        stride: 1, or 2 to halve the map. At 1 the widths must agree.
+        flavour: Details of the implementation.
+        drop_path: Probability of dropping the branch.
+
+    Source: Tu et al. 2022, arXiv:2204.01697, section 3.1 and appendix A.1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        stride: int = 1,
+        flavour: ConvFlavour = TENSORFLOW,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        assert stride == 2 or (stride == 1 and dim == out_dim), (stride, dim, out_dim)
+        self.stride, self.flavour = stride, flavour
+        hidden = 4 * out_dim
+        if flavour.same_padding:
+            hidden = -(-hidden // 8) * 8  # timm rounds up to a multiple of 8
+        self.shortcut = Shortcut(dim, out_dim, flavour) if stride == 2 else nn.Identity()
+        self.pre_norm = self._norm(dim)
+        self.conv1_1x1 = nn.Conv2d(dim, hidden, 1, bias=False)
+        self.norm1 = self._norm(hidden)
+        self.act1 = Gelu(flavour.approximate)
+        self.conv2_kxk = nn.Conv2d(hidden, hidden, 3, stride=stride, groups=hidden, bias=False)
+        self.norm2 = self._norm(hidden)
+        self.act2 = Gelu(flavour.approximate)
+        self.se = SqueezeExcite(hidden, out_dim // 4)
+        self.conv3_1x1 = nn.Conv2d(hidden, out_dim, 1)
+        self.drop_path = DropPath(drop_path)
+        self.tap = AttentionTap()
+
+    def _norm(self, dim: int) -> nn.BatchNorm2d:
+        return nn.BatchNorm2d(dim, eps=self.flavour.norm_eps, momentum=self.flavour.norm_momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: Map, shape ``(B, dim, H, W)``.
+
+        Returns:
+            Map, shape ``(B, out_dim, ceil(H / stride), ceil(W / stride))``.
+        """
+        if self.stride == 2 and self.tap.armed:
+            report_merge(self.tap, x.permute(0, 2, 3, 1))
+        # On a small map, folding the norms into the weights would cost more than applying them.
+        large = x.shape[0] * x.shape[2] * x.shape[3] >= 4 * x.shape[1]
+        if large and not self.training and infers_on_cpu(x) and plain_and_unwatched(*self._bypassed()):
+            return self._infer(x)
+        y = self.act1(self.norm1(self.conv1_1x1(self.pre_norm(x))))
+        y = self.act2(self.norm2(convolve(y, self.conv2_kxk, self.flavour.same_padding)))
+        y = self.conv3_1x1(self.se(y))
+        out: Tensor = self.shortcut(x) + self.drop_path(y)
+        return out
+
+    def _bypassed(self) -> tuple[nn.Module, ...]:
+        norms = (self.pre_norm, self.norm1, self.norm2)
+        return (*norms, self.conv1_1x1, self.conv2_kxk, self.conv3_1x1, self.act1, self.act2)
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """The same with folded norms, some samples and rows at a time."""
+        scale, shift = _affine(self.pre_norm)
+        expand = self.conv1_1x1.weight
+        # The first norm comes before a 1 x 1 convolution without padding, so it folds into that one too.
+        folded = fold_norm(expand * scale[:, None, None], expand.flatten(1) @ shift, self.norm1)
+        depthwise = fold_norm(self.conv2_kxk.weight, None, self.norm2)
+        H, W = x.shape[2:]
+        samples = max(1, _WORKING_SET // (expand.shape[0] * H * W))
+        branches = []
+        for part in torch.split(x, samples):
+            y = self._expand_and_mix(part, folded, depthwise)
+            # The factors of squeeze and excitation scale the inputs of the projection, not the map itself.
+            branches.append(self.conv3_1x1(y.mul_(self.se.scale(y))))
+        branch = branches[0] if len(branches) == 1 else torch.cat(branches)
+        out: Tensor = branch.add_(self.shortcut(x))
+        return out
+
+    def _expand_and_mix(
+        self, x: Tensor, expand: tuple[Tensor, Tensor], depthwise: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Expansion and depthwise convolution, a strip of rows at a time."""
+        form, groups = self.flavour.approximate, depthwise[0].shape[0]
+        pieces = []
+        for first, last, (left, right, top, bottom) in self._strips(x, groups):
+            y = gelu(F.conv2d(x[:, :, first:last], *expand), form)
+            if left == right == top == bottom:
+                y = F.conv2d(y, *depthwise, self.stride, top, groups=groups)
+            else:
+                y = F.conv2d(F.pad(y, (left, right, top, bottom)), *depthwise, self.stride, 0, groups=groups)
+            pieces.append(gelu(y, form))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+    def _strips(self, x: Tensor, hidden: int) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+        """First and last row of the input of each strip, and the zeros to put around it for the kernel."""
+        B, _, H, W = x.shape
+        stride, same = self.stride, self.flavour.same_padding
+        (left, right), (top, _) = edge_padding(W, stride, same), edge_padding(H, stride, same)
+        rows = max(1, _WORKING_SET // (B * hidden * W * stride))
+        out_rows = -(-H // stride)
+        for start in range(0, out_rows, rows):
+            begin = start * stride - top
+            end = (min(start + rows, out_rows) - 1) * stride - top + 3
+            yield max(begin, 0), min(end, H), (left, right, max(-begin, 0), max(end - H, 0))
+
+
+class Stem(nn.Module):
+    """Two 3 x 3 convolutions, the first of stride 2, with a BatchNorm and a GELU between.
+
+    Args:
+        in_chans: Bands.
+        dim: Channels that leave.
+        flavour: Padding, GELU and BatchNorm.
+        first_bias: Whether the first convolution has a bias.
+
+    Source: arXiv:2204.01697, appendix A.1.
+    """
+
+    def __init__(self, in_chans: int, dim: int, flavour: ConvFlavour, first_bias: bool) -> None:
+        super().__init__()
+        self.flavour = flavour
+        self.conv1 = nn.Conv2d(in_chans, dim, 3, stride=2, bias=first_bias)
+        self.norm1 = nn.BatchNorm2d(dim, eps=flavour.norm_eps, momentum=flavour.norm_momentum)
+        self.act1 = Gelu(flavour.approximate)
+        self.conv2 = nn.Conv2d(dim, dim, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``."""
+        same = self.flavour.same_padding
+        if not self.training and infers_on_cpu(x) and plain_and_unwatched(self.conv1, self.norm1, self.act1):
+            weight, bias = fold_norm(self.conv1.weight, self.conv1.bias, self.norm1)
+            return convolve(
+                gelu(convolve(x, self.conv1, same, weight, bias), self.act1.approximate), self.conv2, same
+            )
+        x = self.act1(self.norm1(convolve(x, self.conv1, same)))
+        return convolve(x, self.conv2, same)

@@ -1,0 +1,129 @@
+"""Attention inside windows or inside grids that are spread over the map, on maps of any size."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vitrail.layers.attention import Attention, attend
+from vitrail.layers.relative_position import RelativePositionBias, in_graph
+from vitrail.layers.tap import TokenLayout
+from vitrail.layers.window_attention import known
+from vitrail.layers.windows import (
+    merge_grid,
+    merge_windows,
+    pad_map,
+    padding_regions,
+    partition_grid,
+    partition_windows,
+    same_region,
+    window_padding,
+)
+
+Pair = tuple[int, int]
+Kind = Literal["window", "grid"]
+
+
+def padding_blocked(grid: Pair, window: Pair, kind: Kind, device: torch.device | None = None) -> Tensor:
+    """Which tokens of a group may not attend to which, where a map is padded at the bottom and right.
+
+    Args:
+        grid: Height and width of the map before padding.
+        window: Height and width of a group.
+        kind: Whether groups are windows or spread over the map.
+        device: Where to make it.
+
+    Returns:
+        True where a token may not attend to another, shape ``(groups, n, n)``. Padding is kept to itself, so
+        that no row is all True.
+    """
+    regions = padding_regions(grid, window_padding(grid, window), device)[None, :, :, None]
+    partition = partition_windows if kind == "window" else partition_grid
+    return ~same_region(partition(regions, window).squeeze(-1))
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_padding_blocked(grid: Pair, window: Pair, kind: Kind, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return padding_blocked(grid, window, kind, device)
+
+
+class PartitionAttention(Attention):
+    """Multi-head self-attention in groups of a map, with a bias for the relative position within the group.
+
+    A group is a window of neighbours, or a grid of tokens spread over the whole map at equal distances. A map
+    that is no multiple of the group's size is padded at the bottom and right up to one, and the padding is
+    masked. A grid of G rows then takes every ``ceil(H / G)``-th row.
+
+    The tap gets weights ``(B * groups, heads, n, n)``, in the order of ``partition_windows`` or
+    ``partition_grid`` on the padded map. Rows of padded tokens are of no consequence: they are dropped.
+
+    Args:
+        dim: Width of a token.
+        dim_head: Width of a head.
+        window: Height and width of a group, in tokens.
+        kind: "window" or "grid".
+        qkv_bias: Whether queries, keys and values have a bias.
+        scale_by_width: Whether scores are divided by the root of ``dim`` instead of that of ``dim_head``.
+
+    Source: Tu et al. 2022, arXiv:2204.01697, section 3.2 and figure 3.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_head: int,
+        window: Pair,
+        kind: Kind,
+        qkv_bias: bool = True,
+        scale_by_width: bool = False,
+    ) -> None:
+        super().__init__(dim, dim // dim_head, qkv_bias)
+        self.window = window
+        self.kind: Kind = kind
+        self.factor = (dim_head / dim) ** 0.5 if scale_by_width else 1.0
+        self.rel_pos = RelativePositionBias(window, self.num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
+        """Mix the tokens of each group.
+
+        Args:
+            x: Tokens, shape ``(B, H, W, C)``.
+
+        Returns:
+            Tokens, shape ``(B, H, W, C)``.
+        """
+        B, H, W, _ = x.shape
+        window, kind = self.window, self.kind
+        padding = window_padding((H, W), window)
+        bias = self.rel_pos()
+        padded = not known(padding[0] == 0) or not known(padding[1] == 0)
+        if padded:
+            make = padding_blocked if in_graph(x) else _kept_padding_blocked
+            masked = bias.masked_fill(make((H, W), window, kind, x.device)[:, None], float("-inf"))
+            bias = masked if known(B == 1) else masked.expand(B, -1, -1, -1, -1).flatten(0, 1)
+            x = pad_map(x, padding)
+        layout = TokenLayout(kind, query_grid=(H, W), key_grid=(H, W), window=window, padding=padding)
+        full = (H + padding[0], W + padding[1])
+        if kind == "window":
+            x = merge_windows(self.mix(partition_windows(x, window), layout, bias), window, full)
+        else:
+            x = merge_grid(self.mix(partition_grid(x, window), layout, bias), window, full)
+        return x[:, :H, :W] if padded else x
+
+    def mix(self, x: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Tensor:
+        """Mix tokens ``(groups, n, C)`` in groups, as :meth:`Attention.mix`, with this layer's scale."""
+        if self.factor == 1.0:
+            return super().mix(x, layout, bias)
+        G, N, C = x.shape
+        q, k, v = self.qkv(x).view(G, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = attend(q * self.factor, k, v, tap=self.tap, layout=layout, bias=bias)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(G, N, C))
+        return out
+
+    def extra_repr(self) -> str:
+        """Show the groups when the model is printed."""
+        return f"{self.kind}={self.window}"

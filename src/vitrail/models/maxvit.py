@@ -1,0 +1,498 @@
+"""MaxViT: in each block an inverted bottleneck, attention in windows and attention in spread grids.
+
+Source: Tu et al. 2022, arXiv:2204.01697. Parameter names are timm's, so that its checkpoints load with no
+more than a change of layout in their tables of relative positions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.drop_path import DropPath, drop_path_schedule
+from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
+from vitrail.layers.mlp import Mlp
+from vitrail.layers.partition_attention import Kind, PartitionAttention
+from vitrail.layers.positions import resample_relative_table
+from vitrail.layers.shapes import to_pair
+from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters
+from vitrail.models.registry import Family, register_family
+from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
+
+_NORM_EPS = 1e-5
+# The published models attend in windows and grids of a 32nd of the image: 7 at 224, 12 at 384, 16 at 512.
+_PARTITION_RATIO = 32
+_FLAVOURS = {"tf": TENSORFLOW, "torchvision": TORCHVISION}
+
+
+@dataclass(frozen=True)
+class MaxViTConfig:
+    """Settings of a MaxViT.
+
+    Attributes:
+        img_size: Height and width in pixels that the model is meant for; other sizes run too.
+        in_chans: Bands.
+        num_classes: Width of the logits; 0 gives the pooled features.
+        stem_width: Channels after the stem.
+        embed_dim: Channels of each stage.
+        depths: Blocks of each stage.
+        dim_head: Width of an attention head; must divide every stage's channels.
+        window_size: Height and width of windows and grids alike, in tokens; when not given, a 32nd of
+            ``img_size``.
+        head_hidden_size: Width of the hidden layer before the classifier; that of the last stage when not
+            given, 0 for none (the norm then comes before the pooling).
+        mlp_ratio: Hidden width of the perceptrons over the token width.
+        qkv_bias: Whether queries, keys and values have a bias.
+        drop_path_rate: Stochastic depth of the last block.
+        flavour: "tf" computes what the published TensorFlow models do (and timm's "tf"); "torchvision" has
+            the exact GELU, symmetric padding, a 3 x 3 average and always a projection in the shortcut,
+            attention scaled by the whole width instead of a head's, a slower BatchNorm, and no bias in the
+            stem's first and the head's last layer.
+    """
+
+    img_size: int | tuple[int, int] = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    stem_width: int = 64
+    embed_dim: tuple[int, ...] = (64, 128, 256, 512)
+    depths: tuple[int, ...] = (2, 2, 5, 2)
+    dim_head: int = 32
+    window_size: int | tuple[int, int] | None = None
+    head_hidden_size: int | None = None
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    drop_path_rate: float = 0.0
+    flavour: Literal["tf", "torchvision"] = "tf"
+
+    def __post_init__(self) -> None:
+        """Check what the layers do not check themselves.
+
+        Raises:
+            ConfigError: A value out of range, or settings that contradict each other.
+        """
+        height, width = to_pair(self.img_size, "img_size")
+        object.__setattr__(self, "img_size", (height, width))
+        window = self.window_size
+        if window is None:
+            window = (max(1, height // _PARTITION_RATIO), max(1, width // _PARTITION_RATIO))
+        object.__setattr__(self, "window_size", to_pair(window, "window_size"))
+        for name in ("embed_dim", "depths"):
+            values = getattr(self, name)
+            if not isinstance(values, Sequence) or not values or not all(_is_positive(v) for v in values):
+                raise ConfigError(f"{name} must be positive whole numbers, one a stage, got {values!r}")
+            object.__setattr__(self, name, tuple(values))
+        if len(self.embed_dim) != len(self.depths):
+            raise ConfigError(
+                f"embed_dim and depths must have one number a stage each, got {len(self.embed_dim)} and "
+                f"{len(self.depths)}"
+            )
+        check_at_least(self, 1, "in_chans", "stem_width", "dim_head")
+        check_at_least(self, 0, "num_classes")
+        if self.head_hidden_size is None:
+            object.__setattr__(self, "head_hidden_size", self.embed_dim[-1])
+        check_at_least(self, 0, "head_hidden_size")
+        for dim in self.embed_dim:
+            if dim % self.dim_head:
+                raise ConfigError(
+                    f"dim_head must divide every width of embed_dim, got {self.dim_head} for {dim}"
+                )
+        if self.mlp_ratio <= 0:
+            raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
+        if self.flavour not in _FLAVOURS:
+            raise ConfigError(f"flavour must be 'tf' or 'torchvision', got {self.flavour!r}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+class PartitionBlock(nn.Module):
+    """Transformer block, norms first: attention in groups and a perceptron, each on a residual branch.
+
+    Args:
+        dim: Width of a token.
+        config: Head width, group size, perceptron, biases, flavour.
+        kind: "window" or "grid".
+        drop_path: Probability of dropping a branch.
+    """
+
+    def __init__(self, dim: int, config: MaxViTConfig, kind: Kind, drop_path: float) -> None:
+        super().__init__()
+        window = to_pair(config.window_size or 1)
+        by_width = config.flavour == "torchvision"
+        self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.attn = PartitionAttention(dim, config.dim_head, window, kind, config.qkv_bias, by_width)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), approximate=_FLAVOURS[config.flavour].approximate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+
+class Block(nn.Module):
+    """MBConv, attention in windows, attention in grids.
+
+    Args:
+        dim: Channels that come.
+        out_dim: Channels that leave.
+        stride: Of the MBConv.
+        config: The model's settings.
+        drop_path: Probability of dropping a branch.
+
+    Source: arXiv:2204.01697, figure 2.
+    """
+
+    def __init__(self, dim: int, out_dim: int, stride: int, config: MaxViTConfig, drop_path: float) -> None:
+        super().__init__()
+        self.conv = MBConv(dim, out_dim, stride, _FLAVOURS[config.flavour], drop_path)
+        self.attn_block = PartitionBlock(out_dim, config, "window", drop_path)
+        self.attn_grid = PartitionBlock(out_dim, config, "grid", drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / stride), ceil(W / stride))``."""
+        tokens = self.conv(x).permute(0, 2, 3, 1)
+        tokens = self.attn_grid(self.attn_block(tokens))
+        out: Tensor = tokens.permute(0, 3, 1, 2)
+        return out
+
+
+class Stage(nn.Module):
+    """Blocks of one width with these rates of stochastic depth; the first halves the map."""
+
+    def __init__(self, dim: int, out_dim: int, config: MaxViTConfig, rates: Sequence[float]) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(
+                Block(out_dim if i else dim, out_dim, 1 if i else 2, config, rate)
+                for i, rate in enumerate(rates)
+            )
+        )
+
+
+@contextlib.contextmanager
+def _norms_left_alone(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorms use a batch's statistics without counting them into the running ones."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class Head(nn.Module):
+    """Norm of the pooled features, a hidden layer with tanh, the classifier.
+
+    Args:
+        dim: Width of the pooled features.
+        hidden_dim: Width of the hidden layer; 0: neither norm nor hidden layer here.
+        num_classes: Width of the logits; 0: no classifier.
+        bias: Whether the classifier has a bias.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, num_classes: int, bias: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=_NORM_EPS) if hidden_dim else nn.Identity()
+        self.pre_logits: nn.Module = nn.Identity()
+        if hidden_dim:
+            self.pre_logits = nn.Sequential()
+            self.pre_logits.add_module("fc", nn.Linear(dim, hidden_dim))
+            self.pre_logits.add_module("act", nn.Tanh())
+        self.bias = bias
+        self.fc: nn.Module = nn.Identity()
+        if num_classes:
+            self.fc = nn.Linear(hidden_dim or dim, num_classes, bias=bias)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map pooled features ``(B, dim)`` to logits, or to what the classifier sees."""
+        x = self.pre_logits(self.norm(x))
+        return x if pre_logits else self.fc(x)
+
+
+def _flatten_table(table: Tensor) -> Tensor:
+    """A table of timm, ``(heads, 2 wh - 1, 2 ww - 1)`` by key minus query, as ours, by query minus key."""
+    return table.flip(1, 2).flatten(1).t().contiguous() if table.ndim == 3 else table
+
+
+class MaxViT(VisionModel):
+    """Multi-axis vision transformer.
+
+    Convolutions keep their weights and maps in ``channels_last`` memory, which is the tokens' own order.
+
+    Args:
+        config: The settings.
+
+    Source: Tu et al. 2022, arXiv:2204.01697.
+    """
+
+    config: MaxViTConfig
+
+    def __init__(self, config: MaxViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        hidden = config.head_hidden_size or 0
+        self.num_features = hidden or config.embed_dim[-1]
+        published = config.flavour == "tf"
+        self.stem = Stem(config.in_chans, config.stem_width, _FLAVOURS[config.flavour], first_bias=published)
+        rates = iter(drop_path_schedule(config.drop_path_rate, sum(config.depths)))
+        self.stages = nn.ModuleList()
+        self.feature_info = [FeatureInfo("stem", config.stem_width, (2, 2))]
+        dim = config.stem_width
+        for i, (out_dim, depth) in enumerate(zip(config.embed_dim, config.depths, strict=True)):
+            self.stages.append(Stage(dim, out_dim, config, [next(rates) for _ in range(depth)]))
+            self.feature_info.append(FeatureInfo(f"stages.{i}", out_dim, (4 << i, 4 << i)))
+            dim = out_dim
+        # Without a hidden layer the norm comes before the pooling, as in timm.
+        self.norm = nn.Identity() if hidden else nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.head = Head(dim, hidden, config.num_classes, bias=published)
+        self.grad_checkpointing = False
+        self._init_weights()
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        self._init_classifier()
+
+    def _init_classifier(self) -> None:
+        if isinstance(self.head.fc, nn.Linear):
+            nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """One image."""
+        return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
+
+    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if not (self.grad_checkpointing and self.training):
+            out: Tensor = block(x)
+        elif torch.compiler.is_compiling():
+            out = checkpoint(block, x, use_reentrant=False)
+        else:
+            # The second run must not count the batch into the running statistics once more.
+            out = checkpoint(
+                block,
+                x,
+                use_reentrant=False,
+                context_fn=lambda: (contextlib.nullcontext(), _norms_left_alone(block)),
+            )
+        return out
+
+    def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Run stem and stages; also give the wanted levels' maps, in order of the levels."""
+        if x.ndim != 4 or x.shape[1] != self.config.in_chans:
+            raise ShapeError(
+                f"expected images of shape (B, {self.config.in_chans}, H, W), got {tuple(x.shape)}; "
+                "build the model with in_chans equal to the number of bands"
+            )
+        if x.shape[2] < 1 or x.shape[3] < 1:
+            raise ShapeError(f"an image of {x.shape[2]} x {x.shape[3]} has no pixels")
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        maps = [x] if 0 in levels else []
+        for i, stage in enumerate(self.stages):
+            assert isinstance(stage, Stage)
+            for block in stage.blocks:
+                x = self._run_block(block, x)
+            if i + 1 in levels:
+                maps.append(x)
+        return x, maps
+
+    def forward_features(self, *inputs: Tensor) -> Tensor:
+        """The last stage's map, normalised where the head has no norm of its own.
+
+        Args:
+            *inputs: Images, shape ``(B, in_chans, H, W)``.
+
+        Returns:
+            Map, shape ``(B, C, ceil(H / stride), ceil(W / stride))``, in channels_last memory.
+
+        Raises:
+            ShapeError: Not four dimensions, another number of bands, or no pixels.
+        """
+        (x,) = inputs
+        x = self._walk(x)[0]
+        features: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool ``(B, C, H, W)`` and classify; ``(B, num_features)`` with ``pre_logits``."""
+        out: Tensor = self.head(features.mean(dim=(2, 3)), pre_logits)
+        return out
+
+    def forward_intermediates(
+        self, *inputs: Tensor, indices: int | Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Maps after the stem (level 0) and after each stage.
+
+        Args:
+            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            indices: Levels by number (negative: from the end), how many of the last, or None for all.
+
+        Returns:
+            For each wanted level, in the model's order, shape ``(B, C, ceil(H / stride), ceil(W / stride))``.
+
+        Raises:
+            ConfigError: A level that does not exist.
+            ShapeError: As :meth:`forward_features`.
+        """
+        (x,) = inputs
+        return self._walk(x, self.level_indices(indices))[1]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        self.num_classes = num_classes
+        weight = self.stem.conv1.weight
+        self.head.fc = nn.Identity()
+        if num_classes:
+            self.head.fc = nn.Linear(
+                self.num_features, num_classes, bias=self.head.bias, device=weight.device, dtype=weight.dtype
+            )
+            if self.head.fc.bias is not None:
+                nn.init.zeros_(self.head.fc.bias)
+            self._init_classifier()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Tables of relative positions."""
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def layer_groups(self) -> list[list[str]]:
+        """Stem, then each block, then norm and head."""
+        depths = self.config.depths
+        blocks = [[f"stages.{i}.blocks.{j}"] for i, depth in enumerate(depths) for j in range(depth)]
+        return group_parameters(self, [["stem"], *blocks, ["norm", "head"]])
+
+    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
+        """Resample a table of relative positions that was learned for another window (taken to be square)."""
+        match = re.fullmatch(
+            r"stages\.(\d+)\.blocks\.\d+\.attn_(?:block|grid)\..*relative_position_bias_table", key
+        )
+        if match is None or value.ndim != 2 or int(match[1]) >= len(self.config.embed_dim):
+            return None
+        side = round(value.shape[0] ** 0.5)
+        heads = self.config.embed_dim[int(match[1])] // self.config.dim_head
+        if side * side != value.shape[0] or side % 2 == 0 or value.shape[1] != heads:
+            return None
+        old, new = ((side + 1) // 2, (side + 1) // 2), to_pair(self.config.window_size or 1)
+        how = f"relative positions from {old[0]} x {old[1]} to {new[0]} x {new[1]}, bicubic"
+        return resample_relative_table(value, old, new), how
+
+    key_maps = (
+        KeyMap(
+            "timm",  # also vitrail's own names
+            (r"stem\.conv1\.weight", r"stages\.0\.blocks\.0\.attn_grid\.attn\.qkv\.weight"),
+            (
+                Drop(r".*\.rel_pos\.(height|width)_lookup", "an index, which is computed"),
+                Convert(r".*\.relative_position_bias_table", _flatten_table),
+            ),
+        ),
+        KeyMap(
+            "torchvision",
+            (r"stem\.0\.0\.weight", r"blocks\.0\.layers\.0\.layers\.MBconv\.layers\.conv_a\.0\.weight"),
+            (
+                Drop(r".*\.relative_position_index", "an index, which is computed"),
+                Rename(r"stem\.0\.0\.(.*)", r"stem.conv1.\1"),
+                Rename(r"stem\.0\.1\.(.*)", r"stem.norm1.\1"),
+                Rename(r"stem\.1\.0\.(.*)", r"stem.conv2.\1"),
+                Rename(r"blocks\.(\d+)\.layers\.(\d+)\.layers\.(.*)", r"stages.\1.blocks.\2.\3"),
+                Rename(r"(.*)\.MBconv\.layers\.(.*)", r"\1.conv.\2"),
+                Rename(r"(.*)\.MBconv\.proj\.1\.(.*)", r"\1.conv.shortcut.expand.\2"),
+                Rename(r"(.*\.conv)\.conv_a\.0\.(.*)", r"\1.conv1_1x1.\2"),
+                Rename(r"(.*\.conv)\.conv_a\.1\.(.*)", r"\1.norm1.\2"),
+                Rename(r"(.*\.conv)\.conv_b\.0\.(.*)", r"\1.conv2_kxk.\2"),
+                Rename(r"(.*\.conv)\.conv_b\.1\.(.*)", r"\1.norm2.\2"),
+                Rename(r"(.*\.conv)\.squeeze_excitation\.(.*)", r"\1.se.\2"),
+                Rename(r"(.*\.conv)\.conv_c\.(.*)", r"\1.conv3_1x1.\2"),
+                Rename(r"(.*)\.window_attention\.(.*)", r"\1.attn_block.\2"),
+                Rename(r"(.*)\.grid_attention\.(.*)", r"\1.attn_grid.\2"),
+                Rename(r"(.*)\.attn_layer\.0\.(.*)", r"\1.norm1.\2"),
+                Rename(r"(.*)\.attn_layer\.1\.to_qkv\.(.*)", r"\1.attn.qkv.\2"),
+                Rename(r"(.*)\.attn_layer\.1\.merge\.(.*)", r"\1.attn.proj.\2"),
+                Rename(r"(.*)\.attn_layer\.1\.(relative_position_bias_table)", r"\1.attn.rel_pos.\2"),
+                Rename(r"(.*)\.mlp_layer\.0\.(.*)", r"\1.norm2.\2"),
+                Rename(r"(.*)\.mlp_layer\.1\.(.*)", r"\1.mlp.fc1.\2"),
+                Rename(r"(.*)\.mlp_layer\.3\.(.*)", r"\1.mlp.fc2.\2"),
+                Rename(r"classifier\.2\.(.*)", r"head.norm.\1"),
+                Rename(r"classifier\.3\.(.*)", r"head.pre_logits.fc.\1"),
+                Rename(r"classifier\.5\.(.*)", r"head.fc.\1"),
+            ),
+        ),
+    )
+
+
+# arXiv:2204.01697, table 1 (its "2 2 5 2" and "2 6 14 2" blocks); xlarge: appendix A.1 and the authors' code.
+_WIDTHS: dict[str, dict[str, Any]] = {
+    "tiny": {"stem_width": 64, "embed_dim": (64, 128, 256, 512), "depths": (2, 2, 5, 2)},
+    "small": {"stem_width": 64, "embed_dim": (96, 192, 384, 768), "depths": (2, 2, 5, 2)},
+    "base": {"stem_width": 64, "embed_dim": (96, 192, 384, 768), "depths": (2, 6, 14, 2)},
+    "large": {"stem_width": 128, "embed_dim": (128, 256, 512, 1024), "depths": (2, 6, 14, 2)},
+    "xlarge": {"stem_width": 192, "embed_dim": (192, 384, 768, 1536), "depths": (2, 6, 14, 2)},
+}
+# The authors' ImageNet-1k top-1 without further data: table 2 of the paper, by input size.
+_TOP1 = {
+    224: {"tiny": 83.62, "small": 84.45, "base": 84.95, "large": 85.17},
+    384: {"tiny": 85.24, "small": 85.74, "base": 86.34, "large": 86.40},
+    512: {"tiny": 85.72, "small": 86.19, "base": 86.66, "large": 86.70},
+}
+
+
+def _variants() -> dict[str, dict[str, Any]]:
+    variants: dict[str, dict[str, Any]] = {}
+    for width, settings in _WIDTHS.items():
+        for size in _TOP1:
+            window = size // _PARTITION_RATIO
+            variants[f"maxvit_{width}_tf_{size}"] = {**settings, "img_size": size, "window_size": window}
+    # The only weights under this name are those of ImageNet-21k, as in timm.
+    variants["maxvit_xlarge_tf_224"]["num_classes"] = 21843
+    return variants
+
+
+register_family(
+    Family(
+        name="maxvit",
+        config=MaxViTConfig,
+        build=MaxViT,
+        variants=_variants(),
+        test_config={
+            "img_size": 32,
+            "stem_width": 8,
+            "embed_dim": (16, 32),
+            "depths": (1, 2),
+            "dim_head": 8,
+            "window_size": 2,
+            "num_classes": 5,
+        },
+        published={
+            f"maxvit_{width}_tf_{size}": top1 for size, row in _TOP1.items() for width, top1 in row.items()
+        },
+        source="Tu et al. 2022, arXiv:2204.01697",
+    )
+)
