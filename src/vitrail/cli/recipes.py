@@ -99,3 +99,8 @@ def load_run_recipe(path: Any, overrides: list[str] | None = None, prog: str = "
         prog: The command, for usage errors.
     """
     return load_recipe(path, overrides or [], settings_of=_settings_of, prog=prog)
+
+
+def make_recipe(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values."""
+    return load_recipe(content, settings_of=_settings_of)

@@ -105,7 +105,10 @@ def load_recipe(
     in_file = content.get("model", {}).get("name", ModelConfig.name)
     if not isinstance(in_file, str):
         raise ConfigError(f"{where}model.name must be a name, got {in_file!r}")
-    settings_type = settings_of(named or in_file)
+    try:
+        settings_type = settings_of(named or in_file)
+    except ConfigError as error:
+        raise ConfigError(f"{'' if named else where}{error}") from error
     _check_keys(content, settings_type, where)
     parser = recipe_parser(settings_type, prog)
     _check_options(overrides, parser, prog)
@@ -114,8 +117,6 @@ def load_recipe(
         namespace = parser.parse_args(list(overrides), namespace=from_file)
         values = parser.instantiate_classes(namespace)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(where + _readable(error)) from error
     model = dict(vars(values.model))
     settings = {f.name: model[f.name] for f in dataclasses.fields(settings_type) if f.name in model}

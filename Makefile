@@ -1,0 +1,59 @@
+# Everything a developer needs; `make demo` and `make test` set up what they need by themselves.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
+
+.PHONY: setup demo test test-slow test-peers lint type format bench catalogue clean
+
+setup: $(STAMP)
+
+# torch is named with its exact version so that the CPU build is taken where there is one.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e ".[dev]"
+	touch $(STAMP)
+
+# timm, torchvision and transformers see the main environment and live in one of their own: torchvision's wheel
+# fails to import beside a CPU build of torch, and whatever finds it installed would fail with it.
+$(PEERS_STAMP): $(STAMP) pyproject.toml
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
+	$(BIN)/python -c "import pathlib; print(pathlib.Path('src').resolve())" >> "$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0 transformers==5.23.0 tokenizers regex
+	touch $(PEERS_STAMP)
+
+demo: $(STAMP)
+	$(BIN)/vitrail demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not peers"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not peers"
+
+test-peers: $(PEERS_STAMP)
+	$(PEERS)/bin/python -m pytest -n 2 --dist loadfile -m "peers and not slow" tests/parity
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/token_learner.py
+
+catalogue: $(STAMP)
+	$(BIN)/python -m vitrail.models.catalogue
+
+clean:
+	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""One row a run: what it is, how good, how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from vitrail.errors import RunError
+from vitrail.runs.folder import RunFolder
+
+RESULT_COLUMNS = (
+    "model",
+    "parameters",
+    "gmacs",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "f1_macro",
+    "train_images_per_second",
+    "inference_images_per_second",
+)
+
+
+def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
+    """The runs side by side, from what they recorded.
+
+    Args:
+        runs: Evaluated runs.
+
+    Returns:
+        The columns of ``RESULT_COLUMNS``; ``model`` is the run folder's name. Training speed is the median epoch's.
+
+    Raises:
+        RunError: A run that has not been trained or evaluated.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        metrics = read_evaluation(run)[1]
+        efficiency = metrics["efficiency"]
+        speeds = run.read_metrics()["train_images_per_second"]
+        # The first epoch pays for warming up, where there are others to take.
+        train_speed = float(speeds.iloc[1:].median() if len(speeds) > 1 else speeds.median())
+        rows.append(
+            {
+                "model": run.path.name,
+                "parameters": efficiency["parameters"],
+                "gmacs": round(efficiency["gmacs"], 6),
+                **{key: round(metrics[key], 4) for key in ("accuracy", "accuracy_low", "accuracy_high", "f1_macro")},
+                "train_images_per_second": round(train_speed, 1),
+                "inference_images_per_second": round(efficiency["inference_images_per_second"], 1),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
+
+
+def read_evaluation(run: RunFolder) -> tuple[str, dict[str, Any]]:
+    """The evaluation to show for a run: of its test images, or of the first other split.
+
+    Raises:
+        RunError: It has not been evaluated.
+    """
+    splits = run.evaluated_splits()
+    if not splits:
+        raise RunError(f"{run} has not been evaluated; `vitrail evaluate {run}` does it")
+    metrics: dict[str, Any] = run.read_json(run.evaluation_of(splits[0]) / "metrics.json")
+    return splits[0], metrics

@@ -1,0 +1,149 @@
+"""The figures of a report, drawn from what runs recorded. Colours are safe for colour-blind readers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+
+# Okabe & Ito 2008, "Color universal design": black is kept for text.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+_CLASS_COLORS = "tab10"
+
+
+def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """Loss and accuracy by epoch: training dashed, validation solid, a colour a run."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for number, (name, table) in enumerate(curves.items()):
+        color = PALETTE[number % len(PALETTE)]
+        for axis, value in zip(axes, ("loss", "accuracy"), strict=True):
+            for split, style in (("train", "--"), ("val", "-")):
+                label = f"{name}, {'training' if split == 'train' else 'validation'}"
+                axis.plot(table["epoch"] + 1, table[f"{split}_{value}"], style, color=color, label=label, linewidth=1.6)
+    for axis, value in zip(axes, ("cross-entropy", "accuracy"), strict=True):
+        axis.set(xlabel="epoch", ylabel=value)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def confusion(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Confusion matrices side by side: each row in per cent of its class, with counts where there is room."""
+    count = len(tables)
+    columns = min(count, 3)
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 4.4 * rows), layout="constrained", squeeze=False)
+    image = None
+    for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
+        counts = table.to_numpy(dtype=float)
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        image = axis.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+        labels = [str(label) for label in table.columns]
+        axis.set(title=name, xlabel="predicted", ylabel="true")
+        if len(labels) <= 30:
+            turn = 90 if max(map(len, labels)) > 3 else 0
+            axis.set_xticks(range(len(labels)), labels, rotation=turn, fontsize=8)
+            axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        if len(labels) <= 12:
+            for i, j in np.argwhere(counts > 0):
+                color = "white" if share[i, j] > 0.55 else "black"
+                axis.text(j, i, f"{int(counts[i, j])}", ha="center", va="center", color=color, fontsize=8)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    if image is not None:
+        figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+    return figure
+
+
+def feature_space(points: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]], classes: Sequence[str]) -> Figure:
+    """Two-dimensional maps of embeddings, a colour a class, the same colours in every panel."""
+    columns = min(len(points), 3)
+    rows = math.ceil(len(points) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 4.2 * rows), layout="constrained", squeeze=False)
+    colors = plt.get_cmap(_CLASS_COLORS if len(classes) <= 10 else "turbo", max(len(classes), 2))
+    for axis, (name, (xy, targets)) in zip(axes.flat, points.items(), strict=False):
+        for target, label in enumerate(classes):
+            chosen = xy[targets == target]
+            axis.scatter(chosen[:, 0], chosen[:, 1], s=10, color=colors(target), label=label, linewidths=0)
+            if len(chosen) and len(classes) <= 12:
+                place = np.median(chosen, axis=0)
+                box = {"facecolor": "white", "alpha": 0.75, "pad": 1, "edgecolor": "none"}
+                axis.text(*place, label, ha="center", va="center", fontsize=8, fontweight="bold", bbox=box)
+        axis.set(title=name, xticks=[], yticks=[])
+    for axis in axes.flat[len(points) :]:
+        axis.set_visible(False)
+    if len(classes) > 12:
+        figure.text(0.5, -0.02, f"{len(classes)} classes", ha="center")
+    return figure
+
+
+def attention(images: npt.NDArray[Any], maps: Mapping[str, npt.NDArray[Any]], titles: Sequence[str]) -> Figure:
+    """Images above, and below them each run's rollout laid over the image, all on one scale.
+
+    Args:
+        images: Shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
+        maps: Run -> shape ``(n, H, W)``, in multiples of an even spread.
+        titles: One for each image.
+    """
+    rows, columns = 1 + len(maps), len(images)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns + 1.2, 1.35 * rows), layout="constrained", squeeze=False)
+    top = max(float(np.quantile(values, 0.99)) for values in maps.values())
+    for column, image in enumerate(images):
+        _show_image(axes[0, column], image)
+        axes[0, column].set_title(titles[column], fontsize=8)
+    shown = None
+    for row, (name, values) in enumerate(maps.items(), start=1):
+        for column, image in enumerate(images):
+            _show_image(axes[row, column], image)
+            shown = axes[row, column].imshow(values[column], cmap="inferno", vmin=0, vmax=top, alpha=0.65)
+        axes[row, 0].set_ylabel(name, fontsize=8)
+    axes[0, 0].set_ylabel("image", fontsize=8)
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=axes[1:, :], shrink=0.9, aspect=15)
+        bar.set_label("rollout, × even spread", fontsize=8)
+    return figure
+
+
+def learned_tokens(images: npt.NDArray[Any], maps: npt.NDArray[Any], titles: Sequence[str]) -> Figure:
+    """A row an image: the image, then where each learned token looks.
+
+    Args:
+        images: Shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
+        maps: Shape ``(n, tokens, H, W)``, in multiples of an even spread.
+        titles: One for each image.
+    """
+    count, tokens = maps.shape[:2]
+    figure, axes = plt.subplots(
+        count, tokens + 1, figsize=(1.1 * (tokens + 1) + 1.0, 1.15 * count), layout="constrained", squeeze=False
+    )
+    top = float(np.quantile(maps, 0.995))
+    shown = None
+    for row in range(count):
+        _show_image(axes[row, 0], images[row])
+        axes[row, 0].set_ylabel(titles[row], fontsize=8)
+        for token in range(tokens):
+            axis = axes[row, token + 1]
+            _show_image(axis, images[row])
+            shown = axis.imshow(maps[row, token], cmap="inferno", vmin=0, vmax=top, alpha=0.7)
+            if row == 0:
+                axis.set_title(f"token {token + 1}", fontsize=8)
+    if shown is not None:
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=20)
+        bar.set_label("weight, × even spread", fontsize=8)
+    return figure
+
+
+def _show_image(axis: Any, image: npt.NDArray[Any]) -> None:
+    axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])

@@ -1,0 +1,97 @@
+"""The data behind a report's pictures: embeddings laid out in the plane, images with what a model looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vitrail.config.schema import DataConfig
+from vitrail.data.dataset import ImageData, open_data
+from vitrail.explain.rollout import attention_rollout, upsample
+from vitrail.explain.token_maps import token_maps
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.trained import TrainedModel
+
+
+def embed_in_plane(embeddings: npt.NDArray[np.float32], most: int = 2000) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """t-SNE of embeddings.
+
+    Args:
+        embeddings: Shape ``(N, C)``.
+        most: Points to lay out; more are thinned evenly.
+
+    Returns:
+        Positions ``(n, 2)`` and the rows they belong to ``(n,)``.
+
+    Source: van der Maaten & Hinton 2008, JMLR 9, 2579-2605.
+    """
+    from sklearn.manifold import TSNE
+
+    rows = np.unique(np.linspace(0, len(embeddings) - 1, min(most, len(embeddings))).astype(int))
+    perplexity = min(30.0, max(1.0, (len(rows) - 1) / 3))
+    layout = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(embeddings[rows])
+    return layout, rows
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A few images of one run, and what the run's model made of them.
+
+    Attributes:
+        images: For display, shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
+        titles: True class, and the predicted one where it differs.
+        inputs: Normalised, shape ``(n, C, H, W)``.
+    """
+
+    images: npt.NDArray[Any]
+    titles: list[str]
+    inputs: Tensor
+
+
+def open_run_data(trained: TrainedModel, data: DataConfig) -> ImageData:
+    """The images of a run, prepared as in its training."""
+    config = dataclasses.replace(data, resize=trained.card.resize, color=trained.card.color)
+    return open_data(config, trained.card.img_size, trained.card.classes)
+
+
+def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, split: str, most: int = 10) -> Examples:
+    """The first image of each class in a split; several of each where there are few classes.
+
+    Args:
+        run: The evaluated run.
+        trained: Its model.
+        data: Its images.
+        split: Which.
+        most: How many.
+    """
+    predictions = run.read_predictions(split)
+    per_class = max(1, most // len(trained.card.classes))
+    chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"]).head(most)
+    pixels = data.source.load(chosen["index"].tolist())
+    titles = []
+    for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
+        true, said = trained.card.classes[target], trained.card.classes[int(np.argmax(logits))]
+        titles.append(true if true == said else f"{true} (read as {said})")
+    shown = pixels[:, 0] if pixels.shape[1] != 3 else pixels.permute(0, 2, 3, 1)
+    return Examples(shown.numpy(), titles, trained.normalize(pixels))
+
+
+def rollout_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray[Any]:
+    """Rollout of each example at its resolution, in multiples of an even spread, shape ``(n, H, W)``."""
+    rollout = attention_rollout(trained.model, examples.inputs)
+    tokens = rollout.tokens * rollout.tokens[0].numel()
+    return upsample(tokens, (examples.inputs.shape[2], examples.inputs.shape[3])).numpy()
+
+
+def learned_token_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray[Any]:
+    """Selection maps of each example's learned tokens, in multiples of an even spread, ``(n, tokens, H, W)``."""
+    maps = token_maps(trained.model, examples.inputs)
+    n, tokens, h, w = maps.shape
+    size = (examples.inputs.shape[2], examples.inputs.shape[3])
+    return upsample(maps.flatten(0, 1) * (h * w), size).unflatten(0, (n, tokens)).numpy()

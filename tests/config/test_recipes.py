@@ -1,0 +1,171 @@
+"""Recipes: what is written is read back, and nothing unknown, repeated or mistyped gets through."""
+
+import dataclasses
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vitrail.config import Recipe, dump_recipe, load_recipe, read_yaml
+from vitrail.config.schema import DataConfig, RunConfig, TaskConfig, TrainerConfig
+from vitrail.errors import ConfigError
+from vitrail.models.registry import find_family
+
+
+def settings_of(name):
+    return find_family(name)[0].config
+
+
+def load(base=None, *overrides):
+    return load_recipe(base, overrides, settings_of=settings_of)
+
+
+_text = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=12)
+_small = st.floats(0, 0.4, allow_nan=False)
+RECIPES = st.fixed_dictionaries(
+    {},
+    optional={
+        "data": st.fixed_dictionaries(
+            {},
+            optional={
+                "source": st.sampled_from(["digits", "folder"]),
+                "path": st.none() | _text,
+                "img_size": st.none() | st.integers(1, 999) | st.lists(st.integers(1, 99), min_size=2, max_size=2),
+                "val_fraction": _small,
+                "test_fraction": _small,
+                "augment": st.sampled_from(["none", "light", "standard"]),
+                "batch_size": st.integers(1, 4096),
+            },
+        ),
+        "model": st.fixed_dictionaries(
+            {"name": st.sampled_from(["vit", "vit_tiny_patch16_224"])},
+            optional={
+                "embed_dim": st.integers(1, 999),
+                "mlp_ratio": st.floats(0.1, 9, allow_nan=False),
+                "class_token": st.booleans(),
+                "weights": st.none() | _text,
+                "token_learner": st.none()
+                | st.fixed_dictionaries({"num_tokens": st.integers(1, 99)}, optional={"fuse": st.booleans()}),
+            },
+        ),
+        "task": st.fixed_dictionaries({}, optional={"label_smoothing": _small}),
+        "trainer": st.fixed_dictionaries(
+            {},
+            optional={
+                "max_epochs": st.integers(1, 9999),
+                "learning_rate": st.floats(1e-5, 1, allow_nan=False),
+                "precision": st.sampled_from(["32-true", "bf16-mixed"]),
+                "devices": st.integers(1, 8) | st.just("auto"),
+            },
+        ),
+        "run": st.fixed_dictionaries({}, optional={"dir": st.none() | _text, "seed": st.integers(0, 2**32 - 1)}),
+    },
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(RECIPES)
+def test_what_is_written_is_read_back(content):
+    recipe = load(content)
+    again = load(yaml.safe_load(dump_recipe(recipe)))
+    assert again == recipe
+    for part, values in content.items():
+        for key, value in values.items():
+            read = recipe.to_dict()[part][key]
+            if isinstance(value, dict):
+                assert {k: read[k] for k in value} == value
+            else:
+                assert read == value
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(["data", "task", "trainer", "run", "model"]), st.text("abcdefgh_", min_size=3, max_size=12))
+def test_unknown_keys_are_refused(part, key):
+    known = {"data": DataConfig, "task": TaskConfig, "trainer": TrainerConfig, "run": RunConfig}
+    names = [f.name for f in dataclasses.fields(known[part])] if part in known else []
+    if key in names:
+        return
+    with pytest.raises(ConfigError, match=f"{part}.{key}"):
+        load({part: {key: 1}})
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 9999), st.floats(1e-6, 1e-1), st.booleans())
+def test_an_option_overrides_the_file(epochs, rate, joined):
+    words = [f"--trainer.max_epochs={epochs}"] if joined else ["--trainer.max_epochs", str(epochs)]
+    recipe = load({"trainer": {"max_epochs": 1, "min_learning_rate": 0.0}}, *words, "--trainer.learning_rate", repr(rate))
+    assert recipe.trainer.max_epochs == epochs
+    assert recipe.trainer.learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data:\n  source: digits\n  source: folder\n", r"line 3: 'source' is given again \(first in line 2\)"),
+        ("data: {}\nmodel: {}\ndata: {}\n", "line 3: 'data' is given again"),
+        ("data: [1, 2\n", "is not YAML"),
+        ("- a\n- b\n", "must hold a mapping"),
+        ("data: 3\n", "data must hold settings"),
+        ("dta: {}\n", "did you mean 'data'"),
+        ("data:\n  batchsize: 3\n", "did you mean 'batch_size'"),
+        ("model:\n  name: vit\n  embeddim: 3\n", "did you mean 'embed_dim'"),
+        ("model:\n  name: vit\n  token_learner: {numtokens: 3}\n", "did you mean 'num_tokens'"),
+        ("model:\n  name: vitt\n", "did you mean 'vit'"),
+        ("model:\n  name: 3\n", "must be a name"),
+        ("trainer:\n  max_epochs: many\n", "trainer.max_epochs must be of type int, got 'many'"),
+        ("trainer:\n  precision: 8bit\n", "must be one of '32-true'"),
+        ("trainer:\n  learning_rate: -1\n", "above 0"),
+        ("data:\n  val_fraction: 0.6\n  test_fraction: 0.6\n", "below 1"),
+        ("? [1, 2]\n: 3\n", "plain word"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path, text, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(file)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.batch_siz", "3"], "did you mean '--data.batch_size'"),
+        (["--model.embed_dims", "3"], "did you mean '--model.embed_dim'"),
+        (["--model.name", "vit_tiny_patch16_22"], "did you mean 'vit_tiny_patch16_224'"),
+        (["--data.batch_size", "3", "--data.batch_size=4"], "given twice"),
+        (["--data.batch_size", "x"], "of type int"),
+        (["--data.batch_size"], "expected one argument"),
+    ],
+)
+def test_wrong_options_are_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        load(None, *words)
+
+
+def test_nested_settings_by_option():
+    recipe = load(None, "--model.token_learner.num_tokens", "3", "--model.token_learner.fuse", "true")
+    assert recipe.model.settings["token_learner"].num_tokens == 3
+    assert recipe.model.settings["token_learner"].fuse
+
+
+def test_yaml_numbers(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("trainer: {learning_rate: 1e-4, weight_decay: 5E-2}\n")
+    assert read_yaml(file)["trainer"] == {"learning_rate": 1e-4, "weight_decay": 5e-2}
+    assert load(file).trainer.learning_rate == 1e-4
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.yaml")
+    binary = tmp_path / "b.yaml"
+    binary.write_bytes(b"\xff\xfe\x00data")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(binary)
+
+
+def test_defaults_are_a_recipe():
+    assert load() == Recipe()
+    assert Recipe().run_dir == "runs/vit_tiny_patch16_224"
