@@ -1,0 +1,32 @@
+"""Aligned tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Lay out cells in columns, two spaces apart.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells; each row as long as the header.
+        right: Columns, by number, that are aligned to the right (numbers).
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (header, *rows)
+    )
+
+
+def format_fields(fields: Sequence[tuple[str, str]]) -> str:
+    """Lay out names and values, one pair a line, indented."""
+    width = max(len(name) for name, _ in fields)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in fields)
