@@ -15,6 +15,7 @@ FLOORS = (
     ("train", "evaluate", "deploy"),
     ("compare", "report"),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -57,6 +57,7 @@ class RunFolder:
         try:
             if run.path.exists() and not run.path.is_dir():
                 raise RunError(f"{path} is a file; choose another run.dir")
+            run.remove_leftovers()
             if run.path.is_dir() and any(run.path.iterdir()):
                 if not overwrite:
                     raise RunError(
@@ -93,6 +94,11 @@ class RunFolder:
         if not file.is_file():
             raise RunError(f"{self.path} lacks {file.relative_to(self.path)}; {remedy}")
         return file
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of a run that was killed while it wrote."""
+        for file in self.path.rglob(".*.tmp") if self.path.is_dir() else ():
+            file.unlink(missing_ok=True)
 
     # -- metrics -----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from typing import Any
 
@@ -27,6 +28,26 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         with replacing(str(path)) as temporary:
             torch.save(checkpoint, temporary)
+
+    @override
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        # Nothing in a run's checkpoint needs a pickle that can run code, so none is accepted.
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise bad_checkpoint(path, error) from error
+        return checkpoint
+
+
+def bad_checkpoint(path: object, error: Exception) -> RunError:
+    """The error for a checkpoint that cannot be resumed."""
+    lines = str(error).strip().splitlines()
+    return RunError(
+        f"cannot resume from {path}: it is truncated, foreign, or of another recipe ({lines[0][:200] if lines else 'no content'}); "
+        "delete it to start over"
+    )
 
 
 class EpochMetrics(Callback):

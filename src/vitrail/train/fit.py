@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -16,12 +15,12 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from vitrail.config.load import dump_recipe
+from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.images import BANDS
 from vitrail.data.transforms import Normalize, build_augmentation
-from vitrail.errors import ConfigError, DataError, RunError
+from vitrail.errors import ConfigError, DataError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
@@ -29,10 +28,13 @@ from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, load_trained
 from vitrail.tasks.classification import ClassificationTask
-from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WholeCheckpoints
+from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WholeCheckpoints, bad_checkpoint
 from vitrail.train.environment import describe_environment
 from vitrail.train.module import TaskModule
 from vitrail.weights.load import load_weights
+
+
+_MAY_CHANGE = {"max_epochs", "early_stopping_patience", "accelerator", "devices", "num_workers", "path"}
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
@@ -84,14 +86,12 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
             data.loader("train", shuffle_seed=recipe.run.seed),
             data.loader("val"),
             ckpt_path=str(checkpoint) if checkpoint else None,
-            weights_only=False if checkpoint else None,
         )
-    except (pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise _bad_checkpoint(checkpoint, error) from error
-    except RuntimeError as error:
-        if checkpoint and ("state_dict" in str(error) or "PytorchStreamReader" in str(error)):
-            raise _bad_checkpoint(checkpoint, error) from error
-        raise
+    except (RuntimeError, KeyError) as error:
+        # A whole checkpoint of another model or program is only found out while its parts are restored.
+        if checkpoint is None or trainer.fit_loop.epoch_progress.current.started:
+            raise
+        raise bad_checkpoint(checkpoint, error) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
     return run
@@ -134,21 +134,35 @@ def _build_model(recipe: Recipe, data: ImageData) -> VisionModel:
 
 
 def _open_run(recipe: Recipe, resume: bool) -> tuple[RunFolder, Path | None]:
+    """The run folder to write, with its recipe, and the checkpoint to go on from."""
     checkpoint: Path | None = None
     path = Path(recipe.run_dir)
     if resume and path.exists():
         run = RunFolder.open(path)
+        run.remove_leftovers()
+        _refuse_changes(recipe, run)
         checkpoint = run.last_checkpoint if run.last_checkpoint.is_file() else None
     else:
         run = RunFolder.create(path, overwrite=recipe.run.overwrite)
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
-    if not (resume and run.recipe.is_file()):
-        write_text(run.recipe, dump_recipe(settled))
+    write_text(run.recipe, dump_recipe(settled))
     environment = describe_environment(recipe.run.seed)
     if checkpoint is not None and run.environment.is_file():
         environment["resumed_from"] = run.read_json(run.environment)
     run.write_json(run.environment, environment)
     return run, checkpoint
+
+
+def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
+    """A resumed run goes on as it began; only its length and its machine may change."""
+    before = load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config).to_dict()
+    for part, values in recipe.to_dict().items():
+        for key in values.keys() | before[part].keys():
+            if part != "run" and key not in _MAY_CHANGE and values.get(key) != before[part].get(key):
+                raise ConfigError(
+                    f"cannot resume {run} with {part}.{key} = {values.get(key)!r}: it began with "
+                    f"{before[part].get(key)!r}; leave it, or train into another --run.dir"
+                )
 
 
 def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
@@ -183,14 +197,6 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
             f"trainer.accelerator {config.accelerator!r}, devices {config.devices!r}, precision {config.precision!r} "
             f"cannot be used here: {reason}"
         ) from error
-
-
-def _bad_checkpoint(checkpoint: Path | None, error: Exception) -> RunError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return RunError(
-        f"cannot resume from {checkpoint}: it is truncated, foreign, or of another recipe ({reason}); delete it to "
-        "start over, or restore the recipe that it was made with"
-    )
 
 
 def _quiet_libraries() -> None:

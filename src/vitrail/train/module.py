@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -22,7 +23,7 @@ class TaskModule(LightningModule):
     Args:
         task: What is optimised.
         config: Learning rate and the like.
-        seed: Of the random numbers, drawn anew at each epoch, so that a resumed epoch repeats exactly.
+        seed: Of the random numbers, which start anew at each step, so that a resumed run repeats exactly.
     """
 
     def __init__(self, task: ClassificationTask, config: TrainerConfig, seed: int) -> None:
@@ -34,10 +35,11 @@ class TaskModule(LightningModule):
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
 
-    def on_train_epoch_start(self) -> None:
-        """Reseed from the run's seed, the epoch and the process."""
-        seed = torch.tensor([self.seed, self.current_epoch, self.global_rank])
-        torch.manual_seed(int((seed * torch.tensor([1_000_003, 7919, 104_729])).sum()) % 2**63)
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Reseed from the run's seed, the epoch, the step and the process, whatever drew random numbers before."""
+        entropy = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        low, high = np.random.SeedSequence(entropy).generate_state(2)
+        torch.manual_seed(int(low) + (int(high) << 32) >> 1)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step's loss."""

@@ -1,0 +1,93 @@
+"""The digits, their split, order and statistics; augmentation and normalisation."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from vitrail.config import DataConfig
+from vitrail.data import open_data
+from vitrail.data.splits import stratified_split
+from vitrail.data.transforms import Normalize, build_augmentation
+from vitrail.errors import DataError, ShapeError
+
+
+def test_digits_are_split_by_a_fixed_rule():
+    data = open_data(DataConfig(), (8, 8))
+    assert sum(map(len, data.splits.values())) == 1797
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 1259, "val": 179, "test": 359}
+    again = open_data(DataConfig(batch_size=7), (24, 16))
+    assert again.splits == data.splits
+    assert again.source.load([0, 5]).shape == (2, 1, 24, 16)
+    for indices in data.splits.values():
+        counts = np.bincount(data.source.targets[indices], minlength=10)
+        assert counts.min() >= 0.9 * counts.max()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_split_takes_each_class_share(seed):
+    rng = random.Random(seed)
+    classes = [f"c{i}" for i in range(rng.randint(2, 6))]
+    targets = np.array([rng.randrange(len(classes)) for _ in range(400)])
+    keys = [f"{seed}/{i}" for i in range(400)]
+    fractions = {"test": rng.uniform(0.1, 0.4), "val": rng.uniform(0.1, 0.3)}
+    splits = np.array(stratified_split(keys, targets, fractions, classes))
+    for target in range(len(classes)):
+        members = splits[targets == target]
+        for name, fraction in fractions.items():
+            assert (members == name).sum() == round(fraction * len(members))
+    order = rng.sample(range(400), 400)
+    shuffled = stratified_split([keys[i] for i in order], targets[order], fractions, classes)
+    assert shuffled == splits[order].tolist()  # the order of the files does not matter
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(DataError, match="'b' has 1 images"):
+        stratified_split(["x", "y", "z", "w"], np.array([0, 0, 0, 1]), {"test": 0.3}, ["a", "b"])
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    data = open_data(DataConfig(batch_size=100), (8, 8))
+
+    def order(seed, epoch):
+        loader = data.loader("train", shuffle_seed=seed)
+        loader.sampler.set_epoch(epoch)
+        return torch.cat([b["index"] for b in loader])
+
+    assert torch.equal(order(1, 2), order(1, 2))
+    assert not torch.equal(order(1, 2), order(1, 3))
+    assert not torch.equal(order(1, 2), order(2, 2))
+    assert len(order(1, 2)) == 1200  # whole batches only
+
+
+def test_statistics_are_those_of_the_training_images():
+    data = open_data(DataConfig(), (8, 8))
+    mean, std = data.statistics(most=10**6)
+    images = data.source.load(data.indices("train")).double()
+    assert mean[0] == pytest.approx(images.mean().item(), abs=1e-5)
+    assert std[0] == pytest.approx(images.std(correction=0).item(), abs=1e-5)
+
+
+def test_normalize():
+    x = torch.rand(2, 3, 5, 4)
+    out = Normalize([0.1, 0.2, 0.3], [1.0, 2.0, 4.0])(x)
+    assert torch.allclose(out[:, 2], (x[:, 2] - 0.3) / 4)
+    with pytest.raises(ShapeError, match="expected 3 bands"):
+        Normalize([0.1, 0.2, 0.3], [1.0, 2.0, 4.0])(x[:, :1])
+
+
+@pytest.mark.parametrize("preset", ["none", "light", "standard"])
+@pytest.mark.parametrize("bands", [1, 3, 5])
+def test_augmentation_keeps_shape_and_range_and_repeats(preset, bands):
+    x = torch.rand(4, bands, 14, 18)
+    augment = build_augmentation(preset, (14, 18), bands)
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        outputs.append(augment(x))
+    assert outputs[0].shape == x.shape
+    assert outputs[0].min() >= -1e-5
+    assert outputs[0].max() <= 1 + 1e-5
+    assert torch.equal(*outputs)
+    assert (preset == "none") == torch.equal(outputs[0], x)

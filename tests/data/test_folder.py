@@ -1,0 +1,155 @@
+"""Image folders: every layout that is understood, and every fault that is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.images import make_folder, save_image
+from vitrail.config import DataConfig
+from vitrail.data import open_data
+from vitrail.data.images import read_image
+from vitrail.errors import ConfigError, DataError
+
+
+def folder(path, **settings):
+    return open_data(DataConfig(source="folder", path=str(path), **settings), (12, 16))
+
+
+def test_split_folders(tmp_path):
+    data = folder(make_folder(tmp_path))
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 16, "val": 16, "test": 16}
+    assert data.source.classes == ("dark", "light")
+    for split, indices in data.splits.items():
+        assert all(data.source.keys[i].startswith(f"{split}/") for i in indices)
+    batch = next(iter(data.loader("val")))
+    assert batch["image"].shape == (16, 3, 12, 16)
+    assert batch["image"].dtype == torch.float32
+    assert 0 <= batch["image"].min() <= batch["image"].max() <= 1
+    # The classes differ in brightness, so labels and images belong together.
+    means = batch["image"].mean((1, 2, 3))
+    assert (means[batch["target"] == 0].max() < means[batch["target"] == 1].min()).item()
+
+
+def test_a_folder_without_splits_is_split_by_class_and_always_the_same_way(tmp_path):
+    make_folder(tmp_path, splits=(), per_class=20)
+    data = folder(tmp_path, val_fraction=0.2, test_fraction=0.1)
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 28, "val": 8, "test": 4}
+    for indices in data.splits.values():
+        assert np.bincount(data.source.targets[indices]).tolist() == [len(indices) // 2] * 2
+    assert sorted(i for indices in data.splits.values() for i in indices) == list(range(40))
+    assert folder(tmp_path, val_fraction=0.2, test_fraction=0.1).splits == data.splits
+
+
+def test_train_alone_is_split_too_and_test_may_be_set_apart(tmp_path):
+    make_folder(tmp_path / "a", splits=("train",), per_class=20)
+    assert set(folder(tmp_path / "a").splits) == {"train", "val", "test"}
+    make_folder(tmp_path / "b", splits=("train", "test"), per_class=20)
+    data = folder(tmp_path / "b")
+    assert {k: len(v) for k, v in data.splits.items()} == {"train": 36, "val": 4, "test": 40}
+    make_folder(tmp_path / "c", splits=("train", "val"))
+    assert set(folder(tmp_path / "c").splits) == {"train", "val"}
+
+
+def test_palette_and_opaque_images_are_what_they_show(tmp_path):
+    colors = np.random.default_rng(3).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    gif = tmp_path / "a.gif"
+    image = Image.fromarray(colors).quantize(16)
+    image.save(gif)
+    assert np.array_equal(read_image(gif).numpy().transpose(1, 2, 0), np.array(image.convert("RGB")))
+    opaque = tmp_path / "b.png"
+    Image.fromarray(np.dstack([colors, np.full((12, 16), 255, np.uint8)])).save(opaque)
+    assert np.array_equal(read_image(opaque).numpy().transpose(1, 2, 0), colors)
+
+
+def test_orientation_is_read_from_the_file(tmp_path):
+    colors = np.random.default_rng(4).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    image = Image.fromarray(colors)
+    exif = image.getexif()
+    exif[274] = 6  # the camera was turned: show it rotated by 90 degrees
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "turned.png").numpy().transpose(1, 2, 0), np.rot90(colors, -1))
+
+
+@pytest.mark.parametrize("shape", [(37, 91), (90, 41), (12, 16), (5, 5), (224, 225)])
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+def test_every_size_is_brought_to_the_wanted_one(tmp_path, shape, resize):
+    path = save_image(tmp_path / "x.jpg", shape)
+    for size in ((12, 16), (33, 7), (64, 64)):
+        assert read_image(path, size=size, resize=resize).shape == (3, *size)
+
+
+def test_center_crop_keeps_the_center(tmp_path):
+    pixels = np.zeros((30, 90, 3), np.uint8)
+    pixels[:, 30:60] = 255
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", size=(10, 10)).float().mean() > 245
+    squashed = read_image(tmp_path / "x.png", size=(10, 10), resize="squash").float()
+    assert 60 < squashed.mean() < 110
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "bands"), [("L", "rgb", 1), ("CMYK", "rgb", 4), ("RGBA", "rgb", 4), ("RGB", "gray", 3)]
+)
+def test_other_bands_are_refused_or_converted_on_request(tmp_path, mode, color, bands):
+    path = save_image(tmp_path / f"x.{'tif' if mode == 'CMYK' else 'png'}", mode=mode, level=100)
+    with pytest.raises(DataError, match=rf"has {bands} band.*on_band_mismatch convert"):
+        read_image(path, color)
+    assert read_image(path, color, convert=True).shape[0] == {"rgb": 3, "gray": 1}[color]
+
+
+def test_files_that_are_no_images_are_all_named_before_training(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "train" / "dark" / "notes.txt").write_text("hello")
+    (tmp_path / "val" / "light" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    (tmp_path / "val" / "light" / ".DS_Store").write_text("litter")
+    with pytest.raises(DataError, match=r"2 of 50 files") as caught:
+        folder(tmp_path)
+    assert "notes.txt" in str(caught.value)
+    assert "broken.jpg" in str(caught.value)
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = save_image(tmp_path / "x.jpg", (90, 90))
+    path.write_bytes(path.read_bytes()[:-800])
+    with pytest.raises(DataError, match=r"x\.jpg is no image that can be read \(.*truncated"):
+        read_image(path, size=(12, 12))
+
+
+def test_faulty_folders_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no folder of images"):
+        folder(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"needs data\.path"):
+        open_data(DataConfig(source="folder"), (8, 8))
+    with pytest.raises(ConfigError, match="did you mean 'folder'"):
+        open_data(DataConfig(source="foldr"), (8, 8))
+    with pytest.raises(ConfigError, match="no meaning"):
+        open_data(DataConfig(path="x"), (8, 8))
+    with pytest.raises(DataError, match="no class folders"):
+        folder(tmp_path)
+    make_folder(tmp_path / "outer" / "inner")
+    with pytest.raises(DataError, match=r"one class only \(inner\).*inner the folder that you mean"):
+        folder(tmp_path / "outer")
+    make_folder(tmp_path / "empty")
+    (tmp_path / "empty" / "train" / "void").mkdir()
+    with pytest.raises(DataError, match="void holds no file"):
+        folder(tmp_path / "empty")
+    make_folder(tmp_path / "few", splits=(), per_class=2)
+    with pytest.raises(DataError, match="'dark' has 2 images: too few"):
+        folder(tmp_path / "few")
+    make_folder(tmp_path / "foreign", classes=("dark", "other"))
+    config = DataConfig(source="folder", path=str(tmp_path / "foreign"))
+    with pytest.raises(DataError, match="classes other that the run does not know"):
+        open_data(config, (8, 8), ("dark", "light"))
+    with pytest.raises(DataError, match=r"no 'test' split, only train, val"):
+        folder(make_folder(tmp_path / "two", splits=("train", "val"))).indices("test")
+
+
+def test_worker_processes_give_the_same_batches(tmp_path):
+    make_folder(tmp_path)
+    batches = [
+        [b["image"] for b in folder(tmp_path, num_workers=n, batch_size=5).loader("train", shuffle_seed=3)]
+        for n in (0, 2)
+    ]
+    assert len(batches[0]) == 3
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))

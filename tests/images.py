@@ -1,0 +1,28 @@
+"""Small image folders that tests make."""
+
+import random
+
+import numpy as np
+from PIL import Image
+
+
+def save_image(path, size=(20, 24), mode="RGB", level=128, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    bands = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
+    array = np.clip(rng.normal(level, 20, (*size, *bands)), 0, 255).astype(np.uint8)
+    Image.fromarray(array, mode).save(path)
+    return path
+
+
+def make_folder(root, classes=("dark", "light"), splits=("train", "val", "test"), per_class=8, seed=0):
+    """Classes that differ in brightness; suffixes and sizes vary."""
+    rng = random.Random(seed)
+    for split in splits or ("",):
+        for number, name in enumerate(classes):
+            for i in range(per_class):
+                suffix = rng.choice([".png", ".jpg", ".bmp", ".jpeg"])
+                size = (rng.randint(9, 40), rng.randint(9, 40))
+                level = 60 + 120 * number / max(len(classes) - 1, 1)
+                save_image(root / split / name / f"{i}{suffix}", size, level=level, seed=rng.randrange(10**6))
+    return root

@@ -1,0 +1,213 @@
+"""Training writes a whole run folder; a killed run goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from vitrail.cli.recipes import make_recipe
+from vitrail.errors import ConfigError, DataError, RunError, WeightsError
+from vitrail.runs import RunFolder, load_trained
+from vitrail.train import callbacks, train
+
+TINY = {
+    "data": {"source": "digits", "augment": "light", "batch_size": 128, "num_workers": 0},
+    "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
+              "drop_path_rate": 0.1},
+    "trainer": {"max_epochs": 3, "accelerator": "cpu"},
+    "run": {"tensorboard": False},
+}  # fmt: skip
+
+
+def recipe(folder, **changes):
+    content = {part: dict(values) for part, values in TINY.items()}
+    content["run"]["dir"] = str(folder)
+    for dotted, value in changes.items():
+        part, key = dotted.split("__")
+        content.setdefault(part, {})[key] = value
+    return make_recipe(content)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    return train(recipe(tmp_path_factory.mktemp("runs") / "whole", run__tensorboard=True))
+
+
+def test_the_run_folder_is_complete(whole_run):
+    assert yaml.safe_load(whole_run.recipe.read_text())["model"]["embed_dim"] == 16
+    environment = json.loads(whole_run.environment.read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    metrics = pd.read_csv(whole_run.metrics)
+    assert metrics["epoch"].tolist() == [0, 1, 2]
+    assert metrics[["train_loss", "val_loss", "train_accuracy", "val_accuracy"]].notna().all(axis=None)
+    assert (metrics["train_images_per_second"] > 0).all()
+    assert whole_run.last_checkpoint.is_file()
+    assert whole_run.best_checkpoint.is_file()
+    assert list((whole_run.path / "tensorboard").glob("events*"))
+    card = json.loads(whole_run.card.read_text())
+    assert card["classes"] == [str(i) for i in range(10)]
+    assert card["bands"] == ["gray"]
+    assert card["epoch"] == metrics["val_accuracy"].idxmax()
+    assert not list(whole_run.path.rglob("*.tmp"))
+
+
+def test_the_best_weights_are_those_of_the_best_epoch(whole_run):
+    best = torch.load(whole_run.best_checkpoint, weights_only=False)["state_dict"]
+    for key, value in load_file(whole_run.weights).items():
+        assert torch.equal(value, best[f"task.model.{key}"])
+    trained = load_trained(whole_run)
+    logits, embedding = trained.classify(torch.rand(3, 1, 8, 8))
+    assert logits.shape == (3, 10)
+    assert embedding.shape == (3, 16)
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["after metrics", "after weights", "before last.ckpt", "after last.ckpt"])
+def test_a_run_that_stopped_anywhere_ends_the_same(tmp_path, whole_run, monkeypatch, moment):
+    folder = tmp_path / "stopped"
+    epoch = random.Random(moment).randrange(3)
+    written = {"after metrics": RunFolder, "after weights": callbacks, "last": callbacks.WholeCheckpoints}
+
+    def stop_in(owner, name, wanted, before=False):
+        original = getattr(owner, name)
+        calls = [0]
+
+        def replacement(*args, **kwargs):
+            matches = wanted is None or any(str(a).endswith(wanted) for a in args)
+            calls[0] += matches
+            if matches and before and calls[0] == epoch + 1:
+                raise _Killed
+            result = original(*args, **kwargs)
+            if matches and not before and calls[0] == epoch + 1:
+                raise _Killed
+            return result
+
+        monkeypatch.setattr(owner, name, replacement)
+
+    if moment == "after metrics":
+        stop_in(written[moment], "write_metrics", None)
+    elif moment == "after weights":
+        epoch = 0  # the first epoch always improves
+        stop_in(written[moment], "write_trained", None)
+    else:
+        stop_in(written["last"], "save_checkpoint", "last.ckpt", before=moment.startswith("before"))
+    with pytest.raises(_Killed):
+        train(recipe(folder))
+    monkeypatch.undo()
+    run = train(recipe(folder), resume=True)
+    _assert_same_end(run, whole_run)
+
+
+def _assert_same_end(run, expected):
+    columns = ["epoch", "step", "train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate"]
+    pd.testing.assert_frame_equal(run.read_metrics()[columns], expected.read_metrics()[columns])
+    theirs = load_file(expected.weights)
+    for key, value in load_file(run.weights).items():
+        assert torch.equal(value, theirs[key]), key
+    last = [torch.load(r.last_checkpoint, weights_only=False)["state_dict"] for r in (run, expected)]
+    assert all(torch.equal(last[0][key], last[1][key]) for key in last[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_kill_minus_nine(tmp_path, whole_run, seed):
+    file = tmp_path / "recipe.yaml"
+    content = recipe(tmp_path / "killed").to_dict()
+    file.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "vitrail", "train", str(file)]
+    process = subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    marker = tmp_path / "killed" / random.Random(seed).choice(["recipe.yaml", "metrics.csv", "model.json"])
+    while not marker.exists() and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(random.Random(seed + 100).random() * 0.8)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for name in (tmp_path / "killed").rglob("*"):
+        if name.suffix == ".json":
+            json.loads(name.read_text())
+        elif name.suffix == ".ckpt":
+            torch.load(name, weights_only=False)
+        elif name.name == "model.safetensors":
+            load_file(name)
+    subprocess.run([*command, "--resume"], check=True)
+    _assert_same_end(RunFolder.open(tmp_path / "killed"), whole_run)
+
+
+def test_a_run_folder_is_not_overwritten_unasked(whole_run, tmp_path):
+    before = whole_run.weights.read_bytes()
+    with pytest.raises(RunError, match="holds a run"):
+        train(recipe(whole_run.path))
+    assert whole_run.weights.read_bytes() == before
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_keep.txt").write_text("dear")
+    with pytest.raises(RunError, match="no recipe.yaml"):
+        train(recipe(tmp_path / "letters", run__overwrite=True))
+    assert (tmp_path / "letters" / "to_keep.txt").exists()
+
+
+def test_resume_refuses_another_recipe(whole_run):
+    with pytest.raises(ConfigError, match=r"model.embed_dim = 32: it began with 16"):
+        train(recipe(whole_run.path, model__embed_dim=32), resume=True)
+
+
+def test_resume_refuses_a_damaged_checkpoint(tmp_path):
+    run = train(recipe(tmp_path / "x", trainer__max_epochs=1))
+    content = run.last_checkpoint.read_bytes()
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {"w": torch.zeros(3)}, "epoch": 3}, foreign)
+    for damaged in (content[: len(content) // 2], b"not a checkpoint", b"", foreign.read_bytes()):
+        run.last_checkpoint.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"cannot resume from .*last.ckpt"):
+            train(recipe(tmp_path / "x", trainer__max_epochs=2), resume=True)
+    assert run.weights.is_file()
+
+
+def test_more_epochs_can_be_asked_for(tmp_path):
+    train(recipe(tmp_path / "x", trainer__max_epochs=1))
+    run = train(recipe(tmp_path / "x", trainer__max_epochs=2), resume=True)
+    assert run.read_metrics()["epoch"].tolist() == [0, 1]
+    assert yaml.safe_load(run.recipe.read_text())["trainer"]["max_epochs"] == 2
+
+
+def test_faults_are_found_before_the_run_folder_is_made(tmp_path):
+    cases = [
+        ({"model__num_classes": 7}, ConfigError, r"model.num_classes is 7, the data has 10"),
+        ({"model__in_chans": 3}, ConfigError, r"model.in_chans is 3, the data has 1"),
+        ({"model__weights": str(tmp_path / "no.safetensors")}, WeightsError, "no file of weights"),
+        ({"data__source": "folder", "data__path": str(tmp_path / "none")}, DataError, "no folder of images"),
+        ({"data__val_fraction": 0.0}, DataError, "'val' split"),
+        ({"model__patch_size": 16}, ConfigError, "smaller than one patch"),
+    ]
+    for changes, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            train(recipe(tmp_path / "x", **changes))
+        assert not (tmp_path / "x").exists()
+
+
+def test_fine_tuning_starts_from_a_run(whole_run, tmp_path, capsys):
+    run = train(recipe(tmp_path / "x", model__weights=str(whole_run.path), trainer__max_epochs=1))
+    assert "loaded" in capsys.readouterr().out
+    assert run.read_metrics()["val_loss"][0] < whole_run.read_metrics()["val_loss"][0]
+
+
+def test_a_diverging_loss_stops_the_run(tmp_path):
+    with pytest.raises(RunError, match=r"training loss became nan.*learning_rate"):
+        train(recipe(tmp_path / "x", trainer__learning_rate=1e30, trainer__gradient_clip=0.0, trainer__warmup_epochs=0.0))
+
+
+def test_early_stopping(tmp_path):
+    run = train(recipe(tmp_path / "x", trainer__max_epochs=30, trainer__early_stopping_patience=1,
+                       trainer__learning_rate=0.5, trainer__warmup_epochs=0.0))  # fmt: skip
+    assert len(run.read_metrics()) < 30
