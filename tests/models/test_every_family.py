@@ -165,10 +165,13 @@ def test_compiles_without_a_graph_break(model):
         assert torch.allclose(eager, compiled, atol=1e-5, rtol=1e-4)
 
 
-def test_exports(model):
+def test_exports_for_any_batch(model):
     model.eval()
     inputs = _inputs(model)
-    program = torch.export.export(model, tuple(inputs))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    shapes = (tuple({0: batch} for _ in inputs),)
+    program = torch.export.export(model, tuple(inputs), dynamic_shapes=shapes)
+    inputs = _inputs(model, batch=5)
     with torch.no_grad():
         assert torch.allclose(program.module()(*inputs), model(*inputs), atol=1e-5)
 
@@ -243,7 +246,8 @@ def test_watching_changes_nothing(model):
             tap.consumer = lambda weights, layout, name=name: seen.update({name: (weights, layout)})
         watched = model(*inputs)
     assert torch.allclose(watched, plain, atol=1e-5)
-    assert set(seen) == set(taps)
+    # A convolution that keeps the grid mixes no tokens that a rollout would follow, and reports nothing.
+    assert {name for name in taps if not name.endswith(".conv")} <= set(seen) <= set(taps)
     for weights, layout in seen.values():
         assert weights.ndim == (4 if layout.kind in ("global", "window", "grid", "cross") else 3)
         # Attention's and merging's rows are shares of a whole.

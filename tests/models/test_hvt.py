@@ -421,3 +421,16 @@ def test_drop_path_only_in_training():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         _tiny(**settings)
+
+
+def test_positions_of_double_precision_are_resampled_in_it():
+    model = _tiny(**DUAL).double().eval()
+    inputs = [torch.randn(1, s.chans, 20, 17, dtype=torch.float64) for s in model.streams]
+    names, values = zip(
+        *((n, p) for n, p in model.named_parameters() if n.endswith("pos_embed")), strict=True
+    )
+
+    def run(*values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), tuple(inputs))
+
+    assert torch.autograd.gradcheck(run, values, fast_mode=True)

@@ -26,7 +26,9 @@ def resample_positions(
     if old_grid == new_grid:
         return table
     prefix, grid = table[:, :num_prefix], table[:, num_prefix:]
-    image = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).float()
+    # Half precision is resampled in single; double stays double.
+    wide = torch.promote_types(table.dtype, torch.float32)
+    image = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).to(wide)
     image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True)
     resampled = image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
     return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
