@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import Attention
 from vitrail.layers.relative_position import RelativeBiasCache, in_graph, relative_table
-from vitrail.layers.shapes import Size, to_pair
+from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     merge_windows,
@@ -49,11 +49,9 @@ def place_windows(length: int, window: int, shift: int, mask_padding: bool) -> t
         shift: Wanted shift.
         mask_padding: Whether padded tokens are masked.
     """
-    if known(length <= window):
-        return (length, 0, 0) if mask_padding else (window, 0, window - length)
-    if not known(length > window):  # a graph for sizes on both sides: shift where there is a second window
-        shift = shift * torch.sym_min((length + window - 1) // window - 1, 1)  # type: ignore[no-untyped-call]
-    return window, shift, (window - length % window) % window
+    if mask_padding and known(length <= window):
+        return length, 0, 0
+    return window, shift if length > window else 0, padding_to_multiple(length, window)
 
 
 class WindowPlan(NamedTuple):
@@ -206,9 +204,7 @@ class WindowAttention(Attention):
         rows = place_windows(H, self.window[0], self.shift[0], self.mask_padding)
         columns = place_windows(W, self.window[1], self.shift[1], self.mask_padding)
         window, shift, padding = ((rows[i], columns[i]) for i in range(3))
-        layout = TokenLayout(
-            "window", query_grid=(H, W), key_grid=(H, W), window=window, shift=shift, padding=padding
-        )
+        layout = TokenLayout("window", query_grid=(H, W), key_grid=(H, W), window=window, shift=shift, padding=padding)
         padded = not known(padding[0] == 0) or not known(padding[1] == 0)
         grid = (H + padding[0], W + padding[1])
         if padded:
@@ -246,7 +242,7 @@ class WindowAttention(Attention):
         if blocked is None:
             return bias
         masked = bias.masked_fill(blocked[:, None], float("-inf"))
-        return masked if batch == 1 else masked.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+        return masked if known(batch == 1) else masked.expand(batch, -1, -1, -1, -1).flatten(0, 1)
 
     def extra_repr(self) -> str:
         """Show the window when the model is printed."""
