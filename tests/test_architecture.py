@@ -5,7 +5,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "vitrail"
 
-# From the ground up. weights lies below layers: TokenLearner and other layers declare how checkpoints map to them.
+# From the ground up. weights lies below layers: layers such as TokenLearner declare how checkpoints map to them.
 FLOORS = (
     ("errors", "files", "config", "catalogue"),
     ("weights", "data"),
@@ -72,7 +72,11 @@ def test_families_do_not_import_each_other():
     shared = {"__init__", "base", "registry", "profile", "catalogue"}
     families = {p.stem for p in (SOURCE / "models").glob("*.py")} - shared
     for family in families:
-        imported = {m.split(".")[2] for m in _imports(SOURCE / "models" / f"{family}.py") if m.count(".") >= 2 and _room(m) == "models"}
+        imported = {
+            m.split(".")[2]
+            for m in _imports(SOURCE / "models" / f"{family}.py")
+            if m.count(".") >= 2 and _room(m) == "models"
+        }
         assert not imported & (families - {family}), family
 
 

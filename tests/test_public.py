@@ -24,7 +24,8 @@ def test_rooms_keep_their_names():
         deploy: {"predict_files"},
         evaluate: {"evaluate"},
         explain: {"attention_rollout", "capture_attention", "token_maps"},
-        layers: {"Attention", "AttentionTap", "DropPath", "Mlp", "PatchEmbed", "TokenFuser", "TokenLayout", "TokenLearner"},
+        layers: {"Attention", "AttentionTap", "DropPath", "Mlp", "PatchEmbed", "TokenFuser", "TokenLayout",
+                 "TokenLearner"},
         report: {"write_report"},
         runs: {"RunFolder", "TrainedModel", "load_trained"},
         train: {"train"},
@@ -38,7 +39,9 @@ def test_rooms_keep_their_names():
 
 def _modules_after(code):
     script = f"import sys; {code}; print(' '.join(sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_import_is_light():

@@ -21,9 +21,7 @@ def _run(capsys, *argv):
 def _rows(out):
     """Cells of the table, by the step's name."""
     table = out.split("\n\n")[1].splitlines()
-    return {
-        line.split()[0]: [cell.strip() for cell in line.split("  ") if cell.strip()][1:] for line in table
-    }
+    return {line.split()[0]: [cell.strip() for cell in line.split("  ") if cell.strip()][1:] for line in table}
 
 
 def test_table(capsys):

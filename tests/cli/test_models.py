@@ -19,9 +19,7 @@ def _run(capsys, *argv):
 
 
 def _names(out):
-    return [
-        line.split()[0] for line in out.splitlines()[1:] if line and line.split()[0] in vitrail.list_models()
-    ]
+    return [line.split()[0] for line in out.splitlines()[1:] if line and line.split()[0] in vitrail.list_models()]
 
 
 def test_lists_all(capsys):
@@ -60,9 +58,7 @@ def test_details(capsys):
     assert "blocks.0 ... blocks.11" in out
     assert "12 x Block" in out
     assert "create_model('vit_base_patch16_384'" in out
-    changed = [
-        line.split()[0] for line in out.splitlines() if " * " in line and not line.startswith("settings")
-    ]
+    changed = [line.split()[0] for line in out.splitlines() if " * " in line and not line.startswith("settings")]
     assert changed == ["img_size"]
 
 
@@ -104,9 +100,7 @@ def test_wrong_usage(capsys, argv, message):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "argv", [["--help"], ["models"], ["models", "vit_tiny_patch16_224"], ["models", "--json"]]
-)
+@pytest.mark.parametrize("argv", [["--help"], ["models"], ["models", "vit_tiny_patch16_224"], ["models", "--json"]])
 def test_torch_is_not_imported(argv):
     code = (
         "import sys; from vitrail.cli.main import main; "

@@ -80,7 +80,10 @@ def test_what_is_written_is_read_back(content):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(["data", "task", "trainer", "run", "model"]), st.text("abcdefgh_", min_size=3, max_size=12))
+@given(
+    st.sampled_from(["data", "task", "trainer", "run", "model"]),
+    st.text("abcdefgh_", min_size=3, max_size=12),
+)
 def test_unknown_keys_are_refused(part, key):
     known = {"data": DataConfig, "task": TaskConfig, "trainer": TrainerConfig, "run": RunConfig}
     names = [f.name for f in dataclasses.fields(known[part])] if part in known else []
@@ -94,7 +97,12 @@ def test_unknown_keys_are_refused(part, key):
 @given(st.integers(2, 9999), st.floats(1e-6, 1e-1), st.booleans())
 def test_an_option_overrides_the_file(epochs, rate, joined):
     words = [f"--trainer.max_epochs={epochs}"] if joined else ["--trainer.max_epochs", str(epochs)]
-    recipe = load({"trainer": {"max_epochs": 1, "min_learning_rate": 0.0}}, *words, "--trainer.learning_rate", repr(rate))
+    recipe = load(
+        {"trainer": {"max_epochs": 1, "min_learning_rate": 0.0}},
+        *words,
+        "--trainer.learning_rate",
+        repr(rate),
+    )
     assert recipe.trainer.max_epochs == epochs
     assert recipe.trainer.learning_rate == rate
 
@@ -102,7 +110,10 @@ def test_an_option_overrides_the_file(epochs, rate, joined):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data:\n  source: digits\n  source: folder\n", r"line 3: 'source' is given again \(first in line 2\)"),
+        (
+            "data:\n  source: digits\n  source: folder\n",
+            r"line 3: 'source' is given again \(first in line 2\)",
+        ),
         ("data: {}\nmodel: {}\ndata: {}\n", "line 3: 'data' is given again"),
         ("data: [1, 2\n", "is not YAML"),
         ("- a\n- b\n", "must hold a mapping"),

@@ -156,5 +156,8 @@ def test_token_maps_sum_to_one():
 
 
 def test_unknown_layers_are_refused():
-    with pytest.raises(ConfigError, match="blocks.0.attn"), capture_attention(_model(random.Random(1), None), "blocks.0.att"):
+    with (
+        pytest.raises(ConfigError, match=r"blocks\.0\.attn"),
+        capture_attention(_model(random.Random(1), None), "blocks.0.att"),
+    ):
         pass

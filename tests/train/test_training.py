@@ -152,7 +152,7 @@ def test_a_run_folder_is_not_overwritten_unasked(whole_run, tmp_path):
     assert whole_run.weights.read_bytes() == before
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to_keep.txt").write_text("dear")
-    with pytest.raises(RunError, match="no recipe.yaml"):
+    with pytest.raises(RunError, match=r"no recipe\.yaml"):
         train(recipe(tmp_path / "letters", run__overwrite=True))
     assert (tmp_path / "letters" / "to_keep.txt").exists()
 
@@ -204,7 +204,14 @@ def test_fine_tuning_starts_from_a_run(whole_run, tmp_path, capsys):
 
 def test_a_diverging_loss_stops_the_run(tmp_path):
     with pytest.raises(RunError, match=r"training loss became nan.*learning_rate"):
-        train(recipe(tmp_path / "x", trainer__learning_rate=1e30, trainer__gradient_clip=0.0, trainer__warmup_epochs=0.0))
+        train(
+            recipe(
+                tmp_path / "x",
+                trainer__learning_rate=1e30,
+                trainer__gradient_clip=0.0,
+                trainer__warmup_epochs=0.0,
+            )
+        )
 
 
 def test_early_stopping(tmp_path):

@@ -54,7 +54,10 @@ def main(argv: list[str]) -> int:
         )
         run = train(recipe)
         _, metrics = evaluate(run, recipe.data)
-        print(f"      test accuracy {metrics['accuracy']:.4f} after {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"      test accuracy {metrics['accuracy']:.4f} after {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
         runs.append(run)
     table = results_table(runs)
     write_text(folder / "results.csv", table.to_csv(index=False))

@@ -71,18 +71,14 @@ def _parser() -> VerbParser:
         help="build the model for this input: one number, or height and width",
     )
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help="images at a time")
-    parser.add_argument(
-        "--image", default=None, metavar="FILE", help="an image file; random noise without one"
-    )
+    parser.add_argument("--image", default=None, metavar="FILE", help="an image file; random noise without one")
     parser.add_argument(
         "--depth",
         type=_depth,
         default="parts",
         help="'blocks', 'parts' (norm, attention and perceptron of each block) or a number of levels to open",
     )
-    parser.add_argument(
-        "--repeats", type=_positive, default=5, metavar="N", help="passes over which time is measured"
-    )
+    parser.add_argument("--repeats", type=_positive, default=5, metavar="N", help="passes over which time is measured")
     parser.add_argument(
         "--no-time",
         action="store_true",
@@ -115,12 +111,8 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if arguments.img_size is not None:
         if len(arguments.img_size) > 2:
-            raise ConfigError(
-                f"--img-size takes one number, or height and width, got {len(arguments.img_size)}"
-            )
-        settings["img_size"] = (
-            arguments.img_size[0] if len(arguments.img_size) == 1 else tuple(arguments.img_size)
-        )
+            raise ConfigError(f"--img-size takes one number, or height and width, got {len(arguments.img_size)}")
+        settings["img_size"] = arguments.img_size[0] if len(arguments.img_size) == 1 else tuple(arguments.img_size)
     for word in arguments.set:
         key, equals, text = word.partition("=")
         if not key or not equals:
@@ -130,9 +122,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(
-                f"--set {word}: the value cannot be read ({' '.join(str(error).split())})"
-            ) from error
+            raise ConfigError(f"--set {word}: the value cannot be read ({' '.join(str(error).split())})") from error
         settings[key] = tuple(value) if isinstance(value, list) else value
     return settings
 
@@ -164,9 +154,7 @@ def _inputs(model: VisionModel, batch: int, image: str | None, meta: bool) -> tu
     stream = model.streams[0]
     colors = {3: "rgb", 1: "gray"}
     if stream.chans not in colors:
-        raise ConfigError(
-            f"the model takes {stream.chans} bands and an image file has 3 or 1; leave out --image"
-        )
+        raise ConfigError(f"the model takes {stream.chans} bands and an image file has 3 or 1; leave out --image")
     from vitrail.data.images import read_image
 
     pixels = read_image(Path(image), colors[stream.chans], stream.size, "squash", convert=True)
@@ -183,9 +171,7 @@ def _table(steps: Sequence[Step], batch: int) -> str:
         "multiply-adds" if batch == 1 else f"multiply-adds of {batch} images",
     ]
     rows = [[s.name, _shape(s), f"{s.parameters:,}", f"{s.multiply_adds:,}"] for s in steps]
-    rows.append(
-        ["total", "", f"{sum(s.parameters for s in steps):,}", f"{sum(s.multiply_adds for s in steps):,}"]
-    )
+    rows.append(["total", "", f"{sum(s.parameters for s in steps):,}", f"{sum(s.multiply_adds for s in steps):,}"])
     shares = [step.share for step in steps if step.share is not None]
     if shares:
         header.append("time")

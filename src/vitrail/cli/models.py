@@ -124,15 +124,11 @@ def _record(catalogue: Catalogue, variant: Variant, whole: bool) -> dict[str, An
 
 def _print_csv(catalogue: Catalogue, variants: list[Variant]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(
-        "name family height width bands parameters multiply_adds published_top1 source description".split()
-    )
+    writer.writerow("name family height width bands parameters multiply_adds published_top1 source description".split())
     for v in variants:
         published = "" if v.published is None else v.published
         numbers = (*v.streams[0].size, v.bands, v.parameters, v.multiply_adds, published)
-        writer.writerow(
-            [v.name, v.family, *numbers, catalogue.families[v.family].source, catalogue.description(v)]
-        )
+        writer.writerow([v.name, v.family, *numbers, catalogue.families[v.family].source, catalogue.description(v)])
 
 
 def _listing(catalogue: Catalogue, variants: list[Variant], candidates: list[Variant], pattern: str) -> str:
@@ -168,8 +164,7 @@ def _listing(catalogue: Catalogue, variants: list[Variant], candidates: list[Var
 def _details(catalogue: Catalogue, variant: Variant) -> str:
     family = catalogue.families[variant.family]
     inputs = "; ".join(
-        f"{s.name}: {s.chans} {'band' if s.chans == 1 else 'bands'}, {s.size[0]} x {s.size[1]}"
-        for s in variant.streams
+        f"{s.name}: {s.chans} {'band' if s.chans == 1 else 'bands'}, {s.size[0]} x {s.size[1]}" for s in variant.streams
     )
     published = (
         "none by the authors"
@@ -217,7 +212,5 @@ def _settings_table(family: FamilyFacts, settings: Mapping[str, Any] | None = No
         else:
             value = show(settings.get(name, setting.default))
             rows.append([f"{name} *" if value != default else name, value, default, setting.help])
-    header = (
-        ["setting", "default", "meaning"] if settings is None else ["setting", "value", "default", "meaning"]
-    )
+    header = ["setting", "default", "meaning"] if settings is None else ["setting", "value", "default", "meaning"]
     return format_table(header, rows)

@@ -88,8 +88,6 @@ def _describe(schema: Any, inspect: Any, option: str) -> str:
     return " ".join(wanted)
 
 
-
-
 def load_run_recipe(path: Any, overrides: list[str] | None = None, prog: str = "vitrail evaluate") -> Recipe:
     """The recipe that a run folder holds, with settings changed.
 

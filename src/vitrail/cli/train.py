@@ -25,9 +25,9 @@ def main(argv: list[str]) -> int:
 
     run = train(recipe, resume="--resume" in options)
     metrics = run.read_metrics()
-    best = metrics.loc[
-        metrics["val_accuracy"].idxmax() if recipe.trainer.monitor == "val_accuracy" else metrics["val_loss"].idxmin()
-    ]
+    column = metrics[recipe.trainer.monitor]
+    row = int(column.argmax() if recipe.trainer.monitor == "val_accuracy" else column.argmin())
+    best = metrics.iloc[row]
     print(
         f"{run}: {len(metrics)} epochs; best epoch {int(best['epoch'])} with validation accuracy "
         f"{best['val_accuracy']:.4f} and loss {best['val_loss']:.4f}"

@@ -1,0 +1,1 @@
+"""Suites of runs: planned, executed, tabulated and tested."""

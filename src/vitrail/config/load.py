@@ -16,7 +16,12 @@ import yaml
 from vitrail.config.schema import DataConfig, ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
 from vitrail.errors import ConfigError, closest
 
-_PARTS: dict[str, type[Any]] = {"data": DataConfig, "task": TaskConfig, "trainer": TrainerConfig, "run": RunConfig}
+_PARTS: dict[str, type[Any]] = {
+    "data": DataConfig,
+    "task": TaskConfig,
+    "trainer": TrainerConfig,
+    "run": RunConfig,
+}
 _MODEL_FIELDS = ("name", "weights")
 
 SettingsOf = Callable[[str], type[Any]]
@@ -65,7 +70,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
     try:
-        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with more checks
+        content = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:
@@ -169,7 +174,7 @@ def _check_fields(values: Mapping[str, Any], kind: type[Any], prefix: str, more:
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{prefix}{key}{closest(str(key), known)}")
-        nested = [t for t in typing.get_args(hints.get(key)) if dataclasses.is_dataclass(t)]
+        nested = [t for t in typing.get_args(hints.get(key)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
         if nested and isinstance(value, Mapping):
             _check_fields(value, nested[0], f"{prefix}{key}.")
 
@@ -191,7 +196,7 @@ def _check_options(overrides: Sequence[str], parser: jsonargparse.ArgumentParser
 
 
 def _readable(error: BaseException) -> str:
-    """jsonargparse's complaint in vitrail's form: which setting, what it may be, what it was."""
+    """Jsonargparse's complaint in vitrail's form: which setting, what it may be, what it was."""
     text = " ".join(str(error).split())
     match = re.search(r'(?:Parser key|argument) "?-*([\w.]+)"?\s*:\s*(.*)', text)
     if match is None:

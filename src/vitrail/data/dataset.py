@@ -149,12 +149,12 @@ def _open_source(config: DataConfig, img_size: tuple[int, int], classes: Sequenc
     if config.source == "folder" and not config.path:
         raise ConfigError("data.source folder needs data.path, the folder with the images")
     if config.source == "digits" and config.path:
-        raise ConfigError(f"data.path {config.path!r} has no meaning for the built-in digits; did you mean data.source folder?")
+        raise ConfigError(
+            f"data.path {config.path!r} has no meaning for the built-in digits; did you mean data.source folder?"
+        )
     source = openers[config.source]()
     if classes is not None and tuple(classes) != source.classes:
-        raise DataError(
-            f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}"
-        )
+        raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}")
     return source
 
 
@@ -177,8 +177,9 @@ class _SplitDataset(Dataset[Any]):
         return {"image": self.source.load(rows), "target": self.targets[index], "index": index}
 
 
-def _already_a_batch(batch: Batch) -> Batch:
-    return batch
+def _already_a_batch(batch: Any) -> Batch:
+    result: Batch = batch
+    return result
 
 
 def _one_thread(worker: int) -> None:

@@ -15,7 +15,18 @@ from vitrail.errors import DataError
 BANDS: dict[str, tuple[str, ...]] = {"rgb": ("red", "green", "blue"), "gray": ("gray",)}
 _MODES = {"rgb": "RGB", "gray": "L"}
 # Modes whose bands are known from the header; a palette (P) and an alpha band (RGBA, LA) need a closer look.
-_BANDS_OF_MODE = {"1": 1, "L": 1, "I": 1, "I;16": 1, "I;16B": 1, "F": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "LAB": 3}
+_BANDS_OF_MODE = {
+    "1": 1,
+    "L": 1,
+    "I": 1,
+    "I;16": 1,
+    "I;16B": 1,
+    "F": 1,
+    "RGB": 3,
+    "YCbCr": 3,
+    "CMYK": 4,
+    "LAB": 3,
+}
 
 
 def inspect_image(path: Path) -> tuple[str, int]:

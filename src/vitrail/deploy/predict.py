@@ -100,4 +100,6 @@ def _refuse_unreadable(files: Sequence[Path]) -> None:
     if len(problems) == 1:
         raise DataError(problems[0])
     if problems:
-        raise DataError(f"{len(problems)} of {len(files)} files are no images that can be read; the first: {problems[0]}")
+        raise DataError(
+            f"{len(problems)} of {len(files)} files are no images that can be read; the first: {problems[0]}"
+        )

@@ -35,7 +35,9 @@ def measure_efficiency(trained: TrainedModel, batch_size: int = 64, seconds: flo
         "gmacs": count_multiply_adds(model) / 1e9,
         "inference_images_per_second": batch_size / sorted(times)[len(times) // 2],
         "batch_size": batch_size,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
     }
 
 

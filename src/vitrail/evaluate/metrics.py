@@ -42,8 +42,8 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
 
     Returns:
         ``images``, ``accuracy`` with its 95 % Wilson interval ``accuracy_low`` and ``accuracy_high``,
-        ``balanced_accuracy``, ``top_5_accuracy`` (from 6 classes on), ``f1_macro`` and ``nll``. Macro averages run over the
-        classes that occur in the targets or the predictions.
+        ``balanced_accuracy``, ``top_5_accuracy`` (from 6 classes on), ``f1_macro`` and ``nll``. Macro averages run
+        over the classes that occur in the targets or the predictions.
 
     Raises:
         DataError: No images, or logits that are not finite.
@@ -51,7 +51,9 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
     if len(targets) == 0:
         raise DataError("there are no images to measure")
     if not np.isfinite(logits).all():
-        raise DataError(f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have logits that are no numbers")
+        raise DataError(
+            f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have logits that are no numbers"
+        )
     predicted = logits.argmax(1)
     correct = int((predicted == targets).sum())
     low, high = accuracy_interval(correct, len(targets))
@@ -78,9 +80,7 @@ def per_class_table(logits: Floats, targets: Ints, classes: Sequence[str]) -> pd
     precision, recall, f1, support = precision_recall_fscore_support(
         targets, logits.argmax(1), labels=labels, zero_division=0
     )
-    return pd.DataFrame(
-        {"class": list(classes), "precision": precision, "recall": recall, "f1": f1, "images": support}
-    )
+    return pd.DataFrame({"class": list(classes), "precision": precision, "recall": recall, "f1": f1, "images": support})
 
 
 def confusion_table(logits: Floats, targets: Ints, classes: Sequence[str]) -> pd.DataFrame:

@@ -87,7 +87,7 @@ def measure(run: RunFolder, name: str) -> dict[str, Any]:
     """
     classes = run.read_json(run.card)["classes"]
     table = run.read_predictions(name)
-    logits = np.stack(table["logits"].to_numpy()).astype(np.float32)
+    logits = np.stack(table["logits"].tolist()).astype(np.float32)
     targets = table["target"].to_numpy(dtype=np.int64)
     folder = run.evaluation_of(name)
     write_text(folder / "per_class.csv", per_class_table(logits, targets, classes).to_csv(index=False))

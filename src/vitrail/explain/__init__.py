@@ -4,4 +4,11 @@ from vitrail.explain.capture import AttentionRecord, CapturedMixing, capture_att
 from vitrail.explain.rollout import Rollout, attention_rollout
 from vitrail.explain.token_maps import token_maps
 
-__all__ = ["AttentionRecord", "CapturedMixing", "Rollout", "attention_rollout", "capture_attention", "token_maps"]
+__all__ = [
+    "AttentionRecord",
+    "CapturedMixing",
+    "Rollout",
+    "attention_rollout",
+    "capture_attention",
+    "token_maps",
+]

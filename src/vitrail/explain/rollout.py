@@ -63,7 +63,7 @@ def attention_rollout(
     if unknown or features.ndim != 3:
         raise ConfigError(f"rollout does not reach through {type(model).__name__}: {', '.join(sorted(unknown))}")
     row = torch.zeros(features.shape[:2], dtype=torch.float32, device=features.device)
-    if model.config.global_pool == "token":
+    if getattr(model.config, "global_pool", "avg") == "token":
         row[:, 0] = 1.0
     else:
         row[:, model.num_prefix :] = 1.0 / (features.shape[1] - model.num_prefix)
@@ -72,7 +72,7 @@ def attention_rollout(
     grid = first.query_grid or first.key_grid
     assert grid is not None, "the first layer of a model works on the patch grid"
     tokens = row[:, model.num_prefix :]
-    tokens = (tokens / tokens.sum(dim=1, keepdim=True)).unflatten(1, grid)
+    tokens = (tokens / tokens.sum(dim=1, keepdim=True)).reshape(len(tokens), *grid)
     return Rollout(upsample(tokens, (images.shape[2], images.shape[3])), tokens)
 
 
@@ -110,7 +110,10 @@ def mixing_matrix(weights: Tensor, head_fusion: HeadFusion = "mean", discard_rat
     Returns:
         Shape ``(B, N, N)``.
     """
-    fused = {"mean": weights.mean, "max": weights.amax, "min": weights.amin}[head_fusion](dim=1)
+    if head_fusion == "mean":
+        fused = weights.mean(dim=1)
+    else:
+        fused = weights.amax(dim=1) if head_fusion == "max" else weights.amin(dim=1)
     if discard_ratio:
         count = int(fused.shape[-1] * discard_ratio)
         if count:

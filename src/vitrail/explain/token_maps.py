@@ -32,4 +32,5 @@ def token_maps(model: VisionModel, images: Tensor) -> Tensor:
         model.forward_features(images)
     (step,) = record.steps
     assert step.layout.key_grid is not None, "a TokenLearner works on the patch grid"
-    return normalize_rows(step.weights.float()).unflatten(2, step.layout.key_grid)
+    weights = normalize_rows(step.weights.float())
+    return weights.reshape(*weights.shape[:2], *step.layout.key_grid)

@@ -34,9 +34,7 @@ def resample_positions(
     return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
 
 
-def resample_relative_table(
-    table: Tensor, old_window: tuple[int, int], new_window: tuple[int, int]
-) -> Tensor:
+def resample_relative_table(table: Tensor, old_window: tuple[int, int], new_window: tuple[int, int]) -> Tensor:
     """Resample a table of relative positions bicubically to another window.
 
     Args:

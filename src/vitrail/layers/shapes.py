@@ -25,4 +25,5 @@ def to_pair(size: int | tuple[int, int] | list[int], name: str = "size") -> tupl
 
 def padding_to_multiple(length: int, multiple: int) -> int:
     """How much to append to ``length`` so that it becomes a multiple of ``multiple``; 0 when it is one."""
-    return (multiple - length % multiple) % multiple
+    # Not (multiple - length % multiple) % multiple: a compiler for changing sizes cannot simplify that.
+    return (length + multiple - 1) // multiple * multiple - length

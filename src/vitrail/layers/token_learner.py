@@ -175,4 +175,5 @@ class TokenFuser(nn.Module):
         if self.tap.armed:
             # What a position took of each learned token, through the linear map that mixed those first.
             self.tap.report(weights @ self.mix.weight.abs(), TokenLayout("fuse"))
-        return weights @ self.norm_mixed(mixed)
+        spread: Tensor = weights @ self.norm_mixed(mixed)
+        return spread

@@ -50,6 +50,7 @@ class VisionModel(nn.Module, ABC):
         config: The settings the model was built with.
         num_classes: Width of the logits.
         num_features: Width of what the classifier sees.
+        num_prefix: Class and other tokens before those of the patches.
         feature_info: The levels that :meth:`forward_intermediates` can return, in order.
     """
 
@@ -57,6 +58,7 @@ class VisionModel(nn.Module, ABC):
     config: Any
     num_classes: int
     num_features: int
+    num_prefix: int = 0
     feature_info: list[FeatureInfo]
 
     @property

@@ -145,7 +145,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int] | None, num_prefix: int) -> Tensor:
         """Map tokens ``(B, N, C)`` to tokens of the same shape; grid and prefix are for the attention's tap."""
         x = x + self.drop_path(self.attn(self.norm1(x), grid, num_prefix))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
 
 
 class ViT(VisionModel):
@@ -210,7 +211,8 @@ class ViT(VisionModel):
             nn.init.normal_(self.cls_token, std=1e-6)
         fan_in = self.patch_embed.proj.weight[0].numel()
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -228,11 +230,11 @@ class ViT(VisionModel):
     def _learn(self, x: Tensor, grid: tuple[int, int], index: int) -> Tensor:
         """Replace the tokens of the grid by learned ones; prefix tokens stay as they are."""
         prefix, tokens = x[:, : self.num_prefix], x[:, self.num_prefix :]
-        learned = self.token_learners[index](tokens.unflatten(1, grid))
+        learned = self.token_learners[index](tokens.reshape(len(x), *grid, -1))
         return torch.cat([prefix, learned], dim=1)
 
     def _run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
+        if self.grad_checkpointing and self.training:
             out: Tensor = checkpoint(block, x, grid, self.num_prefix, use_reentrant=False)
         else:
             out = block(x, grid, self.num_prefix)
@@ -255,7 +257,7 @@ class ViT(VisionModel):
             else:
                 tokens = self._run_block(block, tokens, grid)
             if i in levels:
-                maps.append(tokens[:, P:].transpose(1, 2).unflatten(2, grid))
+                maps.append(tokens[:, P:].transpose(1, 2).reshape(len(tokens), -1, *grid))
         if self.learn_at == len(self.blocks):
             tokens = self._learn(tokens, grid, 0)
         return tokens, maps
@@ -280,7 +282,8 @@ class ViT(VisionModel):
         else:
             pooled = features[:, 0]
         pooled = self.fc_norm(pooled)
-        return pooled if pre_logits else self.head(pooled)
+        out: Tensor = pooled if pre_logits else self.head(pooled)
+        return out
 
     def forward_intermediates(self, *inputs: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Outputs of blocks on the patch grid.
@@ -324,9 +327,7 @@ class ViT(VisionModel):
         for index in range(len(self.token_learners)):
             at = min(self.learn_at + index, len(blocks) - 1)
             blocks[at] += [f"token_learners.{index}", f"token_fusers.{index}"]
-        return group_parameters(
-            self, [["patch_embed", "pos_embed", "cls_token"], *blocks, ["norm", "fc_norm", "head"]]
-        )
+        return group_parameters(self, [["patch_embed", "pos_embed", "cls_token"], *blocks, ["norm", "fc_norm", "head"]])
 
     def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
         """Resample positions that were learned for another grid (taken to be square)."""
@@ -413,7 +414,11 @@ def _variants() -> dict[str, dict[str, Any]]:
     variants: dict[str, dict[str, Any]] = {}
     for size in _SIZES:
         width, patch, pixels = size.split("_")
-        settings: dict[str, Any] = {**_WIDTHS[width], "patch_size": int(patch.removeprefix("patch")), "img_size": int(pixels)}
+        settings: dict[str, Any] = {
+            **_WIDTHS[width],
+            "patch_size": int(patch.removeprefix("patch")),
+            "img_size": int(pixels),
+        }
         if width == "huge":
             # timm's variant has no classifier unless asked for one: the weights under this name are features.
             settings["num_classes"] = 0
@@ -421,7 +426,10 @@ def _variants() -> dict[str, dict[str, Any]]:
         if patch == "patch16" and pixels == "224":
             # 8 or 16 tokens learned at the middle of the network: arXiv:2106.11297, section 3.
             for tokens in (8, 16):
-                variants[f"vit_{size}_tokenlearner{tokens}"] = {**settings, "token_learner": {"num_tokens": tokens}}
+                variants[f"vit_{size}_tokenlearner{tokens}"] = {
+                    **settings,
+                    "token_learner": {"num_tokens": tokens},
+                }
             variants[f"vit_{size}_tokenlearner8_fuser"] = {
                 **settings,
                 "token_learner": {"num_tokens": 8, "fuse": True},
@@ -435,7 +443,14 @@ register_family(
         config=ViTConfig,
         build=ViT,
         variants=_variants(),
-        test_config={"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5},
+        test_config={
+            "img_size": 32,
+            "patch_size": 8,
+            "embed_dim": 24,
+            "depth": 2,
+            "num_heads": 3,
+            "num_classes": 5,
+        },
         published={"vit_base_patch16_384": 77.9},
         source="Dosovitskiy et al. 2021, arXiv:2010.11929; TokenLearner: Ryoo et al. 2021, arXiv:2106.11297",
     )

@@ -29,7 +29,14 @@ def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
         for axis, value in zip(axes, ("loss", "accuracy"), strict=True):
             for split, style in (("train", "--"), ("val", "-")):
                 label = f"{name}, {'training' if split == 'train' else 'validation'}"
-                axis.plot(table["epoch"] + 1, table[f"{split}_{value}"], style, color=color, label=label, linewidth=1.6)
+                axis.plot(
+                    table["epoch"] + 1,
+                    table[f"{split}_{value}"],
+                    style,
+                    color=color,
+                    label=label,
+                    linewidth=1.6,
+                )
     for axis, value in zip(axes, ("cross-entropy", "accuracy"), strict=True):
         axis.set(xlabel="epoch", ylabel=value)
         axis.grid(alpha=0.25)
@@ -97,7 +104,9 @@ def attention(images: npt.NDArray[Any], maps: Mapping[str, npt.NDArray[Any]], ti
         titles: One for each image.
     """
     rows, columns = 1 + len(maps), len(images)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns + 1.2, 1.35 * rows), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.25 * columns + 1.2, 1.35 * rows), layout="constrained", squeeze=False
+    )
     top = max(float(np.quantile(values, 0.99)) for values in maps.values())
     for column, image in enumerate(images):
         _show_image(axes[0, column], image)
@@ -111,7 +120,7 @@ def attention(images: npt.NDArray[Any], maps: Mapping[str, npt.NDArray[Any]], ti
     axes[0, 0].set_ylabel("image", fontsize=8)
     if shown is not None:
         bar = figure.colorbar(shown, ax=axes[1:, :], shrink=0.9, aspect=15)
-        bar.set_label("rollout, × even spread", fontsize=8)
+        bar.set_label("rollout, multiples of even spread", fontsize=8)
     return figure
 
 
@@ -125,7 +134,11 @@ def learned_tokens(images: npt.NDArray[Any], maps: npt.NDArray[Any], titles: Seq
     """
     count, tokens = maps.shape[:2]
     figure, axes = plt.subplots(
-        count, tokens + 1, figsize=(1.1 * (tokens + 1) + 1.0, 1.15 * count), layout="constrained", squeeze=False
+        count,
+        tokens + 1,
+        figsize=(1.1 * (tokens + 1) + 1.0, 1.15 * count),
+        layout="constrained",
+        squeeze=False,
     )
     top = float(np.quantile(maps, 0.995))
     shown = None
@@ -140,7 +153,7 @@ def learned_tokens(images: npt.NDArray[Any], maps: npt.NDArray[Any], titles: Seq
                 axis.set_title(f"token {token + 1}", fontsize=8)
     if shown is not None:
         bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=20)
-        bar.set_label("weight, × even spread", fontsize=8)
+        bar.set_label("weight, multiples of even spread", fontsize=8)
     return figure
 
 

@@ -97,7 +97,10 @@ def write_report(
     shown = [_convergence(loaded), _confusion(loaded), *_feature_spaces(loaded), *_explanations(loaded)]
     finished = [_finish(picture, figure, folder) for picture, figure in shown]
     template = jinja2.Environment(
-        loader=jinja2.PackageLoader("vitrail.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("vitrail.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     ).get_template("page.html.j2")
     text = template.render(
         title=title,
@@ -125,8 +128,9 @@ def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
     sentences = []
     for run, (_, row) in zip(runs, table.iterrows(), strict=True):
         sentences.append(
-            f"{run.label}: {row['accuracy']:.1%} of {run.metrics['images']} {_split_name(run)} images right (95 % interval "
-            f"{row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), {row['parameters']:,} parameters."
+            f"{run.label}: {row['accuracy']:.1%} of {run.metrics['images']} {_split_name(run)} images right "
+            f"(95 % interval {row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), "
+            f"{row['parameters']:,} parameters."
         )
     return sentences
 
@@ -156,7 +160,8 @@ def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
         "convergence",
         "Convergence",
         f"Cross-entropy and accuracy by epoch, from metrics.csv of {_names(runs)}. The training loss is smoothed "
-        "where the recipe says so and measured on augmented images while the weights still move; the validation loss is neither.",
+        "where the recipe says so and measured on augmented images while the weights still move; "
+        "the validation loss is neither.",
         "Curves of loss and accuracy by epoch for training and validation",
     ), figure
 
@@ -180,7 +185,9 @@ def _feature_spaces(runs: list[_Run]) -> list[tuple[Picture, Figure]]:
         embeddings = run.folder.read_embeddings(run.split)
         targets = run.folder.read_predictions(run.split)["target"].to_numpy()
         if len(embeddings) != len(targets):
-            raise RunError(f"{run.folder}: {len(embeddings)} embeddings for {len(targets)} predictions; evaluate it again")
+            raise RunError(
+                f"{run.folder}: {len(embeddings)} embeddings for {len(targets)} predictions; evaluate it again"
+            )
         layout, rows = pictures.embed_in_plane(embeddings)
         classes = tuple(run.folder.read_json(run.folder.card)["classes"])
         by_classes.setdefault(classes, {})[run.label] = (layout, targets[rows])
@@ -189,8 +196,8 @@ def _feature_spaces(runs: list[_Run]) -> list[tuple[Picture, Figure]]:
             Picture(
                 f"features{'' if i == 0 else f'_{i + 1}'}",
                 "Feature space",
-                f"t-SNE of what the classifier sees of the {_split_name(runs[0])} images ({', '.join(points)}). Distances "
-                "between far groups mean little in t-SNE.",
+                f"t-SNE of what the classifier sees of the {_split_name(runs[0])} images ({', '.join(points)}). "
+                "Distances between far groups mean little in t-SNE.",
                 "Images as points in the plane, coloured by class",
             ),
             figures.feature_space(points, classes),
@@ -224,13 +231,17 @@ def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
             picture = Picture(
                 f"tokens_{run.label}",
                 f"What each learned token of {run.label} looks at",
-                f"Selection weights of {run.label}'s TokenLearner, relative to an even spread (Ryoo et al. 2021). Only the first "
-                "eight tokens are drawn." if tokens.shape[1] > 8 else
-                f"Selection weights of {run.label}'s TokenLearner, relative to an even spread (Ryoo et al. 2021).",
+                f"Selection weights of {run.label}'s TokenLearner, relative to an even spread (Ryoo et al. 2021)."
+                + (" Only the first eight tokens are drawn." if tokens.shape[1] > 8 else ""),
                 "Images with the selection map of each learned token laid over them",
             )
             rows = slice(0, 5)
-            result.append((picture, figures.learned_tokens(examples.images[rows], tokens[rows, :8], examples.titles[rows])))
+            result.append(
+                (
+                    picture,
+                    figures.learned_tokens(examples.images[rows], tokens[rows, :8], examples.titles[rows]),
+                )
+            )
     return result
 
 
@@ -243,7 +254,13 @@ def _finish(picture: Picture, figure: Figure | None, folder: Path) -> Picture:
         return picture
     for kind in ("svg", "png"):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(
+            buffer,
+            format=kind,
+            dpi=150,
+            bbox_inches="tight",
+            metadata={"Date": None} if kind == "svg" else None,
+        )
         with replacing(folder / f"{picture.name}.{kind}") as temporary:
             temporary.write_bytes(buffer.getvalue())
         if kind == "png":

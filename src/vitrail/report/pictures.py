@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from vitrail.config.schema import DataConfig
@@ -94,4 +93,5 @@ def learned_token_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray
     maps = token_maps(trained.model, examples.inputs)
     n, tokens, h, w = maps.shape
     size = (examples.inputs.shape[2], examples.inputs.shape[3])
-    return upsample(maps.flatten(0, 1) * (h * w), size).unflatten(0, (n, tokens)).numpy()
+    array: npt.NDArray[Any] = upsample(maps.flatten(0, 1) * (h * w), size).reshape(n, tokens, *size).numpy()
+    return array

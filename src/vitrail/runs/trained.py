@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -45,8 +45,8 @@ class ModelCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     img_size: tuple[int, int]
-    resize: str = "crop"
-    color: str = "rgb"
+    resize: Literal["crop", "squash"] = "crop"
+    color: Literal["rgb", "gray"] = "rgb"
     epoch: int = 0
 
 
@@ -105,9 +105,8 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     content = run.read_json(run.card, unfinished)
     run.require(run.weights, unfinished)
     try:
-        card = ModelCard(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-        )
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        card = ModelCard(**values)
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in card.settings.items()}
         model = create_model(card.name, **settings)
     except (TypeError, AttributeError, ConfigError) as error:

@@ -44,9 +44,9 @@ class WholeCheckpoints(TorchCheckpointIO):
 def bad_checkpoint(path: object, error: Exception) -> RunError:
     """The error for a checkpoint that cannot be resumed."""
     lines = str(error).strip().splitlines()
+    reason = lines[0][:200] if lines else "no content"
     return RunError(
-        f"cannot resume from {path}: it is truncated, foreign, or of another recipe ({lines[0][:200] if lines else 'no content'}); "
-        "delete it to start over"
+        f"cannot resume from {path}: it is truncated, foreign, or of another recipe ({reason}); delete it to start over"
     )
 
 

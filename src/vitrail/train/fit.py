@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe
@@ -26,13 +26,12 @@ from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.trained import ModelCard, load_trained
+from vitrail.runs.trained import ModelCard
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WholeCheckpoints, bad_checkpoint
 from vitrail.train.environment import describe_environment
 from vitrail.train.module import TaskModule
 from vitrail.weights.load import load_weights
-
 
 _MAY_CHANGE = {"max_epochs", "early_stopping_patience", "accelerator", "devices", "num_workers", "path"}
 
@@ -62,7 +61,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     seed_everything(recipe.run.seed, verbose=False)
     model = _build_model(recipe, data)
     mean, std = data.statistics()
-    run, checkpoint = _open_run(recipe, resume)
+    run = RunFolder(recipe.run_dir)
     card = ModelCard(
         name=recipe.model.name,
         settings={**recipe.to_dict()["model"], **_data_settings(recipe, data)},
@@ -80,6 +79,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     task = ClassificationTask(model, Normalize(mean, std), augment, recipe.task.label_smoothing)
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
+    checkpoint = _open_run(recipe, run, resume)
     try:
         trainer.fit(
             module,
@@ -89,7 +89,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         )
     except (RuntimeError, KeyError) as error:
         # A whole checkpoint of another model or program is only found out while its parts are restored.
-        if checkpoint is None or trainer.fit_loop.epoch_progress.current.started:
+        if checkpoint is None or module.started:
             raise
         raise bad_checkpoint(checkpoint, error) from error
     if trainer.interrupted:
@@ -105,8 +105,7 @@ def image_size(recipe: Recipe) -> tuple[int, int]:
     settings = {**variant, **recipe.model.settings}
     if "img_size" in settings:
         return to_pair(settings["img_size"], "model.img_size")
-    default = next(f.default for f in dataclasses.fields(family.config) if f.name == "img_size")
-    return to_pair(default)
+    return to_pair(family.config().img_size)
 
 
 def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
@@ -133,24 +132,22 @@ def _build_model(recipe: Recipe, data: ImageData) -> VisionModel:
     return model
 
 
-def _open_run(recipe: Recipe, resume: bool) -> tuple[RunFolder, Path | None]:
-    """The run folder to write, with its recipe, and the checkpoint to go on from."""
+def _open_run(recipe: Recipe, run: RunFolder, resume: bool) -> Path | None:
+    """Make or reopen the run folder and write the recipe into it; gives the checkpoint to go on from."""
     checkpoint: Path | None = None
-    path = Path(recipe.run_dir)
-    if resume and path.exists():
-        run = RunFolder.open(path)
-        run.remove_leftovers()
+    if resume and run.path.exists():
+        RunFolder.open(run.path).remove_leftovers()
         _refuse_changes(recipe, run)
         checkpoint = run.last_checkpoint if run.last_checkpoint.is_file() else None
     else:
-        run = RunFolder.create(path, overwrite=recipe.run.overwrite)
+        RunFolder.create(run.path, overwrite=recipe.run.overwrite)
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
     write_text(run.recipe, dump_recipe(settled))
     environment = describe_environment(recipe.run.seed)
     if checkpoint is not None and run.environment.is_file():
         environment["resumed_from"] = run.read_json(run.environment)
     run.write_json(run.environment, environment)
-    return run, checkpoint
+    return checkpoint
 
 
 def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
@@ -191,7 +188,7 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
             log_every_n_steps=10,
             default_root_dir=str(run.path),
         )
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"trainer.accelerator {config.accelerator!r}, devices {config.devices!r}, precision {config.precision!r} "

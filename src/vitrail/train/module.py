@@ -31,9 +31,14 @@ class TaskModule(LightningModule):
         self.task = task
         self.config = config
         self.seed = seed
+        self.started = False
         classes = task.model.num_classes
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+
+    def on_train_start(self) -> None:
+        """From here on everything that a checkpoint holds has been restored."""
+        self.started = True
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Reseed from the run's seed, the epoch, the step and the process, whatever drew random numbers before."""

@@ -114,9 +114,7 @@ def _fit(
     return accepted
 
 
-def _refuse(
-    report: LoadReport, allow_missing: tuple[str, ...], allow_unexpected: tuple[str, ...], where: str
-) -> None:
+def _refuse(report: LoadReport, allow_missing: tuple[str, ...], allow_unexpected: tuple[str, ...], where: str) -> None:
     missing = [key for key in report.missing if not _allowed(key, allow_missing)]
     unexpected = [key for key in report.unexpected if not _allowed(key, allow_unexpected)]
     if missing or unexpected:

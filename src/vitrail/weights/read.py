@@ -60,8 +60,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - the file is no mapping
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}
             return state, file.metadata() or {}
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise WeightsError(f"cannot read {path} as safetensors ({error}); it is truncated or foreign") from error

@@ -133,7 +133,9 @@ def _agree(names: list[str], given: Sequence[str] | None, root: Path) -> tuple[s
     if given is not None:
         unknown = sorted(set(names) - set(given))
         if unknown:
-            raise DataError(f"{root} has the classes {', '.join(unknown)} that the run does not know: {', '.join(given)}")
+            raise DataError(
+                f"{root} has the classes {', '.join(unknown)} that the run does not know: {', '.join(given)}"
+            )
         return tuple(given)
     if len(names) < 2:
         inner = root / names[0]

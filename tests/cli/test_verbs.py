@@ -1,0 +1,276 @@
+"""The whole command line on tiny data, and every kind of misuse: one line, the right exit code, nothing lost."""
+
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.images import make_folder, save_image
+from vitrail.cli.main import main
+
+SMALL = (
+    "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 2 "
+    "--model.num_heads 2 --trainer.max_epochs 2 --trainer.accelerator cpu --data.batch_size 4 --data.num_workers 0 "
+    "--run.tensorboard false"
+).split()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("images"), splits=("train", "val"), per_class=8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, images):
+    folder = tmp_path_factory.mktemp("runs") / "x"
+    learner = ["--model.token_learner.num_tokens", "2", "--model.token_learner.layer", "1"]
+    words = [
+        "train",
+        "--data.source",
+        "folder",
+        "--data.path",
+        str(images),
+        *SMALL,
+        *learner,
+        "--run.dir",
+        str(folder),
+    ]
+    assert main(words) == 0
+    assert main(["evaluate", str(folder), "--device", "cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+def fails(capsys, words, code, message):
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == code
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("vitrail: error: ")
+    assert re.search(message, lines[0]), lines[0]
+
+
+def test_evaluate_writes_what_it_prints(run, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    out = capsys.readouterr().out
+    metrics = json.loads((run / "evaluation" / "val" / "metrics.json").read_text())
+    assert "no test split" in out
+    assert f"accuracy {metrics['accuracy']:.4f}" in out
+    predictions = pd.read_parquet(run / "predictions" / "val.parquet")
+    logits = np.stack(predictions["logits"])
+    assert metrics["images"] == len(predictions) == 16
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == predictions["target"]).mean())
+    confusion = pd.read_csv(run / "evaluation" / "val" / "confusion.csv", index_col=0)
+    assert confusion.to_numpy().sum() == 16
+    assert np.trace(confusion.to_numpy()) == round(metrics["accuracy"] * 16)
+
+
+def test_evaluate_on_other_images(run, tmp_path, capsys):
+    other = make_folder(tmp_path / "unseen", splits=(), per_class=3, seed=9)
+    assert main(["evaluate", str(run), "--data.source", "folder", "--data.path", str(other)]) == 0
+    assert "other-unseen" in capsys.readouterr().out
+    assert len(pd.read_parquet(run / "predictions" / "other-unseen.parquet")) == 6
+
+
+def test_predict_agrees_with_evaluate(run, images, tmp_path):
+    out = tmp_path / "predictions.csv"
+    assert main(["predict", str(run), str(images / "val"), "--out", str(out), "--top-k", "2"]) == 0
+    table = pd.read_csv(out)
+    assert list(table.columns) == ["path", "class", "probability", "class_2", "probability_2"]
+    assert np.allclose(table["probability"] + table["probability_2"], 1, atol=1e-5)
+    stored = pd.read_parquet(run / "predictions" / "val.parquet")
+    classes = json.loads((run / "model.json").read_text())["classes"]
+    expected = {
+        path: classes[int(np.argmax(scores))] for path, scores in zip(stored["path"], stored["logits"], strict=True)
+    }
+    assert {os.path.relpath(p, images): c for p, c in zip(table["path"], table["class"], strict=True)} == expected
+
+
+def test_predict_prints_without_out(run, images, capsys):
+    file = next((images / "val" / "dark").iterdir())
+    assert main(["predict", str(run), str(file)]) == 0
+    assert capsys.readouterr().out.startswith("path,class,probability")
+
+
+def test_report_holds_every_picture(run, tmp_path):
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5  # convergence, confusion, features, attention, tokens
+    assert "Not drawn" not in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # self-contained
+    for name in ("convergence", "confusion", "features", "attention_x", "tokens_x"):
+        assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
+    other = tmp_path / "y.html"
+    assert main(["report", str(run), "--out", str(other)]) == 0
+    assert other.exists()
+
+
+def test_report_says_what_it_could_not_draw(copy, capsys):
+    recipe = (copy / "recipe.yaml").read_text()
+    (copy / "recipe.yaml").write_text(re.sub(r"path: .*", "path: /nowhere/at/all", recipe))
+    assert main(["report", str(copy)]) == 0
+    assert "Not drawn: no folder of images at /nowhere/at/all" in (copy / "report.html").read_text()
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--dir", str(tmp_path / "demo"), "--epochs", "1", "--models", "vit", "vit_token_learner"]) == 0
+    table = pd.read_csv(tmp_path / "demo" / "results.csv")
+    assert list(table.columns) == [
+        "model", "parameters", "gmacs", "accuracy", "accuracy_low", "accuracy_high", "f1_macro",
+        "train_images_per_second", "inference_images_per_second",
+    ]  # fmt: skip
+    assert table["model"].tolist() == ["vit", "vit_token_learner"]
+    assert (table["accuracy_low"] <= table["accuracy"]).all()
+    assert (table.drop(columns="model") > 0).all(axis=None)
+    out = capsys.readouterr().out
+    assert "report.html" in out
+    assert "vit_token_learner" in out
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+
+
+def test_print_config_and_help(capsys):
+    assert main(["train", "--print_config", "--model.name", "vit", "--model.depth", "3"]) == 0
+    assert "depth: 3" in capsys.readouterr().out
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--trainer.max_epochs" in text
+    assert "Passes over the training split" in text
+    assert main([]) == 2
+    for verb in ("demo", "models", "inspect", "evaluate", "predict", "report"):
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "unknown verb 'trian'; did you mean 'train'"),
+        (["train", "--model.name", "vit_tinny_patch16_224"], "did you mean 'vit_tiny_patch16_224'"),
+        (["train", "--trainer.max_epoch", "2"], "did you mean '--trainer.max_epochs'"),
+        (["train", "--model.name", "vit", "--model.patchsize", "2"], "did you mean '--model.patch_size'"),
+        (["train", "nothing.yaml"], "cannot read the recipe nothing.yaml: No such file"),
+        (["train", "a.yaml", "b.yaml"], "unexpected argument 'b.yaml'"),
+        (["train", "--data.source", "folder"], "needs data.path"),
+        (["train", "--trainer.accelerator", "tpu"], "cannot be used here"),
+        (["evaluate"], "required: run"),
+        (["evaluate", "x", "--splt", "test"], "unknown option '--splt'; did you mean '--split'"),
+        (["predict", "x"], "required: images"),
+        (["models", "--famly", "vit"], "did you mean '--family'"),
+        (["demo", "--models", "vit", "resnet"], "resnet"),
+    ],
+)
+def test_wrong_usage(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, words, 2, message)
+
+
+def test_repeated_key(capsys, tmp_path):
+    (tmp_path / "r.yaml").write_text("data: {}\ntask: {}\ndata: {}\n")
+    fails(capsys, ["train", tmp_path / "r.yaml"], 2, "'data' is given again")
+
+
+def test_what_failed(capsys, run, images, tmp_path):
+    fails(capsys, ["evaluate", tmp_path / "none"], 1, "no run folder at")
+    fails(capsys, ["evaluate", images], 1, "lacks recipe.yaml")
+    fails(capsys, ["evaluate", run, "--split", "test"], 1, "no 'test' split, only train, val")
+    fails(capsys, ["predict", run, tmp_path / "none.png"], 1, "no file or folder at")
+    (tmp_path / "void").mkdir()
+    fails(capsys, ["predict", run, tmp_path / "void"], 1, "holds no files")
+    (tmp_path / "text.png").write_text("no image")
+    fails(capsys, ["predict", run, tmp_path / "text.png"], 1, "text.png is no image that can be read")
+    gray = save_image(tmp_path / "gray.png", mode="L")
+    fails(capsys, ["predict", run, gray], 1, r"has 1 band \(L\) where rgb \(3\)")
+    assert main(["predict", str(run), str(gray), "--data.on_band_mismatch", "convert"]) == 0
+    fails(
+        capsys,
+        ["train", "--data.source", "folder", "--data.path", tmp_path / "none"],
+        1,
+        "no folder of images",
+    )
+    fails(
+        capsys,
+        ["train", "--data.source", "folder", "--data.path", images, *SMALL, "--run.dir", run],
+        1,
+        "holds a run",
+    )
+    assert (run / "model.safetensors").is_file()
+
+
+def test_predict_loses_nothing(capsys, run, images, tmp_path):
+    out = tmp_path / "out.csv"
+    out.write_text("precious")
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    fails(capsys, ["predict", run, images / "val", tmp_path / "bad.jpg", "--out", out], 1, "bad.jpg is no image")
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", None, "lacks model.safetensors"),
+        ("model.safetensors", b"half", "truncated or foreign"),
+        ("model.json", None, "lacks model.json"),
+        ("model.json", b'{"name": "vit"', "model.json is damaged"),
+        ("model.json", b'{"name": "vit"}', "does not describe a model"),
+        ("recipe.yaml", None, "lacks recipe.yaml"),
+    ],
+)
+def test_damaged_run_folders(capsys, copy, file, content, message):
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_bytes(content)
+    fails(capsys, ["evaluate", copy], 1, message)
+
+
+def test_foreign_and_truncated_weights(capsys, copy, run):
+    weights = load_file(copy / "model.safetensors")
+    name = next(iter(weights))
+    save_file({k: v for k, v in weights.items() if k != name}, copy / "model.safetensors")
+    fails(capsys, ["predict", copy, copy], 1, "1 missing")
+    save_file({"foreign.weight": weights[name]}, copy / "model.safetensors")
+    fails(capsys, ["evaluate", copy], 1, "do not fit its model.json")
+    content = (run / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
+    fails(capsys, ["evaluate", copy], 1, "truncated or foreign")
+
+
+def test_missing_and_damaged_evaluations(capsys, copy):
+    shutil.rmtree(copy / "evaluation")
+    fails(capsys, ["report", copy], 1, "has not been evaluated")
+    assert main(["evaluate", str(copy)]) == 0
+    (copy / "metrics.csv").unlink()
+    fails(capsys, ["report", copy], 1, "lacks metrics.csv")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere: a read-only folder stops nobody")
+def test_no_write_permission_in_folder(capsys, run, images, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    fails(capsys, ["predict", run, images / "val", "--out", locked / "out.csv"], 1, "cannot write")
+    fails(capsys, ["train", *SMALL, "--run.dir", locked / "x"], 1, "cannot write")
+
+
+def test_places_that_cannot_be_written(capsys, run, images, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where a folder is needed")
+    fails(capsys, ["predict", run, images / "val", "--out", blocked / "out.csv"], 1, "cannot write .*out.csv")
+    fails(capsys, ["train", *SMALL, "--run.dir", blocked / "x"], 1, "cannot write the run folder")
+    fails(capsys, ["report", run, "--out", blocked / "r.html"], 1, "cannot write")
+    assert blocked.read_text() == "a file where a folder is needed"
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(Exception, match="no run folder"):
+        main(["evaluate", str(tmp_path / "none"), "--debug"])
