@@ -1,0 +1,166 @@
+"""Window attention against attention that is computed token by token."""
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.window_attention import WindowAttention, plan_windows, reorder
+
+
+def attention_by_hand(layer, x, mask_padding=True):
+    """Each token attends to those whose places, shifted, lie in the same window of the endless plane."""
+    B, H, W, C = x.shape
+    (wh, ww), heads = layer.window, layer.num_heads
+    shift = [s if length > w else 0 for s, w, length in zip(layer.shift, layer.window, (H, W), strict=True)]
+    if not mask_padding:
+        x = F.pad(x, (0, 0, 0, -W % ww, 0, -H % wh))
+    height, width = x.shape[1:3]
+    q, k, v = layer.qkv(x).view(B, height, width, 3, heads, C // heads).unbind(3)
+    table = layer.relative_position_bias_table
+    out = torch.zeros(B, H, W, C, dtype=x.dtype)
+    for row in range(H):
+        for column in range(W):
+            keys = [
+                (r, c)
+                for r in range(height)
+                for c in range(width)
+                if (r - shift[0]) // wh == (row - shift[0]) // wh and (c - shift[1]) // ww == (column - shift[1]) // ww
+            ]
+            rows, columns = (torch.tensor(places) for places in zip(*keys, strict=True))
+            index = (row - rows + wh - 1) * (2 * ww - 1) + (column - columns + ww - 1)
+            scores = torch.einsum("bhd,bnhd->bhn", q[:, row, column], k[:, rows, columns])
+            scores = scores / (C // heads) ** 0.5 + table[index].t()
+            mixed = torch.einsum("bhn,bnhd->bhd", scores.softmax(-1), v[:, rows, columns])
+            out[:, row, column] = layer.proj(mixed.reshape(B, C))
+    return out
+
+
+def _random_layer(seed, mask_padding):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    window = (rng.randint(1, 5), rng.randint(1, 5))
+    shift = (rng.randrange(window[0]), rng.randrange(window[1])) if rng.random() < 0.7 else (0, 0)
+    heads = rng.randint(1, 3)
+    layer = WindowAttention(4 * heads, heads, window, shift, rng.random() < 0.5, mask_padding)
+    torch.nn.init.normal_(layer.relative_position_bias_table)
+    if layer.qkv.bias is not None:
+        torch.nn.init.normal_(layer.qkv.bias)
+    return layer.double(), (rng.randint(1, 11), rng.randint(1, 11))
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize("seed", range(15))
+def test_by_hand(seed, mask_padding):
+    layer, grid = _random_layer(seed, mask_padding)
+    x = torch.randn(2, *grid, layer.dim, dtype=torch.float64, requires_grad=True)
+    expected = attention_by_hand(layer, x, mask_padding)
+    assert torch.allclose(layer(x), expected, atol=1e-12)
+    # The same without gradients, where the bias is kept and attention is fused.
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected, atol=1e-12)
+        assert torch.allclose(layer(x), expected, atol=1e-12)
+    # And the gradients of all of it.
+    weight = torch.randn_like(expected)
+    parameters = [x, *layer.parameters()]
+    wanted = torch.autograd.grad((expected * weight).sum(), parameters)
+    for actual, gradient in zip(torch.autograd.grad((layer(x) * weight).sum(), parameters), wanted, strict=True):
+        assert torch.allclose(actual, gradient, atol=1e-10)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (2, 2)])
+def test_masking_padding_changes_nothing_where_there_is_none(shift):
+    masked = WindowAttention(8, 2, 4, shift)
+    plain = WindowAttention(8, 2, 4, shift, mask_padding=False)
+    plain.load_state_dict(masked.state_dict())
+    with torch.no_grad():
+        x = torch.randn(2, 8, 12, 8)
+        assert torch.equal(masked(x), plain(x))
+        x = torch.randn(2, 7, 12, 8)
+        assert not torch.allclose(masked(x), plain(x))
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("grid", [(8, 12), (7, 10), (3, 5), (1, 1)])
+def test_reports_what_it_did(shift, grid):
+    layer = WindowAttention(8, 2, (4, 5), shift).eval()
+    x = torch.randn(2, *grid, 8)
+    with torch.no_grad():
+        plain = layer(x)
+    seen = []
+    layer.tap.consumer = lambda weights, layout: seen.append((weights, layout))
+    watched = layer(x)
+    assert torch.allclose(plain, watched, atol=1e-6)
+    ((weights, layout),) = seen
+    assert weights.requires_grad
+    wh, ww = layout.window
+    assert (layout.kind, layout.query_grid, layout.key_grid) == ("window", grid, grid)
+    padded = (grid[0] + layout.padding[0], grid[1] + layout.padding[1])
+    assert padded[0] % wh == padded[1] % ww == 0
+    count = padded[0] // wh * (padded[1] // ww)
+    assert weights.shape == (2 * count, 2, wh * ww, wh * ww)
+    assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5)
+    # The layout is enough to find each weight's tokens: applied to the values, they give the output.
+    v = layer.qkv(F.pad(x, (0, 0, 0, layout.padding[1], 0, layout.padding[0])))[..., 16:]
+    places = torch.arange(padded[0] * padded[1]).view(padded).roll([-s for s in layout.shift], (0, 1))
+    places = places.view(padded[0] // wh, wh, padded[1] // ww, ww).transpose(1, 2).reshape(count, -1)
+    values = v.flatten(1, 2)[:, places].view(2 * count, -1, 2, 4).transpose(1, 2)
+    mixed = (weights @ values).transpose(1, 2).reshape(2, count * wh * ww, 8)
+    out = torch.zeros(2, padded[0] * padded[1], 8)
+    out[:, places.flatten()] = layer.proj(mixed)
+    assert torch.allclose(out.view(2, *padded, 8)[:, : grid[0], : grid[1]], watched, atol=1e-5)
+    # Nothing of the padding reaches a real token.
+    real = torch.zeros(padded, dtype=torch.bool)
+    real[: grid[0], : grid[1]] = True
+    real = real.flatten()[places].repeat(2, 1)
+    assert not weights[(real[:, :, None] & ~real[:, None, :])[:, None].expand_as(weights)].any()
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize(("shift", "grid"), [((0, 0), (4, 4)), ((1, 1), (4, 6)), ((1, 1), (3, 5))])
+def test_gradcheck(mask_padding, shift, grid):
+    layer = WindowAttention(4, 2, 2, shift, mask_padding=mask_padding).double()
+    x = torch.randn(1, *grid, 4, dtype=torch.float64, requires_grad=True)
+
+    def call(x, table):
+        return torch.func.functional_call(layer, {"relative_position_bias_table": table}, (x,))
+
+    table = layer.relative_position_bias_table.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(call, (x, table))
+
+
+def test_reordering_is_a_permutation_with_its_gradients():
+    plan = plan_windows((6, 8), (3, 4), (1, 2), True)
+    x = torch.randn(2, 48, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(reorder(reorder(x, plan.order, plan.inverse), plan.inverse, plan.order), x)
+
+    def call(x):
+        return reorder(x, plan.order, plan.inverse).square()
+
+    assert torch.autograd.gradcheck(call, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, x)
+    stack = torch.randn(5, 2, 48, 3)
+    batched = torch.func.vmap(lambda x: reorder(x, plan.order, plan.inverse))(stack)
+    assert torch.equal(batched, stack[:, :, plan.order])
+
+
+def test_a_row_of_padding_alone_gives_no_nan():
+    # The last shifted window of this map holds a region of nothing but padding.
+    layer = WindowAttention(4, 1, 4, (2, 2))
+    x = torch.randn(1, 5, 5, 4, requires_grad=True)
+    out = layer(x)
+    out.sum().backward()
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
+
+
+def test_wrong_settings_and_maps_are_refused():
+    with pytest.raises(ConfigError, match=r"shift must be inside the window of \(4, 4\), got \(4, 0\)"):
+        WindowAttention(8, 2, 4, (4, 0))
+    with pytest.raises(ConfigError, match="num_heads must divide the width 8, got 3"):
+        WindowAttention(8, 3, 4)
+    with pytest.raises(ShapeError, match=r"\(B, H, W, 8\), got \(1, 4, 4, 6\)"):
+        WindowAttention(8, 2, 4)(torch.zeros(1, 4, 4, 6))
