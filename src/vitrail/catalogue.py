@@ -17,9 +17,7 @@ from typing import Any
 
 from vitrail.errors import ConfigError, closest
 
-PUBLISHED_NOTE = (
-    "top-1: ImageNet-1k accuracy in per cent as published by the authors, not measured by vitrail"
-)
+PUBLISHED_NOTE = "top-1: ImageNet-1k accuracy in per cent as published by the authors, not measured by vitrail"
 
 
 @dataclass(frozen=True)

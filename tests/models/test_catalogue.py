@@ -29,9 +29,7 @@ def test_lists_what_is_registered():
 def test_families(name):
     assert read_catalogue().families.get(name) == describe_family(families()[name]), STALE
     # Every setting is explained where it is defined.
-    assert [
-        key for key, setting in describe_family(families()[name]).settings.items() if not setting.help
-    ] == []
+    assert [key for key, setting in describe_family(families()[name]).settings.items() if not setting.help] == []
 
 
 @pytest.mark.parametrize("name", vitrail.list_models())

@@ -78,7 +78,13 @@ def _parser() -> VerbParser:
         default="parts",
         help="'blocks', 'parts' (norm, attention and perceptron of each block) or a number of levels to open",
     )
-    parser.add_argument("--repeats", type=_positive, default=5, metavar="N", help="passes over which time is measured")
+    parser.add_argument(
+        "--repeats",
+        type=_positive,
+        default=None,
+        metavar="N",
+        help="passes over which time is measured; as many as fit into three seconds without it",
+    )
     parser.add_argument(
         "--no-time",
         action="store_true",

@@ -34,8 +34,7 @@ def describe_family(family: Family) -> FamilyFacts:
     first = _prose((inspect.getdoc(type(model)) or family.name).split("\n\n")[0])
     meanings = _attribute_docs(family.config)
     settings = {
-        f.name: Setting(_plain(_default(f)), meanings.get(f.name, ""))
-        for f in dataclasses.fields(family.config)
+        f.name: Setting(_plain(_default(f)), meanings.get(f.name, "")) for f in dataclasses.fields(family.config)
     }
     return FamilyFacts(first.rstrip("."), family.source, settings)
 
@@ -145,6 +144,4 @@ def _prose(text: str) -> str:
 if __name__ == "__main__":
     catalogue = build_catalogue()
     write_text(CATALOGUE_FILE, to_json(catalogue))
-    print(
-        f"wrote {len(catalogue.variants)} variants of {len(catalogue.families)} families to {CATALOGUE_FILE}"
-    )
+    print(f"wrote {len(catalogue.variants)} variants of {len(catalogue.families)} families to {CATALOGUE_FILE}")

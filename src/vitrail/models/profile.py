@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,9 +78,7 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
-def example_inputs(
-    model: VisionModel, batch: int = 1, device: torch.device | str | None = None
-) -> list[Tensor]:
+def example_inputs(model: VisionModel, batch: int = 1, device: torch.device | str | None = None) -> list[Tensor]:
     """Zeros of the shapes that a model was built for.
 
     Args:
@@ -118,11 +115,8 @@ def count_multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
         if not isinstance(model, VisionModel):
             raise ConfigError(f"{type(model).__name__} does not say which inputs it takes; pass them")
         inputs = tuple(example_inputs(model, device="meta"))
-    state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    images = tuple(x.to("meta") for x in inputs)
-    # The device as a context is for masks and indices that a forward pass makes without saying where.
-    with _evaluating(model), torch.device("meta"), _flop_counter() as counter:
-        torch.func.functional_call(model, state, images)
+    with _evaluating(model), FlopCounterMode(display=False) as counter:
+        _run_on_meta(model, inputs)
         flops: int = counter.get_total_flops()
     return flops // 2
 
@@ -131,7 +125,7 @@ def walk(
     model: nn.Module,
     inputs: Tensor | Sequence[Tensor],
     depth: int | Literal["blocks", "parts"] = "parts",
-    repeats: int = 3,
+    repeats: int | None = None,
 ) -> list[Step]:
     """Follow a batch through a model, step by step, in the order in which the steps run.
 
@@ -142,8 +136,8 @@ def walk(
             them, such as norms, perceptrons and convolution blocks; ``"blocks"``: no further than blocks. A
             number counts levels: 1 shows the model's own children, each further one opens one level more
             (lists of modules are no level).
-        repeats: Forward passes over which time is measured (the median counts); 0 measures none, and on
-            the meta device there is none to measure.
+        repeats: Forward passes over which time is measured (each step's least counts); 0 measures none. When not
+            given, as many as three seconds allow, 5 to 50. On the meta device there is no time to measure.
 
     Returns:
         The steps. Their parameters sum to the model's, their multiply-adds to those of the pass, their shares
@@ -158,22 +152,25 @@ def walk(
     """
     if depth not in ("blocks", "parts") and (not isinstance(depth, int) or depth < 1):
         raise ConfigError(f"depth must be 'blocks', 'parts' or a number of at least 1, got {depth!r}")
-    if repeats < 0:
+    if repeats is not None and repeats < 0:
         raise ConfigError(f"repeats must be at least 0, got {repeats}")
     images = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     plan = _Plan(depth)
     plan.add_children(model, "", 1)
     seen = _Record()
     with _evaluating(model):
-        with torch.device(images[0].device), _flop_counter() as counter:
-            with _watching(plan, _Meter(counter.get_total_flops), seen) as flops:
-                seen.output_shape[""] = _shape_of(model(*images))
-        times = [_Meter(_clock(images)) for _ in range(0 if images[0].is_meta else repeats)]
-        for meter in times:
-            with _watching(plan, meter):
+        with FlopCounterMode(display=False) as counter, _watching(plan, _Meter(counter.get_total_flops)) as flops:
+            _run_on_meta(model, images)
+        # The first pass shows the order and the shapes, and warms up; its time does not count.
+        with _watching(plan, _Meter(time.perf_counter), seen), torch.device(images[0].device):
+            seen.output_shape[""] = _shape_of(model(*images))
+        meters: list[_Meter] = []
+        while not images[0].is_meta and _again(meters, repeats):
+            with _watching(plan, _Meter(_clock(images))) as meter:
                 model(*images)
+            meters.append(meter)
     multiply_adds = {name: int(count) // 2 for name, count in flops.charges.items()}
-    return _assemble(model, plan, seen, multiply_adds, _median_charges(times))
+    return _assemble(model, plan, seen, multiply_adds, _quickest(meters))
 
 
 class _Plan:
@@ -301,9 +298,7 @@ def _on_enter(name: str, meter: _Meter, record: _Record | None, module: nn.Modul
     meter.enter(name)
 
 
-def _on_leave(
-    name: str, meter: _Meter, record: _Record | None, module: nn.Module, args: Any, output: Any
-) -> None:
+def _on_leave(name: str, meter: _Meter, record: _Record | None, module: nn.Module, args: Any, output: Any) -> None:
     meter.leave()
     if record is not None:
         record.see(name)
@@ -358,7 +353,7 @@ def _assemble(
         return seconds / total_time if total_time else None
 
     steps: list[Step] = []
-    unused = [name for name in (*plan.steps, *plan.loose) if name not in seen.output_shape]
+    unused = [name for name in (*plan.steps, *plan.opened, *plan.loose) if name not in seen.output_shape]
     for name in (*seen.order, *unused):
         shape, cost, seconds = seen.output_shape.get(name), multiply_adds.get(name, 0), times.get(name, 0.0)
         if name in plan.loose:
@@ -401,9 +396,17 @@ def _shape_of(output: Any) -> tuple[int, ...] | None:
     return tuple(output.shape) if isinstance(output, Tensor) else None
 
 
-def _median_charges(meters: Sequence[_Meter]) -> dict[str, float]:
+def _again(meters: Sequence[_Meter], repeats: int | None) -> bool:
+    if repeats is not None:
+        return len(meters) < repeats
+    spent = sum(sum(meter.charges.values()) for meter in meters)
+    return len(meters) < 5 or (len(meters) < 50 and spent < 3.0)
+
+
+def _quickest(meters: Sequence[_Meter]) -> dict[str, float]:
+    """The least time of each step: what it took beyond that was the machine's other work."""
     names = {name for meter in meters for name in meter.charges}
-    return {name: statistics.median(meter.charges.get(name, 0.0) for meter in meters) for name in names}
+    return {name: min(meter.charges.get(name, 0.0) for meter in meters) for name in names}
 
 
 def _clock(images: Sequence[Tensor]) -> Callable[[], float]:
@@ -431,15 +434,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _flop_counter() -> FlopCounterMode:
-    # torch counts the fused attention of CUDA; that of the CPU goes by a name that it does not know.
-    fused: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: _attention_flops})
+def _run_on_meta(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Run a model on tensors that have shapes and no values; where the model itself is makes no difference.
 
-
-def _attention_flops(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    """Floating-point operations of Q K^T and of its product with V, from the shapes ``(B, heads, N, d)``."""
-    B, heads, queries, width = query
-    return 2 * B * heads * queries * key[-2] * (width + value[-1])
+    What a device computes in its own way (the CPU may do parts of a map twice) does not enter the count.
+    """
+    state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    # The device as a context is for masks and indices that a forward pass makes without saying where.
+    with torch.device("meta"):
+        torch.func.functional_call(model, state, tuple(x.to("meta") for x in inputs))
