@@ -63,14 +63,14 @@ def fails(capsys, words, code, message):
 def test_evaluate_writes_what_it_prints(run, capsys):
     assert main(["evaluate", str(run)]) == 0
     out = capsys.readouterr().out
-    metrics = json.loads((run / "evaluation" / "val" / "metrics.json").read_text())
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert "no test split" in out
     assert f"accuracy {metrics['accuracy']:.4f}" in out
     predictions = pd.read_parquet(run / "predictions" / "val.parquet")
     logits = np.stack(predictions["logits"])
     assert metrics["images"] == len(predictions) == 16
     assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == predictions["target"]).mean())
-    confusion = pd.read_csv(run / "evaluation" / "val" / "confusion.csv", index_col=0)
+    confusion = pd.read_csv(run / "evaluation" / "confusion.csv", index_col=0)
     assert confusion.to_numpy().sum() == 16
     assert np.trace(confusion.to_numpy()) == round(metrics["accuracy"] * 16)
 
@@ -80,6 +80,10 @@ def test_evaluate_on_other_images(run, tmp_path, capsys):
     assert main(["evaluate", str(run), "--data.source", "folder", "--data.path", str(other)]) == 0
     assert "other-unseen" in capsys.readouterr().out
     assert len(pd.read_parquet(run / "predictions" / "other-unseen.parquet")) == 6
+    assert json.loads((run / "evaluation" / "other-unseen" / "metrics.json").read_text())["images"] == 6
+    assert json.loads((run / "evaluation" / "metrics.json").read_text())["name"] == "val"
+    assert main(["evaluate", str(run), "--split", "train"]) == 0
+    assert json.loads((run / "evaluation" / "train" / "metrics.json").read_text())["images"] == 16
 
 
 def test_predict_agrees_with_evaluate(run, images, tmp_path):

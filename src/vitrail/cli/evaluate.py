@@ -27,14 +27,14 @@ def main(argv: list[str]) -> int:
     recipe = load_run_recipe(run.recipe)
     changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
     other = (changed.data.source, changed.data.path) != (recipe.data.source, recipe.data.path)
-    name, metrics = evaluate(run, changed.data, split=arguments.split, other=other, device=arguments.device)
+    folder, metrics = evaluate(run, changed.data, split=arguments.split, other=other, device=arguments.device)
     if arguments.split is None and metrics["split"] != "test" and not other:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
     print(
-        f"{run} on {name}: accuracy {metrics['accuracy']:.4f} (95 % interval {metrics['accuracy_low']:.4f} to "
-        f"{metrics['accuracy_high']:.4f}), macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
+        f"{run} on {metrics['name']}: accuracy {metrics['accuracy']:.4f} "
+        f"(95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
-    print(f"written to {run.evaluation_of(name)}")
+    print(f"written to {folder}")
     return 0
 
 

@@ -21,7 +21,7 @@ from vitrail.runs.trained import TrainedModel, choose_device, load_trained
 
 def evaluate(
     run: RunFolder, data: DataConfig, *, split: str | None = None, other: bool = False, device: str = "auto"
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[Path, dict[str, Any]]:
     """Predict a split, measure the predictions, and write both into the run folder.
 
     Args:
@@ -33,7 +33,7 @@ def evaluate(
         device: "auto", "cpu", "cuda", ...
 
     Returns:
-        The name under which the results are kept, and the overall measures.
+        The folder with the results, and the overall measures.
 
     Raises:
         RunError: The run folder lacks a file or holds a damaged one.
@@ -48,15 +48,17 @@ def evaluate(
             f"the run was trained on the bands {', '.join(trained.card.bands)}, "
             f"the data has {', '.join(images.source.bands)}"
         )
-    chosen = split or next(name for name in ("test", "val", "all", "train") if name in images.splits)
+    default = next(name for name in ("test", "val", "all", "train") if name in images.splits)
+    chosen = split or default
     name = f"other-{Path(data.path).resolve().name}" if other and data.path else chosen
     _predict(run, trained, images, chosen, name)
-    metrics = measure(run, name)
-    metrics["split"] = chosen
+    folder = run.evaluation_of(name, primary=not other and chosen == default)
+    metrics = measure(run, name, folder)
+    metrics["name"], metrics["split"] = name, chosen
     metrics["data"] = {"source": config.source, "path": config.path}
     metrics["efficiency"] = measure_efficiency(trained)
-    run.write_json(run.evaluation_of(name) / "metrics.json", metrics)
-    return name, metrics
+    run.write_json(folder / "metrics.json", metrics)
+    return folder, metrics
 
 
 def _predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str) -> None:
@@ -79,8 +81,8 @@ def _predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: st
     )
 
 
-def measure(run: RunFolder, name: str) -> dict[str, Any]:
-    """Measure saved predictions, without the model; write the tables and return the overall measures.
+def measure(run: RunFolder, name: str, folder: Path) -> dict[str, Any]:
+    """Measure the saved predictions of that name, without the model; write tables into ``folder``, return the rest.
 
     Raises:
         RunError: There are no predictions of that name.
@@ -89,7 +91,6 @@ def measure(run: RunFolder, name: str) -> dict[str, Any]:
     table = run.read_predictions(name)
     logits = np.stack(table["logits"].tolist()).astype(np.float32)
     targets = table["target"].to_numpy(dtype=np.int64)
-    folder = run.evaluation_of(name)
     write_text(folder / "per_class.csv", per_class_table(logits, targets, classes).to_csv(index=False))
     write_text(folder / "confusion.csv", confusion_table(logits, targets, classes).to_csv())
     return classification_metrics(logits, targets, classes)

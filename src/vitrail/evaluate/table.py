@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -55,14 +56,15 @@ def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(RESULT_COLUMNS))
 
 
-def read_evaluation(run: RunFolder) -> tuple[str, dict[str, Any]]:
-    """The evaluation to show for a run: of its test images, or of the first other split.
+def read_evaluation(run: RunFolder) -> tuple[Path, dict[str, Any]]:
+    """The evaluation that speaks for a run, or another where there is none: its folder and overall measures.
 
     Raises:
-        RunError: It has not been evaluated.
+        RunError: The run has not been evaluated.
     """
-    splits = run.evaluated_splits()
-    if not splits:
+    folders = run.evaluations()
+    if not folders:
         raise RunError(f"{run} has not been evaluated; `vitrail evaluate {run}` does it")
-    metrics: dict[str, Any] = run.read_json(run.evaluation_of(splits[0]) / "metrics.json")
-    return splits[0], metrics
+    folder = next(iter(folders.values()))
+    metrics: dict[str, Any] = run.read_json(folder / "metrics.json")
+    return folder, metrics

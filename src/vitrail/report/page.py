@@ -60,10 +60,15 @@ class Picture:
 class _Run:
     folder: RunFolder
     recipe: Recipe
-    split: str
+    evaluation: Path
     metrics: dict[str, Any]
     label: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of the evaluated images: a split, or other data."""
+        return str(self.metrics["name"])
 
 
 def write_report(
@@ -89,9 +94,9 @@ def write_report(
         raise ConfigError(f"a report needs runs with different folder names, got {', '.join(names) or 'none'}")
     loaded = []
     for run in runs:
-        split, metrics = read_evaluation(run)
+        evaluation, metrics = read_evaluation(run)
         environment = run.read_json(run.environment)
-        loaded.append(_Run(run, read_recipe(run.recipe), split, metrics, run.path.name, environment))
+        loaded.append(_Run(run, read_recipe(run.recipe), evaluation, metrics, run.path.name, environment))
     table = results_table(runs)
     folder = out.parent / "figures"
     shown = [_convergence(loaded), _confusion(loaded), *_feature_spaces(loaded), *_explanations(loaded)]
@@ -136,7 +141,7 @@ def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
 
 
 def _split_name(run: _Run) -> str:
-    return {"val": "validation", "train": "training"}.get(run.split, run.split)
+    return {"val": "validation", "train": "training"}.get(run.name, run.name)
 
 
 def _format_rows(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -167,10 +172,7 @@ def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
 
 
 def _confusion(runs: list[_Run]) -> tuple[Picture, Figure]:
-    tables = {
-        run.label: pd.read_csv(run.folder.require(run.folder.evaluation_of(run.split) / "confusion.csv"), index_col=0)
-        for run in runs
-    }
+    tables = {run.label: pd.read_csv(run.folder.require(run.evaluation / "confusion.csv"), index_col=0) for run in runs}
     return Picture(
         "confusion",
         "Confusion matrices",
@@ -182,8 +184,8 @@ def _confusion(runs: list[_Run]) -> tuple[Picture, Figure]:
 def _feature_spaces(runs: list[_Run]) -> list[tuple[Picture, Figure]]:
     by_classes: dict[tuple[str, ...], dict[str, tuple[Any, Any]]] = {}
     for run in runs:
-        embeddings = run.folder.read_embeddings(run.split)
-        targets = run.folder.read_predictions(run.split)["target"].to_numpy()
+        embeddings = run.folder.read_embeddings(run.name)
+        targets = run.folder.read_predictions(run.name)["target"].to_numpy()
         if len(embeddings) != len(targets):
             raise RunError(
                 f"{run.folder}: {len(embeddings)} embeddings for {len(targets)} predictions; evaluate it again"
@@ -213,7 +215,7 @@ def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
         what = f"What {run.label} attends to"
         try:
             data = pictures.open_run_data(trained, run.recipe.data)
-            examples = pictures.choose_examples(run.folder, trained, data, run.split)
+            examples = pictures.choose_examples(run.folder, trained, data, run.name)
             maps = pictures.rollout_maps(trained, examples)
         except (DataError, ConfigError) as error:
             result.append((Picture(f"attention_{run.label}", what, "", problem=f"Not drawn: {error}."), None))

@@ -177,14 +177,29 @@ class RunFolder:
             raise RunError(f"cannot read {path} ({error}); delete it and evaluate the run again") from error
         return array
 
-    def evaluation_of(self, split: str) -> Path:
-        """The folder with a split's evaluation: the run's own test images at the top, others by name below it."""
-        return self.evaluation if split == "test" else self.evaluation / split
+    def evaluation_of(self, name: str, primary: bool = False) -> Path:
+        """The folder with an evaluation.
 
-    def evaluated_splits(self) -> list[str]:
-        """Splits that have been evaluated, the test split first, then by name."""
-        own = ["test"] if (self.evaluation / "metrics.json").is_file() else []
-        return own + sorted(file.parent.name for file in self.evaluation.glob("*/metrics.json"))
+        Args:
+            name: Of the split, or of other data.
+            primary: Whether it is the evaluation that speaks for the run (of its test split, or of its validation
+                split where it has no other). That one lies at the top, the others below it by name.
+        """
+        return self.evaluation if primary else self.evaluation / name
+
+    def evaluations(self) -> dict[str, Path]:
+        """The folder of each evaluation by its name, the primary one first.
+
+        Raises:
+            RunError: The primary evaluation is damaged.
+        """
+        found: dict[str, Path] = {}
+        top = self.evaluation / "metrics.json"
+        if top.is_file():
+            found[str(self.read_json(top).get("name", "test"))] = self.evaluation
+        for file in sorted(self.evaluation.glob("*/metrics.json")):
+            found.setdefault(file.parent.name, file.parent)
+        return found
 
     # -- JSON --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,234 @@
+"""What TokenLearner buys: accuracy and training iterations a second, with and without, trained in alternation.
+
+The claim (a source article's): a 4-layer ViT on 14 x 14 patches of digits keeps its ~99 % accuracy and trains at
+2.75 times the iterations a second (26 -> 72) with 2 tokens learned after the first layer. Both models of the recipe
+pair recipes/digits/vit.yaml and vit_token_learner.yaml are trained here in one process, epoch by epoch in turn, so
+that a machine that slows down slows both; then the ratio is measured for every layer (1..4) and 2, 8 and 16 tokens.
+
+    python benchmarks/token_learner.py [--epochs 30] [--seeds 3] [--out benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from vitrail.cli.recipes import load_run_recipe
+from vitrail.config import Recipe
+from vitrail.data import open_data
+from vitrail.data.transforms import Normalize, build_augmentation
+from vitrail.evaluate.metrics import accuracy_interval
+from vitrail.files import replacing, write_text
+from vitrail.models import create_model
+from vitrail.tasks import ClassificationTask, parameter_groups, warmup_cosine
+from vitrail.train.environment import describe_environment
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "digits"
+LAYERS = (1, 2, 3, 4)
+TOKENS = (2, 8, 16)
+
+
+class Contender:
+    """One model with its optimiser and loader; trains an epoch at a time and keeps its clock."""
+
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        torch.manual_seed(seed)
+        settings = recipe.model.settings
+        size = (settings["img_size"],) * 2 if isinstance(settings["img_size"], int) else settings["img_size"]
+        self.data = open_data(recipe.data, size)
+        mean, std = self.data.statistics()
+        model = create_model(recipe.model.name, in_chans=1, num_classes=10, **settings)
+        augment = build_augmentation(recipe.data.augment, size, 1)
+        self.task = ClassificationTask(model, Normalize(mean, std), augment, recipe.task.label_smoothing)
+        self.config = recipe.trainer
+        self.loader = self.data.loader("train", shuffle_seed=seed)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, self.config.weight_decay), lr=self.config.learning_rate
+        )
+        total = len(self.loader) * self.config.max_epochs
+        warmup = round(self.config.warmup_epochs * len(self.loader))
+        factor = warmup_cosine(total, warmup, self.config.min_learning_rate / self.config.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.iterations = 0
+        self.seconds = 0.0
+        self.epoch_rates: list[float] = []
+
+    def train_epoch(self, epoch: int, most: int | None = None) -> None:
+        """All training images once (or ``most`` batches), augmentation and optimiser on the clock."""
+        self.task.train()
+        self.loader.sampler.set_epoch(epoch)
+        start, steps = time.perf_counter(), 0
+        for batch in self.loader:
+            self.optimizer.zero_grad()
+            self.task.loss(self.task(batch), batch).backward()
+            torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.gradient_clip)
+            self.optimizer.step()
+            self.schedule.step()
+            steps += 1
+            if steps == most:
+                break
+        seconds = time.perf_counter() - start
+        self.iterations, self.seconds = self.iterations + steps, self.seconds + seconds
+        self.epoch_rates.append(steps / seconds)
+
+    @torch.no_grad()
+    def correct(self, split: str) -> tuple[int, int]:
+        """Images of a split classified right, and all of them."""
+        self.task.eval()
+        right = total = 0
+        for batch in self.data.loader(split):
+            right += int((self.task(batch).argmax(1) == batch["target"]).sum())
+            total += len(batch["target"])
+        return right, total
+
+
+def load(name: str, epochs: int) -> Recipe:
+    """A recipe of the pair, for another number of epochs."""
+    recipe = load_run_recipe(RECIPES / f"{name}.yaml")
+    trainer = dataclasses.replace(recipe.trainer, max_epochs=epochs, warmup_epochs=min(3, epochs / 4))
+    return dataclasses.replace(recipe, trainer=trainer)
+
+
+def with_learner(base: Recipe, layer: int, tokens: int) -> Recipe:
+    """The base with a TokenLearner."""
+    settings = {**base.model.settings, "token_learner": {"num_tokens": tokens, "layer": layer}}
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, settings=settings))
+
+
+def compare_pair(epochs: int, seeds: int) -> pd.DataFrame:
+    """Train the pair in alternation, for each seed; the ratio is the median over epochs trained side by side."""
+    rows = []
+    for seed in range(seeds):
+        pair = {name: Contender(load(name, epochs), seed) for name in ("vit", "vit_token_learner")}
+        for epoch in range(epochs):
+            for name in sorted(pair, reverse=bool(epoch % 2)):
+                pair[name].train_epoch(epoch)
+        for name, contender in pair.items():
+            right, total = contender.correct("test")
+            low, high = accuracy_interval(right, total)
+            rates = np.array(contender.epoch_rates) / np.array(pair["vit"].epoch_rates)
+            rows.append(
+                {
+                    "model": name,
+                    "seed": seed,
+                    "accuracy": right / total,
+                    "accuracy_low": low,
+                    "accuracy_high": high,
+                    "iterations_per_second": float(np.median(contender.epoch_rates)),
+                    "ratio": float(np.median(rates)),
+                }
+            )
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def sweep(steps: int, rounds: int) -> pd.DataFrame:
+    """The ratio for every layer and number of tokens, each timed in turn with the base in every round."""
+    base = load("vit", 1000)
+    contenders = {(layer, tokens): with_learner(base, layer, tokens) for layer in LAYERS for tokens in TOKENS}
+    trained = {key: Contender(recipe, 0) for key, recipe in contenders.items()}
+    plain = Contender(base, 0)
+    ratios: dict[tuple[int, int], list[float]] = {key: [] for key in trained}
+    for round_number in range(rounds + 1):
+        for key, contender in trained.items():
+            plain.train_epoch(round_number, steps)
+            contender.train_epoch(round_number, steps)
+            if round_number:  # the first round warms up
+                ratios[key].append(contender.epoch_rates[-1] / plain.epoch_rates[-1])
+    return pd.DataFrame(
+        [
+            {
+                "layer": layer,
+                "tokens": tokens,
+                "ratio": float(np.median(values)),
+                "low": min(values),
+                "high": max(values),
+            }
+            for (layer, tokens), values in ratios.items()
+        ]
+    )
+
+
+def draw(pair: pd.DataFrame, grid: pd.DataFrame, path: Path) -> None:
+    """Left: accuracy and speed of the pair; right: the ratio over layer and tokens."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, color in (("vit", "#0072B2"), ("vit_token_learner", "#D55E00")):
+        rows = pair[pair["model"] == name]
+        error = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
+        left.errorbar(rows["iterations_per_second"], rows["accuracy"], yerr=error, fmt="o", color=color, label=name)
+    left.set(xlabel="training iterations / s", ylabel="test accuracy (95 % interval)", title="each point: one seed")
+    left.set_xlim(left=0)
+    left.legend(frameon=False)
+    for tokens, color in zip(TOKENS, ("#009E73", "#CC79A7", "#E69F00"), strict=True):
+        rows = grid[grid["tokens"] == tokens]
+        error = [rows["ratio"] - rows["low"], rows["high"] - rows["ratio"]]
+        right.errorbar(
+            rows["layer"], rows["ratio"], yerr=error, marker="o", capsize=3, color=color, label=f"{tokens} tokens"
+        )
+    right.axhline(1, color="gray", linewidth=0.8)
+    right.axhline(2.75, color="gray", linewidth=0.8, linestyle=":")
+    right.text(4, 2.78, "the claim: 2.75", ha="right", fontsize=8, color="gray")
+    right.set(xlabel="TokenLearner after layer", ylabel="iterations / s over plain ViT", xticks=LAYERS)
+    right.legend(frameon=False)
+    for kind in ("png", "svg"):
+        with replacing(path.with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150)
+
+
+def markdown(table: pd.DataFrame, digits: int = 3) -> str:
+    """A table as Markdown."""
+    cells = [
+        [f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)
+    ]
+    lines = [list(table.columns), ["---"] * len(table.columns), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5, help="of the sweep over layers and tokens")
+    parser.add_argument("--steps", type=int, default=8, help="iterations a round")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    grid = sweep(arguments.steps, arguments.rounds)
+    print(grid.to_string(index=False), flush=True)
+    pair = compare_pair(arguments.epochs, arguments.seeds)
+    means = pair.groupby("model")[["accuracy", "iterations_per_second", "ratio"]].mean()
+    environment = describe_environment(0)
+    text = (
+        "# TokenLearner: accuracy and speed of training\n\n"
+        f"Recorded by `python benchmarks/token_learner.py --epochs {arguments.epochs} --seeds {arguments.seeds}` on "
+        f"{environment['processor']}, {environment['threads']} threads, torch {environment['packages']['torch']}, "
+        f"Python {platform.python_version()}.\n\n"
+        "4-layer ViT, 14 x 14 patches of scikit-learn's digits at 28 x 28, batch 32; TokenLearner 1.1, 2 tokens after "
+        "layer 1. Both train in one process, an epoch each in turn. The ratio is the median over epochs of iterations "
+        "a second over the plain ViT's in the same round.\n\n"
+        f"{markdown(pair)}\n\nMeans over seeds:\n\n{markdown(means.reset_index())}\n\n"
+        "## Ratio by layer and number of tokens\n\n"
+        f"Median (and lowest and highest) of {arguments.rounds} rounds of {arguments.steps} iterations, each beside "
+        f"the plain ViT.\n\n{markdown(grid, 2)}\n\n![accuracy and speed](token_learner.png)\n"
+    )
+    write_text(arguments.out / "token_learner.md", text)
+    write_text(arguments.out / "token_learner_pair.csv", pair.to_csv(index=False))
+    write_text(arguments.out / "token_learner_sweep.csv", grid.to_csv(index=False))
+    draw(pair, grid, arguments.out / "token_learner.png")
+    print(means)
+    print(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
