@@ -32,7 +32,8 @@ def main(argv: list[str]) -> int:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
     print(
         f"{run} on {metrics['name']}: accuracy {metrics['accuracy']:.4f} "
-        f"(95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
+        f"(95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
+        f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
     print(f"written to {folder}")
     return 0

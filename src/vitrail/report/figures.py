@@ -15,10 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito 2008, "Color universal design": black is kept for text.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-_CLASS_COLORS = "tab10"
+# Paul Tol's "muted" scheme and gray, for classes; with more classes than these, colours alone cannot tell them apart.
+_CLASS_COLORS = (
+    "#332288", "#DDCC77", "#117733", "#CC6677", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#999933", "#888888",
+)  # fmt: skip
 
 
 def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
@@ -40,6 +44,7 @@ def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
     for axis, value in zip(axes, ("cross-entropy", "accuracy"), strict=True):
         axis.set(xlabel="epoch", ylabel=value)
         axis.grid(alpha=0.25)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
@@ -78,11 +83,14 @@ def feature_space(points: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]
     columns = min(len(points), 3)
     rows = math.ceil(len(points) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 4.2 * rows), layout="constrained", squeeze=False)
-    colors = plt.get_cmap(_CLASS_COLORS if len(classes) <= 10 else "turbo", max(len(classes), 2))
+    if len(classes) <= len(_CLASS_COLORS):
+        colors: list[Any] = list(_CLASS_COLORS)
+    else:
+        colors = [plt.get_cmap("turbo")(i / (len(classes) - 1)) for i in range(len(classes))]
     for axis, (name, (xy, targets)) in zip(axes.flat, points.items(), strict=False):
         for target, label in enumerate(classes):
             chosen = xy[targets == target]
-            axis.scatter(chosen[:, 0], chosen[:, 1], s=10, color=colors(target), label=label, linewidths=0)
+            axis.scatter(chosen[:, 0], chosen[:, 1], s=10, color=colors[target], label=label, linewidths=0)
             if len(chosen) and len(classes) <= 12:
                 place = np.median(chosen, axis=0)
                 box = {"facecolor": "white", "alpha": 0.75, "pad": 1, "edgecolor": "none"}
@@ -105,7 +113,7 @@ def attention(images: npt.NDArray[Any], maps: Mapping[str, npt.NDArray[Any]], ti
     """
     rows, columns = 1 + len(maps), len(images)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(1.25 * columns + 1.2, 1.35 * rows), layout="constrained", squeeze=False
+        rows, columns, figsize=(1.3 * columns + 1.2, 1.4 * rows + 0.3), layout="constrained", squeeze=False
     )
     top = max(float(np.quantile(values, 0.99)) for values in maps.values())
     for column, image in enumerate(images):

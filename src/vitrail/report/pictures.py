@@ -76,7 +76,7 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, said = trained.card.classes[target], trained.card.classes[int(np.argmax(logits))]
-        titles.append(true if true == said else f"{true} (read as {said})")
+        titles.append(true if true == said else f"{true}\nread as {said}")
     shown = pixels[:, 0] if pixels.shape[1] != 3 else pixels.permute(0, 2, 3, 1)
     return Examples(shown.numpy(), titles, trained.normalize(pixels))
 
