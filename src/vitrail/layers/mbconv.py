@@ -16,6 +16,7 @@ from vitrail.layers.drop_path import DropPath
 from vitrail.layers.gelu import Approximate, Gelu, gelu, infers_on_cpu
 from vitrail.layers.patch_merging import report_merge
 from vitrail.layers.tap import AttentionTap
+from vitrail.layers.window_attention import known
 
 # Numbers that an intermediate of the inference route may hold: about what the caches of a small CPU keep.
 _WORKING_SET = 1 << 21
@@ -159,8 +160,10 @@ class Shortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``."""
         if self.same_padding:
-            H, W = x.shape[2:]
-            x = F.avg_pool2d(F.pad(x, (0, W % 2, 0, H % 2)) if H % 2 or W % 2 else x, 2, 2)
+            bottom, right = x.shape[2] % 2, x.shape[3] % 2
+            if not known(bottom == 0) or not known(right == 0):
+                x = F.pad(x, (0, right, 0, bottom))
+            x = F.avg_pool2d(x, 2, 2)
         else:
             x = F.avg_pool2d(x, 3, 2, 1)
         out: Tensor = self.expand(x)
@@ -256,9 +259,7 @@ class MBConv(nn.Module):
         out: Tensor = branch.add_(self.shortcut(x))
         return out
 
-    def _expand_and_mix(
-        self, x: Tensor, expand: tuple[Tensor, Tensor], depthwise: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def _expand_and_mix(self, x: Tensor, expand: tuple[Tensor, Tensor], depthwise: tuple[Tensor, Tensor]) -> Tensor:
         """Expansion and depthwise convolution, a strip of rows at a time."""
         form, groups = self.flavour.approximate, depthwise[0].shape[0]
         pieces = []
@@ -309,8 +310,6 @@ class Stem(nn.Module):
         same = self.flavour.same_padding
         if not self.training and infers_on_cpu(x) and plain_and_unwatched(self.conv1, self.norm1, self.act1):
             weight, bias = fold_norm(self.conv1.weight, self.conv1.bias, self.norm1)
-            return convolve(
-                gelu(convolve(x, self.conv1, same, weight, bias), self.act1.approximate), self.conv2, same
-            )
+            return convolve(gelu(convolve(x, self.conv1, same, weight, bias), self.act1.approximate), self.conv2, same)
         x = self.act1(self.norm1(convolve(x, self.conv1, same)))
         return convolve(x, self.conv2, same)

@@ -6,6 +6,7 @@ import functools
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.layers.attention import Attention, attend
@@ -15,7 +16,6 @@ from vitrail.layers.window_attention import known
 from vitrail.layers.windows import (
     merge_grid,
     merge_windows,
-    pad_map,
     padding_regions,
     partition_grid,
     partition_windows,
@@ -105,14 +105,18 @@ class PartitionAttention(Attention):
             make = padding_blocked if in_graph(x) else _kept_padding_blocked
             masked = bias.masked_fill(make((H, W), window, kind, x.device)[:, None], float("-inf"))
             bias = masked if known(B == 1) else masked.expand(B, -1, -1, -1, -1).flatten(0, 1)
-            x = pad_map(x, padding)
+            x = F.pad(x, (0, 0, 0, padding[1], 0, padding[0]))
         layout = TokenLayout(kind, query_grid=(H, W), key_grid=(H, W), window=window, padding=padding)
         full = (H + padding[0], W + padding[1])
         if kind == "window":
             x = merge_windows(self.mix(partition_windows(x, window), layout, bias), window, full)
         else:
             x = merge_grid(self.mix(partition_grid(x, window), layout, bias), window, full)
-        return x[:, :H, :W] if padded else x
+        if not padded:
+            return x
+        x = x[:, :H, :W]
+        # A graph for changing sizes should not depend on whether the cut removed anything.
+        return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
 
     def mix(self, x: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Tensor:
         """Mix tokens ``(groups, n, C)`` in groups, as :meth:`Attention.mix`, with this layer's scale."""

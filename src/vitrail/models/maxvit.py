@@ -183,16 +183,17 @@ class Stage(nn.Module):
 
 
 @contextlib.contextmanager
-def _norms_left_alone(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorms use a batch's statistics without counting them into the running ones."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+def _counted_already(module: nn.Module) -> Iterator[None]:
+    """Keep BatchNorms from counting a batch into their running statistics a second time."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, counter) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 class Head(nn.Module):
@@ -298,7 +299,7 @@ class MaxViT(VisionModel):
                 block,
                 x,
                 use_reentrant=False,
-                context_fn=lambda: (contextlib.nullcontext(), _norms_left_alone(block)),
+                context_fn=lambda: (contextlib.nullcontext(), _counted_already(block)),
             )
         return out
 
