@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitrail.layers.drop_path import DropPath
 from vitrail.layers.gelu import Approximate, Gelu, gelu, infers_on_cpu
 from vitrail.layers.patch_merging import report_merge
+from vitrail.layers.relative_position import in_graph
 from vitrail.layers.tap import AttentionTap
 from vitrail.layers.window_attention import known
 
@@ -58,29 +59,43 @@ def edge_padding(length: int, stride: int, same: bool) -> tuple[int, int]:
     return (length % 2 if same and stride == 2 else 1), 1
 
 
-def convolve(
-    x: Tensor, conv: nn.Conv2d, same: bool, weight: Tensor | None = None, bias: Tensor | None = None
-) -> Tensor:
-    """Apply a 3 x 3 convolution of stride 1 or 2 with either rule of padding.
+class Conv3x3(nn.Conv2d):
+    """A 3 x 3 convolution of stride 1 or 2 with either rule of padding, on maps of any size.
 
     Args:
-        x: Map, shape ``(B, C, H, W)``.
-        conv: The convolution; its own padding is not looked at.
+        dim: Channels that come.
+        out_dim: Channels that leave.
+        stride: 1 or 2.
         same: TensorFlow's rule, see :func:`edge_padding`.
-        weight: Taken instead of the convolution's own, together with ``bias``.
-        bias: Taken with ``weight``.
-
-    Returns:
-        Map, shape ``(B, C', ceil(H / stride), ceil(W / stride))``.
+        groups: Groups of channels.
+        bias: Whether there is a bias.
     """
-    stride = conv.stride[0]
-    if weight is None:
-        weight, bias = conv.weight, conv.bias
-    if stride == 1 or not same:
-        return F.conv2d(x, weight, bias, conv.stride, 1, groups=conv.groups)
-    (top, bottom), (left, right) = (edge_padding(length, stride, same) for length in x.shape[2:])
-    padded = F.pad(x, (left, right, top, bottom))
-    return F.conv2d(padded, weight, bias, conv.stride, 0, groups=conv.groups)
+
+    def __init__(
+        self, dim: int, out_dim: int, stride: int = 1, same: bool = True, groups: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(dim, out_dim, 3, stride=stride, padding=1, groups=groups, bias=bias)
+        self.same = same and stride == 2
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / stride), ceil(W / stride))``."""
+        return self.convolve(input, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with another weight and bias."""
+        stride = self.stride[0]
+        if not self.same:
+            return F.conv2d(x, weight, bias, stride, 1, groups=self.groups)
+        (top, bottom), (left, right) = (edge_padding(length, stride, self.same) for length in x.shape[2:])
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, groups=self.groups)
+
+    def even_axes(self, x: Tensor) -> list[int]:
+        """Axes along which the rule pads the end alone, which torch's convolution can not without a copy.
+
+        Turned around along these, map and kernel give the turned result with one zero on each side: the
+        last place does not fit a stride any more.
+        """
+        return [axis for axis in (2, 3) if self.same and x.shape[axis] % 2 == 0]
 
 
 def fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -109,7 +124,7 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def plain_and_unwatched(*modules: nn.Module) -> bool:
     """Whether modules are torch's own, without hooks, so that a calculation may go past their ``forward``."""
     return all(
-        type(module) in (nn.Conv2d, nn.BatchNorm2d, nn.Linear, Gelu)
+        type(module) in (nn.Conv2d, Conv3x3, nn.BatchNorm2d, Gelu)
         and not (module._forward_hooks or module._forward_pre_hooks)
         for module in modules
     )
@@ -205,7 +220,7 @@ class MBConv(nn.Module):
         self.conv1_1x1 = nn.Conv2d(dim, hidden, 1, bias=False)
         self.norm1 = self._norm(hidden)
         self.act1 = Gelu(flavour.approximate)
-        self.conv2_kxk = nn.Conv2d(hidden, hidden, 3, stride=stride, groups=hidden, bias=False)
+        self.conv2_kxk = Conv3x3(hidden, hidden, stride, flavour.same_padding, groups=hidden, bias=False)
         self.norm2 = self._norm(hidden)
         self.act2 = Gelu(flavour.approximate)
         self.se = SqueezeExcite(hidden, out_dim // 4)
@@ -227,14 +242,26 @@ class MBConv(nn.Module):
         """
         if self.stride == 2 and self.tap.armed:
             report_merge(self.tap, x.permute(0, 2, 3, 1))
+        if in_graph(x) or not plain_and_unwatched(*self._bypassed()):
+            branch = self._branch(x)
         # On a small map, folding the norms into the weights would cost more than applying them.
-        large = x.shape[0] * x.shape[2] * x.shape[3] >= 4 * x.shape[1]
-        if large and not self.training and infers_on_cpu(x) and plain_and_unwatched(*self._bypassed()):
-            return self._infer(x)
-        y = self.act1(self.norm1(self.conv1_1x1(self.pre_norm(x))))
-        y = self.act2(self.norm2(convolve(y, self.conv2_kxk, self.flavour.same_padding)))
-        y = self.conv3_1x1(self.se(y))
-        out: Tensor = self.shortcut(x) + self.drop_path(y)
+        elif not self.training and infers_on_cpu(x) and x.shape[0] * x.shape[2] * x.shape[3] >= 4 * x.shape[1]:
+            branch = self._infer(x)
+        else:
+            branch = self._branch(x, self.conv2_kxk.even_axes(x))
+        out: Tensor = self.shortcut(x) + self.drop_path(branch)
+        return out
+
+    def _branch(self, x: Tensor, turned: list[int] | None = None) -> Tensor:
+        """All layers in turn; the wide maps turned around along the given axes, to spare the padding a copy."""
+        y = self.act1(self.norm1(self.conv1_1x1(self.pre_norm(x.flip(turned) if turned else x))))
+        if turned:
+            conv = self.conv2_kxk
+            y = F.conv2d(y, conv.weight.flip(turned), None, conv.stride, 1, groups=conv.groups)
+        else:
+            y = self.conv2_kxk(y)
+        y = self.conv3_1x1(self.se(self.act2(self.norm2(y))))
+        out: Tensor = y.flip(turned) if turned else y
         return out
 
     def _bypassed(self) -> tuple[nn.Module, ...]:
@@ -255,9 +282,7 @@ class MBConv(nn.Module):
             y = self._expand_and_mix(part, folded, depthwise)
             # The factors of squeeze and excitation scale the inputs of the projection, not the map itself.
             branches.append(self.conv3_1x1(y.mul_(self.se.scale(y))))
-        branch = branches[0] if len(branches) == 1 else torch.cat(branches)
-        out: Tensor = branch.add_(self.shortcut(x))
-        return out
+        return branches[0] if len(branches) == 1 else torch.cat(branches)
 
     def _expand_and_mix(self, x: Tensor, expand: tuple[Tensor, Tensor], depthwise: tuple[Tensor, Tensor]) -> Tensor:
         """Expansion and depthwise convolution, a strip of rows at a time."""
@@ -300,16 +325,16 @@ class Stem(nn.Module):
     def __init__(self, in_chans: int, dim: int, flavour: ConvFlavour, first_bias: bool) -> None:
         super().__init__()
         self.flavour = flavour
-        self.conv1 = nn.Conv2d(in_chans, dim, 3, stride=2, bias=first_bias)
+        self.conv1 = Conv3x3(in_chans, dim, 2, flavour.same_padding, bias=first_bias)
         self.norm1 = nn.BatchNorm2d(dim, eps=flavour.norm_eps, momentum=flavour.norm_momentum)
         self.act1 = Gelu(flavour.approximate)
-        self.conv2 = nn.Conv2d(dim, dim, 3)
+        self.conv2 = Conv3x3(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``."""
-        same = self.flavour.same_padding
         if not self.training and infers_on_cpu(x) and plain_and_unwatched(self.conv1, self.norm1, self.act1):
-            weight, bias = fold_norm(self.conv1.weight, self.conv1.bias, self.norm1)
-            return convolve(gelu(convolve(x, self.conv1, same, weight, bias), self.act1.approximate), self.conv2, same)
-        x = self.act1(self.norm1(convolve(x, self.conv1, same)))
-        return convolve(x, self.conv2, same)
+            y = self.conv1.convolve(x, *fold_norm(self.conv1.weight, self.conv1.bias, self.norm1))
+            out: Tensor = self.conv2(gelu(y, self.flavour.approximate))
+        else:
+            out = self.conv2(self.act1(self.norm1(self.conv1(x))))
+        return out
