@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vitrail.models.pretrained import from_pretrained, save_pretrained
     from vitrail.models.registry import create_model, list_models
     from vitrail.weights.load import load_weights
 
 # Public name -> the module that defines it.
 _PUBLIC = {
     "create_model": "vitrail.models.registry",
+    "from_pretrained": "vitrail.models.pretrained",
     "list_models": "vitrail.models.registry",
     "load_weights": "vitrail.weights.load",
+    "save_pretrained": "vitrail.models.pretrained",
 }
 
-__all__ = ["__version__", "create_model", "list_models", "load_weights"]
+__all__ = ["__version__", "create_model", "from_pretrained", "list_models", "load_weights", "save_pretrained"]
 
 
 def __getattr__(name: str) -> Any:

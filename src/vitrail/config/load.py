@@ -22,7 +22,8 @@ _PARTS: dict[str, type[Any]] = {
     "trainer": TrainerConfig,
     "run": RunConfig,
 }
-_MODEL_FIELDS = ("name", "weights")
+# Those of the part "model" that are not the family's settings.
+_MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name != "settings")
 
 SettingsOf = Callable[[str], type[Any]]
 
@@ -126,21 +127,22 @@ def load_recipe(
     model = dict(vars(values.model))
     settings = {f.name: model[f.name] for f in dataclasses.fields(settings_type) if f.name in model}
     parts = {part: getattr(values, part) for part in _PARTS}
-    return Recipe(model=ModelConfig(model["name"], model["weights"], settings), **parts)
+    return Recipe(model=ModelConfig(**{name: model[name] for name in _MODEL_FIELDS}, settings=settings), **parts)
 
 
 def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail train") -> jsonargparse.ArgumentParser:
     """The parser of a recipe's options.
 
     Args:
-        settings_type: Dataclass of the model's settings; without it only ``model.name`` and ``model.weights``.
+        settings_type: Dataclass of the model's settings; without it only those of :class:`ModelConfig`.
         prog: The command, for the usage line.
     """
     parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, add_help=False)
     for part, kind in _PARTS.items():
         parser.add_class_arguments(kind, part)
-    parser.add_argument("--model.name", type=str, default=ModelConfig.name, help="a variant or a family")
-    parser.add_argument("--model.weights", type=str | None, default=None, help="a file of weights to start from")
+    hints = typing.get_type_hints(ModelConfig)
+    for name in _MODEL_FIELDS:
+        parser.add_argument(f"--model.{name}", type=hints[name], default=getattr(ModelConfig, name))
     if settings_type is not None:
         hints = typing.get_type_hints(settings_type)
         for f in dataclasses.fields(settings_type):

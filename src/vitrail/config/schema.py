@@ -65,13 +65,38 @@ class ModelConfig:
 
     Attributes:
         name: A variant or a family.
-        weights: A file of weights to start from; random weights when not given.
+        weights: What to start from: a file of weights, a run folder, or hf://owner/name on the Hugging Face hub;
+            random weights when not given.
+        new_head: Whether the classifier starts fresh, or with the weights' own (of as many classes).
+        bands_rule: How kernels for the weights' bands become kernels for the data's, where these differ: "mean"
+            (every band gets the mean kernel), "repeat" (the kernels in turn) or "wavelength" (interpolated at
+            band_wavelengths). Without a rule other bands are refused.
+        band_wavelengths: Of the data's bands in nm, for bands_rule "wavelength".
         settings: The family's settings (``img_size``, ``embed_dim``, ...); in a recipe they stand beside ``name``.
     """
 
     name: str = "vit_tiny_patch16_224"
     weights: str | None = None
+    new_head: bool = True
+    bands_rule: Literal["mean", "repeat", "wavelength"] | None = None
+    band_wavelengths: tuple[float, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that the settings belong together.
+
+        Raises:
+            ConfigError: A rule without weights, or wavelengths and their rule without each other.
+        """
+        _require(self.weights is not None or self.bands_rule is None, "model.weights", "given", self.weights)
+        by_wavelength = self.bands_rule == "wavelength"
+        wanted = "given, in nm, for bands_rule wavelength and for no other"
+        _require(
+            by_wavelength == (self.band_wavelengths is not None),
+            "model.band_wavelengths",
+            wanted,
+            self.band_wavelengths,
+        )
 
 
 @dataclass(frozen=True)

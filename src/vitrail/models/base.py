@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
+from vitrail.layers.shapes import to_pair
+from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
 
 
@@ -47,6 +50,10 @@ class VisionModel(nn.Module, ABC):
 
     Attributes:
         key_maps: How to read the checkpoints of other libraries, the family's own first.
+        classifier: Name of the module that gives the logits.
+        input_kernels: Convolutions that see the bands, by the name of their weight.
+        stream_prefixes: For a family of several streams, what their keys begin with, by stream.
+        name: What the model was created as, a variant or a family.
         config: The settings the model was built with.
         num_classes: Width of the logits.
         num_features: Width of what the classifier sees.
@@ -55,6 +62,10 @@ class VisionModel(nn.Module, ABC):
     """
 
     key_maps: ClassVar[Sequence[KeyMap]] = ()
+    classifier: ClassVar[str] = "head"
+    input_kernels: ClassVar[Mapping[str, InputKernel]] = {"patch_embed.proj.weight": InputKernel("image")}
+    stream_prefixes: ClassVar[Mapping[str, str]] = {}
+    name: str = ""
     config: Any
     num_classes: int
     num_features: int
@@ -94,9 +105,50 @@ class VisionModel(nn.Module, ABC):
     def layer_groups(self) -> list[list[str]]:
         """Names of all parameters in groups from the input to the head, for layer-wise learning rates."""
 
-    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
-        """Make a checkpoint's tensor of another shape fit, and say how; None where that is impossible."""
+    def fit_tensor(
+        self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
+    ) -> tuple[Tensor, str] | None:
+        """Make a checkpoint's tensor of another shape fit.
+
+        Args:
+            key: Our name of the tensor.
+            value: The tensor.
+            state: The whole checkpoint, by our names.
+            made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
+
+        Returns:
+            The fitting tensor and what was done, or None where that is impossible.
+        """
         return None
+
+    @classmethod
+    def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Settings that can be read off a checkpoint, to recognise what it was made for.
+
+        Args:
+            state: Tensors by our names.
+
+        Returns:
+            Number of classes, bands, patch and image size, where the shapes show them.
+        """
+        head = state.get(f"{cls.classifier}.weight")
+        settings: dict[str, Any] = {"num_classes": 0 if head is None else head.shape[0]}
+        for key, role in cls.input_kernels.items():
+            kernel = state.get(key)
+            if kernel is None or kernel.ndim != 4:
+                continue
+            prefix = "" if role.stream == "image" else f"{role.stream}_"
+            settings[f"{prefix}chans" if prefix else "in_chans"] = kernel.shape[1]
+            if not role.is_patch:
+                continue
+            patch = (kernel.shape[2], kernel.shape[3])
+            settings[f"{prefix}patch_size"] = patch
+            positions = state.get(key.replace("patch_embed.proj.weight", "pos_embed"))
+            if positions is not None and positions.ndim == 3:
+                grid = old_grid(positions.shape[1] - int("cls_token" in state), patch, {}, prefix)
+                if grid is not None:
+                    settings[f"{prefix}img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
+        return settings
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Classify.
@@ -129,6 +181,49 @@ class VisionModel(nn.Module, ABC):
             if not -levels <= index < levels or (isinstance(indices, int) and index < 0):
                 raise ConfigError(f"{type(self).__name__} has {levels} feature levels, asked for {indices}")
         return [index % levels for index in wanted]
+
+
+def old_grid(
+    count: int, patch_size: tuple[int, int], made_for: Mapping[str, Any], prefix: str = ""
+) -> tuple[int, int] | None:
+    """The grid that a checkpoint's positions were learned for.
+
+    Args:
+        count: Positions on it.
+        patch_size: Height and width of a patch, where the checkpoint's settings do not give it.
+        made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
+        prefix: Of the settings' names (``"spectral_"``).
+
+    Returns:
+        Height and width; where no settings tell them, those of a square. None where there is no such square.
+    """
+    size = made_for.get(f"{prefix}img_size") or made_for.get("img_size")
+    patch = made_for.get(f"{prefix}patch_size") or made_for.get("patch_size") or patch_size
+    if size is not None:
+        (height, width), (ph, pw) = to_pair(size, "img_size"), to_pair(patch, "patch_size")
+        grid = (-(-height // ph), -(-width // pw))
+        if grid[0] * grid[1] == count:
+            return grid
+    side = math.isqrt(max(count, 0))
+    return (side, side) if side * side == count and count > 0 else None
+
+
+def old_window(count: int, made_for: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The window that a checkpoint's table of relative positions was learned for.
+
+    Args:
+        count: Rows of the table.
+        made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
+
+    Returns:
+        Height and width; where no settings tell them, those of a square. None where there is no such square.
+    """
+    if made_for.get("window_size"):
+        window = to_pair(made_for["window_size"], "window_size")
+        if (2 * window[0] - 1) * (2 * window[1] - 1) == count:
+            return window
+    side = math.isqrt(max(count, 0))
+    return ((side + 1) // 2, (side + 1) // 2) if side * side == count and side % 2 == 1 else None
 
 
 def check_at_least(config: object, minimum: int, *names: str) -> None:

@@ -20,8 +20,9 @@ from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.hierarchy import HierarchicalEncoder, Stage
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import Size, to_pair
-from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters
+from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters, old_grid
 from vitrail.models.registry import Family, register_family
+from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, KeyMap, Rename, SplitRows
 
 
@@ -84,14 +85,10 @@ class HVTConfig:
         for name in ("depths", "num_heads"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
-            if not values or not all(
-                isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values
-            ):
+            if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
                 raise ConfigError(f"{name} must be whole numbers of at least 1, one a stage, got {values}")
         if len(self.depths) != len(self.num_heads):
-            raise ConfigError(
-                f"depths {self.depths} and num_heads {self.num_heads} must have one value a stage"
-            )
+            raise ConfigError(f"depths {self.depths} and num_heads {self.num_heads} must have one value a stage")
         if self.mlp_ratio <= 0:
             raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
         if isinstance(self.attention, str):
@@ -120,9 +117,7 @@ class HVTConfig:
                 ("missing_spectral", "error"),
             ):
                 if getattr(self, name) != default:
-                    raise ConfigError(
-                        f"{name} needs a spectral stream; give spectral_chans, its number of bands"
-                    )
+                    raise ConfigError(f"{name} needs a spectral stream; give spectral_chans, its number of bands")
 
 
 def _prompt_on_grid(prompt: Tensor) -> Tensor:
@@ -139,6 +134,11 @@ class HVT(VisionModel):
     Source: the RGB + spectral research code (Leaf-Effects); see the top of this file.
     """
 
+    input_kernels = {  # noqa: RUF012
+        "rgb.patch_embed.proj.weight": InputKernel("image"),
+        "spectral.patch_embed.proj.weight": InputKernel("spectral"),
+    }
+    stream_prefixes = {"image": "rgb.", "spectral": "spectral."}  # noqa: RUF012
     config: HVTConfig
 
     def __init__(self, config: HVTConfig) -> None:
@@ -192,9 +192,7 @@ class HVT(VisionModel):
     def streams(self) -> tuple[Stream, ...]:
         """The image, and the spectral stream if there is one."""
         names = ("image", "spectral")
-        return tuple(
-            Stream(n, e.in_chans, e.img_size) for n, (_, e) in zip(names, self._encoders(), strict=False)
-        )
+        return tuple(Stream(n, e.in_chans, e.img_size) for n, (_, e) in zip(names, self._encoders(), strict=False))
 
     def _check_inputs(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor | None]:
         """The image and the spectral input; None where there is no such stream, or it may be missing."""
@@ -278,9 +276,7 @@ class HVT(VisionModel):
         """
         return self.forward_head(self.forward_features(*inputs))
 
-    def forward_intermediates(
-        self, *inputs: Tensor | None, indices: int | Sequence[int] | None = None
-    ) -> list[Tensor]:
+    def forward_intermediates(self, *inputs: Tensor | None, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Outputs of the stages, those of the image stream first.
 
         Args:
@@ -341,16 +337,29 @@ class HVT(VisionModel):
         last = ["rgb.norm", "spectral.norm", "spectral_token", "fusion", "head_norm", "head"]
         return group_parameters(self, [*groups, last])
 
-    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
-        """Resample positions that were learned for another grid (taken to be square)."""
+    def fit_tensor(
+        self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
+    ) -> tuple[Tensor, str] | None:
+        """Resample positions that were learned for another grid (a square one where no settings tell)."""
         encoder = dict(self._encoders()).get(key.removesuffix(".pos_embed"))
         if encoder is None or value.ndim != 3 or value.shape[-1] != encoder.pos_embed.shape[-1]:
             return None
-        side = round(value.shape[1] ** 0.5)
-        if side * side != value.shape[1]:
+        prefix = "spectral_" if encoder is self.spectral else ""
+        old = old_grid(value.shape[1], encoder.patch_embed.patch_size, made_for, prefix)
+        if old is None:
             return None
-        how = f"positions from {side} x {side} to {encoder.grid[0]} x {encoder.grid[1]}, bicubic"
-        return resample_positions(value, (side, side), encoder.grid), how
+        how = f"positions from {old[0]} x {old[1]} to {encoder.grid[0]} x {encoder.grid[1]}, bicubic"
+        return resample_positions(value, old, encoder.grid), how
+
+    @classmethod
+    def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Also the spectral stream's width, how the streams are fused, and whether one may be missing."""
+        settings = super().read_settings(state)
+        if "spectral.patch_embed.proj.weight" in state:
+            settings["spectral_embed_dim"] = state["spectral.patch_embed.proj.weight"].shape[0]
+            settings["fusion"] = "cross_attention" if "fusion.prompt" in state else "concat"
+            settings["missing_spectral"] = "learned" if "spectral_token" in state else "error"
+        return settings
 
     key_maps = (
         KeyMap("vitrail", (r"rgb\.patch_embed\.proj\.weight", r"rgb\.stages\.0\.blocks\.0\.norm1\.weight")),
@@ -362,9 +371,7 @@ class HVT(VisionModel):
                 Rename(r"(rgb|spectral)_pos_embed", r"\1.pos_embed"),
                 # There the merging ends a stage, here it begins the next; no model has sixteen stages.
                 *(
-                    Rename(
-                        rf"(\w+)\.stages\.{i}\.downsample_layer\.(.*)", rf"\1.stages.{i + 1}.downsample.\2"
-                    )
+                    Rename(rf"(\w+)\.stages\.{i}\.downsample_layer\.(.*)", rf"\1.stages.{i + 1}.downsample.\2")
                     for i in range(16)
                 ),
                 Rename(r"norm_(rgb|spectral)_final_encoder\.(.*)", r"\1.norm.\2"),
@@ -386,9 +393,7 @@ class HVT(VisionModel):
     )
 
 
-def _encoder(
-    config: HVTConfig, in_chans: int, img_size: Size, patch_size: Size, embed_dim: int
-) -> HierarchicalEncoder:
+def _encoder(config: HVTConfig, in_chans: int, img_size: Size, patch_size: Size, embed_dim: int) -> HierarchicalEncoder:
     return HierarchicalEncoder(
         in_chans,
         to_pair(img_size),

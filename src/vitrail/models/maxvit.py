@@ -24,8 +24,9 @@ from vitrail.layers.mlp import Mlp
 from vitrail.layers.partition_attention import Kind, PartitionAttention
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
-from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters
+from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters, old_window
 from vitrail.models.registry import Family, register_family
+from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
 
 _NORM_EPS = 1e-5
@@ -102,9 +103,7 @@ class MaxViTConfig:
         check_at_least(self, 0, "head_hidden_size")
         for dim in self.embed_dim:
             if dim % self.dim_head:
-                raise ConfigError(
-                    f"dim_head must divide every width of embed_dim, got {self.dim_head} for {dim}"
-                )
+                raise ConfigError(f"dim_head must divide every width of embed_dim, got {self.dim_head} for {dim}")
         if self.mlp_ratio <= 0:
             raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
         if self.flavour not in _FLAVOURS:
@@ -175,10 +174,7 @@ class Stage(nn.Module):
     def __init__(self, dim: int, out_dim: int, config: MaxViTConfig, rates: Sequence[float]) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
-            *(
-                Block(out_dim if i else dim, out_dim, 1 if i else 2, config, rate)
-                for i, rate in enumerate(rates)
-            )
+            *(Block(out_dim if i else dim, out_dim, 1 if i else 2, config, rate) for i, rate in enumerate(rates))
         )
 
 
@@ -241,6 +237,8 @@ class MaxViT(VisionModel):
     Source: Tu et al. 2022, arXiv:2204.01697.
     """
 
+    classifier = "head.fc"
+    input_kernels = {"stem.conv1.weight": InputKernel("image", is_patch=False)}  # noqa: RUF012
     config: MaxViTConfig
 
     def __init__(self, config: MaxViTConfig) -> None:
@@ -344,9 +342,7 @@ class MaxViT(VisionModel):
         out: Tensor = self.head(features.mean(dim=(2, 3)), pre_logits)
         return out
 
-    def forward_intermediates(
-        self, *inputs: Tensor, indices: int | Sequence[int] | None = None
-    ) -> list[Tensor]:
+    def forward_intermediates(self, *inputs: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Maps after the stem (level 0) and after each stage.
 
         Args:
@@ -391,20 +387,28 @@ class MaxViT(VisionModel):
         blocks = [[f"stages.{i}.blocks.{j}"] for i, depth in enumerate(depths) for j in range(depth)]
         return group_parameters(self, [["stem"], *blocks, ["norm", "head"]])
 
-    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
-        """Resample a table of relative positions that was learned for another window (taken to be square)."""
-        match = re.fullmatch(
-            r"stages\.(\d+)\.blocks\.\d+\.attn_(?:block|grid)\..*relative_position_bias_table", key
-        )
+    def fit_tensor(
+        self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
+    ) -> tuple[Tensor, str] | None:
+        """Resample a table of relative positions that was learned for another window (square where none is told)."""
+        match = re.fullmatch(r"stages\.(\d+)\.blocks\.\d+\.attn_(?:block|grid)\..*relative_position_bias_table", key)
         if match is None or value.ndim != 2 or int(match[1]) >= len(self.config.embed_dim):
             return None
-        side = round(value.shape[0] ** 0.5)
-        heads = self.config.embed_dim[int(match[1])] // self.config.dim_head
-        if side * side != value.shape[0] or side % 2 == 0 or value.shape[1] != heads:
+        old, new = old_window(value.shape[0], made_for), to_pair(self.config.window_size or 1)
+        if old is None or value.shape[1] != self.config.embed_dim[int(match[1])] // self.config.dim_head:
             return None
-        old, new = ((side + 1) // 2, (side + 1) // 2), to_pair(self.config.window_size or 1)
         how = f"relative positions from {old[0]} x {old[1]} to {new[0]} x {new[1]}, bicubic"
         return resample_relative_table(value, old, new), how
+
+    @classmethod
+    def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Also the window, with the image it is a 32nd of, the flavour, and the head's hidden width."""
+        settings: dict[str, Any] = {"head_hidden_size": len(state.get("head.pre_logits.fc.weight", ()))}
+        settings["flavour"] = "tf" if "stem.conv1.bias" in state else "torchvision"
+        table = state.get("stages.0.blocks.0.attn_block.attn.rel_pos.relative_position_bias_table")
+        if window := old_window(0 if table is None else len(table), {}):
+            settings |= {"window_size": window, "img_size": tuple(_PARTITION_RATIO * w for w in window)}
+        return super().read_settings(state) | settings
 
     key_maps = (
         KeyMap(
@@ -491,9 +495,7 @@ register_family(
             "window_size": 2,
             "num_classes": 5,
         },
-        published={
-            f"maxvit_{width}_tf_{size}": top1 for size, row in _TOP1.items() for width, top1 in row.items()
-        },
+        published={f"maxvit_{width}_tf_{size}": top1 for size, row in _TOP1.items() for width, top1 in row.items()},
         source="Tu et al. 2022, arXiv:2204.01697",
     )
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,6 +84,24 @@ def find_family(name: str) -> tuple[Family, dict[str, Any]]:
     raise ConfigError(f"unknown model {name!r}{closest(name, names)} (`vitrail models` lists all)")
 
 
+def complete_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of a model, those that are the variant's or the family's defaults too.
+
+    Args:
+        name: A variant or a family.
+        settings: Those that differ.
+
+    Returns:
+        Plain values that JSON has.
+
+    Raises:
+        ConfigError: An unknown name, or a value out of range.
+    """
+    family, base = find_family(name)
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(family.config(**{**base, **settings}))))
+    return plain
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """Names of all variants that a shell pattern matches, sorted.
 
@@ -116,4 +135,6 @@ def create_model(name: str, **settings: Any) -> VisionModel:
     for key in settings:
         if key not in family.settings:
             raise ConfigError(f"{family.name} has no setting {key!r}{closest(key, family.settings)}")
-    return family.build(family.config(**{**base, **settings}))
+    model = family.build(family.config(**{**base, **settings}))
+    model.name = name
+    return model

@@ -23,7 +23,7 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.window_attention import WindowAttention
-from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters
+from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters, old_window
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename, Rule
 
@@ -85,13 +85,9 @@ class SwinConfig:
 
 
 def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:
-    whole = isinstance(values, Sequence) and all(
-        isinstance(v, int) and not isinstance(v, bool) for v in values
-    )
+    whole = isinstance(values, Sequence) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if not whole or not values or min(values) < 1:
-        raise ConfigError(
-            f"{name} must be a list of whole numbers of at least 1, one a stage, got {values!r}"
-        )
+        raise ConfigError(f"{name} must be a list of whole numbers of at least 1, one a stage, got {values!r}")
     return tuple(values)
 
 
@@ -201,9 +197,7 @@ _MOST_STAGES = 8
 
 def _later_downsample(pattern: str) -> list[Rule]:
     """Patch merging at the end of stage i belongs to stage i + 1 here; last first, so that none collide."""
-    return [
-        Rename(pattern.format(i), rf"layers.{i + 1}.downsample.\1") for i in reversed(range(_MOST_STAGES))
-    ]
+    return [Rename(pattern.format(i), rf"layers.{i + 1}.downsample.\1") for i in reversed(range(_MOST_STAGES))]
 
 
 _BUFFERS = Drop(r".*\.(attn_mask|relative_position_index)", "computed here, not learned")
@@ -236,9 +230,7 @@ _HUGGINGFACE: tuple[Rule, ...] = (
     *_later_downsample(r"layers\.{}\.downsample\.(.*)"),
     Rename(r"(layers\..*)\.layernorm_before\.(.*)", r"\1.norm1.\2"),
     Rename(r"(layers\..*)\.layernorm_after\.(.*)", r"\1.norm2.\2"),
-    Rename(
-        r"(layers\..*)\.attention\..*\.?relative_position_bias_table", r"\1.attn.relative_position_bias_table"
-    ),
+    Rename(r"(layers\..*)\.attention\..*\.?relative_position_bias_table", r"\1.attn.relative_position_bias_table"),
     MergeQkv(
         r"(layers\..*)\.attention\.self\.(?=\w+\.(weight|bias))(query|key|value)\.(?:weight|bias)",
         ("query", "key", "value"),
@@ -259,9 +251,7 @@ _HUGGINGFACE: tuple[Rule, ...] = (
 # The authors' layout differs from timm's only in where it keeps the patch merging, so it is looked for first.
 _KEY_MAPS = (
     KeyMap("microsoft", (r"layers\.0\.downsample\.reduction\.weight",), _MICROSOFT),
-    KeyMap(
-        "timm", (r"patch_embed\.norm\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"), (_BUFFERS, _HEAD)
-    ),
+    KeyMap("timm", (r"patch_embed\.norm\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"), (_BUFFERS, _HEAD)),
     KeyMap("torchvision", (r"features\.0\.0\.weight", r"features\.1\.0\.attn\.qkv\.weight"), _TORCHVISION),
     KeyMap("huggingface", (r"(swin\.)?embeddings\.patch_embeddings\.projection\.weight",), _HUGGINGFACE),
 )
@@ -277,6 +267,7 @@ class Swin(VisionModel):
     """
 
     key_maps = _KEY_MAPS
+    classifier = "head.fc"
     config: SwinConfig
 
     def __init__(self, config: SwinConfig) -> None:
@@ -295,9 +286,7 @@ class Swin(VisionModel):
         )
         self.norm = nn.LayerNorm(dims[-1])
         self.head = Head(dims[-1], config.num_classes)
-        self.feature_info = [
-            FeatureInfo(f"layers.{i}", dim, (ph * 2**i, pw * 2**i)) for i, dim in enumerate(dims)
-        ]
+        self.feature_info = [FeatureInfo(f"layers.{i}", dim, (ph * 2**i, pw * 2**i)) for i, dim in enumerate(dims)]
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -337,9 +326,7 @@ class Swin(VisionModel):
         out: Tensor = self.head(features, pre_logits)
         return out
 
-    def forward_intermediates(
-        self, *inputs: Tensor, indices: int | Sequence[int] | None = None
-    ) -> list[Tensor]:
+    def forward_intermediates(self, *inputs: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Outputs of the stages, before the last norm.
 
         Args:
@@ -391,12 +378,14 @@ class Swin(VisionModel):
             groups += blocks
         return group_parameters(self, [*groups, ["norm", "head"]])
 
-    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
+    def fit_tensor(
+        self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
+    ) -> tuple[Tensor, str] | None:
         """Make a table of relative positions fit that was learned for another window.
 
         timm and the authors shrink the window of a stage to its map where that is smaller. Their table then
         holds all offsets that occur there and moves to the middle of ours unchanged; any other table is
-        resampled bicubically (its window is taken to be square).
+        resampled bicubically (its window is taken to be square where no settings tell).
         """
         match = re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn\.relative_position_bias_table", key)
         if match is None or value.ndim != 2 or int(match[1]) >= len(self.layers):
@@ -408,15 +397,22 @@ class Swin(VisionModel):
         height, width = to_pair(self.config.img_size)
         grid = (-(-height // info.stride[0]), -(-width // info.stride[1]))
         small = (min(window[0], grid[0]), min(window[1], grid[1]))
-        if value.shape[0] == (2 * small[0] - 1) * (2 * small[1] - 1):
+        old = old_window(value.shape[0], made_for)
+        told = "window_size" in made_for and old == to_pair(made_for["window_size"])
+        if value.shape[0] == (2 * small[0] - 1) * (2 * small[1] - 1) and not told:
             how = f"relative positions of a {small[0]} x {small[1]} window put in the middle of ours"
             return _embed_table(value, small, window), how
-        side = round(value.shape[0] ** 0.5)
-        if side * side != value.shape[0] or side % 2 == 0:
+        if old is None:
             return None
-        old = ((side + 1) // 2, (side + 1) // 2)
         how = f"relative positions from {old[0]} x {old[1]} to {window[0]} x {window[1]}, bicubic"
         return resample_relative_table(value, old, window), how
+
+    @classmethod
+    def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Also the window, of the first stage."""
+        table = state.get("layers.0.blocks.0.attn.relative_position_bias_table")
+        window = None if table is None else old_window(table.shape[0], {})
+        return {**super().read_settings(state), **({} if window is None else {"window_size": window})}
 
 
 def _embed_table(table: Tensor, old: Pair, new: Pair) -> Tensor:

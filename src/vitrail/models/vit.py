@@ -23,7 +23,7 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
-from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters
+from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters, old_grid
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename
 
@@ -329,16 +329,25 @@ class ViT(VisionModel):
             blocks[at] += [f"token_learners.{index}", f"token_fusers.{index}"]
         return group_parameters(self, [["patch_embed", "pos_embed", "cls_token"], *blocks, ["norm", "fc_norm", "head"]])
 
-    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
-        """Resample positions that were learned for another grid (taken to be square)."""
+    def fit_tensor(
+        self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
+    ) -> tuple[Tensor, str] | None:
+        """Resample positions that were learned for another grid (a square one where no settings tell)."""
         if key != "pos_embed" or value.ndim != 3 or value.shape[-1] != self.num_features:
             return None
         prefix = int("cls_token" in state)
-        side = round((value.shape[1] - prefix) ** 0.5)
-        if side * side != value.shape[1] - prefix or prefix != self.num_prefix:
+        old = old_grid(value.shape[1] - prefix, self.patch_embed.patch_size, made_for)
+        if old is None or prefix != self.num_prefix:
             return None
-        how = f"positions from {side} x {side} to {self.grid[0]} x {self.grid[1]}, bicubic"
-        return resample_positions(value, (side, side), self.grid, prefix), how
+        how = f"positions from {old[0]} x {old[1]} to {self.grid[0]} x {self.grid[1]}, bicubic"
+        return resample_positions(value, old, self.grid, prefix), how
+
+    @classmethod
+    def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Also whether there is a class token, and what is pooled."""
+        pooled = "fc_norm.weight" in state
+        names = {"class_token": "cls_token" in state, "global_pool": "avg" if pooled else "token"}
+        return {**super().read_settings(state), **names}
 
     key_maps = (
         KeyMap(

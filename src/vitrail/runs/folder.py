@@ -16,6 +16,7 @@ import pandas as pd
 
 from vitrail.errors import RunError
 from vitrail.files import replacing, write_json, write_text
+from vitrail.weights.places import CARD_FILE, WEIGHTS_FILE
 
 
 class RunFolder:
@@ -30,8 +31,8 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.environment = self.path / "environment.json"
         self.metrics = self.path / "metrics.csv"
-        self.weights = self.path / "model.safetensors"
-        self.card = self.path / "model.json"
+        self.weights = self.path / WEIGHTS_FILE
+        self.card = self.path / CARD_FILE
         self.checkpoints = self.path / "checkpoints"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
         self.best_checkpoint = self.checkpoints / "best.ckpt"

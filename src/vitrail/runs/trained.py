@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vitrail.data.transforms import Normalize
 from vitrail.errors import ConfigError, RunError, WeightsError
-from vitrail.files import replacing
 from vitrail.models.base import VisionModel
-from vitrail.models.registry import create_model
+from vitrail.models.registry import complete_settings, create_model
 from vitrail.runs.folder import RunFolder
 from vitrail.weights.load import load_weights
+from vitrail.weights.write import write_weights
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,7 @@ class TrainedModel:
 
 def write_trained(run: RunFolder, state: Mapping[str, Tensor], card: ModelCard) -> None:
     """Write model.safetensors and model.json."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    with replacing(run.weights) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "model": card.name})
+    write_weights(run.weights, state, card.name, complete_settings(card.name, card.settings))
     run.write_json(run.card, dataclasses.asdict(card))
 
 

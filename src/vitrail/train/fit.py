@@ -64,7 +64,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     run = RunFolder(recipe.run_dir)
     card = ModelCard(
         name=recipe.model.name,
-        settings={**recipe.to_dict()["model"], **_data_settings(recipe, data)},
+        settings={**_given_settings(recipe), **_data_settings(recipe, data)},
         classes=data.source.classes,
         bands=data.source.bands,
         mean=tuple(mean),
@@ -73,8 +73,6 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         resize=recipe.data.resize,
         color="gray" if data.source.bands == BANDS["gray"] else "rgb",
     )
-    for key in ("name", "weights"):
-        card.settings.pop(key)
     augment = build_augmentation(recipe.data.augment, card.img_size, len(card.bands))
     task = ClassificationTask(model, Normalize(mean, std), augment, recipe.task.label_smoothing)
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
@@ -108,6 +106,11 @@ def image_size(recipe: Recipe) -> tuple[int, int]:
     return to_pair(family.config().img_size)
 
 
+def _given_settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's own settings of the model, as plain values."""
+    return {k: v for k, v in recipe.to_dict()["model"].items() if k in recipe.model.settings}
+
+
 def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     """Settings of the model that follow from the data, unless the recipe gives them."""
     return {
@@ -125,10 +128,14 @@ def _build_model(recipe: Recipe, data: ImageData) -> VisionModel:
             raise ConfigError(f"model.{key} is {given}, the data has {derived[key]}; leave it out or make them agree")
     model = create_model(recipe.model.name, **{**recipe.model.settings, **derived})
     if recipe.model.weights is not None:
-        path = Path(recipe.model.weights)
-        source = RunFolder.open(path).weights if path.is_dir() else path
-        # A fresh head is what fine-tuning means: the checkpoint's may be of other classes.
-        print(load_weights(model, source, allow_missing=["head.*", "head.fc.*"], allow_unexpected=["head.*"]))
+        report = load_weights(
+            model,
+            recipe.model.weights,
+            new_head=recipe.model.new_head,
+            bands=recipe.model.bands_rule,
+            band_wavelengths=recipe.model.band_wavelengths,
+        )
+        print(f"weights of {recipe.model.weights}: {report}")
     return model
 
 

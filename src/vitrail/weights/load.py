@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, WeightsError, closest
-from vitrail.weights.read import read_state_dict, unwrap
+from vitrail.weights.kernels import BandRule, InputKernel, Wavelengths, fit_input_kernel, make_band_rule
+from vitrail.weights.places import find_weights, read_card
+from vitrail.weights.read import Checkpoint, read_checkpoint, unwrap
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap, State
 
@@ -23,11 +27,34 @@ class Loadable(Protocol):
 
 @runtime_checkable
 class Fitting(Protocol):
-    """What a model may tell the loader besides."""
+    """What a model tells the loader besides.
 
-    def fit_tensor(self, key: str, value: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, str] | None:
+    Attributes:
+        classifier: Name of the module that gives the logits.
+        input_kernels: Convolutions that see the bands, by the name of their weight.
+        stream_prefixes: For a model of several streams, what its keys begin with, by stream.
+    """
+
+    classifier: str
+    input_kernels: Mapping[str, InputKernel]
+    stream_prefixes: Mapping[str, str]
+
+    def fit_tensor(
+        self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
+    ) -> tuple[Tensor, str] | None:
         """Make a tensor of another shape fit our ``key`` (resample positions, say), and say how; None: cannot."""
         ...
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What the caller of :func:`load_weights` asked for."""
+
+    new_head: bool
+    rule: BandRule | None
+    spectral_from_image: bool
+    allow_missing: tuple[str, ...]
+    allow_unexpected: tuple[str, ...]
 
 
 def load_weights(
@@ -35,44 +62,105 @@ def load_weights(
     weights: str | Path | Mapping[str, Tensor],
     source: str = "auto",
     *,
+    new_head: bool = False,
+    bands: str | None = None,
+    band_wavelengths: Wavelengths | None = None,
+    source_wavelengths: Wavelengths | None = None,
+    spectral_from_image: bool = False,
+    settings: Mapping[str, Any] | None = None,
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
+    dry_run: bool = False,
 ) -> LoadReport:
     """Load a checkpoint of any known source into a model.
 
-    Nothing is loaded unless everything fits: on an error the model keeps the weights it had.
+    Nothing is loaded unless everything fits: on an error the model keeps the weights it had. Positions, tables of
+    relative positions and patch kernels of another size are resampled, and the report says so.
 
     Args:
         model: A model that :func:`vitrail.create_model` made.
-        weights: A file (``.safetensors``, or one that ``torch.save`` wrote) or tensors by name.
+        weights: A file (``.safetensors``, or one that ``torch.save`` wrote), a run folder or another with a saved
+            model, ``"hf://owner/name"`` or ``"hf://owner/name/file"`` on the Hugging Face hub, or tensors by name.
         source: ``"auto"``, or one of the sources of the model's family (``timm``, ``huggingface``, ...).
+        new_head: Leave the checkpoint's classifier out, whatever its number of classes; the model keeps its own.
+        bands: How kernels for the checkpoint's bands become kernels for the model's, where these differ: "mean",
+            "repeat" or "wavelength"; see :class:`~vitrail.weights.kernels.BandRule`.
+        band_wavelengths: For "wavelength", that of each band of the model in nm, in a mapping by stream
+            (``"image"``, ``"spectral"``) where there are several.
+        source_wavelengths: The same for the checkpoint's bands; red, green and blue when not given.
+        spectral_from_image: Start a spectral stream that the checkpoint lacks from its image stream.
+        settings: Settings of the model that the weights were made for, where the file does not say: the grid of
+            oblong positions cannot be read off their number.
         allow_missing: Names or shell patterns of our keys that need not be in the checkpoint; a tensor there
-            whose shape does not fit is then left out too (``["head.*"]`` for another number of classes).
+            whose shape does not fit is then left out too.
         allow_unexpected: Names or shell patterns of keys in the checkpoint that may be left out.
+        dry_run: Say what would happen, and load nothing.
 
     Returns:
         The account of what happened to each key.
 
     Raises:
-        WeightsError: Unreadable, of another family, missing or unexpected keys, or a shape that does not fit.
-        ConfigError: An unknown source.
+        WeightsError: Unreadable, of another family, missing or unexpected keys, a shape that does not fit, or
+            other bands without a rule.
+        ConfigError: An unknown source or rule, or a wish that the model cannot fulfil.
     """
-    where = str(weights) if isinstance(weights, (str, Path)) else "the given state dict"
-    state = read_state_dict(weights) if isinstance(weights, (str, Path)) else unwrap(weights, where)
-    key_map = _choose_map(model, state, source, where)
-    report = LoadReport(source=key_map.source)
-    state = key_map.apply(state, report)
-    own = model.state_dict()
-    accepted = _fit(model, own, state, report, tuple(allow_missing), where)
-    report.missing = [key for key in own if key not in accepted]
-    report.unexpected = [key for key in state if key not in own]
-    _refuse(report, tuple(allow_missing), tuple(allow_unexpected), where)
-    model.load_state_dict({**own, **accepted})
-    report.loaded = list(accepted)
+    rule = make_band_rule(bands, band_wavelengths, source_wavelengths)
+    wishes = _Wishes(new_head, rule, spectral_from_image, tuple(allow_missing), tuple(allow_unexpected))
+    if isinstance(weights, (str, Path)):
+        where = str(weights)
+        place = find_weights(weights)
+        checkpoint = read_checkpoint(place.weights)
+        made_for = checkpoint.settings or (read_card(place.card)["settings"] if place.card else {})
+    else:
+        where = "the given state dict"
+        checkpoint, made_for = unwrap(weights, where), {}
+    accepted, report = _plan(model, checkpoint, source, wishes, settings or made_for, where)
+    if not dry_run:
+        if any(value.is_meta for value in model.state_dict().values()):
+            raise ConfigError(
+                f"{type(model).__name__} is on the meta device, which holds no weights; build it on another"
+            )
+        model.load_state_dict(accepted, strict=False)
     return report
 
 
-def _choose_map(model: nn.Module, state: State, source: str, where: str) -> KeyMap:
+def _plan(
+    model: nn.Module, checkpoint: Checkpoint, source: str, wishes: _Wishes, made_for: Mapping[str, Any], where: str
+) -> tuple[State, LoadReport]:
+    """What is to be loaded under which key, and the account of it; raises where anything does not fit."""
+    key_map = choose_map(model, checkpoint.tensors, source, where)
+    report = LoadReport(source=key_map.source, notes=list(checkpoint.notes))
+    state = apply_map(key_map, checkpoint.tensors, report, where)
+    own = model.state_dict()
+    head = _head_keys(model, {*own, *state})
+    if wishes.new_head:
+        if not isinstance(model, Fitting):
+            raise ConfigError(f"new_head needs a model with a classifier, got {type(model).__name__}")
+        report.dropped |= {key: "new_head: the model keeps its own classifier" for key in state if key in head}
+        state = {key: value for key, value in state.items() if key not in head}
+    if wishes.spectral_from_image:
+        state = _copy_image_stream(model, own, state, report, where)
+    accepted = _fit(model, own, state, report, wishes, made_for, where)
+    report.loaded = list(accepted)
+    report.missing = [key for key in own if key not in accepted]
+    report.unexpected = [key for key in state if key not in own]
+    _refuse(report, wishes, head, where)
+    return accepted, report
+
+
+def choose_map(model: Any, state: State, source: str, where: str) -> KeyMap:
+    """The key map of a model that reads a state dict.
+
+    Args:
+        model: With its ``key_maps``.
+        state: Tensors by the checkpoint's names.
+        source: ``"auto"``, or the one to take.
+        where: The checkpoint's name, for errors.
+
+    Raises:
+        ConfigError: An unknown source.
+        WeightsError: None recognises the keys.
+    """
     maps = {"vitrail": KeyMap("vitrail", ()), **{m.source: m for m in cast(Loadable, model).key_maps}}
     if source != "auto":
         if source not in maps:
@@ -86,43 +174,140 @@ def _choose_map(model: nn.Module, state: State, source: str, where: str) -> KeyM
         return maps["vitrail"]
     raise WeightsError(
         f"{where} is no checkpoint of {type(model).__name__} from {', '.join(maps)}; its first keys are "
-        f"{', '.join(keys[:3])}. Name the source, or build the model of the family that the file belongs to"
+        f"{', '.join(keys[:3])}. `vitrail weights` says what a file is; build the model of the family it belongs to, "
+        "or name the source"
     )
 
 
+def apply_map(key_map: KeyMap, state: State, report: LoadReport, where: str) -> State:
+    """Bring a state dict into our names and layouts.
+
+    Raises:
+        WeightsError: A tensor has another form than the source gives it.
+    """
+    try:
+        return key_map.apply(state, report)
+    except (RuntimeError, IndexError) as error:
+        raise WeightsError(
+            f"{where} cannot be read as {key_map.source}: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _head_keys(model: nn.Module, keys: Iterable[str]) -> set[str]:
+    """Those of the classifier."""
+    name = model.classifier if isinstance(model, Fitting) else None
+    return set() if name is None else {key for key in keys if key.startswith(name + ".")}
+
+
+def _copy_image_stream(model: nn.Module, own: State, state: State, report: LoadReport, where: str) -> State:
+    prefixes = model.stream_prefixes if isinstance(model, Fitting) else {}
+    wanted = [key for key in own if "spectral" in prefixes and key.startswith(prefixes["spectral"])]
+    if not wanted:
+        raise ConfigError(f"spectral_from_image needs a model with a spectral stream, {type(model).__name__} has none")
+    if any(key in state for key in wanted):
+        raise WeightsError(f"{where} has a spectral stream of its own; load it without spectral_from_image")
+    copies = {key: prefixes["image"] + key.removeprefix(prefixes["spectral"]) for key in wanted}
+    report.copied = {key: other for key, other in copies.items() if other in state}
+    return state | {key: state[other] for key, other in report.copied.items()}
+
+
 def _fit(
-    model: nn.Module, own: State, state: State, report: LoadReport, allow_missing: tuple[str, ...], where: str
+    model: nn.Module,
+    own: State,
+    state: State,
+    report: LoadReport,
+    wishes: _Wishes,
+    made_for: Mapping[str, Any],
+    where: str,
 ) -> State:
     accepted: State = {}
+    casts: dict[str, int] = {}
     for key, value in state.items():
         target = own.get(key)
         if target is None:
             continue
-        if value.shape != target.shape:
-            fitted = model.fit_tensor(key, value, state) if isinstance(model, Fitting) else None
-            if fitted is not None:
-                value, report.resampled[key] = fitted
+        _check_values(key, value, target, where)
+        if isinstance(model, Fitting):
+            value, how = _adapt(model, key, value, target, state, wishes.rule, made_for, where)
+            if how:
+                report.resampled[key] = how
         if value.shape == target.shape:
-            accepted[key] = value
-        elif _allowed(key, allow_missing):
+            accepted[key] = _convert(key, value, target, report, casts)
+        elif _allowed(key, wishes.allow_missing):
             report.dropped[key] = f"shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
         else:
-            raise WeightsError(
-                f"{where}: {key} has shape {tuple(value.shape)} where the model has {tuple(target.shape)}; build the "
-                f"model to match, or allow it to be left out with allow_missing=[{key!r}]"
-            )
+            raise WeightsError(f"{where}: {_misfit(model, key, value, target)}")
+    report.notes += [f"{count} tensors converted from {kind}" for kind, count in casts.items()]
     return accepted
 
 
-def _refuse(report: LoadReport, allow_missing: tuple[str, ...], allow_unexpected: tuple[str, ...], where: str) -> None:
-    missing = [key for key in report.missing if not _allowed(key, allow_missing)]
-    unexpected = [key for key in report.unexpected if not _allowed(key, allow_unexpected)]
+def _check_values(key: str, value: Tensor, target: Tensor, where: str) -> None:
+    """Refuse what cannot be copied into the model's tensor, or only with another meaning."""
+    if value.is_meta or value.layout != torch.strided or value.is_quantized:
+        raise WeightsError(f"{where}: {key} is stored without values, sparse or quantised; save it as a plain tensor")
+    if value.is_floating_point() != target.is_floating_point() or value.is_complex():
+        kinds = f"{_name(value.dtype)} where the model has {_name(target.dtype)}"
+        raise WeightsError(f"{where}: {key} is {kinds}; quantised or packed weights must be unpacked first")
+
+
+def _adapt(
+    model: Fitting,
+    key: str,
+    value: Tensor,
+    target: Tensor,
+    state: State,
+    rule: BandRule | None,
+    made_for: Mapping[str, Any],
+    where: str,
+) -> tuple[Tensor, str]:
+    role = model.input_kernels.get(key)
+    if role is not None:
+        return fit_input_kernel(key, value, target.shape, role, rule, where)
+    # Equal in number is not equal in kind: 2 x 8 positions are not 4 x 4, where the settings tell.
+    fitted = model.fit_tensor(key, value, state, made_for) if made_for or value.shape != target.shape else None
+    if fitted is None or (fitted[0].shape == value.shape and torch.equal(fitted[0], value)):
+        return value, ""
+    return fitted
+
+
+def _convert(key: str, value: Tensor, target: Tensor, report: LoadReport, casts: dict[str, int]) -> Tensor:
+    if value.dtype != target.dtype and value.is_floating_point():
+        kind = f"{_name(value.dtype)} to {_name(target.dtype)}"
+        casts[kind] = casts.get(kind, 0) + 1
+        value = value.to(target.dtype)
+    if value.is_floating_point():
+        bad = value.numel() - int(torch.isfinite(value).sum())
+        if bad:
+            report.not_finite[key] = bad
+    return value
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor) -> str:
+    shapes = f"{key} has shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
+    if key in _head_keys(model, (key,)):
+        return (
+            f"{shapes}: another number of classes. Give new_head=True to leave the checkpoint's classifier out, or "
+            "build the model with as many classes"
+        )
+    return f"{shapes}; build the model to match, or allow it to be left out with allow_missing=[{key!r}]"
+
+
+def _refuse(report: LoadReport, wishes: _Wishes, head: set[str], where: str) -> None:
+    kept = head if wishes.new_head else set()
+    missing = [key for key in report.missing if key not in kept and not _allowed(key, wishes.allow_missing)]
+    unexpected = [key for key in report.unexpected if not _allowed(key, wishes.allow_unexpected)]
     if missing or unexpected:
         parts = [f"{len(missing)} missing ({', '.join(missing[:3])})"] if missing else []
         parts += [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})"] if unexpected else []
+        remedy = "Name what may differ with allow_missing or allow_unexpected"
+        if head.issuperset([*missing, *unexpected]):
+            remedy = "Only the classifier differs: new_head=True leaves it out"
         raise WeightsError(
-            f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. "
-            "Name what may differ with allow_missing or allow_unexpected"
+            f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. {remedy}"
         )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
+
+# A printed report names this many keys of a kind, and counts the rest.
+_SHOWN = 12
 
 
 @dataclass
@@ -15,8 +20,11 @@ class LoadReport:
         renamed: The checkpoint's key -> ours, where they differ.
         resampled: Our key -> what was done to make the tensor fit.
         dropped: The checkpoint's key -> why it was left out.
-        missing: Our keys that the checkpoint did not have.
+        missing: Our keys that the checkpoint did not have, and that keep what they had.
         unexpected: Keys of the checkpoint that no rule or parameter claims.
+        copied: Our key -> our other key whose tensor it received too, because the caller asked for it.
+        not_finite: Our key -> how many of its loaded values are infinite or no number.
+        notes: What was unpacked or converted on the way.
     """
 
     source: str
@@ -26,6 +34,9 @@ class LoadReport:
     dropped: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    copied: dict[str, str] = field(default_factory=dict)
+    not_finite: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def note_rename(self, old: str, new: str) -> None:
         """Record a renaming; a key renamed twice keeps its first name."""
@@ -34,15 +45,39 @@ class LoadReport:
         original = next((first for first, last in self.renamed.items() if last == old), old)
         self.renamed[original] = new
 
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
     def __str__(self) -> str:
-        """Counts, and every key that is not simply loaded."""
+        """Counts, and every key that is not simply loaded (of many that fared alike, the first few)."""
         lines = [
             f"source {self.source}: {len(self.loaded)} loaded, {len(self.renamed)} renamed, "
             f"{len(self.resampled)} resampled, {len(self.dropped)} dropped, {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected"
         ]
-        lines += [f"  resampled {key}: {how}" for key, how in self.resampled.items()]
-        lines += [f"  dropped {key}: {why}" for key, why in self.dropped.items()]
-        lines += [f"  missing {key}" for key in self.missing]
-        lines += [f"  unexpected {key}" for key in self.unexpected]
+        lines += [f"  {note}" for note in self.notes]
+        lines += _by_reason("resampled", self.resampled)
+        lines += _by_reason("dropped", self.dropped)
+        lines += _shortened([f"  copied {key} from {other}" for key, other in self.copied.items()])
+        lines += _shortened([f"  missing {key}" for key in self.missing])
+        lines += _shortened([f"  unexpected {key}" for key in self.unexpected])
+        lines += _shortened(
+            [f"  warning: {count} values of {key} are not finite" for key, count in self.not_finite.items()]
+        )
         return "\n".join(lines)
+
+
+def _by_reason(kind: str, reasons: dict[str, str]) -> list[str]:
+    """One line a key; keys that share a reason in one line."""
+    keys: dict[str, list[str]] = {}
+    for key, reason in reasons.items():
+        keys.setdefault(reason, []).append(key)
+    return [
+        f"  {kind} {group[0]}{f' and {len(group) - 1} more' if len(group) > 1 else ''}: {reason}"
+        for reason, group in keys.items()
+    ]
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"    and {len(lines) - _SHOWN} more"]

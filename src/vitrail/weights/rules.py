@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vitrail.errors import WeightsError
 from vitrail.weights.report import LoadReport
 
 State = dict[str, Tensor]
@@ -35,13 +36,19 @@ class Rename:
     replacement: str
 
     def apply(self, state: State, report: LoadReport) -> State:
-        """Rename."""
+        """Rename.
+
+        Raises:
+            WeightsError: Two keys would have one name.
+        """
         out: State = {}
         for key, value in state.items():
             match = re.fullmatch(self.pattern, key)
             new = match.expand(self.replacement) if match else key
             if match:
                 report.note_rename(key, new)
+            if new in out:
+                raise WeightsError(f"the checkpoint has {new} twice, once as {key}; it mixes two layouts")
             out[new] = value
         return out
 
@@ -88,7 +95,11 @@ class MergeQkv:
     merged: str
 
     def apply(self, state: State, report: LoadReport) -> State:
-        """Merge."""
+        """Merge.
+
+        Raises:
+            WeightsError: The three are not of one shape.
+        """
         out: State = {}
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -102,6 +113,9 @@ class MergeQkv:
         for new, found in parts.items():
             # An incomplete triple leaves the merged key missing, which the loader then reports.
             if set(found) == set(self.names):
+                shapes = {tuple(found[name].shape) for name in self.names}
+                if len(shapes) > 1 or () in shapes:
+                    raise WeightsError(f"queries, keys and values of {new} have different shapes: {sorted(shapes)}")
                 out[new] = torch.cat([found[name] for name in self.names], dim=0)
         return out
 

@@ -1,0 +1,133 @@
+"""Saving a model to a folder and getting it back, with nothing else to know: model.safetensors and model.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitrail.errors import ConfigError, RunError, WeightsError
+from vitrail.files import write_json
+from vitrail.models.base import VisionModel
+from vitrail.models.registry import complete_settings, create_model, families
+from vitrail.weights.load import load_weights
+from vitrail.weights.places import CARD_FILE, WEIGHTS_FILE, Place, find_weights, read_card
+from vitrail.weights.read import read_checkpoint
+from vitrail.weights.write import write_weights
+
+
+def model_settings(model: VisionModel) -> tuple[str, dict[str, Any]]:
+    """What to give :func:`~vitrail.models.registry.create_model` to build a model again.
+
+    Args:
+        model: A model of a registered family.
+
+    Returns:
+        Its variant's or family's name, and all settings as plain values that JSON has.
+
+    Raises:
+        ConfigError: No registered family builds it.
+    """
+    family = next((f for f in families().values() if isinstance(model.config, f.config)), None)
+    if family is None:
+        raise ConfigError(f"{type(model).__name__} belongs to no registered family, so that it cannot be built again")
+    name = model.name if model.name in family.variants else family.name
+    return name, json.loads(json.dumps(dataclasses.asdict(model.config)))
+
+
+def save_pretrained(model: VisionModel, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
+    """Write a model's weights and description into a folder, from which :func:`from_pretrained` builds it again.
+
+    Args:
+        model: The model.
+        folder: Made where there is none; files of the same names are replaced, each whole or not at all.
+        facts: What else model.json is to say, for example ``{"classes": [...], "bands": [...]}``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: A model of no registered family, or facts that JSON cannot hold.
+        RunError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    name, settings = model_settings(model)
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; choose a folder")
+    taken = {"name", "settings"} & set(facts or ())
+    if taken:
+        raise ConfigError(f"facts must not give {' and '.join(sorted(taken))}, which the model knows")
+    card = {"name": name, "settings": settings, **(facts or {})}
+    try:
+        json.dumps(card)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"facts must be plain values that JSON can hold: {error}") from error
+    write_weights(folder / WEIGHTS_FILE, model.state_dict(), name, settings)
+    write_json(folder / CARD_FILE, card)
+    return folder
+
+
+def from_pretrained(
+    where: str | Path,
+    *,
+    new_head: bool = False,
+    bands: str | None = None,
+    band_wavelengths: Any = None,
+    spectral_from_image: bool = False,
+    **settings: Any,
+) -> VisionModel:
+    """Build a model and load its weights.
+
+    Args:
+        where: A run folder, a folder that :func:`save_pretrained` wrote, a single file that either wrote, or
+            ``"hf://owner/name"`` on the Hugging Face hub.
+        new_head: As for :func:`~vitrail.weights.load.load_weights`, for another ``num_classes``.
+        bands: The same, for another ``in_chans``.
+        band_wavelengths: The same.
+        spectral_from_image: The same.
+        **settings: Settings in which the model is to differ (``num_classes``, ``img_size``, ``patch_size``, ...).
+
+    Returns:
+        The model, on the CPU, in evaluation mode.
+
+    Raises:
+        WeightsError: No such file, damaged, or weights that do not fit the settings.
+        ConfigError: An unknown setting, or a value out of range.
+
+    Example:
+        >>> model = from_pretrained("runs/leaves", num_classes=7, new_head=True)
+    """
+    place = find_weights(where)
+    name, own = _described(place, str(where))
+    try:
+        model = create_model(name, **{**own, **settings})
+    except (TypeError, AttributeError) as error:
+        raise WeightsError(f"{where} does not describe a model of this version: {error}") from error
+    load_weights(
+        model,
+        place.weights,
+        "vitrail",
+        new_head=new_head,
+        bands=bands,
+        band_wavelengths=band_wavelengths,
+        spectral_from_image=spectral_from_image,
+        settings=complete_settings(name, own),
+    )
+    return model.eval()
+
+
+def _described(place: Place, where: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of what lies there, from model.json or the file's own metadata."""
+    if place.card is not None:
+        card = read_card(place.card)
+        return card["name"], card["settings"]
+    checkpoint = read_checkpoint(place.weights)
+    name, settings = checkpoint.metadata.get("model"), checkpoint.settings
+    if name is None or settings is None:
+        raise WeightsError(
+            f"{where} does not say which model it is of: there is no model.json, nor vitrail's metadata. `vitrail "
+            "weights` recognises it; then create_model(NAME) and load_weights(model, ...)"
+        )
+    return name, {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
