@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
+from vitrail.layers.shapes import known, padding_to_multiple
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
 # The parents of a merged token as (row, column), in the order in which they are concatenated.
@@ -80,9 +81,9 @@ class PatchMerging(nn.Module):
             raise ShapeError(f"expected tokens of shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
         if self.tap.armed:
             report_merge(self.tap, x)
-        H, W = x.shape[1:3]
-        if H % 2 or W % 2:
-            x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
+        bottom, right = padding_to_multiple(x.shape[1], 2), padding_to_multiple(x.shape[2], 2)
+        if not known(bottom == 0) or not known(right == 0):
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
         neighbours = torch.cat([x[:, row::2, column::2] for row, column in PARENTS], dim=-1)
         out: Tensor = self.reduction(self.norm(neighbours))
         return out

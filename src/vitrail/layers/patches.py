@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
-from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
+from vitrail.layers.shapes import Size, known, padding_to_multiple, to_pair
 
 
 class PatchEmbed(nn.Module):
@@ -51,7 +51,7 @@ class PatchEmbed(nn.Module):
         if H < ph or W < pw:
             raise ShapeError(f"an image of {H} x {W} is smaller than one patch of {ph} x {pw}; resize the image")
         bottom, right = padding_to_multiple(H, ph), padding_to_multiple(W, pw)
-        if bottom or right:
+        if not known(bottom == 0) or not known(right == 0):
             x = F.pad(x, (0, right, 0, bottom))
         tokens: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
         return tokens

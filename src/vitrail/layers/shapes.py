@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from vitrail.errors import ConfigError
 
 Size = int | tuple[int, int]
@@ -27,3 +29,15 @@ def padding_to_multiple(length: int, multiple: int) -> int:
     """How much to append to ``length`` so that it becomes a multiple of ``multiple``; 0 when it is one."""
     # Not (multiple - length % multiple) % multiple: a compiler for changing sizes cannot simplify that.
     return (length + multiple - 1) // multiple * multiple - length
+
+
+def known(condition: bool) -> bool:
+    """Whether a condition on sizes holds; while a graph for changing sizes is traced, whether it always does.
+
+    Asked in this way, a condition that depends on the size does not tie the graph to the size at hand.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(condition)
+    return bool(condition)

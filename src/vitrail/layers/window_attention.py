@@ -12,6 +12,7 @@ from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import Attention
 from vitrail.layers.relative_position import RelativeBiasCache, in_graph, relative_table
 from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
+from vitrail.layers.shapes import known as known
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     merge_windows,
@@ -23,18 +24,6 @@ from vitrail.layers.windows import (
 )
 
 Pair = tuple[int, int]
-
-
-def known(condition: bool) -> bool:
-    """Whether a condition on sizes holds; while a graph for changing sizes is traced, whether it always does.
-
-    Asked in this way, a condition that depends on the size does not tie the graph to the size at hand.
-    """
-    if torch.compiler.is_compiling():
-        from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-        return statically_known_true(condition)
-    return bool(condition)
 
 
 def place_windows(length: int, window: int, shift: int, mask_padding: bool) -> tuple[int, int, int]:
@@ -210,7 +199,11 @@ class WindowAttention(Attention):
         if padded:
             x = pad_map(x, padding)
         x = self._mix_windows(x, grid, layout)
-        return x[:, :H, :W] if padded else x
+        if not padded:
+            return x
+        x = x[:, :H, :W]
+        # A graph for changing sizes should not depend on whether the cut removed anything.
+        return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
 
     def _mix_windows(self, x: Tensor, grid: Pair, layout: TokenLayout) -> Tensor:
         """Roll, split into windows, attend, and undo both, on a padded map of size ``grid``."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ShapeError
-from vitrail.layers.shapes import padding_to_multiple
+from vitrail.layers.shapes import known, padding_to_multiple
 
 Pair = tuple[int, int]
 
@@ -114,7 +114,9 @@ def window_padding(grid: Pair, window: Pair) -> Pair:
 
 def pad_map(x: Tensor, padding: Pair) -> Tensor:
     """Append rows and columns of zeros to ``(B, H, W, C)`` at the bottom and right, if any."""
-    return F.pad(x, (0, 0, 0, padding[1], 0, padding[0])) if padding[0] or padding[1] else x
+    if known(padding[0] == 0) and known(padding[1] == 0):
+        return x
+    return F.pad(x, (0, 0, 0, padding[1], 0, padding[0]))
 
 
 def padding_regions(grid: Pair, padding: Pair, device: torch.device | None = None) -> Tensor:
@@ -156,7 +158,7 @@ def shifted_regions(
     H, W = grid[0] + padding[0], grid[1] + padding[1]
     row, column = torch.arange(H, device=device), torch.arange(W, device=device)
     labels = 2 * (row >= H - shift[0]).long()[:, None] + (column >= W - shift[1]).long()
-    if mask_padding and (padding[0] or padding[1]):
+    if mask_padding and not (known(padding[0] == 0) and known(padding[1] == 0)):
         real = ((row + shift[0]) % H < grid[0])[:, None] & ((column + shift[1]) % W < grid[1])
         labels = labels.masked_fill(~real, -1)
     return labels
