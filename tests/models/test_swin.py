@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import vitrail
 from tests.golden_files import read_golden, relative_error, run
@@ -275,3 +276,16 @@ def test_compiled_by_inductor():
 def test_wrong_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         vitrail.create_model("swin", **{**TINY, **settings})
+
+
+def test_one_graph_serves_all_sizes():
+    torch.compiler.reset()
+    counter = CompileCounter()
+    model = vitrail.create_model("swin", **{**TINY, "depths": (2, 2), "num_heads": (1, 2)}).eval()
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
+    # Sizes that need padding in no, some or all places; each map is larger than the window.
+    for size in ((60, 64), (96, 72), (40, 72), (64, 64), (33, 47)):
+        x = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            assert torch.allclose(compiled(x), model(x), atol=1e-5)
+    assert counter.frame_count == 1
