@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from vitrail.errors import ConfigError, closest
 
@@ -28,6 +29,35 @@ class VerbParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
         raise ConfigError(explain_usage_error(message, list(self._option_string_actions), self.prog))
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` words, as the option ``--set`` takes them.
+
+    Args:
+        words: For example ``["depth=6", "depths=[2,2,6,2]"]``.
+
+    Returns:
+        Settings by name, values as YAML has them, lists as tuples.
+
+    Raises:
+        ConfigError: Not of this form, or given twice.
+    """
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--set takes KEY=VALUE (for example depth=6), got {word!r}")
+        if key in settings:
+            raise ConfigError(f"the setting {key!r} is given twice; keep one of them")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {word}: the value cannot be read ({' '.join(str(error).split())})") from error
+        settings[key] = tuple(value) if isinstance(value, list) else value
+    return settings
 
 
 def explain_usage_error(message: str, options: list[str], prog: str) -> str:

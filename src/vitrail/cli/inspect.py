@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.cli.arguments import VerbParser
+from vitrail.cli.arguments import VerbParser, parse_settings
 from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError
 
@@ -112,24 +112,15 @@ def _depth(text: str) -> int | str:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    import yaml
-
     settings: dict[str, Any] = {}
     if arguments.img_size is not None:
         if len(arguments.img_size) > 2:
             raise ConfigError(f"--img-size takes one number, or height and width, got {len(arguments.img_size)}")
         settings["img_size"] = arguments.img_size[0] if len(arguments.img_size) == 1 else tuple(arguments.img_size)
-    for word in arguments.set:
-        key, equals, text = word.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"--set takes KEY=VALUE (for example depth=6), got {word!r}")
+    for key, value in parse_settings(arguments.set).items():
         if key in settings:
             raise ConfigError(f"the setting {key!r} is given twice; keep one of them")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {word}: the value cannot be read ({' '.join(str(error).split())})") from error
-        settings[key] = tuple(value) if isinstance(value, list) else value
+        settings[key] = value
     return settings
 
 

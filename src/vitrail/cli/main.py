@@ -14,6 +14,7 @@ VERBS = {
     "demo": "train, evaluate and compare the models on scikit-learn's digits; write runs/demo/report.html",
     "models": "list, filter and describe the model variants",
     "inspect": "walk one image through a model: shapes, parameters, multiply-adds and time of each step",
+    "weights": "say what a file of weights is, and what loading it would do",
     "train": "train a model from a recipe, settings on the command line, or both",
     "evaluate": "measure a trained run on a split",
     "predict": "classify image files or folders with a trained run; write a CSV",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,11 +276,18 @@ def _convert(key: str, value: Tensor, target: Tensor, report: LoadReport, casts:
         kind = f"{_name(value.dtype)} to {_name(target.dtype)}"
         casts[kind] = casts.get(kind, 0) + 1
         value = value.to(target.dtype)
-    if value.is_floating_point():
-        bad = value.numel() - int(torch.isfinite(value).sum())
-        if bad:
-            report.not_finite[key] = bad
+    if bad := count_not_finite(value):
+        report.not_finite[key] = bad
     return value
+
+
+def count_not_finite(value: Tensor) -> int:
+    """How many values are infinite or no number."""
+    if not value.is_floating_point():
+        return 0
+    wide = value.float() if value.element_size() == 1 else value  # 8-bit floats have no sum
+    # One pass without a copy settles nearly every tensor; a sum that overflows only costs the second look.
+    return 0 if math.isfinite(wide.sum().item()) else int((~torch.isfinite(wide)).sum())
 
 
 def _name(dtype: torch.dtype) -> str:

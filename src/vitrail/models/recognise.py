@@ -1,0 +1,309 @@
+"""Saying what a file of weights is: whose layout, which family, which variants, and what it takes as input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitrail.errors import ConfigError, WeightsError
+from vitrail.layers.token_learner import TokenFuser, TokenLearner
+from vitrail.models.base import VisionModel
+from vitrail.models.registry import Family, create_model, families
+from vitrail.weights.load import apply_map, count_not_finite, load_weights
+from vitrail.weights.read import Checkpoint
+from vitrail.weights.report import LoadReport
+from vitrail.weights.rules import KeyMap
+
+# Share of a checkpoint's keys that must have a family's names, numbers aside.
+_ENOUGH = 0.6
+# Settings in which every use of a variant differs; they make it no other variant.
+_FREE = ("num_classes", "in_chans")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model that a checkpoint fits.
+
+    Attributes:
+        name: A variant, or a family.
+        settings: In which the model must differ from it.
+        report: What loading it does.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    report: LoadReport
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input that a checkpoint was made for.
+
+    Attributes:
+        stream: Its name.
+        bands: How many.
+        patch_size: Height and width of a patch; None where there are no patches.
+        img_size: Height and width of the image; None where the weights do not show it.
+    """
+
+    stream: str
+    bands: int
+    patch_size: tuple[int, int] | None = None
+    img_size: tuple[int, int] | None = None
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Height and width in patches."""
+        if self.img_size is None or self.patch_size is None:
+            return None
+        return (-(-self.img_size[0] // self.patch_size[0]), -(-self.img_size[1] // self.patch_size[1]))
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """What a checkpoint is.
+
+    Attributes:
+        source: Whose names and layout it has; "vitrail" for a file that vitrail wrote.
+        family: Family, or the layer that it is of.
+        format: "safetensors", "torch" or "memory".
+        num_classes: Width of its logits, 0 without a classifier; None for a layer.
+        inputs: What it was made for.
+        window_size: Of its relative positions; None where it has none.
+        tensors: How many.
+        parameters: Values in them, the running statistics and other buffers among them.
+        bytes: That they take.
+        dtypes: Precision -> number of tensors.
+        not_finite: Its keys -> values that are infinite or no number.
+        metadata: Of a safetensors file.
+        notes: What was unpacked to find the tensors.
+        fits: Models it can be loaded into as it is, the nearest variants.
+        problem: Why there is none.
+    """
+
+    source: str
+    family: str
+    format: str
+    num_classes: int | None
+    inputs: tuple[Input, ...]
+    window_size: tuple[int, int] | None
+    tensors: int
+    parameters: int
+    bytes: int
+    dtypes: dict[str, int]
+    not_finite: dict[str, int]
+    metadata: dict[str, str]
+    notes: tuple[str, ...]
+    fits: tuple[Fit, ...] = ()
+    problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as plain values, for JSON."""
+        content = dataclasses.asdict(self)
+        for written, own in zip(content["inputs"], self.inputs, strict=True):
+            written["grid"] = own.grid
+        plain: dict[str, Any] = json.loads(json.dumps(content))
+        return plain
+
+
+@dataclass
+class _Search:
+    """The fitting variants found so far, and why others do not fit."""
+
+    fits: list[Fit] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+
+def recognise(checkpoint: Checkpoint, where: str, settings: Mapping[str, Any] | None = None) -> WeightsFacts:
+    """Say what a checkpoint is.
+
+    Args:
+        checkpoint: What was read.
+        where: Its name, for errors.
+        settings: Of the model that it was made for, where something beside the file tells them.
+
+    Raises:
+        WeightsError: It has the names of no family.
+    """
+    state = checkpoint.tensors
+    found = _find_family(state, where)
+    if found is None:
+        layer = next(
+            ((c, m) for c in (TokenFuser, TokenLearner) for m in c.key_maps if m.recognises(list(state))), None
+        )
+        if layer is None:
+            raise WeightsError(
+                f"{where} is of no family that vitrail knows ({', '.join(families())}); it holds {len(state)} tensors, "
+                f"the first of them {', '.join(list(state)[:3])}"
+            )
+        name = layer[0].__name__
+        problem = f"it is one layer, no whole model: load it into vitrail.layers.{name}"
+        return _facts(checkpoint, layer[1].source, name, {}, problem=problem)
+    family, key_map, mapped = found
+    own = checkpoint.settings or settings
+    source = "vitrail" if checkpoint.settings is not None else key_map.source
+    read = _model_class(family).read_settings(mapped)
+    search = _Search()
+    written = checkpoint.metadata.get("model")
+    if own is not None and written is not None:
+        _try(search, written, _differing(family, written, own), checkpoint, key_map, own)
+        read |= {key: value for key, value in _tuples(own).items() if key.endswith(("img_size", "window_size"))}
+    if not search.fits:
+        _try_variants(search, family, read, mapped, checkpoint, key_map)
+    problem = ""
+    if not search.fits:
+        why = f" ({search.reasons[0]})" if search.reasons else ""
+        problem = f"no variant of {family.name} fits{why}; build the family with the settings it was made with"
+    return _facts(checkpoint, source, family.name, read, tuple(search.fits), problem)
+
+
+def _find_family(state: Mapping[str, Tensor], where: str) -> tuple[Family, KeyMap, dict[str, Tensor]] | None:
+    """The family and layout whose names most keys have, and the tensors by our names."""
+    best: tuple[Family, KeyMap, dict[str, Tensor]] | None = None
+    best_share = _ENOUGH
+    for family in families().values():
+        with torch.device("meta"):
+            known = {_pattern(key) for key in family.build(family.config(**family.test_config)).state_dict()}
+        for key_map in _model_class(family).key_maps:
+            if not key_map.recognises(list(state)):
+                continue
+            try:
+                mapped = apply_map(key_map, dict(state), LoadReport(key_map.source), where)
+            except WeightsError:
+                continue
+            share = sum(_pattern(key) in known for key in mapped) / len(mapped)
+            if share > best_share:
+                best, best_share = (family, key_map, mapped), share
+    return best
+
+
+def _model_class(family: Family) -> type[VisionModel]:
+    assert isinstance(family.build, type)
+    return family.build
+
+
+def _pattern(key: str) -> str:
+    return re.sub(r"\d+", "#", key)
+
+
+def _try_variants(
+    search: _Search,
+    family: Family,
+    read: Mapping[str, Any],
+    mapped: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    key_map: KeyMap,
+) -> None:
+    """Try the variants of the checkpoint's width, those first that differ least from what was read."""
+    kernels = (mapped[key].shape[0] for key in _model_class(family).input_kernels if key in mapped)
+    width = next(kernels, None)
+    tried: list[Any] = []
+    fewest: int | None = None
+    for count, name, differing, config in sorted(_candidates(family, read), key=lambda item: item[:2]):
+        first = getattr(config, "stem_width", config.embed_dim)
+        if first != width or config in tried:
+            continue
+        if fewest is not None and count > fewest:
+            break
+        tried.append(config)
+        if _try(search, name, differing, checkpoint, key_map, {}):
+            fewest = count
+    if not tried:
+        search.reasons.append(f"none begins {width} wide")
+
+
+def _candidates(family: Family, read: Mapping[str, Any]) -> Iterator[tuple[int, str, dict[str, Any], Any]]:
+    """For each variant: settings in which the checkpoint's model is another one, its name, all that differ, config."""
+    for name, base in family.variants.items():
+        known = {key: value for key, value in read.items() if key in family.settings}
+        try:
+            config = family.config(**{**base, **known})
+        except ConfigError:
+            continue
+        plain = family.config(**base)
+        differing = {key: value for key, value in known.items() if getattr(plain, key) != getattr(config, key)}
+        yield len(differing.keys() - set(_FREE)), name, differing, config
+
+
+def _try(
+    search: _Search,
+    name: str,
+    settings: dict[str, Any],
+    checkpoint: Checkpoint,
+    key_map: KeyMap,
+    made_for: Mapping[str, Any],
+) -> bool:
+    """Build a model without memory, and see whether everything loads."""
+    try:
+        with torch.device("meta"):
+            model = create_model(name, **settings)
+        report = load_weights(model, checkpoint.tensors, key_map.source, settings=made_for, dry_run=True)
+    except (ConfigError, WeightsError, TypeError) as error:
+        search.reasons.append(f"{name}: {error}")
+        return False
+    report.notes = [*checkpoint.notes, *report.notes]
+    search.fits.append(Fit(name, settings, report))
+    return True
+
+
+def _differing(family: Family, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's own settings in which it differs from what its name stands for."""
+    try:
+        plain = family.config(**family.variants.get(name, {}))
+        config = family.config(**_tuples(own))
+    except (ConfigError, TypeError):
+        return _tuples(own)
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {key: value for key, value in values.items() if value != getattr(plain, key)}
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def _facts(
+    checkpoint: Checkpoint,
+    source: str,
+    family: str,
+    read: Mapping[str, Any],
+    fits: tuple[Fit, ...] = (),
+    problem: str = "",
+) -> WeightsFacts:
+    state = checkpoint.tensors
+    dtypes: dict[str, int] = {}
+    not_finite: dict[str, int] = {}
+    for key, value in state.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        dtypes[kind] = dtypes.get(kind, 0) + 1
+        if bad := count_not_finite(value):
+            not_finite[key] = bad
+    return WeightsFacts(
+        source=source,
+        family=family,
+        format=checkpoint.format,
+        num_classes=read.get("num_classes"),
+        inputs=tuple(
+            # Without patches an image size is only what the window suggests.
+            Input(stream, read[bands], patch, read.get(f"{prefix}img_size") if patch else None)
+            for stream, bands, prefix in (("image", "in_chans", ""), ("spectral", "spectral_chans", "spectral_"))
+            if bands in read
+            for patch in (read.get(f"{prefix}patch_size"),)
+        ),
+        window_size=read.get("window_size"),
+        tensors=len(state),
+        parameters=sum(value.numel() for value in state.values()),
+        bytes=sum(value.numel() * value.element_size() for value in state.values()),
+        dtypes=dtypes,
+        not_finite=not_finite,
+        metadata=checkpoint.metadata,
+        notes=checkpoint.notes,
+        fits=fits,
+        problem=problem,
+    )
