@@ -1,6 +1,5 @@
 """Small models of random settings, and the state of a model to compare with."""
 
-
 import torch
 
 import vitrail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         unwrapped = unwrap(tensors, str(path))
         return Checkpoint(unwrapped.tensors, "safetensors", metadata, unwrapped.notes)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Its warnings about a foreign file's pickle protocol would only precede the error.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"cannot read {path} as weights ({_first_line(error)}); it is truncated, foreign, or a pickle that would "
