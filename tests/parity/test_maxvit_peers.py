@@ -76,7 +76,7 @@ def test_sizes_that_timm_takes_unpadded(size):
 
 
 def test_head_without_a_hidden_layer_equals_timms():
-    peer = _randomise(_tiny_peer(head_hidden_size=None, transformer_window_size=(4, 4), transformer_dim_head=8)).eval()
+    peer = _randomise(_tiny_peer(head_hidden_size=0, transformer_window_size=(4, 4), transformer_dim_head=8)).eval()
     model = vitrail.create_model("maxvit", **{**TINY, "head_hidden_size": 0, "window_size": 4, "dim_head": 8})
     vitrail.load_weights(model.eval(), peer.state_dict())
     x = torch.randn(2, 3, 64, 64)
