@@ -21,7 +21,7 @@ from vitrail.weights.read import Checkpoint
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap
 
-# Share of a checkpoint's keys that must have a family's names, numbers aside.
+# Share of a checkpoint's keys that must have a family's names, numbers aside, or the other way round.
 _ENOUGH = 0.6
 # Settings in which every use of a variant differs; they make it no other variant.
 _FREE = ("num_classes", "in_chans")
@@ -178,7 +178,9 @@ def _find_family(state: Mapping[str, Tensor], where: str) -> tuple[Family, KeyMa
                 mapped = apply_map(key_map, dict(state), LoadReport(key_map.source), where)
             except WeightsError:
                 continue
-            share = sum(_pattern(key) in known for key in mapped) / len(mapped)
+            # Most keys are known, or most known names are there: a TokenLearner adds keys, one stream less leaves out.
+            patterns = {_pattern(key) for key in mapped}
+            share = max(sum(_pattern(key) in known for key in mapped) / len(mapped), len(patterns & known) / len(known))
             if share > best_share:
                 best, best_share = (family, key_map, mapped), share
     return best

@@ -1,0 +1,159 @@
+"""Models saved to a folder, and built again from nothing else."""
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import vitrail
+from tests.weights.models import FAMILIES, build, snapshot, unchanged
+from vitrail.errors import ConfigError, RunError, WeightsError
+from vitrail.runs import ModelCard, RunFolder
+from vitrail.runs.trained import write_trained
+from vitrail.weights import BandRule
+
+CHANGES = {
+    "vit": {"token_learner": {"num_tokens": 3, "layer": 1}, "class_token": False, "global_pool": "avg"},
+    "swin": {"window_size": (2, 4), "mask_padding": False},
+    "maxvit": {"window_size": None, "img_size": 96, "flavour": "torchvision"},
+    "hvt": {"fusion": "concat", "attention": (2, 3), "missing_spectral": "learned", "spectral_patch_size": 8},
+}
+
+
+def _answer(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        return model(*(torch.randn(2, chans, *size, generator=generator) for _, chans, size in model.streams))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("change", [False, True])
+def test_saved_and_built_again(family, change, tmp_path):
+    model = build(family, 1, **(CHANGES[family] if change else {}))
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.add_(torch.rand_like(value) * 0.1)
+        else:
+            value.fill_(7)
+    assert vitrail.save_pretrained(model, tmp_path / "deep" / "x") == tmp_path / "deep" / "x"
+    assert sorted(p.name for p in (tmp_path / "deep" / "x").iterdir()) == ["model.json", "model.safetensors"]
+    for where in (tmp_path / "deep" / "x", str(tmp_path / "deep" / "x"), tmp_path / "deep" / "x" / "model.safetensors"):
+        again = vitrail.from_pretrained(where)
+        assert not again.training
+        assert again.config == model.config
+        assert again.name == family
+        assert unchanged(again, snapshot(model))
+        assert torch.equal(_answer(again), _answer(model))
+
+
+def test_the_variant_is_remembered(tmp_path):
+    model = vitrail.create_model("hvt_tiny", num_classes=3, img_size=64)
+    model.reset_classifier(4)
+    vitrail.save_pretrained(model, tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    assert card["name"] == "hvt_tiny"
+    assert card["settings"]["num_classes"] == 4
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["model"] == "hvt_tiny"
+    assert json.loads(metadata["settings"]) == card["settings"]
+    again = vitrail.from_pretrained(tmp_path)
+    assert again.name == "hvt_tiny"
+    assert again.config == model.config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_folder_is_a_model(family, tmp_path):
+    model = build(family, 1)
+    settings = dict(vitrail.models.families()[family].test_config)
+    card = ModelCard(family, settings, tuple("abcde"), ("red", "green", "blue"), (0.0,) * 3, (1.0,) * 3, (32, 32))
+    write_trained(RunFolder(tmp_path), model.state_dict(), card)
+    assert unchanged(vitrail.from_pretrained(tmp_path), snapshot(model))
+    other = build(family, 2)
+    vitrail.load_weights(other, tmp_path)
+    assert unchanged(other, snapshot(model))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_built_again_with_other_settings(seed, tmp_path):
+    rng = random.Random(seed)
+    old = (8 * rng.randint(1, 6), 8 * rng.randint(1, 6))
+    model = build("vit", 1, img_size=old)
+    vitrail.save_pretrained(model, tmp_path)
+    with pytest.raises(WeightsError, match="new_head=True"):
+        vitrail.from_pretrained(tmp_path, num_classes=9)
+    with pytest.raises(WeightsError, match="bands="):
+        vitrail.from_pretrained(tmp_path, in_chans=4)
+    new = (8 * rng.randint(1, 6), 8 * rng.randint(1, 6))
+    other = vitrail.from_pretrained(tmp_path, num_classes=9, new_head=True, in_chans=4, bands="mean", img_size=new)
+    assert _answer(other).shape == (2, 9)
+    wanted = BandRule("mean").apply(model.patch_embed.proj.weight, 4, "image")[0]
+    assert torch.equal(other.patch_embed.proj.weight, wanted)
+    # At the old size the new positions, resampled back, are not the old ones; the tokens' trunk is.
+    assert torch.equal(other.blocks[1].mlp.fc1.weight, model.blocks[1].mlp.fc1.weight)
+    smaller = vitrail.from_pretrained(tmp_path, patch_size=4)
+    assert smaller.grid == (old[0] // 4, old[1] // 4)
+
+
+def test_facts_travel(tmp_path):
+    model = build("vit", 1)
+    vitrail.save_pretrained(model, tmp_path, {"classes": ["ä", "b"], "bands": ["nir"]})
+    card = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
+    assert card["classes"] == ["ä", "b"]
+    assert unchanged(vitrail.from_pretrained(tmp_path), snapshot(model))
+    with pytest.raises(ConfigError, match="must not give name"):
+        vitrail.save_pretrained(model, tmp_path, {"name": "x"})
+    with pytest.raises(ConfigError, match="plain values"):
+        vitrail.save_pretrained(model, tmp_path, {"classes": {1, 2}})
+    assert json.loads((tmp_path / "model.json").read_text(encoding="utf-8")) == card
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("precious")
+    for folder in (file, file / "below"):
+        with pytest.raises(RunError, match="file"):
+            vitrail.save_pretrained(build("vit"), folder)
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("{half", "is damaged"),
+        ("[]", "does not describe a model"),
+        ('{"settings": {}}', "it has no name"),
+        ('{"name": "vit", "settings": 3}', "its settings are 3"),
+        ('{"name": "vit", "settings": {"depth": "two"}}', "depth"),
+        ('{"name": "vit", "settings": {"token_learner": 3}}', "token_learner"),
+        ('{"name": "vitt"}', "unknown model 'vitt'"),
+        ('{"name": "swin"}', "does not fit|has shape"),
+    ],
+)
+def test_damaged_descriptions(tmp_path, card, message):
+    vitrail.save_pretrained(build("vit"), tmp_path)
+    (tmp_path / "model.json").write_text(card)
+    with pytest.raises((WeightsError, ConfigError), match=message):
+        vitrail.from_pretrained(tmp_path)
+
+
+def test_files_that_do_not_say_what_they_are(tmp_path):
+    vitrail.save_pretrained(build("vit"), tmp_path)
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "plain.safetensors")
+    with pytest.raises(WeightsError, match=r"does not say which model it is of.*vitrail weights"):
+        vitrail.from_pretrained(tmp_path / "plain.safetensors")
+    with pytest.raises(WeightsError, match="no file of weights at"):
+        vitrail.from_pretrained(tmp_path / "none")
+    with pytest.raises(ConfigError, match="did you mean 'num_classes'"):
+        vitrail.from_pretrained(tmp_path, num_clases=3)
+
+
+def test_a_model_of_no_family(tmp_path):
+    model = build("vit")
+    model.config = object()
+    with pytest.raises(ConfigError, match="no registered family"):
+        vitrail.save_pretrained(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
