@@ -23,16 +23,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         RunError: The folder or the file cannot be written; the message says which and why.
     """
-    path = Path(path)
+    # A link stays a link: what it points to is replaced.
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise RunError(f"cannot write {path}: it is a folder; name a file")
+    special = path.exists() and not path.is_file()  # a pipe or a device takes what is written, and stays
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        folder = None if special else path.parent
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=folder)
         os.close(handle)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}; choose a folder you may write to") from error
     temporary = Path(name)
     try:
         yield temporary
+        if special:
+            with path.open("wb") as out:
+                out.write(temporary.read_bytes())
+            return
         # mkstemp makes the file private; a finished file gets the permissions any other new file would have.
         mask = os.umask(0)
         os.umask(mask)

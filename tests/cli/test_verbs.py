@@ -78,12 +78,40 @@ def test_evaluate_writes_what_it_prints(run, capsys):
 def test_evaluate_on_other_images(run, tmp_path, capsys):
     other = make_folder(tmp_path / "unseen", splits=(), per_class=3, seed=9)
     assert main(["evaluate", str(run), "--data.source", "folder", "--data.path", str(other)]) == 0
-    assert "other-unseen" in capsys.readouterr().out
-    assert len(pd.read_parquet(run / "predictions" / "other-unseen.parquet")) == 6
-    assert json.loads((run / "evaluation" / "other-unseen" / "metrics.json").read_text())["images"] == 6
+    (name,) = re.findall(r"on (other-unseen-\w{6}):", capsys.readouterr().out)
+    assert len(pd.read_parquet(run / "predictions" / f"{name}.parquet")) == 6
+    assert json.loads((run / "evaluation" / name / "metrics.json").read_text())["images"] == 6
     assert json.loads((run / "evaluation" / "metrics.json").read_text())["name"] == "val"
     assert main(["evaluate", str(run), "--split", "train"]) == 0
     assert json.loads((run / "evaluation" / "train" / "metrics.json").read_text())["images"] == 16
+
+
+def test_evaluate_cannot_move_images_between_splits(run, images, capsys):
+    for words in (["--data.test_fraction", "0.8"], ["--data.img_size=64"], ["--data.color", "gray"]):
+        fails(capsys, ["evaluate", run, *words], 2, "cannot be changed in an evaluation")
+    before = (run / "evaluation" / "metrics.json").stat().st_mtime_ns
+    assert main(["evaluate", str(run), "--data.path", f"{images}/../{images.name}/"]) == 0
+    assert "on val" in capsys.readouterr().out
+    assert (run / "evaluation" / "metrics.json").stat().st_mtime_ns > before
+
+
+def test_the_report_shows_the_images_that_were_evaluated(copy, tmp_path):
+    other = make_folder(tmp_path / "new", splits=(), per_class=30, seed=5)
+    shutil.rmtree(copy / "evaluation")
+    assert main(["evaluate", str(copy), "--data.source", "folder", "--data.path", str(other)]) == 0
+    assert main(["report", str(copy)]) == 0
+    assert "Not drawn" not in (copy / "report.html").read_text()
+    next((other / "dark").iterdir()).unlink()
+    next((other / "light").iterdir()).unlink()
+    for file in (other / "dark").iterdir():
+        file.rename(file.with_stem(f"renamed_{file.stem}"))
+    assert main(["report", str(copy)]) == 0
+    assert "not among the images any more" in (copy / "report.html").read_text()
+
+
+def test_a_moved_run_resumes_where_it_is(copy):
+    assert main(["train", str(copy / "recipe.yaml"), "--resume", "--trainer.max_epochs", "3"]) == 0
+    assert len(pd.read_csv(copy / "metrics.csv")) == 3
 
 
 def test_predict_agrees_with_evaluate(run, images, tmp_path):
@@ -120,8 +148,8 @@ def test_report_holds_every_picture(run, tmp_path):
 
 
 def test_report_says_what_it_could_not_draw(copy, capsys):
-    recipe = (copy / "recipe.yaml").read_text()
-    (copy / "recipe.yaml").write_text(re.sub(r"path: .*", "path: /nowhere/at/all", recipe))
+    file = copy / "evaluation" / "metrics.json"
+    file.write_text(re.sub(r'"path": ".*"', '"path": "/nowhere/at/all"', file.read_text()))
     assert main(["report", str(copy)]) == 0
     assert "Not drawn: no folder of images at /nowhere/at/all" in (copy / "report.html").read_text()
 
@@ -173,6 +201,9 @@ def test_print_config_and_help(capsys):
         (["predict", "x"], "required: images"),
         (["models", "--famly", "vit"], "did you mean '--family'"),
         (["demo", "--models", "vit", "resnet"], "resnet"),
+        (["train", "--model.name"], "expected one argument"),
+        (["train", "--trainer.devices", "2"], "not supported yet"),
+        (["train", "--trainer.learning_rate", ".inf"], "finite"),
     ],
 )
 def test_wrong_usage(capsys, tmp_path, monkeypatch, words, message):
@@ -194,6 +225,7 @@ def test_what_failed(capsys, run, images, tmp_path):
     fails(capsys, ["predict", run, tmp_path / "void"], 1, "holds no files")
     (tmp_path / "text.png").write_text("no image")
     fails(capsys, ["predict", run, tmp_path / "text.png"], 1, "text.png is no image that can be read")
+    fails(capsys, ["predict", run, images / "val", "--batch-size", "0"], 2, "batch_size must be at least 1")
     gray = save_image(tmp_path / "gray.png", mode="L")
     fails(capsys, ["predict", run, gray], 1, r"has 1 band \(L\) where rgb \(3\)")
     assert main(["predict", str(run), str(gray), "--data.on_band_mismatch", "convert"]) == 0
@@ -210,6 +242,17 @@ def test_what_failed(capsys, run, images, tmp_path):
         "holds a run",
     )
     assert (run / "model.safetensors").is_file()
+
+
+def test_predict_writes_into_links_and_pipes_as_they_are(run, images, tmp_path):
+    target, link = tmp_path / "target.csv", tmp_path / "link.csv"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert main(["predict", str(run), str(images / "val"), "--out", str(link)]) == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith("path,class")
+    assert main(["predict", str(run), str(images / "val"), "--out", "/dev/null"]) == 0
+    assert not os.path.isfile("/dev/null")
 
 
 def test_predict_loses_nothing(capsys, run, images, tmp_path):

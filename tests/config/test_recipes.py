@@ -56,7 +56,7 @@ RECIPES = st.fixed_dictionaries(
                 "max_epochs": st.integers(1, 9999),
                 "learning_rate": st.floats(1e-5, 1, allow_nan=False),
                 "precision": st.sampled_from(["32-true", "bf16-mixed"]),
-                "devices": st.integers(1, 8) | st.just("auto"),
+                "accelerator": st.sampled_from(["auto", "cpu"]),
             },
         ),
         "run": st.fixed_dictionaries({}, optional={"dir": st.none() | _text, "seed": st.integers(0, 2**32 - 1)}),
@@ -129,6 +129,10 @@ def test_an_option_overrides_the_file(epochs, rate, joined):
         ("trainer:\n  learning_rate: -1\n", "above 0"),
         ("data:\n  val_fraction: 0.6\n  test_fraction: 0.6\n", "below 1"),
         ("? [1, 2]\n: 3\n", "plain word"),
+        ("run: {seed: !!int foo}\n", "is not YAML"),
+        ("[" * 3000, "is not YAML"),
+        ("model: {name: vit, token_learner: 3}\n", "token_learner"),
+        ("data: {path: 7}\n", "data.path must be one of str, null, got 7"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, text, message):
@@ -159,6 +163,41 @@ def test_nested_settings_by_option():
     recipe = load(None, "--model.token_learner.num_tokens", "3", "--model.token_learner.fuse", "true")
     assert recipe.model.settings["token_learner"].num_tokens == 3
     assert recipe.model.settings["token_learner"].fuse
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1e3",
+        "1E5",
+        ".5e3",
+        "1_0e2",
+        "007",
+        "0x1f",
+        "yes",
+        "a: b",
+        "- x",
+        "\x85",
+        "#",
+        "1:30",
+        "null",
+        "~",
+        "2024-13-45",
+        "[a",
+    ],
+)
+def test_words_that_look_like_something_else_stay_words(tmp_path, name):
+    recipe = Recipe(run=RunConfig(dir=name))
+    file = tmp_path / "r.yaml"
+    file.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert read_yaml(file)["run"]["dir"] == name
+    assert load(file) == recipe
+
+
+def test_merge_keys(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("data: {a: &m {x: 1, y: 2}, b: {<<: *m, y: 3}}\n")
+    assert read_yaml(file)["data"]["b"] == {"x": 1, "y": 3}
 
 
 def test_yaml_numbers(tmp_path):

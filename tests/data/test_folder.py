@@ -109,6 +109,42 @@ def test_files_that_are_no_images_are_all_named_before_training(tmp_path):
     assert "broken.jpg" in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("color", ["rgb", "gray"])
+def test_deep_images_are_never_clipped(tmp_path, kind, color):
+    array = (np.arange(120).reshape(10, 12) / 119 * (1 if kind == "float32" else 60000)).astype(kind)
+    path = tmp_path / ("x.png" if kind == "uint16" else "x.tif")
+    Image.fromarray(array).save(path)
+    for convert in (False, True):
+        with pytest.raises(DataError, match="more than 8 bits a band"):
+            read_image(path, color, (8, 8), convert=convert)
+
+
+def test_faults_inside_files_are_found_before_training(tmp_path):
+    make_folder(tmp_path)
+    broken = save_image(tmp_path / "test" / "dark" / "half.jpg", (90, 90))
+    broken.write_bytes(broken.read_bytes()[:-800])
+    (tmp_path / "val" / "dark" / "dangling.png").symlink_to("/nonexistent.png")
+    with pytest.raises(DataError, match=r"2 of 50 files.*") as caught:
+        folder(tmp_path)
+    assert "half.jpg" in str(caught.value)
+    assert "dangling.png" in str(caught.value)
+
+
+def test_linked_folders_and_other_spellings_of_splits(tmp_path):
+    make_folder(tmp_path / "a", splits=("Train", "VAL"), per_class=4)
+    make_folder(tmp_path / "more", classes=("x", "y"), splits=(), per_class=2)
+    (tmp_path / "a" / "Train" / "dark" / "linked").symlink_to(tmp_path / "more" / "x")
+    assert {k: len(v) for k, v in folder(tmp_path / "a").splits.items()} == {"train": 10, "val": 8}
+
+
+def test_a_class_that_train_lacks_is_refused(tmp_path):
+    make_folder(tmp_path, per_class=3)
+    (tmp_path / "val" / "dark").rename(tmp_path / "val" / "drak")
+    with pytest.raises(DataError, match="val has the classes drak that train lacks"):
+        folder(tmp_path)
+
+
 def test_a_truncated_file_is_named(tmp_path):
     path = save_image(tmp_path / "x.jpg", (90, 90))
     path.write_bytes(path.read_bytes()[:-800])

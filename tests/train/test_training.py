@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.images import make_folder, save_image
 from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.runs import RunFolder, load_trained
@@ -174,6 +175,37 @@ def test_resume_refuses_a_damaged_checkpoint(tmp_path):
     assert run.weights.is_file()
 
 
+def test_resume_needs_a_run_and_the_same_images(tmp_path, whole_run):
+    with pytest.raises(RunError, match="no run folder"):
+        train(recipe(tmp_path / "none"), resume=True)
+    images = make_folder(tmp_path / "images", per_class=4)
+    changes = {"data__source": "folder", "data__path": str(images), "data__batch_size": 4, "trainer__max_epochs": 1}
+    run = train(recipe(tmp_path / "x", **changes))
+    save_image(images / "train" / "dark" / "new.png")
+    with pytest.raises(DataError, match="images, classes or splits have changed"):
+        train(recipe(tmp_path / "x", **{**changes, "trainer__max_epochs": 2}), resume=True)
+    with pytest.raises(ConfigError, match="3 epochs are trained"):
+        train(recipe(whole_run.path, trainer__max_epochs=2), resume=True)
+    assert run.weights.is_file()
+
+
+def test_nothing_of_others_is_deleted(tmp_path):
+    home = tmp_path / "home"
+    (home / "docs").mkdir(parents=True)
+    for name in (".draft.tmp", ".a.abcdefgh.tmp", "docs/.draft.tmp", "docs/.a.abcdefgh.tmp"):
+        (home / name).write_text("precious")
+    with pytest.raises(RunError, match="holds a run or other files"):
+        train(recipe(home))
+    assert len([p for p in home.rglob("*") if p.is_file()]) == 4
+
+
+def test_precision_is_what_was_asked_for_or_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"'16-mixed' cannot be used here"):
+        train(recipe(tmp_path / "x", trainer__precision="16-mixed"))
+    run = train(recipe(tmp_path / "y", trainer__precision="bf16-mixed", trainer__max_epochs=1))
+    assert run.read_metrics()["val_loss"].notna().all()
+
+
 def test_more_epochs_can_be_asked_for(tmp_path):
     train(recipe(tmp_path / "x", trainer__max_epochs=1))
     run = train(recipe(tmp_path / "x", trainer__max_epochs=2), resume=True)
@@ -203,7 +235,7 @@ def test_fine_tuning_starts_from_a_run(whole_run, tmp_path, capsys):
 
 
 def test_a_diverging_loss_stops_the_run(tmp_path):
-    with pytest.raises(RunError, match=r"training loss became nan.*learning_rate"):
+    with pytest.raises(RunError, match=r"loss became (nan|inf).*learning_rate"):
         train(
             recipe(
                 tmp_path / "x",

@@ -13,11 +13,11 @@ _VIT = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "class_tok
 # What the demo trains: the run's name -> the model part of its recipe. A model joins with one line.
 MODELS: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit", **_VIT},
-    "vit_token_learner": {"name": "vit", **_VIT, "token_learner": {"num_tokens": 4, "layer": 2}},
+    "vit_token_learner": {"name": "vit", **_VIT, "token_learner": {"num_tokens": 8, "layer": 2}},
 }
 _RECIPE: dict[str, dict[str, Any]] = {
     "data": {"source": "digits", "augment": "light", "batch_size": 32},
-    "trainer": {"max_epochs": 30, "learning_rate": 4e-3, "warmup_epochs": 3},
+    "trainer": {"max_epochs": 40, "learning_rate": 4e-3, "warmup_epochs": 3},
 }
 
 

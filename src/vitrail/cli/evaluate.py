@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from vitrail.cli.arguments import VerbParser
+from vitrail.errors import ConfigError
+
+_CHANGEABLE = ("source", "path", "batch_size", "num_workers", "on_band_mismatch")
 
 
 def main(argv: list[str]) -> int:
@@ -23,10 +28,17 @@ def main(argv: list[str]) -> int:
     from vitrail.evaluate.run import evaluate
     from vitrail.runs.folder import RunFolder
 
+    for word in rest:
+        option = word.split("=")[0].removeprefix("--data.")
+        if word.startswith("--data.") and option not in _CHANGEABLE:
+            raise ConfigError(
+                f"--data.{option} cannot be changed in an evaluation: images are prepared and split as in training; "
+                f"only {', '.join(_CHANGEABLE)} can"
+            )
     run = RunFolder.open(arguments.run)
     recipe = load_run_recipe(run.recipe)
     changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
-    other = (changed.data.source, changed.data.path) != (recipe.data.source, recipe.data.path)
+    other = changed.data.source != recipe.data.source or _place(changed.data.path) != _place(recipe.data.path)
     folder, metrics = evaluate(run, changed.data, split=arguments.split, other=other, device=arguments.device)
     if arguments.split is None and metrics["split"] != "test" and not other:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
@@ -37,6 +49,10 @@ def main(argv: list[str]) -> int:
     )
     print(f"written to {folder}")
     return 0
+
+
+def _place(path: str | None) -> str | None:
+    return None if path is None else os.path.realpath(path)
 
 
 def _divide(argv: list[str]) -> tuple[list[str], list[str]]:

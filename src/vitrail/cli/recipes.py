@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vitrail.config.load import dump_recipe, load_recipe, recipe_parser
@@ -39,6 +40,10 @@ def read_recipe_arguments(
     stray = [w for i, w in enumerate(words) if not w.startswith("--") and (i == 0 or "=" in words[i - 1])]
     if stray:
         raise ConfigError(f"unexpected argument {stray[0]!r}; {prog} takes one recipe and settings (`{prog} --help`)")
+    if file is not None and "--resume" in given and (Path(file).parent / "environment.json").is_file():
+        # The recipe of a run folder resumes that folder, wherever it has been moved and from wherever it is called.
+        if not any(word.split("=")[0] == "--run.dir" for word in words):
+            words += ["--run.dir", str(Path(file).parent)]
     recipe = load_recipe(file, words, settings_of=_settings_of, prog=prog)
     if "--print_config" in given:
         print(dump_recipe(recipe), end="")

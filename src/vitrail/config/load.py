@@ -8,7 +8,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonargparse
 import yaml
@@ -35,6 +35,8 @@ class _StrictLoader(yaml.SafeLoader):
 def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if not isinstance(key, (str, int, float, bool, type(None))):
@@ -47,11 +49,18 @@ def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode, deep
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+
+
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes what :class:`_StrictLoader` would read as a number."""
+
+
+for _side in (_StrictLoader, _StrictDumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -72,10 +81,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
     try:
         content = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}, {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -105,7 +114,7 @@ def load_recipe(
     content = read_yaml(base) if isinstance(base, (str, Path)) else dict(base or {})
     where = f"{base}: " if isinstance(base, (str, Path)) else ""
     _check_parts(content, where)
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = _Peek(add_help=False, allow_abbrev=False)
     peek.add_argument("--model.name", dest="name")
     named = peek.parse_known_args(list(overrides))[0].name
     in_file = content.get("model", {}).get("name", ModelConfig.name)
@@ -119,8 +128,15 @@ def load_recipe(
     parser = recipe_parser(settings_type, prog)
     _check_options(overrides, parser, prog)
     try:
-        from_file = parser.parse_object({part: dict(values) for part, values in content.items()})
+        # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
+        texts = {(part, key): v for part, vs in content.items() for key, v in vs.items() if _is_text(part, key, v)}
+        rest = {part: {k: v for k, v in vs.items() if (part, k) not in texts} for part, vs in content.items()}
+        from_file = parser.parse_object(rest)
         namespace = parser.parse_args(list(overrides), namespace=from_file)
+        given = {word.split("=", 1)[0] for word in overrides}
+        for (part, key), text in texts.items():
+            if f"--{part}.{key}" not in given:
+                namespace[f"{part}.{key}"] = text
         values = parser.instantiate_classes(namespace)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(where + _readable(error)) from error
@@ -128,6 +144,13 @@ def load_recipe(
     settings = {f.name: model[f.name] for f in dataclasses.fields(settings_type) if f.name in model}
     parts = {part: getattr(values, part) for part in _PARTS}
     return Recipe(model=ModelConfig(**{name: model[name] for name in _MODEL_FIELDS}, settings=settings), **parts)
+
+
+class _Peek(argparse.ArgumentParser):
+    """Reads the model's name before the parser that depends on it exists."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
 
 
 def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail train") -> jsonargparse.ArgumentParser:
@@ -152,7 +175,7 @@ def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail t
 
 def dump_recipe(recipe: Recipe) -> str:
     """A recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.to_dict(), Dumper=_StrictDumper, sort_keys=False)
 
 
 def _check_parts(content: Mapping[str, Any], where: str) -> None:
@@ -181,6 +204,13 @@ def _check_fields(values: Mapping[str, Any], kind: type[Any], prefix: str, more:
             _check_fields(value, nested[0], f"{prefix}{key}.")
 
 
+def _is_text(part: str, key: str, value: Any) -> bool:
+    """Whether a value is a text for a setting that may be any text."""
+    kind = ModelConfig if part == "model" else _PARTS[part]
+    hint = typing.get_type_hints(kind).get(key)
+    return isinstance(value, str) and (hint is str or str in typing.get_args(hint))
+
+
 def _check_options(overrides: Sequence[str], parser: jsonargparse.ArgumentParser, prog: str) -> None:
     known = [option for option in parser._option_string_actions if "." in option]
     seen: set[str] = set()
@@ -204,6 +234,10 @@ def _readable(error: BaseException) -> str:
     if match is None:
         return text
     key, problem = match.groups()
+    union = re.search(r"Union subtypes Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", problem)
+    if union is not None:
+        kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", union.group(1)).replace("NoneType", "null")
+        return f"{key} must be one of {kinds}, got {union.group(2)}"
     wanted = re.search(r"Expected an? (?:typing\.)?(.*?)\. Got value: (.*)$", problem)
     if wanted is None:
         return f"{key}: {problem}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -134,7 +135,7 @@ class TrainerConfig:
         early_stopping_patience: Epochs without a better validation loss before it stops; 0 never stops early.
         monitor: What "best" means: "val_accuracy" (highest) or "val_loss" (lowest).
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
-        devices: How many, or "auto".
+        devices: How many; one, for now.
         precision: "32-true", "bf16-mixed", "16-mixed", "bf16-true", as Lightning names them.
         deterministic: Refuse operations whose result differs from run to run.
     """
@@ -148,7 +149,7 @@ class TrainerConfig:
     early_stopping_patience: int = 0
     monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
-    devices: int | Literal["auto"] = "auto"
+    devices: int = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
     deterministic: bool = False
 
@@ -159,7 +160,7 @@ class TrainerConfig:
             ConfigError: A value out of range.
         """
         _require(self.max_epochs >= 1, "trainer.max_epochs", "at least 1", self.max_epochs)
-        _require(self.learning_rate > 0, "trainer.learning_rate", "above 0", self.learning_rate)
+        _require(0 < self.learning_rate < math.inf, "trainer.learning_rate", "above 0 and finite", self.learning_rate)
         low = self.min_learning_rate
         _require(
             0 <= low <= self.learning_rate,
@@ -168,7 +169,9 @@ class TrainerConfig:
             low,
         )
         for name in ("weight_decay", "warmup_epochs", "gradient_clip", "early_stopping_patience"):
-            _require(getattr(self, name) >= 0, f"trainer.{name}", "at least 0", getattr(self, name))
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"trainer.{name}", "at least 0 and finite", value)
+        _require(self.devices == 1, "trainer.devices", "1: several devices are not supported yet", self.devices)
 
 
 @dataclass(frozen=True)

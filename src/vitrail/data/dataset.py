@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,15 @@ class ImageData:
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
         )
+
+    def fingerprint(self) -> str:
+        """A hash of what the images are called, their classes and their splits; pixels are not read."""
+        content = hashlib.sha256(repr(self.source.classes).encode())
+        for name, indices in self.splits.items():
+            content.update(name.encode())
+            for i in indices:
+                content.update(f"{self.source.keys[i]}\0{self.source.targets[i]}\0".encode())
+        return content.hexdigest()[:16]
 
     def statistics(self, most: int = 500) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each band over the training images (at most ``most``, evenly spaced).

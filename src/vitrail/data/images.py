@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -15,18 +16,38 @@ from vitrail.errors import DataError
 BANDS: dict[str, tuple[str, ...]] = {"rgb": ("red", "green", "blue"), "gray": ("gray",)}
 _MODES = {"rgb": "RGB", "gray": "L"}
 # Modes whose bands are known from the header; a palette (P) and an alpha band (RGBA, LA) need a closer look.
-_BANDS_OF_MODE = {
-    "1": 1,
-    "L": 1,
-    "I": 1,
-    "I;16": 1,
-    "I;16B": 1,
-    "F": 1,
-    "RGB": 3,
-    "YCbCr": 3,
-    "CMYK": 4,
-    "LAB": 3,
-}
+_BANDS_OF_MODE = {"1": 1, "L": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "LAB": 3, "HSV": 3}
+# Pillow would clip their values to 0..255: a white or black square.
+_DEEP_MODES = ("I", "F")
+# What file managers leave behind; not worth an error.
+_LITTER = {"thumbs.db", "desktop.ini"}
+_FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
+
+
+class BandError(DataError):
+    """An image that can be read and is not of the wanted bands."""
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All files under a folder, linked folders too, in order; hidden ones and what file managers leave are passed over.
+
+    A link that leads nowhere is listed: it is a fault to report, not to hide.
+
+    Raises:
+        DataError: A name that is not UTF-8.
+    """
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if not name.startswith(".") and name.lower() not in _LITTER:
+                found.append(Path(place) / name)
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{str(path)!a}: the name is not UTF-8; rename the file") from error
+    return sorted(found)
 
 
 def inspect_image(path: Path) -> tuple[str, int]:
@@ -41,7 +62,7 @@ def inspect_image(path: Path) -> tuple[str, int]:
     try:
         with Image.open(path) as image:
             return image.mode, getattr(image, "n_frames", 1)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except _FAULTS as error:
         raise DataError(_unreadable(path, error)) from error
 
 
@@ -85,7 +106,7 @@ def read_image(
                 image.draft(image.mode, (size[1], size[0]))
             frames = getattr(image, "n_frames", 1)
             image.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except _FAULTS as error:
         raise DataError(_unreadable(path, error)) from error
     pixels = _to_bands(image, path, color, band_problem(path, image.mode, frames, color), convert)
     pixels = ImageOps.exif_transpose(pixels) or pixels
@@ -97,13 +118,21 @@ def read_image(
 
 def _to_bands(image: Image.Image, path: Path, color: str, problem: str | None, convert: bool) -> Image.Image:
     mode = _MODES[color]
+    if image.mode.split(";")[0] in _DEEP_MODES:
+        raise BandError(
+            f"{path} has more than 8 bits a band (mode {image.mode}), which an image folder cannot hold without loss; "
+            "scale it to 8 bits"
+        )
     if problem is not None:
         if not convert:
-            raise DataError(
+            raise BandError(
                 f"{problem} where {color} ({len(BANDS[color])}) is wanted; convert it, or pass "
                 "--data.on_band_mismatch convert"
             )
-        return image.convert(mode)
+        try:
+            return image.convert(mode)
+        except ValueError as error:
+            raise BandError(f"{path} cannot be converted from {image.mode} to {mode}; convert it yourself") from error
     if image.mode == mode:
         return image
     if image.mode == "P":
@@ -112,13 +141,13 @@ def _to_bands(image: Image.Image, path: Path, color: str, problem: str | None, c
     if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A").getextrema()
         if alpha != (255, 255) and not convert:
-            raise DataError(
+            raise BandError(
                 f"{path} has {len(image.getbands())} bands ({image.mode}) and is transparent in places where {color} "
                 f"({len(BANDS[color])}) is wanted; flatten it, or pass --data.on_band_mismatch convert"
             )
         image = image.convert(image.mode[:-1])
     if len(image.getbands()) != len(BANDS[color]) and not convert:
-        raise DataError(
+        raise BandError(
             f"{path} has {len(image.getbands())} bands ({image.mode}) where {color} ({len(BANDS[color])}) is wanted; "
             "convert it, or pass --data.on_band_mismatch convert"
         )

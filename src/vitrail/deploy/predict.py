@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from vitrail.data.images import inspect_image, read_image
+from vitrail.data.images import inspect_image, list_files, read_image
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs.trained import TrainedModel
 
@@ -26,7 +26,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            files = [f for f in sorted(path.rglob("*")) if f.is_file() and not _hidden(f.relative_to(path))]
+            files = list_files(path)
             if not files:
                 raise DataError(f"the folder {path} holds no files")
             found.update(dict.fromkeys(files))
@@ -35,10 +35,6 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         else:
             raise DataError(f"no file or folder at {path}")
     return list(found)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def predict_files(
@@ -62,11 +58,12 @@ def predict_files(
         A row a file: ``path``, ``class``, ``probability``, and ``class_2``, ``probability_2``, ... up to ``k``.
 
     Raises:
-        ConfigError: ``top_k`` below 1.
+        ConfigError: ``top_k`` or ``batch_size`` below 1.
         DataError: Files that are no images or have other bands; all that are no images are counted.
     """
-    if top_k < 1:
-        raise ConfigError(f"top_k must be at least 1, got {top_k}")
+    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
     _refuse_unreadable(files)
     card = trained.card
     k = min(top_k, len(card.classes))

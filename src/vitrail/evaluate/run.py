@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def evaluate(
         )
     default = next(name for name in ("test", "val", "all", "train") if name in images.splits)
     chosen = split or default
-    name = f"other-{Path(data.path).resolve().name}" if other and data.path else chosen
+    name = _name_of_other(data.path, chosen) if other and data.path else chosen
     _predict(run, trained, images, chosen, name)
     folder = run.evaluation_of(name, primary=not other and chosen == default)
     metrics = measure(run, name, folder)
@@ -59,6 +60,13 @@ def evaluate(
     metrics["efficiency"] = measure_efficiency(trained)
     run.write_json(folder / "metrics.json", metrics)
     return folder, metrics
+
+
+def _name_of_other(path: str, split: str) -> str:
+    """A name of its own for each folder of other images: two folders may be called the same."""
+    place = Path(path).resolve()
+    code = hashlib.sha256(str(place).encode()).hexdigest()[:6]
+    return f"other-{place.name}-{code}" + ("" if split == "all" else f"-{split}")
 
 
 def _predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str) -> None:

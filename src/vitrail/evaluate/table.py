@@ -39,13 +39,18 @@ def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for run in runs:
         metrics = read_evaluation(run)[1]
+        curves = run.read_metrics()
+        lacking = [key for key in ("name", "images", "efficiency", "accuracy", "f1_macro") if key not in metrics]
+        if lacking or "train_images_per_second" not in curves:
+            what = ", ".join(lacking) or "train_images_per_second"
+            raise RunError(f"{run} was written by another program or version (no {what}); evaluate or train it again")
         efficiency = metrics["efficiency"]
-        speeds = run.read_metrics()["train_images_per_second"]
+        speeds = curves["train_images_per_second"]
         # The first epoch pays for warming up, where there are others to take.
         train_speed = float(speeds.iloc[1:].median() if len(speeds) > 1 else speeds.median())
         rows.append(
             {
-                "model": run.path.name,
+                "model": run.name,
                 "parameters": efficiency["parameters"],
                 "gmacs": round(efficiency["gmacs"], 6),
                 **{key: round(metrics[key], 4) for key in ("accuracy", "accuracy_low", "accuracy_high", "f1_macro")},

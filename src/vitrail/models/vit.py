@@ -7,6 +7,7 @@ Parameter names are timm's, so that its checkpoints load unchanged.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,8 +95,8 @@ class ViTConfig:
         object.__setattr__(self, "patch_size", to_pair(self.patch_size, "patch_size"))
         check_at_least(self, 1, "in_chans", "embed_dim", "depth", "num_heads")
         check_at_least(self, 0, "num_classes")
-        if self.mlp_ratio <= 0:
-            raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
+        if not 0 < self.mlp_ratio < math.inf or int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ConfigError(f"mlp_ratio must be above 0 and give a width of at least 1, got {self.mlp_ratio}")
         if self.global_pool not in ("token", "avg"):
             raise ConfigError(f"global_pool must be 'token' or 'avg', got {self.global_pool!r}")
         if self.global_pool == "token" and not self.class_token:
@@ -111,6 +112,9 @@ def _complete_token_learner(value: TokenLearnerConfig | Mapping[str, Any], depth
             if key not in known:
                 raise ConfigError(f"token_learner has no setting {key!r}{closest(key, known)}")
         value = TokenLearnerConfig(**value)
+    if not isinstance(value, TokenLearnerConfig):
+        raise ConfigError(f"token_learner must hold settings (num_tokens: 8, ...), got {value!r}")
+    check_at_least(value, 1, "num_tokens", "bottleneck_dim")
     layer = depth // 2 if value.layer is None else value.layer
     last = depth - 1 if value.fuse else depth
     if not 0 <= layer <= last:

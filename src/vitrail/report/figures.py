@@ -17,6 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+# Class and run names are text, whatever signs they hold.
+plt.rcParams["text.parse_math"] = False
+
 # Okabe & Ito 2008, "Color universal design": black is kept for text.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 # Paul Tol's "muted" scheme and gray, for classes; with more classes than these, colours alone cannot tell them apart.
@@ -40,6 +43,7 @@ def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
                     color=color,
                     label=label,
                     linewidth=1.6,
+                    marker=".",
                 )
     for axis, value in zip(axes, ("cross-entropy", "accuracy"), strict=True):
         axis.set(xlabel="epoch", ylabel=value)

@@ -89,14 +89,14 @@ def write_report(
         RunError: A run that has not been trained or evaluated, or a file that cannot be read or written.
         ConfigError: No run, or the same name twice.
     """
-    names = [run.path.name for run in runs]
+    names = [run.name for run in runs]
     if not runs or len(set(names)) != len(names):
         raise ConfigError(f"a report needs runs with different folder names, got {', '.join(names) or 'none'}")
     loaded = []
     for run in runs:
         evaluation, metrics = read_evaluation(run)
         environment = run.read_json(run.environment)
-        loaded.append(_Run(run, read_recipe(run.recipe), evaluation, metrics, run.path.name, environment))
+        loaded.append(_Run(run, read_recipe(run.recipe), evaluation, metrics, run.name, environment))
     table = results_table(runs)
     folder = out.parent / "figures"
     shown = [_convergence(loaded), _confusion(loaded), *_feature_spaces(loaded), *_explanations(loaded)]
@@ -176,36 +176,42 @@ def _confusion(runs: list[_Run]) -> tuple[Picture, Figure]:
     return Picture(
         "confusion",
         "Confusion matrices",
-        f"Counts on the {_split_name(runs[0])} images of {_names(runs)}; the colour is the share of the true class.",
+        f"Counts on the images of {_names_with_splits(runs)}; the colour is the share of the true class.",
         "Confusion matrix of each run",
     ), figures.confusion(tables)
 
 
-def _feature_spaces(runs: list[_Run]) -> list[tuple[Picture, Figure]]:
-    by_classes: dict[tuple[str, ...], dict[str, tuple[Any, Any]]] = {}
+def _feature_spaces(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
+    """One figure for the runs of the same classes: a colour means the same in all of its panels."""
+    groups: dict[tuple[str, ...], list[_Run]] = {}
     for run in runs:
-        embeddings = run.folder.read_embeddings(run.name)
-        targets = run.folder.read_predictions(run.name)["target"].to_numpy()
-        if len(embeddings) != len(targets):
-            raise RunError(
-                f"{run.folder}: {len(embeddings)} embeddings for {len(targets)} predictions; evaluate it again"
-            )
-        layout, rows = pictures.embed_in_plane(embeddings)
-        classes = tuple(run.folder.read_json(run.folder.card)["classes"])
-        by_classes.setdefault(classes, {})[run.label] = (layout, targets[rows])
-    return [
-        (
-            Picture(
-                f"features{'' if i == 0 else f'_{i + 1}'}",
-                "Feature space",
-                f"t-SNE of what the classifier sees of the {_split_name(runs[0])} images ({', '.join(points)}). "
-                "Distances between far groups mean little in t-SNE.",
-                "Images as points in the plane, coloured by class",
-            ),
-            figures.feature_space(points, classes),
+        groups.setdefault(tuple(run.folder.read_json(run.folder.card)["classes"]), []).append(run)
+    result: list[tuple[Picture, Figure | None]] = []
+    for number, (classes, group) in enumerate(groups.items(), start=1):
+        picture = Picture(
+            f"features{'' if number == 1 else f'_{number}'}",
+            "Feature space",
+            f"t-SNE of what the classifier sees of the images of {_names_with_splits(group)}. "
+            "Distances between far groups mean little in t-SNE.",
+            "Images as points in the plane, coloured by class",
         )
-        for i, (classes, points) in enumerate(by_classes.items())
-    ]
+        points: dict[str, tuple[Any, Any]] = {}
+        for run in group:
+            embeddings = run.folder.read_embeddings(run.name)
+            targets = run.folder.read_predictions(run.name)["target"].to_numpy()
+            if len(embeddings) != len(targets):
+                raise RunError(
+                    f"{run.folder}: {len(embeddings)} embeddings for {len(targets)} predictions; evaluate it again"
+                )
+            if len(targets) >= pictures.FEWEST_POINTS:
+                layout, rows = pictures.embed_in_plane(embeddings)
+                points[run.label] = (layout, targets[rows])
+        if points:
+            result.append((picture, figures.feature_space(points, classes)))
+        else:
+            picture.problem = f"Not drawn: t-SNE needs at least {pictures.FEWEST_POINTS} images."
+            result.append((picture, None))
+    return result
 
 
 def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
@@ -214,7 +220,7 @@ def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
         trained = load_trained(run.folder)
         what = f"What {run.label} attends to"
         try:
-            data = pictures.open_run_data(trained, run.recipe.data)
+            data = pictures.open_evaluated_images(trained, run.recipe.data, run.metrics["data"])
             examples = pictures.choose_examples(run.folder, trained, data, run.name)
             maps = pictures.rollout_maps(trained, examples)
         except (DataError, ConfigError) as error:
@@ -245,6 +251,10 @@ def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
                 )
             )
     return result
+
+
+def _names_with_splits(runs: list[_Run]) -> str:
+    return ", ".join(f"{run.label} ({_split_name(run)})" for run in runs)
 
 
 def _names(runs: list[_Run]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from vitrail.config.schema import DataConfig
 from vitrail.data.dataset import ImageData, open_data
+from vitrail.errors import DataError
 from vitrail.explain.rollout import attention_rollout, upsample
 from vitrail.explain.token_maps import token_maps
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
+
+# Fewer points than these have no neighbourhoods to lay out.
+FEWEST_POINTS = 5
 
 
 def embed_in_plane(embeddings: npt.NDArray[np.float32], most: int = 2000) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -53,10 +58,22 @@ class Examples:
     inputs: Tensor
 
 
-def open_run_data(trained: TrainedModel, data: DataConfig) -> ImageData:
-    """The images of a run, prepared as in its training."""
-    config = dataclasses.replace(data, resize=trained.card.resize, color=trained.card.color)
-    return open_data(config, trained.card.img_size, trained.card.classes)
+def open_evaluated_images(trained: TrainedModel, data: DataConfig, evaluated: Mapping[str, Any]) -> ImageData:
+    """The images that were evaluated, prepared as in training.
+
+    Args:
+        trained: The run's model.
+        data: The run's own data.
+        evaluated: Source and path of what was evaluated, as the evaluation recorded them.
+    """
+    config = dataclasses.replace(
+        data,
+        source=evaluated["source"],
+        path=evaluated["path"],
+        resize=trained.card.resize,
+        color=trained.card.color,
+    )
+    return open_data(config, trained.card.img_size, trained.card.classes, split=False)
 
 
 def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, split: str, most: int = 10) -> Examples:
@@ -72,7 +89,11 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     predictions = run.read_predictions(split)
     per_class = max(1, most // len(trained.card.classes))
     chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"]).head(most)
-    pixels = data.source.load(chosen["index"].tolist())
+    places = {key: i for i, key in enumerate(data.source.keys)}
+    gone = [path for path in chosen["path"] if path not in places]
+    if gone:
+        raise DataError(f"{gone[0]} was evaluated and is not among the images any more")
+    pixels = data.source.load([places[path] for path in chosen["path"]])
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, said = trained.card.classes[target], trained.card.classes[int(np.argmax(logits))]

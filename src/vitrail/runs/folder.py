@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,11 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def name(self) -> str:
+        """The folder's own name, also where the path is "."."""
+        return self.path.resolve().name
+
     @classmethod
     def create(cls, path: str | Path, *, overwrite: bool = False) -> RunFolder:
         """Make the folder for a new run.
@@ -58,7 +64,6 @@ class RunFolder:
         try:
             if run.path.exists() and not run.path.is_dir():
                 raise RunError(f"{path} is a file; choose another run.dir")
-            run.remove_leftovers()
             if run.path.is_dir() and any(run.path.iterdir()):
                 if not overwrite:
                     raise RunError(
@@ -67,7 +72,10 @@ class RunFolder:
                     )
                 if not run.recipe.exists():
                     raise RunError(f"{path} holds files that are no run (no recipe.yaml); vitrail will not delete them")
-                shutil.rmtree(run.path)
+                # Aside first: a kill in the middle leaves no half-deleted run under this name.
+                aside = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", suffix=".tmp", dir=run.path.parent))
+                run.path.rename(aside / run.path.name)
+                shutil.rmtree(aside)
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot write the run folder {path}: {error.strerror or error}") from error
@@ -97,9 +105,11 @@ class RunFolder:
         return file
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files of a run that was killed while it wrote."""
-        for file in self.path.rglob(".*.tmp") if self.path.is_dir() else ():
-            file.unlink(missing_ok=True)
+        """Remove the temporary files of a run that was killed while it wrote, in its own folders and nowhere else."""
+        for folder in (self.path, self.checkpoints, self.evaluation, self.figures, self.path / "predictions"):
+            for file in folder.glob(".*.????????.tmp"):
+                if file.is_file():
+                    file.unlink(missing_ok=True)
 
     # -- metrics -----------------------------------------------------------------------------------------
 

@@ -36,6 +36,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         # Nothing in a run's checkpoint needs a pickle that can run code, so none is accepted.
         try:
             checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            kept = set(checkpoint["callbacks"]) if isinstance(checkpoint, dict) else set()
+            if not {EpochMetrics.__qualname__, RunCheckpoints.__qualname__} <= kept:
+                raise ValueError("it holds no state of vitrail's callbacks")
         except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
             raise bad_checkpoint(path, error) from error
         return checkpoint
@@ -77,12 +80,7 @@ class EpochMetrics(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._images, self._seconds = 0, 0.0
-
-    @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self._start = time.perf_counter()
+        self._images, self._seconds, self._start = 0, 0.0, time.perf_counter()
 
     @override
     def on_train_batch_end(
@@ -106,9 +104,11 @@ class EpochMetrics(Callback):
         self.rows.append(row)
         if trainer.is_global_zero:
             self.run.write_metrics(self.rows)
-        if not math.isfinite(metrics.get("train_loss", 0.0)):
+        broken = [name for name in ("train_loss", "val_loss") if not math.isfinite(metrics.get(name, 0.0))]
+        if broken:
+            which = "training" if broken[0] == "train_loss" else "validation"
             raise RunError(
-                f"the training loss became {metrics['train_loss']} in epoch {trainer.current_epoch}; lower "
+                f"the {which} loss became {metrics[broken[0]]} in epoch {trainer.current_epoch}; lower "
                 "trainer.learning_rate, lengthen trainer.warmup_epochs, or clip with trainer.gradient_clip"
             )
 

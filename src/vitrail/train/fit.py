@@ -33,7 +33,8 @@ from vitrail.train.environment import describe_environment
 from vitrail.train.module import TaskModule
 from vitrail.weights.load import load_weights
 
-_MAY_CHANGE = {"max_epochs", "early_stopping_patience", "accelerator", "devices", "num_workers", "path"}
+# What may differ when a run goes on; that the images are the same is checked on the images themselves.
+_MAY_CHANGE = {"max_epochs", "early_stopping_patience", "accelerator", "devices", "num_workers", "path", "weights"}
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
@@ -53,15 +54,17 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         WeightsError: ``model.weights`` cannot be read or does not fit.
     """
     _quiet_libraries()
+    run = RunFolder(recipe.run_dir)
+    if resume:
+        RunFolder.open(run.path)  # there must be something to go on with
     # Everything that can be refused is refused before the run folder is made.
     data = open_data(recipe.data, image_size(recipe))
     for split in ("train", "val"):
         if split not in data.splits:
             raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
     seed_everything(recipe.run.seed, verbose=False)
-    model = _build_model(recipe, data)
+    model = _build_model(recipe, data, fresh=not (resume and run.last_checkpoint.is_file()))
     mean, std = data.statistics()
-    run = RunFolder(recipe.run_dir)
     card = ModelCard(
         name=recipe.model.name,
         settings={**_given_settings(recipe), **_data_settings(recipe, data)},
@@ -77,7 +80,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     task = ClassificationTask(model, Normalize(mean, std), augment, recipe.task.label_smoothing)
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
-    checkpoint = _open_run(recipe, run, resume)
+    checkpoint = _open_run(recipe, run, data, resume)
     try:
         trainer.fit(
             module,
@@ -120,14 +123,14 @@ def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     }
 
 
-def _build_model(recipe: Recipe, data: ImageData) -> VisionModel:
+def _build_model(recipe: Recipe, data: ImageData, fresh: bool) -> VisionModel:
     derived = _data_settings(recipe, data)
     for key in ("num_classes", "in_chans"):
         given = recipe.model.settings.get(key)
         if given is not None and given != derived[key]:
             raise ConfigError(f"model.{key} is {given}, the data has {derived[key]}; leave it out or make them agree")
     model = create_model(recipe.model.name, **{**recipe.model.settings, **derived})
-    if recipe.model.weights is not None:
+    if fresh and recipe.model.weights is not None:
         report = load_weights(
             model,
             recipe.model.weights,
@@ -139,26 +142,37 @@ def _build_model(recipe: Recipe, data: ImageData) -> VisionModel:
     return model
 
 
-def _open_run(recipe: Recipe, run: RunFolder, resume: bool) -> Path | None:
+def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool) -> Path | None:
     """Make or reopen the run folder and write the recipe into it; gives the checkpoint to go on from."""
-    checkpoint: Path | None = None
-    if resume and run.path.exists():
-        RunFolder.open(run.path).remove_leftovers()
+    checkpoint = run.last_checkpoint if resume and run.last_checkpoint.is_file() else None
+    environment = describe_environment(recipe.run.seed)
+    environment["images"] = {"number": len(data.source), "fingerprint": data.fingerprint()}
+    if resume:
+        run.remove_leftovers()
         _refuse_changes(recipe, run)
-        checkpoint = run.last_checkpoint if run.last_checkpoint.is_file() else None
+        if run.environment.is_file():
+            before = run.read_json(run.environment)
+            if before.get("images", environment["images"]) != environment["images"]:
+                raise DataError(
+                    f"cannot resume {run}: its images, classes or splits have changed since it began "
+                    f"({before['images']['number']} images then, {len(data.source)} now); restore them, or start anew"
+                )
+            environment["resumed_from"] = before
     else:
         RunFolder.create(run.path, overwrite=recipe.run.overwrite)
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
     write_text(run.recipe, dump_recipe(settled))
-    environment = describe_environment(recipe.run.seed)
-    if checkpoint is not None and run.environment.is_file():
-        environment["resumed_from"] = run.read_json(run.environment)
     run.write_json(run.environment, environment)
     return checkpoint
 
 
 def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
     """A resumed run goes on as it began; only its length and its machine may change."""
+    trained = len(run.read_metrics()) if run.metrics.is_file() else 0
+    if recipe.trainer.max_epochs < trained:
+        raise ConfigError(
+            f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: {trained} epochs are trained"
+        )
     before = load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config).to_dict()
     for part, values in recipe.to_dict().items():
         for key in values.keys() | before[part].keys():
@@ -179,7 +193,7 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
         callbacks.append(TQDMProgressBar())
     logger = TensorBoardLogger(str(run.path), name="", version="tensorboard") if recipe.run.tensorboard else False
     try:
-        return Trainer(
+        trainer = Trainer(
             max_epochs=config.max_epochs,
             accelerator=config.accelerator,
             devices=config.devices,
@@ -201,6 +215,12 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
             f"trainer.accelerator {config.accelerator!r}, devices {config.devices!r}, precision {config.precision!r} "
             f"cannot be used here: {reason}"
         ) from error
+    if trainer.precision != config.precision:
+        raise ConfigError(
+            f"trainer.precision {config.precision!r} cannot be used here, only {trainer.precision!r} in its place; "
+            "ask for that"
+        )
+    return trainer
 
 
 def _quiet_libraries() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.images import BANDS, band_problem, inspect_image, read_image
+from vitrail.data.images import BANDS, BandError, list_files, read_image
 from vitrail.data.sources.base import ImageSource
 from vitrail.errors import DataError
 
 # Names that a split's folder may have.
 _SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-# What file managers leave behind; not worth an error.
-_LITTER = {"thumbs.db", "desktop.ini"}
 
 
 class FolderSource(ImageSource):
@@ -54,6 +53,10 @@ class FolderSource(ImageSource):
         parts = _split_folders(self.root)
         found = {split: _class_folders(folder) for split, folder in parts.items()}
         names = sorted({name for folders in found.values() for name in folders})
+        for split, folders in found.items():
+            strangers = sorted(set(folders) - set(found.get("train", folders)))
+            if strangers and classes is None:
+                raise DataError(f"{self.root}: {split} has the classes {', '.join(strangers)} that train lacks")
         self.classes = _agree(names, classes, self.root)
         rows = [
             (split, name, file)
@@ -68,27 +71,25 @@ class FolderSource(ImageSource):
         self.targets = np.array([index[name] for _, name, _ in rows], dtype=np.int64)
 
     def _check(self, rows: list[tuple[str, str, Path]]) -> None:
-        unreadable: list[str] = []
-        other_bands: list[str] = []
-        for _, _, file in rows:
+        """Decode every image once, small, so that all faults are known before anything begins."""
+
+        def fault(file: Path) -> DataError | None:
             try:
-                mode, frames = inspect_image(file)
-            except DataError:
-                unreadable.append(str(file))
-                continue
-            problem = None if self.convert else band_problem(file, mode, frames, self.color)
-            if problem is not None:
-                other_bands.append(problem)
+                read_image(file, self.color, (8, 8), "squash", self.convert)
+            except DataError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor() as pool:
+            faults = [error for error in pool.map(fault, [file for _, _, file in rows]) if error is not None]
+        other_bands = [str(error) for error in faults if isinstance(error, BandError)]
+        unreadable = [str(error) for error in faults if not isinstance(error, BandError)]
         if unreadable:
             raise DataError(
-                f"{len(unreadable)} of {len(rows)} files are no images that can be read: {_some(unreadable)}; "
-                "remove or replace them"
+                f"{len(unreadable)} of {len(rows)} files are no images that can be read: {_some(unreadable)}"
             )
         if other_bands:
-            raise DataError(
-                f"{len(other_bands)} of {len(rows)} images have other bands than {self.color} ({len(self.bands)}): "
-                f"{_some(other_bands)}; convert them, or pass --data.on_band_mismatch convert"
-            )
+            raise DataError(f"{len(other_bands)} of {len(rows)} images have other bands: {_some(other_bands)}")
 
     def load(self, indices: Sequence[int]) -> Tensor:
         """Images ``(B, C, H, W)`` in 0..1, at the wanted size."""
@@ -101,8 +102,9 @@ class FolderSource(ImageSource):
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folder of each split; one under "" where the folder is not split."""
     parts: dict[str, Path] = {}
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir()]
     for split, names in _SPLIT_NAMES.items():
-        present = [root / name for name in names if (root / name).is_dir()]
+        present = [p for p in folders if p.name.lower() in names]
         if len(present) > 1:
             raise DataError(f"{root} has {' and '.join(p.name for p in present)}; keep one folder for {split}")
         if present:
@@ -123,10 +125,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path.name.lower() not in _LITTER:
-            yield path
+    return iter(list_files(folder))
 
 
 def _agree(names: list[str], given: Sequence[str] | None, root: Path) -> tuple[str, ...]:
@@ -144,9 +143,9 @@ def _agree(names: list[str], given: Sequence[str] | None, root: Path) -> tuple[s
     return tuple(names)
 
 
-def _some(items: list[str], most: int = 5) -> str:
+def _some(items: list[str], most: int = 3) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    return "; ".join(items[:most]) + more
 
 
 def count_by_class(source: ImageSource, indices: Sequence[int]) -> dict[str, int]:
