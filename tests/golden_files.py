@@ -21,7 +21,7 @@ class Golden:
 def read_golden(name):
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         parts = {"state": {}, "input": {}, "output": {}}
-        for key in file.keys():  # noqa: SIM118
+        for key in file.keys():
             kind, rest = key.split(".", 1)
             parts[kind][rest] = file.get_tensor(key)
         config = json.loads(file.metadata()["config"])

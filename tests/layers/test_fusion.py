@@ -108,9 +108,7 @@ def test_concat_resamples_another_grid(grid, other):
     x = torch.randn(1, *grid, 4)
     constant = torch.randn(1, 1, 1, 2)
     # What is the same everywhere stays so on any grid; a ramp along a side keeps its direction.
-    assert torch.allclose(
-        layer(x, constant.expand(1, *other, 2)), layer(x, constant.expand(1, *grid, 2)), atol=1e-5
-    )
+    assert torch.allclose(layer(x, constant.expand(1, *other, 2)), layer(x, constant.expand(1, *grid, 2)), atol=1e-5)
     torch.nn.init.zeros_(layer.proj.weight[:, :4])
     torch.nn.init.ones_(layer.proj.weight[:, 4:])
     ramp = torch.arange(float(other[0])).view(1, -1, 1, 1).expand(1, *other, 2)

@@ -60,9 +60,7 @@ def test_any_height_and_width(family, model, resize):
     assert len(levels) == len(model.feature_info) > 0
     sizes = {x.shape[2:] for x in inputs}
     for level, info in zip(levels, model.feature_info, strict=True):
-        grids = {
-            tuple(-(-s // stride) for s, stride in zip(size, info.stride, strict=True)) for size in sizes
-        }
+        grids = {tuple(-(-s // stride) for s, stride in zip(size, info.stride, strict=True)) for size in sizes}
         assert level.shape[:2] == (2, info.channels)
         assert tuple(level.shape[2:]) in grids
         assert model.get_submodule(info.name) is not None

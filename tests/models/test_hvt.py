@@ -426,9 +426,7 @@ def test_wrong_settings_are_refused(settings, message):
 def test_positions_of_double_precision_are_resampled_in_it():
     model = _tiny(**DUAL).double().eval()
     inputs = [torch.randn(1, s.chans, 20, 17, dtype=torch.float64) for s in model.streams]
-    names, values = zip(
-        *((n, p) for n, p in model.named_parameters() if n.endswith("pos_embed")), strict=True
-    )
+    names, values = zip(*((n, p) for n, p in model.named_parameters() if n.endswith("pos_embed")), strict=True)
 
     def run(*values):
         return torch.func.functional_call(model, dict(zip(names, values, strict=True)), tuple(inputs))

@@ -89,9 +89,7 @@ class MapAttention(Attention):
             regions = shifted_regions(grid, padding, shift, device=x.device)
             allowed = same_region(partition_windows(regions[None, :, :, None], window).squeeze(-1))
             bias = mask_to_bias(allowed, x.dtype)[:, None].repeat(x.shape[0], 1, 1, 1)
-        layout = TokenLayout(
-            "window", query_grid=grid, key_grid=grid, window=window, shift=shift, padding=padding
-        )
+        layout = TokenLayout("window", query_grid=grid, key_grid=grid, window=window, shift=shift, padding=padding)
         x = merge_windows(self.mix(partition_windows(x, window), layout, bias), window, padded)
         if any(shift):
             x = x.roll(shift, dims=(1, 2))

@@ -101,12 +101,7 @@ class RelativeBiasCache:
         if table.device.type != "cpu":
             return expand_table(table, window, table_window)
         kept = self._kept
-        if (
-            kept is None
-            or kept[1] != window
-            or kept[0].dtype != table.dtype
-            or not torch.equal(kept[0], table)
-        ):
+        if kept is None or kept[1] != window or kept[0].dtype != table.dtype or not torch.equal(kept[0], table):
             with torch.inference_mode(False), torch.no_grad():
                 copy = table.detach().clone()
                 kept = self._kept = (copy, window, expand_table(copy, window, table_window))
