@@ -154,7 +154,8 @@ def recognise(checkpoint: Checkpoint, where: str, settings: Mapping[str, Any] | 
     written = checkpoint.metadata.get("model")
     if own is not None and written is not None:
         _try(search, written, _differing(family, written, own), checkpoint, key_map, own)
-        read |= {key: value for key, value in _tuples(own).items() if key.endswith(("img_size", "window_size"))}
+        sizes = {key: value for key, value in _tuples(own).items() if key.endswith(("img_size", "window_size"))}
+        read |= {key: value for key, value in sizes.items() if value is not None}
     if not search.fits:
         _try_variants(search, family, read, mapped, checkpoint, key_map)
     problem = ""
