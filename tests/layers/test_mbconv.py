@@ -139,6 +139,26 @@ def test_inference_sees_every_change_at_once():
         torch.testing.assert_close(m(x), other(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@FLAVOURS
+def test_channels_in_groups_change_nothing(training, stride, flavour, monkeypatch):
+    start = randomise(MBConv(8, 12 if stride == 2 else 8, stride, flavour)).train(training)
+    for size in ((6, 8), (7, 6), (5, 3)):
+        x = torch.randn(3, 8, *size)
+        results = []
+        for limit in (1 << 24, 3_000, 400):
+            monkeypatch.setattr(mbconv, "_WIDE_MAP", limit)
+            m, y = copy.deepcopy(start), x.clone().requires_grad_()
+            out = m(y)
+            out.square().sum().backward()
+            results.append([out, y.grad, *(p.grad for p in m.parameters()), *m.buffers()])
+        for other in results[1:]:
+            for plain, grouped in zip(results[0], other, strict=True):
+                scale = max(1.0, plain.abs().max().item())
+                torch.testing.assert_close(grouped, plain, rtol=1e-4, atol=1e-4 * scale)
+
+
 def test_hooks_inside_fire_in_inference():
     m = randomise(MBConv(8, 8)).eval()
     x = torch.randn(2, 8, 24, 24)

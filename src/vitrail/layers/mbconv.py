@@ -21,6 +21,9 @@ from vitrail.layers.window_attention import known
 
 # Numbers that an intermediate of the inference route may hold: about what the caches of a small CPU keep.
 _WORKING_SET = 1 << 21
+# Numbers of a map from which training takes its channels in groups: larger blocks of memory than half of this are
+# fetched from the operating system anew each time, which costs more than what is computed in them.
+_WIDE_MAP = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,13 @@ class Conv3x3(nn.Conv2d):
         return self.convolve(input, self.weight, self.bias)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The same with another weight and bias."""
+        """The same with another weight and bias, those of some of the groups for instance."""
         stride = self.stride[0]
+        groups = x.shape[1] // weight.shape[1]
         if not self.same:
-            return F.conv2d(x, weight, bias, stride, 1, groups=self.groups)
+            return F.conv2d(x, weight, bias, stride, 1, groups=groups)
         (top, bottom), (left, right) = (edge_padding(length, stride, self.same) for length in x.shape[2:])
-        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, groups=self.groups)
+        return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, 0, groups=groups)
 
     def even_axes(self, x: Tensor) -> list[int]:
         """Axes along which the rule pads the end alone, which torch's convolution can not without a copy.
@@ -254,15 +258,37 @@ class MBConv(nn.Module):
 
     def _branch(self, x: Tensor, turned: list[int] | None = None) -> Tensor:
         """All layers in turn; the wide maps turned around along the given axes, to spare the padding a copy."""
-        y = self.act1(self.norm1(self.conv1_1x1(self.pre_norm(x.flip(turned) if turned else x))))
-        if turned:
-            conv = self.conv2_kxk
-            y = F.conv2d(y, conv.weight.flip(turned), None, conv.stride, 1, groups=conv.groups)
+        y = self.pre_norm(x.flip(turned) if turned else x)
+        wide = self.conv1_1x1.out_channels * x.shape[0] * x.shape[2] * x.shape[3]
+        if turned is not None and wide > _WIDE_MAP and x.device.type == "cpu" and self.norm1.momentum is not None:
+            y = self._mix_in_groups(y, turned, -(-2 * wide // _WIDE_MAP))
         else:
-            y = self.conv2_kxk(y)
+            y = self.act1(self.norm1(self.conv1_1x1(y)))
+            y = self._depthwise(y, self.conv2_kxk.weight, turned) if turned else self.conv2_kxk(y)
         y = self.conv3_1x1(self.se(self.act2(self.norm2(y))))
         out: Tensor = y.flip(turned) if turned else y
         return out
+
+    def _depthwise(self, y: Tensor, weight: Tensor, turned: list[int]) -> Tensor:
+        if turned:
+            return F.conv2d(y, weight.flip(turned), None, self.stride, 1, groups=y.shape[1])
+        return self.conv2_kxk.convolve(y, weight, None)
+
+    def _mix_in_groups(self, x: Tensor, turned: list[int], groups: int) -> Tensor:
+        """Expansion, norm, GELU and depthwise convolution of some channels at a time: each is alone in these."""
+        norm, hidden = self.norm1, self.conv1_1x1.out_channels
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        width = -(-hidden // (8 * groups)) * 8
+        pieces = []
+        for start in range(0, hidden, width):
+            c = slice(start, start + width)
+            mean, var = (None if t is None else t[c] for t in (norm.running_mean, norm.running_var))
+            y = F.conv2d(x, self.conv1_1x1.weight[c])
+            own = norm.training or mean is None
+            y = F.batch_norm(y, mean, var, norm.weight[c], norm.bias[c], own, norm.momentum or 0.0, norm.eps)
+            pieces.append(self._depthwise(self.act1(y), self.conv2_kxk.weight[c], turned))
+        return torch.cat(pieces, dim=1)
 
     def _bypassed(self) -> tuple[nn.Module, ...]:
         norms = (self.pre_norm, self.norm1, self.norm2)
