@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vitrail.layers.gelu import Approximate, Gelu
+
+# Numbers in the hidden layer above which a CPU takes the tokens a piece at a time, and numbers in a piece.
+# Without gradients a piece stays in the caches between the layers. With them only what the allocator would
+# fetch from the system anew each time, page by page (32 MB in glibc), is worth taking apart.
+_LARGE, _PIECE = 1 << 22, 1 << 20
+_LARGE_TRAINING, _PIECE_TRAINING = 1 << 23, 1 << 21
 
 
 class Mlp(nn.Module):
@@ -23,11 +30,33 @@ class Mlp(nn.Module):
         self, dim: int, hidden_dim: int, out_dim: int | None = None, approximate: Approximate = "none"
     ) -> None:
         super().__init__()
+        self.hidden_dim = hidden_dim
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = Gelu(approximate)
         self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., dim)`` to ``(..., out_dim)``."""
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
-        return out
+        rows = self._rows_at_once(x)
+        if rows is None:
+            out: Tensor = self.fc2(self.act(self.fc1(x)))
+            return out
+        pieces = [self.fc2(self.act(self.fc1(piece))) for piece in torch.split(x.reshape(-1, x.shape[-1]), rows)]
+        return torch.cat(pieces).view(*x.shape[:-1], -1)
+
+    def _rows_at_once(self, x: Tensor) -> int | None:
+        """Tokens to take at a time; None for all of them, which whoever compiles, traces or watches sees."""
+        if (
+            x.device.type != "cpu"
+            or torch.compiler.is_compiling()
+            or torch._C._get_tracing_state()
+            or type(x) is not Tensor
+        ):
+            return None
+        hidden = self.hidden_dim * (x.numel() // x.shape[-1])
+        large, piece = (_LARGE_TRAINING, _PIECE_TRAINING) if torch.is_grad_enabled() else (_LARGE, _PIECE)
+        if hidden <= large:
+            return None
+        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in self.children()):
+            return None
+        return max(1, piece // self.hidden_dim)

@@ -1,0 +1,49 @@
+"""The perceptron gives the same a piece at a time as at once."""
+
+import pytest
+import torch
+
+from vitrail.layers import mlp as module
+from vitrail.layers.mlp import Mlp
+
+
+@pytest.fixture
+def _small_pieces(monkeypatch):
+    for name, value in {"_LARGE": 64, "_PIECE": 32, "_LARGE_TRAINING": 64, "_PIECE_TRAINING": 48}.items():
+        monkeypatch.setattr(module, name, value)
+
+
+def _by_hand(layer, x):
+    hidden = torch.nn.functional.gelu(x @ layer.fc1.weight.t() + layer.fc1.bias)
+    return hidden @ layer.fc2.weight.t() + layer.fc2.bias
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (3, 11, 4), (7, 4), (1, 4), (0, 4)])
+def test_pieces_by_hand(shape):
+    layer = Mlp(4, 8, out_dim=6).double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    expected = _by_hand(layer, x)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected, atol=1e-12)
+    weight = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * weight).sum(), [x, *layer.parameters()])
+    found = torch.autograd.grad((layer(x) * weight).sum(), [x, *layer.parameters()])
+    for actual, gradient in zip(found, wanted, strict=True):
+        assert torch.allclose(actual, gradient, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+def test_a_watched_layer_sees_all_tokens_at_once():
+    layer = Mlp(4, 8)
+    x = torch.randn(2, 20, 4)
+    assert layer._rows_at_once(x) == 6
+    with torch.no_grad():
+        assert layer._rows_at_once(x) == 4
+    assert layer._rows_at_once(x[:, :2]) is None
+    seen = []
+    handle = layer.fc1.register_forward_hook(lambda _module, _args, out: seen.append(out.shape))
+    layer(x)
+    assert seen == [(2, 20, 8)]
+    handle.remove()
+    assert layer._rows_at_once(x) == 6
