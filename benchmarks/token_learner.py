@@ -28,7 +28,7 @@ import torch
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.config import Recipe
 from vitrail.data import open_data
-from vitrail.data.transforms import Normalize, build_augmentation
+from vitrail.data.transforms import NormalizeStreams, build_augmentation
 from vitrail.evaluate.metrics import accuracy_interval
 from vitrail.files import replacing, write_text
 from vitrail.models import create_model
@@ -48,10 +48,11 @@ class Contender:
         settings = recipe.model.settings
         size = (settings["img_size"],) * 2 if isinstance(settings["img_size"], int) else settings["img_size"]
         self.data = open_data(recipe.data, size)
-        mean, std = self.data.statistics()
         model = create_model(recipe.model.name, in_chans=1, num_classes=10, **settings)
         augment = build_augmentation(recipe.data.augment, size, 1)
-        self.task = ClassificationTask(model, Normalize(mean, std), augment, recipe.task.label_smoothing)
+        self.task = ClassificationTask(
+            model, NormalizeStreams(self.data.statistics()), augment, recipe.task.label_smoothing
+        )
         self.config = recipe.trainer
         self.loader = self.data.loader("train", shuffle_seed=seed)
         self.optimizer = torch.optim.AdamW(

@@ -8,8 +8,9 @@ import torch
 
 from vitrail.config import DataConfig
 from vitrail.data import open_data
+from vitrail.data.sources.edges import edges
 from vitrail.data.splits import stratified_split
-from vitrail.data.transforms import Normalize, build_augmentation
+from vitrail.data.transforms import Normalize, NormalizeStreams, build_augmentation
 from vitrail.errors import DataError, ShapeError
 
 
@@ -19,7 +20,7 @@ def test_digits_are_split_by_a_fixed_rule():
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 1259, "val": 179, "test": 359}
     again = open_data(DataConfig(batch_size=7), (24, 16))
     assert again.splits == data.splits
-    assert again.source.load([0, 5]).shape == (2, 1, 24, 16)
+    assert again.source.load([0, 5])["image"].shape == (2, 1, 24, 16)
     for indices in data.splits.values():
         counts = np.bincount(data.source.targets[indices], minlength=10)
         assert counts.min() >= 0.9 * counts.max()
@@ -63,8 +64,9 @@ def test_order_depends_on_seed_and_epoch_alone():
 
 def test_statistics_are_those_of_the_training_images():
     data = open_data(DataConfig(), (8, 8))
-    mean, std = data.statistics(most=10**6)
-    images = data.source.load(data.indices("train")).double()
+    ((name, (mean, std)),) = data.statistics(most=10**6).items()
+    assert name == "image"
+    images = data.source.load(data.indices("train"))["image"].double()
     assert mean[0] == pytest.approx(images.mean().item(), abs=1e-5)
     assert std[0] == pytest.approx(images.std(correction=0).item(), abs=1e-5)
 
@@ -77,7 +79,55 @@ def test_normalize():
         Normalize([0.1, 0.2, 0.3], [1.0, 2.0, 4.0])(x[:, :1])
 
 
-@pytest.mark.parametrize("preset", ["none", "light", "standard"])
+def test_each_stream_is_normalized_by_its_own():
+    streams = NormalizeStreams({"image": ([0.5], [2.0]), "spectral": ([0.1, 0.2], [1.0, 4.0])})
+    batch = {"target": torch.zeros(3), "spectral": torch.rand(3, 2, 4, 4), "image": torch.rand(3, 1, 6, 5)}
+    image, spectral = streams(batch)
+    assert torch.allclose(image, (batch["image"] - 0.5) / 2)
+    assert torch.allclose(spectral[:, 1], (batch["spectral"][:, 1] - 0.2) / 4)
+    assert len(streams({"image": batch["image"]})) == 1
+    assert not streams.state_dict()
+
+
+def test_edges_are_slopes():
+    ramp = torch.linspace(0, 0.9, 10).expand(1, 3, 7, 10)
+    slope = edges(ramp)
+    assert slope.shape == (1, 2, 7, 10)
+    assert torch.allclose(slope[0, 0, :, 1:-1], torch.full((7, 8), 0.5 + 0.1), atol=1e-6)  # twice the step, over 2
+    assert torch.allclose(slope[0, 1], torch.full((7, 10), 0.5), atol=1e-6)
+    x = torch.rand(4, 1, 9, 8)
+    assert torch.allclose(edges(x.mT).flip(1), edges(x).mT, atol=1e-6)
+    assert edges((x > 0.5).float()).min() >= 0
+    assert edges((x > 0.5).float()).max() <= 1
+
+
+def test_edges_join_any_source():
+    data = open_data(DataConfig(spectral="edges", batch_size=5), (12, 10))
+    assert data.source.bands == {"image": ("gray",), "spectral": ("edge_x", "edge_y")}
+    batch = next(iter(data.loader("test")))
+    assert torch.equal(batch["spectral"], edges(batch["image"]))
+    assert data.splits == open_data(DataConfig(), (8, 8)).splits
+    mean, std = data.statistics(most=10**6)["spectral"]
+    values = edges(data.source.load(data.indices("train"))["image"]).double()
+    assert mean == pytest.approx(values.mean((0, 2, 3)).tolist(), abs=1e-5)
+    assert std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["light", "standard"])
+def test_streams_move_together(preset):
+    image = torch.rand(6, 3, 16, 16)
+    augment = build_augmentation(preset, (16, 16), 1)  # one band: colour stays
+    moved = augment({"image": image, "spectral": torch.cat([image, 1 - image], dim=1)})
+    assert torch.equal(moved["image"], moved["spectral"][:, :3])
+    assert not torch.allclose(moved["image"], image)
+    torch.manual_seed(1)
+    colored = build_augmentation("standard", (16, 16), 3)({"image": image, "spectral": image})
+    assert not torch.allclose(colored["image"], colored["spectral"])
+    with pytest.raises(ShapeError, match="of one size"):
+        augment({"image": image, "spectral": image[:, :, 1:]})
+
+
+@pytest.mark.parametrize("preset", ["light", "standard"])
 @pytest.mark.parametrize("bands", [1, 3, 5])
 def test_augmentation_keeps_shape_and_range_and_repeats(preset, bands):
     x = torch.rand(4, bands, 14, 18)
@@ -85,9 +135,10 @@ def test_augmentation_keeps_shape_and_range_and_repeats(preset, bands):
     outputs = []
     for _ in range(2):
         torch.manual_seed(5)
-        outputs.append(augment(x))
+        outputs.append(augment({"image": x})["image"])
     assert outputs[0].shape == x.shape
     assert outputs[0].min() >= -1e-5
     assert outputs[0].max() <= 1 + 1e-5
     assert torch.equal(*outputs)
-    assert (preset == "none") == torch.equal(outputs[0], x)
+    assert not torch.equal(outputs[0], x)
+    assert build_augmentation("none", (14, 18), bands) is None

@@ -1,5 +1,6 @@
 """Rollout against a dense reference that builds every N x N matrix and multiplies them."""
 
+import functools
 import random
 
 import pytest
@@ -161,3 +162,120 @@ def test_unknown_layers_are_refused():
         capture_attention(_model(random.Random(1), None), "blocks.0.att"),
     ):
         pass
+
+
+def _places(layout):
+    """The place on the padded map, row by row, of every token of every group, by the definitions alone."""
+    H, W = (layout.query_grid[i] + layout.padding[i] for i in (0, 1))
+    h, w = layout.window
+    groups = []
+    for a in range(H // h):
+        for b in range(W // w):
+            tokens = []
+            for i in range(h):
+                for j in range(w):
+                    if layout.kind == "window":
+                        row, column = (a * h + i + layout.shift[0]) % H, (b * w + j + layout.shift[1]) % W
+                    else:
+                        row, column = i * (H // h) + a, j * (W // w) + b
+                    tokens.append((row, column))
+            groups.append(tokens)
+    return groups
+
+
+def _dense(step):
+    """The whole matrix of a layer, from every token it took to every token it gave."""
+    layout, weights = step.layout, step.weights
+    H, W = layout.query_grid
+    if layout.kind == "cross":
+        return weights.mean(1)
+    if layout.kind == "global":
+        return (weights.mean(1) + torch.eye(H * W)) / 2
+    if layout.kind == "merge":
+        h, w = layout.key_grid
+        matrix = torch.zeros(len(weights), H * W, h * w)
+        for row in range(H):
+            for column in range(W):
+                parents = [
+                    (2 * row + i, 2 * column + j)
+                    for i in (0, 1)
+                    for j in (0, 1)
+                    if 2 * row + i < h and 2 * column + j < w
+                ]
+                for i, j in parents:
+                    matrix[:, row * W + column, i * w + j] = 1 / len(parents)
+        return matrix
+    groups = _places(layout)
+    weights = weights.mean(1).reshape(-1, len(groups), *weights.shape[-2:])
+    matrix = torch.zeros(len(weights), H * W, H * W)
+    for number, tokens in enumerate(groups):
+        for q, (a, b) in enumerate(tokens):
+            for k, (c, d) in enumerate(tokens):
+                if a < H and b < W and c < H and d < W:
+                    matrix[:, a * W + b, c * W + d] = weights[:, number, q, k]
+    matrix = (matrix + torch.eye(H * W)) / 2
+    return matrix / matrix.sum(-1, keepdim=True)
+
+
+def _hierarchy(family, rng):
+    window = rng.randint(2, 4)
+    common = {"img_size": 32, "in_chans": 2, "num_classes": 3}
+    if family == "swin":
+        return {**common, "patch_size": rng.choice([2, 4]), "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4),
+                "window_size": window, "mask_padding": rng.random() < 0.5}  # fmt: skip
+    if family == "maxvit":
+        return {**common, "stem_width": 8, "embed_dim": (8, 16), "depths": (1, 1), "dim_head": 8,
+                "window_size": window}  # fmt: skip
+    settings = {**common, "patch_size": 4, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2),
+                "attention": rng.choice(["global", window])}  # fmt: skip
+    if family == "hvt two streams":
+        settings |= {"spectral_chans": 3, "spectral_embed_dim": 12, "spectral_patch_size": rng.choice([4, 5]),
+                     "fusion": rng.choice(["concat", "cross_attention"])}  # fmt: skip
+    return settings
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", ["swin", "maxvit", "hvt", "hvt two streams"])
+def test_through_a_hierarchy_equals_the_dense_product(family, seed):
+    rng = random.Random(f"{family}{seed}")
+    torch.manual_seed(seed)
+    settings = _hierarchy(family, rng)
+    model = vitrail.create_model(family.split()[0], **settings).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5).add_(torch.randn_like(parameter), alpha=0.1)
+    size = rng.randint(17, 40), rng.randint(17, 40)
+    inputs = [torch.randn(2, 2, *size)]
+    if settings.get("spectral_chans"):
+        inputs.append(torch.randn(2, 3, rng.randint(17, 40), rng.randint(17, 40)))
+    rollout = attention_rollout(model, *inputs)
+    with torch.no_grad(), capture_attention(model) as record:
+        model(*inputs)
+
+    def product(steps):
+        return functools.reduce(lambda reach, matrix: matrix @ reach, map(_dense, steps))
+
+    own = [s for s in record.steps if not s.name.startswith(("spectral.", "fusion"))]
+    image = product(own)
+    image = image.mean(1)
+    expected, share = image / image.sum(-1, keepdim=True), torch.ones(2)
+    if len(inputs) == 2:
+        (cross,) = (s for s in record.steps if s.name.startswith("fusion"))
+        spectral = _dense(cross) @ product([s for s in record.steps if s.name.startswith("spectral.")])
+        other = rollout.others["spectral"]
+        assert torch.allclose(other.tokens.flatten(1), spectral.mean(1), atol=1e-5)
+        assert torch.allclose(other.share, torch.full((2,), 0.5), atol=1e-5)
+        assert other.map.shape == (2, *inputs[1].shape[2:])
+        share = share / 2
+    assert torch.allclose(rollout.tokens.flatten(1), expected, atol=1e-5)
+    assert torch.allclose(rollout.share, share, atol=1e-5)
+    assert rollout.map.shape == (2, *size)
+
+
+def test_a_missing_stream_leaves_its_half_unexplained():
+    model = vitrail.create_model(
+        "hvt", img_size=16, patch_size=4, embed_dim=8, depths=(1,), num_heads=(2,), num_classes=3, spectral_chans=2,
+        missing_spectral="learned",
+    ).eval()  # fmt: skip
+    rollout = attention_rollout(model, torch.randn(1, 3, 16, 16))
+    assert not rollout.others
+    assert torch.allclose(rollout.share, torch.tensor([0.5]))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import vitrail
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.errors import ConfigError, RunError, WeightsError
-from vitrail.runs import ModelCard, RunFolder
+from vitrail.runs import ModelCard, RunFolder, StreamCard
 from vitrail.runs.trained import write_trained
 from vitrail.weights import BandRule
 
@@ -69,7 +69,8 @@ def test_the_variant_is_remembered(tmp_path):
 def test_a_run_folder_is_a_model(family, tmp_path):
     model = build(family, 1)
     settings = dict(vitrail.models.families()[family].test_config)
-    card = ModelCard(family, settings, tuple("abcde"), ("red", "green", "blue"), (0.0,) * 3, (1.0,) * 3, (32, 32))
+    stream = StreamCard(("red", "green", "blue"), (0.0,) * 3, (1.0,) * 3, (32, 32))
+    card = ModelCard(family, settings, tuple("abcde"), {"image": stream})
     write_trained(RunFolder(tmp_path), model.state_dict(), card)
     assert unchanged(vitrail.from_pretrained(tmp_path), snapshot(model))
     other = build(family, 2)

@@ -56,7 +56,8 @@ def test_the_run_folder_is_complete(whole_run):
     assert list((whole_run.path / "tensorboard").glob("events*"))
     card = json.loads(whole_run.card.read_text())
     assert card["classes"] == [str(i) for i in range(10)]
-    assert card["bands"] == ["gray"]
+    assert list(card["streams"]) == ["image"]
+    assert card["streams"]["image"]["bands"] == ["gray"]
     assert card["epoch"] == metrics["val_accuracy"].idxmax()
     assert not list(whole_run.path.rglob("*.tmp"))
 
@@ -66,7 +67,7 @@ def test_the_best_weights_are_those_of_the_best_epoch(whole_run):
     for key, value in load_file(whole_run.weights).items():
         assert torch.equal(value, best[f"task.model.{key}"])
     trained = load_trained(whole_run)
-    logits, embedding = trained.classify(torch.rand(3, 1, 8, 8))
+    logits, embedding = trained.classify({"image": torch.rand(3, 1, 8, 8)})
     assert logits.shape == (3, 10)
     assert embedding.shape == (3, 16)
 

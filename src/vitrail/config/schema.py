@@ -26,6 +26,9 @@ class DataConfig:
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
         color: Bands of a folder's images: "rgb" (3) or "gray" (1).
         on_band_mismatch: What to do with an image of other bands: "error", or "convert" it.
+        spectral: Second stream for models of two: "none", or "edges", the horizontal and vertical slope of each
+            image. Edges hold nothing that the image does not; they are for trying two-stream models without a
+            second sensor.
         val_fraction: Share of each class held out for validation, where the data has no such split.
         test_fraction: Share of each class held out for testing, where the data has no such split.
         augment: "none", "light" (small shifts, turns and zooms) or "standard" (random crops, flips and colour).
@@ -40,6 +43,7 @@ class DataConfig:
     resize: Literal["crop", "squash"] = "crop"
     color: Literal["rgb", "gray"] = "rgb"
     on_band_mismatch: Literal["error", "convert"] = "error"
+    spectral: Literal["none", "edges"] = "none"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     augment: Literal["none", "light", "standard"] = "none"

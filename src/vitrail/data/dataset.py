@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.schema import DataConfig
-from vitrail.data.sources import SOURCES, DigitsSource, FolderSource, ImageSource
+from vitrail.data.sources import SOURCES, DigitsSource, FolderSource, ImageSource, WithEdges
 from vitrail.data.splits import stratified_split
 from vitrail.errors import ConfigError, DataError, closest
 
@@ -80,25 +80,28 @@ class ImageData:
                 content.update(f"{self.source.keys[i]}\0{self.source.targets[i]}\0".encode())
         return content.hexdigest()[:16]
 
-    def statistics(self, most: int = 500) -> tuple[list[float], list[float]]:
+    def statistics(self, most: int = 500) -> dict[str, tuple[list[float], list[float]]]:
         """Mean and standard deviation of each band over the training images (at most ``most``, evenly spaced).
 
         Returns:
-            Means and standard deviations, in units of 0..1. A constant band has the deviation 1.
+            For each stream, means and standard deviations in units of 0..1. A constant band has the deviation 1.
         """
         indices = self.indices("train")
         chosen = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))]
-        total = torch.zeros(len(self.source.bands), dtype=torch.float64)
-        squares, count = total.clone(), 0
+        sums = {name: torch.zeros(3, len(bands), dtype=torch.float64) for name, bands in self.source.bands.items()}
         for start in range(0, len(chosen), 64):
-            images = self.source.load(chosen[start : start + 64]).double()
-            total += images.sum((0, 2, 3))
-            squares += images.square().sum((0, 2, 3))
-            count += images.shape[0] * images.shape[2] * images.shape[3]
-        mean = total / count
-        std = (squares / count - mean.square()).clamp_min(0).sqrt()
-        std[std < 1e-6] = 1.0
-        return [round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()]
+            for name, images in self.source.load(chosen[start : start + 64]).items():
+                values = images.double().transpose(0, 1).flatten(1)
+                count = torch.full((len(values),), values.shape[1])
+                sums[name] += torch.stack([values.sum(1), values.square().sum(1), count])
+        return {name: _moments(*parts) for name, parts in sums.items()}
+
+
+def _moments(total: Tensor, squares: Tensor, count: Tensor) -> tuple[list[float], list[float]]:
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    std[std < 1e-6] = 1.0
+    return [round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()]
 
 
 def open_data(
@@ -165,7 +168,7 @@ def _open_source(config: DataConfig, img_size: tuple[int, int], classes: Sequenc
     source = openers[config.source]()
     if classes is not None and tuple(classes) != source.classes:
         raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}")
-    return source
+    return WithEdges(source) if config.spectral == "edges" else source
 
 
 class _SplitDataset(Dataset[Any]):
@@ -184,7 +187,7 @@ class _SplitDataset(Dataset[Any]):
     def __getitems__(self, items: list[int]) -> Batch:
         rows = [self.indices[i] for i in items]
         index = torch.as_tensor(rows)
-        return {"image": self.source.load(rows), "target": self.targets[index], "index": index}
+        return {**self.source.load(rows), "target": self.targets[index], "index": index}
 
 
 def _already_a_batch(batch: Any) -> Batch:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from vitrail.data.images import inspect_image, list_files, read_image
+from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs.trained import TrainedModel
 
@@ -67,13 +68,15 @@ def predict_files(
     _refuse_unreadable(files)
     card = trained.card
     k = min(top_k, len(card.classes))
-    device = next(trained.model.parameters()).device
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), batch_size):
             chunk = files[start : start + batch_size]
             images = list(pool.map(lambda f: read_image(f, card.color, card.img_size, card.resize, convert), chunk))
-            logits, _ = trained.classify(torch.stack(images).float().div_(255.0).to(device))
+            batch = {"image": torch.stack(images).float().div_(255.0)}
+            if card.spectral == "edges":
+                batch["spectral"] = edges(batch["image"])
+            logits, _ = trained.classify(batch)
             values, indices = logits.softmax(dim=1).topk(k)
             for file, v, i in zip(chunk, values.tolist(), indices.tolist(), strict=True):
                 rows.append({"path": str(file), **dict(_ranked(v, [card.classes[n] for n in i]))})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,8 +24,11 @@ def measure_efficiency(trained: TrainedModel, batch_size: int = 64, seconds: flo
         ``parameters``, ``gmacs``, ``inference_images_per_second`` (the median pass), ``batch_size``, ``device``.
     """
     model = trained.model
-    device = next(model.parameters()).device
-    images = torch.rand(batch_size, len(trained.card.bands), *trained.card.img_size, device=device)
+    device = trained.device
+    images = {
+        name: torch.rand(batch_size, len(stream.bands), *stream.img_size, device=device)
+        for name, stream in trained.card.streams.items()
+    }
     for _ in range(2):
         _one_pass(trained, images)
     times: list[float] = []
@@ -41,9 +45,9 @@ def measure_efficiency(trained: TrainedModel, batch_size: int = 64, seconds: flo
     }
 
 
-def _one_pass(trained: TrainedModel, images: torch.Tensor) -> float:
+def _one_pass(trained: TrainedModel, images: Mapping[str, torch.Tensor]) -> float:
     start = time.perf_counter()
     trained.classify(images)
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
+    if trained.device.type == "cuda":
+        torch.cuda.synchronize(trained.device)
     return time.perf_counter() - start

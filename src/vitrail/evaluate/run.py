@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,13 @@ def evaluate(
     """
     trained = load_trained(run).to(choose_device(device))
     # Images are brought to the model exactly as they were in training.
-    config = dataclasses.replace(data, resize=trained.card.resize, color=trained.card.color)
-    images = open_data(config, trained.card.img_size, trained.card.classes, split=not other)
-    if images.source.bands != trained.card.bands:
+    card = trained.card
+    config = dataclasses.replace(data, resize=card.resize, color=card.color, spectral=card.spectral)
+    images = open_data(config, card.img_size, card.classes, split=not other)
+    trained_on = {name: stream.bands for name, stream in card.streams.items()}
+    if images.source.bands != trained_on:
         raise DataError(
-            f"the run was trained on the bands {', '.join(trained.card.bands)}, "
-            f"the data has {', '.join(images.source.bands)}"
+            f"the run was trained on the bands {_describe(trained_on)}, the data has {_describe(images.source.bands)}"
         )
     default = next(name for name in ("test", "val", "all", "train") if name in images.splits)
     chosen = split or default
@@ -62,6 +64,10 @@ def evaluate(
     return folder, metrics
 
 
+def _describe(bands: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{stream}: {', '.join(names)}" for stream, names in bands.items())
+
+
 def _name_of_other(path: str, split: str) -> str:
     """A name of its own for each folder of other images: two folders may be called the same."""
     place = Path(path).resolve()
@@ -70,12 +76,11 @@ def _name_of_other(path: str, split: str) -> str:
 
 
 def _predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str) -> None:
-    device = next(trained.model.parameters()).device
     logits: list[torch.Tensor] = []
     embeddings: list[torch.Tensor] = []
     order: list[int] = []
     for batch in images.loader(split):
-        output, embedding = trained.classify(batch["image"].to(device))
+        output, embedding = trained.classify(batch)
         logits.append(output.cpu())
         embeddings.append(embedding.cpu())
         order += batch["index"].tolist()

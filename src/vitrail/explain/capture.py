@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,7 +60,9 @@ def tapped_layers(model: nn.Module) -> dict[str, AttentionTap]:
 
 
 @contextmanager
-def capture_attention(model: nn.Module, layers: str = "*") -> Iterator[AttentionRecord]:
+def capture_attention(
+    model: nn.Module, layers: str = "*", keep: Callable[[Tensor, TokenLayout], Tensor] | None = None
+) -> Iterator[AttentionRecord]:
     """Capture how layers mix tokens during forward passes inside the block.
 
     The results of the model stay the same to rounding, gradients reach the captured weights, and the taps are
@@ -69,6 +71,8 @@ def capture_attention(model: nn.Module, layers: str = "*") -> Iterator[Attention
     Args:
         model: Any model of vitrail.
         layers: Shell pattern of layer names, for example ``"blocks.3.attn"``.
+        keep: What to keep of a layer's weights, where all of them would take too much memory; everything
+            without it.
 
     Yields:
         The record, which fills as the model runs.
@@ -84,9 +88,19 @@ def capture_attention(model: nn.Module, layers: str = "*") -> Iterator[Attention
     before = {name: tap.consumer for name, tap in chosen.items()}
     try:
         for name, tap in chosen.items():
-            tap.consumer = partial(record.add, name)
+            tap.consumer = partial(_add, record, keep, name)
         with torch.compiler.set_stance("force_eager"):
             yield record
     finally:
         for name, tap in chosen.items():
             tap.consumer = before[name]
+
+
+def _add(
+    record: AttentionRecord,
+    keep: Callable[[Tensor, TokenLayout], Tensor] | None,
+    name: str,
+    weights: Tensor,
+    layout: TokenLayout,
+) -> None:
+    record.add(name, weights if keep is None else keep(weights, layout), layout)

@@ -11,12 +11,12 @@ from vitrail.explain.rollout import normalize_rows
 from vitrail.models.base import VisionModel
 
 
-def token_maps(model: VisionModel, images: Tensor) -> Tensor:
+def token_maps(model: VisionModel, *inputs: Tensor) -> Tensor:
     """The selection maps of a model's first TokenLearner.
 
     Args:
         model: The model, in evaluation mode.
-        images: Normalised images, shape ``(B, C, H, W)``.
+        *inputs: Normalised images, shape ``(B, C, H, W)``.
 
     Returns:
         Shape ``(B, num_tokens, h, w)``; each map sums to one.
@@ -29,7 +29,7 @@ def token_maps(model: VisionModel, images: Tensor) -> Tensor:
     if not getattr(model, "token_learners", None):
         raise ConfigError(f"this {type(model).__name__} learns no tokens; build it with token_learner settings")
     with torch.no_grad(), capture_attention(model, "token_learners.0") as record:
-        model.forward_features(images)
+        model.forward_features(*inputs)
     (step,) = record.steps
     assert step.layout.key_grid is not None, "a TokenLearner works on the patch grid"
     weights = normalize_rows(step.weights.float())

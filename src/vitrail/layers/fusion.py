@@ -133,6 +133,7 @@ class ConcatFusion(nn.Module):
         super().__init__()
         self.dim, self.context_dim = dim, context_dim
         self.proj = nn.Linear(dim + context_dim, dim)
+        self.tap = AttentionTap()
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Fuse ``(B, H, W, dim)`` with ``(B, h, w, context_dim)`` into ``(B, H, W, dim)``.
@@ -141,10 +142,21 @@ class ConcatFusion(nn.Module):
             ShapeError: Other dimensions, widths, or two batch sizes.
         """
         _check_pair(x, context, self.dim, self.context_dim)
+        if self.tap.armed:
+            self._report(x, context)
         if context.shape[1:3] != x.shape[1:3]:
             context = _resample_tokens(context, (x.shape[1], x.shape[2]))
         out: Tensor = self.proj(torch.cat([x, context.to(x.dtype)], dim=-1))
         return out
+
+    def _report(self, x: Tensor, context: Tensor) -> None:
+        """Tell the tap from where on the other grid each token got its neighbour."""
+        asking, asked = (x.shape[1], x.shape[2]), (context.shape[1], context.shape[2])
+        number = asked[0] * asked[1]
+        places = torch.eye(number, device=x.device).view(1, *asked, number)
+        weights = places if asking == asked else _resample_tokens(places, asking)
+        layout = TokenLayout("cross", query_grid=asking, key_grid=asked)
+        self.tap.report(weights.view(1, 1, -1, number).expand(x.shape[0], -1, -1, -1), layout)
 
 
 def _resample_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:

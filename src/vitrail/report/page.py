@@ -223,17 +223,19 @@ def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
             data = pictures.open_evaluated_images(trained, run.recipe.data, run.metrics["data"])
             examples = pictures.choose_examples(run.folder, trained, data, run.name)
             maps = pictures.rollout_maps(trained, examples)
-        except (DataError, ConfigError) as error:
+        except DataError as error:
             result.append((Picture(f"attention_{run.label}", what, "", problem=f"Not drawn: {error}."), None))
             continue
         picture = Picture(
             f"attention_{run.label}",
             what,
             f"Attention rollout of {run.label} on {_split_name(run)} images, relative to an even spread over the image "
-            "(Abnar & Zuidema 2020).",
+            "(Abnar & Zuidema 2020)."
+            + (" A row for each stream; both are laid over the image." if len(maps) > 1 else ""),
             "Images with attention rollout laid over them",
         )
-        result.append((picture, figures.attention(examples.images, {run.label: maps}, examples.titles)))
+        named = {run.label: maps["image"]} if len(maps) == 1 else {f"{run.label}\n{s}": m for s, m in maps.items()}
+        result.append((picture, figures.attention(examples.images, named, examples.titles)))
         if getattr(trained.model, "token_learners", None):
             tokens = pictures.learned_token_maps(trained, examples)
             picture = Picture(

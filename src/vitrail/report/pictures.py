@@ -50,12 +50,17 @@ class Examples:
     Attributes:
         images: For display, shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
         titles: True class, and the predicted one where it differs.
-        inputs: Normalised, shape ``(n, C, H, W)``.
+        inputs: The model's, normalised, each of shape ``(n, C, H, W)``.
     """
 
     images: npt.NDArray[Any]
     titles: list[str]
-    inputs: Tensor
+    inputs: tuple[Tensor, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.inputs[0].shape[2], self.inputs[0].shape[3]
 
 
 def open_evaluated_images(trained: TrainedModel, data: DataConfig, evaluated: Mapping[str, Any]) -> ImageData:
@@ -72,6 +77,7 @@ def open_evaluated_images(trained: TrainedModel, data: DataConfig, evaluated: Ma
         path=evaluated["path"],
         resize=trained.card.resize,
         color=trained.card.color,
+        spectral=trained.card.spectral,
     )
     return open_data(config, trained.card.img_size, trained.card.classes, split=False)
 
@@ -93,26 +99,28 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     gone = [path for path in chosen["path"] if path not in places]
     if gone:
         raise DataError(f"{gone[0]} was evaluated and is not among the images any more")
-    pixels = data.source.load([places[path] for path in chosen["path"]])
+    streams = data.source.load([places[path] for path in chosen["path"]])
+    pixels = streams["image"]
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, said = trained.card.classes[target], trained.card.classes[int(np.argmax(logits))]
         titles.append(true if true == said else f"{true}\nread as {said}")
     shown = pixels[:, 0] if pixels.shape[1] != 3 else pixels.permute(0, 2, 3, 1)
-    return Examples(shown.numpy(), titles, trained.normalize(pixels))
+    return Examples(shown.numpy(), titles, trained.normalize(streams))
 
 
-def rollout_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray[Any]:
-    """Rollout of each example at its resolution, in multiples of an even spread, shape ``(n, H, W)``."""
-    rollout = attention_rollout(trained.model, examples.inputs)
-    tokens = rollout.tokens * rollout.tokens[0].numel()
-    return upsample(tokens, (examples.inputs.shape[2], examples.inputs.shape[3])).numpy()
+def rollout_maps(trained: TrainedModel, examples: Examples) -> dict[str, npt.NDArray[Any]]:
+    """Rollout of each example for each stream, at the images' size, in multiples of an even spread, ``(n, H, W)``."""
+    rollout = attention_rollout(trained.model, *examples.inputs)
+    return {
+        name: upsample(stream.tokens * stream.tokens[0].numel(), examples.size).numpy()
+        for name, stream in {"image": rollout, **rollout.others}.items()
+    }
 
 
 def learned_token_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray[Any]:
     """Selection maps of each example's learned tokens, in multiples of an even spread, ``(n, tokens, H, W)``."""
-    maps = token_maps(trained.model, examples.inputs)
+    maps = token_maps(trained.model, *examples.inputs)
     n, tokens, h, w = maps.shape
-    size = (examples.inputs.shape[2], examples.inputs.shape[3])
-    array: npt.NDArray[Any] = upsample(maps.flatten(0, 1) * (h * w), size).reshape(n, tokens, *size).numpy()
-    return array
+    array: npt.NDArray[Any] = upsample(maps.flatten(0, 1) * (h * w), examples.size).numpy()
+    return array.reshape(n, tokens, *examples.size)

@@ -11,13 +11,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vitrail.data.transforms import Normalize
+from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import complete_settings, create_model
 from vitrail.runs.folder import RunFolder
 from vitrail.weights.load import load_weights
 from vitrail.weights.write import write_weights
+
+
+@dataclass(frozen=True)
+class StreamCard:
+    """What one input of the model means.
+
+    Attributes:
+        bands: Names of the bands, in the order of the channels.
+        mean: Of each band over the training images, in units of 0..1.
+        std: The same for the standard deviation.
+        img_size: Height and width it was trained on.
+    """
+
+    bands: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    img_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -28,25 +45,30 @@ class ModelCard:
         name: The model's variant or family.
         settings: Its settings, ``num_classes``, ``in_chans`` and ``img_size`` among them.
         classes: Names of the classes, in the order of the logits.
-        bands: Names of the bands, in the order of the channels.
-        mean: Of each band over the training images, in units of 0..1.
-        std: The same for the standard deviation.
-        img_size: Height and width of the images it was trained on.
-        resize: How images were brought to that size, "crop" or "squash".
+        streams: Its inputs, in order: "image", and "spectral" where it has two.
+        resize: How images were brought to their size, "crop" or "squash".
         color: "rgb" or "gray".
+        spectral: Where the second stream comes from: "none", or "edges" of the image.
         epoch: The epoch whose weights these are, from 0.
     """
 
     name: str
     settings: dict[str, Any]
     classes: tuple[str, ...]
-    bands: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    img_size: tuple[int, int]
+    streams: dict[str, StreamCard]
     resize: Literal["crop", "squash"] = "crop"
     color: Literal["rgb", "gray"] = "rgb"
+    spectral: Literal["none", "edges"] = "none"
     epoch: int = 0
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the image stream."""
+        return self.streams["image"].img_size
+
+    def normalization(self) -> NormalizeStreams:
+        """What the model's inputs go through first."""
+        return NormalizeStreams({name: (stream.mean, stream.std) for name, stream in self.streams.items()})
 
 
 @dataclass(frozen=True)
@@ -55,27 +77,33 @@ class TrainedModel:
 
     Attributes:
         model: The network.
-        normalize: What its images go through first.
+        normalize: What its inputs go through first.
         card: What its input and output mean.
     """
 
     model: VisionModel
-    normalize: Normalize
+    normalize: NormalizeStreams
     card: ModelCard
 
     @torch.inference_mode()
-    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and embeddings of images.
+    def classify(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits and embeddings of a batch.
 
         Args:
-            images: Shape ``(B, C, H, W)`` in 0..1, on the model's device.
+            batch: Stream -> shape ``(B, C, H, W)`` in 0..1, on any device; other keys are passed over.
 
         Returns:
             Logits ``(B, K)`` and what the classifier saw ``(B, C)``, float32.
         """
-        features = self.model.forward_features(self.normalize(images))
+        streams = {name: batch[name].to(self.device) for name in self.normalize if name in batch}
+        features = self.model.forward_features(*self.normalize(streams))
         embedding = self.model.forward_head(features, pre_logits=True)
         return self.model.forward_head(features).float(), embedding.float()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     def to(self, device: str | torch.device) -> TrainedModel:
         """The same on another device."""
@@ -102,17 +130,21 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     content = run.read_json(run.card, unfinished)
     run.require(run.weights, unfinished)
     try:
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        card = ModelCard(**values)
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in card.settings.items()}
-        model = create_model(card.name, **settings)
-    except (TypeError, AttributeError, ConfigError) as error:
+        streams = {name: StreamCard(**_tuples(stream)) for name, stream in content.pop("streams").items()}
+        card = ModelCard(**_tuples(content), streams=streams)
+        model = create_model(card.name, **_tuples(card.settings))
+    except (TypeError, AttributeError, KeyError, ConfigError) as error:
         raise RunError(f"{run.card} does not describe a model of this version: {error}") from error
     try:
         load_weights(model, run.weights, source="vitrail")
     except WeightsError as error:
         raise RunError(f"the weights of {run.path} do not fit its model.json: {error}") from error
-    return TrainedModel(model.eval(), Normalize(card.mean, card.std), card)
+    return TrainedModel(model.eval(), card.normalization(), card)
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def choose_device(name: str) -> torch.device:

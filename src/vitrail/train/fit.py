@@ -19,14 +19,14 @@ from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.images import BANDS
-from vitrail.data.transforms import Normalize, build_augmentation
+from vitrail.data.transforms import build_augmentation
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.trained import ModelCard
+from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WholeCheckpoints, bad_checkpoint
 from vitrail.train.environment import describe_environment
@@ -64,20 +64,20 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
             raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
     seed_everything(recipe.run.seed, verbose=False)
     model = _build_model(recipe, data, fresh=not (resume and run.last_checkpoint.is_file()))
-    mean, std = data.statistics()
     card = ModelCard(
         name=recipe.model.name,
         settings={**_given_settings(recipe), **_data_settings(recipe, data)},
         classes=data.source.classes,
-        bands=data.source.bands,
-        mean=tuple(mean),
-        std=tuple(std),
-        img_size=image_size(recipe),
+        streams={
+            name: StreamCard(data.source.bands[name], tuple(mean), tuple(std), image_size(recipe))
+            for name, (mean, std) in data.statistics().items()
+        },
         resize=recipe.data.resize,
-        color="gray" if data.source.bands == BANDS["gray"] else "rgb",
+        color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
+        spectral=recipe.data.spectral,
     )
-    augment = build_augmentation(recipe.data.augment, card.img_size, len(card.bands))
-    task = ClassificationTask(model, Normalize(mean, std), augment, recipe.task.label_smoothing)
+    augment = build_augmentation(recipe.data.augment, card.img_size, len(data.source.bands["image"]))
+    task = ClassificationTask(model, card.normalization(), augment, recipe.task.label_smoothing)
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
     checkpoint = _open_run(recipe, run, data, resume)
@@ -116,18 +116,28 @@ def _given_settings(recipe: Recipe) -> dict[str, Any]:
 
 def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     """Settings of the model that follow from the data, unless the recipe gives them."""
-    return {
+    bands = data.source.bands
+    settings: dict[str, Any] = {
         "num_classes": len(data.source.classes),
-        "in_chans": len(data.source.bands),
+        "in_chans": len(bands["image"]),
         "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
     }
+    family, _ = find_family(recipe.model.name)
+    if any(field.name == "spectral_chans" for field in dataclasses.fields(family.config)):
+        settings["spectral_chans"] = len(bands.get("spectral", ()))
+    elif "spectral" in bands:
+        raise ConfigError(
+            f"data.spectral {recipe.data.spectral!r} gives a second stream and {recipe.model.name} takes the image "
+            "alone; use hvt, or data.spectral none"
+        )
+    return settings
 
 
 def _build_model(recipe: Recipe, data: ImageData, fresh: bool) -> VisionModel:
     derived = _data_settings(recipe, data)
-    for key in ("num_classes", "in_chans"):
+    for key in ("num_classes", "in_chans", "spectral_chans"):
         given = recipe.model.settings.get(key)
-        if given is not None and given != derived[key]:
+        if given is not None and given != derived.get(key, given):
             raise ConfigError(f"model.{key} is {given}, the data has {derived[key]}; leave it out or make them agree")
     model = create_model(recipe.model.name, **{**recipe.model.settings, **derived})
     if fresh and recipe.model.weights is not None:

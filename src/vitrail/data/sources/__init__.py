@@ -2,9 +2,10 @@
 
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.digits import DigitsSource
+from vitrail.data.sources.edges import WithEdges
 from vitrail.data.sources.folder import FolderSource
 
 # What `data.source` may say.
 SOURCES = ("digits", "folder")
 
-__all__ = ["SOURCES", "DigitsSource", "FolderSource", "ImageSource"]
+__all__ = ["SOURCES", "DigitsSource", "FolderSource", "ImageSource", "WithEdges"]

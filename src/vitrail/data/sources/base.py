@@ -15,7 +15,7 @@ class ImageSource(ABC):
 
     Attributes:
         classes: Names of the classes; a target is an index into them.
-        bands: Names of the bands.
+        bands: Names of the bands of each stream, "image" first and "spectral" where there is a second.
         keys: What identifies each image: a path relative to the source, or a number.
         targets: Class of each image, shape ``(N,)``.
         given_split: Split of each image where the source says so ("train", "val", "test"), "" where not.
@@ -23,7 +23,7 @@ class ImageSource(ABC):
     """
 
     classes: tuple[str, ...]
-    bands: tuple[str, ...]
+    bands: dict[str, tuple[str, ...]]
     keys: list[str]
     targets: npt.NDArray[np.int64]
     given_split: list[str]
@@ -33,14 +33,14 @@ class ImageSource(ABC):
         return len(self.keys)
 
     @abstractmethod
-    def load(self, indices: Sequence[int]) -> Tensor:
-        """Images at the source's own size for the model.
+    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Images at the size for the model.
 
         Args:
             indices: Which.
 
         Returns:
-            Shape ``(len(indices), C, H, W)``, float32 in 0..1.
+            For each stream of ``bands``, shape ``(len(indices), C, H, W)``, float32 in 0..1.
 
         Raises:
             DataError: A file that cannot be read or has other bands; the message names it.

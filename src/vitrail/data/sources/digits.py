@@ -32,11 +32,11 @@ class DigitsSource(ImageSource):
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
         self._images = images
         self.classes = tuple(str(digit) for digit in range(10))
-        self.bands = ("gray",)
+        self.bands = {"image": ("gray",)}
         self.keys = [f"digits/{index:04d}" for index in range(len(images))]
         self.targets = digits.target.astype(np.int64)
         self.given_split = [""] * len(images)
 
-    def load(self, indices: Sequence[int]) -> Tensor:
+    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Images ``(B, 1, H, W)`` in 0..1."""
-        return self._images[torch.as_tensor(indices)]
+        return {"image": self._images[torch.as_tensor(indices)]}

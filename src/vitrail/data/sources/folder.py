@@ -47,7 +47,7 @@ class FolderSource(ImageSource):
     ) -> None:
         self.root = Path(path)
         self.size, self.color, self.resize, self.convert = size, color, resize, convert
-        self.bands = BANDS[color]
+        self.bands = {"image": BANDS[color]}
         if not self.root.is_dir():
             raise DataError(f"no folder of images at {self.root}; check data.path")
         parts = _split_folders(self.root)
@@ -91,12 +91,12 @@ class FolderSource(ImageSource):
         if other_bands:
             raise DataError(f"{len(other_bands)} of {len(rows)} images have other bands: {_some(other_bands)}")
 
-    def load(self, indices: Sequence[int]) -> Tensor:
+    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Images ``(B, C, H, W)`` in 0..1, at the wanted size."""
         images = [
             read_image(self.root / self.keys[i], self.color, self.size, self.resize, self.convert) for i in indices
         ]
-        return torch.stack(images).float().div_(255.0)
+        return {"image": torch.stack(images).float().div_(255.0)}
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

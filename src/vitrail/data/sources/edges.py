@@ -1,0 +1,50 @@
+"""A second stream made from the first: the slope of each image in two directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.data.sources.base import ImageSource
+
+BANDS = ("edge_x", "edge_y")
+
+
+def edges(images: Tensor) -> Tensor:
+    """Sobel slopes of the mean over the bands.
+
+    Args:
+        images: Shape ``(B, C, H, W)``, in 0..1.
+
+    Returns:
+        Horizontal and vertical slope, shape ``(B, 2, H, W)``; 0.5 is flat, 0 and 1 are the steepest possible. The
+        border repeats the outermost pixels.
+
+    Source: Sobel & Feldman 1968; the kernel as in Duda & Hart 1973, "Pattern Classification", page 271.
+    """
+    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=images.device) / 8
+    kernels = torch.stack([across, across.T])[:, None]
+    gray = F.pad(images.float().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(gray, kernels) + 0.5
+
+
+class WithEdges(ImageSource):
+    """Another source's images with their edges as the spectral stream.
+
+    Args:
+        source: Images of one stream.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self.classes, self.keys, self.targets = source.classes, source.keys, source.targets
+        self.given_split, self.in_memory = source.given_split, source.in_memory
+        self.bands = {**source.bands, "spectral": BANDS}
+
+    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The source's images, and their edges ``(B, 2, H, W)`` in 0..1."""
+        streams = self._source.load(indices)
+        return {**streams, "spectral": edges(streams["image"])}
