@@ -7,17 +7,17 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitrail.cli.arguments import VerbParser, parse_settings
 from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
+    from vitrail.cli.inputs import Prepared
     from vitrail.models.base import VisionModel
     from vitrail.models.profile import Step
+    from vitrail.runs.trained import TrainedModel
 
 
 def main(argv: list[str]) -> int:
@@ -32,21 +32,29 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: An unknown model, setting or option, or a value out of range.
         DataError: An image that cannot be read.
+        RunError: A run folder that lacks a file, or figures that cannot be written.
     """
     arguments = _parser().parse_args(argv)
-    settings = _settings(arguments)
-    if arguments.no_time and arguments.image:
-        raise ConfigError("--no-time runs without values, so that an image has no use; leave out --image")
+    img_size = _img_size(arguments.img_size)
+    settings = _settings(arguments.set, img_size)
+    _check(arguments)
 
-    import torch
+    from vitrail.cli.inputs import Prepared, input_streams, prepare_inputs
+    from vitrail.models.profile import example_inputs, walk
 
-    from vitrail.models.profile import walk
-
-    with torch.device("meta" if arguments.no_time else "cpu"):
-        model = _build(arguments.name, settings)
-    inputs, told = _inputs(model, arguments.batch, arguments.image, meta=arguments.no_time)
-    steps = walk(model, inputs, arguments.depth, repeats=arguments.repeats)
-    print(f"{arguments.name}: {told}\n")
+    opened = _open(arguments.name, settings, img_size, arguments.no_time)
+    model = opened.model
+    # A model is built for the size that was asked for; a run's is what it is and takes another size as it comes.
+    streams = input_streams(model, None if opened.trained is None else img_size)
+    if arguments.no_time:
+        inputs = example_inputs(model, arguments.batch)
+        inputs = [x.new_zeros(*x.shape[:2], *s.size) for x, s in zip(inputs, streams, strict=True)]
+        shapes = ", ".join(f"{s.name} {' x '.join(map(str, x.shape))}" for s, x in zip(streams, inputs, strict=True))
+        prepared = Prepared(inputs, f"{shapes}; counted without running, so no time", [], [])
+    else:
+        prepared = prepare_inputs(streams, arguments.batch, arguments.image, arguments.spectral, opened.trained)
+    steps = walk(model, prepared.inputs, arguments.depth, repeats=arguments.repeats)
+    print(f"{arguments.name}: {opened.told + '; ' if opened.trained else ''}{prepared.told}\n")
     print(_table(steps, arguments.batch))
     print("\n" + _legend(steps))
     if arguments.csv:
@@ -54,24 +62,43 @@ def main(argv: list[str]) -> int:
 
         write_text(arguments.csv, _csv(steps))
         print(f"\nwrote {arguments.csv}")
+    if arguments.figures:
+        print("\n" + _draw(model, prepared, arguments.figures, f"{arguments.name}, {opened.told}"))
     return 0
 
 
 def _parser() -> VerbParser:
     parser = VerbParser(
-        "inspect", "Walk one image through a model: shapes, parameters, multiply-adds and time of each step."
+        "inspect",
+        "Walk one image through a model: shapes, parameters, multiply-adds and time of each step; draw what happens.",
     )
-    parser.add_argument("name", metavar="NAME", help="a variant (vit_tiny_patch16_224) or a family (vit)")
+    parser.add_argument(
+        "name", metavar="NAME", help="a variant (vit_tiny_patch16_224), a family (vit), or the folder of a trained run"
+    )
     parser.add_argument(
         "--img-size",
         nargs="+",
         type=_positive,
         default=None,
         metavar="PIXELS",
-        help="build the model for this input: one number, or height and width",
+        help="build the model for this input (a run takes it as it is): one number, or height and width",
     )
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help="images at a time")
-    parser.add_argument("--image", default=None, metavar="FILE", help="an image file; random noise without one")
+    parser.add_argument(
+        "--image",
+        default=None,
+        metavar="FILE",
+        help="an image file, or an array of bands (.npy: bands x height x width); random noise without one",
+    )
+    parser.add_argument(
+        "--spectral", default=None, metavar="FILE", help="an array of bands (.npy) for a second stream; noise without"
+    )
+    parser.add_argument(
+        "--figures",
+        default=None,
+        metavar="DIR",
+        help="draw patches, windows, masks, feature maps, ... of the image into this folder, as PNG and SVG",
+    )
     parser.add_argument(
         "--depth",
         type=_depth,
@@ -111,17 +138,64 @@ def _depth(text: str) -> int | str:
     return text if text in ("blocks", "parts") else _positive(text)
 
 
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if arguments.img_size is not None:
-        if len(arguments.img_size) > 2:
-            raise ConfigError(f"--img-size takes one number, or height and width, got {len(arguments.img_size)}")
-        settings["img_size"] = arguments.img_size[0] if len(arguments.img_size) == 1 else tuple(arguments.img_size)
-    for key, value in parse_settings(arguments.set).items():
+def _img_size(values: list[int] | None) -> tuple[int, int] | None:
+    if values is None:
+        return None
+    if len(values) > 2:
+        raise ConfigError(f"--img-size takes one number, or height and width, got {len(values)}")
+    return values[0], values[-1]
+
+
+def _settings(words: Sequence[str], img_size: tuple[int, int] | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+    for key, value in parse_settings(words).items():
         if key in settings:
             raise ConfigError(f"the setting {key!r} is given twice; keep one of them")
         settings[key] = value
     return settings
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what contradicts itself before anything takes time."""
+    if arguments.no_time:
+        for option in ("image", "spectral", "figures"):
+            if getattr(arguments, option):
+                raise ConfigError(f"--no-time runs without values, so --{option} has no use; leave out --{option}")
+    if arguments.figures is None:
+        return
+    if arguments.image is None:
+        raise ConfigError("--figures draws what a model does with an image; name one with --image FILE")
+    if Path(arguments.figures).exists() and not Path(arguments.figures).is_dir():
+        raise ConfigError(f"--figures takes a folder, and {arguments.figures} is a file; choose another name")
+
+
+class _Opened(NamedTuple):
+    """A model to look at, the run that it is from, and what its weights are."""
+
+    model: VisionModel
+    trained: TrainedModel | None
+    told: str
+
+
+def _open(name: str, settings: dict[str, Any], img_size: tuple[int, int] | None, meta: bool) -> _Opened:
+    import torch
+
+    from vitrail.models.registry import families
+
+    known = families()
+    is_model = name in known or any(name in family.variants for family in known.values())
+    if is_model or not (Path(name).exists() or "/" in name):
+        torch.manual_seed(0)
+        with torch.device("meta" if meta else "cpu"):
+            return _Opened(_build(name, settings).eval(), None, "random weights (seed 0)")
+    given = [key for key in settings if key != "img_size" or img_size is None]
+    if given:
+        raise ConfigError(f"{name} is a trained run, whose settings are fixed; leave out --set {given[0]}")
+    from vitrail.runs.trained import load_trained
+
+    trained = load_trained(name)
+    model = trained.model.to("meta") if meta else trained.model
+    return _Opened(model, trained, f"a trained {trained.card.name}, weights of epoch {trained.card.epoch + 1}")
 
 
 def _build(name: str, settings: dict[str, Any]) -> VisionModel:
@@ -135,29 +209,15 @@ def _build(name: str, settings: dict[str, Any]) -> VisionModel:
         raise ConfigError(f"{name} cannot be built with {given}: {error}") from error
 
 
-def _inputs(model: VisionModel, batch: int, image: str | None, meta: bool) -> tuple[list[torch.Tensor], str]:
-    """One tensor for each stream, and a sentence on what they are."""
-    import torch
+def _draw(model: VisionModel, prepared: Prepared, folder: str, told: str) -> str:
+    """Draw the figures; a text that lists them."""
+    from vitrail.report.anatomy import View, draw_anatomy
 
-    from vitrail.models.profile import example_inputs
-
-    shapes = ", ".join(f"{s.name} {batch} x {s.chans} x {s.size[0]} x {s.size[1]}" for s in model.streams)
-    if meta:
-        return example_inputs(model, batch), f"{shapes}; counted without running, so no time"
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(x.shape, generator=generator) for x in example_inputs(model, batch)]
-    if image is None:
-        return inputs, f"{shapes}; random noise (--image FILE walks a real one)"
-    stream = model.streams[0]
-    colors = {3: "rgb", 1: "gray"}
-    if stream.chans not in colors:
-        raise ConfigError(f"the model takes {stream.chans} bands and an image file has 3 or 1; leave out --image")
-    from vitrail.data.images import read_image
-
-    pixels = read_image(Path(image), colors[stream.chans], stream.size, "squash", convert=True)
-    inputs[0] = ((pixels / 255 - 0.5) / 0.5).expand(batch, -1, -1, -1)
-    told = f"{shapes}; {image}, resized"
-    return inputs, told if len(inputs) == 1 else f"{told}; random noise for the other inputs"
+    views = [View(pixels, title) for pixels, title in zip(prepared.shown, prepared.titles, strict=True)]
+    written, omitted = draw_anatomy(model, [x[:1] for x in prepared.inputs], views, folder, told)
+    lines = [f"wrote {path}" for path in written]
+    lines += [f"no {name}: {reason}" for name, reason in omitted.items()]
+    return "\n".join(lines)
 
 
 def _table(steps: Sequence[Step], batch: int) -> str:

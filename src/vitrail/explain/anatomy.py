@@ -322,7 +322,7 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     places = pad_map(torch.arange(1, H * W + 1).view(1, H, W, 1), layout.padding)
     places = places.roll((-layout.shift[0], -layout.shift[1]), (1, 2))
     if layout.kind == "window":
-        partition = partition_windows
+        partition: Callable[[Tensor, Pair], Tensor] = partition_windows
         regions = shifted_regions(grid, layout.padding, layout.shift, mask_padding)
         blocked = blocked_pairs(grid, layout.window, layout.shift, mask_padding)
     else:

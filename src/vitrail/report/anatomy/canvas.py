@@ -1,0 +1,228 @@
+"""What all pictures of a model's anatomy share: an image in token units, grid lines, padding, outlines, files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, withStroke
+from matplotlib.ticker import MaxNLocator
+
+from vitrail.files import replacing
+from vitrail.report.figures import PALETTE
+
+Pair = tuple[int, int]
+Array = npt.NDArray[Any]
+
+# The same picture comes out as the same bytes, so that a regenerated page shows what really changed.
+plt.rcParams["svg.hashsalt"] = "vitrail"
+
+ACCENT = "#F0E442"
+INK = "#222222"
+PADDING = "#BBBBBB"
+# Regions of shifted windows: A stays, B came from the left, C from the top, D from the corner.
+REGION_COLORS = (PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3])
+REGION_LETTERS = "ABCD"
+# More lines than these would hide the image.
+_MOST_LINES = 80
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown of one input.
+
+    Attributes:
+        pixels: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1, of the size that the model saw.
+        title: What it is, in plain words.
+    """
+
+    pixels: Array
+    title: str
+
+    @property
+    def size(self) -> Pair:
+        """Height and width in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def panels(rows: int, columns: int, width: float = 3.2, height: float = 3.4) -> tuple[Figure, Array]:
+    """A figure of equal panels, and its axes as an array ``(rows, columns)``."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows + 0.6), layout="constrained", squeeze=False
+    )
+    return figure, axes
+
+
+def head(figure: Figure, title: str, told: str) -> Figure:
+    """Put the title above a figure and what was drawn, and with which weights, below it."""
+    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    figure.supxlabel(told, fontsize=8, color="#555555", x=0.01, ha="left")
+    return figure
+
+
+def where(layer: str) -> str:
+    """Where in the model a layer is, counted from 1 as the papers do: "stage 1, block 2"; its own name elsewhere."""
+    stage = re.search(r"(?:layers|stages)\.(\d+)", layer)
+    block = re.search(r"blocks\.(\d+)", layer)
+    found = [f"{kind} {int(match[1]) + 1}" for kind, match in (("stage", stage), ("block", block)) if match]
+    return ", ".join(found) or layer
+
+
+def pair_ticks(axis: Any) -> None:
+    """Axes of a matrix of pairs of tokens."""
+    axis.set_xlabel("key token", fontsize=8)
+    axis.set_ylabel("query token", fontsize=8)
+    _whole_ticks(axis)
+
+
+def _whole_ticks(axis: Any) -> None:
+    axis.tick_params(labelsize=7, length=2)
+    for one in (axis.xaxis, axis.yaxis):
+        one.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 4, 5, 10]))
+
+
+def label(axis: Any, title: str, unit: str = "token") -> None:
+    """Title of a panel, and axes that count rows and columns of tokens (or of something else)."""
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel(f"{unit} column", fontsize=8)
+    axis.set_ylabel(f"{unit} row", fontsize=8)
+    _whole_ticks(axis)
+
+
+def show_image(axis: Any, view: View, stride: Pair, grid: Pair, alpha: float = 1.0) -> None:
+    """Draw the image in token units; what lies beyond it, up to the padded grid, is hatched.
+
+    Args:
+        axis: Where.
+        view: The image.
+        stride: Pixels from one token to the next.
+        grid: Height and width to show in tokens, with padding.
+        alpha: Below 1 pales the image.
+    """
+    height, width = view.size[0] / stride[0], view.size[1] / stride[1]
+    _imshow(axis, view.pixels, (0, width, height, 0), alpha)
+    rows, columns = grid
+    if rows > height:
+        hatch(axis, (height, 0), (rows - height, max(columns, width)))
+    if columns > width:
+        hatch(axis, (0, width), (min(height, rows), columns - width))
+    axis.set(xlim=(0, max(columns, width)), ylim=(max(rows, height), 0))
+    axis.set_aspect(stride[0] / stride[1])
+
+
+def _imshow(axis: Any, pixels: Array, extent: tuple[float, float, float, float], alpha: float = 1.0) -> None:
+    # Pixels of a small image are worth seeing.
+    smooth = "nearest" if max(pixels.shape[:2]) <= 96 else "antialiased"
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=extent, alpha=alpha, interpolation=smooth)
+
+
+def show_rolled(axis: Any, view: View, stride: Pair, grid: Pair, shift: Pair) -> None:
+    """Draw the padded image rolled up and left by ``shift`` tokens, in token units."""
+    full = (grid[0] * stride[0], grid[1] * stride[1])
+    height, width = min(view.size[0], full[0]), min(view.size[1], full[1])
+    padded = np.full((*full, *view.pixels.shape[2:]), 0.75, dtype=np.float64)
+    padded[:height, :width] = view.pixels[:height, :width]
+    rolled = np.roll(padded, (-shift[0] * stride[0], -shift[1] * stride[1]), (0, 1))
+    _imshow(axis, rolled, (0, grid[1], grid[0], 0))
+    axis.set_aspect(stride[0] / stride[1])
+
+
+def hatch(axis: Any, corner: tuple[float, float], size: tuple[float, float]) -> None:
+    """Mark a rectangle as padding; corner and size as (rows, columns)."""
+    place, (height, width) = (corner[1], corner[0]), size
+    axis.add_patch(
+        Rectangle(place, width, height, zorder=1.5, facecolor="#E8E8E8", edgecolor="#999999", hatch="////", linewidth=0)
+    )
+
+
+def hatch_cells(axis: Any, cells: Array) -> None:
+    """Mark cells as padding: True cells of a map ``(rows, columns)``, a rectangle for each run of equal rows."""
+    start = 0
+    for end in range(1, len(cells) + 1):
+        if end < len(cells) and np.array_equal(cells[end], cells[start]):
+            continue
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], cells[start].astype(int), [0]])))
+        for left, right in edges.reshape(-1, 2):
+            hatch(axis, (start, left), (end - start, right - left))
+        start = end
+
+
+def lines(axis: Any, grid: Pair, step: Pair = (1, 1), color: str = "white", width: float = 0.5) -> None:
+    """Lines between cells, every ``step`` rows and columns."""
+    if max(grid[0] / step[0], grid[1] / step[1]) > _MOST_LINES:
+        return
+    rows, columns = np.arange(0, grid[0] + 1, step[0]), np.arange(0, grid[1] + 1, step[1])
+    segments = [((0, r), (grid[1], r)) for r in rows] + [((c, 0), (c, grid[0])) for c in columns]
+    axis.add_collection(_stroked(segments, color, width))
+
+
+def outline(axis: Any, labels: Array, color: str = ACCENT, width: float = 1.8) -> None:
+    """Lines wherever neighbouring cells of a map ``(rows, columns)`` have different labels, and around it."""
+    rows, columns = labels.shape
+    framed = np.full((rows + 2, columns + 2), -(10**9))
+    framed[1:-1, 1:-1] = labels
+    segments = [((c, r), (c + 1, r)) for r, c in np.argwhere(framed[1:, 1:-1] != framed[:-1, 1:-1])]
+    segments += [((c, r), (c, r + 1)) for r, c in np.argwhere(framed[1:-1, 1:] != framed[1:-1, :-1])]
+    axis.add_collection(_stroked(segments, color, width))
+
+
+def _stroked(segments: Sequence[Any], color: str, width: float) -> LineCollection:
+    # A dark rim keeps light lines visible on a light image.
+    effects = [withStroke(linewidth=width + 0.9, foreground=(0, 0, 0, 0.55)), Normal()]
+    return LineCollection(
+        segments, colors=color, linewidths=width, path_effects=effects, zorder=2, capstyle="projecting"
+    )
+
+
+def paint(axis: Any, grid: Pair, colors: dict[int, str], labels: Array, alpha: float = 0.55) -> None:
+    """Lay a colour over each cell of a map of labels; labels without a colour stay clear."""
+    cells = np.zeros((*grid, 4))
+    for value, color in colors.items():
+        cells[labels == value] = to_rgba(color, alpha)
+    axis.imshow(cells, extent=(0, grid[1], grid[0], 0), interpolation="nearest", zorder=1.2, aspect=axis.get_aspect())
+
+
+def write(axis: Any, row: float, column: float, text: str, size: float = 10, color: str = "white") -> None:
+    """Write over an image, legible on anything."""
+    rim = INK if color == "white" else "white"
+    axis.text(
+        column, row, text, ha="center", va="center", fontsize=size, color=color, fontweight="bold", zorder=4,
+        path_effects=[withStroke(linewidth=2.2, foreground=rim)],
+    )  # fmt: skip
+
+
+def star(axis: Any, row: float, column: float, color: str = ACCENT, size: float = 12) -> None:
+    """Mark the token that asks."""
+    axis.plot(
+        column, row, marker="*", markersize=size, color=color, markeredgecolor="black", markeredgewidth=0.8, zorder=5
+    )
+
+
+def blank(axis: Any) -> None:
+    """Leave a panel empty."""
+    axis.set_axis_off()
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and SVG, each whole or not at all, and close it."""
+    written = []
+    for kind in ("png", "svg"):
+        path = folder / f"{name}.{kind}"
+        with replacing(path) as temporary:
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
+        # Once is enough: the places of the panels are the same in both files.
+        figure.set_layout_engine("none")
+        written.append(path)
+    plt.close(figure)
+    return written

@@ -1,0 +1,105 @@
+"""Pictures of relative positions: which number of the table each pair of tokens reads, and the learned bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vitrail.explain.anatomy import RelativeBias
+from vitrail.report.anatomy.canvas import INK, Array, blank, head, label, pair_ticks, panels, star, where
+
+# Numbers in more cells than these cannot be read.
+_MOST_NUMBERS = 9
+_MOST_HEADS = 4
+_MOST_LAYERS = 2
+
+
+def draw_relative_position(layers: Sequence[RelativeBias], told: str) -> Figure:
+    """The index of each pair, seen from two tokens and as a matrix; the table by head; the bias of one head.
+
+    Args:
+        layers: Layers with relative positions, in the model's order; the first and the last are drawn.
+        told: What is drawn, with which weights.
+    """
+    chosen = list(layers) if len(layers) <= _MOST_LAYERS else [layers[0], layers[-1]]
+    heads = min(_MOST_HEADS, max(len(layer.table) for layer in chosen))
+    figure, axes = panels(1 + len(chosen), max(4, heads), 3.1, 3.1)
+    first = layers[0]
+    wh, ww = first.window
+    _draw_index_matrix(axes[0, 0], first)
+    center = (wh // 2) * ww + ww // 2
+    _draw_row(axes[0, 1], first, 0, "row of the first token, laid out as its window")
+    _draw_row(axes[0, 2], first, center, "row of the centre token (star)")
+    _draw_bias(figure, axes[0, 3], first)
+    for axis in axes[0, 4:]:
+        blank(axis)
+    for row, layer in enumerate(chosen, start=1):
+        for axis in axes[row]:
+            blank(axis)
+        _draw_tables(figure, axes[row], layer, heads)
+    rows = (2 * wh - 1) * (2 * ww - 1)
+    title = f"Relative positions in windows of {wh} × {ww}: {rows} learned numbers a head for {(wh * ww) ** 2} pairs"
+    return head(figure, title, told)
+
+
+def _draw_index_matrix(axis: Any, layer: RelativeBias) -> None:
+    index = layer.index.numpy()
+    n = len(index)
+    _draw_numbers(axis, index, (n, n), int(index.max()))
+    axis.set_title(f"index of each pair, {n} × {n}\n(diagonal: {index[0, 0]})", fontsize=9)
+    pair_ticks(axis)
+
+
+def _draw_row(axis: Any, layer: RelativeBias, query: int, title: str) -> None:
+    index = layer.index.numpy()
+    wh, ww = layer.window
+    _draw_numbers(axis, index[query].reshape(wh, ww), (wh, ww), int(index.max()))
+    row, column = divmod(query, ww)
+    label(axis, f"{title}\nindex = (dy + {wh - 1}) · {2 * ww - 1} + (dx + {ww - 1})", "key")
+    star(axis, row + 0.82, column + 0.82, size=9 if max(wh, ww) <= _MOST_NUMBERS else 6)
+
+
+def _draw_numbers(axis: Any, values: Array, size: tuple[int, int], top: int) -> None:
+    axis.imshow(values, cmap="viridis", vmin=0, vmax=top, extent=(0, size[1], size[0], 0), interpolation="nearest")
+    axis.tick_params(labelsize=7, length=2)
+    if max(size) > _MOST_NUMBERS:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        color = "white" if value < 0.6 * top else INK
+        axis.text(column + 0.5, row + 0.5, str(value), ha="center", va="center", fontsize=7, color=color)
+
+
+def _draw_bias(figure: Figure, axis: Any, layer: RelativeBias) -> None:
+    bias = layer.bias[0].float().numpy()
+    n = len(bias)
+    top = float(np.abs(bias).max()) or 1.0
+    shown = axis.imshow(bias, cmap="RdBu_r", vmin=-top, vmax=top, extent=(0, n, n, 0), interpolation="nearest")
+    axis.set_title(f"bias added to the scores, head 1\n{where(layer.name)}", fontsize=9)
+    pair_ticks(axis)
+    _bar(figure, shown, axis)
+
+
+def _draw_tables(figure: Figure, axes: Array, layer: RelativeBias, heads: int) -> None:
+    table = layer.table.float().numpy()
+    wh, ww = layer.window
+    top = float(np.abs(table).max()) or 1.0
+    shown, drawn = None, []
+    for number, axis in enumerate(axes[: min(heads, len(table))]):
+        axis.set_axis_on()
+        drawn.append(axis)
+        extent = (-ww + 0.5, ww - 0.5, wh - 0.5, -wh + 0.5)
+        shown = axis.imshow(table[number], cmap="RdBu_r", vmin=-top, vmax=top, extent=extent, interpolation="nearest")
+        label(axis, f"{where(layer.name)}\ntable of head {number + 1} of {len(table)}")
+        axis.set_xlabel("dx: columns, query minus key", fontsize=8)
+        axis.set_ylabel("dy: rows, query minus key", fontsize=8)
+    if shown is not None:
+        _bar(figure, shown, drawn)
+
+
+def _bar(figure: Figure, shown: Any, axes: Any) -> None:
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=20)
+    bar.set_label("learned bias", fontsize=8)
+    bar.ax.tick_params(labelsize=7)

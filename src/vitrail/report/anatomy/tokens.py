@@ -1,0 +1,234 @@
+"""Pictures of tokens: the patches that they come from, what they attend to, what learned tokens look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from vitrail.explain.anatomy import Asked, LearnedTokens, PatchGrid
+from vitrail.report.anatomy.canvas import (
+    INK,
+    Array,
+    View,
+    blank,
+    head,
+    label,
+    lines,
+    panels,
+    show_image,
+    star,
+    where,
+    write,
+)
+from vitrail.report.figures import PALETTE
+
+_MOST_PULLED_APART = 32
+_FIRST_IN_ROW, _LAST_IN_ROW = 9, 2
+_MOST_LAYERS = 4
+_MOST_HEADS = 3
+_MOST_MAPS = 8
+
+
+def draw_patches(patches: Sequence[PatchGrid], views: Sequence[View], told: str) -> Figure:
+    """The grid of patches over each input, the patches pulled apart, and the row of tokens that they become."""
+    figure = plt.figure(figsize=(9.4, 6.2 * len(patches) + 0.4), layout="constrained")
+    parts = figure.subfigures(len(patches), 1, squeeze=False)[:, 0]
+    for patch, part in zip(patches, parts, strict=True):
+        view = views[patch.stream]
+        axes = part.subplot_mosaic([["grid", "apart"], ["row", "row"]], height_ratios=[3.4, 1])
+        show_image(axes["grid"], view, patch.patch, patch.grid)
+        lines(axes["grid"], patch.grid, (1, 1), "white", 0.9)
+        size = f"{view.size[0]} × {view.size[1]} pixels"
+        padding = [g * p - s for g, p, s in zip(patch.grid, patch.patch, view.size, strict=True)]
+        if any(padding):
+            size += f" (+ {padding[0]} rows, {padding[1]} columns of zeros)"
+        label(axes["grid"], f"{view.title}: {size}\npatches of {patch.patch[0]} × {patch.patch[1]} pixels", "patch")
+        _draw_apart(axes["apart"], patch, view)
+        _draw_row(axes["row"], patch, view)
+    return head(figure, "From pixels to tokens", told)
+
+
+def _draw_apart(axis: Any, patch: PatchGrid, view: View) -> None:
+    rows, columns = (min(g, _MOST_PULLED_APART) for g in patch.grid)
+    axis.imshow(pull_apart(cut(view.pixels, patch)[:rows, :columns]), cmap="gray", vmin=0, vmax=1)
+    axis.set_axis_off()
+    count = f"{patch.grid[0]} × {patch.grid[1]} = {patch.grid[0] * patch.grid[1]} patches"
+    cropped = "" if (rows, columns) == patch.grid else f" (the first {rows} × {columns} are shown)"
+    axis.set_title(f"{count}{cropped},\neach projected to one token by one shared linear map", fontsize=9)
+
+
+def pull_apart(pieces: Array) -> Array:
+    """Patches ``(rows, columns, ph, pw)`` and colours as one picture, with white gaps of a sixth of a patch."""
+    rows, columns, ph, pw = pieces.shape[:4]
+    # Small patches are magnified, so that the gap is not as wide as they are.
+    times = max(1, -(-6 // min(ph, pw)))
+    pieces = pieces.repeat(times, axis=2).repeat(times, axis=3)
+    gap = times * min(ph, pw) // 6
+    inside = ((0, 0), (0, 0), (gap, gap), (gap, gap), *((0, 0) for _ in pieces.shape[4:]))
+    framed = np.pad(pieces, inside, constant_values=1.0)
+    height, width = framed.shape[2:4]
+    picture: Array = framed.swapaxes(1, 2).reshape(rows * height, columns * width, *pieces.shape[4:])
+    return picture
+
+
+def _draw_row(axis: Any, patch: PatchGrid, view: View) -> None:
+    count = patch.grid[0] * patch.grid[1]
+    flat = cut(view.pixels, patch).reshape(count, *patch.patch, *view.pixels.shape[2:])
+    numbers = list(range(count))
+    if count > _FIRST_IN_ROW + _LAST_IN_ROW + 1:
+        numbers = [*numbers[:_FIRST_IN_ROW], -1, *numbers[-_LAST_IN_ROW:]]
+    place = 0.0
+    for _ in range(patch.num_prefix):
+        axis.add_patch(Rectangle((place, 0), 1, 1, facecolor=PALETTE[1], edgecolor=INK))
+        write(axis, 0.5, place + 0.5, "class", 8)
+        axis.text(place + 0.5, 1.25, "learned", ha="center", va="center", fontsize=7)
+        place += 1.3
+    for number in numbers:
+        if number < 0:
+            axis.text(place + 0.35, 0.5, "…", ha="center", va="center", fontsize=14)
+            place += 0.8
+            continue
+        _piece(axis, flat[number], (place, place + 1, 1, 0))
+        axis.text(place + 0.5, 1.25, f"patch {number + 1}", ha="center", va="center", fontsize=7)
+        place += 1.15
+    axis.set(xlim=(-0.2, place), ylim=(1.6, -0.2))
+    axis.set_aspect("equal")
+    axis.set_axis_off()
+    total = count + patch.num_prefix
+    title = f"the row of {total} tokens, read line by line; a learned position is added to each"
+    if patch.num_prefix == 0:
+        title = f"the {total} tokens, counted line by line"
+    axis.set_title(title, fontsize=9)
+
+
+def _piece(axis: Any, pixels: Array, extent: tuple[float, float, float, float]) -> None:
+    axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    left, right, bottom, top = extent
+    axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#888888", linewidth=0.4))
+
+
+def cut(pixels: Array, patch: PatchGrid) -> Array:
+    """Pixels by patch: shape ``(rows, columns, ph, pw)`` and colours; zeros where the layer pads with zeros."""
+    (rows, columns), (ph, pw) = patch.grid, patch.patch
+    padded = np.zeros((rows * ph, columns * pw, *pixels.shape[2:]), dtype=np.float64)
+    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return padded.reshape(rows, ph, columns, pw, *pixels.shape[2:]).swapaxes(1, 2)
+
+
+def draw_attention(
+    asked: Sequence[Asked], views: dict[str, View], strides: dict[str, tuple[int, int]], told: str
+) -> Figure:
+    """What one token attends to: a row for each of a few layers, the mean over heads and single heads.
+
+    Args:
+        asked: What the token attended to, in the model's order.
+        views: The input that each layer belongs to, by the layer's name.
+        strides: Pixels from one token to the next, by the layer's name.
+        told: What is drawn, with which weights.
+    """
+    chosen = choose_layers(asked)
+    heads = min(_MOST_HEADS, max(len(layer.maps) for layer in chosen))
+    figure, axes = panels(len(chosen), heads + 1 if heads > 1 else 1, 2.9, 3.0)
+    for row, layer in enumerate(chosen):
+        maps = layer.maps.float().numpy()
+        shown = [("mean over heads" if len(maps) > 1 else "one head", maps.mean(axis=0))]
+        shown += [(f"head {i + 1} of {len(maps)}", maps[i]) for i in range(min(heads, len(maps))) if len(maps) > 1]
+        top = 100 * max(float(values.max()) for _, values in shown)
+        scale = Normalize(0, top)
+        for column, (title, values) in enumerate(shown):
+            axis = axes[row, column]
+            show_image(axis, views[layer.name], strides[layer.name], values.shape, 0.45)
+            _overlay(axis, 100 * values, scale)
+            if layer.place is not None:
+                y, x = divmod(layer.place, values.shape[1])
+                star(axis, y + 0.5, x + 0.5)
+            label(axis, f"{_describe(layer)}\n{title}" if column == 0 else f"\n{title}")
+            if column:
+                axis.set_ylabel("")
+        for column in range(len(shown), axes.shape[1]):
+            blank(axes[row, column])
+        bar = figure.colorbar(ScalarMappable(scale, "inferno"), ax=axes[row, :], shrink=0.85, aspect=18)
+        bar.set_label("% of the attention", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    who = "the class token" if chosen[0].place is None else "the starred token"
+    return head(figure, f"What {who} attends to", told)
+
+
+def choose_layers(asked: Sequence[Asked], most: int = _MOST_LAYERS) -> list[Asked]:
+    """A few layers: one of each kind, grid and shift; where that leaves room, spread over the depth."""
+    first = {(layer.layout.kind, layer.layout.query_grid, layer.layout.shift): layer for layer in reversed(asked)}
+    chosen = [layer for layer in asked if any(layer is other for other in first.values())][:most]
+    if len(chosen) == 1:
+        places = np.unique(np.linspace(0, len(asked) - 1, min(most, len(asked))).round().astype(int))
+        chosen = [asked[i] for i in places]
+    return chosen
+
+
+def _describe(layer: Asked) -> str:
+    layout = layer.layout
+    if layout.kind == "global":
+        return f"{where(layer.name)}: all tokens"
+    assert layout.window is not None
+    size = f"{layout.window[0]} × {layout.window[1]}"
+    if layout.kind == "grid":
+        return f"{where(layer.name)}: grid {size}"
+    return f"{where(layer.name)}: {'shifted ' if layout.shift != (0, 0) else ''}window {size}"
+
+
+def _overlay(axis: Any, values: Array, scale: Normalize) -> None:
+    """Lay a map over the image; where nothing is attended to the image stays clear."""
+    shown = np.ma.masked_equal(values, 0.0)
+    axis.imshow(
+        shown, cmap="inferno", norm=scale, extent=(0, values.shape[1], values.shape[0], 0), alpha=0.8,
+        interpolation="nearest", zorder=1.2, aspect=axis.get_aspect(),
+    )  # fmt: skip
+
+
+def draw_learned(learned: Sequence[LearnedTokens], view: View, stride: tuple[int, int], told: str) -> Figure:
+    """Where each learned token looks, and where TokenFuser puts it, for the model's first TokenLearner.
+
+    Args:
+        learned: What TokenLearner selected.
+        view: The image.
+        stride: Pixels from one token to the next.
+        told: What is drawn, with which weights.
+    """
+    first = learned[0]
+    maps = first.maps.numpy() * first.maps[0].numel()
+    sections = [(maps, "selects", "weight, multiples of even spread")]
+    if first.spread is not None:
+        sections.append((first.spread.float().numpy(), "is taken up", "share that a position takes"))
+    shown = min(len(maps), _MOST_MAPS)
+    columns = min(shown, 4) + 1
+    rows = -(-shown // 4)
+    figure, axes = panels(rows * len(sections), columns, 2.1, 2.25)
+    for number, (values, verb, unit) in enumerate(sections):
+        block = axes[number * rows : (number + 1) * rows]
+        scale = Normalize(0, float(np.quantile(values, 0.995)) or 1.0)
+        for axis in block.flat:
+            blank(axis)
+        _plain(block[0, 0], view, stride, values.shape[1:], view.title)
+        for token in range(shown):
+            axis = block[token // 4, token % 4 + 1]
+            _plain(axis, view, stride, values.shape[1:], f"token {token + 1} {verb}")
+            _overlay(axis, values[token], scale)
+        bar = figure.colorbar(ScalarMappable(scale, "inferno"), ax=block, shrink=0.85, aspect=18)
+        bar.set_label(unit, fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+    h, w = maps.shape[1:]
+    more = f", the first {shown} shown" if shown < len(maps) else ""
+    return head(figure, f"{first.name}: {h} × {w} tokens become {len(maps)}{more}", told)
+
+
+def _plain(axis: Any, view: View, stride: tuple[int, int], grid: tuple[int, int], title: str) -> None:
+    axis.set_axis_on()
+    show_image(axis, view, stride, grid, 0.6)
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=9)

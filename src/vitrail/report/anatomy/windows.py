@@ -1,0 +1,268 @@
+"""Pictures of groups of tokens: windows and shifted windows, their masks, MaxViT's blocks and grids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from vitrail.explain.anatomy import Groups, middle
+from vitrail.report.anatomy.canvas import (
+    ACCENT,
+    INK,
+    REGION_COLORS,
+    REGION_LETTERS,
+    Array,
+    View,
+    blank,
+    hatch_cells,
+    head,
+    label,
+    lines,
+    outline,
+    paint,
+    pair_ticks,
+    panels,
+    show_image,
+    show_rolled,
+    star,
+    where,
+    write,
+)
+from vitrail.report.figures import PALETTE
+
+_MOST_STAGES = 4
+_MOST_TYPES = 6
+_REGIONS = dict(enumerate(REGION_COLORS))
+
+
+def by_grid(groups: Sequence[Groups]) -> list[list[Groups]]:
+    """Layers of one grid together, in the model's order."""
+    grids: dict[tuple[int, int], list[Groups]] = {}
+    for group in groups:
+        grids.setdefault(group.grid, []).append(group)
+    return list(grids.values())
+
+
+def draw_windows(groups: Sequence[Groups], view: View, told: str) -> Figure:
+    """Windows, shifted windows where they come from, and after the roll, a row for each grid.
+
+    Args:
+        groups: Layers of kind "window".
+        view: The image.
+        told: What is drawn, with which weights.
+    """
+    stages = by_grid(groups)[:_MOST_STAGES]
+    figure, axes = panels(len(stages), 3, 3.7, 3.9)
+    for row, layers in enumerate(stages):
+        plain = next((g for g in layers if g.layout.shift == (0, 0)), layers[0])
+        _draw_plain(axes[row, 0], plain, view)
+        shifted = next((g for g in layers if g.layout.shift != (0, 0)), None)
+        if shifted is None:
+            for axis in axes[row, 1:]:
+                blank(axis)
+            reason = "one window holds the whole map:\nnothing to shift" if len(plain.members) == 1 else "no shift here"
+            axes[row, 1].text(0.5, 0.5, reason, ha="center", va="center", fontsize=10, color=INK)
+            continue
+        _draw_shifted(axes[row, 1], shifted, view)
+        _draw_rolled(axes[row, 2], shifted, view)
+    return head(figure, "Windows, shifted windows, and the cyclic shift", told)
+
+
+def _draw_plain(axis: Any, group: Groups, view: View) -> None:
+    show_image(axis, view, group.stride, group.padded)
+    lines(axis, group.padded)
+    lines(axis, group.padded, group.window, ACCENT, 1.8)
+    label(axis, f"{where(group.name)}: windows of {_size(group.window)}\n{_size(group.grid)} tokens{_padding(group)}")
+
+
+def _draw_shifted(axis: Any, group: Groups, view: View) -> None:
+    show_image(axis, view, group.stride, group.padded)
+    lines(axis, group.grid)
+    paint(axis, group.grid, _REGIONS, group.at_places(group.labels).numpy(), 0.4)
+    outline(axis, group.group_map().numpy())
+    _letters(axis, group.at_places(group.labels).numpy())
+    axis.set(xlim=(0, group.padded[1]), ylim=(group.padded[0], 0))
+    shift = group.layout.shift
+    label(axis, f"{where(group.name)}: windows shifted by\n{shift[0]} rows, {shift[1]} columns")
+
+
+def _draw_rolled(axis: Any, group: Groups, view: View) -> None:
+    show_rolled(axis, view, group.stride, group.padded, group.layout.shift)
+    regions = group.regions.numpy()
+    lines(axis, group.padded)
+    paint(axis, group.padded, _REGIONS, regions, 0.4)
+    hatch_cells(axis, regions == -1)
+    lines(axis, group.padded, group.window, ACCENT, 1.8)
+    _letters(axis, regions)
+    axis.set(xlim=(0, group.padded[1]), ylim=(group.padded[0], 0))
+    label(axis, "after the roll: only tokens of one letter\nthat share a window attend to each other")
+
+
+def _letters(axis: Any, regions: Array) -> None:
+    for value, letter in enumerate(REGION_LETTERS):
+        cells = np.argwhere(regions == value)
+        if len(cells):
+            row, column = np.median(cells, axis=0) + 0.5
+            write(axis, row, column, letter, 13)
+
+
+def draw_masks(group: Groups, told: str) -> Figure:
+    """The mask of each type of group in one layer: above who is in it, below who may attend to whom.
+
+    Args:
+        group: The layer.
+        told: What is drawn, with which weights.
+    """
+    types, counts, numbers = mask_types(group)
+    shown = min(len(types), _MOST_TYPES)
+    figure, axes = panels(2, shown + 1, 2.7, 2.7)
+    rows, columns = group.padded[0] // group.window[0], group.padded[1] // group.window[1]
+    _draw_type_map(axes[0, 0], numbers.view(rows, columns).numpy(), shown, group.layout.kind)
+    blank(axes[1, 0])
+    _legend(axes[1, 0], group)
+    for number in range(shown):
+        example = int((numbers == number).nonzero()[0])
+        _draw_members(axes[0, number + 1], group, example, number, int(counts[number]))
+        _draw_mask(axes[1, number + 1], types[number].numpy(), group)
+    more = f" (the {shown} most frequent of {len(types)} kinds)" if shown < len(types) else ""
+    what = f"{_size(group.grid)} tokens, {_kind(group)} of {_size(group.window)}"
+    title = f"Attention masks of {where(group.name)}: {what}{more}"
+    return head(figure, title, told)
+
+
+def mask_types(group: Groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The different masks of a layer, the most frequent first.
+
+    Returns:
+        Masks ``(types, n, n)``, how many groups have each ``(types,)``, and the type of each group ``(groups,)``.
+    """
+    n = group.blocked.shape[-1]
+    types, numbers, counts = torch.unique(group.blocked.flatten(1), dim=0, return_inverse=True, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    return types[order].view(-1, n, n), counts[order], rank[numbers]
+
+
+def _draw_type_map(axis: Any, numbers: Array, shown: int, kind: str) -> None:
+    axis.imshow(np.where(numbers < shown, numbers, np.nan), cmap="cividis", vmin=-1, vmax=max(shown, 2))
+    rows, columns = numbers.shape
+    if rows * columns <= 144:
+        for (r, c), number in np.ndenumerate(numbers):
+            text = str(number + 1) if number < shown else "…"
+            write(axis, r, c, text, 8 if max(rows, columns) > 6 else 10)
+    what = "window" if kind == "window" else "offset"
+    label(axis, f"which {what} has which mask", what)
+
+
+def _draw_members(axis: Any, group: Groups, example: int, number: int, count: int) -> None:
+    wh, ww = group.window
+    regions = group.labels[example].view(wh, ww).numpy()
+    paint(axis, (wh, ww), _REGIONS, regions, 0.85)
+    hatch_cells(axis, regions == -1)
+    lines(axis, (wh, ww), (1, 1), "white", 0.6)
+    axis.set(xlim=(0, ww), ylim=(wh, 0))
+    axis.set_aspect("equal")
+    for value in np.unique(regions):
+        row, column = np.median(np.argwhere(regions == value), axis=0) + 0.5
+        write(axis, row, column, "pad" if value < 0 else REGION_LETTERS[value], 11)
+    label(axis, f"kind {number + 1}: {count} of {len(group.members)} {_kind(group)}")
+
+
+def _draw_mask(axis: Any, blocked: Array, group: Groups) -> None:
+    n = len(blocked)
+    cells = np.where(blocked[..., None], np.array([0.93, 0.93, 0.93]), np.array([0.0, 0.45, 0.70]))
+    axis.imshow(cells, extent=(0, n, n, 0), interpolation="nearest")
+    if n <= 20:
+        lines(axis, (n, n), (1, 1), "white", 0.3)
+    axis.set_title(f"{1 - blocked.mean():.0%} of {n} × {n} pairs allowed", fontsize=9)
+    pair_ticks(axis)
+
+
+def _legend(axis: Any, group: Groups) -> None:
+    axis.add_patch(_box(0.72, "#0072B2"))
+    axis.text(0.2, 0.78, "may attend", fontsize=9, va="center")
+    axis.add_patch(_box(0.52, "#EDEDED"))
+    axis.text(0.2, 0.58, "blocked: minus infinity\nbefore the softmax", fontsize=9, va="center")
+    text = "Tokens of a group are counted\nrow by row."
+    if group.layout.shift != (0, 0):
+        text += "\nA stayed where it was; B, C and D\ncame round from the other side."
+    axis.text(0.02, 0.28, text, fontsize=8, va="center", color="#555555")
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+
+
+def _box(height: float, color: str) -> Rectangle:
+    return Rectangle((0.02, height), 0.13, 0.12, facecolor=color, edgecolor=INK, linewidth=0.6)
+
+
+def draw_partitions(groups: Sequence[Groups], view: View, told: str) -> Figure:
+    """MaxViT's blocks and grids, a row for each map: four groups of each in colour, and what one token reaches.
+
+    Args:
+        groups: Layers of kind "window" and "grid".
+        view: The image.
+        told: What is drawn, with which weights.
+    """
+    stages = by_grid(groups)[:_MOST_STAGES]
+    figure, axes = panels(len(stages), 3, 3.7, 3.9)
+    for row, layers in enumerate(stages):
+        window = next(g for g in layers if g.layout.kind == "window")
+        spread = next(g for g in layers if g.layout.kind == "grid")
+        _draw_partition(axes[row, 0], window, view, "block attention: windows of neighbours")
+        _draw_partition(axes[row, 1], spread, view, "grid attention: tokens at equal distances")
+        _draw_reach(axes[row, 2], window, spread, view)
+    return head(figure, "Block and grid partition: tokens of one colour attend to each other", told)
+
+
+def _draw_partition(axis: Any, group: Groups, view: View, title: str) -> None:
+    show_image(axis, view, group.stride, group.padded)
+    numbers = group.group_map().numpy()
+    chosen = four_groups(group)
+    colors = {number: PALETTE[i] for i, number in enumerate(chosen)}
+    lines(axis, group.padded, (1, 1), "white", 0.4)
+    paint(axis, group.grid, colors, numbers, 0.75)
+    if group.layout.kind == "window":
+        lines(axis, group.padded, group.window, ACCENT, 1.5)
+    else:
+        # A grid of G rows takes one token from each of G bands of the map.
+        bands = (group.padded[0] // group.window[0], group.padded[1] // group.window[1])
+        lines(axis, group.padded, bands, ACCENT, 1.5)
+    axis.set(xlim=(0, group.padded[1]), ylim=(group.padded[0], 0))
+    size = f"{_size(group.grid)} tokens{_padding(group)}, {len(group.members)} groups of {_size(group.window)}"
+    label(axis, f"{title}\n{size}")
+
+
+def four_groups(group: Groups) -> list[int]:
+    """Four neighbouring groups to colour: around the centre for windows, the first offsets for grids."""
+    rows, columns = group.padded[0] // group.window[0], group.padded[1] // group.window[1]
+    top = max(rows // 2 - 1, 0) if group.layout.kind == "window" else 0
+    left = max(columns // 2 - 1, 0) if group.layout.kind == "window" else 0
+    return [r * columns + c for r in (top, top + 1) for c in (left, left + 1) if r < rows and c < columns]
+
+
+def _draw_reach(axis: Any, window: Groups, spread: Groups, view: View) -> None:
+    show_image(axis, view, window.stride, window.padded, 0.6)
+    place = divmod(middle(window.grid), window.grid[1])
+    near, far = (g.group_map().numpy() == int(g.group_map()[place]) for g in (window, spread))
+    lines(axis, window.grid, (1, 1), "white", 0.4)
+    paint(axis, window.grid, {1: PALETTE[5], 2: PALETTE[1], 3: PALETTE[5]}, near + 2 * far - 2 * (near & far), 0.8)
+    star(axis, place[0] + 0.5, place[1] + 0.5)
+    axis.set(xlim=(0, window.padded[1]), ylim=(window.padded[0], 0))
+    label(axis, "what the starred token attends to:\nblue in its window, then orange in its grid")
+
+
+def _size(pair: tuple[int, int]) -> str:
+    return f"{pair[0]} × {pair[1]}"
+
+
+def _padding(group: Groups) -> str:
+    return "" if group.padded == group.grid else f", padded to {_size(group.padded)}"
+
+
+def _kind(group: Groups) -> str:
+    return "windows" if group.layout.kind == "window" else "grids"
