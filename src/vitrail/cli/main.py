@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a model from a recipe, settings on the command line, or both",
     "evaluate": "measure a trained run on a split",
     "predict": "classify image files or folders with a trained run; write a CSV",
+    "bench": "measure speed and memory of models, alone or beside timm and torchvision",
     "report": "write the self-contained page of one or several runs",
 }
 

@@ -20,7 +20,7 @@ from vitrail.weights.load import load_weights
 
 LIBRARIES = ("timm", "torchvision")
 # Differences of the outputs over their largest value, above which two models do not compute the same.
-_AGREEMENT = 1e-3
+_AGREEMENT = 1e-4
 
 Settings = Mapping[str, Any]
 
@@ -50,12 +50,36 @@ def check_counterpart(library: str, name: str, settings: Settings) -> None:
 
     Raises:
         ConfigError: The library does not have the model.
-        VitrailError: The library is not installed.
+        VitrailError: The library is not installed, or cannot be imported.
     """
-    family, base = find_family(name)
-    values = dataclasses.asdict(family.config(**{**base, **settings}))
-    _builder(library, family.name, name, values)
+    _plan(library, name, settings)
     import_extra(library, "peers")
+
+
+def own_settings(library: str, name: str, settings: Settings) -> dict[str, Any]:
+    """Settings with which our model computes what a library's does: torchvision's MaxViT is another flavour."""
+    if library == "torchvision" and find_family(name)[0].name == "maxvit":
+        return {**settings, "flavour": "torchvision"}
+    return dict(settings)
+
+
+def build_counterpart(library: str, name: str, settings: Settings) -> nn.Module:
+    """A library's model of the same architecture, in the library's own form, with random weights.
+
+    Args:
+        library: "timm" or "torchvision".
+        name: A variant or a family of ours.
+        settings: Settings of our model.
+
+    Raises:
+        ConfigError: The library does not have the model.
+        VitrailError: The library is not installed, or refuses the settings.
+    """
+    make, values = _plan(library, name, settings)
+    try:
+        return make(values)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise VitrailError(f"{library} cannot build {name} with these settings: {_first_line(error)}") from error
 
 
 def pair_up(library: str, name: str, settings: Settings) -> Pair:
@@ -64,28 +88,22 @@ def pair_up(library: str, name: str, settings: Settings) -> Pair:
     Args:
         library: "timm" or "torchvision".
         name: A variant or a family.
-        settings: Settings of the model. Ours is built in torchvision's flavour, where a family has one.
+        settings: Settings of the model; ours gets :func:`own_settings`.
 
     Raises:
         ConfigError: The library does not have the model.
         VitrailError: It is not installed, or the two do not compute the same.
     """
-    family, base = find_family(name)
-    own = dict(settings)
-    if library == "torchvision" and family.name == "maxvit":
-        own["flavour"] = "torchvision"
-    ours = create_model(name, **own)
-    build = _builder(library, family.name, name, dataclasses.asdict(ours.config))
+    theirs = build_counterpart(library, name, settings).eval()
+    ours = create_model(name, **own_settings(library, name, settings)).eval()
     inputs = [torch.rand_like(x) for x in example_inputs(ours)]
+    _randomise(theirs)
     try:
-        theirs = build().eval()
-        _randomise(theirs)
-        load_weights(ours.eval(), theirs.state_dict(), source=library)
+        load_weights(ours, theirs.state_dict(), source=library)
         with torch.no_grad():
             a, b = ours(*inputs), theirs(*inputs)
     except (AssertionError, RuntimeError, WeightsError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise VitrailError(f"{library} cannot take part with {name} and these settings: {reason}") from error
+        raise VitrailError(f"{library} cannot take part with this {name}: {_first_line(error)}") from error
     difference = float((a - b).abs().max() / b.abs().max())
     if not difference < _AGREEMENT:
         raise VitrailError(
@@ -95,23 +113,28 @@ def pair_up(library: str, name: str, settings: Settings) -> Pair:
     return Pair(ours, theirs, difference)
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _randomise(model: nn.Module) -> None:
-    """Move biases and norms away from 0 and 1, where a wrong one would not show."""
+    """Move all weights a little, so that none is zero or alike where a wrong one would not show."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1 if parameter.ndim == 1 else 0.02)
 
 
-def _builder(library: str, family: str, name: str, settings: dict[str, Any]) -> Callable[[], nn.Module]:
-    """What builds the counterpart, checked before anything is imported."""
+def _plan(library: str, name: str, settings: Settings) -> tuple[Callable[[dict[str, Any]], nn.Module], dict[str, Any]]:
+    """What builds the counterpart, and all settings for it; checked before anything is imported."""
     if library not in LIBRARIES:
         raise ConfigError(f"models are measured against {' and '.join(LIBRARIES)}, not against {library!r}")
+    family, base = find_family(name)
+    values = dataclasses.asdict(family.config(**{**base, **own_settings(library, name, settings)}))
     makers = _TIMM if library == "timm" else _TORCHVISION
-    lacks = _lacks(library, family, settings) if family in makers else f"no {family}"
+    lacks = _lacks(library, family.name, values) if family.name in makers else f"no {family.name}"
     if lacks:
         raise ConfigError(f"{library} has no counterpart of {name} ({lacks}); leave out --against {library}")
-    return lambda: makers[family](settings)
+    return makers[family.name], values
 
 
 def _lacks(library: str, family: str, settings: dict[str, Any]) -> str:
@@ -153,8 +176,17 @@ def _timm_swin(s: dict[str, Any]) -> nn.Module:
 
 
 def _timm_maxvit(s: dict[str, Any]) -> nn.Module:
-    own = ("img_size", "in_chans", "num_classes", "drop_path_rate", "stem_width", "embed_dim", "depths")
-    hidden = s["head_hidden_size"] or None
+    own = (
+        "img_size",
+        "in_chans",
+        "num_classes",
+        "drop_path_rate",
+        "stem_width",
+        "embed_dim",
+        "depths",
+        "head_hidden_size",
+    )
+    blocks = ("M",) * len(s["depths"])
     transformer = {
         "transformer_window_size": s["window_size"],
         "transformer_grid_size": s["window_size"],
@@ -162,8 +194,7 @@ def _timm_maxvit(s: dict[str, Any]) -> nn.Module:
         "transformer_expand_ratio": s["mlp_ratio"],
         "transformer_attn_bias": s["qkv_bias"],
     }
-    blocks = {"block_type": ("M",) * len(s["depths"]), "head_hidden_size": hidden}
-    return _timm("maxvit_tiny_tf_224", {**{key: s[key] for key in own}, **blocks, **transformer})
+    return _timm("maxvit_tiny_tf_224", {key: s[key] for key in own} | transformer | {"block_type": blocks})
 
 
 def _torchvision_vit(s: dict[str, Any]) -> nn.Module:

@@ -10,7 +10,6 @@ a good kernel could reach here.
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import statistics
@@ -74,10 +73,10 @@ class Spread:
 def make_step(
     model: nn.Module, inputs: Sequence[Tensor], workload: Workload, device: torch.device | str = "cpu"
 ) -> Step:
-    """A function without arguments that makes a copy of a model do its work once.
+    """A function without arguments that makes a model do its work once.
 
     Args:
-        model: The model, which stays as it is.
+        model: The model; it is moved and converted to what the work asks for, and trained if that is the work.
         inputs: For each of its streams, shape ``(B, C, H, W)``.
         workload: The work.
         device: Where to do it.
@@ -86,9 +85,9 @@ def make_step(
         The function; it does not wait for a GPU to finish.
     """
     device = torch.device(device)
-    own = copy.deepcopy(model).to(device)
     images = [x.to(device) for x in inputs]
-    return _training(own, images, workload) if workload.mode == "train" else _inference(own, images, workload)
+    make = _training if workload.mode == "train" else _inference
+    return make(model.to(device), images, workload)
 
 
 def _inference(model: nn.Module, images: list[Tensor], workload: Workload) -> Step:
