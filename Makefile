@@ -48,7 +48,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
+# On a machine that does nothing else; hours, most of them for compiled models and for training to the end.
+bench: $(PEERS_STAMP)
+	$(PEERS)/bin/python benchmarks/models.py
 	$(BIN)/python benchmarks/token_learner.py
 
 catalogue: $(STAMP)

@@ -113,7 +113,7 @@ def test_a_counterpart_is_measured_in_turn(monkeypatch):
     monkeypatch.setattr(side_by_side, "check_counterpart", lambda *args: None)
     monkeypatch.setattr(side_by_side, "alternate", lambda *args: [[1.0, 1.0, 2.0], [1.0, 1.5, 4.0]])
     ours, theirs = measure([Subject("vit", VIT, (16, 16))], ["timm"], QUICK)
-    assert (ours.library, ours.against, theirs.library, theirs.against) == ("vitrail", "timm", "timm", None)
+    assert (ours.library, ours.against, theirs.library, theirs.against) == ("vitrail", "timm", "timm", "vitrail")
     assert (ours.ratio, ours.ratio_low, ours.ratio_high, ours.difference) == (1.5, 1.0, 2.0, 2e-6)
     assert theirs.ratio is None
 

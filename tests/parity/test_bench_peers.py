@@ -111,7 +111,7 @@ def test_the_verb(capsys, tmp_path):
     assert main([*words, "--csv", str(tmp_path / "rows.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert [(r["library"], r["against"]) for r in rows] == [
-        ("vitrail", "timm"), ("timm", ""), ("vitrail", "torchvision"), ("torchvision", ""),
+        ("vitrail", "timm"), ("timm", "vitrail"), ("vitrail", "torchvision"), ("torchvision", "vitrail"),
     ]  # fmt: skip
     assert "ours/theirs" in capsys.readouterr().out
 

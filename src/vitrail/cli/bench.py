@@ -140,15 +140,12 @@ def _size(values: Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def _give(rows: Sequence[Row], plan: Plan, arguments: argparse.Namespace) -> None:
-    from vitrail.files import write_text
-    from vitrail.train.environment import describe_environment
+    import torch
 
-    environment = describe_environment(0)
-    if plan.device.type == "cpu":
-        machine = f"{environment['processor']}, {environment['threads']} threads"
-    else:
-        machine = ", ".join(environment["gpus"]) or plan.device.type
-    torch_version = environment["packages"]["torch"]
+    from vitrail.evaluate.speed import device_name
+    from vitrail.files import write_text
+
+    machine = device_name(plan.device)
     records = [row.cells() for row in rows]
     if arguments.csv:
         text = io.StringIO()
@@ -157,9 +154,9 @@ def _give(rows: Sequence[Row], plan: Plan, arguments: argparse.Namespace) -> Non
         writer.writerows(records)
         write_text(arguments.csv, text.getvalue())
     if arguments.json:
-        print(json.dumps({"machine": machine, "torch": torch_version, "rows": records}, indent=2))
+        print(json.dumps({"machine": machine, "torch": torch.__version__, "rows": records}, indent=2))
         return
-    print(f"{machine}, torch {torch_version}; batches of {plan.batch_size}, {plan.rounds} rounds")
+    print(f"{machine}, torch {torch.__version__}; batches of {plan.batch_size}, {plan.rounds} rounds")
     for precision, peak in {row.precision: row.peak_gflops for row in rows}.items():
         print(f"the machine's matrix product, {precision}: {peak:,.0f} GFLOP/s")
     print(f"\n{table(rows)}")

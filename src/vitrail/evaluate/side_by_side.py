@@ -119,7 +119,7 @@ class Row:
             :class:`~vitrail.evaluate.memory.Memory`.
         memory_peak_mb: At most in use during a step.
         against: Library that was measured in turn with it, if any, on the same weights.
-        ratio: How many times as fast as that it is; median over the rounds.
+        ratio: How many times as fast as that ours is; median over the rounds.
         ratio_low: In the round that was worst for it.
         ratio_high: In the round that was best for it.
         difference: Between the two outputs, over the largest value.
@@ -244,7 +244,9 @@ def measure(subjects: Sequence[Subject], libraries: Sequence[str], plan: Plan) -
                     None if memory is None else memory.before / 1e6,
                     None if memory is None else memory.peak / 1e6,
                 )
-                if own == OURS and library != OURS:
+                if own != OURS:
+                    row = dataclasses.replace(row, against=OURS)
+                elif library != OURS:
                     ratio = speedup(times[OURS], times[library])
                     row = dataclasses.replace(
                         row,

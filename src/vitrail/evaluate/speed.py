@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
+from vitrail.machine import processor
 
 Mode = Literal["forward", "train"]
 Precision = Literal["32", "bf16"]
@@ -166,6 +167,14 @@ def _seconds(step: Step, calls: int, device: torch.device) -> float:
     finally:
         if collects:
             gc.enable()
+
+
+def device_name(device: torch.device) -> str:
+    """The device's name, with the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'' if threads == 1 else 's'}" if device.type == "cpu" else device.type
 
 
 def synchronize(device: torch.device) -> None:

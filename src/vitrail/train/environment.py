@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vitrail import __version__
+from vitrail.machine import processor
 
 _PACKAGES = ("torch", "lightning", "torchmetrics", "kornia", "numpy", "scikit-learn", "safetensors", "pillow")
 
@@ -28,7 +29,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": devices,
@@ -46,14 +47,3 @@ def _git_commit() -> str | None:
         return None
     found = subprocess.run([git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
