@@ -8,10 +8,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+import vitrail
 from tests.images import make_folder, save_image
+from vitrail.cli.demo import MODELS, demo_recipe
 from vitrail.cli.main import main
+from vitrail.cli.recipes import make_recipe
 
 SMALL = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 2 "
@@ -155,20 +159,35 @@ def test_report_says_what_it_could_not_draw(copy, capsys):
 
 
 def test_demo(tmp_path, capsys):
-    assert main(["demo", "--dir", str(tmp_path / "demo"), "--epochs", "1", "--models", "vit", "vit_token_learner"]) == 0
+    models = ["vit_token_learner", "hvt"]
+    assert main(["demo", "--dir", str(tmp_path / "demo"), "--epochs", "1", "--models", *models]) == 0
     table = pd.read_csv(tmp_path / "demo" / "results.csv")
     assert list(table.columns) == [
         "model", "parameters", "gmacs", "accuracy", "accuracy_low", "accuracy_high", "f1_macro",
         "train_images_per_second", "inference_images_per_second",
     ]  # fmt: skip
-    assert table["model"].tolist() == ["vit", "vit_token_learner"]
+    assert table["model"].tolist() == models
     assert (table["accuracy_low"] <= table["accuracy"]).all()
     assert (table.drop(columns="model") > 0).all(axis=None)
     out = capsys.readouterr().out
     assert "report.html" in out
     assert "vit_token_learner" in out
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    # Curves, confusion and features of all; attention of each; learned tokens.
+    assert page.count("data:image/png;base64,") == 3 + len(models) + 1
+    assert "Not drawn" not in page
+    card = json.loads((tmp_path / "demo" / "hvt" / "model.json").read_text())
+    assert card["streams"]["spectral"]["bands"] == ["edge_x", "edge_y"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_of_the_demo_can_be_built(name):
+    recipe = make_recipe(demo_recipe(name))
+    settings = {**recipe.model.settings, "num_classes": 10, "in_chans": 1}
+    if recipe.data.spectral != "none":
+        settings["spectral_chans"] = 2
+    model = vitrail.create_model(recipe.model.name, **settings).eval()
+    assert model(*(torch.rand(2, stream.chans, 20, 20) for stream in model.streams)).shape == (2, 10)
 
 
 def test_print_config_and_help(capsys):

@@ -8,17 +8,38 @@ from typing import Any
 
 from vitrail.cli.arguments import VerbParser
 
-# With few images, averaging all tokens learns faster than a class token.
-_VIT = {"patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "class_token": False, "global_pool": "avg"}
-# What the demo trains: the run's name -> the model part of its recipe. A model joins with one line.
-MODELS: dict[str, dict[str, Any]] = {
-    "vit": {"name": "vit", **_VIT},
-    "vit_token_learner": {"name": "vit", **_VIT, "token_learner": {"num_tokens": 8, "layer": 2}},
-}
+# What all recipes of the demo share.
 _RECIPE: dict[str, dict[str, Any]] = {
     "data": {"source": "digits", "augment": "light", "batch_size": 32},
+    "model": {"img_size": 20},
     "trainer": {"max_epochs": 40, "learning_rate": 4e-3, "warmup_epochs": 3},
 }
+# With few images, averaging all tokens learns faster than a class token.
+_VIT = {
+    "name": "vit", "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "class_token": False,
+    "global_pool": "avg",
+}  # fmt: skip
+_SWIN = {"name": "swin", "patch_size": 4, "embed_dim": 64, "depths": (4, 2), "num_heads": (4, 8), "window_size": 3}
+_MAXVIT = {
+    "name": "maxvit", "stem_width": 24, "embed_dim": (32, 64), "depths": (1, 1), "dim_head": 16, "window_size": 5,
+    "head_hidden_size": 64,
+}  # fmt: skip
+_HVT = {
+    "name": "hvt", "patch_size": 4, "embed_dim": 64, "depths": (3, 1), "num_heads": (4, 8), "spectral_embed_dim": 32,
+}  # fmt: skip
+# What the demo trains: the run's name -> where its recipe adds to the shared one. A model joins with one line.
+MODELS: dict[str, dict[str, dict[str, Any]]] = {
+    "vit": {"model": _VIT},
+    "vit_token_learner": {"model": {**_VIT, "token_learner": {"num_tokens": 8, "layer": 2}}},
+    "swin": {"model": _SWIN, "trainer": {"learning_rate": 2e-3}},
+    "maxvit": {"model": _MAXVIT, "trainer": {"max_epochs": 12, "learning_rate": 3e-3}},
+    "hvt": {"model": _HVT, "data": {"spectral": "edges"}, "trainer": {"max_epochs": 30, "learning_rate": 2e-3}},
+}
+
+
+def demo_recipe(name: str) -> dict[str, dict[str, Any]]:
+    """The recipe of one of the demo's models, as plain values."""
+    return {part: {**values, **MODELS[name].get(part, {})} for part, values in _RECIPE.items()}
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +50,7 @@ def main(argv: list[str]) -> int:
     """
     parser = VerbParser("demo", "Train the models on scikit-learn's digits, evaluate and compare them, write a page.")
     parser.add_argument("--dir", default="runs/demo", help="folder for the runs, results.csv and report.html")
-    parser.add_argument("--epochs", type=int, default=_RECIPE["trainer"]["max_epochs"], help="epochs a model")
+    parser.add_argument("--epochs", type=int, help="epochs for every model; each has its own number otherwise")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="which to train")
     arguments = parser.parse_args(argv)
 
@@ -45,14 +66,10 @@ def main(argv: list[str]) -> int:
     runs = []
     for number, name in enumerate(arguments.models, start=1):
         print(f"[{number}/{len(arguments.models)}] training {name} on 1,797 handwritten digits ...", flush=True)
-        recipe = make_recipe(
-            {
-                "data": _RECIPE["data"],
-                "model": {"img_size": 20, **MODELS[name]},
-                "trainer": {**_RECIPE["trainer"], "max_epochs": arguments.epochs},
-                "run": {"dir": str(folder / name), "overwrite": True},
-            }
-        )
+        content = {**demo_recipe(name), "run": {"dir": str(folder / name), "overwrite": True}}
+        if arguments.epochs is not None:
+            content["trainer"]["max_epochs"] = arguments.epochs
+        recipe = make_recipe(content)
         run = train(recipe)
         _, metrics = evaluate(run, recipe.data)
         print(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 # Class and run names are text, whatever signs they hold.
@@ -31,26 +32,23 @@ _CLASS_COLORS = (
 def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
     """Loss and accuracy by epoch: training dashed, validation solid, a colour a run."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for number, (name, table) in enumerate(curves.items()):
+    for number, table in enumerate(curves.values()):
         color = PALETTE[number % len(PALETTE)]
         for axis, value in zip(axes, ("loss", "accuracy"), strict=True):
             for split, style in (("train", "--"), ("val", "-")):
-                label = f"{name}, {'training' if split == 'train' else 'validation'}"
-                axis.plot(
-                    table["epoch"] + 1,
-                    table[f"{split}_{value}"],
-                    style,
-                    color=color,
-                    label=label,
-                    linewidth=1.6,
-                    marker=".",
-                )
+                values = table[f"{split}_{value}"]
+                axis.plot(table["epoch"] + 1, values, style, color=color, linewidth=1.6, marker=".", markersize=4)
     for axis, value in zip(axes, ("cross-entropy", "accuracy"), strict=True):
         axis.set(xlabel="epoch", ylabel=value)
         axis.grid(alpha=0.25)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(frameon=False, fontsize=8, loc="lower right")
+    keys = [Line2D([], [], color=PALETTE[i % len(PALETTE)], label=name) for i, name in enumerate(curves)]
+    keys += [
+        Line2D([], [], color="gray", linestyle=style, label=label)
+        for style, label in (("--", "training"), ("-", "validation"))
+    ]
+    figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(keys), 7))
     return figure
 
 
