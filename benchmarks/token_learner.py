@@ -33,6 +33,7 @@ from vitrail.evaluate.metrics import accuracy_interval
 from vitrail.files import replacing, write_text
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask, parameter_groups, warmup_cosine
+from vitrail.tasks.losses import ClassificationLoss
 from vitrail.train.environment import describe_environment
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "digits"
@@ -51,7 +52,7 @@ class Contender:
         model = create_model(recipe.model.name, in_chans=1, num_classes=10, **settings)
         augment = build_augmentation(recipe.data.augment, size, 1)
         self.task = ClassificationTask(
-            model, NormalizeStreams(self.data.statistics()), augment, recipe.task.label_smoothing
+            model, NormalizeStreams(self.data.statistics()), augment, ClassificationLoss(recipe.task.label_smoothing)
         )
         self.config = recipe.trainer
         self.loader = self.data.loader("train", shuffle_seed=seed)

@@ -19,6 +19,7 @@ from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.runs import RunFolder, load_trained
 from vitrail.train import callbacks, train
+from vitrail.train.module import TaskModule
 
 TINY = {
     "data": {"source": "digits", "augment": "light", "batch_size": 128, "num_workers": 0},
@@ -251,3 +252,64 @@ def test_early_stopping(tmp_path):
     run = train(recipe(tmp_path / "x", trainer__max_epochs=30, trainer__early_stopping_patience=1,
                        trainer__learning_rate=0.5, trainer__warmup_epochs=0.0))  # fmt: skip
     assert len(run.read_metrics()) < 30
+
+
+def test_every_way_of_training_resumes_exactly(tmp_path, monkeypatch):
+    settings = {
+        "trainer__ema_decay": 0.9, "trainer__accumulate": 3, "trainer__layer_decay": 0.8,
+        "trainer__grad_checkpointing": True, "task__loss": "focal", "task__class_weights": "balanced",
+        "model__name": "hvt", "model__depths": [1, 1], "model__num_heads": [1, 2], "data__spectral": "edges",
+        "data__augment": "standard",
+    }  # fmt: skip
+
+    def made(folder):
+        content = {part: dict(values) for part, values in TINY.items()}
+        del content["model"]["depth"]
+        content["run"]["dir"] = str(folder)
+        for dotted, value in settings.items():
+            part, key = dotted.split("__")
+            content.setdefault(part, {})[key] = value
+        return make_recipe(content)
+
+    whole = train(made(tmp_path / "whole"))
+    original, calls = callbacks.WholeCheckpoints.save_checkpoint, []
+
+    def stop(self, checkpoint, path, *args, **kwargs):
+        original(self, checkpoint, path, *args, **kwargs)
+        calls.append(path)
+        if str(path).endswith("last.ckpt") and sum(str(p).endswith("last.ckpt") for p in calls) == 2:
+            raise _Killed
+
+    monkeypatch.setattr(callbacks.WholeCheckpoints, "save_checkpoint", stop)
+    with pytest.raises(_Killed):
+        train(made(tmp_path / "stopped"))
+    monkeypatch.undo()
+    _assert_same_end(train(made(tmp_path / "stopped"), resume=True), whole)
+
+
+def test_the_kept_weights_are_the_moving_average(tmp_path, monkeypatch):
+    seen = []
+
+    def keep(self, *args):
+        seen.append({k: v.detach().clone() for k, v in self.task.model.named_parameters()})
+
+    monkeypatch.setattr(TaskModule, "on_train_batch_end", keep)
+    run = train(recipe(tmp_path / "x", trainer__ema_decay=0.8, trainer__max_epochs=1, trainer__learning_rate=0.02))
+    average = seen[0]
+    for number, weights in enumerate(seen[1:], start=1):
+        decay = min(0.8, (1 + number) / (10 + number))
+        average = {k: decay * average[k] + (1 - decay) * v for k, v in weights.items()}
+    kept = load_file(run.weights)
+    assert any(not torch.allclose(kept[k], seen[-1][k], atol=1e-3) for k in average)
+    for key, value in average.items():
+        assert torch.allclose(kept[key], value, atol=1e-5), key
+
+
+def test_accumulated_steps_are_one_large_batch(tmp_path):
+    """Without chance in the model or the images, three batches of 209 whose gradients add up are one of 627."""
+    fixed = {"model__drop_path_rate": 0.0, "data__augment": "none", "trainer__max_epochs": 2}
+    small = train(recipe(tmp_path / "s", data__batch_size=209, trainer__accumulate=3, **fixed))
+    large = train(recipe(tmp_path / "l", data__batch_size=627, **fixed))
+    assert small.read_metrics()["step"].tolist() == large.read_metrics()["step"].tolist() == [2, 4]
+    a, b = load_file(small.weights), load_file(large.weights)
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)

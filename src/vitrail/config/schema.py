@@ -111,10 +111,16 @@ class TaskConfig:
     Attributes:
         name: "classification".
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
+        loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well.
+        focal_gamma: How much less: the power of one minus the probability of the true class.
+        class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images.
     """
 
     name: Literal["classification"] = "classification"
     label_smoothing: float = 0.1
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: float = 2.0
+    class_weights: Literal["none", "balanced"] = "none"
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -123,6 +129,7 @@ class TaskConfig:
             ConfigError: A value out of range.
         """
         _require(0 <= self.label_smoothing < 1, "task.label_smoothing", "at least 0, below 1", self.label_smoothing)
+        _require(0 <= self.focal_gamma < math.inf, "task.focal_gamma", "at least 0 and finite", self.focal_gamma)
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,12 @@ class TrainerConfig:
         learning_rate: Of AdamW after the warm-up.
         min_learning_rate: At the end of the cosine.
         weight_decay: On weights; biases, norms, positions and class tokens have none.
+        layer_decay: Factor on the learning rate from each group of layers to the one before it, the classifier's
+            being 1; below 1 for fine-tuning.
+        accumulate: Steps whose gradients are added up before the weights move.
+        ema_decay: Of the exponential moving average of the weights, which is validated and kept in place of the
+            weights themselves; 0 for none.
+        grad_checkpointing: Compute activations twice instead of keeping them: less memory, more time.
         warmup_epochs: Over which the learning rate rises linearly from near 0.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         early_stopping_patience: Epochs without a better validation loss before it stops; 0 never stops early.
@@ -148,6 +161,10 @@ class TrainerConfig:
     learning_rate: float = 1e-3
     min_learning_rate: float = 1e-6
     weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    grad_checkpointing: bool = False
     warmup_epochs: float = 2.0
     gradient_clip: float = 1.0
     early_stopping_patience: int = 0
@@ -165,6 +182,9 @@ class TrainerConfig:
         """
         _require(self.max_epochs >= 1, "trainer.max_epochs", "at least 1", self.max_epochs)
         _require(0 < self.learning_rate < math.inf, "trainer.learning_rate", "above 0 and finite", self.learning_rate)
+        _require(0 < self.layer_decay <= 1, "trainer.layer_decay", "above 0 and at most 1", self.layer_decay)
+        _require(self.accumulate >= 1, "trainer.accumulate", "at least 1", self.accumulate)
+        _require(0 <= self.ema_decay < 1, "trainer.ema_decay", "at least 0 and below 1", self.ema_decay)
         low = self.min_learning_rate
         _require(
             0 <= low <= self.learning_rate,

@@ -44,10 +44,8 @@ def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
     keys = [Line2D([], [], color=PALETTE[i % len(PALETTE)], label=name) for i, name in enumerate(curves)]
-    keys += [
-        Line2D([], [], color="gray", linestyle=style, label=label)
-        for style, label in (("--", "training"), ("-", "validation"))
-    ]
+    keys.append(Line2D([], [], color="gray", linestyle="--", label="training"))
+    keys.append(Line2D([], [], color="gray", linestyle="-", label="validation"))
     figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(keys), 7))
     return figure
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.models.base import VisionModel
+from vitrail.tasks.losses import ClassificationLoss
 
 
 class ClassificationTask(nn.Module):
@@ -18,9 +18,7 @@ class ClassificationTask(nn.Module):
         model: Gives logits ``(B, K)``.
         normalize: Makes the model's inputs from a batch whose streams are in 0..1, always.
         augment: Changes a batch's streams before that, in training only.
-        label_smoothing: Share of the target spread over all classes; in the training loss only.
-
-    Source: label smoothing: Szegedy et al. 2016, arXiv:1512.00567, section 7.
+        criterion: The loss of logits ``(B, K)`` and classes ``(B,)``.
     """
 
     def __init__(
@@ -28,13 +26,13 @@ class ClassificationTask(nn.Module):
         model: VisionModel,
         normalize: NormalizeStreams,
         augment: nn.Module | None = None,
-        label_smoothing: float = 0.0,
+        criterion: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.normalize = normalize
         self.augment = augment
-        self.label_smoothing = label_smoothing
+        self.criterion = ClassificationLoss() if criterion is None else criterion
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits ``(B, K)`` of a batch whose streams are in 0..1."""
@@ -45,6 +43,6 @@ class ClassificationTask(nn.Module):
         return logits
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy; smoothed in training, plain in evaluation, so that both splits can be compared."""
-        smoothing = self.label_smoothing if self.training else 0.0
-        return F.cross_entropy(logits.float(), batch["target"], label_smoothing=smoothing)
+        """The criterion's value; plain cross-entropy in evaluation, so that runs can be compared."""
+        loss: Tensor = self.criterion(logits, batch["target"])
+        return loss

@@ -6,34 +6,41 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
 
 
-def parameter_groups(model: VisionModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into those that decay and those that do not.
+def parameter_groups(
+    model: VisionModel, weight_decay: float, learning_rate: float = 1e-3, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Sort trainable parameters by whether they decay and, with a layer decay, by their layer.
 
-    Biases, norms (all parameters of one dimension) and what the model names (positions, class tokens) do not.
+    Biases, norms (all parameters of one dimension) and what the model names (positions, class tokens) do not decay.
 
     Args:
         model: The model.
         weight_decay: Of the others.
+        learning_rate: Of the classifier; with a layer decay d, the group k before it has d ** k times as much.
+        layer_decay: Above 0 and at most 1.
 
     Returns:
-        Two groups for an optimiser, empty ones left out.
+        Groups for an optimiser, the fastest first, empty ones left out.
 
-    Source: Loshchilov & Hutter 2019, arXiv:1711.05101; what is exempt: Touvron et al. 2021, arXiv:2012.12877.
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101; what is exempt: Touvron et al. 2021, arXiv:2012.12877; layer
+    decay: Clark et al. 2020, arXiv:2003.10555, section 3.1, and Bao et al. 2022, arXiv:2106.08254, appendix.
     """
     exempt = model.no_weight_decay()
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    parameters = dict(model.named_parameters())
+    layers = [list(parameters)] if layer_decay == 1.0 else model.layer_groups()
+    groups: list[dict[str, Any]] = []
+    for depth, names in enumerate(reversed(layers)):
+        rate = learning_rate * layer_decay**depth
+        trained = [name for name in names if parameters[name].requires_grad]
+        plain = [name for name in trained if parameters[name].ndim <= 1 or name in exempt]
+        for chosen, decay in (([name for name in trained if name not in set(plain)], weight_decay), (plain, 0.0)):
+            if chosen:
+                groups.append({"params": [parameters[n] for n in chosen], "weight_decay": decay, "lr": rate})
+    return groups
 
 
 def warmup_cosine(total_steps: int, warmup_steps: int, floor: float) -> Callable[[int], float]:

@@ -11,13 +11,15 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from torch import Tensor
 from typing_extensions import override
 
 from vitrail.errors import RunError
 from vitrail.files import replacing
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, write_trained
+from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.module import TaskModule
 
 
@@ -113,6 +115,33 @@ class EpochMetrics(Callback):
             )
 
 
+class WeightEMA(WeightAveraging):
+    """Exponential moving average of the weights; validation and the kept model use it.
+
+    Statistics that layers gather (BatchNorm's) are the model's own at each moment.
+
+    Args:
+        decay: Of the average, at most; early on it is (1 + n) / (10 + n) after n steps, so that the first weights,
+            which are random, are soon forgotten.
+
+    Source: Polyak & Juditsky 1992; the early decay as TensorFlow's ExponentialMovingAverage(num_updates).
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: Tensor, current: Tensor, number: Tensor | int) -> Tensor:
+            steps = float(number)
+            return torch.lerp(current, averaged, min(decay, (1 + steps) / (10 + steps)))
+
+        super().__init__(use_buffers=False, avg_fn=average)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged model's state."""
+        assert self._average_model is not None, "the average exists from the start of the fit"
+        task = self._average_model.module.task
+        assert isinstance(task, ClassificationTask)
+        return task.model.state_dict()
+
+
 class RunCheckpoints(Checkpoint):
     """Keep last.ckpt after every epoch, and best.ckpt with model.safetensors whenever the monitored value improves.
 
@@ -142,7 +171,9 @@ class RunCheckpoints(Checkpoint):
             self.best, self.best_epoch = value, trainer.current_epoch
             trainer.save_checkpoint(str(self.run.best_checkpoint))
             if trainer.is_global_zero and isinstance(pl_module, TaskModule):
-                write_trained(self.run, pl_module.task.model.state_dict(), self._card(trainer.current_epoch))
+                averages = [c.weights() for c in trainer.callbacks if isinstance(c, WeightEMA)]  # type: ignore[attr-defined]
+                state = averages[0] if averages else pl_module.task.model.state_dict()
+                write_trained(self.run, state, self._card(trainer.current_epoch))
         trainer.save_checkpoint(str(self.run.last_checkpoint))
 
     def _card(self, epoch: int) -> ModelCard:

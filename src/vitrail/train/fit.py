@@ -28,7 +28,8 @@ from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.tasks.classification import ClassificationTask
-from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WholeCheckpoints, bad_checkpoint
+from vitrail.tasks.losses import ClassificationLoss, balanced_weights
+from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WeightEMA, WholeCheckpoints, bad_checkpoint
 from vitrail.train.environment import describe_environment
 from vitrail.train.module import TaskModule
 from vitrail.weights.load import load_weights
@@ -77,7 +78,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         spectral=recipe.data.spectral,
     )
     augment = build_augmentation(recipe.data.augment, card.img_size, len(data.source.bands["image"]))
-    task = ClassificationTask(model, card.normalization(), augment, recipe.task.label_smoothing)
+    task = ClassificationTask(model, card.normalization(), augment, _criterion(recipe, data))
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
     checkpoint = _open_run(recipe, run, data, resume)
@@ -96,6 +97,15 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     if trainer.interrupted:
         raise KeyboardInterrupt
     return run
+
+
+def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss:
+    config = recipe.task
+    weights = None
+    if config.class_weights == "balanced":
+        training = torch.from_numpy(data.source.targets[data.indices("train")])
+        weights = balanced_weights(training, len(data.source.classes))
+    return ClassificationLoss(config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0, weights)
 
 
 def image_size(recipe: Recipe) -> tuple[int, int]:
@@ -140,6 +150,7 @@ def _build_model(recipe: Recipe, data: ImageData, fresh: bool) -> VisionModel:
         if given is not None and given != derived.get(key, given):
             raise ConfigError(f"model.{key} is {given}, the data has {derived[key]}; leave it out or make them agree")
     model = create_model(recipe.model.name, **{**recipe.model.settings, **derived})
+    model.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
     if fresh and recipe.model.weights is not None:
         report = load_weights(
             model,
@@ -196,6 +207,8 @@ def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
 def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     config = recipe.trainer
     callbacks: list[Callback] = [EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
+    if config.ema_decay:
+        callbacks.insert(0, WeightEMA(config.ema_decay))
     if config.early_stopping_patience:
         callbacks.append(EarlyStopping("val_loss", patience=config.early_stopping_patience))
     interactive = sys.stderr.isatty()
@@ -210,6 +223,7 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
             precision=config.precision,
             deterministic=config.deterministic,
             gradient_clip_val=config.gradient_clip or None,
+            accumulate_grad_batches=config.accumulate,
             callbacks=callbacks,
             logger=logger,
             plugins=[WholeCheckpoints()],

@@ -67,7 +67,7 @@ class TaskModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with warm-up and cosine a step."""
         config = self.config
-        groups = parameter_groups(self.task.model, config.weight_decay)
+        groups = parameter_groups(self.task.model, config.weight_decay, config.learning_rate, config.layer_decay)
         # One kernel for all parameters; Lightning does not clip its gradients under mixed precision.
         fused = self.device.type in ("cpu", "cuda") and not config.precision.endswith("-mixed")
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=fused)

@@ -1,0 +1,56 @@
+"""Which parameters decay, how fast each layer learns, and the schedule against its formula."""
+
+import math
+
+import pytest
+import torch
+
+import vitrail
+from tests.weights.models import FAMILIES, build
+from vitrail.errors import ConfigError
+from vitrail.tasks import parameter_groups, warmup_cosine
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_groups_hold_every_parameter_once(family, layer_decay):
+    model = build(family, 1)
+    groups = parameter_groups(model, 0.3, 0.01, layer_decay)
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    exempt = model.no_weight_decay()
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.0 if parameter.ndim <= 1 or name in exempt else 0.3)
+    assert groups[0]["lr"] == 0.01
+
+
+def test_layers_before_the_classifier_learn_slower():
+    model = vitrail.create_model("vit", img_size=8, patch_size=4, embed_dim=8, depth=3, num_heads=2, num_classes=2)
+    rate = {id(p): group["lr"] for group in parameter_groups(model, 0.1, 1.0, 0.5) for p in group["params"]}
+    names = {name: rate[id(p)] for name, p in model.named_parameters()}
+    assert names["head.weight"] == names["norm.bias"] == 1.0
+    assert names["blocks.2.mlp.fc1.weight"] == 0.5
+    assert names["blocks.0.attn.qkv.bias"] == 0.125
+    assert names["patch_embed.proj.weight"] == names["pos_embed"] == 0.0625
+
+
+def test_frozen_parameters_are_left_out():
+    model = build("vit", 1)
+    model.head.weight.requires_grad_(False)
+    assert all(p is not model.head.weight for g in parameter_groups(model, 0.1) for p in g["params"])
+
+
+def test_warmup_and_cosine():
+    factor = warmup_cosine(100, 10, 0.05)
+    assert [factor(i) for i in range(10)] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    for step in (10, 37, 64, 99):
+        expected = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 90))
+        assert factor(step) == pytest.approx(expected)
+    assert factor(100) == factor(1000) == pytest.approx(0.05)
+    with pytest.raises(ConfigError, match="warm-up"):
+        warmup_cosine(10, 10, 0.0)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([{"params": [parameter], "lr": 0.25}], lr=1.0)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 / 11)
