@@ -18,7 +18,7 @@ from tests.images import make_folder, save_image
 from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.runs import RunFolder, load_trained
-from vitrail.train import callbacks, train
+from vitrail.train import callbacks, precision, train
 from vitrail.train.module import TaskModule
 
 TINY = {
@@ -313,3 +313,15 @@ def test_accumulated_steps_are_one_large_batch(tmp_path):
     assert small.read_metrics()["step"].tolist() == large.read_metrics()["step"].tolist() == [2, 4]
     a, b = load_file(small.weights), load_file(large.weights)
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+
+
+@pytest.mark.parametrize("features", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
+def test_precision_follows_the_hardware_and_stays(tmp_path, monkeypatch, features):
+    monkeypatch.setattr(precision, "_capabilities", lambda: features)
+    run = train(recipe(tmp_path / "x", trainer__max_epochs=1))
+    wanted = "bf16-mixed" if features else "32-true"
+    assert yaml.safe_load(run.recipe.read_text())["trainer"]["precision"] == wanted
+    assert json.loads(run.environment.read_text())["precision"].startswith(f"{wanted}: this CPU")
+    monkeypatch.setattr(precision, "_capabilities", lambda: {} if features else {"bf16": True})
+    run = train(recipe(tmp_path / "x", trainer__max_epochs=2), resume=True)
+    assert yaml.safe_load(run.recipe.read_text())["trainer"]["precision"] == wanted

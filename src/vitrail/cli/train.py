@@ -24,6 +24,8 @@ def main(argv: list[str]) -> int:
     from vitrail.train.fit import train
 
     run = train(recipe, resume="--resume" in options)
+    if recipe.trainer.precision == "auto":
+        print(f"precision {run.read_json(run.environment)['precision']}")
     metrics = run.read_metrics()
     column = metrics[recipe.trainer.monitor]
     row = int(column.argmax() if recipe.trainer.monitor == "val_accuracy" else column.argmin())

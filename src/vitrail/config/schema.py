@@ -153,7 +153,8 @@ class TrainerConfig:
         monitor: What "best" means: "val_accuracy" (highest) or "val_loss" (lowest).
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
         devices: How many; one, for now.
-        precision: "32-true", "bf16-mixed", "16-mixed", "bf16-true", as Lightning names them.
+        precision: "auto", which takes "bf16-mixed" where the hardware multiplies bfloat16 itself and "32-true"
+            elsewhere; or "32-true", "bf16-mixed", "16-mixed", "bf16-true", as Lightning names them.
         deterministic: Refuse operations whose result differs from run to run.
     """
 
@@ -171,7 +172,7 @@ class TrainerConfig:
     monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
     devices: int = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "auto"
     deterministic: bool = False
 
     def __post_init__(self) -> None:

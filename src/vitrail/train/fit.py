@@ -32,6 +32,7 @@ from vitrail.tasks.losses import ClassificationLoss, balanced_weights
 from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WeightEMA, WholeCheckpoints, bad_checkpoint
 from vitrail.train.environment import describe_environment
 from vitrail.train.module import TaskModule
+from vitrail.train.precision import choose_precision
 from vitrail.weights.load import load_weights
 
 # What may differ when a run goes on; that the images are the same is checked on the images themselves.
@@ -58,6 +59,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     run = RunFolder(recipe.run_dir)
     if resume:
         RunFolder.open(run.path)  # there must be something to go on with
+    recipe, why = _settle_precision(recipe, run if resume else None)
     # Everything that can be refused is refused before the run folder is made.
     data = open_data(recipe.data, image_size(recipe))
     for split in ("train", "val"):
@@ -81,7 +83,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     task = ClassificationTask(model, card.normalization(), augment, _criterion(recipe, data))
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
-    checkpoint = _open_run(recipe, run, data, resume)
+    checkpoint = _open_run(recipe, run, data, resume, why)
     try:
         trainer.fit(
             module,
@@ -163,10 +165,22 @@ def _build_model(recipe: Recipe, data: ImageData, fresh: bool) -> VisionModel:
     return model
 
 
-def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool) -> Path | None:
+def _settle_precision(recipe: Recipe, run: RunFolder | None) -> tuple[Recipe, str]:
+    """Replace "auto", so that the run's own recipe names what it was trained in; also gives the reason."""
+    if recipe.trainer.precision != "auto":
+        return recipe, "the recipe asks for it"
+    if run is not None and run.recipe.is_file():
+        precision, why = _recipe_of(run).trainer.precision, "the run began in it"
+    else:
+        precision, why = choose_precision(recipe.trainer.accelerator)
+    return dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, precision=precision)), why
+
+
+def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, precision_why: str) -> Path | None:
     """Make or reopen the run folder and write the recipe into it; gives the checkpoint to go on from."""
     checkpoint = run.last_checkpoint if resume and run.last_checkpoint.is_file() else None
     environment = describe_environment(recipe.run.seed)
+    environment["precision"] = f"{recipe.trainer.precision}: {precision_why}"
     environment["images"] = {"number": len(data.source), "fingerprint": data.fingerprint()}
     if resume:
         run.remove_leftovers()
@@ -194,7 +208,7 @@ def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
         raise ConfigError(
             f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: {trained} epochs are trained"
         )
-    before = load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config).to_dict()
+    before = _recipe_of(run).to_dict()
     for part, values in recipe.to_dict().items():
         for key in values.keys() | before[part].keys():
             if part != "run" and key not in _MAY_CHANGE and values.get(key) != before[part].get(key):
@@ -204,8 +218,13 @@ def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
                 )
 
 
+def _recipe_of(run: RunFolder) -> Recipe:
+    return load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config)
+
+
 def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     config = recipe.trainer
+    assert config.precision != "auto", "it has been settled"
     callbacks: list[Callback] = [EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
     if config.ema_decay:
         callbacks.insert(0, WeightEMA(config.ema_decay))
