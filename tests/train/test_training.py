@@ -237,7 +237,7 @@ def test_fine_tuning_starts_from_a_run(whole_run, tmp_path, capsys):
 
 
 def test_a_diverging_loss_stops_the_run(tmp_path):
-    with pytest.raises(RunError, match=r"loss became (nan|inf).*learning_rate"):
+    with pytest.raises(RunError, match=r"training loss became (nan|inf) in epoch \d+, step \d+.*learning_rate"):
         train(
             recipe(
                 tmp_path / "x",
@@ -246,6 +246,10 @@ def test_a_diverging_loss_stops_the_run(tmp_path):
                 trainer__warmup_epochs=0.0,
             )
         )
+
+    batch = load_file(tmp_path / "x" / "diverged_batch.safetensors")
+    assert batch["image"].shape == (128, 1, 8, 8)
+    assert batch["target"].shape == batch["index"].shape == (128,)
 
 
 def test_early_stopping(tmp_path):

@@ -37,6 +37,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
+        self.diverged_batch = self.path / "diverged_batch.safetensors"
         self.evaluation = self.path / "evaluation"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"

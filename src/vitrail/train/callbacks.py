@@ -12,6 +12,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,6 +22,8 @@ from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, write_trained
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.module import TaskModule
+
+_REMEDY = "lower trainer.learning_rate, lengthen trainer.warmup_epochs, or clip with trainer.gradient_clip"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -106,13 +109,35 @@ class EpochMetrics(Callback):
         self.rows.append(row)
         if trainer.is_global_zero:
             self.run.write_metrics(self.rows)
-        broken = [name for name in ("train_loss", "val_loss") if not math.isfinite(metrics.get(name, 0.0))]
-        if broken:
-            which = "training" if broken[0] == "train_loss" else "validation"
+        if not math.isfinite(metrics.get("val_loss", 0.0)):
             raise RunError(
-                f"the {which} loss became {metrics[broken[0]]} in epoch {trainer.current_epoch}; lower "
-                "trainer.learning_rate, lengthen trainer.warmup_epochs, or clip with trainer.gradient_clip"
+                f"the validation loss became {metrics['val_loss']} in epoch {trainer.current_epoch}; {_REMEDY}"
             )
+
+
+class StopOnNonFinite(Callback):
+    """Stop at the first step whose loss is no finite number, and keep its batch to look at.
+
+    Args:
+        run: Where to.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if bool(loss.isfinite()):
+            return
+        assert isinstance(pl_module, TaskModule)
+        assert pl_module.batch is not None, "a loss comes from a batch"
+        batch = {name: value.detach().cpu().contiguous() for name, value in pl_module.batch.items()}
+        with replacing(self.run.diverged_batch) as temporary:
+            save_file(batch, temporary)
+        raise RunError(
+            f"the training loss became {loss.item()} in epoch {trainer.current_epoch}, step {trainer.global_step}; "
+            f"{_REMEDY}; its batch is in {self.run.diverged_batch}"
+        )
 
 
 class WeightEMA(WeightAveraging):

@@ -29,7 +29,14 @@ from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.losses import ClassificationLoss, balanced_weights
-from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, WeightEMA, WholeCheckpoints, bad_checkpoint
+from vitrail.train.callbacks import (
+    EpochMetrics,
+    RunCheckpoints,
+    StopOnNonFinite,
+    WeightEMA,
+    WholeCheckpoints,
+    bad_checkpoint,
+)
 from vitrail.train.environment import describe_environment
 from vitrail.train.module import TaskModule
 from vitrail.train.precision import choose_precision
@@ -225,7 +232,7 @@ def _recipe_of(run: RunFolder) -> Recipe:
 def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     config = recipe.trainer
     assert config.precision != "auto", "it has been settled"
-    callbacks: list[Callback] = [EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
+    callbacks: list[Callback] = [StopOnNonFinite(run), EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
     if config.ema_decay:
         callbacks.insert(0, WeightEMA(config.ema_decay))
     if config.early_stopping_patience:

@@ -32,6 +32,7 @@ class TaskModule(LightningModule):
         self.config = config
         self.seed = seed
         self.started = False
+        self.batch: dict[str, Tensor] | None = None
         classes = task.model.num_classes
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
@@ -48,6 +49,7 @@ class TaskModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step's loss."""
+        self.batch = batch
         logits = self.task(batch)
         loss = self.task.loss(logits, batch)
         self._record("train", loss, self.train_accuracy, logits, batch)
