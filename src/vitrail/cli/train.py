@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         print(f"precision {run.read_json(run.environment)['precision']}")
     metrics = run.read_metrics()
     column = metrics[recipe.trainer.monitor]
-    row = int(column.argmax() if recipe.trainer.monitor == "val_accuracy" else column.argmin())
+    row = int(column.argmin() if recipe.trainer.monitor == "val_loss" else column.argmax())
     best = metrics.iloc[row]
     print(
         f"{run}: {len(metrics)} epochs; best epoch {int(best['epoch'])} with validation accuracy "

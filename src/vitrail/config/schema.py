@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from vitrail.errors import ConfigError
 
+# What a run may be judged by.
+Monitor = Literal["val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_loss"]
+
 
 def _require(condition: bool, name: str, wanted: str, value: object) -> None:
     if not condition:
@@ -149,8 +152,10 @@ class TrainerConfig:
         grad_checkpointing: Compute activations twice instead of keeping them: less memory, more time.
         warmup_epochs: Over which the learning rate rises linearly from near 0.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
-        early_stopping_patience: Epochs without a better validation loss before it stops; 0 never stops early.
-        monitor: What "best" means: "val_accuracy" (highest) or "val_loss" (lowest).
+        early_stopping_patience: Epochs without a better value before it stops; 0 never stops early.
+        early_stopping_monitor: Which value that is, as for ``monitor``.
+        monitor: What "best" means: highest "val_accuracy", "val_balanced_accuracy" (the mean of the classes') or
+            "val_f1_macro", or lowest "val_loss".
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
         devices: How many; one, for now.
         precision: "auto", which takes "bf16-mixed" where the hardware multiplies bfloat16 itself and "32-true"
@@ -169,7 +174,8 @@ class TrainerConfig:
     warmup_epochs: float = 2.0
     gradient_clip: float = 1.0
     early_stopping_patience: int = 0
-    monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
+    early_stopping_monitor: Monitor = "val_loss"
+    monitor: Monitor = "val_accuracy"
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
     devices: int = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "auto"

@@ -23,6 +23,10 @@ from vitrail.runs.trained import ModelCard, write_trained
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.module import TaskModule
 
+# The values of an epoch that metrics.csv keeps.
+_RECORDED = (
+    "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "val_f1_macro",
+)  # fmt: skip
 _REMEDY = "lower trainer.learning_rate, lengthen trainer.warmup_epochs, or clip with trainer.gradient_clip"
 
 
@@ -101,7 +105,14 @@ class EpochMetrics(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+        for name in (
+            "train_loss",
+            "val_loss",
+            "train_accuracy",
+            "val_accuracy",
+            "val_balanced_accuracy",
+            "val_f1_macro",
+        ):
             if name in metrics:
                 row[name] = round(metrics[name], 6)
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
@@ -173,7 +184,7 @@ class RunCheckpoints(Checkpoint):
     Args:
         run: Where to.
         card: Goes beside the weights.
-        monitor: "val_accuracy" (higher is better) or "val_loss" (lower is better).
+        monitor: A metric of which more is better, or "val_loss", of which less is.
     """
 
     def __init__(self, run: RunFolder, card: ModelCard, monitor: str) -> None:

@@ -236,7 +236,9 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     if config.ema_decay:
         callbacks.insert(0, WeightEMA(config.ema_decay))
     if config.early_stopping_patience:
-        callbacks.append(EarlyStopping("val_loss", patience=config.early_stopping_patience))
+        value = config.early_stopping_monitor
+        mode = "min" if value == "val_loss" else "max"
+        callbacks.append(EarlyStopping(value, patience=config.early_stopping_patience, mode=mode))
     interactive = sys.stderr.isatty()
     if interactive:
         callbacks.append(TQDMProgressBar())

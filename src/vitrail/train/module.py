@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from vitrail.config.schema import TrainerConfig
 from vitrail.tasks.classification import ClassificationTask
@@ -35,7 +35,13 @@ class TaskModule(LightningModule):
         self.batch: dict[str, Tensor] | None = None
         classes = task.model.num_classes
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.val_metrics = MetricCollection(
+            {
+                "val_accuracy": MulticlassAccuracy(classes, average="micro"),
+                "val_balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
+                "val_f1_macro": MulticlassF1Score(classes, average="macro"),
+            }
+        )
 
     def on_train_start(self) -> None:
         """From here on everything that a checkpoint holds has been restored."""
@@ -52,19 +58,19 @@ class TaskModule(LightningModule):
         self.batch = batch
         logits = self.task(batch)
         loss = self.task.loss(logits, batch)
-        self._record("train", loss, self.train_accuracy, logits, batch)
+        self.train_accuracy(logits, batch["target"])
+        options = _by_epoch(logits)
+        self.log("train_loss", loss, **options)
+        self.log("train_accuracy", self.train_accuracy, **options, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Loss and accuracy of a validation batch."""
+        """Loss and metrics of a validation batch."""
         logits = self.task(batch)
-        self._record("val", self.task.loss(logits, batch), self.val_accuracy, logits, batch)
-
-    def _record(self, split: str, loss: Tensor, accuracy: Metric, logits: Tensor, batch: dict[str, Tensor]) -> None:
-        accuracy(logits, batch["target"])
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(logits)}
-        self.log(f"{split}_loss", loss, **options, sync_dist=True, prog_bar=split == "val")
-        self.log(f"{split}_accuracy", accuracy, **options, prog_bar=True)
+        self.val_metrics.update(logits, batch["target"])
+        options = _by_epoch(logits)
+        self.log("val_loss", self.task.loss(logits, batch), **options, prog_bar=True)
+        self.log_dict(self.val_metrics, **options)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with warm-up and cosine a step."""
@@ -79,3 +85,7 @@ class TaskModule(LightningModule):
         factor = warmup_cosine(total, warmup, config.min_learning_rate / config.learning_rate)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _by_epoch(logits: Tensor) -> dict[str, Any]:
+    return {"on_step": False, "on_epoch": True, "batch_size": len(logits), "sync_dist": True}
