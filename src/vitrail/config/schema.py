@@ -146,6 +146,9 @@ class TrainerConfig:
         weight_decay: On weights; biases, norms, positions and class tokens have none.
         layer_decay: Factor on the learning rate from each group of layers to the one before it, the classifier's
             being 1; below 1 for fine-tuning.
+        freeze_epochs: Epochs at the start in which the classifier alone is trained.
+        unfreeze_every: After these, epochs until one more group of layers is trained, from the classifier back to the
+            patches; 0 trains all of them at once.
         accumulate: Steps whose gradients are added up before the weights move.
         ema_decay: Of the exponential moving average of the weights, which is validated and kept in place of the
             weights themselves; 0 for none.
@@ -168,6 +171,8 @@ class TrainerConfig:
     min_learning_rate: float = 1e-6
     weight_decay: float = 0.05
     layer_decay: float = 1.0
+    freeze_epochs: int = 0
+    unfreeze_every: int = 0
     accumulate: int = 1
     ema_decay: float = 0.0
     grad_checkpointing: bool = False
@@ -199,7 +204,14 @@ class TrainerConfig:
             f"between 0 and the learning rate {self.learning_rate:g}",
             low,
         )
-        for name in ("weight_decay", "warmup_epochs", "gradient_clip", "early_stopping_patience"):
+        for name in (
+            "weight_decay",
+            "warmup_epochs",
+            "gradient_clip",
+            "early_stopping_patience",
+            "freeze_epochs",
+            "unfreeze_every",
+        ):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"trainer.{name}", "at least 0 and finite", value)
         _require(self.devices == 1, "trainer.devices", "1: several devices are not supported yet", self.devices)

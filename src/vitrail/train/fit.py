@@ -38,6 +38,7 @@ from vitrail.train.callbacks import (
     bad_checkpoint,
 )
 from vitrail.train.environment import describe_environment
+from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
 from vitrail.train.precision import choose_precision
 from vitrail.weights.load import load_weights
@@ -233,6 +234,8 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     config = recipe.trainer
     assert config.precision != "auto", "it has been settled"
     callbacks: list[Callback] = [StopOnNonFinite(run), EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
+    if config.freeze_epochs:
+        callbacks.append(Freezing(config.freeze_epochs, config.unfreeze_every))
     if config.ema_decay:
         callbacks.insert(0, WeightEMA(config.ema_decay))
     if config.early_stopping_patience:
