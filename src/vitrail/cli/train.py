@@ -21,9 +21,12 @@ def main(argv: list[str]) -> int:
     )
     if recipe is None:
         return 0
+    from vitrail.train.environment import is_first_process
     from vitrail.train.fit import train
 
     run = train(recipe, resume="--resume" in options)
+    if not is_first_process():
+        return 0
     if recipe.trainer.precision == "auto":
         print(f"precision {run.read_json(run.environment)['precision']}")
     metrics = run.read_metrics()

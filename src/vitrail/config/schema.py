@@ -160,7 +160,8 @@ class TrainerConfig:
         monitor: What "best" means: highest "val_accuracy", "val_balanced_accuracy" (the mean of the classes') or
             "val_f1_macro", or lowest "val_loss".
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
-        devices: How many; one, for now.
+        devices: How many processes, each with its share of every batch (DDP); one a GPU, or any number on a CPU.
+        num_nodes: Machines with as many devices each.
         precision: "auto", which takes "bf16-mixed" where the hardware multiplies bfloat16 itself and "32-true"
             elsewhere; or "32-true", "bf16-mixed", "16-mixed", "bf16-true", as Lightning names them.
         deterministic: Refuse operations whose result differs from run to run.
@@ -183,6 +184,7 @@ class TrainerConfig:
     monitor: Monitor = "val_accuracy"
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
     devices: int = 1
+    num_nodes: int = 1
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "auto"
     deterministic: bool = False
 
@@ -214,7 +216,8 @@ class TrainerConfig:
         ):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"trainer.{name}", "at least 0 and finite", value)
-        _require(self.devices == 1, "trainer.devices", "1: several devices are not supported yet", self.devices)
+        for name in ("devices", "num_nodes"):
+            _require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,16 @@ class Recipe:
     task: TaskConfig = field(default_factory=TaskConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Check what concerns two parts.
+
+        Raises:
+            ConfigError: A batch that does not divide among the processes.
+        """
+        processes = self.trainer.devices * self.trainer.num_nodes
+        wanted = f"a multiple of the {processes} processes that share it"
+        _require(self.data.batch_size % processes == 0, "data.batch_size", wanted, self.data.batch_size)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The recipe as nested plain values, the model's settings beside its name, as YAML has them."""

@@ -46,22 +46,37 @@ class ImageData:
             raise DataError(f"the data has no {split!r} split, only {', '.join(self.splits)}")
         return self.splits[split]
 
-    def loader(self, split: str, *, shuffle_seed: int | None = None) -> DataLoader[Batch]:
+    def loader(
+        self, split: str, *, shuffle_seed: int | None = None, rank: int = 0, world: int = 1
+    ) -> DataLoader[Batch]:
         """Batches of a split, in order, or shuffled anew each epoch (the last incomplete batch is then left out).
+
+        Several processes share each shuffled batch, so that together they see the batches that one would; of a split
+        in order each has every ``world``-th image.
 
         Args:
             split: Its name.
             shuffle_seed: Seed of the shuffling; the order of the source when not given.
+            rank: Number of this process.
+            world: How many there are; divides the batch.
         """
         indices = self.indices(split)
-        sampler = None if shuffle_seed is None else EpochShuffle(len(indices), shuffle_seed)
+        share = self.config.batch_size // world
+        sampler = None if shuffle_seed is None else EpochShuffle(len(indices), shuffle_seed, share, rank, world)
+        if sampler is None:
+            indices = indices[rank::world]
         workers = self.config.num_workers
         if workers == -1:
             workers = 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
         whole_batches = sampler is not None and len(indices) >= self.config.batch_size
+        if sampler is not None and world > 1 and not whole_batches:
+            raise ConfigError(
+                f"data.batch_size {self.config.batch_size} is more than the {len(indices)} training images; several "
+                "processes need a whole batch"
+            )
         return DataLoader(
             _SplitDataset(self.source, indices),
-            batch_size=self.config.batch_size,
+            batch_size=share,
             sampler=sampler,
             num_workers=workers,
             collate_fn=_already_a_batch,
@@ -205,10 +220,14 @@ class EpochShuffle(Sampler[int]):
     Args:
         length: Images.
         seed: Of the permutations.
+        share: Images of a batch that one process takes.
+        rank: Number of this process.
+        world: How many processes there are; with several, images that fill no batch of all are left out.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, share: int = 1, rank: int = 0, world: int = 1) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
+        self.share, self.rank, self.world = share, rank, world
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's permutation; the training loop calls it."""
@@ -216,7 +235,13 @@ class EpochShuffle(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        return iter(rng.permutation(self.length).tolist())
+        order = rng.permutation(self.length)
+        if self.world > 1:
+            batches = order[: len(self) * self.world].reshape(-1, self.world, self.share)
+            order = batches[:, self.rank].reshape(-1)
+        return iter(order.tolist())
 
     def __len__(self) -> int:
-        return self.length
+        if self.world == 1:
+            return self.length
+        return self.length // (self.share * self.world) * self.share

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vitrail.config.load import dump_recipe, load_recipe
-from vitrail.config.schema import Recipe
+from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.images import BANDS
 from vitrail.data.transforms import build_augmentation
@@ -37,7 +37,7 @@ from vitrail.train.callbacks import (
     WholeCheckpoints,
     bad_checkpoint,
 )
-from vitrail.train.environment import describe_environment
+from vitrail.train.environment import describe_environment, is_first_process
 from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
 from vitrail.train.precision import choose_precision
@@ -91,12 +91,14 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     task = ClassificationTask(model, card.normalization(), augment, _criterion(recipe, data))
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
-    checkpoint = _open_run(recipe, run, data, resume, why)
+    # Other processes begin when the first has made the folder, and only read it.
+    checkpoint = _open_run(recipe, run, data, resume, why) if is_first_process() else _checkpoint(run, resume)
+    share = {"rank": trainer.global_rank, "world": trainer.world_size}
     try:
         trainer.fit(
             module,
-            data.loader("train", shuffle_seed=recipe.run.seed),
-            data.loader("val"),
+            data.loader("train", shuffle_seed=recipe.run.seed, **share),
+            data.loader("val", **share),
             ckpt_path=str(checkpoint) if checkpoint else None,
         )
     except (RuntimeError, KeyError) as error:
@@ -186,7 +188,7 @@ def _settle_precision(recipe: Recipe, run: RunFolder | None) -> tuple[Recipe, st
 
 def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, precision_why: str) -> Path | None:
     """Make or reopen the run folder and write the recipe into it; gives the checkpoint to go on from."""
-    checkpoint = run.last_checkpoint if resume and run.last_checkpoint.is_file() else None
+    checkpoint = _checkpoint(run, resume)
     environment = describe_environment(recipe.run.seed)
     environment["precision"] = f"{recipe.trainer.precision}: {precision_why}"
     environment["images"] = {"number": len(data.source), "fingerprint": data.fingerprint()}
@@ -207,6 +209,10 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, pre
     write_text(run.recipe, dump_recipe(settled))
     run.write_json(run.environment, environment)
     return checkpoint
+
+
+def _checkpoint(run: RunFolder, resume: bool) -> Path | None:
+    return run.last_checkpoint if resume and run.last_checkpoint.is_file() else None
 
 
 def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
@@ -242,7 +248,7 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
         value = config.early_stopping_monitor
         mode = "min" if value == "val_loss" else "max"
         callbacks.append(EarlyStopping(value, patience=config.early_stopping_patience, mode=mode))
-    interactive = sys.stderr.isatty()
+    interactive = sys.stderr.isatty() and is_first_process()
     if interactive:
         callbacks.append(TQDMProgressBar())
     logger = TensorBoardLogger(str(run.path), name="", version="tensorboard") if recipe.run.tensorboard else False
@@ -251,6 +257,10 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
             max_epochs=config.max_epochs,
             accelerator=config.accelerator,
             devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=_strategy(config),
+            use_distributed_sampler=False,
+            sync_batchnorm=config.devices * config.num_nodes > 1 and torch.cuda.is_available(),
             precision=config.precision,
             deterministic=config.deterministic,
             gradient_clip_val=config.gradient_clip or None,
@@ -278,6 +288,13 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     return trainer
 
 
+def _strategy(config: TrainerConfig) -> str:
+    if config.devices * config.num_nodes == 1:
+        return "auto"
+    # What is frozen takes no part in a step.
+    return "ddp_find_unused_parameters_true" if config.freeze_epochs else "ddp"
+
+
 def _quiet_libraries() -> None:
     """Lightning's advice about itself is for its own users."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -287,6 +304,7 @@ def _quiet_libraries() -> None:
         r".*number of training batches.*",
         r".*Checkpoint directory.*exists and is not empty.*",
         r".*torch.jit.script.*",
+        r".*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
     torch.set_float32_matmul_precision("high")

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from vitrail.config.schema import TrainerConfig
@@ -34,6 +34,8 @@ class TaskModule(LightningModule):
         self.started = False
         self.batch: dict[str, Tensor] | None = None
         classes = task.model.num_classes
+        # Metrics, unlike logged numbers, are exact over several processes and batches of different sizes.
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_metrics = MetricCollection(
             {
@@ -59,8 +61,9 @@ class TaskModule(LightningModule):
         logits = self.task(batch)
         loss = self.task.loss(logits, batch)
         self.train_accuracy(logits, batch["target"])
+        self.train_loss.update(loss.detach(), len(logits))
         options = _by_epoch(logits)
-        self.log("train_loss", loss, **options)
+        self.log("train_loss", self.train_loss, **options)
         self.log("train_accuracy", self.train_accuracy, **options, prog_bar=True)
         return loss
 
@@ -68,8 +71,9 @@ class TaskModule(LightningModule):
         """Loss and metrics of a validation batch."""
         logits = self.task(batch)
         self.val_metrics.update(logits, batch["target"])
+        self.val_loss.update(self.task.loss(logits, batch), len(logits))
         options = _by_epoch(logits)
-        self.log("val_loss", self.task.loss(logits, batch), **options, prog_bar=True)
+        self.log("val_loss", self.val_loss, **options, prog_bar=True)
         self.log_dict(self.val_metrics, **options)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -88,4 +92,4 @@ class TaskModule(LightningModule):
 
 
 def _by_epoch(logits: Tensor) -> dict[str, Any]:
-    return {"on_step": False, "on_epoch": True, "batch_size": len(logits), "sync_dist": True}
+    return {"on_step": False, "on_epoch": True, "batch_size": len(logits)}
