@@ -111,11 +111,11 @@ def _titles(streams: tuple[Stream, ...], raw: dict[str, Tensor], made: bool) -> 
     for stream in streams:
         name = "the image" if stream.name == "image" else "the spectral input"
         if stream.name not in raw:
-            name = f"NOISE in place of {name}"
+            name = f"NOISE for {name}"
         elif stream.name != "image" and made:
             name = "the image's edges"
         if stream.chans not in _COLORS or (stream.name not in raw and stream.chans != 1):
-            name += f" (mean of {stream.chans} bands)"
+            name += f"\n(mean of {stream.chans} bands)"
         titles.append(name)
     return titles
 

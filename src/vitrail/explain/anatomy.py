@@ -403,7 +403,9 @@ def _fusion(
 ) -> FusedStreams | None:
     for name, (args, output) in seen.items():
         if isinstance(modules[name], CrossAttentionFusion | ConcatFusion):
-            weights = next((step.weights[0] for step in steps if step.layout.kind == "cross"), None)
+            # Concatenation reports for each token the places that it reads: no attention.
+            attends = isinstance(modules[name], CrossAttentionFusion)
+            weights = next((step.weights[0] for step in steps if attends and step.layout.kind == "cross"), None)
             return FusedStreams(weights, args[0][0], args[1][0], output[0])
     return None
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, withStroke
 from matplotlib.ticker import MaxNLocator
@@ -29,12 +30,13 @@ plt.rcParams["svg.hashsalt"] = "vitrail"
 
 ACCENT = "#F0E442"
 INK = "#222222"
-PADDING = "#BBBBBB"
+PADDING = "#C8C8C8"
 # Regions of shifted windows: A stays, B came from the left, C from the top, D from the corner.
 REGION_COLORS = (PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3])
 REGION_LETTERS = "ABCD"
 # More lines than these would hide the image.
 _MOST_LINES = 80
+_MOST_PLAIN_LINES = 34
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,28 @@ class View:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def panels(rows: int, columns: int, width: float = 3.2, height: float = 3.4) -> tuple[Figure, Array]:
-    """A figure of equal panels, and its axes as an array ``(rows, columns)``."""
+def panels(rows: int, columns: int, width: float = 3.2, ratio: float = 1.0) -> tuple[Figure, Array]:
+    """A figure of equal panels, and its axes as an array ``(rows, columns)``.
+
+    Args:
+        rows: Rows of panels.
+        columns: Columns of panels.
+        width: Of a panel, in inches.
+        ratio: Height over width of what a panel shows.
+    """
+    height = 0.82 * width * min(max(ratio, 0.3), 2.5) + 0.9
     figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows + 0.6), layout="constrained", squeeze=False
+        rows, columns, figsize=(width * columns, height * rows + 0.5), layout="constrained", squeeze=False
     )
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(h_pad=0.08)
     return figure, axes
+
+
+def ratio_of(pair: Pair) -> float:
+    """Height over width."""
+    return pair[0] / pair[1]
 
 
 def head(figure: Figure, title: str, told: str) -> Figure:
@@ -75,6 +93,7 @@ def where(layer: str) -> str:
     stage = re.search(r"(?:layers|stages)\.(\d+)", layer)
     block = re.search(r"blocks\.(\d+)", layer)
     found = [f"{kind} {int(match[1]) + 1}" for kind, match in (("stage", stage), ("block", block)) if match]
+    found += [f"{kind} attention" for kind in ("block", "grid") if f".attn_{kind}." in layer]
     return ", ".join(found) or layer
 
 
@@ -99,24 +118,27 @@ def label(axis: Any, title: str, unit: str = "token") -> None:
     _whole_ticks(axis)
 
 
-def show_image(axis: Any, view: View, stride: Pair, grid: Pair, alpha: float = 1.0) -> None:
-    """Draw the image in token units; what lies beyond it, up to the padded grid, is hatched.
+def show_image(axis: Any, view: View, stride: Pair, grid: Pair, padded: Pair | None = None, alpha: float = 1.0) -> None:
+    """Draw the image in token units.
+
+    What tokens cover beyond the image is gray; tokens that only fill up windows are hatched.
 
     Args:
         axis: Where.
         view: The image.
         stride: Pixels from one token to the next.
-        grid: Height and width to show in tokens, with padding.
+        grid: Height and width of the map in tokens.
+        padded: The same with the tokens that fill up windows.
         alpha: Below 1 pales the image.
     """
     height, width = view.size[0] / stride[0], view.size[1] / stride[1]
+    rows, columns = padded or grid
+    axis.set_facecolor(PADDING)
     _imshow(axis, view.pixels, (0, width, height, 0), alpha)
-    rows, columns = grid
-    if rows > height:
-        hatch(axis, (height, 0), (rows - height, max(columns, width)))
-    if columns > width:
-        hatch(axis, (0, width), (min(height, rows), columns - width))
-    axis.set(xlim=(0, max(columns, width)), ylim=(max(rows, height), 0))
+    filler = np.ones((rows, columns), dtype=bool)
+    filler[: grid[0], : grid[1]] = False
+    hatch_cells(axis, filler)
+    axis.set(xlim=(0, columns), ylim=(rows, 0))
     axis.set_aspect(stride[0] / stride[1])
 
 
@@ -130,7 +152,7 @@ def show_rolled(axis: Any, view: View, stride: Pair, grid: Pair, shift: Pair) ->
     """Draw the padded image rolled up and left by ``shift`` tokens, in token units."""
     full = (grid[0] * stride[0], grid[1] * stride[1])
     height, width = min(view.size[0], full[0]), min(view.size[1], full[1])
-    padded = np.full((*full, *view.pixels.shape[2:]), 0.75, dtype=np.float64)
+    padded = np.full((*full, *view.pixels.shape[2:]), 0.78, dtype=np.float64)
     padded[:height, :width] = view.pixels[:height, :width]
     rolled = np.roll(padded, (-shift[0] * stride[0], -shift[1] * stride[1]), (0, 1))
     _imshow(axis, rolled, (0, grid[1], grid[0], 0))
@@ -145,25 +167,31 @@ def hatch(axis: Any, corner: tuple[float, float], size: tuple[float, float]) -> 
     )
 
 
-def hatch_cells(axis: Any, cells: Array) -> None:
-    """Mark cells as padding: True cells of a map ``(rows, columns)``, a rectangle for each run of equal rows."""
+def hatch_cells(axis: Any, cells: Array, first: Pair = (0, 0)) -> None:
+    """Mark cells as padding: True cells of a map whose corner is at ``first``; a rectangle for each run of rows."""
     start = 0
     for end in range(1, len(cells) + 1):
         if end < len(cells) and np.array_equal(cells[end], cells[start]):
             continue
         edges = np.flatnonzero(np.diff(np.concatenate([[0], cells[start].astype(int), [0]])))
         for left, right in edges.reshape(-1, 2):
-            hatch(axis, (start, left), (end - start, right - left))
+            hatch(axis, (first[0] + start, first[1] + left), (end - start, right - left))
         start = end
 
 
-def lines(axis: Any, grid: Pair, step: Pair = (1, 1), color: str = "white", width: float = 0.5) -> None:
-    """Lines between cells, every ``step`` rows and columns."""
-    if max(grid[0] / step[0], grid[1] / step[1]) > _MOST_LINES:
+def lines(
+    axis: Any, grid: Pair, step: Pair = (1, 1), color: str = "white", width: float = 0.5, first: Pair = (0, 0)
+) -> None:
+    """Lines between cells, every ``step`` rows and columns, from the row and column ``first``."""
+    cells = max((grid[0] - first[0]) / step[0], (grid[1] - first[1]) / step[1])
+    if cells > _MOST_LINES:
         return
-    rows, columns = np.arange(0, grid[0] + 1, step[0]), np.arange(0, grid[1] + 1, step[1])
-    segments = [((0, r), (grid[1], r)) for r in rows] + [((c, 0), (c, grid[0])) for c in columns]
-    axis.add_collection(_stroked(segments, color, width))
+    rows, columns = np.arange(first[0], grid[0] + 1, step[0]), np.arange(first[1], grid[1] + 1, step[1])
+    segments = [((first[1], r), (grid[1], r)) for r in rows] + [((c, first[0]), (c, grid[0])) for c in columns]
+    if cells > _MOST_PLAIN_LINES:
+        axis.add_collection(LineCollection(segments, colors=color, linewidths=0.3, alpha=0.6, zorder=2))
+    else:
+        axis.add_collection(_stroked(segments, color, width))
 
 
 def outline(axis: Any, labels: Array, color: str = ACCENT, width: float = 1.8) -> None:
@@ -206,6 +234,13 @@ def star(axis: Any, row: float, column: float, color: str = ACCENT, size: float 
     axis.plot(
         column, row, marker="*", markersize=size, color=color, markeredgecolor="black", markeredgewidth=0.8, zorder=5
     )
+
+
+def inside(cells: Array) -> tuple[float, float]:
+    """A place to write in a set of cells ``(n, 2)``: the middle of the cell nearest to their median."""
+    center = np.median(cells, axis=0)
+    row, column = cells[np.abs(cells - center).sum(axis=1).argmin()]
+    return float(row) + 0.5, float(column) + 0.5
 
 
 def blank(axis: Any) -> None:

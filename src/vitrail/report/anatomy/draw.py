@@ -56,7 +56,9 @@ def plan_pictures(
         pictures["windows"] = lambda: windows.draw_windows(image_groups, views[0], told)
     if "grid" in kinds:
         pictures["partitions"] = lambda: windows.draw_partitions(image_groups, views[0], told)
-    masking = next((group for group in image_groups if bool(group.blocked.any())), None)
+    masks = [group for group in image_groups if bool(group.blocked.any())]
+    # A shifted layer shows every kind of mask, padding among them.
+    masking = next((group for group in masks if group.layout.shift != (0, 0)), next(iter(masks), None))
     if masking is not None:
         pictures["attention_mask"] = lambda: windows.draw_masks(masking, told)
     elif image_groups:

@@ -23,6 +23,7 @@ from vitrail.report.anatomy.canvas import (
     label,
     lines,
     panels,
+    ratio_of,
     show_image,
     star,
     where,
@@ -45,34 +46,40 @@ def draw_merging(merge: Merge, view: View, after: Level | None, told: str) -> Fi
         after: The first map after it, if it is known.
         told: What is drawn, with which weights.
     """
-    figure, axes = panels(2, 3, 3.1, 3.2)
+    rows, columns = merge.grid
     h, w = (min(side, _MOST_CELLS // 2) for side in merge.parents.shape[:2])
-    parents = merge.parents[:h, :w].numpy()
-    rows, columns = min(2 * h, merge.grid[0]), min(2 * w, merge.grid[1])
+    # Where an edge is padded that is the corner to show.
+    top = merge.parents.shape[0] - h if rows % 2 else 0
+    left = merge.parents.shape[1] - w if columns % 2 else 0
+    figure, axes = panels(2, 3, 3.1, h / w)
     colors = token_colors(view, merge)
     axis = axes[0, 0]
-    axis.imshow(colors[:rows, :columns], cmap="gray", vmin=0, vmax=1, extent=(0, columns, rows, 0))
-    hatch_cells(axis, _beyond(merge.grid, (2 * h, 2 * w)))
-    _number_parents(axis, parents, merge.grid)
-    lines(axis, (2 * h, 2 * w), (2, 2), "#F0E442", 2.0)
-    axis.set(xlim=(0, 2 * w), ylim=(2 * h, 0))
-    part = "" if (2 * h, 2 * w) >= merge.grid else f"\n(its first {rows} × {columns} are shown)"
-    label(axis, f"before: {merge.grid[0]} × {merge.grid[1]} tokens{part}")
+    _show_cells(axis, colors[2 * top : 2 * (top + h), 2 * left : 2 * (left + w)], (2 * top, 2 * left))
+    beyond = np.ones((2 * (top + h), 2 * (left + w)), dtype=bool)
+    beyond[:rows, :columns] = False
+    hatch_cells(axis, beyond)
+    parents = merge.parents[top : top + h, left : left + w].numpy()
+    _number_parents(axis, parents, merge.grid, (top, left))
+    lines(axis, beyond.shape, (2, 2), "#F0E442", 2.0, (2 * top, 2 * left))
+    axis.set(xlim=(2 * left, 2 * (left + w)), ylim=(2 * (top + h), 2 * top))
+    part = "" if merge.parents.shape[:2] == (h, w) else f", of which {2 * h} × {2 * w} are shown"
+    zeros = "\n0: a padded row or column of zeros" if rows % 2 or columns % 2 else "\ncounted in each 2 × 2"
+    label(axis, f"before: {rows} × {columns} tokens{part}{zeros}")
     flat = colors.reshape(-1, *colors.shape[2:])
     for slot, (row, column) in enumerate(PARENTS):
         axis = axes[row, column + 1]
         places = parents[..., slot]
-        axis.imshow(flat[np.maximum(places, 0)], cmap="gray", vmin=0, vmax=1, extent=(0, w, h, 0))
-        hatch_cells(axis, places < 0)
-        lines(axis, (h, w), (1, 1), PALETTE[slot], 1.6)
+        _show_cells(axis, flat[np.maximum(places, 0)], (top, left))
+        hatch_cells(axis, places < 0, (top, left))
+        lines(axis, (top + h, left + w), (1, 1), PALETTE[slot], 1.6, (top, left))
         label(axis, f"{slot + 1}: row {row}, column {column}\nof each 2 × 2")
-        axis.set(xlim=(0, w), ylim=(h, 0))
+        axis.set(xlim=(left, left + w), ylim=(top + h, top))
     axis = axes[1, 0]
     if after is None:
         blank(axis)
     else:
         C, H, W = after.map.shape
-        axis.imshow(principal_colors(after.map)[:h, :w].numpy(), extent=(0, w, h, 0), interpolation="nearest")
+        _show_cells(axis, principal_colors(after.map)[top : top + h, left : left + w].numpy(), (top, left))
         label(axis, f"after the stage's blocks: {H} × {W} × {C}\n(principal components as colours)")
     title = f"Patch merging before {where(merge.name)}: concatenate 1 2 3 4, LayerNorm, linear map from 4C to 2C"
     return head(figure, title, told)
@@ -90,21 +97,23 @@ def token_colors(view: View, merge: Merge) -> Array:
     return array
 
 
-def _beyond(grid: tuple[int, int], shown: tuple[int, int]) -> Array:
-    cells = np.ones(shown, dtype=bool)
-    cells[: grid[0], : grid[1]] = False
-    return cells
+def _show_cells(axis: Any, colors: Array, first: tuple[int, int]) -> None:
+    """Draw a colour a cell, the first cell at the row and column ``first``."""
+    bottom, right = first[0] + colors.shape[0], first[1] + colors.shape[1]
+    extent = (first[1], right, bottom, first[0])
+    axis.imshow(colors, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
 
 
-def _number_parents(axis: Any, parents: Array, grid: tuple[int, int]) -> None:
+def _number_parents(axis: Any, parents: Array, grid: tuple[int, int], first: tuple[int, int]) -> None:
     for row, column, slot in np.ndindex(parents.shape):
         place = int(parents[row, column, slot])
-        # A token of the padding lies where its order puts it, and has no place of its own.
-        y, x = divmod(place, grid[1]) if place >= 0 else (2 * row + PARENTS[slot][0], 2 * column + PARENTS[slot][1])
+        # A token of the padding has no place of its own: it lies where its order puts it.
+        corner = 2 * (first[0] + row) + PARENTS[slot][0], 2 * (first[1] + column) + PARENTS[slot][1]
+        y, x = divmod(place, grid[1]) if place >= 0 else corner
+        color = PALETTE[slot] if place >= 0 else "#777777"
         axis.text(
             x + 0.5, y + 0.5, "0" if place < 0 else str(slot + 1), ha="center", va="center", fontsize=8, zorder=4,
-            color="white", fontweight="bold",
-            bbox={"boxstyle": "circle,pad=0.15", "facecolor": PALETTE[slot] if place >= 0 else "#777777", "lw": 0},
+            color="white", fontweight="bold", bbox={"boxstyle": "circle,pad=0.15", "facecolor": color, "lw": 0},
         )  # fmt: skip
 
 
@@ -117,7 +126,7 @@ def draw_pyramid(levels: Sequence[Level], view: View, told: str) -> Figure:
         told: What is drawn, with which weights.
     """
     chosen = choose_levels(levels)
-    figure, axes = panels(2, len(chosen) + 1, 2.7, 2.9)
+    figure, axes = panels(2, len(chosen) + 1, 2.7, ratio_of(view.size))
     _input(axes[0, 0], view)
     blank(axes[1, 0])
     axes[1, 0].text(
@@ -170,7 +179,7 @@ def draw_streams(streams: Sequence[Sequence[Level]], views: Sequence[View], told
         told: What is drawn, with which weights.
     """
     chosen = [choose_levels(levels) for levels in streams]
-    figure, axes = panels(len(chosen), 1 + max(map(len, chosen)), 2.7, 2.9)
+    figure, axes = panels(len(chosen), 1 + max(map(len, chosen)), 2.7, ratio_of(views[0].size))
     for row, (levels, view) in enumerate(zip(chosen, views, strict=True)):
         for axis in axes[row]:
             blank(axis)
@@ -192,7 +201,7 @@ def draw_fusion(fusion: FusedStreams, views: Sequence[View], told: str) -> Figur
     """
     if fusion.weights is None:
         return _draw_concat(fusion, told)
-    figure, axes = panels(2, 4, 2.8, 2.9)
+    figure, axes = panels(2, 4, 2.8, ratio_of(views[0].size))
     h, w, C = fusion.image.shape
     keys = (fusion.spectral.shape[0], fusion.spectral.shape[1])
     weights = fusion.weights.float().mean(dim=0).numpy()
@@ -211,6 +220,7 @@ def draw_fusion(fusion: FusedStreams, views: Sequence[View], told: str) -> Figur
     axes[0, 2].set_title(f"attention, mean over {len(fusion.weights)} heads\n{h * w} × {keys[0] * keys[1]}", fontsize=9)
     axes[0, 2].set_xlabel("spectral token (key)", fontsize=8)
     axes[0, 2].set_ylabel("image token (query)", fontsize=8)
+    axes[0, 2].tick_params(labelsize=7)
     fused = Level("fused", (1, 1), fusion.fused.permute(2, 0, 1))
     axes[0, 3].imshow(principal_colors(fused.map).numpy(), extent=(0, w, h, 0), interpolation="nearest")
     label(axes[0, 3], f"fused: {h} × {w} × {C}\n(principal components)")
@@ -228,6 +238,7 @@ def draw_fusion(fusion: FusedStreams, views: Sequence[View], told: str) -> Figur
         write(axes[0, 0], row + 0.5, column + 0.85 if column + 1 < w else column + 0.15, str(number + 1), 9)
     bar = figure.colorbar(shown, ax=axes, shrink=0.6, aspect=25)
     bar.set_label("% of the attention", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     return head(
         figure, "Fusion by cross-attention: image tokens are the queries, spectral tokens keys and values", told
     )
@@ -241,7 +252,7 @@ def asking_tokens(grid: tuple[int, int]) -> list[int]:
 
 
 def _draw_concat(fusion: FusedStreams, told: str) -> Figure:
-    figure, axes = panels(1, 3, 3.2, 3.2)
+    figure, axes = panels(1, 3, 3.2, fusion.image.shape[0] / fusion.image.shape[1])
     parts = (("image tokens", fusion.image), ("spectral tokens", fusion.spectral), ("fused", fusion.fused))
     for axis, (name, tokens) in zip(axes[0], parts, strict=True):
         h, w, C = tokens.shape

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from vitrail.explain.anatomy import RelativeBias
-from vitrail.report.anatomy.canvas import INK, Array, blank, head, label, pair_ticks, panels, star, where
+from vitrail.report.anatomy.canvas import INK, Array, blank, head, label, pair_ticks, star, where
 
 # Numbers in more cells than these cannot be read.
 _MOST_NUMBERS = 9
@@ -25,21 +26,17 @@ def draw_relative_position(layers: Sequence[RelativeBias], told: str) -> Figure:
         told: What is drawn, with which weights.
     """
     chosen = list(layers) if len(layers) <= _MOST_LAYERS else [layers[0], layers[-1]]
-    heads = min(_MOST_HEADS, max(len(layer.table) for layer in chosen))
-    figure, axes = panels(1 + len(chosen), max(4, heads), 3.1, 3.1)
     first = layers[0]
     wh, ww = first.window
-    _draw_index_matrix(axes[0, 0], first)
-    center = (wh // 2) * ww + ww // 2
-    _draw_row(axes[0, 1], first, 0, "row of the first token, laid out as its window")
-    _draw_row(axes[0, 2], first, center, "row of the centre token (star)")
-    _draw_bias(figure, axes[0, 3], first)
-    for axis in axes[0, 4:]:
-        blank(axis)
-    for row, layer in enumerate(chosen, start=1):
-        for axis in axes[row]:
-            blank(axis)
-        _draw_tables(figure, axes[row], layer, heads)
+    figure = plt.figure(figsize=(13.0, 3.6 * (1 + len(chosen)) + 0.5), layout="constrained")
+    parts = figure.subfigures(1 + len(chosen), 1, squeeze=False)[:, 0]
+    axes = parts[0].subplots(1, 4)
+    _draw_index_matrix(axes[0], first)
+    _draw_row(axes[1], first, 0, "read by the first token (star)")
+    _draw_row(axes[2], first, (wh // 2) * ww + ww // 2, "read by the centre token (star)")
+    _draw_bias(parts[0], axes[3], first)
+    for part, layer in zip(parts[1:], chosen, strict=True):
+        _draw_tables(part, layer)
     rows = (2 * wh - 1) * (2 * ww - 1)
     title = f"Relative positions in windows of {wh} × {ww}: {rows} learned numbers a head for {(wh * ww) ** 2} pairs"
     return head(figure, title, told)
@@ -59,7 +56,8 @@ def _draw_row(axis: Any, layer: RelativeBias, query: int, title: str) -> None:
     _draw_numbers(axis, index[query].reshape(wh, ww), (wh, ww), int(index.max()))
     row, column = divmod(query, ww)
     label(axis, f"{title}\nindex = (dy + {wh - 1}) · {2 * ww - 1} + (dx + {ww - 1})", "key")
-    star(axis, row + 0.82, column + 0.82, size=9 if max(wh, ww) <= _MOST_NUMBERS else 6)
+    # Below the number, and small where the cells are.
+    star(axis, row + 0.84, column + 0.84, size=9 if max(wh, ww) <= 5 else 6)
 
 
 def _draw_numbers(axis: Any, values: Array, size: tuple[int, int], top: int) -> None:
@@ -72,34 +70,34 @@ def _draw_numbers(axis: Any, values: Array, size: tuple[int, int], top: int) -> 
         axis.text(column + 0.5, row + 0.5, str(value), ha="center", va="center", fontsize=7, color=color)
 
 
-def _draw_bias(figure: Figure, axis: Any, layer: RelativeBias) -> None:
+def _draw_bias(part: Any, axis: Any, layer: RelativeBias) -> None:
     bias = layer.bias[0].float().numpy()
     n = len(bias)
     top = float(np.abs(bias).max()) or 1.0
     shown = axis.imshow(bias, cmap="RdBu_r", vmin=-top, vmax=top, extent=(0, n, n, 0), interpolation="nearest")
     axis.set_title(f"bias added to the scores, head 1\n{where(layer.name)}", fontsize=9)
     pair_ticks(axis)
-    _bar(figure, shown, axis)
+    _bar(part, shown, axis)
 
 
-def _draw_tables(figure: Figure, axes: Array, layer: RelativeBias, heads: int) -> None:
+def _draw_tables(part: Any, layer: RelativeBias) -> None:
     table = layer.table.float().numpy()
     wh, ww = layer.window
     top = float(np.abs(table).max()) or 1.0
-    shown, drawn = None, []
-    for number, axis in enumerate(axes[: min(heads, len(table))]):
-        axis.set_axis_on()
-        drawn.append(axis)
+    axes = part.subplots(1, _MOST_HEADS)
+    for axis in axes[len(table) :]:
+        blank(axis)
+    shown = None
+    for number, axis in enumerate(axes[: len(table)]):
         extent = (-ww + 0.5, ww - 0.5, wh - 0.5, -wh + 0.5)
         shown = axis.imshow(table[number], cmap="RdBu_r", vmin=-top, vmax=top, extent=extent, interpolation="nearest")
         label(axis, f"{where(layer.name)}\ntable of head {number + 1} of {len(table)}")
         axis.set_xlabel("dx: columns, query minus key", fontsize=8)
         axis.set_ylabel("dy: rows, query minus key", fontsize=8)
-    if shown is not None:
-        _bar(figure, shown, drawn)
+    _bar(part, shown, axes[: len(table)])
 
 
-def _bar(figure: Figure, shown: Any, axes: Any) -> None:
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=20)
+def _bar(part: Any, shown: Any, axes: Any) -> None:
+    bar = part.colorbar(shown, ax=axes, shrink=0.8, aspect=20)
     bar.set_label("learned bias", fontsize=8)
     bar.ax.tick_params(labelsize=7)

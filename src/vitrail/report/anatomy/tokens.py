@@ -22,6 +22,7 @@ from vitrail.report.anatomy.canvas import (
     label,
     lines,
     panels,
+    ratio_of,
     show_image,
     star,
     where,
@@ -29,7 +30,7 @@ from vitrail.report.anatomy.canvas import (
 )
 from vitrail.report.figures import PALETTE
 
-_MOST_PULLED_APART = 32
+_MOST_PULLED_APART = 64
 _FIRST_IN_ROW, _LAST_IN_ROW = 9, 2
 _MOST_LAYERS = 4
 _MOST_HEADS = 3
@@ -38,7 +39,8 @@ _MOST_MAPS = 8
 
 def draw_patches(patches: Sequence[PatchGrid], views: Sequence[View], told: str) -> Figure:
     """The grid of patches over each input, the patches pulled apart, and the row of tokens that they become."""
-    figure = plt.figure(figsize=(9.4, 6.2 * len(patches) + 0.4), layout="constrained")
+    tall = 4.2 * max(ratio_of(views[patch.stream].size) for patch in patches) + 2.4
+    figure = plt.figure(figsize=(9.4, tall * len(patches) + 0.4), layout="constrained")
     parts = figure.subfigures(len(patches), 1, squeeze=False)[:, 0]
     for patch, part in zip(patches, parts, strict=True):
         view = views[patch.stream]
@@ -135,7 +137,7 @@ def draw_attention(
     """
     chosen = choose_layers(asked)
     heads = min(_MOST_HEADS, max(len(layer.maps) for layer in chosen))
-    figure, axes = panels(len(chosen), heads + 1 if heads > 1 else 1, 2.9, 3.0)
+    figure, axes = panels(len(chosen), heads + 1 if heads > 1 else 1, 2.9, ratio_of(views[chosen[0].name].size))
     for row, layer in enumerate(chosen):
         maps = layer.maps.float().numpy()
         shown = [("mean over heads" if len(maps) > 1 else "one head", maps.mean(axis=0))]
@@ -144,7 +146,7 @@ def draw_attention(
         scale = Normalize(0, top)
         for column, (title, values) in enumerate(shown):
             axis = axes[row, column]
-            show_image(axis, views[layer.name], strides[layer.name], values.shape, 0.45)
+            show_image(axis, views[layer.name], strides[layer.name], values.shape, alpha=0.45)
             _overlay(axis, 100 * values, scale)
             if layer.place is not None:
                 y, x = divmod(layer.place, values.shape[1])
@@ -204,11 +206,11 @@ def draw_learned(learned: Sequence[LearnedTokens], view: View, stride: tuple[int
     maps = first.maps.numpy() * first.maps[0].numel()
     sections = [(maps, "selects", "weight, multiples of even spread")]
     if first.spread is not None:
-        sections.append((first.spread.float().numpy(), "is taken up", "share that a position takes"))
+        sections.append((first.spread.float().numpy(), "is taken up", "how much a position takes up"))
     shown = min(len(maps), _MOST_MAPS)
     columns = min(shown, 4) + 1
     rows = -(-shown // 4)
-    figure, axes = panels(rows * len(sections), columns, 2.1, 2.25)
+    figure, axes = panels(rows * len(sections), columns, 2.2, 0.85 * ratio_of(view.size))
     for number, (values, verb, unit) in enumerate(sections):
         block = axes[number * rows : (number + 1) * rows]
         scale = Normalize(0, float(np.quantile(values, 0.995)) or 1.0)
@@ -217,18 +219,20 @@ def draw_learned(learned: Sequence[LearnedTokens], view: View, stride: tuple[int
         _plain(block[0, 0], view, stride, values.shape[1:], view.title)
         for token in range(shown):
             axis = block[token // 4, token % 4 + 1]
-            _plain(axis, view, stride, values.shape[1:], f"token {token + 1} {verb}")
+            _plain(axis, view, stride, values.shape[1:], f"token {token + 1} {verb}", 0.6)
             _overlay(axis, values[token], scale)
         bar = figure.colorbar(ScalarMappable(scale, "inferno"), ax=block, shrink=0.85, aspect=18)
         bar.set_label(unit, fontsize=8)
         bar.ax.tick_params(labelsize=7)
     h, w = maps.shape[1:]
     more = f", the first {shown} shown" if shown < len(maps) else ""
-    return head(figure, f"{first.name}: {h} × {w} tokens become {len(maps)}{more}", told)
+    return head(figure, f"TokenLearner: {h} × {w} tokens become {len(maps)}{more}", told)
 
 
-def _plain(axis: Any, view: View, stride: tuple[int, int], grid: tuple[int, int], title: str) -> None:
+def _plain(
+    axis: Any, view: View, stride: tuple[int, int], grid: tuple[int, int], title: str, alpha: float = 1.0
+) -> None:
     axis.set_axis_on()
-    show_image(axis, view, stride, grid, 0.6)
+    show_image(axis, view, stride, grid, alpha=alpha)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=9)

@@ -21,12 +21,14 @@ from vitrail.report.anatomy.canvas import (
     blank,
     hatch_cells,
     head,
+    inside,
     label,
     lines,
     outline,
     paint,
     pair_ticks,
     panels,
+    ratio_of,
     show_image,
     show_rolled,
     star,
@@ -57,7 +59,7 @@ def draw_windows(groups: Sequence[Groups], view: View, told: str) -> Figure:
         told: What is drawn, with which weights.
     """
     stages = by_grid(groups)[:_MOST_STAGES]
-    figure, axes = panels(len(stages), 3, 3.7, 3.9)
+    figure, axes = panels(len(stages), 3, 3.7, ratio_of(view.size))
     for row, layers in enumerate(stages):
         plain = next((g for g in layers if g.layout.shift == (0, 0)), layers[0])
         _draw_plain(axes[row, 0], plain, view)
@@ -74,14 +76,14 @@ def draw_windows(groups: Sequence[Groups], view: View, told: str) -> Figure:
 
 
 def _draw_plain(axis: Any, group: Groups, view: View) -> None:
-    show_image(axis, view, group.stride, group.padded)
+    show_image(axis, view, group.stride, group.grid, group.padded)
     lines(axis, group.padded)
     lines(axis, group.padded, group.window, ACCENT, 1.8)
     label(axis, f"{where(group.name)}: windows of {_size(group.window)}\n{_size(group.grid)} tokens{_padding(group)}")
 
 
 def _draw_shifted(axis: Any, group: Groups, view: View) -> None:
-    show_image(axis, view, group.stride, group.padded)
+    show_image(axis, view, group.stride, group.grid, group.padded)
     lines(axis, group.grid)
     paint(axis, group.grid, _REGIONS, group.at_places(group.labels).numpy(), 0.4)
     outline(axis, group.group_map().numpy())
@@ -107,8 +109,7 @@ def _letters(axis: Any, regions: Array) -> None:
     for value, letter in enumerate(REGION_LETTERS):
         cells = np.argwhere(regions == value)
         if len(cells):
-            row, column = np.median(cells, axis=0) + 0.5
-            write(axis, row, column, letter, 13)
+            write(axis, *inside(cells), letter, 13)
 
 
 def draw_masks(group: Groups, told: str) -> Figure:
@@ -120,7 +121,7 @@ def draw_masks(group: Groups, told: str) -> Figure:
     """
     types, counts, numbers = mask_types(group)
     shown = min(len(types), _MOST_TYPES)
-    figure, axes = panels(2, shown + 1, 2.7, 2.7)
+    figure, axes = panels(2, shown + 1, 2.5, ratio_of(group.window))
     rows, columns = group.padded[0] // group.window[0], group.padded[1] // group.window[1]
     _draw_type_map(axes[0, 0], numbers.view(rows, columns).numpy(), shown, group.layout.kind)
     blank(axes[1, 0])
@@ -169,8 +170,7 @@ def _draw_members(axis: Any, group: Groups, example: int, number: int, count: in
     axis.set(xlim=(0, ww), ylim=(wh, 0))
     axis.set_aspect("equal")
     for value in np.unique(regions):
-        row, column = np.median(np.argwhere(regions == value), axis=0) + 0.5
-        write(axis, row, column, "pad" if value < 0 else REGION_LETTERS[value], 11)
+        write(axis, *inside(np.argwhere(regions == value)), "pad" if value < 0 else REGION_LETTERS[value], 11)
     label(axis, f"kind {number + 1}: {count} of {len(group.members)} {_kind(group)}")
 
 
@@ -209,7 +209,7 @@ def draw_partitions(groups: Sequence[Groups], view: View, told: str) -> Figure:
         told: What is drawn, with which weights.
     """
     stages = by_grid(groups)[:_MOST_STAGES]
-    figure, axes = panels(len(stages), 3, 3.7, 3.9)
+    figure, axes = panels(len(stages), 3, 3.7, ratio_of(view.size))
     for row, layers in enumerate(stages):
         window = next(g for g in layers if g.layout.kind == "window")
         spread = next(g for g in layers if g.layout.kind == "grid")
@@ -220,7 +220,7 @@ def draw_partitions(groups: Sequence[Groups], view: View, told: str) -> Figure:
 
 
 def _draw_partition(axis: Any, group: Groups, view: View, title: str) -> None:
-    show_image(axis, view, group.stride, group.padded)
+    show_image(axis, view, group.stride, group.grid, group.padded)
     numbers = group.group_map().numpy()
     chosen = four_groups(group)
     colors = {number: PALETTE[i] for i, number in enumerate(chosen)}
@@ -233,7 +233,8 @@ def _draw_partition(axis: Any, group: Groups, view: View, title: str) -> None:
         bands = (group.padded[0] // group.window[0], group.padded[1] // group.window[1])
         lines(axis, group.padded, bands, ACCENT, 1.5)
     axis.set(xlim=(0, group.padded[1]), ylim=(group.padded[0], 0))
-    size = f"{_size(group.grid)} tokens{_padding(group)}, {len(group.members)} groups of {_size(group.window)}"
+    count = f"{len(group.members)} group{'s' if len(group.members) > 1 else ''} of {_size(group.window)}"
+    size = f"{_size(group.grid)} tokens{_padding(group)}, {count}"
     label(axis, f"{title}\n{size}")
 
 
@@ -246,7 +247,7 @@ def four_groups(group: Groups) -> list[int]:
 
 
 def _draw_reach(axis: Any, window: Groups, spread: Groups, view: View) -> None:
-    show_image(axis, view, window.stride, window.padded, 0.6)
+    show_image(axis, view, window.stride, window.grid, window.padded, 0.6)
     place = divmod(middle(window.grid), window.grid[1])
     near, far = (g.group_map().numpy() == int(g.group_map()[place]) for g in (window, spread))
     lines(axis, window.grid, (1, 1), "white", 0.4)
