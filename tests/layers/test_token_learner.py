@@ -55,3 +55,29 @@ def test_wrong_shapes_are_refused():
         TokenLearner(6, 2)(torch.randn(1, 9, 6))
     with pytest.raises(ShapeError, match=r"\(B, 2, 6\)"):
         TokenFuser(6, 2)(torch.randn(1, 3, 6), torch.randn(1, 9, 6))
+
+
+def test_learned_tokens_differ_from_the_start():
+    """With the small initial weights of the other layers all maps would be one even spread."""
+    torch.manual_seed(3)
+    model = vitrail.create_model(
+        "vit", img_size=32, patch_size=4, embed_dim=64, depth=2, num_heads=4, num_classes=3,
+        token_learner={"num_tokens": 4, "layer": 1},
+    )  # fmt: skip
+    maps = model.token_learners[0].selection(torch.randn(8, 8, 8, 64))
+    maps = maps / maps.sum(-1, keepdim=True)
+    even = 1 / maps.shape[-1]
+    assert (maps.std(-1) / even).mean() > 0.2
+    assert (maps[:, 0] - maps[:, 1]).abs().mean() / even > 0.2
+
+
+def test_blocks_keep_their_initialisation_beside_a_token_learner():
+    torch.manual_seed(1)
+    model = vitrail.create_model(
+        "vit", img_size=8, patch_size=4, embed_dim=64, depth=2, num_heads=4, qkv_bias=False,
+        token_learner={"num_tokens": 2, "layer": 1, "fuse": True},
+    )  # fmt: skip
+    assert model.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    xavier = (2 / (64 + 64)) ** 0.5
+    assert model.token_learners[0].masks.fc1.weight.std().item() == pytest.approx(xavier, rel=0.1)

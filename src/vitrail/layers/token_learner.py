@@ -78,6 +78,7 @@ class TokenLearner(nn.Module):
             self.masks = nn.Sequential(*stack)
         else:
             self.masks = Mlp(dim, bottleneck_dim, num_tokens, approximate="tanh")
+        init_masks(self.masks)
         self.tap = AttentionTap()
 
     def selection(self, x: Tensor) -> Tensor:
@@ -116,6 +117,27 @@ class TokenLearner(nn.Module):
         return weights @ x.flatten(1, 2)
 
 
+def init_masks(masks: nn.Module) -> None:
+    """Initialise what computes maps as the authors do: the maps differ from the start.
+
+    With the small weights of a transformer's other layers all maps begin as the same even spread, and learned tokens
+    that are all alike take many epochs to part.
+
+    Args:
+        masks: Perceptron (Xavier-uniform weights) or convolutions (LeCun-normal).
+
+    Source: the authors' code (scenic): its MlpBlock, and flax's default for convolutions.
+    """
+    for module in masks.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.normal_(module.bias, std=1e-6)
+        elif isinstance(module, nn.Conv2d):
+            # LeCun et al. 1998: variance 1 / fan-in, cut at two deviations as flax does.
+            std = module.weight[0].numel() ** -0.5 / 0.87962566103423978
+            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+
+
 class TokenFuser(nn.Module):
     """Spread learned tokens back over the positions they came from; the caller adds the originals.
 
@@ -150,6 +172,7 @@ class TokenFuser(nn.Module):
         self.norm_mixed = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.norm_original = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.masks = Mlp(dim, bottleneck_dim, num_tokens, approximate="tanh")
+        init_masks(self.masks)
         self.tap = AttentionTap()
 
     def forward(self, tokens: Tensor, original: Tensor) -> Tensor:
