@@ -66,7 +66,7 @@ def panels(rows: int, columns: int, width: float = 3.2, ratio: float = 1.0) -> t
         width: Of a panel, in inches.
         ratio: Height over width of what a panel shows.
     """
-    height = 0.82 * width * min(max(ratio, 0.3), 2.5) + 0.9
+    height = 0.82 * width * min(max(ratio, 0.3), 2.5) + 1.1
     figure, axes = plt.subplots(
         rows, columns, figsize=(width * columns, height * rows + 0.5), layout="constrained", squeeze=False
     )
@@ -97,17 +97,17 @@ def where(layer: str) -> str:
     return ", ".join(found) or layer
 
 
-def pair_ticks(axis: Any) -> None:
+def pair_ticks(axis: Any, key: str = "key token", query: str = "query token") -> None:
     """Axes of a matrix of pairs of tokens."""
-    axis.set_xlabel("key token", fontsize=8)
-    axis.set_ylabel("query token", fontsize=8)
+    axis.set_xlabel(key, fontsize=8)
+    axis.set_ylabel(query, fontsize=8)
     _whole_ticks(axis)
 
 
 def _whole_ticks(axis: Any) -> None:
     axis.tick_params(labelsize=7, length=2)
     for one in (axis.xaxis, axis.yaxis):
-        one.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 4, 5, 10]))
+        one.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 4, 5, 10]))
 
 
 def label(axis: Any, title: str, unit: str = "token") -> None:
@@ -251,13 +251,15 @@ def blank(axis: Any) -> None:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG and SVG, each whole or not at all, and close it."""
     written = []
-    for kind in ("png", "svg"):
-        path = folder / f"{name}.{kind}"
-        with replacing(path) as temporary:
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
-        # Once is enough: the places of the panels are the same in both files.
-        figure.set_layout_engine("none")
-        written.append(path)
-    plt.close(figure)
+    try:
+        for kind in ("png", "svg"):
+            path = folder / f"{name}.{kind}"
+            with replacing(path) as temporary:
+                metadata = {"Date": None} if kind == "svg" else {"Software": None}
+                figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
+            # Once is enough: the places of the panels are the same in both files.
+            figure.set_layout_engine("none")
+            written.append(path)
+    finally:
+        plt.close(figure)
     return written

@@ -22,6 +22,7 @@ from vitrail.report.anatomy.canvas import (
     head,
     label,
     lines,
+    pair_ticks,
     panels,
     ratio_of,
     show_image,
@@ -188,7 +189,7 @@ def draw_streams(streams: Sequence[Sequence[Level]], views: Sequence[View], told
         for axis, level in zip(axes[row, 1:], levels, strict=False):
             axis.set_axis_on()
             _colors(axis, level)
-    return head(figure, "Two streams, each a hierarchy of its own (principal components of each map as colours)", told)
+    return head(figure, "Two streams, each a hierarchy of its own", told)
 
 
 def draw_fusion(fusion: FusedStreams, views: Sequence[View], told: str) -> Figure:
@@ -218,9 +219,7 @@ def draw_fusion(fusion: FusedStreams, views: Sequence[View], told: str) -> Figur
     label(axes[0, 1], f"{view.title}:\n{keys[0]} × {keys[1]} tokens answer")
     shown = axes[0, 2].imshow(100 * weights, cmap="inferno", vmin=0, aspect="auto", interpolation="nearest")
     axes[0, 2].set_title(f"attention, mean over {len(fusion.weights)} heads\n{h * w} × {keys[0] * keys[1]}", fontsize=9)
-    axes[0, 2].set_xlabel("spectral token (key)", fontsize=8)
-    axes[0, 2].set_ylabel("image token (query)", fontsize=8)
-    axes[0, 2].tick_params(labelsize=7)
+    pair_ticks(axes[0, 2], "spectral token (key)", "image token (query)")
     fused = Level("fused", (1, 1), fusion.fused.permute(2, 0, 1))
     axes[0, 3].imshow(principal_colors(fused.map).numpy(), extent=(0, w, h, 0), interpolation="nearest")
     label(axes[0, 3], f"fused: {h} × {w} × {C}\n(principal components)")
