@@ -125,7 +125,7 @@ def test_an_option_overrides_the_file(epochs, rate, joined):
         ("model:\n  name: vitt\n", "did you mean 'vit'"),
         ("model:\n  name: 3\n", "must be a name"),
         ("trainer:\n  max_epochs: many\n", "trainer.max_epochs must be of type int, got 'many'"),
-        ("trainer:\n  precision: 8bit\n", "must be one of '32-true'"),
+        ("trainer:\n  precision: 8bit\n", "must be one of 'auto', '32-true'"),
         ("trainer:\n  learning_rate: -1\n", "above 0"),
         ("data:\n  val_fraction: 0.6\n  test_fraction: 0.6\n", "below 1"),
         ("? [1, 2]\n: 3\n", "plain word"),

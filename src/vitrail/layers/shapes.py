@@ -19,7 +19,7 @@ def to_pair(size: int | tuple[int, int] | list[int], name: str = "size") -> tupl
     Raises:
         ConfigError: Not one or two positive whole numbers.
     """
-    values = [size, size] if isinstance(size, int) else list(size)
+    values = list(size) if isinstance(size, list | tuple) else [size, size]
     if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
         raise ConfigError(f"{name} must be a positive whole number or a pair of them (height, width), got {size!r}")
     return values[0], values[1]

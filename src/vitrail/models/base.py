@@ -238,6 +238,20 @@ def check_at_least(config: object, minimum: int, *names: str) -> None:
             raise ConfigError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
 
 
+def check_mlp_ratio(ratio: float, dim: int) -> None:
+    """Refuse a perceptron without width.
+
+    Args:
+        ratio: Hidden width over the token width.
+        dim: The token width.
+
+    Raises:
+        ConfigError: Naming the value.
+    """
+    if not 0 < ratio < math.inf or int(dim * ratio) < 1:
+        raise ConfigError(f"mlp_ratio must be above 0 and give a width of at least 1, got {ratio}")
+
+
 def group_parameters(model: nn.Module, prefixes: Sequence[Sequence[str]]) -> list[list[str]]:
     """Sort a model's parameters into groups by the beginnings of their names.
 

@@ -20,7 +20,15 @@ from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.hierarchy import HierarchicalEncoder, Stage
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import Size, to_pair
-from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters, old_grid
+from vitrail.models.base import (
+    FeatureInfo,
+    Stream,
+    VisionModel,
+    check_at_least,
+    check_mlp_ratio,
+    group_parameters,
+    old_grid,
+)
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, KeyMap, Rename, SplitRows
@@ -89,8 +97,7 @@ class HVTConfig:
                 raise ConfigError(f"{name} must be whole numbers of at least 1, one a stage, got {values}")
         if len(self.depths) != len(self.num_heads):
             raise ConfigError(f"depths {self.depths} and num_heads {self.num_heads} must have one value a stage")
-        if self.mlp_ratio <= 0:
-            raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
+        check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         if isinstance(self.attention, str):
             if self.attention != "global":
                 raise ConfigError(f"attention must be 'global' or a window size, got {self.attention!r}")

@@ -24,7 +24,15 @@ from vitrail.layers.mlp import Mlp
 from vitrail.layers.partition_attention import Kind, PartitionAttention
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
-from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters, old_window
+from vitrail.models.base import (
+    FeatureInfo,
+    Stream,
+    VisionModel,
+    check_at_least,
+    check_mlp_ratio,
+    group_parameters,
+    old_window,
+)
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
@@ -32,6 +40,8 @@ from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
 _NORM_EPS = 1e-5
 # The published models attend in windows and grids of a 32nd of the image: 7 at 224, 12 at 384, 16 at 512.
 _PARTITION_RATIO = 32
+# The squeeze of squeeze and excitation has a quarter of the width.
+_LEAST_WIDTH = 4
 _FLAVOURS = {"tf": TENSORFLOW, "torchvision": TORCHVISION}
 
 
@@ -104,8 +114,9 @@ class MaxViTConfig:
         for dim in self.embed_dim:
             if dim % self.dim_head:
                 raise ConfigError(f"dim_head must divide every width of embed_dim, got {self.dim_head} for {dim}")
-        if self.mlp_ratio <= 0:
-            raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
+            if dim < _LEAST_WIDTH:
+                raise ConfigError(f"embed_dim must be at least {_LEAST_WIDTH} in every stage, got {dim}")
+        check_mlp_ratio(self.mlp_ratio, min(self.embed_dim))
         if self.flavour not in _FLAVOURS:
             raise ConfigError(f"flavour must be 'tf' or 'torchvision', got {self.flavour!r}")
 

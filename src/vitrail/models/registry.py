@@ -13,6 +13,7 @@ from typing import Any
 
 from vitrail.errors import ConfigError, closest
 from vitrail.models.base import VisionModel
+from vitrail.models.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def complete_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: An unknown name, or a value out of range.
     """
-    family, base = find_family(name)
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(family.config(**{**base, **settings}))))
+    _, config = _configure(name, settings)
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
@@ -131,10 +132,13 @@ def create_model(name: str, **settings: Any) -> VisionModel:
     Example:
         >>> model = create_model("vit_tiny_patch16_224", num_classes=10, in_chans=5)
     """
-    family, base = find_family(name)
-    for key in settings:
-        if key not in family.settings:
-            raise ConfigError(f"{family.name} has no setting {key!r}{closest(key, family.settings)}")
-    model = family.build(family.config(**{**base, **settings}))
+    family, config = _configure(name, settings)
+    model = family.build(config)
     model.name = name
     return model
+
+
+def _configure(name: str, settings: Mapping[str, Any]) -> tuple[Family, Any]:
+    family, base = find_family(name)
+    check_settings(family.config, settings, family.name)
+    return family, family.config(**{**base, **settings})

@@ -23,7 +23,15 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.window_attention import WindowAttention
-from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters, old_window
+from vitrail.models.base import (
+    FeatureInfo,
+    Stream,
+    VisionModel,
+    check_at_least,
+    check_mlp_ratio,
+    group_parameters,
+    old_window,
+)
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename, Rule
 
@@ -80,8 +88,7 @@ class SwinConfig:
                 f"depths and num_heads must have a value for each stage, got {len(self.depths)} depths and "
                 f"{len(self.num_heads)} num_heads"
             )
-        if self.mlp_ratio <= 0:
-            raise ConfigError(f"mlp_ratio must be above 0, got {self.mlp_ratio}")
+        check_mlp_ratio(self.mlp_ratio, self.embed_dim)
 
 
 def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:

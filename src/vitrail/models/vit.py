@@ -7,7 +7,6 @@ Parameter names are timm's, so that its checkpoints load unchanged.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +23,15 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
-from vitrail.models.base import FeatureInfo, Stream, VisionModel, check_at_least, group_parameters, old_grid
+from vitrail.models.base import (
+    FeatureInfo,
+    Stream,
+    VisionModel,
+    check_at_least,
+    check_mlp_ratio,
+    group_parameters,
+    old_grid,
+)
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename
 
@@ -95,8 +102,7 @@ class ViTConfig:
         object.__setattr__(self, "patch_size", to_pair(self.patch_size, "patch_size"))
         check_at_least(self, 1, "in_chans", "embed_dim", "depth", "num_heads")
         check_at_least(self, 0, "num_classes")
-        if not 0 < self.mlp_ratio < math.inf or int(self.embed_dim * self.mlp_ratio) < 1:
-            raise ConfigError(f"mlp_ratio must be above 0 and give a width of at least 1, got {self.mlp_ratio}")
+        check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         if self.global_pool not in ("token", "avg"):
             raise ConfigError(f"global_pool must be 'token' or 'avg', got {self.global_pool!r}")
         if self.global_pool == "token" and not self.class_token:

@@ -1,0 +1,80 @@
+"""Whether settings are of the types that a family's config declares."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, Union
+
+from vitrail.errors import ConfigError, closest
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "none"}
+
+
+def check_settings(kind: type[Any], settings: Mapping[str, Any], owner: str, prefix: str = "") -> None:
+    """Refuse settings that a config does not have, or that are of other types.
+
+    Nothing is converted: the text "false" is no truth value, and 32.0 no whole number. A list may stand for a tuple,
+    and a mapping for the settings of a part.
+
+    Args:
+        kind: The config's dataclass.
+        settings: Those given.
+        owner: The family, for the error.
+        prefix: What the settings are part of, for the error.
+
+    Raises:
+        ConfigError: Naming the setting, what it must be and the value.
+    """
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name, value in settings.items():
+        if name not in names:
+            raise ConfigError(f"{owner} has no setting {prefix + name!r}{closest(name, names)}")
+        if not _fits(value, hints[name]):
+            raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {value!r}")
+        for part in _alternatives(hints[name]):
+            if dataclasses.is_dataclass(part) and isinstance(part, type) and isinstance(value, Mapping):
+                check_settings(part, value, owner, f"{prefix}{name}.")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    options = _alternatives(hint)
+    if len(options) > 1:
+        return any(_fits(value, option) for option in options)
+    if typing.get_origin(hint) is Literal:
+        return any(type(value) is type(option) and value == option for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        items = typing.get_args(hint)
+        if not isinstance(value, tuple | list):
+            return False
+        if items[-1] is Ellipsis:
+            return all(_fits(item, items[0]) for item in value)
+        return len(value) == len(items) and all(map(_fits, value, items))
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, Mapping) or type(value) is hint
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    options = _alternatives(hint)
+    if len(options) > 1:
+        return " or ".join(map(_describe, options))
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        items = typing.get_args(hint)
+        plural = _NAMES[items[0]].removeprefix("a ") + "s"
+        return f"a list of {plural}" if items[-1] is Ellipsis else f"a pair of {plural}"
+    return "settings" if dataclasses.is_dataclass(hint) else _NAMES[hint]

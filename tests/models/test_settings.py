@@ -1,0 +1,48 @@
+"""Settings of other types and values without meaning are one-line errors, never a guess."""
+
+import pytest
+
+import vitrail
+from vitrail.errors import ConfigError
+
+WRONG = [
+    ("vit", {"img_size": 32.0}, "img_size must be a whole number or a pair of whole numbers, got 32.0"),
+    ("swin", {"img_size": None}, "img_size"),
+    ("swin", {"window_size": 3.5}, "window_size"),
+    ("hvt", {"depths": 2}, "depths must be a list of whole numbers, got 2"),
+    ("hvt", {"num_heads": None}, "num_heads"),
+    ("hvt", {"attention": None}, "attention must be 'global' or a whole number or a pair"),
+    ("hvt", {"attention": 3.0}, "attention"),
+    ("vit", {"mlp_ratio": "4"}, "mlp_ratio must be a finite number, got '4'"),
+    ("swin", {"drop_path_rate": "0.1"}, "drop_path_rate"),
+    ("vit", {"token_learner": {"layer": 1.0}}, r"token_learner\.layer must be a whole number or none, got 1\.0"),
+    ("vit", {"token_learner": {"fuse": "no"}}, r"token_learner\.fuse must be true or false, got 'no'"),
+    ("vit", {"token_learner": {"layers": 1}}, r"no setting 'token_learner\.layers'.*layer"),
+    ("swin", {"mlp_ratio": float("nan")}, "mlp_ratio"),
+    ("maxvit", {"mlp_ratio": float("inf")}, "mlp_ratio"),
+    ("swin", {"mlp_ratio": 1e-4}, "width of at least 1"),
+    ("hvt", {"mlp_ratio": 1e-4}, "width of at least 1"),
+    ("vit", {"class_token": "false"}, "class_token must be true or false"),
+    ("swin", {"qkv_bias": "false"}, "qkv_bias"),
+    ("swin", {"mask_padding": 1}, "mask_padding"),
+    ("maxvit", {"embed_dim": (3, 3), "depths": (1, 1), "dim_head": 3}, "embed_dim must be at least 4"),
+    ("maxvit", {"flavour": "keras"}, "flavour must be 'tf' or 'torchvision'"),
+    ("hvt", {"fusion": True}, "fusion"),
+    ("vit", {"num_classes": True}, "num_classes"),
+]
+
+
+@pytest.mark.parametrize(("family", "settings", "message"), WRONG)
+def test_is_refused(family, settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        vitrail.create_model(family, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_and_mappings_will_do():
+    model = vitrail.create_model(
+        "vit", img_size=[16, 24], patch_size=8, embed_dim=16, depth=2, num_heads=2, drop_path_rate=0,
+        token_learner={"num_tokens": 2, "layer": 1},
+    )  # fmt: skip
+    assert model.config.img_size == (16, 24)
+    assert vitrail.create_model("vit", **{**vars(model.config)}).config == model.config
