@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, closest
-from vitrail.layers.tap import AttentionTap, TokenLayout
+from vitrail.layers.tap import AttentionTap, TokenLayout, named_taps
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class AttentionRecord:
 
 def tapped_layers(model: nn.Module) -> dict[str, AttentionTap]:
     """The taps of a model by the names of their layers; a compiled model's too."""
-    inner = getattr(model, "_orig_mod", model)
-    layers = {name: getattr(module, "tap", None) for name, module in inner.named_modules()}
-    return {name: tap for name, tap in layers.items() if isinstance(tap, AttentionTap)}
+    return named_taps(getattr(model, "_orig_mod", model))
 
 
 @contextmanager
@@ -66,7 +64,8 @@ def capture_attention(
     """Capture how layers mix tokens during forward passes inside the block.
 
     The results of the model stay the same to rounding, gradients reach the captured weights, and the taps are
-    restored however the block ends. A compiled model runs uncompiled inside the block.
+    restored however the block ends. A compiled model runs uncompiled inside the block, and with gradient
+    checkpointing the blocks that are watched keep their activations.
 
     Args:
         model: Any model of vitrail.

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vitrail.errors import ConfigError
 from vitrail.layers.attention import Attention, mask_to_bias
+from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patch_merging import PatchMerging
@@ -176,7 +176,7 @@ class Stage(nn.Module):
         x = self.downsample(x)
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = run_checkpointed(block, x)
             else:
                 x = block(x)
         return x

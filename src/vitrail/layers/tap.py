@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 LayoutKind = Literal["global", "window", "grid", "cross", "pool", "fuse", "merge"]
 
@@ -75,3 +75,9 @@ class AttentionTap:
 
     def __reduce__(self) -> tuple[type[AttentionTap], tuple[()]]:
         return AttentionTap, ()
+
+
+def named_taps(module: nn.Module) -> dict[str, AttentionTap]:
+    """The taps of a module and of all modules in it, by the names of the layers that own them."""
+    taps = {name: getattr(layer, "tap", None) for name, layer in module.named_modules()}
+    return {name: tap for name, tap in taps.items() if isinstance(tap, AttentionTap)}

@@ -6,18 +6,17 @@ more than a change of layout in their tables of relative positions.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mlp import Mlp
@@ -189,20 +188,6 @@ class Stage(nn.Module):
         )
 
 
-@contextlib.contextmanager
-def _counted_already(module: nn.Module) -> Iterator[None]:
-    """Keep BatchNorms from counting a batch into their running statistics a second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, counter
-
-
 class Head(nn.Module):
     """Norm of the pooled features, a hidden layer with tanh, the classifier.
 
@@ -298,18 +283,9 @@ class MaxViT(VisionModel):
         return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        if not (self.grad_checkpointing and self.training):
-            out: Tensor = block(x)
-        elif torch.compiler.is_compiling():
-            out = checkpoint(block, x, use_reentrant=False)
-        else:
-            # The second run must not count the batch into the running statistics once more.
-            out = checkpoint(
-                block,
-                x,
-                use_reentrant=False,
-                context_fn=lambda: (contextlib.nullcontext(), _counted_already(block)),
-            )
+        if self.grad_checkpointing and self.training:
+            return run_checkpointed(block, x)
+        out: Tensor = block(x)
         return out
 
     def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vitrail.errors import ConfigError, closest
 from vitrail.layers.attention import Attention
+from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patches import PatchEmbed
@@ -247,9 +247,8 @@ class ViT(VisionModel):
 
     def _run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
         if self.grad_checkpointing and self.training:
-            out: Tensor = checkpoint(block, x, grid, self.num_prefix, use_reentrant=False)
-        else:
-            out = block(x, grid, self.num_prefix)
+            return run_checkpointed(block, x, grid, self.num_prefix)
+        out: Tensor = block(x, grid, self.num_prefix)
         return out
 
     def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
