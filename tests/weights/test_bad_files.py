@@ -1,6 +1,8 @@
 """Files that are no weights: truncated, damaged, foreign, malicious. One clear error, and the model as it was."""
 
+import contextlib
 import io
+import json
 import os
 import pickle
 import random
@@ -13,8 +15,10 @@ from safetensors.torch import save_file
 
 import vitrail
 from tests.golden_files import read_golden
-from tests.weights.models import build, snapshot, unchanged
+from tests.weights.models import FAMILIES, build, snapshot, unchanged
+from vitrail.cli.main import main
 from vitrail.errors import WeightsError
+from vitrail.models.recognise import recognise
 from vitrail.weights import read_state_dict
 from vitrail.weights.read import read_checkpoint
 
@@ -184,3 +188,34 @@ def test_damaged_metadata_is_no_settings(tmp_path):
     save_file(build("vit", 1).state_dict(), path, metadata={"settings": "[1]"})
     assert read_checkpoint(path).settings is None
     assert vitrail.load_weights(build("vit", 2), path).loaded
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_without_dimensions(family, tmp_path):
+    """Whichever tensor has lost its shape: an error, no traceback, and nothing is loaded."""
+    rng = random.Random(family)
+    whole = {key: value.contiguous() for key, value in build(family, 1).state_dict().items()}
+    for key in rng.sample(sorted(whole), min(12, len(whole))):
+        state = {**whole, key: torch.tensor(1.0)}
+        path = tmp_path / "x.safetensors"
+        save_file(state, path)
+        if whole[key].ndim:
+            with pytest.raises(WeightsError):
+                vitrail.load_weights(build(family, 2), path)
+        with contextlib.suppress(WeightsError):
+            facts = recognise(read_checkpoint(path), str(path))
+            assert facts.problem or not whole[key].ndim
+
+
+@pytest.mark.parametrize("value", [32.5, "abc", [32], [32, 0], {"a": 1}, True, [1, 2, 3]])
+@pytest.mark.parametrize("name", ["img_size", "patch_size"])
+def test_metadata_with_sizes_that_are_none(tmp_path, name, value, capsys):
+    model = build("vit", 1)
+    path = tmp_path / "x.safetensors"
+    save_file(model.state_dict(), path, {"model": "vit", "settings": json.dumps({name: value})})
+    before = snapshot(model)
+    with pytest.raises(WeightsError, match=f"metadata say {name}"):
+        vitrail.load_weights(model, path)
+    assert unchanged(model, before)
+    assert main(["weights", str(path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

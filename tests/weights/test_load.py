@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -426,3 +427,33 @@ def test_two_layouts_in_one_file():
     with pytest.raises(WeightsError, match="mixes two layouts"):
         vitrail.load_weights(model, golden.state)
     assert unchanged(model, before)
+
+
+def test_a_text_is_one_pattern():
+    """Not one for each of its signs, of which the star would allow everything."""
+    model = build("swin", 1)
+    state = dict(list(build("swin", 2).state_dict().items())[:20])
+    with pytest.raises(WeightsError, match="missing"):
+        vitrail.load_weights(model, state, "vitrail", allow_missing="head.*")
+    whole = build("swin", 2).state_dict()
+    with pytest.raises(WeightsError, match="unexpected"):
+        vitrail.load_weights(model, {**whole, "junk.weight": torch.zeros(1)}, allow_unexpected="x*")
+    report = vitrail.load_weights(model, {**whole, "junk.weight": torch.zeros(1)}, "vitrail", allow_unexpected="junk.*")
+    assert report.unexpected == ["junk.weight"]
+
+
+def test_a_compiled_model_takes_weights():
+    model, other = build("vit", 1), build("vit", 2)
+    vitrail.load_weights(torch.compile(model), other.state_dict())
+    assert unchanged(model, snapshot(other))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_wavelengths_of_any_library(kind):
+    model = build("vit", 1, in_chans=2)
+    state = build("vit", 2, in_chans=3).state_dict()
+    report = vitrail.load_weights(model, state, bands="wavelength", band_wavelengths=kind([665, 842.0]))
+    assert "665" in str(report)
+    for wrong in (5, np.array([-1.0, 2.0]), [True, 600], [float("nan"), 600]):
+        with pytest.raises(ConfigError, match="wavelengths in nm"):
+            vitrail.load_weights(model, state, bands="wavelength", band_wavelengths=wrong)

@@ -149,8 +149,29 @@ def recognise(checkpoint: Checkpoint, where: str, settings: Mapping[str, Any] | 
     family, key_map, mapped = found
     own = checkpoint.settings or settings
     source = "vitrail" if checkpoint.settings is not None else key_map.source
-    read = _model_class(family).read_settings(mapped)
     search = _Search()
+    try:
+        read = _model_class(family).read_settings(mapped)
+        _search(search, family, read, mapped, checkpoint, key_map, own)
+    except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise WeightsError(f"{where} has the names of {family.name} and tensors of shapes that it never has") from error
+    problem = ""
+    if not search.fits:
+        why = f" ({search.reasons[0]})" if search.reasons else ""
+        problem = f"no variant of {family.name} fits{why}; build the family with the settings it was made with"
+    return _facts(checkpoint, source, family.name, read, tuple(search.fits), problem)
+
+
+def _search(
+    search: _Search,
+    family: Family,
+    read: dict[str, Any],
+    mapped: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    key_map: KeyMap,
+    own: Mapping[str, Any] | None,
+) -> None:
+    """Try the model that the file names, or else the variants; what the file says of sizes is added to ``read``."""
     written = checkpoint.metadata.get("model")
     if own is not None and written is not None:
         _try(search, written, _differing(family, written, own), checkpoint, key_map, own)
@@ -158,11 +179,6 @@ def recognise(checkpoint: Checkpoint, where: str, settings: Mapping[str, Any] | 
         read |= {key: value for key, value in sizes.items() if value is not None}
     if not search.fits:
         _try_variants(search, family, read, mapped, checkpoint, key_map)
-    problem = ""
-    if not search.fits:
-        why = f" ({search.reasons[0]})" if search.reasons else ""
-        problem = f"no variant of {family.name} fits{why}; build the family with the settings it was made with"
-    return _facts(checkpoint, source, family.name, read, tuple(search.fits), problem)
 
 
 def _find_family(state: Mapping[str, Tensor], where: str) -> tuple[Family, KeyMap, dict[str, Tensor]] | None:

@@ -6,7 +6,7 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -73,9 +73,12 @@ class BandRule:
             label = "band_wavelengths" if name == "wavelengths" else name
             if self.name != "wavelength":
                 raise ConfigError(f"{label} needs bands='wavelength', got bands={self.name!r}")
-            for values in given.values() if isinstance(given, Mapping) else (given,):
-                if isinstance(values, str) or not all(_is_wavelength(v) for v in values) or not values:
-                    raise ConfigError(f"{label} must be wavelengths in nm, one a band, got {values!r}")
+            plain: Wavelengths = (
+                {stream: _read_wavelengths(values, label) for stream, values in given.items()}
+                if isinstance(given, Mapping)
+                else _read_wavelengths(given, label)
+            )
+            object.__setattr__(self, name, plain)
 
     def applies(self, kernel: Tensor, in_chans: int, stream: str) -> bool:
         """Whether a kernel must or may change: other bands in number or, where wavelengths are given, in kind."""
@@ -138,8 +141,15 @@ class BandRule:
         return values
 
 
-def _is_wavelength(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+def _read_wavelengths(values: Any, label: str) -> tuple[float, ...]:
+    """Numbers of any library, as plain ones."""
+    try:
+        plain = () if isinstance(values, str) else tuple(math.nan if isinstance(v, bool) else float(v) for v in values)
+    except (TypeError, ValueError):
+        plain = ()
+    if not plain or not all(math.isfinite(v) and v > 0 for v in plain):
+        raise ConfigError(f"{label} must be wavelengths in nm, one a band, got {values!r}")
+    return plain
 
 
 def _of_stream(given: Wavelengths | None, stream: str) -> tuple[float, ...] | None:

@@ -69,8 +69,8 @@ def load_weights(
     source_wavelengths: Wavelengths | None = None,
     spectral_from_image: bool = False,
     settings: Mapping[str, Any] | None = None,
-    allow_missing: Iterable[str] = (),
-    allow_unexpected: Iterable[str] = (),
+    allow_missing: str | Iterable[str] = (),
+    allow_unexpected: str | Iterable[str] = (),
     dry_run: bool = False,
 ) -> LoadReport:
     """Load a checkpoint of any known source into a model.
@@ -105,8 +105,9 @@ def load_weights(
             other bands without a rule.
         ConfigError: An unknown source or rule, or a wish that the model cannot fulfil.
     """
+    model = getattr(model, "_orig_mod", model)  # a compiled model's weights are those of the model inside
     rule = make_band_rule(bands, band_wavelengths, source_wavelengths)
-    wishes = _Wishes(new_head, rule, spectral_from_image, tuple(allow_missing), tuple(allow_unexpected))
+    wishes = _Wishes(new_head, rule, spectral_from_image, _patterns(allow_missing), _patterns(allow_unexpected))
     if isinstance(weights, (str, Path)):
         where = str(weights)
         place = find_weights(weights)
@@ -317,6 +318,11 @@ def _refuse(report: LoadReport, wishes: _Wishes, head: set[str], where: str) -> 
         raise WeightsError(
             f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. {remedy}"
         )
+
+
+def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
+    # A text is one pattern, not one for each of its signs.
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _allowed(key: str, patterns: tuple[str, ...]) -> bool:

@@ -19,9 +19,11 @@ from torch import Tensor
 from vitrail.errors import WeightsError
 
 # Where training codes put the weights inside a checkpoint, tried in this order.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
-# What DataParallel and torch.compile put before every key.
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
+# What DataParallel, torch.compile and training modules put before every key.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "task.model.")
+# Settings that are heights and widths.
+_SIZES = ("img_size", "patch_size", "window_size")
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,26 @@ class Checkpoint:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """Settings of the model whose weights these are, where vitrail wrote the file; None otherwise."""
+        """Settings of the model whose weights these are, where vitrail wrote the file; None otherwise.
+
+        Raises:
+            WeightsError: A size among them is none.
+        """
         try:
             settings = json.loads(self.metadata.get("settings", "null"))
         except json.JSONDecodeError:
             return None
-        return settings if isinstance(settings, dict) else None
+        if not isinstance(settings, dict):
+            return None
+        for name, value in settings.items():
+            if name.endswith(_SIZES) and value is not None and not _is_size(value):
+                raise WeightsError(f"the file's metadata say {name} = {value!r}, which is no size; it is damaged")
+        return settings
+
+
+def _is_size(value: Any) -> bool:
+    values = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -76,8 +92,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"cannot read {path} as weights ({_first_line(error)}); it is truncated, foreign, or a pickle that would "
-            "run code, which vitrail refuses: convert it to safetensors where you trust it"
+            f"cannot read {path} as weights: it is truncated, foreign, or a pickle that would run code, which vitrail "
+            "refuses: convert it to safetensors where you trust it"
         ) from error
     except (
         # What torch.load is seen to raise on damaged bytes: each of its parsers has its own.
