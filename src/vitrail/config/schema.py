@@ -23,8 +23,10 @@ class DataConfig:
     """Which images, how they are split, sized and batched.
 
     Attributes:
-        source: "digits" (scikit-learn's 1,797 handwritten digits) or "folder" (images in one folder a class).
-        path: The folder, for source "folder": with train/, val/ (and test/) inside, or class folders to split.
+        source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class) or "table"
+            (a CSV or Parquet file with the columns path and label, and split where images are split already).
+        path: The folder, with train/, val/ (and test/) inside, or class folders to split; or the table, in which
+            paths are relative to its folder.
         img_size: Height and width in pixels that images are brought to; the model's when not given.
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
         color: Bands of a folder's images: "rgb" (3) or "gray" (1).

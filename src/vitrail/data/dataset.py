@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.schema import DataConfig
-from vitrail.data.sources import SOURCES, DigitsSource, FolderSource, ImageSource, WithEdges
+from vitrail.data.sources import SOURCES, DigitsSource, FolderSource, ImageSource, TableSource, WithEdges
 from vitrail.data.splits import stratified_split
 from vitrail.errors import ConfigError, DataError, closest
 
@@ -161,26 +161,22 @@ def open_data(
 
 
 def _open_source(config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None) -> ImageSource:
-    openers: dict[str, Callable[[], ImageSource]] = {
-        "digits": lambda: DigitsSource(img_size),
-        "folder": lambda: FolderSource(
-            config.path or "",
-            img_size,
-            config.color,
-            config.resize,
-            config.on_band_mismatch == "convert",
-            classes,
-        ),
+    convert = config.on_band_mismatch == "convert"
+    openers: dict[str, Callable[[str], ImageSource]] = {
+        "digits": lambda _: DigitsSource(img_size),
+        "folder": lambda path: FolderSource(path, img_size, config.color, config.resize, convert, classes),
+        "table": lambda path: TableSource(path, img_size, config.color, config.resize, convert, classes),
     }
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
-    if config.source == "folder" and not config.path:
-        raise ConfigError("data.source folder needs data.path, the folder with the images")
+    if config.source != "digits" and not config.path:
+        what = {"folder": "the folder with the images", "table": "the CSV or Parquet file that lists them"}
+        raise ConfigError(f"data.source {config.source} needs data.path, {what[config.source]}")
     if config.source == "digits" and config.path:
         raise ConfigError(
             f"data.path {config.path!r} has no meaning for the built-in digits; did you mean data.source folder?"
         )
-    source = openers[config.source]()
+    source = openers[config.source](config.path or "")
     if classes is not None and tuple(classes) != source.classes:
         raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}")
     return WithEdges(source) if config.spectral == "edges" else source

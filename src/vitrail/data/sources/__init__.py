@@ -4,8 +4,9 @@ from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.digits import DigitsSource
 from vitrail.data.sources.edges import WithEdges
 from vitrail.data.sources.folder import FolderSource
+from vitrail.data.sources.table import TableSource
 
 # What `data.source` may say.
-SOURCES = ("digits", "folder")
+SOURCES = ("digits", "folder", "table")
 
-__all__ = ["SOURCES", "DigitsSource", "FolderSource", "ImageSource", "WithEdges"]
+__all__ = ["SOURCES", "DigitsSource", "FolderSource", "ImageSource", "TableSource", "WithEdges"]

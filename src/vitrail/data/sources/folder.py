@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from vitrail.data.images import BANDS, BandError, list_files, read_image
+from vitrail.data.images import list_files
 from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.files import FileSource, agree_on_classes
 from vitrail.errors import DataError
 
 # Names that a split's folder may have.
 _SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-class FolderSource(ImageSource):
+class FolderSource(FileSource):
     """An image folder.
 
     Args:
@@ -45,58 +41,28 @@ class FolderSource(ImageSource):
         convert: bool = False,
         classes: Sequence[str] | None = None,
     ) -> None:
-        self.root = Path(path)
-        self.size, self.color, self.resize, self.convert = size, color, resize, convert
-        self.bands = {"image": BANDS[color]}
-        if not self.root.is_dir():
-            raise DataError(f"no folder of images at {self.root}; check data.path")
-        parts = _split_folders(self.root)
+        root = Path(path)
+        if not root.is_dir():
+            raise DataError(f"no folder of images at {root}; check data.path")
+        parts = _split_folders(root)
         found = {split: _class_folders(folder) for split, folder in parts.items()}
         names = sorted({name for folders in found.values() for name in folders})
         for split, folders in found.items():
             strangers = sorted(set(folders) - set(found.get("train", folders)))
             if strangers and classes is None:
-                raise DataError(f"{self.root}: {split} has the classes {', '.join(strangers)} that train lacks")
-        self.classes = _agree(names, classes, self.root)
+                raise DataError(f"{root}: {split} has the classes {', '.join(strangers)} that train lacks")
+        if len(names) == 1 and classes is None and any(p.is_dir() for p in (root / names[0]).glob("*")):
+            inner = root / names[0]
+            raise DataError(
+                f"{root} has one class only ({names[0]}), two are needed; is {inner} the folder that you mean?"
+            )
         rows = [
             (split, name, file)
             for split, folders in found.items()
             for name, folder in folders.items()
             for file in _files_of(folder)
         ]
-        self._check(rows)
-        self.keys = [file.relative_to(self.root).as_posix() for _, _, file in rows]
-        self.given_split = [split for split, _, _ in rows]
-        index = {name: i for i, name in enumerate(self.classes)}
-        self.targets = np.array([index[name] for _, name, _ in rows], dtype=np.int64)
-
-    def _check(self, rows: list[tuple[str, str, Path]]) -> None:
-        """Decode every image once, small, so that all faults are known before anything begins."""
-
-        def fault(file: Path) -> DataError | None:
-            try:
-                read_image(file, self.color, (8, 8), "squash", self.convert)
-            except DataError as error:
-                return error
-            return None
-
-        with ThreadPoolExecutor() as pool:
-            faults = [error for error in pool.map(fault, [file for _, _, file in rows]) if error is not None]
-        other_bands = [str(error) for error in faults if isinstance(error, BandError)]
-        unreadable = [str(error) for error in faults if not isinstance(error, BandError)]
-        if unreadable:
-            raise DataError(
-                f"{len(unreadable)} of {len(rows)} files are no images that can be read: {_some(unreadable)}"
-            )
-        if other_bands:
-            raise DataError(f"{len(other_bands)} of {len(rows)} images have other bands: {_some(other_bands)}")
-
-    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images ``(B, C, H, W)`` in 0..1, at the wanted size."""
-        images = [
-            read_image(self.root / self.keys[i], self.color, self.size, self.resize, self.convert) for i in indices
-        ]
-        return {"image": torch.stack(images).float().div_(255.0)}
+        super().__init__(root, rows, agree_on_classes(names, classes, root), size, color, resize, convert)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -126,26 +92,6 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 def _files_of(folder: Path) -> Iterator[Path]:
     return iter(list_files(folder))
-
-
-def _agree(names: list[str], given: Sequence[str] | None, root: Path) -> tuple[str, ...]:
-    if given is not None:
-        unknown = sorted(set(names) - set(given))
-        if unknown:
-            raise DataError(
-                f"{root} has the classes {', '.join(unknown)} that the run does not know: {', '.join(given)}"
-            )
-        return tuple(given)
-    if len(names) < 2:
-        inner = root / names[0]
-        hint = f"; is {inner} the folder that you mean?" if any(p.is_dir() for p in inner.glob("*")) else ""
-        raise DataError(f"{root} has one class only ({names[0]}), two are needed{hint}")
-    return tuple(names)
-
-
-def _some(items: list[str], most: int = 3) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more
 
 
 def count_by_class(source: ImageSource, indices: Sequence[int]) -> dict[str, int]:

@@ -1,0 +1,85 @@
+"""Images that a table lists: a path and a label a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from vitrail.data.sources.files import FileSource, agree_on_classes, some
+from vitrail.errors import DataError, closest
+
+_SPLITS = ("train", "val", "test", "")
+
+
+class TableSource(FileSource):
+    """A CSV or Parquet file with the columns ``path`` and ``label``, and ``split`` where images are split already.
+
+    Other columns are passed over.
+
+    Args:
+        path: The table; image paths in it are relative to its folder, or absolute.
+        size: Height and width that images are brought to.
+        color: "rgb" or "gray".
+        resize: "crop" or "squash".
+        convert: Convert images of other bands instead of refusing them.
+        classes: Names of the classes where they are given (by a run); those of the table otherwise, sorted.
+
+    Raises:
+        DataError: No such table, or one that cannot be read; a column or a label missing; images that do not exist,
+            are listed twice, cannot be read or have other bands (all are counted, the first are named); an unknown
+            split; fewer than two classes, or one that is not among the given ones.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        size: tuple[int, int],
+        color: Literal["rgb", "gray"] = "rgb",
+        resize: Literal["crop", "squash"] = "crop",
+        convert: bool = False,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        file = Path(path)
+        table = _read_table(file)
+        for name in ("path", "label"):
+            if name not in table:
+                columns = [str(column) for column in table.columns]
+                raise DataError(f"{file} has no column {name!r}, only {', '.join(columns)}{closest(name, columns)}")
+            empty = [str(i + 2) for i in table.index[table[name] == ""]]
+            if empty:
+                raise DataError(
+                    f"{file}: {name} is empty in {len(empty)} rows (line {some(empty)}); fill or remove them"
+                )
+        splits = table["split"] if "split" in table else pd.Series("", index=table.index)
+        unknown = sorted(set(splits) - set(_SPLITS))
+        if unknown:
+            raise DataError(f"{file}: split must be train, val, test or empty, got {some([repr(s) for s in unknown])}")
+        files = [file.parent / name for name in table["path"]]
+        missing = [str(image) for image in files if not image.is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(files)} images that {file} lists do not exist: {some(missing)}; paths are "
+                "relative to the table's folder"
+            )
+        twice = [str(name) for name in table["path"][table["path"].duplicated()]]
+        if twice:
+            raise DataError(f"{file} lists {len(twice)} images more than once: {some(twice)}; keep one row each")
+        names = sorted(set(table["label"]))
+        rows = list(zip(splits, table["label"], files, strict=True))
+        super().__init__(file.parent, rows, agree_on_classes(names, classes, file), size, color, resize, convert)
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    """All values as text, empty where there is none."""
+    if not file.is_file():
+        raise DataError(f"no table at {file}; check data.path")
+    try:
+        if file.suffix.lower() in (".parquet", ".pq"):
+            table = pd.read_parquet(file)
+            return table.astype(object).where(table.notna(), "").astype(str)
+        return pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, OSError, pd.errors.ParserError) as error:
+        raise DataError(f"cannot read {file} as a table: {str(error).splitlines()[0]}") from error
