@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
 
-.PHONY: setup demo test test-slow test-peers lint type format bench catalogue clean
+.PHONY: setup demo test test-slow test-peers lint type format bench catalogue docs clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,10 @@ bench: $(PEERS_STAMP)
 
 catalogue: $(STAMP)
 	$(BIN)/python -m vitrail.models.catalogue
+
+# The pictures of docs/architectures: runs the commands that stand in its pages.
+docs: $(STAMP)
+	$(BIN)/python docs/architectures/draw.py
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

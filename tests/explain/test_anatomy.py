@@ -116,6 +116,18 @@ def test_group_map_of_windows_and_grids():
     assert group_tokens("x", layout, (1, 1)).group_map().tolist() == [[0, 1] * 3, [2, 3] * 3] * 2
 
 
+@pytest.mark.parametrize(("side", "reached"), [(14, True), (28, True), (49, True), (56, False)])
+def test_block_and_grid_reach_everything_up_to_49_tokens(side, reached):
+    """What docs/architectures/maxvit.md says of windows and grids of 7 x 7."""
+    window, grid = (
+        group_tokens("x", TokenLayout(kind, query_grid=(side, side), key_grid=(side, side), window=(7, 7)), (4, 4))
+        for kind in ("window", "grid")
+    )
+    windows, grids = window.group_map().flatten(), grid.group_map().flatten()
+    heard = [set(windows[grids == number].tolist()) for number in range(len(grid.members))]
+    assert all(h == set(range(len(window.members))) for h in heard) == reached
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_attention_of_one_token(seed):
     rng = random.Random(seed)

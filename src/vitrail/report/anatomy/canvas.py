@@ -187,7 +187,9 @@ def lines(
     if cells > _MOST_LINES:
         return
     rows, columns = np.arange(first[0], grid[0] + 1, step[0]), np.arange(first[1], grid[1] + 1, step[1])
-    segments = [((first[1], r), (grid[1], r)) for r in rows] + [((c, first[0]), (c, grid[0])) for c in columns]
+    segments: list[Any] = [((first[1], r), (grid[1], r)) for r in rows] + [
+        ((c, first[0]), (c, grid[0])) for c in columns
+    ]
     if cells > _MOST_PLAIN_LINES:
         axis.add_collection(LineCollection(segments, colors=color, linewidths=0.3, alpha=0.6, zorder=2))
     else:

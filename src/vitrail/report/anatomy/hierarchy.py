@@ -49,9 +49,9 @@ def draw_merging(merge: Merge, view: View, after: Level | None, told: str) -> Fi
     """
     rows, columns = merge.grid
     h, w = (min(side, _MOST_CELLS // 2) for side in merge.parents.shape[:2])
-    # Where an edge is padded that is the corner to show.
-    top = merge.parents.shape[0] - h if rows % 2 else 0
-    left = merge.parents.shape[1] - w if columns % 2 else 0
+    # Where an edge is padded that is the part to show, else the middle.
+    top, left = merge.parents.shape[0] - h, merge.parents.shape[1] - w
+    top, left = top if rows % 2 else top // 2, left if columns % 2 else left // 2
     figure, axes = panels(2, 3, 3.1, h / w)
     colors = token_colors(view, merge)
     axis = axes[0, 0]

@@ -107,7 +107,7 @@ def _draw_row(axis: Any, patch: PatchGrid, view: View) -> None:
     title = f"the row of {total} tokens, read line by line; a learned position is added to each"
     if patch.num_prefix == 0:
         title = f"the {total} tokens, counted line by line"
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title, fontsize=9, pad=14)
 
 
 def _piece(axis: Any, pixels: Array, extent: tuple[float, float, float, float]) -> None:
@@ -151,7 +151,7 @@ def draw_attention(
             if layer.place is not None:
                 y, x = divmod(layer.place, values.shape[1])
                 star(axis, y + 0.5, x + 0.5)
-            label(axis, f"{_describe(layer)}\n{title}" if column == 0 else f"\n{title}")
+            label(axis, f"{_describe(layer)}, {title}" if column == 0 else f"\n{title}")
             if column:
                 axis.set_ylabel("")
         for column in range(len(shown), axes.shape[1]):
@@ -176,12 +176,12 @@ def choose_layers(asked: Sequence[Asked], most: int = _MOST_LAYERS) -> list[Aske
 def _describe(layer: Asked) -> str:
     layout = layer.layout
     if layout.kind == "global":
-        return f"{where(layer.name)}: all tokens"
+        return f"{where(layer.name)}\nall tokens"
     assert layout.window is not None
     size = f"{layout.window[0]} × {layout.window[1]}"
     if layout.kind == "grid":
-        return f"{where(layer.name)}: grid {size}"
-    return f"{where(layer.name)}: {'shifted ' if layout.shift != (0, 0) else ''}window {size}"
+        return f"{where(layer.name)}\ngrid {size}"
+    return f"{where(layer.name)}\n{'shifted ' if layout.shift != (0, 0) else ''}window {size}"
 
 
 def _overlay(axis: Any, values: Array, scale: Normalize) -> None:

@@ -1,0 +1,88 @@
+"""Draws the pictures of these pages anew: runs the `vitrail` commands that stand in them, as they stand there.
+
+Usage: python docs/architectures/draw.py [PAGE.md ...]   (all pages when none is named; or `make docs`)
+
+Each ```sh block's lines that begin with `vitrail` are run in an empty folder that holds the three input files; the
+pictures that the pages show are then copied beside the pages, in few colours where they would be large.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_image
+
+from vitrail.cli.main import main as vitrail
+from vitrail.files import replacing
+
+HERE = Path(__file__).resolve().parent
+PAGES = ("vit.md", "swin.md", "maxvit.md", "hvt.md")
+# The thirteenth digit, a 2.
+DIGIT = 12
+# Bytes that a picture may have, and widths and numbers of colours (0: all) to try until it has no more.
+LARGEST = 145_000
+TRIES = ((1100, 0), (1100, 256), (1000, 256), (1000, 128), (900, 128), (900, 64))
+
+
+def commands(page: str) -> list[str]:
+    """The `vitrail` commands of a page, in order, continued lines joined."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.startswith("vitrail ")]
+
+
+def pictures(page: str) -> list[str]:
+    """The pictures that a page shows, as paths from the page."""
+    return re.findall(r"!\[[^\]]*\]\((images/[^)]+)\)", page)
+
+
+def write_inputs(folder: Path) -> None:
+    """Write the files that the commands name: two photographs and a digit that scikit-learn brings along."""
+    flower = Image.fromarray(load_sample_image("flower.jpg")).crop((60, 0, 487, 427))
+    flower.save(folder / "flower.png")
+    Image.fromarray(load_sample_image("china.jpg")).save(folder / "china.png")
+    digit = (load_digits().images[DIGIT] / 16 * 255).round().astype(np.uint8)
+    Image.fromarray(digit).save(folder / "digit.png")
+
+
+def shrink(source: Path, target: Path) -> None:
+    """Copy a picture in few colours, smaller where that is not enough."""
+    with Image.open(source) as image:
+        picture = image.convert("RGB")
+    with replacing(target) as temporary:
+        for width, colors in TRIES:
+            size = (min(width, picture.width), round(picture.height * min(1, width / picture.width)))
+            small = picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
+            if colors:
+                # Other methods leave out colours that are rare, which may be the ends of a scale.
+                small = small.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
+            small.save(temporary, "PNG", optimize=True)
+            if temporary.stat().st_size <= LARGEST:
+                break
+
+
+def draw(names: list[str]) -> None:
+    """Run the commands of pages and copy their pictures."""
+    pages = {name: (HERE / name).read_text(encoding="utf-8") for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder))
+        os.chdir(folder)
+        for command in dict.fromkeys(command for page in pages.values() for command in commands(page)):
+            print(f"$ {command}", flush=True)
+            code = vitrail(shlex.split(command)[1:])
+            if code:
+                raise SystemExit(code)
+        for picture in dict.fromkeys(picture for page in pages.values() for picture in pictures(page)):
+            shrink(Path(folder) / picture, HERE / picture)
+        os.chdir(HERE)
+
+
+if __name__ == "__main__":
+    draw(sys.argv[1:] or list(PAGES))
