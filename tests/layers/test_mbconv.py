@@ -139,6 +139,50 @@ def test_inference_sees_every_change_at_once():
         torch.testing.assert_close(m(x), other(x))
 
 
+def forget_statistics(norm):
+    norm.track_running_stats, norm.running_mean, norm.running_var, norm.num_batches_tracked = False, None, None, None
+
+
+def forget_scale(norm):
+    norm.affine, norm.weight, norm.bias = False, None, None
+
+
+NORM_CHANGES = {
+    "in training": lambda norm: norm.train(),
+    "by the mean over all batches": lambda norm: setattr(norm.train(), "momentum", None),
+    "without statistics": forget_statistics,
+    "without statistics, in training": lambda norm: forget_statistics(norm.train()),
+    "statistics kept as they are": lambda norm: setattr(norm.train(), "track_running_stats", False),
+    "without scale": forget_scale,
+}
+
+
+@pytest.mark.parametrize("change", NORM_CHANGES.values(), ids=NORM_CHANGES)
+@pytest.mark.parametrize("layer", ["stem", "stride 1", "stride 2"])
+@FLAVOURS
+def test_each_norm_follows_its_own_mode(layer, change, flavour, monkeypatch):
+    rng = random.Random(f"{layer}{flavour}")
+    for limit in (1 << 24, 400):
+        monkeypatch.setattr(mbconv, "_WIDE_MAP", limit)
+        for _ in range(4):
+            start = Stem(8, 8, flavour, True) if layer == "stem" else MBConv(8, 8, int(layer[-1]), flavour)
+            start = randomise(start).train(rng.random() < 0.3)
+            norms = [m for m in start.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            for norm in norms:
+                norm.eval()
+            for norm in rng.sample(norms, rng.randint(1, len(norms))):
+                change(norm)
+            # With a hook each layer is called in turn, as torch has it.
+            plain, ours = copy.deepcopy(start), copy.deepcopy(start)
+            for module in plain.modules():
+                module.register_forward_hook(lambda *_: None)
+            x = torch.randn(rng.randint(2, 4), 8, rng.randint(5, 20), rng.randint(5, 20))
+            with torch.set_grad_enabled(rng.random() < 0.3):
+                torch.testing.assert_close(ours(x), plain(x), rtol=1e-4, atol=1e-4)
+            for buffer, expected in zip(ours.buffers(), plain.buffers(), strict=True):
+                torch.testing.assert_close(buffer, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
 @FLAVOURS

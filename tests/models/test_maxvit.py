@@ -229,6 +229,17 @@ def test_forward_changes_no_state_but_running_statistics():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_norms_adapt_to_new_data_without_gradients():
+    model = tiny().eval()
+    norms = [m.train() for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    means = [norm.running_mean.clone() for norm in norms]
+    with torch.no_grad():
+        for size in ((32, 32), (41, 28)):
+            model(3 * torch.randn(4, 3, *size) + 1)
+    assert {int(norm.num_batches_tracked) for norm in norms} == {2}
+    assert not any(torch.allclose(norm.running_mean, mean) for norm, mean in zip(norms, means, strict=True))
+
+
 def test_inference_follows_the_optimiser_and_loading():
     model = tiny().eval()
     x = torch.randn(1, 3, 64, 64)

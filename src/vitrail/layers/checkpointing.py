@@ -50,7 +50,8 @@ def _second_run(block: nn.Module) -> Iterator[None]:
     for tap in taps:
         tap.consumer = None
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        # Without a momentum, it is the counter alone that makes them count.
+        norm.momentum, norm.num_batches_tracked = None if norm.momentum is None else 0.0, None
     try:
         yield
     finally:

@@ -16,8 +16,8 @@ from vitrail.layers.drop_path import DropPath
 from vitrail.layers.gelu import Approximate, Gelu, gelu, infers_on_cpu
 from vitrail.layers.patch_merging import report_merge
 from vitrail.layers.relative_position import in_graph
+from vitrail.layers.shapes import known
 from vitrail.layers.tap import AttentionTap
-from vitrail.layers.window_attention import known
 
 # Numbers that an intermediate of the inference route may hold: about what the caches of a small CPU keep.
 _WORKING_SET = 1 << 21
@@ -117,8 +117,16 @@ def fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tupl
     return weight * scale[:, None, None, None], shift if bias is None else torch.addcmul(shift, bias, scale)
 
 
+def foldable(*norms: nn.BatchNorm2d) -> bool:
+    """Whether BatchNorms scale and shift by known numbers, whatever the mode of the layer that they are in.
+
+    Not one that normalises with the batch at hand: in training, or without running statistics.
+    """
+    return all(not norm.training and norm.running_mean is not None and norm.affine for norm in norms)
+
+
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a BatchNorm that normalises with its running statistics."""
+    """Scale and shift of a BatchNorm that is :func:`foldable`."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -249,7 +257,7 @@ class MBConv(nn.Module):
         if in_graph(x) or not plain_and_unwatched(*self._bypassed()):
             branch = self._branch(x)
         # On a small map, folding the norms into the weights would cost more than applying them.
-        elif not self.training and infers_on_cpu(x) and x.shape[0] * x.shape[2] * x.shape[3] >= 4 * x.shape[1]:
+        elif infers_on_cpu(x) and foldable(*self._norms()) and x.shape[0] * x.shape[2:].numel() >= 4 * x.shape[1]:
             branch = self._infer(x)
         else:
             branch = self._branch(x, self.conv2_kxk.even_axes(x))
@@ -260,7 +268,9 @@ class MBConv(nn.Module):
         """All layers in turn; the wide maps turned around along the given axes, to spare the padding a copy."""
         y = self.pre_norm(x.flip(turned) if turned else x)
         wide = self.conv1_1x1.out_channels * x.shape[0] * x.shape[2] * x.shape[3]
-        if turned is not None and wide > _WIDE_MAP and x.device.type == "cpu" and self.norm1.momentum is not None:
+        norm = self.norm1
+        usual = norm.momentum is not None and norm.affine and norm.track_running_stats
+        if turned is not None and wide > _WIDE_MAP and x.device.type == "cpu" and usual:
             y = self._mix_in_groups(y, turned, -(-2 * wide // _WIDE_MAP))
         else:
             y = self.act1(self.norm1(self.conv1_1x1(y)))
@@ -290,9 +300,11 @@ class MBConv(nn.Module):
             pieces.append(self._depthwise(self.act1(y), self.conv2_kxk.weight[c], turned))
         return torch.cat(pieces, dim=1)
 
+    def _norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        return self.pre_norm, self.norm1, self.norm2
+
     def _bypassed(self) -> tuple[nn.Module, ...]:
-        norms = (self.pre_norm, self.norm1, self.norm2)
-        return (*norms, self.conv1_1x1, self.conv2_kxk, self.conv3_1x1, self.act1, self.act2)
+        return (*self._norms(), self.conv1_1x1, self.conv2_kxk, self.conv3_1x1, self.act1, self.act2)
 
     def _infer(self, x: Tensor) -> Tensor:
         """The same with folded norms, some samples and rows at a time."""
@@ -358,7 +370,8 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``."""
-        if not self.training and infers_on_cpu(x) and plain_and_unwatched(self.conv1, self.norm1, self.act1):
+        fast = infers_on_cpu(x) and foldable(self.norm1)
+        if fast and plain_and_unwatched(self.conv1, self.norm1, self.act1):
             y = self.conv1.convolve(x, *fold_norm(self.conv1.weight, self.conv1.bias, self.norm1))
             out: Tensor = self.conv2(gelu(y, self.flavour.approximate))
         else:
