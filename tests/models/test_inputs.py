@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vitrail
+from vitrail.errors import ShapeError
 from vitrail.explain import capture_attention
 from vitrail.models import families
 
@@ -52,3 +53,50 @@ def test_a_batch_of_none_gives_logits_of_none(model, seed, gradients):
     if gradients:
         logits.sum().backward()
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_features", "forward_intermediates"])
+def test_the_right_number_of_tensors_or_a_reason(model, method):
+    call, inputs = getattr(model, method), _inputs(model, 2)
+    image, *others = inputs
+    wrong = {
+        "nothing": [],
+        "None": [None, *others],
+        "ndarray": [image.numpy(), *others],
+        "list": [*inputs[:-1], [1.0, 2.0]],
+        f"{tuple(image.shape)} and": [*inputs, image],
+    }
+    for given, values in wrong.items():
+        with pytest.raises(ShapeError, match="image") as caught:
+            call(*values)
+        assert given in str(caught.value)
+
+
+OTHER_TYPES = [torch.uint8, torch.int64, torch.bool, torch.float16, torch.float64, torch.complex64]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
+def test_images_of_another_type_are_refused(model, dtype, gradients):
+    inputs = _inputs(model, 2)
+    for number in range(len(inputs)):
+        wrong = [x.to(dtype) if i == number else x for i, x in enumerate(inputs)]
+        with torch.set_grad_enabled(gradients), pytest.raises(ShapeError) as caught:
+            model(*wrong)
+        assert f"got {dtype};" in str(caught.value)
+        assert "expected images of torch.float32" in str(caught.value)
+    with pytest.raises(ShapeError, match=r"of torch.float64, as the model's weights, got torch.float32"):
+        model.double()(*inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_autocast_takes_any_type_that_it_converts(model, dtype):
+    inputs = _inputs(model, 2)
+    with torch.no_grad():
+        expected = model(*inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(*(x.to(dtype) for x in inputs))
+            for wrong in (torch.uint8, torch.float64):
+                with pytest.raises(ShapeError, match=r"expected images of torch\.float32"):
+                    model(*(x.to(wrong) for x in inputs))
+    assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
 from vitrail.layers.shapes import Size, known, padding_to_multiple, to_pair
+
+
+def check_images(x: Tensor, weight: Tensor) -> None:
+    """Refuse what is no batch of images for the convolution that sees them first.
+
+    Args:
+        x: Images, to be of shape ``(B, C, H, W)``.
+        weight: Of that convolution, shape ``(out, C, kh, kw)``.
+
+    Raises:
+        ShapeError: Not four dimensions, another number of bands, or another type of number.
+    """
+    bands = weight.shape[1]
+    if x.ndim != 4 or x.shape[1] != bands:
+        raise ShapeError(
+            f"expected images of shape (B, {bands}, H, W), got {tuple(x.shape)}; "
+            "build the model with in_chans equal to the number of bands"
+        )
+    if x.dtype != weight.dtype and not _autocast_converts(x):
+        whole = not (x.is_floating_point() or x.is_complex())
+        advice = "bring them to 0..1 and normalise them" if whole else f"convert with .to({weight.dtype})"
+        raise ShapeError(f"expected images of {weight.dtype}, as the model's weights, got {x.dtype}; {advice}")
+
+
+def _autocast_converts(x: Tensor) -> bool:
+    # Autocast leaves double precision alone.
+    return x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
 
 
 class PatchEmbed(nn.Module):
@@ -39,13 +67,9 @@ class PatchEmbed(nn.Module):
             Tokens, shape ``(B, ceil(H / patch), ceil(W / patch), embed_dim)``.
 
         Raises:
-            ShapeError: Not four dimensions, another number of bands, or smaller than a patch.
+            ShapeError: As for :func:`check_images`, or smaller than a patch.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ShapeError(
-                f"expected images of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}; "
-                "build the model with in_chans equal to the number of bands"
-            )
+        check_images(x, self.proj.weight)
         H, W = x.shape[2:]
         ph, pw = self.patch_size
         if H < ph or W < pw:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.shapes import to_pair
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
@@ -160,9 +160,23 @@ class VisionModel(nn.Module, ABC):
             Logits, shape ``(B, num_classes)``.
 
         Raises:
-            ShapeError: Another number of bands, or an image smaller than a patch.
+            ShapeError: Another number of inputs or bands, another type of number, or an image smaller than a
+                patch.
         """
         return self.forward_head(self.forward_features(*inputs))
+
+    def only_input(self, inputs: Sequence[object]) -> Tensor:
+        """The one input of a model of one stream.
+
+        Raises:
+            ShapeError: Another number of inputs, or something else than a tensor.
+        """
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+            (stream,) = self.streams
+            raise ShapeError(
+                f"expected one input, {stream.name!r} of shape (B, {stream.chans}, H, W), got {describe(inputs)}"
+            )
+        return inputs[0]
 
     def level_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         """Which levels of :attr:`feature_info` are wanted.
@@ -181,6 +195,12 @@ class VisionModel(nn.Module, ABC):
             if not -levels <= index < levels or (isinstance(indices, int) and index < 0):
                 raise ConfigError(f"{type(self).__name__} has {levels} feature levels, asked for {indices}")
         return [index % levels for index in wanted]
+
+
+def describe(inputs: Sequence[object]) -> str:
+    """What a model was given, for an error: the shapes of tensors, the types of other things."""
+    said = ("None" if x is None else str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+    return " and ".join(said) or "nothing"
 
 
 def old_grid(

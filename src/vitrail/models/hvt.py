@@ -26,6 +26,7 @@ from vitrail.models.base import (
     VisionModel,
     check_at_least,
     check_mlp_ratio,
+    describe,
     group_parameters,
     old_grid,
 )
@@ -205,12 +206,12 @@ class HVT(VisionModel):
         """The image and the spectral input; None where there is no such stream, or it may be missing."""
         image = inputs[0] if inputs else None
         spectral = inputs[1] if len(inputs) > 1 else None
-        if image is None or len(inputs) > 2:
-            raise ShapeError(f"expected an image and at most one spectral input, got {_describe(inputs)}")
+        if not isinstance(image, Tensor) or not isinstance(spectral, Tensor | None) or len(inputs) > 2:
+            raise ShapeError(f"expected an image and at most one spectral input, got {describe(inputs)}")
         if self.spectral is None:
             if spectral is not None:
                 raise ShapeError(
-                    f"the model has no spectral stream but was given {_describe(inputs)}; build it with "
+                    f"the model has no spectral stream but was given {describe(inputs)}; build it with "
                     "spectral_chans equal to the number of bands, or give the image alone"
                 )
             return image, None
@@ -218,10 +219,10 @@ class HVT(VisionModel):
             if self.spectral_token is None:
                 raise ShapeError(
                     f"expected an image and a spectral input of {self.spectral.in_chans} bands, got "
-                    f"{_describe(inputs)}; for images alone, build with missing_spectral='learned'"
+                    f"{describe(inputs)}; for images alone, build with missing_spectral='learned'"
                 )
         elif spectral.shape[0] != image.shape[0]:
-            raise ShapeError(f"image and spectral input must be of one batch, got {_describe(inputs)}")
+            raise ShapeError(f"image and spectral input must be of one batch, got {describe(inputs)}")
         return image, spectral
 
     def encode(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -235,7 +236,8 @@ class HVT(VisionModel):
             if the model has one stream; the learned token, on a grid of one, if the input is missing.
 
         Raises:
-            ShapeError: A stream too few or too many, other bands, or an image smaller than a patch.
+            ShapeError: A stream too few or too many, other bands, another type of number, or an image smaller
+                than a patch.
         """
         image, spectral = self._check_inputs(inputs)
         tokens: Tensor = self.rgb(image)
@@ -413,10 +415,6 @@ def _encoder(config: HVTConfig, in_chans: int, img_size: Size, patch_size: Size,
         config.drop_path_rate,
         None if isinstance(config.attention, str) else to_pair(config.attention),
     )
-
-
-def _describe(inputs: tuple[Tensor | None, ...]) -> str:
-    return " and ".join("None" if x is None else str(tuple(x.shape)) for x in inputs) or "nothing"
 
 
 # small and xlarge are the research code's; base has Swin-B's widths and depths, tiny is for small data.

@@ -21,6 +21,7 @@ from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.partition_attention import Kind, PartitionAttention
+from vitrail.layers.patches import check_images
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import (
@@ -290,11 +291,7 @@ class MaxViT(VisionModel):
 
     def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Run stem and stages; also give the wanted levels' maps, in order of the levels."""
-        if x.ndim != 4 or x.shape[1] != self.config.in_chans:
-            raise ShapeError(
-                f"expected images of shape (B, {self.config.in_chans}, H, W), got {tuple(x.shape)}; "
-                "build the model with in_chans equal to the number of bands"
-            )
+        check_images(x, self.stem.conv1.weight)
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ShapeError(f"an image of {x.shape[2]} x {x.shape[3]} has no pixels")
         x = self.stem(x.contiguous(memory_format=torch.channels_last))
@@ -317,9 +314,9 @@ class MaxViT(VisionModel):
             Map, shape ``(B, C, ceil(H / stride), ceil(W / stride))``, in channels_last memory.
 
         Raises:
-            ShapeError: Not four dimensions, another number of bands, or no pixels.
+            ShapeError: Not one batch of images of the right number of bands and type, or no pixels.
         """
-        (x,) = inputs
+        x = self.only_input(inputs)
         x = self._walk(x)[0]
         features: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return features
@@ -343,7 +340,7 @@ class MaxViT(VisionModel):
             ConfigError: A level that does not exist.
             ShapeError: As :meth:`forward_features`.
         """
-        (x,) = inputs
+        x = self.only_input(inputs)
         return self._walk(x, self.level_indices(indices))[1]
 
     def reset_classifier(self, num_classes: int) -> None:

@@ -320,8 +320,11 @@ class Swin(VisionModel):
 
         Returns:
             Shape ``(B, H / stride, W / stride, C)``, rounded up, with the stride of the last stage.
+
+        Raises:
+            ShapeError: Not one batch of images of the right number of bands and type, or smaller than a patch.
         """
-        (x,) = inputs
+        x = self.only_input(inputs)
         tokens = self.patch_embed(x)
         for stage in self.layers:
             tokens = stage(tokens)
@@ -345,8 +348,9 @@ class Swin(VisionModel):
 
         Raises:
             ConfigError: A level that does not exist.
+            ShapeError: As :meth:`forward_features`.
         """
-        (x,) = inputs
+        x = self.only_input(inputs)
         wanted = self.level_indices(indices)
         tokens = self.patch_embed(x)
         maps: list[Tensor] = []

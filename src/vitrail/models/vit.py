@@ -281,8 +281,11 @@ class ViT(VisionModel):
 
         Returns:
             Shape ``(B, N, C)``, prefix tokens first; ``N`` counts the learned tokens where there are any.
+
+        Raises:
+            ShapeError: Not one batch of images of the right number of bands and type, or smaller than a patch.
         """
-        (x,) = inputs
+        x = self.only_input(inputs)
         tokens: Tensor = self.norm(self._walk(x)[0])
         return tokens
 
@@ -309,8 +312,9 @@ class ViT(VisionModel):
 
         Raises:
             ConfigError: A level that does not exist.
+            ShapeError: As :meth:`forward_features`.
         """
-        (x,) = inputs
+        x = self.only_input(inputs)
         return self._walk(x, self.level_indices(indices))[1]
 
     def reset_classifier(self, num_classes: int) -> None:
