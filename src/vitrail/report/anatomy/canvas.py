@@ -36,7 +36,7 @@ REGION_COLORS = (PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3])
 REGION_LETTERS = "ABCD"
 # More lines than these would hide the image.
 _MOST_LINES = 80
-_MOST_PLAIN_LINES = 34
+_MOST_PLAIN_LINES = 40
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ _MOST_MAPS = 8
 
 def draw_patches(patches: Sequence[PatchGrid], views: Sequence[View], told: str) -> Figure:
     """The grid of patches over each input, the patches pulled apart, and the row of tokens that they become."""
-    tall = 4.2 * max(ratio_of(views[patch.stream].size) for patch in patches) + 2.4
+    tall = 4.2 * max(ratio_of(views[patch.stream].size) for patch in patches) + 3.0
     figure = plt.figure(figsize=(9.4, tall * len(patches) + 0.4), layout="constrained")
     parts = figure.subfigures(len(patches), 1, squeeze=False)[:, 0]
     for patch, part in zip(patches, parts, strict=True):
@@ -107,7 +107,7 @@ def _draw_row(axis: Any, patch: PatchGrid, view: View) -> None:
     title = f"the row of {total} tokens, read line by line; a learned position is added to each"
     if patch.num_prefix == 0:
         title = f"the {total} tokens, counted line by line"
-    axis.set_title(title, fontsize=9, pad=14)
+    axis.set_title(title, fontsize=9)
 
 
 def _piece(axis: Any, pixels: Array, extent: tuple[float, float, float, float]) -> None:

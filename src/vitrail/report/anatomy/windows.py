@@ -234,7 +234,9 @@ def _draw_partition(axis: Any, group: Groups, view: View, title: str) -> None:
         lines(axis, group.padded, bands, ACCENT, 1.5)
     axis.set(xlim=(0, group.padded[1]), ylim=(group.padded[0], 0))
     count = f"{len(group.members)} group{'s' if len(group.members) > 1 else ''} of {_size(group.window)}"
-    size = f"{_size(group.grid)} tokens{_padding(group)}, {count}"
+    # With its padding the size leaves no room for the rest of the line.
+    gap = ", " if group.padded == group.grid else "\n"
+    size = f"{_size(group.grid)} tokens{_padding(group)}{gap}{count}"
     label(axis, f"{title}\n{size}")
 
 
