@@ -105,7 +105,7 @@ def test_unreadable_image(capsys, tmp_path):
         (["vit", "--set", "depth=1", "--set", "depth=2"], "given twice"),
         (["vit", "--img-size", "32", "--set", "img_size=32"], "given twice"),
         (["vit", "--set", "depth={1"], "cannot be read"),
-        (["vit", "--set", "mlp_ratio=wide"], "cannot be built with mlp_ratio='wide'"),
+        (["vit", "--set", "mlp_ratio=wide"], "mlp_ratio must be a finite number, got 'wide'"),
         (["vit", "--img-size", "1", "2", "3"], "height and width"),
         (["vit", "--img-size", "0"], "at least 1"),
         (["vit", "--depth", "all"], "--depth"),
