@@ -8,11 +8,12 @@ from typing import Any
 
 from vitrail.cli.arguments import VerbParser
 
-# What all recipes of the demo share.
+# What all recipes of the demo share. Of 179 validation images a few more or less decide on the best accuracy by chance;
+# the loss is the steadier judge.
 _RECIPE: dict[str, dict[str, Any]] = {
     "data": {"source": "digits", "augment": "light", "batch_size": 32},
     "model": {"img_size": 20},
-    "trainer": {"max_epochs": 40, "learning_rate": 4e-3, "warmup_epochs": 3},
+    "trainer": {"max_epochs": 40, "learning_rate": 4e-3, "warmup_epochs": 3, "monitor": "val_loss"},
 }
 # With few images, averaging all tokens learns faster than a class token.
 _VIT = {
