@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
+from vitrail.layers.modes import in_transform
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
 
@@ -47,7 +48,7 @@ def attend(
     """
     # On the CPU a bias with a gradient sends the fused kernel to a fallback slower than the plain products.
     slow = bias is not None and bias.requires_grad and bias.device.type == "cpu"
-    if not tap.armed and not slow:
+    if not tap.armed and not slow and not in_transform():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     weights = attention_weights(q, k, bias)
     tap.report(weights, layout)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.layers.modes import in_transform
+
 Approximate = Literal["none", "tanh"]
 
 # 0.5 x (1 + tanh(sqrt(2 / pi) (x + c x^3))) = x sigmoid(2 sqrt(2 / pi) (x + c x^3)), this c and factor.
@@ -16,7 +18,7 @@ _FACTOR = 2.0 * (2.0 / torch.pi) ** 0.5
 
 
 def infers_on_cpu(x: Tensor) -> bool:
-    """Whether ``x`` is a plain float tensor on the CPU in eager code without gradients.
+    """Whether ``x`` is a plain float tensor on the CPU in eager code without gradients or transforms.
 
     Only there may a layer take a route that differs from its plain operations in memory traffic alone: a
     compiler arranges that better by itself, and what is exported or differentiated should be what is written.
@@ -27,6 +29,7 @@ def infers_on_cpu(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch._C._get_tracing_state()
+        and not in_transform()
         and not torch.is_autocast_enabled("cpu")
     )
 

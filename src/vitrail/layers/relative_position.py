@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
+from vitrail.layers.modes import in_transform
 from vitrail.layers.shapes import Size, to_pair
 
 Pair = tuple[int, int]
@@ -75,7 +76,7 @@ def expand_table(table: Tensor, window: Pair, table_window: Pair | None = None) 
 
 def in_graph(x: Tensor) -> bool:
     """Whether ``x`` is being traced or stands for another tensor, so that nothing may be kept beside it."""
-    return torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter)
+    return torch.compiler.is_compiling() or in_transform() or type(x) not in (Tensor, nn.Parameter)
 
 
 class RelativeBiasCache:
@@ -96,7 +97,7 @@ class RelativeBiasCache:
         """As :func:`expand_table`, from the cache where that is possible."""
         wants_gradient = table.requires_grad and torch.is_grad_enabled()
         # Only a parameter is kept: under torch.func its place is taken by a tensor that means something else.
-        if torch.compiler.is_compiling() or wants_gradient or type(table) is not nn.Parameter:
+        if in_graph(table) or wants_gradient or type(table) is not nn.Parameter:
             return expand_table(table, window, table_window)
         if table.device.type != "cpu":
             return expand_table(table, window, table_window)

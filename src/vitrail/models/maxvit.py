@@ -20,6 +20,7 @@ from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mlp import Mlp
+from vitrail.layers.modes import in_transform
 from vitrail.layers.partition_attention import Kind, PartitionAttention
 from vitrail.layers.patches import check_images
 from vitrail.layers.positions import resample_relative_table
@@ -294,7 +295,7 @@ class MaxViT(VisionModel):
         check_images(x, self.stem.conv1.weight)
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ShapeError(f"an image of {x.shape[2]} x {x.shape[3]} has no pixels")
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(x if in_transform() else x.contiguous(memory_format=torch.channels_last))
         maps = [x] if 0 in levels else []
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
