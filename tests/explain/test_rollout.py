@@ -276,6 +276,8 @@ def test_a_missing_stream_leaves_its_half_unexplained():
         "hvt", img_size=16, patch_size=4, embed_dim=8, depths=(1,), num_heads=(2,), num_classes=3, spectral_chans=2,
         missing_spectral="learned",
     ).eval()  # fmt: skip
-    rollout = attention_rollout(model, torch.randn(1, 3, 16, 16))
-    assert not rollout.others
-    assert torch.allclose(rollout.share, torch.tensor([0.5]))
+    image = torch.randn(1, 3, 16, 16)
+    for inputs in ((image,), (image, None)):
+        rollout = attention_rollout(model, *inputs)
+        assert not rollout.others
+        assert torch.allclose(rollout.share, torch.tensor([0.5]))

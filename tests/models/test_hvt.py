@@ -220,7 +220,9 @@ def test_every_layer_that_mixes_tokens_has_a_tap(settings):
     wanted = {f"{s}.stages.{i}.blocks.{j}.attn" for s in streams for i, j in ((0, 0), (1, 0), (1, 1))}
     wanted |= {f"{s}.stages.1.downsample" for s in streams}
     crosses = len(streams) == 2 and model.config.fusion == "cross_attention"
-    assert set(kinds) == wanted | ({"fusion.attn"} if crosses else set())
+    if len(streams) == 2:
+        wanted.add("fusion.attn" if crosses else "fusion")
+    assert set(kinds) == wanted
     assert kinds["rgb.stages.0.blocks.0.attn"][1].query_grid == (6, 6)
     assert kinds["rgb.stages.0.blocks.0.attn"][1].kind == ("window" if "attention" in settings else "global")
     assert kinds["rgb.stages.1.downsample"][1].kind == "merge"
@@ -276,9 +278,29 @@ def test_learned_stand_in(fusion):
     model(rgb).sum().backward()
     assert model.spectral_token.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.spectral.parameters())
-    assert len(model.forward_intermediates(rgb, indices=[0, 1])) == 2
-    with pytest.raises(ShapeError, match="ask for indices from 0 to 1"):
-        model.forward_intermediates(rgb)
+    own, both = model.forward_intermediates(rgb, indices=[0, 1]), model.forward_intermediates(rgb, spectral)
+    for given in ((rgb,), (rgb, None)):
+        levels = model.forward_intermediates(*given)
+        assert len(levels) == 2
+        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(levels, own, both[:2], strict=True))
+        for indices in ([2], [0, -1], 1, range(4)):
+            with pytest.raises(ShapeError, match="ask for indices from 0 to 1"):
+                model.forward_intermediates(*given, indices=indices)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_stand_in_waits_without_weight_while_its_stream_is_there(fusion, seed):
+    torch.manual_seed(seed)
+    model = _tiny(**DUAL, **{"fusion": fusion, "missing_spectral": "learned"}).train()
+    inputs = _inputs(model)
+    model(*inputs).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not model.spectral_token.grad.any()
+    before = model(*inputs)
+    torch.nn.init.normal_(model.spectral_token)
+    assert torch.equal(model(*inputs), before)
+    assert torch.equal(model.eval()(*inputs), before)
 
 
 def test_levels_by_stream():

@@ -42,7 +42,7 @@ class Rollout:
 
 
 def attention_rollout(
-    model: VisionModel, *inputs: Tensor, head_fusion: HeadFusion = "mean", discard_ratio: float = 0.0
+    model: VisionModel, *inputs: Tensor | None, head_fusion: HeadFusion = "mean", discard_ratio: float = 0.0
 ) -> Rollout:
     """Attention rollout through every layer of a model of any family.
 
@@ -56,7 +56,8 @@ def attention_rollout(
 
     Args:
         model: The model, in evaluation mode.
-        *inputs: Normalised images, shape ``(B, C, H, W)``, one for each stream.
+        *inputs: Normalised images, shape ``(B, C, H, W)``, one for each stream. A stream whose input is None, or
+            left out, where the model allows that, has no map; its share is what the others lack.
         head_fusion: How heads are fused.
         discard_ratio: Share of the smallest weights of each row set to zero before the residual is added.
 
@@ -70,7 +71,7 @@ def attention_rollout(
     if head_fusion not in ("mean", "max", "min"):
         raise ConfigError(f"head_fusion must be 'mean', 'max' or 'min', got {head_fusion!r}")
     with torch.no_grad(), capture_attention(model) as record:
-        features = model.forward_features(*inputs)
+        features = model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
     carrier = _Carrier(model.num_prefix, head_fusion, discard_ratio)
     streams = model.stream_prefixes or {"image": ""}
     first = next(iter(streams))
@@ -89,6 +90,7 @@ def attention_rollout(
     results = {
         name: _result(row, grids[name], total, image.shape)
         for (name, row), image in zip(tokens.items(), inputs, strict=False)
+        if image is not None
     }
     return dataclasses.replace(results.pop(first), others=results)
 

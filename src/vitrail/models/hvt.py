@@ -59,7 +59,8 @@ class HVTConfig:
         fusion: "cross_attention" (image tokens ask spectral tokens) or "concat" (side by side, projected).
         fusion_heads: Heads of the cross-attention; those of the last stage when not given.
         missing_spectral: "error" refuses a call of a two-stream model without its spectral input; "learned"
-            puts a learned token in the place of the spectral tokens.
+            puts a learned token in the place of the spectral tokens. Data-parallel training in which a whole
+            batch may lack it needs ``find_unused_parameters=True``: such a batch leaves that stream out.
     """
 
     img_size: int | tuple[int, int] = 256
@@ -244,7 +245,11 @@ class HVT(VisionModel):
         if self.spectral is None:
             return tokens, None
         if spectral is not None:
-            return tokens, self.spectral(spectral)
+            context: Tensor = self.spectral(spectral)
+            if self.training and self.spectral_token is not None:
+                # It takes part, if with no weight: data-parallel training waits for a gradient of every parameter.
+                context = context + 0.0 * self.spectral_token
+            return tokens, context
         assert self.spectral_token is not None  # _check_inputs refuses otherwise
         return tokens, self.spectral_token.expand(tokens.shape[0], -1, -1, -1)
 
@@ -291,7 +296,7 @@ class HVT(VisionModel):
         Args:
             *inputs: As for :meth:`forward`.
             indices: Levels of :attr:`feature_info` by number (negative: from the end), how many of the last,
-                or None for all.
+                or None for all; without a spectral input, where it may be missing, all of the image stream.
 
         Returns:
             For each wanted level, in the model's order, shape ``(B, C, H / stride, W / stride)``.
@@ -301,8 +306,8 @@ class HVT(VisionModel):
             ShapeError: As for :meth:`encode`; also a level of the spectral stream without its input.
         """
         image, spectral = self._check_inputs(inputs)
-        wanted = sorted(set(self.level_indices(indices)))
         own = len(self.rgb.stages)
+        wanted = sorted(set(self.level_indices(range(own) if indices is None and spectral is None else indices)))
         levels: list[Tensor] = self.rgb.levels(image) if wanted and wanted[0] < own else [image] * own
         if wanted and wanted[-1] >= own:
             if spectral is None or self.spectral is None:
