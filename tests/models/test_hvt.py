@@ -427,7 +427,7 @@ def test_drop_path_only_in_training():
         ({"depths": (1, 0)}, "at least 1, one a stage"),
         ({"num_heads": (3, 2)}, "num_heads must divide the width 8"),
         ({"img_size": 3}, "smaller than one patch"),
-        ({"attention": "windowed"}, "'global' or a window size"),
+        ({"attention": "windowed"}, "attention must be 'global' or "),
         ({"attention": 0}, "attention must be a positive"),
         ({"fusion": "sum"}, "'cross_attention' or 'concat'"),
         ({"spectral_chans": 2, "fusion_heads": 5}, "fusion_heads must divide the width 16"),
