@@ -378,7 +378,7 @@ def test_reset_classifier():
         ({"dim_head": 5}, "dim_head must divide"),
         ({"depths": (1,)}, "one number a stage"),
         ({"embed_dim": (16, 0)}, "embed_dim must be positive"),
-        ({"embed_dim": 16}, "embed_dim must be positive"),
+        ({"embed_dim": 16}, "embed_dim must be a list of whole numbers"),
         ({"window_size": 0}, "window_size must be"),
         ({"flavour": "jax"}, "'tf' or 'torchvision'"),
         ({"drop_path_rate": 1.0}, "below 1"),
