@@ -221,7 +221,7 @@ def test_print_config_and_help(capsys):
         (["models", "--famly", "vit"], "did you mean '--family'"),
         (["demo", "--models", "vit", "resnet"], "resnet"),
         (["train", "--model.name"], "expected one argument"),
-        (["train", "--trainer.devices", "2"], "not supported yet"),
+        (["train", "--trainer.devices", "7"], "data.batch_size must be a multiple of the 7 processes"),
         (["train", "--trainer.learning_rate", ".inf"], "finite"),
     ],
 )
