@@ -5,9 +5,20 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.window_attention import WindowAttention, plan_windows, reorder
+from vitrail.layers import attention, window_attention
+from vitrail.layers.tap import TokenLayout
+from vitrail.layers.window_attention import (
+    ShiftedWindowAttention,
+    WindowAttention,
+    WindowPlan,
+    blocked_pairs,
+    plan_windows,
+    reorder,
+)
+from vitrail.layers.windows import merge_windows, partition_windows
 
 
 def attention_by_hand(layer, x, mask_padding=True):
@@ -160,7 +171,94 @@ def test_a_row_of_padding_alone_gives_no_nan():
 def test_wrong_settings_and_maps_are_refused():
     with pytest.raises(ConfigError, match=r"shift must be inside the window of \(4, 4\), got \(4, 0\)"):
         WindowAttention(8, 2, 4, (4, 0))
+    with pytest.raises(ConfigError, match="set mask_padding=False"):
+        WindowAttention(8, 2, 4, pad_after_shift=True)
     with pytest.raises(ConfigError, match="num_heads must divide the width 8, got 3"):
         WindowAttention(8, 3, 4)
     with pytest.raises(ShapeError, match=r"\(B, H, W, 8\), got \(1, 4, 4, 6\)"):
         WindowAttention(8, 2, 4)(torch.zeros(1, 4, 4, 6))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_map_that_is_padded_after_the_shift(seed):
+    """timm's order: roll, fill up, attend within the rolled regions of the filled map, cut, roll back."""
+    rng = random.Random(seed)
+    window = (rng.randint(2, 5), rng.randint(2, 5))
+    shift = (window[0] // 2, window[1] // 2)
+    H, W = (w + rng.randint(1, 2 * w) for w in window)
+    layer = WindowAttention(8, 2, window, shift, mask_padding=False, pad_after_shift=True)
+    torch.nn.init.normal_(layer.relative_position_bias_table)
+    x = torch.randn(2, H, W, 8)
+    rolled = F.pad(x.roll((-shift[0], -shift[1]), (1, 2)), (0, 0, 0, -W % window[1], 0, -H % window[0]))
+    # Unshifted attention on each part that the shift made, from the same windows.
+    plain = WindowAttention(8, 2, window, mask_padding=False)
+    plain.load_state_dict(layer.state_dict())
+    blocked = blocked_pairs(tuple(rolled.shape[1:3]), window, shift, mask_padding=False)
+    bias = plain.window_bias(window, WindowPlan(blocked=blocked), x.dtype).repeat(2, 1, 1, 1)
+    mixed = plain.mix(partition_windows(rolled, window), TokenLayout("window"), bias)
+    mixed = merge_windows(mixed, window, rolled.shape[1:3])[:, :H, :W].roll(shift, (1, 2))
+    assert torch.allclose(layer(x), mixed, atol=1e-5)
+    torch.compiler.reset()
+    assert torch.allclose(torch.compile(layer, fullgraph=True, backend="eager")(x), mixed, atol=1e-5)
+    other = WindowAttention(8, 2, window, shift, mask_padding=False)
+    other.load_state_dict(layer.state_dict())
+    if H % window[0] == W % window[1] == 0:
+        assert torch.allclose(other(x), mixed, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
+def test_large_biases_are_not_repeated_for_each_image(make, images, monkeypatch):
+    layer = make(8, 2, (3, 4), (1, 2))
+    x = torch.randn(images, 7, 9, 8)
+    with torch.no_grad():
+        expected = layer(x)
+        sizes = []
+        fused = F.scaled_dot_product_attention
+        monkeypatch.setattr(attention, "_LARGE_BIAS", 1)
+        monkeypatch.setattr(
+            F, "scaled_dot_product_attention", lambda *qkv, attn_mask: sizes.append(attn_mask) or fused(*qkv, attn_mask)
+        )
+        assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert [len(mask) for mask in sizes] == [9] * images
+    assert len({mask.data_ptr() for mask in sizes}) == 1
+
+
+@pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
+def test_masks_are_made_once(make, monkeypatch):
+    layers = [make(8, 2, (3, 4), (1, 2)) for _ in range(3)]
+    made = []
+    monkeypatch.setattr(window_attention, "blocked_pairs", lambda *key: made.append(key) or blocked_pairs(*key))
+    plan_windows.cache_clear()
+    rng = random.Random(0)
+    sizes = list({(rng.randint(4, 30), rng.randint(5, 30)) for _ in range(60)})
+    with torch.no_grad():
+        for _ in range(2):
+            for size in sizes:
+                for layer in layers:
+                    layer(torch.randn(1, *size, 8))
+        assert len(made) == len(sizes)
+        plan = plan_windows((7, 9), (3, 4), (1, 2), True)
+        bias = layers[0].window_bias((3, 4), plan, torch.float32)
+        assert layers[0].window_bias((3, 4), plan, torch.float32) is bias
+        assert bias.shape[0] == 9
+
+
+@pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
+@pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
+def test_one_graph_for_maps_of_all_sizes(make, shift):
+    torch.compiler.reset()
+    counter = CompileCounter()
+    layer = make(64, 2, (4, 5), shift)
+    compiled = torch.compile(layer, fullgraph=True, backend=counter, dynamic=True)
+    rng = random.Random(0)
+
+    def compare(least):
+        for _ in range(12):
+            x = torch.randn(2, rng.randint(least[0], 14), rng.randint(least[1], 14), 64)
+            assert torch.allclose(compiled(x), layer(x), atol=1e-5)
+        return counter.frame_count
+
+    assert compare((5, 6)) == 1
+    # One row or one column of windows: torch knows no size for both one and several.
+    assert compare((2, 2)) <= 4

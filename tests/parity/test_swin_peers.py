@@ -85,3 +85,21 @@ def test_gradients_equal_timms():
     theirs = dict(peer.named_parameters())
     for name, parameter in model.named_parameters():
         assert relative_error(parameter.grad, theirs[name].grad) < 1e-3, name
+
+
+@pytest.mark.parametrize(
+    ("size", "window"), [((256, 256), 7), ((160, 160), 7), ((96, 224), 7), ((352, 352), 12), ((64, 72), 7)]
+)
+def test_equals_timm_where_there_is_padding(size, window):
+    settings = {
+        "img_size": size, "window_size": window, "embed_dim": 24, "depths": (2, 2, 2), "num_heads": (1, 2, 4),
+        "num_classes": 7,
+    }  # fmt: skip
+    peer = _randomise(import_peer("timm").create_model("swin_tiny_patch4_window7_224", **settings))
+    x = torch.randn(2, 3, *size)
+    for pad_after_shift, equal in ((True, True), (False, False)):
+        model = vitrail.create_model("swin", mask_padding=False, pad_after_shift=pad_after_shift, **settings).eval()
+        vitrail.load_weights(model, peer.state_dict())
+        with torch.no_grad():
+            error = relative_error(model.forward_features(x), peer.forward_features(x))
+        assert (error < 1e-5) == equal

@@ -24,7 +24,7 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.relative_position import expand_table, relative_position_index
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.window_attention import WindowAttention, blocked_pairs
-from vitrail.layers.windows import pad_map, padding_regions, partition_grid, partition_windows, shifted_regions
+from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shift_map, shifted_regions
 from vitrail.models.base import VisionModel
 
 Pair = tuple[int, int]
@@ -319,8 +319,8 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     assert layout.window is not None
     H, W = grid = layout.query_grid
     # Places count from 1 on the way, so that the zeros of the padding can be told from them.
-    places = pad_map(torch.arange(1, H * W + 1).view(1, H, W, 1), layout.padding)
-    places = places.roll((-layout.shift[0], -layout.shift[1]), (1, 2))
+    places = torch.arange(1, H * W + 1).view(1, H, W, 1)
+    places = shift_map(places, layout.padding, layout.shift, layout.pad_after_shift)
     if layout.kind == "window":
         partition: Callable[[Tensor, Pair], Tensor] = partition_windows
         regions = shifted_regions(grid, layout.padding, layout.shift, mask_padding)

@@ -18,7 +18,14 @@ from vitrail.errors import ConfigError
 from vitrail.explain.capture import CapturedMixing, capture_attention
 from vitrail.layers.patch_merging import PARENTS
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.windows import merge_grid, merge_windows, pad_map, partition_grid, partition_windows
+from vitrail.layers.windows import (
+    merge_grid,
+    merge_windows,
+    partition_grid,
+    partition_windows,
+    shift_map,
+    unshift_map,
+)
 from vitrail.models.base import VisionModel
 
 HeadFusion = Literal["mean", "max", "min"]
@@ -162,7 +169,7 @@ class _Carrier:
         windows = layout.kind == "window"
 
         def split(x: Tensor) -> Tensor:
-            rolled = pad_map(x, padding).roll((-shift[0], -shift[1]), dims=(1, 2))
+            rolled = shift_map(x, padding, shift, layout.pad_after_shift)
             return (partition_windows if windows else partition_grid)(rolled, window)
 
         groups = split(row.reshape(-1, *grid, 1)).squeeze(-1)
@@ -171,7 +178,7 @@ class _Carrier:
         matrix = mixing_matrix(step.weights * real[:, None, None], self.head_fusion, self.discard_ratio)
         full = (grid[0] + padding[0], grid[1] + padding[1])
         carried = (merge_windows if windows else merge_grid)(_through(groups, matrix)[..., None], window, full)
-        return carried.roll(shift, dims=(1, 2))[:, : grid[0], : grid[1]].flatten(1)
+        return unshift_map(carried, grid, shift, layout.pad_after_shift).flatten(1)
 
 
 def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:

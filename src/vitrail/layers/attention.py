@@ -8,19 +8,23 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.modes import in_transform
+from vitrail.layers.shapes import known
 from vitrail.layers.tap import AttentionTap, TokenLayout
+
+# Numbers of a bias from which it costs more to repeat it for each image than to call the kernel once for each.
+_LARGE_BIAS = 1 << 16
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias), the matrix that the fused kernel never shows.
 
     Args:
-        q: Queries, shape ``(B, heads, N, d)``.
-        k: Keys, shape ``(B, heads, M, d)``.
-        bias: Added before the softmax, broadcast to ``(B, heads, N, M)``.
+        q: Queries, shape ``(..., heads, N, d)``.
+        k: Keys, shape ``(..., heads, M, d)``.
+        bias: Added before the softmax, broadcast to ``(..., heads, N, M)``.
 
     Returns:
-        Weights, shape ``(B, heads, N, M)``; each row sums to one.
+        Weights, shape ``(..., heads, N, M)``; each row sums to one.
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1.
     """
@@ -36,23 +40,42 @@ def attend(
     """Attention through the fused kernel, or explicitly while ``tap`` is armed; equal to rounding.
 
     Args:
-        q: Queries, shape ``(B, heads, N, d)``.
-        k: Keys, shape ``(B, heads, M, d)``.
-        v: Values, shape ``(B, heads, M, e)``.
-        tap: Receives the weights while armed.
+        q: Queries, shape ``(B, heads, N, d)``, or ``(B, G, heads, N, d)`` for G groups in each image.
+        k: Keys, shape ``(B, heads, M, d)``, or ``(B, G, heads, M, d)``.
+        v: Values, shape ``(B, heads, M, e)``, or ``(B, G, heads, M, e)``.
+        tap: Receives the weights while armed, those of groups as ``(B * G, heads, N, M)``.
         layout: What the rows and columns of the weights are.
-        bias: Added before the softmax, broadcast to ``(B, heads, N, M)``; minus infinity masks a key.
+        bias: Added before the softmax, broadcast to ``(B, heads, N, M)``, or one for each group, ``(G, heads or
+            1, N, M)``; minus infinity masks a key.
 
     Returns:
-        Mixed values, shape ``(B, heads, N, e)``.
+        Mixed values, shape ``(B, heads, N, e)`` or ``(B, G, heads, N, e)``.
     """
     # On the CPU a bias with a gradient sends the fused kernel to a fallback slower than the plain products.
     slow = bias is not None and bias.requires_grad and bias.device.type == "cpu"
     if not tap.armed and not slow and not in_transform():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return _fused(q, k, v, bias)
     weights = attention_weights(q, k, bias)
-    tap.report(weights, layout)
-    return weights @ v
+    # What is shown is what mixes the values, so that gradients reach it.
+    shown = weights.flatten(0, -4)
+    tap.report(shown, layout)
+    return shown.view_as(weights) @ v
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The fused kernel, which knows one batch dimension and wants a bias for all of it or for none."""
+    if q.ndim == 4:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    images, groups = q.shape[:2]
+    if bias is not None and not known(bias.shape[0] == 1):
+        eager = not torch.compiler.is_compiling() and q.device.type == "cpu"
+        if eager and images > 1 and bias.numel() >= _LARGE_BIAS:
+            mixed = [F.scaled_dot_product_attention(*qkv, attn_mask=bias) for qkv in zip(q, k, v, strict=True)]
+            # Stacked in the order in which the kernel wrote them: tokens before heads.
+            return torch.stack([image.transpose(1, 2) for image in mixed]).transpose(2, 3)
+        bias = bias.expand(images, -1, -1, -1, -1).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).view(images, groups, *v.shape[1:])
 
 
 class Attention(nn.Module):
@@ -63,11 +86,16 @@ class Attention(nn.Module):
         num_heads: Heads; must divide ``dim``.
         qkv_bias: Whether queries, keys and values have a bias.
 
+    Attributes:
+        factor: Of the scores, besides the root of the width of a head.
+
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, appendix A.
     """
+
+    factor = 1.0
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
@@ -92,24 +120,26 @@ class Attention(nn.Module):
         return self.mix(x, TokenLayout("global", query_grid=grid, key_grid=grid, num_prefix=num_prefix))
 
     def mix(self, x: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Tensor:
-        """Mix tokens in groups: each row of the batch is a group of its own.
+        """Mix tokens in groups, for example windows.
 
         Args:
-            x: Tokens, shape ``(B, N, C)``; ``B`` counts groups, for example windows.
+            x: Tokens, shape ``(B, N, C)``, each row of the batch a group of its own; or ``(B, G, N, C)`` for G
+                groups in each image.
             layout: What the groups are, for the tap.
-            bias: Added before the softmax, broadcast to ``(B, heads, N, N)``; minus infinity masks a key.
+            bias: Added before the softmax, as for :func:`attend`.
 
         Returns:
-            Tokens, shape ``(B, N, C)``.
+            Tokens, shaped as they came.
         """
-        B, N, C = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.num_heads, C // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, x.shape[-1] // self.num_heads)
+        q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
+        if self.factor != 1.0:
+            q = q * self.factor
         mixed = attend(q, k, v, tap=self.tap, layout=layout, bias=bias)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, N, C))
+        out: Tensor = self.proj(mixed.transpose(-3, -2).flatten(-2))
         return out
 
 
-def mask_to_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a boolean mask (True = may attend) into the bias that enforces it: 0 or minus infinity."""
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, float("-inf"))
+def mask_to_bias(blocked: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a boolean mask (True = may not attend) into the bias that enforces it: 0 or minus infinity."""
+    return torch.zeros_like(blocked, dtype=dtype).masked_fill(blocked, float("-inf"))

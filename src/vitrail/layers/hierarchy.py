@@ -12,27 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.layers.attention import Attention, mask_to_bias
 from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions
+from vitrail.layers.shapes import known
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.windows import (
-    merge_windows,
-    pad_map,
-    partition_windows,
-    same_region,
-    shifted_regions,
-    window_padding,
-)
+from vitrail.layers.window_attention import ShiftedWindowAttention
 
 Pair = tuple[int, int]
 
 
-class MapAttention(Attention):
+class MapAttention(ShiftedWindowAttention):
     """Self-attention on a grid of tokens, over all of them or inside windows.
 
     Args:
@@ -56,8 +49,9 @@ class MapAttention(Attention):
         window: Pair | None = None,
         shifted: bool = False,
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias)
-        self.window, self.shifted = window, shifted
+        size = window or (1, 1)
+        super().__init__(dim, num_heads, size, (size[0] // 2, size[1] // 2) if shifted else (0, 0), qkv_bias)
+        self.everywhere = window is None
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
         """Mix tokens.
@@ -69,35 +63,15 @@ class MapAttention(Attention):
         Returns:
             Tokens, shape ``(B, H, W, C)``.
         """
-        grid = (x.shape[1], x.shape[2])
-        if self.window is None or (self.window[0] >= grid[0] and self.window[1] >= grid[1]):
-            B, H, W, C = x.shape
-            return super().forward(x.flatten(1, 2), grid).view(B, H, W, C)
-        window = (min(self.window[0], grid[0]), min(self.window[1], grid[1]))
-        several = (int(grid[0] > window[0]), int(grid[1] > window[1]))
-        shift = (window[0] // 2 * several[0], window[1] // 2 * several[1]) if self.shifted else (0, 0)
-        return self._in_windows(x, grid, window, shift)
-
-    def _in_windows(self, x: Tensor, grid: Pair, window: Pair, shift: Pair) -> Tensor:
-        padding = window_padding(grid, window)
-        padded = (grid[0] + padding[0], grid[1] + padding[1])
-        x = pad_map(x, padding)
-        if any(shift):
-            x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
-        bias = None
-        if any(shift) or any(padding):
-            regions = shifted_regions(grid, padding, shift, device=x.device)
-            allowed = same_region(partition_windows(regions[None, :, :, None], window).squeeze(-1))
-            bias = mask_to_bias(allowed, x.dtype)[:, None].repeat(x.shape[0], 1, 1, 1)
-        layout = TokenLayout("window", query_grid=grid, key_grid=grid, window=window, shift=shift, padding=padding)
-        x = merge_windows(self.mix(partition_windows(x, window), layout, bias), window, padded)
-        if any(shift):
-            x = x.roll(shift, dims=(1, 2))
-        return x[:, : grid[0], : grid[1]]
+        B, H, W, C = x.shape
+        if self.everywhere or (known(H <= self.window[0]) and known(W <= self.window[1])):
+            layout = TokenLayout("global", query_grid=(H, W), key_grid=(H, W))
+            return self.mix(x.flatten(1, 2), layout).view(B, H, W, C)
+        return super().forward(x)
 
     def extra_repr(self) -> str:
         """Show the window when the model is printed."""
-        return "" if self.window is None else f"window={self.window}, shifted={self.shifted}"
+        return "" if self.everywhere else super().extra_repr()
 
 
 class Block(nn.Module):

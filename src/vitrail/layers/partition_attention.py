@@ -6,16 +6,18 @@ import functools
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.layers.attention import Attention, attend
+from vitrail.layers.attention import Attention
 from vitrail.layers.relative_position import RelativePositionBias, in_graph
+from vitrail.layers.shapes import known
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.window_attention import known
 from vitrail.layers.windows import (
+    count_groups,
+    cut_map,
     merge_grid,
     merge_windows,
+    pad_map,
     padding_regions,
     partition_grid,
     partition_windows,
@@ -84,7 +86,8 @@ class PartitionAttention(Attention):
         super().__init__(dim, dim // dim_head, qkv_bias)
         self.window = window
         self.kind: Kind = kind
-        self.factor = (dim_head / dim) ** 0.5 if scale_by_width else 1.0
+        if scale_by_width:
+            self.factor = (dim_head / dim) ** 0.5
         self.rel_pos = RelativePositionBias(window, self.num_heads)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
@@ -96,37 +99,19 @@ class PartitionAttention(Attention):
         Returns:
             Tokens, shape ``(B, H, W, C)``.
         """
-        B, H, W, _ = x.shape
+        B, H, W, C = x.shape
         window, kind = self.window, self.kind
         padding = window_padding((H, W), window)
-        bias = self.rel_pos()
-        padded = not known(padding[0] == 0) or not known(padding[1] == 0)
-        if padded:
+        blocked = None
+        if not known(padding[0] == 0) or not known(padding[1] == 0):
             make = padding_blocked if in_graph(x) else _kept_padding_blocked
-            masked = bias.masked_fill(make((H, W), window, kind, x.device)[:, None], float("-inf"))
-            bias = masked if known(B == 1) else masked.expand(B, -1, -1, -1, -1).flatten(0, 1)
-            x = F.pad(x, (0, 0, 0, padding[1], 0, padding[0]))
-        layout = TokenLayout(kind, query_grid=(H, W), key_grid=(H, W), window=window, padding=padding)
+            blocked = make((H, W), window, kind, x.device)
         full = (H + padding[0], W + padding[1])
-        if kind == "window":
-            x = merge_windows(self.mix(partition_windows(x, window), layout, bias), window, full)
-        else:
-            x = merge_grid(self.mix(partition_grid(x, window), layout, bias), window, full)
-        if not padded:
-            return x
-        x = x[:, :H, :W]
-        # A graph for changing sizes should not depend on whether the cut removed anything.
-        return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
-
-    def mix(self, x: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Tensor:
-        """Mix tokens ``(groups, n, C)`` in groups, as :meth:`Attention.mix`, with this layer's scale."""
-        if self.factor == 1.0:
-            return super().mix(x, layout, bias)
-        G, N, C = x.shape
-        q, k, v = self.qkv(x).view(G, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(q * self.factor, k, v, tap=self.tap, layout=layout, bias=bias)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(G, N, C))
-        return out
+        layout = TokenLayout(kind, query_grid=(H, W), key_grid=(H, W), window=window, padding=padding)
+        partition, merge = (partition_windows, merge_windows) if kind == "window" else (partition_grid, merge_grid)
+        groups = partition(pad_map(x, padding), window).view(B, count_groups(full, window), window[0] * window[1], C)
+        mixed = self.mix(groups, layout, self.rel_pos(blocked))
+        return cut_map(merge(mixed.flatten(0, 1), window, full), (H, W))
 
     def extra_repr(self) -> str:
         """Show the groups when the model is printed."""

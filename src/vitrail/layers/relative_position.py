@@ -6,6 +6,7 @@ code, and so it is here. The index into it is computed, not stored in the state 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
@@ -16,6 +17,9 @@ from vitrail.layers.modes import in_transform
 from vitrail.layers.shapes import Size, to_pair
 
 Pair = tuple[int, int]
+
+# Numbers of a masked bias up to which a layer keeps it: 16 MiB, for maps of about 170 windows of 7 x 7 and 10 heads.
+_MOST_KEPT = 1 << 22
 
 
 def relative_position_index(
@@ -79,34 +83,69 @@ def in_graph(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or in_transform() or type(x) not in (Tensor, nn.Parameter)
 
 
+def masked_bias(bias: Tensor, blocked: Tensor | None) -> Tensor:
+    """A bias with minus infinity where a mask blocks.
+
+    Args:
+        bias: Shape ``(1, heads, n, n)``.
+        blocked: True where a token may not attend to another, shape ``(groups, n, n)``; None: it always may.
+
+    Returns:
+        Shape ``(groups, heads, n, n)``, or ``bias`` itself.
+    """
+    return bias if blocked is None else bias.masked_fill(blocked[:, None], float("-inf"))
+
+
+@dataclasses.dataclass(slots=True)
+class _Kept:
+    """A bias, what it was made of, and the same with the last mask that was asked for."""
+
+    table: Tensor
+    window: Pair
+    bias: Tensor
+    blocked: Tensor | None = None
+    masked: Tensor | None = None
+
+    def serves(self, table: Tensor, window: Pair) -> bool:
+        return self.window == window and self.table.dtype == table.dtype and torch.equal(self.table, table)
+
+    def with_mask(self, blocked: Tensor) -> Tensor:
+        if self.blocked is not blocked or self.masked is None:
+            masked = masked_bias(self.bias, blocked)
+            if masked.numel() > _MOST_KEPT:
+                return masked
+            self.blocked, self.masked = blocked, masked
+        return self.masked
+
+
 class RelativeBiasCache:
-    """Keeps the expanded bias of one table for as long as the table does not change.
+    """Keeps the expanded bias of one table, and its last mask, for as long as the table does not change.
 
     Only where no gradient of the table is wanted; the bias is then a constant, so that fused attention takes
     its fast path. A copy or pickle of it starts empty. On the CPU the table's values are compared, so that no
     change is missed, however it was made; on other devices, where comparing would wait for the device, the
-    bias is expanded anew, by one small kernel.
+    bias is expanded anew, by one small kernel. Masks are told apart by identity, not by value.
     """
 
     __slots__ = ("_kept",)
 
     def __init__(self) -> None:
-        self._kept: tuple[Tensor, Pair, Tensor] | None = None
+        self._kept: _Kept | None = None
 
-    def expand(self, table: Tensor, window: Pair, table_window: Pair | None = None) -> Tensor:
-        """As :func:`expand_table`, from the cache where that is possible."""
+    def expand(
+        self, table: Tensor, window: Pair, table_window: Pair | None = None, blocked: Tensor | None = None
+    ) -> Tensor:
+        """As :func:`expand_table` and :func:`masked_bias`, from the cache where that is possible."""
         wants_gradient = table.requires_grad and torch.is_grad_enabled()
         # Only a parameter is kept: under torch.func its place is taken by a tensor that means something else.
-        if in_graph(table) or wants_gradient or type(table) is not nn.Parameter:
-            return expand_table(table, window, table_window)
-        if table.device.type != "cpu":
-            return expand_table(table, window, table_window)
-        kept = self._kept
-        if kept is None or kept[1] != window or kept[0].dtype != table.dtype or not torch.equal(kept[0], table):
-            with torch.inference_mode(False), torch.no_grad():
+        constant = type(table) is nn.Parameter and not wants_gradient and not in_graph(table)
+        if not constant or table.device.type != "cpu":
+            return masked_bias(expand_table(table, window, table_window), blocked)
+        with torch.inference_mode(False), torch.no_grad():
+            if self._kept is None or not self._kept.serves(table, window):
                 copy = table.detach().clone()
-                kept = self._kept = (copy, window, expand_table(copy, window, table_window))
-        return kept[2]
+                self._kept = _Kept(copy, window, expand_table(copy, window, table_window))
+            return self._kept.bias if blocked is None else self._kept.with_mask(blocked)
 
     def __deepcopy__(self, memo: dict[int, object]) -> RelativeBiasCache:
         return RelativeBiasCache()
@@ -136,6 +175,14 @@ class RelativePositionBias(nn.Module):
         self.relative_position_bias_table = relative_table(self.window, num_heads)
         self._cache = RelativeBiasCache()
 
-    def forward(self) -> Tensor:
-        """The bias, shape ``(1, heads, wh * ww, wh * ww)``, to be added before the softmax."""
-        return self._cache.expand(self.relative_position_bias_table, self.window)
+    def forward(self, blocked: Tensor | None = None) -> Tensor:
+        """The bias to be added before the softmax.
+
+        Args:
+            blocked: True where a token may not attend to another, shape ``(groups, wh * ww, wh * ww)``; None: it
+                always may.
+
+        Returns:
+            Shape ``(1 or groups, heads, wh * ww, wh * ww)``.
+        """
+        return self._cache.expand(self.relative_position_bias_table, self.window, blocked=blocked)

@@ -31,6 +31,7 @@ class TokenLayout:
         window: Height and width of a group, for ``window`` and ``grid``.
         shift: Rows and columns by which the windows were shifted.
         padding: Rows and columns appended at the bottom and right before grouping.
+        pad_after_shift: Whether they were appended after the shift.
     """
 
     kind: LayoutKind
@@ -40,6 +41,7 @@ class TokenLayout:
     window: tuple[int, int] | None = None
     shift: tuple[int, int] = (0, 0)
     padding: tuple[int, int] = (0, 0)
+    pad_after_shift: bool = False
 
 
 Consumer = Callable[[Tensor, TokenLayout], None]

@@ -3,47 +3,66 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.attention import Attention
+from vitrail.layers.attention import Attention, mask_to_bias
 from vitrail.layers.relative_position import RelativeBiasCache, in_graph, relative_table
-from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
-from vitrail.layers.shapes import known as known
+from vitrail.layers.shapes import Size, known, padding_to_multiple, to_pair
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
+    count_groups,
+    cut_map,
     merge_windows,
     pad_map,
     partition_windows,
     same_region,
+    shift_map,
     shifted_regions,
+    unshift_map,
     window_padding,
 )
 
 Pair = tuple[int, int]
 
 
-def place_windows(length: int, window: int, shift: int, mask_padding: bool) -> tuple[int, int, int]:
+def place_windows(
+    length: int, window: int, shift: int, mask_padding: bool, pad_after_shift: bool = False
+) -> tuple[int, int, int]:
     """Window, shift and padding along one axis.
 
     An axis along which the map is not larger than the window is not shifted. Where padding is masked, so that
-    it changes nothing, the window shrinks to the map instead of being filled up.
+    it changes nothing, the window shrinks to the map instead of being filled up, unless a graph for changing
+    sizes is traced, which serves both.
 
     Args:
         length: Tokens along the axis.
         window: Wanted tokens of a window.
         shift: Wanted shift.
         mask_padding: Whether padded tokens are masked.
+        pad_after_shift: Whether the map is padded as in timm, where the window shrinks too.
     """
-    if mask_padding and known(length <= window):
+    # In timm's way the two differ, so that a graph must be tied to the answer.
+    smaller = length <= window if pad_after_shift else mask_padding and known(length <= window)
+    if smaller:
         return length, 0, 0
-    return window, shift if length > window else 0, padding_to_multiple(length, window)
+    return window, shift * _is_larger(length, window), padding_to_multiple(length, window)
 
 
-class WindowPlan(NamedTuple):
+def _is_larger(length: int, window: int) -> int:
+    """1 or 0; in a graph for changing sizes a formula of the length, which does not tie the graph to the answer."""
+    if known(length > window) or known(length <= window):
+        return int(length > window)
+    formula: int = torch.sym_min(torch.sym_max(length - window, 0), 1)  # type: ignore[no-untyped-call]
+    return formula
+
+
+@dataclass(frozen=True)
+class WindowPlan:
     """How the tokens of a padded map are ordered into shifted windows, and who may not attend to whom.
 
     Attributes:
@@ -52,9 +71,17 @@ class WindowPlan(NamedTuple):
         blocked: True where a token may not attend to another, shape ``(windows, n, n)``; None: it always may.
     """
 
-    order: Tensor | None
-    inverse: Tensor | None
-    blocked: Tensor | None
+    order: Tensor | None = None
+    inverse: Tensor | None = None
+    blocked: Tensor | None = None
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """What keeps tokens from those that are blocked, shape ``(windows, 1, n, n)``; kept with the plan."""
+        if self.blocked is not None and dtype not in self._biases:
+            with torch.inference_mode(False):
+                self._biases[dtype] = mask_to_bias(self.blocked, dtype)[:, None]
+        return self._biases.get(dtype)
 
 
 def blocked_pairs(
@@ -76,18 +103,35 @@ def blocked_pairs(
     return ~same_region(partition_windows(regions[None, :, :, None], window).squeeze(-1))
 
 
-@functools.lru_cache(maxsize=32)
+# A plan for each map of several hundred images of their own sizes, in a few stages: small beside the maps.
+@functools.lru_cache(maxsize=1024)
 def plan_windows(
-    grid: Pair, window: Pair, shift: Pair, mask_padding: bool, device: torch.device | None = None
+    grid: Pair,
+    window: Pair,
+    shift: Pair,
+    mask_padding: bool,
+    pad_after_shift: bool = False,
+    device: torch.device | None = None,
 ) -> WindowPlan:
-    """The plan of a map, kept for the next one of its size; arguments as for :func:`blocked_pairs`."""
+    """The plan of a map, kept for the next one of its size.
+
+    Args:
+        grid: Height and width of the map before padding.
+        window: Height and width of a window.
+        shift: Rows and columns by which the windows are shifted.
+        mask_padding: Whether padded tokens are kept from being attended to.
+        pad_after_shift: Whether the map is padded after the shift.
+        device: Where to make it.
+    """
     padding = window_padding(grid, window)
     order = inverse = blocked = None
     with torch.inference_mode(False):
         if shift != (0, 0):
             H, W = grid[0] + padding[0], grid[1] + padding[1]
             places = torch.arange(H * W, device=device).view(1, H, W, 1)
-            order = partition_windows(places.roll((-shift[0], -shift[1]), (1, 2)), window).flatten()
+            moving = places[:, : grid[0], : grid[1]] if pad_after_shift else places
+            moving.copy_(moving.roll((-shift[0], -shift[1]), (1, 2)))
+            order = partition_windows(places, window).flatten()
             inverse = order.argsort()
         if shift != (0, 0) or (mask_padding and padding != (0, 0)):
             blocked = blocked_pairs(grid, window, shift, mask_padding, device)
@@ -132,8 +176,8 @@ def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return out
 
 
-class WindowAttention(Attention):
-    """Multi-head self-attention among the tokens of a window, with a bias for their relative position.
+class ShiftedWindowAttention(Attention):
+    """Multi-head self-attention among the tokens of a window, which know nothing of their positions.
 
     A map that is no multiple of the window is padded at the bottom and right. An axis along which the map is
     not larger than the window is not shifted.
@@ -149,9 +193,12 @@ class WindowAttention(Attention):
         qkv_bias: Whether queries, keys and values have a bias.
         mask_padding: Whether padded tokens are masked, so that they change nothing. Without, they take part
             as keys, as in torchvision and in the authors' code for detection.
+        pad_after_shift: Whether the map is rolled before it is padded, and a window larger than the map shrinks
+            to it, as in timm; only without ``mask_padding``.
 
     Raises:
-        ConfigError: ``num_heads`` does not divide ``dim``, or the shift is not inside the window.
+        ConfigError: ``num_heads`` does not divide ``dim``, the shift is not inside the window, or padding is to
+            be masked and appended in timm's order.
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.2.
     """
@@ -164,16 +211,30 @@ class WindowAttention(Attention):
         shift: Pair = (0, 0),
         qkv_bias: bool = True,
         mask_padding: bool = True,
+        pad_after_shift: bool = False,
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias)
         self.dim = dim
         self.window = to_pair(window, "window_size")
         if not all(0 <= s < w for s, w in zip(shift, self.window, strict=True)):
             raise ConfigError(f"the shift must be inside the window of {self.window}, got {shift}")
+        if mask_padding and pad_after_shift:
+            raise ConfigError("pad_after_shift is timm's way with padding that is not masked; set mask_padding=False")
         self.shift = shift
-        self.mask_padding = mask_padding
-        self.relative_position_bias_table = relative_table(self.window, num_heads)
-        self._bias = RelativeBiasCache()
+        self.mask_padding, self.pad_after_shift = mask_padding, pad_after_shift
+
+    def window_bias(self, window: Pair, plan: WindowPlan, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores.
+
+        Args:
+            window: Height and width of the windows at hand, which may be smaller than the layer's.
+            plan: Of the map.
+            dtype: Of the tokens.
+
+        Returns:
+            Shape ``(1 or windows, heads or 1, n, n)``; None for nothing.
+        """
+        return plan.bias(dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
         """Mix the tokens of each window.
@@ -189,54 +250,63 @@ class WindowAttention(Attention):
         """
         if x.ndim != 4 or x.shape[-1] != self.dim:
             raise ShapeError(f"expected tokens of shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
-        H, W = x.shape[1:3]
-        rows = place_windows(H, self.window[0], self.shift[0], self.mask_padding)
-        columns = place_windows(W, self.window[1], self.shift[1], self.mask_padding)
+        B, H, W, C = x.shape
+        rows, columns = (
+            place_windows(length, window, shift, self.mask_padding, self.pad_after_shift)
+            for length, window, shift in zip((H, W), self.window, self.shift, strict=True)
+        )
         window, shift, padding = ((rows[i], columns[i]) for i in range(3))
-        layout = TokenLayout("window", query_grid=(H, W), key_grid=(H, W), window=window, shift=shift, padding=padding)
-        padded = not known(padding[0] == 0) or not known(padding[1] == 0)
-        grid = (H + padding[0], W + padding[1])
-        if padded:
-            x = pad_map(x, padding)
-        x = self._mix_windows(x, grid, layout)
-        if not padded:
-            return x
-        x = x[:, :H, :W]
-        # A graph for changing sizes should not depend on whether the cut removed anything.
-        return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
+        after = self.pad_after_shift
+        layout = TokenLayout("window", (H, W), (H, W), 0, window, shift, padding, after)
+        plan = self._plan(x, layout)
+        bias = self.window_bias(window, plan, x.dtype)
+        full = (H + padding[0], W + padding[1])
+        split = (B, count_groups(full, window), window[0] * window[1], C)
+        if plan.order is not None and plan.inverse is not None:
+            tokens = pad_map(x, padding).flatten(1, 2)
+            mixed = self.mix(reorder(tokens, plan.order, plan.inverse).view(split), layout, bias)
+            return cut_map(reorder(mixed.view_as(tokens), plan.inverse, plan.order).view(B, *full, C), (H, W))
+        windows = partition_windows(shift_map(x, padding, shift, after), window)
+        mixed = self.mix(windows.view(split), layout, bias)
+        return unshift_map(merge_windows(mixed.flatten(0, 1), window, full), (H, W), shift, after)
 
-    def _mix_windows(self, x: Tensor, grid: Pair, layout: TokenLayout) -> Tensor:
-        """Roll, split into windows, attend, and undo both, on a padded map of size ``grid``."""
-        window, shift = layout.window, layout.shift
+    def _plan(self, x: Tensor, layout: TokenLayout) -> WindowPlan:
+        """The plan, kept from the last map of this size; in a graph the mask alone, as tensors roll there."""
+        grid, window, shift = layout.query_grid, layout.window, layout.shift
+        assert grid is not None
         assert window is not None
-        assert layout.query_grid is not None
-        key = (layout.query_grid, window, shift, self.mask_padding, x.device)
-        bias = self._bias.expand(self.relative_position_bias_table, window, self.window)
         if not in_graph(x):
-            plan = plan_windows(*key)
-            bias = self._block(bias, plan.blocked, x.shape[0])
-            if plan.order is None or plan.inverse is None:
-                return merge_windows(self.mix(partition_windows(x, window), layout, bias), window, grid)
-            tokens = reorder(x.flatten(1, 2), plan.order, plan.inverse)
-            mixed = self.mix(tokens.view(-1, window[0] * window[1], self.dim), layout, bias)
-            return reorder(mixed.view_as(tokens), plan.inverse, plan.order).view_as(x)
-        shifted = not known(shift[0] == 0) or not known(shift[1] == 0)
-        padded = not known(layout.padding[0] == 0) or not known(layout.padding[1] == 0)
-        if shifted or (self.mask_padding and padded):
-            bias = self._block(bias, blocked_pairs(*key), x.shape[0])
-        if shifted:
-            x = x.roll((-shift[0], -shift[1]), (1, 2))
-        x = merge_windows(self.mix(partition_windows(x, window), layout, bias), window, grid)
-        return x.roll((shift[0], shift[1]), (1, 2)) if shifted else x
-
-    @staticmethod
-    def _block(bias: Tensor, blocked: Tensor | None, batch: int) -> Tensor:
-        """Add the mask of each window, and repeat that for each image: ``(batch * windows, heads, n, n)``."""
-        if blocked is None:
-            return bias
-        masked = bias.masked_fill(blocked[:, None], float("-inf"))
-        return masked if known(batch == 1) else masked.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+            return plan_windows(grid, window, shift, self.mask_padding, self.pad_after_shift, x.device)
+        moved = shift if not self.mask_padding else (*shift, *layout.padding)
+        if all(known(length == 0) for length in moved):
+            return WindowPlan()
+        return WindowPlan(blocked=blocked_pairs(grid, window, shift, self.mask_padding, x.device))
 
     def extra_repr(self) -> str:
         """Show the window when the model is printed."""
         return f"window={self.window}, shift={self.shift}"
+
+
+class WindowAttention(ShiftedWindowAttention):
+    """Attention among the tokens of a window, with a bias for their relative position.
+
+    Arguments, errors and source are those of :class:`ShiftedWindowAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window: Size,
+        shift: Pair = (0, 0),
+        qkv_bias: bool = True,
+        mask_padding: bool = True,
+        pad_after_shift: bool = False,
+    ) -> None:
+        super().__init__(dim, num_heads, window, shift, qkv_bias, mask_padding, pad_after_shift)
+        self.relative_position_bias_table = relative_table(self.window, num_heads)
+        self._bias = RelativeBiasCache()
+
+    def window_bias(self, window: Pair, plan: WindowPlan, dtype: torch.dtype) -> Tensor:
+        """The bias of the relative positions, and minus infinity where the plan blocks."""
+        return self._bias.expand(self.relative_position_bias_table, window, self.window, plan.blocked)

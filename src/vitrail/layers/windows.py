@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ShapeError
-from vitrail.layers.shapes import known, padding_to_multiple
+from vitrail.layers.shapes import in_memory_order, known, padding_to_multiple
 
 Pair = tuple[int, int]
 
@@ -107,6 +107,11 @@ def merge_grid(groups: Tensor, grid_size: Pair, grid: Pair) -> Tensor:
     return spread.reshape(-1, H, W, groups.shape[-1])
 
 
+def count_groups(grid: Pair, group: Pair) -> int:
+    """How many groups make up a map whose size is a multiple of theirs."""
+    return grid[0] // group[0] * (grid[1] // group[1])
+
+
 def window_padding(grid: Pair, window: Pair) -> Pair:
     """Rows and columns to append so that ``grid`` becomes a multiple of ``window``."""
     return padding_to_multiple(grid[0], window[0]), padding_to_multiple(grid[1], window[1])
@@ -117,6 +122,36 @@ def pad_map(x: Tensor, padding: Pair) -> Tensor:
     if known(padding[0] == 0) and known(padding[1] == 0):
         return x
     return F.pad(x, (0, 0, 0, padding[1], 0, padding[0]))
+
+
+def cut_map(x: Tensor, grid: Pair) -> Tensor:
+    """Take away what :func:`pad_map` appended to a map of size ``grid``, if anything."""
+    if known(x.shape[1] == grid[0]) and known(x.shape[2] == grid[1]):
+        return x
+    return in_memory_order(x[:, : grid[0], : grid[1]])
+
+
+def shift_map(x: Tensor, padding: Pair, shift: Pair, pad_after_shift: bool = False) -> Tensor:
+    """Pad ``(B, H, W, C)`` at the bottom and right and roll it up and left.
+
+    Args:
+        x: Features.
+        padding: Rows and columns to append.
+        shift: Rows and columns of the roll.
+        pad_after_shift: Whether to roll first, as timm does: the padding then stays where it was appended.
+    """
+    if pad_after_shift:
+        return pad_map(_roll(x, (-shift[0], -shift[1])), padding)
+    return _roll(pad_map(x, padding), (-shift[0], -shift[1]))
+
+
+def unshift_map(x: Tensor, grid: Pair, shift: Pair, pad_after_shift: bool = False) -> Tensor:
+    """The inverse of :func:`shift_map`, to a map of size ``grid``."""
+    return _roll(cut_map(x, grid), shift) if pad_after_shift else cut_map(_roll(x, shift), grid)
+
+
+def _roll(x: Tensor, shift: Pair) -> Tensor:
+    return x if known(shift[0] == 0) and known(shift[1] == 0) else x.roll(shift, (1, 2))
 
 
 def padding_regions(grid: Pair, padding: Pair, device: torch.device | None = None) -> Tensor:
@@ -195,7 +230,7 @@ def _check_multiple(grid: Pair, group: Pair, name: str) -> None:
 
 def _check_groups(groups: Tensor, group: Pair, grid: Pair, name: str) -> None:
     _check_multiple(grid, group, name)
-    count = (grid[0] // group[0]) * (grid[1] // group[1])
+    count = count_groups(grid, group)
     if groups.ndim != 3 or groups.shape[1] != group[0] * group[1] or groups.shape[0] % count:
         raise ShapeError(
             f"expected {name}s of shape (B * {count}, {group[0] * group[1]}, C) for a map of "

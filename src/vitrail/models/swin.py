@@ -52,7 +52,9 @@ class SwinConfig:
         num_heads: Attention heads of each stage; must divide its width.
         window_size: Height and width of a window in tokens.
         mask_padding: Whether the tokens that fill up a window at the edge of the map are masked, so that they
-            change nothing. Without, they take part as keys, as in torchvision.
+            change nothing. Without, they take part as keys, as in the code of the authors and of torchvision.
+        pad_after_shift: Whether a shifted map is rolled before it is padded and a window larger than the map shrinks
+            to it, as in timm: with ``mask_padding=False`` the model then equals timm's where there is padding.
         mlp_ratio: Hidden width of the perceptrons over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         drop_path_rate: Stochastic depth of the last block.
@@ -67,6 +69,7 @@ class SwinConfig:
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window_size: int | tuple[int, int] = 7
     mask_padding: bool = True
+    pad_after_shift: bool = False
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     drop_path_rate: float = 0.0
@@ -109,6 +112,7 @@ class SwinBlock(nn.Module):
         mlp_ratio: Hidden width of the perceptron over ``dim``.
         qkv_bias: Whether queries, keys and values have a bias.
         mask_padding: As for :class:`~vitrail.layers.window_attention.WindowAttention`.
+        pad_after_shift: As there.
         drop_path: Probability of dropping a branch.
 
     Source: arXiv:2103.14030, equation 3.
@@ -123,11 +127,12 @@ class SwinBlock(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         mask_padding: bool = True,
+        pad_after_shift: bool = False,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, num_heads, window, shift, qkv_bias, mask_padding)
+        self.attn = WindowAttention(dim, num_heads, window, shift, qkv_bias, mask_padding, pad_after_shift)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
@@ -163,6 +168,7 @@ class SwinStage(nn.Module):
                 config.mlp_ratio,
                 config.qkv_bias,
                 config.mask_padding,
+                config.pad_after_shift,
                 rate,
             )
             for i, rate in enumerate(drop_path)
