@@ -144,6 +144,7 @@ def _allocating(size):
     return functools.partial(torch.ones, size, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 def test_memory_of_a_process_that_dies():
     with pytest.raises(VitrailError, match="was killed"):
         peak_memory(_dying, CPU)
@@ -155,6 +156,7 @@ def _dying():
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_memory_is_in_the_rows():
     (row,) = measure([Subject("vit", VIT, (16, 16))], (), Plan(rounds=1, least=0.0, batch_size=1))
     assert row.memory_peak_mb is None or row.memory_peak_mb >= row.memory_before_mb > 50

@@ -132,6 +132,7 @@ def test_gradients_reach_the_weights():
     assert all(g.abs().sum() > 0 for g in gradients)
 
 
+@pytest.mark.slow
 def test_compiled_models_can_be_watched():
     model = _model(random.Random(9), None)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -244,6 +244,7 @@ def test_masks_are_made_once(make, monkeypatch):
         assert bias.shape[0] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
 @pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
 def test_one_graph_for_maps_of_all_sizes(make, shift):

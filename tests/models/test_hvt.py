@@ -322,6 +322,7 @@ def test_levels_by_stream():
         assert all(torch.equal(a, levels[i]) for a, i in zip(some, sorted(wanted), strict=True))
 
 
+@pytest.mark.slow
 def test_compile_and_export():
     # Of windows, padding, two grids and concatenation; the family's test config covers cross-attention.
     torch.compiler.reset()

@@ -290,6 +290,7 @@ def test_moving_between_convolution_and_attention_copies_nothing():
     assert model.stages[0].blocks[0].conv.conv2_kxk.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flavour", "size"), [("tf", (25, 38)), ("torchvision", (32, 32))])
 def test_compiles_whole_forward_and_backward(flavour, size):
     torch._dynamo.reset()
@@ -307,6 +308,7 @@ def test_compiles_whole_forward_and_backward(flavour, size):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * max(1.0, plain.abs().max().item()))
 
 
+@pytest.mark.slow
 def test_one_dynamic_graph_serves_many_sizes():
     torch._dynamo.reset()
     model = tiny(embed_dim=(16,), depths=(1,)).eval()

@@ -231,6 +231,7 @@ def test_kept_bias_follows_the_weights():
         assert torch.equal(after, fresh(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask_padding", [True, False])
 def test_compiled_training_on_a_padded_map(mask_padding):
     torch.compiler.reset()
@@ -278,6 +279,7 @@ def test_wrong_settings_are_refused(settings, message):
         vitrail.create_model("swin", **{**TINY, **settings})
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_sizes():
     torch.compiler.reset()
     counter = CompileCounter()

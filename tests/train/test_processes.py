@@ -47,6 +47,7 @@ def _train(folder, *settings, epochs=2):
     return RunFolder(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     one = _train(tmp_path / "one")
     two = _train(tmp_path / "two", "--trainer.devices", "2")
