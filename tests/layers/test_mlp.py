@@ -47,3 +47,38 @@ def test_a_watched_layer_sees_all_tokens_at_once():
     assert seen == [(2, 20, 8)]
     handle.remove()
     assert layer._rows_at_once(x) == 6
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (7, 4), (2, 4), (0, 4), (0, 3, 4)])
+def test_inference_overwrites_nothing_that_anyone_holds(shape, approximate):
+    layer = Mlp(4, 8, out_dim=6, approximate=approximate)
+    x = torch.randn(shape)
+    before = x.clone()
+    expected = layer.fc2(torch.nn.functional.gelu(layer.fc1(x), approximate=approximate))
+    with torch.no_grad():
+        assert torch.allclose(layer(x), expected, atol=1e-6)
+        assert torch.equal(x, before)
+        kept = []
+        handle = layer.fc1.register_forward_hook(lambda _module, _args, out: kept.append(out))
+        assert torch.allclose(layer(x), expected, atol=1e-6)
+        handle.remove()
+        assert torch.allclose(torch.cat([part.reshape(-1, 8) for part in kept]), layer.fc1(x).reshape(-1, 8), atol=1e-6)
+
+
+def test_other_parts_are_called_in_inference_too():
+    layer = Mlp(4, 8)
+    layer.act = torch.nn.ReLU()
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), layer.fc2(layer.fc1(x).relu()))
+
+
+def test_multiply_adds_are_counted_in_inference():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer = Mlp(4, 8)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer(torch.randn(5, 4))
+    assert counter.get_total_flops() == 2 * 5 * (4 * 8 + 8 * 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitrail.layers.gelu import Approximate, Gelu
+from vitrail.layers.gelu import Approximate, Gelu, gelu_, infers_on_cpu
 
 # Numbers in the hidden layer above which a CPU takes the tokens a piece at a time, and numbers in a piece.
 # Without gradients a piece stays in the caches between the layers. With them only what the allocator would
@@ -38,11 +38,31 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., dim)`` to ``(..., out_dim)``."""
         rows = self._rows_at_once(x)
-        if rows is None:
+        infers = infers_on_cpu(x) and self._is_plain()
+        if rows is None and not infers:
             out: Tensor = self.fc2(self.act(self.fc1(x)))
             return out
-        pieces = [self.fc2(self.act(self.fc1(piece))) for piece in torch.split(x.reshape(-1, x.shape[-1]), rows)]
-        return torch.cat(pieces).view(*x.shape[:-1], -1)
+        tokens = x.reshape(-1, x.shape[-1])
+        rows = rows or max(1, len(tokens))
+        if infers:
+            out = self._infer(tokens, rows)
+        else:
+            out = torch.cat([self.fc2(self.act(self.fc1(piece))) for piece in torch.split(tokens, rows)])
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    def _infer(self, tokens: Tensor, rows: int) -> Tensor:
+        """Without gradients nobody needs what lies between the layers: it is overwritten."""
+        out = tokens.new_empty(len(tokens), self.fc2.out_features)
+        weight = self.fc2.weight.t()
+        for piece, result in zip(torch.split(tokens, rows), torch.split(out, rows), strict=True):
+            hidden = gelu_(self.fc1(piece), self.act.approximate)
+            torch.addmm(self.fc2.bias, hidden, weight, out=result)
+        return out
+
+    def _is_plain(self) -> bool:
+        """Whether the parts are what this class made them, watched by nobody."""
+        kinds = zip(self.children(), (nn.Linear, Gelu, nn.Linear), strict=True)
+        return all(type(part) is kind and not _is_watched(part) for part, kind in kinds)
 
     def _rows_at_once(self, x: Tensor) -> int | None:
         """Tokens to take at a time; None for all of them, which whoever compiles, traces or watches sees."""
@@ -57,6 +77,10 @@ class Mlp(nn.Module):
         large, piece = (_LARGE_TRAINING, _PIECE_TRAINING) if torch.is_grad_enabled() else (_LARGE, _PIECE)
         if hidden <= large:
             return None
-        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in self.children()):
+        if any(_is_watched(part) for part in self.children()):
             return None
         return max(1, piece // self.hidden_dim)
+
+
+def _is_watched(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks)
