@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.schema import DataConfig
-from vitrail.data.sources import SOURCES, DigitsSource, FolderSource, ImageSource, TableSource, WithEdges
-from vitrail.data.splits import stratified_split
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.data.sources import ImageSource, open_source
+from vitrail.data.sources.base import to_unit
+from vitrail.data.splits import SPLITS, assign_splits
+from vitrail.errors import ConfigError, DataError
 
 Batch = dict[str, Tensor]
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ImageData:
                 f"data.batch_size {self.config.batch_size} is more than the {len(indices)} training images; several "
                 "processes need a whole batch"
             )
-        return DataLoader(
+        return _UnitLoader(
             _SplitDataset(self.source, indices),
             batch_size=share,
             sampler=sampler,
@@ -134,52 +134,11 @@ def open_data(
         ConfigError: An unknown source, or a path missing or out of place.
         DataError: Images that are missing, unreadable or inconsistent.
     """
-    source = _open_source(config, img_size, classes)
-    given = set(source.given_split) - {""}
-    if not split:
-        assigned = [name or "all" for name in source.given_split]
-    elif not given:
-        fractions = {"test": config.test_fraction, "val": config.val_fraction}
-        assigned = stratified_split(source.keys, source.targets, fractions, source.classes)
-    elif "val" not in given and "train" in given and config.val_fraction > 0:
-        # Only the test images are set apart: the validation split comes out of the training images.
-        training = [i for i, name in enumerate(source.given_split) if name == "train"]
-        parts = stratified_split(
-            [source.keys[i] for i in training],
-            source.targets[training],
-            {"val": config.val_fraction},
-            source.classes,
-        )
-        assigned = list(source.given_split)
-        for i, name in zip(training, parts, strict=True):
-            assigned[i] = name
-    else:
-        assigned = list(source.given_split)
-    splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in SPLITS}
-    splits["all"] = [i for i, name in enumerate(assigned) if name == "all"]
+    # A run's settings go with other images as far as they concern them.
+    source = open_source(config, img_size, classes, strict=split)
+    assigned = assign_splits(source, config) if split else [name or "all" for name in source.given_split]
+    splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in (*SPLITS, "all")}
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config)
-
-
-def _open_source(config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None) -> ImageSource:
-    convert = config.on_band_mismatch == "convert"
-    openers: dict[str, Callable[[str], ImageSource]] = {
-        "digits": lambda _: DigitsSource(img_size),
-        "folder": lambda path: FolderSource(path, img_size, config.color, config.resize, convert, classes),
-        "table": lambda path: TableSource(path, img_size, config.color, config.resize, convert, classes),
-    }
-    if config.source not in SOURCES:
-        raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
-    if config.source != "digits" and not config.path:
-        what = {"folder": "the folder with the images", "table": "the CSV or Parquet file that lists them"}
-        raise ConfigError(f"data.source {config.source} needs data.path, {what[config.source]}")
-    if config.source == "digits" and config.path:
-        raise ConfigError(
-            f"data.path {config.path!r} has no meaning for the built-in digits; did you mean data.source folder?"
-        )
-    source = openers[config.source](config.path or "")
-    if classes is not None and tuple(classes) != source.classes:
-        raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}")
-    return WithEdges(source) if config.spectral == "edges" else source
 
 
 class _SplitDataset(Dataset[Any]):
@@ -198,7 +157,15 @@ class _SplitDataset(Dataset[Any]):
     def __getitems__(self, items: list[int]) -> Batch:
         rows = [self.indices[i] for i in items]
         index = torch.as_tensor(rows)
-        return {**self.source.load(rows), "target": self.targets[index], "index": index}
+        return {**self.source.read(rows), "target": self.targets[index], "index": index}
+
+
+class _UnitLoader(DataLoader[Batch]):
+    """Turns what the workers hand over into float32: of 8 bits they have a quarter to pass on."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            yield {name: to_unit(x) if x.dtype == torch.uint8 else x for name, x in batch.items()}
 
 
 def _already_a_batch(batch: Any) -> Batch:
