@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from vitrail.config.schema import DataConfig
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits
+from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
 from vitrail.errors import ConfigError, DataError
 
 Batch = dict[str, Tensor]
@@ -65,9 +67,7 @@ class ImageData:
         sampler = None if shuffle_seed is None else EpochShuffle(len(indices), shuffle_seed, share, rank, world)
         if sampler is None:
             indices = indices[rank::world]
-        workers = self.config.num_workers
-        if workers == -1:
-            workers = 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
+        workers = self._workers()
         whole_batches = sampler is not None and len(indices) >= self.config.batch_size
         if sampler is not None and world > 1 and not whole_batches:
             raise ConfigError(
@@ -86,6 +86,25 @@ class ImageData:
             worker_init_fn=_one_thread,
         )
 
+    def _workers(self) -> int:
+        workers = self.config.num_workers
+        if workers == -1:
+            return 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
+        return workers
+
+    def _in_order(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
+        """Batches of some images, each once and in order."""
+        workers = self._workers() if len(indices) > 8 * batch_size else 0
+        return iter(
+            _UnitLoader(
+                _SplitDataset(self.source, indices),
+                batch_size=batch_size,
+                num_workers=workers,
+                collate_fn=_already_a_batch,
+                worker_init_fn=_one_thread,
+            )
+        )
+
     def fingerprint(self) -> str:
         """A hash of what the images are called, their classes and their splits; pixels are not read."""
         content = hashlib.sha256(repr(self.source.classes).encode())
@@ -96,27 +115,45 @@ class ImageData:
         return content.hexdigest()[:16]
 
     def statistics(self, most: int = 500) -> dict[str, tuple[list[float], list[float]]]:
-        """Mean and standard deviation of each band over the training images (at most ``most``, evenly spaced).
+        """Mean and standard deviation of each band to normalise by.
+
+        They come from the file that ``data.statistics`` names, or else from the training images (at most ``most``,
+        evenly spaced).
 
         Returns:
             For each stream, means and standard deviations in units of 0..1. A constant band has the deviation 1.
+
+        Raises:
+            DataError: A file of statistics that cannot be read or lacks a band.
         """
-        indices = self.indices("train")
-        chosen = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))]
-        sums = {name: torch.zeros(3, len(bands), dtype=torch.float64) for name, bands in self.source.bands.items()}
-        for start in range(0, len(chosen), 64):
-            for name, images in self.source.load(chosen[start : start + 64]).items():
-                values = images.double().transpose(0, 1).flatten(1)
-                count = torch.full((len(values),), values.shape[1])
-                sums[name] += torch.stack([values.sum(1), values.square().sum(1), count])
-        return {name: _moments(*parts) for name, parts in sums.items()}
+        if self.config.statistics is not None:
+            return read_statistics(self.config.statistics, self.source.bands).normalization()
+        measured = self.measure(most)
+        for warning in measured.warnings:
+            warnings.warn(warning, stacklevel=2)
+        return measured.normalization()
 
+    def measure(self, most: int | None = None, split: str = "train", robust: bool = False) -> Statistics:
+        """Measure the bands of a split's images, batch by batch.
 
-def _moments(total: Tensor, squares: Tensor, count: Tensor) -> tuple[list[float], list[float]]:
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    std[std < 1e-6] = 1.0
-    return [round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()]
+        Args:
+            most: Images to measure at most, evenly spaced; all when not given.
+            split: Which.
+            robust: Whether to normalise by the pixels inside 0..1.
+        """
+        indices = self.indices(split)
+        if most is not None and most < len(indices):
+            indices = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, most).astype(int))]
+        streams = {
+            name: StreamStatistics(b, self.source.wavelengths.get(name)) for name, b in self.source.bands.items()
+        }
+        for batch in self._in_order(indices, 64):
+            for name, stream in streams.items():
+                stream.add(batch[name])
+        swapped = [stream.swapped_red_and_blue() for stream in streams.values()]
+        results = {name: stream.result() for name, stream in streams.items()}
+        told = [warning for warning in swapped if warning is not None]
+        return Statistics(results, len(indices), self.fingerprint(), robust, told)
 
 
 def open_data(

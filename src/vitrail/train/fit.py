@@ -208,6 +208,9 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, pre
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
     write_text(run.recipe, dump_recipe(settled))
     run.write_json(run.environment, environment)
+    if data.source.left_out:
+        run.write_unreadable(data.source.left_out)
+        print(f"{len(data.source.left_out)} files cannot be read and are left out: {run.unreadable}", file=sys.stderr)
     return checkpoint
 
 

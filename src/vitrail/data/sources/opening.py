@@ -49,8 +49,6 @@ _ONLY_FOR = {
     "seed": ("synthetic_leaves",),
     "on_unreadable": (*_FILES, "parquet"),
 }
-# Decoded images of this many bytes are kept in memory without being asked to.
-_SMALL = 512 * 2**20
 
 
 def open_source(
@@ -109,9 +107,7 @@ def _openers(
         reader = file_readers(config, size)["image"]
         names = config.class_names
         columns = config.image_column, config.label_column, config.group
-        source = ParquetSource(path, reader, classes, names, *columns, skip)
-        decoded = len(source) * size[0] * size[1] * len(reader.bands)
-        return InMemory(source) if decoded <= _SMALL else source
+        return ParquetSource(path, reader, classes, names, *columns, skip)
 
     return {
         "digits": lambda: DigitsSource(size),

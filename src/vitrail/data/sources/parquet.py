@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +27,17 @@ from vitrail.errors import DataError, closest
 # The hub names files SPLIT-00000-of-00004.parquet.
 _SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 
+# Decoded images of this many bytes are kept in memory.
+_SMALL = 512 * 2**20
+
 
 class ParquetSource(ImageSource):
     """A column of images (a struct of ``bytes`` and ``path``, or bytes) and one of labels (numbers or texts).
 
-    The files' bytes are read into memory, undecoded; every image is decoded once, small, so that all faults are known
-    before anything begins. Names of classes come from the hub's metadata where they are there. A folder of files is
-    split by their names where these begin with train, validation or test.
+    The files' bytes are read into memory. Every image is decoded once, so that all faults are known before anything
+    begins; where all of them at the wanted size take at most 512 MiB they are kept. Names of classes come from the
+    hub's metadata where they are there. A folder of files is split by their names where these begin with train,
+    validation or test.
 
     Args:
         path: A Parquet file, or a folder of them.
@@ -88,6 +93,7 @@ class ParquetSource(ImageSource):
         self.classes = agree_on_classes(own_names if len(texts) > 1 else texts, classes, self.root)
         place = {name: i for i, name in enumerate(self.classes)}
         targets = np.array([place[name] for name in own_names], dtype=np.int64)[labels]
+        self._decoded: Tensor | None = None
         self.left_out, kept = self._check(keys, skip)
         self._rows = np.array(kept, dtype=np.int64)
         self.keys, self.targets = [keys[i] for i in kept], targets[self._rows]
@@ -97,15 +103,25 @@ class ParquetSource(ImageSource):
             self.groups = [str(groups[i]) for i in kept]
 
     def _check(self, keys: Sequence[str], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
-        def fault(row: int) -> DataError | None:
-            try:
-                self._decode(row, keys[row], (8, 8))
-            except DataError as error:
-                return error
-            return None
+        """Decode all images, and keep them where they are small; gives what is left out and why, and what stays."""
+        shape = (len(keys), len(self.reader.bands), *self.reader.size)
+        if math.prod(shape) <= _SMALL:
+            self._decoded, self.in_memory = torch.empty(shape, dtype=torch.uint8), True
+        faults: list[tuple[int, DataError]] = []
+
+        def decode(rows: range) -> None:
+            for row in rows:
+                try:
+                    if self._decoded is None:
+                        self._decode(row, keys[row], (8, 8))
+                    else:
+                        self._decoded[row] = self._decode(row, keys[row], self.reader.size)
+                except DataError as error:
+                    faults.append((row, error))
 
         with ThreadPoolExecutor() as pool:
-            faults = [(row, error) for row, error in enumerate(pool.map(fault, range(len(keys)))) if error is not None]
+            list(pool.map(decode, [range(i, min(i + 256, len(keys))) for i in range(0, len(keys), 256)]))
+        faults.sort(key=lambda item: item[0])
         other_bands = [str(error) for _, error in faults if isinstance(error, BandError)]
         unreadable = [(row, str(error)) for row, error in faults if not isinstance(error, BandError)]
         if unreadable and not skip:
@@ -116,6 +132,8 @@ class ParquetSource(ImageSource):
         if other_bands:
             raise DataError(f"{len(other_bands)} of {len(keys)} images have other bands: {some(other_bands)}")
         gone = {row for row, _ in unreadable}
+        if len(gone) == len(keys):
+            raise DataError(f"none of the {len(keys)} images in {self.root} can be read")
         return [(keys[row], message) for row, message in unreadable], [i for i in range(len(keys)) if i not in gone]
 
     def _content(self, row: int) -> bytes:
@@ -128,6 +146,8 @@ class ParquetSource(ImageSource):
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Images ``(B, C, H, W)``, uint8."""
+        if self._decoded is not None:
+            return {"image": self._decoded[torch.from_numpy(self._rows[list(indices)])]}
         rows = self._rows[list(indices)].tolist()
         images = [self._decode(row, self.keys[i], self.reader.size) for i, row in zip(indices, rows, strict=True)]
         return {"image": torch.stack(images)}
