@@ -92,7 +92,7 @@ class ImageData:
             return 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
         return workers
 
-    def _in_order(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
+    def in_order(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
         """Batches of some images, each once and in order."""
         workers = self._workers() if len(indices) > 8 * batch_size else 0
         return iter(
@@ -144,10 +144,9 @@ class ImageData:
         indices = self.indices(split)
         if most is not None and most < len(indices):
             indices = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, most).astype(int))]
-        streams = {
-            name: StreamStatistics(b, self.source.wavelengths.get(name)) for name, b in self.source.bands.items()
-        }
-        for batch in self._in_order(indices, 64):
+        waves = self.source.wavelengths
+        streams = {name: StreamStatistics(bands, waves.get(name)) for name, bands in self.source.bands.items()}
+        for batch in self.in_order(indices, 64):
             for name, stream in streams.items():
                 stream.add(batch[name])
         swapped = [stream.swapped_red_and_blue() for stream in streams.values()]

@@ -21,7 +21,7 @@ _PERCENTILES = (1, 5, 50, 95, 99)
 # A share of pixels at an end of the range above which the end is probably the sensor's and not the scene's.
 MANY_SATURATED = 0.01
 # More of the images than this with blue brighter than red are unusual in nature: see `swapped_red_and_blue`.
-_MOSTLY_BLUE = 0.75
+_MOSTLY_BLUE = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,10 @@ def _moments(total: Tensor, squares: Tensor, count: Tensor) -> tuple[list[float]
 def seem_swapped(red: Tensor, blue: Tensor) -> str | None:
     """Whether images' red and blue bands seem to have changed places.
 
-    Leaves, soil, wood, skin and most of what people make reflect more red than blue, and cameras balance the light to
-    that; sky and water do the opposite. Of ImageNet, CIFAR-10, and photos of leaves and insects, blue is on average the
-    brighter one in less than half of the images, so three in four are suspicious. It is a rule of thumb, for a warning.
+    Leaves, soil, wood, skin and most of what people make reflect more red than blue; sky and water do the opposite.
+    Blue is the brighter one in 6 % of the photos of ants and bees (hymenoptera), in 21 % of apple leaves (PlantVillage)
+    and in 28 % of CIFAR-10, whose ships alone reach 75 %: so more than two in three are suspicious. It is a rule of
+    thumb, and only warns.
 
     Args:
         red: Mean of the red band of each image, shape ``(N,)``.
