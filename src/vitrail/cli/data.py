@@ -134,9 +134,8 @@ def _stats(argv: list[str]) -> int:
 
 def _audit(argv: list[str]) -> int:
     parser = _parser("audit", f"Look for {WORDS['audit']}.")
-    parser.add_argument(
-        "--distance", type=int, default=8, help="bits of 64 in which near duplicates' hashes may differ"
-    )
+    parser.add_argument("--distance", type=int, default=8, help="bits of 64 that near duplicates may differ in")
+    parser.add_argument("--groups", help="CSV file to write, with duplicates in groups, for data.split grouped")
     parser.add_argument("--out", help="HTML page to write, with thumbnails")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments, recipe = _read(parser, argv)
@@ -185,7 +184,8 @@ def _describe(found: Audit) -> str:
     parts.append(format_table(("what", "number", ""), rows, right=(1,)))
     if found.split_leaks:
         parts.append(
-            "\na split leaks: an image of one split is seen in another; put them together by data.split grouped"
+            "\na split leaks: an image of one split is seen in another; --groups FILE.csv writes a table that keeps them "
+            "together (--data.source table --data.path FILE.csv --data.split grouped)"
         )
     return "\n".join(parts)
 
