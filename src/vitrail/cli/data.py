@@ -184,8 +184,8 @@ def _describe(found: Audit) -> str:
     parts.append(format_table(("what", "number", ""), rows, right=(1,)))
     if found.split_leaks:
         parts.append(
-            "\na split leaks: an image of one split is seen in another; --groups FILE.csv writes a table that keeps them "
-            "together (--data.source table --data.path FILE.csv --data.split grouped)"
+            "\na split leaks: an image of one split is seen in another; --groups FILE.csv writes a table that keeps "
+            "them together (--data.source table --data.path FILE.csv --data.split grouped)"
         )
     return "\n".join(parts)
 

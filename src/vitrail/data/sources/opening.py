@@ -15,6 +15,7 @@ from vitrail.data.sources.edges import WithEdges
 from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.memory import InMemory
 from vitrail.data.sources.parquet import ParquetSource
+from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
 from vitrail.data.sources.table import TableSource
 from vitrail.errors import ConfigError, DataError, closest
 
@@ -24,6 +25,7 @@ SOURCES = {
     "folder": "the folder with the images",
     "table": "the CSV or Parquet file that lists them",
     "parquet": "the Parquet file that holds them, or the folder of such files",
+    "synthetic_leaves": "",
     "arrays": "the .npy, .npz or .mat file",
 }
 _FILES = ("folder", "table")
@@ -114,6 +116,7 @@ def _openers(
         "folder": folder,
         "table": table,
         "parquet": parquet,
+        "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.num_images, config.seed)),
         "arrays": lambda: ArraySource(config, size, classes),
     }
 
