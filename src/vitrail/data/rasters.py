@@ -38,15 +38,17 @@ def read_raster(path: Path) -> npt.NDArray[Any]:
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series
+            if not series:
+                raise UnreadableError(f"{path} is no TIFF that can be read (it holds no image); remove or replace it")
             if len(series) != 1:
                 sizes = ", ".join("x".join(map(str, part.shape)) for part in series[:4])
                 raise BandError(f"{path} holds {len(series)} images ({sizes}) where one is wanted; keep one")
             array, axes = series[0].asarray(), series[0].axes
-    except BandError:
+    except DataError:
         raise
     except _FAULTS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        remedy = "install imagecodecs" if "imagecodecs" in reason else "remove or replace it"
+        remedy = "`pip install 'vitrail[rasters]'` brings it" if "imagecodecs" in reason else "remove or replace it"
         raise UnreadableError(f"{path} is no TIFF that can be read ({reason}); {remedy}") from error
     if "Y" not in axes or "X" not in axes or array.ndim > 3:
         raise BandError(f"{path} has the axes {axes} {array.shape}; one image of several bands is wanted")

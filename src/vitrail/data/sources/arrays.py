@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,10 @@ def read_arrays(path: Path) -> dict[str, Array]:
         if kind == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
-        from scipy.io import loadmat
-
-        content = {name: value for name, value in loadmat(path).items() if isinstance(value, np.ndarray)}
+        content = _read_mat(path)
     except NotImplementedError as error:
         raise DataError(f"{path} is a MATLAB 7.3 file; save it with -v7, or as .npz") from error
-    except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from error
     texts = {
         name: np.array([str(item.ravel()[0]) for item in value.ravel()])
@@ -146,6 +145,16 @@ def read_arrays(path: Path) -> dict[str, Array]:
         if value.dtype == object and value.size and all(i.dtype.kind == "U" and i.size == 1 for i in value.ravel())
     }
     return {name: value for name, value in content.items() if value.dtype.kind in "buif"} | texts
+
+
+def _read_mat(path: Path) -> dict[str, Array]:
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return {name: value for name, value in loadmat(path).items() if isinstance(value, np.ndarray)}
+    except MatReadError as error:
+        raise ValueError(str(error)) from error
 
 
 def _pick(arrays: Mapping[str, Array], name: str, path: Path, setting: str) -> Array:

@@ -36,10 +36,13 @@ class ChosenBands(WrappedSource):
         # What is named outright belongs where it is named; patterns take from the rest.
         taken = {name for name in (*(image or ()), *(spectral or ())) if not _is_pattern(name)}
         own = source.bands.get("spectral", ())
-        chosen = {"image": _choose(image, tuple(b for b in source.bands["image"] if b not in taken), places, taken)}
-        if spectral is not None or own:
-            rest = tuple(b for b in own if b not in taken)
-            chosen["spectral"] = _choose(spectral, rest, places, taken)
+        chosen = {"image": () if image is None else _choose(image, places, taken)}
+        if spectral is not None:
+            chosen["spectral"] = _choose(spectral, places, taken)
+        elif own:
+            chosen["spectral"] = tuple(band for band in own if band not in taken)
+        if image is None:
+            chosen["image"] = tuple(band for band in source.bands["image"] if band not in taken)
         if not all(chosen.values()):
             raise ConfigError("no band is left for one of the streams; check data.bands and data.spectral_bands")
         self.bands = chosen
@@ -65,12 +68,8 @@ def _is_pattern(name: str) -> bool:
     return "*" in name or "?" in name
 
 
-def _choose(
-    wanted: Sequence[str] | None, default: tuple[str, ...], known: dict[str, tuple[str, int]], taken: set[str]
-) -> tuple[str, ...]:
+def _choose(wanted: Sequence[str], known: dict[str, tuple[str, int]], taken: set[str]) -> tuple[str, ...]:
     """Names in order; adds what patterns took to ``taken``."""
-    if wanted is None:
-        return default
     names: list[str] = []
     for name in wanted:
         if not _is_pattern(name):

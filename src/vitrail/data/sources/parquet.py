@@ -80,8 +80,8 @@ class ParquetSource(ImageSource):
                     f"{closest(column, schema.names)}"
                 )
         group_column = group if group is not None and group in schema.names else "group"
-        columns = [image_column, label_column, *([group_column] if group_column in schema.names else [])]
-        tables = [_read(file, columns) for file in files]
+        columns = {image_column, label_column, *([group_column] if group_column in schema.names else [])}
+        tables = [_read(file, sorted(columns)) for file in files]
         table = pa.concat_tables(tables, promote_options="default")
         self._bytes, paths = _bytes_and_paths(table[image_column], image_column, self.root)
         origins = [(file, row) for file, part in zip(files, tables, strict=True) for row in range(part.num_rows)]
