@@ -42,7 +42,8 @@ class DataConfig:
         wavelengths: Of these bands in nm.
         bands: Which bands make the image stream, in order; all when not given. A name with * or ? stands for all that
             match and are not taken yet.
-        spectral_bands: Which make the spectral stream; those of the second files when not given.
+        spectral_bands: Which make the spectral stream; the second files' (or the source's own) when not given, and no
+            stream when empty ([]).
         scale: The value that becomes 1 (values above it are cut off, and counted by ``vitrail data stats``); for
             integers the largest of their type when not given, for floats it must be given.
         spectral_path: A folder with a second file for each image, at the same place and of the same stem.
@@ -159,7 +160,8 @@ class DataConfig:
         for names in ("band_names", "spectral_band_names", "bands", "spectral_bands"):
             given = getattr(self, names)
             if given is not None:
-                _require(len(given) > 0 and all(given), f"data.{names}", "at least one name", given)
+                _require(names == "spectral_bands" or len(given) > 0, f"data.{names}", "at least one name", given)
+                _require(all(given), f"data.{names}", "names that are not empty", given)
                 _require(len(set(given)) == len(given), f"data.{names}", "different names", given)
         for name in ("scale", "spectral_scale"):
             value = getattr(self, name)

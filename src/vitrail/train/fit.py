@@ -149,8 +149,9 @@ def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         settings["spectral_chans"] = len(bands.get("spectral", ()))
     elif "spectral" in bands:
         raise ConfigError(
-            f"data.spectral {recipe.data.spectral!r} gives a second stream and {recipe.model.name} takes the image "
-            "alone; use hvt, or data.spectral none"
+            f"data.spectral {recipe.data.spectral!r} and source {recipe.data.source!r} give a second stream and "
+            f"{recipe.model.name} takes the image alone; use hvt, or leave the stream out (data.spectral none, and "
+            "data.spectral_bands [])"
         )
     return settings
 

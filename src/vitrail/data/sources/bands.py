@@ -18,8 +18,8 @@ class ChosenBands(WrappedSource):
     Args:
         source: The other.
         image: Names of the image stream's bands, in order; all of the source's own when not given.
-        spectral: Names of the spectral stream's; those of the source's own when not given. In both a name with * or ?
-            stands for all that match and are not taken yet.
+        spectral: Names of the spectral stream's; those of the source's own when not given, no stream when empty. In
+            both a name with * or ? stands for all that match and are not taken yet.
 
     Raises:
         ConfigError: A band that the images do not have, or that two streams of the source have.
@@ -37,9 +37,9 @@ class ChosenBands(WrappedSource):
         taken = {name for name in (*(image or ()), *(spectral or ())) if not _is_pattern(name)}
         own = source.bands.get("spectral", ())
         chosen = {"image": () if image is None else _choose(image, places, taken)}
-        if spectral is not None:
+        if spectral:
             chosen["spectral"] = _choose(spectral, places, taken)
-        elif own:
+        elif own and spectral is None:
             chosen["spectral"] = tuple(band for band in own if band not in taken)
         if image is None:
             chosen["image"] = tuple(band for band in source.bands["image"] if band not in taken)
