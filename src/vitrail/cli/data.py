@@ -163,8 +163,9 @@ def _audit(argv: list[str]) -> int:
 
 def _describe(found: Audit) -> str:
     """The tables of an audit."""
-    splits = list(next(iter(found.balance.values())))
-    balance = [(name, *(str(row[split]) for split in splits)) for name, row in found.balance.items()]
+    splits = list(found.splits)
+    counts = {**found.balance, "all": found.splits}
+    balance = [(name, *(str(row[split]) for split in splits)) for name, row in counts.items()]
     parts = [format_table(("class", *splits), balance, right=range(1, len(splits) + 1)), ""]
     kinds = {kind: [g for g in found.duplicates if g.kind == kind] for kind in ("exact", "near")}
     sizes = [size for size, _ in found.sizes]
@@ -214,9 +215,9 @@ def _split(argv: list[str]) -> int:
     data = _open(recipe)
     source, splits = data.source, list(data.splits)
     rows = []
-    for i, name in enumerate((*source.classes, "all")):
-        counts = [sum(name == "all" or source.targets[row] == i for row in data.splits[split]) for split in splits]
-        rows.append((name, *map(str, counts)))
+    for i, name in enumerate(source.classes):
+        rows.append((name, *(str(source.is_of(i)[data.splits[split]].sum()) for split in splits)))
+    rows.append(("all", *(str(len(data.splits[split])) for split in splits)))
     print(format_table(("class", *splits), rows, right=range(1, len(splits) + 1)))
     if arguments.out is not None:
         _write_table(data, Path(arguments.out))
@@ -248,7 +249,7 @@ def _write_table(data: ImageData, out: Path, together: dict[int, str] | None = N
                 row["path"] = os.path.relpath(inner.files["image"][i], out.parent)
                 if "spectral" in inner.files:
                     row["spectral"] = os.path.relpath(inner.files["spectral"][i], out.parent)
-            row["label"] = data.source.classes[data.source.targets[i]]
+            row["label"] = data.source.label(i)
             if together is not None:
                 row["group"] = together.get(i, data.source.keys[i])
             else:

@@ -60,6 +60,7 @@ class Audit:
     Attributes:
         images: How many images were looked at.
         unreadable: Files that cannot be read, and why.
+        splits: Images of each split.
         balance: For each class, the images of each split.
         duplicates: Groups of the same or nearly the same images.
         shared_groups: Groups (of the data's own) that lie in several splits, with these splits.
@@ -70,6 +71,7 @@ class Audit:
 
     images: int
     unreadable: list[tuple[str, str]]
+    splits: dict[str, int]
     balance: dict[str, dict[str, int]]
     duplicates: list[DuplicateGroup]
     shared_groups: dict[str, tuple[str, ...]]
@@ -134,19 +136,20 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
             tuple(members),
             tuple(source.keys[i] for i in members),
             tuple(splits[i] for i in members),
-            tuple(source.classes[source.targets[i]] for i in members),
+            tuple(source.label(i) for i in members),
         )
         for kind, members in duplicates
     ]
     with ThreadPoolExecutor() as pool:
         sizes = Counter(pool.map(source.original_size, rows))
     balance = {
-        name: {split: int((source.targets[own] == i).sum()) for split, own in data.splits.items()}
+        name: {split: int(source.is_of(i)[own].sum()) for split, own in data.splits.items()}
         for i, name in enumerate(source.classes)
     }
     found = Audit(
         images=len(rows),
         unreadable=list(source.left_out),
+        splits={name: len(own) for name, own in data.splits.items()},
         balance=balance,
         duplicates=sorted(groups, key=lambda g: (not g.leaks, not g.conflicts, g.kind, g.rows)),
         shared_groups=_shared_groups(data, splits),

@@ -48,24 +48,45 @@ def _assign(source: ImageSource, config: DataConfig, rows: Sequence[int], wanted
     fractions = {"test": config.test_fraction, "val": config.val_fraction}
     fractions = {name: fractions[name] for name in wanted if fractions[name] > 0}
     fold = None if config.fold is None else (config.fold, config.num_folds)
-    targets = source.targets[list(rows)]
+    strata, classes = strata_of(source)
+    targets = strata[list(rows)]
     if source.scene is not None:
         if config.split not in ("stratified", "block"):
             raise ConfigError(f"data.split {config.split} has no meaning for the patches of a scene; use block")
-        return block_split(source.scene, targets, fractions, source.classes, fold=fold, first=wanted[0])
+        return block_split(source.scene, targets, fractions, classes, fold=fold, first=wanted[0])
     if config.split == "block":
         raise ConfigError("data.split block is for the patches of a scene (data.source arrays)")
     keys = [source.keys[i] for i in rows]
     if config.split == "grouped":
         units = groups_of(source, config.group)
         return hashed_split(
-            [units[i] for i in rows], targets, fractions, source.classes, fold=fold, first=wanted[0], grouped=True
+            [units[i] for i in rows], targets, fractions, classes, fold=fold, first=wanted[0], grouped=True
         )
     if (config.split == "exact" or source.fixed) and fold is None:
-        return stratified_split(keys, targets, fractions, source.classes)
+        return stratified_split(keys, targets, fractions, classes)
     if config.split == "exact":
         raise ConfigError("data.split exact has no folds; use data.split stratified with data.fold")
-    return hashed_split(keys, targets, fractions, source.classes, fold=fold, first=wanted[0])
+    return hashed_split(keys, targets, fractions, classes, fold=fold, first=wanted[0])
+
+
+def strata_of(source: ImageSource) -> tuple[Integers, tuple[str, ...]]:
+    """What each image counts as when the data is split, shape ``(N,)``, and the names of that."""
+    if not source.classes:
+        return np.zeros(len(source), dtype=np.int64), ("unlabelled",)
+    if source.targets.ndim == 1:
+        return source.targets, source.classes
+    return rarest_label(source.targets), (*source.classes, "(no label)")
+
+
+def rarest_label(targets: Integers) -> Integers:
+    """The label of each image that the fewest images have, K where it has none, shape ``(N,)``.
+
+    Args:
+        targets: Shape ``(N, K)``, 1 or 0.
+    """
+    count = np.where(targets > 0, targets.sum(axis=0), len(targets) + 1)
+    rarest: Integers = np.where(targets.any(axis=1), count.argmin(axis=1), targets.shape[1])
+    return rarest
 
 
 def stratified_split(

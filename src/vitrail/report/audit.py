@@ -52,7 +52,7 @@ def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
         version=__version__,
         place=data.config.path or data.config.source,
         found=found,
-        splits=list(next(iter(found.balance.values()))),
+        splits=list(found.splits),
         kinds=[
             {"title": title, "number": len(groups), "groups": [_draw(g, data) for g in groups[:_MOST_GROUPS]]}
             for title, groups in kinds.items()

@@ -37,7 +37,8 @@ class ImageSource(ABC):
         bands: Names of the bands of each stream, "image" first and "spectral" where there is a second.
         wavelengths: Those of a stream's bands in nm, where they are known.
         keys: What identifies each image: a path relative to the source, or a number.
-        targets: Class of each image, shape ``(N,)``.
+        targets: Class of each image, shape ``(N,)``; where images have several labels 1 for those that each has and 0
+            for the others, shape ``(N, K)``.
         given_split: Split of each image where the source says so ("train", "val", "test"), "" where not.
         groups: Group of each image where the source says so.
         scene: Where each image lies, for the patches of a scene.
@@ -79,6 +80,18 @@ class ImageSource(ABC):
     def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The same as float32 in 0..1."""
         return {name: to_unit(x) for name, x in self.read(indices).items()}
+
+    def label(self, index: int) -> str:
+        """Name of an image's class; several joined by "+", and empty where it has none."""
+        if not self.classes:
+            return ""
+        own = self.targets[index]
+        return self.classes[int(own)] if own.ndim == 0 else "+".join(self.classes[i] for i in np.flatnonzero(own))
+
+    def is_of(self, target: int) -> npt.NDArray[np.bool_]:
+        """Whether each image is of a class (or has it among its labels), shape ``(N,)``."""
+        mask: npt.NDArray[np.bool_] = self.targets == target if self.targets.ndim == 1 else self.targets[:, target] > 0
+        return mask
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image before it is brought to the model's size."""
