@@ -73,6 +73,11 @@ def test_as_a_source():
     rgb = open_data(DataConfig(source="synthetic_leaves", num_images=48, bands=("nir", "red", "green")), (16, 16))
     assert rgb.source.bands == {"image": ("nir", "red", "green"),
                                 "spectral": ("red_edge_1", "red_edge_2", "swir_1", "swir_2")}  # fmt: skip
+    for wanted, left in ((("*",), 5), (("swir_*", "nir"), 3), ((), 0)):
+        own = open_data(DataConfig(source="synthetic_leaves", num_images=48, spectral_bands=wanted), (16, 16)).source
+        assert own.bands["image"] == ("red", "green", "blue")
+        assert len(own.bands.get("spectral", ())) == left
+        assert set(own.read([0])) == set(own.bands)
     with pytest.raises(ConfigError, match="data brings one"):
         open_data(DataConfig(source="synthetic_leaves", spectral="edges"), (16, 16))
     with pytest.raises(ConfigError, match="which is built in"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor
@@ -38,7 +38,9 @@ class ChosenBands(WrappedSource):
         own = source.bands.get("spectral", ())
         chosen = {"image": () if image is None else _choose(image, places, taken)}
         if spectral:
-            chosen["spectral"] = _choose(spectral, places, taken)
+            # Without a choice for the image, its own bands are not there for patterns to take from a second file's.
+            kept = set(source.bands["image"]) - taken if image is None and own else set()
+            chosen["spectral"] = _choose(spectral, places, taken, kept)
         elif own and spectral is None:
             chosen["spectral"] = tuple(band for band in own if band not in taken)
         if image is None:
@@ -68,8 +70,10 @@ def _is_pattern(name: str) -> bool:
     return "*" in name or "?" in name
 
 
-def _choose(wanted: Sequence[str], known: dict[str, tuple[str, int]], taken: set[str]) -> tuple[str, ...]:
-    """Names in order; adds what patterns took to ``taken``."""
+def _choose(
+    wanted: Sequence[str], known: dict[str, tuple[str, int]], taken: set[str], kept: Set[str] = frozenset()
+) -> tuple[str, ...]:
+    """Names in order; adds what patterns took to ``taken``, and leaves to others what is ``kept``."""
     names: list[str] = []
     for name in wanted:
         if not _is_pattern(name):
@@ -77,7 +81,7 @@ def _choose(wanted: Sequence[str], known: dict[str, tuple[str, int]], taken: set
                 raise ConfigError(f"the images have no band {name!r}{closest(name, known)}")
             names.append(name)
             continue
-        matches = [band for band in known if fnmatch.fnmatchcase(band, name) and band not in taken]
+        matches = [band for band in known if fnmatch.fnmatchcase(band, name) and band not in taken | kept]
         if not matches:
             raise ConfigError(f"no band is left that matches {name!r}{closest(name, known)}")
         names += matches
