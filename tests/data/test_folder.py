@@ -33,19 +33,19 @@ def test_split_folders(tmp_path):
 
 def test_a_folder_without_splits_is_split_by_class_and_always_the_same_way(tmp_path):
     make_folder(tmp_path, splits=(), per_class=20)
-    data = folder(tmp_path, val_fraction=0.2, test_fraction=0.1)
+    data = folder(tmp_path, val_fraction=0.2, test_fraction=0.1, split="exact")
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 28, "val": 8, "test": 4}
     for indices in data.splits.values():
         assert np.bincount(data.source.targets[indices]).tolist() == [len(indices) // 2] * 2
     assert sorted(i for indices in data.splits.values() for i in indices) == list(range(40))
-    assert folder(tmp_path, val_fraction=0.2, test_fraction=0.1).splits == data.splits
+    assert folder(tmp_path, val_fraction=0.2, test_fraction=0.1, split="exact").splits == data.splits
 
 
 def test_train_alone_is_split_too_and_test_may_be_set_apart(tmp_path):
     make_folder(tmp_path / "a", splits=("train",), per_class=20)
     assert set(folder(tmp_path / "a").splits) == {"train", "val", "test"}
     make_folder(tmp_path / "b", splits=("train", "test"), per_class=20)
-    data = folder(tmp_path / "b")
+    data = folder(tmp_path / "b", split="exact")
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 36, "val": 4, "test": 40}
     make_folder(tmp_path / "c", splits=("train", "val"))
     assert set(folder(tmp_path / "c").splits) == {"train", "val"}

@@ -7,7 +7,9 @@ import os
 from vitrail.cli.arguments import VerbParser
 from vitrail.errors import ConfigError
 
-_CHANGEABLE = ("source", "path", "batch_size", "num_workers", "on_band_mismatch")
+_CHANGEABLE = (
+    "source", "path", "spectral_path", "labels", "batch_size", "num_workers", "on_band_mismatch", "on_unreadable",
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -47,6 +49,8 @@ def main(argv: list[str]) -> int:
         f"(95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
         f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
+    if metrics["unreadable"]:
+        print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")
     print(f"written to {folder}")
     return 0
 

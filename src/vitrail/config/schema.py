@@ -23,17 +23,58 @@ class DataConfig:
     """Which images, how they are split, sized and batched.
 
     Attributes:
-        source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class) or "table"
-            (a CSV or Parquet file with the columns path and label, and split where images are split already).
-        path: The folder, with train/, val/ (and test/) inside, or class folders to split; or the table, in which
-            paths are relative to its folder.
+        source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class), "table" (a
+            CSV or Parquet file with the columns path and label, and split, group or spectral where there are any),
+            "parquet" (Parquet files that hold the images themselves, as the Hugging Face hub has them), "arrays"
+            (.npy, .npz or .mat: images, or a scene with a label plane that is cut into patches) or
+            "synthetic_leaves" (drawn by the code: RGB and five spectral bands, for trying things out).
+        path: The folder, with train/, val/ (and test/) inside, or class folders to split; the table, in which paths
+            are relative to its folder; the Parquet file or the folder of them; the file of arrays.
         img_size: Height and width in pixels that images are brought to; the model's when not given.
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
         color: Bands of a folder's images: "rgb" (3) or "gray" (1).
         on_band_mismatch: What to do with an image of other bands: "error", or "convert" it.
-        spectral: Second stream for models of two: "none", or "edges", the horizontal and vertical slope of each
-            image. Edges hold nothing that the image does not; they are for trying two-stream models without a
-            second sensor.
+        spectral: Second stream for models of two where the data brings none: "none", or "edges", the horizontal and
+            vertical slope of each image. Edges hold nothing that the image does not; they are for trying two-stream
+            models without a second sensor.
+        band_names: Names of the bands in the images, in the files' order. Naming them is how TIFF files of any number
+            of bands and of 8, 16 or 32 bits are read; without names images are pictures of the bands of ``color``.
+        wavelengths: Of these bands in nm.
+        bands: Which bands make the image stream, in order; all when not given. A name with * or ? stands for all that
+            match and are not taken yet.
+        spectral_bands: Which make the spectral stream; the second files' (or the source's own) when not given, and no
+            stream when empty ([]).
+        scale: The value that becomes 1 (values above it are cut off, and counted by ``vitrail data stats``); for
+            integers the largest of their type when not given, for floats it must be given.
+        spectral_path: A folder with a second file for each image, at the same place and of the same stem.
+        spectral_band_names: Names of the bands in the second files.
+        spectral_wavelengths: Of these in nm.
+        spectral_scale: Their value that becomes 1, as for ``scale``.
+        statistics: File that ``vitrail data stats --out`` wrote, by which images are normalised; when not given the
+            statistics of 500 training images.
+        image_column: Column of a Parquet file with the images; the one that holds bytes when not given.
+        label_column: Its column with the labels; "label" when not given.
+        class_names: Names for labels that are numbers, in order (for labels 1, 2, ... too).
+        cube: Name of the images or the scene in a file of arrays; the largest array when not given.
+        labels: Name of the labels there, or another file: a number for each image; or a plane of numbers over the
+            scene (0 is unlabelled), or a plane of shares for each class, of which the largest counts.
+        grid: Height and width of a scene that is stored as (bands, pixels); nRow and nCol of the file if it has them.
+        patch: Side of the patches cut from a scene, in pixels.
+        stride: Pixels from one patch to the next; as many as ``patch`` makes tiles.
+        block: Side of the blocks, in pixels, that a scene is split by; three patches when not given.
+        num_images: How many synthetic leaves.
+        seed: Of the synthetic leaves.
+        split: How images that are not split already are split. "stratified": each image by its own hash, so that a
+            new one moves no other, and of each class about the wanted share; "exact": exactly that share of each
+            class, where a new image may move one at each border (collections that never grow are always split so);
+            "grouped": whole groups by their hash; "block": a scene's blocks, which is how scenes are always split.
+        group: What makes a group: a column of the table ("group" when not given), or a regular expression that is
+            searched in the path, whose first parenthesis (or whole match) names the group.
+        fold: Number of the fold, from 0, that is the test split (or the validation split, where a test split is given).
+        num_folds: How many folds there are.
+        on_unreadable: What to do with files that cannot be read: "error" names them all before anything begins;
+            "skip" goes on without them and lists them in the run folder.
+        cache: Keep decoded images in memory.
         val_fraction: Share of each class held out for validation, where the data has no such split.
         test_fraction: Share of each class held out for testing, where the data has no such split.
         augment: "none", "light" (small shifts, turns and zooms) or "standard" (random crops, flips and colour).
@@ -49,6 +90,33 @@ class DataConfig:
     color: Literal["rgb", "gray"] = "rgb"
     on_band_mismatch: Literal["error", "convert"] = "error"
     spectral: Literal["none", "edges"] = "none"
+    band_names: tuple[str, ...] | None = None
+    wavelengths: tuple[float, ...] | None = None
+    bands: tuple[str, ...] | None = None
+    spectral_bands: tuple[str, ...] | None = None
+    scale: float | None = None
+    spectral_path: str | None = None
+    spectral_band_names: tuple[str, ...] | None = None
+    spectral_wavelengths: tuple[float, ...] | None = None
+    spectral_scale: float | None = None
+    statistics: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    class_names: tuple[str, ...] | None = None
+    cube: str | None = None
+    labels: str | None = None
+    grid: tuple[int, int] | None = None
+    patch: int = 9
+    stride: int = 1
+    block: int | None = None
+    num_images: int = 1200
+    seed: int = 0
+    split: Literal["stratified", "exact", "grouped", "block"] = "stratified"
+    group: str | None = None
+    fold: int | None = None
+    num_folds: int = 5
+    on_unreadable: Literal["error", "skip"] = "error"
+    cache: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     augment: Literal["none", "light", "standard"] = "none"
@@ -67,6 +135,37 @@ class DataConfig:
             _require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
         held_out = self.val_fraction + self.test_fraction
         _require(held_out < 1, "data.val_fraction + data.test_fraction", "below 1", held_out)
+        self._check_bands()
+        for name in ("patch", "stride", "num_images", "block"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"data.{name}", "at least 1", value)
+        _require(self.num_folds >= 2, "data.num_folds", "at least 2", self.num_folds)
+        if self.fold is not None:
+            _require(0 <= self.fold < self.num_folds, "data.fold", f"from 0 to {self.num_folds - 1}", self.fold)
+            rest = 1 - 1 / self.num_folds
+            _require(self.val_fraction < rest, "data.val_fraction", f"below the {rest:g} beside a fold", held_out)
+        if self.group is not None:
+            _require(self.split == "grouped", "data.split", "grouped where data.group is given", self.split)
+
+    def _check_bands(self) -> None:
+        for names, waves in (
+            ("band_names", "wavelengths"),
+            ("spectral_band_names", "spectral_wavelengths"),
+        ):
+            given, nm = getattr(self, names), getattr(self, waves)
+            if nm is not None:
+                _require(given is not None, f"data.{names}", f"given where data.{waves} are", given)
+                _require(len(nm) == len(given), f"data.{waves}", f"{len(given)} numbers, one a band", nm)
+                _require(all(0 < v < math.inf for v in nm), f"data.{waves}", "above 0 and finite, in nm", nm)
+        for names in ("band_names", "spectral_band_names", "bands", "spectral_bands"):
+            given = getattr(self, names)
+            if given is not None:
+                _require(names == "spectral_bands" or len(given) > 0, f"data.{names}", "at least one name", given)
+                _require(all(given), f"data.{names}", "names that are not empty", given)
+                _require(len(set(given)) == len(given), f"data.{names}", "different names", given)
+        for name in ("scale", "spectral_scale"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < math.inf, f"data.{name}", "above 0 and finite", value)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.schema import DataConfig
-from vitrail.data.sources import SOURCES, DigitsSource, FolderSource, ImageSource, TableSource, WithEdges
-from vitrail.data.splits import stratified_split
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.data.sources import ImageSource, open_source
+from vitrail.data.sources.base import to_unit
+from vitrail.data.splits import SPLITS, assign_splits
+from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
+from vitrail.errors import ConfigError, DataError
 
 Batch = dict[str, Tensor]
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,14 @@ class ImageData:
         sampler = None if shuffle_seed is None else EpochShuffle(len(indices), shuffle_seed, share, rank, world)
         if sampler is None:
             indices = indices[rank::world]
-        workers = self.config.num_workers
-        if workers == -1:
-            workers = 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
+        workers = self._workers()
         whole_batches = sampler is not None and len(indices) >= self.config.batch_size
         if sampler is not None and world > 1 and not whole_batches:
             raise ConfigError(
                 f"data.batch_size {self.config.batch_size} is more than the {len(indices)} training images; several "
                 "processes need a whole batch"
             )
-        return DataLoader(
+        return _UnitLoader(
             _SplitDataset(self.source, indices),
             batch_size=share,
             sampler=sampler,
@@ -84,6 +84,25 @@ class ImageData:
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
+        )
+
+    def _workers(self) -> int:
+        workers = self.config.num_workers
+        if workers == -1:
+            return 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
+        return workers
+
+    def in_order(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
+        """Batches of some images, each once and in order."""
+        workers = self._workers() if len(indices) > 8 * batch_size else 0
+        return iter(
+            _UnitLoader(
+                _SplitDataset(self.source, indices),
+                batch_size=batch_size,
+                num_workers=workers,
+                collate_fn=_already_a_batch,
+                worker_init_fn=_one_thread,
+            )
         )
 
     def fingerprint(self) -> str:
@@ -96,27 +115,44 @@ class ImageData:
         return content.hexdigest()[:16]
 
     def statistics(self, most: int = 500) -> dict[str, tuple[list[float], list[float]]]:
-        """Mean and standard deviation of each band over the training images (at most ``most``, evenly spaced).
+        """Mean and standard deviation of each band to normalise by.
+
+        They come from the file that ``data.statistics`` names, or else from the training images (at most ``most``,
+        evenly spaced).
 
         Returns:
             For each stream, means and standard deviations in units of 0..1. A constant band has the deviation 1.
+
+        Raises:
+            DataError: A file of statistics that cannot be read or lacks a band.
         """
-        indices = self.indices("train")
-        chosen = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))]
-        sums = {name: torch.zeros(3, len(bands), dtype=torch.float64) for name, bands in self.source.bands.items()}
-        for start in range(0, len(chosen), 64):
-            for name, images in self.source.load(chosen[start : start + 64]).items():
-                values = images.double().transpose(0, 1).flatten(1)
-                count = torch.full((len(values),), values.shape[1])
-                sums[name] += torch.stack([values.sum(1), values.square().sum(1), count])
-        return {name: _moments(*parts) for name, parts in sums.items()}
+        if self.config.statistics is not None:
+            return read_statistics(self.config.statistics, self.source.bands).normalization()
+        measured = self.measure(most)
+        for warning in measured.warnings:
+            warnings.warn(warning, stacklevel=2)
+        return measured.normalization()
 
+    def measure(self, most: int | None = None, split: str = "train", robust: bool = False) -> Statistics:
+        """Measure the bands of a split's images, batch by batch.
 
-def _moments(total: Tensor, squares: Tensor, count: Tensor) -> tuple[list[float], list[float]]:
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    std[std < 1e-6] = 1.0
-    return [round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()]
+        Args:
+            most: Images to measure at most, evenly spaced; all when not given.
+            split: Which.
+            robust: Whether to normalise by the pixels inside 0..1.
+        """
+        indices = self.indices(split)
+        if most is not None and most < len(indices):
+            indices = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, most).astype(int))]
+        waves = self.source.wavelengths
+        streams = {name: StreamStatistics(bands, waves.get(name)) for name, bands in self.source.bands.items()}
+        for batch in self.in_order(indices, 64):
+            for name, stream in streams.items():
+                stream.add(batch[name])
+        swapped = [stream.swapped_red_and_blue() for stream in streams.values()]
+        results = {name: stream.result() for name, stream in streams.items()}
+        told = [warning for warning in swapped if warning is not None]
+        return Statistics(results, len(indices), self.fingerprint(), robust, told)
 
 
 def open_data(
@@ -134,52 +170,11 @@ def open_data(
         ConfigError: An unknown source, or a path missing or out of place.
         DataError: Images that are missing, unreadable or inconsistent.
     """
-    source = _open_source(config, img_size, classes)
-    given = set(source.given_split) - {""}
-    if not split:
-        assigned = [name or "all" for name in source.given_split]
-    elif not given:
-        fractions = {"test": config.test_fraction, "val": config.val_fraction}
-        assigned = stratified_split(source.keys, source.targets, fractions, source.classes)
-    elif "val" not in given and "train" in given and config.val_fraction > 0:
-        # Only the test images are set apart: the validation split comes out of the training images.
-        training = [i for i, name in enumerate(source.given_split) if name == "train"]
-        parts = stratified_split(
-            [source.keys[i] for i in training],
-            source.targets[training],
-            {"val": config.val_fraction},
-            source.classes,
-        )
-        assigned = list(source.given_split)
-        for i, name in zip(training, parts, strict=True):
-            assigned[i] = name
-    else:
-        assigned = list(source.given_split)
-    splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in SPLITS}
-    splits["all"] = [i for i, name in enumerate(assigned) if name == "all"]
+    # A run's settings go with other images as far as they concern them.
+    source = open_source(config, img_size, classes, strict=split)
+    assigned = assign_splits(source, config) if split else [name or "all" for name in source.given_split]
+    splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in (*SPLITS, "all")}
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config)
-
-
-def _open_source(config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None) -> ImageSource:
-    convert = config.on_band_mismatch == "convert"
-    openers: dict[str, Callable[[str], ImageSource]] = {
-        "digits": lambda _: DigitsSource(img_size),
-        "folder": lambda path: FolderSource(path, img_size, config.color, config.resize, convert, classes),
-        "table": lambda path: TableSource(path, img_size, config.color, config.resize, convert, classes),
-    }
-    if config.source not in SOURCES:
-        raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
-    if config.source != "digits" and not config.path:
-        what = {"folder": "the folder with the images", "table": "the CSV or Parquet file that lists them"}
-        raise ConfigError(f"data.source {config.source} needs data.path, {what[config.source]}")
-    if config.source == "digits" and config.path:
-        raise ConfigError(
-            f"data.path {config.path!r} has no meaning for the built-in digits; did you mean data.source folder?"
-        )
-    source = openers[config.source](config.path or "")
-    if classes is not None and tuple(classes) != source.classes:
-        raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}")
-    return WithEdges(source) if config.spectral == "edges" else source
 
 
 class _SplitDataset(Dataset[Any]):
@@ -198,7 +193,15 @@ class _SplitDataset(Dataset[Any]):
     def __getitems__(self, items: list[int]) -> Batch:
         rows = [self.indices[i] for i in items]
         index = torch.as_tensor(rows)
-        return {**self.source.load(rows), "target": self.targets[index], "index": index}
+        return {**self.source.read(rows), "target": self.targets[index], "index": index}
+
+
+class _UnitLoader(DataLoader[Batch]):
+    """Turns what the workers hand over into float32: of 8 bits they have a quarter to pass on."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            yield {name: to_unit(x) if x.dtype == torch.uint8 else x for name, x in batch.items()}
 
 
 def _already_a_batch(batch: Any) -> Batch:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -21,11 +23,18 @@ _BANDS_OF_MODE = {"1": 1, "L": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "LAB": 3, "HS
 _DEEP_MODES = ("I", "F")
 # What file managers leave behind; not worth an error.
 _LITTER = {"thumbs.db", "desktop.ini"}
+_ORIENTATION = 274
+# Values of it for images that lie on their side.
+_TURNED = (5, 6, 7, 8)
 _FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
 
 
 class BandError(DataError):
     """An image that can be read and is not of the wanted bands."""
+
+
+class UnreadableError(DataError):
+    """A file that is no image, or a damaged one."""
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -63,10 +72,25 @@ def inspect_image(path: Path) -> tuple[str, int]:
         with Image.open(path) as image:
             return image.mode, getattr(image, "n_frames", 1)
     except _FAULTS as error:
-        raise DataError(_unreadable(path, error)) from error
+        raise UnreadableError(_unreadable(path, error)) from error
 
 
-def band_problem(path: Path, mode: str, frames: int, color: str) -> str | None:
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture as it is shown, from its header.
+
+    Raises:
+        DataError: Not an image that can be read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+    except _FAULTS as error:
+        raise UnreadableError(_unreadable(path, error)) from error
+    return (width, height) if turned else (height, width)
+
+
+def band_problem(path: Path | str, mode: str, frames: int, color: str) -> str | None:
     """Why an image's header does not fit the wanted bands; None where it does or only its pixels can tell."""
     if frames > 1:
         return f"{path} is an animation of {frames} frames"
@@ -77,20 +101,22 @@ def band_problem(path: Path, mode: str, frames: int, color: str) -> str | None:
 
 
 def read_image(
-    path: Path,
+    file: Path | bytes,
     color: str = "rgb",
     size: tuple[int, int] | None = None,
     resize: Literal["crop", "squash"] = "crop",
     convert: bool = False,
+    name: str = "",
 ) -> Tensor:
-    """Decode an image file.
+    """Decode an image.
 
     Args:
-        path: Any format that Pillow reads.
+        file: A file of any format that Pillow reads, or what would be in it.
         color: "rgb" or "gray".
         size: Height and width to bring it to; its own when not given.
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
         convert: Convert an image of other bands (drop an alpha band, copy or mix bands) instead of refusing it.
+        name: What to call it in errors; the file's own name when not given.
 
     Returns:
         Shape ``(C, H, W)``, uint8.
@@ -98,8 +124,9 @@ def read_image(
     Raises:
         DataError: Not an image, truncated, or of other bands.
     """
+    name = name or str(file)
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
         with image:
             if size is not None:
                 # JPEG can be decoded at a half, a quarter or an eighth of its size; never below what is wanted.
@@ -107,16 +134,15 @@ def read_image(
             frames = getattr(image, "n_frames", 1)
             image.load()
     except _FAULTS as error:
-        raise DataError(_unreadable(path, error)) from error
-    pixels = _to_bands(image, path, color, band_problem(path, image.mode, frames, color), convert)
-    pixels = ImageOps.exif_transpose(pixels) or pixels
-    if size is not None:
-        pixels = _resize(pixels, size, resize)
-    array = np.array(pixels, dtype=np.uint8)
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+        raise UnreadableError(_unreadable(name, error)) from error
+    pixels = _to_bands(image, name, color, band_problem(name, image.mode, frames, color), convert)
+    ImageOps.exif_transpose(pixels, in_place=True)
+    array = np.array(pixels)
+    planes = torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+    return planes.contiguous() if size is None else _resize(planes, size, resize)
 
 
-def _to_bands(image: Image.Image, path: Path, color: str, problem: str | None, convert: bool) -> Image.Image:
+def _to_bands(image: Image.Image, path: str, color: str, problem: str | None, convert: bool) -> Image.Image:
     mode = _MODES[color]
     if image.mode.split(";")[0] in _DEEP_MODES:
         raise BandError(
@@ -154,20 +180,20 @@ def _to_bands(image: Image.Image, path: Path, color: str, problem: str | None, c
     return image.convert(mode)
 
 
-def _resize(image: Image.Image, size: tuple[int, int], how: str) -> Image.Image:
-    height, width = size
-    if how == "squash":
-        return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    # The part of the original that the centre crop keeps, scaled in one step: no pixel is computed and cut off.
-    scale = max(height / image.height, width / image.width)
-    crop_width, crop_height = width / scale, height / scale
-    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
-    # Rounding must not carry the box over the edge by a hair.
-    right, bottom = min(left + crop_width, image.width), min(top + crop_height, image.height)
-    box = (max(left, 0.0), max(top, 0.0), right, bottom)
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+def _resize(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
+    """Bicubic and without aliases, in torch: for 8 bits two to three times as fast as Pillow, and equal to a level."""
+    height, width = x.shape[1:]
+    if how == "crop":
+        # The part that the centre crop keeps is scaled in one step: no pixel is computed and cut off.
+        scale = max(size[0] / height, size[1] / width)
+        rows, columns = min(max(round(size[0] / scale), 1), height), min(max(round(size[1] / scale), 1), width)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        x = x[:, top : top + rows, left : left + columns]
+    if x.shape[1:] == size:
+        return x.contiguous()
+    return F.interpolate(x[None], size=size, mode="bicubic", antialias=True)[0].contiguous()
 
 
-def _unreadable(path: Path, error: Exception) -> str:
+def _unreadable(path: Path | str, error: Exception) -> str:
     reason = str(error) if str(error) and not isinstance(error, UnidentifiedImageError) else "unknown format"
     return f"{path} is no image that can be read ({reason}); remove or replace it"

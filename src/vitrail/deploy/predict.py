@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import torch
 
-from vitrail.data.images import inspect_image, list_files, read_image
+from vitrail.data.images import BANDS, inspect_image, list_files, read_image
 from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError, DataError
-from vitrail.runs.trained import TrainedModel
+from vitrail.runs.trained import ModelCard, TrainedModel
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -59,14 +59,15 @@ def predict_files(
         A row a file: ``path``, ``class``, ``probability``, and ``class_2``, ``probability_2``, ... up to ``k``.
 
     Raises:
-        ConfigError: ``top_k`` or ``batch_size`` below 1.
+        ConfigError: ``top_k`` or ``batch_size`` below 1, or a run that takes other bands than pictures have.
         DataError: Files that are no images or have other bands; all that are no images are counted.
     """
     for name, value in (("top_k", top_k), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
-    _refuse_unreadable(files)
     card = trained.card
+    _refuse_other_inputs(card)
+    _refuse_unreadable(files)
     k = min(top_k, len(card.classes))
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor() as pool:
@@ -81,6 +82,21 @@ def predict_files(
             for file, v, i in zip(chunk, values.tolist(), indices.tolist(), strict=True):
                 rows.append({"path": str(file), **dict(_ranked(v, [card.classes[n] for n in i]))})
     return pd.DataFrame(rows)
+
+
+def _refuse_other_inputs(card: ModelCard) -> None:
+    """Pictures alone hold neither other bands nor a second sensor's."""
+    bands = card.streams["image"].bands
+    if bands != BANDS[card.color]:
+        raise ConfigError(
+            f"the run takes the bands {', '.join(bands)}, picture files have {', '.join(BANDS[card.color])}; "
+            "measure it on such images with `vitrail evaluate`"
+        )
+    if "spectral" in card.streams and card.spectral == "none":
+        raise ConfigError(
+            f"the run takes a second stream ({', '.join(card.streams['spectral'].bands)}), which picture files do not "
+            "bring; measure it with `vitrail evaluate`"
+        )
 
 
 def _ranked(values: list[float], names: list[str]) -> Iterator[tuple[str, Any]]:

@@ -59,6 +59,7 @@ def evaluate(
     metrics = measure(run, name, folder)
     metrics["name"], metrics["split"] = name, chosen
     metrics["data"] = {"source": config.source, "path": config.path}
+    metrics["unreadable"] = [path for path, _ in images.source.left_out]
     metrics["efficiency"] = measure_efficiency(trained)
     run.write_json(folder / "metrics.json", metrics)
     return folder, metrics

@@ -41,6 +41,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"
+        self.unreadable = self.path / "unreadable.csv"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -135,6 +136,12 @@ class RunFolder:
             return pd.read_csv(self.metrics)
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise RunError(f"{self.metrics} is no table of metrics ({error})") from error
+
+    def write_unreadable(self, files: Iterable[tuple[str, str]]) -> None:
+        """Write unreadable.csv: the files that the run goes on without, and why."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("path", "problem"), *files])
+        write_text(self.unreadable, text.getvalue())
 
     # -- predictions -------------------------------------------------------------------------------------
 

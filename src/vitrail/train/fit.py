@@ -149,8 +149,9 @@ def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         settings["spectral_chans"] = len(bands.get("spectral", ()))
     elif "spectral" in bands:
         raise ConfigError(
-            f"data.spectral {recipe.data.spectral!r} gives a second stream and {recipe.model.name} takes the image "
-            "alone; use hvt, or data.spectral none"
+            f"data.spectral {recipe.data.spectral!r} and source {recipe.data.source!r} give a second stream and "
+            f"{recipe.model.name} takes the image alone; use hvt, or leave the stream out (data.spectral none, and "
+            "data.spectral_bands [])"
         )
     return settings
 
@@ -208,6 +209,9 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, pre
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
     write_text(run.recipe, dump_recipe(settled))
     run.write_json(run.environment, environment)
+    if data.source.left_out:
+        run.write_unreadable(data.source.left_out)
+        print(f"{len(data.source.left_out)} files cannot be read and are left out: {run.unreadable}", file=sys.stderr)
     return checkpoint
 
 

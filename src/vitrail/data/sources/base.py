@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where patches lie in the scene that they were cut from.
+
+    Attributes:
+        corners: Top and left pixel of each patch, shape ``(N, 2)``.
+        patch: Side of a patch.
+        block: Side of the blocks that the scene is split by.
+    """
+
+    corners: npt.NDArray[np.int64]
+    patch: int
+    block: int
 
 
 class ImageSource(ABC):
@@ -16,32 +35,112 @@ class ImageSource(ABC):
     Attributes:
         classes: Names of the classes; a target is an index into them.
         bands: Names of the bands of each stream, "image" first and "spectral" where there is a second.
+        wavelengths: Those of a stream's bands in nm, where they are known.
         keys: What identifies each image: a path relative to the source, or a number.
-        targets: Class of each image, shape ``(N,)``.
+        targets: Class of each image, shape ``(N,)``; where images have several labels 1 for those that each has and 0
+            for the others, shape ``(N, K)``.
         given_split: Split of each image where the source says so ("train", "val", "test"), "" where not.
+        groups: Group of each image where the source says so.
+        scene: Where each image lies, for the patches of a scene.
         in_memory: Whether images are at hand without decoding.
+        fixed: Whether the collection never grows.
+        left_out: Images that cannot be read and that the source goes on without: what they are called, and why.
     """
 
     classes: tuple[str, ...]
     bands: dict[str, tuple[str, ...]]
+    wavelengths: Mapping[str, tuple[float, ...]] = MappingProxyType({})
     keys: list[str]
     targets: npt.NDArray[np.int64]
     given_split: list[str]
+    groups: Sequence[str] | None = None
+    scene: Scene | None = None
     in_memory: bool = False
+    fixed: bool = False
+    left_out: Sequence[tuple[str, str]] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @abstractmethod
-    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images at the size for the model.
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Images at the size for the model, as they are stored.
 
         Args:
             indices: Which.
 
         Returns:
-            For each stream of ``bands``, shape ``(len(indices), C, H, W)``, float32 in 0..1.
+            For each stream of ``bands``, shape ``(len(indices), C, H, W)``, uint8 of which 255 means 1, or float32 in
+            0..1.
 
         Raises:
             DataError: A file that cannot be read or has other bands; the message names it.
         """
+
+    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The same as float32 in 0..1."""
+        return {name: to_unit(x) for name, x in self.read(indices).items()}
+
+    def label(self, index: int) -> str:
+        """Name of an image's class; several joined by "+", and empty where it has none."""
+        if not self.classes:
+            return ""
+        own = self.targets[index]
+        return self.classes[int(own)] if own.ndim == 0 else "+".join(self.classes[i] for i in np.flatnonzero(own))
+
+    def is_of(self, target: int) -> npt.NDArray[np.bool_]:
+        """Whether each image is of a class (or has it among its labels), shape ``(N,)``."""
+        mask: npt.NDArray[np.bool_] = self.targets == target if self.targets.ndim == 1 else self.targets[:, target] > 0
+        return mask
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image before it is brought to the model's size."""
+        shape = self.read([index])["image"].shape
+        return shape[2], shape[3]
+
+    def digest(self, index: int) -> bytes:
+        """What is equal for images that are exactly the same: a hash of the file, or of the pixels."""
+        content = hashlib.sha256()
+        for name, x in self.read([index]).items():
+            content.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
+            content.update(x.contiguous().numpy().tobytes())
+        return content.digest()
+
+
+class WrappedSource(ImageSource):
+    """Another source's images, changed; all that is not said again is the other's.
+
+    Args:
+        source: The other.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self.inner = source
+        self.classes, self.keys, self.targets = source.classes, source.keys, source.targets
+        self.given_split, self.groups, self.scene = source.given_split, source.groups, source.scene
+        self.bands, self.wavelengths = source.bands, source.wavelengths
+        self.in_memory, self.fixed, self.left_out = source.in_memory, source.fixed, source.left_out
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image before it is brought to the model's size."""
+        return self.inner.original_size(index)
+
+    def digest(self, index: int) -> bytes:
+        """What is equal for images that are exactly the same."""
+        return self.inner.digest(index)
+
+
+def innermost(source: ImageSource) -> ImageSource:
+    """The source inside all that wraps it."""
+    while isinstance(source, WrappedSource):
+        source = source.inner
+    return source
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Images as float32 in 0..1.
+
+    Args:
+        x: uint8 of which 255 means 1, or float32 already.
+    """
+    return x.float().div_(255.0) if x.dtype == torch.uint8 else x

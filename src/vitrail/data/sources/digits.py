@@ -22,6 +22,7 @@ class DigitsSource(ImageSource):
     """
 
     in_memory = True
+    fixed = True
 
     def __init__(self, size: tuple[int, int]) -> None:
         from sklearn.datasets import load_digits
@@ -37,6 +38,6 @@ class DigitsSource(ImageSource):
         self.targets = digits.target.astype(np.int64)
         self.given_split = [""] * len(images)
 
-    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Images ``(B, 1, H, W)`` in 0..1."""
         return {"image": self._images[torch.as_tensor(indices)]}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.base import ImageSource, WrappedSource, to_unit
 
 BANDS = ("edge_x", "edge_y")
 
@@ -31,7 +31,7 @@ def edges(images: Tensor) -> Tensor:
     return F.conv2d(gray, kernels) + 0.5
 
 
-class WithEdges(ImageSource):
+class WithEdges(WrappedSource):
     """Another source's images with their edges as the spectral stream.
 
     Args:
@@ -39,12 +39,10 @@ class WithEdges(ImageSource):
     """
 
     def __init__(self, source: ImageSource) -> None:
-        self._source = source
-        self.classes, self.keys, self.targets = source.classes, source.keys, source.targets
-        self.given_split, self.in_memory = source.given_split, source.in_memory
+        super().__init__(source)
         self.bands = {**source.bands, "spectral": BANDS}
 
-    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The source's images, and their edges ``(B, 2, H, W)`` in 0..1."""
-        streams = self._source.load(indices)
-        return {**streams, "spectral": edges(streams["image"])}
+        streams = self.inner.read(indices)
+        return {**streams, "spectral": edges(to_unit(streams["image"]))}

@@ -1,23 +1,24 @@
-"""Images that lie in files, one an image."""
+"""Images that lie in files, one an image and a stream."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.images import BANDS, BandError, read_image
-from vitrail.data.sources.base import ImageSource
+from vitrail.data.images import BandError
+from vitrail.data.reading import FileReader
+from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.errors import DataError
 
 
 class FileSource(ImageSource):
-    """Image files with a class each.
+    """Image files with a class each, and a second file each where there are two streams.
 
     Every file is decoded once, small, when the source is made, so that all faults are known before anything begins.
 
@@ -25,13 +26,13 @@ class FileSource(ImageSource):
         root: The folder that keys are relative to.
         rows: For each image: split ("" where none is given), class, file.
         classes: Names of the classes.
-        size: Height and width that images are brought to.
-        color: "rgb" or "gray".
-        resize: "crop" or "squash".
-        convert: Convert images of other bands instead of refusing them.
+        readers: How the files of each stream are read.
+        second: The second file of each image, where there are two streams.
+        groups: The group of each image, where these are known.
+        skip: Leave out files that cannot be read instead of refusing to begin.
 
     Raises:
-        DataError: Files that are no images or have other bands; all are counted, the first are named.
+        DataError: Files that are no images (all are named) or have other bands (all are counted, the first are named).
     """
 
     def __init__(
@@ -39,43 +40,79 @@ class FileSource(ImageSource):
         root: Path,
         rows: Sequence[tuple[str, str, Path]],
         classes: Sequence[str],
-        size: tuple[int, int],
-        color: Literal["rgb", "gray"],
-        resize: Literal["crop", "squash"],
-        convert: bool,
+        readers: Mapping[str, FileReader],
+        second: Sequence[Path] | None = None,
+        groups: Sequence[str] | None = None,
+        skip: bool = False,
     ) -> None:
-        self.root, self.size, self.color, self.resize, self.convert = root, size, color, resize, convert
-        self.bands = {"image": BANDS[color]}
+        self.root, self.readers = root, dict(readers)
+        self.bands = {name: reader.bands for name, reader in readers.items()}
+        self.wavelengths = {name: r.wavelengths for name, r in readers.items() if r.wavelengths is not None}
         self.classes = tuple(classes)
-        self._files = [file for _, _, file in rows]
-        self._check()
-        self.keys = [(file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in self._files]
-        self.given_split = [split for split, _, _ in rows]
+        files = {"image": [file for _, _, file in rows]}
+        if second is not None:
+            files["spectral"] = list(second)
+        self.left_out, kept = self._check(files, skip)
+        self.files = {name: [paths[i] for i in kept] for name, paths in files.items()}
+        self.keys = [_relative(file, root) for file in self.files["image"]]
+        self.given_split = [rows[i][0] for i in kept]
+        self.groups = None if groups is None else [groups[i] for i in kept]
         index = {name: i for i, name in enumerate(self.classes)}
-        self.targets = np.array([index[name] for _, name, _ in rows], dtype=np.int64)
+        self.targets = np.array([index[rows[i][1]] for i in kept], dtype=np.int64)
 
-    def _check(self) -> None:
-        def fault(file: Path) -> DataError | None:
+    def _check(self, files: Mapping[str, Sequence[Path]], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
+        """Decode all files; gives what is left out and why, and which images stay."""
+        work = [(i, self.readers[name], file) for name, paths in files.items() for i, file in enumerate(paths)]
+
+        def fault(item: tuple[int, FileReader, Path]) -> DataError | None:
+            _, reader, file = item
             try:
-                read_image(file, self.color, (8, 8), "squash", self.convert)
+                reader.read(file, (8, 8))
             except DataError as error:
                 return error
             return None
 
         with ThreadPoolExecutor() as pool:
-            faults = [error for error in pool.map(fault, self._files) if error is not None]
-        other_bands = [str(error) for error in faults if isinstance(error, BandError)]
-        unreadable = [str(error) for error in faults if not isinstance(error, BandError)]
-        count = len(self._files)
-        if unreadable:
-            raise DataError(f"{len(unreadable)} of {count} files are no images that can be read: {some(unreadable)}")
+            faults = [(*item, error) for item, error in zip(work, pool.map(fault, work), strict=True) if error]
+        other_bands = [str(error) for *_, error in faults if isinstance(error, BandError)]
+        unreadable = [(i, file, str(error)) for i, _, file, error in faults if not isinstance(error, BandError)]
+        if unreadable and not skip:
+            raise DataError(
+                f"{len(unreadable)} of {len(work)} files are no images that can be read (--data.on_unreadable skip "
+                f"goes on without them): {'; '.join(message for *_, message in unreadable)}"
+            )
         if other_bands:
-            raise DataError(f"{len(other_bands)} of {count} images have other bands: {some(other_bands)}")
+            raise DataError(f"{len(other_bands)} of {len(work)} images have other bands: {some(other_bands)}")
+        gone = {i for i, *_ in unreadable}
+        kept = [i for i in range(len(files["image"])) if i not in gone]
+        if not kept:
+            raise DataError(f"none of {len(work)} files is an image that can be read; the first: {unreadable[0][2]}")
+        return [(_relative(file, self.root), message) for _, file, message in unreadable], kept
 
-    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images ``(B, C, H, W)`` in 0..1, at the wanted size."""
-        images = [read_image(self._files[i], self.color, self.size, self.resize, self.convert) for i in indices]
-        return {"image": torch.stack(images).float().div_(255.0)}
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Images at the wanted size; see :meth:`ImageSource.read`."""
+        streams = {}
+        for name, files in self.files.items():
+            images = [self.readers[name].read(files[i]) for i in indices]
+            if len({image.dtype for image in images}) > 1:
+                images = [to_unit(image) for image in images]
+            streams[name] = torch.stack(images)
+        return streams
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image in its file."""
+        return self.readers["image"].original_size(self.files["image"][index])
+
+    def digest(self, index: int) -> bytes:
+        """A hash of the image's files."""
+        content = hashlib.sha256()
+        for files in self.files.values():
+            content.update(hashlib.sha256(files[index].read_bytes()).digest())
+        return content.digest()
+
+
+def _relative(file: Path, root: Path) -> str:
+    return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
 
 
 def agree_on_classes(names: Sequence[str], given: Sequence[str] | None, where: Path) -> tuple[str, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from vitrail.data.images import list_files
+from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource
-from vitrail.data.sources.files import FileSource, agree_on_classes
+from vitrail.data.sources.files import FileSource, agree_on_classes, some
 from vitrail.errors import DataError
 
 # Names that a split's folder may have.
@@ -21,25 +21,24 @@ class FolderSource(FileSource):
 
     Args:
         path: The folder: ``train/CLASS/...``, ``val/CLASS/...`` (and ``test/CLASS/...``), or ``CLASS/...``.
-        size: Height and width that images are brought to.
-        color: "rgb" or "gray".
-        resize: "crop" or "squash".
-        convert: Convert images of other bands instead of refusing them.
+        readers: How the files of each stream are read.
         classes: Names of the classes where they are given (by a run); those of the folder otherwise.
+        second: A folder with the second stream's file for each image, at the same place and of the same stem.
+        skip: Leave out files that cannot be read.
 
     Raises:
         DataError: No such folder, no or one class, an empty class, files that are no images or have other
-            bands (all are counted, the first are named), or a class that is not among the given ones.
+            bands (all are counted, the first are named), images without a second file, or a class that is not among
+            the given ones.
     """
 
     def __init__(
         self,
         path: str | Path,
-        size: tuple[int, int],
-        color: Literal["rgb", "gray"] = "rgb",
-        resize: Literal["crop", "squash"] = "crop",
-        convert: bool = False,
+        readers: Mapping[str, FileReader],
         classes: Sequence[str] | None = None,
+        second: str | Path | None = None,
+        skip: bool = False,
     ) -> None:
         root = Path(path)
         if not root.is_dir():
@@ -62,7 +61,34 @@ class FolderSource(FileSource):
             for name, folder in folders.items()
             for file in _files_of(folder)
         ]
-        super().__init__(root, rows, agree_on_classes(names, classes, root), size, color, resize, convert)
+        partners = None if second is None else find_partners([file for *_, file in rows], root, Path(second))
+        super().__init__(root, rows, agree_on_classes(names, classes, root), readers, partners, skip=skip)
+
+
+def find_partners(files: Sequence[Path], root: Path, other: Path) -> list[Path]:
+    """The file in another folder that belongs to each file: at the same place, and of the same stem.
+
+    Args:
+        files: Files in ``root``.
+        root: Their folder.
+        other: The other folder.
+
+    Raises:
+        DataError: No such folder, a file without a partner or with several.
+    """
+    if not other.is_dir():
+        raise DataError(f"no folder of second files at {other}; check data.spectral_path")
+    places: dict[Path, list[Path]] = {}
+    for file in list_files(other):
+        places.setdefault(file.relative_to(other).with_suffix(""), []).append(file)
+    found = [places.get(file.relative_to(root).with_suffix(""), []) for file in files]
+    alone = [str(file) for file, partners in zip(files, found, strict=True) if not partners]
+    if alone:
+        raise DataError(f"{len(alone)} of {len(files)} images have no second file in {other}: {some(alone)}")
+    several = [f"{p[0]} and {p[1].name}" for p in found if len(p) > 1]
+    if several:
+        raise DataError(f"{len(several)} images have several second files of the same stem: {some(several)}")
+    return [partners[0] for partners in found]
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

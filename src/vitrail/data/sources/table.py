@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
+from vitrail.data.reading import FileReader
 from vitrail.data.sources.files import FileSource, agree_on_classes, some
 from vitrail.errors import DataError, closest
 
@@ -15,36 +15,38 @@ _SPLITS = ("train", "val", "test", "")
 
 
 class TableSource(FileSource):
-    """A CSV or Parquet file with the columns ``path`` and ``label``, and ``split`` where images are split already.
+    """A CSV or Parquet file with the columns ``path`` and ``label``.
 
-    Other columns are passed over.
+    Where there are the columns ``split``, ``group`` (images that belong together) and ``spectral`` (path of the second
+    stream's file), these are used; others are passed over.
 
     Args:
         path: The table; image paths in it are relative to its folder, or absolute.
-        size: Height and width that images are brought to.
-        color: "rgb" or "gray".
-        resize: "crop" or "squash".
-        convert: Convert images of other bands instead of refusing them.
+        readers: How the files of each stream are read.
         classes: Names of the classes where they are given (by a run); those of the table otherwise, sorted.
+        group: The column that names the groups; "group" where there is one, when not given.
+        skip: Leave out files that cannot be read.
 
     Raises:
         DataError: No such table, or one that cannot be read; a column or a label missing; images that do not exist,
             are listed twice, cannot be read or have other bands (all are counted, the first are named); an unknown
-            split; fewer than two classes, or one that is not among the given ones.
+            split; fewer than two classes, or one that is not among the given ones; second files without names for
+            their bands, or names without files.
     """
 
     def __init__(
         self,
         path: str | Path,
-        size: tuple[int, int],
-        color: Literal["rgb", "gray"] = "rgb",
-        resize: Literal["crop", "squash"] = "crop",
-        convert: bool = False,
+        readers: Mapping[str, FileReader],
         classes: Sequence[str] | None = None,
+        group: str | None = None,
+        skip: bool = False,
     ) -> None:
         file = Path(path)
         table = _read_table(file)
-        for name in ("path", "label"):
+        if "spectral" in table and "spectral" not in readers:
+            raise DataError(f"{file} lists second files (spectral); name their bands with data.spectral_band_names")
+        for name in ("path", "label", *(["spectral"] if "spectral" in readers else [])):
             if name not in table:
                 columns = [str(column) for column in table.columns]
                 raise DataError(f"{file} has no column {name!r}, only {', '.join(columns)}{closest(name, columns)}")
@@ -58,10 +60,12 @@ class TableSource(FileSource):
         if unknown:
             raise DataError(f"{file}: split must be train, val, test or empty, got {some([repr(s) for s in unknown])}")
         files = [file.parent / name for name in table["path"]]
-        missing = [str(image) for image in files if not image.is_file()]
+        second = [file.parent / name for name in table["spectral"]] if "spectral" in readers else None
+        listed = [*files, *(second or ())]
+        missing = [str(image) for image in listed if not image.is_file()]
         if missing:
             raise DataError(
-                f"{len(missing)} of {len(files)} images that {file} lists do not exist: {some(missing)}; paths are "
+                f"{len(missing)} of {len(listed)} images that {file} lists do not exist: {some(missing)}; paths are "
                 "relative to the table's folder"
             )
         twice = [str(name) for name in table["path"][table["path"].duplicated()]]
@@ -69,7 +73,9 @@ class TableSource(FileSource):
             raise DataError(f"{file} lists {len(twice)} images more than once: {some(twice)}; keep one row each")
         names = sorted(set(table["label"]))
         rows = list(zip(splits, table["label"], files, strict=True))
-        super().__init__(file.parent, rows, agree_on_classes(names, classes, file), size, color, resize, convert)
+        column = group if group is not None and group in table else "group"
+        groups = [str(name) for name in table[column]] if column in table else None
+        super().__init__(file.parent, rows, agree_on_classes(names, classes, file), readers, second, groups, skip)
 
 
 def _read_table(file: Path) -> pd.DataFrame:

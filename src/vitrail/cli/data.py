@@ -1,0 +1,260 @@
+"""``vitrail data``: measure, audit and split the images of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitrail.cli.arguments import VerbParser
+from vitrail.cli.tables import format_table
+from vitrail.errors import ConfigError, closest
+
+if TYPE_CHECKING:
+    from vitrail.config.schema import Recipe
+    from vitrail.data import ImageData
+    from vitrail.data.audit import Audit
+
+# Word -> what it does; `show` belongs here too when it comes.
+WORDS = {
+    "stats": "mean, deviation, saturated shares and percentiles of each band over the training images",
+    "audit": "unreadable files, duplicates, leaks between splits (exit code 1), balance, sizes, constant bands",
+    "split": "how many images of each class each split has; --out writes the split as a table",
+}
+_PARTS = ("--data.", "--model.", "--task.", "--trainer.", "--run.")
+
+
+def main(argv: list[str]) -> int:
+    """Do what the word after the verb says.
+
+    Args:
+        argv: Arguments after the verb.
+    """
+    words: dict[str, Callable[[list[str]], int]] = {"stats": _stats, "audit": _audit, "split": _split}
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, WORDS))
+        lines = [f"  {word:<{width}}  {what}" for word, what in WORDS.items()]
+        print("usage: vitrail data WORD [RECIPE.yaml] [--data.SETTING VALUE ...]\n\n" + "\n".join(lines))
+        return 0 if argv else 2
+    if argv[0] not in words:
+        raise ConfigError(f"unknown `vitrail data {argv[0]}`{closest(argv[0], words)}")
+    return words[argv[0]](argv[1:])
+
+
+def _parser(word: str, description: str) -> VerbParser:
+    parser = VerbParser(f"data {word}", description)
+    parser.add_argument("recipe", nargs="?", help="a recipe; settings (--data.path ...) change it or do without")
+    return parser
+
+
+def _read(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Recipe]:
+    """The word's own options, and the recipe that the others make."""
+    from vitrail.cli.recipes import load_run_recipe, make_recipe
+
+    own: list[str] = []
+    settings: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith(_PARTS):
+            own.append(word)
+            continue
+        settings.append(word)
+        if "=" not in word:
+            settings += [value for value in [next(words, None)] if value is not None]
+    arguments = parser.parse_args(own)
+    if arguments.recipe is None and not settings:
+        raise ConfigError(f"{parser.prog} needs a recipe or settings such as --data.source folder --data.path photos")
+    if arguments.recipe is None:
+        return arguments, load_run_recipe({}, settings, parser.prog) if settings else make_recipe({})
+    return arguments, load_run_recipe(arguments.recipe, settings, parser.prog)
+
+
+def _open(recipe: Recipe) -> ImageData:
+    from vitrail.data import open_data
+    from vitrail.train.fit import image_size
+
+    return open_data(recipe.data, image_size(recipe))
+
+
+def _stats(argv: list[str]) -> int:
+    parser = _parser("stats", f"Measure {WORDS['stats']}.")
+    parser.add_argument("--robust", action="store_true", help="normalise by the pixels that are neither 0 nor 1")
+    parser.add_argument("--most", type=int, help="images to measure at most, evenly spaced; all when not given")
+    parser.add_argument("--out", help="JSON file to write, for --data.statistics")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments, recipe = _read(parser, argv)
+    if arguments.most is not None and arguments.most < 1:
+        raise ConfigError(f"--most must be at least 1, got {arguments.most}")
+
+    from dataclasses import asdict
+
+    from vitrail.data.statistics import MANY_SATURATED, write_statistics
+
+    measured = _open(recipe).measure(arguments.most, robust=arguments.robust)
+    if arguments.json:
+        print(json.dumps(asdict(measured), indent=2))
+    else:
+        header = ("stream", "band", "nm", "mean", "std", "mean inside", "std inside", "at 0", "at 1",
+                  "1 %", "50 %", "99 %")  # fmt: skip
+        rows = [
+            (
+                stream,
+                band.name,
+                "" if band.wavelength is None else f"{band.wavelength:g}",
+                *(f"{v:.4f}" for v in (band.mean, band.std, band.mean_inside, band.std_inside)),
+                f"{band.at_zero:.2%}",
+                f"{band.at_one:.2%}",
+                *(f"{band.percentiles[p]:.4f}" for p in ("1", "50", "99")),
+            )
+            for stream, bands in measured.streams.items()
+            for band in bands
+        ]
+        print(format_table(header, rows, right=range(2, len(header))))
+        print(f"{measured.images} training images; values in 0..1; inside: without the pixels that are 0 or 1")
+    for warning in measured.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    saturated = [
+        band.name for own in measured.streams.values() for band in own if band.at_zero + band.at_one > MANY_SATURATED
+    ]
+    if saturated and not arguments.robust:
+        print(
+            f"warning: more than {MANY_SATURATED:.0%} of the pixels are 0 or 1 in {', '.join(saturated)}; --robust "
+            "leaves them out of the mean and the deviation",
+            file=sys.stderr,
+        )
+    if arguments.out is not None:
+        write_statistics(arguments.out, measured)
+        print(f"written to {arguments.out}; --data.statistics {arguments.out} trains with it", file=sys.stderr)
+    return 0
+
+
+def _audit(argv: list[str]) -> int:
+    parser = _parser("audit", f"Look for {WORDS['audit']}.")
+    parser.add_argument("--distance", type=int, default=8, help="bits of 64 that near duplicates may differ in")
+    parser.add_argument("--groups", help="CSV file to write, with duplicates in groups, for data.split grouped")
+    parser.add_argument("--out", help="HTML page to write, with thumbnails")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    arguments, recipe = _read(parser, argv)
+    if not 0 <= arguments.distance <= 15:
+        raise ConfigError(f"--distance must be from 0 to 15, got {arguments.distance}")
+
+    from vitrail.data.audit import audit
+
+    found, data = audit(recipe.data, arguments.distance)
+    if arguments.json:
+        print(json.dumps(found.plain(), indent=2))
+    else:
+        print(_describe(found))
+    if arguments.out is not None:
+        from vitrail.report.audit import write_audit
+
+        write_audit(found, data, Path(arguments.out))
+        print(f"written to {arguments.out}", file=sys.stderr)
+    if arguments.groups is not None:
+        together = {row: group.keys[0] for group in found.duplicates for row in group.rows}
+        _write_table(data, Path(arguments.groups), together)
+        print(f"written to {arguments.groups}", file=sys.stderr)
+    return 1 if found.split_leaks else 0
+
+
+def _describe(found: Audit) -> str:
+    """The tables of an audit."""
+    splits = list(found.splits)
+    counts = {**found.balance, "all": found.splits}
+    balance = [(name, *(str(row[split]) for split in splits)) for name, row in counts.items()]
+    parts = [format_table(("class", *splits), balance, right=range(1, len(splits) + 1)), ""]
+    kinds = {kind: [g for g in found.duplicates if g.kind == kind] for kind in ("exact", "near")}
+    sizes = [size for size, _ in found.sizes]
+    heights, widths = [h for h, _ in sizes], [w for _, w in sizes]
+    rows = [
+        ("images", str(found.images), ""),
+        ("sizes", str(len(sizes)), f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide"),
+        ("unreadable files", str(len(found.unreadable)), _few([name for name, _ in found.unreadable])),
+        ("groups of exact duplicates", str(len(kinds["exact"])), _few([_pair(g.keys) for g in kinds["exact"]])),
+        ("groups of near duplicates", str(len(kinds["near"])), _few([_pair(g.keys) for g in kinds["near"]])),
+        ("duplicates of different classes", str(len(found.conflicts)), _few([_pair(g.keys) for g in found.conflicts])),
+        ("duplicates across splits", str(len(found.leaks)), _few([_across(g) for g in found.leaks])),
+        ("groups across splits", str(len(found.shared_groups)), _few(list(found.shared_groups))),
+        ("images with a constant band", str(len({c[0] for c in found.constant})), _few([c[0] for c in found.constant])),
+        ("bands constant everywhere", str(len(found.empty_bands)), _few([band for _, band in found.empty_bands])),
+    ]
+    parts.append(format_table(("what", "number", ""), rows, right=(1,)))
+    if found.split_leaks:
+        parts.append(
+            "\na split leaks: an image of one split is seen in another; --groups FILE.csv writes a table that keeps "
+            "them together (--data.source table --data.path FILE.csv --data.split grouped)"
+        )
+    return "\n".join(parts)
+
+
+def _few(names: Sequence[str], most: int = 2) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _pair(keys: Sequence[str]) -> str:
+    return f"{keys[0]} = {keys[1]}"
+
+
+def _across(group: object) -> str:
+    from vitrail.data.audit import DuplicateGroup
+
+    assert isinstance(group, DuplicateGroup)
+    first = group.splits[0]
+    other = next(i for i, split in enumerate(group.splits) if split != first)
+    return f"{group.keys[0]} ({first}) = {group.keys[other]} ({group.splits[other]})"
+
+
+def _split(argv: list[str]) -> int:
+    parser = _parser("split", f"Show {WORDS['split']}.")
+    parser.add_argument("--out", help="CSV file to write; of image files it can be trained on (data.source table)")
+    arguments, recipe = _read(parser, argv)
+    data = _open(recipe)
+    source, splits = data.source, list(data.splits)
+    rows = []
+    for i, name in enumerate(source.classes):
+        rows.append((name, *(str(source.is_of(i)[data.splits[split]].sum()) for split in splits)))
+    rows.append(("all", *(str(len(data.splits[split])) for split in splits)))
+    print(format_table(("class", *splits), rows, right=range(1, len(splits) + 1)))
+    if arguments.out is not None:
+        _write_table(data, Path(arguments.out))
+        print(f"written to {arguments.out}", file=sys.stderr)
+    return 0
+
+
+def _write_table(data: ImageData, out: Path, together: dict[int, str] | None = None) -> None:
+    """A row an image: path (relative to the table) or key, label, and second file where there is one.
+
+    Args:
+        data: The images.
+        out: The CSV file.
+        together: Group of the images that belong together; the others get groups of their own, or the data's. The
+            split and the data's groups are written when not given.
+    """
+    import pandas as pd
+
+    from vitrail.data.sources.base import innermost
+    from vitrail.data.sources.files import FileSource
+    from vitrail.files import write_text
+
+    inner = innermost(data.source)
+    rows = []
+    for split, indices in data.splits.items():
+        for i in indices:
+            row = {"path": data.source.keys[i]}
+            if isinstance(inner, FileSource):
+                row["path"] = os.path.relpath(inner.files["image"][i], out.parent)
+                if "spectral" in inner.files:
+                    row["spectral"] = os.path.relpath(inner.files["spectral"][i], out.parent)
+            row["label"] = data.source.label(i)
+            if together is not None:
+                row["group"] = together.get(i, data.source.keys[i])
+            else:
+                row["split"] = split
+                if data.source.groups is not None:
+                    row["group"] = data.source.groups[i]
+            rows.append(row)
+    write_text(out, pd.DataFrame(rows).to_csv(index=False))

@@ -1,0 +1,132 @@
+"""From a data config to the source that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from vitrail.config.schema import DataConfig
+from vitrail.data.reading import file_readers
+from vitrail.data.sources.arrays import ArraySource
+from vitrail.data.sources.bands import ChosenBands
+from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.digits import DigitsSource
+from vitrail.data.sources.edges import WithEdges
+from vitrail.data.sources.folder import FolderSource
+from vitrail.data.sources.memory import InMemory
+from vitrail.data.sources.parquet import ParquetSource
+from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
+from vitrail.data.sources.table import TableSource
+from vitrail.errors import ConfigError, DataError, closest
+
+# What `data.source` may say -> what its path is; "" where it has none.
+SOURCES = {
+    "digits": "",
+    "folder": "the folder with the images",
+    "table": "the CSV or Parquet file that lists them",
+    "parquet": "the Parquet file that holds them, or the folder of such files",
+    "synthetic_leaves": "",
+    "arrays": "the .npy, .npz or .mat file",
+}
+_FILES = ("folder", "table")
+# Settings that only some sources understand.
+_ONLY_FOR = {
+    "band_names": (*_FILES, "arrays"),
+    "wavelengths": (*_FILES, "arrays"),
+    "scale": (*_FILES, "arrays"),
+    "spectral_path": ("folder",),
+    "spectral_band_names": _FILES,
+    "spectral_wavelengths": _FILES,
+    "spectral_scale": _FILES,
+    "image_column": ("parquet",),
+    "label_column": ("parquet",),
+    "class_names": ("parquet", "arrays"),
+    "cube": ("arrays",),
+    "labels": ("arrays",),
+    "grid": ("arrays",),
+    "patch": ("arrays",),
+    "stride": ("arrays",),
+    "block": ("arrays",),
+    "num_images": ("synthetic_leaves",),
+    "seed": ("synthetic_leaves",),
+    "on_unreadable": (*_FILES, "parquet"),
+}
+
+
+def open_source(
+    config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None, *, strict: bool = True
+) -> ImageSource:
+    """Open the images that a config names.
+
+    Args:
+        config: Which.
+        img_size: Height and width to bring them to.
+        classes: Names of the classes where a run gives them.
+        strict: Refuse settings that the source has no use for; a run's settings may go with other images.
+
+    Raises:
+        ConfigError: An unknown source, a path missing or out of place, or settings without a meaning.
+        DataError: Images that are missing, unreadable or inconsistent.
+    """
+    if config.source not in SOURCES:
+        raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
+    if SOURCES[config.source] and not config.path:
+        raise ConfigError(f"data.source {config.source} needs data.path, {SOURCES[config.source]}")
+    if config.path and not SOURCES[config.source]:
+        raise ConfigError(
+            f"data.path {config.path!r} has no meaning for data.source {config.source}, which is built in; did you "
+            "mean data.source folder?"
+        )
+    if strict:
+        _refuse_meaningless(config)
+    source = _openers(config, img_size, classes)[config.source]()
+    if classes is not None and tuple(classes) != source.classes:
+        raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}")
+    if config.bands is not None or config.spectral_bands is not None:
+        source = ChosenBands(source, config.bands, config.spectral_bands)
+    if config.spectral == "edges":
+        if "spectral" in source.bands:
+            raise ConfigError("data.spectral edges makes a second stream and the data brings one; choose one of them")
+        source = WithEdges(source)
+    return InMemory(source) if config.cache and not source.in_memory else source
+
+
+def _openers(
+    config: DataConfig, size: tuple[int, int], classes: Sequence[str] | None
+) -> dict[str, Callable[[], ImageSource]]:
+    path, skip = config.path or "", config.on_unreadable == "skip"
+
+    def folder() -> ImageSource:
+        readers = file_readers(config, size)
+        if "spectral" in readers and config.spectral_path is None:
+            raise ConfigError("data.spectral_band_names needs data.spectral_path, the folder with the second files")
+        return FolderSource(path, readers, classes, config.spectral_path, skip)
+
+    def table() -> ImageSource:
+        return TableSource(path, file_readers(config, size), classes, config.group, skip)
+
+    def parquet() -> ImageSource:
+        reader = file_readers(config, size)["image"]
+        names = config.class_names
+        columns = config.image_column, config.label_column, config.group
+        return ParquetSource(path, reader, classes, names, *columns, skip)
+
+    return {
+        "digits": lambda: DigitsSource(size),
+        "folder": folder,
+        "table": table,
+        "parquet": parquet,
+        "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.num_images, config.seed)),
+        "arrays": lambda: ArraySource(config, size, classes),
+    }
+
+
+def _refuse_meaningless(config: DataConfig) -> None:
+    for field in dataclasses.fields(config):
+        understood = _ONLY_FOR.get(field.name)
+        value = getattr(config, field.name)
+        if understood is not None and config.source not in understood and value != field.default:
+            raise ConfigError(
+                f"data.{field.name} {value!r} has no meaning for data.source {config.source}, only for "
+                f"{', '.join(understood)}; leave it out"
+            )

@@ -1,0 +1,44 @@
+"""Synthetic leaves as a source: drawn by the code, in RGB and five spectral bands, with masks of what ails them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.data.leaves import CLASSES, IMAGE_BANDS, SPECTRAL_BANDS, class_of, draw_leaf
+from vitrail.data.sources.base import ImageSource
+
+
+class SyntheticLeavesSource(ImageSource):
+    """Synthetic leaves: healthy, with lesions of four kinds, or under a stress that shows in the spectral bands alone.
+
+    Image ``i`` depends on the seed and ``i`` alone: more images change none. They are for trying things out, and no
+    result on them says anything about plants.
+
+    Args:
+        size: Height and width.
+        number: How many.
+        seed: Of the set.
+    """
+
+    def __init__(self, size: tuple[int, int], number: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.classes = CLASSES
+        self.bands = {"image": tuple(IMAGE_BANDS), "spectral": tuple(SPECTRAL_BANDS)}
+        self.wavelengths = {"image": tuple(IMAGE_BANDS.values()), "spectral": tuple(SPECTRAL_BANDS.values())}
+        self.keys = [f"synthetic/{seed}/{i:06d}" for i in range(number)]
+        self.targets = np.array([class_of(seed, i) for i in range(number)], dtype=np.int64)
+        self.given_split = [""] * number
+
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Images ``(B, 3, H, W)`` and spectral bands ``(B, 5, H, W)``, uint8."""
+        drawn = np.stack([draw_leaf(self.seed, int(i), self.size).bands for i in indices])
+        bands = torch.from_numpy(np.round(drawn * 255).astype(np.uint8))
+        return {"image": bands[:, : len(IMAGE_BANDS)], "spectral": bands[:, len(IMAGE_BANDS) :]}
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        """Where lesions or stress are, shape ``(B, H, W)``, bool; all False for healthy leaves."""
+        return torch.from_numpy(np.stack([draw_leaf(self.seed, int(i), self.size).mask for i in indices]))

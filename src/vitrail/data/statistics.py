@@ -1,0 +1,221 @@
+"""Statistics of bands over many images, gathered batch by batch; written to a file, and read back by training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.errors import DataError
+from vitrail.files import write_json
+
+# Steps of the histogram over 0..1: values of 8 bits get one each (multiples of 1 / 255), those of 16 bits share 16.
+_STEPS = 4080
+_PERCENTILES = (1, 5, 50, 95, 99)
+# A share of pixels at an end of the range above which the end is probably the sensor's and not the scene's.
+MANY_SATURATED = 0.01
+# More of the images than this with blue brighter than red are unusual in nature: see `swapped_red_and_blue`.
+_MOSTLY_BLUE = 2 / 3
+
+
+@dataclass(frozen=True)
+class BandStatistics:
+    """One band over many images, in units of 0..1.
+
+    Attributes:
+        name: The band's.
+        wavelength: In nm, where it is known.
+        mean: Over all pixels.
+        std: Likewise; 1 for a constant band.
+        mean_inside: Mean over the pixels that are neither 0 nor 1.
+        std_inside: Likewise.
+        at_zero: Share of the pixels that are 0.
+        at_one: Share that are 1 (or were above, and cut off).
+        percentiles: Values below which 1, 5, 50, 95 and 99 % of the pixels lie, to 1 / 4080.
+    """
+
+    name: str
+    wavelength: float | None
+    mean: float
+    std: float
+    mean_inside: float
+    std_inside: float
+    at_zero: float
+    at_one: float
+    percentiles: dict[str, float]
+
+
+class StreamStatistics:
+    """Gathers the statistics of one stream's bands.
+
+    Args:
+        bands: Names of the bands.
+        wavelengths: In nm, where they are known.
+    """
+
+    def __init__(self, bands: Sequence[str], wavelengths: Sequence[float] | None = None) -> None:
+        self.bands, self.wavelengths = tuple(bands), wavelengths
+        number = len(bands)
+        # Sum, sum of squares and number of the pixels: all of them, and those inside 0..1.
+        self._sums = torch.zeros(2, 3, number, dtype=torch.float64)
+        self._ends = torch.zeros(2, number, dtype=torch.float64)
+        self._histogram = np.zeros((number, _STEPS + 1), dtype=np.int64)
+        self._means: list[Tensor] = []
+
+    def add(self, images: Tensor) -> None:
+        """Take a batch in.
+
+        Args:
+            images: Shape ``(B, C, H, W)``, float32 in 0..1.
+        """
+        values = images.transpose(0, 1).flatten(1)
+        zero, one = values <= 0, values >= 1
+        inside = ~(zero | one)
+        exact = values.double()
+        for row, chosen in enumerate((None, inside)):
+            kept = exact if chosen is None else exact * chosen
+            count = torch.full((len(kept),), kept.shape[1]) if chosen is None else chosen.sum(1)
+            self._sums[row] += torch.stack([kept.sum(1), kept.square().sum(1), count])
+        self._ends += torch.stack([zero.sum(1), one.sum(1)])
+        places = (values * _STEPS).round_().long().clamp_(0, _STEPS).numpy()
+        for band, row in enumerate(places):
+            self._histogram[band] += np.bincount(row, minlength=_STEPS + 1)
+        self._means.append(images.mean((2, 3)))
+
+    def result(self) -> list[BandStatistics]:
+        """The statistics of all that was taken in, a band each."""
+        (mean, std), (mean_inside, std_inside) = (_moments(*parts) for parts in self._sums)
+        count = self._sums[0, 2]
+        shares = (self._ends / count).tolist()
+        below = self._histogram.cumsum(1) / self._histogram.sum(1, keepdims=True)
+        places = [(below >= p / 100).argmax(1) / _STEPS for p in _PERCENTILES]
+        return [
+            BandStatistics(
+                name=name,
+                wavelength=None if self.wavelengths is None else self.wavelengths[i],
+                mean=mean[i],
+                std=std[i],
+                mean_inside=mean_inside[i],
+                std_inside=std_inside[i],
+                at_zero=round(shares[0][i], 6),
+                at_one=round(shares[1][i], 6),
+                percentiles={str(p): round(float(at[i]), 5) for p, at in zip(_PERCENTILES, places, strict=True)},
+            )
+            for i, name in enumerate(self.bands)
+        ]
+
+    def swapped_red_and_blue(self) -> str | None:
+        """A warning where the bands called red and blue seem to have changed places; see :func:`seem_swapped`."""
+        if not {"red", "blue"} <= set(self.bands):
+            return None
+        means = torch.cat(self._means)
+        return seem_swapped(means[:, self.bands.index("red")], means[:, self.bands.index("blue")])
+
+
+def _moments(total: Tensor, squares: Tensor, count: Tensor) -> tuple[list[float], list[float]]:
+    mean = total / count.clamp_min(1)
+    std = (squares / count.clamp_min(1) - mean.square()).clamp_min(0).sqrt()
+    std[std < 1e-6] = 1.0
+    return [round(v, 6) for v in mean.tolist()], [round(v, 6) for v in std.tolist()]
+
+
+def seem_swapped(red: Tensor, blue: Tensor) -> str | None:
+    """Whether images' red and blue bands seem to have changed places.
+
+    Leaves, soil, wood, skin and most of what people make reflect more red than blue; sky and water do the opposite.
+    Blue is the brighter one in 6 % of the photos of ants and bees (hymenoptera), in 21 % of apple leaves (PlantVillage)
+    and in 28 % of CIFAR-10, whose ships alone reach 75 %: so more than two in three are suspicious. It is a rule of
+    thumb, and only warns.
+
+    Args:
+        red: Mean of the red band of each image, shape ``(N,)``.
+        blue: Of the blue band.
+
+    Returns:
+        The warning; None where nothing is suspicious, or there are fewer than 20 images that are not gray.
+    """
+    colored = (red - blue).abs() > 0.01
+    if int(colored.sum()) < 20:
+        return None
+    share = float((blue > red)[colored].float().mean())
+    if share < _MOSTLY_BLUE:
+        return None
+    return (
+        f"blue is brighter than red in {share:.0%} of the images, which is rare but for sky and water; if the bands "
+        "are stored as blue, green, red, name them so (data.band_names)"
+    )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What ``vitrail data stats`` measures.
+
+    Attributes:
+        streams: Of each stream, its bands.
+        images: How many were measured.
+        fingerprint: Of the data and its split; see ``ImageData.fingerprint``.
+        robust: Whether images are to be normalised by the pixels inside 0..1.
+        warnings: What is suspicious.
+    """
+
+    streams: dict[str, list[BandStatistics]]
+    images: int
+    fingerprint: str
+    robust: bool
+    warnings: list[str]
+
+    def normalization(self) -> dict[str, tuple[list[float], list[float]]]:
+        """For each stream, the means and standard deviations to normalise by."""
+        return {
+            name: (
+                [band.mean_inside if self.robust else band.mean for band in bands],
+                [band.std_inside if self.robust else band.std for band in bands],
+            )
+            for name, bands in self.streams.items()
+        }
+
+
+def write_statistics(path: str | Path, statistics: Statistics) -> None:
+    """Write a file for ``data.statistics``."""
+    write_json(path, {"kind": "vitrail statistics", **asdict(statistics)})
+
+
+def read_statistics(path: str | Path, bands: Mapping[str, Sequence[str]]) -> Statistics:
+    """Read a file that :func:`write_statistics` wrote.
+
+    Args:
+        path: The file.
+        bands: The bands of each stream that it must have, in any order and among others; the result has these alone.
+
+    Raises:
+        DataError: No such file, another kind of file, or one that lacks a band.
+    """
+    try:
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content.pop("kind") != "vitrail statistics":
+            raise ValueError("it is of another kind")
+        known = {name: [BandStatistics(**band) for band in own] for name, own in content.pop("streams").items()}
+        result = Statistics(streams=known, **content)
+    except OSError as error:
+        raise DataError(f"cannot read data.statistics {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"data.statistics {path} is not what `vitrail data stats --out` writes ({type(error).__name__}: {error})"
+        ) from error
+    chosen: dict[str, list[BandStatistics]] = {}
+    for stream, names in bands.items():
+        own = {band.name: band for band in known.get(stream, [])}
+        lacking = [name for name in names if name not in own]
+        if lacking:
+            raise DataError(
+                f"data.statistics {path} has no band {', '.join(lacking)} in the {stream} stream; measure these images "
+                "with `vitrail data stats`"
+            )
+        chosen[stream] = [own[name] for name in names]
+    return Statistics(chosen, result.images, result.fingerprint, result.robust, result.warnings)

@@ -1,0 +1,149 @@
+"""Duplicates against brute force and against copies that were made on purpose; leaks, conflicts, constant bands."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from vitrail.config import DataConfig
+from vitrail.data.audit import audit
+from vitrail.data.duplicates import close_pairs, clusters, likeness, perceptual_hashes
+
+
+@pytest.mark.parametrize("distance", [0, 1, 3, 4, 8, 15])
+@pytest.mark.parametrize("seed", range(3))
+def test_close_pairs_are_those_of_brute_force(distance, seed):
+    rng = np.random.default_rng((distance, seed))
+    number = int(rng.integers(2, 250))
+    hashes = rng.integers(0, 2**63, max(number // 4, 1), dtype=np.uint64)[rng.integers(0, max(number // 4, 1), number)]
+    for _ in range(distance + 2):
+        flips = np.uint64(1) << rng.integers(0, 64, number, dtype=np.uint64)
+        hashes = np.where(rng.random(number) < 0.5, hashes ^ flips, hashes)
+    apart = np.bitwise_count(hashes[:, None] ^ hashes[None])
+    assert np.array_equal(close_pairs(hashes, distance), np.argwhere(np.triu(apart <= distance, 1)))
+
+
+def test_no_pairs_and_all_pairs():
+    assert close_pairs(np.array([], dtype=np.uint64), 4).shape == (0, 2)
+    assert close_pairs(np.array([7], dtype=np.uint64), 4).shape == (0, 2)
+    assert len(close_pairs(np.full(30, 5, dtype=np.uint64), 4)) == 30 * 29 // 2
+    assert clusters(np.array([[0, 3], [3, 9], [4, 5]])) == [[0, 3, 9], [4, 5]]
+
+
+def test_likeness_is_the_correlation():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((5, 4, 6)), rng.random((5, 4, 6))
+    b[1], b[2] = a[1] * 3 + 1, 0.5
+    wanted = [np.corrcoef(x.ravel(), y.ravel())[0, 1] if y.std() else 0 for x, y in zip(a, b, strict=True)]
+    assert np.allclose(likeness(a, b), wanted)
+
+
+def photo(seed, size=(96, 128)):
+    """A smooth scene with some detail."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 255, (7, 9, 3)).astype(np.uint8)).resize(
+        size[::-1], Image.Resampling.BICUBIC
+    )
+    noise = rng.normal(0, 8, (*size, 3))
+    return Image.fromarray(np.clip(np.asarray(small) + noise, 0, 255).astype(np.uint8))
+
+
+def recompressed(image, quality=60):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+def test_hashes_survive_what_copies_go_through():
+    def small(image):
+        gray = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float32) / 255
+        return torch.from_numpy(gray)
+
+    originals = [photo(i) for i in range(25)]
+    changes = (recompressed, lambda i: i.resize((64, 48)), brighter, lambda i: i)
+    for change in changes:
+        a = perceptual_hashes(torch.stack([small(i) for i in originals]))
+        b = perceptual_hashes(torch.stack([small(change(i)) for i in originals]))
+        assert np.bitwise_count(a ^ b).max() <= 8
+        others = np.bitwise_count(a[:, None] ^ b[None])[~np.eye(25, dtype=bool)]
+        assert others.min() > 8
+    flat = perceptual_hashes(torch.full((2, 32, 32), 0.4) + torch.tensor([0.0, 0.002])[:, None, None])
+    assert flat.tolist() == [0, 0]
+
+
+def brighter(image):
+    return ImageEnhance.Brightness(image).enhance(1.12)
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """Two classes of 30 photos each in train, val and test, and every fault once."""
+    for split, start in (("train", 0), ("val", 100), ("test", 200)):
+        for c, name in enumerate(("ant", "bee")):
+            for i in range(10):
+                path = tmp_path / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                photo(start + 10 * c + i).save(path)
+    train, val, test = (tmp_path / s for s in ("train", "val", "test"))
+    (train / "ant" / "copy.png").write_bytes((train / "ant" / "0.png").read_bytes())
+    (val / "ant" / "leak.png").write_bytes((train / "ant" / "1.png").read_bytes())
+    recompressed(Image.open(train / "bee" / "2.png").resize((64, 48))).save(test / "bee" / "near.jpg")
+    (train / "bee" / "other.png").write_bytes((train / "ant" / "3.png").read_bytes())
+    (train / "bee" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    array = np.asarray(photo(5)).copy()
+    array[..., 1] = 7
+    Image.fromarray(array).save(train / "bee" / "flat.png")
+    Image.new("RGB", (30, 20)).save(train / "ant" / "black.png")
+    Image.new("RGB", (30, 20), (1, 1, 1)).save(test / "ant" / "black.png")
+    return tmp_path
+
+
+def test_every_fault_is_found_and_nothing_else(spoiled):
+    found, data = audit(DataConfig(source="folder", path=str(spoiled)))
+    assert [name for name, _ in found.unreadable] == ["train/bee/broken.jpg"]
+    exact = {frozenset(g.keys) for g in found.duplicates if g.kind == "exact"}
+    assert exact == {
+        frozenset({"train/ant/0.png", "train/ant/copy.png"}),
+        frozenset({"train/ant/1.png", "val/ant/leak.png"}),
+        frozenset({"train/ant/3.png", "train/bee/other.png"}),
+    }
+    near = {frozenset(g.keys) for g in found.duplicates if g.kind == "near"}
+    assert near == {frozenset({"train/bee/2.png", "test/bee/near.jpg"})}
+    assert {frozenset(g.splits) for g in found.leaks} == {frozenset({"train", "val"}), frozenset({"train", "test"})}
+    assert [set(g.labels) for g in found.conflicts] == [{"ant", "bee"}]
+    assert found.split_leaks
+    assert found.balance == {"ant": {"train": 12, "val": 11, "test": 11}, "bee": {"train": 12, "val": 10, "test": 11}}
+    assert found.images == len(data.source) == 67
+    constant = {(key, band) for key, _, band in found.constant}
+    blacks = {(f"{s}/ant/black.png", band) for s in ("train", "test") for band in ("red", "green", "blue")}
+    assert constant == {("train/bee/flat.png", "green")} | blacks
+    assert dict(found.sizes) == {(96, 128): 64, (20, 30): 2, (48, 64): 1}
+    assert found.empty_bands == []
+
+
+def test_a_sound_set_has_no_leak_and_an_empty_band_is_told(tmp_path):
+    for name in ("ant", "bee"):
+        for i in range(12):
+            path = tmp_path / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            array = np.asarray(photo(40 * (name == "bee") + i)).copy()
+            array[..., 2] = i  # blue holds nothing in any image
+            Image.fromarray(array).save(path)
+    found, _ = audit(DataConfig(source="folder", path=str(tmp_path)))
+    assert not found.split_leaks
+    assert found.duplicates == []
+    assert found.empty_bands == [("image", "blue")]
+    assert found.constant == []
+
+
+def test_groups_across_given_splits_leak(spoiled):
+    rows = [{"path": str(p), "label": p.parent.name, "split": p.parent.parent.name, "group": p.stem}
+            for p in sorted(spoiled.rglob("?.png"))]  # fmt: skip
+    pd.DataFrame(rows).to_csv(spoiled / "t.csv", index=False)
+    found, _ = audit(DataConfig(source="table", path=str(spoiled / "t.csv")))
+    assert found.shared_groups == {str(i): ("test", "train", "val") for i in range(10)}
+    assert found.split_leaks
+    assert found.leaks == []

@@ -1,0 +1,155 @@
+"""Parquet files with images inside: the same images as in files, names from the hub's metadata, faults by name."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from vitrail.config import DataConfig
+from vitrail.data import open_data
+from vitrail.data.sources import parquet
+from vitrail.errors import ConfigError, DataError
+
+
+def encode(array, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(path, number=24, labels=None, names=("cat", "dog", "emu"), struct=True, seed=0, paths=True, extra=None):
+    """The images' levels tell their numbers."""
+    rng = np.random.default_rng(seed)
+    arrays = [
+        np.full((9, 11, 3), 10 * i + 3, np.uint8) + rng.integers(0, 3, (9, 11, 3), np.uint8) for i in range(number)
+    ]
+    content = [encode(a) for a in arrays]
+    images = (
+        [{"bytes": c, "path": f"x/{i}.png" if paths else None} for i, c in enumerate(content)] if struct else content
+    )
+    table = pa.table({"image": images, "label": [i % 3 for i in range(number)] if labels is None else labels})
+    for name, values in (extra or {}).items():
+        table = table.append_column(name, pa.array(values))
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=7)
+    return arrays
+
+
+def opened(path, size=(9, 11), **settings):
+    return open_data(DataConfig(source="parquet", path=str(path), **settings), size)
+
+
+@pytest.mark.parametrize("struct", [True, False])
+@pytest.mark.parametrize("kept", [True, False])
+def test_images_and_labels_belong_together(tmp_path, monkeypatch, struct, kept):
+    if not kept:
+        monkeypatch.setattr(parquet, "_SMALL", 0)
+    arrays = write(tmp_path / "t.parquet", struct=struct)
+    data = opened(tmp_path / "t.parquet")
+    assert data.source.classes == ("cat", "dog", "emu")
+    assert data.source.in_memory == kept
+    assert data.source.targets.tolist() == [i % 3 for i in range(24)]
+    rows = [5, 0, 23, 5]
+    pixels = data.source.read(rows)["image"]
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels.numpy().transpose(0, 2, 3, 1), np.stack([arrays[i] for i in rows]))
+    assert data.source.original_size(3) == (9, 11)
+    for batch in data.loader("train", shuffle_seed=3):
+        assert torch.equal((batch["image"].mean((1, 2, 3)) * 25.5 - 0.4).round().long(), batch["index"])
+        assert torch.equal(batch["target"], batch["index"] % 3)
+
+
+def test_keys_are_the_paths_inside_or_the_rows(tmp_path):
+    write(tmp_path / "a.parquet")
+    assert opened(tmp_path / "a.parquet").source.keys[:2] == ["x/0.png", "x/1.png"]
+    write(tmp_path / "b.parquet", paths=False)
+    assert opened(tmp_path / "b.parquet").source.keys[:2] == ["b/00000000", "b/00000001"]
+
+
+def test_texts_and_unnamed_numbers_are_labels_too(tmp_path):
+    texts = [["z", "a"][i % 2] for i in range(24)]
+    write(tmp_path / "a.parquet", labels=texts, names=None)
+    source = opened(tmp_path / "a.parquet").source
+    assert [source.classes[t] for t in source.targets] == texts
+    write(tmp_path / "b.parquet", labels=[7 if i % 2 else 4 for i in range(24)], names=None)
+    assert opened(tmp_path / "b.parquet").source.classes == ("4", "7")
+    write(tmp_path / "c.parquet", names=None)
+    assert opened(tmp_path / "c.parquet", class_names=("x", "y", "z")).source.classes == ("x", "y", "z")
+
+
+def test_a_folder_of_shards_is_split_by_their_names(tmp_path):
+    write(tmp_path / "d" / "train-00000-of-00002.parquet", paths=False)
+    write(tmp_path / "d" / "train-00001-of-00002.parquet", paths=False, seed=1)
+    write(tmp_path / "d" / "validation-00000-of-00001.parquet", paths=False, seed=2)
+    data = opened(tmp_path / "d")
+    assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 48, "val": 24}
+    assert len(set(data.source.keys)) == 72
+
+
+def test_groups_are_a_column(tmp_path):
+    write(tmp_path / "t.parquet", number=25, extra={"plant": [f"p{i // 5}" for i in range(25)]})
+    data = opened(tmp_path / "t.parquet", split="grouped", group="plant")
+    for rows in data.splits.values():
+        assert {i // 5 for i in rows}.isdisjoint(
+            {i // 5 for other in data.splits.values() if other is not rows for i in other}
+        )
+
+
+def test_broken_images_are_all_named_or_left_out(tmp_path):
+    write(tmp_path / "t.parquet")
+    table = pd.read_parquet(tmp_path / "t.parquet")
+    for i in (3, 17):
+        table.at[i, "image"] = {"bytes": b"nothing", "path": f"x/{i}.png"}
+    table.at[20, "image"] = {"bytes": None, "path": "x/20.png"}
+    table.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"3 of the 24 images.*x/3.png.*x/17.png.*x/20.png"):
+        opened(tmp_path / "t.parquet")
+    data = opened(tmp_path / "t.parquet", on_unreadable="skip")
+    assert [key for key, _ in data.source.left_out] == ["x/3.png", "x/17.png", "x/20.png"]
+    assert len(data.source) == 21
+    assert data.source.targets.tolist() == [i % 3 for i in range(24) if i not in (3, 17, 20)]
+    assert (data.source.load([3])["image"].mean() * 25.5).round() == 4
+
+
+FAULTS = [
+    ({"labels": [None, *[0, 1] * 11, 1]}, {}, "1 of 24 labels"),
+    ({"labels": [9, *[0, 1] * 11, 1]}, {}, "labels 9 have no name"),
+    ({"labels": [0.5] * 24}, {}, "numbers or texts are wanted"),
+    ({}, {"label_column": "lable"}, "no column 'lable'.*did you mean 'label'"),
+    ({}, {"image_column": "label"}, "bytes of images are wanted"),
+]
+
+
+@pytest.mark.parametrize(("content", "settings", "message"), FAULTS)
+def test_faults(tmp_path, content, settings, message):
+    write(tmp_path / "t.parquet", **content)
+    with pytest.raises(DataError, match=message):
+        opened(tmp_path / "t.parquet", **settings)
+
+
+def test_what_is_no_parquet(tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"no")
+    with pytest.raises(DataError, match="as Parquet"):
+        opened(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="no Parquet file at"):
+        opened(tmp_path / "none.parquet")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no Parquet file"):
+        opened(tmp_path / "empty")
+    pq.write_table(pa.table({"a": [1], "label": [0]}), tmp_path / "n.parquet")
+    with pytest.raises(DataError, match="it has none"):
+        opened(tmp_path / "n.parquet")
+
+
+def test_settings_of_other_sources_are_refused():
+    with pytest.raises(ConfigError, match=r"data.label_column 'x' has no meaning for data.source digits"):
+        open_data(DataConfig(label_column="x"), (8, 8))
