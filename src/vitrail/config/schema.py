@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vitrail.config.augment import augment_settings
 from vitrail.errors import ConfigError
 
 # What a run may be judged by.
@@ -36,7 +37,10 @@ class DataConfig:
             second sensor.
         val_fraction: Share of each class held out for validation, where the data has no such split.
         test_fraction: Share of each class held out for testing, where the data has no such split.
-        augment: "none", "light" (small shifts, turns and zooms) or "standard" (random crops, flips and colour).
+        augment: "none", "light" (small shifts, turns and zooms), "standard" (random crops, flips and colour), "strong"
+            (RandAugment, erasing, mixup and CutMix as well) or "leaf" (any way round, gentle colours).
+        augment_settings: Single settings that take the place of the preset's, for example ``{mixup: 0.2}``; those of
+            :class:`vitrail.config.augment.AugmentSettings`.
         batch_size: Images a step.
         num_workers: Processes that decode images; 0 decodes in the main process, -1 takes one a core (at most 8)
             for folders and 0 for what lies in memory.
@@ -51,7 +55,8 @@ class DataConfig:
     spectral: Literal["none", "edges"] = "none"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
-    augment: Literal["none", "light", "standard"] = "none"
+    augment: Literal["none", "light", "standard", "strong", "leaf"] = "none"
+    augment_settings: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 64
     num_workers: int = -1
 
@@ -67,6 +72,7 @@ class DataConfig:
             _require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
         held_out = self.val_fraction + self.test_fraction
         _require(held_out < 1, "data.val_fraction + data.test_fraction", "below 1", held_out)
+        augment_settings(self.augment, self.augment_settings)
 
 
 @dataclass(frozen=True)

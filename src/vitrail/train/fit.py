@@ -15,11 +15,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from vitrail.config.augment import augment_settings
 from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe, TrainerConfig
+from vitrail.data.augment import Augmentation, Mixing, build_augmentation
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.images import BANDS
-from vitrail.data.transforms import build_augmentation
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
@@ -87,8 +88,9 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral,
     )
-    augment = build_augmentation(recipe.data.augment, card.img_size, len(data.source.bands["image"]))
-    task = ClassificationTask(model, card.normalization(), augment, _criterion(recipe, data))
+    task = ClassificationTask(
+        model, card.normalization(), _augmentation(recipe, card), _criterion(recipe, data), _mixing(recipe, card)
+    )
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
     # Other processes begin when the first has made the folder, and only read it.
@@ -109,6 +111,17 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     if trainer.interrupted:
         raise KeyboardInterrupt
     return run
+
+
+def _augmentation(recipe: Recipe, card: ModelCard) -> Augmentation | None:
+    means = {name: stream.mean for name, stream in card.streams.items()}
+    bands = len(card.streams["image"].bands)
+    return build_augmentation(recipe.data.augment, bands, recipe.data.augment_settings, means)
+
+
+def _mixing(recipe: Recipe, card: ModelCard) -> Mixing | None:
+    settings = augment_settings(recipe.data.augment, recipe.data.augment_settings)
+    return Mixing(settings, len(card.classes)) if settings.mixes else None
 
 
 def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss:

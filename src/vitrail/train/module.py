@@ -57,10 +57,12 @@ class TaskModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step's loss."""
-        self.batch = batch
+        self.batch = batch = self.task.prepare(batch)
         logits = self.task(batch)
         loss = self.task.loss(logits, batch)
-        self.train_accuracy(logits, batch["target"])
+        target = batch["target"]
+        # Of a mixed image, the class with the largest share counts.
+        self.train_accuracy(logits, target if target.ndim == 1 else target.argmax(dim=1))
         self.train_loss.update(loss.detach(), len(logits))
         options = _by_epoch(logits)
         self.log("train_loss", self.train_loss, **options)
