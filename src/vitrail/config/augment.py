@@ -154,7 +154,8 @@ PRESETS: dict[str, AugmentSettings] = {
     ),
     # As DeiT is trained (Touvron et al. 2021, arXiv:2012.12877, table 9), with larger crops.
     "strong": AugmentSettings(
-        crop_area=(0.2, 1.0), flip_horizontal=0.5, auto="randaugment", erase=0.25, mixup=0.8, cutmix=1.0,
+        crop_area=(0.2, 1.0), flip_horizontal=0.5, padding="reflection", auto="randaugment", erase=0.25, mixup=0.8,
+        cutmix=1.0,
     ),
     # A leaf lies any way round, and its colour is what tells: much geometry, little colour, no erasing of lesions.
     "leaf": AugmentSettings(
