@@ -11,7 +11,7 @@ from vitrail.config.augment import augment_settings
 from vitrail.errors import ConfigError
 
 # What a run may be judged by.
-Monitor = Literal["val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_loss"]
+Monitor = Literal["val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_map", "val_loss"]
 
 
 def _require(condition: bool, name: str, wanted: str, value: object) -> None:
@@ -37,6 +37,10 @@ class DataConfig:
             second sensor.
         val_fraction: Share of each class held out for validation, where the data has no such split.
         test_fraction: Share of each class held out for testing, where the data has no such split.
+        label_separator: Where a table's label holds several labels of an image, what stands between them, for example
+            ";"; one label an image when not given.
+        sampling: "shuffle" takes each training image once an epoch; "balanced" takes as many in all, those of rare
+            classes more often and those of frequent ones less.
         augment: "none", "light" (small shifts, turns and zooms), "standard" (random crops, flips and colour), "strong"
             (RandAugment, erasing, mixup and CutMix as well) or "leaf" (any way round, gentle colours).
         augment_settings: Single settings that take the place of the preset's, for example ``{mixup: 0.2}``; those of
@@ -55,6 +59,8 @@ class DataConfig:
     spectral: Literal["none", "edges"] = "none"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
+    label_separator: str | None = None
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
     augment: Literal["none", "light", "standard", "strong", "leaf"] = "none"
     augment_settings: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 64
@@ -72,6 +78,11 @@ class DataConfig:
             _require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
         held_out = self.val_fraction + self.test_fraction
         _require(held_out < 1, "data.val_fraction + data.test_fraction", "below 1", held_out)
+        _require(self.label_separator != "", "data.label_separator", "at least one character", self.label_separator)
+        if self.source != "table":
+            _require(
+                self.label_separator is None, "data.label_separator", "left out but for tables", self.label_separator
+            )
         augment_settings(self.augment, self.augment_settings)
 
 
@@ -122,14 +133,16 @@ class TaskConfig:
     Attributes:
         name: "classification".
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
-        loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well.
+        loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well; "bce",
+            binary cross-entropy, for several labels an image and for no other data.
         focal_gamma: How much less: the power of one minus the probability of the true class.
-        class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images.
+        class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images; of several
+            labels, each weighs as much where it is there as where it is not.
     """
 
     name: Literal["classification"] = "classification"
     label_smoothing: float = 0.1
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     focal_gamma: float = 2.0
     class_weights: Literal["none", "balanced"] = "none"
 
@@ -165,8 +178,9 @@ class TrainerConfig:
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         early_stopping_patience: Epochs without a better value before it stops; 0 never stops early.
         early_stopping_monitor: Which value that is, as for ``monitor``.
-        monitor: What "best" means: highest "val_accuracy", "val_balanced_accuracy" (the mean of the classes') or
-            "val_f1_macro", or lowest "val_loss".
+        monitor: What "best" means: highest "val_accuracy" (of several labels: all of an image's right),
+            "val_balanced_accuracy" (the mean of the classes'; one label an image), "val_f1_macro" or "val_map" (mean
+            average precision; several labels), or lowest "val_loss".
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
         devices: How many processes, each with its share of every batch (DDP); one a GPU, or any number on a CPU.
         num_nodes: Machines with as many devices each.

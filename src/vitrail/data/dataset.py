@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -62,7 +63,10 @@ class ImageData:
         """
         indices = self.indices(split)
         share = self.config.batch_size // world
-        sampler = None if shuffle_seed is None else EpochShuffle(len(indices), shuffle_seed, share, rank, world)
+        sampler = None
+        if shuffle_seed is not None:
+            weights = balancing_weights(self.source.targets[indices]) if self.config.sampling == "balanced" else None
+            sampler = EpochShuffle(len(indices), shuffle_seed, share, rank, world, weights)
         if sampler is None:
             indices = indices[rank::world]
         workers = self.config.num_workers
@@ -92,7 +96,7 @@ class ImageData:
         for name, indices in self.splits.items():
             content.update(name.encode())
             for i in indices:
-                content.update(f"{self.source.keys[i]}\0{self.source.targets[i]}\0".encode())
+                content.update(f"{self.source.keys[i]}\0{self.source.targets[i].tolist()}\0".encode())
         return content.hexdigest()[:16]
 
     def statistics(self, most: int = 500) -> dict[str, tuple[list[float], list[float]]]:
@@ -136,19 +140,20 @@ def open_data(
     """
     source = _open_source(config, img_size, classes)
     given = set(source.given_split) - {""}
+    strata, names = _strata(source)
     if not split:
         assigned = [name or "all" for name in source.given_split]
     elif not given:
         fractions = {"test": config.test_fraction, "val": config.val_fraction}
-        assigned = stratified_split(source.keys, source.targets, fractions, source.classes)
+        assigned = stratified_split(source.keys, strata, fractions, names)
     elif "val" not in given and "train" in given and config.val_fraction > 0:
         # Only the test images are set apart: the validation split comes out of the training images.
         training = [i for i, name in enumerate(source.given_split) if name == "train"]
         parts = stratified_split(
             [source.keys[i] for i in training],
-            source.targets[training],
+            strata[training],
             {"val": config.val_fraction},
-            source.classes,
+            names,
         )
         assigned = list(source.given_split)
         for i, name in zip(training, parts, strict=True):
@@ -160,12 +165,32 @@ def open_data(
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config)
 
 
+def _strata(source: ImageSource) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """What each image counts as when the data is split, and its name."""
+    if source.targets.ndim == 1:
+        return source.targets, source.classes
+    return rarest_label(source.targets), (*source.classes, "(no label)")
+
+
+def rarest_label(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The label of each image that the fewest images have, K where it has none, shape ``(N,)``.
+
+    Args:
+        targets: Shape ``(N, K)``, 1 or 0.
+    """
+    count = np.where(targets > 0, targets.sum(axis=0), len(targets) + 1)
+    rarest: npt.NDArray[np.int64] = np.where(targets.any(axis=1), count.argmin(axis=1), targets.shape[1])
+    return rarest
+
+
 def _open_source(config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None) -> ImageSource:
     convert = config.on_band_mismatch == "convert"
     openers: dict[str, Callable[[str], ImageSource]] = {
         "digits": lambda _: DigitsSource(img_size),
         "folder": lambda path: FolderSource(path, img_size, config.color, config.resize, convert, classes),
-        "table": lambda path: TableSource(path, img_size, config.color, config.resize, convert, classes),
+        "table": lambda path: TableSource(
+            path, img_size, config.color, config.resize, convert, classes, config.label_separator
+        ),
     }
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
@@ -187,7 +212,8 @@ class _SplitDataset(Dataset[Any]):
 
     def __init__(self, source: ImageSource, indices: list[int]) -> None:
         self.source, self.indices = source, indices
-        self.targets = torch.from_numpy(source.targets)
+        targets = torch.from_numpy(source.targets)
+        self.targets = targets.float() if targets.ndim == 2 else targets
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -206,12 +232,37 @@ def _already_a_batch(batch: Any) -> Batch:
     return result
 
 
+def _systematic(items: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], start: float) -> npt.NDArray[np.int64]:
+    """As many items as there are, each about as often as its share of the weights says.
+
+    Source: systematic sampling: Madow & Madow 1944, Ann. Math. Stat. 15, 1-24.
+    """
+    ends = np.cumsum(weights / weights.sum() * len(items))
+    marks = start + np.arange(len(items))
+    chosen: npt.NDArray[np.int64] = items[np.searchsorted(ends, marks, side="right").clip(max=len(items) - 1)]
+    return chosen
+
+
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How often to take each image so that all classes come equally often, relative to each other.
+
+    Args:
+        targets: Classes ``(N,)``, or labels of each image ``(N, K)``. Of several labels an image's rarest decides;
+            images without any are a class of their own.
+
+    Returns:
+        Shape ``(N,)``.
+    """
+    strata = targets if targets.ndim == 1 else rarest_label(targets)
+    return 1.0 / np.bincount(strata)[strata]
+
+
 class EpochShuffle(Sampler[int]):
-    """A permutation that depends on the seed and the epoch alone, so that a resumed run sees the same order.
+    """An order that depends on the seed and the epoch alone, so that a resumed run sees the same.
 
     Args:
         length: Images.
@@ -219,11 +270,22 @@ class EpochShuffle(Sampler[int]):
         share: Images of a batch that one process takes.
         rank: Number of this process.
         world: How many processes there are; with several, images that fill no batch of all are left out.
+        weights: How often to take each image, relative to each other, shape ``(length,)``; each once when not given.
+            An image comes as often as its weight says, rounded up or down at random.
     """
 
-    def __init__(self, length: int, seed: int, share: int = 1, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        share: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        weights: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
         self.share, self.rank, self.world = share, rank, world
+        self.weights = weights
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's permutation; the training loop calls it."""
@@ -232,6 +294,10 @@ class EpochShuffle(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.length)
+        if self.weights is not None:
+            # Images of one weight side by side: then each class, too, comes as often as it should.
+            order = order[np.argsort(self.weights[order], kind="stable")]
+            order = rng.permutation(_systematic(order, self.weights[order], rng.random()))
         if self.world > 1:
             batches = order[: len(self) * self.world].reshape(-1, self.world, self.share)
             order = batches[:, self.rank].reshape(-1)

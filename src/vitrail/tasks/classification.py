@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitrail.data.augment import Mixing
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.models.base import VisionModel
-from vitrail.tasks.losses import ClassificationLoss
+from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss
 
 
 class ClassificationTask(nn.Module):
@@ -42,6 +42,11 @@ class ClassificationTask(nn.Module):
         self.criterion = ClassificationLoss() if criterion is None else criterion
         self.mix = mix
         self.train_size: tuple[int, int] | None = None
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return isinstance(self.criterion, SeveralLabelsLoss)
 
     def prepare(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch as the model is to see it: changed at random in training, as it is in evaluation.

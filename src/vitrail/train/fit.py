@@ -29,7 +29,7 @@ from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.tasks.classification import ClassificationTask
-from vitrail.tasks.losses import ClassificationLoss, balanced_weights
+from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss, balanced_positive_weights, balanced_weights
 from vitrail.train.callbacks import (
     EpochMetrics,
     RunCheckpoints,
@@ -74,6 +74,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     for split in ("train", "val"):
         if split not in data.splits:
             raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
+    _refuse_other_labels(recipe, data)
     seed_everything(recipe.run.seed, verbose=False)
     model = _build_model(recipe, data, fresh=not (resume and run.last_checkpoint.is_file()))
     card = ModelCard(
@@ -87,6 +88,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         resize=recipe.data.resize,
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral,
+        label_separator=recipe.data.label_separator,
     )
     task = ClassificationTask(
         model, card.normalization(), _augmentation(recipe, card), _criterion(recipe, data), _mixing(recipe, card)
@@ -124,11 +126,28 @@ def _mixing(recipe: Recipe, card: ModelCard) -> Mixing | None:
     return Mixing(settings, len(card.classes)) if settings.mixes else None
 
 
-def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss:
+def _refuse_other_labels(recipe: Recipe, data: ImageData) -> None:
+    """The loss and the metrics must be for as many labels an image as the data has."""
+    several = data.source.targets.ndim == 2
+    if several != (recipe.task.loss == "bce"):
+        remedy = "use bce" if several else "use cross_entropy, or data.label_separator with a table of several labels"
+        has = "several labels" if several else "one label"
+        raise ConfigError(f"task.loss {recipe.task.loss!r} does not fit: the data has {has} an image; {remedy}")
+    for name in ("monitor", "early_stopping_monitor"):
+        value = getattr(recipe.trainer, name)
+        if value == ("val_balanced_accuracy" if several else "val_map"):
+            has = "several labels" if several else "one label"
+            raise ConfigError(f"trainer.{name} {value!r} is not measured where images have {has}; use val_f1_macro")
+
+
+def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss | SeveralLabelsLoss:
     config = recipe.task
     weights = None
+    training = torch.from_numpy(data.source.targets[data.indices("train")])
+    if config.loss == "bce":
+        positive = balanced_positive_weights(training) if config.class_weights == "balanced" else None
+        return SeveralLabelsLoss(config.label_smoothing, positive)
     if config.class_weights == "balanced":
-        training = torch.from_numpy(data.source.targets[data.indices("train")])
         weights = balanced_weights(training, len(data.source.classes))
     return ClassificationLoss(config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0, weights)
 

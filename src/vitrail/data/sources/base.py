@@ -17,7 +17,8 @@ class ImageSource(ABC):
         classes: Names of the classes; a target is an index into them.
         bands: Names of the bands of each stream, "image" first and "spectral" where there is a second.
         keys: What identifies each image: a path relative to the source, or a number.
-        targets: Class of each image, shape ``(N,)``.
+        targets: Class of each image, shape ``(N,)``; where images have several labels 1 for those that each has and 0
+            for the others, shape ``(N, K)``.
         given_split: Split of each image where the source says so ("train", "val", "test"), "" where not.
         in_memory: Whether images are at hand without decoding.
     """

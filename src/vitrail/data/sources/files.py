@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ class FileSource(ImageSource):
 
     Args:
         root: The folder that keys are relative to.
-        rows: For each image: split ("" where none is given), class, file.
+        rows: For each image: split ("" where none is given), class (or a tuple of several labels), file.
         classes: Names of the classes.
         size: Height and width that images are brought to.
         color: "rgb" or "gray".
@@ -37,7 +38,7 @@ class FileSource(ImageSource):
     def __init__(
         self,
         root: Path,
-        rows: Sequence[tuple[str, str, Path]],
+        rows: Sequence[tuple[str, str | tuple[str, ...], Path]],
         classes: Sequence[str],
         size: tuple[int, int],
         color: Literal["rgb", "gray"],
@@ -52,7 +53,7 @@ class FileSource(ImageSource):
         self.keys = [(file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in self._files]
         self.given_split = [split for split, _, _ in rows]
         index = {name: i for i, name in enumerate(self.classes)}
-        self.targets = np.array([index[name] for _, name, _ in rows], dtype=np.int64)
+        self.targets = as_targets([label for _, label, _ in rows], index)
 
     def _check(self) -> None:
         def fault(file: Path) -> DataError | None:
@@ -76,6 +77,24 @@ class FileSource(ImageSource):
         """Images ``(B, C, H, W)`` in 0..1, at the wanted size."""
         images = [read_image(self._files[i], self.color, self.size, self.resize, self.convert) for i in indices]
         return {"image": torch.stack(images).float().div_(255.0)}
+
+
+def as_targets(labels: Sequence[str | tuple[str, ...]], index: Mapping[str, int]) -> npt.NDArray[np.int64]:
+    """Labels as numbers.
+
+    Args:
+        labels: A name an image, or a tuple of any number of names an image.
+        index: Name -> number.
+
+    Returns:
+        Classes, shape ``(N,)``; of tuples 1 for each label that an image has and 0 for others, shape ``(N, K)``.
+    """
+    if not any(isinstance(label, tuple) for label in labels):
+        return np.array([index[str(label)] for label in labels], dtype=np.int64)
+    targets = np.zeros((len(labels), len(index)), dtype=np.int64)
+    for row, names in enumerate(labels):
+        targets[row, [index[name] for name in names]] = 1
+    return targets
 
 
 def agree_on_classes(names: Sequence[str], given: Sequence[str] | None, where: Path) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ _SPLITS = ("train", "val", "test", "")
 class TableSource(FileSource):
     """A CSV or Parquet file with the columns ``path`` and ``label``, and ``split`` where images are split already.
 
-    Other columns are passed over.
+    Other columns are passed over. With a separator, the label holds any number of labels; an empty one means none.
 
     Args:
         path: The table; image paths in it are relative to its folder, or absolute.
@@ -26,6 +26,7 @@ class TableSource(FileSource):
         resize: "crop" or "squash".
         convert: Convert images of other bands instead of refusing them.
         classes: Names of the classes where they are given (by a run); those of the table otherwise, sorted.
+        separator: What stands between several labels of an image; one label an image when not given.
 
     Raises:
         DataError: No such table, or one that cannot be read; a column or a label missing; images that do not exist,
@@ -41,6 +42,7 @@ class TableSource(FileSource):
         resize: Literal["crop", "squash"] = "crop",
         convert: bool = False,
         classes: Sequence[str] | None = None,
+        separator: str | None = None,
     ) -> None:
         file = Path(path)
         table = _read_table(file)
@@ -48,6 +50,8 @@ class TableSource(FileSource):
             if name not in table:
                 columns = [str(column) for column in table.columns]
                 raise DataError(f"{file} has no column {name!r}, only {', '.join(columns)}{closest(name, columns)}")
+            if name == "label" and separator is not None:
+                continue
             empty = [str(i + 2) for i in table.index[table[name] == ""]]
             if empty:
                 raise DataError(
@@ -67,9 +71,17 @@ class TableSource(FileSource):
         twice = [str(name) for name in table["path"][table["path"].duplicated()]]
         if twice:
             raise DataError(f"{file} lists {len(twice)} images more than once: {some(twice)}; keep one row each")
-        names = sorted(set(table["label"]))
-        rows = list(zip(splits, table["label"], files, strict=True))
+        labels: list[str | tuple[str, ...]] = [
+            label if separator is None else _several(label, separator) for label in table["label"]
+        ]
+        names = sorted({name for label in labels for name in ((label,) if isinstance(label, str) else label)})
+        rows = list(zip(splits, labels, files, strict=True))
         super().__init__(file.parent, rows, agree_on_classes(names, classes, file), size, color, resize, convert)
+
+
+def _several(text: str, separator: str) -> tuple[str, ...]:
+    """The labels in a text, each once and without the spaces around it."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
 
 
 def _read_table(file: Path) -> pd.DataFrame:
