@@ -62,7 +62,7 @@ class ImageData:
             world: How many there are; divides the batch.
         """
         indices = self.indices(split)
-        share = self.config.batch_size // world
+        share = self.config.images_a_step // world
         sampler = None
         if shuffle_seed is not None:
             weights = balancing_weights(self.source.targets[indices]) if self.config.sampling == "balanced" else None
@@ -72,10 +72,10 @@ class ImageData:
         workers = self.config.num_workers
         if workers == -1:
             workers = 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
-        whole_batches = sampler is not None and len(indices) >= self.config.batch_size
+        whole_batches = sampler is not None and len(indices) >= self.config.images_a_step
         if sampler is not None and world > 1 and not whole_batches:
             raise ConfigError(
-                f"data.batch_size {self.config.batch_size} is more than the {len(indices)} training images; several "
+                f"data.batch_size {self.config.images_a_step} is more than the {len(indices)} training images; several "
                 "processes need a whole batch"
             )
         return DataLoader(
@@ -89,6 +89,10 @@ class ImageData:
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
         )
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Those images of the source as one batch."""
+        return _SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices))))
 
     def fingerprint(self) -> str:
         """A hash of what the images are called, their classes and their splits; pixels are not read."""

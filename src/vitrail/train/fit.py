@@ -41,7 +41,8 @@ from vitrail.train.callbacks import (
 from vitrail.train.environment import describe_environment, is_first_process
 from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
-from vitrail.train.precision import choose_precision
+from vitrail.train.progressive import ProgressiveSize
+from vitrail.train.settle import settle_as_begun, settle_precision, settle_sizes
 from vitrail.weights.load import load_weights
 
 # What may differ when a run goes on; that the images are the same is checked on the images themselves.
@@ -68,7 +69,11 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     run = RunFolder(recipe.run_dir)
     if resume:
         RunFolder.open(run.path)  # there must be something to go on with
-    recipe, why = _settle_precision(recipe, run if resume else None)
+    # What was decided when the run began stays, also for the processes that join the first.
+    begun = resume or not is_first_process()
+    known = settle_as_begun(recipe, _recipe_of(run) if begun and run.recipe.is_file() else None)
+    kept = "the run began in it" if known.trainer.precision != recipe.trainer.precision else None
+    recipe, why = settle_precision(known)
     # Everything that can be refused is refused before the run folder is made.
     data = open_data(recipe.data, image_size(recipe))
     for split in ("train", "val"):
@@ -93,10 +98,15 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     task = ClassificationTask(
         model, card.normalization(), _augmentation(recipe, card), _criterion(recipe, data), _mixing(recipe, card)
     )
+    recipe, reasons = settle_sizes(recipe, data, task)
+    data = dataclasses.replace(data, config=recipe.data)
+    reasons = {"precision": f"{recipe.trainer.precision}: {kept or why}", **reasons}
+    if recipe.trainer.compile:
+        model.compile()
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
     # Other processes begin when the first has made the folder, and only read it.
-    checkpoint = _open_run(recipe, run, data, resume, why) if is_first_process() else _checkpoint(run, resume)
+    checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
     share = {"rank": trainer.global_rank, "world": trainer.world_size}
     try:
         trainer.fit(
@@ -207,22 +217,11 @@ def _build_model(recipe: Recipe, data: ImageData, fresh: bool) -> VisionModel:
     return model
 
 
-def _settle_precision(recipe: Recipe, run: RunFolder | None) -> tuple[Recipe, str]:
-    """Replace "auto", so that the run's own recipe names what it was trained in; also gives the reason."""
-    if recipe.trainer.precision != "auto":
-        return recipe, "the recipe asks for it"
-    if run is not None and run.recipe.is_file():
-        precision, why = _recipe_of(run).trainer.precision, "the run began in it"
-    else:
-        precision, why = choose_precision(recipe.trainer.accelerator)
-    return dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, precision=precision)), why
-
-
-def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, precision_why: str) -> Path | None:
+def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, reasons: dict[str, str]) -> Path | None:
     """Make or reopen the run folder and write the recipe into it; gives the checkpoint to go on from."""
     checkpoint = _checkpoint(run, resume)
     environment = describe_environment(recipe.run.seed)
-    environment["precision"] = f"{recipe.trainer.precision}: {precision_why}"
+    environment.update(reasons)
     environment["images"] = {"number": len(data.source), "fingerprint": data.fingerprint()}
     if resume:
         run.remove_leftovers()
@@ -274,6 +273,8 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     callbacks: list[Callback] = [StopOnNonFinite(run), EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
     if config.freeze_epochs:
         callbacks.append(Freezing(config.freeze_epochs, config.unfreeze_every))
+    if config.progressive_sizes:
+        callbacks.append(ProgressiveSize(config.progressive_sizes, card.img_size, config.max_epochs))
     if config.ema_decay:
         callbacks.insert(0, WeightEMA(config.ema_decay))
     if config.early_stopping_patience:

@@ -84,14 +84,15 @@ class TaskModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with warm-up and cosine a step."""
         config = self.config
-        groups = parameter_groups(self.task.model, config.weight_decay, config.learning_rate, config.layer_decay)
+        rate = config.peak_learning_rate
+        groups = parameter_groups(self.task.model, config.weight_decay, rate, config.layer_decay)
         # One kernel for all parameters; Lightning does not clip its gradients under mixed precision.
         fused = self.device.type in ("cpu", "cuda") and not config.precision.endswith("-mixed")
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         # A very short training has no room for the whole warm-up; it keeps at most half of its steps for it.
         warmup = min(round(config.warmup_epochs * total / config.max_epochs), total // 2)
-        factor = warmup_cosine(total, warmup, config.min_learning_rate / config.learning_rate)
+        factor = warmup_cosine(total, warmup, config.min_learning_rate / rate)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
