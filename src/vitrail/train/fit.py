@@ -19,7 +19,7 @@ from vitrail.config.augment import augment_settings
 from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.augment import Augmentation, Mixing, build_augmentation
-from vitrail.data.dataset import ImageData, open_data
+from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.images import BANDS
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import write_text
@@ -108,10 +108,13 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     # Other processes begin when the first has made the folder, and only read it.
     checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
     share = {"rank": trainer.global_rank, "world": trainer.world_size}
+    training = data.loader("train", shuffle_seed=recipe.run.seed, **share)
+    assert isinstance(training.sampler, EpochShuffle)
+    module.order = training.sampler
     try:
         trainer.fit(
             module,
-            data.loader("train", shuffle_seed=recipe.run.seed, **share),
+            training,
             data.loader("val", **share),
             ckpt_path=str(checkpoint) if checkpoint else None,
         )

@@ -44,12 +44,15 @@ def find_learning_rate(
     device = next(task.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        rates, losses = _range_test(copy.deepcopy(task).train(), config, batches, device)
+        trial = copy.deepcopy(task).train()
+        # How much of which image is in a mixed one moves the loss more than a step does.
+        trial.mix = None
+        rates, losses = _range_test(trial, config, batches, device)
     chosen = _fastest_fall(rates, losses)
     if chosen is None:
         raise RunError(
-            f"trainer.learning_rate auto: the loss fell at none of {len(rates)} rates that were tried from {_LOW:g} on; "
-            "give a number"
+            f"trainer.learning_rate auto: the loss fell at none of {len(rates)} rates, tried from {_LOW:g} on; give "
+            "a number"
         )
     return chosen, f"the loss fell fastest there, of {len(rates)} steps at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
 

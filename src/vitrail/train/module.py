@@ -19,6 +19,7 @@ from torchmetrics.classification import (
 )
 
 from vitrail.config.schema import TrainerConfig
+from vitrail.data.dataset import EpochShuffle
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.optim import parameter_groups, warmup_cosine
 
@@ -30,6 +31,9 @@ class TaskModule(LightningModule):
         task: What is optimised.
         config: Learning rate and the like.
         seed: Of the random numbers, which start anew at each step, so that a resumed run repeats exactly.
+
+    Attributes:
+        order: Of the training images; a resumed run begins with that of its first epoch.
     """
 
     def __init__(self, task: ClassificationTask, config: TrainerConfig, seed: int) -> None:
@@ -38,10 +42,16 @@ class TaskModule(LightningModule):
         self.config = config
         self.seed = seed
         self.started = False
+        self.order: EpochShuffle | None = None
         self.batch: dict[str, Tensor] | None = None
         # Metrics, unlike logged numbers, are exact over several processes and batches of different sizes.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_accuracy, self.val_metrics = _metrics(task.model.num_classes, task.several_labels)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Choose the order of the epoch to come now: workers are asked for batches before the loop names the epoch."""
+        if self.order is not None:
+            self.order.set_epoch(int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]))
 
     def on_train_start(self) -> None:
         """From here on everything that a checkpoint holds has been restored."""
