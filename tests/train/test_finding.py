@@ -15,7 +15,7 @@ from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask
 from vitrail.train import train
 from vitrail.train.batch_size import _smallest_fast, find_batch_size
-from vitrail.train.learning_rate import _fastest_fall, find_learning_rate
+from vitrail.train.learning_rate import _choose, find_learning_rate
 from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
 
@@ -30,19 +30,19 @@ def _recipe(folder, model=TINY, **parts):
 
 
 @pytest.mark.parametrize("middle", [-4.5, -3.0, -2.0])
-def test_the_fastest_fall_of_a_made_curve(middle):
+def test_the_rate_of_a_made_curve(middle):
     """A loss that falls as a logistic curve of the rate's logarithm and then explodes."""
     logs = torch.linspace(-6, 0, 80)
     noise = 0.02 * torch.randn(80)
     losses = 1 + 1.3 / (1 + ((logs - middle) * 4).exp()) + ((logs - middle - 1.5) * 3).exp() + noise
     end = next((i for i in range(80) if losses[i] > 4 * losses[: i + 1].min()), 80)  # where the test stops
-    found = _fastest_fall((10 ** logs[:end]).tolist(), losses[:end].tolist())
-    assert abs(math.log10(found) - middle) < 0.6
+    found = _choose((10 ** logs[:end]).tolist(), losses[:end].tolist())
+    assert middle - 0.3 < math.log10(found) < middle + 1.2
 
 
 def test_no_fall_is_no_rate():
-    assert _fastest_fall([10.0**-i for i in range(20)], list(range(20))) is None
-    assert _fastest_fall([1e-3] * 5, [2.0, 1.5, 1.2, 1.1, 1.0]) is None
+    assert _choose([10.0**-i for i in range(20)], list(range(20))) is None
+    assert _choose([1e-3] * 5, [2.0, 1.5, 1.2, 1.1, 1.0]) is None
 
 
 def _task():
@@ -72,7 +72,7 @@ def test_the_search_leaves_no_trace():
     size, why = find_batch_size(
         task, config, lambda n: {"image": torch.rand(n, 1, 8, 8), "target": torch.arange(n) % 3}, 100
     )
-    assert size in (4, 8)  # an epoch of 100 has at least eight steps
+    assert size == 4  # an epoch of 100 has at least twenty steps, or batches of four
     assert "images/s" in why
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
 
@@ -93,7 +93,7 @@ def test_what_was_found_is_said_and_kept(tmp_path, capsys):
     recipe = yaml.safe_load((tmp_path / "x" / "recipe.yaml").read_text())
     size, rate = recipe["data"]["batch_size"], recipe["trainer"]["learning_rate"]
     assert f"data.batch_size {size}: the smallest within 5%" in said
-    assert f"trainer.learning_rate {rate:g}: the loss fell fastest there" in said
+    assert f"trainer.learning_rate {rate:g}: half-way between where the loss fell" in said
     environment = json.loads((tmp_path / "x" / "environment.json").read_text())
     assert environment["trainer.learning_rate"].startswith(f"{rate:g}")
     # "auto" resumes with what the run began with.
@@ -146,4 +146,4 @@ def test_the_found_rate_trains_better_than_far_ones(tmp_path, seed):
 
     best, rate = loss("auto")
     assert best < loss(rate / 30)[0]
-    assert best < loss(min(rate * 100, 1.0))[0]
+    assert best < loss(min(rate * 100, 2.0))[0]

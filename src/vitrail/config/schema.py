@@ -173,8 +173,8 @@ class TrainerConfig:
 
     Attributes:
         max_epochs: Passes over the training split.
-        learning_rate: Of AdamW after the warm-up; "auto" tries a range of rates for 80 steps and takes that at which
-            the loss falls fastest.
+        learning_rate: Of AdamW after the warm-up; "auto" tries a range of rates in 80 steps and takes one
+            between that at which the loss falls fastest and that at which it is lowest.
         min_learning_rate: At the end of the cosine.
         weight_decay: On weights; biases, norms, positions and class tokens have none.
         layer_decay: Factor on the learning rate from each group of layers to the one before it, the classifier's

@@ -18,6 +18,8 @@ from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.optim import parameter_groups
 
 _SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# An epoch has at least as many steps.
+_STEPS = 20
 # As fast as the fastest, for all that it matters.
 _ENOUGH = 0.95
 
@@ -32,7 +34,7 @@ def find_batch_size(
     """The smallest batch that trains about as many images a second as the fastest one that fits into memory.
 
     Larger batches mean fewer steps an epoch, so that one is taken only where it pays. Sizes are powers of two, and
-    leave at least eight steps an epoch.
+    leave at least twenty steps an epoch (or are the smallest, 4).
 
     Args:
         task: What is to be trained; it is not changed.
@@ -48,9 +50,7 @@ def find_batch_size(
         ConfigError: Not even the smallest fits.
     """
     device = next(task.parameters()).device
-    sizes = [
-        size for size in _SIZES if size % processes == 0 and size // processes >= 1 and size <= max(images // 8, 4)
-    ]
+    sizes = [size for size in _SIZES if size % processes == 0 and size <= max(images // _STEPS, 4 * processes)]
     speeds: dict[int, float] = {}
     stopped = ""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -72,7 +72,7 @@ def find_batch_size(
                 break
         del stepper
     if not speeds:
-        raise ConfigError(f"data.batch_size auto: not even {sizes[:1] or processes} images fit; give a number")
+        raise ConfigError(f"data.batch_size auto: no size divides among {processes} processes and fits; give a number")
     return _smallest_fast(speeds, stopped)
 
 

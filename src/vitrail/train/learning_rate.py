@@ -24,7 +24,7 @@ _SMOOTHING = 0.9
 def find_learning_rate(
     task: ClassificationTask, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], seed: int
 ) -> tuple[float, str]:
-    """Train a copy for a few steps at rates that grow from step to step, and see where the loss falls fastest.
+    """Train a copy for a few steps at rates that grow from step to step, and see where the loss falls.
 
     Args:
         task: What is to be trained; it is not changed.
@@ -48,13 +48,14 @@ def find_learning_rate(
         # How much of which image is in a mixed one moves the loss more than a step does.
         trial.mix = None
         rates, losses = _range_test(trial, config, batches, device)
-    chosen = _fastest_fall(rates, losses)
+    chosen = _choose(rates, losses)
     if chosen is None:
         raise RunError(
             f"trainer.learning_rate auto: the loss fell at none of {len(rates)} rates, tried from {_LOW:g} on; give "
             "a number"
         )
-    return chosen, f"the loss fell fastest there, of {len(rates)} steps at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
+    span = f"{len(rates)} steps at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
+    return chosen, f"half-way between where the loss fell fastest and where it was lowest in {span}"
 
 
 def _range_test(
@@ -86,22 +87,28 @@ def _range_test(
     return rates, losses
 
 
-def _fastest_fall(rates: list[float], losses: list[float]) -> float | None:
-    """The rate at which the smoothed loss falls fastest by its logarithm, before its lowest; None where it never falls.
+def _choose(rates: list[float], losses: list[float]) -> float | None:
+    """Half-way, by its logarithm, between the rate at which the loss falls fastest and that at which it is lowest.
 
-    Smoothing looks back, so that a step is seen late; looking both ways makes up for that.
+    The first is safe and, for transformers that train for more than a few steps, several times too small; at the second
+    training is about to break.
+
+    Returns:
+        Two significant digits; None where the loss never falls.
     """
     if len(losses) < 10:
         return None
     values = np.array(losses)
-    smooth = (_smoothed(values) + _smoothed(values[::-1])[::-1]) / 2
-    lowest = int(smooth.argmin())
-    slopes = np.gradient(smooth)[: lowest + 1]
+    backwards = _smoothed(values)
+    # A moving average sees a step late; one from each side sees it in time.
+    smooth = (backwards + _smoothed(values[::-1])[::-1]) / 2
+    slopes = np.gradient(smooth)[: int(smooth.argmin()) + 1]
     # Not among the first steps, whose rates move nothing and whose slope is the batches' luck.
-    best = int(slopes[3:].argmin()) + 3 if len(slopes) > 3 else 0
-    if best == 0 or slopes[best] >= 0:
+    fastest = int(slopes[3:].argmin()) + 3 if len(slopes) > 3 else 0
+    if fastest == 0 or slopes[fastest] >= 0:
         return None
-    return float(f"{rates[best]:.1e}")
+    lowest = max(int(backwards.argmin()), fastest)
+    return float(f"{math.sqrt(rates[fastest] * rates[lowest]):.1e}")
 
 
 def _smoothed(

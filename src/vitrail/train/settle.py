@@ -13,6 +13,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.batch_size import find_batch_size
+from vitrail.train.environment import is_first_process
 from vitrail.train.learning_rate import find_learning_rate
 from vitrail.train.precision import choose_precision
 
@@ -65,6 +66,8 @@ def settle_sizes(recipe: Recipe, data: ImageData, task: ClassificationTask) -> t
     auto = [name for name, value in wanted.items() if value == "auto"]
     if auto and recipe.trainer.num_nodes > 1:
         raise ConfigError(f"{auto[0]} auto is found on one machine; find it there and give the number to all of them")
+    if auto and not is_first_process():
+        raise ConfigError(f"{auto[0]} auto is found by the first process alone; start one, it starts the others")
     device = _device(recipe.trainer.accelerator)
     origin = next(task.parameters()).device
     reasons: dict[str, str] = {}
