@@ -151,7 +151,7 @@ def test_wrong_files_are_refused(tmp_path, text, message):
         (["--model.embed_dims", "3"], "did you mean '--model.embed_dim'"),
         (["--model.name", "vit_tiny_patch16_22"], "did you mean 'vit_tiny_patch16_224'"),
         (["--data.batch_size", "3", "--data.batch_size=4"], "given twice"),
-        (["--data.batch_size", "x"], "of type int"),
+        (["--data.batch_size", "x"], "must be one of int, 'auto', got x"),
         (["--data.batch_size"], "expected one argument"),
     ],
 )
