@@ -28,7 +28,8 @@ import torch
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.config import Recipe
 from vitrail.data import open_data
-from vitrail.data.transforms import NormalizeStreams, build_augmentation
+from vitrail.data.augment import build_augmentation
+from vitrail.data.transforms import NormalizeStreams
 from vitrail.evaluate.metrics import accuracy_interval
 from vitrail.files import replacing, write_text
 from vitrail.models import create_model
@@ -50,7 +51,7 @@ class Contender:
         size = (settings["img_size"],) * 2 if isinstance(settings["img_size"], int) else settings["img_size"]
         self.data = open_data(recipe.data, size)
         model = create_model(recipe.model.name, in_chans=1, num_classes=10, **settings)
-        augment = build_augmentation(recipe.data.augment, size, 1)
+        augment = build_augmentation(recipe.data.augment, 1)
         self.task = ClassificationTask(
             model, NormalizeStreams(self.data.statistics()), augment, ClassificationLoss(recipe.task.label_smoothing)
         )
@@ -74,7 +75,8 @@ class Contender:
         start, steps = time.perf_counter(), 0
         for batch in self.loader:
             self.optimizer.zero_grad()
-            self.task.loss(self.task(batch), batch).backward()
+            changed = self.task.prepare(batch)
+            self.task.loss(self.task(changed), changed).backward()
             torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.gradient_clip)
             self.optimizer.step()
             self.schedule.step()

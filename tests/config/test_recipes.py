@@ -34,7 +34,8 @@ RECIPES = st.fixed_dictionaries(
                 "img_size": st.none() | st.integers(1, 999) | st.lists(st.integers(1, 99), min_size=2, max_size=2),
                 "val_fraction": _small,
                 "test_fraction": _small,
-                "augment": st.sampled_from(["none", "light", "standard"]),
+                "augment": st.sampled_from(["none", "light", "standard", "strong", "leaf"]),
+                "augment_settings": st.dictionaries(st.sampled_from(["mixup", "erase", "rotate"]), st.floats(0, 1)),
                 "batch_size": st.integers(1, 4096),
             },
         ),
@@ -150,7 +151,7 @@ def test_wrong_files_are_refused(tmp_path, text, message):
         (["--model.embed_dims", "3"], "did you mean '--model.embed_dim'"),
         (["--model.name", "vit_tiny_patch16_22"], "did you mean 'vit_tiny_patch16_224'"),
         (["--data.batch_size", "3", "--data.batch_size=4"], "given twice"),
-        (["--data.batch_size", "x"], "of type int"),
+        (["--data.batch_size", "x"], "must be one of int, 'auto', got x"),
         (["--data.batch_size"], "expected one argument"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The digits, their split, order and statistics; augmentation and normalisation."""
+"""The digits, their split, order and statistics; normalisation."""
 
 import random
 
@@ -10,7 +10,7 @@ from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.sources.edges import edges
 from vitrail.data.splits import stratified_split
-from vitrail.data.transforms import Normalize, NormalizeStreams, build_augmentation
+from vitrail.data.transforms import Normalize, NormalizeStreams
 from vitrail.errors import DataError, ShapeError
 
 
@@ -111,34 +111,3 @@ def test_edges_join_any_source():
     values = edges(data.source.load(data.indices("train"))["image"]).double()
     assert mean == pytest.approx(values.mean((0, 2, 3)).tolist(), abs=1e-5)
     assert std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), abs=1e-5)
-
-
-@pytest.mark.parametrize("preset", ["light", "standard"])
-def test_streams_move_together(preset):
-    image = torch.rand(6, 3, 16, 16)
-    augment = build_augmentation(preset, (16, 16), 1)  # one band: colour stays
-    moved = augment({"image": image, "spectral": torch.cat([image, 1 - image], dim=1)})
-    assert torch.equal(moved["image"], moved["spectral"][:, :3])
-    assert not torch.allclose(moved["image"], image)
-    torch.manual_seed(1)
-    colored = build_augmentation("standard", (16, 16), 3)({"image": image, "spectral": image})
-    assert not torch.allclose(colored["image"], colored["spectral"])
-    with pytest.raises(ShapeError, match="of one size"):
-        augment({"image": image, "spectral": image[:, :, 1:]})
-
-
-@pytest.mark.parametrize("preset", ["light", "standard"])
-@pytest.mark.parametrize("bands", [1, 3, 5])
-def test_augmentation_keeps_shape_and_range_and_repeats(preset, bands):
-    x = torch.rand(4, bands, 14, 18)
-    augment = build_augmentation(preset, (14, 18), bands)
-    outputs = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        outputs.append(augment({"image": x})["image"])
-    assert outputs[0].shape == x.shape
-    assert outputs[0].min() >= -1e-5
-    assert outputs[0].max() <= 1 + 1e-5
-    assert torch.equal(*outputs)
-    assert not torch.equal(outputs[0], x)
-    assert build_augmentation("none", (14, 18), bands) is None

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from vitrail.tasks.losses import ClassificationLoss, balanced_weights
+from vitrail.tasks.losses import (
+    ClassificationLoss,
+    SeveralLabelsLoss,
+    balanced_positive_weights,
+    balanced_weights,
+)
 
 
 def _case(seed):
@@ -61,3 +66,38 @@ def test_balanced_weights_are_scikit_learns(seed):
     assert weights.tolist() == pytest.approx(expected.tolist())
     assert weights[target].mean().item() == pytest.approx(1.0)
     assert balanced_weights(target, 6)[5] == 0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.7])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_of_one_class_are_that_class(seed, weighted, gamma):
+    logits, target, weights = _case(seed)
+    smoothing = random.Random(seed).choice([0.0, 0.2])
+    loss = ClassificationLoss(smoothing, gamma, weights if weighted else None)
+    hard = F.one_hot(target, logits.shape[1]).float()
+    assert torch.allclose(loss(logits, hard), loss(logits, target), atol=1e-5)
+    # With shares, the loss is their mean of the losses of the classes, where classes weigh alike.
+    if not weighted and not smoothing:
+        shares = torch.rand_like(logits).softmax(1)
+        each = [loss(logits[i : i + 1], torch.tensor([k])) for i in range(len(logits)) for k in range(logits.shape[1])]
+        expected = (torch.stack(each).view_as(shares) * shares).sum(1).mean()
+        assert torch.allclose(loss(logits, shares), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_labels(seed):
+    torch.manual_seed(seed)
+    logits, target = torch.randn(40, 4), (torch.rand(40, 4) < 0.3).float()
+    target[:, 3] = 0
+    weights = balanced_positive_weights(target)
+    loss = SeveralLabelsLoss(0.1, weights)
+    p = logits.sigmoid()
+    wanted = target * 0.9 + 0.05
+    expected = -(weights * wanted * p.log() + (1 - wanted) * (1 - p).log()).mean()
+    assert torch.allclose(loss(logits, target), expected, atol=1e-5)
+    plain = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+    assert torch.allclose(loss.eval()(logits, target), plain, atol=1e-5)
+    assert weights[3] == 1
+    for k in range(3):  # labels that are there weigh as much as labels that are not
+        assert (weights[k] * target[:, k]).sum() == pytest.approx((1 - target[:, k]).sum().item(), rel=1e-5)

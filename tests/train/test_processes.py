@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from vitrail.config import DataConfig
@@ -65,3 +66,16 @@ def test_two_processes_go_on_where_they_stopped(tmp_path):
     _train(tmp_path / "x", *two)
     again = _train(tmp_path / "x", *two, "--resume", epochs=3)
     assert again.read_metrics()["epoch"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_processes_agree_on_what_the_first_has_found(tmp_path, monkeypatch):
+    given = ("--data.batch_size", "100", "--trainer.learning_rate", "0.003")
+    monkeypatch.setitem(globals(), "SETTINGS", [word for word in SETTINGS if word not in given])
+    auto = ("--trainer.learning_rate", "auto", "--data.batch_size", "auto")
+    random = ("--data.sampling", "balanced", "--data.augment", "strong", "--trainer.progressive_sizes", "[4]")
+    two = _train(tmp_path / "x", "--trainer.devices", "2", *auto, *random)
+    assert two.read_metrics()["epoch"].tolist() == [0, 1]
+    found = yaml.safe_load(two.recipe.read_text())
+    assert found["data"]["batch_size"] % 2 == 0
+    assert 0 < found["trainer"]["learning_rate"] < 1

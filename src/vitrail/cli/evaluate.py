@@ -21,6 +21,12 @@ def main(argv: list[str]) -> int:
     parser = VerbParser("evaluate", "Measure a trained run on a split of its data, or on other images.")
     parser.add_argument("run", help="the run folder")
     parser.add_argument("--split", choices=("test", "val", "train"), help="which images; test, or val if there is none")
+    parser.add_argument(
+        "--tta",
+        choices=("none", "mirror", "flips", "turns", "crops"),
+        default="none",
+        help="average the probabilities over views of each image",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.epilog = "--data.SETTING VALUE changes the data: --data.source folder --data.path OTHER"
     own, rest = _divide(argv)
@@ -41,13 +47,17 @@ def main(argv: list[str]) -> int:
     recipe = load_run_recipe(run.recipe)
     changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
     other = changed.data.source != recipe.data.source or _place(changed.data.path) != _place(recipe.data.path)
-    folder, metrics = evaluate(run, changed.data, split=arguments.split, other=other, device=arguments.device)
+    folder, metrics = evaluate(
+        run, changed.data, split=arguments.split, other=other, device=arguments.device, tta=arguments.tta
+    )
     if arguments.split is None and metrics["split"] != "test" and not other:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
+    right = "all labels right" if "map" in metrics else "accuracy"
     print(
-        f"{run} on {metrics['name']}: accuracy {metrics['accuracy']:.4f} "
+        f"{run} on {metrics['name']}: {right} {metrics['accuracy']:.4f} "
         f"(95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
-        f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
+        + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
+        + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
     if metrics["unreadable"]:
         print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")

@@ -17,6 +17,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", help="CSV file to write; printed when not given")
     parser.add_argument("--top-k", type=int, default=5, help="most likely classes to give")
     parser.add_argument("--batch-size", type=int, default=32, help="images a pass")
+    parser.add_argument(
+        "--tta",
+        choices=("none", "mirror", "flips", "turns", "crops"),
+        default="none",
+        help="average the probabilities over views of each image",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument(
         "--data.on_band_mismatch",
@@ -38,6 +44,7 @@ def main(argv: list[str]) -> int:
         top_k=arguments.top_k,
         batch_size=arguments.batch_size,
         convert=arguments.on_band_mismatch == "convert",
+        tta=arguments.tta,
     )
     text = table.to_csv(index=False)
     if arguments.out is None:

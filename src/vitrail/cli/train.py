@@ -27,8 +27,14 @@ def main(argv: list[str]) -> int:
     run = train(recipe, resume="--resume" in options)
     if not is_first_process():
         return 0
-    if recipe.trainer.precision == "auto":
-        print(f"precision {run.read_json(run.environment)['precision']}")
+    decided = run.read_json(run.environment)
+    for name, asked in (
+        ("precision", recipe.trainer.precision),
+        ("data.batch_size", recipe.data.batch_size),
+        ("trainer.learning_rate", recipe.trainer.learning_rate),
+    ):
+        if asked == "auto" and name in decided:
+            print(f"{name} {decided[name]}")
     metrics = run.read_metrics()
     column = metrics[recipe.trainer.monitor]
     row = int(column.argmin() if recipe.trainer.monitor == "val_loss" else column.argmax())

@@ -237,6 +237,7 @@ def _readable(error: BaseException) -> str:
     union = re.search(r"Union subtypes Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", problem)
     if union is not None:
         kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", union.group(1)).replace("NoneType", "null")
+        kinds = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", kinds)
         return f"{key} must be one of {kinds}, got {union.group(2)}"
     wanted = re.search(r"Expected an? (?:typing\.)?(.*?)\. Got value: (.*)$", problem)
     if wanted is None:

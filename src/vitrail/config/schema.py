@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vitrail.config.augment import augment_settings
 from vitrail.errors import ConfigError
 
 # What a run may be judged by.
-Monitor = Literal["val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_loss"]
+Monitor = Literal["val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_map", "val_loss"]
 
 
 def _require(condition: bool, name: str, wanted: str, value: object) -> None:
@@ -77,8 +78,15 @@ class DataConfig:
         cache: Keep decoded images in memory.
         val_fraction: Share of each class held out for validation, where the data has no such split.
         test_fraction: Share of each class held out for testing, where the data has no such split.
-        augment: "none", "light" (small shifts, turns and zooms) or "standard" (random crops, flips and colour).
-        batch_size: Images a step.
+        label_separator: Where a table's label holds several labels of an image, what stands between them, for example
+            ";"; one label an image when not given.
+        sampling: "shuffle" takes each training image once an epoch; "balanced" takes as many in all, those of rare
+            classes more often and those of frequent ones less.
+        augment: "none", "light" (small shifts, turns and zooms), "standard" (random crops, flips and colour), "strong"
+            (RandAugment, erasing, mixup and CutMix as well) or "leaf" (any way round, gentle colours).
+        augment_settings: Single settings that take the place of the preset's, for example ``{mixup: 0.2}``; those of
+            :class:`vitrail.config.augment.AugmentSettings`.
+        batch_size: Images a step; "auto" measures training steps and takes the smallest that is about as fast as any.
         num_workers: Processes that decode images; 0 decodes in the main process, -1 takes one a core (at most 8)
             for folders and 0 for what lies in memory.
     """
@@ -119,8 +127,11 @@ class DataConfig:
     cache: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.2
-    augment: Literal["none", "light", "standard"] = "none"
-    batch_size: int = 64
+    label_separator: str | None = None
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    augment: Literal["none", "light", "standard", "strong", "leaf"] = "none"
+    augment_settings: dict[str, Any] = field(default_factory=dict)
+    batch_size: int | Literal["auto"] = 64
     num_workers: int = -1
 
     def __post_init__(self) -> None:
@@ -129,7 +140,7 @@ class DataConfig:
         Raises:
             ConfigError: A value out of range.
         """
-        _require(self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        _require(self.batch_size == "auto" or self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         _require(self.num_workers >= -1, "data.num_workers", "at least -1", self.num_workers)
         for name in ("val_fraction", "test_fraction"):
             _require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
@@ -146,6 +157,23 @@ class DataConfig:
             _require(self.val_fraction < rest, "data.val_fraction", f"below the {rest:g} beside a fold", held_out)
         if self.group is not None:
             _require(self.split == "grouped", "data.split", "grouped where data.group is given", self.split)
+        _require(self.label_separator != "", "data.label_separator", "at least one character", self.label_separator)
+        if self.source != "table":
+            _require(
+                self.label_separator is None, "data.label_separator", "left out but for tables", self.label_separator
+            )
+        augment_settings(self.augment, self.augment_settings)
+
+    @property
+    def images_a_step(self) -> int:
+        """The batch size as a number.
+
+        Raises:
+            ConfigError: It is "auto" still, which training alone settles.
+        """
+        if self.batch_size == "auto":
+            raise ConfigError("data.batch_size auto is settled by training; give a number here")
+        return self.batch_size
 
     def _check_bands(self) -> None:
         for names, waves in (
@@ -215,14 +243,16 @@ class TaskConfig:
     Attributes:
         name: "classification".
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
-        loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well.
+        loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well; "bce",
+            binary cross-entropy, for several labels an image and for no other data.
         focal_gamma: How much less: the power of one minus the probability of the true class.
-        class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images.
+        class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images; of several
+            labels, each weighs as much where it is there as where it is not.
     """
 
     name: Literal["classification"] = "classification"
     label_smoothing: float = 0.1
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     focal_gamma: float = 2.0
     class_weights: Literal["none", "balanced"] = "none"
 
@@ -242,7 +272,8 @@ class TrainerConfig:
 
     Attributes:
         max_epochs: Passes over the training split.
-        learning_rate: Of AdamW after the warm-up.
+        learning_rate: Of AdamW after the warm-up; "auto" tries a range of rates in 80 steps and takes one
+            between that at which the loss falls fastest and that at which it is lowest.
         min_learning_rate: At the end of the cosine.
         weight_decay: On weights; biases, norms, positions and class tokens have none.
         layer_decay: Factor on the learning rate from each group of layers to the one before it, the classifier's
@@ -254,12 +285,16 @@ class TrainerConfig:
         ema_decay: Of the exponential moving average of the weights, which is validated and kept in place of the
             weights themselves; 0 for none.
         grad_checkpointing: Compute activations twice instead of keeping them: less memory, more time.
+        compile: Compile the model with torch.compile: slower to begin, faster after that.
+        progressive_sizes: Heights of smaller images to train on first, in equal parts of the epochs before the last
+            part, which is at the full size; validation is at the full size always.
         warmup_epochs: Over which the learning rate rises linearly from near 0.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         early_stopping_patience: Epochs without a better value before it stops; 0 never stops early.
         early_stopping_monitor: Which value that is, as for ``monitor``.
-        monitor: What "best" means: highest "val_accuracy", "val_balanced_accuracy" (the mean of the classes') or
-            "val_f1_macro", or lowest "val_loss".
+        monitor: What "best" means: highest "val_accuracy" (of several labels: all of an image's right),
+            "val_balanced_accuracy" (the mean of the classes'; one label an image), "val_f1_macro" or "val_map" (mean
+            average precision; several labels), or lowest "val_loss".
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
         devices: How many processes, each with its share of every batch (DDP); one a GPU, or any number on a CPU.
         num_nodes: Machines with as many devices each.
@@ -269,7 +304,7 @@ class TrainerConfig:
     """
 
     max_epochs: int = 20
-    learning_rate: float = 1e-3
+    learning_rate: float | Literal["auto"] = 1e-3
     min_learning_rate: float = 1e-6
     weight_decay: float = 0.05
     layer_decay: float = 1.0
@@ -278,6 +313,8 @@ class TrainerConfig:
     accumulate: int = 1
     ema_decay: float = 0.0
     grad_checkpointing: bool = False
+    compile: bool = False
+    progressive_sizes: tuple[int, ...] = ()
     warmup_epochs: float = 2.0
     gradient_clip: float = 1.0
     early_stopping_patience: int = 0
@@ -296,17 +333,16 @@ class TrainerConfig:
             ConfigError: A value out of range.
         """
         _require(self.max_epochs >= 1, "trainer.max_epochs", "at least 1", self.max_epochs)
-        _require(0 < self.learning_rate < math.inf, "trainer.learning_rate", "above 0 and finite", self.learning_rate)
+        rate = self.learning_rate
+        _require(rate == "auto" or 0 < rate < math.inf, "trainer.learning_rate", "above 0 and finite", rate)
         _require(0 < self.layer_decay <= 1, "trainer.layer_decay", "above 0 and at most 1", self.layer_decay)
         _require(self.accumulate >= 1, "trainer.accumulate", "at least 1", self.accumulate)
         _require(0 <= self.ema_decay < 1, "trainer.ema_decay", "at least 0 and below 1", self.ema_decay)
-        low = self.min_learning_rate
-        _require(
-            0 <= low <= self.learning_rate,
-            "trainer.min_learning_rate",
-            f"between 0 and the learning rate {self.learning_rate:g}",
-            low,
+        low, high = self.min_learning_rate, math.inf if rate == "auto" else rate
+        wanted = (
+            f"between 0 and the learning rate {rate}" if rate == "auto" else f"between 0 and the learning rate {rate:g}"
         )
+        _require(0 <= low <= high and low < math.inf, "trainer.min_learning_rate", wanted, low)
         for name in (
             "weight_decay",
             "warmup_epochs",
@@ -319,6 +355,17 @@ class TrainerConfig:
             _require(0 <= value < math.inf, f"trainer.{name}", "at least 0 and finite", value)
         for name in ("devices", "num_nodes"):
             _require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate as a number.
+
+        Raises:
+            ConfigError: It is "auto" still, which training alone settles.
+        """
+        if self.learning_rate == "auto":
+            raise ConfigError("trainer.learning_rate auto is settled by training; give a number here")
+        return self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -373,7 +420,8 @@ class Recipe:
         """
         processes = self.trainer.devices * self.trainer.num_nodes
         wanted = f"a multiple of the {processes} processes that share it"
-        _require(self.data.batch_size % processes == 0, "data.batch_size", wanted, self.data.batch_size)
+        size = self.data.batch_size
+        _require(size == "auto" or size % processes == 0, "data.batch_size", wanted, size)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The recipe as nested plain values, the model's settings beside its name, as YAML has them."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vitrail.config.schema import DataConfig
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
-from vitrail.data.splits import SPLITS, assign_splits
+from vitrail.data.splits import SPLITS, assign_splits, rarest_label
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
 from vitrail.errors import ConfigError, DataError
 
@@ -63,15 +64,18 @@ class ImageData:
             world: How many there are; divides the batch.
         """
         indices = self.indices(split)
-        share = self.config.batch_size // world
-        sampler = None if shuffle_seed is None else EpochShuffle(len(indices), shuffle_seed, share, rank, world)
+        share = self.config.images_a_step // world
+        sampler = None
+        if shuffle_seed is not None:
+            weights = balancing_weights(self.source.targets[indices]) if self.config.sampling == "balanced" else None
+            sampler = EpochShuffle(len(indices), shuffle_seed, share, rank, world, weights)
         if sampler is None:
             indices = indices[rank::world]
         workers = self._workers()
-        whole_batches = sampler is not None and len(indices) >= self.config.batch_size
+        whole_batches = sampler is not None and len(indices) >= self.config.images_a_step
         if sampler is not None and world > 1 and not whole_batches:
             raise ConfigError(
-                f"data.batch_size {self.config.batch_size} is more than the {len(indices)} training images; several "
+                f"data.batch_size {self.config.images_a_step} is more than the {len(indices)} training images; several "
                 "processes need a whole batch"
             )
         return _UnitLoader(
@@ -105,13 +109,17 @@ class ImageData:
             )
         )
 
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Those images of the source as one batch."""
+        return _SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices))))
+
     def fingerprint(self) -> str:
         """A hash of what the images are called, their classes and their splits; pixels are not read."""
         content = hashlib.sha256(repr(self.source.classes).encode())
         for name, indices in self.splits.items():
             content.update(name.encode())
             for i in indices:
-                content.update(f"{self.source.keys[i]}\0{self.source.targets[i]}\0".encode())
+                content.update(f"{self.source.keys[i]}\0{self.source.targets[i].tolist()}\0".encode())
         return content.hexdigest()[:16]
 
     def statistics(self, most: int = 500) -> dict[str, tuple[list[float], list[float]]]:
@@ -182,7 +190,8 @@ class _SplitDataset(Dataset[Any]):
 
     def __init__(self, source: ImageSource, indices: list[int]) -> None:
         self.source, self.indices = source, indices
-        self.targets = torch.from_numpy(source.targets)
+        targets = torch.from_numpy(source.targets)
+        self.targets = targets.float() if targets.ndim == 2 else targets
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -209,12 +218,37 @@ def _already_a_batch(batch: Any) -> Batch:
     return result
 
 
+def _systematic(items: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], start: float) -> npt.NDArray[np.int64]:
+    """As many items as there are, each about as often as its share of the weights says.
+
+    Source: systematic sampling: Madow & Madow 1944, Ann. Math. Stat. 15, 1-24.
+    """
+    ends = np.cumsum(weights / weights.sum() * len(items))
+    marks = start + np.arange(len(items))
+    chosen: npt.NDArray[np.int64] = items[np.searchsorted(ends, marks, side="right").clip(max=len(items) - 1)]
+    return chosen
+
+
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """How often to take each image so that all classes come equally often, relative to each other.
+
+    Args:
+        targets: Classes ``(N,)``, or labels of each image ``(N, K)``. Of several labels an image's rarest decides;
+            images without any are a class of their own.
+
+    Returns:
+        Shape ``(N,)``.
+    """
+    strata = targets if targets.ndim == 1 else rarest_label(targets)
+    return 1.0 / np.bincount(strata)[strata]
+
+
 class EpochShuffle(Sampler[int]):
-    """A permutation that depends on the seed and the epoch alone, so that a resumed run sees the same order.
+    """An order that depends on the seed and the epoch alone, so that a resumed run sees the same.
 
     Args:
         length: Images.
@@ -222,11 +256,22 @@ class EpochShuffle(Sampler[int]):
         share: Images of a batch that one process takes.
         rank: Number of this process.
         world: How many processes there are; with several, images that fill no batch of all are left out.
+        weights: How often to take each image, relative to each other, shape ``(length,)``; each once when not given.
+            An image comes as often as its weight says, rounded up or down at random.
     """
 
-    def __init__(self, length: int, seed: int, share: int = 1, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        share: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        weights: npt.NDArray[np.float64] | None = None,
+    ) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
         self.share, self.rank, self.world = share, rank, world
+        self.weights = weights
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's permutation; the training loop calls it."""
@@ -235,6 +280,10 @@ class EpochShuffle(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.length)
+        if self.weights is not None:
+            # Images of one weight side by side: then each class, too, comes as often as it should.
+            order = order[np.argsort(self.weights[order], kind="stable")]
+            order = rng.permutation(_systematic(order, self.weights[order], rng.random()))
         if self.world > 1:
             batches = order[: len(self) * self.world].reshape(-1, self.world, self.share)
             order = batches[:, self.rank].reshape(-1)

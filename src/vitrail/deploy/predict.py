@@ -45,6 +45,7 @@ def predict_files(
     top_k: int = 5,
     batch_size: int = 32,
     convert: bool = False,
+    tta: str = "none",
 ) -> pd.DataFrame:
     """Classify image files.
 
@@ -54,9 +55,11 @@ def predict_files(
         top_k: Most likely classes to give; the number of classes where there are fewer.
         batch_size: Images a pass.
         convert: Convert images of other bands instead of refusing them.
+        tta: Test-time augmentation, as :meth:`TrainedModel.classify` has it.
 
     Returns:
-        A row a file: ``path``, ``class``, ``probability``, and ``class_2``, ``probability_2``, ... up to ``k``.
+        A row a file: ``path``, ``class``, ``probability``, and ``class_2``, ``probability_2``, ... up to ``k``. Of a
+        run with several labels an image also ``labels``, those of a probability of one half and more, after the path.
 
     Raises:
         ConfigError: ``top_k`` or ``batch_size`` below 1, or a run that takes other bands than pictures have.
@@ -77,10 +80,14 @@ def predict_files(
             batch = {"image": torch.stack(images).float().div_(255.0)}
             if card.spectral == "edges":
                 batch["spectral"] = edges(batch["image"])
-            logits, _ = trained.classify(batch)
-            values, indices = logits.softmax(dim=1).topk(k)
-            for file, v, i in zip(chunk, values.tolist(), indices.tolist(), strict=True):
-                rows.append({"path": str(file), **dict(_ranked(v, [card.classes[n] for n in i]))})
+            probabilities = card.probabilities(trained.classify(batch, tta)[0])
+            values, indices = probabilities.topk(k)
+            for file, p, v, i in zip(chunk, probabilities.tolist(), values.tolist(), indices.tolist(), strict=True):
+                row = {"path": str(file)}
+                if card.label_separator is not None:
+                    there = [name for name, share in zip(card.classes, p, strict=True) if share >= 0.5]
+                    row["labels"] = card.label_separator.join(there)
+                rows.append({**row, **dict(_ranked(v, [card.classes[n] for n in i]))})
     return pd.DataFrame(rows)
 
 

@@ -134,7 +134,8 @@ def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
     for run, (_, row) in zip(runs, table.iterrows(), strict=True):
         sentences.append(
             f"{run.label}: {row['accuracy']:.1%} of {run.metrics['images']} {_split_name(run)} images right "
-            f"(95 % interval {row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), "
+            + ("in all their labels " if "map" in run.metrics else "")
+            + f"(95 % interval {row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), "
             f"{row['parameters']:,} parameters."
         )
     return sentences
@@ -171,7 +172,15 @@ def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
     ), figure
 
 
-def _confusion(runs: list[_Run]) -> tuple[Picture, Figure]:
+def _several_labels(run: _Run) -> bool:
+    return run.folder.read_json(run.folder.card).get("label_separator") is not None
+
+
+def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
+    runs = [run for run in runs if not _several_labels(run)]
+    if not runs:
+        problem = "Not drawn: where an image has several labels, none of them is taken for another."
+        return Picture("confusion", "Confusion matrices", "", problem=problem), None
     tables = {run.label: pd.read_csv(run.folder.require(run.evaluation / "confusion.csv"), index_col=0) for run in runs}
     return Picture(
         "confusion",
@@ -185,6 +194,9 @@ def _feature_spaces(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
     """One figure for the runs of the same classes: a colour means the same in all of its panels."""
     groups: dict[tuple[str, ...], list[_Run]] = {}
     for run in runs:
+        if _several_labels(run):
+            problem = "Not drawn: a point has one colour, and images have several labels."
+            return [(Picture("features", "Feature space", "", problem=problem), None)]
         groups.setdefault(tuple(run.folder.read_json(run.folder.card)["classes"]), []).append(run)
     result: list[tuple[Picture, Figure | None]] = []
     for number, (classes, group) in enumerate(groups.items(), start=1):

@@ -93,8 +93,11 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
         most: How many.
     """
     predictions = run.read_predictions(split)
-    per_class = max(1, most // len(trained.card.classes))
-    chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"]).head(most)
+    if trained.card.several_labels:
+        chosen = predictions.sort_values("index").head(most)
+    else:
+        per_class = max(1, most // len(trained.card.classes))
+        chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"]).head(most)
     places = {key: i for i, key in enumerate(data.source.keys)}
     gone = [path for path in chosen["path"] if path not in places]
     if gone:
@@ -103,10 +106,20 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     pixels = streams["image"]
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
-        true, said = trained.card.classes[target], trained.card.classes[int(np.argmax(logits))]
+        true, said = _in_words(trained, target, logits)
         titles.append(true if true == said else f"{true}\nread as {said}")
     shown = pixels[:, 0] if pixels.shape[1] != 3 else pixels.permute(0, 2, 3, 1)
     return Examples(shown.numpy(), titles, trained.normalize(streams))
+
+
+def _in_words(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str]:
+    """The true and the predicted class or labels."""
+    classes = trained.card.classes
+    if not trained.card.several_labels:
+        return classes[target], classes[int(np.argmax(logits))]
+    chosen = (np.asarray(target) > 0, np.asarray(logits) >= 0)
+    true, said = (", ".join(classes[i] for i in np.flatnonzero(rows)) or "no label" for rows in chosen)
+    return true, said
 
 
 def rollout_maps(trained: TrainedModel, examples: Examples) -> dict[str, npt.NDArray[Any]]:

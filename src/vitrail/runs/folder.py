@@ -158,7 +158,7 @@ class RunFolder:
         split: str,
         index: Sequence[int],
         paths: Sequence[str],
-        targets: Sequence[int],
+        targets: Sequence[int] | Sequence[Sequence[int]],
         logits: npt.NDArray[np.float32],
         embeddings: npt.NDArray[np.float32],
     ) -> None:

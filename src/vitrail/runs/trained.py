@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.data.augment.views import views_of
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models.base import VisionModel
@@ -50,6 +53,7 @@ class ModelCard:
         color: "rgb" or "gray".
         spectral: Where the second stream comes from: "none", or "edges" of the image.
         epoch: The epoch whose weights these are, from 0.
+        label_separator: What stood between several labels of an image; None where each has one.
     """
 
     name: str
@@ -60,6 +64,16 @@ class ModelCard:
     color: Literal["rgb", "gray"] = "rgb"
     spectral: Literal["none", "edges"] = "none"
     epoch: int = 0
+    label_separator: str | None = None
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether each class is there or not on its own, instead of one of all."""
+        return self.label_separator is not None
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What logits ``(B, K)`` say of each class."""
+        return logits.sigmoid() if self.several_labels else logits.softmax(dim=1)
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -86,17 +100,37 @@ class TrainedModel:
     card: ModelCard
 
     @torch.inference_mode()
-    def classify(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def classify(self, batch: Mapping[str, Tensor], tta: str = "none") -> tuple[Tensor, Tensor]:
         """Logits and embeddings of a batch.
 
         Args:
             batch: Stream -> shape ``(B, C, H, W)`` in 0..1, on any device; other keys are passed over.
+            tta: Test-time augmentation: over which views of each image the probabilities are averaged, a name of
+                :data:`vitrail.data.augment.views.VIEWS`.
 
         Returns:
-            Logits ``(B, K)`` and what the classifier saw ``(B, C)``, float32.
+            Logits ``(B, K)`` (of the mean probabilities, where there are several views) and what the classifier saw
+            ``(B, C)`` (its mean), float32.
+
+        Raises:
+            ConfigError: Unknown views.
         """
-        streams = {name: batch[name].to(self.device) for name in self.normalize if name in batch}
-        features = self.model.forward_features(*self.normalize(streams))
+        views = views_of(tta)
+        inputs = self.normalize({name: batch[name].to(self.device) for name in self.normalize if name in batch})
+        seen = [self._see(*(view(x) for x in inputs)) for view in views]
+        embedding = torch.stack([embedding for _, embedding in seen]).mean(dim=0)
+        if len(seen) == 1:
+            return seen[0][0], embedding
+        logits = torch.stack([logits for logits, _ in seen]).double()
+        if self.card.several_labels:
+            # The mean of p and of 1 - p, each from its own logarithm: no probability of 1 is rounded to no doubt.
+            there, lacking = (torch.logsumexp(F.logsigmoid(v), dim=0) for v in (logits, -logits))
+            return (there - lacking).float(), embedding
+        mean = torch.logsumexp(logits.log_softmax(dim=2), dim=0) - math.log(len(seen))
+        return mean.float(), embedding
+
+    def _see(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.model.forward_features(*inputs)
         embedding = self.model.forward_head(features, pre_logits=True)
         return self.model.forward_head(features).float(), embedding.float()
 

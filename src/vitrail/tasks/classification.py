@@ -1,14 +1,16 @@
-"""Classification with one label an image."""
+"""Classification, with one label an image or several."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.data.augment import Mixing
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.models.base import VisionModel
-from vitrail.tasks.losses import ClassificationLoss
+from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss
 
 
 class ClassificationTask(nn.Module):
@@ -18,7 +20,11 @@ class ClassificationTask(nn.Module):
         model: Gives logits ``(B, K)``.
         normalize: Makes the model's inputs from a batch whose streams are in 0..1, always.
         augment: Changes a batch's streams before that, in training only.
-        criterion: The loss of logits ``(B, K)`` and classes ``(B,)``.
+        criterion: The loss of logits ``(B, K)`` and classes ``(B,)`` or shares of classes ``(B, K)``.
+        mix: Mixes the images of a batch after augmentation, in training only.
+
+    Attributes:
+        train_size: Height and width that training images are brought to before anything else; their own when None.
     """
 
     def __init__(
@@ -27,22 +33,61 @@ class ClassificationTask(nn.Module):
         normalize: NormalizeStreams,
         augment: nn.Module | None = None,
         criterion: nn.Module | None = None,
+        mix: Mixing | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.normalize = normalize
         self.augment = augment
         self.criterion = ClassificationLoss() if criterion is None else criterion
+        self.mix = mix
+        self.train_size: tuple[int, int] | None = None
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have any number of the classes."""
+        return isinstance(self.criterion, SeveralLabelsLoss)
+
+    def prepare(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch as the model is to see it: changed at random in training, as it is in evaluation.
+
+        Args:
+            batch: Streams in 0..1, and their ``target``.
+
+        Returns:
+            The batch with other streams and, where images are mixed, with a target of shares ``(B, K)``.
+        """
+        if not self.training:
+            return dict(batch)
+        streams = {name: batch[name] for name in self.normalize if name in batch}
+        if self.train_size is not None:
+            streams = _resized(streams, self.train_size)
+        if self.augment is not None:
+            streams = self.augment(streams)
+        changed = {**batch, **streams}
+        if self.mix is not None:
+            streams, changed["target"] = self.mix(streams, batch["target"])
+            changed.update(streams)
+        return changed
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits ``(B, K)`` of a batch whose streams are in 0..1."""
+        """Logits ``(B, K)`` of a batch whose streams are in 0..1, as :meth:`prepare` gives it."""
         streams = {name: batch[name] for name in self.normalize if name in batch}
-        if self.training and self.augment is not None:
-            streams = self.augment(streams)
         logits: Tensor = self.model(*self.normalize(streams))
         return logits
 
     def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The criterion's value; plain cross-entropy in evaluation, so that runs can be compared."""
+        """The criterion's value; the plain loss in evaluation, so that runs can be compared."""
         loss: Tensor = self.criterion(logits, batch["target"])
         return loss
+
+
+def _resized(streams: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    """All streams in the proportion in which the image changes; nothing is invented between bands or streams."""
+    first = next(iter(streams.values()))
+    result = {}
+    for name, x in streams.items():
+        height, width = (max(1, round(x.shape[i + 2] * size[i] / first.shape[i + 2])) for i in range(2))
+        same = (height, width) == x.shape[2:]
+        result[name] = x if same else F.interpolate(x, size=(height, width), mode="bilinear", antialias=True)
+    return result

@@ -25,7 +25,7 @@ from vitrail.train.module import TaskModule
 
 # The values of an epoch that metrics.csv keeps.
 _RECORDED = (
-    "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "val_f1_macro",
+    "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_map",
 )  # fmt: skip
 _REMEDY = "lower trainer.learning_rate, lengthen trainer.warmup_epochs, or clip with trainer.gradient_clip"
 
@@ -105,14 +105,7 @@ class EpochMetrics(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        for name in (
-            "train_loss",
-            "val_loss",
-            "train_accuracy",
-            "val_accuracy",
-            "val_balanced_accuracy",
-            "val_f1_macro",
-        ):
+        for name in _RECORDED:
             if name in metrics:
                 row[name] = round(metrics[name], 6)
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]

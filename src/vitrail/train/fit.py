@@ -15,11 +15,12 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from vitrail.config.augment import augment_settings
 from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe, TrainerConfig
-from vitrail.data.dataset import ImageData, open_data
+from vitrail.data.augment import Augmentation, Mixing, build_augmentation
+from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.images import BANDS
-from vitrail.data.transforms import build_augmentation
 from vitrail.errors import ConfigError, DataError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
@@ -28,7 +29,7 @@ from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.tasks.classification import ClassificationTask
-from vitrail.tasks.losses import ClassificationLoss, balanced_weights
+from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss, balanced_positive_weights, balanced_weights
 from vitrail.train.callbacks import (
     EpochMetrics,
     RunCheckpoints,
@@ -40,7 +41,8 @@ from vitrail.train.callbacks import (
 from vitrail.train.environment import describe_environment, is_first_process
 from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
-from vitrail.train.precision import choose_precision
+from vitrail.train.progressive import ProgressiveSize
+from vitrail.train.settle import settle_as_begun, settle_precision, settle_sizes
 from vitrail.weights.load import load_weights
 
 # What may differ when a run goes on; that the images are the same is checked on the images themselves.
@@ -67,12 +69,17 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     run = RunFolder(recipe.run_dir)
     if resume:
         RunFolder.open(run.path)  # there must be something to go on with
-    recipe, why = _settle_precision(recipe, run if resume else None)
+    # What was decided when the run began stays, also for the processes that join the first.
+    begun = resume or not is_first_process()
+    known = settle_as_begun(recipe, _recipe_of(run) if begun and run.recipe.is_file() else None)
+    kept = "the run began in it" if known.trainer.precision != recipe.trainer.precision else None
+    recipe, why = settle_precision(known)
     # Everything that can be refused is refused before the run folder is made.
     data = open_data(recipe.data, image_size(recipe))
     for split in ("train", "val"):
         if split not in data.splits:
             raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
+    _refuse_other_labels(recipe, data)
     seed_everything(recipe.run.seed, verbose=False)
     model = _build_model(recipe, data, fresh=not (resume and run.last_checkpoint.is_file()))
     card = ModelCard(
@@ -86,18 +93,28 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         resize=recipe.data.resize,
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral,
+        label_separator=recipe.data.label_separator,
     )
-    augment = build_augmentation(recipe.data.augment, card.img_size, len(data.source.bands["image"]))
-    task = ClassificationTask(model, card.normalization(), augment, _criterion(recipe, data))
+    task = ClassificationTask(
+        model, card.normalization(), _augmentation(recipe, card), _criterion(recipe, data), _mixing(recipe, card)
+    )
+    recipe, reasons = settle_sizes(recipe, data, task)
+    data = dataclasses.replace(data, config=recipe.data)
+    reasons = {"precision": f"{recipe.trainer.precision}: {kept or why}", **reasons}
+    if recipe.trainer.compile:
+        model.compile()
     module = TaskModule(task, recipe.trainer, recipe.run.seed)
     trainer = _make_trainer(recipe, run, card)
     # Other processes begin when the first has made the folder, and only read it.
-    checkpoint = _open_run(recipe, run, data, resume, why) if is_first_process() else _checkpoint(run, resume)
+    checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
     share = {"rank": trainer.global_rank, "world": trainer.world_size}
+    training = data.loader("train", shuffle_seed=recipe.run.seed, **share)
+    assert isinstance(training.sampler, EpochShuffle)
+    module.order = training.sampler
     try:
         trainer.fit(
             module,
-            data.loader("train", shuffle_seed=recipe.run.seed, **share),
+            training,
             data.loader("val", **share),
             ckpt_path=str(checkpoint) if checkpoint else None,
         )
@@ -111,11 +128,39 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     return run
 
 
-def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss:
+def _augmentation(recipe: Recipe, card: ModelCard) -> Augmentation | None:
+    means = {name: stream.mean for name, stream in card.streams.items()}
+    bands = len(card.streams["image"].bands)
+    return build_augmentation(recipe.data.augment, bands, recipe.data.augment_settings, means)
+
+
+def _mixing(recipe: Recipe, card: ModelCard) -> Mixing | None:
+    settings = augment_settings(recipe.data.augment, recipe.data.augment_settings)
+    return Mixing(settings, len(card.classes)) if settings.mixes else None
+
+
+def _refuse_other_labels(recipe: Recipe, data: ImageData) -> None:
+    """The loss and the metrics must be for as many labels an image as the data has."""
+    several = data.source.targets.ndim == 2
+    if several != (recipe.task.loss == "bce"):
+        remedy = "use bce" if several else "use cross_entropy, or data.label_separator with a table of several labels"
+        has = "several labels" if several else "one label"
+        raise ConfigError(f"task.loss {recipe.task.loss!r} does not fit: the data has {has} an image; {remedy}")
+    for name in ("monitor", "early_stopping_monitor"):
+        value = getattr(recipe.trainer, name)
+        if value == ("val_balanced_accuracy" if several else "val_map"):
+            has = "several labels" if several else "one label"
+            raise ConfigError(f"trainer.{name} {value!r} is not measured where images have {has}; use val_f1_macro")
+
+
+def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss | SeveralLabelsLoss:
     config = recipe.task
     weights = None
+    training = torch.from_numpy(data.source.targets[data.indices("train")])
+    if config.loss == "bce":
+        positive = balanced_positive_weights(training) if config.class_weights == "balanced" else None
+        return SeveralLabelsLoss(config.label_smoothing, positive)
     if config.class_weights == "balanced":
-        training = torch.from_numpy(data.source.targets[data.indices("train")])
         weights = balanced_weights(training, len(data.source.classes))
     return ClassificationLoss(config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0, weights)
 
@@ -176,22 +221,11 @@ def _build_model(recipe: Recipe, data: ImageData, fresh: bool) -> VisionModel:
     return model
 
 
-def _settle_precision(recipe: Recipe, run: RunFolder | None) -> tuple[Recipe, str]:
-    """Replace "auto", so that the run's own recipe names what it was trained in; also gives the reason."""
-    if recipe.trainer.precision != "auto":
-        return recipe, "the recipe asks for it"
-    if run is not None and run.recipe.is_file():
-        precision, why = _recipe_of(run).trainer.precision, "the run began in it"
-    else:
-        precision, why = choose_precision(recipe.trainer.accelerator)
-    return dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, precision=precision)), why
-
-
-def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, precision_why: str) -> Path | None:
+def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, reasons: dict[str, str]) -> Path | None:
     """Make or reopen the run folder and write the recipe into it; gives the checkpoint to go on from."""
     checkpoint = _checkpoint(run, resume)
     environment = describe_environment(recipe.run.seed)
-    environment["precision"] = f"{recipe.trainer.precision}: {precision_why}"
+    environment.update(reasons)
     environment["images"] = {"number": len(data.source), "fingerprint": data.fingerprint()}
     if resume:
         run.remove_leftovers()
@@ -246,6 +280,8 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     callbacks: list[Callback] = [StopOnNonFinite(run), EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
     if config.freeze_epochs:
         callbacks.append(Freezing(config.freeze_epochs, config.unfreeze_every))
+    if config.progressive_sizes:
+        callbacks.append(ProgressiveSize(config.progressive_sizes, card.img_size, config.max_epochs))
     if config.ema_decay:
         callbacks.insert(0, WeightEMA(config.ema_decay))
     if config.early_stopping_patience:

@@ -9,10 +9,17 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MultilabelAveragePrecision,
+    MultilabelExactMatch,
+    MultilabelF1Score,
+)
 
 from vitrail.config.schema import TrainerConfig
+from vitrail.data.dataset import EpochShuffle
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.optim import parameter_groups, warmup_cosine
 
@@ -24,6 +31,9 @@ class TaskModule(LightningModule):
         task: What is optimised.
         config: Learning rate and the like.
         seed: Of the random numbers, which start anew at each step, so that a resumed run repeats exactly.
+
+    Attributes:
+        order: Of the training images; a resumed run begins with that of its first epoch.
     """
 
     def __init__(self, task: ClassificationTask, config: TrainerConfig, seed: int) -> None:
@@ -32,18 +42,16 @@ class TaskModule(LightningModule):
         self.config = config
         self.seed = seed
         self.started = False
+        self.order: EpochShuffle | None = None
         self.batch: dict[str, Tensor] | None = None
-        classes = task.model.num_classes
         # Metrics, unlike logged numbers, are exact over several processes and batches of different sizes.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
-        self.val_metrics = MetricCollection(
-            {
-                "val_accuracy": MulticlassAccuracy(classes, average="micro"),
-                "val_balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
-                "val_f1_macro": MulticlassF1Score(classes, average="macro"),
-            }
-        )
+        self.train_accuracy, self.val_metrics = _metrics(task.model.num_classes, task.several_labels)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Choose the order of the epoch to come now: workers are asked for batches before the loop names the epoch."""
+        if self.order is not None:
+            self.order.set_epoch(int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]))
 
     def on_train_start(self) -> None:
         """From here on everything that a checkpoint holds has been restored."""
@@ -57,10 +65,10 @@ class TaskModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step's loss."""
-        self.batch = batch
+        self.batch = batch = self.task.prepare(batch)
         logits = self.task(batch)
         loss = self.task.loss(logits, batch)
-        self.train_accuracy(logits, batch["target"])
+        self.train_accuracy(*self._countable(logits, batch["target"]))
         self.train_loss.update(loss.detach(), len(logits))
         options = _by_epoch(logits)
         self.log("train_loss", self.train_loss, **options)
@@ -70,25 +78,52 @@ class TaskModule(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
         logits = self.task(batch)
-        self.val_metrics.update(logits, batch["target"])
+        self.val_metrics.update(*self._countable(logits, batch["target"]))
         self.val_loss.update(self.task.loss(logits, batch), len(logits))
         options = _by_epoch(logits)
         self.log("val_loss", self.val_loss, **options, prog_bar=True)
         self.log_dict(self.val_metrics, **options)
 
+    def _countable(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """What metrics count: of a mixed image the class with the largest share, or the labels of a half and more."""
+        if self.task.several_labels:
+            # As probabilities: torchmetrics takes logits for these where all happen to lie between 0 and 1.
+            return logits.detach().float().sigmoid(), (target >= 0.5).long()
+        return logits, target if target.ndim == 1 else target.argmax(dim=1)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with warm-up and cosine a step."""
         config = self.config
-        groups = parameter_groups(self.task.model, config.weight_decay, config.learning_rate, config.layer_decay)
+        rate = config.peak_learning_rate
+        groups = parameter_groups(self.task.model, config.weight_decay, rate, config.layer_decay)
         # One kernel for all parameters; Lightning does not clip its gradients under mixed precision.
         fused = self.device.type in ("cpu", "cuda") and not config.precision.endswith("-mixed")
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         # A very short training has no room for the whole warm-up; it keeps at most half of its steps for it.
         warmup = min(round(config.warmup_epochs * total / config.max_epochs), total // 2)
-        factor = warmup_cosine(total, warmup, config.min_learning_rate / config.learning_rate)
+        factor = warmup_cosine(total, warmup, config.min_learning_rate / rate)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _metrics(classes: int, several_labels: bool) -> tuple[Metric, MetricCollection]:
+    """The accuracy of training, and the metrics of validation."""
+    if several_labels:
+        return MultilabelExactMatch(classes), MetricCollection(
+            {
+                "val_accuracy": MultilabelExactMatch(classes),
+                "val_f1_macro": MultilabelF1Score(classes, average="macro"),
+                "val_map": MultilabelAveragePrecision(classes, average="macro"),
+            }
+        )
+    return MulticlassAccuracy(classes, average="micro"), MetricCollection(
+        {
+            "val_accuracy": MulticlassAccuracy(classes, average="micro"),
+            "val_balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
+            "val_f1_macro": MulticlassF1Score(classes, average="macro"),
+        }
+    )
 
 
 def _by_epoch(logits: Tensor) -> dict[str, Any]:

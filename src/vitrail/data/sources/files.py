@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class FileSource(ImageSource):
 
     Args:
         root: The folder that keys are relative to.
-        rows: For each image: split ("" where none is given), class, file.
+        rows: For each image: split ("" where none is given), class (or a tuple of several labels), file.
         classes: Names of the classes.
         readers: How the files of each stream are read.
         second: The second file of each image, where there are two streams.
@@ -38,7 +39,7 @@ class FileSource(ImageSource):
     def __init__(
         self,
         root: Path,
-        rows: Sequence[tuple[str, str, Path]],
+        rows: Sequence[tuple[str, str | tuple[str, ...], Path]],
         classes: Sequence[str],
         readers: Mapping[str, FileReader],
         second: Sequence[Path] | None = None,
@@ -58,7 +59,7 @@ class FileSource(ImageSource):
         self.given_split = [rows[i][0] for i in kept]
         self.groups = None if groups is None else [groups[i] for i in kept]
         index = {name: i for i, name in enumerate(self.classes)}
-        self.targets = np.array([index[rows[i][1]] for i in kept], dtype=np.int64)
+        self.targets = as_targets([rows[i][1] for i in kept], index)
 
     def _check(self, files: Mapping[str, Sequence[Path]], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
         """Decode all files; gives what is left out and why, and which images stay."""
@@ -113,6 +114,24 @@ class FileSource(ImageSource):
 
 def _relative(file: Path, root: Path) -> str:
     return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
+
+
+def as_targets(labels: Sequence[str | tuple[str, ...]], index: Mapping[str, int]) -> npt.NDArray[np.int64]:
+    """Labels as numbers.
+
+    Args:
+        labels: A name an image, or a tuple of any number of names an image.
+        index: Name -> number.
+
+    Returns:
+        Classes, shape ``(N,)``; of tuples 1 for each label that an image has and 0 for others, shape ``(N, K)``.
+    """
+    if not any(isinstance(label, tuple) for label in labels):
+        return np.array([index[str(label)] for label in labels], dtype=np.int64)
+    targets = np.zeros((len(labels), len(index)), dtype=np.int64)
+    for row, names in enumerate(labels):
+        targets[row, [index[name] for name in names]] = 1
+    return targets
 
 
 def agree_on_classes(names: Sequence[str], given: Sequence[str] | None, where: Path) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def _openers(
         return FolderSource(path, readers, classes, config.spectral_path, skip)
 
     def table() -> ImageSource:
-        return TableSource(path, file_readers(config, size), classes, config.group, skip)
+        return TableSource(path, file_readers(config, size), classes, config.group, skip, config.label_separator)
 
     def parquet() -> ImageSource:
         reader = file_readers(config, size)["image"]

@@ -19,6 +19,7 @@ class TableSource(FileSource):
 
     Where there are the columns ``split``, ``group`` (images that belong together) and ``spectral`` (path of the second
     stream's file), these are used; others are passed over.
+    Other columns are passed over. With a separator, the label holds any number of labels; an empty one means none.
 
     Args:
         path: The table; image paths in it are relative to its folder, or absolute.
@@ -26,6 +27,7 @@ class TableSource(FileSource):
         classes: Names of the classes where they are given (by a run); those of the table otherwise, sorted.
         group: The column that names the groups; "group" where there is one, when not given.
         skip: Leave out files that cannot be read.
+        separator: What stands between several labels of an image; one label an image when not given.
 
     Raises:
         DataError: No such table, or one that cannot be read; a column or a label missing; images that do not exist,
@@ -41,6 +43,7 @@ class TableSource(FileSource):
         classes: Sequence[str] | None = None,
         group: str | None = None,
         skip: bool = False,
+        separator: str | None = None,
     ) -> None:
         file = Path(path)
         table = _read_table(file)
@@ -50,6 +53,8 @@ class TableSource(FileSource):
             if name not in table:
                 columns = [str(column) for column in table.columns]
                 raise DataError(f"{file} has no column {name!r}, only {', '.join(columns)}{closest(name, columns)}")
+            if name == "label" and separator is not None:
+                continue
             empty = [str(i + 2) for i in table.index[table[name] == ""]]
             if empty:
                 raise DataError(
@@ -71,11 +76,19 @@ class TableSource(FileSource):
         twice = [str(name) for name in table["path"][table["path"].duplicated()]]
         if twice:
             raise DataError(f"{file} lists {len(twice)} images more than once: {some(twice)}; keep one row each")
-        names = sorted(set(table["label"]))
-        rows = list(zip(splits, table["label"], files, strict=True))
+        labels: list[str | tuple[str, ...]] = [
+            label if separator is None else _several(label, separator) for label in table["label"]
+        ]
+        names = sorted({name for label in labels for name in ((label,) if isinstance(label, str) else label)})
+        rows = list(zip(splits, labels, files, strict=True))
         column = group if group is not None and group in table else "group"
         groups = [str(name) for name in table[column]] if column in table else None
         super().__init__(file.parent, rows, agree_on_classes(names, classes, file), readers, second, groups, skip)
+
+
+def _several(text: str, separator: str) -> tuple[str, ...]:
+    """The labels in a text, each once and without the spaces around it."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
 
 
 def _read_table(file: Path) -> pd.DataFrame:

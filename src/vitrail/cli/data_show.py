@@ -1,0 +1,67 @@
+"""``vitrail data show``: a picture of what the model will see in training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitrail.cli.recipes import read_recipe_arguments
+from vitrail.errors import ConfigError
+
+_OPTIONS = {"--out": "data.png", "--images": "6", "--times": "6"}
+_HELP = (
+    "Draw a few training images, each several times as training would change them (data.augment and\n"
+    "data.augment_settings), with both streams and the shares of mixed classes.\n\n"
+    "  --out FILE    the picture to write (default: data.png)\n"
+    "  --images N    how many images, spread over the classes (default: 6)\n"
+    "  --times N     how often each is changed (default: 6)"
+)
+
+
+def main(argv: list[str]) -> int:
+    """Draw.
+
+    Args:
+        argv: Arguments after ``data show``: a recipe, its settings, and the options above.
+    """
+    own, rest = _divide(argv)
+    recipe, _ = read_recipe_arguments("vitrail data show", _HELP, rest, flags={})
+    if recipe is None:
+        return 0
+    images, times = (_count(name, own[name]) for name in ("--images", "--times"))
+
+    from vitrail.files import replacing
+    from vitrail.report.contact_sheet import draw_contact_sheet
+    from vitrail.train.preview import training_views
+
+    out = Path(own["--out"])
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out must be a PNG file, got {out}")
+    views = training_views(recipe, images, times)
+    with replacing(out) as temporary:
+        draw_contact_sheet(views, temporary)
+    print(f"{len(views.rows)} training images, {times} times each with data.augment {recipe.data.augment}: {out}")
+    return 0
+
+
+def _divide(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The verb's own options apart from the recipe's."""
+    own, rest = dict(_OPTIONS), []
+    seen: set[str] = set()
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in _OPTIONS:
+            rest.append(word)
+            continue
+        given = value if equals else next(words, None)
+        if given is None or name in seen:
+            raise ConfigError(f"{name} needs one value (`vitrail data show --help` explains)")
+        seen.add(name)
+        own[name] = given
+    return own, rest
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 50:
+        raise ConfigError(f"{name} must be a whole number from 1 to 50, got {text!r}")
+    return int(text)

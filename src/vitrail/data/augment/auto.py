@@ -1,0 +1,197 @@
+"""RandAugment and TrivialAugment, for each image of a batch its own operations.
+
+Kornia's classes of these names draw the operations once for a whole batch and know one stream. Here the motions among
+an image's operations join the batch's other motions, where all streams go through them, and the rest change the image
+stream afterwards, grouped so that each operation runs once on all images that drew it.
+
+Source: Cubuk et al. 2020, arXiv:1909.13719, section 3 and table 6; Müller & Hutter 2021, arXiv:2103.10158, table 1
+(the wide space).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitrail.config.augment import AugmentSettings
+from vitrail.data.augment.color import GRAY, map_colors, saturate
+from vitrail.data.augment.geometry import affine_matrices
+
+IDENTITY = "identity"
+MOTIONS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+COLORS = ("autocontrast", "equalize", "posterize", "solarize", "color", "contrast", "brightness", "sharpness")
+OPERATIONS = (IDENTITY, *MOTIONS, *COLORS)
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """What an operation does at full strength.
+
+    Attributes:
+        rotate: Degrees.
+        shear: Slope.
+        translate: Share of width or height.
+        change: Of colour, contrast, brightness and sharpness, relative.
+        bits: That posterize takes away, of eight.
+    """
+
+    rotate: float
+    shear: float
+    translate: float
+    change: float
+    bits: int
+
+
+# The published numbers are for images of 224 (32 pixels) and 331 (150 pixels).
+_RANDAUGMENT = Strongest(rotate=30.0, shear=0.3, translate=150 / 331, change=0.9, bits=4)
+_TRIVIALAUGMENT = Strongest(rotate=135.0, shear=0.99, translate=32 / 224, change=0.99, bits=6)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Operations of a batch.
+
+    Attributes:
+        operations: Numbers of :data:`OPERATIONS`, shape ``(B, n)``.
+        strength: Signed, from -1 to 1, shape ``(B, n)``; operations that know one direction take its size.
+        strongest: What strength 1 does.
+    """
+
+    operations: Tensor
+    strength: Tensor
+    strongest: Strongest
+
+
+def draw(settings: AugmentSettings, count: int, colors: bool) -> Drawn:
+    """Draw each image's operations.
+
+    Args:
+        settings: Which kind, how many, how strong.
+        count: B.
+        colors: Whether operations on colours are among them.
+    """
+    choices = len(OPERATIONS) if colors else 1 + len(MOTIONS)
+    trivial = settings.auto == "trivialaugment"
+    number = 1 if trivial else settings.auto_operations
+    operations = torch.randint(choices, (count, number))
+    size = (
+        torch.randint(31, (count, number)) / 30
+        if trivial
+        else torch.full((count, number), settings.auto_magnitude / 30)
+    )
+    sign = 1.0 - 2.0 * torch.randint(2, (count, number))
+    return Drawn(operations, size * sign, _TRIVIALAUGMENT if trivial else _RANDAUGMENT)
+
+
+def motions(drawn: Drawn, size: tuple[int, int]) -> Tensor:
+    """The motions among the operations of each image, from result to image, shape ``(B, 3, 3)``.
+
+    Args:
+        drawn: The operations.
+        size: Height and width of the images.
+    """
+    result = torch.eye(3).repeat(len(drawn.operations), 1, 1)
+    for slot in range(drawn.operations.shape[1]):
+        amount = {
+            name: drawn.strength[:, slot] * (drawn.operations[:, slot] == OPERATIONS.index(name)) for name in MOTIONS
+        }
+        most = drawn.strongest
+        shear = torch.stack([amount["shear_x"], amount["shear_y"]], dim=1) * most.shear
+        shift = torch.stack([amount["translate_x"], amount["translate_y"]], dim=1) * most.translate
+        step = affine_matrices(
+            amount["rotate"] * most.rotate, torch.rad2deg(shear.atan()), shift, torch.ones(len(result)), size
+        )
+        result = result @ step
+    return result
+
+
+def change_colors(images: Tensor, drawn: Drawn) -> Tensor:
+    """Apply the operations on colours.
+
+    Args:
+        images: Shape ``(B, 3, H, W)``, in 0..1; not changed.
+        drawn: The operations.
+
+    Returns:
+        The same shape, in 0..1.
+    """
+    result = images.clone()
+    for slot in range(drawn.operations.shape[1]):
+        for name in COLORS:
+            rows = torch.nonzero(drawn.operations[:, slot] == OPERATIONS.index(name))[:, 0]
+            if len(rows):
+                there = rows.to(images.device)
+                result[there] = _COLOR_OPERATIONS[name](result[there], drawn.strength[rows, slot], drawn.strongest)
+    return result
+
+
+def _autocontrast(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+    low, high = x.amin(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
+    return torch.where(high > low, (x - low) / (high - low).clamp_min(1e-6), x).clamp_(0.0, 1.0)
+
+
+def _equalize(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+    from kornia.enhance import equalize
+
+    # Kornia counts in whole grays and rounds down; what interpolation left between two grays goes to the nearest.
+    equalized: Tensor = equalize((x * 255).round() / 255)
+    return equalized
+
+
+def _posterize(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+    step = 2.0 ** (strength.abs() * most.bits).round().to(x)[:, None, None, None]
+    return ((x * 255).round() / step).floor() * step / 255
+
+
+def _solarize(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+    return torch.where(x >= 1 - strength.abs().to(x)[:, None, None, None], 1 - x, x)
+
+
+def _color(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+    return map_colors(x, saturate(1 + strength * most.change), torch.zeros(len(x), 3))
+
+
+def _contrast(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+    amount = (strength * most.change)[:, None]
+    mean = x.mean(dim=(2, 3)).cpu() @ torch.tensor(GRAY)
+    return map_colors(x, torch.eye(3) * (1 + amount)[:, None], (-amount * mean[:, None]).expand(-1, 3))
+
+
+def _brightness(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+    return (x * (1 + strength * most.change).to(x)[:, None, None, None]).clamp_(0.0, 1.0)
+
+
+def _sharpness(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+    return sharpen(x, 1 + strength * most.change)
+
+
+def sharpen(x: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance from a smoothed image: 0 is smooth, 1 changes nothing; the outermost pixels stay.
+
+    The smoothing is Pillow's: a 3 x 3 kernel of ones with a five in the middle, over thirteen; here as a sum of three
+    rows, of three columns of that, and four times the pixel itself.
+
+    Args:
+        x: Shape ``(B, C, H, W)``, in 0..1.
+        factor: Shape ``(B,)``.
+    """
+    smooth = x.clone()
+    rows = (x[:, :, :-2] + x[:, :, 1:-1]).add_(x[:, :, 2:])
+    total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
+    smooth[:, :, 1:-1, 1:-1] = total.add_(x[:, :, 1:-1, 1:-1], alpha=4).div_(13)
+    return torch.lerp(smooth, x, factor.to(x)[:, None, None, None]).clamp_(0.0, 1.0)
+
+
+_COLOR_OPERATIONS: dict[str, Callable[[Tensor, Tensor, Strongest], Tensor]] = {
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "color": _color,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "sharpness": _sharpness,
+}

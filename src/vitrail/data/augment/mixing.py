@@ -1,0 +1,79 @@
+"""Mixup and CutMix: images blended with, or pasted into, others of their batch; targets become shares of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.config.augment import AugmentSettings
+from vitrail.data.augment.chance import beta, happens
+from vitrail.data.augment.hiding import inside
+
+
+class Mixing(nn.Module):
+    """Mixes each image of a batch with another of the batch, all streams alike.
+
+    Args:
+        settings: Which kind, and how much.
+        num_classes: K.
+
+    Source: mixup: Zhang et al. 2018, arXiv:1710.09412, section 2; CutMix: Yun et al. 2019, arXiv:1905.04899, section
+    3.1; a share for each image instead of one a batch: timm's "elem" mode.
+    """
+
+    def __init__(self, settings: AugmentSettings, num_classes: int) -> None:
+        super().__init__()
+        self.settings, self.num_classes = settings, num_classes
+
+    def forward(self, streams: Mapping[str, Tensor], target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Mix.
+
+        Args:
+            streams: Stream -> shape ``(B, C, H, W)``.
+            target: Classes ``(B,)``, or shares ``(B, K)``.
+
+        Returns:
+            The streams, and each image's share of each class, shape ``(B, K)``, float32.
+        """
+        shares = soft(target, self.num_classes)
+        count = len(shares)
+        settings = self.settings
+        partner = torch.randperm(count).to(shares.device)
+        chosen = happens(settings.mix_probability, count)
+        paste = happens(0.5, count) if settings.mixup and settings.cutmix else torch.full((count,), settings.cutmix > 0)
+        # How much of the image itself is left.
+        kept = torch.ones(count)
+        if settings.mixup:
+            kept = torch.where(chosen & ~paste, beta(settings.mixup, count), kept)
+        boxes = torch.zeros(count, 4)
+        if settings.cutmix:
+            boxes = torch.where((chosen & paste)[:, None], _boxes(beta(settings.cutmix, count)), boxes)
+        result = {}
+        for name, x in streams.items():
+            other = x[partner]
+            mixed = torch.lerp(other, x, kept.to(x)[:, None, None, None]) if settings.mixup else x
+            result[name] = torch.where(inside(boxes, x), other, mixed) if settings.cutmix else mixed
+        first = next(iter(streams.values()))
+        # What is left is counted in pixels: the rectangle may lie partly outside, and pixels are whole.
+        left = kept.to(shares) * (1 - inside(boxes, first).float().mean(dim=(1, 2, 3)))
+        return result, torch.lerp(shares[partner], shares, left[:, None])
+
+
+def _boxes(kept: Tensor) -> Tensor:
+    """Rectangles of the share that is not kept, anywhere; what lies outside the image is lost, as in the paper."""
+    side = (1 - kept).sqrt()[:, None]
+    center = torch.rand(len(kept), 2)
+    return torch.cat([center - side / 2, center + side / 2], dim=1)
+
+
+def soft(target: Tensor, num_classes: int) -> Tensor:
+    """Targets as shares of classes ``(B, K)``, float32: classes ``(B,)`` become ones and zeros.
+
+    Args:
+        target: Shape ``(B,)`` or ``(B, K)``.
+        num_classes: K.
+    """
+    return F.one_hot(target, num_classes).float() if target.ndim == 1 else target.float()

@@ -1,0 +1,97 @@
+"""The random changes of training, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.config.augment import AugmentSettings, augment_settings
+from vitrail.data.augment import auto
+from vitrail.data.augment.color import jitter
+from vitrail.data.augment.geometry import move, random_motions
+from vitrail.data.augment.hiding import drop_bands, drop_streams, random_blur, random_erasing
+
+
+class Augmentation(nn.Module):
+    """Random changes of a batch in 0..1, drawn from torch's generator.
+
+    Motion first (crop, flip, turn, shift, zoom, shear: one resampling in all), then colour, blur, erasing, bands and
+    streams. All streams of an image move alike, each at its own size; colour is changed on the image stream alone.
+
+    Args:
+        settings: How much of what.
+        num_bands: Bands of the image stream; colour is changed only where there are three.
+        means: Stream -> the mean of each band, with which what is erased is filled, so that it is 0 once normalised;
+            0 where not given.
+    """
+
+    def __init__(
+        self, settings: AugmentSettings, num_bands: int, means: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.colored = num_bands == 3
+        self._means = nn.Module()
+        for name, values in (means or {}).items():
+            fill = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self._means.register_buffer(name, fill, persistent=False)
+
+    def forward(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Change all streams of each image.
+
+        Args:
+            streams: Stream -> shape ``(B, C, H, W)``; each may have its own height and width.
+        """
+        settings = self.settings
+        result = dict(streams)
+        first = next(iter(result.values()))
+        count, size = len(first), (first.shape[2], first.shape[3])
+        drawn = auto.draw(settings, count, self.colored) if settings.auto != "none" else None
+        if settings.moves:
+            motions = random_motions(settings, count, size)
+            if drawn is not None:
+                # The operations see the image as the crop left it.
+                motions = motions @ auto.motions(drawn, size)
+            result = {name: move(x, motions, settings.padding) for name, x in result.items()}
+        if self.colored and "image" in result:
+            if settings.brightness or settings.contrast or settings.saturation or settings.hue or settings.grayscale:
+                result["image"] = jitter(result["image"], settings)
+            if drawn is not None:
+                result["image"] = auto.change_colors(result["image"], drawn)
+        if settings.blur:
+            result = random_blur(result, settings)
+        fill = {name: getattr(self._means, name, x.new_zeros(())) for name, x in result.items()}
+        if settings.erase:
+            result = random_erasing(result, settings, fill)
+        if settings.band_dropout:
+            result = drop_bands(result, settings.band_dropout, fill)
+        if settings.stream_dropout:
+            result = drop_streams(result, settings.stream_dropout, fill)
+        return result
+
+
+def build_augmentation(
+    preset: str,
+    num_bands: int,
+    changes: Mapping[str, Any] | None = None,
+    means: Mapping[str, Sequence[float]] | None = None,
+) -> Augmentation | None:
+    """The random changes of training.
+
+    Args:
+        preset: A name of :data:`vitrail.config.augment.PRESETS`.
+        num_bands: Bands of the image stream.
+        changes: Settings that take the place of the preset's.
+        means: As for :class:`Augmentation`.
+
+    Returns:
+        None where nothing is changed.
+
+    Raises:
+        ConfigError: An unknown preset or setting, or a value out of range.
+    """
+    settings = augment_settings(preset, changes)
+    return None if settings == AugmentSettings() else Augmentation(settings, num_bands, means)

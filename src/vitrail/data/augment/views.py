@@ -1,0 +1,52 @@
+"""Fixed views of an image, over which test-time augmentation averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from vitrail.errors import ConfigError, closest
+
+View = Callable[[Tensor], Tensor]
+
+
+def _crop(vertical: int, horizontal: int) -> View:
+    """Seven eighths of height and width, at one of three places along each axis (0, 1, 2)."""
+
+    def view(x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        h, w = max(1, round(height * 7 / 8)), max(1, round(width * 7 / 8))
+        top, left = (height - h) * vertical // 2, (width - w) * horizontal // 2
+        return x[:, :, top : top + h, left : left + w]
+
+    return view
+
+
+def _turn(quarters: int, flip: bool = False) -> View:
+    return lambda x: (x.flip(3) if flip else x).rot90(quarters, (2, 3))
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+# What test-time augmentation may be: the views whose probabilities are averaged.
+VIEWS: Mapping[str, tuple[View, ...]] = {
+    "none": (_same,),
+    "mirror": (_same, lambda x: x.flip(3)),
+    "flips": (_same, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)),
+    "turns": tuple(_turn(quarters, flip) for flip in (False, True) for quarters in range(4)),
+    "crops": (_same, *(_crop(*place) for place in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)))),
+}
+
+
+def views_of(name: str) -> tuple[View, ...]:
+    """The views of that name, the image itself first.
+
+    Raises:
+        ConfigError: No such name.
+    """
+    if name not in VIEWS:
+        raise ConfigError(f"unknown test-time augmentation {name!r}{closest(name, VIEWS)}")
+    return VIEWS[name]

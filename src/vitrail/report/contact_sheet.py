@@ -1,0 +1,82 @@
+"""A contact sheet: images side by side, as a model sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy.typing as npt
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vitrail.train.preview import Views
+
+_MOST_CHARACTERS = 24
+
+
+def draw_contact_sheet(views: Views, out: Path) -> None:
+    """Draw a row for each stream of each image: the image as it is, then as training changes it.
+
+    Three bands are shown in their colours, one in gray, others as the mean of all bands, on the scale of the unchanged
+    image.
+
+    Args:
+        views: The images.
+        out: PNG file to write.
+    """
+    names = list(views.bands)
+    columns = len(views.rows[0].labels)
+    count = len(views.rows) * len(names)
+    height, width = next(iter(views.rows[0].streams.values())).shape[2:]
+    lines = max(label.count("\n") + 1 for row in views.rows for label in row.labels)
+    cell = 1.4 * height / width if width >= height else 1.4
+    size = (1.5 * columns + 0.6, (cell + 0.12) * count + 0.16 * lines * len(views.rows) + 0.5)
+    figure, axes = plt.subplots(count, columns, figsize=size, layout="constrained", squeeze=False)
+    for i, row in enumerate(views.rows):
+        for j, name in enumerate(names):
+            line = axes[i * len(names) + j]
+            pictures = _for_the_eye(row.streams[name])
+            for k, axis in enumerate(line):
+                axis.imshow(pictures[k], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                if j == 0:
+                    axis.set_title("\n".join(_short(part) for part in row.labels[k].split("\n")), fontsize=7)
+            line[0].set_ylabel(_stream_title(name, views.bands[name]), fontsize=7)
+    for spine in (s for line in axes for s in line[0].spines.values()):
+        spine.set(linewidth=2)
+    axes[0, 0].annotate("as it is", (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
+                        textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
+    if columns > 1:
+        axes[0, 1].annotate("as training changes it", (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
+                            textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
+    figure.savefig(out, format="png", dpi=110)
+    plt.close(figure)
+
+
+def _for_the_eye(images: Tensor) -> npt.NDArray[Any]:
+    """``(n, C, H, W)`` as pictures in 0..1."""
+    if images.shape[1] == 3:
+        shown = images.permute(0, 2, 3, 1)
+    elif images.shape[1] == 1:
+        shown = images[:, 0]
+    else:
+        shown = images.mean(dim=1)
+        low, high = shown[0].min(), shown[0].max()
+        shown = (shown - low) / (high - low).clamp_min(1e-6)
+    array: npt.NDArray[Any] = shown.clamp(0, 1).numpy()
+    return array
+
+
+def _stream_title(name: str, bands: tuple[str, ...]) -> str:
+    if len(bands) in (1, 3):
+        return f"{name}\n{_short(', '.join(bands))}"
+    return f"{name}\n(mean of {len(bands)} bands)"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"

@@ -1,0 +1,122 @@
+"""Finding a learning rate by trying a range of them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.config.schema import TrainerConfig
+from vitrail.errors import RunError
+from vitrail.tasks.classification import ClassificationTask
+from vitrail.tasks.optim import parameter_groups
+
+_LOW, _HIGH, _STEPS = 1e-6, 1.0, 80
+# Of the moving average of the loss, which a batch's luck moves less.
+_SMOOTHING = 0.9
+
+
+def find_learning_rate(
+    task: ClassificationTask, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], seed: int
+) -> tuple[float, str]:
+    """Train a copy for a few steps at rates that grow from step to step, and see where the loss falls.
+
+    Args:
+        task: What is to be trained; it is not changed.
+        config: Weight decay, layer decay, clipping and precision.
+        batches: Training batches, taken from the start again where there are fewer than steps.
+        seed: Of augmentation and dropout.
+
+    Returns:
+        The rate, of two significant digits, and why.
+
+    Raises:
+        RunError: The loss falls at none of the rates.
+
+    Source: range test: Smith 2017, arXiv:1506.01186, section 3.3; where it falls fastest: Howard & Gugger 2020,
+    arXiv:2002.04688, section 2.2.
+    """
+    device = next(task.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        trial = copy.deepcopy(task).train()
+        # How much of which image is in a mixed one moves the loss more than a step does.
+        trial.mix = None
+        rates, losses = _range_test(trial, config, batches, device)
+    chosen = _choose(rates, losses)
+    if chosen is None:
+        raise RunError(
+            f"trainer.learning_rate auto: the loss fell at none of {len(rates)} rates, tried from {_LOW:g} on; give "
+            "a number"
+        )
+    span = f"{len(rates)} steps at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
+    return chosen, f"half-way between where the loss fell fastest and where it was lowest in {span}"
+
+
+def _range_test(
+    task: ClassificationTask, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], device: torch.device
+) -> tuple[list[float], list[float]]:
+    groups = parameter_groups(task.model, config.weight_decay, 1.0, config.layer_decay)
+    # Each group's share of the rate, by layer.
+    shares = [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, lr=_LOW)
+    rates: list[float] = []
+    losses: list[float] = []
+    for step, batch in zip(range(_STEPS), itertools.chain.from_iterable(itertools.repeat(batches)), strict=False):
+        rate = _LOW * (_HIGH / _LOW) ** (step / (_STEPS - 1))
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = rate * share
+        prepared = task.prepare({name: value.to(device) for name, value in batch.items()})
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision.startswith("bf16")):
+            loss = task.loss(task(prepared), prepared)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if config.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(task.parameters(), config.gradient_clip)
+        optimizer.step()
+        value = float(loss.detach())
+        if not math.isfinite(value) or value > 4 * max(min(losses, default=value), 1e-12):
+            break
+        rates.append(rate)
+        losses.append(value)
+    return rates, losses
+
+
+def _choose(rates: list[float], losses: list[float]) -> float | None:
+    """Half-way, by its logarithm, between the rate at which the loss falls fastest and that at which it is lowest.
+
+    The first is safe and, for transformers that train for more than a few steps, several times too small; at the second
+    training is about to break.
+
+    Returns:
+        Two significant digits; None where the loss never falls.
+    """
+    if len(losses) < 10:
+        return None
+    values = np.array(losses)
+    backwards = _smoothed(values)
+    # A moving average sees a step late; one from each side sees it in time.
+    smooth = (backwards + _smoothed(values[::-1])[::-1]) / 2
+    slopes = np.gradient(smooth)[: int(smooth.argmin()) + 1]
+    # Not among the first steps, whose rates move nothing and whose slope is the batches' luck.
+    fastest = int(slopes[3:].argmin()) + 3 if len(slopes) > 3 else 0
+    if fastest == 0 or slopes[fastest] >= 0:
+        return None
+    lowest = max(int(backwards.argmin()), fastest)
+    return float(f"{math.sqrt(rates[fastest] * rates[lowest]):.1e}")
+
+
+def _smoothed(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    average, weight, result = 0.0, 0.0, []
+    for value in values:
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * float(value)
+        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        result.append(average / weight)
+    return np.array(result)

@@ -1,0 +1,100 @@
+"""What training would show a model, without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.config.augment import augment_settings
+from vitrail.config.schema import Recipe
+from vitrail.data.augment import Mixing, build_augmentation
+from vitrail.data.augment.mixing import soft
+from vitrail.data.dataset import open_data
+from vitrail.train.fit import image_size
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, as it is and as training changes it.
+
+    Attributes:
+        key: What identifies it.
+        streams: Stream -> shape ``(1 + times, C, H, W)`` in 0..1, the unchanged image first.
+        labels: What each of them is taken for, in words.
+    """
+
+    key: str
+    streams: dict[str, Tensor]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a recipe's training sees.
+
+    Attributes:
+        rows: One an image.
+        bands: Names of the bands of each stream.
+    """
+
+    rows: list[Row]
+    bands: dict[str, tuple[str, ...]]
+
+
+def training_views(recipe: Recipe, images: int, times: int) -> Views:
+    """Change a few training images as training would; mixing takes its partners among them.
+
+    Args:
+        recipe: Which images, changed how, and the seed.
+        images: How many, the first of each class in turn.
+        times: How often each is changed.
+
+    Raises:
+        ConfigError: A setting that does not fit.
+        DataError: Images that are missing, unreadable or inconsistent.
+    """
+    data = open_data(recipe.data, image_size(recipe))
+    source = data.source
+    chosen = _spread(data.indices("train"), source.targets, images)
+    streams = source.load(chosen)
+    targets = soft(torch.from_numpy(source.targets[chosen]), len(source.classes))
+    means = {name: mean for name, (mean, _) in data.statistics().items()}
+    augment = build_augmentation(recipe.data.augment, len(source.bands["image"]), recipe.data.augment_settings, means)
+    settings = augment_settings(recipe.data.augment, recipe.data.augment_settings)
+    mix = Mixing(settings, len(source.classes)) if settings.mixes else None
+    seen, shares = [streams], [targets]
+    torch.manual_seed(recipe.run.seed)
+    for _ in range(times):
+        changed = streams if augment is None else augment(streams)
+        changed, share = (changed, targets) if mix is None else mix(changed, targets)
+        seen.append(changed)
+        shares.append(share)
+    rows = [
+        Row(
+            source.keys[index],
+            {name: torch.stack([view[name][i] for view in seen]) for name in streams},
+            [_in_words(share[i], source.classes) for share in shares],
+        )
+        for i, index in enumerate(chosen)
+    ]
+    return Views(rows, source.bands)
+
+
+def _spread(indices: list[int], targets: np.ndarray[tuple[int, ...], np.dtype[np.generic]], most: int) -> list[int]:
+    """The first image of each class, then the second of each, and so on."""
+    groups: dict[bytes, list[int]] = {}
+    for index in indices:
+        groups.setdefault(targets[index].tobytes(), []).append(index)
+    longest = max(map(len, groups.values()))
+    turns = [group[i] for i in range(longest) for _, group in sorted(groups.items()) if i < len(group)]
+    return turns[:most]
+
+
+def _in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
+    """The classes and, where they are not whole, their shares, the largest first."""
+    order = shares.argsort(descending=True, stable=True).tolist()
+    parts = [(classes[i], float(shares[i])) for i in order if shares[i] >= 0.005]
+    return "\n".join(name if share > 0.995 else f"{share:.0%} {name}" for name, share in parts) or "no label"

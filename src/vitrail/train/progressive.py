@@ -1,0 +1,52 @@
+"""Small images first: cheaper early epochs, the final size at the end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from vitrail.errors import ConfigError
+from vitrail.train.module import TaskModule
+
+
+class ProgressiveSize(Callback):
+    """Trains on smaller images first. The size depends on the epoch alone; validation is at the final size always.
+
+    Args:
+        heights: Of the images in the parts of the training before the last, in pixels; the widths follow.
+        size: Final height and width.
+        max_epochs: Of the whole training, whose parts are equally long; what does not divide goes to the later ones.
+
+    Raises:
+        ConfigError: Heights that do not grow towards the final one, or more parts than epochs.
+
+    Source: Tan & Le 2021, arXiv:2104.00298, section 4 (without their change of regularisation).
+    """
+
+    def __init__(self, heights: Sequence[int], size: tuple[int, int], max_epochs: int) -> None:
+        growing = [*heights, size[0]]
+        if any(a >= b for a, b in itertools.pairwise(growing)) or min(growing) < 1:
+            raise ConfigError(
+                f"trainer.progressive_sizes must grow and stay below the final height {size[0]}, got {list(heights)}"
+            )
+        if len(growing) > max_epochs:
+            raise ConfigError(
+                f"trainer.progressive_sizes has {len(heights)} sizes before the final one, too many for "
+                f"trainer.max_epochs = {max_epochs}"
+            )
+        self.sizes = [(h, max(1, round(size[1] * h / size[0]))) for h in growing]
+        self.max_epochs = max_epochs
+
+    def size_of(self, epoch: int) -> tuple[int, int]:
+        """Height and width of the training images in an epoch."""
+        part = epoch * len(self.sizes) // self.max_epochs
+        return self.sizes[min(part, len(self.sizes) - 1)]
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TaskModule)
+        size = self.size_of(trainer.current_epoch)
+        pl_module.task.train_size = None if size == self.sizes[-1] else size

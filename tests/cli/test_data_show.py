@@ -1,0 +1,63 @@
+"""The contact sheet shows the images that training would see."""
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.images import make_folder
+from vitrail.cli.data_show import main
+from vitrail.cli.recipes import make_recipe
+from vitrail.data import open_data
+from vitrail.errors import ConfigError
+from vitrail.train.preview import training_views
+
+
+def _recipe(**data):
+    return make_recipe({"data": data, "model": {"name": "vit", "img_size": 16, "patch_size": 4}})
+
+
+def test_rows_are_images_and_columns_are_views():
+    views = training_views(_recipe(spectral="edges", augment="strong"), images=12, times=5)
+    data = open_data(_recipe(spectral="edges").data, (16, 16))
+    places = {key: i for i, key in enumerate(data.source.keys)}
+    assert len(views.rows) == 12
+    targets = [int(data.source.targets[places[row.key]]) for row in views.rows]
+    assert targets == [*range(10), 0, 1]
+    assert all(places[row.key] in data.indices("train") for row in views.rows)
+    for row, target in zip(views.rows, targets, strict=True):
+        streams = data.source.load([places[row.key]])
+        for name, x in streams.items():
+            assert torch.equal(row.streams[name][0], x[0])
+            assert row.streams[name].shape == (6, *x.shape[1:])
+            assert not torch.equal(row.streams[name][1], row.streams[name][2])
+        assert row.labels[0] == str(target)
+    mixed = [label for row in views.rows for label in row.labels[1:] if "%" in label]
+    assert len(mixed) > 30
+    for label in mixed:
+        shares = [int(part.split("%")[0]) for part in label.split("\n")]
+        assert shares == sorted(shares, reverse=True)
+        assert 98 <= sum(shares) <= 102
+    again = training_views(_recipe(spectral="edges", augment="strong"), images=12, times=5)
+    assert torch.equal(again.rows[3].streams["image"], views.rows[3].streams["image"])
+    still = training_views(_recipe(), images=1, times=1)
+    assert torch.equal(*still.rows[0].streams["image"])
+
+
+def test_the_picture_is_drawn(tmp_path, capsys):
+    images = make_folder(tmp_path / "images", per_class=3, classes=("a" * 60, "$x_$"))
+    out = tmp_path / "sheets" / "x.png"
+    main([f"--out={out}", "--data.source", "folder", "--data.path", str(images), "--data.img_size", "24",
+          "--data.augment", "leaf", "--images", "2", "--times", "1"])  # fmt: skip
+    assert "2 training images, 1 times each" in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 100
+
+
+def test_wrong_usage():
+    for words, message in [
+        (["--images", "0"], "from 1 to 50"), (["--times"], "needs one value"), (["--out", "x.jpg"], "PNG"),
+        (["--data.augmnt", "none"], "did you mean"), (["--images", "1", "--images", "2"], "one value"),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            main(words)

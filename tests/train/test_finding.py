@@ -1,0 +1,149 @@
+"""Learning rates, batch sizes and image sizes that training finds or changes itself."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from vitrail.cli.main import main
+from vitrail.cli.recipes import make_recipe
+from vitrail.data.transforms import NormalizeStreams
+from vitrail.errors import ConfigError, RunError
+from vitrail.models import create_model
+from vitrail.tasks import ClassificationTask
+from vitrail.train import train
+from vitrail.train.batch_size import _smallest_fast, find_batch_size
+from vitrail.train.learning_rate import _choose, find_learning_rate
+from vitrail.train.module import TaskModule
+from vitrail.train.progressive import ProgressiveSize
+
+TINY = {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def _recipe(folder, model=TINY, **parts):
+    content = {"data": {"num_workers": 0, "batch_size": 128}, "model": model,
+               "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+               "run": {"dir": str(folder), "tensorboard": False}}  # fmt: skip
+    return make_recipe({part: {**values, **parts.get(part, {})} for part, values in content.items()})
+
+
+@pytest.mark.parametrize("middle", [-4.5, -3.0, -2.0])
+def test_the_rate_of_a_made_curve(middle):
+    """A loss that falls as a logistic curve of the rate's logarithm and then explodes."""
+    logs = torch.linspace(-6, 0, 80)
+    noise = 0.02 * torch.randn(80)
+    losses = 1 + 1.3 / (1 + ((logs - middle) * 4).exp()) + ((logs - middle - 1.5) * 3).exp() + noise
+    end = next((i for i in range(80) if losses[i] > 4 * losses[: i + 1].min()), 80)  # where the test stops
+    found = _choose((10 ** logs[:end]).tolist(), losses[:end].tolist())
+    assert middle - 0.3 < math.log10(found) < middle + 1.2
+
+
+def test_no_fall_is_no_rate():
+    assert _choose([10.0**-i for i in range(20)], list(range(20))) is None
+    assert _choose([1e-3] * 5, [2.0, 1.5, 1.2, 1.1, 1.0]) is None
+
+
+def _task():
+    model = create_model(**TINY, in_chans=1, num_classes=3)
+    return ClassificationTask(model, NormalizeStreams({"image": ([0.5], [0.3])}))
+
+
+def test_the_search_leaves_no_trace():
+    task = _task().train()
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    target = torch.arange(24) % 3
+    image = 0.3 * target[:, None, None, None] + 0.1 * torch.rand(24, 1, 8, 8)
+    batches = [{"image": image, "target": target}]
+    config = _recipe("x").trainer
+    state = torch.get_rng_state()
+    rate, why = find_learning_rate(task, config, batches, 3)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+    assert (rate, why) == find_learning_rate(task, config, batches, 3)
+    assert 1e-4 < rate < 0.3
+    constant = [{"image": image, "target": torch.randint(3, (24,))} for _ in range(40)]
+    for batch in constant:
+        batch["image"] = torch.full_like(image, float("nan"))
+    with pytest.raises(RunError, match="fell at none of"):
+        find_learning_rate(task, config, constant, 3)
+
+    size, why = find_batch_size(
+        task, config, lambda n: {"image": torch.rand(n, 1, 8, 8), "target": torch.arange(n) % 3}, 100
+    )
+    assert size == 4  # an epoch of 100 has at least twenty steps, or batches of four
+    assert "images/s" in why
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+def test_of_fast_batches_the_smallest():
+    assert _smallest_fast({4: 10.0, 8: 19.0, 16: 30.0, 32: 31.0, 64: 31.5})[0] == 16
+    assert _smallest_fast({4: 10.0, 8: 9.0})[0] == 4
+    assert _smallest_fast({4: 10.0, 8: 20.0}, "; 16 do not fit into memory")[1].endswith("do not fit into memory)")
+
+
+def test_what_was_found_is_said_and_kept(tmp_path, capsys):
+    words = [f"--model.{key}={value}" for key, value in TINY.items()]
+    words += ["--data.num_workers=0", "--data.batch_size=auto", "--trainer.learning_rate=auto"]
+    words += ["--trainer.accelerator=cpu", f"--run.dir={tmp_path / 'x'}", "--run.tensorboard=false"]
+    words += ["--trainer.max_epochs=1"]
+    assert main(["train", *words]) == 0
+    said = capsys.readouterr().out
+    recipe = yaml.safe_load((tmp_path / "x" / "recipe.yaml").read_text())
+    size, rate = recipe["data"]["batch_size"], recipe["trainer"]["learning_rate"]
+    assert f"data.batch_size {size}: the smallest within 5%" in said
+    assert f"trainer.learning_rate {rate:g}: half-way between where the loss fell" in said
+    environment = json.loads((tmp_path / "x" / "environment.json").read_text())
+    assert environment["trainer.learning_rate"].startswith(f"{rate:g}")
+    # "auto" resumes with what the run began with.
+    words[words.index("--trainer.max_epochs=1")] = "--trainer.max_epochs=2"
+    assert main(["train", *words, "--resume"]) == 0
+    capsys.readouterr()
+    again = yaml.safe_load((tmp_path / "x" / "recipe.yaml").read_text())
+    assert (again["data"]["batch_size"], again["trainer"]["learning_rate"]) == (size, rate)
+
+
+def test_sizes_grow_in_equal_parts():
+    callback = ProgressiveSize([96, 128], (160, 320), 7)
+    assert [callback.size_of(epoch) for epoch in range(7)] == [(96, 192)] * 3 + [(128, 256)] * 2 + [(160, 320)] * 2
+    for sizes, epochs, message in [([128, 96], 9, "must grow"), ([200], 9, "must grow"), ([96, 128], 2, "too many")]:
+        with pytest.raises(ConfigError, match=message):
+            ProgressiveSize(sizes, (160, 160), epochs)
+
+
+def test_training_sees_the_small_images_and_validation_the_large(tmp_path, monkeypatch):
+    seen = []
+    original = ClassificationTask.forward
+
+    def watch(self, batch):
+        seen.append((self.training, *batch["image"].shape[2:], *batch["spectral"].shape[2:]))
+        return original(self, batch)
+
+    monkeypatch.setattr(ClassificationTask, "forward", watch)
+    model = {"name": "hvt", "img_size": 16, "patch_size": 4, "embed_dim": 16, "depths": [1], "num_heads": [2]}
+    data = {"spectral": "edges", "batch_size": 600, "augment": "standard"}
+    train(_recipe(tmp_path / "x", model, data=data, trainer={"max_epochs": 2, "progressive_sizes": [8]}))
+    assert [s for s in seen if s[0]] == [(True, 8, 8, 8, 8)] * 2 + [(True, 16, 16, 16, 16)] * 2
+    assert {s[1:] for s in seen if not s[0]} == {(16, 16, 16, 16)}
+
+
+def test_a_mixed_batch_counts_its_largest_share():
+    task = _task()
+    module = TaskModule(task, _recipe("x").trainer, 0)
+    logits, shares = torch.eye(3), torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.3, 0.7], [0.2, 0.2, 0.6]])
+    counted = module._countable(logits, shares)
+    assert module.train_accuracy(*counted).item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_the_found_rate_trains_better_than_far_ones(tmp_path, seed):
+    def loss(rate):
+        trainer = {"learning_rate": rate, "max_epochs": 4, "min_learning_rate": 0.0}
+        run = train(_recipe(tmp_path / str(rate), data={"batch_size": 32}, trainer=trainer, run={"seed": seed}))
+        return run.read_metrics()["val_loss"].min(), yaml.safe_load(run.recipe.read_text())["trainer"]["learning_rate"]
+
+    best, rate = loss("auto")
+    assert best < loss(rate / 30)[0]
+    assert best < loss(min(rate * 100, 2.0))[0]
