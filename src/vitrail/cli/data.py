@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError, closest
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from vitrail.data import ImageData
     from vitrail.data.audit import Audit
 
-# Word -> what it does; `show` belongs here too when it comes.
+# Word -> what it does.
 WORDS = {
     "stats": "mean, deviation, saturated shares and percentiles of each band over the training images",
     "audit": "unreadable files, duplicates, leaks between splits (exit code 1), balance, sizes, constant bands",
     "split": "how many images of each class each split has; --out writes the split as a table",
+    "show": "draw what training will see: images as augmentation changes them, both streams, mixed classes",
 }
 _PARTS = ("--data.", "--model.", "--task.", "--trainer.", "--run.")
 
@@ -34,7 +36,12 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    words: dict[str, Callable[[list[str]], int]] = {"stats": _stats, "audit": _audit, "split": _split}
+    words: dict[str, Callable[[list[str]], int]] = {
+        "stats": _stats,
+        "audit": _audit,
+        "split": _split,
+        "show": data_show.main,
+    }
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, WORDS))
         lines = [f"  {word:<{width}}  {what}" for word, what in WORDS.items()]
