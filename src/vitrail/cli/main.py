@@ -93,4 +93,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 def entry_point() -> None:
     """What the installed script runs."""
+    if len(sys.argv) > 2:
+        from vitrail.machine import keep_large_buffers
+
+        keep_large_buffers()
     sys.exit(main())
