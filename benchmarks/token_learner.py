@@ -5,7 +5,7 @@ The claim (a source article's): a 4-layer ViT on 14 x 14 patches of digits keeps
 pair recipes/digits/vit.yaml and vit_token_learner.yaml are trained here in one process, epoch by epoch in turn, so
 that a machine that slows down slows both; then the ratio is measured for every layer (1..4) and 2, 8 and 16 tokens.
 
-    python benchmarks/token_learner.py [--epochs 80] [--seeds 3] [--out benchmarks/results]
+    python benchmarks/token_learner.py [--epochs 60] [--seeds 3] [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Contender:
         size = (settings["img_size"],) * 2 if isinstance(settings["img_size"], int) else settings["img_size"]
         self.data = open_data(recipe.data, size)
         model = create_model(recipe.model.name, in_chans=1, num_classes=10, **settings)
-        augment = build_augmentation(recipe.data.augment, 1)
+        augment = build_augmentation(recipe.data.augment, 1, recipe.data.augment_settings)
         self.task = ClassificationTask(
             model, NormalizeStreams(self.data.statistics()), augment, ClassificationLoss(recipe.task.label_smoothing)
         )
@@ -202,7 +202,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5, help="of the sweep over layers and tokens")
     parser.add_argument("--steps", type=int, default=8, help="iterations a round")

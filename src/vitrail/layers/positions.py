@@ -1,10 +1,36 @@
-"""Learned position tables and their resampling to another grid."""
+"""Tables of positions: what they begin as, and their resampling to another grid."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vitrail.errors import ConfigError
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Sines and cosines of columns and rows, at wavelengths from 2 pi to 20,000 pi tokens.
+
+    Args:
+        grid: Height and width, in tokens.
+        dim: Width of a token; a multiple of 4, at least 8.
+
+    Returns:
+        Positions, shape ``(1, H * W, dim)``, row-major: a quarter each of the sines and cosines of the column, the
+        sines and the cosines of the row.
+
+    Raises:
+        ConfigError: Another width.
+
+    Source: Beyer et al. 2022, arXiv:2205.01580, section 2.
+    """
+    if dim % 4 or dim < 8:
+        raise ConfigError(f"sine and cosine positions need a width that is a multiple of 4 and at least 8, got {dim}")
+    frequencies = 10000.0 ** -torch.linspace(0, 1, dim // 4)
+    row, column = torch.meshgrid(torch.arange(float(grid[0])), torch.arange(float(grid[1])), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in (column, row)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[None]
 
 
 def resample_positions(

@@ -20,7 +20,7 @@ from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.positions import resample_positions
+from vitrail.layers.positions import resample_positions, sincos_positions
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import (
@@ -75,6 +75,8 @@ class ViTConfig:
         class_token: Whether a class token is prepended.
         global_pool: "token" reads the class token, "avg" the mean over the other tokens.
         drop_path_rate: Stochastic depth of the last block.
+        pos_embed_init: What the learned positions begin as: "normal" (close to nothing) or "sincos" (sines and cosines
+            of the place, from which few images teach more).
         token_learner: TokenLearner's settings; none without it.
     """
 
@@ -90,6 +92,7 @@ class ViTConfig:
     class_token: bool = True
     global_pool: Literal["token", "avg"] = "token"
     drop_path_rate: float = 0.0
+    pos_embed_init: Literal["normal", "sincos"] = "normal"
     token_learner: TokenLearnerConfig | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +108,8 @@ class ViTConfig:
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         if self.global_pool not in ("token", "avg"):
             raise ConfigError(f"global_pool must be 'token' or 'avg', got {self.global_pool!r}")
+        if self.pos_embed_init not in ("normal", "sincos"):
+            raise ConfigError(f"pos_embed_init must be 'normal' or 'sincos', got {self.pos_embed_init!r}")
         if self.global_pool == "token" and not self.class_token:
             raise ConfigError("global_pool='token' needs class_token=True; use global_pool='avg' without one")
         if self.token_learner is not None:
@@ -219,6 +224,9 @@ class ViT(VisionModel):
                     if module.bias is not None:
                         nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.config.pos_embed_init == "sincos":
+            with torch.no_grad():
+                self.pos_embed[:, self.num_prefix :] = sincos_positions(self.grid, self.config.embed_dim)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
         fan_in = self.patch_embed.proj.weight[0].numel()
