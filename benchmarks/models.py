@@ -224,9 +224,9 @@ def write_page(folder: Path, stem: str) -> None:
         draw(found["scaling"], folder / f"{stem}_scaling.png")
         parts += [
             "## Scaling",
-            "All sizes take turns, in float32, not compiled; windows stay at 7 tokens; the allocator keeps large buffers, "
-            "as under the command line (see `vitrail.machine.keep_large_buffers`). The target for Swin and MaxViT "
-            "is a cost of a pixel that is constant within 10 %.",
+            "All sizes take turns, in float32, not compiled; windows stay at 7 tokens; the allocator keeps large "
+            "buffers, as under the command line (see `vitrail.machine.keep_large_buffers`). The target for Swin and "
+            "MaxViT is a cost of a pixel that is constant within 10 %.",
             scaling_table(found["scaling"]),
             f"![time by size]({stem}_scaling.png)",
         ]
