@@ -23,8 +23,9 @@ class DataConfig:
     """Which images, how they are split, sized and batched.
 
     Attributes:
-        source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class) or "table"
-            (a CSV or Parquet file with the columns path and label, and split where images are split already).
+        source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class), "table"
+            (a CSV or Parquet file with the columns path and label, and split where images are split already) or
+            "unlabelled" (all images in a folder, at any depth; for pre-training).
         path: The folder, with train/, val/ (and test/) inside, or class folders to split; or the table, in which
             paths are relative to its folder.
         img_size: Height and width in pixels that images are brought to; the model's when not given.
@@ -35,7 +36,11 @@ class DataConfig:
             image. Edges hold nothing that the image does not; they are for trying two-stream models without a
             second sensor.
         val_fraction: Share of each class held out for validation, where the data has no such split.
-        test_fraction: Share of each class held out for testing, where the data has no such split.
+        test_fraction: Share of each class held out for testing, where the data has no such split; of unlabelled images
+            none is.
+        label_fraction: Share of each class's training images whose labels are used, at least one image; the others are
+            left out of training, and pre-training takes all. A smaller share is part of a larger one.
+        label_seed: Which share that is.
         augment: "none", "light" (small shifts, turns and zooms) or "standard" (random crops, flips and colour).
         batch_size: Images a step.
         num_workers: Processes that decode images; 0 decodes in the main process, -1 takes one a core (at most 8)
@@ -51,6 +56,8 @@ class DataConfig:
     spectral: Literal["none", "edges"] = "none"
     val_fraction: float = 0.1
     test_fraction: float = 0.2
+    label_fraction: float = 1.0
+    label_seed: int = 0
     augment: Literal["none", "light", "standard"] = "none"
     batch_size: int = 64
     num_workers: int = -1
@@ -65,6 +72,7 @@ class DataConfig:
         _require(self.num_workers >= -1, "data.num_workers", "at least -1", self.num_workers)
         for name in ("val_fraction", "test_fraction"):
             _require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
+        _require(0 < self.label_fraction <= 1, "data.label_fraction", "above 0 and at most 1", self.label_fraction)
         held_out = self.val_fraction + self.test_fraction
         _require(held_out < 1, "data.val_fraction + data.test_fraction", "below 1", held_out)
 
@@ -109,32 +117,111 @@ class ModelConfig:
         )
 
 
+# The tasks without labels, and the settings that each has, with its defaults. None is for the task to choose.
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "simclr": {"temperature": 0.2, "projection_dim": 128, "view_min_scale": 0.2, "color_strength": 0.5},
+    "mae": {"mask_ratio": 0.75, "normalize_target": True, "loss_on": "masked", "decoder_dim": None, "decoder_depth": 4},
+    "simmim": {
+        "mask_ratio": 0.6, "spectral_mask_ratio": None, "mask_size": None, "normalize_target": False,
+        "loss_on": "masked",
+    },
+}  # fmt: skip
+_OF_PRETRAINING = ("watch_every", *dict.fromkeys(key for settings in PRETRAINING.values() for key in settings))
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """What is optimised.
 
     Attributes:
-        name: "classification".
+        name: "classification" for `vitrail train`; for `vitrail pretrain`, which needs no labels, "simclr" (two views
+            of an image are to be alike, those of two images are not), "mae" (a ViT sees a few patches and a decoder
+            reconstructs the others) or "simmim" (any model reconstructs what was masked).
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
         loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well.
         focal_gamma: How much less: the power of one minus the probability of the true class.
         class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images.
+        temperature: simclr: what similarities are divided by, 0.2 when not given.
+        projection_dim: simclr: width of the vectors that are compared, 128 when not given.
+        view_min_scale: simclr: smallest share of an image that a view may show, 0.2 when not given.
+        color_strength: simclr: how strongly a view changes colours, 0 to 1; 0.5 when not given.
+        mask_ratio: mae, simmim: share of each image that is masked, 0.75 and 0.6 when not given. Of two streams either
+            may be 1, reconstructed from the other alone, or 0, shown whole and not reconstructed.
+        spectral_mask_ratio: simmim: the same for the spectral stream; ``mask_ratio`` when not given.
+        mask_size: simmim: side of a masked square in pixels, a multiple of the model's first stride; when not given,
+            the largest doubling of that stride of which six fit along the image's shorter side (32 at 224 pixels).
+        normalize_target: mae, simmim: reconstruct each square by its own mean and deviation; true and false when
+            not given.
+        loss_on: mae, simmim: "masked" pixels (when not given), or "all".
+        decoder_dim: mae: width of the decoder; half of the model's, as a multiple of 32, when not given.
+        decoder_depth: mae: its blocks, 4 when not given.
+        watch_every: Pre-training: epochs between measurements of what has been learned (nearest neighbours, linear
+            probe, RankMe, alignment, uniformity); 0 for none, 1 when not given.
     """
 
-    name: Literal["classification"] = "classification"
+    name: Literal["classification", "simclr", "mae", "simmim"] = "classification"
     label_smoothing: float = 0.1
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
     focal_gamma: float = 2.0
     class_weights: Literal["none", "balanced"] = "none"
+    temperature: float | None = None
+    projection_dim: int | None = None
+    view_min_scale: float | None = None
+    color_strength: float | None = None
+    mask_ratio: float | None = None
+    spectral_mask_ratio: float | None = None
+    mask_size: int | None = None
+    normalize_target: bool | None = None
+    loss_on: Literal["masked", "all"] | None = None
+    decoder_dim: int | None = None
+    decoder_depth: int | None = None
+    watch_every: int | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges.
+        """Check ranges, and fill in what the task has by default.
 
         Raises:
-            ConfigError: A value out of range.
+            ConfigError: A value out of range, or a setting of another task.
         """
+        self._settle()
+        self._check_pretraining()
         _require(0 <= self.label_smoothing < 1, "task.label_smoothing", "at least 0, below 1", self.label_smoothing)
         _require(0 <= self.focal_gamma < math.inf, "task.focal_gamma", "at least 0 and finite", self.focal_gamma)
+
+    def _settle(self) -> None:
+        """Fill in the defaults of the task, and refuse the settings of others."""
+        own = PRETRAINING.get(self.name, {}) | ({"watch_every": 1} if self.name in PRETRAINING else {})
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in own:
+                if value is None:
+                    object.__setattr__(self, setting.name, own[setting.name])
+            elif setting.name != "name" and value != setting.default:
+                owners = [task for task, settings in PRETRAINING.items() if setting.name in settings]
+                if setting.name not in _OF_PRETRAINING:
+                    owners = ["classification"]
+                raise ConfigError(
+                    f"task.{setting.name} belongs to {' and '.join(owners or PRETRAINING)}, and task.name is "
+                    f"{self.name}; leave it out"
+                )
+
+    def _check_pretraining(self) -> None:
+        for name, low, high, wanted in (
+            ("mask_ratio", 0, 1, "from 0 to 1"),
+            ("spectral_mask_ratio", 0, 1, "from 0 to 1"),
+            ("color_strength", 0, 1, "from 0 to 1"),
+            ("mask_size", 1, math.inf, "at least 1"),
+            ("projection_dim", 1, math.inf, "at least 1"),
+            ("decoder_depth", 1, math.inf, "at least 1"),
+            ("watch_every", 0, math.inf, "at least 0"),
+        ):
+            value = getattr(self, name)
+            _require(value is None or low <= value <= high, f"task.{name}", wanted, value)
+        for name in ("temperature", "view_min_scale"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value <= 1, f"task.{name}", "above 0 and at most 1", value)
+        width = self.decoder_dim
+        _require(width is None or (width > 0 and width % 32 == 0), "task.decoder_dim", "a multiple of 32", width)
 
 
 @dataclass(frozen=True)

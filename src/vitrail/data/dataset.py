@@ -14,8 +14,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.schema import DataConfig
-from vitrail.data.sources import SOURCES, DigitsSource, FolderSource, ImageSource, TableSource, WithEdges
-from vitrail.data.splits import stratified_split
+from vitrail.data.sources import (
+    SOURCES,
+    DigitsSource,
+    FolderSource,
+    ImageSource,
+    TableSource,
+    UnlabelledSource,
+    WithEdges,
+)
+from vitrail.data.splits import keep_labels, random_split, stratified_split
 from vitrail.errors import ConfigError, DataError, closest
 
 Batch = dict[str, Tensor]
@@ -28,7 +36,8 @@ class ImageData:
 
     Attributes:
         source: The images.
-        splits: Indices into the source for each split that has images.
+        splits: Indices into the source for each split that has images; "unlabelled" are training images whose labels
+            are not to be used.
         config: Where they came from.
     """
 
@@ -138,6 +147,8 @@ def open_data(
     given = set(source.given_split) - {""}
     if not split:
         assigned = [name or "all" for name in source.given_split]
+    elif not source.classes:
+        assigned = random_split(source.keys, config.val_fraction)
     elif not given:
         fractions = {"test": config.test_fraction, "val": config.val_fraction}
         assigned = stratified_split(source.keys, source.targets, fractions, source.classes)
@@ -155,8 +166,11 @@ def open_data(
             assigned[i] = name
     else:
         assigned = list(source.given_split)
+    if config.label_fraction < 1 and split:
+        assigned = keep_labels(source.keys, source.targets, assigned, config.label_fraction, config.label_seed)
     splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in SPLITS}
-    splits["all"] = [i for i, name in enumerate(assigned) if name == "all"]
+    for kept in ("unlabelled", "all"):
+        splits[kept] = [i for i, name in enumerate(assigned) if name == kept]
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config)
 
 
@@ -166,11 +180,12 @@ def _open_source(config: DataConfig, img_size: tuple[int, int], classes: Sequenc
         "digits": lambda _: DigitsSource(img_size),
         "folder": lambda path: FolderSource(path, img_size, config.color, config.resize, convert, classes),
         "table": lambda path: TableSource(path, img_size, config.color, config.resize, convert, classes),
+        "unlabelled": lambda path: UnlabelledSource(path, img_size, config.color, config.resize, convert),
     }
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
     if config.source != "digits" and not config.path:
-        what = {"folder": "the folder with the images", "table": "the CSV or Parquet file that lists them"}
+        what = {**dict.fromkeys(SOURCES, "the folder of images"), "table": "the CSV or Parquet file that lists them"}
         raise ConfigError(f"data.source {config.source} needs data.path, {what[config.source]}")
     if config.source == "digits" and config.path:
         raise ConfigError(

@@ -49,3 +49,47 @@ def stratified_split(
                 result[i] = split
             start += count
     return result
+
+
+def random_split(keys: Sequence[str], val_fraction: float) -> list[str]:
+    """Assign images without classes to "train" and "val", by the same rule as :func:`stratified_split`.
+
+    Args:
+        keys: What identifies each image.
+        val_fraction: Share of the images for "val".
+
+    Returns:
+        The name of each image's split.
+
+    Raises:
+        DataError: Too few images.
+    """
+    alike = np.zeros(len(keys), dtype=np.int64)
+    return stratified_split(keys, alike, {"val": val_fraction}, ("unlabelled",))
+
+
+def keep_labels(
+    keys: Sequence[str], targets: npt.NDArray[np.int64], splits: Sequence[str], fraction: float, seed: int
+) -> list[str]:
+    """Leave the labels of a share of the training images; the others' split becomes "unlabelled".
+
+    Within each class images are ordered by a hash of the seed and their key, so that a smaller share is part of a
+    larger one, and the share is rounded to whole images, at least one.
+
+    Args:
+        keys: What identifies each image.
+        targets: Its class, shape ``(N,)``; below 0 for none.
+        splits: The name of each image's split.
+        fraction: Share of each class's training images that keep their label.
+        seed: Which.
+
+    Returns:
+        The name of each image's split.
+    """
+    result = list(splits)
+    for target in np.unique(targets[targets >= 0]):
+        members = [i for i in np.flatnonzero(targets == target).tolist() if splits[i] == "train"]
+        members.sort(key=lambda i: (hashlib.sha256(f"{seed}:{keys[i]}".encode()).digest(), keys[i]))
+        for i in members[max(1, round(fraction * len(members))) :]:
+            result[i] = "unlabelled"
+    return result

@@ -1,0 +1,79 @@
+"""What every task without labels has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vitrail.data.transforms import NormalizeStreams
+from vitrail.models.base import VisionModel
+from vitrail.tasks.optim import parameter_groups
+
+
+class PretrainingTask(nn.Module, ABC):
+    """A model, and around it what its pre-training needs and its later life does not.
+
+    Args:
+        model: Is trained.
+        normalize: Makes its inputs from a batch whose streams are in 0..1.
+        augment: Changes a batch's streams before that, in training only.
+
+    Attributes:
+        betas: Of AdamW.
+        unused: Whether parts of the model take no part in the loss.
+    """
+
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    unused: ClassVar[bool] = False
+
+    def __init__(self, model: VisionModel, normalize: NormalizeStreams, augment: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.normalize = normalize
+        self.augment = augment
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            batch: Its streams in 0..1, shape ``(B, C, H, W)`` each; other keys are passed over.
+
+        Returns:
+            "loss", and what else is worth recording, by name.
+        """
+
+    def streams(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch's streams in 0..1, augmented in training."""
+        streams = {name: batch[name] for name in self.normalize if name in batch}
+        if self.training and self.augment is not None:
+            streams = self.augment(streams)
+        return streams
+
+    def represent(self, streams: Mapping[str, Tensor]) -> Tensor:
+        """What a classifier would see, ``(B, num_features)``, of streams in 0..1."""
+        features = self.model.forward_features(*self.normalize(streams))
+        return self.model.forward_head(features, pre_logits=True)
+
+    def parameter_groups(
+        self, weight_decay: float, learning_rate: float, layer_decay: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """The model's groups, and those of what stands around it: one dimension or a token does not decay.
+
+        Args:
+            weight_decay: Of the others.
+            learning_rate: Of what stands around the model; with a layer decay the model's layers have less.
+            layer_decay: As for :func:`~vitrail.tasks.optim.parameter_groups`.
+        """
+        own = [p for name, p in self.named_parameters() if not name.startswith("model.") and p.requires_grad]
+        groups = parameter_groups(self.model, weight_decay, learning_rate, layer_decay)
+        for chosen, decay in (
+            ([p for p in own if p.ndim > 1], weight_decay),
+            ([p for p in own if p.ndim <= 1], 0.0),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "lr": learning_rate})
+        return groups
