@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
 from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe, TrainerConfig
@@ -47,6 +50,25 @@ from vitrail.weights.load import load_weights
 _MAY_CHANGE = {"max_epochs", "early_stopping_patience", "accelerator", "devices", "num_workers", "path", "weights"}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """In what training with labels and without differ.
+
+    Attributes:
+        open: Opens the recipe's images; the model's statistics are those of the split "train".
+        classes: Names of the model's classes.
+        module: Makes what the trainer runs.
+        callbacks: What is done besides while it trains, in order, the run's own files among it.
+        unused: Whether a step may leave parts of the model out.
+    """
+
+    open: Callable[[Recipe], ImageData]
+    classes: Callable[[ImageData], tuple[str, ...]]
+    module: Callable[[Recipe, ImageData, VisionModel, ModelCard], TaskModule]
+    callbacks: Callable[[Recipe, RunFolder, ModelCard, ImageData], list[Callback]]
+    unused: Callable[[Recipe], bool]
+
+
 def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """Train the recipe's model and write its run folder.
 
@@ -63,22 +85,33 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         RunError: The run folder is taken or cannot be written, or a checkpoint cannot be resumed.
         WeightsError: ``model.weights`` cannot be read or does not fit.
     """
+    if recipe.task.name != "classification":
+        raise ConfigError(f"task.name {recipe.task.name} needs no labels: `vitrail pretrain` does it, not train")
+    return carry_out(recipe, _WITH_LABELS, resume=resume)
+
+
+def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False) -> RunFolder:
+    """Train by a plan; see :func:`train`.
+
+    Args:
+        recipe: What to train.
+        plan: How the recipe's task is trained.
+        resume: Go on from the last checkpoint of the recipe's run folder.
+    """
     _quiet_libraries()
     run = RunFolder(recipe.run_dir)
     if resume:
         RunFolder.open(run.path)  # there must be something to go on with
     recipe, why = _settle_precision(recipe, run if resume else None)
     # Everything that can be refused is refused before the run folder is made.
-    data = open_data(recipe.data, image_size(recipe))
-    for split in ("train", "val"):
-        if split not in data.splits:
-            raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
+    data = plan.open(recipe)
+    classes = plan.classes(data)
     seed_everything(recipe.run.seed, verbose=False)
-    model = _build_model(recipe, data, fresh=not (resume and run.last_checkpoint.is_file()))
+    model = _build_model(recipe, data, len(classes), fresh=not (resume and run.last_checkpoint.is_file()))
     card = ModelCard(
         name=recipe.model.name,
-        settings={**_given_settings(recipe), **_data_settings(recipe, data)},
-        classes=data.source.classes,
+        settings={**_given_settings(recipe), **_data_settings(recipe, data, len(classes))},
+        classes=classes,
         streams={
             name: StreamCard(data.source.bands[name], tuple(mean), tuple(std), image_size(recipe))
             for name, (mean, std) in data.statistics().items()
@@ -87,10 +120,8 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral,
     )
-    augment = build_augmentation(recipe.data.augment, card.img_size, len(data.source.bands["image"]))
-    task = ClassificationTask(model, card.normalization(), augment, _criterion(recipe, data))
-    module = TaskModule(task, recipe.trainer, recipe.run.seed)
-    trainer = _make_trainer(recipe, run, card)
+    module = plan.module(recipe, data, model, card)
+    trainer = _make_trainer(recipe, run, plan.callbacks(recipe, run, card, data), plan.unused(recipe))
     # Other processes begin when the first has made the folder, and only read it.
     checkpoint = _open_run(recipe, run, data, resume, why) if is_first_process() else _checkpoint(run, resume)
     share = {"rank": trainer.global_rank, "world": trainer.world_size}
@@ -98,7 +129,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         trainer.fit(
             module,
             data.loader("train", shuffle_seed=recipe.run.seed, **share),
-            data.loader("val", **share),
+            data.loader("val", **share) if "val" in data.splits else None,
             ckpt_path=str(checkpoint) if checkpoint else None,
         )
     except (RuntimeError, KeyError) as error:
@@ -109,6 +140,30 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     if trainer.interrupted:
         raise KeyboardInterrupt
     return run
+
+
+def _open_labelled(recipe: Recipe) -> ImageData:
+    data = open_data(recipe.data, image_size(recipe))
+    if not data.source.classes:
+        raise ConfigError(
+            f"data.source {recipe.data.source} has no labels; pre-train on it (`vitrail pretrain`), then train from "
+            "that run on images with labels (--model.weights runs/PRETRAINED)"
+        )
+    for split in ("train", "val"):
+        if split not in data.splits:
+            raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
+    return data
+
+
+def _classifier(recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> TaskModule:
+    augment = augmentation(recipe, data, card)
+    task = ClassificationTask(model, card.normalization(), augment, _criterion(recipe, data))
+    return TaskModule(task, recipe.trainer, recipe.run.seed)
+
+
+def augmentation(recipe: Recipe, data: ImageData, card: ModelCard) -> nn.Module | None:
+    """The recipe's random transforms."""
+    return build_augmentation(recipe.data.augment, card.img_size, len(data.source.bands["image"]))
 
 
 def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss:
@@ -136,11 +191,11 @@ def _given_settings(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe.to_dict()["model"].items() if k in recipe.model.settings}
 
 
-def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
+def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:
     """Settings of the model that follow from the data, unless the recipe gives them."""
     bands = data.source.bands
     settings: dict[str, Any] = {
-        "num_classes": len(data.source.classes),
+        "num_classes": num_classes,
         "in_chans": len(bands["image"]),
         "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
     }
@@ -155,8 +210,8 @@ def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     return settings
 
 
-def _build_model(recipe: Recipe, data: ImageData, fresh: bool) -> VisionModel:
-    derived = _data_settings(recipe, data)
+def _build_model(recipe: Recipe, data: ImageData, num_classes: int, fresh: bool) -> VisionModel:
+    derived = _data_settings(recipe, data, num_classes)
     for key in ("num_classes", "in_chans", "spectral_chans"):
         given = recipe.model.settings.get(key)
         if given is not None and given != derived.get(key, given):
@@ -236,9 +291,8 @@ def _recipe_of(run: RunFolder) -> Recipe:
     return load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config)
 
 
-def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
+def _watch_classifier(recipe: Recipe, run: RunFolder, card: ModelCard, data: ImageData) -> list[Callback]:
     config = recipe.trainer
-    assert config.precision != "auto", "it has been settled"
     callbacks: list[Callback] = [StopOnNonFinite(run), EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
     if config.freeze_epochs:
         callbacks.append(Freezing(config.freeze_epochs, config.unfreeze_every))
@@ -248,6 +302,12 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
         value = config.early_stopping_monitor
         mode = "min" if value == "val_loss" else "max"
         callbacks.append(EarlyStopping(value, patience=config.early_stopping_patience, mode=mode))
+    return callbacks
+
+
+def _make_trainer(recipe: Recipe, run: RunFolder, callbacks: list[Callback], unused: bool) -> Trainer:
+    config = recipe.trainer
+    assert config.precision != "auto", "it has been settled"
     interactive = sys.stderr.isatty() and is_first_process()
     if interactive:
         callbacks.append(TQDMProgressBar())
@@ -258,7 +318,7 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=_strategy(config),
+            strategy=_strategy(config, unused),
             use_distributed_sampler=False,
             sync_batchnorm=config.devices * config.num_nodes > 1 and torch.cuda.is_available(),
             precision=config.precision,
@@ -288,11 +348,20 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     return trainer
 
 
-def _strategy(config: TrainerConfig) -> str:
+def _strategy(config: TrainerConfig, unused: bool) -> str:
     if config.devices * config.num_nodes == 1:
         return "auto"
+    return "ddp_find_unused_parameters_true" if unused else "ddp"
+
+
+_WITH_LABELS = Plan(
+    open=_open_labelled,
+    classes=lambda data: data.source.classes,
+    module=_classifier,
+    callbacks=_watch_classifier,
     # What is frozen takes no part in a step.
-    return "ddp_find_unused_parameters_true" if config.freeze_epochs else "ddp"
+    unused=lambda recipe: recipe.trainer.freeze_epochs > 0,
+)
 
 
 def _quiet_libraries() -> None:
@@ -305,6 +374,7 @@ def _quiet_libraries() -> None:
         r".*Checkpoint directory.*exists and is not empty.*",
         r".*torch.jit.script.*",
         r".*sync_dist=True.*",
+        r".*defined a `validation_step` but have no `val_dataloader`.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
     torch.set_float32_matmul_precision("high")

@@ -33,7 +33,10 @@ class TaskModule(LightningModule):
         self.seed = seed
         self.started = False
         self.batch: dict[str, Tensor] | None = None
-        classes = task.model.num_classes
+        self._make_metrics()
+
+    def _make_metrics(self) -> None:
+        classes = self.task.model.num_classes
         # Metrics, unlike logged numbers, are exact over several processes and batches of different sizes.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
@@ -51,9 +54,7 @@ class TaskModule(LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Reseed from the run's seed, the epoch, the step and the process, whatever drew random numbers before."""
-        entropy = (self.seed, self.current_epoch, batch_idx, self.global_rank)
-        low, high = np.random.SeedSequence(entropy).generate_state(2)
-        torch.manual_seed(int(low) + (int(high) << 32) >> 1)
+        seed_from(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step's loss."""
@@ -76,19 +77,31 @@ class TaskModule(LightningModule):
         self.log("val_loss", self.val_loss, **options, prog_bar=True)
         self.log_dict(self.val_metrics, **options)
 
+    def _parameter_groups(self) -> tuple[list[dict[str, Any]], tuple[float, float]]:
+        """What AdamW moves, and its betas."""
+        config = self.config
+        groups = parameter_groups(self.task.model, config.weight_decay, config.learning_rate, config.layer_decay)
+        return groups, (0.9, 0.999)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, with warm-up and cosine a step."""
         config = self.config
-        groups = parameter_groups(self.task.model, config.weight_decay, config.learning_rate, config.layer_decay)
+        groups, betas = self._parameter_groups()
         # One kernel for all parameters; Lightning does not clip its gradients under mixed precision.
         fused = self.device.type in ("cpu", "cuda") and not config.precision.endswith("-mixed")
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         # A very short training has no room for the whole warm-up; it keeps at most half of its steps for it.
         warmup = min(round(config.warmup_epochs * total / config.max_epochs), total // 2)
         factor = warmup_cosine(total, warmup, config.min_learning_rate / config.learning_rate)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def seed_from(*entropy: int) -> None:
+    """Begin torch's random numbers anew from whole numbers."""
+    low, high = np.random.SeedSequence(entropy).generate_state(2)
+    torch.manual_seed(int(low) + (int(high) << 32) >> 1)
 
 
 def _by_epoch(logits: Tensor) -> dict[str, Any]:
