@@ -126,7 +126,6 @@ PRETRAINING: dict[str, dict[str, Any]] = {
         "loss_on": "masked",
     },
 }  # fmt: skip
-_OF_PRETRAINING = ("watch_every", *dict.fromkeys(key for settings in PRETRAINING.values() for key in settings))
 
 
 @dataclass(frozen=True)
@@ -190,20 +189,19 @@ class TaskConfig:
 
     def _settle(self) -> None:
         """Fill in the defaults of the task, and refuse the settings of others."""
-        own = PRETRAINING.get(self.name, {}) | ({"watch_every": 1} if self.name in PRETRAINING else {})
-        for setting in dataclasses.fields(self):
-            value = getattr(self, setting.name)
-            if setting.name in own:
-                if value is None:
-                    object.__setattr__(self, setting.name, own[setting.name])
-            elif setting.name != "name" and value != setting.default:
-                owners = [task for task, settings in PRETRAINING.items() if setting.name in settings]
-                if setting.name not in _OF_PRETRAINING:
-                    owners = ["classification"]
+        defaults = dict(PRETRAINING.get(self.name, {}))
+        if defaults:
+            defaults["watch_every"] = 1
+        for setting in dataclasses.fields(self)[1:]:  # the first is the name
+            name, value = setting.name, getattr(self, setting.name)
+            owners = [task for task, settings in PRETRAINING.items() if name in settings or name == "watch_every"]
+            owners = owners or ["classification"]
+            if self.name not in owners and value != setting.default:
                 raise ConfigError(
-                    f"task.{setting.name} belongs to {' and '.join(owners or PRETRAINING)}, and task.name is "
-                    f"{self.name}; leave it out"
+                    f"task.{name} belongs to {' and '.join(owners)}, and task.name is {self.name}; leave it out"
                 )
+            if value is None and name in defaults:
+                object.__setattr__(self, name, defaults[name])
 
     def _check_pretraining(self) -> None:
         for name, low, high, wanted in (
