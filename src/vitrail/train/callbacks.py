@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,10 +71,13 @@ class EpochMetrics(Callback):
     Args:
         run: Where to.
         recorded: Which of the epoch's values.
+        more: Values that only some epochs have; what is in it at an epoch's end joins that epoch's row.
     """
 
-    def __init__(self, run: RunFolder, recorded: Sequence[str] = _RECORDED) -> None:
-        self.run, self.recorded = run, recorded
+    def __init__(
+        self, run: RunFolder, recorded: Sequence[str] = _RECORDED, more: Mapping[str, float] | None = None
+    ) -> None:
+        self.run, self.recorded, self.more = run, recorded, {} if more is None else more
         self.rows: list[dict[str, Any]] = []
         self._images = 0
         self._seconds = 0.0
@@ -110,6 +113,7 @@ class EpochMetrics(Callback):
         for name in self.recorded:
             if name in metrics:
                 row[name] = round(metrics[name], 6)
+        row |= {name: round(value, 6) for name, value in self.more.items()}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["train_images_per_second"] = round(self._images / max(self._seconds, 1e-9), 2)
         self.rows.append(row)

@@ -23,11 +23,11 @@ from vitrail.tasks.simmim import SimMIMTask
 from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, StopOnNonFinite
 from vitrail.train.fit import Plan, augmentation, carry_out, image_size
 from vitrail.train.module import TaskModule, seed_from
-from vitrail.train.watching import MEASURES, Watching
+from vitrail.train.watching import Watching
 
 # What a step's result may hold, by name; in metrics.csv after "train_" and "val_".
 _RESULTS = ("loss", "loss_image", "loss_spectral", "partner_accuracy")
-_RECORDED = (*(f"{part}_{name}" for name in _RESULTS for part in ("train", "val")), *MEASURES)
+_RECORDED = tuple(f"{part}_{name}" for name in _RESULTS for part in ("train", "val"))
 # Settings of the trainer that are about a classifier.
 _FOR_CLASSIFIERS = ("freeze_epochs", "unfreeze_every", "ema_decay", "early_stopping_patience", "monitor")
 # Keeps the random numbers of validation apart from those of training.
@@ -168,12 +168,13 @@ def _module(recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard
 
 
 def _callbacks(recipe: Recipe, run: RunFolder, card: ModelCard, data: ImageData) -> list[Callback]:
-    callbacks: list[Callback] = [StopOnNonFinite(run)]
-    if recipe.task.watch_every:
-        bands = len(card.streams["image"].bands)
-        callbacks.append(Watching(data, build_views(card.img_size, bands), recipe.task.watch_every, recipe.run.seed))
-    # After the measurements, so that the epoch's row has them.
-    return [*callbacks, EpochMetrics(run, _RECORDED), RunCheckpoints(run, card, None)]
+    if not recipe.task.watch_every:
+        return [StopOnNonFinite(run), EpochMetrics(run, _RECORDED), RunCheckpoints(run, card, None)]
+    views = build_views(card.img_size, len(card.streams["image"].bands))
+    watching = Watching(data, views, recipe.task.watch_every, recipe.run.seed)
+    # Measured before the epoch's row is written.
+    metrics = EpochMetrics(run, _RECORDED, watching.values)
+    return [StopOnNonFinite(run), watching, metrics, RunCheckpoints(run, card, None)]
 
 
 _WITHOUT_LABELS = Plan(

@@ -45,12 +45,16 @@ class Watching(Callback):
         views: Draws a view of each image of a batch's streams, for the alignment.
         every: Epochs from one measurement to the next; the last is always measured.
         seed: Of the run.
+
+    Attributes:
+        values: What was measured in this epoch, by the names of MEASURES; empty where nothing was.
     """
 
     def __init__(self, data: ImageData, views: nn.Module, every: int, seed: int) -> None:
         self.data, self.views, self.every, self.seed = data, views, every, seed
         self.held_out = "val" if "val" in data.splits else "train"
         self.first_spread: float | None = None
+        self.values: dict[str, float] = {}
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -69,11 +73,13 @@ class Watching(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.values.clear()
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if not trainer.is_global_zero or not (last or (trainer.current_epoch + 1) % self.every == 0):
             return
         with _looking_on(trainer, pl_module) as task:
             values, problem = self._measure(task, pl_module.device)
+        self.values |= values
         for name, value in values.items():
             pl_module.log(name, value, rank_zero_only=True)
         if problem is not None:
