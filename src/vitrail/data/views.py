@@ -36,7 +36,7 @@ def build_views(
     color: list[nn.Module] = []
     s = 0.8 * strength
     if strength and num_bands == 3:
-        color += [K.ColorJiggle(s, s, s, 0.2 * strength, p=0.8), K.RandomGrayscale(p=0.2)]
+        color += [K.ColorJitter(s, s, s, 0.2 * strength, p=0.8), K.RandomGrayscale(p=0.2)]
     elif strength:
         # Bands that are no colours have no saturation or hue.
         color += [K.RandomBrightness((1 - s, 1 + s), p=0.8), K.RandomContrast((1 - s, 1 + s), p=0.8)]
