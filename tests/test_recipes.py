@@ -9,10 +9,13 @@ import scipy.io
 import torch
 import yaml
 
+from tests.images import make_folder
 from vitrail.cli.recipes import load_run_recipe, make_recipe
+from vitrail.config.schema import PRETRAINING
 from vitrail.data import open_data
 from vitrail.models import create_model
-from vitrail.train.fit import image_size, train
+from vitrail.train import pretrain, train
+from vitrail.train.fit import image_size
 
 
 def stand_in(recipe, folder):
@@ -24,13 +27,21 @@ def stand_in(recipe, folder):
         rng = np.random.default_rng(0)
         content = {"Y": rng.integers(0, 5000, (198, 10000), dtype=np.uint16), "A": rng.random((4, 10000))}
         scipy.io.savemat(path, {**content, "nRow": 100, "nCol": 100})
+    if recipe.data.source == "folder":
+        make_folder(path, splits=(), per_class=12)
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(path)))
 
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+# Those on images that are inside a library.
+PAIRS = sorted((Path(__file__).parent.parent / "recipes" / "digits").glob("pretrain*.yaml"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: "/".join(p.parts[-2:]))
+def name_of(path):
+    return "/".join(path.parts[-2:])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipe(path, tmp_path):
     recipe = stand_in(load_run_recipe(path), tmp_path)
     data = open_data(recipe.data, image_size(recipe))
@@ -44,11 +55,42 @@ def test_recipe(path, tmp_path):
         assert model(*(batch[name][:2] for name in bands)).shape == (2, classes)
 
 
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.name.startswith("finetune")], ids=name_of)
+def test_fine_tuning_fits_its_pretraining(path):
+    """The same model, and the run that the other recipe writes."""
+    fine = load_run_recipe(path)
+    before = load_run_recipe(path.with_name(path.name.replace("finetune", "pretrain")))
+    assert before.task.name in PRETRAINING
+    assert fine.model.weights == before.run.dir
+    assert (fine.model.name, fine.model.settings) == (before.model.name, before.model.settings)
+    assert fine.data.label_fraction < 1
+    assert (fine.data.source, fine.data.path) == (before.data.source, before.data.path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: "/".join(p.parts[-2:]))
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipe_trains(path, tmp_path):
     content = yaml.safe_load(path.read_text())
     content["trainer"]["max_epochs"] = 1
     content["run"]["dir"] = str(tmp_path / "run")
-    run = train(stand_in(make_recipe(content), tmp_path))
+    content["model"].pop("weights", None)
+    recipe = stand_in(make_recipe(content), tmp_path)
+    run = pretrain(recipe) if recipe.task.name in PRETRAINING else train(recipe)
     assert run.weights.is_file()
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=name_of)
+def test_pretraining_and_fine_tuning_in_turn(path, tmp_path):
+    """An epoch of each, tiny; at full length the second gains from the first (see the recipes)."""
+    contents = [
+        yaml.safe_load(p.read_text()) for p in (path, path.with_name(path.name.replace("pretrain", "finetune")))
+    ]
+    contents[1]["model"]["weights"] = str(tmp_path / "0")
+    for number, content in enumerate(contents):
+        content["model"] |= {"embed_dim": 16, "depth": 2}
+        content["data"]["test_fraction"] = 0.8
+        content["trainer"] |= {"max_epochs": 1, "accelerator": "cpu"}
+        content["run"] = {"dir": str(tmp_path / str(number)), "tensorboard": False}
+        recipe = make_recipe(content)
+        run = train(recipe) if number else pretrain(recipe)
+        assert run.weights.is_file()

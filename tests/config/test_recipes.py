@@ -220,3 +220,24 @@ def test_missing_and_binary_files(tmp_path):
 def test_defaults_are_a_recipe():
     assert load() == Recipe()
     assert Recipe().run_dir == "runs/vit_tiny_patch16_224"
+
+
+def test_settings_of_a_task_are_its_own():
+    focal = TaskConfig(loss="focal", focal_gamma=1.0, label_smoothing=0.0, class_weights="balanced")
+    assert focal.temperature is None
+    assert focal.watch_every is None
+    foreign = [
+        ("classification", {"temperature": 0.1}),
+        ("classification", {"watch_every": 2}),
+        ("simclr", {"mask_ratio": 0.5}),
+        ("mae", {"mask_size": 8}),
+        ("simmim", {"loss": "focal"}),
+    ]
+    for name, wrong in foreign:
+        with pytest.raises(ConfigError, match=f"task.{next(iter(wrong))} belongs to .*, and task.name is {name}"):
+            TaskConfig(name=name, **wrong)
+    assert TaskConfig(name="mae", watch_every=0).watch_every == 0
+    # What has been settled is read back as it is, whatever the task.
+    for name in ("classification", "simclr", "mae", "simmim"):
+        recipe = Recipe(task=TaskConfig(name=name))
+        assert load(recipe.to_dict()) == recipe

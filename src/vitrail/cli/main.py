@@ -16,6 +16,7 @@ VERBS = {
     "inspect": "walk one image through a model: shapes, parameters, multiply-adds and time of each step",
     "weights": "say what a file of weights is, and what loading it would do",
     "data": "measure, audit and split the images of a recipe",
+    "pretrain": "train a model on images without labels: SimCLR, MAE or SimMIM",
     "train": "train a model from a recipe, settings on the command line, or both",
     "evaluate": "measure a trained run on a split",
     "predict": "classify image files or folders with a trained run; write a CSV",

@@ -35,9 +35,9 @@ def main(argv: list[str]) -> int:
 
     from vitrail.deploy.predict import find_images, predict_files
     from vitrail.files import write_text
-    from vitrail.runs.trained import choose_device, load_trained
+    from vitrail.runs.trained import choose_device, load_classifier
 
-    trained = load_trained(arguments.run).to(choose_device(arguments.device))
+    trained = load_classifier(arguments.run).to(choose_device(arguments.device))
     table = predict_files(
         trained,
         find_images(arguments.images),

@@ -44,11 +44,54 @@ def read_recipe_arguments(
         # The recipe of a run folder resumes that folder, wherever it has been moved and from wherever it is called.
         if not any(word.split("=")[0] == "--run.dir" for word in words):
             words += ["--run.dir", str(Path(file).parent)]
-    recipe = load_recipe(file, words, settings_of=_settings_of, prog=prog)
+    recipe = load_recipe(file, _with_model_of_weights(file, words), settings_of=_settings_of, prog=prog)
     if "--print_config" in given:
         print(dump_recipe(recipe), end="")
         return None, given
     return recipe, given
+
+
+def _with_model_of_weights(file: str | None, words: list[str]) -> list[str]:
+    """Where weights are given and no model is named, the model is the one that they are of.
+
+    Args:
+        file: The recipe.
+        words: Settings on the command line.
+
+    Returns:
+        The words, and the name and settings that stand beside the weights, but those that follow from the data.
+    """
+    import json
+
+    from vitrail.config.load import read_yaml
+
+    given = read_yaml(file).get("model", {}) if file is not None else {}
+    named = {word.split("=", 1)[0] for word in words} | {f"--model.{key}" for key in given}
+    if "--model.weights" not in named or "--model.name" in named:
+        return words
+    place = _value_of("--model.weights", words) or given.get("weights")
+    if not isinstance(place, str) or not Path(place).is_dir():
+        return words
+
+    from vitrail.weights.places import find_weights, read_card
+
+    card = find_weights(place).card
+    if card is None:
+        return words
+    content = read_card(card)
+    settings = {k: v for k, v in content["settings"].items() if k not in ("num_classes", "in_chans", "spectral_chans")}
+    more = [f"--model.name={content['name']}"]
+    more += [f"--model.{k}={json.dumps(v)}" for k, v in settings.items() if f"--model.{k}" not in named]
+    return [*words, *more]
+
+
+def _value_of(option: str, words: list[str]) -> str | None:
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == option:
+            return following
+        if word.startswith(option + "="):
+            return word.split("=", 1)[1]
+    return None
 
 
 def _settings_of(name: str) -> type[Any]:

@@ -27,8 +27,9 @@ class DataConfig:
         source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class), "table" (a
             CSV or Parquet file with the columns path and label, and split, group or spectral where there are any),
             "parquet" (Parquet files that hold the images themselves, as the Hugging Face hub has them), "arrays"
-            (.npy, .npz or .mat: images, or a scene with a label plane that is cut into patches) or
-            "synthetic_leaves" (drawn by the code: RGB and five spectral bands, for trying things out).
+            (.npy, .npz or .mat: images, or a scene with a label plane that is cut into patches), "synthetic_leaves"
+            (drawn by the code: RGB and five spectral bands, for trying things out) or "unlabelled" (all images in a
+            folder, at any depth; for pre-training).
         path: The folder, with train/, val/ (and test/) inside, or class folders to split; the table, in which paths
             are relative to its folder; the Parquet file or the folder of them; the file of arrays.
         img_size: Height and width in pixels that images are brought to; the model's when not given.
@@ -77,7 +78,12 @@ class DataConfig:
             "skip" goes on without them and lists them in the run folder.
         cache: Keep decoded images in memory.
         val_fraction: Share of each class held out for validation, where the data has no such split.
-        test_fraction: Share of each class held out for testing, where the data has no such split.
+        test_fraction: Share of each class held out for testing, where the data has no such split; of unlabelled images
+            none is.
+        label_fraction: Share of each class's training images whose labels are used, at least one image; the others are
+            left out of training, and pre-training takes all. A smaller share is part of a larger one; of several
+            labels an image's rarest is its class here.
+        label_seed: Which share that is.
         label_separator: Where a table's label holds several labels of an image, what stands between them, for example
             ";"; one label an image when not given.
         sampling: "shuffle" takes each training image once an epoch; "balanced" takes as many in all, those of rare
@@ -127,6 +133,8 @@ class DataConfig:
     cache: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.2
+    label_fraction: float = 1.0
+    label_seed: int = 0
     label_separator: str | None = None
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     augment: Literal["none", "light", "standard", "strong", "leaf"] = "none"
@@ -144,6 +152,7 @@ class DataConfig:
         _require(self.num_workers >= -1, "data.num_workers", "at least -1", self.num_workers)
         for name in ("val_fraction", "test_fraction"):
             _require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
+        _require(0 < self.label_fraction <= 1, "data.label_fraction", "above 0 and at most 1", self.label_fraction)
         held_out = self.val_fraction + self.test_fraction
         _require(held_out < 1, "data.val_fraction + data.test_fraction", "below 1", held_out)
         self._check_bands()
@@ -236,34 +245,111 @@ class ModelConfig:
         )
 
 
+# The tasks without labels, and the settings that each has, with its defaults. None is for the task to choose.
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "simclr": {"temperature": 0.2, "projection_dim": 128, "view_min_scale": 0.2, "color_strength": 0.5},
+    "mae": {"mask_ratio": 0.75, "normalize_target": True, "loss_on": "masked", "decoder_dim": None, "decoder_depth": 4},
+    "simmim": {
+        "mask_ratio": 0.6, "spectral_mask_ratio": None, "mask_size": None, "normalize_target": False,
+        "loss_on": "masked",
+    },
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """What is optimised.
 
     Attributes:
-        name: "classification".
+        name: "classification" for `vitrail train`; for `vitrail pretrain`, which needs no labels, "simclr" (two views
+            of an image are to be alike, those of two images are not), "mae" (a ViT sees a few patches and a decoder
+            reconstructs the others) or "simmim" (any model reconstructs what was masked).
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
         loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well; "bce",
             binary cross-entropy, for several labels an image and for no other data.
         focal_gamma: How much less: the power of one minus the probability of the true class.
         class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images; of several
             labels, each weighs as much where it is there as where it is not.
+        temperature: simclr: what similarities are divided by, 0.2 when not given.
+        projection_dim: simclr: width of the vectors that are compared, 128 when not given.
+        view_min_scale: simclr: smallest share of an image that a view may show, 0.2 when not given.
+        color_strength: simclr: how strongly a view changes colours, 0 to 1; 0.5 when not given.
+        mask_ratio: mae, simmim: share of each image that is masked, 0.75 and 0.6 when not given. Of two streams either
+            may be 1, reconstructed from the other alone, or 0, shown whole and not reconstructed.
+        spectral_mask_ratio: simmim: the same for the spectral stream; ``mask_ratio`` when not given.
+        mask_size: simmim: side of a masked square in pixels, a multiple of the model's first stride; when not given,
+            the largest doubling of that stride of which six fit along the image's shorter side (32 at 224 pixels).
+        normalize_target: mae, simmim: reconstruct each square by its own mean and deviation; true and false when
+            not given.
+        loss_on: mae, simmim: "masked" pixels (when not given), or "all".
+        decoder_dim: mae: width of the decoder; half of the model's, as a multiple of 32, when not given.
+        decoder_depth: mae: its blocks, 4 when not given.
+        watch_every: Pre-training: epochs between measurements of what has been learned (nearest neighbours and linear
+            probe, where images have one label each; RankMe, alignment, uniformity); 0 for none, 1 when not given.
     """
 
-    name: Literal["classification"] = "classification"
+    name: Literal["classification", "simclr", "mae", "simmim"] = "classification"
     label_smoothing: float = 0.1
     loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     focal_gamma: float = 2.0
     class_weights: Literal["none", "balanced"] = "none"
+    temperature: float | None = None
+    projection_dim: int | None = None
+    view_min_scale: float | None = None
+    color_strength: float | None = None
+    mask_ratio: float | None = None
+    spectral_mask_ratio: float | None = None
+    mask_size: int | None = None
+    normalize_target: bool | None = None
+    loss_on: Literal["masked", "all"] | None = None
+    decoder_dim: int | None = None
+    decoder_depth: int | None = None
+    watch_every: int | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges.
+        """Check ranges, and fill in what the task has by default.
 
         Raises:
-            ConfigError: A value out of range.
+            ConfigError: A value out of range, or a setting of another task.
         """
+        self._settle()
+        self._check_pretraining()
         _require(0 <= self.label_smoothing < 1, "task.label_smoothing", "at least 0, below 1", self.label_smoothing)
         _require(0 <= self.focal_gamma < math.inf, "task.focal_gamma", "at least 0 and finite", self.focal_gamma)
+
+    def _settle(self) -> None:
+        """Fill in the defaults of the task, and refuse the settings of others."""
+        defaults = dict(PRETRAINING.get(self.name, {}))
+        if defaults:
+            defaults["watch_every"] = 1
+        for setting in dataclasses.fields(self)[1:]:  # the first is the name
+            name, value = setting.name, getattr(self, setting.name)
+            owners = [task for task, settings in PRETRAINING.items() if name in settings or name == "watch_every"]
+            owners = owners or ["classification"]
+            if self.name not in owners and value != setting.default:
+                raise ConfigError(
+                    f"task.{name} belongs to {' and '.join(owners)}, and task.name is {self.name}; leave it out"
+                )
+            if value is None and name in defaults:
+                object.__setattr__(self, name, defaults[name])
+
+    def _check_pretraining(self) -> None:
+        for name, low, high, wanted in (
+            ("mask_ratio", 0, 1, "from 0 to 1"),
+            ("spectral_mask_ratio", 0, 1, "from 0 to 1"),
+            ("color_strength", 0, 1, "from 0 to 1"),
+            ("mask_size", 1, math.inf, "at least 1"),
+            ("projection_dim", 1, math.inf, "at least 1"),
+            ("decoder_depth", 1, math.inf, "at least 1"),
+            ("watch_every", 0, math.inf, "at least 0"),
+        ):
+            value = getattr(self, name)
+            _require(value is None or low <= value <= high, f"task.{name}", wanted, value)
+        for name in ("temperature", "view_min_scale"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value <= 1, f"task.{name}", "above 0 and at most 1", value)
+        width = self.decoder_dim
+        _require(width is None or (width > 0 and width % 32 == 0), "task.decoder_dim", "a multiple of 32", width)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
         DataError: The data set cannot be opened, other than for files that cannot be read.
     """
     whole = dataclasses.replace(config, resize="squash", cache=False)
-    if config.source in ("folder", "table", "parquet"):
+    if config.source in ("folder", "unlabelled", "table", "parquet"):
         whole = dataclasses.replace(whole, on_unreadable="skip")
     data = open_data(whole, (LOOKED_AT, LOOKED_AT))
     source = data.source

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vitrail.config.schema import DataConfig
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
-from vitrail.data.splits import SPLITS, assign_splits, rarest_label
+from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
 from vitrail.errors import ConfigError, DataError
 
@@ -31,7 +31,8 @@ class ImageData:
 
     Attributes:
         source: The images.
-        splits: Indices into the source for each split that has images.
+        splits: Indices into the source for each split that has images; "unlabelled" are training images whose labels
+            are not to be used.
         config: Where they came from.
     """
 
@@ -181,7 +182,15 @@ def open_data(
     # A run's settings go with other images as far as they concern them.
     source = open_source(config, img_size, classes, strict=split)
     assigned = assign_splits(source, config) if split else [name or "all" for name in source.given_split]
-    splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in (*SPLITS, "all")}
+    if config.label_fraction < 1 and split:
+        if not source.classes:
+            raise ConfigError(
+                f"data.label_fraction {config.label_fraction:g} has no meaning for data.source {config.source}, whose "
+                "images have no labels; leave it out"
+            )
+        assigned = keep_labels(source.keys, strata_of(source)[0], assigned, config.label_fraction, config.label_seed)
+    names = (*SPLITS, "unlabelled", "all")
+    splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in names}
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config)
 
 

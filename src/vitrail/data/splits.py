@@ -31,7 +31,8 @@ def assign_splits(source: ImageSource, config: DataConfig) -> list[str]:
     """
     given = set(source.given_split) - {""}
     if not given:
-        return _assign(source, config, range(len(source)), ("test", "val"))
+        # Without classes there is nothing to test.
+        return _assign(source, config, range(len(source)), ("test", "val") if source.classes else ("val",))
     if config.fold is not None and "val" in given:
         raise ConfigError("data.fold has no meaning for data that is split already; leave it out, or join the splits")
     if "val" in given or "train" not in given or (config.val_fraction == 0 and config.fold is None):
@@ -355,4 +356,29 @@ def _spread(counts: npt.NDArray[np.float64], blocks: Integers, shares: Sequence[
         best = int(costs.argmin())
         result[block] = best
         parts[best] += counts[block]
+    return result
+
+
+def keep_labels(keys: Sequence[str], targets: Integers, splits: Sequence[str], fraction: float, seed: int) -> list[str]:
+    """Leave the labels of a share of the training images; the others' split becomes "unlabelled".
+
+    Within each class images are ordered by a hash of the seed and their key, so that a smaller share is part of a
+    larger one, and the share is rounded to whole images, at least one.
+
+    Args:
+        keys: What identifies each image.
+        targets: Its class, shape ``(N,)``.
+        splits: The name of each image's split.
+        fraction: Share of each class's training images that keep their label.
+        seed: Which.
+
+    Returns:
+        The name of each image's split.
+    """
+    result = list(splits)
+    for target in np.unique(targets):
+        members = [i for i in np.flatnonzero(targets == target).tolist() if splits[i] == "train"]
+        members.sort(key=lambda i: (hashlib.sha256(f"{seed}:{keys[i]}".encode()).digest(), keys[i]))
+        for i in members[max(1, round(fraction * len(members))) :]:
+            result[i] = "unlabelled"
     return result

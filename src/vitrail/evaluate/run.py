@@ -19,7 +19,7 @@ from vitrail.evaluate.metrics import classification_metrics, confusion_table, pe
 from vitrail.evaluate.several_labels import several_labels_metrics, several_labels_table
 from vitrail.files import write_text
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.trained import TrainedModel, choose_device, load_trained
+from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
         RunError: The run folder lacks a file or holds a damaged one.
         DataError: Images that are missing, unreadable or of unknown classes, or no such split.
     """
-    trained = load_trained(run).to(choose_device(device))
+    trained = load_classifier(run).to(choose_device(device))
     # Images are brought to the model exactly as they were in training.
     card = trained.card
     config = dataclasses.replace(data, resize=card.resize, color=card.color, spectral=card.spectral)

@@ -229,7 +229,10 @@ class HierarchicalEncoder(nn.Module):
         Returns:
             For each stage, shape ``(B, ceil(H / stride), ceil(W / stride), dim)``.
         """
-        tokens = self.patch_embed(x)
+        return self.levels_of(self.patch_embed(x))
+
+    def levels_of(self, tokens: Tensor) -> list[Tensor]:
+        """As :meth:`levels`, from patches ``(B, H, W, C)`` that have no positions yet."""
         _, H, W, C = tokens.shape
         tokens = tokens + resample_positions(self.pos_embed, self.grid, (H, W)).view(1, H, W, C)
         levels: list[Tensor] = []

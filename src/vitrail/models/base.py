@@ -45,6 +45,24 @@ class Stream(NamedTuple):
     size: tuple[int, int]
 
 
+class Ends(NamedTuple):
+    """Where the tokens of one stream begin and where they end.
+
+    Attributes:
+        stream: Its name.
+        first_dim: Width of its first tokens.
+        first_stride: Pixels per first token, height and width.
+        last_dim: Width of its last tokens.
+        last_stride: Pixels per last token.
+    """
+
+    stream: str
+    first_dim: int
+    first_stride: tuple[int, int]
+    last_dim: int
+    last_stride: tuple[int, int]
+
+
 class VisionModel(nn.Module, ABC):
     """Base of the families.
 
@@ -80,6 +98,34 @@ class VisionModel(nn.Module, ABC):
     @abstractmethod
     def forward_features(self, *inputs: Tensor) -> Tensor:
         """Tokens after the last norm: ``(B, N, C)`` or ``(B, H, W, C)``, as the family has them."""
+
+    @property
+    @abstractmethod
+    def ends(self) -> tuple[Ends, ...]:
+        """What :meth:`embed` gives and :meth:`forward_embedded` returns, for each of :attr:`streams`.
+
+        Raises:
+            ConfigError: The last tokens lie on no grid.
+        """
+
+    @abstractmethod
+    def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The first tokens of each stream, ``(B, H, W, C)``, before positions are added.
+
+        Between this and :meth:`forward_embedded`, which together are the model without its head, tokens can be
+        replaced: masked image modelling does so.
+
+        Args:
+            *inputs: As for :meth:`forward`; none may be left out.
+        """
+
+    @abstractmethod
+    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
+        """From first tokens to the last ones that know each stream, ``(B, h, w, C')``.
+
+        Args:
+            *embedded: What :meth:`embed` gave.
+        """
 
     @abstractmethod
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:

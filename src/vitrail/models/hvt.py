@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
@@ -21,6 +22,7 @@ from vitrail.layers.hierarchy import HierarchicalEncoder, Stage
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import Size, to_pair
 from vitrail.models.base import (
+    Ends,
     FeatureInfo,
     Stream,
     VisionModel,
@@ -269,6 +271,43 @@ class HVT(VisionModel):
         if self.fusion is not None:
             tokens = self.fusion(tokens, spectral)
         return tokens.flatten(1, 2)
+
+    @property
+    def ends(self) -> tuple[Ends, ...]:
+        """Patches; the image's last tokens are fused ones, the spectral ones are its own beside the fused."""
+        names, own = ("image", "spectral"), self.rgb.dims[-1]
+        widths = (own, own + (self.spectral.dims[-1] if self.spectral is not None else 0))
+        return tuple(
+            Ends(name, encoder.dims[0], encoder.strides[0], width, encoder.strides[-1])
+            for name, width, (_, encoder) in zip(names, widths, self._encoders(), strict=False)
+        )
+
+    def embed(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Patches of each stream, ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
+        image, spectral = self._check_inputs(inputs)
+        if self.spectral is None:
+            return (self.rgb.patch_embed(image),)
+        if spectral is None:
+            raise ShapeError(f"the patches of both streams are wanted, got {describe(inputs)}")
+        return self.rgb.patch_embed(image), self.spectral.patch_embed(spectral)
+
+    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
+        """The image's tokens, fused, and beside the spectral ones the fused, as :meth:`VisionModel.forward_embedded`.
+
+        The fused tokens are brought to the spectral grid bilinearly where it is another.
+        """
+        tokens: Tensor = self.rgb.norm(self.rgb.levels_of(embedded[0])[-1])
+        if self.spectral is None or self.fusion is None:
+            return (tokens,)
+        context: Tensor = self.spectral.norm(self.spectral.levels_of(embedded[1])[-1])
+        if self.spectral_token is not None:
+            context = context + 0.0 * self.spectral_token  # it takes part, as in encode
+        fused: Tensor = self.fusion(tokens, context)
+        spread = fused
+        if fused.shape[1:3] != context.shape[1:3]:
+            size = (context.shape[1], context.shape[2])
+            spread = F.interpolate(fused.permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1)
+        return fused, torch.cat([context, spread], dim=-1)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Average ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""

@@ -26,6 +26,7 @@ from vitrail.layers.patches import check_images
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import (
+    Ends,
     FeatureInfo,
     Stream,
     VisionModel,
@@ -292,10 +293,16 @@ class MaxViT(VisionModel):
 
     def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Run stem and stages; also give the wanted levels' maps, in order of the levels."""
+        return self._run_stages(self._run_stem(x), levels)
+
+    def _run_stem(self, x: Tensor) -> Tensor:
         check_images(x, self.stem.conv1.weight)
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ShapeError(f"an image of {x.shape[2]} x {x.shape[3]} has no pixels")
-        x = self.stem(x if in_transform() else x.contiguous(memory_format=torch.channels_last))
+        out: Tensor = self.stem(x if in_transform() else x.contiguous(memory_format=torch.channels_last))
+        return out
+
+    def _run_stages(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         maps = [x] if 0 in levels else []
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, Stage)
@@ -317,10 +324,22 @@ class MaxViT(VisionModel):
         Raises:
             ShapeError: Not one batch of images of the right number of bands and type, or no pixels.
         """
-        x = self.only_input(inputs)
-        x = self._walk(x)[0]
-        features: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return features
+        return self.forward_embedded(*self.embed(*inputs))[0].permute(0, 3, 1, 2)
+
+    @property
+    def ends(self) -> tuple[Ends, ...]:
+        """The stem's map, and the last stage's."""
+        first, last = self.feature_info[0], self.feature_info[-1]
+        return (Ends("image", first.channels, first.stride, last.channels, last.stride),)
+
+    def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The stem's map ``(B, H, W, C)``, as :meth:`VisionModel.embed`; its places see their neighbours' pixels."""
+        return (self._run_stem(self.only_input(inputs)).permute(0, 2, 3, 1),)
+
+    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
+        """The last stage's map ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
+        x = self._run_stages(embedded[0].permute(0, 3, 1, 2))[0]
+        return (self.norm(x.permute(0, 2, 3, 1)),)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, C, H, W)`` and classify; ``(B, num_features)`` with ``pre_logits``."""

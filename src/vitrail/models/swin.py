@@ -24,6 +24,7 @@ from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.window_attention import WindowAttention
 from vitrail.models.base import (
+    Ends,
     FeatureInfo,
     Stream,
     VisionModel,
@@ -330,12 +331,24 @@ class Swin(VisionModel):
         Raises:
             ShapeError: Not one batch of images of the right number of bands and type, or smaller than a patch.
         """
-        x = self.only_input(inputs)
-        tokens = self.patch_embed(x)
+        return self.forward_embedded(*self.embed(*inputs))[0]
+
+    @property
+    def ends(self) -> tuple[Ends, ...]:
+        """Patches, and the last stage's tokens."""
+        first, last = self.feature_info[0], self.feature_info[-1]
+        return (Ends("image", first.channels, first.stride, last.channels, last.stride),)
+
+    def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Patches ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
+        return (self.patch_embed(self.only_input(inputs)),)
+
+    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
+        """The last stage's tokens after the norm, ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
+        (tokens,) = embedded
         for stage in self.layers:
             tokens = stage(tokens)
-        features: Tensor = self.norm(tokens)
-        return features
+        return (self.norm(tokens),)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, H, W, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""

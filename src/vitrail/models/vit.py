@@ -24,6 +24,7 @@ from vitrail.layers.positions import resample_positions, sincos_positions
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import (
+    Ends,
     FeatureInfo,
     Stream,
     VisionModel,
@@ -239,8 +240,53 @@ class ViT(VisionModel):
         """One image."""
         return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
 
+    @property
+    def ends(self) -> tuple[Ends, ...]:
+        """Patches at both ends; refused where a TokenLearner leaves no grid."""
+        if self.learn_at <= len(self.blocks) and not self.token_fusers:
+            raise ConfigError(
+                "after a TokenLearner without fuser no token stands for a place in the image, so that none can be "
+                "reconstructed; give token_learner.fuse true, or leave token_learner out"
+            )
+        size = self.patch_embed.patch_size
+        return (Ends("image", self.num_features, size, self.num_features, size),)
+
+    def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
+        return (self.patch_embed(self.only_input(inputs)),)
+
+    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
+        """Patches after the last norm, ``(B, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
+        (patches,) = embedded
+        tokens = self.norm(self._run(*self._place(patches))[0])
+        return (tokens[:, self.num_prefix :].reshape(patches.shape),)
+
+    def forward_visible(self, patches: Tensor, keep: Tensor) -> Tensor:
+        """Run some of the patches alone, as if the image had no others.
+
+        Args:
+            patches: What :meth:`embed` gave, shape ``(B, H, W, C)``.
+            keep: Numbers of the patches to run, row-major, shape ``(B, K)``.
+
+        Returns:
+            Tokens after the last norm, shape ``(B, num_prefix + K, C)``, prefix tokens first.
+
+        Source: He et al. 2022, arXiv:2111.06377, section 3, "MAE encoder".
+        """
+        tokens, _ = self._place(patches)
+        P = self.num_prefix
+        chosen = tokens[:, P:].gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
+        x = torch.cat([tokens[:, :P], chosen], dim=1)
+        for block in self.blocks:
+            x = self._run_block(block, x, None)
+        out: Tensor = self.norm(x)
+        return out
+
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        patches = self.patch_embed(x)
+        return self._place(self.patch_embed(x))
+
+    def _place(self, patches: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Patches ``(B, H, W, C)`` as a row with the prefix tokens, and with positions; and their grid."""
         grid = (patches.shape[1], patches.shape[2])
         tokens = patches.flatten(1, 2)
         if self.cls_token is not None:
@@ -261,7 +307,9 @@ class ViT(VisionModel):
 
     def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """Run all blocks; also give the wanted blocks' tokens as maps ``(B, C, H, W)``."""
-        tokens, grid = self._embed(x)
+        return self._run(*self._embed(x), levels)
+
+    def _run(self, tokens: Tensor, grid: tuple[int, int], levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         maps: list[Tensor] = []
         P = self.num_prefix
         for i, block in enumerate(self.blocks):

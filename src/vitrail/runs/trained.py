@@ -176,6 +176,24 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     return TrainedModel(model.eval(), card.normalization(), card)
 
 
+def load_classifier(path: str | Path | RunFolder) -> TrainedModel:
+    """Read a run's best model, which must have classes.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        RunError: As for :func:`load_trained`, or the run was pre-trained without labels.
+    """
+    trained = load_trained(path)
+    if not trained.card.classes:
+        raise RunError(
+            f"{path} was pre-trained without labels and knows no classes; fine-tune from it "
+            f"(`vitrail train --model.weights {path} ...`) and take that run"
+        )
+    return trained
+
+
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON knows no tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from vitrail.data.augment import Mixing
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.models.base import VisionModel
+from vitrail.tasks.base import Task
 from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss
 
 
-class ClassificationTask(nn.Module):
+class ClassificationTask(Task):
     """A model between its normalisation and its loss.
 
     Args:
@@ -35,10 +36,7 @@ class ClassificationTask(nn.Module):
         criterion: nn.Module | None = None,
         mix: Mixing | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.normalize = normalize
-        self.augment = augment
+        super().__init__(model, normalize, augment)
         self.criterion = ClassificationLoss() if criterion is None else criterion
         self.mix = mix
         self.train_size: tuple[int, int] | None = None
@@ -59,7 +57,7 @@ class ClassificationTask(nn.Module):
         """
         if not self.training:
             return dict(batch)
-        streams = {name: batch[name] for name in self.normalize if name in batch}
+        streams = self.streams(batch)
         if self.train_size is not None:
             streams = _resized(streams, self.train_size)
         if self.augment is not None:
@@ -72,13 +70,12 @@ class ClassificationTask(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits ``(B, K)`` of a batch whose streams are in 0..1, as :meth:`prepare` gives it."""
-        streams = {name: batch[name] for name in self.normalize if name in batch}
-        logits: Tensor = self.model(*self.normalize(streams))
+        logits: Tensor = self.model(*self.normalize(self.streams(batch)))
         return logits
 
-    def loss(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The criterion's value; the plain loss in evaluation, so that runs can be compared."""
-        loss: Tensor = self.criterion(logits, batch["target"])
+    def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """The criterion's value of logits; the plain loss in evaluation, so that runs can be compared."""
+        loss: Tensor = self.criterion(output, batch["target"])
         return loss
 
 

@@ -1,5 +1,6 @@
 """From a recipe to a run folder."""
 
 from vitrail.train.fit import train
+from vitrail.train.pretrain import pretrain
 
-__all__ = ["train"]
+__all__ = ["pretrain", "train"]

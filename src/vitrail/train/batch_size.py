@@ -14,8 +14,7 @@ from torch import Tensor
 
 from vitrail.config.schema import TrainerConfig
 from vitrail.errors import ConfigError
-from vitrail.tasks.classification import ClassificationTask
-from vitrail.tasks.optim import parameter_groups
+from vitrail.tasks.base import Task
 
 _SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # An epoch has at least as many steps.
@@ -25,7 +24,7 @@ _ENOUGH = 0.95
 
 
 def find_batch_size(
-    task: ClassificationTask,
+    task: Task,
     config: TrainerConfig,
     load: Callable[[int], Mapping[str, Tensor]],
     images: int,
@@ -86,10 +85,10 @@ def _smallest_fast(speeds: Mapping[int, float], stopped: str = "") -> tuple[int,
 class _Stepper:
     """Takes whole training steps on one batch."""
 
-    def __init__(self, task: ClassificationTask, config: TrainerConfig, device: torch.device) -> None:
+    def __init__(self, task: Task, config: TrainerConfig, device: torch.device) -> None:
         self.task, self.config, self.device = task, config, device
         # Steps that move nothing, and cost the same.
-        self.optimizer = torch.optim.AdamW(parameter_groups(task.model, config.weight_decay, 0.0), lr=0.0)
+        self.optimizer = torch.optim.AdamW(task.parameter_groups(config.weight_decay, 0.0), lr=0.0)
 
     def measure(self, batch: Mapping[str, Tensor], most: int = 3, enough: float = 2.0) -> float:
         """Seconds of the fastest of a few steps; the first, which prepares, does not count."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,10 +70,14 @@ class EpochMetrics(Callback):
 
     Args:
         run: Where to.
+        recorded: Which of the epoch's values.
+        more: Values that only some epochs have; what is in it at an epoch's end joins that epoch's row.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    def __init__(
+        self, run: RunFolder, recorded: Sequence[str] = _RECORDED, more: Mapping[str, float] | None = None
+    ) -> None:
+        self.run, self.recorded, self.more = run, recorded, {} if more is None else more
         self.rows: list[dict[str, Any]] = []
         self._images = 0
         self._seconds = 0.0
@@ -105,9 +110,10 @@ class EpochMetrics(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        for name in _RECORDED:
+        for name in self.recorded:
             if name in metrics:
                 row[name] = round(metrics[name], 6)
+        row |= {name: round(value, 6) for name, value in self.more.items()}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["train_images_per_second"] = round(self._images / max(self._seconds, 1e-9), 2)
         self.rows.append(row)
@@ -177,10 +183,11 @@ class RunCheckpoints(Checkpoint):
     Args:
         run: Where to.
         card: Goes beside the weights.
-        monitor: A metric of which more is better, or "val_loss", of which less is.
+        monitor: A metric of which more is better, or "val_loss", of which less is; None takes every epoch for better
+            than the one before.
     """
 
-    def __init__(self, run: RunFolder, card: ModelCard, monitor: str) -> None:
+    def __init__(self, run: RunFolder, card: ModelCard, monitor: str | None) -> None:
         self.run, self.card, self.monitor = run, card, monitor
         self.best: float | None = None
         self.best_epoch: int | None = None
@@ -195,7 +202,7 @@ class RunCheckpoints(Checkpoint):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = float(trainer.callback_metrics[self.monitor])
+        value = float(trainer.current_epoch if self.monitor is None else trainer.callback_metrics[self.monitor])
         if self.best is None or (value < self.best if self.monitor == "val_loss" else value > self.best):
             self.best, self.best_epoch = value, trainer.current_epoch
             trainer.save_checkpoint(str(self.run.best_checkpoint))

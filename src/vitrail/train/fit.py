@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, StreamCard
+from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss, balanced_positive_weights, balanced_weights
 from vitrail.train.callbacks import (
@@ -49,6 +52,27 @@ from vitrail.weights.load import load_weights
 _MAY_CHANGE = {"max_epochs", "early_stopping_patience", "accelerator", "devices", "num_workers", "path", "weights"}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """In what training with labels and without differ.
+
+    Attributes:
+        open: Opens the recipe's images; the model's statistics are those of the split "train".
+        classes: Names of the model's classes.
+        task: Makes what is optimised.
+        module: Makes of it, the trainer's settings and the seed what the trainer runs.
+        callbacks: What is done besides while it trains, in order, the run's own files among it.
+        unused: Whether a step may leave parts of the model out.
+    """
+
+    open: Callable[[Recipe], ImageData]
+    classes: Callable[[ImageData], tuple[str, ...]]
+    task: Callable[[Recipe, ImageData, VisionModel, ModelCard], Task]
+    module: Callable[[Any, TrainerConfig, int], TaskModule]
+    callbacks: Callable[[Recipe, RunFolder, ModelCard, ImageData], list[Callback]]
+    unused: Callable[[Recipe], bool]
+
+
 def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """Train the recipe's model and write its run folder.
 
@@ -65,6 +89,19 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         RunError: The run folder is taken or cannot be written, or a checkpoint cannot be resumed.
         WeightsError: ``model.weights`` cannot be read or does not fit.
     """
+    if recipe.task.name != "classification":
+        raise ConfigError(f"task.name {recipe.task.name} needs no labels: `vitrail pretrain` does it, not train")
+    return carry_out(recipe, _WITH_LABELS, resume=resume)
+
+
+def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False) -> RunFolder:
+    """Train by a plan; see :func:`train`.
+
+    Args:
+        recipe: What to train.
+        plan: How the recipe's task is trained.
+        resume: Go on from the last checkpoint of the recipe's run folder.
+    """
     _quiet_libraries()
     run = RunFolder(recipe.run_dir)
     if resume:
@@ -75,17 +112,14 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     kept = "the run began in it" if known.trainer.precision != recipe.trainer.precision else None
     recipe, why = settle_precision(known)
     # Everything that can be refused is refused before the run folder is made.
-    data = open_data(recipe.data, image_size(recipe))
-    for split in ("train", "val"):
-        if split not in data.splits:
-            raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
-    _refuse_other_labels(recipe, data)
+    data = plan.open(recipe)
+    classes = plan.classes(data)
     seed_everything(recipe.run.seed, verbose=False)
-    model = _build_model(recipe, data, fresh=not (resume and run.last_checkpoint.is_file()))
+    model = _build_model(recipe, data, len(classes), fresh=not (resume and run.last_checkpoint.is_file()))
     card = ModelCard(
         name=recipe.model.name,
-        settings={**_given_settings(recipe), **_data_settings(recipe, data)},
-        classes=data.source.classes,
+        settings={**_given_settings(recipe), **_data_settings(recipe, data, len(classes))},
+        classes=classes,
         streams={
             name: StreamCard(data.source.bands[name], tuple(mean), tuple(std), image_size(recipe))
             for name, (mean, std) in data.statistics().items()
@@ -93,18 +127,16 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         resize=recipe.data.resize,
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral,
-        label_separator=recipe.data.label_separator,
+        label_separator=recipe.data.label_separator if classes else None,
     )
-    task = ClassificationTask(
-        model, card.normalization(), _augmentation(recipe, card), _criterion(recipe, data), _mixing(recipe, card)
-    )
+    task = plan.task(recipe, data, model, card)
     recipe, reasons = settle_sizes(recipe, data, task)
     data = dataclasses.replace(data, config=recipe.data)
     reasons = {"precision": f"{recipe.trainer.precision}: {kept or why}", **reasons}
     if recipe.trainer.compile:
         model.compile()
-    module = TaskModule(task, recipe.trainer, recipe.run.seed)
-    trainer = _make_trainer(recipe, run, card)
+    module = plan.module(task, recipe.trainer, recipe.run.seed)
+    trainer = _make_trainer(recipe, run, plan.callbacks(recipe, run, card, data), plan.unused(recipe))
     # Other processes begin when the first has made the folder, and only read it.
     checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
     share = {"rank": trainer.global_rank, "world": trainer.world_size}
@@ -115,7 +147,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
         trainer.fit(
             module,
             training,
-            data.loader("val", **share),
+            data.loader("val", **share) if "val" in data.splits else None,
             ckpt_path=str(checkpoint) if checkpoint else None,
         )
     except (RuntimeError, KeyError) as error:
@@ -128,7 +160,27 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     return run
 
 
-def _augmentation(recipe: Recipe, card: ModelCard) -> Augmentation | None:
+def _open_labelled(recipe: Recipe) -> ImageData:
+    data = open_data(recipe.data, image_size(recipe))
+    if not data.source.classes:
+        raise ConfigError(
+            f"data.source {recipe.data.source} has no labels; pre-train on it (`vitrail pretrain`), then train from "
+            "that run on images with labels (--model.weights runs/PRETRAINED)"
+        )
+    for split in ("train", "val"):
+        if split not in data.splits:
+            raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
+    _refuse_other_labels(recipe, data)
+    return data
+
+
+def _classification(recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> ClassificationTask:
+    criterion, mixing = _criterion(recipe, data), _mixing(recipe, card)
+    return ClassificationTask(model, card.normalization(), augmentation(recipe, card), criterion, mixing)
+
+
+def augmentation(recipe: Recipe, card: ModelCard) -> Augmentation | None:
+    """The recipe's random changes of training images."""
     means = {name: stream.mean for name, stream in card.streams.items()}
     bands = len(card.streams["image"].bands)
     return build_augmentation(recipe.data.augment, bands, recipe.data.augment_settings, means)
@@ -181,11 +233,11 @@ def _given_settings(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe.to_dict()["model"].items() if k in recipe.model.settings}
 
 
-def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
+def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:
     """Settings of the model that follow from the data, unless the recipe gives them."""
     bands = data.source.bands
     settings: dict[str, Any] = {
-        "num_classes": len(data.source.classes),
+        "num_classes": num_classes,
         "in_chans": len(bands["image"]),
         "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
     }
@@ -201,8 +253,8 @@ def _data_settings(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     return settings
 
 
-def _build_model(recipe: Recipe, data: ImageData, fresh: bool) -> VisionModel:
-    derived = _data_settings(recipe, data)
+def _build_model(recipe: Recipe, data: ImageData, num_classes: int, fresh: bool) -> VisionModel:
+    derived = _data_settings(recipe, data, num_classes)
     for key in ("num_classes", "in_chans", "spectral_chans"):
         given = recipe.model.settings.get(key)
         if given is not None and given != derived.get(key, given):
@@ -274,9 +326,8 @@ def _recipe_of(run: RunFolder) -> Recipe:
     return load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config)
 
 
-def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
+def _watch_classifier(recipe: Recipe, run: RunFolder, card: ModelCard, data: ImageData) -> list[Callback]:
     config = recipe.trainer
-    assert config.precision != "auto", "it has been settled"
     callbacks: list[Callback] = [StopOnNonFinite(run), EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
     if config.freeze_epochs:
         callbacks.append(Freezing(config.freeze_epochs, config.unfreeze_every))
@@ -288,6 +339,12 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
         value = config.early_stopping_monitor
         mode = "min" if value == "val_loss" else "max"
         callbacks.append(EarlyStopping(value, patience=config.early_stopping_patience, mode=mode))
+    return callbacks
+
+
+def _make_trainer(recipe: Recipe, run: RunFolder, callbacks: list[Callback], unused: bool) -> Trainer:
+    config = recipe.trainer
+    assert config.precision != "auto", "it has been settled"
     interactive = sys.stderr.isatty() and is_first_process()
     if interactive:
         callbacks.append(TQDMProgressBar())
@@ -298,7 +355,7 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=_strategy(config),
+            strategy=_strategy(config, unused),
             use_distributed_sampler=False,
             sync_batchnorm=config.devices * config.num_nodes > 1 and torch.cuda.is_available(),
             precision=config.precision,
@@ -328,11 +385,21 @@ def _make_trainer(recipe: Recipe, run: RunFolder, card: ModelCard) -> Trainer:
     return trainer
 
 
-def _strategy(config: TrainerConfig) -> str:
+def _strategy(config: TrainerConfig, unused: bool) -> str:
     if config.devices * config.num_nodes == 1:
         return "auto"
+    return "ddp_find_unused_parameters_true" if unused else "ddp"
+
+
+_WITH_LABELS = Plan(
+    open=_open_labelled,
+    classes=lambda data: data.source.classes,
+    task=_classification,
+    module=TaskModule,
+    callbacks=_watch_classifier,
     # What is frozen takes no part in a step.
-    return "ddp_find_unused_parameters_true" if config.freeze_epochs else "ddp"
+    unused=lambda recipe: recipe.trainer.freeze_epochs > 0,
+)
 
 
 def _quiet_libraries() -> None:
@@ -345,6 +412,7 @@ def _quiet_libraries() -> None:
         r".*Checkpoint directory.*exists and is not empty.*",
         r".*torch.jit.script.*",
         r".*sync_dist=True.*",
+        r".*defined a `validation_step` but have no `val_dataloader`.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
     torch.set_float32_matmul_precision("high")

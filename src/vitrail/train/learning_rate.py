@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vitrail.config.schema import TrainerConfig
 from vitrail.errors import RunError
+from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
-from vitrail.tasks.optim import parameter_groups
 
 _LOW, _HIGH, _STEPS = 1e-6, 1.0, 80
 # Of the moving average of the loss, which a batch's luck moves less.
@@ -22,7 +22,7 @@ _SMOOTHING = 0.9
 
 
 def find_learning_rate(
-    task: ClassificationTask, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], seed: int
+    task: Task, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], seed: int
 ) -> tuple[float, str]:
     """Train a copy for a few steps at rates that grow from step to step, and see where the loss falls.
 
@@ -46,7 +46,8 @@ def find_learning_rate(
         torch.manual_seed(seed)
         trial = copy.deepcopy(task).train()
         # How much of which image is in a mixed one moves the loss more than a step does.
-        trial.mix = None
+        if isinstance(trial, ClassificationTask):
+            trial.mix = None
         rates, losses = _range_test(trial, config, batches, device)
     chosen = _choose(rates, losses)
     if chosen is None:
@@ -59,12 +60,12 @@ def find_learning_rate(
 
 
 def _range_test(
-    task: ClassificationTask, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], device: torch.device
+    task: Task, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], device: torch.device
 ) -> tuple[list[float], list[float]]:
-    groups = parameter_groups(task.model, config.weight_decay, 1.0, config.layer_decay)
+    groups = task.parameter_groups(config.weight_decay, 1.0, config.layer_decay)
     # Each group's share of the rate, by layer.
     shares = [group["lr"] for group in groups]
-    optimizer = torch.optim.AdamW(groups, lr=_LOW)
+    optimizer = torch.optim.AdamW(groups, lr=_LOW, betas=task.betas)
     rates: list[float] = []
     losses: list[float] = []
     for step, batch in zip(range(_STEPS), itertools.chain.from_iterable(itertools.repeat(batches)), strict=False):

@@ -21,7 +21,7 @@ from torchmetrics.classification import (
 from vitrail.config.schema import TrainerConfig
 from vitrail.data.dataset import EpochShuffle
 from vitrail.tasks.classification import ClassificationTask
-from vitrail.tasks.optim import parameter_groups, warmup_cosine
+from vitrail.tasks.optim import warmup_cosine
 
 
 class TaskModule(LightningModule):
@@ -44,9 +44,12 @@ class TaskModule(LightningModule):
         self.started = False
         self.order: EpochShuffle | None = None
         self.batch: dict[str, Tensor] | None = None
+        self._make_metrics()
+
+    def _make_metrics(self) -> None:
         # Metrics, unlike logged numbers, are exact over several processes and batches of different sizes.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.train_accuracy, self.val_metrics = _metrics(task.model.num_classes, task.several_labels)
+        self.train_accuracy, self.val_metrics = _metrics(self.task.model.num_classes, self.task.several_labels)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Choose the order of the epoch to come now: workers are asked for batches before the loop names the epoch."""
@@ -59,9 +62,7 @@ class TaskModule(LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Reseed from the run's seed, the epoch, the step and the process, whatever drew random numbers before."""
-        entropy = (self.seed, self.current_epoch, batch_idx, self.global_rank)
-        low, high = np.random.SeedSequence(entropy).generate_state(2)
-        torch.manual_seed(int(low) + (int(high) << 32) >> 1)
+        seed_from(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step's loss."""
@@ -95,16 +96,22 @@ class TaskModule(LightningModule):
         """AdamW, with warm-up and cosine a step."""
         config = self.config
         rate = config.peak_learning_rate
-        groups = parameter_groups(self.task.model, config.weight_decay, rate, config.layer_decay)
+        groups = self.task.parameter_groups(config.weight_decay, rate, config.layer_decay)
         # One kernel for all parameters; Lightning does not clip its gradients under mixed precision.
         fused = self.device.type in ("cpu", "cuda") and not config.precision.endswith("-mixed")
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=self.task.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         # A very short training has no room for the whole warm-up; it keeps at most half of its steps for it.
         warmup = min(round(config.warmup_epochs * total / config.max_epochs), total // 2)
         factor = warmup_cosine(total, warmup, config.min_learning_rate / rate)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def seed_from(*entropy: int) -> None:
+    """Begin torch's random numbers anew from whole numbers."""
+    low, high = np.random.SeedSequence(entropy).generate_state(2)
+    torch.manual_seed(int(low) + (int(high) << 32) >> 1)
 
 
 def _metrics(classes: int, several_labels: bool) -> tuple[Metric, MetricCollection]:

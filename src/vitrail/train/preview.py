@@ -60,7 +60,9 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
     source = data.source
     chosen = _spread(data.indices("train"), source.targets, images)
     streams = source.load(chosen)
-    targets = soft(torch.from_numpy(source.targets[chosen]), len(source.classes))
+    targets = torch.zeros(len(chosen), 0)
+    if source.classes:
+        targets = soft(torch.from_numpy(source.targets[chosen]), len(source.classes))
     means = {name: mean for name, (mean, _) in data.statistics().items()}
     augment = build_augmentation(recipe.data.augment, len(source.bands["image"]), recipe.data.augment_settings, means)
     settings = augment_settings(recipe.data.augment, recipe.data.augment_settings)

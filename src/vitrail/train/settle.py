@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
-from vitrail.tasks.classification import ClassificationTask
+from vitrail.tasks.base import Task
 from vitrail.train.batch_size import find_batch_size
 from vitrail.train.environment import is_first_process
 from vitrail.train.learning_rate import find_learning_rate
@@ -47,7 +47,7 @@ def settle_as_begun(recipe: Recipe, begun: Recipe | None) -> Recipe:
     return dataclasses.replace(recipe, trainer=trainer, data=data)
 
 
-def settle_sizes(recipe: Recipe, data: ImageData, task: ClassificationTask) -> tuple[Recipe, dict[str, str]]:
+def settle_sizes(recipe: Recipe, data: ImageData, task: Task) -> tuple[Recipe, dict[str, str]]:
     """Replace "auto" for the batch size and then the learning rate, by short trials on copies of the model.
 
     Args:

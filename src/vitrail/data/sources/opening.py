@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from vitrail.config.schema import DataConfig
-from vitrail.data.reading import file_readers
+from vitrail.data.reading import FileReader, file_readers
 from vitrail.data.sources.arrays import ArraySource
 from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource
@@ -17,24 +17,26 @@ from vitrail.data.sources.memory import InMemory
 from vitrail.data.sources.parquet import ParquetSource
 from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
 from vitrail.data.sources.table import TableSource
+from vitrail.data.sources.unlabelled import UnlabelledSource
 from vitrail.errors import ConfigError, DataError, closest
 
 # What `data.source` may say -> what its path is; "" where it has none.
 SOURCES = {
     "digits": "",
     "folder": "the folder with the images",
+    "unlabelled": "the folder of images",
     "table": "the CSV or Parquet file that lists them",
     "parquet": "the Parquet file that holds them, or the folder of such files",
     "synthetic_leaves": "",
     "arrays": "the .npy, .npz or .mat file",
 }
-_FILES = ("folder", "table")
+_FILES = ("folder", "unlabelled", "table")
 # Settings that only some sources understand.
 _ONLY_FOR = {
     "band_names": (*_FILES, "arrays"),
     "wavelengths": (*_FILES, "arrays"),
     "scale": (*_FILES, "arrays"),
-    "spectral_path": ("folder",),
+    "spectral_path": ("folder", "unlabelled"),
     "spectral_band_names": _FILES,
     "spectral_wavelengths": _FILES,
     "spectral_scale": _FILES,
@@ -96,11 +98,17 @@ def _openers(
 ) -> dict[str, Callable[[], ImageSource]]:
     path, skip = config.path or "", config.on_unreadable == "skip"
 
-    def folder() -> ImageSource:
+    def readers_with_partners() -> dict[str, FileReader]:
         readers = file_readers(config, size)
         if "spectral" in readers and config.spectral_path is None:
             raise ConfigError("data.spectral_band_names needs data.spectral_path, the folder with the second files")
-        return FolderSource(path, readers, classes, config.spectral_path, skip)
+        return readers
+
+    def folder() -> ImageSource:
+        return FolderSource(path, readers_with_partners(), classes, config.spectral_path, skip)
+
+    def unlabelled() -> ImageSource:
+        return UnlabelledSource(path, readers_with_partners(), config.spectral_path, skip)
 
     def table() -> ImageSource:
         return TableSource(path, file_readers(config, size), classes, config.group, skip, config.label_separator)
@@ -114,6 +122,7 @@ def _openers(
     return {
         "digits": lambda: DigitsSource(size),
         "folder": folder,
+        "unlabelled": unlabelled,
         "table": table,
         "parquet": parquet,
         "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.num_images, config.seed)),

@@ -1,0 +1,45 @@
+"""``vitrail pretrain``: a recipe, settings on the command line, or both; labels are not needed."""
+
+from __future__ import annotations
+
+import sys
+
+from vitrail.cli.recipes import read_recipe_arguments
+
+
+def main(argv: list[str]) -> int:
+    """Pre-train.
+
+    Args:
+        argv: Arguments after the verb.
+    """
+    recipe, options = read_recipe_arguments(
+        "vitrail pretrain",
+        "Pre-train a model on images without labels (--task.name simclr, mae or simmim) and write a run folder.",
+        argv,
+        flags={"--resume": "go on from the run folder's last checkpoint"},
+    )
+    if recipe is None:
+        return 0
+    from vitrail.train.environment import is_first_process
+    from vitrail.train.pretrain import pretrain
+
+    run = pretrain(recipe, resume="--resume" in options)
+    if not is_first_process():
+        return 0
+    decided = run.read_json(run.environment)
+    for name, asked in (
+        ("precision", recipe.trainer.precision),
+        ("data.batch_size", recipe.data.batch_size),
+        ("trainer.learning_rate", recipe.trainer.learning_rate),
+    ):
+        if asked == "auto" and name in decided:
+            print(f"{name} {decided[name]}")
+    metrics = run.read_metrics()
+    last = metrics.iloc[-1]
+    said = {"val_loss": "validation loss", "knn_accuracy": "nearest neighbours", "probe_accuracy": "linear probe",
+            "rank_me": "RankMe"}  # fmt: skip
+    values = "".join(f", {what} {last[name]:.4f}" for name, what in said.items() if name in metrics)
+    print(f"{run}: {len(metrics)} epochs of {recipe.task.name}; training loss {last['train_loss']:.4f}{values}")
+    print(f"next: vitrail train --model.weights {run} --data.source ... --run.dir ...", file=sys.stderr)
+    return 0

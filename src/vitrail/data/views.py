@@ -1,0 +1,79 @@
+"""Views of images for contrastive learning: strong random changes that leave what an image shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ShapeError
+
+
+class Views(nn.Module):
+    """Random transforms of a batch in 0..1, of which each call draws one view of each image.
+
+    Args:
+        geometry: Moves pixels: maps ``(B, C, H, W)`` to the same shape, each image its own way.
+        color: Changes their values; applied to the image stream alone.
+    """
+
+    def __init__(self, geometry: nn.Module, color: nn.Module) -> None:
+        super().__init__()
+        self.geometry, self.color = geometry, color
+
+    def forward(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Change all streams of each image by the same geometry.
+
+        Args:
+            streams: Stream -> shape ``(B, C, H, W)``, all of one height and width.
+
+        Raises:
+            ShapeError: Streams of different sizes.
+        """
+        sizes = {tuple(x.shape[2:]) for x in streams.values()}
+        if len(sizes) > 1:
+            raise ShapeError(f"views are drawn of all streams together, which must be of one size, got {sorted(sizes)}")
+        # Side by side as bands of one image, they cannot but move together.
+        moved = self.geometry(torch.cat(list(streams.values()), dim=1))
+        parts = dict(zip(streams, moved.split([x.shape[1] for x in streams.values()], dim=1), strict=True))
+        return {name: self.color(x) if name == "image" else x for name, x in parts.items()}
+
+
+def build_views(
+    size: tuple[int, int], num_bands: int, min_scale: float = 0.2, strength: float = 0.5, flips: bool = True
+) -> Views:
+    """The random transforms of which each call draws one view.
+
+    Random crop, resized; horizontal flip; change of brightness and contrast, of three bands also of saturation and
+    hue, and loss of colour; blur. The geometry is the same for all streams of a view, colours change in the image
+    stream alone.
+
+    Args:
+        size: Height and width of the images.
+        num_bands: Bands of the image stream.
+        min_scale: Smallest share of an image that a view may show.
+        strength: Of the changes of colour: the s of the source; 0 leaves colours.
+        flips: Whether mirrored views are drawn.
+
+    Returns:
+        A transform of streams in 0..1.
+
+    Source: Chen et al. 2020, arXiv:2002.05709, appendix A.
+    """
+    import kornia.augmentation as K
+
+    geometry: list[nn.Module] = [K.RandomResizedCrop(size, scale=(min_scale, 1.0), ratio=(0.75, 4 / 3))]
+    if flips:
+        geometry.append(K.RandomHorizontalFlip())
+    color: list[nn.Module] = []
+    s = 0.8 * strength
+    if strength and num_bands == 3:
+        color += [K.ColorJitter(s, s, s, 0.2 * strength, p=0.8), K.RandomGrayscale(p=0.2)]
+    elif strength:
+        # Bands that are no colours have no saturation or hue.
+        color += [K.RandomBrightness((1 - s, 1 + s), p=0.8), K.RandomContrast((1 - s, 1 + s), p=0.8)]
+    kernel = max(3, min(size) // 10 // 2 * 2 + 1)
+    if min(size) >= kernel:
+        color.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=0.5))
+    return Views(nn.Sequential(*geometry), nn.Sequential(*color))

@@ -1,0 +1,153 @@
+"""Measuring, while it is pre-trained, what a model has learned."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from typing_extensions import override
+
+from vitrail.data.dataset import ImageData
+from vitrail.tasks.pretraining import PretrainingTask
+from vitrail.tasks.representation import alignment, collapse, knn_predict, probe_predict, rank_me, spread, uniformity
+from vitrail.train.module import seed_from
+
+MEASURES = (
+    "knn_accuracy", "knn_f1_macro", "probe_accuracy", "probe_f1_macro", "rank_me", "alignment", "uniformity",
+)  # fmt: skip
+# Images that are measured, at most: of those with a label in training, and of those in validation.
+_MOST_LABELLED, _MOST_HELD_OUT = 5000, 2000
+# Keeps the views of the alignment apart from all other random numbers.
+_VIEWS = 1 << 21
+
+
+class CollapseWarning(UserWarning):
+    """The features say next to nothing about which image they are of."""
+
+
+class Watching(Callback):
+    """At the end of an epoch, measure the features of images that are not trained on, as they are.
+
+    Nearest neighbours and a linear probe learn from the training images that have labels and are judged by the
+    validation images; without labels, or with several labels an image, they are left out. RankMe, alignment and
+    uniformity are of the validation images, or of the training images where there is no such split. Evenly spaced
+    images stand for all where there are very many. The first process measures; random numbers and gradients of training
+    are left alone.
+
+    Args:
+        data: With the splits "labelled" and, if there is one, "val".
+        views: Draws a view of each image of a batch's streams, for the alignment.
+        every: Epochs from one measurement to the next; the last is always measured.
+        seed: Of the run.
+
+    Attributes:
+        values: What was measured in this epoch, by the names of MEASURES; empty where nothing was.
+    """
+
+    def __init__(self, data: ImageData, views: nn.Module, every: int, seed: int) -> None:
+        self.data, self.views, self.every, self.seed = data, views, every, seed
+        self.held_out = "val" if "val" in data.splits else "train"
+        self.first_spread: float | None = None
+        self.values: dict[str, float] = {}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"first_spread": self.first_spread}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.first_spread = state_dict["first_spread"]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.first_spread is None and trainer.is_global_zero:
+            with _looking_on(trainer, pl_module) as task:
+                features, _ = self._features(task, self.held_out, _MOST_HELD_OUT, pl_module.device)
+                self.first_spread = spread(features)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.values.clear()
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if not trainer.is_global_zero or not (last or (trainer.current_epoch + 1) % self.every == 0):
+            return
+        with _looking_on(trainer, pl_module) as task:
+            values, problem = self._measure(task, pl_module.device)
+        self.values |= values
+        for name, value in values.items():
+            pl_module.log(name, value, rank_zero_only=True)
+        if problem is not None:
+            warnings.warn(
+                f"epoch {trainer.current_epoch}: the model may have collapsed: {problem}; try another "
+                "trainer.learning_rate, a larger data.batch_size or another task",
+                CollapseWarning,
+                stacklevel=2,
+            )
+
+    def _measure(self, task: PretrainingTask, device: torch.device) -> tuple[dict[str, float], str | None]:
+        features, targets = self._features(task, self.held_out, _MOST_HELD_OUT, device)
+        values = {"rank_me": rank_me(features)}
+        if len(features) > 1:
+            seed_from(self.seed, _VIEWS)
+            pair = [self._features(task, self.held_out, _MOST_HELD_OUT, device, self.views)[0] for _ in range(2)]
+            values["alignment"] = alignment(*pair)
+            values["uniformity"] = uniformity(features)
+        one_label = self.data.source.targets.ndim == 1
+        if self.held_out == "val" and one_label and len(self.data.splits["labelled"]) > 1:
+            known, labels = self._features(task, "labelled", _MOST_LABELLED, device)
+            values |= _judge(known.numpy(), labels, features.numpy(), targets)
+        return {name: values[name] for name in MEASURES if name in values}, collapse(features, self.first_spread or 0.0)
+
+    def _features(
+        self, task: PretrainingTask, split: str, most: int, device: torch.device, views: nn.Module | None = None
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Features ``(N, C)`` and targets of a split's images, or of views of them, on the CPU."""
+        indices = self.data.indices(split)
+        chosen = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))]
+        parts: list[Tensor] = []
+        size = self.data.config.images_a_step
+        for start in range(0, len(chosen), size):
+            loaded = self.data.source.load(chosen[start : start + size])
+            streams = {name: loaded[name].to(device) for name in task.normalize if name in loaded}
+            parts.append(task.represent(streams if views is None else views(streams)).float().cpu())
+        return torch.cat(parts), self.data.source.targets[chosen]
+
+
+@contextmanager
+def _looking_on(trainer: Trainer, pl_module: LightningModule) -> Iterator[PretrainingTask]:
+    """The task in evaluation mode, without gradients, in the run's precision; afterwards it is as it was."""
+    task = pl_module.task
+    assert isinstance(task, PretrainingTask)
+    modes = {module: module.training for module in task.modules()}
+    task.eval()
+    try:
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+            yield task
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _judge(
+    known: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    features: npt.NDArray[np.float32],
+    targets: npt.NDArray[np.int64],
+) -> dict[str, float]:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    guesses = {"knn": knn_predict(known, labels, features)}
+    if len(np.unique(labels)) > 1:
+        guesses["probe"] = probe_predict(known, labels, features)
+    values: dict[str, float] = {}
+    for name, guess in guesses.items():
+        values[f"{name}_accuracy"] = float(accuracy_score(targets, guess))
+        values[f"{name}_f1_macro"] = float(f1_score(targets, guess, average="macro", zero_division=0.0))
+    return values
