@@ -5,7 +5,7 @@ import torch
 
 from tests.tasks.models import batch_for, statistics, tiny
 from vitrail.errors import ConfigError
-from vitrail.tasks.mae import MAETask, sine_positions
+from vitrail.tasks.mae import MAETask
 from vitrail.tasks.masking import cut_squares, join_squares, random_masks, spread_mask
 
 VITS = ["vit", "vit_pooled"]
@@ -89,19 +89,6 @@ def test_the_loss_counts_masked_pixels_alone(monkeypatch):
 
     monkeypatch.setattr(task, "reconstruct", reconstruct)
     assert task(batch_for(task.model))["loss"] == 0
-
-
-def test_positions_are_a_loop():
-    positions = sine_positions(16, (3, 5)).view(3, 5, 16)
-    for i in range(3):
-        for j in range(5):
-            for k in range(4):
-                rate = 10000 ** (-k / 4)
-                wanted = [torch.tensor(angle) for angle in (i * rate, j * rate)]
-                assert positions[i, j, k] == pytest.approx(wanted[0].sin().item(), abs=1e-6)
-                assert positions[i, j, 4 + k] == pytest.approx(wanted[0].cos().item(), abs=1e-6)
-                assert positions[i, j, 8 + k] == pytest.approx(wanted[1].sin().item(), abs=1e-6)
-                assert positions[i, j, 12 + k] == pytest.approx(wanted[1].cos().item(), abs=1e-6)
 
 
 def test_the_decoder_puts_tokens_where_they_belong():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError
+from vitrail.layers.positions import sincos_positions
 from vitrail.models.base import VisionModel
 from vitrail.models.vit import Block, ViT
 from vitrail.tasks.masking import (
@@ -27,30 +28,6 @@ from vitrail.tasks.pretraining import PretrainingTask
 # As the authors': heads of 32, tokens normalised as in the encoder.
 _DIM_HEAD = 32
 _NORM_EPS = 1e-6
-
-
-def sine_positions(dim: int, grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Fixed positions on a grid: half of the numbers tell the row, half the column.
-
-    Args:
-        dim: Width, a multiple of 4.
-        grid: Height and width.
-        device: Where they are wanted.
-
-    Returns:
-        Shape ``(H * W, dim)``, row-major, in -1..1.
-
-    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5, once for each direction, as in MAE's appendix A.1.
-    """
-    rates = 10000 ** (-torch.arange(dim // 4, device=device, dtype=torch.float64) / (dim // 4))
-
-    def along(count: int) -> Tensor:
-        angles = torch.arange(count, device=device)[:, None] * rates
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-    rows = along(grid[0])[:, None].expand(-1, grid[1], -1)
-    columns = along(grid[1])[None].expand(grid[0], -1, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1).float()
 
 
 class Decoder(nn.Module):
@@ -95,7 +72,7 @@ class Decoder(nn.Module):
         P = N - keep.shape[1]
         every = self.mask_token.to(tokens.dtype).expand(B, grid[0] * grid[1], C)
         every = every.scatter(1, keep[..., None].expand(-1, -1, C), tokens[:, P:])
-        x = torch.cat([tokens[:, :P], every + sine_positions(C, grid, tokens.device).to(tokens.dtype)], dim=1)
+        x = torch.cat([tokens[:, :P], every + sincos_positions(grid, C).to(every)], dim=1)
         for block in self.blocks:
             x = block(x, grid, P)
         out: Tensor = self.head(self.norm(x[:, P:]))
