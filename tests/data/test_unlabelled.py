@@ -26,8 +26,21 @@ def test_all_images_at_any_depth_without_a_class(tmp_path):
     assert len(data.source) == 32
     assert {"top.png", "a/deep/er.jpg"} <= set(data.source.keys)
     assert (data.source.targets == -1).all()
-    # A tenth is held out to watch by, none for testing; the same images whatever else there is.
-    assert {name: len(indices) for name, indices in data.splits.items()} == {"train": 29, "val": 3}
+    # Some are held out to watch by, none for testing; a new image moves no other.
+    assert set(data.splits) == {"train", "val"}
+    held_out = {data.source.keys[i] for i in data.splits["val"]}
+    save_image(tmp_path / "new.png")
+    more = open_data(DataConfig(source="unlabelled", path=str(tmp_path)), (16, 16))
+    assert held_out == {more.source.keys[i] for i in more.splits["val"]} - {"new.png"}
+    (tmp_path / "new.png").unlink()
+    exact = open_data(DataConfig(source="unlabelled", path=str(tmp_path), split="exact"), (16, 16))
+    assert {name: len(indices) for name, indices in exact.splits.items()} == {"train": 29, "val": 3}
+    folders = DataConfig(source="unlabelled", path=str(tmp_path), split="grouped", group="^[^/]*", val_fraction=0.3)
+    grouped = open_data(folders, (16, 16))
+    places = [{grouped.source.keys[i].split("/")[0] for i in grouped.splits[name]} for name in ("train", "val")]
+    assert not places[0] & places[1]
+    fold = open_data(DataConfig(source="unlabelled", path=str(tmp_path), fold=1, val_fraction=0.0), (16, 16))
+    assert set(fold.splits) == {"train", "val"}
     batch = next(iter(data.loader("train", shuffle_seed=0)))
     assert batch["image"].shape[1:] == (3, 16, 16)
     edges = open_data(DataConfig(source="unlabelled", path=str(tmp_path), spectral="edges"), (16, 16))
@@ -52,6 +65,11 @@ def test_faults_are_named(tmp_path):
     (root / "b" / "cut.png").write_bytes((root / "a" / "0.png").read_bytes()[:60])
     with pytest.raises(DataError, match="2 of 14 files are no images that can be read"):
         opened(root)
+    with pytest.raises(ConfigError, match=r"data.label_fraction 0.5 has no meaning for data.source unlabelled"):
+        open_data(DataConfig(source="unlabelled", path=str(root), label_fraction=0.5, on_unreadable="skip"), (16, 16))
+    skipped = open_data(DataConfig(source="unlabelled", path=str(root), on_unreadable="skip"), (16, 16))
+    assert len(skipped.source.keys) == len(skipped.source.targets) == 12
+    assert {name for name, _ in skipped.source.left_out} == {"notes.txt", "b/cut.png"}
     with pytest.raises(DataError, match="whose images look set apart"):
         opened(make_folder(tmp_path / "y", splits=("train", "Validation")))
 
@@ -75,6 +93,39 @@ def test_a_share_of_the_labels():
     # One image more moves at most the last of its class.
     more = keep_labels([*keys, "new"], np.append(targets, 0), [*splits, "train"], 0.05, seed=3)
     assert len(kept[0.05] ^ {i for i in range(301) if more[i] == "train"}) <= 2
+
+
+def test_two_files_an_image(tmp_path):
+    folder(tmp_path / "rgb", 12)
+    for i in range(12):
+        save_image(tmp_path / "nir" / "abc"[i % 3] / f"{i}.png", mode="L", seed=i)
+    config = DataConfig(
+        source="unlabelled",
+        path=str(tmp_path / "rgb"),
+        spectral_path=str(tmp_path / "nir"),
+        spectral_band_names=("nir",),
+        bands=("red", "blue"),
+    )
+    streams = open_data(config, (8, 8)).source.load([0, 5])
+    assert {name: tuple(x.shape) for name, x in streams.items()} == {"image": (2, 2, 8, 8), "spectral": (2, 1, 8, 8)}
+
+
+@pytest.mark.parametrize("rule", [{}, {"split": "exact"}, {"split": "grouped"}, {"fold": 1}])
+def test_a_share_of_the_labels_with_every_rule(tmp_path, rule):
+    """Several labels an image: each keeps images, and what is held out stays."""
+    rng = np.random.default_rng(1)
+    lines = ["path,label,group"]
+    for i in range(90):
+        save_image(tmp_path / f"{i}.png", (9, 9), seed=i)
+        lines.append(f"{i}.png,{';'.join(name for name in 'xyz' if rng.random() < 0.5)},{i // 3}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    config = {"source": "table", "path": str(tmp_path / "table.csv"), "label_separator": ";", **rule}
+    whole = open_data(DataConfig(**config), (8, 8))
+    part = open_data(DataConfig(**config, label_fraction=0.3), (8, 8))
+    assert {n: part.splits[n] for n in ("val", "test")} == {n: whole.splits[n] for n in ("val", "test")}
+    assert sorted(part.splits["train"] + part.splits["unlabelled"]) == whole.splits["train"]
+    assert len(part.splits["train"]) == pytest.approx(0.3 * len(whole.splits["train"]), abs=3)
+    assert (part.source.targets[part.splits["train"]].sum(0) > 0).all()
 
 
 def test_a_share_of_the_digits():

@@ -71,7 +71,7 @@ def _same_end(run, expected):
 
 
 @pytest.mark.parametrize(
-    "way", [w if w in ("simclr", "simmim", "two_streams") else pytest.param(w, marks=pytest.mark.slow) for w in WAYS]
+    "way", [w if w in ("simclr", "simmim") else pytest.param(w, marks=pytest.mark.slow) for w in WAYS]
 )
 def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, way):
     whole = pretrain(recipe(tmp_path / "whole", way))
@@ -127,11 +127,11 @@ def test_killed_while_writing(tmp_path, monkeypatch):
 def test_watching_changes_nothing_but_the_table(tmp_path):
     watched = pretrain(recipe(tmp_path / "a", "simclr_maxvit"))
     alone = pretrain(recipe(tmp_path / "b", "simclr_maxvit", task__watch_every=0))
-    some = pretrain(recipe(tmp_path / "c", "simclr_maxvit", trainer__max_epochs=5, task__watch_every=2))
+    some = pretrain(recipe(tmp_path / "c", "simclr_maxvit", trainer__max_epochs=3, task__watch_every=2))
     weights = load_file(watched.weights)
     assert all(torch.equal(weights[key], value) for key, value in load_file(alone.weights).items())
     assert not set(watching.MEASURES) & set(alone.read_metrics())
-    assert some.read_metrics()["rank_me"].notna().tolist() == [False, True, False, True, True]
+    assert some.read_metrics()["rank_me"].notna().tolist() == [False, True, True]
 
 
 def test_it_learns(tmp_path):
@@ -161,10 +161,11 @@ def unlabelled(tmp_path_factory):
 
 
 def test_a_plain_folder_of_images_will_do(tmp_path, unlabelled):
-    folder = {"data__source": "unlabelled", "data__path": str(unlabelled), "data__batch_size": 5}
+    folder = {"data__source": "unlabelled", "data__path": str(unlabelled), "data__batch_size": 5,
+              "data__split": "exact"}  # fmt: skip
     run = pretrain(recipe(tmp_path / "x", "simmim", trainer__max_epochs=1, **folder))
     row = run.read_metrics().iloc[0]
-    assert row["step"] == 18 // 5  # a tenth of 20 is held out
+    assert row["step"] == 18 // 5  # a tenth of 20 is held out, exactly
     assert {"rank_me", "alignment", "uniformity"} <= set(row.index)
     assert not [name for name in row.index if name.startswith(("knn", "probe"))]
     environment = json.loads(run.environment.read_text())
@@ -255,7 +256,15 @@ def test_a_collapse_is_said_aloud(tmp_path, monkeypatch):
         ("mae", {"task__decoder_dim": 40}, "task.decoder_dim must be a multiple of 32, got 40"),
         ("mae", {"trainer__ema_decay": 0.9}, "trainer.ema_decay 0.9 has no meaning in pre-training"),
         ("mae", {"trainer__monitor": "val_loss"}, "trainer.monitor 'val_loss' has no meaning"),
+        ("mae", {"trainer__early_stopping_monitor": "val_accuracy"}, "trainer.early_stopping_monitor 'val_accuracy'"),
+        ("mae", {"trainer__progressive_sizes": [4]}, r"trainer.progressive_sizes \[4\] cannot be had in pre-training"),
+        ("mae", {"trainer__compile": True}, "trainer.compile true cannot be had"),
+        ("mae", {"data__sampling": "balanced"}, "data.sampling 'balanced' goes by labels"),
+        ("mae", {"data__augment": "strong"}, "data.augment 'strong' mixes images and their labels"),
+        ("simmim", {"data__augment_settings": {"cutmix": 1.0}}, "mixes images and their labels"),
         ("simclr", {"data__augment": "light"}, "simclr draws views of its own"),
+        ("simclr", {"data__augment_settings": {"rotate": 10}}, "simclr draws views of its own"),
+        ("simclr", {"data__batch_size": "auto"}, "at least 2 for simclr, .*, got auto"),
         ("simclr", {"task__temperature": 0.0}, "task.temperature must be above 0"),
         ("simclr", {"data__batch_size": 1}, "at least 2 for simclr"),
         ("simmim", {"task__mask_size": 3, "model__patch_size": 2}, "multiple of the model's first stride 2 x 2, got 3"),
@@ -268,6 +277,55 @@ def test_what_cannot_be_done_is_refused_before_a_folder_is_made(tmp_path, way, c
     with pytest.raises(ConfigError, match=message):
         pretrain(recipe(tmp_path / "x", way, **changes))
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_auto_is_found_once(tmp_path, unlabelled):
+    """Of files, whose pixels come as bytes, and with random changes; the decoder's gradients are part of a step."""
+    folder = {"data__source": "unlabelled", "data__path": str(unlabelled), "data__augment": "leaf"}
+    auto = {"data__batch_size": "auto", "trainer__learning_rate": "auto"}
+    run = pretrain(recipe(tmp_path / "x", "mae", **folder, **auto))
+    settled = yaml.safe_load(run.recipe.read_text())
+    assert settled["data"]["batch_size"] == 4  # the smallest: it leaves few steps an epoch as it is
+    assert 1e-6 < settled["trainer"]["learning_rate"] < 1
+    environment = json.loads(run.environment.read_text())
+    assert {"data.batch_size", "trainer.learning_rate", "precision"} <= set(environment)
+    again = pretrain(recipe(tmp_path / "x", "mae", **folder, **auto, trainer__max_epochs=3), resume=True)
+    assert again.read_metrics()["epoch"].tolist() == [0, 1, 2]
+    assert yaml.safe_load(again.recipe.read_text())["trainer"]["learning_rate"] == settled["trainer"]["learning_rate"]
+
+
+def test_several_labels_are_not_judged_by(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["path,label"]
+    for i in range(80):
+        save_image(tmp_path / f"{i}.png", (9, 9), seed=i)
+        lines.append(f"{i}.png,{';'.join(name for name in 'xyz' if rng.random() < 0.5)}")
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    table = {"data__source": "table", "data__path": str(tmp_path / "table.csv"), "data__label_separator": ";"}
+    changes = {"data__batch_size": 8, "data__test_fraction": 0.1, "data__label_fraction": 0.5}
+    run = pretrain(recipe(tmp_path / "x", "simmim", trainer__max_epochs=1, **table, **changes))
+    rows = run.read_metrics()
+    assert rows["rank_me"].notna().all()
+    assert not [name for name in rows if name.startswith(("knn", "probe"))]
+    assert json.loads(run.card.read_text())["label_separator"] is None
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_workers_ends_the_same(tmp_path, monkeypatch):
+    settings = {"task__watch_every": 0, "trainer__max_epochs": 3, "data__num_workers": 1}
+    whole = pretrain(recipe(tmp_path / "whole", "mae", **settings))
+    step = PretrainModule.training_step
+
+    def stop(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (1, 2):
+            raise _Killed
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PretrainModule, "training_step", stop)
+    with pytest.raises(_Killed):
+        pretrain(recipe(tmp_path / "killed", "mae", **settings))
+    monkeypatch.setattr(PretrainModule, "training_step", step)
+    _same_end(pretrain(recipe(tmp_path / "killed", "mae", **settings), resume=True), whole)
 
 
 def test_each_verb_refuses_the_others_task(tmp_path):

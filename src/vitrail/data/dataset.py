@@ -112,7 +112,7 @@ class ImageData:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Those images of the source as one batch."""
-        return _SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices))))
+        return _as_unit(_SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices)))))
 
     def fingerprint(self) -> str:
         """A hash of what the images are called, their classes and their splits; pixels are not read."""
@@ -219,7 +219,11 @@ class _UnitLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
-            yield {name: to_unit(x) if x.dtype == torch.uint8 else x for name, x in batch.items()}
+            yield _as_unit(batch)
+
+
+def _as_unit(batch: Batch) -> Batch:
+    return {name: to_unit(x) if x.dtype == torch.uint8 else x for name, x in batch.items()}
 
 
 def _already_a_batch(batch: Any) -> Batch:

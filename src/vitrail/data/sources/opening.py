@@ -83,7 +83,8 @@ def open_source(
         _refuse_meaningless(config)
     source = _openers(config, img_size, classes)[config.source]()
     if classes is not None and tuple(classes) != source.classes:
-        raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {', '.join(source.classes)}")
+        found = ", ".join(source.classes) or "none"
+        raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {found}")
     if config.bands is not None or config.spectral_bands is not None:
         source = ChosenBands(source, config.bands, config.spectral_bands)
     if config.spectral == "edges":
