@@ -75,6 +75,7 @@ def test_commands_are_read_with_their_continued_lines():
     assert script.pictures("![x](images/a/b.png) ![y](other/c.png)") == ["images/a/b.png"]
 
 
+@pytest.mark.slow
 def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):
     import numpy as np
 

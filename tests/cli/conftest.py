@@ -3,7 +3,7 @@ import functools
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def _quick_rates():
     """Images a second from a few small passes: the verbs are tested here, not the clock."""
     from vitrail.evaluate import run

@@ -57,6 +57,7 @@ def test_table_and_csv(capsys, tmp_path):
     assert all(row["ratio"] == row["memory_peak_mb"] == "" for row in rows)
 
 
+@pytest.mark.slow
 def test_json_and_memory(capsys):
     code, out, _ = run(capsys, "vit", *TINY, "--batch", 1, "--rounds", 1, "--device", "cpu", "--json")
     (row,) = json.loads(out)["rows"]

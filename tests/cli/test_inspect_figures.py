@@ -62,7 +62,15 @@ def _fails(capsys, words, code, message):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("name", "words"), [("vit", VIT), ("swin", SWIN), ("maxvit", MAXVIT), ("hvt", HVT)])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("vit", VIT),
+        ("swin", SWIN),
+        pytest.param("maxvit", MAXVIT, marks=pytest.mark.slow),
+        pytest.param("hvt", HVT, marks=pytest.mark.slow),
+    ],
+)
 def test_every_family_is_drawn(capsys, tmp_path, photo, name, words):
     code, out, err = _run(capsys, *words, "--image", photo, "--figures", tmp_path / "deep" / "figures")
     assert (code, err) == (0, "")
@@ -78,6 +86,7 @@ def test_every_family_is_drawn(capsys, tmp_path, photo, name, words):
     assert ("noise" in out) == (name == "hvt")
 
 
+@pytest.mark.slow
 def test_figures_come_out_the_same_again(capsys, tmp_path, photo):
     for folder in ("one", "two"):
         assert _run(capsys, *VIT, "--image", photo, "--figures", tmp_path / folder)[0] == 0

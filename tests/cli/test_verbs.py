@@ -99,6 +99,7 @@ def test_evaluate_cannot_move_images_between_splits(run, images, capsys):
     assert (run / "evaluation" / "metrics.json").stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_images_that_were_evaluated(copy, tmp_path):
     other = make_folder(tmp_path / "new", splits=(), per_class=30, seed=5)
     shutil.rmtree(copy / "evaluation")

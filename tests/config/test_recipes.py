@@ -65,7 +65,7 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RECIPES)
 def test_what_is_written_is_read_back(content):
     recipe = load(content)

@@ -130,6 +130,7 @@ def test_two_streams():
     assert [tuple(x.shape[1:]) for x in at_run_time.inputs(equal, 1)] == [(3, 64, 96), (4, 64, 96)]
 
 
+@pytest.mark.slow
 def test_memory_of_a_process_of_its_own():
     plain = peak_memory(functools.partial(_allocating, 0), CPU)
     large = peak_memory(functools.partial(_allocating, 100 * 2**20), CPU)
