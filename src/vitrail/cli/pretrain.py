@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vitrail.cli.recipes import read_recipe_arguments
+from vitrail.cli.recipes import read_recipe_arguments, say_what_was_decided
 
 
 def main(argv: list[str]) -> int:
@@ -27,14 +27,7 @@ def main(argv: list[str]) -> int:
     run = pretrain(recipe, resume="--resume" in options)
     if not is_first_process():
         return 0
-    decided = run.read_json(run.environment)
-    for name, asked in (
-        ("precision", recipe.trainer.precision),
-        ("data.batch_size", recipe.data.batch_size),
-        ("trainer.learning_rate", recipe.trainer.learning_rate),
-    ):
-        if asked == "auto" and name in decided:
-            print(f"{name} {decided[name]}")
+    say_what_was_decided(recipe, run)
     metrics = run.read_metrics()
     last = metrics.iloc[-1]
     said = {"val_loss": "validation loss", "knn_accuracy": "nearest neighbours", "probe_accuracy": "linear probe",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitrail.config.load import dump_recipe, load_recipe, recipe_parser
 from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrail.runs.folder import RunFolder
 
 
 def read_recipe_arguments(
@@ -83,6 +86,18 @@ def _with_model_of_weights(file: str | None, words: list[str]) -> list[str]:
     more = [f"--model.name={content['name']}"]
     more += [f"--model.{k}={json.dumps(v)}" for k, v in settings.items() if f"--model.{k}" not in named]
     return [*words, *more]
+
+
+def say_what_was_decided(recipe: Recipe, run: RunFolder) -> None:
+    """Print what a run chose where the recipe left it to the run ("auto")."""
+    decided = run.read_json(run.environment)
+    for name, asked in (
+        ("precision", recipe.trainer.precision),
+        ("data.batch_size", recipe.data.batch_size),
+        ("trainer.learning_rate", recipe.trainer.learning_rate),
+    ):
+        if asked == "auto" and name in decided:
+            print(f"{name} {decided[name]}")
 
 
 def _value_of(option: str, words: list[str]) -> str | None:

@@ -32,6 +32,23 @@ def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tup
     return float(interval.low), float(interval.high)
 
 
+def check_logits(logits: Floats) -> None:
+    """Refuse what cannot be measured.
+
+    Args:
+        logits: Shape ``(N, K)``.
+
+    Raises:
+        DataError: No images, or logits that are not finite.
+    """
+    if len(logits) == 0:
+        raise DataError("there are no images to measure")
+    if not np.isfinite(logits).all():
+        raise DataError(
+            f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have logits that are no numbers"
+        )
+
+
 def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]) -> dict[str, Any]:
     """Overall measures.
 
@@ -48,12 +65,7 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
     Raises:
         DataError: No images, or logits that are not finite.
     """
-    if len(targets) == 0:
-        raise DataError("there are no images to measure")
-    if not np.isfinite(logits).all():
-        raise DataError(
-            f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have logits that are no numbers"
-        )
+    check_logits(logits)
     predicted = logits.argmax(1)
     correct = int((predicted == targets).sum())
     low, high = accuracy_interval(correct, len(targets))

@@ -10,8 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
-from vitrail.errors import DataError
-from vitrail.evaluate.metrics import Floats, Ints, accuracy_interval
+from vitrail.evaluate.metrics import Floats, Ints, accuracy_interval, check_logits
 
 
 def several_labels_metrics(logits: Floats, targets: Ints, classes: Sequence[str]) -> dict[str, Any]:
@@ -31,12 +30,7 @@ def several_labels_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
     Raises:
         DataError: No images, or logits that are not finite.
     """
-    if len(targets) == 0:
-        raise DataError("there are no images to measure")
-    if not np.isfinite(logits).all():
-        raise DataError(
-            f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have logits that are no numbers"
-        )
+    check_logits(logits)
     predicted = (logits >= 0).astype(np.int64)
     correct = int((predicted == targets).all(axis=1).sum())
     low, high = accuracy_interval(correct, len(targets))

@@ -9,12 +9,13 @@ from torch import Tensor
 from vitrail.errors import ConfigError
 
 
-def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
+def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
     """Sines and cosines of columns and rows, at wavelengths from 2 pi to 20,000 pi tokens.
 
     Args:
         grid: Height and width, in tokens.
         dim: Width of a token; a multiple of 4, at least 8.
+        device: Where to make them.
 
     Returns:
         Positions, shape ``(1, H * W, dim)``, row-major: a quarter each of the sines and cosines of the column, the
@@ -27,8 +28,9 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     """
     if dim % 4 or dim < 8:
         raise ConfigError(f"sine and cosine positions need a width that is a multiple of 4 and at least 8, got {dim}")
-    frequencies = 10000.0 ** -torch.linspace(0, 1, dim // 4)
-    row, column = torch.meshgrid(torch.arange(float(grid[0])), torch.arange(float(grid[1])), indexing="ij")
+    frequencies = 10000.0 ** -torch.linspace(0, 1, dim // 4, device=device)
+    rows, columns = (torch.arange(float(length), device=device) for length in grid)
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
     angles = [place.flatten()[:, None] * frequencies for place in (column, row)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[None]
 

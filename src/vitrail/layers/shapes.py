@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from vitrail.errors import ConfigError
 
@@ -42,11 +41,3 @@ def known(condition: bool) -> bool:
 
         return statically_known_true(condition)
     return bool(condition)
-
-
-def in_memory_order(x: Tensor) -> Tensor:
-    """A view that is about to be reshaped; copied while a graph is traced.
-
-    Whether reshaping needs a copy depends on the sizes, and a graph for changing sizes should not depend on that.
-    """
-    return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ShapeError
-from vitrail.layers.shapes import in_memory_order, known, padding_to_multiple
+from vitrail.layers.shapes import known, padding_to_multiple
 
 Pair = tuple[int, int]
 
@@ -128,7 +128,9 @@ def cut_map(x: Tensor, grid: Pair) -> Tensor:
     """Take away what :func:`pad_map` appended to a map of size ``grid``, if anything."""
     if known(x.shape[1] == grid[0]) and known(x.shape[2] == grid[1]):
         return x
-    return in_memory_order(x[:, : grid[0], : grid[1]])
+    x = x[:, : grid[0], : grid[1]]
+    # A graph for changing sizes should not depend on whether the cut removed anything.
+    return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
 
 
 def shift_map(x: Tensor, padding: Pair, shift: Pair, pad_after_shift: bool = False) -> Tensor:

@@ -25,9 +25,11 @@ class Task(nn.Module, ABC):
 
     Attributes:
         betas: Of AdamW.
+        unused: Whether parts of the model take no part in the loss.
     """
 
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    unused: ClassVar[bool] = False
 
     def __init__(self, model: VisionModel, normalize: NormalizeStreams, augment: nn.Module | None = None) -> None:
         super().__init__()

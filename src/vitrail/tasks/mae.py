@@ -72,7 +72,7 @@ class Decoder(nn.Module):
         P = N - keep.shape[1]
         every = self.mask_token.to(tokens.dtype).expand(B, grid[0] * grid[1], C)
         every = every.scatter(1, keep[..., None].expand(-1, -1, C), tokens[:, P:])
-        x = torch.cat([tokens[:, :P], every + sincos_positions(grid, C).to(every)], dim=1)
+        x = torch.cat([tokens[:, :P], every + sincos_positions(grid, C, every.device).to(every.dtype)], dim=1)
         for block in self.blocks:
             x = block(x, grid, P)
         out: Tensor = self.head(self.norm(x[:, P:]))

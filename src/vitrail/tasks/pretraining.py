@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,13 +11,7 @@ from vitrail.tasks.base import Task
 
 
 class PretrainingTask(Task):
-    """A model, and around it what its pre-training needs and its later life does not.
-
-    Attributes:
-        unused: Whether parts of the model take no part in the loss.
-    """
-
-    unused: ClassVar[bool] = False
+    """A model, and around it what its pre-training needs and its later life does not."""
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -62,7 +62,6 @@ class Plan:
         task: Makes what is optimised.
         module: Makes of it, the trainer's settings and the seed what the trainer runs.
         callbacks: What is done besides while it trains, in order, the run's own files among it.
-        unused: Whether a step may leave parts of the model out.
     """
 
     open: Callable[[Recipe], ImageData]
@@ -70,7 +69,6 @@ class Plan:
     task: Callable[[Recipe, ImageData, VisionModel, ModelCard], Task]
     module: Callable[[Any, TrainerConfig, int], TaskModule]
     callbacks: Callable[[Recipe, RunFolder, ModelCard, ImageData], list[Callback]]
-    unused: Callable[[Recipe], bool]
 
 
 def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
@@ -136,7 +134,9 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False) -> RunFolder:
     if recipe.trainer.compile:
         model.compile()
     module = plan.module(task, recipe.trainer, recipe.run.seed)
-    trainer = _make_trainer(recipe, run, plan.callbacks(recipe, run, card, data), plan.unused(recipe))
+    # What is frozen takes no part in a step either.
+    unused = task.unused or recipe.trainer.freeze_epochs > 0
+    trainer = _make_trainer(recipe, run, plan.callbacks(recipe, run, card, data), unused)
     # Other processes begin when the first has made the folder, and only read it.
     checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
     share = {"rank": trainer.global_rank, "world": trainer.world_size}
@@ -397,8 +397,6 @@ _WITH_LABELS = Plan(
     task=_classification,
     module=TaskModule,
     callbacks=_watch_classifier,
-    # What is frozen takes no part in a step.
-    unused=lambda recipe: recipe.trainer.freeze_epochs > 0,
 )
 
 

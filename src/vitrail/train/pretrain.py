@@ -208,5 +208,4 @@ _WITHOUT_LABELS = Plan(
     task=_task,
     module=PretrainModule,
     callbacks=_callbacks,
-    unused=lambda recipe: recipe.task.name in ("mae", "simmim"),
 )
