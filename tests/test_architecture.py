@@ -86,3 +86,9 @@ def test_the_check_itself_can_fail(tmp_path, monkeypatch):
     bad = tmp_path / "layers" / "bad.py"
     bad.write_text("def f():\n    from vitrail.models import create_model\n    from ..cli import main\n")
     assert len(list(_violations([bad]))) == 2
+
+
+def test_no_figure_is_kept_by_pyplot():
+    # pyplot keeps every figure until it is closed: a caller of `figures.confusion` would have to know that.
+    users = [p for p in SOURCE.rglob("*.py") if "pyplot" in p.read_text(encoding="utf-8")]
+    assert users == []

@@ -5,12 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -36,7 +32,8 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
     lines = max(label.count("\n") + 1 for row in views.rows for label in row.labels)
     cell = 1.4 * height / width if width >= height else 1.4
     size = (1.5 * columns + 0.6, (cell + 0.12) * count + 0.16 * lines * len(views.rows) + 0.5)
-    figure, axes = plt.subplots(count, columns, figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(count, columns, squeeze=False)
     for i, row in enumerate(views.rows):
         for j, name in enumerate(names):
             line = axes[i * len(names) + j]
@@ -55,7 +52,6 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
         axes[0, 1].annotate("as training changes it", (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
                             textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
     figure.savefig(out, format="png", dpi=110)
-    plt.close(figure)
 
 
 def _for_the_eye(images: Tensor) -> npt.NDArray[Any]:

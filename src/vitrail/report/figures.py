@@ -7,10 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -19,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 # Class and run names are text, whatever signs they hold.
-plt.rcParams["text.parse_math"] = False
+matplotlib.rcParams["text.parse_math"] = False
 
 # Okabe & Ito 2008, "Color universal design": black is kept for text.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -31,7 +27,8 @@ _CLASS_COLORS = (
 
 def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
     """Loss and accuracy by epoch: training dashed, validation solid, a colour a run."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2)
     for number, table in enumerate(curves.values()):
         color = PALETTE[number % len(PALETTE)]
         for axis, value in zip(axes, ("loss", "accuracy"), strict=True):
@@ -55,7 +52,8 @@ def confusion(tables: Mapping[str, pd.DataFrame]) -> Figure:
     count = len(tables)
     columns = min(count, 3)
     rows = math.ceil(count / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 4.4 * rows), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(4.6 * columns, 4.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     image = None
     for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
         counts = table.to_numpy(dtype=float)
@@ -82,11 +80,12 @@ def feature_space(points: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]
     """Two-dimensional maps of embeddings, a colour a class, the same colours in every panel."""
     columns = min(len(points), 3)
     rows = math.ceil(len(points) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 4.2 * rows), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(4.4 * columns, 4.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     if len(classes) <= len(_CLASS_COLORS):
         colors: list[Any] = list(_CLASS_COLORS)
     else:
-        colors = [plt.get_cmap("turbo")(i / (len(classes) - 1)) for i in range(len(classes))]
+        colors = [matplotlib.colormaps["turbo"](i / (len(classes) - 1)) for i in range(len(classes))]
     for axis, (name, (xy, targets)) in zip(axes.flat, points.items(), strict=False):
         for target, label in enumerate(classes):
             chosen = xy[targets == target]
@@ -112,9 +111,8 @@ def attention(images: npt.NDArray[Any], maps: Mapping[str, npt.NDArray[Any]], ti
         titles: One for each image.
     """
     rows, columns = 1 + len(maps), len(images)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.3 * columns + 1.2, 1.4 * rows + 0.3), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(1.3 * columns + 1.2, 1.4 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     top = max(float(np.quantile(values, 0.99)) for values in maps.values())
     for column, image in enumerate(images):
         _show_image(axes[0, column], image)
@@ -141,13 +139,8 @@ def learned_tokens(images: npt.NDArray[Any], maps: npt.NDArray[Any], titles: Seq
         titles: One for each image.
     """
     count, tokens = maps.shape[:2]
-    figure, axes = plt.subplots(
-        count,
-        tokens + 1,
-        figsize=(1.1 * (tokens + 1) + 1.0, 1.15 * count),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(1.1 * (tokens + 1) + 1.0, 1.15 * count), layout="constrained")
+    axes = figure.subplots(count, tokens + 1, squeeze=False)
     top = float(np.quantile(maps, 0.995))
     shown = None
     for row in range(count):

@@ -11,7 +11,6 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from vitrail import __version__
@@ -291,5 +290,4 @@ def _finish(picture: Picture, figure: Figure | None, folder: Path) -> Picture:
             temporary.write_bytes(buffer.getvalue())
         if kind == "png":
             picture.data_uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    plt.close(figure)
     return picture

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.collections import LineCollection
@@ -26,7 +26,7 @@ Pair = tuple[int, int]
 Array = npt.NDArray[Any]
 
 # The same picture comes out as the same bytes, so that a regenerated page shows what really changed.
-plt.rcParams["svg.hashsalt"] = "vitrail"
+matplotlib.rcParams["svg.hashsalt"] = "vitrail"
 
 ACCENT = "#F0E442"
 INK = "#222222"
@@ -67,9 +67,8 @@ def panels(rows: int, columns: int, width: float = 3.2, ratio: float = 1.0) -> t
         ratio: Height over width of what a panel shows.
     """
     height = 0.82 * width * min(max(ratio, 0.3), 2.5) + 1.1
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows + 0.5), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
     engine.set(h_pad=0.08)
@@ -251,17 +250,14 @@ def blank(axis: Any) -> None:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG, each whole or not at all, and close it."""
+    """Write a figure as PNG and SVG, each whole or not at all."""
     written = []
-    try:
-        for kind in ("png", "svg"):
-            path = folder / f"{name}.{kind}"
-            with replacing(path) as temporary:
-                metadata = {"Date": None} if kind == "svg" else {"Software": None}
-                figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
-            # Once is enough: the places of the panels are the same in both files.
-            figure.set_layout_engine("none")
-            written.append(path)
-    finally:
-        plt.close(figure)
+    for kind in ("png", "svg"):
+        path = folder / f"{name}.{kind}"
+        with replacing(path) as temporary:
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
+        # Once is enough: the places of the panels are the same in both files.
+        figure.set_layout_engine("none")
+        written.append(path)
     return written

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -28,7 +27,7 @@ def draw_relative_position(layers: Sequence[RelativeBias], told: str) -> Figure:
     chosen = list(layers) if len(layers) <= _MOST_LAYERS else [layers[0], layers[-1]]
     first = layers[0]
     wh, ww = first.window
-    figure = plt.figure(figsize=(13.0, 3.6 * (1 + len(chosen)) + 0.5), layout="constrained")
+    figure = Figure(figsize=(13.0, 3.6 * (1 + len(chosen)) + 0.5), layout="constrained")
     parts = figure.subfigures(1 + len(chosen), 1, squeeze=False)[:, 0]
     axes = parts[0].subplots(1, 4)
     _draw_index_matrix(axes[0], first)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -40,7 +39,7 @@ _MOST_MAPS = 8
 def draw_patches(patches: Sequence[PatchGrid], views: Sequence[View], told: str) -> Figure:
     """The grid of patches over each input, the patches pulled apart, and the row of tokens that they become."""
     tall = 4.2 * max(ratio_of(views[patch.stream].size) for patch in patches) + 3.0
-    figure = plt.figure(figsize=(9.4, tall * len(patches) + 0.4), layout="constrained")
+    figure = Figure(figsize=(9.4, tall * len(patches) + 0.4), layout="constrained")
     parts = figure.subfigures(len(patches), 1, squeeze=False)[:, 0]
     for patch, part in zip(patches, parts, strict=True):
         view = views[patch.stream]
