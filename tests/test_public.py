@@ -23,7 +23,7 @@ def test_rooms_keep_their_names():
         data: {"open_data", "ImageData"},
         deploy: {"predict_files"},
         evaluate: {"evaluate"},
-        explain: {"attention_rollout", "capture_attention", "token_maps"},
+        explain: {"attention_rollout", "capture_attention", "explain", "list_methods", "token_maps"},
         layers: {"Attention", "AttentionTap", "DropPath", "Mlp", "PatchEmbed", "TokenFuser", "TokenLayout",
                  "TokenLearner"},
         report: {"write_report"},

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture import CapturedMixing, capture_attention
+from vitrail.explain.interface import StreamMap, register_method, upsample
 from vitrail.layers.patch_merging import PARENTS
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
@@ -240,6 +240,15 @@ def normalize_rows(matrix: Tensor) -> Tensor:
     return matrix / matrix.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
 
 
-def upsample(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate maps ``(B, h, w)`` bilinearly to ``(B, H, W)``."""
-    return F.interpolate(tokens[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+@register_method("rollout", by_class=False)
+def _rollout(
+    model: VisionModel,
+    inputs: Sequence[Tensor | None],
+    target: Tensor | None,
+    head_fusion: HeadFusion = "mean",
+    discard_ratio: float = 0.0,
+) -> dict[str, StreamMap]:
+    """Attention of all layers composed, from the output back to the input (Abnar & Zuidema 2020)."""
+    first = attention_rollout(model, *inputs, head_fusion=head_fusion, discard_ratio=discard_ratio)
+    results = {model.streams[0].name: first, **first.others}
+    return {name: StreamMap(result.map, result.tokens, result.share) for name, result in results.items()}

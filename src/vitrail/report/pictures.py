@@ -14,7 +14,8 @@ from torch import Tensor
 from vitrail.config.schema import DataConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.errors import DataError
-from vitrail.explain.rollout import attention_rollout, upsample
+from vitrail.explain.interface import upsample
+from vitrail.explain.rollout import attention_rollout
 from vitrail.explain.token_maps import token_maps
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel

@@ -1,0 +1,227 @@
+"""One way to ask for any explanation: ``explain(model, images, method=..., target=...)``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError, ShapeError, closest
+from vitrail.models.base import VisionModel, describe
+
+Images = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class StreamMap:
+    """What an explanation says of one input.
+
+    Attributes:
+        map: Shape ``(B, H, W)``, at the input's resolution.
+        tokens: Shape ``(B, h, w)``, on the grid on which the method works; a rollout's sum to one.
+        share: How much of the whole this input had, shape ``(B,)``; None where the method does not say.
+    """
+
+    map: Tensor
+    tokens: Tensor
+    share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Explanation(Mapping[str, StreamMap]):
+    """Maps by stream, and how they were made; ``.map`` and ``.tokens`` are those of the first stream.
+
+    Attributes:
+        streams: The maps by the name of the stream.
+        method: Name of the method.
+        target: The class explained for each image, shape ``(B,)``; None for a method that knows no class.
+        settings: The method's settings, defaults included.
+    """
+
+    streams: dict[str, StreamMap]
+    method: str
+    target: Tensor | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, stream: str) -> StreamMap:
+        if stream not in self.streams:
+            raise ConfigError(f"no map of the stream {stream!r}{closest(stream, self.streams)}")
+        return self.streams[stream]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.streams)
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    @property
+    def map(self) -> Tensor:
+        """Of the first stream, shape ``(B, H, W)``."""
+        return next(iter(self.streams.values())).map
+
+    @property
+    def tokens(self) -> Tensor:
+        """Of the first stream, shape ``(B, h, w)``."""
+        return next(iter(self.streams.values())).tokens
+
+
+Compute = Callable[..., dict[str, StreamMap]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to explain.
+
+    Attributes:
+        name: What users call it.
+        compute: ``compute(model, inputs, target, **settings)``; inputs are a tuple of tensors ``(B, C, H, W)`` (None
+            for a stream that was left out), the target ``(B,)`` or None.
+        by_class: Whether it explains a class; others look at the model alone.
+        signed: Whether its maps have negative values (evidence against the class).
+        summary: One line on what it shows.
+    """
+
+    name: str
+    compute: Compute
+    by_class: bool
+    signed: bool
+    summary: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its settings with their defaults."""
+        parameters = list(inspect.signature(self.compute).parameters.values())[3:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register_method(name: str, *, by_class: bool, signed: bool = False) -> Callable[[Compute], Compute]:
+    """Add a method to those that :func:`explain` knows; the first line of its docstring says what it shows."""
+
+    def add(compute: Compute) -> Compute:
+        summary = (inspect.getdoc(compute) or "").split("\n")[0]
+        METHODS[name] = Method(name, compute, by_class, signed, summary)
+        return compute
+
+    return add
+
+
+def list_methods() -> list[str]:
+    """Names of all methods."""
+    return sorted(METHODS)
+
+
+def get_method(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"no method {name!r}{closest(name, METHODS)}; methods: {', '.join(list_methods())}")
+    return METHODS[name]
+
+
+def explain(
+    model: nn.Module, images: Images, method: str = "rollout", target: int | Sequence[int] | Tensor | None = None,
+    **settings: Any,
+) -> Explanation:  # fmt: skip
+    """What a model looks at.
+
+    The model is left as it was: its mode, its gradients and its taps, also after an error. A compiled model is
+    explained as it was before it was compiled.
+
+    Args:
+        model: Any model of vitrail.
+        images: Normalised images, shape ``(B, C, H, W)``; of a model of two streams one tensor for each, in order or by
+            name.
+        method: One of :func:`list_methods`.
+        target: The class to explain, one for all images or one for each; the predicted one where it is not given.
+        **settings: Of the method.
+
+    Raises:
+        ConfigError: An unknown method, setting or class, or a method that this model cannot have.
+        ShapeError: Images that the model does not take.
+    """
+    chosen = get_method(method)
+    unknown = [name for name in settings if name not in chosen.settings]
+    if unknown:
+        raise ConfigError(f"{method} has no setting {unknown[0]!r}{closest(unknown[0], chosen.settings)}")
+    network = cast(VisionModel, getattr(model, "_orig_mod", model))
+    if not isinstance(network, VisionModel):
+        raise ConfigError(f"only models of vitrail can be explained, not {type(network).__name__}")
+    inputs = _inputs(network, images)
+    with left_as_it_was(network):
+        classes = _classes(network, inputs, target) if chosen.by_class else None
+        streams = chosen.compute(network, inputs, classes, **settings)
+    return Explanation(streams, method, classes, {**chosen.settings, **settings})
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's mode and every parameter's gradient as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    try:
+        model.eval()
+        # Taken off, since a backward pass would add to them in place.
+        model.zero_grad(set_to_none=True)
+        with torch.compiler.set_stance("force_eager"), torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+
+
+def _inputs(model: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
+    names = [stream.name for stream in model.streams]
+    if isinstance(images, Tensor):
+        given: tuple[Tensor | None, ...] = (images,)
+    elif isinstance(images, Mapping):
+        strange = [name for name in images if name not in names]
+        if strange:
+            raise ConfigError(f"the model has no stream {strange[0]!r}; its streams: {', '.join(names)}")
+        given = tuple(images.get(name) for name in names)
+    else:
+        given = tuple(images)
+    if not given or not isinstance(given[0], Tensor) or given[0].ndim != 4 or not len(given[0]):
+        raise ShapeError(f"expected images of shape (B, C, H, W) with at least one image, got {describe(given)}")
+    return tuple(x.detach() if isinstance(x, Tensor) else x for x in given)
+
+
+def _classes(
+    model: VisionModel, inputs: Sequence[Tensor | None], target: int | Sequence[int] | Tensor | None
+) -> Tensor:
+    assert inputs[0] is not None
+    count, device = len(inputs[0]), inputs[0].device
+    if model.num_classes < 1:
+        raise ConfigError("a model without classes (num_classes=0) has no class to explain; rollout needs none")
+    if target is None:
+        with torch.no_grad():
+            logits: Tensor = model(*inputs)
+        return logits.argmax(dim=1)
+    classes = torch.as_tensor(target, device=device)
+    if classes.dtype.is_floating_point or classes.dtype == torch.bool:
+        raise ConfigError(f"target is the number of a class, got {target!r}")
+    classes = classes.long().expand(count) if classes.ndim == 0 else classes.long()
+    if classes.shape != (count,):
+        raise ConfigError(f"target is one class, or one for each of the {count} images, got {tuple(classes.shape)}")
+    wrong = classes[(classes < 0) | (classes >= model.num_classes)]
+    if len(wrong):
+        raise ConfigError(f"no class {int(wrong[0])}: the model has {model.num_classes}, numbered from 0")
+    return classes
+
+
+def upsample(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolate maps ``(B, h, w)`` bilinearly to ``(B, H, W)``."""
+    return F.interpolate(tokens[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
