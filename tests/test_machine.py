@@ -1,5 +1,6 @@
-"""Large buffers stay with the process."""
+"""Large buffers stay with the process; the cores it may use."""
 
+import os
 import subprocess
 import sys
 
@@ -40,3 +41,11 @@ def test_pages_are_not_fetched_again():
 def test_what_the_user_tuned_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert not keep_large_buffers()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be held to a core here")
+def test_cores_are_those_that_the_process_may_use():
+    one = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, {{{one}}}); from vitrail.machine import cores; print(cores())"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "1"

@@ -22,6 +22,13 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine's where a scheduler or taskset gave it some."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def keep_large_buffers() -> bool:
     """Let the allocator keep buffers of up to 1 GiB for the next ones, for the rest of this process.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
 from vitrail.errors import ConfigError, DataError
+from vitrail.machine import cores
 
 Batch = dict[str, Tensor]
 
@@ -94,7 +94,7 @@ class ImageData:
     def _workers(self) -> int:
         workers = self.config.num_workers
         if workers == -1:
-            return 0 if self.source.in_memory else min(os.cpu_count() or 1, 8)
+            return 0 if self.source.in_memory else min(cores(), 8)
         return workers
 
     def in_order(self, indices: list[int], batch_size: int) -> Iterator[Batch]:

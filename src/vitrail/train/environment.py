@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from vitrail import __version__
-from vitrail.machine import processor
+from vitrail.machine import cores, processor
 
 _PACKAGES = ("torch", "lightning", "torchmetrics", "kornia", "numpy", "scikit-learn", "safetensors", "pillow")
 
@@ -31,7 +30,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "processor": processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpus": devices,
         "seed": seed,
