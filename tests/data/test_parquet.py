@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.sources import parquet
+from vitrail.data.sources import embedded
 from vitrail.errors import ConfigError, DataError
 
 
@@ -52,7 +52,7 @@ def opened(path, size=(9, 11), **settings):
 @pytest.mark.parametrize("kept", [True, False])
 def test_images_and_labels_belong_together(tmp_path, monkeypatch, struct, kept):
     if not kept:
-        monkeypatch.setattr(parquet, "_SMALL", 0)
+        monkeypatch.setattr(embedded, "_SMALL", 0)
     arrays = write(tmp_path / "t.parquet", struct=struct)
     data = opened(tmp_path / "t.parquet")
     assert data.source.classes == ("cat", "dog", "emu")

@@ -26,12 +26,14 @@ class DataConfig:
     Attributes:
         source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class), "table" (a
             CSV or Parquet file with the columns path and label, and split, group or spectral where there are any),
-            "parquet" (Parquet files that hold the images themselves, as the Hugging Face hub has them), "arrays"
-            (.npy, .npz or .mat: images, or a scene with a label plane that is cut into patches), "synthetic_leaves"
-            (drawn by the code: RGB and five spectral bands, for trying things out) or "unlabelled" (all images in a
-            folder, at any depth; for pre-training).
+            "parquet" (Parquet files that hold the images themselves, as the Hugging Face hub has them), "hf" (a data
+            set of the hub by its name, or one of its library's on this machine; needs the extra hf), "arrays" (.npy,
+            .npz or .mat: images, or a scene with a label plane that is cut into patches), "synthetic_leaves" (drawn by
+            the code: RGB and five spectral bands, for trying things out) or "unlabelled" (all images in a folder, at
+            any depth; for pre-training).
         path: The folder, with train/, val/ (and test/) inside, or class folders to split; the table, in which paths
-            are relative to its folder; the Parquet file or the folder of them; the file of arrays.
+            are relative to its folder; the Parquet file or the folder of them; owner/name of a data set on the hub; the
+            file of arrays.
         img_size: Height and width in pixels that images are brought to; the model's when not given.
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
         color: Bands of a folder's images: "rgb" (3) or "gray" (1).
@@ -54,7 +56,8 @@ class DataConfig:
         spectral_scale: Their value that becomes 1, as for ``scale``.
         statistics: File that ``vitrail data stats --out`` wrote, by which images are normalised; when not given the
             statistics of 500 training images.
-        image_column: Column of a Parquet file with the images; the one that holds bytes when not given.
+        subset: Configuration of a data set of the hub, where it has several.
+        image_column: Column of a Parquet file or a data set of the hub with the images; the only one when not given.
         label_column: Its column with the labels; "label" when not given.
         class_names: Names for labels that are numbers, in order (for labels 1, 2, ... too).
         cube: Name of the images or the scene in a file of arrays; the largest array when not given.
@@ -114,6 +117,7 @@ class DataConfig:
     spectral_wavelengths: tuple[float, ...] | None = None
     spectral_scale: float | None = None
     statistics: str | None = None
+    subset: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     class_names: tuple[str, ...] | None = None

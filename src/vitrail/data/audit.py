@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from vitrail.config.schema import DataConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.duplicates import HASHED_SIZE, close_pairs, clusters, likeness, perceptual_hashes
+from vitrail.data.sources.opening import understands
 from vitrail.data.splits import groups_of
 
 # Images are looked at in this size, whole.
@@ -118,7 +119,7 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
         DataError: The data set cannot be opened, other than for files that cannot be read.
     """
     whole = dataclasses.replace(config, resize="squash", cache=False)
-    if config.source in ("folder", "unlabelled", "table", "parquet"):
+    if understands(config.source, "on_unreadable"):
         whole = dataclasses.replace(whole, on_unreadable="skip")
     data = open_data(whole, (LOOKED_AT, LOOKED_AT))
     source = data.source

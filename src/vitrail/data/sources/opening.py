@@ -12,9 +12,11 @@ from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.digits import DigitsSource
 from vitrail.data.sources.edges import WithEdges
+from vitrail.data.sources.embedded import EmbeddedSource, Part
 from vitrail.data.sources.folder import FolderSource
+from vitrail.data.sources.hub import hub_parts
 from vitrail.data.sources.memory import InMemory
-from vitrail.data.sources.parquet import ParquetSource
+from vitrail.data.sources.parquet import parquet_parts
 from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
 from vitrail.data.sources.table import TableSource
 from vitrail.data.sources.unlabelled import UnlabelledSource
@@ -27,6 +29,7 @@ SOURCES = {
     "unlabelled": "the folder of images",
     "table": "the CSV or Parquet file that lists them",
     "parquet": "the Parquet file that holds them, or the folder of such files",
+    "hf": "the data set: owner/name on the Hugging Face hub, or a folder",
     "synthetic_leaves": "",
     "arrays": "the .npy, .npz or .mat file",
 }
@@ -40,9 +43,10 @@ _ONLY_FOR = {
     "spectral_band_names": _FILES,
     "spectral_wavelengths": _FILES,
     "spectral_scale": _FILES,
-    "image_column": ("parquet",),
-    "label_column": ("parquet",),
-    "class_names": ("parquet", "arrays"),
+    "image_column": ("parquet", "hf"),
+    "label_column": ("parquet", "hf"),
+    "subset": ("hf",),
+    "class_names": ("parquet", "hf", "arrays"),
     "cube": ("arrays",),
     "labels": ("arrays",),
     "grid": ("arrays",),
@@ -51,8 +55,13 @@ _ONLY_FOR = {
     "block": ("arrays",),
     "num_images": ("synthetic_leaves",),
     "seed": ("synthetic_leaves",),
-    "on_unreadable": (*_FILES, "parquet"),
+    "on_unreadable": (*_FILES, "parquet", "hf"),
 }
+
+
+def understands(source: str, setting: str) -> bool:
+    """Whether a setting has a meaning for a source."""
+    return setting not in _ONLY_FOR or source in _ONLY_FOR[setting]
 
 
 def open_source(
@@ -114,18 +123,19 @@ def _openers(
     def table() -> ImageSource:
         return TableSource(path, file_readers(config, size), classes, config.group, skip, config.label_separator)
 
-    def parquet() -> ImageSource:
+    def embedded(parts: Sequence[Part]) -> ImageSource:
         reader = file_readers(config, size)["image"]
         names = config.class_names
         columns = config.image_column, config.label_column, config.group
-        return ParquetSource(path, reader, classes, names, *columns, skip)
+        return EmbeddedSource(parts, path, reader, classes, names, *columns, skip)
 
     return {
         "digits": lambda: DigitsSource(size),
         "folder": folder,
         "unlabelled": unlabelled,
         "table": table,
-        "parquet": parquet,
+        "parquet": lambda: embedded(parquet_parts(path)),
+        "hf": lambda: embedded(hub_parts(path, config.subset, config.image_column)),
         "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.num_images, config.seed)),
         "arrays": lambda: ArraySource(config, size, classes),
     }
@@ -133,10 +143,9 @@ def _openers(
 
 def _refuse_meaningless(config: DataConfig) -> None:
     for field in dataclasses.fields(config):
-        understood = _ONLY_FOR.get(field.name)
         value = getattr(config, field.name)
-        if understood is not None and config.source not in understood and value != field.default:
+        if not understands(config.source, field.name) and value != field.default:
             raise ConfigError(
                 f"data.{field.name} {value!r} has no meaning for data.source {config.source}, only for "
-                f"{', '.join(understood)}; leave it out"
+                f"{', '.join(_ONLY_FOR[field.name])}; leave it out"
             )

@@ -1,0 +1,257 @@
+"""Tables that hold the images themselves beside their labels: Parquet files, and data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from vitrail.data.images import BandError, read_image
+from vitrail.data.reading import FileReader
+from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.files import agree_on_classes, some
+from vitrail.errors import DataError, closest
+
+# Decoded images of this many bytes are kept in memory.
+_SMALL = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Part:
+    """One table of several that form a collection.
+
+    Attributes:
+        name: What its rows are called by, before their number.
+        title: What errors call it.
+        split: The split that all its rows are in, "" where it does not say.
+        schema: Its columns.
+        read: Reads the columns of these names.
+        has_files: Whether an image that is not in the table lies in a file of this machine, at its path.
+    """
+
+    name: str
+    title: str
+    split: str
+    schema: pa.Schema
+    read: Callable[[list[str]], pa.Table]
+    has_files: bool = False
+
+
+class EmbeddedSource(ImageSource):
+    """A column of images (a struct of ``bytes`` and ``path``, or bytes) and one of labels (numbers or texts).
+
+    The images' bytes are read into memory. Every image is decoded once, so that all faults are known before anything
+    begins; where all of them at the wanted size take at most 512 MiB they are kept. Names of classes come from the
+    hub's metadata where they are there.
+
+    Args:
+        parts: The tables.
+        root: What errors call them all.
+        reader: How images are read.
+        classes: Names of the classes where they are given (by a run).
+        names: Names for labels that are numbers, where the tables have none.
+        image_column: The column of images; the only one that holds bytes when not given.
+        label_column: The column of labels.
+        group: A column of groups; "group" where there is one, when not given.
+        skip: Leave out images that cannot be read.
+
+    Raises:
+        DataError: A column that is missing or of another kind; images that cannot be read or have other bands; labels
+            that are missing, or have no name.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        root: str | Path,
+        reader: FileReader,
+        classes: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        group: str | None = None,
+        skip: bool = False,
+    ) -> None:
+        self.root, self.reader = Path(root), reader
+        self.bands = {"image": reader.bands}
+        if reader.wavelengths is not None:
+            self.wavelengths = {"image": reader.wavelengths}
+        schema, title = parts[0].schema, parts[0].title
+        image_column = image_column or _image_column(schema, title)
+        label_column = label_column or "label"
+        for column in (image_column, label_column):
+            if column not in schema.names:
+                raise DataError(
+                    f"{title} has no column {column!r}, only {', '.join(schema.names)}{closest(column, schema.names)}"
+                )
+        group_column = group if group is not None and group in schema.names else "group"
+        columns = {image_column, label_column, *([group_column] if group_column in schema.names else [])}
+        tables = [part.read(sorted(columns)) for part in parts]
+        table = pa.concat_tables(tables, promote_options="default")
+        self._has_files = any(part.has_files for part in parts)
+        self._bytes, self._paths = _bytes_and_paths(table[image_column], image_column, self.root)
+        origins = [(part, row) for part, rows in zip(parts, tables, strict=True) for row in range(rows.num_rows)]
+        keys = [path or f"{part.name}/{row:08d}" for path, (part, row) in zip(self._paths, origins, strict=True)]
+        if len(set(keys)) < len(keys):  # the paths inside are not unique: their rows are
+            keys = [f"{part.name}/{row:08d}" for part, row in origins]
+        labels, own_names = _labels(table[label_column], schema, label_column, names, self.root)
+        texts = sorted({own_names[i] for i in labels.tolist()}, key=own_names.index)
+        self.classes = agree_on_classes(own_names if len(texts) > 1 else texts, classes, self.root)
+        place = {name: i for i, name in enumerate(self.classes)}
+        targets = np.array([place[name] for name in own_names], dtype=np.int64)[labels]
+        self._decoded: Tensor | None = None
+        self.left_out, kept = self._check(keys, skip)
+        self._rows = np.array(kept, dtype=np.int64)
+        self.keys, self.targets = [keys[i] for i in kept], targets[self._rows]
+        self.given_split = [origins[i][0].split for i in kept]
+        if group_column in schema.names:
+            groups = table[group_column].to_pylist()
+            self.groups = [str(groups[i]) for i in kept]
+
+    def _check(self, keys: Sequence[str], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
+        """Decode all images, and keep them where they are small; gives what is left out and why, and what stays."""
+        shape = (len(keys), len(self.reader.bands), *self.reader.size)
+        if math.prod(shape) <= _SMALL:
+            self._decoded, self.in_memory = torch.empty(shape, dtype=torch.uint8), True
+        faults: list[tuple[int, DataError]] = []
+
+        def decode(rows: range) -> None:
+            for row in rows:
+                try:
+                    if self._decoded is None:
+                        self._decode(row, keys[row], (8, 8))
+                    else:
+                        self._decoded[row] = self._decode(row, keys[row], self.reader.size)
+                except DataError as error:
+                    faults.append((row, error))
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(decode, [range(i, min(i + 256, len(keys))) for i in range(0, len(keys), 256)]))
+        faults.sort(key=lambda item: item[0])
+        other_bands = [str(error) for _, error in faults if isinstance(error, BandError)]
+        unreadable = [(row, str(error)) for row, error in faults if not isinstance(error, BandError)]
+        if unreadable and not skip:
+            raise DataError(
+                f"{len(unreadable)} of the {len(keys)} images in {self.root} cannot be read (--data.on_unreadable skip "
+                f"goes on without them): {'; '.join(message for _, message in unreadable)}"
+            )
+        if other_bands:
+            raise DataError(f"{len(other_bands)} of {len(keys)} images have other bands: {some(other_bands)}")
+        gone = {row for row, _ in unreadable}
+        if len(gone) == len(keys):
+            raise DataError(f"none of the {len(keys)} images in {self.root} can be read")
+        return [(keys[row], message) for row, message in unreadable], [i for i in range(len(keys)) if i not in gone]
+
+    def _content(self, row: int) -> bytes:
+        content: bytes | None = self._bytes[row].as_py()
+        if content is None and self._has_files and self._paths[row]:
+            try:
+                return Path(self._paths[row]).read_bytes()
+            except OSError as error:
+                raise DataError(f"cannot read {self._paths[row]}: {error.strerror or error}") from error
+        return content if content is not None else b""
+
+    def _decode(self, row: int, name: str, size: tuple[int, int] | None) -> Tensor:
+        reader = self.reader
+        return read_image(self._content(row), reader.color, size, reader.resize, reader.convert, name)
+
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Images ``(B, C, H, W)``, uint8."""
+        if self._decoded is not None:
+            return {"image": self._decoded[torch.from_numpy(self._rows[list(indices)])]}
+        rows = self._rows[list(indices)].tolist()
+        images = [self._decode(row, self.keys[i], self.reader.size) for i, row in zip(indices, rows, strict=True)]
+        return {"image": torch.stack(images)}
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image in its file."""
+        shape = self._decode(int(self._rows[index]), self.keys[index], None).shape
+        return shape[1], shape[2]
+
+    def digest(self, index: int) -> bytes:
+        """A hash of the image's bytes."""
+        return hashlib.sha256(self._content(int(self._rows[index]))).digest()
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _image_column(schema: pa.Schema, title: str) -> str:
+    def holds_bytes(kind: pa.DataType) -> bool:
+        if pa.types.is_struct(kind):
+            return any(kind.field(i).name == "bytes" and _is_binary(kind.field(i).type) for i in range(kind.num_fields))
+        return _is_binary(kind)
+
+    found = [field.name for field in schema if holds_bytes(field.type)]
+    if len(found) == 1:
+        return str(found[0])
+    if "image" in found:
+        return "image"
+    told = f"several ({', '.join(found)}); choose one with data.image_column" if found else "none"
+    raise DataError(f"{title} should have one column with the bytes of images, it has {told}")
+
+
+def _bytes_and_paths(column: pa.ChunkedArray, name: str, path: Path) -> tuple[pa.ChunkedArray, list[str]]:
+    kind = column.type
+    if pa.types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields)):
+        fields = [kind.field(i).name for i in range(kind.num_fields)]
+        paths = pc.struct_field(column, "path").to_pylist() if "path" in fields else [None] * len(column)
+        return pc.struct_field(column, "bytes"), [name or "" for name in paths]
+    if not _is_binary(kind):
+        raise DataError(f"{path}: the column {name!r} holds {kind}; bytes of images are wanted (data.image_column)")
+    return column, [""] * len(column)
+
+
+def _labels(
+    column: pa.ChunkedArray, schema: pa.Schema, name: str, given: Sequence[str] | None, path: Path
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], tuple[str, ...]]:
+    """The number of each label, and the names of the numbers."""
+    if column.null_count:
+        raise DataError(
+            f"{path}: {column.null_count} of {len(column)} labels are missing ({name}); fill or remove them"
+        )
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        texts = column.to_pylist()
+        names = tuple(sorted(set(texts)))
+        places = {text: i for i, text in enumerate(names)}
+        return np.array([places[text] for text in texts], dtype=np.int64), names
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"{path}: the column {name!r} holds {column.type}; numbers or texts are wanted as labels")
+    numbers = column.to_numpy().astype(np.int64)
+    known = given or _hub_names(schema, name)
+    if known is None:
+        values = np.unique(numbers)
+        return np.searchsorted(values, numbers), tuple(str(value) for value in values)
+    strangers = np.unique(numbers[(numbers < 0) | (numbers >= len(known))])
+    if len(strangers):
+        raise DataError(
+            f"{path}: the labels {some([str(v) for v in strangers])} have no name, there are {len(known)}: "
+            f"{some(known)}; correct them, or give data.class_names"
+        )
+    return numbers, tuple(known)
+
+
+def _hub_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """Names of the classes as the hub's metadata has them."""
+    content = (schema.metadata or {}).get(b"huggingface")
+    if content is None:
+        return None
+    try:
+        names = json.loads(content)["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) and names else None
