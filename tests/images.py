@@ -1,8 +1,11 @@
-"""Small image folders that tests make."""
+"""Small image folders and files that tests make."""
 
+import io
 import random
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 
@@ -26,3 +29,15 @@ def make_folder(root, classes=("dark", "light"), splits=("train", "val", "test")
                 level = 60 + 120 * number / max(len(classes) - 1, 1)
                 save_image(root / split / name / f"{i}{suffix}", size, level=level, seed=rng.randrange(10**6))
     return root
+
+
+def embed_images(path, labels, size=(20, 24), seed=0):
+    """A Parquet file with noise of each label's own level inside."""
+    rng = np.random.default_rng(seed)
+    levels = 40 + 170 * np.array(labels) / max(labels)
+    content = []
+    for level in levels:
+        buffer = io.BytesIO()
+        Image.fromarray(np.clip(rng.normal(level, 20, (*size, 3)), 0, 255).astype(np.uint8)).save(buffer, "PNG")
+        content.append({"bytes": buffer.getvalue(), "path": None})
+    pq.write_table(pa.table({"image": content, "label": labels}), path)

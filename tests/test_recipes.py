@@ -9,7 +9,7 @@ import scipy.io
 import torch
 import yaml
 
-from tests.images import make_folder
+from tests.images import embed_images, make_folder
 from vitrail.cli.recipes import load_run_recipe, make_recipe
 from vitrail.config.schema import PRETRAINING
 from vitrail.data import open_data
@@ -29,6 +29,8 @@ def stand_in(recipe, folder):
         scipy.io.savemat(path, {**content, "nRow": 100, "nCol": 100})
     if recipe.data.source == "folder":
         make_folder(path, splits=(), per_class=12)
+    if recipe.data.source == "parquet":
+        embed_images(path, [i % 10 for i in range(200)], size=(32, 32))
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(path)))
 
 
