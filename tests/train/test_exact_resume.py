@@ -1,5 +1,12 @@
 """Interrupted in the middle of an epoch, in every mode of training, a resumed run ends bit for bit as a whole one."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -109,6 +116,58 @@ def test_interrupted_in_the_middle(name, tmp_path, monkeypatch):
     torch.rand(5)  # whatever has been drawn in between
     again = train(_recipe(mode, tmp_path / "part", table), resume=True)
     assert_same_end(again, whole)
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tmp_path_factory):
+    """Uninterrupted runs by mode, each made once, and their recipes with all that was settled."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            mode = MODES[name]
+            if mode.get("data", {}).get("batch_size") == "auto":  # which depends on how busy the machine is
+                mode = {**mode, "data": {**mode["data"], "batch_size": 64}}
+            run = train(_recipe(mode, folder / "run", _table(folder / "table")))
+            made[name] = run, yaml.safe_load(run.recipe.read_text())
+        return made[name]
+
+    return get
+
+
+def _seconds(run):
+    """From the first file of a run to its last."""
+    return max(file.stat().st_mtime for file in run.path.rglob("*")) - run.recipe.stat().st_mtime
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_any_moment(seed, tmp_path, whole_runs):
+    """kill -9 at a random moment of the process's life: no file is left in half, and the end is the same."""
+    random = np.random.default_rng(seed)
+    whole, content = whole_runs(list(MODES)[seed % len(MODES)])
+    content = {**content, "run": {**content["run"], "dir": str(tmp_path / "killed")}}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "vitrail", "train", str(file)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    run = RunFolder(tmp_path / "killed")
+    while not run.recipe.exists() and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, _seconds(whole)))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for name in run.path.rglob("*"):
+        if name.suffix == ".json":
+            json.loads(name.read_text())
+        elif name.suffix == ".ckpt":
+            torch.load(name, weights_only=True)
+        elif name.suffix == ".safetensors":
+            load_file(name)
+    subprocess.run([*command, "--resume"], check=True, env=environment)
+    assert_same_end(run, whole)
 
 
 def test_interrupted_quickly(tmp_path, monkeypatch):

@@ -13,7 +13,6 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
-from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
@@ -23,6 +22,7 @@ from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, write_trained
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.module import TaskModule
+from vitrail.weights.write import write_tensors
 
 # The values of an epoch that metrics.csv keeps.
 _RECORDED = (
@@ -37,7 +37,11 @@ class WholeCheckpoints(TorchCheckpointIO):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         with replacing(str(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                reason = str(error).splitlines()[0]
+                raise RunError(f"cannot write {path}: {reason}; free space or check permissions") from error
 
     @override
     def load_checkpoint(
@@ -141,9 +145,7 @@ class StopOnNonFinite(Callback):
             return
         assert isinstance(pl_module, TaskModule)
         assert pl_module.batch is not None, "a loss comes from a batch"
-        batch = {name: value.detach().cpu().contiguous() for name, value in pl_module.batch.items()}
-        with replacing(self.run.diverged_batch) as temporary:
-            save_file(batch, temporary)
+        write_tensors(self.run.diverged_batch, pl_module.batch)
         raise RunError(
             f"the training loss became {loss.item()} in epoch {trainer.current_epoch}, step {trainer.global_step}; "
             f"{_REMEDY}; its batch is in {self.run.diverged_batch}"

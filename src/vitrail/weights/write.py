@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitrail.errors import RunError
 from vitrail.files import replacing
 
 
@@ -25,7 +27,23 @@ def write_weights(path: Path, state: Mapping[str, Tensor], name: str, settings: 
     Raises:
         RunError: The file cannot be written.
     """
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    metadata = {"format": "pt", "model": name, "settings": json.dumps(settings)}
+    write_tensors(path, state, {"format": "pt", "model": name, "settings": json.dumps(settings)})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all.
+
+    Args:
+        path: The file.
+        tensors: By name, on any device.
+        metadata: Texts to go with them.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        try:
+            save_file(plain, temporary, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # what the library makes of a full disk
+            raise RunError(f"cannot write {path}: {error}; free space or check permissions") from error
