@@ -256,7 +256,7 @@ def test_learned_tokens(fuse):
     if fuse:
         with torch.no_grad(), capture_attention(model, "token_fusers.*") as record:
             model.forward_features(*inputs)
-        weights = record.steps[0].weights[0]
+        weights = (record["token_fusers.0"].weights @ record["token_fusers.0.mix"].weights)[0]
         assert learned.spread[2, 1, 3] == weights[1 * 4 + 3, 2]
     # Attention among learned tokens has no places to draw.
     assert [a.name for a in anatomy.asked] == ["blocks.0.attn"]

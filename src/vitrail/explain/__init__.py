@@ -1,8 +1,10 @@
 """What a model looks at: captured from the model as it is, composed through all of its layers."""
 
 from vitrail.explain.capture import AttentionRecord, CapturedMixing, capture_attention
+from vitrail.explain.carrier import Rollout
+from vitrail.explain.gradient_rollout import attribution, gradient_rollout
 from vitrail.explain.interface import Explanation, StreamMap, explain, list_methods
-from vitrail.explain.rollout import Rollout, attention_rollout
+from vitrail.explain.rollout import attention_rollout
 from vitrail.explain.token_maps import token_maps
 
 __all__ = [
@@ -12,8 +14,10 @@ __all__ = [
     "Rollout",
     "StreamMap",
     "attention_rollout",
+    "attribution",
     "capture_attention",
     "explain",
+    "gradient_rollout",
     "list_methods",
     "token_maps",
 ]

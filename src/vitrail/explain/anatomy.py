@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture import CapturedMixing, capture_attention
-from vitrail.explain.rollout import normalize_rows
+from vitrail.explain.carrier import normalize_rows
+from vitrail.explain.groups import group_members
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.partition_attention import PartitionAttention, padding_blocked
 from vitrail.layers.patch_merging import PatchMerging
@@ -24,7 +25,7 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.relative_position import expand_table, relative_position_index
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.window_attention import WindowAttention, blocked_pairs
-from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shift_map, shifted_regions
+from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shifted_regions
 from vitrail.models.base import VisionModel
 
 Pair = tuple[int, int]
@@ -317,10 +318,7 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     """
     assert layout.query_grid is not None
     assert layout.window is not None
-    H, W = grid = layout.query_grid
-    # Places count from 1 on the way, so that the zeros of the padding can be told from them.
-    places = torch.arange(1, H * W + 1).view(1, H, W, 1)
-    places = shift_map(places, layout.padding, layout.shift, layout.pad_after_shift)
+    grid = layout.query_grid
     if layout.kind == "window":
         partition: Callable[[Tensor, Pair], Tensor] = partition_windows
         regions = shifted_regions(grid, layout.padding, layout.shift, mask_padding)
@@ -329,7 +327,7 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
         partition = partition_grid
         regions = padding_regions(grid, layout.padding)
         blocked = padding_blocked(grid, layout.window, "grid")
-    members = partition(places, layout.window).squeeze(-1) - 1
+    members = group_members(layout)
     labels = partition(regions[None, :, :, None], layout.window).squeeze(-1)
     return Groups(name, layout, stride, members, regions, labels, blocked)
 
@@ -412,14 +410,18 @@ def _fusion(
 
 def _learned_tokens(steps: Sequence[CapturedMixing]) -> list[LearnedTokens]:
     learned: list[LearnedTokens] = []
+    mixed_from: Tensor | None = None
     for step in steps:
         if step.layout.kind == "pool":
             assert step.layout.key_grid is not None
             maps = normalize_rows(step.weights[0].float())
             learned.append(LearnedTokens(step.name, maps.view(-1, *step.layout.key_grid), None))
+        elif step.layout.kind == "mix":
+            mixed_from = step.weights[0]
         elif step.layout.kind == "fuse":
+            assert mixed_from is not None, "what is spread was mixed before"
             last = learned[-1]
-            learned[-1] = last._replace(spread=step.weights[0].t().reshape(last.maps.shape))
+            learned[-1] = last._replace(spread=(step.weights[0] @ mixed_from).t().reshape(last.maps.shape))
     return learned
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture import capture_attention
-from vitrail.explain.rollout import normalize_rows
+from vitrail.explain.carrier import normalize_rows
 from vitrail.models.base import VisionModel
 
 
