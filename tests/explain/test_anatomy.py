@@ -242,7 +242,7 @@ def test_kept_rows_are_those_of_the_whole_matrix():
             assert torch.allclose(asked.maps, step.weights[0, :, row, P:].reshape(-1, 4, 4))
             assert asked.place == (None if P else row)
     pool = torch.rand(1, 3, 16)
-    assert keep_one_query(pool, TokenLayout("pool", key_grid=(4, 4))) is pool
+    assert keep_one_query(CapturedMixing("token_learners.0", pool, TokenLayout("pool", key_grid=(4, 4)))) is pool
 
 
 @pytest.mark.parametrize("fuse", [False, True])

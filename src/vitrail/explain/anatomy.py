@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture import CapturedMixing, capture_attention
+from vitrail.explain.capture import CapturedMixing, capture_attention, layer_stride
 from vitrail.explain.carrier import normalize_rows
 from vitrail.explain.groups import group_members
+from vitrail.explain.positions import RelativeBias, relative_bias
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
-from vitrail.layers.partition_attention import PartitionAttention, padding_blocked
+from vitrail.layers.partition_attention import padding_blocked
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.relative_position import expand_table, relative_position_index
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.window_attention import WindowAttention, blocked_pairs
+from vitrail.layers.window_attention import blocked_pairs
 from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shifted_regions
 from vitrail.models.base import VisionModel
 
@@ -99,25 +99,6 @@ class Groups:
     def group_map(self) -> Tensor:
         """Number of the group that each token of the grid belongs to, shape ``(H, W)``."""
         return self.at_places(torch.arange(len(self.members))[:, None].expand_as(self.members))
-
-
-@dataclass(frozen=True)
-class RelativeBias:
-    """Relative positions of one layer.
-
-    Attributes:
-        name: The layer's name.
-        window: Window that the layer was built for.
-        index: Row of the table for each pair of tokens, shape ``(n, n)``.
-        table: The learned numbers by offset (query minus key), shape ``(heads, 2 wh - 1, 2 ww - 1)``.
-        bias: What is added to the scores, shape ``(heads, n, n)``.
-    """
-
-    name: str
-    window: Pair
-    index: Tensor
-    table: Tensor
-    bias: Tensor
 
 
 class Merge(NamedTuple):
@@ -242,12 +223,12 @@ def dissect(model: VisionModel, inputs: Sequence[Tensor]) -> Anatomy:
         for number, (name, module) in enumerate((n, m) for n, m in modules.items() if isinstance(m, PatchEmbed))
     ]
     groups = [
-        group_tokens(step.name, step.layout, _stride(model, step.name), _mask_padding(modules[step.name]))
+        group_tokens(step.name, step.layout, layer_stride(model, step.name), _mask_padding(modules[step.name]))
         for step in steps
         if step.layout.kind in ("window", "grid")
     ]
     merges = [
-        trace_merge(step.name, step.layout, _stride(model, step.name, before=True))
+        trace_merge(step.name, step.layout, _stride_before(model, step.name))
         for step in steps
         if step.layout.kind == "merge" and isinstance(modules[step.name], PatchMerging)
     ]
@@ -274,11 +255,10 @@ def _grid(tokens: Tensor) -> Pair:
     return tokens.shape[1], tokens.shape[2]
 
 
-def _stride(model: VisionModel, layer: str, before: bool = False) -> Pair:
-    """Pixels from one token to the next in a layer; ``before``: where the layer begins a stage, before that."""
-    strides = [info.stride for info in model.feature_info if layer.startswith(info.name + ".")]
-    height, width = strides[0]
-    return (height // 2, width // 2) if before else (height, width)
+def _stride_before(model: VisionModel, layer: str) -> Pair:
+    """Pixels from one token to the next before a layer that begins a stage."""
+    height, width = layer_stride(model, layer)
+    return height // 2, width // 2
 
 
 def _mask_padding(module: nn.Module) -> bool:
@@ -290,17 +270,17 @@ def middle(grid: Pair) -> int:
     return (grid[0] // 2) * grid[1] + grid[1] // 2
 
 
-def keep_one_query(weights: Tensor, layout: TokenLayout) -> Tensor:
+def keep_one_query(step: CapturedMixing) -> Tensor:
     """Of global attention, only the row of one token: of N x N weights a layer, a large image has too many.
 
     Args:
-        weights: As a layer reports them.
-        layout: The same.
+        step: What a layer reports.
 
     Returns:
         Shape ``(B, heads, 1, N)`` for global attention: the class token's row, or that of the token at the
         centre; everything for other kinds.
     """
+    weights, layout = step.weights, step.layout
     if layout.kind != "global":
         return weights
     row = 0 if layout.num_prefix or layout.query_grid is None else middle(layout.query_grid)
@@ -330,20 +310,6 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     members = group_members(layout)
     labels = partition(regions[None, :, :, None], layout.window).squeeze(-1)
     return Groups(name, layout, stride, members, regions, labels, blocked)
-
-
-def relative_bias(name: str, module: nn.Module) -> RelativeBias | None:
-    """Index, table and bias of a layer with relative positions; None for any other."""
-    if isinstance(module, WindowAttention):
-        table = module.relative_position_bias_table.detach()
-    elif isinstance(module, PartitionAttention):
-        table = module.rel_pos.relative_position_bias_table.detach()
-    else:
-        return None
-    wh, ww = module.window
-    by_offset = table.t().reshape(-1, 2 * wh - 1, 2 * ww - 1)
-    index = relative_position_index(module.window)
-    return RelativeBias(name, module.window, index, by_offset, expand_table(table, module.window)[0])
 
 
 def trace_merge(name: str, layout: TokenLayout, stride: Pair) -> Merge:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vitrail.explain.capture import capture_attention
+from vitrail.explain.capture import CapturedMixing, capture_attention
 from vitrail.explain.carrier import (
     HeadFusion,
     Rollout,
@@ -116,8 +116,9 @@ class _Graded:
         self.scaled, self.head_fusion, self.discard_ratio = scaled, head_fusion, discard_ratio
         self.constants: list[Tensor] = []
 
-    def __call__(self, weights: Tensor, layout: TokenLayout) -> Tensor:
+    def __call__(self, step: CapturedMixing) -> Tensor:
         """What to keep of a layer: a matrix ``(B, queries, keys)`` that the backward pass fills."""
+        weights, layout = step.weights, step.layout
         if layout.kind in ("merge", "mix"):
             return normalize_rows(weights.detach().float())
         if not weights.requires_grad:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vitrail.explain.capture import capture_attention
+from vitrail.explain.capture import CapturedMixing, capture_attention
 from vitrail.explain.carrier import (
     HeadFusion,
     Rollout,
@@ -19,7 +19,6 @@ from vitrail.explain.carrier import (
     roll_back,
 )
 from vitrail.explain.interface import StreamMap, register_method
-from vitrail.layers.tap import TokenLayout
 from vitrail.models.base import VisionModel
 
 
@@ -51,17 +50,19 @@ def attention_rollout(
     Source: Abnar & Zuidema 2020, arXiv:2005.00928, section 3.
     """
     check_fusion(head_fusion, discard_ratio)
-    keep = partial(_fuse, head_fusion=head_fusion, discard_ratio=discard_ratio)
+    keep = partial(fuse_for_rollout, head_fusion=head_fusion, discard_ratio=discard_ratio)
     with torch.no_grad(), capture_attention(model, keep=keep) as record:
         features = model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
     return roll_back(model, reading_row(model, features, record.steps[-1].layout), record.steps, inputs)
 
 
-def _fuse(weights: Tensor, layout: TokenLayout, head_fusion: HeadFusion, discard_ratio: float) -> Tensor:
+def fuse_for_rollout(step: CapturedMixing, head_fusion: HeadFusion, discard_ratio: float) -> Tensor:
+    """What rollout keeps of a layer: one matrix ``(B, queries, keys)``, or the parents of merged tokens."""
+    weights, kind = step.weights, step.layout.kind
     if weights.ndim == 4:
-        fused = fuse_heads(weights, layout, head_fusion, discard_ratio)
-        return normalize_rows(fused) if layout.kind == "cross" else fused
-    return normalize_rows(weights.float()) if layout.kind == "pool" else weights.float()
+        fused = fuse_heads(weights, step.layout, head_fusion, discard_ratio)
+        return normalize_rows(fused) if kind == "cross" else fused
+    return normalize_rows(weights.float()) if kind == "pool" else weights.float()
 
 
 @register_method("rollout", by_class=False)
