@@ -3,7 +3,7 @@
 Both take the same row back through the model that rollout takes. Instead of a layer's weights A they use
 ``mean over heads of (A * dy/dA)+``, where y is the class's logit: of what a token took, only what spoke for the class.
 
-The equations are those of Chefer et al. 2021 (ICCV), arXiv:2103.15679, equations 5 and 6, in which the attention itself
+The equations are those of Chefer et al. 2021 (ICCV), arXiv:2103.15679, section 3, in which the attention itself
 stands for the layer-wise relevance of their earlier Transformer Attribution (CVPR), arXiv:2012.09838. That relevance
 is not computed here: it would need a rule of propagation for every operation of every family, biases of relative
 positions, squeeze-excitation, BatchNorm and all.
@@ -64,7 +64,7 @@ def gradient_rollout(
         ConfigError: Settings out of range.
 
     Source: Abnar & Zuidema 2020, arXiv:2005.00928, section 3; weights: Chefer et al. 2021, arXiv:2103.15679,
-    equation 5.
+    section 3.
     """
     check_fusion(head_fusion, discard_ratio)
     return _roll_graded(model, inputs, target, _Graded(True, head_fusion, discard_ratio))
@@ -87,7 +87,7 @@ def attribution(model: VisionModel, *inputs: Tensor | None, target: Tensor) -> R
       A_bar, scaled to sum to one. TokenFuser adds B_bar M, where M says of which learned tokens those that were
       spread had been mixed.
     - Two streams are one sequence, in which the fusion is an attention from image tokens to spectral ones:
-      R <- R + A_bar R, without the row scaling of the paper's equations 8 and 9. Streams that are concatenated
+      R <- R + A_bar R, without the row scaling of the paper's rule for two modalities. Streams that are concatenated
       have no residual connection either; the image's tokens are taken to have one.
 
     Args:
@@ -98,7 +98,7 @@ def attribution(model: VisionModel, *inputs: Tensor | None, target: Tensor) -> R
     Returns:
         Maps whose tokens sum to one, or to zero where nothing speaks for the class.
 
-    Source: Chefer et al. 2021, arXiv:2103.15679, equations 5 and 6.
+    Source: Chefer et al. 2021, arXiv:2103.15679, section 3 (self-attention).
     """
     return _roll_graded(model, inputs, target, _Graded(False))
 
