@@ -259,6 +259,18 @@ def test_one_class_for_each_image_and_nothing_left_behind(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_missing_stream_keeps_its_share(method):
+    torch.manual_seed(1)
+    model = vitrail.create_model("hvt", img_size=16, patch_size=4, embed_dim=8, depths=(1,), num_heads=(2,),
+                                 num_classes=3, spectral_chans=2, missing_spectral="learned").eval()  # fmt: skip
+    _roughen(model, 0.2)
+    result = explain(model, [torch.randn(1, 3, 16, 16), None], method, 1)
+    assert list(result) == ["image"]
+    assert torch.allclose(result.tokens.sum(), torch.ones(()))
+    assert 0 < result["image"].share < 1
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_where_nothing_speaks_for_the_class_the_map_is_zero(method):
     model = vitrail.create_model("swin", img_size=16, patch_size=4, window_size=2, embed_dim=8, depths=(1,),
                                  num_heads=(2,), num_classes=2).eval()  # fmt: skip

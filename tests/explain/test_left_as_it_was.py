@@ -31,6 +31,7 @@ def _case(name):
 def test_outputs_before_during_and_after(name):
     model, inputs = _case(name)
     state = copy.deepcopy(model.state_dict())
+    first = next(model.parameters()).requires_grad_(False)
     with torch.no_grad():
         before = model(*inputs)
     # Whatever is watched comes out the same, with the graph that gradients need and without.
@@ -47,6 +48,7 @@ def test_outputs_before_during_and_after(name):
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert not any(tap.armed for tap in tapped_layers(model).values())
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.requires_grad == (parameter is not first) for parameter in model.parameters())
     for kind in kinds:
         for stream in kind.values():
             assert stream.map.isfinite().all()
@@ -68,6 +70,17 @@ def test_an_error_in_the_middle_leaves_no_tap_armed(method, monkeypatch):
 
 def _fail(x):
     raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inference_mode_and_no_grad_make_no_difference(method):
+    model, inputs = _case("swin")
+    plain = explain(model, inputs, method)
+    with torch.no_grad():
+        assert torch.equal(explain(model, inputs, method).map, plain.map)
+    with torch.inference_mode():
+        assert torch.equal(explain(model, [image.clone() for image in inputs], method).map, plain.map)
+    assert torch.equal(explain(model, inputs, method).map, plain.map)
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ positions, squeeze-excitation, BatchNorm and all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -141,19 +142,31 @@ class _Graded:
 
 
 def _roll_graded(model: VisionModel, inputs: Sequence[Tensor | None], target: Tensor, graded: _Graded) -> Rollout:
-    # The inputs ask for a gradient, so that there is a graph where every parameter is frozen.
+    # The inputs alone ask for a gradient: that of the parameters would have every layer keep what it was given.
     inputs = [None if image is None else image.detach().requires_grad_() for image in inputs]
-    with torch.enable_grad(), capture_attention(model, keep=graded) as record:
+    with torch.enable_grad(), _frozen(model), capture_attention(model, keep=graded) as record:
         features = model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
-        logits = model.forward_head(features)
-    score = logits.gather(1, target[:, None]).sum()
-    sources = [features, *(image for image in inputs if image is not None), *graded.constants]
-    gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]
+        score = model.forward_head(features).gather(1, target[:, None]).sum()
+        sources = [features, *(image for image in inputs if image is not None), *graded.constants]
+        gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]
     row = reading_row(model, features, record.steps[-1].layout)
     if not reads_class_token(model):
         row[:, model.num_prefix :] = _spoken_for(model, features.detach(), gradient)
         row = normalize_rows(row) if graded.scaled else row
     return roll_back(model, row, record.steps, inputs, averaged=graded.scaled)
+
+
+@contextmanager
+def _frozen(model: VisionModel) -> Iterator[None]:
+    """No parameter asks for a gradient inside."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def _spoken_for(model: VisionModel, features: Tensor, gradient: Tensor) -> Tensor:

@@ -50,8 +50,9 @@ def group_members(layout: TokenLayout, device: torch.device | None = None) -> Te
     """Place (row-major on the grid) of each token of each group, shape ``(groups, n)``; -1: padding."""
     assert layout.query_grid is not None, "groups are parts of a grid"
     # Places count from 1 on the way, so that the zeros of the padding can be told from them.
-    places = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
-    return to_groups(places[None], layout) - 1
+    with torch.inference_mode(False):  # what is kept must be of use outside of it
+        places = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
+        return to_groups(places[None], layout) - 1
 
 
 def real_tokens(layout: TokenLayout, device: torch.device | None = None) -> Tensor:

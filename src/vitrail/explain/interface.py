@@ -182,8 +182,8 @@ def explain(
     if refusal is not None:
         possible = ", ".join(list_methods(network))
         raise ConfigError(f"{method} cannot explain this model: {refusal}; what can: {possible}")
-    inputs = _inputs(network, images)
     with left_as_it_was(network):
+        inputs = _inputs(network, images)
         classes = _classes(network, inputs, target) if chosen.by_class else None
         streams = chosen.compute(network, inputs, classes, **settings)
     return Explanation(streams, method, classes, {**chosen.settings, **settings})
@@ -198,7 +198,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         model.eval()
         # Taken off, since a backward pass would add to them in place.
         model.zero_grad(set_to_none=True)
-        with torch.compiler.set_stance("force_eager"), torch.enable_grad():
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for module, mode in modes.items():
@@ -220,7 +220,8 @@ def _inputs(model: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
         given = tuple(images)
     if not given or not isinstance(given[0], Tensor) or given[0].ndim != 4 or not len(given[0]):
         raise ShapeError(f"expected images of shape (B, C, H, W) with at least one image, got {describe(given)}")
-    return tuple(x.detach() if isinstance(x, Tensor) else x for x in given)
+    # A tensor made in inference mode can take part in no graph, but its copy can.
+    return tuple((x.clone() if x.is_inference() else x.detach()) if isinstance(x, Tensor) else x for x in given)
 
 
 def _classes(
