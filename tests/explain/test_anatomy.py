@@ -242,7 +242,7 @@ def test_kept_rows_are_those_of_the_whole_matrix():
             assert torch.allclose(asked.maps, step.weights[0, :, row, P:].reshape(-1, 4, 4))
             assert asked.place == (None if P else row)
     pool = torch.rand(1, 3, 16)
-    assert keep_one_query(pool, TokenLayout("pool", key_grid=(4, 4))) is pool
+    assert keep_one_query(CapturedMixing("token_learners.0", pool, TokenLayout("pool", key_grid=(4, 4)))) is pool
 
 
 @pytest.mark.parametrize("fuse", [False, True])
@@ -256,7 +256,7 @@ def test_learned_tokens(fuse):
     if fuse:
         with torch.no_grad(), capture_attention(model, "token_fusers.*") as record:
             model.forward_features(*inputs)
-        weights = record.steps[0].weights[0]
+        weights = (record["token_fusers.0"].weights @ record["token_fusers.0.mix"].weights)[0]
         assert learned.spread[2, 1, 3] == weights[1 * 4 + 3, 2]
     # Attention among learned tokens has no places to draw.
     assert [a.name for a in anatomy.asked] == ["blocks.0.attn"]

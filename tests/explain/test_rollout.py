@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vitrail
+from tests.explain.dense import hierarchy_settings, places
 from vitrail.errors import ConfigError
 from vitrail.explain import attention_rollout, capture_attention, token_maps
 
@@ -165,25 +166,6 @@ def test_unknown_layers_are_refused():
         pass
 
 
-def _places(layout):
-    """The place on the padded map, row by row, of every token of every group, by the definitions alone."""
-    H, W = (layout.query_grid[i] + layout.padding[i] for i in (0, 1))
-    h, w = layout.window
-    groups = []
-    for a in range(H // h):
-        for b in range(W // w):
-            tokens = []
-            for i in range(h):
-                for j in range(w):
-                    if layout.kind == "window":
-                        row, column = (a * h + i + layout.shift[0]) % H, (b * w + j + layout.shift[1]) % W
-                    else:
-                        row, column = i * (H // h) + a, j * (W // w) + b
-                    tokens.append((row, column))
-            groups.append(tokens)
-    return groups
-
-
 def _dense(step):
     """The whole matrix of a layer, from every token it took to every token it gave."""
     layout, weights = step.layout, step.weights
@@ -206,7 +188,7 @@ def _dense(step):
                 for i, j in parents:
                     matrix[:, row * W + column, i * w + j] = 1 / len(parents)
         return matrix
-    groups = _places(layout)
+    groups = places(layout)
     weights = weights.mean(1).reshape(-1, len(groups), *weights.shape[-2:])
     matrix = torch.zeros(len(weights), H * W, H * W)
     for number, tokens in enumerate(groups):
@@ -218,29 +200,12 @@ def _dense(step):
     return matrix / matrix.sum(-1, keepdim=True)
 
 
-def _hierarchy(family, rng):
-    window = rng.randint(2, 4)
-    common = {"img_size": 32, "in_chans": 2, "num_classes": 3}
-    if family == "swin":
-        return {**common, "patch_size": rng.choice([2, 4]), "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4),
-                "window_size": window, "mask_padding": rng.random() < 0.5}  # fmt: skip
-    if family == "maxvit":
-        return {**common, "stem_width": 8, "embed_dim": (8, 16), "depths": (1, 1), "dim_head": 8,
-                "window_size": window}  # fmt: skip
-    settings = {**common, "patch_size": 4, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2),
-                "attention": rng.choice(["global", window])}  # fmt: skip
-    if family == "hvt two streams":
-        settings |= {"spectral_chans": 3, "spectral_embed_dim": 12, "spectral_patch_size": rng.choice([4, 5]),
-                     "fusion": rng.choice(["concat", "cross_attention"])}  # fmt: skip
-    return settings
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("family", ["swin", "maxvit", "hvt", "hvt two streams"])
 def test_through_a_hierarchy_equals_the_dense_product(family, seed):
     rng = random.Random(f"{family}{seed}")
     torch.manual_seed(seed)
-    settings = _hierarchy(family, rng)
+    settings = hierarchy_settings(family, rng)
     model = vitrail.create_model(family.split()[0], **settings).eval()
     for parameter in model.parameters():
         parameter.data.mul_(1.5).add_(torch.randn_like(parameter), alpha=0.1)

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture import CapturedMixing, capture_attention
-from vitrail.explain.rollout import normalize_rows
+from vitrail.explain.capture import CapturedMixing, capture_attention, layer_stride
+from vitrail.explain.carrier import normalize_rows
+from vitrail.explain.groups import group_members
+from vitrail.explain.positions import RelativeBias, relative_bias
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
-from vitrail.layers.partition_attention import PartitionAttention, padding_blocked
+from vitrail.layers.partition_attention import padding_blocked
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.relative_position import expand_table, relative_position_index
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.window_attention import WindowAttention, blocked_pairs
-from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shift_map, shifted_regions
+from vitrail.layers.window_attention import blocked_pairs
+from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shifted_regions
 from vitrail.models.base import VisionModel
 
 Pair = tuple[int, int]
@@ -98,25 +99,6 @@ class Groups:
     def group_map(self) -> Tensor:
         """Number of the group that each token of the grid belongs to, shape ``(H, W)``."""
         return self.at_places(torch.arange(len(self.members))[:, None].expand_as(self.members))
-
-
-@dataclass(frozen=True)
-class RelativeBias:
-    """Relative positions of one layer.
-
-    Attributes:
-        name: The layer's name.
-        window: Window that the layer was built for.
-        index: Row of the table for each pair of tokens, shape ``(n, n)``.
-        table: The learned numbers by offset (query minus key), shape ``(heads, 2 wh - 1, 2 ww - 1)``.
-        bias: What is added to the scores, shape ``(heads, n, n)``.
-    """
-
-    name: str
-    window: Pair
-    index: Tensor
-    table: Tensor
-    bias: Tensor
 
 
 class Merge(NamedTuple):
@@ -241,12 +223,12 @@ def dissect(model: VisionModel, inputs: Sequence[Tensor]) -> Anatomy:
         for number, (name, module) in enumerate((n, m) for n, m in modules.items() if isinstance(m, PatchEmbed))
     ]
     groups = [
-        group_tokens(step.name, step.layout, _stride(model, step.name), _mask_padding(modules[step.name]))
+        group_tokens(step.name, step.layout, layer_stride(model, step.name), _mask_padding(modules[step.name]))
         for step in steps
         if step.layout.kind in ("window", "grid")
     ]
     merges = [
-        trace_merge(step.name, step.layout, _stride(model, step.name, before=True))
+        trace_merge(step.name, step.layout, _stride_before(model, step.name))
         for step in steps
         if step.layout.kind == "merge" and isinstance(modules[step.name], PatchMerging)
     ]
@@ -273,11 +255,10 @@ def _grid(tokens: Tensor) -> Pair:
     return tokens.shape[1], tokens.shape[2]
 
 
-def _stride(model: VisionModel, layer: str, before: bool = False) -> Pair:
-    """Pixels from one token to the next in a layer; ``before``: where the layer begins a stage, before that."""
-    strides = [info.stride for info in model.feature_info if layer.startswith(info.name + ".")]
-    height, width = strides[0]
-    return (height // 2, width // 2) if before else (height, width)
+def _stride_before(model: VisionModel, layer: str) -> Pair:
+    """Pixels from one token to the next before a layer that begins a stage."""
+    height, width = layer_stride(model, layer)
+    return height // 2, width // 2
 
 
 def _mask_padding(module: nn.Module) -> bool:
@@ -289,17 +270,17 @@ def middle(grid: Pair) -> int:
     return (grid[0] // 2) * grid[1] + grid[1] // 2
 
 
-def keep_one_query(weights: Tensor, layout: TokenLayout) -> Tensor:
+def keep_one_query(step: CapturedMixing) -> Tensor:
     """Of global attention, only the row of one token: of N x N weights a layer, a large image has too many.
 
     Args:
-        weights: As a layer reports them.
-        layout: The same.
+        step: What a layer reports.
 
     Returns:
         Shape ``(B, heads, 1, N)`` for global attention: the class token's row, or that of the token at the
         centre; everything for other kinds.
     """
+    weights, layout = step.weights, step.layout
     if layout.kind != "global":
         return weights
     row = 0 if layout.num_prefix or layout.query_grid is None else middle(layout.query_grid)
@@ -317,10 +298,7 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     """
     assert layout.query_grid is not None
     assert layout.window is not None
-    H, W = grid = layout.query_grid
-    # Places count from 1 on the way, so that the zeros of the padding can be told from them.
-    places = torch.arange(1, H * W + 1).view(1, H, W, 1)
-    places = shift_map(places, layout.padding, layout.shift, layout.pad_after_shift)
+    grid = layout.query_grid
     if layout.kind == "window":
         partition: Callable[[Tensor, Pair], Tensor] = partition_windows
         regions = shifted_regions(grid, layout.padding, layout.shift, mask_padding)
@@ -329,23 +307,9 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
         partition = partition_grid
         regions = padding_regions(grid, layout.padding)
         blocked = padding_blocked(grid, layout.window, "grid")
-    members = partition(places, layout.window).squeeze(-1) - 1
+    members = group_members(layout)
     labels = partition(regions[None, :, :, None], layout.window).squeeze(-1)
     return Groups(name, layout, stride, members, regions, labels, blocked)
-
-
-def relative_bias(name: str, module: nn.Module) -> RelativeBias | None:
-    """Index, table and bias of a layer with relative positions; None for any other."""
-    if isinstance(module, WindowAttention):
-        table = module.relative_position_bias_table.detach()
-    elif isinstance(module, PartitionAttention):
-        table = module.rel_pos.relative_position_bias_table.detach()
-    else:
-        return None
-    wh, ww = module.window
-    by_offset = table.t().reshape(-1, 2 * wh - 1, 2 * ww - 1)
-    index = relative_position_index(module.window)
-    return RelativeBias(name, module.window, index, by_offset, expand_table(table, module.window)[0])
 
 
 def trace_merge(name: str, layout: TokenLayout, stride: Pair) -> Merge:
@@ -412,14 +376,18 @@ def _fusion(
 
 def _learned_tokens(steps: Sequence[CapturedMixing]) -> list[LearnedTokens]:
     learned: list[LearnedTokens] = []
+    mixed_from: Tensor | None = None
     for step in steps:
         if step.layout.kind == "pool":
             assert step.layout.key_grid is not None
             maps = normalize_rows(step.weights[0].float())
             learned.append(LearnedTokens(step.name, maps.view(-1, *step.layout.key_grid), None))
+        elif step.layout.kind == "mix":
+            mixed_from = step.weights[0]
         elif step.layout.kind == "fuse":
+            assert mixed_from is not None, "what is spread was mixed before"
             last = learned[-1]
-            learned[-1] = last._replace(spread=step.weights[0].t().reshape(last.maps.shape))
+            learned[-1] = last._replace(spread=(step.weights[0] @ mixed_from).t().reshape(last.maps.shape))
     return learned
 
 

@@ -26,11 +26,14 @@ class StreamMap:
         map: Shape ``(B, H, W)``, at the input's resolution.
         tokens: Shape ``(B, h, w)``, on the grid on which the method works; a rollout's sum to one.
         share: How much of the whole this input had, shape ``(B,)``; None where the method does not say.
+        parts: What the tokens are made of, one by one, shape ``(B, parts, h, w)``: learned tokens, heads; None where
+            the method has no parts.
     """
 
     map: Tensor
     tokens: Tensor
     share: Tensor | None = None
+    parts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Method:
         by_class: Whether it explains a class; others look at the model alone.
         signed: Whether its maps have negative values (evidence against the class).
         summary: One line on what it shows.
+        lacks: Says what a model lacks that the method needs, or None where it can be explained.
     """
 
     name: str
@@ -92,6 +96,13 @@ class Method:
     by_class: bool
     signed: bool
     summary: str
+    lacks: Callable[[VisionModel], str | None] = lambda model: None
+
+    def refusal(self, model: VisionModel) -> str | None:
+        """Why a model cannot be explained in this way, in words; None where it can."""
+        if self.by_class and model.num_classes < 1:
+            return "a model without classes (num_classes=0) has no class to explain"
+        return self.lacks(model)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -103,20 +114,29 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def register_method(name: str, *, by_class: bool, signed: bool = False) -> Callable[[Compute], Compute]:
-    """Add a method to those that :func:`explain` knows; the first line of its docstring says what it shows."""
+def register_method(
+    name: str, *, by_class: bool, signed: bool = False, lacks: Callable[[VisionModel], str | None] = lambda model: None
+) -> Callable[[Compute], Compute]:
+    """Add a method to those that :func:`explain` knows; the first line of its docstring says what it shows.
+
+    Args:
+        name: What users call it.
+        by_class: Whether it explains a class.
+        signed: Whether its maps have negative values.
+        lacks: Says what a model lacks that the method needs, in words, or None.
+    """
 
     def add(compute: Compute) -> Compute:
         summary = (inspect.getdoc(compute) or "").split("\n")[0]
-        METHODS[name] = Method(name, compute, by_class, signed, summary)
+        METHODS[name] = Method(name, compute, by_class, signed, summary, lacks)
         return compute
 
     return add
 
 
-def list_methods() -> list[str]:
-    """Names of all methods."""
-    return sorted(METHODS)
+def list_methods(model: VisionModel | None = None) -> list[str]:
+    """Names of all methods, or of those that a model can be explained by."""
+    return sorted(name for name, method in METHODS.items() if model is None or method.refusal(model) is None)
 
 
 def get_method(name: str) -> Method:
@@ -158,8 +178,12 @@ def explain(
     network = cast(VisionModel, getattr(model, "_orig_mod", model))
     if not isinstance(network, VisionModel):
         raise ConfigError(f"only models of vitrail can be explained, not {type(network).__name__}")
-    inputs = _inputs(network, images)
+    refusal = chosen.refusal(network)
+    if refusal is not None:
+        possible = ", ".join(list_methods(network))
+        raise ConfigError(f"{method} cannot explain this model: {refusal}; what can: {possible}")
     with left_as_it_was(network):
+        inputs = _inputs(network, images)
         classes = _classes(network, inputs, target) if chosen.by_class else None
         streams = chosen.compute(network, inputs, classes, **settings)
     return Explanation(streams, method, classes, {**chosen.settings, **settings})
@@ -174,7 +198,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         model.eval()
         # Taken off, since a backward pass would add to them in place.
         model.zero_grad(set_to_none=True)
-        with torch.compiler.set_stance("force_eager"), torch.enable_grad():
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for module, mode in modes.items():
@@ -196,7 +220,8 @@ def _inputs(model: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
         given = tuple(images)
     if not given or not isinstance(given[0], Tensor) or given[0].ndim != 4 or not len(given[0]):
         raise ShapeError(f"expected images of shape (B, C, H, W) with at least one image, got {describe(given)}")
-    return tuple(x.detach() if isinstance(x, Tensor) else x for x in given)
+    # A tensor made in inference mode can take part in no graph, but its copy can.
+    return tuple((x.clone() if x.is_inference() else x.detach()) if isinstance(x, Tensor) else x for x in given)
 
 
 def _classes(
@@ -204,8 +229,6 @@ def _classes(
 ) -> Tensor:
     assert inputs[0] is not None
     count, device = len(inputs[0]), inputs[0].device
-    if model.num_classes < 1:
-        raise ConfigError("a model without classes (num_classes=0) has no class to explain; rollout needs none")
     if target is None:
         with torch.no_grad():
             logits: Tensor = model(*inputs)

@@ -2,35 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture import capture_attention
-from vitrail.explain.rollout import normalize_rows
+from vitrail.explain.carrier import normalize_rows
+from vitrail.explain.interface import StreamMap, register_method, upsample
 from vitrail.models.base import VisionModel
 
 
-def token_maps(model: VisionModel, *inputs: Tensor) -> Tensor:
-    """The selection maps of a model's first TokenLearner.
+def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> Tensor:
+    """The selection maps of one of a model's TokenLearners.
 
     Args:
         model: The model, in evaluation mode.
         *inputs: Normalised images, shape ``(B, C, H, W)``.
+        learner: Its number; with a TokenFuser there is one before each of the last blocks.
 
     Returns:
         Shape ``(B, num_tokens, h, w)``; each map sums to one.
 
     Raises:
-        ConfigError: The model learns no tokens.
+        ConfigError: The model learns no tokens, or has no TokenLearner of that number.
 
     Source: Ryoo et al. 2021, arXiv:2106.11297, figure 5.
     """
-    if not getattr(model, "token_learners", None):
-        raise ConfigError(f"this {type(model).__name__} learns no tokens; build it with token_learner settings")
-    with torch.no_grad(), capture_attention(model, "token_learners.0") as record:
-        model.forward_features(*inputs)
+    lack = lacks_learned_tokens(model)
+    if lack is not None:
+        raise ConfigError(lack)
+    count = len(model.token_learners)  # type: ignore[arg-type]  # it has some, as was asked
+    if not 0 <= learner < count:
+        raise ConfigError(f"the model has {count} TokenLearner{'s' * (count > 1)}, numbered from 0; got {learner}")
+    with torch.no_grad(), capture_attention(model, f"token_learners.{learner}") as record:
+        model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
     (step,) = record.steps
     assert step.layout.key_grid is not None, "a TokenLearner works on the patch grid"
     weights = normalize_rows(step.weights.float())
     return weights.reshape(*weights.shape[:2], *step.layout.key_grid)
+
+
+def lacks_learned_tokens(model: VisionModel) -> str | None:
+    """That a model learns no tokens, in words; None where it does."""
+    if getattr(model, "token_learners", None):
+        return None
+    remedy = "; build it with token_learner settings" if hasattr(model, "token_learners") else ""
+    return f"this {type(model).__name__} learns no tokens{remedy}"
+
+
+@register_method("tokens", by_class=False, lacks=lacks_learned_tokens)
+def _tokens(
+    model: VisionModel,
+    inputs: Sequence[Tensor | None],
+    target: Tensor | None,
+    token: int | None = None,
+    learner: int = 0,
+) -> dict[str, StreamMap]:
+    """Where learned tokens were taken from: one of them, or the mean over all and each as a part."""
+    maps = token_maps(model, *inputs, learner=learner)
+    if token is not None and not 0 <= token < maps.shape[1]:
+        raise ConfigError(f"the model learns {maps.shape[1]} tokens, numbered from 0; got {token}")
+    tokens = maps.mean(dim=1) if token is None else maps[:, token]
+    assert inputs[0] is not None, "the first stream is never left out"
+    size = (inputs[0].shape[2], inputs[0].shape[3])
+    return {model.streams[0].name: StreamMap(upsample(tokens, size), tokens, None, maps if token is None else None)}

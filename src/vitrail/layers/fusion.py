@@ -143,20 +143,21 @@ class ConcatFusion(nn.Module):
         """
         _check_pair(x, context, self.dim, self.context_dim)
         if self.tap.armed:
-            self._report(x, context)
-        if context.shape[1:3] != x.shape[1:3]:
+            context = self._resample_watched(x, context)
+        elif context.shape[1:3] != x.shape[1:3]:
             context = _resample_tokens(context, (x.shape[1], x.shape[2]))
         out: Tensor = self.proj(torch.cat([x, context.to(x.dtype)], dim=-1))
         return out
 
-    def _report(self, x: Tensor, context: Tensor) -> None:
-        """Tell the tap from where on the other grid each token got its neighbour."""
+    def _resample_watched(self, x: Tensor, context: Tensor) -> Tensor:
+        """Resample by a matrix that the tap is shown, so that a gradient can reach it."""
         asking, asked = (x.shape[1], x.shape[2]), (context.shape[1], context.shape[2])
         number = asked[0] * asked[1]
-        places = torch.eye(number, device=x.device).view(1, *asked, number)
+        places = torch.eye(number, dtype=context.dtype, device=x.device).view(1, *asked, number)
         weights = places if asking == asked else _resample_tokens(places, asking)
-        layout = TokenLayout("cross", query_grid=asking, key_grid=asked)
-        self.tap.report(weights.view(1, 1, -1, number).expand(x.shape[0], -1, -1, -1), layout)
+        shown = weights.view(1, 1, -1, number).expand(x.shape[0], -1, -1, -1)
+        self.tap.report(shown, TokenLayout("cross", query_grid=asking, key_grid=asked))
+        return (shown[:, 0] @ context.flatten(1, 2)).view(len(x), *asking, -1)
 
 
 def _resample_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-LayoutKind = Literal["global", "window", "grid", "cross", "pool", "fuse", "merge"]
+LayoutKind = Literal["global", "window", "grid", "cross", "pool", "mix", "fuse", "merge"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class TokenLayout:
     Attributes:
         kind: ``global`` self-attention; ``window`` or ``grid`` self-attention inside groups of tokens;
             ``cross`` attention from one stream to another; ``pool``, each row a weighting of all tokens
-            (TokenLearner); ``fuse``, each row the learned tokens that one token took up (TokenFuser);
-            ``merge``, each row the neighbours that one token was made of.
+            (TokenLearner); ``mix``, each row the learned tokens that one of as many others was made of, by size,
+            and ``fuse``, each row how much of each of those one token took up (TokenFuser); ``merge``, each row the
+            neighbours that one token was made of.
         query_grid: Height and width of the queries' grid without prefix tokens; None when they have no grid.
         key_grid: The same for the keys.
         num_prefix: Class and other tokens before the grid, in rows and columns alike.

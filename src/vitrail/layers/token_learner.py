@@ -138,6 +138,24 @@ def init_masks(masks: nn.Module) -> None:
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
 
 
+class TokenMix(nn.Linear):
+    """A linear map from a few tokens to as many others, the same for every channel.
+
+    Args:
+        num_tokens: Tokens.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__(num_tokens, num_tokens)
+        self.tap = AttentionTap()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, S)`` to ``(B, C, S)``."""
+        if self.tap.armed:
+            self.tap.report(self.weight.abs().expand(len(x), -1, -1), TokenLayout("mix"))
+        return super().forward(x)
+
+
 class TokenFuser(nn.Module):
     """Spread learned tokens back over the positions they came from; the caller adds the originals.
 
@@ -168,7 +186,7 @@ class TokenFuser(nn.Module):
         super().__init__()
         self.dim, self.num_tokens = dim, num_tokens
         self.norm_in = nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.mix = nn.Linear(num_tokens, num_tokens)
+        self.mix = TokenMix(num_tokens)
         self.norm_mixed = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.norm_original = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.masks = Mlp(dim, bottleneck_dim, num_tokens, approximate="tanh")
@@ -196,7 +214,6 @@ class TokenFuser(nn.Module):
         mixed = self.mix(self.norm_in(tokens).transpose(1, 2)).transpose(1, 2)
         weights = torch.sigmoid(self.masks(self.norm_original(original)))
         if self.tap.armed:
-            # What a position took of each learned token, through the linear map that mixed those first.
-            self.tap.report(weights @ self.mix.weight.abs(), TokenLayout("fuse"))
+            self.tap.report(weights, TokenLayout("fuse"))
         spread: Tensor = weights @ self.norm_mixed(mixed)
         return spread

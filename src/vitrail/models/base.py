@@ -71,6 +71,7 @@ class VisionModel(nn.Module, ABC):
         classifier: Name of the module that gives the logits.
         input_kernels: Convolutions that see the bands, by the name of their weight.
         stream_prefixes: For a family of several streams, what their keys begin with, by stream.
+        channels_first: Whether :meth:`forward_features` gives a map ``(B, C, H, W)`` instead of tokens.
         name: What the model was created as, a variant or a family.
         config: The settings the model was built with.
         num_classes: Width of the logits.
@@ -83,6 +84,7 @@ class VisionModel(nn.Module, ABC):
     classifier: ClassVar[str] = "head"
     input_kernels: ClassVar[Mapping[str, InputKernel]] = {"patch_embed.proj.weight": InputKernel("image")}
     stream_prefixes: ClassVar[Mapping[str, str]] = {}
+    channels_first: ClassVar[bool] = False
     name: str = ""
     config: Any
     num_classes: int
@@ -97,7 +99,7 @@ class VisionModel(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, *inputs: Tensor) -> Tensor:
-        """Tokens after the last norm: ``(B, N, C)`` or ``(B, H, W, C)``, as the family has them."""
+        """Tokens after the last norm: ``(B, N, C)``, ``(B, H, W, C)`` or ``(B, C, H, W)``, as the family has them."""
 
     @property
     @abstractmethod

@@ -237,6 +237,7 @@ class MaxViT(VisionModel):
     """
 
     classifier = "head.fc"
+    channels_first = True
     input_kernels = {"stem.conv1.weight": InputKernel("image", is_patch=False)}  # noqa: RUF012
     config: MaxViTConfig
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vitrail.explain.anatomy import Anatomy, Level, dissect
+from vitrail.explain.capture import layer_stride
 from vitrail.models.base import VisionModel
 from vitrail.report.anatomy import hierarchy, positions, tokens, windows
 from vitrail.report.anatomy.canvas import View, save
@@ -71,7 +72,7 @@ def plan_pictures(
         pictures["merging"] = lambda: hierarchy.draw_merging(merge, views[0], after, told)
     asked = [a for a in anatomy.asked if not _second(model, a.name)]
     if asked:
-        strides = {a.name: _stride(model, a.name) for a in asked}
+        strides = {a.name: layer_stride(model, a.name) for a in asked}
         pictures["attention"] = lambda: tokens.draw_attention(asked, dict.fromkeys(strides, views[0]), strides, told)
     if anatomy.learned:
         stride = anatomy.patches[0].patch
@@ -95,7 +96,3 @@ def split_streams(model: VisionModel, levels: Sequence[Level]) -> list[list[Leve
 def _second(model: VisionModel, layer: str) -> bool:
     """Whether a layer belongs to the second input."""
     return any(layer.startswith(model.stream_prefixes.get(s.name, "\0")) for s in model.streams[1:])
-
-
-def _stride(model: VisionModel, layer: str) -> tuple[int, int]:
-    return next(info.stride for info in model.feature_info if layer.startswith(info.name + "."))

@@ -1,0 +1,60 @@
+"""Tokens of a map in the groups in which a layer let them meet, and back."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from vitrail.layers.tap import TokenLayout
+from vitrail.layers.windows import (
+    merge_grid,
+    merge_windows,
+    partition_grid,
+    partition_windows,
+    shift_map,
+    unshift_map,
+)
+
+
+def to_groups(values: Tensor, layout: TokenLayout) -> Tensor:
+    """Sort a value of each token into the groups of a layer.
+
+    Args:
+        values: Shape ``(B, H * W)``, row-major on the grid.
+        layout: Of a layer of kind "window" or "grid".
+
+    Returns:
+        Shape ``(B * groups, n)``; zero at padding.
+    """
+    grid, window = layout.query_grid, layout.window
+    assert grid is not None, "groups are parts of a grid"
+    assert window is not None, "groups have a size"
+    rolled = shift_map(values.view(len(values), *grid, 1), layout.padding, layout.shift, layout.pad_after_shift)
+    return (partition_windows if layout.kind == "window" else partition_grid)(rolled, window).squeeze(-1)
+
+
+def from_groups(groups: Tensor, layout: TokenLayout) -> Tensor:
+    """The inverse of :func:`to_groups`: ``(B * groups, n)`` to ``(B, H * W)``, without the padding."""
+    grid, window = layout.query_grid, layout.window
+    assert grid is not None, "groups are parts of a grid"
+    assert window is not None, "groups have a size"
+    full = (grid[0] + layout.padding[0], grid[1] + layout.padding[1])
+    merged = (merge_windows if layout.kind == "window" else merge_grid)(groups[..., None], window, full)
+    return unshift_map(merged, grid, layout.shift, layout.pad_after_shift).flatten(1)
+
+
+@functools.lru_cache(maxsize=64)
+def group_members(layout: TokenLayout, device: torch.device | None = None) -> Tensor:
+    """Place (row-major on the grid) of each token of each group, shape ``(groups, n)``; -1: padding."""
+    assert layout.query_grid is not None, "groups are parts of a grid"
+    # Places count from 1 on the way, so that the zeros of the padding can be told from them.
+    with torch.inference_mode(False):  # what is kept must be of use outside of it
+        places = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
+        return to_groups(places[None], layout) - 1
+
+
+def real_tokens(layout: TokenLayout, device: torch.device | None = None) -> Tensor:
+    """Which tokens of each group are none of the padding, bool, shape ``(groups, n)``."""
+    return group_members(layout, device) >= 0
