@@ -1,5 +1,6 @@
 """What a model looks at: captured from the model as it is, composed through all of its layers."""
 
+from vitrail.explain import cam as cam
 from vitrail.explain.capture import AttentionRecord, CapturedMixing, capture_attention
 from vitrail.explain.interface import Explanation, StreamMap, explain, list_methods
 from vitrail.explain.rollout import Rollout, attention_rollout

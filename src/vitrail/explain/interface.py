@@ -222,6 +222,15 @@ def _classes(
     return classes
 
 
-def upsample(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate maps ``(B, h, w)`` bilinearly to ``(B, H, W)``."""
-    return F.interpolate(tokens[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+def upsample(tokens: Tensor, size: tuple[int, int], stride: tuple[int, int] | None = None) -> Tensor:
+    """Interpolate maps ``(B, h, w)`` bilinearly to ``(B, H, W)``.
+
+    Args:
+        tokens: Maps, shape ``(B, h, w)``.
+        size: Height and width wanted.
+        stride: Pixels of a token. The tokens at the bottom and the right of an image whose size is no multiple of it
+            reach beyond its edge; without it they are taken to end there.
+    """
+    full = size if stride is None else (tokens.shape[1] * stride[0], tokens.shape[2] * stride[1])
+    maps = F.interpolate(tokens[:, None], size=full, mode="bilinear", align_corners=False)[:, 0]
+    return maps[:, : size[0], : size[1]]
