@@ -155,14 +155,37 @@ def explain(
     unknown = [name for name in settings if name not in chosen.settings]
     if unknown:
         raise ConfigError(f"{method} has no setting {unknown[0]!r}{closest(unknown[0], chosen.settings)}")
+    with opened(model, images, target, by_class=chosen.by_class) as (network, inputs, classes):
+        streams = chosen.compute(network, inputs, classes, **settings)
+    return Explanation(streams, method, classes, {**chosen.settings, **settings})
+
+
+@contextmanager
+def opened(
+    model: nn.Module, images: Images, target: int | Sequence[int] | Tensor | None = None, by_class: bool = True
+) -> Iterator[tuple[VisionModel, tuple[Tensor | None, ...], Tensor | None]]:
+    """A model ready to be asked; afterwards it is as it was before.
+
+    Args:
+        model: As for :func:`explain`.
+        images: As for :func:`explain`.
+        target: As for :func:`explain`.
+        by_class: Whether a class is asked about.
+
+    Yields:
+        The model as it was before it was compiled; one input for each stream, or None; the class of each image, shape
+        ``(B,)``, or None.
+
+    Raises:
+        ConfigError: No model of vitrail, or a class that it does not have.
+        ShapeError: Images that the model does not take.
+    """
     network = cast(VisionModel, getattr(model, "_orig_mod", model))
     if not isinstance(network, VisionModel):
         raise ConfigError(f"only models of vitrail can be explained, not {type(network).__name__}")
     inputs = _inputs(network, images)
     with left_as_it_was(network):
-        classes = _classes(network, inputs, target) if chosen.by_class else None
-        streams = chosen.compute(network, inputs, classes, **settings)
-    return Explanation(streams, method, classes, {**chosen.settings, **settings})
+        yield network, inputs, _classes(network, inputs, target) if by_class else None
 
 
 @contextmanager
