@@ -67,8 +67,8 @@ def _definition(method, A, g):
                 for i in range(A.shape[2]):
                     for j in range(A.shape[3]):
                         d = float(g[b, c, i, j])
-                        below = 2 * d**2 + float(A[b, c].sum()) * d**3
-                        w[b, c] += d**2 / below * max(d, 0.0) if below else 0.0
+                        below = 2 * d**2 + float(A[b, c].clamp(min=0).sum()) * d**3
+                        w[b, c] += d**2 / below * d if d > 0 else 0.0
     return (w * A).sum(1).clamp(min=0)
 
 

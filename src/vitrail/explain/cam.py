@@ -43,14 +43,15 @@ def _gradcam_plus_plus(
     """Grad-CAM whose channel weights favour places with a positive gradient (Chattopadhay et al. 2018).
 
     The score is the exponential of the logit, as there, which makes the weights closed forms of the first gradient.
-    The authors' features are never negative; those of a transformer are, so that a weight may become negative too.
-    Not signed. Source: arXiv:1710.11063, equations 10, 11 and 19.
+    Negative features, which the authors' networks do not have, count as none in the denominator of these weights: it
+    would pass through zero otherwise. Not signed. Source: arXiv:1710.11063, equations 10, 11 and 19.
     """
 
     def weigh(values: Tensor, gradient: Tensor) -> Tensor:
         square, cube = gradient**2, gradient**3
-        below = 2 * square + values.sum(dim=(2, 3), keepdim=True) * cube
-        alpha = torch.where(below == 0, 0.0, square / torch.where(below == 0, 1.0, below))
+        below = 2 * square + values.relu().sum(dim=(2, 3), keepdim=True) * cube
+        # Only positive gradients count in the end, and there it is above zero.
+        alpha = torch.where(gradient > 0, square / below, 0.0)
         return (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
 
     return _weighted(model, inputs, target, layer, weigh)

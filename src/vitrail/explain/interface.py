@@ -183,8 +183,8 @@ def opened(
     network = cast(VisionModel, getattr(model, "_orig_mod", model))
     if not isinstance(network, VisionModel):
         raise ConfigError(f"only models of vitrail can be explained, not {type(network).__name__}")
-    inputs = _inputs(network, images)
     with left_as_it_was(network):
+        inputs = _inputs(network, images)
         yield network, inputs, _classes(network, inputs, target) if by_class else None
 
 
@@ -197,7 +197,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         model.eval()
         # Taken off, since a backward pass would add to them in place.
         model.zero_grad(set_to_none=True)
-        with torch.compiler.set_stance("force_eager"), torch.enable_grad():
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for module, mode in modes.items():
@@ -219,7 +219,8 @@ def _inputs(model: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
         given = tuple(images)
     if not given or not isinstance(given[0], Tensor) or given[0].ndim != 4 or not len(given[0]):
         raise ShapeError(f"expected images of shape (B, C, H, W) with at least one image, got {describe(given)}")
-    return tuple(x.detach() if isinstance(x, Tensor) else x for x in given)
+    # No gradient flows through what was made in inference mode; a copy made outside of it is a tensor like others.
+    return tuple((x.clone() if x.is_inference() else x.detach()) if isinstance(x, Tensor) else x for x in given)
 
 
 def _classes(

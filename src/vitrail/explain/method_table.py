@@ -269,9 +269,9 @@ def compare_methods(
 
     Returns:
         A row for each measure and method, in the order in which they came. Columns: ``measure``, ``method``,
-        ``better`` ("higher" or "lower"), ``images``, ``mean``, ``low``, ``high``; and for each control (``random``,
-        ``centre``) the mean of the paired difference ``vs_random`` with ``vs_random_low`` and ``vs_random_high``, and
-        ``beats_random``: whether the whole interval of the difference is on the better side.
+        ``better`` ("higher" or "lower"), ``images``, ``mean``, ``low``, ``high``; and for each control among the
+        scores (``random``, ``centre``) the mean of the paired difference ``vs_random`` with ``vs_random_low`` and
+        ``vs_random_high``, and ``beats_random``: whether the whole interval of the difference is on the better side.
     """
     import pandas as pd
 
@@ -292,7 +292,7 @@ def compare_methods(
                 "low": float(low),
                 "high": float(high),
             }
-            for control in CONTROLS:
+            for control in (name for name in CONTROLS if name in values):
                 difference = (values[method] - values[control]).dropna().to_numpy()
                 mean, low, high = mean_interval(difference, confidence, resamples, seed)
                 row |= {
