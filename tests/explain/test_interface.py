@@ -102,3 +102,11 @@ def test_a_model_without_classes_has_none_to_explain(monkeypatch):
 def test_every_method_says_what_it_shows():
     assert "rollout" in list_methods()
     assert all(method.summary for method in METHODS.values())
+
+
+def test_inference_mode_around_it_does_no_harm():
+    model = _vit()
+    with torch.inference_mode():
+        images = torch.randn(2, 3, 16, 16)
+        inside = explain(model, images, "gradcam", 1, layer=0)
+    assert torch.equal(inside.map, explain(model, images.clone(), "gradcam", 1, layer=0).map)

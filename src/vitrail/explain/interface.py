@@ -175,18 +175,41 @@ def explain(
     unknown = [name for name in settings if name not in chosen.settings]
     if unknown:
         raise ConfigError(f"{method} has no setting {unknown[0]!r}{closest(unknown[0], chosen.settings)}")
+    with opened(model, images, target, by_class=chosen.by_class) as (network, inputs, classes):
+        refusal = chosen.refusal(network)
+        if refusal is not None:
+            possible = ", ".join(list_methods(network))
+            raise ConfigError(f"{method} cannot explain this model: {refusal}; what can: {possible}")
+        streams = chosen.compute(network, inputs, classes, **settings)
+    return Explanation(streams, method, classes, {**chosen.settings, **settings})
+
+
+@contextmanager
+def opened(
+    model: nn.Module, images: Images, target: int | Sequence[int] | Tensor | None = None, by_class: bool = True
+) -> Iterator[tuple[VisionModel, tuple[Tensor | None, ...], Tensor | None]]:
+    """A model ready to be asked; afterwards it is as it was before.
+
+    Args:
+        model: As for :func:`explain`.
+        images: As for :func:`explain`.
+        target: As for :func:`explain`.
+        by_class: Whether a class is asked about.
+
+    Yields:
+        The model as it was before it was compiled; one input for each stream, or None; the class of each image, shape
+        ``(B,)``, or None.
+
+    Raises:
+        ConfigError: No model of vitrail, or a class that it does not have.
+        ShapeError: Images that the model does not take.
+    """
     network = cast(VisionModel, getattr(model, "_orig_mod", model))
     if not isinstance(network, VisionModel):
         raise ConfigError(f"only models of vitrail can be explained, not {type(network).__name__}")
-    refusal = chosen.refusal(network)
-    if refusal is not None:
-        possible = ", ".join(list_methods(network))
-        raise ConfigError(f"{method} cannot explain this model: {refusal}; what can: {possible}")
     with left_as_it_was(network):
         inputs = _inputs(network, images)
-        classes = _classes(network, inputs, target) if chosen.by_class else None
-        streams = chosen.compute(network, inputs, classes, **settings)
-    return Explanation(streams, method, classes, {**chosen.settings, **settings})
+        yield network, inputs, _classes(network, inputs, target) if by_class else None
 
 
 @contextmanager
@@ -245,6 +268,15 @@ def _classes(
     return classes
 
 
-def upsample(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate maps ``(B, h, w)`` bilinearly to ``(B, H, W)``."""
-    return F.interpolate(tokens[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+def upsample(tokens: Tensor, size: tuple[int, int], stride: tuple[int, int] | None = None) -> Tensor:
+    """Interpolate maps ``(B, h, w)`` bilinearly to ``(B, H, W)``.
+
+    Args:
+        tokens: Maps, shape ``(B, h, w)``.
+        size: Height and width wanted.
+        stride: Pixels of a token. The tokens at the bottom and the right of an image whose size is no multiple of it
+            reach beyond its edge; without it they are taken to end there.
+    """
+    full = size if stride is None else (tokens.shape[1] * stride[0], tokens.shape[2] * stride[1])
+    maps = F.interpolate(tokens[:, None], size=full, mode="bilinear", align_corners=False)[:, 0]
+    return maps[:, : size[0], : size[1]]

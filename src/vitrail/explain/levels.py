@@ -1,0 +1,172 @@
+"""Levels of a model's feature pyramid as places where a class's gradient can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError, closest
+from vitrail.models.base import VisionModel
+from vitrail.models.maxvit import MaxViT
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of one stream.
+
+    Attributes:
+        stream: Name of the stream.
+        index: Its number in the model's ``feature_info``.
+        name: Its name there.
+        stride: Pixels of a token, height and width.
+    """
+
+    stream: str
+    index: int
+    name: str
+    stride: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LevelGradient:
+    """What a level gave, and how a class depends on it.
+
+    Attributes:
+        level: Which level.
+        values: Shape ``(B, C, h, w)``.
+        gradient: Of the target's logit by the values, the same shape.
+    """
+
+    level: Level
+    values: Tensor
+    gradient: Tensor
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter needs a gradient inside, so that nothing is kept for one; afterwards as before."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, needed in before.items():
+            parameter.requires_grad_(needed)
+
+
+def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: int | str | None) -> list[Level]:
+    """The level to read of each stream that has an input.
+
+    Args:
+        model: The model.
+        inputs: One tensor for each stream, or None.
+        layer: Number of a level among those of its stream (negative: from the end), or a name of the model's
+            ``feature_info``, which leaves out the other stream. None: the last that the class depends on.
+
+    Raises:
+        ConfigError: No such level, or none at all, or one that the class does not depend on.
+    """
+    if not model.feature_info:
+        raise ConfigError("this model has no level with a grid: its TokenLearner comes before the first block")
+    names = [info.name for info in model.feature_info]
+    if isinstance(layer, str) and layer not in names:
+        raise ConfigError(f"no level {layer!r}{closest(layer, names)}; levels: {', '.join(names)}")
+    prefixes = model.stream_prefixes or {model.streams[0].name: ""}
+    chosen = []
+    for stream, x in zip(model.streams, inputs, strict=False):
+        own = [i for i, name in enumerate(names) if name.startswith(prefixes[stream.name])]
+        if x is None or (isinstance(layer, str) and names.index(layer) not in own):
+            continue
+        index = names.index(layer) if isinstance(layer, str) else own[_number(model, own, layer)]
+        if not _is_read(model, index):
+            raise ConfigError(
+                f"the class does not depend on the patches of {names[index]}: after it the class token alone is read; "
+                + (f"take {names[index - 1]} or an earlier level" if index else "this model has no earlier level")
+            )
+        chosen.append(Level(stream.name, index, names[index], model.feature_info[index].stride))
+    if not chosen:
+        raise ConfigError(f"level {layer!r} belongs to a stream whose input was left out")
+    return chosen
+
+
+def _number(model: VisionModel, own: Sequence[int], layer: int | str | None) -> int:
+    if layer is None:
+        return -1 if _is_read(model, own[-1]) or len(own) == 1 else -2
+    if isinstance(layer, bool) or not isinstance(layer, int) or not -len(own) <= layer < len(own):
+        raise ConfigError(f"layer is a level from 0 to {len(own) - 1}, counted from the end below 0, got {layer!r}")
+    return layer
+
+
+def _is_read(model: VisionModel, index: int) -> bool:
+    """Whether anything after a level looks at its patches."""
+    by_token = getattr(model.config, "global_pool", "avg") == "token"
+    return not (by_token and index == len(cast(nn.ModuleList, model.blocks)) - 1)
+
+
+def level_gradients(
+    model: VisionModel, inputs: Sequence[Tensor | None], target: Tensor, levels: Sequence[Level]
+) -> list[LevelGradient]:
+    """Values of some levels and the gradients of each image's class by them.
+
+    Args:
+        model: The model, in evaluation mode.
+        inputs: One tensor ``(B, C, H, W)`` for each stream, or None.
+        target: Class of each image, shape ``(B,)``.
+        levels: Which levels.
+    """
+    probes: dict[str, Tensor] = {}
+    handles = [_site(model, level).register_forward_hook(partial(_probe, probes, level.name)) for level in levels]
+    try:
+        with frozen(model), torch.enable_grad():
+            logits = model(*inputs)
+            score = logits.gather(1, target[:, None]).sum()
+            gradients = torch.autograd.grad(score, [probes[level.name] for level in levels])
+    finally:
+        for handle in handles:
+            handle.remove()
+    values = level_values(model, inputs, levels)
+    return [
+        LevelGradient(level, value, _as_map(model, gradient, value).float())
+        for level, value, gradient in zip(levels, values, gradients, strict=True)
+    ]
+
+
+def level_values(model: VisionModel, inputs: Sequence[Tensor | None], levels: Sequence[Level]) -> list[Tensor]:
+    """Values of some levels, ``(B, C, h, w)`` each, in float32."""
+    with torch.no_grad():
+        maps = model.forward_intermediates(*inputs, indices=[level.index for level in levels])  # type: ignore[arg-type]
+    return [x.float() for x in maps]
+
+
+def _probe(probes: dict[str, Tensor], name: str, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    """Add nothing to what a module gave: the gradient by that nothing is the gradient by what it gave."""
+    probes[name] = torch.zeros_like(output, requires_grad=True)
+    return output + probes[name]
+
+
+def _site(model: VisionModel, level: Level) -> nn.Module:
+    """The module that adds a level's values to the model's tokens."""
+    fusers = getattr(model, "token_fusers", None)
+    if fusers:
+        # A fused block adds what its fuser gives to the patches, so that both have one gradient.
+        number = level.index - model.learn_at  # type: ignore[operator]  # a number
+        if number >= 0:
+            return cast(nn.Module, fusers[number])
+    module = model.get_submodule(level.name)
+    if isinstance(model, MaxViT) and level.index:
+        return cast(nn.Sequential, module.blocks)[-1]  # a stage itself is never called
+    return module
+
+
+def _as_map(model: VisionModel, gradient: Tensor, values: Tensor) -> Tensor:
+    """Bring a gradient from the layout of its module to that of the level, ``(B, C, h, w)``."""
+    if gradient.ndim == 3:
+        patches = gradient[:, -values.shape[2] * values.shape[3] :]  # prefix tokens come first
+        return patches.transpose(1, 2).reshape(values.shape)
+    return gradient if isinstance(model, MaxViT) else gradient.permute(0, 3, 1, 2)
