@@ -5,7 +5,7 @@ The claim (a source article's): a 4-layer ViT on 14 x 14 patches of digits keeps
 pair recipes/digits/vit.yaml and vit_token_learner.yaml are trained here in one process, epoch by epoch in turn, so
 that a machine that slows down slows both; then the ratio is measured for every layer (1..4) and 2, 8 and 16 tokens.
 
-    python benchmarks/token_learner.py [--epochs 60] [--seeds 3] [--out benchmarks/results]
+    python benchmarks/token_learner.py [--epochs 200] [--seeds 3] [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5, help="of the sweep over layers and tokens")
     parser.add_argument("--steps", type=int, default=8, help="iterations a round")
