@@ -1,11 +1,11 @@
 """What a model looks at: captured from the model as it is, composed through all of its layers."""
 
-from vitrail.explain.attention_maps import AttentionDistance, AttentionMaps, attention_distances, attention_maps
+from vitrail.explain.attention_gradients import attribution, gradient_rollout
 from vitrail.explain.capture import AttentionRecord, CapturedMixing, capture_attention
 from vitrail.explain.carrier import Rollout
 from vitrail.explain.fused_streams import SpectralRegions, StreamShares, spectral_regions, stream_shares
-from vitrail.explain.gradient_rollout import attribution, gradient_rollout
 from vitrail.explain.interface import Explanation, StreamMap, explain, list_methods
+from vitrail.explain.layer_attention import AttentionDistance, AttentionMaps, attention_distances, attention_maps
 from vitrail.explain.positions import (
     BiasAndContent,
     PositionSimilarity,
