@@ -4,15 +4,15 @@ from vitrail.explain import cam as cam
 from vitrail.explain import controls as controls
 from vitrail.explain import input_gradients as input_gradients
 from vitrail.explain import occlusion as occlusion
-from vitrail.explain.attention_maps import AttentionDistance, AttentionMaps, attention_distances, attention_maps
+from vitrail.explain.attention_gradients import attribution, gradient_rollout
 from vitrail.explain.bands import BandImportance, BandScores, band_importance
 from vitrail.explain.captum_metrics import infidelity, sensitivity
 from vitrail.explain.capture import AttentionRecord, CapturedMixing, capture_attention
 from vitrail.explain.carrier import Rollout
 from vitrail.explain.faithfulness import Curve, deletion, insertion
 from vitrail.explain.fused_streams import SpectralRegions, StreamShares, spectral_regions, stream_shares
-from vitrail.explain.gradient_rollout import attribution, gradient_rollout
 from vitrail.explain.interface import Explanation, StreamMap, explain, list_methods
+from vitrail.explain.layer_attention import AttentionDistance, AttentionMaps, attention_distances, attention_maps
 from vitrail.explain.localisation import energy_inside, mask_iou, pointing_game
 from vitrail.explain.method_table import compare_methods, measure, score_methods
 from vitrail.explain.positions import (

@@ -65,11 +65,14 @@ def roll_back(
             for each image or group, ``(B, queries, keys)``, without what padding gave.
         inputs: What the model was given; a stream without input gets no map.
         averaged: Whether a layer with a residual connection is the mean of the two (rollout) or their sum
-            (attribution).
+            (attribution); what never left its token, by residual connections alone, is left out of the sum.
     """
     carrier = Carrier(model.num_prefix, averaged)
     streams = model.stream_prefixes or {"image": ""}
     first = next(iter(streams))
+    if not averaged:
+        # What is carried is small beside what stays, which is taken off in the end.
+        row = row.double()
     grids: dict[str, tuple[int, int]] = {}
     rows = {first: row}
     for step in reversed(steps):
@@ -80,7 +83,10 @@ def roll_back(
         else:
             stream = next(name for name, prefix in streams.items() if step.name.startswith(prefix))
             rows[stream], grids[stream] = carrier.back(rows[stream], step), _grid(step)
-    tokens = {name: row[:, model.num_prefix :] for name, row in rows.items()}
+    if not averaged:
+        own = [step for step in steps if step.layout.kind != "cross" and step.name.startswith(streams[first])]
+        rows[first] = (rows[first] - _unmoved(row, own, model.num_prefix)).clamp_min(0)
+    tokens = {name: row[:, model.num_prefix :].float() for name, row in rows.items()}
     total = torch.stack([row.sum(dim=1) for row in tokens.values()]).sum(dim=0)
     results = {
         name: _result(row, grids[name], total, image.shape)
@@ -88,6 +94,22 @@ def roll_back(
         if image is not None
     }
     return dataclasses.replace(results.pop(first), others=results)
+
+
+def _unmoved(row: Tensor, steps: Sequence[CapturedMixing], prefix: int) -> Tensor:
+    """What of a row comes back to the first tokens by residual connections and merging alone."""
+    fused = 0
+    for step in reversed(steps):
+        kind = step.layout.kind
+        if kind == "merge":
+            row = _to_parents(row, step)
+        elif kind == "mix":
+            fused += 1
+        elif kind == "pool" and fused:
+            fused -= 1  # tokens that went around it
+        elif kind == "pool":
+            row = torch.cat([row[:, :prefix], row.new_zeros(len(row), step.weights.shape[-1])], dim=1)
+    return row
 
 
 def reading_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tensor:
@@ -197,7 +219,7 @@ def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:
 
 def through(row: Tensor, matrix: Tensor) -> Tensor:
     """A row ``(B, queries)`` times a matrix ``(B, queries, keys)``."""
-    return (row[:, None] @ matrix)[:, 0]
+    return (row[:, None] @ matrix.to(row.dtype))[:, 0]
 
 
 def fuse_heads(

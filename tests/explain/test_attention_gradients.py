@@ -28,7 +28,7 @@ def _with_residual(matrix, method):
     """The matrices of the residual connection and of the branch."""
     identity = torch.eye(matrix.shape[-2])
     if method == "attribution":
-        return identity.expand(len(matrix), -1, -1), matrix
+        return identity.double().expand(len(matrix), -1, -1), matrix.double()
     matrix = _rows_to_one(matrix)
     both = 1 + matrix.sum(-1, keepdim=True)
     return identity / both, matrix / both
@@ -36,8 +36,9 @@ def _with_residual(matrix, method):
 
 def _read(features, gradient, method):
     """The row of a model that averages its last tokens, from tokens and gradients ``(B, N, C)``."""
-    row = (features * gradient).sum(-1).clamp_min(0).detach()
-    return _rows_to_one(row) if method == "gradient_rollout" else row
+    if method == "attribution":
+        return torch.full(features.shape[:2], 1 / features.shape[1], dtype=torch.float64)
+    return _rows_to_one((features * gradient).sum(-1).clamp_min(0).detach())
 
 
 def _vit_by_hand(model, x, target, method):
@@ -82,15 +83,19 @@ def _vit_by_hand(model, x, target, method):
     gradients = torch.autograd.grad(score, [features, *(step[1] for step in steps)])
     graded = [_positive(step[1], g) for step, g in zip(steps, gradients[1:], strict=True)]
 
-    reach = torch.eye(P + grid[0] * grid[1]).expand(len(x), -1, -1)
-    before = None
+    dtype = torch.float64 if method == "attribution" else torch.float32
+    reach = torch.eye(P + grid[0] * grid[1], dtype=dtype).expand(len(x), -1, -1)
+    alone, before = reach, None
     for step, matrix in zip(steps, graded, strict=True):
         if step[0] == "attention":
             stay, take = _with_residual(matrix, method)
             reach = (stay + take) @ reach
         elif step[0] == "pool":
-            full = torch.zeros(len(x), P + matrix.shape[1], P + matrix.shape[2])
+            full = torch.zeros(len(x), P + matrix.shape[1], P + matrix.shape[2], dtype=dtype)
             full[:, :P, :P] = torch.eye(P)
+            if not learner.fuse:
+                alone = full @ alone
+                alone[:, P:] = 0
             full[:, P:, P:] = _rows_to_one(matrix)
             before, reach = reach, full @ reach
         else:
@@ -99,15 +104,17 @@ def _vit_by_hand(model, x, target, method):
                 spread = _rows_to_one(spread)
                 half = 1 + spread.sum(-1, keepdim=True)
             else:
-                half = torch.ones(len(x), spread.shape[1], 1)
+                half, spread = torch.ones(len(x), spread.shape[1], 1), spread.double()
             fused = spread / half @ reach[:, P:] + before[:, P:] / half
             reach = torch.cat([reach[:, :P], fused], 1)
+    if method == "attribution":
+        reach = reach - alone
     if model.config.global_pool == "token":
         row = reach[:, 0]
     else:
         read = _read(features[:, P:], gradients[0][:, P:], method)
         row = (read[:, None] @ reach[:, P:])[:, 0]
-    return _rows_to_one(row[:, P:]).reshape(len(x), *grid)
+    return _rows_to_one(row[:, P:]).float().reshape(len(x), *grid)
 
 
 def _roughen(model, spread):
@@ -154,7 +161,8 @@ def _dense(step, graded, method):
         return _with_residual(graded, method)
     if layout.kind == "merge":
         h, w = layout.key_grid
-        matrix = torch.zeros(len(step.weights), H * W, h * w)
+        dtype = torch.float64 if method == "attribution" else torch.float32
+        matrix = torch.zeros(len(step.weights), H * W, h * w, dtype=dtype)
         for row in range(H):
             for column in range(W):
                 parents = [(2 * row + i, 2 * column + j) for i in (0, 1) for j in (0, 1)]
@@ -199,11 +207,14 @@ def test_through_a_hierarchy_equals_the_dense_product(method, family, seed):
     graded = {id(s): _positive(s.weights, g) for s, g in zip(steps, gradients[1:], strict=True)}
 
     def product(steps):
-        reach = None
+        reach, alone = None, None
         for step in steps:
-            matrix = sum(_dense(step, graded.get(id(step)), method))
-            reach = matrix if reach is None else matrix @ reach
-        return reach
+            stay, take = _dense(step, graded.get(id(step)), method)
+            reach = stay + take if reach is None else (stay + take) @ reach
+            alone = stay if alone is None else stay @ alone
+        # The second stream has no tokens of its own in the result.
+        first = not steps[0].name.startswith("spectral.")
+        return reach - alone if method == "attribution" and first else reach
 
     last, gradient = (
         x.flatten(2).transpose(1, 2) if family == "maxvit" else x.reshape(2, -1, x.shape[-1])
@@ -217,6 +228,7 @@ def test_through_a_hierarchy_equals_the_dense_product(method, family, seed):
         (cross,) = (s for s in record.steps if s.name.startswith("fusion"))
         matrix = graded[id(cross)]
         share = torch.ones(2, matrix.shape[1], 1)
+        matrix = matrix.double() if method == "attribution" else matrix
         if method == "gradient_rollout":
             matrix = _rows_to_one(matrix)
             share = 1 + matrix.sum(-1, keepdim=True)
@@ -225,10 +237,10 @@ def test_through_a_hierarchy_equals_the_dense_product(method, family, seed):
         spectral = (row @ (matrix / share) @ spectral)[:, 0]
         total = image.sum(1) + spectral.sum(1)
         other = result.others["spectral"]
-        assert torch.allclose(other.tokens.flatten(1), _rows_to_one(spectral), atol=1e-5)
-        assert torch.allclose(other.share, spectral.sum(1) / total, atol=1e-5)
-        assert torch.allclose(result.share, image.sum(1) / total, atol=1e-5)
-    assert torch.allclose(result.tokens.flatten(1), _rows_to_one(image), atol=1e-5)
+        assert torch.allclose(other.tokens.flatten(1), _rows_to_one(spectral).float(), atol=1e-5)
+        assert torch.allclose(other.share, (spectral.sum(1) / total).float(), atol=1e-5)
+        assert torch.allclose(result.share, (image.sum(1) / total).float(), atol=1e-5)
+    assert torch.allclose(result.tokens.flatten(1), _rows_to_one(image).float(), atol=1e-5)
     assert result.map.shape == (2, *inputs[0].shape[2:])
 
 

@@ -80,8 +80,9 @@ def attribution(model: VisionModel, *inputs: Tensor | None, target: Tensor) -> R
 
     The result is the class token's row of R, without the class token itself. Rows are not scaled. Beyond the paper:
 
-    - A model that averages its last tokens is read as in :func:`gradient_rollout`: the rows of R are added up with the
-      weights (x . dy/dx)+ of the last tokens x.
+    - A model that averages its last tokens is read in the mean over the rows of R - I. The identity is what never left
+      its token: of a class token's row it is the class token itself, of a mean it would be the same everywhere, and
+      far more than what attention carried.
     - Windows and grids are the same matrix spread to the tokens' places; merged tokens, and those after a convolution
       of stride 2, are means of their parents.
     - Tokens that were learned have no residual connection: TokenLearner hands their relevance on along the rows of
@@ -150,9 +151,9 @@ def _roll_graded(model: VisionModel, inputs: Sequence[Tensor | None], target: Te
         sources = [features, *(image for image in inputs if image is not None), *graded.constants]
         gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]
     row = reading_row(model, features, record.steps[-1].layout)
-    if not reads_class_token(model):
+    if graded.scaled and not reads_class_token(model):
         row[:, model.num_prefix :] = _spoken_for(model, features.detach(), gradient)
-        row = normalize_rows(row) if graded.scaled else row
+        row = normalize_rows(row)
     return roll_back(model, row, record.steps, inputs, averaged=graded.scaled)
 
 
