@@ -52,7 +52,9 @@ def main(argv: list[str]) -> int:
         target=target,
         batch_size=arguments.batch_size,
     )
-    print(f"{count} {'image' if count == 1 else 'images'} explained by {', '.join(methods)}; written to {arguments.out}")
+    print(
+        f"{count} {'image' if count == 1 else 'images'} explained by {', '.join(methods)}; written to {arguments.out}"
+    )
     for path, problem in data.source.left_out:
         print(f"left out: {path} ({problem})")
     if arguments.measure:

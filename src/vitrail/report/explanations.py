@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
 
@@ -23,8 +24,9 @@ from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.interface import Explanation, Method, explain, get_method
 from vitrail.files import replacing, write_json
 from vitrail.report.eye import as_pictures
-from vitrail.report.heatmaps import RANK, draw_cells, explained_cells, maps_of, overlay
+from vitrail.report.heatmaps import EVEN, RANK, Cell, draw_cells, explained_cells, in_even_spreads, maps_of, overlay
 from vitrail.runs.trained import ModelCard, TrainedModel
+from vitrail.train.explaining import Glimpse
 
 Array = npt.NDArray[Any]
 Settings = Mapping[str, Mapping[str, Any]]
@@ -237,6 +239,36 @@ def write_explanations(
     }
     write_json(folder / _NAME, content)
     return len(entries)
+
+
+def draw_glimpse(glimpse: Glimpse, out: Path) -> npt.NDArray[np.uint8]:
+    """Draw what a model looked at while it was trained: a column an image, and a row a stream, on one scale.
+
+    Args:
+        glimpse: What is drawn.
+        out: PNG file to write.
+
+    Returns:
+        Its pixels, shape ``(H, W, 3)``.
+    """
+    method = get_method(glimpse.explanation.method)
+    several = len(glimpse.explanation) > 1
+    cells: list[list[Cell | None]] = []
+    labels = []
+    for stream, found in glimpse.explanation.items():
+        pictures = as_pictures(glimpse.streams[stream])
+        heats = in_even_spreads(found.map.detach().float().cpu().numpy())
+        titles = glimpse.titles if not cells else [""] * len(pictures)
+        cells.append([Cell(pixels, title=title) for pixels, title in zip(pictures, titles, strict=True)])
+        cells.append([Cell(p, heat, method.signed) for p, heat in zip(pictures, heats, strict=True)])
+        labels += [stream if several else "image", f"{method.name}\n{stream}" if several else method.name]
+    epochs = f"{glimpse.epoch} {'epoch' if glimpse.epoch == 1 else 'epochs'}"
+    figure = draw_cells(cells, labels, EVEN, f"{method.name} after {epochs}")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels: npt.NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    Image.fromarray(pixels).save(out, "PNG")
+    return pixels
 
 
 def _method_entry(method: Method, explanation: Explanation) -> dict[str, Any]:

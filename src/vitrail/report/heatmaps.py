@@ -1,9 +1,9 @@
 """Maps of what a model looked at, laid over its images: one scale for all that is compared.
 
-Methods measure in units of their own, and differ in how far they concentrate. Beside each other their maps are drawn by
-rank, a little smoothed: the share of the image that has a smaller value, which is also all that faithfulness goes by; how
-much of a map lies in its largest tenth is said above it. Maps of one method are drawn in multiples of an even spread. In both a line
-encloses the largest tenth: the same area in every panel, also where colours are not seen.
+Methods measure in units of their own, and differ in how far they concentrate. Beside each other their maps are drawn
+by rank, a little smoothed: the share of the image that has a smaller value, which is also all that faithfulness goes by;
+how much of a map lies in its largest tenth is said above it. Maps of one method are drawn in multiples of an even
+spread. In both a line encloses the largest tenth: the same area in every panel, also where colours are not seen.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def draw_cells(
         line[0].set_ylabel(label, fontsize=8)
     for signed, scale in scales.items():
         bar = figure.colorbar(ScalarMappable(scale, _map(signed)), ax=axes, shrink=0.9, aspect=22, pad=0.015)
-        bar.set_label(f"{unit},\nwith the sign of the evidence" if signed else unit.replace(" with", "\nwith"), fontsize=7)
+        bar.set_label(
+            f"{unit},\nwith the sign of the evidence" if signed else unit.replace(" with", "\nwith"), fontsize=7
+        )
         bar.ax.tick_params(labelsize=7)
     if title:
         head(figure, title, f"{told} {_TOLD}".strip() if scales else told)
