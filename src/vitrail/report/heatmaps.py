@@ -1,8 +1,8 @@
 """Maps of what a model looked at, laid over its images: one scale for all that is compared.
 
 Methods measure in units of their own, and differ in how far they concentrate. Beside each other their maps are drawn
-by rank, a little smoothed: the share of the image that has a smaller value, which is also all that faithfulness goes by;
-how much of a map lies in its largest tenth is said above it. Maps of one method are drawn in multiples of an even
+by rank, a little smoothed: the share of the image that has a smaller value, which is also all that faithfulness goes
+by; how much of a map lies in its largest tenth is said above it. Maps of one method are drawn in multiples of an even
 spread. In both a line encloses the largest tenth: the same area in every panel, also where colours are not seen.
 """
 
@@ -104,7 +104,8 @@ def draw_cells(
     size = (width * columns + 1.3, height * len(cells) + (0.75 if title else 0.3))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(cells), columns, squeeze=False)
-    scales = _scales(present)
+    # A map that is nearly even shall look so: on its scale 1 lies at the middle or below.
+    scales = _scales(present, 2.0 if unit == EVEN else 1.0)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
@@ -197,14 +198,13 @@ def _map(signed: bool) -> Any:
     return matplotlib.colormaps[_SIGNED if signed else _PLAIN]
 
 
-def _scales(cells: Sequence[Cell]) -> dict[bool, Normalize]:
-    """For each kind of map that there is, the scale of all of that kind."""
+def _scales(cells: Sequence[Cell], least: float) -> dict[bool, Normalize]:
+    """For each kind of map that there is, the scale of all of that kind, which ends at ``least`` or beyond."""
     scales = {}
     for signed in (False, True):
         heats = [cell.heat for cell in cells if cell.heat is not None and cell.signed == signed]
         if heats:
-            top = max(max(float(np.quantile(np.abs(heat), 0.995)) for heat in heats), 1e-6)
-            top = 1.0 if 0.9 < top <= 1 else top
+            top = max(least, *(float(np.quantile(np.abs(heat), 0.995)) for heat in heats))
             scales[signed] = Normalize(-top if signed else 0, top)
     return scales
 
@@ -222,11 +222,17 @@ def _draw(axis: Any, cell: Cell, scales: Mapping[bool, Normalize]) -> None:
         axis.text(0.5, 0.5, "the same everywhere", transform=axis.transAxes, ha="center", fontsize=7, color="white",
                   path_effects=[withStroke(linewidth=2, foreground="black")])  # fmt: skip
         return
-    smoothed = _smooth(cell.heat)
+    # One place more on each side, so that lines reach the border.
+    smoothed = np.pad(_smooth(cell.heat), 1, mode="edge")
+    places = [np.arange(-1, size + 1) for size in cell.heat.shape]
+    limits = axis.get_xlim(), axis.get_ylim()
     level = max(float(np.quantile(np.abs(smoothed), 1 - _SHARE)), 1e-6)
     effects = [withStroke(linewidth=2.0, foreground=(0, 0, 0, 0.6)), Normal()]
     for sign, style in ((1, "solid"), (-1, "dashed")):
         values = sign * smoothed
         if values.max() > level > values.min():
-            lines = axis.contour(values, [level], colors="white", linewidths=0.9, linestyles=style)
+            lines = axis.contour(
+                places[1], places[0], values, [level], colors="white", linewidths=0.9, linestyles=style
+            )
             lines.set_path_effects(effects)
+    axis.set(xlim=limits[0], ylim=limits[1])

@@ -40,6 +40,7 @@ class RunFolder:
         self.diverged_batch = self.path / "diverged_batch.safetensors"
         self.evaluation = self.path / "evaluation"
         self.figures = self.path / "figures"
+        self.features = self.path / "features"
         self.report = self.path / "report.html"
         self.unreadable = self.path / "unreadable.csv"
 
