@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     if arguments.masks is not None and not arguments.measure:
         raise ConfigError("--masks says what --measure compares maps with; add --measure, or leave it out")
+    if arguments.masks is not None and not arguments.images:
+        raise ConfigError("--masks goes with image files; name them, or leave it out")
     if arguments.batch_size < 1 or arguments.number < 1:
         raise ConfigError("--batch-size and --number must be at least 1")
     settings = _by_method(parse_settings(arguments.set))
@@ -171,14 +173,18 @@ def _measure(
     target: int | None,
 ) -> None:
     """Measure the methods on the same images, beside a random map and a blob in the centre."""
+    from vitrail.cli.tables import format_table
+    from vitrail.deploy.images import mask_reader
     from vitrail.files import write_text
-    from vitrail.report.faithfulness import measure_methods
+    from vitrail.report.faithfulness import in_words, measure_methods, own_masks, stack_masks
 
+    masks = own_masks(data)
+    if arguments.masks is not None:
+        masks = stack_masks(mask_reader(trained.card, data, arguments.images, arguments.masks))
     table = measure_methods(
-        trained, data, indices, methods, target=target, masks=arguments.masks, batch_size=arguments.batch_size
+        trained, data, indices, methods, target=target, masks=masks, batch_size=arguments.batch_size
     )
     out = Path(arguments.out) / "measures.csv"
     write_text(out, table.to_csv(index=False))
-    print()
-    print(table.to_string(index=False))
-    print(f"\nwritten to {out}")
+    print("\n" + format_table(*in_words(table)))
+    print(f"\nmeans over {len(indices)} images with 95 % intervals; written to {out}")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from vitrail.config.schema import DataConfig
 from vitrail.data.dataset import ImageData
+from vitrail.data.images import image_size, read_image
 from vitrail.data.reading import file_readers
 from vitrail.data.sources.bands import ChosenBands
-from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.base import ImageSource, innermost
 from vitrail.data.sources.edges import WithEdges
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder import find_partners
 from vitrail.deploy.predict import find_images
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, DataError
 from vitrail.runs.trained import ModelCard
 
 
@@ -80,12 +82,10 @@ def _read(
 ) -> FileSource:
     files: dict[Path, None] = {}
     partners: list[Path] = []
-    for place in map(Path, places):
-        new = [file for file in find_images([place]) if file not in files]
+    for root, new in _by_root(places):
         files.update(dict.fromkeys(new))
         if spectral is not None:
-            root = place if place.is_dir() else place.parent
-            partners += find_partners(new, root, Path(str(spectral)))
+            partners += find_partners(new, root, Path(str(spectral)), setting="--spectral")
     rows = [("", "", file) for file in files]
     skip = config.on_unreadable == "skip"
     source = FileSource(Path(), rows, ("",), file_readers(config, size), partners or None, skip=skip)
@@ -93,6 +93,55 @@ def _read(
     numbers = {name: i for i, name in enumerate(card.classes)}
     source.targets = np.array([numbers.get(f.parent.name, -1) for f in source.files["image"]], dtype=np.int64)
     return source
+
+
+def _by_root(places: Sequence[str | Path]) -> Iterator[tuple[Path, list[Path]]]:
+    """The files of each place, those that came already left out, and the folder that they are relative to."""
+    seen: set[Path] = set()
+    for place in map(Path, places):
+        new = [file for file in find_images([place]) if file not in seen]
+        seen.update(new)
+        yield place if place.is_dir() else place.parent, new
+
+
+def mask_reader(
+    card: ModelCard, data: ImageData, places: Sequence[str | Path], folder: str | Path
+) -> Callable[[int], Tensor]:
+    """Masks of files that :func:`open_files` opened, brought to their size in the same way.
+
+    Args:
+        card: Of the run.
+        data: What :func:`open_files` gave.
+        places: The files and folders that it was given.
+        folder: Holds a mask for each image, at the same place and of the same stem: a picture as large as the image
+            whose bright pixels (above half of its brightest) are what should matter.
+
+    Returns:
+        Index of an image -> its mask, shape ``(H, W)``, bool.
+
+    Raises:
+        DataError: An image without a mask, or a mask that cannot be read or has another size than its image.
+    """
+    found: dict[str, Path] = {}
+    for root, files in _by_root(places):
+        masks = find_partners(files, root, Path(folder), "mask", "--masks")
+        found.update(zip((file.as_posix() for file in files), masks, strict=True))
+    source = innermost(data.source)
+    assert isinstance(source, FileSource), "open_files gives files"
+    size = source.readers["image"].size
+    for index, key in enumerate(source.keys):
+        own, wanted = image_size(found[key]), source.original_size(index)
+        if own != wanted:
+            raise DataError(
+                f"the mask {found[key]} is {own[0]} x {own[1]} pixels and its image {key} {wanted[0]} x {wanted[1]}; "
+                "make it as large as the image"
+            )
+
+    def read(index: int) -> Tensor:
+        pixels = read_image(found[source.keys[index]], "gray", size, card.resize, convert=True)[0]
+        return pixels > pixels.max() // 2
+
+    return read
 
 
 def _chosen(config: DataConfig, source: ImageSource) -> ImageSource:

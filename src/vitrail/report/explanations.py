@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
 
@@ -63,13 +62,16 @@ class Seen:
         target = self.explanations[method].target
         return None if target is None else classes[int(target[self.row])]
 
-    def caption(self) -> str:
-        """Key, predicted class with its probability, and the true one."""
-        name = Path(self.key).name
+    def told(self) -> str:
+        """The predicted class with its probability, and the true one."""
         said = f"{self.predicted} {self.probability:.0%}" if self.predicted else "no classes"
-        if not self.true:
-            return f"{name}: {said}"
-        return f"{name}: {said}" + (" (right)" if self.true == self.predicted else f" (true: {self.true})")
+        if not self.true or not self.predicted:
+            return f"{said} (true: {self.true})" if self.true else said
+        return said + (" (right)" if self.true == self.predicted else f"\n(true: {self.true})")
+
+    def caption(self) -> str:
+        """What it is called, and :meth:`told` in one line."""
+        return f"{Path(self.key).name}: {self.told()}".replace("\n", " ")
 
 
 def check_methods(names: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
@@ -264,10 +266,9 @@ def draw_glimpse(glimpse: Glimpse, out: Path) -> npt.NDArray[np.uint8]:
         labels += [stream if several else "image", f"{method.name}\n{stream}" if several else method.name]
     epochs = f"{glimpse.epoch} {'epoch' if glimpse.epoch == 1 else 'epochs'}"
     figure = draw_cells(cells, labels, EVEN, f"{method.name} after {epochs}")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels: npt.NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    Image.fromarray(pixels).save(out, "PNG")
+    figure.savefig(out, format="png", dpi=110)
+    with Image.open(out) as image:
+        pixels: npt.NDArray[np.uint8] = np.asarray(image.convert("RGB"))
     return pixels
 
 
@@ -340,4 +341,4 @@ def _file_names(keys: Sequence[str]) -> list[str]:
 
 
 def _safe(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name) or "image"
+    return re.sub(r"[^\w.+-]+", "_", name) or "image"
