@@ -5,6 +5,7 @@ import pytest
 import torch
 from matplotlib.contour import QuadContourSet
 
+from vitrail.explain.interface import METHODS
 from vitrail.report.eye import as_pictures, gray
 from vitrail.report.heatmaps import (
     EVEN,
@@ -99,6 +100,23 @@ def test_a_row_a_stream_and_a_gap_where_a_method_says_nothing():
     assert not rows[0][1].signed
     assert rows[1][2] is None
     assert rows[1][1].heat.shape == (4, 4)
+
+
+def test_many_methods_go_on_below():
+    pictures = {"image": np.zeros((8, 8)), "spectral": np.zeros((8, 8))}
+    maps = {"rollout": dict.fromkeys(pictures, np.random.rand(8, 8))}
+    monkeyed = {name: METHODS["rollout"] for name in "abcdefgh"}
+    METHODS.update(monkeyed)
+    try:
+        rows, labels = explained_cells(pictures, {**maps, **dict.fromkeys("abcdefgh", maps["rollout"])}, {})
+    finally:
+        for name in monkeyed:
+            del METHODS[name]
+    assert labels == ["image", "spectral"] * 2
+    assert [len(row) for row in rows] == [7, 7, 4, 4]
+    assert [row[0] is None for row in rows] == [False, False, True, True]
+    assert [cell.title.split("\n")[0] for cell in rows[2][1:]] == ["f", "g", "h"]
+    draw_cells(rows, labels, RANK)
 
 
 def test_overlay():

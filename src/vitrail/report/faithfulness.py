@@ -82,7 +82,7 @@ def in_words(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     measures = list(dict.fromkeys(table["measure"]))
     better = dict(zip(table["measure"], table["better"], strict=True))
     cells = {
-        (row["method"], row["measure"]): f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        (row["method"], row["measure"]): f"{row['mean']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
         for _, row in table.iterrows()
     }
     header = ["method", *(f"{name} ({better[name]} is better)" for name in measures)]

@@ -33,6 +33,8 @@ _PLAIN, _SIGNED = "inferno", "PuOr_r"
 _ALPHA = 0.6
 # Share of the image inside the line.
 _SHARE = 0.1
+# Methods beside an image; more go below.
+_MOST_COLUMNS = 6
 # Of the shorter side; what is finer than this is no area that a line could enclose.
 _SMOOTHING = 0.02
 _TOLD = "Line: the tenth of the image with the largest values, smoothed (dashed: evidence against)."
@@ -99,9 +101,9 @@ def draw_cells(
     ratio = np.mean([cell.picture.shape[0] / cell.picture.shape[1] for cell in present])
     columns = max(map(len, cells))
     width = 1.75 if columns > 3 else 2.3
-    lines = max(cell.title.count("\n") + 1 for cell in present)
-    height = width * float(np.clip(ratio, 0.3, 2.5)) + 0.14 * lines
-    size = (width * columns + 1.3, height * len(cells) + (0.75 if title else 0.3))
+    lines = sum(max(cell.title.count("\n") + bool(cell.title) for cell in row if cell is not None) for row in cells)
+    height = width * float(np.clip(ratio, 0.3, 2.5)) * len(cells) + 0.16 * lines + 0.1 * len(cells)
+    size = (width * columns + 1.3, height + (0.75 if title else 0.2))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(cells), columns, squeeze=False)
     # A map that is nearly even shall look so: on its scale 1 lies at the middle or below.
@@ -115,7 +117,9 @@ def draw_cells(
                 _draw(axis, cell, scales)
         line[0].set_ylabel(label, fontsize=8)
     for signed, scale in scales.items():
-        bar = figure.colorbar(ScalarMappable(scale, _map(signed)), ax=axes, shrink=0.9, aspect=22, pad=0.015)
+        bar = figure.colorbar(
+            ScalarMappable(scale, _map(signed)), ax=axes, shrink=0.9, aspect=18 * len(cells), pad=0.015
+        )
         bar.set_label(
             f"{unit},\nwith the sign of the evidence" if signed else unit.replace(" with", "\nwith"), fontsize=7
         )
@@ -128,7 +132,7 @@ def draw_cells(
 def explained_cells(
     picture: Mapping[str, Array], maps: Mapping[str, Mapping[str, Array]], titles: Mapping[str, str]
 ) -> tuple[list[list[Cell | None]], list[str]]:
-    """Panels of one image: a row for each stream, the image first and then each method.
+    """Panels of one image: a row for each stream, the image first and then each method; many methods go on below.
 
     Args:
         picture: Stream -> what it looks like.
@@ -139,19 +143,27 @@ def explained_cells(
         The rows of panels and a label for each.
     """
     rows: list[list[Cell | None]] = []
-    for number, (stream, pixels) in enumerate(picture.items()):
-        row: list[Cell | None] = [Cell(pixels, title=titles.get("", "") if number == 0 else "")]
-        for method, streams in maps.items():
-            title = titles.get(method, method) if number == 0 else ""
-            heat = streams.get(stream)
-            signed = METHODS[method].signed
-            if heat is None:
-                row.append(None)
-                continue
-            title = f"{title}\n{concentration(heat):.0%} in a tenth".strip()
-            row.append(Cell(pixels, in_ranks(_smooth(heat)), signed, title))
-        rows.append(row)
-    return rows, list(picture) if len(picture) > 1 else [""]
+    labels: list[str] = []
+    for part in _parts(list(maps.items())):
+        for number, (stream, pixels) in enumerate(picture.items()):
+            # The image stands at the left of the first methods alone.
+            first = Cell(pixels, title="" if rows else titles.get("", "")) if number == len(rows) else None
+            row: list[Cell | None] = [first]
+            for method, streams in part:
+                heat = streams.get(stream)
+                if heat is None:
+                    row.append(None)
+                    continue
+                title = titles.get(method, method) if number == 0 else ""
+                title = f"{title}\n{concentration(heat):.0%} in a tenth".strip()
+                row.append(Cell(pixels, in_ranks(_smooth(heat)), METHODS[method].signed, title))
+            rows.append(row)
+            labels.append(stream if len(picture) > 1 else "")
+    return rows, labels
+
+
+def _parts(items: list[Any]) -> list[list[Any]]:
+    return [items[start : start + _MOST_COLUMNS] for start in range(0, max(len(items), 1), _MOST_COLUMNS)]
 
 
 def maps_of(explanation: Explanation, index: int) -> dict[str, Array]:

@@ -279,9 +279,11 @@ def _compared(
     methods, refused = pictures.choose_methods(trained, examples)
     if len(methods) < 2:
         return None
+    # The examples are in the order of their classes.
+    chosen = examples.indices[:: max(1, len(examples.indices) // pictures.COMPARED)][: pictures.COMPARED]
     cells: list[list[Cell | None]] = []
     labels: list[str] = []
-    for seen in explain_images(trained, data, examples.indices[: pictures.COMPARED], {name: {} for name in methods}):
+    for seen in explain_images(trained, data, chosen, {name: {} for name in methods}):
         maps = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
         titles = {"": "image", **{name: name for name in maps}} if not cells else {"": "", **dict.fromkeys(maps, "")}
         rows, streams = explained_cells(seen.pictures, maps, titles)
@@ -290,7 +292,7 @@ def _compared(
     picture = Picture(
         f"methods_{run.label}",
         f"What {run.label} looks at, by several methods",
-        f"The first {pictures.COMPARED} of these images, by each method in the same way: by rank of its values, with a "
+        f"{len(chosen)} of these images, by each method in the same way: by rank of its values, with a "
         "line around the tenth of the image with the largest; those that explain a class explain the predicted one. "
         "That a map looks right does not show that it is: `vitrail explain --measure` measures that."
         + (f" Not for this model: {'; '.join(refused)}." if refused else ""),
