@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
             layer=arguments.layer,
             most=arguments.most,
             device=str(choose_device(arguments.device)),
+            own=owner is None or owner.path.resolve() == run.path.resolve(),
         )
         for run in runs
     ]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from vitrail import __version__
 from vitrail.data.dataset import Batch, ImageData
@@ -226,7 +227,8 @@ def write_explanations(
     made: dict[str, dict[str, Any]] = {}
     size: tuple[int, ...] = ()
     images = explain_images(trained, data, indices, methods, target=target, batch_size=batch_size)
-    for seen, name in zip(images, names, strict=True):
+    # Silent where the output is no terminal.
+    for seen, name in zip(tqdm(images, total=len(indices), unit="image", disable=None), names, strict=True):
         made = {method: _method_entry(get_method(method), e) for method, e in seen.explanations.items()}
         size = next(iter(seen.pictures.values())).shape[:2]
         entries.append(_write_image(folder, name, seen, trained.card.classes))

@@ -72,7 +72,7 @@ class Space:
 
 def open_space(
     run: RunFolder, data: DataConfig, *, split: str | None = None, layer: str = EMBEDDING, most: int = 2000,
-    device: str = "cpu",
+    device: str = "cpu", own: bool = True,
 ) -> Space:  # fmt: skip
     """What a run's layer makes of images: as its evaluation has stored it, or computed now.
 
@@ -83,6 +83,7 @@ def open_space(
         layer: Of the model; what its classifier sees when not given.
         most: Images at most, evenly spaced.
         device: Where to compute.
+        own: Whether these are the run's own images, so that what its evaluation has stored is of them.
 
     Raises:
         ConfigError: An unknown layer, or images with several labels.
@@ -110,7 +111,7 @@ def open_space(
     chosen = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))]
     if len(chosen) < FEWEST_POINTS:
         raise DataError(f"{split} has {len(chosen)} images; a layout needs at least {FEWEST_POINTS}")
-    features = _stored(run, images, split, chosen) if layer == EMBEDDING else None
+    features = _stored(run, images, split, chosen) if own and layer == EMBEDDING else None
     if features is None:
         features = _compute(trained.to(device), images, chosen, layer)
     return Space(run.name, layer, split, images, chosen, features)
