@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.peers import define_missing_operators
+from tests.probes import probes as probes
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 define_missing_operators()

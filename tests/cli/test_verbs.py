@@ -16,12 +16,17 @@ from tests.images import make_folder, save_image
 from vitrail.cli.demo import MODELS, demo_recipe
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
+from vitrail.explain import list_methods
+from vitrail.report.pictures import _PAGE_METHODS
 
 SMALL = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 2 "
     "--model.num_heads 2 --trainer.max_epochs 2 --trainer.accelerator cpu --data.batch_size 4 --data.num_workers 0 "
     "--run.tensorboard false"
 ).split()
+
+# Whether there is something to compare on a page.
+_SEVERAL_METHODS = int(len(set(_PAGE_METHODS) & set(list_methods())) > 1)
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +147,11 @@ def test_predict_prints_without_out(run, images, capsys):
 def test_report_holds_every_picture(run, tmp_path):
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5  # convergence, confusion, features, attention, tokens
+    names = ["convergence", "confusion", "features", "attention_x", "tokens_x", *["methods_x"][:_SEVERAL_METHODS]]
+    assert page.count("data:image/png;base64,") == len(names)
     assert "Not drawn" not in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # self-contained
-    for name in ("convergence", "confusion", "features", "attention_x", "tokens_x"):
+    for name in names:
         assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
     other = tmp_path / "y.html"
     assert main(["report", str(run), "--out", str(other)]) == 0
@@ -176,8 +182,8 @@ def test_demo(models, tmp_path, capsys):
     assert "report.html" in out
     assert "vit_token_learner" in out
     page = (tmp_path / "demo" / "report.html").read_text()
-    # Curves, confusion and features of all; attention of each; learned tokens.
-    assert page.count("data:image/png;base64,") == 3 + len(models) + 1
+    # Curves, confusion and features of all; attention of each, and several methods; learned tokens.
+    assert page.count("data:image/png;base64,") == 3 + len(models) * (1 + _SEVERAL_METHODS) + 1
     assert "Not drawn" not in page
     if "hvt" in models:
         card = json.loads((tmp_path / "demo" / "hvt" / "model.json").read_text())
@@ -202,7 +208,7 @@ def test_print_config_and_help(capsys):
     assert "--trainer.max_epochs" in text
     assert "Passes over the training split" in text
     assert main([]) == 2
-    for verb in ("demo", "models", "inspect", "evaluate", "predict", "report"):
+    for verb in ("demo", "models", "inspect", "evaluate", "explain", "features", "predict", "report"):
         with pytest.raises(SystemExit) as stop:
             main([verb, "--help"])
         assert stop.value.code == 0

@@ -19,6 +19,8 @@ VERBS = {
     "pretrain": "train a model on images without labels: SimCLR, MAE or SimMIM",
     "train": "train a model from a recipe, settings on the command line, or both",
     "evaluate": "measure a trained run on a split",
+    "explain": "show what a trained run looks at: overlays, panels that compare methods, maps, measures",
+    "features": "lay out what runs make of images in the plane, side by side; a page with the images",
     "predict": "classify image files or folders with a trained run; write a CSV",
     "bench": "measure speed and memory of models, alone or beside timm and torchvision",
     "report": "write the self-contained page of one or several runs",

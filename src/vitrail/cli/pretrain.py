@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vitrail.cli.recipes import read_recipe_arguments, say_what_was_decided
+from vitrail.cli.recipes import drawer, read_recipe_arguments, say_what_was_decided
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     from vitrail.train.environment import is_first_process
     from vitrail.train.pretrain import pretrain
 
-    run = pretrain(recipe, resume="--resume" in options)
+    run = pretrain(recipe, resume="--resume" in options, draw=drawer(recipe))
     if not is_first_process():
         return 0
     say_what_was_decided(recipe, run)

@@ -12,6 +12,7 @@ from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrail.runs.folder import RunFolder
+    from vitrail.train.explaining import Draw
 
 
 def read_recipe_arguments(
@@ -98,6 +99,15 @@ def say_what_was_decided(recipe: Recipe, run: RunFolder) -> None:
     ):
         if asked == "auto" and name in decided:
             print(f"{name} {decided[name]}")
+
+
+def drawer(recipe: Recipe) -> Draw | None:
+    """What draws explanations while a recipe is trained; None where it asks for none."""
+    if not recipe.run.explain_images:
+        return None
+    from vitrail.report.explanations import draw_glimpse
+
+    return draw_glimpse
 
 
 def _value_of(option: str, words: list[str]) -> str | None:

@@ -468,12 +468,20 @@ class RunConfig:
         seed: Of initial weights, order of the images, and augmentation.
         overwrite: Delete the run that the folder holds.
         tensorboard: Write TensorBoard events beside metrics.csv.
+        explain_images: While it trains, draw what the model looks at in so many fixed validation images, into
+            figures/explanations (and to TensorBoard); 0 for none. What is trained does not depend on it.
+        explain_every: Epochs from one drawing to the next; the last is always drawn.
+        explain_method: By which method (``vitrail explain --methods`` lists them), each image for its own class where
+            the method explains one.
     """
 
     dir: str | None = None
     seed: int = 0
     overwrite: bool = False
     tensorboard: bool = True
+    explain_images: int = 0
+    explain_every: int = 5
+    explain_method: str = "rollout"
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -482,6 +490,8 @@ class RunConfig:
             ConfigError: A value out of range.
         """
         _require(0 <= self.seed < 2**32, "run.seed", "between 0 and 4294967295", self.seed)
+        _require(0 <= self.explain_images <= 32, "run.explain_images", "from 0 to 32", self.explain_images)
+        _require(self.explain_every >= 1, "run.explain_every", "at least 1", self.explain_every)
 
 
 @dataclass(frozen=True)

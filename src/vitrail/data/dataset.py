@@ -114,6 +114,23 @@ class ImageData:
         """Those images of the source as one batch."""
         return _as_unit(_SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices)))))
 
+    def spread(self, split: str, most: int) -> list[int]:
+        """Some images of a split for a person to look at: the first of each class, then the second of each, and so on.
+
+        Args:
+            split: Its name.
+            most: How many.
+
+        Returns:
+            Indices into the source.
+        """
+        groups: dict[bytes, list[int]] = {}
+        for index in self.indices(split):
+            groups.setdefault(self.source.targets[index].tobytes(), []).append(index)
+        turns = [group[i] for i in range(max(map(len, groups.values()))) for _, group in sorted(groups.items())
+                 if i < len(group)]  # fmt: skip
+        return turns[:most]
+
     def fingerprint(self) -> str:
         """A hash of what the images are called, their classes and their splits; pixels are not read."""
         content = hashlib.sha256(repr(self.source.classes).encode())

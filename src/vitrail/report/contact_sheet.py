@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy.typing as npt
 from matplotlib.figure import Figure
-from torch import Tensor
+
+from vitrail.report.eye import as_pictures
 
 if TYPE_CHECKING:
     from vitrail.train.preview import Views
@@ -37,7 +37,7 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
     for i, row in enumerate(views.rows):
         for j, name in enumerate(names):
             line = axes[i * len(names) + j]
-            pictures = _for_the_eye(row.streams[name])
+            pictures = as_pictures(row.streams[name], alike=True)
             for k, axis in enumerate(line):
                 axis.imshow(pictures[k], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
@@ -52,20 +52,6 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
         axes[0, 1].annotate("as training changes it", (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
                             textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
     figure.savefig(out, format="png", dpi=110)
-
-
-def _for_the_eye(images: Tensor) -> npt.NDArray[Any]:
-    """``(n, C, H, W)`` as pictures in 0..1."""
-    if images.shape[1] == 3:
-        shown = images.permute(0, 2, 3, 1)
-    elif images.shape[1] == 1:
-        shown = images[:, 0]
-    else:
-        shown = images.mean(dim=1)
-        low, high = shown[0].min(), shown[0].max()
-        shown = (shown - low) / (high - low).clamp_min(1e-6)
-    array: npt.NDArray[Any] = shown.clamp(0, 1).numpy()
-    return array
 
 
 def _stream_title(name: str, bands: tuple[str, ...]) -> str:

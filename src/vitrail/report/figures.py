@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -23,6 +24,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 _CLASS_COLORS = (
     "#332288", "#DDCC77", "#117733", "#CC6677", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#999933", "#888888",
 )  # fmt: skip
+# In gray, marks tell them apart.
+_CLASS_MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
 def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
@@ -77,19 +80,17 @@ def confusion(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def feature_space(points: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]], classes: Sequence[str]) -> Figure:
-    """Two-dimensional maps of embeddings, a colour a class, the same colours in every panel."""
+    """Two-dimensional maps of embeddings, a colour and a mark a class, the same in every panel."""
     columns = min(len(points), 3)
     rows = math.ceil(len(points) / columns)
     figure = Figure(figsize=(4.4 * columns, 4.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    if len(classes) <= len(_CLASS_COLORS):
-        colors: list[Any] = list(_CLASS_COLORS)
-    else:
-        colors = [matplotlib.colormaps["turbo"](i / (len(classes) - 1)) for i in range(len(classes))]
+    colors = class_colors(len(classes))
     for axis, (name, (xy, targets)) in zip(axes.flat, points.items(), strict=False):
         for target, label in enumerate(classes):
             chosen = xy[targets == target]
-            axis.scatter(chosen[:, 0], chosen[:, 1], s=10, color=colors[target], label=label, linewidths=0)
+            mark = _CLASS_MARKS[target % len(_CLASS_MARKS)]
+            axis.scatter(*chosen.T, s=11, color=colors[target], marker=mark, label=label, linewidths=0)
             if len(chosen) and len(classes) <= 12:
                 place = np.median(chosen, axis=0)
                 box = {"facecolor": "white", "alpha": 0.75, "pad": 1, "edgecolor": "none"}
@@ -97,9 +98,23 @@ def feature_space(points: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]
         axis.set(title=name, xticks=[], yticks=[])
     for axis in axes.flat[len(points) :]:
         axis.set_visible(False)
-    if len(classes) > 12:
-        figure.text(0.5, -0.02, f"{len(classes)} classes", ha="center")
+    if len(classes) > 40:
+        figure.supxlabel(f"{len(classes)} classes", fontsize=9)
+    else:
+        keys = [
+            Line2D([], [], color=colors[i], marker=_CLASS_MARKS[i % len(_CLASS_MARKS)], linestyle="", label=label)
+            for i, label in enumerate(classes)
+        ]
+        across = max(1, int(46 * columns / max(map(len, classes), default=1)) // 2)
+        figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=min(across, len(keys)))
     return figure
+
+
+def class_colors(number: int) -> list[str]:
+    """A colour for each class, as "#rrggbb"."""
+    if number <= len(_CLASS_COLORS):
+        return list(_CLASS_COLORS[:number])
+    return [to_hex(matplotlib.colormaps["turbo"](i / (number - 1))) for i in range(number)]
 
 
 def attention(images: npt.NDArray[Any], maps: Mapping[str, npt.NDArray[Any]], titles: Sequence[str]) -> Figure:

@@ -16,12 +16,15 @@ from matplotlib.figure import Figure
 from vitrail import __version__
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
+from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.evaluate.table import read_evaluation, results_table
 from vitrail.files import replacing, write_text
 from vitrail.report import figures, pictures
+from vitrail.report.explanations import explain_images
+from vitrail.report.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.trained import load_trained
+from vitrail.runs.trained import TrainedModel, load_trained
 
 _HEADINGS = {
     "model": "model",
@@ -247,6 +250,9 @@ def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
         )
         named = {run.label: maps["image"]} if len(maps) == 1 else {f"{run.label}\n{s}": m for s, m in maps.items()}
         result.append((picture, figures.attention(examples.images, named, examples.titles)))
+        compared = _compared(run, trained, data, examples)
+        if compared is not None:
+            result.append(compared)
         if getattr(trained.model, "token_learners", None):
             tokens = pictures.learned_token_maps(trained, examples)
             picture = Picture(
@@ -264,6 +270,35 @@ def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
                 )
             )
     return result
+
+
+def _compared(
+    run: _Run, trained: TrainedModel, data: ImageData, examples: pictures.Examples
+) -> tuple[Picture, Figure] | None:
+    """A few of the examples by several methods; None where there is but one."""
+    methods, refused = pictures.choose_methods(trained, examples)
+    if len(methods) < 2:
+        return None
+    # The examples are in the order of their classes.
+    chosen = examples.indices[:: max(1, len(examples.indices) // pictures.COMPARED)][: pictures.COMPARED]
+    cells: list[list[Cell | None]] = []
+    labels: list[str] = []
+    for seen in explain_images(trained, data, chosen, {name: {} for name in methods}):
+        maps = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
+        titles = {"": "image", **{name: name for name in maps}} if not cells else {"": "", **dict.fromkeys(maps, "")}
+        rows, streams = explained_cells(seen.pictures, maps, titles)
+        cells += rows
+        labels += [f"{seen.told()}\n{stream}".strip() for stream in streams]
+    picture = Picture(
+        f"methods_{run.label}",
+        f"What {run.label} looks at, by several methods",
+        f"{len(chosen)} of these images, by each method in the same way: by rank of its values, with a "
+        "line around the tenth of the image with the largest; those that explain a class explain the predicted one. "
+        "That a map looks right does not show that it is: `vitrail explain --measure` measures that."
+        + (f" Not for this model: {'; '.join(refused)}." if refused else ""),
+        "Images beside what several methods say that the model looked at",
+    )
+    return picture, draw_cells(cells, labels, RANK)
 
 
 def _names_with_splits(runs: list[_Run]) -> str:

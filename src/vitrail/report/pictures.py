@@ -13,15 +13,19 @@ from torch import Tensor
 
 from vitrail.config.schema import DataConfig
 from vitrail.data.dataset import ImageData, open_data
-from vitrail.errors import DataError
-from vitrail.explain.interface import upsample
+from vitrail.errors import ConfigError, DataError
+from vitrail.explain.interface import METHODS, explain, upsample
 from vitrail.explain.rollout import attention_rollout
 from vitrail.explain.token_maps import token_maps
+from vitrail.report.eye import as_pictures
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
 
 # Fewer points than these have no neighbourhoods to lay out.
 FEWEST_POINTS = 5
+# Of the examples, those that are explained by several methods, and by which: a few seconds for a small model.
+COMPARED = 4
+_PAGE_METHODS = ("rollout", "gradient_rollout", "attribution", "gradcam", "integrated_gradients")
 
 
 def embed_in_plane(embeddings: npt.NDArray[np.float32], most: int = 2000) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -52,11 +56,13 @@ class Examples:
         images: For display, shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
         titles: True class, and the predicted one where it differs.
         inputs: The model's, normalised, each of shape ``(n, C, H, W)``.
+        indices: Their numbers in the data.
     """
 
     images: npt.NDArray[Any]
     titles: list[str]
     inputs: tuple[Tensor, ...]
+    indices: list[int]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -103,14 +109,13 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     gone = [path for path in chosen["path"] if path not in places]
     if gone:
         raise DataError(f"{gone[0]} was evaluated and is not among the images any more")
-    streams = data.source.load([places[path] for path in chosen["path"]])
-    pixels = streams["image"]
+    indices = [places[path] for path in chosen["path"]]
+    streams = data.source.load(indices)
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, said = _in_words(trained, target, logits)
         titles.append(true if true == said else f"{true}\nread as {said}")
-    shown = pixels[:, 0] if pixels.shape[1] != 3 else pixels.permute(0, 2, 3, 1)
-    return Examples(shown.numpy(), titles, trained.normalize(streams))
+    return Examples(as_pictures(streams["image"]), titles, trained.normalize(streams), indices)
 
 
 def _in_words(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str]:
@@ -130,6 +135,21 @@ def rollout_maps(trained: TrainedModel, examples: Examples) -> dict[str, npt.NDA
         name: upsample(stream.tokens * stream.tokens[0].numel(), examples.size).numpy()
         for name, stream in {"image": rollout, **rollout.others}.items()
     }
+
+
+def choose_methods(trained: TrainedModel, examples: Examples) -> tuple[list[str], list[str]]:
+    """Those of a page's methods that a model can have, and why it cannot have the others; one image tells."""
+    chosen, refused = [], []
+    for name in _PAGE_METHODS:
+        if name not in METHODS:
+            continue
+        try:
+            explain(trained.model, [x[:1] for x in examples.inputs], name)
+        except ConfigError as error:
+            refused.append(f"{name} ({error})")
+        else:
+            chosen.append(name)
+    return chosen, refused
 
 
 def learned_token_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray[Any]:

@@ -40,6 +40,7 @@ class RunFolder:
         self.diverged_batch = self.path / "diverged_batch.safetensors"
         self.evaluation = self.path / "evaluation"
         self.figures = self.path / "figures"
+        self.features = self.path / "features"
         self.report = self.path / "report.html"
         self.unreadable = self.path / "unreadable.csv"
 
@@ -108,10 +109,15 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a run that was killed while it wrote, in its own folders and nowhere else."""
-        for folder in (self.path, self.checkpoints, self.evaluation, self.figures, self.path / "predictions"):
+        figures = self.figures, self.explanation(0).parent
+        for folder in (self.path, self.checkpoints, self.evaluation, *figures, self.path / "predictions"):
             for file in folder.glob(".*.????????.tmp"):
                 if file.is_file():
                     file.unlink(missing_ok=True)
+
+    def explanation(self, epoch: int) -> Path:
+        """The picture of what the model looked at after so many epochs."""
+        return self.figures / "explanations" / f"epoch_{epoch:03d}.png"
 
     # -- metrics -----------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from vitrail.errors import RunError
 from vitrail.files import replacing
+from vitrail.models.base import VisionModel
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, write_trained
 from vitrail.tasks.classification import ClassificationTask
@@ -171,12 +172,12 @@ class WeightEMA(WeightAveraging):
 
         super().__init__(use_buffers=False, avg_fn=average)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The averaged model's state."""
+    def model(self) -> VisionModel:
+        """The averaged model."""
         assert self._average_model is not None, "the average exists from the start of the fit"
         task = self._average_model.module.task
         assert isinstance(task, ClassificationTask)
-        return task.model.state_dict()
+        return task.model
 
 
 class RunCheckpoints(Checkpoint):
@@ -209,8 +210,8 @@ class RunCheckpoints(Checkpoint):
             self.best, self.best_epoch = value, trainer.current_epoch
             trainer.save_checkpoint(str(self.run.best_checkpoint))
             if trainer.is_global_zero and isinstance(pl_module, TaskModule):
-                averages = [c.weights() for c in trainer.callbacks if isinstance(c, WeightEMA)]  # type: ignore[attr-defined]
-                state = averages[0] if averages else pl_module.task.model.state_dict()
+                averages = [c.model() for c in trainer.callbacks if isinstance(c, WeightEMA)]  # type: ignore[attr-defined]
+                state = (averages[0] if averages else pl_module.task.model).state_dict()
                 write_trained(self.run, state, self._card(trainer.current_epoch))
         trainer.save_checkpoint(str(self.run.last_checkpoint))
 

@@ -42,6 +42,7 @@ from vitrail.train.callbacks import (
     bad_checkpoint,
 )
 from vitrail.train.environment import describe_environment, is_first_process
+from vitrail.train.explaining import Draw, Explaining
 from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
@@ -71,12 +72,14 @@ class Plan:
     callbacks: Callable[[Recipe, RunFolder, ModelCard, ImageData], list[Callback]]
 
 
-def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
+def train(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) -> RunFolder:
     """Train the recipe's model and write its run folder.
 
     Args:
         recipe: What to train.
         resume: Go on from the last checkpoint of the recipe's run folder (or start, where there is none yet).
+        draw: Draws explanations while it trains, where ``run.explain_images`` asks for them:
+            ``vitrail.report.explanations.draw_glimpse``.
 
     Returns:
         The run folder.
@@ -89,16 +92,17 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """
     if recipe.task.name != "classification":
         raise ConfigError(f"task.name {recipe.task.name} needs no labels: `vitrail pretrain` does it, not train")
-    return carry_out(recipe, _WITH_LABELS, resume=resume)
+    return carry_out(recipe, _WITH_LABELS, resume=resume, draw=draw)
 
 
-def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False) -> RunFolder:
+def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | None = None) -> RunFolder:
     """Train by a plan; see :func:`train`.
 
     Args:
         recipe: What to train.
         plan: How the recipe's task is trained.
         resume: Go on from the last checkpoint of the recipe's run folder.
+        draw: Draws explanations.
     """
     _quiet_libraries()
     run = RunFolder(recipe.run_dir)
@@ -136,7 +140,10 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False) -> RunFolder:
     module = plan.module(task, recipe.trainer, recipe.run.seed)
     # What is frozen takes no part in a step either.
     unused = task.unused or recipe.trainer.freeze_epochs > 0
-    trainer = _make_trainer(recipe, run, plan.callbacks(recipe, run, card, data), unused)
+    callbacks = plan.callbacks(recipe, run, card, data)
+    if recipe.run.explain_images:
+        callbacks.append(Explaining(run, data, recipe, task, draw))
+    trainer = _make_trainer(recipe, run, callbacks, unused)
     # Other processes begin when the first has made the folder, and only read it.
     checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
     share = {"rank": trainer.global_rank, "world": trainer.world_size}

@@ -22,6 +22,7 @@ from vitrail.tasks.pretraining import PretrainingTask
 from vitrail.tasks.simclr import SimCLRTask
 from vitrail.tasks.simmim import SimMIMTask
 from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, StopOnNonFinite
+from vitrail.train.explaining import Draw
 from vitrail.train.fit import Plan, augmentation, carry_out, image_size
 from vitrail.train.module import TaskModule, seed_from
 from vitrail.train.watching import Watching
@@ -37,7 +38,7 @@ _FOR_CLASSIFIERS = (
 _VALIDATION = 1 << 20
 
 
-def pretrain(recipe: Recipe, *, resume: bool = False) -> RunFolder:
+def pretrain(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) -> RunFolder:
     """Pre-train the recipe's model and write its run folder, whose model is the last epoch's, without a classifier.
 
     Labels are not used for training. Where there are any, metrics.csv says how well they can be told from what the
@@ -46,6 +47,7 @@ def pretrain(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     Args:
         recipe: What to pre-train, and how (``task.name``).
         resume: Go on from the last checkpoint of the recipe's run folder (or start, where there is none yet).
+        draw: Draws explanations while it trains, as for :func:`vitrail.train.fit.train`.
 
     Returns:
         The run folder.
@@ -62,7 +64,7 @@ def pretrain(recipe: Recipe, *, resume: bool = False) -> RunFolder:
             "`vitrail train`"
         )
     _refuse_meaningless(recipe)
-    return carry_out(recipe, _WITHOUT_LABELS, resume=resume)
+    return carry_out(recipe, _WITHOUT_LABELS, resume=resume, draw=draw)
 
 
 def _refuse_meaningless(recipe: Recipe) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +57,7 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
     """
     data = open_data(recipe.data, image_size(recipe))
     source = data.source
-    chosen = _spread(data.indices("train"), source.targets, images)
+    chosen = data.spread("train", images)
     streams = source.load(chosen)
     targets = torch.zeros(len(chosen), 0)
     if source.classes:
@@ -83,16 +82,6 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
         for i, index in enumerate(chosen)
     ]
     return Views(rows, source.bands)
-
-
-def _spread(indices: list[int], targets: np.ndarray[tuple[int, ...], np.dtype[np.generic]], most: int) -> list[int]:
-    """The first image of each class, then the second of each, and so on."""
-    groups: dict[bytes, list[int]] = {}
-    for index in indices:
-        groups.setdefault(targets[index].tobytes(), []).append(index)
-    longest = max(map(len, groups.values()))
-    turns = [group[i] for i in range(longest) for _, group in sorted(groups.items()) if i < len(group)]
-    return turns[:most]
 
 
 def _in_words(shares: Tensor, classes: tuple[str, ...]) -> str:

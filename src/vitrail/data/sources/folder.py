@@ -65,29 +65,33 @@ class FolderSource(FileSource):
         super().__init__(root, rows, agree_on_classes(names, classes, root), readers, partners, skip=skip)
 
 
-def find_partners(files: Sequence[Path], root: Path, other: Path) -> list[Path]:
+def find_partners(
+    files: Sequence[Path], root: Path, other: Path, what: str = "second file", setting: str = "data.spectral_path"
+) -> list[Path]:
     """The file in another folder that belongs to each file: at the same place, and of the same stem.
 
     Args:
         files: Files in ``root``.
         root: Their folder.
         other: The other folder.
+        what: What is looked for, for errors.
+        setting: Where the other folder was named.
 
     Raises:
         DataError: No such folder, a file without a partner or with several.
     """
     if not other.is_dir():
-        raise DataError(f"no folder of second files at {other}; check data.spectral_path")
+        raise DataError(f"no folder of {what}s at {other}; check {setting}")
     places: dict[Path, list[Path]] = {}
     for file in list_files(other):
         places.setdefault(file.relative_to(other).with_suffix(""), []).append(file)
     found = [places.get(file.relative_to(root).with_suffix(""), []) for file in files]
     alone = [str(file) for file, partners in zip(files, found, strict=True) if not partners]
     if alone:
-        raise DataError(f"{len(alone)} of {len(files)} images have no second file in {other}: {some(alone)}")
+        raise DataError(f"{len(alone)} of {len(files)} images have no {what} in {other}: {some(alone)}")
     several = [f"{p[0]} and {p[1].name}" for p in found if len(p) > 1]
     if several:
-        raise DataError(f"{len(several)} images have several second files of the same stem: {some(several)}")
+        raise DataError(f"{len(several)} images have several {what}s of the same stem: {some(several)}")
     return [partners[0] for partners in found]
 
 

@@ -1,0 +1,190 @@
+"""``vitrail explain``: what a trained run looked at, by one method or several side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrail.data.dataset import ImageData
+    from vitrail.runs.trained import TrainedModel
+
+_EPILOG = (
+    "Writes panels/ (each image beside all methods, on one scale), overlays/, maps/ (.npy) and explanations.json. "
+    "`vitrail explain --methods` lists the methods."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Explain.
+
+    Args:
+        argv: Arguments after the verb.
+    """
+    if argv == ["--methods"]:
+        return _list_methods()
+    arguments = _parser().parse_intermixed_args(argv)
+    if arguments.masks is not None and not arguments.measure:
+        raise ConfigError("--masks says what --measure compares maps with; add --measure, or leave it out")
+    if arguments.masks is not None and not arguments.images:
+        raise ConfigError("--masks goes with image files; name them, or leave it out")
+    if arguments.batch_size < 1 or arguments.number < 1:
+        raise ConfigError("--batch-size and --number must be at least 1")
+    settings = _by_method(parse_settings(arguments.set))
+
+    from vitrail.report.explanations import check_methods, find_class, write_explanations
+    from vitrail.runs.trained import choose_device, load_trained
+
+    methods = check_methods(arguments.method, settings)
+    trained = load_trained(arguments.run)
+    target = None if arguments.target is None else find_class(arguments.target, trained.card, arguments.method)
+    trained = trained.to(choose_device(arguments.device))
+    data, indices = _open(arguments, trained)
+    count = write_explanations(
+        trained,
+        data,
+        indices,
+        methods,
+        arguments.out,
+        run=arguments.run,
+        target=target,
+        batch_size=arguments.batch_size,
+    )
+    print(
+        f"{count} {'image' if count == 1 else 'images'} explained by {', '.join(methods)}; written to {arguments.out}"
+    )
+    for path, problem in data.source.left_out:
+        print(f"left out: {path} ({problem})")
+    if arguments.measure:
+        _measure(arguments, trained, data, indices, methods, target)
+    return 0
+
+
+def _parser() -> VerbParser:
+    parser = VerbParser("explain", "Show what a trained run looks at in images, and measure how faithful that is.")
+    parser.epilog = _EPILOG
+    parser.add_argument("run", help="the run folder")
+    parser.add_argument("images", nargs="*", help="image files or folders; the run's own images where none are named")
+    parser.add_argument("--method", nargs="+", default=["rollout"], metavar="METHOD", help="one or several methods")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("--target", metavar="CLASS", help="name or number of the class to explain; else the predicted")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="METHOD.KEY=VALUE",
+        help="a setting of a method, e.g. rollout.head_fusion=max; may be given several times",
+    )
+    parser.add_argument("--split", choices=("test", "val", "train"), help="of the run's own images; test, else val")
+    parser.add_argument("--number", type=int, default=8, metavar="N", help="how many of the run's own images")
+    parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="input size: one number, or two")
+    parser.add_argument("--spectral", metavar="DIR", help="folder of second files, for a run that takes them")
+    parser.add_argument("--measure", action="store_true", help="measure how faithful the methods are: measures.csv")
+    parser.add_argument("--masks", metavar="DIR", help="folder of masks named like the images, for --measure")
+    parser.add_argument("--batch-size", type=int, default=16, help="images a pass")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--data.on_band_mismatch",
+        dest="on_band_mismatch",
+        choices=("error", "convert"),
+        default="error",
+        help="what to do with an image of other bands than the run's",
+    )
+    parser.add_argument(
+        "--data.on_unreadable",
+        dest="on_unreadable",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do with files that cannot be read",
+    )
+    return parser
+
+
+def _list_methods() -> int:
+    from vitrail.cli.tables import format_table
+    from vitrail.explain.interface import METHODS, list_methods
+
+    rows = []
+    for name in list_methods():
+        method = METHODS[name]
+        given = ", ".join(f"{key}={value}" for key, value in method.settings.items())
+        rows.append([name, "yes" if method.by_class else "no", method.summary, given])
+    print(format_table(["method", "of a class", "shows", "settings"], rows))
+    return 0
+
+
+def _by_method(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    methods: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        method, dot, key = name.partition(".")
+        if not dot or not key:
+            raise ConfigError(f"--set takes METHOD.KEY=VALUE (for example rollout.head_fusion=max), got {name!r}")
+        methods.setdefault(method, {})[key] = value
+    return methods
+
+
+def _size(values: list[int] | None) -> tuple[int, int] | None:
+    if values is None:
+        return None
+    if len(values) > 2 or min(values) < 1:
+        raise ConfigError(f"--size takes one number of pixels, or height and width, got {' '.join(map(str, values))}")
+    return values[0], values[-1]
+
+
+def _open(arguments: argparse.Namespace, trained: TrainedModel) -> tuple[ImageData, list[int]]:
+    """The images that are asked for, and which of them."""
+    import dataclasses
+
+    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.data.dataset import open_data
+    from vitrail.deploy.images import open_files
+    from vitrail.runs.folder import RunFolder
+
+    card = trained.card
+    data = dataclasses.replace(
+        load_run_recipe(RunFolder.open(arguments.run).recipe).data,
+        on_band_mismatch=arguments.on_band_mismatch,
+        on_unreadable=arguments.on_unreadable,
+    )
+    size = _size(arguments.size)
+    if arguments.images:
+        if arguments.split is not None:
+            raise ConfigError("--split is of the run's own images; leave it out, or the files")
+        opened = open_files(card, data, arguments.images, size=size, spectral=arguments.spectral)
+        return opened, opened.indices("all")
+    if arguments.spectral is not None:
+        raise ConfigError("--spectral goes with image files; name them, or leave it out")
+    config = dataclasses.replace(data, resize=card.resize, color=card.color, spectral=card.spectral)
+    opened = open_data(config, size or card.img_size, card.classes or None)
+    split = arguments.split or next(name for name in ("test", "val", "train") if name in opened.splits)
+    return opened, opened.spread(split, arguments.number)
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    trained: TrainedModel,
+    data: ImageData,
+    indices: list[int],
+    methods: dict[str, dict[str, Any]],
+    target: int | None,
+) -> None:
+    """Measure the methods on the same images, beside a random map and a blob in the centre."""
+    from vitrail.cli.tables import format_table
+    from vitrail.deploy.images import mask_reader
+    from vitrail.files import write_text
+    from vitrail.report.faithfulness import in_words, measure_methods, own_masks, stack_masks
+
+    masks = own_masks(data)
+    if arguments.masks is not None:
+        masks = stack_masks(mask_reader(trained.card, data, arguments.images, arguments.masks))
+    table = measure_methods(
+        trained, data, indices, methods, target=target, masks=masks, batch_size=arguments.batch_size
+    )
+    out = Path(arguments.out) / "measures.csv"
+    write_text(out, table.to_csv(index=False))
+    print("\n" + format_table(*in_words(table)))
+    print(f"\nmeans over {len(indices)} images with 95 % intervals; written to {out}")

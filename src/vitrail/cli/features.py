@@ -1,0 +1,55 @@
+"""``vitrail features``: where runs put images, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitrail.cli.arguments import VerbParser
+from vitrail.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+    """Lay embeddings out in the plane.
+
+    Args:
+        argv: Arguments after the verb.
+    """
+    parser = VerbParser("features", "Lay out what runs make of images in the plane, side by side; measure the classes.")
+    parser.add_argument("runs", nargs="+", help="run folders, with classes or pre-trained")
+    parser.add_argument("--layout", nargs="+", default=["tsne"], metavar="LAYOUT", help="tsne, pca, umap")
+    parser.add_argument("--layer", default="embedding", help="a level of the model; what the classifier sees without")
+    parser.add_argument("--split", choices=("test", "val", "train"), help="which images; test, else val")
+    parser.add_argument("--data-of", metavar="RUN", help="take this run's images for all; each run its own without")
+    parser.add_argument("--most", type=int, default=2000, metavar="N", help="images at most, evenly spaced")
+    parser.add_argument("--out", metavar="DIR", help="folder; features in the run folder, or beside several runs")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    arguments = parser.parse_args(argv)
+    if arguments.most < 1:
+        raise ConfigError(f"--most must be at least 1, got {arguments.most}")
+
+    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.report.features import check_layouts, open_space, write_features
+    from vitrail.runs.folder import RunFolder
+    from vitrail.runs.trained import choose_device
+
+    check_layouts(arguments.layout)
+    runs = [RunFolder.open(path) for path in arguments.runs]
+    owner = None if arguments.data_of is None else RunFolder.open(arguments.data_of)
+    spaces = [
+        open_space(
+            run,
+            load_run_recipe((owner or run).recipe).data,
+            split=arguments.split,
+            layer=arguments.layer,
+            most=arguments.most,
+            device=str(choose_device(arguments.device)),
+            own=owner is None or owner.path.resolve() == run.path.resolve(),
+        )
+        for run in runs
+    ]
+    beside = runs[0].features if len(runs) == 1 else runs[0].path.parent / "features"
+    out = Path(arguments.out) if arguments.out else beside
+    table = write_features(spaces, arguments.layout, out)
+    print(table.to_string(index=False))
+    print(f"written to {out} ({out / 'features.html'} shows the images)")
+    return 0

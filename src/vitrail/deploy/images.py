@@ -1,0 +1,158 @@
+"""Image files as a trained run takes them: pictures, rasters of its bands, second files of its second stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from vitrail.config.schema import DataConfig
+from vitrail.data.dataset import ImageData
+from vitrail.data.images import image_size, read_image
+from vitrail.data.reading import file_readers
+from vitrail.data.sources.bands import ChosenBands
+from vitrail.data.sources.base import ImageSource, innermost
+from vitrail.data.sources.edges import WithEdges
+from vitrail.data.sources.files import FileSource
+from vitrail.data.sources.folder import find_partners
+from vitrail.deploy.predict import find_images
+from vitrail.errors import ConfigError, DataError
+from vitrail.runs.trained import ModelCard
+
+
+def open_files(
+    card: ModelCard,
+    data: DataConfig,
+    places: Sequence[str | Path],
+    *,
+    size: tuple[int, int] | None = None,
+    spectral: str | Path | None = None,
+) -> ImageData:
+    """Files, and those of folders, brought to a run's size, bands and streams as they were in training.
+
+    An image in a folder that is named like one of the run's classes is of that class; the target of others is -1.
+    Every file is decoded once, small, so that all faults are known before anything begins.
+
+    Args:
+        card: Of the run.
+        data: The run's own data: how the bands of its files are called, and which make which stream.
+        places: Files and folders.
+        size: Height and width, where that is not the run's.
+        spectral: A folder with the second stream's file for each image, at the same place and of the same stem.
+
+    Returns:
+        The images in one split, "all"; their keys are their paths.
+
+    Raises:
+        ConfigError: A run whose streams no file can bring, or second files that it has no use for.
+        DataError: Files that are missing, unreadable or of other bands; all that cannot be read are named.
+    """
+    second = "spectral" in card.streams and card.spectral == "none"
+    # A second stream may also be of the image files' own bands.
+    in_files = second and not set(card.streams["spectral"].bands) <= set(data.band_names or ())
+    if spectral is not None and not in_files:
+        raise ConfigError(f"the run takes no second files; leave out {spectral}")
+    if in_files and data.spectral_band_names is None:
+        _refuse_bands(card, "spectral")
+    if in_files and spectral is None:
+        raise ConfigError(
+            f"the run takes a second file for each image ({', '.join(card.streams['spectral'].bands)}); name their "
+            "folder with --spectral"
+        )
+    config = dataclasses.replace(
+        data,
+        resize=card.resize,
+        color=card.color,
+        spectral=card.spectral,
+        spectral_path=None if spectral is None else str(spectral),
+        spectral_band_names=data.spectral_band_names if in_files else None,
+    )
+    source = _chosen(config, _read(card, config, places, size or card.img_size, spectral))
+    for name, stream in card.streams.items():
+        if source.bands.get(name) != stream.bands:
+            _refuse_bands(card, name)
+    return ImageData(source, {"all": list(range(len(source)))}, config)
+
+
+def _read(
+    card: ModelCard, config: DataConfig, places: Sequence[str | Path], size: tuple[int, int], spectral: object
+) -> FileSource:
+    files: dict[Path, None] = {}
+    partners: list[Path] = []
+    for root, new in _by_root(places):
+        files.update(dict.fromkeys(new))
+        if spectral is not None:
+            partners += find_partners(new, root, Path(str(spectral)), setting="--spectral")
+    rows = [("", "", file) for file in files]
+    skip = config.on_unreadable == "skip"
+    source = FileSource(Path(), rows, ("",), file_readers(config, size), partners or None, skip=skip)
+    source.classes = card.classes
+    numbers = {name: i for i, name in enumerate(card.classes)}
+    source.targets = np.array([numbers.get(f.parent.name, -1) for f in source.files["image"]], dtype=np.int64)
+    return source
+
+
+def _by_root(places: Sequence[str | Path]) -> Iterator[tuple[Path, list[Path]]]:
+    """The files of each place, those that came already left out, and the folder that they are relative to."""
+    seen: set[Path] = set()
+    for place in map(Path, places):
+        new = [file for file in find_images([place]) if file not in seen]
+        seen.update(new)
+        yield place if place.is_dir() else place.parent, new
+
+
+def mask_reader(
+    card: ModelCard, data: ImageData, places: Sequence[str | Path], folder: str | Path
+) -> Callable[[int], Tensor]:
+    """Masks of files that :func:`open_files` opened, brought to their size in the same way.
+
+    Args:
+        card: Of the run.
+        data: What :func:`open_files` gave.
+        places: The files and folders that it was given.
+        folder: Holds a mask for each image, at the same place and of the same stem: a picture as large as the image
+            whose bright pixels (above half of its brightest) are what should matter.
+
+    Returns:
+        Index of an image -> its mask, shape ``(H, W)``, bool.
+
+    Raises:
+        DataError: An image without a mask, or a mask that cannot be read or has another size than its image.
+    """
+    found: dict[str, Path] = {}
+    for root, files in _by_root(places):
+        masks = find_partners(files, root, Path(folder), "mask", "--masks")
+        found.update(zip((file.as_posix() for file in files), masks, strict=True))
+    source = innermost(data.source)
+    assert isinstance(source, FileSource), "open_files gives files"
+    size = source.readers["image"].size
+    for index, key in enumerate(source.keys):
+        own, wanted = image_size(found[key]), source.original_size(index)
+        if own != wanted:
+            raise DataError(
+                f"the mask {found[key]} is {own[0]} x {own[1]} pixels and its image {key} {wanted[0]} x {wanted[1]}; "
+                "make it as large as the image"
+            )
+
+    def read(index: int) -> Tensor:
+        pixels = read_image(found[source.keys[index]], "gray", size, card.resize, convert=True)[0]
+        return pixels > pixels.max() // 2
+
+    return read
+
+
+def _chosen(config: DataConfig, source: ImageSource) -> ImageSource:
+    """The streams of the recipe, made of the files' bands."""
+    if config.bands is not None or config.spectral_bands is not None:
+        source = ChosenBands(source, config.bands, config.spectral_bands)
+    return WithEdges(source) if config.spectral == "edges" else source
+
+
+def _refuse_bands(card: ModelCard, stream: str) -> None:
+    raise ConfigError(
+        f"the run's stream {stream!r} has the bands {', '.join(card.streams[stream].bands)}, which image files do not "
+        "bring; leave the files out to take the run's own images"
+    )

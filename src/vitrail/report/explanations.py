@@ -1,0 +1,346 @@
+"""A folder of explanations: overlays, panels that compare methods, maps as arrays, and what made them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from vitrail import __version__
+from vitrail.data.dataset import Batch, ImageData
+from vitrail.errors import ConfigError, RunError, closest
+from vitrail.explain.interface import Explanation, Method, explain, get_method
+from vitrail.files import replacing, write_json
+from vitrail.report.eye import as_pictures
+from vitrail.report.heatmaps import EVEN, RANK, Cell, draw_cells, explained_cells, in_even_spreads, maps_of, overlay
+from vitrail.runs.trained import ModelCard, TrainedModel
+from vitrail.train.explaining import Glimpse
+
+Array = npt.NDArray[Any]
+Settings = Mapping[str, Mapping[str, Any]]
+
+_NAME = "explanations.json"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image, what the model says of it and why.
+
+    Attributes:
+        key: What identifies it.
+        index: Its number in the data.
+        pictures: Stream -> what it looks like.
+        true: Its class, where that is known.
+        predicted: The most probable class; empty for a model without classes.
+        probability: Of that class.
+        explanations: Method -> what it gives for the batch of this image.
+        row: Number of the image in that batch.
+    """
+
+    key: str
+    index: int
+    pictures: dict[str, Array]
+    true: str
+    predicted: str
+    probability: float
+    explanations: dict[str, Explanation] = field(repr=False)
+    row: int = 0
+
+    def target(self, method: str, classes: Sequence[str]) -> str | None:
+        """Name of the class that a method explains."""
+        target = self.explanations[method].target
+        return None if target is None else classes[int(target[self.row])]
+
+    def told(self) -> str:
+        """The predicted class with its probability, and the true one."""
+        said = f"{self.predicted} {self.probability:.0%}" if self.predicted else "no classes"
+        if not self.true or not self.predicted:
+            return f"{said} (true: {self.true})" if self.true else said
+        return said + (" (right)" if self.true == self.predicted else f"\n(true: {self.true})")
+
+    def caption(self) -> str:
+        """What it is called, and :meth:`told` in one line."""
+        return f"{Path(self.key).name}: {self.told()}".replace("\n", " ")
+
+
+def check_methods(names: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
+    """The settings of each method, in the order of the methods.
+
+    Args:
+        names: Methods.
+        settings: Method -> setting -> value.
+
+    Raises:
+        ConfigError: An unknown method or setting, a method named twice, or settings for one that is not named.
+    """
+    for name in names:
+        method = get_method(name)
+        unknown = [key for key in settings.get(name, {}) if key not in method.settings]
+        if unknown:
+            known = ", ".join(method.settings) or "none"
+            raise ConfigError(
+                f"{name} has no setting {unknown[0]!r}{closest(unknown[0], method.settings)}; its settings: {known}"
+            )
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"the method {twice[0]} is named twice; keep one of them")
+    strange = [name for name in settings if name not in names]
+    if strange:
+        raise ConfigError(
+            f"a setting of {strange[0]!r} is given, which is none of the methods asked for{closest(strange[0], names)}"
+        )
+    return {name: dict(settings.get(name, {})) for name in names}
+
+
+def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
+    """The number of a class, from its name or number.
+
+    Raises:
+        ConfigError: No such class, or no method that explains one.
+    """
+    if not any(get_method(method).by_class for method in methods):
+        raise ConfigError(
+            f"--target {name} has no use: {', '.join(methods)} explains no class but the model as a whole; leave it out"
+        )
+    if name in card.classes:
+        return card.classes.index(name)
+    if name.isdecimal() and int(name) < len(card.classes):
+        return int(name)
+    if not card.classes:
+        raise ConfigError(f"no class {name!r}: the run was pre-trained without labels and knows none")
+    some = ", ".join(card.classes[:12]) + (", ..." if len(card.classes) > 12 else "")
+    raise ConfigError(
+        f"no class {name!r}{closest(name, card.classes[12:])}; the run has {len(card.classes)}: {some} "
+        f"(or by number, 0 to {len(card.classes) - 1})"
+    )
+
+
+def explain_images(
+    trained: TrainedModel, data: ImageData, indices: Sequence[int], methods: Settings, *, target: int | None = None,
+    batch_size: int = 16,
+) -> Iterator[Seen]:  # fmt: skip
+    """Explain images, a batch at a time: no more than one batch is kept.
+
+    Args:
+        trained: The model.
+        data: The images.
+        indices: Which of them.
+        methods: Method -> its settings.
+        target: The class to explain; the predicted one of each image when not given.
+        batch_size: Images a pass.
+
+    Raises:
+        ConfigError: A method that the model cannot have, or a value of a setting that it refuses.
+    """
+    for batch in data.in_order(list(indices), batch_size):
+        inputs = model_inputs(trained, batch)
+        explanations = {}
+        for name, settings in methods.items():
+            chosen = target if get_method(name).by_class else None
+            explanations[name] = explain(trained.model, inputs, name, chosen, **settings)
+        predicted, probability = _predict(trained, batch)
+        streams = [name for name in trained.card.streams if name in batch]
+        pictures = {name: as_pictures(batch[name]) for name in streams}
+        for row, index in enumerate(batch["index"].tolist()):
+            yield Seen(
+                key=data.source.keys[index],
+                index=index,
+                pictures={name: shown[row] for name, shown in pictures.items()},
+                true=_true_class(data, index),
+                predicted=predicted[row],
+                probability=probability[row],
+                explanations=explanations,
+                row=row,
+            )
+
+
+def model_inputs(trained: TrainedModel, batch: Batch) -> tuple[Tensor, ...]:
+    """What the model takes, normalised and on its device."""
+    inputs: tuple[Tensor, ...] = trained.normalize({n: batch[n].to(trained.device) for n in trained.card.streams})
+    return inputs
+
+
+def _predict(trained: TrainedModel, batch: Batch) -> tuple[list[str], list[float]]:
+    card = trained.card
+    if not card.classes:
+        return [""] * len(batch["index"]), [0.0] * len(batch["index"])
+    values, numbers = card.probabilities(trained.classify(batch)[0]).max(dim=1)
+    return [card.classes[i] for i in numbers.tolist()], values.tolist()
+
+
+def _true_class(data: ImageData, index: int) -> str:
+    target = data.source.targets[index]
+    return "" if target.ndim == 0 and target < 0 else data.source.label(index)
+
+
+def write_explanations(
+    trained: TrainedModel,
+    data: ImageData,
+    indices: Sequence[int],
+    methods: Settings,
+    out: str | Path,
+    *,
+    run: str,
+    target: int | None = None,
+    batch_size: int = 16,
+) -> int:
+    """Explain images and write what comes out.
+
+    ``panels/`` compares the methods of each image on one scale; ``overlays/`` has each map by itself; ``maps/`` has
+    the maps at the input's resolution and, ``..._tokens.npy``, on the method's own grid, float32; explanations.json,
+    written last, says what each file is and what made it. Every file is whole or absent.
+
+    Args:
+        trained: The model.
+        data: The images.
+        indices: Which of them.
+        methods: Method -> its settings.
+        out: The folder.
+        run: What the model is called.
+        target: The class to explain; the predicted one of each image when not given.
+        batch_size: Images a pass.
+
+    Returns:
+        How many images there were.
+
+    Raises:
+        ConfigError: A method that the model cannot have, or a value of a setting that it refuses.
+        RunError: A file that cannot be written.
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{out} is a file; name a folder for the explanations")
+    names = _file_names([data.source.keys[i] for i in indices])
+    entries: list[dict[str, Any]] = []
+    made: dict[str, dict[str, Any]] = {}
+    size: tuple[int, ...] = ()
+    images = explain_images(trained, data, indices, methods, target=target, batch_size=batch_size)
+    # Silent where the output is no terminal.
+    for seen, name in zip(tqdm(images, total=len(indices), unit="image", disable=None), names, strict=True):
+        made = {method: _method_entry(get_method(method), e) for method, e in seen.explanations.items()}
+        size = next(iter(seen.pictures.values())).shape[:2]
+        entries.append(_write_image(folder, name, seen, trained.card.classes))
+    content = {
+        "run": run,
+        "model": {"name": trained.card.name, "settings": trained.card.settings, "epoch": trained.card.epoch},
+        "classes": list(trained.card.classes),
+        "size": list(size),
+        "methods": made,
+        "images": entries,
+        "versions": {"vitrail": __version__, "torch": torch.__version__},
+    }
+    write_json(folder / _NAME, content)
+    return len(entries)
+
+
+def draw_glimpse(glimpse: Glimpse, out: Path) -> npt.NDArray[np.uint8]:
+    """Draw what a model looked at while it was trained: a column an image, and a row a stream, on one scale.
+
+    Args:
+        glimpse: What is drawn.
+        out: PNG file to write.
+
+    Returns:
+        Its pixels, shape ``(H, W, 3)``.
+    """
+    method = get_method(glimpse.explanation.method)
+    several = len(glimpse.explanation) > 1
+    cells: list[list[Cell | None]] = []
+    labels = []
+    for stream, found in glimpse.explanation.items():
+        pictures = as_pictures(glimpse.streams[stream])
+        heats = in_even_spreads(found.map.detach().float().cpu().numpy())
+        titles = glimpse.titles if not cells else [""] * len(pictures)
+        cells.append([Cell(pixels, title=title) for pixels, title in zip(pictures, titles, strict=True)])
+        cells.append([Cell(p, heat, method.signed) for p, heat in zip(pictures, heats, strict=True)])
+        labels += [stream if several else "image", f"{method.name}\n{stream}" if several else method.name]
+    epochs = f"{glimpse.epoch} {'epoch' if glimpse.epoch == 1 else 'epochs'}"
+    figure = draw_cells(cells, labels, EVEN, f"{method.name} after {epochs}")
+    figure.savefig(out, format="png", dpi=110)
+    with Image.open(out) as image:
+        pixels: npt.NDArray[np.uint8] = np.asarray(image.convert("RGB"))
+    return pixels
+
+
+def _method_entry(method: Method, explanation: Explanation) -> dict[str, Any]:
+    return {
+        "shows": method.summary,
+        "by_class": method.by_class,
+        "signed": method.signed,
+        "settings": {name: _plain(value) for name, value in explanation.settings.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str, list, tuple)) else str(value)
+
+
+def _write_image(folder: Path, name: str, seen: Seen, classes: Sequence[str]) -> dict[str, Any]:
+    maps = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
+    titles = {"": "image"}
+    entry: dict[str, Any] = {"path": seen.key, "true": seen.true or None, "panel": f"panels/{name}.png", "methods": {}}
+    if seen.predicted:
+        entry |= {"predicted": seen.predicted, "probability": round(seen.probability, 6)}
+    for method, streams in maps.items():
+        target = seen.target(method, classes)
+        titles[method] = method if target is None else f"{method}\nfor {target}"
+        entry["methods"][method] = _write_maps(folder, name, seen, method, streams) | {"target": target}
+    cells, labels = explained_cells(seen.pictures, maps, titles)
+    _write_figure(folder / entry["panel"], draw_cells(cells, labels, RANK, seen.caption()))
+    return entry
+
+
+def _write_maps(folder: Path, name: str, seen: Seen, method: str, streams: dict[str, Array]) -> dict[str, Any]:
+    place = f"overlays/{name}_{method}.png"
+    signed = get_method(method).signed
+    pixels = overlay(list(seen.pictures.values()), [streams.get(stream) for stream in seen.pictures], signed)
+    with replacing(folder / place) as temporary:
+        Image.fromarray(pixels).save(temporary, "PNG")
+    entry: dict[str, Any] = {"overlay": place, "streams": {}}
+    for stream, found in seen.explanations[method].items():
+        part = f"maps/{name}_{method}" + (f"_{stream}" if len(seen.pictures) > 1 else "")
+        tokens = found.tokens[seen.row].detach().float().cpu().numpy()
+        for file, array in ((f"{part}.npy", streams[stream]), (f"{part}_tokens.npy", tokens)):
+            with replacing(folder / file) as temporary, temporary.open("wb") as opened:
+                np.save(opened, array.astype(np.float32))
+        entry["streams"][stream] = {"map": f"{part}.npy", "tokens": f"{part}_tokens.npy"}
+        if found.share is not None:
+            entry["streams"][stream]["share"] = round(float(found.share[seen.row]), 6)
+    return entry
+
+
+def _write_figure(path: Path, figure: Any) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def _file_names(keys: Sequence[str]) -> list[str]:
+    """A file name for each image: its own where no other has it, else with its folder or a number."""
+    stems = [_safe(Path(key).stem) for key in keys]
+    often = Counter(stems)
+    taken: set[str] = set()
+    result = []
+    for key, stem in zip(keys, stems, strict=True):
+        base = stem if often[stem] == 1 else f"{_safe(Path(key).parent.name)}_{stem}"
+        name = next(n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(2))) if n not in taken)
+        taken.add(name)
+        result.append(name)
+    return result
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name) or "image"

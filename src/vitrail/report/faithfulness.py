@@ -1,0 +1,94 @@
+"""How faithful methods are on a run's images: a batch at a time, with masks where something is known to matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vitrail.data.dataset import ImageData
+from vitrail.data.sources.base import innermost
+from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
+from vitrail.report.explanations import Settings, model_inputs
+from vitrail.runs.trained import TrainedModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Indices of images -> their masks, shape (B, H, W), bool.
+Masks = Callable[[list[int]], Tensor]
+
+
+def own_masks(data: ImageData) -> Masks | None:
+    """The masks that images bring themselves: those of synthetic leaves; None for others."""
+    source = innermost(data.source)
+    return source.masks if isinstance(source, SyntheticLeavesSource) else None
+
+
+def measure_methods(
+    trained: TrainedModel,
+    data: ImageData,
+    indices: Sequence[int],
+    methods: Settings,
+    *,
+    target: int | None = None,
+    masks: Masks | None = None,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Measure methods beside a random map and a blob in the centre; no more than one batch is kept.
+
+    Args:
+        trained: The model.
+        data: The images.
+        indices: Which of them.
+        methods: Method -> its settings.
+        target: The class; the predicted one of each image when not given.
+        masks: What should matter, alike for every stream.
+        batch_size: Images a pass.
+
+    Returns:
+        As :func:`vitrail.explain.compare_methods`: a row for each measure and method, with 95 % intervals.
+    """
+    import pandas as pd
+
+    from vitrail.explain import compare_methods, score_methods  # type: ignore[attr-defined]
+
+    parts = []
+    done = 0
+    score = "independent" if trained.card.several_labels else "probability"
+    for batch in data.in_order(list(indices), batch_size):
+        inputs = model_inputs(trained, batch)
+        rows = batch["index"].tolist()
+        known = None if masks is None else masks(rows)
+        scores = score_methods(
+            trained.model,
+            inputs,
+            {name: (name, settings) for name, settings in methods.items()},
+            masks=None if known is None else dict.fromkeys(trained.card.streams, known),
+            target=target,
+            score=score,
+            batch_size=batch_size,
+        )
+        parts.append(scores.assign(image=scores["image"] + done))
+        done += len(rows)
+    table: pd.DataFrame = compare_methods(pd.concat(parts, ignore_index=True))
+    return table
+
+
+def in_words(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """A table of :func:`measure_methods` for a terminal: a row a method, a column a measure."""
+    measures = list(dict.fromkeys(table["measure"]))
+    better = dict(zip(table["measure"], table["better"], strict=True))
+    cells = {
+        (row["method"], row["measure"]): f"{row['mean']:.3g} ({row['low']:.3g} to {row['high']:.3g})"
+        for _, row in table.iterrows()
+    }
+    header = ["method", *(f"{name} ({better[name]} is better)" for name in measures)]
+    return header, [[m, *(cells[m, name] for name in measures)] for m in dict.fromkeys(table["method"])]
+
+
+def stack_masks(read: Callable[[int], Tensor]) -> Masks:
+    """Masks that are read one by one."""
+    return lambda indices: torch.stack([read(index) for index in indices])

@@ -1,0 +1,250 @@
+"""Maps of what a model looked at, laid over its images: one scale for all that is compared.
+
+Methods measure in units of their own, and differ in how far they concentrate. Beside each other their maps are drawn
+by rank, a little smoothed: the share of the image that has a smaller value, which is also all that faithfulness goes
+by; how much of a map lies in its largest tenth is said above it. Maps of one method are drawn in multiples of an even
+spread. In both a line encloses the largest tenth: the same area in every panel, also where colours are not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, withStroke
+from scipy.ndimage import gaussian_filter
+from scipy.stats import rankdata
+
+from vitrail.explain.interface import METHODS, Explanation
+from vitrail.report.anatomy.canvas import head
+from vitrail.report.eye import gray
+
+Array = npt.NDArray[Any]
+
+# Both go with the eye's sense of light; the second is white in the middle and safe for colour-blind readers.
+_PLAIN, _SIGNED = "inferno", "PuOr_r"
+_ALPHA = 0.6
+# Share of the image inside the line.
+_SHARE = 0.1
+# Methods beside an image; more go below.
+_MOST_COLUMNS = 6
+# Of the shorter side; what is finer than this is no area that a line could enclose.
+_SMOOTHING = 0.02
+_TOLD = "Line: the tenth of the image with the largest values, smoothed (dashed: evidence against)."
+EVEN, RANK = "multiples of an even spread", "share of the image with smaller values"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One panel.
+
+    Attributes:
+        picture: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
+        heat: What is laid over it, ``(H, W)``.
+        signed: Whether that has two directions.
+        title: Above it.
+    """
+
+    picture: Array
+    heat: Array | None = None
+    signed: bool = False
+    title: str = ""
+
+
+def in_even_spreads(heat: Array) -> Array:
+    """A map in multiples of the mean of its absolute values; one that is zero everywhere stays so.
+
+    Args:
+        heat: Shape ``(..., H, W)``.
+    """
+    mean = np.abs(heat).mean(axis=(-2, -1), keepdims=True)
+    result: Array = heat / np.where(mean > 0, mean, 1)
+    return result
+
+
+def in_ranks(heat: Array) -> Array:
+    """For each place of a map ``(H, W)`` the share of places with a smaller absolute value, with the value's sign."""
+    if heat.size == 1:
+        return np.sign(heat)
+    ranks = (rankdata(np.abs(heat), method="min", axis=None) - 1) / (heat.size - 1)
+    result: Array = ranks.reshape(heat.shape) * np.where(heat < 0, -1, 1)
+    return result
+
+
+def concentration(heat: Array) -> float:
+    """Share of a map, by absolute value, that lies in the tenth of the places that have most: 0.1 for an even one."""
+    values = np.sort(np.abs(heat), axis=None)[::-1]
+    total = float(values.sum())
+    return float(values[: max(1, round(_SHARE * values.size))].sum()) / total if total > 0 else _SHARE
+
+
+def draw_cells(
+    cells: Sequence[Sequence[Cell | None]], labels: Sequence[str], unit: str, title: str = "", told: str = ""
+) -> Figure:
+    """Panels in rows and columns, all maps of a kind on one scale.
+
+    Args:
+        cells: Row by row; None leaves a panel empty.
+        labels: One for each row.
+        unit: What the values of the maps are.
+        title: Above all.
+        told: Below all.
+    """
+    present = [cell for row in cells for cell in row if cell is not None]
+    ratio = np.mean([cell.picture.shape[0] / cell.picture.shape[1] for cell in present])
+    columns = max(map(len, cells))
+    width = 1.75 if columns > 3 else 2.3
+    lines = sum(max(cell.title.count("\n") + bool(cell.title) for cell in row if cell is not None) for row in cells)
+    height = width * float(np.clip(ratio, 0.3, 2.5)) * len(cells) + 0.16 * lines + 0.1 * len(cells)
+    size = (width * columns + 1.3, height + (0.75 if title else 0.2))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(cells), columns, squeeze=False)
+    # A map that is nearly even shall look so: on its scale 1 lies at the middle or below.
+    scales = _scales(present, 2.0 if unit == EVEN else 1.0)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for line, row, label in zip(axes, cells, labels, strict=True):
+        for axis, cell in zip(line, row, strict=False):
+            if cell is not None:
+                _draw(axis, cell, scales)
+        line[0].set_ylabel(label, fontsize=8)
+    for signed, scale in scales.items():
+        bar = figure.colorbar(
+            ScalarMappable(scale, _map(signed)), ax=axes, shrink=0.9, aspect=18 * len(cells), pad=0.015
+        )
+        bar.set_label(
+            f"{unit},\nwith the sign of the evidence" if signed else unit.replace(" with", "\nwith"), fontsize=7
+        )
+        bar.ax.tick_params(labelsize=7)
+    if title:
+        head(figure, title, f"{told} {_TOLD}".strip() if scales else told)
+    return figure
+
+
+def explained_cells(
+    picture: Mapping[str, Array], maps: Mapping[str, Mapping[str, Array]], titles: Mapping[str, str]
+) -> tuple[list[list[Cell | None]], list[str]]:
+    """Panels of one image: a row for each stream, the image first and then each method; many methods go on below.
+
+    Args:
+        picture: Stream -> what it looks like.
+        maps: Method -> stream -> map ``(H, W)``, in the method's own units.
+        titles: Method -> what stands above it; "" for the image.
+
+    Returns:
+        The rows of panels and a label for each.
+    """
+    rows: list[list[Cell | None]] = []
+    labels: list[str] = []
+    for part in _parts(list(maps.items())):
+        for number, (stream, pixels) in enumerate(picture.items()):
+            # The image stands at the left of the first methods alone.
+            first = Cell(pixels, title="" if rows else titles.get("", "")) if number == len(rows) else None
+            row: list[Cell | None] = [first]
+            for method, streams in part:
+                heat = streams.get(stream)
+                if heat is None:
+                    row.append(None)
+                    continue
+                title = titles.get(method, method) if number == 0 else ""
+                title = f"{title}\n{concentration(heat):.0%} in a tenth".strip()
+                row.append(Cell(pixels, in_ranks(_smooth(heat)), METHODS[method].signed, title))
+            rows.append(row)
+            labels.append(stream if len(picture) > 1 else "")
+    return rows, labels
+
+
+def _parts(items: list[Any]) -> list[list[Any]]:
+    return [items[start : start + _MOST_COLUMNS] for start in range(0, max(len(items), 1), _MOST_COLUMNS)]
+
+
+def maps_of(explanation: Explanation, index: int) -> dict[str, Array]:
+    """The maps of one image by stream."""
+    return {name: stream.map[index].detach().float().cpu().numpy() for name, stream in explanation.items()}
+
+
+def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: bool, least: int = 448) -> Array:
+    """One method's map of an image as plain pixels, streams side by side: from its smallest to its largest value.
+
+    Args:
+        pictures: One for each stream.
+        maps: The same; None leaves a stream as it is.
+        signed: Whether maps have two directions.
+        least: Pixels of the shorter side; smaller images are enlarged by a whole factor.
+
+    Returns:
+        Shape ``(H, W, 3)``, uint8.
+    """
+    parts = []
+    present = [heat for heat in maps if heat is not None]
+    low, high = min(float(heat.min()) for heat in present), max(float(heat.max()) for heat in present)
+    top = max(-low, high, 1e-12)
+    scale = Normalize(-top, top) if signed else Normalize(low, max(high, low + 1e-12))
+    for picture, heat in zip(pictures, maps, strict=True):
+        light = gray(picture)[..., None].repeat(3, axis=2)
+        if heat is not None:
+            colors = _map(signed)(scale(heat))[..., :3]
+            light = (1 - _ALPHA) * light + _ALPHA * colors
+        factor = -(-least // min(light.shape[:2]))
+        large = light.repeat(factor, axis=0).repeat(factor, axis=1)
+        parts += [large, np.ones((large.shape[0], 8, 3))]
+    array: Array = np.round(255 * np.concatenate(parts[:-1], axis=1)).astype(np.uint8)
+    return array
+
+
+def _smooth(heat: Array) -> Array:
+    smoothed: Array = gaussian_filter(heat.astype(np.float64), _SMOOTHING * min(heat.shape))
+    # What rounding leaves of an even map is no ranking.
+    return heat if np.ptp(smoothed) <= 1e-9 * np.abs(smoothed).max() else smoothed
+
+
+def _map(signed: bool) -> Any:
+    return matplotlib.colormaps[_SIGNED if signed else _PLAIN]
+
+
+def _scales(cells: Sequence[Cell], least: float) -> dict[bool, Normalize]:
+    """For each kind of map that there is, the scale of all of that kind, which ends at ``least`` or beyond."""
+    scales = {}
+    for signed in (False, True):
+        heats = [cell.heat for cell in cells if cell.heat is not None and cell.signed == signed]
+        if heats:
+            top = max(least, *(float(np.quantile(np.abs(heat), 0.995)) for heat in heats))
+            scales[signed] = Normalize(-top if signed else 0, top)
+    return scales
+
+
+def _draw(axis: Any, cell: Cell, scales: Mapping[bool, Normalize]) -> None:
+    # Pixels of a small image are worth seeing.
+    smooth = "nearest" if max(cell.picture.shape[:2]) <= 96 else "antialiased"
+    axis.set_title(cell.title, fontsize=8)
+    if cell.heat is None:
+        axis.imshow(cell.picture, cmap="gray", vmin=0, vmax=1, interpolation=smooth)
+        return
+    axis.imshow(gray(cell.picture), cmap="gray", vmin=0, vmax=1, interpolation=smooth)
+    axis.imshow(cell.heat, cmap=_map(cell.signed), norm=scales[cell.signed], alpha=_ALPHA, interpolation=smooth)
+    if np.ptp(cell.heat) == 0:
+        axis.text(0.5, 0.5, "the same everywhere", transform=axis.transAxes, ha="center", fontsize=7, color="white",
+                  path_effects=[withStroke(linewidth=2, foreground="black")])  # fmt: skip
+        return
+    # One place more on each side, so that lines reach the border.
+    smoothed = np.pad(_smooth(cell.heat), 1, mode="edge")
+    places = [np.arange(-1, size + 1) for size in cell.heat.shape]
+    limits = axis.get_xlim(), axis.get_ylim()
+    level = max(float(np.quantile(np.abs(smoothed), 1 - _SHARE)), 1e-6)
+    effects = [withStroke(linewidth=2.0, foreground=(0, 0, 0, 0.6)), Normal()]
+    for sign, style in ((1, "solid"), (-1, "dashed")):
+        values = sign * smoothed
+        if values.max() > level > values.min():
+            lines = axis.contour(
+                places[1], places[0], values, [level], colors="white", linewidths=0.9, linestyles=style
+            )
+            lines.set_path_effects(effects)
+    axis.set(xlim=limits[0], ylim=limits[1])

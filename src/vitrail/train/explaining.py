@@ -1,0 +1,107 @@
+"""Explaining a few fixed images while a model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from typing_extensions import override
+
+from vitrail.config.schema import Recipe
+from vitrail.data.dataset import Batch, ImageData
+from vitrail.errors import ConfigError
+from vitrail.explain.interface import Explanation, explain, get_method
+from vitrail.files import replacing
+from vitrail.models.base import VisionModel
+from vitrail.runs.folder import RunFolder
+from vitrail.tasks.base import Task
+from vitrail.train.callbacks import WeightEMA
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What the model looked at when an epoch was over.
+
+    Attributes:
+        epoch: How many epochs it has been trained.
+        streams: The images, stream -> shape ``(n, C, H, W)`` in 0..1.
+        titles: What each of them is.
+        explanation: Of all of them.
+    """
+
+    epoch: int
+    streams: dict[str, Tensor]
+    titles: list[str]
+    explanation: Explanation
+
+
+# Draws a glimpse into a file (PNG) and gives its pixels ``(H, W, 3)``. Figures are made on a floor above this one.
+Draw = Callable[[Glimpse, Path], npt.NDArray[np.uint8]]
+
+
+class Explaining(Callback):
+    """Every few epochs, and after the last, draw what the model looks at in a few images that stay the same.
+
+    They are the first validation images of each class in turn (of the training images, as they are, where there is no
+    such split), explained for their own class. The first process draws; random numbers, gradients and modes of
+    training are left alone.
+
+    Args:
+        run: Where to.
+        data: The images.
+        recipe: How many images, how often, by which method.
+        task: Whose model is explained; it is tried at once, so that a method it cannot have is refused now.
+        draw: Draws them.
+
+    Raises:
+        ConfigError: An unknown method, one that the model cannot have, or nothing that draws.
+    """
+
+    def __init__(self, run: RunFolder, data: ImageData, recipe: Recipe, task: Task, draw: Draw | None) -> None:
+        self.method, self.every = recipe.run.explain_method, recipe.run.explain_every
+        by_class = get_method(self.method).by_class
+        if draw is None:
+            raise ConfigError(
+                f"run.explain_images {recipe.run.explain_images} needs something that draws: "
+                "train(recipe, draw=vitrail.report.explanations.draw_glimpse), or the command line"
+            )
+        self.run, self.draw = run, draw
+        split = "val" if "val" in data.splits else "train"
+        self.batch: Batch = data.batch(data.spread(split, recipe.run.explain_images))
+        self.titles = [data.source.label(i) for i in self.batch["index"].tolist()]
+        self.target = self.batch["target"] if by_class and self.batch["target"].ndim == 1 else None
+        one = {name: value[:1] for name, value in self.batch.items()}
+        self._explain(task, task.model, one, None if self.target is None else self.target[:1])
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if not trainer.is_global_zero or not (epoch == trainer.max_epochs or epoch % self.every == 0):
+            return
+        task = pl_module.task
+        assert isinstance(task, Task)
+        averages = [c.model() for c in trainer.callbacks if isinstance(c, WeightEMA)]  # type: ignore[attr-defined]
+        batch = trainer.precision_plugin.convert_input({k: v.to(pl_module.device) for k, v in self.batch.items()})
+        with trainer.precision_plugin.forward_context():
+            explanation = self._explain(task, averages[0] if averages else task.model, batch, self.target)
+        glimpse = Glimpse(epoch, task.streams(self.batch), self.titles, explanation)
+        with replacing(self.run.explanation(epoch)) as temporary:
+            pixels = self.draw(glimpse, temporary)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("explanations", pixels, epoch, dataformats="HWC")
+
+    def _explain(self, task: Task, model: VisionModel, batch: Any, target: Tensor | None) -> Explanation:
+        # A method may draw random numbers; those of training go on as if it had not.
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)
+            return explain(model, task.normalize(task.streams(batch)), self.method, target)
