@@ -53,7 +53,7 @@ def measure_methods(
     """
     import pandas as pd
 
-    from vitrail.explain import compare_methods, score_methods  # type: ignore[attr-defined]
+    from vitrail.explain import compare_methods, score_methods
 
     parts = []
     done = 0
