@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from vitrail.cli.arguments import parse_settings
+from vitrail.cli.explain import _parser as explain_parser
+from vitrail.cli.features import _parser as features_parser
 from vitrail.cli.inspect import _parser
 
 PAGES = Path(__file__).parent.parent / "docs" / "architectures"
@@ -67,6 +69,20 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (PAGES / page).read_text()):
         if not target.startswith("http"):
             assert (PAGES / target).exists(), target
+
+
+def test_the_page_on_explaining():
+    """Its pictures are there and small, and its commands are understood."""
+    page = PAGES.parent / "explain.md"
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (page.parent / target).exists(), target
+        assert not target.endswith(".png") or (page.parent / target).stat().st_size < 150_000
+    verbs = {"explain": explain_parser, "features": features_parser}
+    for line in script.commands(text):
+        _, verb, *words = shlex.split(line, comments=True)
+        if verb in verbs and words != ["--methods"]:
+            verbs[verb]().parse_intermixed_args(words)
 
 
 def test_commands_are_read_with_their_continued_lines():

@@ -14,16 +14,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    parser = VerbParser("features", "Lay out what runs make of images in the plane, side by side; measure the classes.")
-    parser.add_argument("runs", nargs="+", help="run folders, with classes or pre-trained")
-    parser.add_argument("--layout", nargs="+", default=["tsne"], metavar="LAYOUT", help="tsne, pca, umap")
-    parser.add_argument("--layer", default="embedding", help="a level of the model; what the classifier sees without")
-    parser.add_argument("--split", choices=("test", "val", "train"), help="which images; test, else val")
-    parser.add_argument("--data-of", metavar="RUN", help="take this run's images for all; each run its own without")
-    parser.add_argument("--most", type=int, default=2000, metavar="N", help="images at most, evenly spaced")
-    parser.add_argument("--out", metavar="DIR", help="folder; features in the run folder, or beside several runs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     if arguments.most < 1:
         raise ConfigError(f"--most must be at least 1, got {arguments.most}")
 
@@ -53,3 +44,16 @@ def main(argv: list[str]) -> int:
     print(table.to_string(index=False))
     print(f"written to {out} ({out / 'features.html'} shows the images)")
     return 0
+
+
+def _parser() -> VerbParser:
+    parser = VerbParser("features", "Lay out what runs make of images in the plane, side by side; measure the classes.")
+    parser.add_argument("runs", nargs="+", help="run folders, with classes or pre-trained")
+    parser.add_argument("--layout", nargs="+", default=["tsne"], metavar="LAYOUT", help="tsne, pca, umap")
+    parser.add_argument("--layer", default="embedding", help="a level of the model; what the classifier sees without")
+    parser.add_argument("--split", choices=("test", "val", "train"), help="which images; test, else val")
+    parser.add_argument("--data-of", metavar="RUN", help="take this run's images for all; each run its own without")
+    parser.add_argument("--most", type=int, default=2000, metavar="N", help="images at most, evenly spaced")
+    parser.add_argument("--out", metavar="DIR", help="folder; features in the run folder, or beside several runs")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    return parser
