@@ -11,10 +11,10 @@ from torchmetrics.functional.classification import (
 )
 
 from vitrail.errors import DataError
+from vitrail.evaluate.confusion import confusion_table
 from vitrail.evaluate.metrics import (
     accuracy_interval,
     classification_metrics,
-    confusion_table,
     per_class_table,
 )
 

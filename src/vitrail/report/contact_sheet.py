@@ -37,7 +37,7 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
     for i, row in enumerate(views.rows):
         for j, name in enumerate(names):
             line = axes[i * len(names) + j]
-            pictures = _for_the_eye(row.streams[name])
+            pictures = for_the_eye(row.streams[name])
             for k, axis in enumerate(line):
                 axis.imshow(pictures[k], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
@@ -54,7 +54,7 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
     figure.savefig(out, format="png", dpi=110)
 
 
-def _for_the_eye(images: Tensor) -> npt.NDArray[Any]:
+def for_the_eye(images: Tensor) -> npt.NDArray[Any]:
     """``(n, C, H, W)`` as pictures in 0..1."""
     if images.shape[1] == 3:
         shown = images.permute(0, 2, 3, 1)
