@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -168,7 +169,8 @@ def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
         )
         print(f"  sets that should hold the true class for {conformal['sets'][0]['wanted']:.0%} of images: {ways}")
     if calibration["why_no_temperature"]:
-        print(f"  no temperature and no sets: {calibration['why_no_temperature']}")
+        without = "no temperature" if conformal["sets"] or "map" in metrics else "no temperature and no sets"
+        print(f"  {without}: {calibration['why_no_temperature']}")
     half = selective["accuracy_at"][-1]
     print(f"  answering only the surest {half['coverage']:.0%}: {half['accuracy']:.4f} right")
 
@@ -194,10 +196,16 @@ def _tell_more(
         )
         print(_rows(table, "attack", "epsilon_of_255"))
     if arguments.ood is not None:
+        # The images are not the run's own, but what is done with those of other bands may be said for them too.
+        own = dataclasses.replace(recipe.data, on_band_mismatch=data.on_band_mismatch, on_unreadable=data.on_unreadable)
         report = measure_ood(
-            evaluated, recipe.data, arguments.ood, source=arguments.ood_source, spectral_path=arguments.ood_spectral,
+            evaluated,
+            own,
+            arguments.ood,
+            source=arguments.ood_source,
+            spectral_path=arguments.ood_spectral,
             intervals=intervals,
-        )  # fmt: skip
+        )
         print(
             f"{report['images_other']} images of {arguments.ood} beside {report['images_known']} of {report['known']}:"
         )

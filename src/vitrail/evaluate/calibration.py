@@ -16,7 +16,7 @@ from vitrail.evaluate.intervals import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, check_logits
 
 BINS = 15
-# Temperatures that are looked at. Where all images are right the best one is 0, which is none.
+# Temperatures that are looked at.
 COLDEST, WARMEST = 0.05, 20.0
 
 
@@ -125,7 +125,7 @@ def calibration_error_of_chance(claims: Claims, draws: int = 200, seed: int = 0)
     return float(np.mean(errors)), float(np.quantile(errors, 0.95))
 
 
-def fit_temperature(logits: Floats, targets: Ints) -> float:
+def fit_temperature(logits: Floats, targets: Ints) -> float | None:
     """The number by which to divide logits so that their likelihood is the highest.
 
     Args:
@@ -133,7 +133,8 @@ def fit_temperature(logits: Floats, targets: Ints) -> float:
         targets: Classes ``(N,)``, or labels ``(N, K)``.
 
     Returns:
-        The temperature, in 0.05..20; above 1 where the model was too sure.
+        The temperature, in 0.05..20; above 1 where the model was too sure. None where the best one is not in that
+        range: where all images are right it is 0, and where the logits tell nothing it is infinite.
 
     Raises:
         DataError: No images, or logits that are not finite.
@@ -148,6 +149,8 @@ def fit_temperature(logits: Floats, targets: Ints) -> float:
 
     # The likelihood is concave in 1 / T, so it has one peak in log T too.
     found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(WARMEST)), method="bounded", options={"xatol": 1e-6})
+    if min(loss(limit) for limit in (np.log(COLDEST), np.log(WARMEST))) <= found.fun:
+        return None
     return float(np.exp(found.x))
 
 
@@ -173,7 +176,9 @@ def calibration_summary(logits: Floats | Doubles, targets: Ints) -> dict[str, An
     }
 
 
-def temperature_report(logits: Floats, targets: Ints, held_out: tuple[Floats, Ints], source: str) -> dict[str, Any]:
+def temperature_report(
+    logits: Floats, targets: Ints, held_out: tuple[Floats, Ints], source: str
+) -> dict[str, Any] | None:
     """The temperature of other images, and what it does for these.
 
     Args:
@@ -183,15 +188,16 @@ def temperature_report(logits: Floats, targets: Ints, held_out: tuple[Floats, In
         source: What those are called.
 
     Returns:
-        ``temperature``, ``fitted_on``, ``images``, ``at_limit`` (no best temperature in the range: for example,
-        because all images it is fitted on are right), ``before`` and ``after`` (:func:`calibration_summary`).
+        ``temperature``, ``fitted_on``, ``images``, ``before`` and ``after`` (:func:`calibration_summary`); None where
+        there is no best temperature.
     """
     temperature = fit_temperature(*held_out)
+    if temperature is None:
+        return None
     return {
         "temperature": temperature,
         "fitted_on": source,
         "images": len(held_out[0]),
-        "at_limit": bool(temperature < COLDEST * 1.001 or temperature > WARMEST / 1.001),
         "before": calibration_summary(logits, targets),
         "after": calibration_summary(logits.astype(np.float64) / temperature, targets),
     }

@@ -76,7 +76,7 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
         ``cohen_kappa``, ``mcc``, ``roc_auc_macro`` and ``average_precision_macro`` (each class against the rest),
         ``nll`` and ``brier`` (a sum over classes, 0 to 2). Macro averages run over the classes that occur in the
         targets or the predictions, those of ranks over the classes that occur in the targets (and not in all of
-        them, for the ROC). What is not defined is None: kappa and the ROC where there is one class.
+        them, for the ROC). What is not defined is None: kappa, MCC and the ROC where there is one class.
 
     Raises:
         DataError: No images, or logits that are not finite.
@@ -107,7 +107,7 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
         **result,
         # With one class there is no agreement beyond chance to speak of.
         "cohen_kappa": number(cohen_kappa_score(targets, predicted)) if len(present) > 1 else None,
-        "mcc": float(matthews_corrcoef(targets, predicted)),
+        "mcc": float(matthews_corrcoef(targets, predicted)) if len(present) > 1 else None,
         "roc_auc_macro": mean_of_numbers(area),
         "average_precision_macro": mean_of_numbers(precision),
         "nll": float(nll.mean()),

@@ -28,7 +28,7 @@ def mistakes_table(
         comes once for each label that is wrong: ``true`` and ``predicted`` say "NAME" or "no NAME".
     """
     wide = logits.astype(np.float64)
-    names = np.asarray(classes, dtype=object)
+    names = np.asarray(list(classes), dtype=object)
     if targets.ndim == 2:
         said = wide >= 0
         images, labels = np.nonzero(said != (targets > 0))
@@ -46,7 +46,7 @@ def mistakes_table(
         true, predicted = names[targets[images]], names[answer[images]]
     table = pd.DataFrame(
         {
-            "path": np.asarray(paths, dtype=object)[images],
+            "path": np.asarray(list(paths), dtype=object)[images],
             "true": true,
             "predicted": predicted,
             "confidence": confidence,

@@ -112,8 +112,8 @@ def measure_missing(
         sample: How many images, evenly spaced over the split; all when not given.
 
     Returns:
-        ``stream``, ``band`` ("all" for a stream), ``how``, ``images``, ``accuracy``, ``low``, ``high``; first the images
-        as they are ("none").
+        ``stream``, ``band`` ("all" for a stream), ``how``, ``images``, ``accuracy``, ``low``, ``high``; first the
+        images as they are ("none").
     """
     trained = evaluated.trained
     streams = trained.card.streams

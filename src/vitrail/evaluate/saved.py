@@ -13,6 +13,8 @@ import pandas as pd
 from vitrail.config.schema import DataConfig
 from vitrail.errors import RunError
 from vitrail.evaluate.calibration import (
+    COLDEST,
+    WARMEST,
     calibration_summary,
     claims_of,
     reliability_table,
@@ -231,10 +233,17 @@ def _calibrate(saved: Saved, held_out: HeldOut, files: EvaluationFiles) -> dict[
     before = calibration_summary(logits, targets)
     temperature: dict[str, Any] | None = None
     scaled = {"as it is": logits.astype(np.float64)}
+    why = held_out.why
     if held_out.saved is not None:
         other = held_out.saved
         temperature = temperature_report(logits, targets, (other.logits, other.targets), other.name)
-        scaled["temperature"] = logits.astype(np.float64) / temperature["temperature"]
+        if temperature is not None:
+            scaled["temperature"] = logits.astype(np.float64) / temperature["temperature"]
+        else:
+            why = (
+                f"the {len(other.logits)} images of {other.name} have no best temperature between {COLDEST:g} and "
+                f"{WARMEST:g} (all are right, or the logits tell nothing); more validation images may have one"
+            )
     tables = []
     for name, values in scaled.items():
         claims = claims_of(values, targets)
@@ -244,13 +253,13 @@ def _calibrate(saved: Saved, held_out: HeldOut, files: EvaluationFiles) -> dict[
             table.insert(0, "logits", name)
             tables.append(table)
     write_text(files.reliability, pd.concat(tables).to_csv(index=False))
-    content = {"name": saved.name, **before, "temperature": temperature, "why_no_temperature": held_out.why or None}
+    content = {"name": saved.name, **before, "temperature": temperature, "why_no_temperature": why or None}
     RunFolder.write_json(files.calibration, content)
     short: dict[str, Any] = {key: before[key] for key in ("ece", "ece_adaptive", "ece_of_chance_95")}
     short["temperature"] = None if temperature is None else temperature["temperature"]
     short["ece_after"] = None if temperature is None else temperature["after"]["ece"]
     short["nll_after"] = None if temperature is None else temperature["after"]["nll"]
-    short["why_no_temperature"] = held_out.why or None
+    short["why_no_temperature"] = why or None
     return short
 
 

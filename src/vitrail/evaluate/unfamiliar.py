@@ -50,10 +50,18 @@ def measure_ood(
         kinds = [name for name, place in SOURCES.items() if place]
         raise ConfigError(f"--ood-source must be a kind of data with a path, got {source!r}{closest(source, kinds)}")
     run, trained = evaluated.run, evaluated.trained
+    # What belongs to the run's own images and not to the model says nothing about these.
     config = dataclasses.replace(
-        own, source=source, path=path, spectral_path=spectral_path, label_separator=None, split="stratified",
-        group=None, fold=None, label_fraction=1.0,
-    )  # fmt: skip
+        own,
+        source=source,
+        path=path,
+        spectral_path=spectral_path,
+        label_separator=None,
+        split="stratified",
+        group=None,
+        fold=None,
+        label_fraction=1.0,
+    )
     try:
         others = open_for(trained.card, config, split=False, labelled=False)
     except DataError as error:
