@@ -19,6 +19,7 @@ from vitrail.runs import ModelCard, RunFolder, StreamCard, TrainedModel
 from vitrail.runs.trained import write_trained
 
 CLASSES = ("dark", "light")
+QUICK = ("--resamples", "100")
 SETTINGS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 2}
 
 
@@ -141,7 +142,7 @@ def test_from_predictions_the_same_comes_out_without_the_model(run, capsys, monk
 def test_without_a_validation_split_it_says_so(tmp_path, capsys):
     images = make_folder(tmp_path / "images", splits=("train", "test"), per_class=6)
     run = _run(tmp_path / "run", images, data=", val_fraction: 0")
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), *QUICK]) == 0
     assert "no predictions of a validation split" in capsys.readouterr().out
     calibration = _json(run.evaluation / "calibration.json")
     assert calibration["temperature"] is None
@@ -163,13 +164,13 @@ def test_other_images_are_calibrated_on_the_runs_own(run, images, tmp_path, caps
 
 
 def test_new_weights_make_new_predictions_and_drop_old_results(run):
-    assert main(["evaluate", str(run), "--missing"]) == 0
+    assert main(["evaluate", str(run), "--missing", *QUICK]) == 0
     assert (run.evaluation / "missing.csv").is_file()
     first = run.read_predictions("val")
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), *QUICK]) == 0
     assert (run.evaluation / "missing.csv").is_file()
     _write(run, seed=1)
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), *QUICK]) == 0
     second = run.read_predictions("val")
     assert (np.stack(first["logits"]) != np.stack(second["logits"])).any()
     assert not (run.evaluation / "missing.csv").exists()
@@ -245,7 +246,7 @@ def test_robustness_from_the_command_line(run, capsys):
 
 
 def test_a_missing_band_is_its_mean(run):
-    assert main(["evaluate", str(run), "--missing"]) == 0
+    assert main(["evaluate", str(run), "--missing", *QUICK]) == 0
     from vitrail.evaluate.run import open_evaluation
 
     evaluated = open_evaluation(run, DataConfig(source="folder", path=str(_path_of(run)), img_size=16, num_workers=0))
@@ -294,7 +295,7 @@ def test_other_kinds_of_images(run, tmp_path, capsys):
     folder.mkdir()
     for i in range(7):
         (tmp_path / f"{i}.png").rename(folder / f"{i}.png")
-    assert main(["evaluate", str(run), "--ood", str(folder)]) == 0
+    assert main(["evaluate", str(run), "--resamples", "100", "--ood", str(folder)]) == 0
     report = _json(run.evaluation / "ood.json")
     assert report["images_other"] == 7
     assert report["images_train"] == 20
@@ -306,5 +307,8 @@ def test_other_kinds_of_images(run, tmp_path, capsys):
     fails(capsys, ["evaluate", run, "--ood", tmp_path / "x"], 1, "no folder of images")
     fails(capsys, ["evaluate", run, "--ood", folder, "--ood-source", "digits"], 2, "kind of data with a path")
     fails(capsys, ["evaluate", run, "--ood-source", "folder"], 2, "give that too")
-    assert main(["evaluate", str(run), "--ood", str(folder), "--data.on_band_mismatch", "convert"]) == 0
+    assert (
+        main(["evaluate", str(run), "--resamples", "100", "--ood", str(folder), "--data.on_band_mismatch", "convert"])
+        == 0
+    )
     assert _json(run.evaluation / "ood.json")["images_other"] == 8

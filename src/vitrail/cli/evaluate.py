@@ -167,7 +167,10 @@ def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
             for row in conformal["sets"]
             if row["wanted"] == conformal["sets"][0]["wanted"]
         )
-        print(f"  sets that should hold the true class for {conformal['sets'][0]['wanted']:.0%} of images: {ways}")
+        print(
+            f"  sets that should hold the true class of {conformal['sets'][0]['wanted']:.0%}: {ways} "
+            f"(by {conformal['images']} images of {conformal['calibrated_on']})"
+        )
     if calibration["why_no_temperature"]:
         without = "no temperature" if conformal["sets"] or "map" in metrics else "no temperature and no sets"
         print(f"  {without}: {calibration['why_no_temperature']}")

@@ -18,7 +18,7 @@ VERBS = {
     "data": "measure, audit and split the images of a recipe",
     "pretrain": "train a model on images without labels: SimCLR, MAE or SimMIM",
     "train": "train a model from a recipe, settings on the command line, or both",
-    "evaluate": "measure a trained run on a split",
+    "evaluate": "measure a trained run: how good, how sure of it, how robust",
     "predict": "classify image files or folders with a trained run; write a CSV",
     "bench": "measure speed and memory of models, alone or beside timm and torchvision",
     "report": "write the self-contained page of one or several runs",

@@ -57,7 +57,8 @@ def prediction_sets(
     scores = _scores(calibration, method, rng)[np.arange(len(targets)), targets]
     rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # 0.9 x 10 must not become 10
     threshold = math.inf if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])
-    return _scores(logits, method, rng) <= threshold, threshold
+    sets: npt.NDArray[np.bool_] = _scores(logits, method, rng) <= threshold
+    return sets, threshold
 
 
 def _scores(logits: Floats, method: str, rng: np.random.Generator) -> Doubles:
@@ -69,7 +70,7 @@ def _scores(logits: Floats, method: str, rng: np.random.Generator) -> Doubles:
     order = np.argsort(-p, axis=1, kind="stable")
     sorted_p = np.take_along_axis(p, order, axis=1)
     before = np.cumsum(sorted_p, axis=1) - sorted_p
-    scores = np.empty_like(p)
+    scores: Doubles = np.empty_like(p)
     np.put_along_axis(scores, order, before + rng.random((len(p), 1)) * sorted_p, axis=1)
     return scores
 

@@ -43,4 +43,5 @@ def clustered(counts: pd.DataFrame) -> pd.DataFrame:
     distance = 1 - (share + share.T) / 2
     np.fill_diagonal(distance, 0)
     order = leaves_list(linkage(squareform(distance, checks=False), "average", optimal_ordering=True))
-    return counts.iloc[order, order]
+    result: pd.DataFrame = counts.iloc[order, order]
+    return result

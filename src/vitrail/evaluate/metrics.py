@@ -136,7 +136,7 @@ def classification_intervals(
     predicted = logits.argmax(1)
     true = one_hot(targets, len(classes))
     count = Counter(true, one_hot(predicted, len(classes)))
-    means = dict(zip(("nll", "brier"), proper_scores(logits, targets), strict=True))
+    means: dict[str, Any] = dict(zip(("nll", "brier"), proper_scores(logits, targets), strict=True))
     means |= {f"top_{k}_accuracy": in_top(logits, targets, k) for k in top_ks(len(classes))}
     overall: dict[str, list[Any]] = defaultdict(list)
     single: dict[str, list[Any]] = defaultdict(list)
@@ -196,7 +196,8 @@ def in_top(logits: Floats, targets: Ints, k: int) -> npt.NDArray[np.bool_]:
 
 def one_hot(targets: Ints, num_classes: int) -> npt.NDArray[np.bool_]:
     """Whether each image is of each class, shape ``(N, K)``."""
-    return np.arange(num_classes) == targets[:, None]
+    same: npt.NDArray[np.bool_] = np.arange(num_classes) == targets[:, None]
+    return same
 
 
 def log_odds(logits: Floats) -> Doubles:

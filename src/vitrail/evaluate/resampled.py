@@ -139,4 +139,5 @@ class Ranker:
 
 
 def _ratio(a: Doubles, b: npt.NDArray[np.floating] | npt.NDArray[np.integer]) -> Doubles:
-    return np.divide(a, b, out=np.zeros_like(a, dtype=np.float64), where=b > 0)
+    ratio: Doubles = np.divide(a, b, out=np.zeros_like(a, dtype=np.float64), where=b > 0)
+    return ratio

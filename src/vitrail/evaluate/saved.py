@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,7 +182,7 @@ def measure_saved(
         write_text(files.confusion, counts.to_csv())
         write_text(files.confusion_shares, normalized_by_row(counts).to_csv())
         write_text(files.confusion_clustered, clustered(counts).to_csv())
-    mistakes = mistakes_table(saved.table["path"], saved.logits, saved.targets, saved.classes)
+    mistakes = mistakes_table(saved.table["path"].tolist(), saved.logits, saved.targets, saved.classes)
     write_text(files.mistakes, mistakes.to_csv(index=False))
     curve = risk_coverage(*confidence_and_right(saved.logits, saved.targets))
     write_text(files.selective, thinned(curve).to_csv(index=False))
@@ -311,7 +310,7 @@ def evaluate_saved(
             f"{run} holds no predictions of {' or '.join(names)}{known}; without --from-predictions they are made"
         )
     saved = Saved.read(run, found[0])
-    origin: Mapping[str, Any] = saved.table.attrs
+    origin = saved.table.attrs
     code = run.weights_code()
     if code is not None and origin.get("weights") != code:
         raise RunError(

@@ -48,7 +48,8 @@ def _spread(y: Doubles, x: Doubles, weights: Doubles, reach: float) -> npt.NDArr
         for dx in (0, 1):
             share = (1 - np.abs(y - top - dy)) * (1 - np.abs(x - left - dx))
             np.add.at(kernel, (top + dy + half, left + dx + half), weights * share)
-    return (kernel / kernel.sum()).astype(np.float32)
+    even: npt.NDArray[np.float32] = (kernel / kernel.sum()).astype(np.float32)
+    return even
 
 
 def convolve(images: Tensor, kernels: Tensor) -> Tensor:
@@ -64,7 +65,8 @@ def convolve(images: Tensor, kernels: Tensor) -> Tensor:
     size = (height + 2 * half, width + 2 * half)
     product = torch.fft.rfft2(padded) * torch.fft.rfft2(kernels.to(images), s=size)[:, None]
     # A circular convolution; its beginning is wrapped around, and exactly that is cut off.
-    return torch.fft.irfft2(product, s=size)[:, :, 2 * half :, 2 * half :]
+    result: Tensor = torch.fft.irfft2(product, s=size)[:, :, 2 * half :, 2 * half :]
+    return result
 
 
 def gaussian(images: Tensor, sigma: float) -> Tensor:

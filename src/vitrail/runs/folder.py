@@ -213,7 +213,7 @@ class RunFolder:
         )
         if groups is not None:
             table["group"] = list(groups)
-        table.attrs = dict(origin or {})
+        table.attrs.update(origin or {})
         with replacing(self.predictions(split)) as temporary:
             table.to_parquet(temporary)
         with replacing(self.embeddings(split)) as temporary, temporary.open("wb") as file:
