@@ -34,8 +34,9 @@ def test_worse_with_severity_repeatable_and_its_own_for_each_image(photo, name, 
     results = [corrupt(x, name, severity, [4, 9, 4], seed=1) for severity in SEVERITIES]
     distances = [float((y - x).square().mean().sqrt()) for y in results]
     for before, after in itertools.pairwise(distances):
-        # The paper's fog adds as much in its third severity as in its fourth, in finer clouds.
-        assert after > before * (0.97 if name == "fog" else 1.0), distances
+        # The paper's fog adds as much in its third severity as in its fourth, in finer clouds, and its snow has about
+        # as much in its second as in its third, in larger flakes.
+        assert after > before * (0.97 if name in ("fog", "snow") else 1.0), distances
     assert distances[0] > 0.005
     for y in results:
         assert y.shape == x.shape
