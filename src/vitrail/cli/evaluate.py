@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.errors import ConfigError
 
+if TYPE_CHECKING:
+    from vitrail.config.schema import Recipe
+    from vitrail.evaluate.run import Evaluated
+    from vitrail.evaluate.saved import Intervals
+    from vitrail.runs.folder import RunFolder
+
 _CHANGEABLE = (
     "source", "path", "spectral_path", "labels", "batch_size", "num_workers", "on_band_mismatch", "on_unreadable",
 )  # fmt: skip
+# What needs the model, and therefore cannot be asked for with --from-predictions.
+_OF_THE_MODEL = ("corruptions", "missing", "attacks", "ood", "memory")
 
 
-def main(argv: list[str]) -> int:
-    """Evaluate.
-
-    Args:
-        argv: Arguments after the verb.
-    """
+def _parser() -> VerbParser:
     parser = VerbParser("evaluate", "Measure a trained run on a split of its data, or on other images.")
     parser.add_argument("run", help="the run folder")
     parser.add_argument("--split", choices=("test", "val", "train"), help="which images; test, or val if there is none")
@@ -28,14 +35,64 @@ def main(argv: list[str]) -> int:
         help="average the probabilities over views of each image",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--from-predictions", action="store_true", help="measure what an earlier evaluation saved, without the model"
+    )
+    parser.add_argument(
+        "--groups",
+        metavar="COLUMN_OR_PATTERN",
+        help="images that belong together, for intervals: a column of the data's table, or a regular expression on the "
+        "path; none for single images; as the data or the run's split says when not given",
+    )
+    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, the corruptions and the attacks")
+    parser.add_argument("--memory", action="store_true", help="measure the memory of a pass too")
+    parser.add_argument(
+        "--corruptions", nargs="*", metavar="NAME", help="accuracy under the 15 common corruptions, or under some"
+    )
+    parser.add_argument("--missing", action="store_true", help="accuracy with each band, and each stream, missing")
+    parser.add_argument(
+        "--attacks", nargs="*", type=float, metavar="EPSILON",
+        help="accuracy under FGSM and PGD, of 1, 2, 4 and 8 of 255 or of these sizes (pixel values go from 0 to 1)",
+    )  # fmt: skip
+    parser.add_argument("--sample", type=int, metavar="N", help="do these three on N evenly spaced images")
+    parser.add_argument("--ood", metavar="PATH", help="does it tell other images, of another kind, from its own?")
+    parser.add_argument("--ood-source", default="unlabelled", help="what PATH is: a data.source; a folder of images")
+    parser.add_argument("--ood-spectral", metavar="PATH", help="of two streams: the folder with their second files")
     parser.epilog = "--data.SETTING VALUE changes the data: --data.source folder --data.path OTHER"
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate.
+
+    Args:
+        argv: Arguments after the verb.
+    """
     own, rest = _divide(argv)
-    arguments = parser.parse_args(own)
+    arguments = _parser().parse_args(own)
+    _check(arguments, rest)
 
     from vitrail.cli.recipes import load_run_recipe
-    from vitrail.evaluate.run import evaluate
+    from vitrail.evaluate.saved import Intervals, evaluate_saved
     from vitrail.runs.folder import RunFolder
 
+    run = RunFolder.open(arguments.run)
+    recipe = load_run_recipe(run.recipe)
+    intervals = Intervals(arguments.groups, arguments.resamples, arguments.seed)
+    if arguments.from_predictions:
+        folder, metrics = evaluate_saved(
+            run, recipe.data, split=arguments.split, tta=arguments.tta, intervals=intervals
+        )
+        _tell(run, metrics)
+        print(f"written to {folder}, from saved predictions")
+        return 0
+    changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
+    return _with_model(arguments, run, recipe, changed, intervals)
+
+
+def _check(arguments: Namespace, rest: list[str]) -> None:
+    """Refuse what contradicts itself before anything is read."""
     for word in rest:
         option = word.split("=")[0].removeprefix("--data.")
         if word.startswith("--data.") and option not in _CHANGEABLE:
@@ -43,26 +100,163 @@ def main(argv: list[str]) -> int:
                 f"--data.{option} cannot be changed in an evaluation: images are prepared and split as in training; "
                 f"only {', '.join(_CHANGEABLE)} can"
             )
-    run = RunFolder.open(arguments.run)
-    recipe = load_run_recipe(run.recipe)
-    changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
+    if arguments.resamples < 100:
+        raise ConfigError(f"--resamples must be at least 100, got {arguments.resamples}")
+    if arguments.seed < 0:
+        raise ConfigError(f"--seed must be at least 0, got {arguments.seed}")
+    if arguments.from_predictions:
+        asked = [name for name in _OF_THE_MODEL if getattr(arguments, name) not in (None, False)]
+        if asked or rest:
+            what = f"--{asked[0]}" if asked else rest[0]
+            raise ConfigError(f"{what} needs the model or the images; leave out --from-predictions")
+    wanted = arguments.corruptions is not None or arguments.missing or arguments.attacks is not None
+    if arguments.sample is not None and (not wanted or arguments.sample < 1):
+        raise ConfigError(
+            f"--sample {arguments.sample} is for --corruptions, --missing and --attacks, and at least 1 image"
+        )
+    if arguments.ood is None and (arguments.ood_spectral is not None or arguments.ood_source != "unlabelled"):
+        raise ConfigError("--ood-source and --ood-spectral say what --ood PATH is; give that too")
+    if arguments.attacks is not None and arguments.tta != "none":
+        raise ConfigError(f"attacks are made on the model itself, without --tta {arguments.tta}; leave one of them out")
+
+
+def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: Recipe, intervals: Intervals) -> int:
+    from vitrail.evaluate.attacks import check_epsilons
+    from vitrail.evaluate.corruptions import check_corruptions
+    from vitrail.evaluate.run import measure, open_evaluation
+
+    check_corruptions(arguments.corruptions or ())
+    check_epsilons(arguments.attacks or ())
     other = changed.data.source != recipe.data.source or _place(changed.data.path) != _place(recipe.data.path)
-    folder, metrics = evaluate(
+    evaluated = open_evaluation(
         run, changed.data, split=arguments.split, other=other, device=arguments.device, tta=arguments.tta
+    )
+    metrics = measure(
+        evaluated, changed.data, recipe.data if other else changed.data, intervals, memory=arguments.memory
     )
     if arguments.split is None and metrics["split"] != "test" and not other:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
+    _tell(run, metrics)
+    _draw_mistakes(evaluated)
+    _tell_more(arguments, evaluated, recipe, changed, intervals)
+    if metrics["unreadable"]:
+        print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")
+    print(f"written to {evaluated.folder}")
+    return 0
+
+
+def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
+    """The short of an evaluation."""
     right = "all labels right" if "map" in metrics else "accuracy"
+    drawn = metrics["intervals"]
+    groups = f" over {drawn['units']} groups" if drawn.get("unit") == "group" else ""
     print(
         f"{run} on {metrics['name']}: {right} {metrics['accuracy']:.4f} "
-        f"(95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
+        f"(95 % interval{groups} {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
         + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
         + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
-    if metrics["unreadable"]:
-        print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")
-    print(f"written to {folder}")
-    return 0
+    calibration, conformal, selective = (metrics[name] for name in ("calibration", "conformal", "selective"))
+    told = f"calibration error {calibration['ece']:.3f} (up to {calibration['ece_of_chance_95']:.3f} is chance)"
+    if calibration["temperature"] is not None:
+        told += f", {calibration['ece_after']:.3f} at temperature {calibration['temperature']:.2f}"
+    print(f"  {told}")
+    if conformal["sets"]:
+        ways = "; ".join(
+            f"{row['method'].upper()} {row['coverage']:.1%} in {row['mean_size']:.2f} classes"
+            for row in conformal["sets"]
+            if row["wanted"] == conformal["sets"][0]["wanted"]
+        )
+        print(
+            f"  sets that should hold the true class of {conformal['sets'][0]['wanted']:.0%}: {ways} "
+            f"(by {conformal['images']} images of {conformal['calibrated_on']})"
+        )
+    if calibration["why_no_temperature"]:
+        without = "no temperature" if conformal["sets"] or "map" in metrics else "no temperature and no sets"
+        print(f"  {without}: {calibration['why_no_temperature']}")
+    half = selective["accuracy_at"][-1]
+    print(f"  answering only the surest {half['coverage']:.0%}: {half['accuracy']:.4f} right")
+
+
+def _tell_more(
+    arguments: Namespace, evaluated: Evaluated, recipe: Recipe, changed: Recipe, intervals: Intervals
+) -> None:
+    """Do and print what was asked for beyond the predictions."""
+    from vitrail.evaluate import robustness
+    from vitrail.evaluate.unfamiliar import measure_ood
+
+    data, sample, seed = changed.data, arguments.sample, arguments.seed
+    if arguments.corruptions is not None:
+        table = robustness.measure_corruptions(
+            evaluated, data, arguments.corruptions, intervals=intervals, sample=sample, seed=seed
+        )
+        print(_grid(table))
+    if arguments.missing:
+        print(_rows(robustness.measure_missing(evaluated, data, intervals=intervals, sample=sample), "stream", "band"))
+    if arguments.attacks is not None:
+        table = robustness.measure_attacks(
+            evaluated, data, arguments.attacks, intervals=intervals, sample=sample, seed=seed
+        )
+        print(_rows(table, "attack", "epsilon_of_255"))
+    if arguments.ood is not None:
+        # The images are not the run's own, but what is done with those of other bands may be said for them too.
+        own = dataclasses.replace(recipe.data, on_band_mismatch=data.on_band_mismatch, on_unreadable=data.on_unreadable)
+        report = measure_ood(
+            evaluated,
+            own,
+            arguments.ood,
+            source=arguments.ood_source,
+            spectral_path=arguments.ood_spectral,
+            intervals=intervals,
+        )
+        print(
+            f"{report['images_other']} images of {arguments.ood} beside {report['images_known']} of {report['known']}:"
+        )
+        from vitrail.cli.tables import format_table
+
+        rows = [
+            [name, f"{s['auroc']:.3f}", _interval(s["auroc_low"], s["auroc_high"]), f"{s['fpr_at_95_tpr']:.3f}"]
+            for name, s in report["scores"].items()
+        ]
+        print(format_table(["score", "AUROC", "95 % interval", "FPR at 95 % TPR"], rows, right=(1, 3)))
+
+
+def _grid(table: Any) -> str:
+    """A line a corruption, a column a severity."""
+    from vitrail.cli.tables import format_table
+
+    wide = table[table["severity"] > 0].pivot(index="corruption", columns="severity", values="accuracy")
+    wide = wide.loc[table["corruption"].drop_duplicates().drop(0)]
+    rows = [[str(name), *(f"{value:.3f}" for value in row), f"{row.mean():.3f}"] for name, row in wide.iterrows()]
+    rows.append(["mean", *(f"{value:.3f}" for value in wide.mean()), f"{wide.to_numpy().mean():.3f}"])
+    clean = table["accuracy"].iloc[0]
+    header = [f"accuracy ({clean:.3f} as it is)", *map(str, wide.columns), "mean"]
+    return format_table(header, rows, right=range(1, len(header)))
+
+
+def _rows(table: Any, *keys: str) -> str:
+    from vitrail.cli.tables import format_table
+
+    rows = [
+        [*(f"{row[key]:g}" if isinstance(row[key], float) else str(row[key]) for key in keys),
+         f"{row['accuracy']:.3f}", _interval(row["low"], row["high"])]
+        for _, row in table.iterrows()
+    ]  # fmt: skip
+    return format_table([*keys, "accuracy", "95 % interval"], rows, right=(len(keys),))
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def _draw_mistakes(evaluated: Evaluated) -> None:
+    import pandas as pd
+
+    from vitrail.report.mistakes import draw_mistakes
+
+    files = evaluated.files
+    table = pd.read_csv(files.mistakes, dtype={"path": str, "true": str, "predicted": str}, keep_default_na=False)
+    draw_mistakes(evaluated.images.source, table, Path(files.mistakes_sheet))
 
 
 def _place(path: str | None) -> str | None:

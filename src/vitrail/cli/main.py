@@ -18,7 +18,7 @@ VERBS = {
     "data": "measure, audit and split the images of a recipe",
     "pretrain": "train a model on images without labels: SimCLR, MAE or SimMIM",
     "train": "train a model from a recipe, settings on the command line, or both",
-    "evaluate": "measure a trained run on a split",
+    "evaluate": "measure a trained run: how good, how sure of it, how robust",
     "explain": "show what a trained run looks at: overlays, panels that compare methods, maps, measures",
     "features": "lay out what runs make of images in the plane, side by side; a page with the images",
     "predict": "classify image files or folders with a trained run; write a CSV",

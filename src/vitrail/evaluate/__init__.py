@@ -1,5 +1,6 @@
 """How good a trained run is, and how sure that is."""
 
 from vitrail.evaluate.run import evaluate
+from vitrail.evaluate.saved import evaluate_saved
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_saved"]

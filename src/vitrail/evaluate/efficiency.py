@@ -3,42 +3,98 @@
 from __future__ import annotations
 
 import functools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from vitrail.evaluate.speed import Spread, alternate
+from vitrail.evaluate.memory import peak_memory
+from vitrail.evaluate.speed import alternate, synchronize
 from vitrail.models.profile import count_multiply_adds, count_parameters
-from vitrail.runs.trained import TrainedModel
+from vitrail.runs.trained import TrainedModel, load_classifier
 
 _ROUNDS = 5
+# As many single passes as give a 99th percentile, but no more seconds than these.
+_PASSES, _SECONDS = 200, 1.0
 
 
-def measure_efficiency(trained: TrainedModel, batch_size: int = 64, seconds: float = 2.0) -> dict[str, Any]:
-    """Parameters, multiply-adds of one image, and images a second of the forward pass.
+def measure_efficiency(
+    trained: TrainedModel, batch_size: int = 64, seconds: float = 2.0, memory_of: Path | None = None
+) -> dict[str, Any]:
+    """Parameters, multiply-adds of one image, throughput and latency of the forward pass.
 
     Args:
         trained: The model, on the device to measure.
         batch_size: Images a pass.
         seconds: How long to measure after the warm-up, at least.
+        memory_of: The run folder that the model is from, to measure the memory of a pass too (in a fresh process,
+            which takes seconds to start).
 
     Returns:
-        ``parameters``, ``gmacs``, ``inference_images_per_second`` (the median), ``batch_size``, ``device``.
+        ``parameters``, ``gmacs``, ``inference_images_per_second`` (the median), ``batch_size``, ``device``;
+        ``latency_ms``: of one image alone the percentiles ``p50``, ``p90`` and ``p99``, the ``mean`` and how many
+        ``passes`` they are from; ``memory_mb`` and ``memory_before_mb`` where memory was measured and the system
+        tells: the most of the process during a pass of ``batch_size`` images, and before it.
     """
     model = trained.model
     device = trained.device
-    images = {
-        name: torch.rand(batch_size, len(stream.bands), *stream.img_size, device=device)
-        for name, stream in trained.card.streams.items()
-    }
-    step = functools.partial(trained.classify, images)
+    step = _classify(trained, batch_size)
     (times,) = alternate([step], device, rounds=_ROUNDS, least=seconds / _ROUNDS)
-    return {
+    result = {
         "parameters": count_parameters(model),
         "gmacs": count_multiply_adds(model) / 1e9,
-        "inference_images_per_second": batch_size / Spread.of(times).median,
+        "inference_images_per_second": batch_size / statistics.median(times),
         "batch_size": batch_size,
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",
+        "latency_ms": latency(_classify(trained, 1), device),
     }
+    if memory_of is not None:
+        memory = peak_memory(functools.partial(_classify_run, memory_of, batch_size, device), device)
+        if memory is not None:
+            result |= {"memory_mb": memory.peak / 2**20, "memory_before_mb": memory.before / 2**20}
+    return result
+
+
+def latency(
+    step: Callable[[], object], device: torch.device, passes: int = _PASSES, seconds: float = _SECONDS
+) -> dict[str, float]:
+    """Time of single passes, in milliseconds; each is waited for.
+
+    Args:
+        step: The pass.
+        device: Where it computes.
+        passes: How many.
+        seconds: After these it is enough, from ten passes on.
+    """
+    for _ in range(3):
+        step()
+    synchronize(device)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < passes and (len(times) < 10 or time.perf_counter() < end):
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        times.append(1000 * (time.perf_counter() - start))
+    p50, p90, p99 = np.percentile(times, [50, 90, 99])
+    return {
+        "p50": float(p50), "p90": float(p90), "p99": float(p99), "mean": statistics.fmean(times), "passes": len(times),
+    }  # fmt: skip
+
+
+def _classify(trained: TrainedModel, batch_size: int) -> Callable[[], object]:
+    images = {
+        name: torch.rand(batch_size, len(stream.bands), *stream.img_size, device=trained.device)
+        for name, stream in trained.card.streams.items()
+    }
+    return functools.partial(trained.classify, images)
+
+
+def _classify_run(run: Path, batch_size: int, device: torch.device) -> Callable[[], object]:
+    return _classify(load_classifier(run).to(device), batch_size)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    average_precision_score,
+    cohen_kappa_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from vitrail.errors import DataError
+from vitrail.evaluate.intervals import Bootstrap, Doubles, Interval
+from vitrail.evaluate.resampled import Counter, Ranker, agreement_measures, averaged_measures, class_measures
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+
+# Images x classes x resamples that intervals of ranks may cost.
+_RANK_WORK = 10_000_000_000
 
 
 def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -59,8 +71,12 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
 
     Returns:
         ``images``, ``accuracy`` with its 95 % Wilson interval ``accuracy_low`` and ``accuracy_high``,
-        ``balanced_accuracy``, ``top_5_accuracy`` (from 6 classes on), ``f1_macro`` and ``nll``. Macro averages run
-        over the classes that occur in the targets or the predictions.
+        ``balanced_accuracy``, ``top_2_accuracy``, ``top_3_accuracy`` and ``top_5_accuracy`` (where there are more
+        classes than that), ``precision_macro``, ``_micro`` and ``_weighted`` and the same of ``recall`` and ``f1``,
+        ``cohen_kappa``, ``mcc``, ``roc_auc_macro`` and ``average_precision_macro`` (each class against the rest),
+        ``nll`` and ``brier`` (a sum over classes, 0 to 2). Macro averages run over the classes that occur in the
+        targets or the predictions, those of ranks over the classes that occur in the targets (and not in all of
+        them, for the ROC). What is not defined is None: kappa, MCC and the ROC where there is one class.
 
     Raises:
         DataError: No images, or logits that are not finite.
@@ -70,32 +86,229 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
     correct = int((predicted == targets).sum())
     low, high = accuracy_interval(correct, len(targets))
     present = np.union1d(targets, predicted)
-    _, recall, f1, support = precision_recall_fscore_support(targets, predicted, labels=present, zero_division=0)
+    recall, support = precision_recall_fscore_support(targets, predicted, labels=present, zero_division=0)[1::2]
     result: dict[str, Any] = {
         "images": len(targets),
         "accuracy": correct / len(targets),
         "accuracy_low": low,
         "accuracy_high": high,
         "balanced_accuracy": float(recall[support > 0].mean()),
-        "f1_macro": float(f1.mean()),
-        "nll": float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(targets)), targets].mean()),
     }
-    if len(classes) > 5:
-        best = np.argpartition(-logits, 5, axis=1)[:, :5]
-        result["top_5_accuracy"] = float((best == targets[:, None]).any(1).mean())
-    return result
+    for k in top_ks(len(classes)):
+        result[f"top_{k}_accuracy"] = float(in_top(logits, targets, k).mean())
+    for average in ("macro", "micro", "weighted"):
+        values = precision_recall_fscore_support(targets, predicted, labels=present, average=average, zero_division=0)
+        result |= {
+            f"{name}_{average}": float(x) for name, x in zip(("precision", "recall", "f1"), values, strict=False)
+        }
+    area, precision = rank_measures(one_hot(targets, len(classes)), log_odds(logits))
+    nll, brier = proper_scores(logits, targets)
+    return {
+        **result,
+        # With one class there is no agreement beyond chance to speak of.
+        "cohen_kappa": number(cohen_kappa_score(targets, predicted)) if len(present) > 1 else None,
+        "mcc": float(matthews_corrcoef(targets, predicted)) if len(present) > 1 else None,
+        "roc_auc_macro": mean_of_numbers(area),
+        "average_precision_macro": mean_of_numbers(precision),
+        "nll": float(nll.mean()),
+        "brier": float(brier.mean()),
+    }
+
+
+def classification_intervals(
+    logits: Floats, targets: Ints, classes: Sequence[str], bootstrap: Bootstrap
+) -> tuple[dict[str, Interval | None], dict[str, list[Interval | None]]]:
+    """Intervals of :func:`classification_metrics` and of the columns of :func:`per_class_table`.
+
+    Of single classes, precision, recall and F1 have Wilson's interval where images are drawn (given how many images
+    are of a class, or predicted as such, or either, those that are both are a binomial count): few images or no
+    error leave a bootstrap blind. Where groups are drawn, and for all else, they are bootstrap intervals.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        targets: Shape ``(N,)``.
+        classes: Names.
+        bootstrap: How to draw anew.
+
+    Returns:
+        Overall, and for each class in turn.
+    """
+    predicted = logits.argmax(1)
+    true = one_hot(targets, len(classes))
+    count = Counter(true, one_hot(predicted, len(classes)))
+    means: dict[str, Any] = dict(zip(("nll", "brier"), proper_scores(logits, targets), strict=True))
+    means |= {f"top_{k}_accuracy": in_top(logits, targets, k) for k in top_ks(len(classes))}
+    overall: dict[str, list[Any]] = defaultdict(list)
+    single: dict[str, list[Any]] = defaultdict(list)
+    for weights in bootstrap.weights():
+        counts = count(weights)
+        for name, values in {**agreement_measures(counts), **averaged_measures(counts)}.items():
+            overall[name].append(values)
+        for name, values in means.items():
+            overall[name].append(values @ weights / counts.total)
+        for name, values in class_measures(counts).items():
+            single[name].append(np.where(counts.true + counts.predicted > 0, values, np.nan))
+    result = {name: bootstrap.interval(np.concatenate(values)) for name, values in overall.items()}
+    each = {name: _intervals(values, bootstrap) for name, values in single.items()}
+    if bootstrap.groups is None:
+        each = wilson_intervals(true, one_hot(predicted, len(classes)), bootstrap.confidence)
+    ranks, ranks_each = rank_intervals(true, log_odds(logits), bootstrap)
+    return {**result, **ranks}, {**each, **ranks_each}
 
 
 def per_class_table(logits: Floats, targets: Ints, classes: Sequence[str]) -> pd.DataFrame:
-    """Precision, recall, F1 and number of images of each class."""
+    """Of each class: precision, recall, F1, ROC-AUC, average precision, images, and images predicted as such."""
     labels = np.arange(len(classes))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        targets, logits.argmax(1), labels=labels, zero_division=0
-    )
-    return pd.DataFrame({"class": list(classes), "precision": precision, "recall": recall, "f1": f1, "images": support})
+    predicted = logits.argmax(1)
+    precision, recall, f1, support = precision_recall_fscore_support(targets, predicted, labels=labels, zero_division=0)
+    area, average = rank_measures(one_hot(targets, len(classes)), log_odds(logits))
+    return pd.DataFrame(
+        {
+            "class": list(classes), "precision": precision, "recall": recall, "f1": f1, "roc_auc": area,
+            "average_precision": average, "images": support,
+            "predicted": np.bincount(predicted, minlength=len(classes)),
+        }
+    )  # fmt: skip
 
 
-def confusion_table(logits: Floats, targets: Ints, classes: Sequence[str]) -> pd.DataFrame:
-    """Counts: a row a true class, a column a predicted one."""
-    counts = confusion_matrix(targets, logits.argmax(1), labels=np.arange(len(classes)))
-    return pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=list(classes))
+def add_intervals(table: pd.DataFrame, intervals: Mapping[str, Sequence[Interval | None]]) -> pd.DataFrame:
+    """A table of classes with the columns NAME_low and NAME_high beside each NAME that has intervals."""
+    columns: dict[str, Any] = {}
+    for name in table:
+        columns[str(name)] = table[name]
+        if name in intervals:
+            for i, end in enumerate(("low", "high")):
+                columns[f"{name}_{end}"] = [np.nan if pair is None else pair[i] for pair in intervals[str(name)]]
+    return pd.DataFrame(columns)
+
+
+def top_ks(num_classes: int) -> tuple[int, ...]:
+    """The k of top-k accuracies worth telling."""
+    return tuple(k for k in (2, 3, 5) if k < num_classes)
+
+
+def in_top(logits: Floats, targets: Ints, k: int) -> npt.NDArray[np.bool_]:
+    """Whether the true class is among the k most likely, shape ``(N,)``; of equal ones the first come first."""
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    found: npt.NDArray[np.bool_] = (best == targets[:, None]).any(axis=1)
+    return found
+
+
+def one_hot(targets: Ints, num_classes: int) -> npt.NDArray[np.bool_]:
+    """Whether each image is of each class, shape ``(N, K)``."""
+    same: npt.NDArray[np.bool_] = np.arange(num_classes) == targets[:, None]
+    return same
+
+
+def log_odds(logits: Floats) -> Doubles:
+    """Logarithm of each class's probability over that of all others together, ``(N, K)``.
+
+    It orders images as the probability does, but where that is so near to 1 that doubles cannot tell.
+    """
+    wide = logits.astype(np.float64)
+    p = softmax(wide, axis=1)
+    rows, best = np.arange(len(p)), p.argmax(1)
+    others = 1 - p
+    but_best = p.copy()
+    but_best[rows, best] = 0
+    others[rows, best] = but_best.sum(axis=1)
+    odds: Doubles = log_softmax(wide, axis=1) - np.log(np.maximum(others, np.finfo(np.float64).tiny))
+    return odds
+
+
+def proper_scores(logits: Floats, targets: Ints) -> tuple[Doubles, Doubles]:
+    """Negative log-likelihood and Brier score (summed over classes) of each image, ``(N,)`` each.
+
+    Source: Brier 1950, Mon. Weather Rev. 78, 1-3.
+    """
+    wide = logits.astype(np.float64)
+    nll: Doubles = -log_softmax(wide, axis=1)[np.arange(len(targets)), targets]
+    brier: Doubles = ((softmax(wide, axis=1) - one_hot(targets, wide.shape[1])) ** 2).sum(axis=1)
+    return nll, brier
+
+
+def rank_measures(true: npt.NDArray[np.bool_], scores: Doubles | Floats) -> tuple[Doubles, Doubles]:
+    """ROC-AUC and average precision of each class against the rest.
+
+    Args:
+        true: Whether each image has each class, shape ``(N, K)``.
+        scores: Shape ``(N, K)``.
+
+    Returns:
+        Each of shape ``(K,)``; no number where no image has the class, and for the ROC where all have it.
+    """
+    area, precision = (np.full(true.shape[1], np.nan) for _ in range(2))
+    for k in np.flatnonzero(true.any(axis=0)):
+        precision[k] = average_precision_score(true[:, k], scores[:, k])
+        if not true[:, k].all():
+            area[k] = roc_auc_score(true[:, k], scores[:, k])
+    return area, precision
+
+
+def rank_intervals(
+    true: npt.NDArray[np.bool_], scores: Doubles | Floats, bootstrap: Bootstrap
+) -> tuple[dict[str, Interval | None], dict[str, list[Interval | None]]]:
+    """Intervals of the measures of :func:`rank_measures`, macro averages and each class.
+
+    They cost classes x images x resamples. Where that is more than a minute's work there are fewer resamples, and
+    where fewer than 200 would be left there is no interval.
+    """
+    n, k = true.shape
+    resamples = min(bootstrap.resamples, _RANK_WORK // (n * k))
+    names = ("roc_auc", "average_precision")
+    if resamples < min(200, bootstrap.resamples):
+        return {f"{name}_macro": None for name in names}, {name: [None] * k for name in names}
+    rankers = {i: Ranker(true[:, i], scores[:, i]) for i in np.flatnonzero(true.any(axis=0))}
+    chunks: dict[str, list[Any]] = defaultdict(list)
+    for weights in bootstrap.weights(resamples):
+        values = np.full((2, k, weights.shape[1]), np.nan)
+        for i, ranker in rankers.items():
+            values[:, i] = ranker(weights)
+        for name, part in zip(names, values, strict=True):
+            chunks[name].append(part)
+    overall: dict[str, Interval | None] = {}
+    each: dict[str, list[Interval | None]] = {}
+    for name in names:
+        joined = np.concatenate(chunks[name], axis=1)
+        each[name] = _intervals([joined], bootstrap)
+        seen = np.isfinite(joined)
+        means = np.where(seen, joined, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+        overall[f"{name}_macro"] = bootstrap.interval(np.where(seen.any(axis=0), means, np.nan))
+    return overall, each
+
+
+def wilson_intervals(
+    true: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], confidence: float
+) -> dict[str, list[Interval | None]]:
+    """Wilson intervals of precision, recall and F1 of each class; None where there is nothing to divide by.
+
+    F1 is 2 J / (1 + J), where J is the share of images that are both of the class and predicted as such among those
+    that are either.
+    """
+    both, either = (true & predicted).sum(axis=0), (true | predicted).sum(axis=0)
+    result: dict[str, list[Interval | None]] = {}
+    for name, totals in (("precision", predicted.sum(axis=0)), ("recall", true.sum(axis=0)), ("f1", either)):
+        pairs = [
+            accuracy_interval(int(x), int(n), confidence) if n else None for x, n in zip(both, totals, strict=True)
+        ]
+        if name == "f1":
+            pairs = [
+                pair if pair is None else (2 * pair[0] / (1 + pair[0]), 2 * pair[1] / (1 + pair[1])) for pair in pairs
+            ]
+        result[name] = list(pairs)
+    return result
+
+
+def _intervals(chunks: Sequence[Doubles], bootstrap: Bootstrap) -> list[Interval | None]:
+    """Of arrays ``(K, r)`` side by side, one interval a row."""
+    return [bootstrap.interval(row) for row in np.concatenate(list(chunks), axis=1)]
+
+
+def number(value: float) -> float | None:
+    """A number, or None where it is none: JSON knows no other word for that."""
+    return float(value) if np.isfinite(value) else None
+
+
+def mean_of_numbers(values: Doubles) -> float | None:
+    """Mean of those that are numbers; None where none is."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None

@@ -5,21 +5,48 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vitrail.config.schema import DataConfig
 from vitrail.data.dataset import ImageData, open_data
-from vitrail.errors import DataError
+from vitrail.data.splits import groups_of
+from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.efficiency import measure_efficiency
-from vitrail.evaluate.metrics import classification_metrics, confusion_table, per_class_table
-from vitrail.evaluate.several_labels import several_labels_metrics, several_labels_table
-from vitrail.files import write_text
-from vitrail.runs.folder import RunFolder
-from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
+from vitrail.evaluate.saved import HeldOut, Intervals, Saved, held_out_for, is_current, measure_saved, origin_of
+from vitrail.runs.folder import EvaluationFiles, RunFolder
+from vitrail.runs.trained import ModelCard, TrainedModel, choose_device, load_classifier
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run together with the images that it is measured on.
+
+    Attributes:
+        run: The run.
+        trained: Its model.
+        images: The images.
+        split: Which of them.
+        name: What the results are called.
+        tta: Test-time augmentation.
+        folder: Where the results are.
+    """
+
+    run: RunFolder
+    trained: TrainedModel
+    images: ImageData
+    split: str
+    name: str
+    tta: str
+    folder: Path
+
+    @property
+    def files(self) -> EvaluationFiles:
+        """The results' files."""
+        return EvaluationFiles(self.folder)
 
 
 def evaluate(
@@ -30,8 +57,13 @@ def evaluate(
     other: bool = False,
     device: str = "auto",
     tta: str = "none",
+    own: DataConfig | None = None,
+    intervals: Intervals | None = None,
+    memory: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Predict a split, measure the predictions, and write both into the run folder.
+
+    The validation split is predicted too where there is one, to calibrate on.
 
     Args:
         run: A trained run.
@@ -41,6 +73,9 @@ def evaluate(
         other: Whether ``data`` is not what the run was trained on; its results then get a name of their own.
         device: "auto", "cpu", "cuda", ...
         tta: Test-time augmentation: "none", "mirror", "flips", "turns" or "crops"; its results get a name of their own.
+        own: Of other data: the run's own config, whose validation split is calibrated on.
+        intervals: How intervals are made.
+        memory: Measure the memory of a pass too, which takes seconds.
 
     Returns:
         The folder with the results, and the overall measures.
@@ -49,12 +84,47 @@ def evaluate(
         RunError: The run folder lacks a file or holds a damaged one.
         DataError: Images that are missing, unreadable or of unknown classes, or no such split.
     """
+    evaluated = open_evaluation(run, data, split=split, other=other, device=device, tta=tta)
+    metrics = measure(evaluated, data, own if other else data, intervals or Intervals(), memory)
+    return evaluated.folder, metrics
+
+
+def open_evaluation(
+    run: RunFolder,
+    data: DataConfig,
+    *,
+    split: str | None = None,
+    other: bool = False,
+    device: str = "auto",
+    tta: str = "none",
+) -> Evaluated:
+    """The model and the images of an evaluation; what the arguments are and what is raised, :func:`evaluate` says."""
     trained = load_classifier(run).to(choose_device(device))
-    # Images are brought to the model exactly as they were in training.
-    card = trained.card
+    images = open_for(trained.card, data, split=not other)
+    default = next(name for name in ("test", "val", "all", "train") if name in images.splits)
+    chosen = split or default
+    name = name_of_other(data.path, chosen) if other and data.path else chosen
+    if tta != "none":
+        name += f"-{tta}"
+    folder = run.evaluation_of(name, primary=not other and chosen == default and tta == "none")
+    return Evaluated(run, trained, images, chosen, name, tta, folder)
+
+
+def open_for(card: ModelCard, data: DataConfig, *, split: bool, labelled: bool = True) -> ImageData:
+    """Images brought to the model exactly as they were in training.
+
+    Args:
+        card: The model's.
+        data: The images.
+        split: Split them as for training.
+        labelled: Whether they are of the model's classes.
+
+    Raises:
+        DataError: Images that are missing, unreadable, of unknown classes or of other bands.
+    """
     config = dataclasses.replace(data, resize=card.resize, color=card.color, spectral=card.spectral)
-    images = open_data(config, card.img_size, card.classes, split=not other)
-    if (images.source.targets.ndim == 2) != card.several_labels:
+    images = open_data(config, card.img_size, card.classes if labelled else None, split=split)
+    if labelled and (images.source.targets.ndim == 2) != card.several_labels:
         wanted = "several labels an image" if card.several_labels else "one label an image"
         raise DataError(f"the run was trained with {wanted}, the data is of the other kind; see data.label_separator")
     trained_on = {name: stream.bands for name, stream in card.streams.items()}
@@ -62,34 +132,71 @@ def evaluate(
         raise DataError(
             f"the run was trained on the bands {_describe(trained_on)}, the data has {_describe(images.source.bands)}"
         )
-    default = next(name for name in ("test", "val", "all", "train") if name in images.splits)
-    chosen = split or default
-    name = _name_of_other(data.path, chosen) if other and data.path else chosen
-    if tta != "none":
-        name += f"-{tta}"
-    _predict(run, trained, images, chosen, name, tta)
-    folder = run.evaluation_of(name, primary=not other and chosen == default and tta == "none")
-    metrics = measure(run, name, folder)
-    metrics["name"], metrics["split"], metrics["tta"] = name, chosen, tta
-    metrics["data"] = {"source": config.source, "path": config.path}
-    metrics["unreadable"] = [path for path, _ in images.source.left_out]
-    metrics["efficiency"] = measure_efficiency(trained)
-    run.write_json(folder / "metrics.json", metrics)
-    return folder, metrics
+    return images
 
 
 def _describe(bands: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{stream}: {', '.join(names)}" for stream, names in bands.items())
 
 
-def _name_of_other(path: str, split: str) -> str:
+def name_of_other(path: str, split: str, what: str = "other") -> str:
     """A name of its own for each folder of other images: two folders may be called the same."""
     place = Path(path).resolve()
     code = hashlib.sha256(str(place).encode()).hexdigest()[:6]
-    return f"other-{place.name}-{code}" + ("" if split == "all" else f"-{split}")
+    return f"{what}-{place.name}-{code}" + ("" if split == "all" else f"-{split}")
 
 
-def _predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str, tta: str) -> None:
+def measure(
+    evaluated: Evaluated, data: DataConfig, own: DataConfig | None, intervals: Intervals, memory: bool = False
+) -> dict[str, Any]:
+    """Predict, measure and write; gives the overall measures.
+
+    Args:
+        evaluated: What is measured.
+        data: Where its images are from.
+        own: What the run was trained on.
+        intervals: How intervals are made.
+        memory: Whether to measure memory.
+
+    Raises:
+        DataError: An image that cannot be read, or that has no group.
+    """
+    run, trained, tta = evaluated.run, evaluated.trained, evaluated.tta
+    predict(run, trained, evaluated.images, evaluated.split, evaluated.name, tta)
+    saved = Saved.read(run, evaluated.name)
+    metrics = measure_saved(saved, _held_out(evaluated, own), evaluated.files, intervals.bootstrap(saved.table, data))
+    metrics |= origin_of(saved)
+    metrics["efficiency"] = measure_efficiency(trained, memory_of=run.path if memory else None)
+    drop_what_is_of_other_weights(run, evaluated.files, metrics["weights"])
+    run.write_json(evaluated.files.metrics, metrics)
+    return metrics
+
+
+def _held_out(evaluated: Evaluated, own: DataConfig | None) -> HeldOut:
+    """The validation split's predictions, made where they are not there."""
+    run, tta, images = evaluated.run, evaluated.tta, evaluated.images
+    name = "val" if tta == "none" else f"val-{tta}"
+    if evaluated.name == name or own is None:
+        return held_out_for(run, evaluated.name, evaluated.split, tta)
+    if evaluated.name.startswith("other-"):
+        if is_current(run, name):
+            return held_out_for(run, evaluated.name, evaluated.split, tta)
+        try:
+            images = open_for(evaluated.trained.card, own, split=True)
+        except VitrailError as error:
+            # The images that the run was trained on need not be here to measure it on others.
+            return HeldOut(None, f"the run's own images cannot be opened ({error})")
+    if "val" in images.splits and not is_current(run, name, fingerprint=images.fingerprint()):
+        predict(run, evaluated.trained, images, "val", name, tta)
+    return held_out_for(run, evaluated.name, evaluated.split, tta)
+
+
+def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str, tta: str) -> None:
+    """Save what the model says of a split's images.
+
+    Raises:
+        DataError: An image that cannot be read.
+    """
     logits: list[torch.Tensor] = []
     embeddings: list[torch.Tensor] = []
     order: list[int] = []
@@ -98,6 +205,7 @@ def _predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: st
         logits.append(output.cpu())
         embeddings.append(embedding.cpu())
         order += batch["index"].tolist()
+    groups = _groups(images)
     run.write_predictions(
         name,
         order,
@@ -105,24 +213,41 @@ def _predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: st
         [images.source.targets[i].tolist() for i in order],
         torch.cat(logits).numpy(),
         torch.cat(embeddings).numpy(),
+        None if groups is None else [groups[i] for i in order],
+        {
+            "split": split,
+            "tta": tta,
+            "data": {"source": images.config.source, "path": images.config.path},
+            "unreadable": [path for path, _ in images.source.left_out],
+            "weights": run.weights_code(),
+            "fingerprint": images.fingerprint(),
+        },
     )
 
 
-def measure(run: RunFolder, name: str, folder: Path) -> dict[str, Any]:
-    """Measure the saved predictions of that name, without the model; write tables into ``folder``, return the rest.
+def _groups(images: ImageData) -> list[str] | None:
+    """Which images belong together: as the source says, as the split was made, or by the blocks of a scene."""
+    source, config = images.source, images.config
+    if source.scene is not None:
+        block = source.scene.block
+        return ["-".join(str(int(x) // block) for x in corner) for corner in source.scene.corners]
+    if source.groups is not None:
+        return [str(group) for group in source.groups]
+    if config.split == "grouped" and config.group is not None:
+        try:
+            return groups_of(source, config.group)
+        except DataError:
+            return None  # other images may be called otherwise; then each is on its own, and metrics.json says so
+    return None
 
-    Raises:
-        RunError: There are no predictions of that name.
-    """
-    card = run.read_json(run.card)
-    classes = card["classes"]
-    table = run.read_predictions(name)
-    logits = np.stack(table["logits"].tolist()).astype(np.float32)
-    if card.get("label_separator") is not None:
-        several = np.stack(table["target"].tolist()).astype(np.int64)
-        write_text(folder / "per_class.csv", several_labels_table(logits, several, classes).to_csv(index=False))
-        return several_labels_metrics(logits, several, classes)
-    targets = table["target"].to_numpy(dtype=np.int64)
-    write_text(folder / "per_class.csv", per_class_table(logits, targets, classes).to_csv(index=False))
-    write_text(folder / "confusion.csv", confusion_table(logits, targets, classes).to_csv())
-    return classification_metrics(logits, targets, classes)
+
+def drop_what_is_of_other_weights(run: RunFolder, files: EvaluationFiles, weights: str | None) -> None:
+    """Remove results of an earlier training that nothing would tell from those of this one."""
+    known = run.read_json(files.robustness) if files.robustness.is_file() else {}
+    kept = {name: part for name, part in known.items() if part.get("weights") == weights}
+    for name in set(known) - set(kept):
+        files.of_the_model[name].unlink(missing_ok=True)
+    if kept != known:
+        run.write_json(files.robustness, kept)
+    if files.ood.is_file() and run.read_json(files.ood).get("weights") != weights:
+        files.ood.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -18,6 +19,37 @@ import pandas as pd
 from vitrail.errors import RunError
 from vitrail.files import replacing, write_json, write_text
 from vitrail.weights.places import CARD_FILE, WEIGHTS_FILE
+
+
+class EvaluationFiles:
+    """The files that an evaluation may leave behind.
+
+    Args:
+        folder: Where they lie: what :meth:`RunFolder.evaluation_of` gives.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.metrics = folder / "metrics.json"
+        self.per_class = folder / "per_class.csv"
+        self.confusion = folder / "confusion.csv"
+        self.confusion_shares = folder / "confusion_normalized.csv"
+        self.confusion_clustered = folder / "confusion_clustered.csv"
+        self.calibration = folder / "calibration.json"
+        self.reliability = folder / "reliability.csv"
+        self.conformal = folder / "conformal.json"
+        self.selective = folder / "selective.csv"
+        self.mistakes = folder / "mistakes.csv"
+        self.mistakes_sheet = folder / "mistakes.png"
+        self.ood = folder / "ood.json"
+        self.robustness = folder / "robustness.json"
+        self.corruptions = folder / "corruptions.csv"
+        self.missing = folder / "missing.csv"
+        self.attacks = folder / "attacks.csv"
+
+    @property
+    def of_the_model(self) -> dict[str, Path]:
+        """What was measured with the model and is worth nothing beside other weights."""
+        return {"ood": self.ood, "corruptions": self.corruptions, "missing": self.missing, "attacks": self.attacks}
 
 
 class RunFolder:
@@ -167,15 +199,42 @@ class RunFolder:
         targets: Sequence[int] | Sequence[Sequence[int]],
         logits: npt.NDArray[np.float32],
         embeddings: npt.NDArray[np.float32],
+        groups: Sequence[str] | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a split's predictions: index, path, target and logits of each image, and its embedding beside."""
+        """Write a split's predictions: index, path, target and logits of each image, and its embedding beside.
+
+        Args:
+            split: Name of the split, or of other data.
+            index: Of each image.
+            paths: What identifies it.
+            targets: Its class, or its labels.
+            logits: Shape ``(N, K)``.
+            embeddings: Shape ``(N, C)``.
+            groups: Its group, where images belong together.
+            origin: What the predictions were made from, and with which weights; plain values, kept with the table.
+        """
         table = pd.DataFrame(
             {"index": list(index), "path": list(paths), "target": list(targets), "logits": list(logits)}
         )
+        if groups is not None:
+            table["group"] = list(groups)
+        table.attrs.update(origin or {})
         with replacing(self.predictions(split)) as temporary:
             table.to_parquet(temporary)
         with replacing(self.embeddings(split)) as temporary, temporary.open("wb") as file:
             np.save(file, embeddings)
+
+    def saved_predictions(self) -> list[str]:
+        """Names of the splits and other data that predictions were saved of."""
+        return sorted(path.stem for path in (self.path / "predictions").glob("*.parquet"))
+
+    def weights_code(self) -> str | None:
+        """What tells this run's weights from others: a hash of the file; None where there is none."""
+        if not self.weights.is_file():
+            return None
+        with self.weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     def read_predictions(self, split: str) -> pd.DataFrame:
         """Index, path, target and logits of a split's images.
@@ -228,7 +287,8 @@ class RunFolder:
 
     # -- JSON --------------------------------------------------------------------------------------------
 
-    def write_json(self, file: Path, value: Any) -> None:
+    @staticmethod
+    def write_json(file: Path, value: Any) -> None:
         """Write one of the run's JSON files."""
         write_json(file, value)
 

@@ -1,0 +1,134 @@
+"""Sets of classes that hold the true one as often as was asked for, whatever the model is like.
+
+The promise holds for images drawn like those that the sets were calibrated on, on the mean over all such draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import softmax
+
+from vitrail.errors import ConfigError
+from vitrail.evaluate.intervals import Doubles
+from vitrail.evaluate.metrics import Floats, Ints, accuracy_interval, check_logits
+
+METHODS = ("lac", "aps")
+
+
+def prediction_sets(
+    logits: Floats, held_out: tuple[Floats, Ints], alpha: float, method: str, seed: int = 0
+) -> tuple[npt.NDArray[np.bool_], float]:
+    """Which classes belong to each image's set.
+
+    "lac" takes the classes whose probability is high enough: the smallest sets on the mean. "aps" takes classes from
+    the most likely on until enough probability is together, the last one by chance as its share says: larger sets
+    that cover hard images about as well as easy ones.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        held_out: Logits ``(n, K)`` and classes ``(n,)`` of images that the model was not trained on.
+        alpha: Share of images whose set may lack the true class.
+        method: "lac" or "aps".
+        seed: Of the chance in "aps".
+
+    Returns:
+        Whether each class is in the set, shape ``(N, K)``; and the threshold, which is infinite (all classes in every
+        set) where fewer than ``1 / alpha - 1`` images were held out.
+
+    Raises:
+        ConfigError: Alpha out of range, or an unknown method.
+        DataError: No images, or logits that are not finite.
+
+    Source: Sadinle et al. 2019, J. Am. Stat. Assoc. 114, 223-234 (LAC); Romano et al. 2020, arXiv:2006.02544 (APS).
+    """
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha must be between 0 and 1, got {alpha}")
+    if method not in METHODS:
+        raise ConfigError(f"prediction sets are made by {' or '.join(METHODS)}, not by {method!r}")
+    calibration, targets = held_out
+    for x in (logits, calibration):
+        check_logits(x)
+    rng = np.random.default_rng(seed)
+    scores = _scores(calibration, method, rng)[np.arange(len(targets)), targets]
+    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # 0.9 x 10 must not become 10
+    threshold = math.inf if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])
+    sets: npt.NDArray[np.bool_] = _scores(logits, method, rng) <= threshold
+    return sets, threshold
+
+
+def _scores(logits: Floats, method: str, rng: np.random.Generator) -> Doubles:
+    """How strange each class would be, shape ``(N, K)``."""
+    p = softmax(logits.astype(np.float64), axis=1)
+    if method == "lac":
+        strange: Doubles = 1 - p
+        return strange
+    order = np.argsort(-p, axis=1, kind="stable")
+    sorted_p = np.take_along_axis(p, order, axis=1)
+    before = np.cumsum(sorted_p, axis=1) - sorted_p
+    scores: Doubles = np.empty_like(p)
+    np.put_along_axis(scores, order, before + rng.random((len(p), 1)) * sorted_p, axis=1)
+    return scores
+
+
+def conformal_report(
+    logits: Floats,
+    targets: Ints,
+    classes: Sequence[str],
+    held_out: tuple[Floats, Ints],
+    source: str,
+    alphas: Sequence[float] = (0.1, 0.05),
+) -> dict[str, Any]:
+    """Coverage and size of prediction sets.
+
+    Args:
+        logits: Of the images that are judged, shape ``(N, K)``.
+        targets: Their classes, shape ``(N,)``.
+        classes: Names.
+        held_out: Logits and classes of the images that sets are calibrated on.
+        source: What those are called.
+        alphas: Shares of images whose set may lack the true class.
+
+    Returns:
+        ``calibrated_on``, ``images``, and a list ``sets``, for each method and alpha: ``method``, ``alpha``,
+        ``wanted`` (1 - alpha), ``threshold`` (None: too few images were held out, every set has all classes),
+        ``coverage`` with its 95 % Wilson interval ``coverage_low`` and ``coverage_high``, ``mean_size``, ``sizes``
+        (how many images have a set of 0, 1, 2, ... classes), and ``per_class`` (``class``, ``images``,
+        ``coverage``, ``mean_size``).
+    """
+    found = []
+    for method in METHODS:
+        for alpha in alphas:
+            sets, threshold = prediction_sets(logits, held_out, alpha, method)
+            covered = sets[np.arange(len(targets)), targets]
+            size = sets.sum(axis=1)
+            low, high = accuracy_interval(int(covered.sum()), len(covered))
+            per_class = [
+                {
+                    "class": name,
+                    "images": int(own.sum()),
+                    "coverage": float(covered[own].mean()),
+                    "mean_size": float(size[own].mean()),
+                }
+                for k, name in enumerate(classes)
+                if (own := targets == k).any()
+            ]
+            found.append(
+                {
+                    "method": method,
+                    "alpha": alpha,
+                    "wanted": 1 - alpha,
+                    "threshold": None if math.isinf(threshold) else threshold,
+                    "coverage": float(covered.mean()),
+                    "coverage_low": low,
+                    "coverage_high": high,
+                    "mean_size": float(size.mean()),
+                    "sizes": np.bincount(size).tolist(),
+                    "per_class": per_class,
+                }
+            )
+    return {"calibrated_on": source, "images": len(held_out[0]), "sets": found}

@@ -1,0 +1,307 @@
+"""How a run's accuracy holds: under corruptions, with bands or a stream missing, under attack."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vitrail.config.schema import DataConfig
+from vitrail.data.dataset import Batch
+from vitrail.data.sources.edges import edges
+from vitrail.errors import ConfigError
+from vitrail.evaluate.attacks import PGD_STEPS, check_epsilons, fgsm, losses, pgd
+from vitrail.evaluate.corruptions import SEVERITIES, check_corruptions, corrupt
+from vitrail.evaluate.intervals import Bootstrap
+from vitrail.evaluate.metrics import accuracy_interval
+from vitrail.evaluate.run import Evaluated
+from vitrail.evaluate.saved import Intervals, Saved
+from vitrail.files import write_text
+from vitrail.runs.trained import TrainedModel
+
+Right = npt.NDArray[np.bool_]
+# Of a case's keys, what the model makes of a batch in that case.
+Cases = Mapping[tuple[Any, ...], Callable[[Batch], Tensor]]
+
+
+def measure_corruptions(
+    evaluated: Evaluated,
+    data: DataConfig | None,
+    names: Sequence[str] = (),
+    *,
+    intervals: Intervals | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy under each corruption at each severity; writes corruptions.csv and its part of robustness.json.
+
+    Args:
+        evaluated: An evaluation whose predictions are saved.
+        data: Where the images are from, for groups.
+        names: Which corruptions; all when there are none.
+        intervals: How intervals are made.
+        sample: How many images, evenly spaced over the split; all when not given.
+        seed: Of the corruptions' chance.
+
+    Returns:
+        ``corruption``, ``severity``, ``images``, ``accuracy``, ``low``, ``high``; first the images as they are ("none",
+        severity 0).
+
+    Raises:
+        ConfigError: An unknown corruption, or a sample of no images.
+    """
+    names = check_corruptions(names)
+    trained = evaluated.trained
+
+    def corrupted(name: str, severity: int) -> Callable[[Batch], Tensor]:
+        def classify(batch: Batch) -> Tensor:
+            made = trained.card.spectral == "edges"
+            indices = batch["index"].tolist()
+            streams = {
+                stream: corrupt(batch[stream], name, severity, indices, seed, stream)
+                for stream in trained.card.streams
+                if not (made and stream == "spectral")
+            }
+            return trained.classify(_with_edges(trained, streams), evaluated.tta)[0]
+
+        return classify
+
+    cases: dict[tuple[Any, ...], Callable[[Batch], Tensor]] = {
+        ("none", 0): lambda batch: trained.classify(batch, evaluated.tta)[0]
+    }
+    cases |= {(name, severity): corrupted(name, severity) for name in names for severity in SEVERITIES}
+    table = _accuracies(evaluated, data, cases, ("corruption", "severity"), intervals, sample, "corruptions")
+    of_each = table[table["severity"] > 0].groupby("corruption", sort=False)["accuracy"].mean()
+    write_text(evaluated.files.corruptions, table.to_csv(index=False))
+    _remember(
+        evaluated,
+        "corruptions",
+        {
+            "images": int(table["images"].iloc[0]),
+            "seed": seed,
+            "accuracy": float(table["accuracy"].iloc[0]),
+            "mean_corrupted_accuracy": float(of_each.mean()),
+            "of_each": {str(name): float(value) for name, value in of_each.items()},
+        },
+    )
+    return table
+
+
+def measure_missing(
+    evaluated: Evaluated,
+    data: DataConfig | None,
+    *,
+    intervals: Intervals | None = None,
+    sample: int | None = None,
+) -> pd.DataFrame:
+    """Accuracy with each band missing, and of several streams with each stream; writes missing.csv and its summary.
+
+    A band is replaced by its mean over the training images. So is a stream, unless the model has learned to do without
+    (``missing_spectral="learned"``): then the stream is left out.
+
+    Args:
+        evaluated: An evaluation whose predictions are saved.
+        data: Where the images are from, for groups.
+        intervals: How intervals are made.
+        sample: How many images, evenly spaced over the split; all when not given.
+
+    Returns:
+        ``stream``, ``band`` ("all" for a stream), ``how``, ``images``, ``accuracy``, ``low``, ``high``; first the
+        images as they are ("none").
+    """
+    trained = evaluated.trained
+    streams = trained.card.streams
+
+    def without(stream: str, bands: Sequence[int], left_out: bool = False) -> Callable[[Batch], Tensor]:
+        def classify(batch: Batch) -> Tensor:
+            inputs = {name: batch[name] for name in streams}
+            if left_out:
+                del inputs[stream]
+            else:
+                x = inputs[stream].clone()
+                for band in bands:
+                    x[:, band] = streams[stream].mean[band]
+                inputs[stream] = x
+                if stream == "image" and len(bands) < len(streams[stream].bands):
+                    inputs = _with_edges(trained, inputs)
+            return trained.classify(inputs, evaluated.tta)[0]
+
+        return classify
+
+    cases: dict[tuple[Any, ...], Callable[[Batch], Tensor]] = {
+        ("none", "none", "as it is"): lambda batch: trained.classify(batch, evaluated.tta)[0]
+    }
+    for name, stream in streams.items():
+        for i, band in enumerate(stream.bands):
+            cases[(name, band, "its mean")] = without(name, [i])
+        if len(streams) > 1:
+            learned = name == "spectral" and getattr(trained.model, "spectral_token", None) is not None
+            how = "left out" if learned else "means of its bands"
+            cases[(name, "all", how)] = without(name, range(len(stream.bands)), learned)
+    table = _accuracies(evaluated, data, cases, ("stream", "band", "how"), intervals, sample, "missing bands")
+    write_text(evaluated.files.missing, table.to_csv(index=False))
+    worst = table.iloc[1:].sort_values("accuracy", kind="stable").iloc[0]
+    _remember(
+        evaluated,
+        "missing",
+        {
+            "images": int(table["images"].iloc[0]),
+            "accuracy": float(table["accuracy"].iloc[0]),
+            "worst": {key: str(worst[key]) for key in ("stream", "band", "how")}
+            | {"accuracy": float(worst["accuracy"])},
+        },
+    )
+    return table
+
+
+def measure_attacks(
+    evaluated: Evaluated,
+    data: DataConfig | None,
+    epsilons: Sequence[float] = (),
+    *,
+    intervals: Intervals | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Accuracy under FGSM and PGD; writes attacks.csv and its part of robustness.json.
+
+    Args:
+        evaluated: An evaluation whose predictions are saved.
+        data: Where the images are from, for groups.
+        epsilons: Largest changes of a pixel's value, in units of 0..1; 1, 2, 4 and 8 of 255 when there are none.
+        intervals: How intervals are made.
+        sample: How many images, evenly spaced over the split; all when not given.
+        seed: Of PGD's random start.
+
+    Returns:
+        ``attack``, ``epsilon``, ``epsilon_of_255``, ``steps``, ``images``, ``accuracy``, ``low``, ``high``; first the
+        images as they are ("none").
+
+    Raises:
+        ConfigError: An epsilon out of range, test-time augmentation (which the attacks do not know of), or a sample of
+            no images.
+    """
+    if evaluated.tta != "none":
+        raise ConfigError(f"attacks are made on the model itself, without --tta {evaluated.tta}; leave one of them out")
+    sizes = check_epsilons(epsilons)
+    trained = evaluated.trained
+
+    def attacked(attack: Callable[..., dict[str, Tensor]], epsilon: float, **more: int) -> Callable[[Batch], Tensor]:
+        def classify(batch: Batch) -> Tensor:
+            on_device = {name: batch[name].to(trained.device) for name in trained.card.streams}
+            target = batch["target"].to(trained.device)
+            changed = attack(trained, on_device, target, epsilon, **more)
+            with torch.no_grad():
+                return losses(trained, changed, target)[0]
+
+        return classify
+
+    cases: dict[tuple[Any, ...], Callable[[Batch], Tensor]] = {
+        ("none", 0.0, 0.0, 0): lambda batch: trained.classify(batch)[0]
+    }
+    for size in sizes:
+        cases[("fgsm", size, 255 * size, 1)] = attacked(fgsm, size)
+    for size in sizes:
+        cases[("pgd", size, 255 * size, PGD_STEPS)] = attacked(pgd, size, steps=PGD_STEPS, seed=seed)
+    keys = ("attack", "epsilon", "epsilon_of_255", "steps")
+    table = _accuracies(evaluated, data, cases, keys, intervals, sample, "attacks")
+    write_text(evaluated.files.attacks, table.to_csv(index=False))
+    pgd_rows = table[table["attack"] == "pgd"]
+    _remember(
+        evaluated,
+        "attacks",
+        {
+            "images": int(table["images"].iloc[0]),
+            "seed": seed,
+            "accuracy": float(table["accuracy"].iloc[0]),
+            "pgd": [
+                {"epsilon": float(row["epsilon"]), "accuracy": float(row["accuracy"])} for _, row in pgd_rows.iterrows()
+            ],
+        },
+    )
+    return table
+
+
+def _with_edges(trained: TrainedModel, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs, a second stream that is made from the image made anew."""
+    if trained.card.spectral != "edges":
+        return dict(streams)
+    return {**streams, "spectral": edges(streams["image"])}
+
+
+def _accuracies(
+    evaluated: Evaluated,
+    data: DataConfig | None,
+    cases: Cases,
+    keys: Sequence[str],
+    intervals: Intervals | None,
+    sample: int | None,
+    what: str,
+) -> pd.DataFrame:
+    """A row a case: its keys, images, accuracy and interval."""
+    if sample is not None and sample < 1:
+        raise ConfigError(f"--sample must be at least 1 image, got {sample}")
+    indices = evaluated.images.indices(evaluated.split)
+    if sample is not None and sample < len(indices):
+        indices = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, sample).round().astype(int))]
+    right: dict[tuple[Any, ...], list[Right]] = {case: [] for case in cases}
+    for batch in _counted(evaluated.images.in_order(indices, 64), len(indices), what):
+        target = batch["target"].numpy()
+        for case, classify in cases.items():
+            logits = classify(batch).cpu().numpy()
+            right[case].append(
+                ((logits >= 0) == (target > 0)).all(axis=1) if target.ndim == 2 else logits.argmax(axis=1) == target
+            )
+    bootstrap = _bootstrap(evaluated, data, indices, intervals or Intervals())
+    rows = []
+    for case, parts in right.items():
+        own = np.concatenate(parts)
+        low, high = accuracy_with_groups(own, bootstrap)
+        rows.append(
+            {**dict(zip(keys, case, strict=True)), "images": len(own), "accuracy": own.mean(), "low": low, "high": high}
+        )
+    return pd.DataFrame(rows)
+
+
+def accuracy_with_groups(right: Right, bootstrap: Bootstrap | None) -> tuple[float, float]:
+    """95 % interval of an accuracy: Wilson's, or the bootstrap's where groups are drawn.
+
+    Args:
+        right: Whether each image is right, shape ``(N,)``.
+        bootstrap: How images are drawn anew.
+    """
+    if bootstrap is None or bootstrap.groups is None:
+        return accuracy_interval(int(right.sum()), len(right))
+    interval = bootstrap.mean(right)
+    return interval or accuracy_interval(round(float(right.mean()) * bootstrap.units), bootstrap.units)
+
+
+def _bootstrap(
+    evaluated: Evaluated, data: DataConfig | None, indices: Sequence[int], intervals: Intervals
+) -> Bootstrap | None:
+    table = Saved.read(evaluated.run, evaluated.name).table.set_index("index").loc[list(indices)]
+    return intervals.bootstrap(table.reset_index(), data)
+
+
+def _counted(batches: Iterator[Batch], images: int, what: str) -> Iterator[Batch]:
+    """The same batches, with a line on a terminal that says how far it is."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch["index"])
+        if sys.stderr.isatty():
+            print(
+                f"\r{what}: {done} of {images} images", end="" if done < images else "\n", file=sys.stderr, flush=True
+            )
+
+
+def _remember(evaluated: Evaluated, part: str, summary: dict[str, Any]) -> None:
+    run, file = evaluated.run, evaluated.files.robustness
+    known = run.read_json(file) if file.is_file() else {}
+    run.write_json(file, {**known, part: {"weights": run.weights_code(), **summary}})

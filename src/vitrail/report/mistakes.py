@@ -1,0 +1,81 @@
+"""The contact sheet of a model's most confident mistakes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vitrail.data.sources.base import ImageSource
+from vitrail.errors import DataError
+from vitrail.files import replacing
+from vitrail.report.eye import as_pictures
+
+_COLUMNS = 6
+_MOST_CHARACTERS = 20
+
+
+def draw_mistakes(source: ImageSource, mistakes: pd.DataFrame, out: Path, most: int = 24) -> int:
+    """Draw the images of the first mistakes, as the model sees them.
+
+    Three bands are shown in their colours, one in gray, others as the mean of all bands.
+
+    Args:
+        source: The images that were evaluated.
+        mistakes: A table with the columns ``path``, ``true``, ``predicted`` and ``confidence``, the surest first.
+        out: PNG file to write; removed where there is no mistake.
+        most: Images at most.
+
+    Returns:
+        How many were drawn.
+
+    Raises:
+        DataError: An image is not there any more.
+    """
+    rows = mistakes.head(most)
+    if rows.empty:
+        out.unlink(missing_ok=True)
+        return 0
+    places = {key: i for i, key in enumerate(source.keys)}
+    gone = [path for path in rows["path"] if path not in places]
+    if gone:
+        raise DataError(f"{gone[0]} was evaluated and is not among the images any more")
+    columns = min(_COLUMNS, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(1.7 * columns, 2.2 * lines + 0.4), layout="constrained")
+    figure.suptitle(f"Wrong and sure of it: the first {len(rows)} of the mistakes, by confidence", fontsize=9)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, row in zip(axes.flat, rows.itertuples(index=False), strict=False):
+        picture = as_pictures(source.load([places[str(row.path)]])["image"])[0]
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(
+            f"{_short(str(row.predicted))} {row.confidence:.0%}\ntrue: {_short(str(row.true))}", fontsize=7, loc="left"
+        )
+        axis.text(
+            0,
+            -0.04,
+            _end(str(row.path)),
+            transform=axis.transAxes,
+            fontsize=5,
+            va="top",
+            color="dimgray",
+            clip_on=False,
+        )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    with replacing(out) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return len(rows)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"
+
+
+def _end(path: str) -> str:
+    """The end of a path is what tells files apart."""
+    return path if len(path) <= 34 else "…" + path[-33:]
