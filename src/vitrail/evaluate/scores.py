@@ -43,8 +43,9 @@ def image_scores(measure: str, logits: npt.NDArray[np.float32], targets: npt.NDA
     if targets.ndim == 2:
         return _several_labels(measure, wide, targets)
     if measure == "nll":
-        value: Floats = -log_softmax(wide, axis=1)[np.arange(len(targets)), targets]
-        return value
+        chances: Floats = log_softmax(wide, axis=1)
+        loss: Floats = -chances[np.arange(len(targets)), targets]
+        return loss
     predicted = wide.argmax(1)
     right = (predicted == targets).astype(np.float64)
     if measure == "accuracy":

@@ -82,8 +82,10 @@ class PairedDifference:
         """How many standard errors a difference must be away from 0, two-sided."""
         variance = self.runs + self.images
         share = np.where(variance > 0, self.runs / np.where(variance > 0, variance, 1), 1.0)
-        quantile: Floats = share * stats.t.isf(np.asarray(alpha) / 2, self.df_runs)
-        return quantile + (1 - share) * stats.t.isf(np.asarray(alpha) / 2, self.df_images)
+        half = np.asarray(alpha) / 2
+        few, many = stats.t.isf(half, self.df_runs), stats.t.isf(half, self.df_images)
+        mixed: Floats = share * few + (1 - share) * many
+        return mixed
 
     def interval(self, confidence: float = 0.95) -> tuple[Floats, Floats]:
         """Low and high end."""
@@ -177,9 +179,10 @@ def join_groups(scores: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.ob
     x = np.asarray(scores, dtype=np.float64)
     _, number = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     count = int(number.max()) + 1
-    joined = np.zeros((*x.shape[:-1], count))
+    joined: Floats = np.zeros((*x.shape[:-1], count))
     np.add.at(joined.reshape(-1, count).T, number, x.reshape(-1, x.shape[-1]).T)
-    return joined * count / x.shape[-1]
+    joined *= count / x.shape[-1]
+    return joined
 
 
 def bootstrap_images(
@@ -296,7 +299,8 @@ def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
         first: Whether each image is right, shape ``(S, N)``: a row a run.
         second: The same for the other.
 
-    Source: McNemar 1947, Psychometrika 12, 153-157, as an exact binomial test; merging: Rüger 1978, Metrika 25, 171-178.
+    Source: McNemar 1947, Psychometrika 12, 153-157, as an exact binomial test; twice the median: Rüger 1978, Metrika
+    25, 171-178.
     """
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     alone, other = (a & ~b).sum(1), (~a & b).sum(1)
