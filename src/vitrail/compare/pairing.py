@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from vitrail.compare.plan import Run
+from vitrail.config.schema import Recipe
 from vitrail.data.dataset import open_data
 from vitrail.data.splits import groups_of
 from vitrail.errors import DataError, RunError
@@ -82,12 +82,11 @@ def check_same_images(first: Tested, other: Tested) -> None:
         )
 
 
-@functools.lru_cache(maxsize=64)
-def _groups_of_run(path: str, run: Run) -> dict[str, str] | None:
-    config = run.recipe.data
+def _groups_by_recipe(recipe: Recipe) -> dict[str, str] | None:
+    config = recipe.data
     if config.split != "grouped" and config.source not in ("arrays", "table"):
         return None
-    images = open_data(config, image_size(run.recipe))
+    images = open_data(config, image_size(recipe))
     source = images.source
     if source.scene is not None:
         blocks = (source.scene.corners + source.scene.patch // 2) // source.scene.block
@@ -106,7 +105,7 @@ def image_groups(tested: Tested) -> npt.NDArray[np.object_] | None:
     table = tested.run.folder.read_predictions(str(tested.metrics["name"]))
     if "group" in table and table["group"].notna().all():
         return table.sort_values(["path", "index"], kind="stable")["group"].to_numpy(dtype=object)
-    known = _groups_of_run(str(tested.run.folder), tested.run)
+    known = _groups_by_recipe(tested.run.recipe)
     return None if known is None else np.array([known[image] for image in tested.images], dtype=object)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitrail.compare.suite import PRETRAINED, Suite, resolve
+from vitrail.compare.suite import PRETRAINED, Suite, settle
 from vitrail.config.schema import PRETRAINING, Recipe
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.runs.folder import RunFolder
@@ -121,15 +122,15 @@ def plan(suite: Suite) -> list[Run]:
         for fold in folds:
             for seed in suite.seeds:
                 who = f"{suite.file}: variant {variant.name}"
-                content, needed = variant.content, None
-                weights = content.get("model", {}).get("weights")
-                if isinstance(weights, str) and weights.startswith(PRETRAINED):
+                recipe, needed = variant.recipe, None
+                weights = recipe.model.weights
+                if weights is not None and weights.startswith(PRETRAINED):
                     needed = _plan_pretraining(suite, weights.removeprefix(PRETRAINED), fold)
                     before.setdefault(needed.identity, needed)
-                    content = {**content, "model": {**content["model"], "weights": needed.recipe.run_dir}}
-                recipe = resolve(content, "", seed, fold, who)
-                code = identity(recipe, None if needed is None else needed.identity, who)
-                recipe = resolve(content, suite.runs_dir / code, seed, fold, who)
+                    model = dataclasses.replace(recipe.model, weights=needed.recipe.run_dir)
+                    recipe = dataclasses.replace(recipe, model=model)
+                code = identity(settle(recipe, "", seed, fold, who), None if needed is None else needed.identity, who)
+                recipe = settle(recipe, suite.runs_dir / code, seed, fold, who)
                 number = None if fold is None else fold[0]
                 runs.append(
                     Run(
@@ -149,10 +150,10 @@ def plan(suite: Suite) -> list[Run]:
 def _plan_pretraining(suite: Suite, name: str, fold: tuple[int, int] | None) -> Run:
     """One for all seeds: what is compared is what becomes of it, and its images are those of the fold."""
     who = f"{suite.file}: pretrained.{name}"
-    content = suite.pretrained[name]
-    seed = int(content.get("run", {}).get("seed", 0))
-    code = identity(resolve(content, "", seed, fold, who), None, who)
-    recipe = resolve(content, suite.runs_dir / code, seed, fold, who)
+    begun = suite.pretrained[name]
+    seed = begun.run.seed
+    code = identity(settle(begun, "", seed, fold, who), None, who)
+    recipe = settle(begun, suite.runs_dir / code, seed, fold, who)
     return Run(code, name, seed, None if fold is None else fold[0], recipe)
 
 

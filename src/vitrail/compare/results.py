@@ -68,8 +68,8 @@ def tabulate(suite: Suite, runs: Sequence[Run]) -> Tables:
         wanted = list(itertools.combinations(names, 2))
     else:
         wanted = [(name, suite.against) for name in names if name != suite.against and suite.against in names]
-    rows = [_row_of_pair(of_variant[a], of_variant[b], suite) for a, b in wanted]
     groups = {fold: image_groups(t) for fold, t in by_fold.items()}
+    rows = [_row_of_pair(of_variant[a], of_variant[b], suite, groups) for a, b in wanted]
     known = [len(set(g)) for g in groups.values() if g is not None]
     pairs = pd.DataFrame(_decide([row for row in rows if row is not None], suite))
     return Tables(results, summary, pairs, sum(len(t.images) for t in by_fold.values()), sum(known) if known else None)
@@ -125,7 +125,9 @@ def _row_of_variant(name: str, rows: pd.DataFrame, metric: str) -> dict[str, Any
     }
 
 
-def _row_of_pair(first: Sequence[Tested], second: Sequence[Tested], suite: Suite) -> dict[str, Any] | None:
+def _row_of_pair(
+    first: Sequence[Tested], second: Sequence[Tested], suite: Suite, groups: Mapping[int | None, Any]
+) -> dict[str, Any] | None:
     """One comparison, but for what needs all of them; None where no seed was trained for both."""
     mine = {(t.run.fold, t.run.seed): t for t in first}
     other = {(t.run.fold, t.run.seed): t for t in second}
@@ -135,7 +137,6 @@ def _row_of_pair(first: Sequence[Tested], second: Sequence[Tested], suite: Suite
     seeds = sorted({seed for _, seed in common})
     folds = sorted({fold for fold, _ in common}, key=str)
     common = [(f, s) for f in folds for s in seeds if (f, s) in mine and (f, s) in other]
-    groups = {f: image_groups(next(mine[f, s] for s in seeds if (f, s) in mine)) for f in folds}
     means = np.array([mine[key].scores.mean() - other[key].scores.mean() for key in common])
     row: dict[str, Any] = {"a": first[0].run.variant, "b": second[0].run.variant, "metric": suite.metric,
                            "runs": len(common), "seeds": len(seeds)}  # fmt: skip
@@ -166,7 +167,7 @@ def _row_of_pair(first: Sequence[Tested], second: Sequence[Tested], suite: Suite
     exact = statistics.mcnemar(*rights)
     return row | {
         "images": images,
-        "groups": None if all(g is None for g in groups.values()) else len(per_unit),
+        "groups": None if all(groups[f] is None for f in folds) else len(per_unit),
         "difference": float(found.value),
         "low": float(low),
         "high": float(high),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,13 @@ class Variant:
 
     Attributes:
         name: What it is called in tables and figures.
-        content: Its whole recipe but for seed, fold and place, as plain values.
+        recipe: Its whole recipe but for seed, fold and place.
         changes: In which settings it differs from the others, for people.
         tta: Views that are averaged when it is evaluated.
     """
 
     name: str
-    content: dict[str, Any]
+    recipe: Recipe
     changes: dict[str, Any]
     tta: str
 
@@ -69,7 +70,7 @@ class Suite:
         size: Which size; empty where there are none.
         recipe: What all variants begin with, but those that have another.
         variants: What is compared, in order.
-        pretrained: Recipes of runs that variants begin with, as plain values.
+        pretrained: Recipes of runs that variants begin with.
         seeds: Of every variant.
         folds: How many; None for one split.
         metric: What decides.
@@ -86,7 +87,7 @@ class Suite:
     size: str
     recipe: str
     variants: tuple[Variant, ...]
-    pretrained: Mapping[str, dict[str, Any]]
+    pretrained: Mapping[str, Recipe]
     seeds: tuple[int, ...]
     folds: int | None
     metric: str
@@ -164,25 +165,30 @@ def load_suite(
     )
 
 
-def resolve(content: Mapping[str, Any], place: Path | str, seed: int, fold: tuple[int, int] | None, who: str) -> Recipe:
+def settle(recipe: Recipe, place: Path | str, seed: int, fold: tuple[int, int] | None, who: str) -> Recipe:
     """The recipe of one run.
 
     Args:
-        content: Plain values without seed, fold and place.
+        recipe: Without seed, fold and place.
         place: The run folder.
         seed: Of the run.
         fold: Number of the fold and how many there are.
         who: What it is for, for errors.
 
     Raises:
-        ConfigError: A setting that is unknown, mistyped or out of range.
+        ConfigError: A setting that does not go with folds.
     """
-    whole: dict[str, Any] = copy.deepcopy(dict(content))
-    whole["run"] = {**whole.get("run", {}), "dir": str(place), "seed": seed, "overwrite": False}
-    if fold is not None:
-        whole["data"] = {**whole.get("data", {}), "fold": fold[0], "num_folds": fold[1]}
+    run = dataclasses.replace(recipe.run, dir=str(place), seed=seed, overwrite=False)
     try:
-        return load_recipe(whole, settings_of=lambda name: find_family(name)[0].config)
+        data = recipe.data if fold is None else dataclasses.replace(recipe.data, fold=fold[0], num_folds=fold[1])
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from error
+    return dataclasses.replace(recipe, run=run, data=data)
+
+
+def _read_recipe(content: Mapping[str, Any], who: str) -> Recipe:
+    try:
+        return load_recipe(content, settings_of=lambda name: find_family(name)[0].config)
     except ConfigError as error:
         raise ConfigError(f"{who}: {error}") from error
 
@@ -217,9 +223,7 @@ def apply_changes(content: Mapping[str, Any], changes: Mapping[str, Any], where:
     return result
 
 
-def _read_pretrained(
-    given: Any, file: Path, shared: Mapping[str, Any], extra: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+def _read_pretrained(given: Any, file: Path, shared: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Recipe]:
     result = {}
     for name, entry in _mapping(given, f"{file}: pretrained").items():
         where = f"{file}: pretrained.{name}"
@@ -230,11 +234,10 @@ def _read_pretrained(
         content = read_yaml(_beside(file, entry["recipe"], where))
         data, last = ({k: v for k, v in c.items() if k in _PRETRAINING_DATA} for c in (shared, extra))
         changes = {**data, **_mapping(entry.get("changes", {}), f"{where}.changes")}
-        result[str(name)] = apply_changes(apply_changes(content, changes, where), last, where)
-        if resolve(result[str(name)], "unused", 0, None, where).task.name not in PRETRAINING:
-            raise ConfigError(
-                f"{where}: its recipe has labels for its task; task.name must be {', '.join(PRETRAINING)}"
-            )
+        recipe = _read_recipe(apply_changes(apply_changes(content, changes, where), last, where), where)
+        if recipe.task.name not in PRETRAINING:
+            raise ConfigError(f"{where}: its task needs labels; task.name must be one of {', '.join(PRETRAINING)}")
+        result[str(name)] = recipe
     return result
 
 
@@ -273,8 +276,7 @@ def _read_variants(
                 raise ConfigError(f"{where}: model.weights {weights!r} names no entry of pretrained"
                                   f"{closest(wanted, pretrained)}")  # fmt: skip
         told = changes if tta == "none" else {**changes, "evaluate.tta": tta}
-        result.append(Variant(str(name), recipe, told, tta))
-        resolve(recipe, "unused", 0, None, where)
+        result.append(Variant(str(name), _read_recipe(recipe, where), told, tta))
     return tuple(result)
 
 

@@ -44,7 +44,7 @@ def image_scores(measure: str, logits: npt.NDArray[np.float32], targets: npt.NDA
         return _several_labels(measure, wide, targets)
     if measure == "nll":
         chances: Floats = log_softmax(wide, axis=1)
-        loss: Floats = -chances[np.arange(len(targets)), targets]
+        loss: Floats = -np.take_along_axis(chances, targets[:, None], axis=1)[:, 0]
         return loss
     predicted = wide.argmax(1)
     right = (predicted == targets).astype(np.float64)
