@@ -198,7 +198,8 @@ def apply_changes(content: Mapping[str, Any], changes: Mapping[str, Any], where:
 
     Args:
         content: The values.
-        changes: ``part.setting`` (or deeper, ``data.augment_settings.mixup``) -> value.
+        changes: ``part.setting`` (or deeper, ``data.augment_settings.mixup``) -> value; or ``model`` -> the whole part,
+            for another family.
         where: What they are, for errors.
 
     Raises:
@@ -207,6 +208,9 @@ def apply_changes(content: Mapping[str, Any], changes: Mapping[str, Any], where:
     result: dict[str, Any] = copy.deepcopy(dict(content))
     for dotted, value in changes.items():
         parts = str(dotted).split(".")
+        if dotted == "model" and isinstance(value, Mapping):
+            result["model"] = copy.deepcopy(dict(value))  # of another family: none of the settings fit
+            continue
         if len(parts) < 2 or not all(parts) or parts[0] not in _PARTS:
             hint = closest(parts[0], _PARTS) if len(parts) > 1 else "; settings are named PART.SETTING"
             raise ConfigError(f"{where}: {dotted!r} names no setting{hint}")

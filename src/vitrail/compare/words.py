@@ -49,8 +49,8 @@ def method(suite: Suite, tables: Tables) -> str:
             "the training images that folds share (corrected resampled t-test, Nadeau & Bengio 2003)."
         )
     return (
-        f"{how} P-values are corrected for all {len(tables.pairs)} comparisons (Holm 1979); one variant is said to "
-        f"beat another only where the corrected one is below {suite.alpha:g}, and everything else is not shown. Sign "
+        f"{how} P-values are corrected for the number of comparisons, {len(tables.pairs)} (Holm 1979); one variant is "
+        f"said to beat another only where the corrected one is below {suite.alpha:g}, the rest is not shown. Sign "
         "flips over images and McNemar's test speak of these trained models alone and decide nothing."
     )
 

@@ -47,7 +47,7 @@ def image_scores(measure: str, logits: npt.NDArray[np.float32], targets: npt.NDA
         loss: Floats = -np.take_along_axis(chances, targets[:, None], axis=1)[:, 0]
         return loss
     predicted = wide.argmax(1)
-    right = (predicted == targets).astype(np.float64)
+    right: Floats = (predicted == targets).astype(np.float64)
     if measure == "accuracy":
         return right
     return _pseudo_values(measure, predicted, targets, wide.shape[1])

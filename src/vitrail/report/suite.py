@@ -25,9 +25,9 @@ _SUMMARY = {
     "gmacs": "G multiply-adds", "milliseconds_per_image": "ms an image", "training_seconds": "training, s",
 }  # fmt: skip
 _PAIRS = {
-    "a": "a", "b": "b", "difference": "a minus b", "low": "from", "high": "to", "p": "p", "p_holm": "corrected p",
-    "cohens_dz": "d_z over runs", "odds_ratio": "odds ratio", "p_mcnemar": "p, McNemar",
-    "p_sign_flip_images": "p, sign flips", "runs_needed": "runs needed", "statement": "statement", "why": "why not",
+    "statement": "statement", "a": "a", "b": "b", "difference": "a minus b", "low": "from", "high": "to", "p": "p",
+    "p_holm": "corrected p", "runs_needed": "runs needed", "cohens_dz": "d_z over runs", "odds_ratio": "odds ratio",
+    "p_mcnemar": "p, McNemar", "p_sign_flip_images": "p, sign flips", "why": "why not",
 }  # fmt: skip
 _RUNS = {
     "variant": "variant", "seed": "seed", "fold": "fold", "run": "folder", "images": "test images",
@@ -176,7 +176,7 @@ def _told(changes: Mapping[str, Any]) -> str:
 
 def _table(table: pd.DataFrame, columns: Mapping[str, str], metric: str, unit: float) -> dict[str, Any]:
     names = [name for name in columns if name in table and table[name].notna().any()]
-    header = [columns[name].format(metric=metric) for name in names]
+    header = [{"text": columns[n].format(metric=metric), "kind": "text" if n in _TEXTS else ""} for n in names]
     rows = [[_cell(name, row[name], unit) for name in names] for row in table.to_dict("records")]
     return {"header": header, "rows": rows}
 
@@ -185,7 +185,7 @@ def _cell(name: str, value: Any, unit: float) -> dict[str, Any]:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return {"text": "", "sort": "", "kind": ""}
     if name in _TEXTS:
-        kind = "text shown" if name == "statement" and value != "not shown" else "text"
+        kind = {"statement": "text" if value == "not shown" else "text shown", "why": "text long"}.get(name, "text")
         return {"text": str(value), "sort": None, "kind": kind}
     number = float(value)
     if name in ("mean", "low", "high", "difference"):
