@@ -36,7 +36,9 @@ def test_suite(path, size):
     counts = []
     for run in {run.variant: run for run in trained}.values():
         with torch.device("meta"):
-            counts.append(count_parameters(create_model(run.recipe.model.name, num_classes=10, **run.recipe.model.settings)))
+            counts.append(
+                count_parameters(create_model(run.recipe.model.name, num_classes=10, **run.recipe.model.settings))
+            )
     if "families" in path.stem:
         assert max(counts) < 1.1 * min(counts)
     if "time" in path.stem:

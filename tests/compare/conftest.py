@@ -1,5 +1,9 @@
+import functools
+
 import pytest
 import yaml
+
+from vitrail.evaluate import statistics
 
 BASE = {
     "data": {"source": "digits", "batch_size": 64},
@@ -12,6 +16,12 @@ SUITE = {
     "variants": {"plain": {}, "wide": {"model.embed_dim": 32}, "slow": {"trainer.learning_rate": 1e-4}},
     "seeds": 2,
 }
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    for name in ("bootstrap_images", "bootstrap_runs_and_images", "sign_flip"):
+        monkeypatch.setattr(statistics, name, functools.partial(getattr(statistics, name), repeats=199))
 
 
 @pytest.fixture
