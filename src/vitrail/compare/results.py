@@ -238,5 +238,6 @@ def _why(row: Mapping[str, Any], shown: bool, several: bool) -> str:
     if row["difference"] == 0:
         return "no difference was found"
     if row["runs_needed"] is None:
-        return "more runs alone would not show a difference of this size: it needs more test images"
+        more = "test images" if row["groups"] is None else "groups of test images"
+        return f"more runs alone would not show a difference of this size: it needs more {more}"
     return f"about {row['runs_needed']} runs of each would show a difference of this size (4 times in 5)"

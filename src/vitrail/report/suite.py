@@ -65,7 +65,8 @@ def write_suite_report(folder: SuiteFolder, out: Path | None = None) -> Path:
          f"Mean over runs and its 95 % interval over seeds, {_unit(facts)}; median times as measured on the machine "
          "named under Runs"),
         ("Comparisons", _table(pairs, _PAIRS, metric, facts["unit"]),
-         f"Difference of a and b, {_unit(facts)}, with its {level} interval; runs needed: of each variant, to show a "
+         f"Difference of a and b, {'in percentage points' if facts['unit'] == 100 else 'in nats'}, with its {level} "
+         "interval; runs needed: of each variant, to show a "
          "difference of this size 4 times in 5"),
     ]  # fmt: skip
     text = template.render(
