@@ -23,7 +23,8 @@ VERBS = {
     "features": "lay out what runs make of images in the plane, side by side; a page with the images",
     "predict": "classify image files or folders with a trained run; write a CSV",
     "bench": "measure speed and memory of models, alone or beside timm and torchvision",
-    "report": "write the self-contained page of one or several runs",
+    "compare": "train the variants of a suite on several seeds, compare them, and say what is shown",
+    "report": "write the self-contained page of one or several runs, or of a suite",
 }
 
 

@@ -1,10 +1,11 @@
-"""``vitrail report``: the page of one or several runs."""
+"""``vitrail report``: the page of one or several runs, or of a suite."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
@@ -13,17 +14,26 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    parser = VerbParser("report", "Write the self-contained page of one or several evaluated runs.")
-    parser.add_argument("runs", nargs="+", help="run folders")
+    parser = VerbParser("report", "Write the self-contained page of one or several evaluated runs, or of a suite.")
+    parser.add_argument("runs", nargs="+", help="run folders, or the folder of one suite")
     parser.add_argument("--out", help="the page; report.html in the run folder, or beside several runs")
     arguments = parser.parse_args(argv)
 
     from vitrail.cli.recipes import load_run_recipe
     from vitrail.report.page import write_report
+    from vitrail.report.suite import write_suite_report
     from vitrail.runs.folder import RunFolder
+    from vitrail.runs.suite import SuiteFolder
 
+    suites = [path for path in arguments.runs if SuiteFolder.is_one(path)]
+    out = Path(arguments.out) if arguments.out else None
+    if suites:
+        if len(arguments.runs) > 1:
+            raise ConfigError(f"{suites[0]} is a suite's folder, which has a page of its own; give it alone")
+        print(f"written to {write_suite_report(SuiteFolder(suites[0]), out)}")
+        return 0
     runs = [RunFolder.open(path) for path in arguments.runs]
     beside = runs[0].report if len(runs) == 1 else runs[0].path.parent / "report.html"
-    page = write_report(runs, Path(arguments.out) if arguments.out else beside, load_run_recipe)
+    page = write_report(runs, out or beside, load_run_recipe)
     print(f"written to {page}")
     return 0

@@ -25,6 +25,9 @@ _PARTS: dict[str, type[Any]] = {
 # Those of the part "model" that are not the family's settings.
 _MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name != "settings")
 
+# What a file begins with, by what it is.
+_EXAMPLE = {"recipe": "data:, model:, ...", "suite": "recipe:, variants:, ..."}
+
 SettingsOf = Callable[[str], type[Any]]
 
 
@@ -63,11 +66,12 @@ for _side in (_StrictLoader, _StrictDumper):
     )
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     """Read a YAML mapping strictly.
 
     Args:
         path: The file.
+        what: It is, for errors.
 
     Raises:
         ConfigError: No such file, not YAML, not a mapping, or a repeated key; the message gives the line.
@@ -78,7 +82,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except OSError as error:
-        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot read the {what} {path}: {error.strerror or error}") from error
     try:
         content = yaml.load(text, Loader=_StrictLoader)
     except ConfigError as error:
@@ -88,7 +92,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold a mapping (data:, model:, ...), it holds a {type(content).__name__}")
+        raise ConfigError(f"{path} must hold a mapping ({_EXAMPLE[what]}), it holds a {type(content).__name__}")
     return content
 
 

@@ -362,6 +362,8 @@ class TrainerConfig:
 
     Attributes:
         max_epochs: Passes over the training split.
+        max_minutes: Time after which training ends, validation among it, where the epochs have not ended it; the
+            learning rate then falls by the clock. 0 for no limit.
         learning_rate: Of AdamW after the warm-up; "auto" tries a range of rates in 80 steps and takes one
             between that at which the loss falls fastest and that at which it is lowest.
         min_learning_rate: At the end of the cosine.
@@ -394,6 +396,7 @@ class TrainerConfig:
     """
 
     max_epochs: int = 20
+    max_minutes: float = 0.0
     learning_rate: float | Literal["auto"] = 1e-3
     min_learning_rate: float = 1e-6
     weight_decay: float = 0.05
@@ -434,6 +437,7 @@ class TrainerConfig:
         )
         _require(0 <= low <= high and low < math.inf, "trainer.min_learning_rate", wanted, low)
         for name in (
+            "max_minutes",
             "weight_decay",
             "warmup_epochs",
             "gradient_clip",

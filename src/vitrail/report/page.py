@@ -102,7 +102,7 @@ def write_report(
     table = results_table(runs)
     folder = out.parent / "figures"
     shown = [_convergence(loaded), _confusion(loaded), *_feature_spaces(loaded), *_explanations(loaded)]
-    finished = [_finish(picture, figure, folder) for picture, figure in shown]
+    finished = [finish_picture(picture, figure, folder) for picture, figure in shown]
     template = jinja2.Environment(
         loader=jinja2.PackageLoader("vitrail.report", "."),
         autoescape=True,
@@ -309,7 +309,14 @@ def _names(runs: list[_Run]) -> str:
     return ", ".join(run.label for run in runs)
 
 
-def _finish(picture: Picture, figure: Figure | None, folder: Path) -> Picture:
+def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Picture:
+    """Write a figure as PNG and SVG, and put it into its picture; without a figure there is nothing to do.
+
+    Args:
+        picture: What it is.
+        figure: The figure.
+        folder: Where the files go.
+    """
     if figure is None:
         return picture
     for kind in ("svg", "png"):

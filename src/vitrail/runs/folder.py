@@ -139,6 +139,11 @@ class RunFolder:
             raise RunError(f"{self.path} lacks {file.relative_to(self.path)}; {remedy}")
         return file
 
+    @property
+    def finished(self) -> bool:
+        """Whether training has come to its end: all epochs, or stopped early or by the clock as the recipe says."""
+        return self.environment.is_file() and "finished" in self.read_json(self.environment)
+
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a run that was killed while it wrote, in its own folders and nowhere else."""
         figures = self.figures, self.explanation(0).parent

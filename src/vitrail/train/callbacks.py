@@ -71,7 +71,8 @@ def bad_checkpoint(path: object, error: Exception) -> RunError:
 class EpochMetrics(Callback):
     """Write metrics.csv, one row an epoch: losses, accuracies, learning rate, images a second.
 
-    The speed counts training alone: the clock stands during validation and while files are written.
+    The speed counts training alone: the clock stands during validation and while files are written. The seconds of an
+    epoch count all of it.
 
     Args:
         run: Where to.
@@ -87,6 +88,7 @@ class EpochMetrics(Callback):
         self._images = 0
         self._seconds = 0.0
         self._start = 0.0
+        self._last_end: float | None = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -100,6 +102,7 @@ class EpochMetrics(Callback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._images, self._seconds, self._start = 0, 0.0, time.perf_counter()
+        self._last_end = self._start if self._last_end is None else self._last_end
 
     @override
     def on_train_batch_end(
@@ -121,6 +124,9 @@ class EpochMetrics(Callback):
         row |= {name: round(value, 6) for name, value in self.more.items()}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         row["train_images_per_second"] = round(self._images / max(self._seconds, 1e-9), 2)
+        now = time.perf_counter()
+        row["epoch_seconds"] = round(now - (self._start if self._last_end is None else self._last_end), 3)
+        self._last_end = now
         self.rows.append(row)
         if trainer.is_global_zero:
             self.run.write_metrics(self.rows)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vitrail.config.augment import augment_settings
@@ -29,6 +31,7 @@ from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.lock import only_one
 from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
@@ -144,8 +147,17 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     if recipe.run.explain_images:
         callbacks.append(Explaining(run, data, recipe, task, draw))
     trainer = _make_trainer(recipe, run, callbacks, unused)
-    # Other processes begin when the first has made the folder, and only read it.
-    checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
+    with only_one(run.path) if is_first_process() else contextlib.nullcontext():
+        # Other processes begin when the first has made the folder, and only read it.
+        checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
+        _fit(recipe, trainer, module, data, checkpoint)
+        if is_first_process():
+            ended = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
+            run.write_json(run.environment, {**run.read_json(run.environment), **ended})
+    return run
+
+
+def _fit(recipe: Recipe, trainer: Trainer, module: TaskModule, data: ImageData, checkpoint: Path | None) -> None:
     share = {"rank": trainer.global_rank, "world": trainer.world_size}
     training = data.loader("train", shuffle_seed=recipe.run.seed, **share)
     assert isinstance(training.sampler, EpochShuffle)
@@ -164,7 +176,6 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         raise bad_checkpoint(checkpoint, error) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return run
 
 
 def _open_labelled(recipe: Recipe) -> ImageData:
@@ -352,6 +363,8 @@ def _watch_classifier(recipe: Recipe, run: RunFolder, card: ModelCard, data: Ima
 def _make_trainer(recipe: Recipe, run: RunFolder, callbacks: list[Callback], unused: bool) -> Trainer:
     config = recipe.trainer
     assert config.precision != "auto", "it has been settled"
+    if config.max_minutes:
+        callbacks.append(Timer(timedelta(minutes=config.max_minutes), verbose=False))
     interactive = sys.stderr.isatty() and is_first_process()
     if interactive:
         callbacks.append(TQDMProgressBar())

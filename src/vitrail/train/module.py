@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -104,8 +106,18 @@ class TaskModule(LightningModule):
         # A very short training has no room for the whole warm-up; it keeps at most half of its steps for it.
         warmup = min(round(config.warmup_epochs * total / config.max_epochs), total // 2)
         factor = warmup_cosine(total, warmup, config.min_learning_rate / rate)
+        if config.max_minutes:
+            factor = _by_the_clock(factor, self.trainer, total, 60 * config.max_minutes)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _by_the_clock(
+    factor: Callable[[int], float], trainer: Trainer, total: int, seconds: float
+) -> Callable[[int], float]:
+    """The factor of the step that the clock has come to, where it is ahead of the steps."""
+    (timer,) = (c for c in trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
+    return lambda step: factor(max(step, min(total, int(total * timer.time_elapsed() / seconds))))
 
 
 def seed_from(*entropy: int) -> None:

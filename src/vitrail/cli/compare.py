@@ -1,0 +1,154 @@
+"""``vitrail compare``: carry out a suite of runs and say what it shows."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitrail.cli.arguments import VerbParser
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrail.compare.execute import Pool
+    from vitrail.compare.plan import Run, State
+
+_PARTS = ("data", "model", "task", "trainer", "run")
+
+
+def main(argv: list[str]) -> int:
+    """Compare.
+
+    Args:
+        argv: Arguments after the verb.
+    """
+    parser = VerbParser(
+        "compare",
+        "Train the variants of a suite on several seeds or folds, evaluate them, and say what is shown. What is done "
+        "is never done again; what was killed goes on.",
+    )
+    parser.add_argument("suite", help="the suite's YAML file")
+    parser.add_argument("--size", help="one of the sizes in the suite, for example quick or full")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--plan", action="store_true", help="show the plan and stop")
+    parser.add_argument(
+        "--list", action="store_true", help="print one command a missing run, for a scheduler, and stop"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help="carry out on a Ray cluster; local starts one on this machine")
+    parser.add_argument("--dir", help="folder for the results, in place of the suite's own")
+    parser.add_argument("--runs_dir", help="folder of the runs, in place of the suite's own")
+    parser.epilog = "--PART.SETTING VALUE changes all variants: --data.path PLACE --trainer.max_epochs 2"
+    own, changes = _divide(argv)
+    arguments = parser.parse_args(own)
+    if arguments.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
+
+    from vitrail.compare.execute import execute, states_of, write_recipes
+    from vitrail.compare.plan import commands, plan
+    from vitrail.compare.results import tabulate
+    from vitrail.compare.suite import load_suite
+    from vitrail.compare.write import write_suite
+    from vitrail.report.suite import write_suite_report
+    from vitrail.runs.suite import SuiteFolder
+
+    suite = load_suite(arguments.suite, arguments.size, changes, runs_dir=arguments.runs_dir, out=arguments.dir)
+    runs = plan(suite)
+    folder = SuiteFolder(suite.dir)
+    if arguments.list:
+        _print_commands(commands(runs, write_recipes(runs, folder)))
+        return 0
+    states = states_of(runs)
+    print(_describe(suite.title, runs, states, arguments.jobs), flush=True)
+    if arguments.plan:
+        return 0
+    failures = []
+    if any(state != "done" for state in states.values()):
+        pool = _pool(arguments.ray, arguments.jobs)
+        failures = execute(runs, folder, pool, lambda line: print(line, flush=True))
+    tables = tabulate(suite, runs)
+    write_suite(suite, runs, tables, failures)
+    page = write_suite_report(folder)
+    print()
+    for sentence in folder.read_facts()["sentences"]:
+        print(f"- {sentence}")
+    print(f"\nwritten to {folder}: results.csv, summary.csv, pairs.csv, suite.md; page: {page}")
+    for failure in failures:
+        where = f" (all of it: {failure.log})" if failure.log else ""
+        print(f"failed: {failure.run.label}: {failure.error}{where}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _pool(ray: str | None, jobs: int) -> Pool:
+    import torch
+
+    from vitrail.compare.execute import LocalPool, RayPool
+
+    gpus = torch.cuda.device_count()
+    return RayPool(ray, jobs, min(gpus, 1)) if ray else LocalPool(jobs, gpus)
+
+
+def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], State], jobs: int) -> str:
+    from vitrail.cli.tables import format_table
+    from vitrail.compare.execute import format_time
+    from vitrail.compare.plan import STATES, epochs_done, expect
+
+    rows = []
+    for run in runs:
+        state = states[run.task]
+        told = STATES[state]
+        if state == "resume":
+            told += f" (epoch {epochs_done(run.folder)} of {run.recipe.trainer.max_epochs})"
+        rows.append([run.variant, str(run.seed), "" if run.fold is None else str(run.fold), run.identity, told])
+    expected = expect(runs, states)
+    counts = {name: list(states.values()).count(name) for name in STATES}
+    missing = counts["run"] + counts["resume"]
+    if missing == 0:
+        when = "nothing to train"
+    elif expected.seconds is None:
+        when = "expected time: known after the first run"
+    else:
+        at_once = min(jobs, missing)
+        when = (
+            f"expected time: about {format_time(expected.seconds / at_once)} of training, from {expected.basis} "
+            "finished " + ("run" if expected.basis == 1 else "runs")
+        )
+    table = format_table(["variant", "seed", "fold", "run", "state"], rows)
+    parts = ", ".join(f"{number} {STATES[name]}" for name, number in counts.items() if number)
+    return f"{title}\n\n{table}\n\n{len(states)} runs: {parts}; {when}\n"
+
+
+def _print_commands(listed: Sequence[tuple[Run, list[str]]]) -> None:
+    first = {run.identity for run, _ in listed if run.without_labels}
+    told = False
+    for run, words in listed:
+        if run.needs in first and not told:
+            print("# what follows needs all of the above")
+            told = True
+        print(shlex.join(words))
+
+
+def _divide(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Keep dotted settings apart from the verb's own options; values as YAML has them."""
+    import yaml
+
+    own: list[str] = []
+    changes: dict[str, Any] = {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith(tuple(f"--{part}." for part in _PARTS)):
+            own.append(word)
+            continue
+        option, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise ConfigError(f"--{option} lacks its value")
+            text = following
+        if option in changes:
+            raise ConfigError(f"--{option} is given twice; keep one of them")
+        try:
+            changes[option] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{word}: the value cannot be read ({' '.join(str(error).split())})") from error
+    return own, changes

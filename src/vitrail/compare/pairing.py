@@ -1,0 +1,118 @@
+"""What two variants' runs said of the same test images, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrail.compare.plan import Run
+from vitrail.config.schema import Recipe
+from vitrail.data.dataset import open_data
+from vitrail.data.splits import groups_of
+from vitrail.errors import DataError, RunError
+from vitrail.evaluate.scores import image_scores
+from vitrail.runs.folder import RunFolder
+from vitrail.train.fit import image_size
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What one run said of its test images, in the order of their names.
+
+    Attributes:
+        run: Which.
+        images: Name of each image, shape ``(N,)``.
+        targets: Shape ``(N,)``, or ``(N, K)`` of several labels.
+        scores: What each adds to the measure, shape ``(N,)``.
+        right: Whether it is right, shape ``(N,)``.
+        metrics: Of its evaluation.
+    """
+
+    run: Run
+    images: tuple[str, ...]
+    targets: npt.NDArray[np.int64]
+    scores: Floats
+    right: npt.NDArray[np.bool_]
+    metrics: dict[str, object]
+
+
+def read_tested(run: Run, measure: str) -> Tested:
+    """Read the predictions of a run that is done.
+
+    Args:
+        run: Which.
+        measure: A name of :data:`vitrail.evaluate.scores.SCORES`.
+
+    Raises:
+        RunError: It has not been evaluated, or its predictions cannot be read.
+    """
+    metrics = run.evaluation()
+    if metrics is None:
+        raise RunError(f"{run.folder} has not been evaluated; `vitrail compare` does it")
+    table = run.folder.read_predictions(metrics["name"]).sort_values(["path", "index"], kind="stable")
+    logits = np.stack(table["logits"].tolist()).astype(np.float32)
+    targets = np.stack(table["target"].tolist()).astype(np.int64)
+    scores = image_scores(measure, logits, targets)
+    right = scores if measure == "accuracy" else image_scores("accuracy", logits, targets)
+    return Tested(run, tuple(map(str, table["path"])), targets, scores, right > 0.5, metrics)
+
+
+def check_same_images(first: Tested, other: Tested) -> None:
+    """Predictions of different images cannot be paired.
+
+    Raises:
+        DataError: They are; the message names an image.
+    """
+    where = f"{first.run.label} ({first.run.folder}) and {other.run.label} ({other.run.folder})"
+    if first.images != other.images:
+        alone = sorted(set(first.images) ^ set(other.images))
+        what = f"{len(alone)} images are in one of them only, {alone[0]!r} is the first" if alone else "their number"
+        raise DataError(
+            f"{where} were tested on different images ({what}); paired statistics need the same ones: give the "
+            "variants the same data and splits, or delete the runs from before the images changed"
+        )
+    if first.targets.shape != other.targets.shape or (first.targets != other.targets).any():
+        raise DataError(
+            f"{where} were tested on the same images with different labels; delete the runs from before the labels "
+            "changed"
+        )
+
+
+def _groups_by_recipe(recipe: Recipe) -> dict[str, str] | None:
+    config = recipe.data
+    if config.split != "grouped" and config.source not in ("arrays", "table"):
+        return None
+    images = open_data(config, image_size(recipe))
+    source = images.source
+    if source.scene is not None:
+        blocks = (source.scene.corners + source.scene.patch // 2) // source.scene.block
+        return {key: f"{row} {column}" for key, (row, column) in zip(source.keys, blocks.tolist(), strict=True)}
+    if config.split != "grouped":
+        return None
+    return dict(zip(source.keys, groups_of(source, config.group), strict=True))
+
+
+def image_groups(tested: Tested) -> npt.NDArray[np.object_] | None:
+    """Which test images belong together: those of a group, or of a block of a scene; None where each is on its own.
+
+    Args:
+        tested: A run's test images.
+    """
+    table = tested.run.folder.read_predictions(str(tested.metrics["name"]))
+    if "group" in table and table["group"].notna().all():
+        return table.sort_values(["path", "index"], kind="stable")["group"].to_numpy(dtype=object)
+    known = _groups_by_recipe(tested.run.recipe)
+    return None if known is None else np.array([known[image] for image in tested.images], dtype=object)
+
+
+def test_share(tested: Tested) -> float:
+    """Test images of a fold divided by its training images."""
+    folder: RunFolder = tested.run.folder
+    data = tested.run.recipe.data
+    whole = int(folder.read_json(folder.environment)["images"]["number"])
+    training = (whole - len(tested.images) - data.val_fraction * whole) * data.label_fraction
+    return len(tested.images) / max(training, 1.0)

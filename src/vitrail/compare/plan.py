@@ -1,0 +1,274 @@
+"""Which runs a suite needs, and which of them are done: known from the run folders alone, at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vitrail.compare.suite import PRETRAINED, Suite, settle
+from vitrail.config.schema import PRETRAINING, Recipe
+from vitrail.errors import ConfigError, RunError, WeightsError
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.lock import holder
+from vitrail.weights.hub import HUB_PREFIX
+from vitrail.weights.places import find_weights
+
+State = Literal["done", "evaluate", "resume", "run", "elsewhere"]
+# What a state is, for people.
+STATES: dict[State, str] = {
+    "done": "done",
+    "evaluate": "to evaluate",
+    "resume": "to resume",
+    "run": "to run",
+    "elsewhere": "being trained",
+}
+# What a result does not depend on: where it is written, what is written beside it, and how images are fetched.
+_WITHOUT_EFFECT = (
+    ("run", "dir"), ("run", "overwrite"), ("run", "tensorboard"), ("data", "num_workers"), ("data", "cache"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that a suite needs.
+
+    Attributes:
+        identity: A hash of all that its result depends on.
+        variant: Of which variant it is; of a run without labels the name it has in the suite.
+        seed: Of the run.
+        fold: Number of the fold; None where there is one split.
+        recipe: Resolved.
+        tta: Views that are averaged when it is evaluated; several variants may evaluate a run in different ways.
+        needs: Identity of the run that must be done before; None where there is none.
+    """
+
+    identity: str
+    variant: str
+    seed: int
+    fold: int | None
+    recipe: Recipe
+    tta: str = "none"
+    needs: str | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where it lies."""
+        return RunFolder(self.recipe.run_dir)
+
+    @property
+    def without_labels(self) -> bool:
+        """Whether it is a pre-training, which is not evaluated."""
+        return self.recipe.task.name in PRETRAINING
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return f"{self.variant}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
+    def task(self) -> tuple[str, str]:
+        """What carrying it out consists of; runs that several variants share are carried out once."""
+        return self.identity, self.tta
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """The measures of its evaluation; None where there is none yet."""
+        run = self.folder
+        top = run.evaluation_of("", primary=True) / "metrics.json"
+        if not top.is_file():
+            return None
+        metrics: dict[str, Any] = run.read_json(top)
+        if self.tta != "none":
+            # The evaluation without views says on which split the run is judged.
+            file = run.evaluation_of(f"{metrics['name']}-{self.tta}") / "metrics.json"
+            if not file.is_file():
+                return None
+            metrics = run.read_json(file)
+        return metrics if run.predictions(metrics["name"]).is_file() else None
+
+    def state(self) -> State:
+        """How far it is."""
+        run = self.folder
+        if holder(run.path) is not None:
+            return "elsewhere"
+        if not run.recipe.is_file():
+            return "run"
+        if not run.finished:
+            return "resume"
+        return "done" if self.without_labels or self.evaluation() is not None else "evaluate"
+
+
+def plan(suite: Suite) -> list[Run]:
+    """All runs of a suite, those that others need first.
+
+    Args:
+        suite: The suite.
+
+    Returns:
+        The runs without labels, each once, then the variants' in order; of equal variants' seeds and folds both.
+
+    Raises:
+        ConfigError: Two variants that are the same, a setting that does not fit, or weights that are not there.
+    """
+    folds = [None] if suite.folds is None else [(i, suite.folds) for i in range(suite.folds)]
+    before: dict[str, Run] = {}
+    runs: list[Run] = []
+    for variant in suite.variants:
+        for fold in folds:
+            for seed in suite.seeds:
+                who = f"{suite.file}: variant {variant.name}"
+                recipe, needed = variant.recipe, None
+                weights = recipe.model.weights
+                if weights is not None and weights.startswith(PRETRAINED):
+                    needed = _plan_pretraining(suite, weights.removeprefix(PRETRAINED), fold)
+                    before.setdefault(needed.identity, needed)
+                    model = dataclasses.replace(recipe.model, weights=needed.recipe.run_dir)
+                    recipe = dataclasses.replace(recipe, model=model)
+                code = identity(settle(recipe, "", seed, fold, who), None if needed is None else needed.identity, who)
+                recipe = settle(recipe, suite.runs_dir / code, seed, fold, who)
+                number = None if fold is None else fold[0]
+                runs.append(
+                    Run(
+                        code,
+                        variant.name,
+                        seed,
+                        number,
+                        recipe,
+                        variant.tta,
+                        None if needed is None else needed.identity,
+                    )
+                )
+    _refuse_equals(suite, runs)
+    return [*before.values(), *runs]
+
+
+def _plan_pretraining(suite: Suite, name: str, fold: tuple[int, int] | None) -> Run:
+    """One for all seeds: what is compared is what becomes of it, and its images are those of the fold."""
+    who = f"{suite.file}: pretrained.{name}"
+    begun = suite.pretrained[name]
+    seed = begun.run.seed
+    code = identity(settle(begun, "", seed, fold, who), None, who)
+    recipe = settle(begun, suite.runs_dir / code, seed, fold, who)
+    return Run(code, name, seed, None if fold is None else fold[0], recipe)
+
+
+def identity(recipe: Recipe, needs: str | None = None, who: str = "recipe") -> str:
+    """A hash of all that a run's result depends on, and of nothing else.
+
+    Weights to begin with count by their content, paths of images as they are written: images that were changed in
+    place are noticed when results are paired, not here.
+
+    Args:
+        recipe: Resolved.
+        needs: Identity of the run that ``model.weights`` is.
+        who: Whose recipe, for errors.
+
+    Raises:
+        ConfigError: ``model.weights`` is not there.
+    """
+    content = recipe.to_dict()
+    for part, key in _WITHOUT_EFFECT:
+        content[part].pop(key)
+    weights = recipe.model.weights
+    if needs is not None:
+        content["model"]["weights"] = f"run {needs}"
+    elif weights is not None and not weights.startswith(HUB_PREFIX):
+        try:
+            file = find_weights(weights).weights
+        except WeightsError as error:
+            raise ConfigError(f"{who}: model.weights: {error}") from error
+        with file.open("rb") as stream:
+            content["model"]["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if content["data"]["path"] is not None:
+        content["data"]["path"] = os.path.normpath(content["data"]["path"])
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _refuse_equals(suite: Suite, runs: Iterable[Run]) -> None:
+    seen: dict[tuple[str, str], Run] = {}
+    for run in runs:
+        other = seen.setdefault(run.task, run)
+        if other is not run:
+            raise ConfigError(
+                f"{suite.file}: the variants {other.variant} and {run.variant} are the same recipe and would not "
+                "differ; take one out, or see whether a setting on the command line made them equal"
+            )
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """How long what is missing will take.
+
+    Attributes:
+        seconds: Of all missing runs one after the other; None where nothing is known yet.
+        basis: How many finished runs that is told from.
+    """
+
+    seconds: float | None
+    basis: int
+
+
+def expect(runs: Iterable[Run], states: Mapping[tuple[str, str], State]) -> Expectation:
+    """Guess the time from the recorded times of finished runs: of the same variant, else of all.
+
+    Args:
+        runs: Of the suite.
+        states: What a run consists of (:attr:`Run.task`) -> state.
+    """
+    runs = list({run.identity: run for run in runs}.values())
+    times: dict[str, list[float]] = {}
+    for run in runs:
+        if states[run.task] in ("done", "evaluate"):
+            times.setdefault(run.variant, []).append(training_seconds(run.folder))
+    known = [t for values in times.values() for t in values]
+    missing = [run for run in runs if states[run.task] in ("run", "resume")]
+    if not known:
+        return Expectation(0.0 if not missing else None, 0)
+    total = 0.0
+    for run in missing:
+        own = times.get(run.variant, known)
+        total += sum(own) / len(own) * (1 - _share_done(run) if states[run.task] == "resume" else 1.0)
+    return Expectation(total, len(known))
+
+
+def training_seconds(run: RunFolder) -> float:
+    """Time of all epochs of a run, validation among it.
+
+    Raises:
+        RunError: It was trained by a version that did not record it.
+    """
+    rows = run.read_metrics()
+    if "epoch_seconds" not in rows:
+        raise RunError(f"{run} was written by another version (no epoch_seconds in metrics.csv); train it again")
+    return float(rows["epoch_seconds"].sum())
+
+
+def epochs_done(run: RunFolder) -> int:
+    """How many epochs of a run are trained."""
+    return len(run.read_metrics()) if run.metrics.is_file() else 0
+
+
+def _share_done(run: Run) -> float:
+    return min(1.0, epochs_done(run.folder) / run.recipe.trainer.max_epochs)
+
+
+def commands(runs: Iterable[Run], recipes: Mapping[str, Path]) -> list[tuple[Run, list[str]]]:
+    """One command line a run that is still to be trained, for a scheduler.
+
+    Args:
+        runs: Of the suite.
+        recipes: Identity -> file of its recipe.
+    """
+    result: dict[str, tuple[Run, list[str]]] = {}
+    for run in runs:
+        state = run.state()
+        if state in ("run", "resume") and run.identity not in result:
+            verb = "pretrain" if run.without_labels else "train"
+            words = ["vitrail", verb, str(recipes[run.identity])] + (["--resume"] if state == "resume" else [])
+            result[run.identity] = (run, words)
+    return list(result.values())

@@ -1,0 +1,337 @@
+"""A suite file: a base recipe, named variants, seeds or folds, and what they are compared by."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitrail.config.load import load_recipe, read_yaml
+from vitrail.config.schema import PRETRAINING, Recipe
+from vitrail.data.augment.views import views_of
+from vitrail.errors import ConfigError, closest
+from vitrail.evaluate.scores import SCORES
+from vitrail.models.registry import find_family
+
+_PARTS = ("data", "model", "task", "trainer", "run")
+# What a suite decides for all of its runs.
+_OWN = ("run.dir", "run.seed", "run.overwrite", "data.fold", "data.num_folds")
+_KEYS = {
+    "title": "what is compared, for people",
+    "about": "why, and what to expect of it",
+    "recipe": "the recipe that all variants begin with, relative to the suite's file",
+    "changes": "dotted settings in which all variants differ from the recipe",
+    "variants": "name -> dotted settings",
+    "pretrained": "name -> recipe and changes of a run without labels that variants begin with",
+    "seeds": "how many, or which",
+    "folds": "of a cross-validation; one split when not given",
+    "metric": "what decides",
+    "against": "the variant that all others are compared with; every pair when not given",
+    "tta": "views that are averaged when a variant is evaluated",
+    "alpha": "how often a claim may be false, over all comparisons together",
+    "runs_dir": "where the runs lie, shared by all suites",
+    "dir": "where the results of this suite lie",
+    "sizes": "name -> other values of these keys",
+}
+_DEFAULT_RUNS = "runs/compare"
+# A reference to an entry of ``pretrained``, as a value of model.weights.
+PRETRAINED = "pretrained:"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the things compared.
+
+    Attributes:
+        name: What it is called in tables and figures.
+        recipe: Its whole recipe but for seed, fold and place.
+        changes: In which settings it differs from the others, for people.
+        tta: Views that are averaged when it is evaluated.
+    """
+
+    name: str
+    recipe: Recipe
+    changes: dict[str, Any]
+    tta: str
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite at one of its sizes.
+
+    Attributes:
+        name: Of the file and, where there are several, the size.
+        title: What is compared.
+        about: Why.
+        file: Where it is written.
+        size: Which size; empty where there are none.
+        recipe: What all variants begin with, but those that have another.
+        variants: What is compared, in order.
+        pretrained: Recipes of runs that variants begin with.
+        seeds: Of every variant.
+        folds: How many; None for one split.
+        metric: What decides.
+        against: The variant that the others are compared with; None for every pair.
+        alpha: How often a claim may be false.
+        runs_dir: Where the runs lie.
+        dir: Where the results lie.
+    """
+
+    name: str
+    title: str
+    about: str
+    file: Path
+    size: str
+    recipe: str
+    variants: tuple[Variant, ...]
+    pretrained: Mapping[str, Recipe]
+    seeds: tuple[int, ...]
+    folds: int | None
+    metric: str
+    against: str | None
+    alpha: float
+    runs_dir: Path
+    dir: Path
+
+
+def load_suite(
+    file: str | Path,
+    size: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    runs_dir: str | None = None,
+    out: str | None = None,
+) -> Suite:
+    """Read a suite file.
+
+    Args:
+        file: YAML.
+        size: One of its sizes; may be left out where it has none or one.
+        changes: Dotted settings that all variants take, whatever the file says; those that say which images there are
+            go to pre-training too.
+        runs_dir: Where the runs lie, in place of what the file says.
+        out: Where the results lie, in place of what the file says.
+
+    Raises:
+        ConfigError: A key or setting that is unknown (the closest is named), repeated or mistyped; the message names
+            the variant.
+    """
+    file = Path(file)
+    content = read_yaml(file, "suite")
+    _check_keys(content, _KEYS, f"{file}: unknown key ")
+    sizes = _mapping(content.pop("sizes", {}), f"{file}: sizes")
+    chosen = _choose_size(file, sizes, size)
+    if chosen:
+        more = _mapping(sizes[chosen], f"{file}: sizes.{chosen}")
+        _check_keys(more, [k for k in _KEYS if k != "sizes"], f"{file}: unknown key sizes.{chosen}.")
+        both = {**_mapping(content.get("changes", {}), f"{file}: changes"),
+                **_mapping(more.get("changes", {}), f"{file}: sizes.{chosen}.changes")}  # fmt: skip
+        content = {**content, **more, "changes": both}
+    name = f"{file.stem}-{chosen}" if len(sizes) > 1 else file.stem
+    where = f"{file}: "
+    shared, extra = _mapping(content.get("changes", {}), where + "changes"), changes or {}
+    folds = _whole(content.get("folds"), where + "folds", least=2)
+    pretrained = _read_pretrained(content.get("pretrained", {}), file, shared, extra)
+    variants = _read_variants(content, file, shared, extra, pretrained)
+    against = content.get("against")
+    names = [variant.name for variant in variants]
+    if against is not None and against not in names:
+        raise ConfigError(f"{where}against names no variant: {against!r}{closest(str(against), names)}")
+    metric = content.get("metric", "accuracy")
+    if metric not in SCORES:
+        raise ConfigError(f"{where}unknown metric {metric!r}{closest(str(metric), SCORES)}")
+    alpha = content.get("alpha", 0.05)
+    if not isinstance(alpha, float) or not 0 < alpha < 0.5:
+        raise ConfigError(f"{where}alpha must be above 0 and below 0.5, got {alpha!r}")
+    return Suite(
+        name=name,
+        title=_text(content.get("title", file.stem.replace("_", " ")), where + "title"),
+        about=_text(content.get("about", ""), where + "about"),
+        file=file,
+        size=chosen,
+        recipe=_text(content.get("recipe", "recipes of their own"), where + "recipe"),
+        variants=variants,
+        pretrained=pretrained,
+        seeds=_read_seeds(content.get("seeds", 3), where),
+        folds=folds,
+        metric=metric,
+        against=against,
+        alpha=alpha,
+        runs_dir=Path(runs_dir or _text(content.get("runs_dir", _DEFAULT_RUNS), where + "runs_dir")),
+        dir=Path(out or _text(content.get("dir", f"runs/suites/{name}"), where + "dir")),
+    )
+
+
+def settle(recipe: Recipe, place: Path | str, seed: int, fold: tuple[int, int] | None, who: str) -> Recipe:
+    """The recipe of one run.
+
+    Args:
+        recipe: Without seed, fold and place.
+        place: The run folder.
+        seed: Of the run.
+        fold: Number of the fold and how many there are.
+        who: What it is for, for errors.
+
+    Raises:
+        ConfigError: A setting that does not go with folds.
+    """
+    run = dataclasses.replace(recipe.run, dir=str(place), seed=seed, overwrite=False)
+    try:
+        data = recipe.data if fold is None else dataclasses.replace(recipe.data, fold=fold[0], num_folds=fold[1])
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from error
+    return dataclasses.replace(recipe, run=run, data=data)
+
+
+def _read_recipe(content: Mapping[str, Any], who: str) -> Recipe:
+    try:
+        return load_recipe(content, settings_of=lambda name: find_family(name)[0].config)
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error}") from error
+
+
+def apply_changes(content: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A recipe's plain values with dotted settings changed.
+
+    Args:
+        content: The values.
+        changes: ``part.setting`` (or deeper, ``data.augment_settings.mixup``) -> value; or ``model`` -> the whole part,
+            for another family.
+        where: What they are, for errors.
+
+    Raises:
+        ConfigError: A name that is not of this form, that the suite itself decides, or below a value that has no parts.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(content))
+    for dotted, value in changes.items():
+        parts = str(dotted).split(".")
+        if dotted == "model" and isinstance(value, Mapping):
+            result["model"] = copy.deepcopy(dict(value))  # of another family: none of the settings fit
+            continue
+        if len(parts) < 2 or not all(parts) or parts[0] not in _PARTS:
+            hint = closest(parts[0], _PARTS) if len(parts) > 1 else "; settings are named PART.SETTING"
+            raise ConfigError(f"{where}: {dotted!r} names no setting{hint}")
+        if dotted in _OWN:
+            remedy = {"run.seed": "seeds", "data.fold": "folds", "data.num_folds": "folds"}.get(dotted, "runs_dir")
+            raise ConfigError(f"{where}: {dotted} is the suite's to decide; see the key {remedy!r}")
+        inner = result
+        for part in parts[:-1]:
+            inner[part] = {} if inner.get(part) is None else inner[part]
+            inner = inner[part]
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{where}: {dotted} lies below {part}, which is {inner!r} and has no parts")
+        inner[parts[-1]] = copy.deepcopy(value)
+    return result
+
+
+def _read_pretrained(given: Any, file: Path, shared: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Recipe]:
+    result = {}
+    for name, entry in _mapping(given, f"{file}: pretrained").items():
+        where = f"{file}: pretrained.{name}"
+        entry = _mapping(entry, where)
+        _check_keys(entry, ("recipe", "changes"), f"{where}: unknown key ")
+        if "recipe" not in entry:
+            raise ConfigError(f"{where} lacks the key 'recipe'")
+        content = read_yaml(_beside(file, entry["recipe"], where))
+        data, last = ({k: v for k, v in c.items() if k in _PRETRAINING_DATA} for c in (shared, extra))
+        changes = {**data, **_mapping(entry.get("changes", {}), f"{where}.changes")}
+        recipe = _read_recipe(apply_changes(apply_changes(content, changes, where), last, where), where)
+        if recipe.task.name not in PRETRAINING:
+            raise ConfigError(f"{where}: its task needs labels; task.name must be one of {', '.join(PRETRAINING)}")
+        result[str(name)] = recipe
+    return result
+
+
+# Settings of all variants that are pre-training's too: which images there are, not how many or how they are changed.
+_PRETRAINING_DATA = (
+    "data.source", "data.path", "data.num_images", "data.seed", "data.split", "data.group", "data.val_fraction",
+    "data.test_fraction", "data.on_unreadable", "data.num_workers", "data.cache", "data.block",
+)  # fmt: skip
+
+
+def _read_variants(
+    content: Mapping[str, Any],
+    file: Path,
+    shared: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    pretrained: Mapping[str, Any],
+) -> tuple[Variant, ...]:
+    given = _mapping(content.get("variants"), f"{file}: variants")
+    if not given:
+        raise ConfigError(f"{file}: variants are missing; give at least one name with its settings ({{}} for none)")
+    result = []
+    for name, own in given.items():
+        where = f"{file}: variant {name}"
+        changes = dict(_mapping(own, where))
+        base = changes.pop("recipe", content.get("recipe"))
+        tta = changes.pop("evaluate.tta", content.get("tta", "none"))
+        views_of(_text(tta, f"{where}: evaluate.tta"))
+        if base is None:
+            raise ConfigError(f"{where} has no recipe; give the suite the key 'recipe'")
+        recipe = apply_changes(read_yaml(_beside(file, base, where)), {**shared, **changes}, where)
+        recipe = apply_changes(recipe, extra, where)
+        weights = recipe.get("model", {}).get("weights")
+        if isinstance(weights, str) and weights.startswith(PRETRAINED):
+            wanted = weights.removeprefix(PRETRAINED)
+            if wanted not in pretrained:
+                raise ConfigError(f"{where}: model.weights {weights!r} names no entry of pretrained"
+                                  f"{closest(wanted, pretrained)}")  # fmt: skip
+        told = changes if tta == "none" else {**changes, "evaluate.tta": tta}
+        result.append(Variant(str(name), _read_recipe(recipe, where), told, tta))
+    return tuple(result)
+
+
+def _read_seeds(given: Any, where: str) -> tuple[int, ...]:
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
+        return tuple(range(given))
+    if isinstance(given, list) and given and all(isinstance(s, int) and not isinstance(s, bool) for s in given):
+        if len(set(given)) == len(given):
+            return tuple(given)
+        raise ConfigError(f"{where}seeds must differ, got {given}")
+    raise ConfigError(f"{where}seeds must be how many (at least 1) or a list of whole numbers, got {given!r}")
+
+
+def _choose_size(file: Path, sizes: Mapping[str, Any], size: str | None) -> str:
+    if size is None and len(sizes) > 1:
+        raise ConfigError(f"{file} has the sizes {', '.join(sizes)}; choose one with --size")
+    if size is None:
+        return next(iter(sizes), "")
+    if size not in sizes:
+        raise ConfigError(f"{file}: unknown size {size!r}{closest(size, sizes) if sizes else '; it has none'}")
+    return size
+
+
+def _check_keys(content: Mapping[str, Any], known: Sequence[str] | Mapping[str, Any], prefix: str) -> None:
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"{prefix}{key}{closest(str(key), known)}")
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} must hold names and values (key: value), got {value!r}")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{where} must be a text, got {value!r}")
+    return value
+
+
+def _whole(value: Any, where: str, least: int) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise ConfigError(f"{where} must be a whole number from {least} on, got {value!r}")
+    return value
+
+
+def _beside(file: Path, name: Any, where: str) -> Path:
+    path = file.parent / _text(name, f"{where}: recipe")
+    if not path.is_file():
+        raise ConfigError(f"{where}: there is no recipe {path}")
+    return path

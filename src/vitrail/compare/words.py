@@ -1,0 +1,126 @@
+"""A suite's result in words and as Markdown; nothing is called better without a test that shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from vitrail.compare.results import NOT_SHOWN, Tables
+from vitrail.compare.suite import Suite
+
+_NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss"}
+
+
+def metric_name(metric: str) -> str:
+    """A measure's name for people."""
+    return _NAMES.get(metric, metric)
+
+
+def sentences(suite: Suite, tables: Tables) -> list[str]:
+    """The result in words: each comparison, then each variant.
+
+    Args:
+        suite: The suite.
+        tables: What it found.
+    """
+    pairs: list[Any] = tables.pairs.to_dict("records")
+    variants: list[Any] = tables.summary.to_dict("records")
+    return [*(_pair(row, suite) for row in pairs), *(_variant(row, suite) for row in variants)]
+
+
+def method(suite: Suite, tables: Tables) -> str:
+    """How the comparisons were made, in a few sentences."""
+    level = f"{1 - suite.alpha:.0%}"
+    on = f"the same {tables.images} test images" + (
+        "" if tables.groups is None else f", which are {tables.groups} groups that are taken as wholes"
+    )
+    if suite.folds is None:
+        how = (
+            f"Each comparison pairs runs of one seed on {on}. Its {level} interval and its p-value speak of other "
+            "seeds and other test images: both are taken for samples (analysis of several readers and cases, Dorfman, "
+            "Berbaum & Metz 1992)."
+        )
+    else:
+        how = (
+            f"Each comparison pairs runs of one fold and seed on {on}. Its {level} interval and its p-value allow for "
+            "the training images that folds share (corrected resampled t-test, Nadeau & Bengio 2003)."
+        )
+    return (
+        f"{how} P-values are corrected for the number of comparisons, {len(tables.pairs)} (Holm 1979); one variant is "
+        f"said to beat another only where the corrected one is below {suite.alpha:g}, the rest is not shown. Sign "
+        "flips over images and McNemar's test speak of these trained models alone and decide nothing."
+    )
+
+
+def markdown(suite: Suite, tables: Tables, failures: Sequence[Mapping[str, str]]) -> str:
+    """The whole result as a page of Markdown."""
+    parts = [f"# {suite.title}", *([suite.about.strip()] if suite.about else []), "## Result",
+             "\n".join(f"- {sentence}" for sentence in sentences(suite, tables)) or "No run is done yet.",
+             method(suite, tables) if len(tables.pairs) else ""]  # fmt: skip
+    if failures:
+        parts += ["## Failed", "\n".join(f"- {f['run']}: {f['error']} ({f['log']})" for f in failures)]
+    for title, table in (("Variants", tables.summary), ("Comparisons", tables.pairs), ("Runs", tables.results)):
+        if len(table):
+            parts += [f"## {title}", markdown_table(table)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table as Markdown, numbers to four significant digits."""
+    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
+    header = [str(name).replace("_", " ") for name in table.columns]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _variant(row: Mapping[str, Any], suite: Suite) -> str:
+    shown = amount(row["mean"], suite.metric)
+    interval = ""
+    if not math.isnan(row["low"]):
+        low, high = amount(row["low"], suite.metric), amount(row["high"], suite.metric)
+        interval = f" (95 % interval over seeds {low} to {high})"
+    runs = f"{row['runs']} run" + ("" if row["runs"] == 1 else "s")
+    return f"{row['variant']}: {metric_name(suite.metric)} {shown}{interval}, {runs}, {row['parameters']:,} parameters."
+
+
+def _pair(row: Mapping[str, Any], suite: Suite) -> str:
+    size = abs(row["difference"])
+    found = f"{difference(size, suite.metric)} {metric_name(suite.metric)}"
+    flipped = row["difference"] < 0
+    ends = (-row["high"], -row["low"]) if flipped else (row["low"], row["high"])
+    between = ", ".join(
+        [f"interval {difference(ends[0], suite.metric)} to {difference(ends[1], suite.metric)}",
+         f"corrected p {p_text(row['p_holm'])}"]
+    )  # fmt: skip
+    more, less = (row["b"], row["a"]) if flipped else (row["a"], row["b"])
+    if row["statement"] != NOT_SHOWN:
+        return f"{row['statement']}: {more} has {found} more than {less} ({between})."
+    if size == 0:
+        return f"Not shown: {row['a']} and {row['b']} differ in nothing that was measured."
+    return f"Not shown: {more} has {found} more than {less} ({between}); {row['why']}."
+
+
+def amount(value: float, metric: str) -> str:
+    """A measure as people write it."""
+    return f"{value:.4f}" if metric == "nll" else f"{100 * value:.2f} %"
+
+
+def difference(value: float, metric: str) -> str:
+    """A difference as people write it, in percentage points where the measure is a share."""
+    return f"{value:.4f}" if metric == "nll" else f"{100 * value:.2f} points"
+
+
+def p_text(p: float) -> str:
+    """A p-value as people write it."""
+    return "below 0.0001" if p < 0.0001 else f"{p:.2g}"

@@ -1,0 +1,67 @@
+"""Carries out one run of a suite in a process of its own: ``python -m vitrail.compare.work RECIPE VIEWS``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vitrail.config.load import load_recipe
+from vitrail.config.schema import PRETRAINING, Recipe
+from vitrail.errors import VitrailError
+from vitrail.machine import keep_large_buffers
+from vitrail.models.registry import find_family
+from vitrail.runs.folder import RunFolder
+
+
+def carry_out(recipe: Recipe, tta: str = "none") -> RunFolder:
+    """Train a run, or go on with it, and evaluate it; what is done already is not done again.
+
+    Args:
+        recipe: Resolved, with its run folder.
+        tta: Views that are averaged when it is evaluated, besides an evaluation without.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        VitrailError: Whatever training or evaluating meets.
+    """
+    from vitrail.evaluate.run import evaluate
+    from vitrail.train.fit import train
+    from vitrail.train.pretrain import pretrain
+
+    run = RunFolder(recipe.run_dir)
+    if not run.finished:
+        begun = run.recipe.is_file()
+        if not begun:
+            run.remove_leftovers()  # of a kill before anything was there to go on with
+        (pretrain if recipe.task.name in PRETRAINING else train)(recipe, resume=begun)
+    if recipe.task.name in PRETRAINING:
+        return run
+    top = run.evaluation_of("", primary=True) / "metrics.json"
+    if not top.is_file() or not run.predictions(run.read_json(top)["name"]).is_file():
+        evaluate(run, recipe.data)
+    if tta != "none":
+        evaluate(run, recipe.data, tta=tta)
+    return run
+
+
+def main(argv: list[str]) -> int:
+    """Carry out the run of a recipe.
+
+    Args:
+        argv: The recipe's file, and the views of its evaluation.
+    """
+    keep_large_buffers()
+    try:
+        recipe = load_recipe(Path(argv[0]), settings_of=lambda name: find_family(name)[0].config)
+        run = carry_out(recipe, argv[1])
+    except VitrailError as error:
+        print(f"vitrail: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"done: {run}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""Writing what a suite found into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vitrail import __version__
+from vitrail.compare.execute import Failure
+from vitrail.compare.plan import Run
+from vitrail.compare.results import Tables
+from vitrail.compare.suite import Suite
+from vitrail.compare.words import markdown, method, metric_name, sentences
+from vitrail.evaluate.scores import SCORES
+from vitrail.files import write_text
+from vitrail.runs.suite import SuiteFolder
+
+# Column of metrics.csv that follows the measure, where training records it.
+_CURVES = {"accuracy": "val_accuracy", "balanced_accuracy": "val_balanced_accuracy", "f1_macro": "val_f1_macro"}
+
+
+def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Sequence[Failure]) -> SuiteFolder:
+    """Write the tables, the same as Markdown, and the facts that a report is made from.
+
+    Args:
+        suite: The suite.
+        runs: Its plan.
+        tables: What it found.
+        failures: Runs that came to no end.
+
+    Returns:
+        The suite's folder.
+    """
+    folder = SuiteFolder(suite.dir)
+    failed = [
+        {"run": failure.run.label, "error": failure.error, "log": str(failure.log) if failure.log else ""}
+        for failure in failures
+    ]
+    for file, table in (
+        (folder.results, tables.results),
+        (folder.summary, tables.summary),
+        (folder.pairs, tables.pairs),
+    ):
+        folder.write_table(file, table)
+    write_text(folder.text, markdown(suite, tables, failed))
+    wanted = [run for run in runs if not run.without_labels]
+    facts: dict[str, Any] = {
+        "title": suite.title,
+        "about": suite.about.strip(),
+        "name": suite.name,
+        "file": str(suite.file),
+        "size": suite.size,
+        "recipe": suite.recipe,
+        "metric": suite.metric,
+        "metric_name": metric_name(suite.metric),
+        "higher_is_better": SCORES[suite.metric],
+        "unit": 1 if suite.metric == "nll" else 100,
+        "curve": _CURVES.get(suite.metric, "val_accuracy"),
+        "against": suite.against,
+        "alpha": suite.alpha,
+        "seeds": list(suite.seeds),
+        "folds": suite.folds,
+        "images": tables.images,
+        "groups": tables.groups,
+        "runs_planned": len(wanted),
+        "runs_done": len(tables.results),
+        "sentences": sentences(suite, tables),
+        "method": method(suite, tables) if len(tables.pairs) else "",
+        "variants": [{"name": v.name, "changes": v.changes} for v in suite.variants],
+        "failures": failed,
+        "vitrail": __version__,
+    }
+    folder.write_facts(facts)
+    return folder

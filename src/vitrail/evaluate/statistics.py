@@ -1,0 +1,400 @@
+"""How sure a comparison of trained models is: paired statistics over training runs and test images.
+
+Two sources of chance decide which of two recipes looks better: the seed that a model was trained with, and the images
+that happened to be in the test split. A claim about recipes must stand against both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from vitrail.errors import DataError
+
+Floats = npt.NDArray[np.float64]
+
+# Beyond this many runs of each, "more seeds" is no advice any more.
+MOST_SEEDS = 1000
+
+
+def mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent runs and Student's interval of it.
+
+    Args:
+        values: One a run, shape ``(S,)``.
+        confidence: Coverage wanted.
+
+    Returns:
+        Mean, low and high; the ends are no numbers (NaN) for a single run, which says nothing of others.
+
+    Raises:
+        DataError: No values.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) == 0:
+        raise DataError("a mean needs at least one run, got none")
+    mean = float(x.mean())
+    if len(x) == 1:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1) * stats.sem(x))
+    return mean, mean - half, mean + half
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A mean difference and where its uncertainty comes from; fields are arrays where several are looked at at once.
+
+    Two variances of few and of many degrees of freedom are tested together by Student's quantiles of both, weighted by
+    the variances (Cochran and Cox): never too sure, which Satterthwaite's approximation is for two or three runs.
+
+    Attributes:
+        value: The mean difference.
+        runs: Squared standard error that more runs make smaller.
+        images: Squared standard error that only more test images make smaller.
+        df_runs: Degrees of freedom of the one.
+        df_images: Degrees of freedom of the other.
+        num_runs: How many pairs of runs.
+        what: What the difference speaks of.
+
+    Source: Cochran & Cox 1957, Experimental Designs, section 4.14.
+    """
+
+    value: Floats
+    runs: Floats
+    images: Floats
+    df_runs: float
+    df_images: float
+    num_runs: int
+    what: str
+
+    @property
+    def error(self) -> Floats:
+        """Standard error of the difference."""
+        root: Floats = np.sqrt(self.runs + self.images)
+        return root
+
+    def limit(self, alpha: float | Floats = 0.05) -> Floats:
+        """How many standard errors a difference must be away from 0, two-sided."""
+        variance = self.runs + self.images
+        share = np.where(variance > 0, self.runs / np.where(variance > 0, variance, 1), 1.0)
+        half = np.asarray(alpha) / 2
+        few, many = stats.t.isf(half, self.df_runs), stats.t.isf(half, self.df_images)
+        mixed: Floats = share * few + (1 - share) * many
+        return mixed
+
+    def interval(self, confidence: float = 0.95) -> tuple[Floats, Floats]:
+        """Low and high end."""
+        half = self.limit(1 - confidence) * self.error
+        return self.value - half, self.value + half
+
+    def p_value(self) -> Floats:
+        """Two-sided, of no difference: the level at which the interval ends at 0; 1 where nothing differs at all."""
+        error = self.error
+        t = np.where(self.value == 0, 0.0, np.abs(self.value) / np.where(error > 0, error, 1e-300))
+        low, high = np.full(t.shape, -690.0), np.zeros(t.shape)  # logarithms of p
+        for _ in range(45):
+            middle = (low + high) / 2
+            sure = t > self.limit(np.exp(middle))
+            low, high = np.where(sure, low, middle), np.where(sure, middle, high)
+        p: Floats = np.exp(high)
+        return p
+
+
+def runs_and_images(differences: npt.ArrayLike) -> PairedDifference:
+    """Difference of two recipes, from several runs of each on the same test images.
+
+    Runs and images are both taken for a sample: the result is about other seeds and other images of the same kind. With
+    D[s, n] = mu + run[s] + image[n] + rest[s, n], the mean squares MS of the three give the variance of the mean,
+    (MS_run + max(MS_image - MS_rest, 0)) / (S N). This is the analysis that radiology uses for several readers and
+    cases. One run of each cannot tell what another seed would give: the result is then about these two models alone.
+
+    Args:
+        differences: Score of the one minus score of the other on each image, shape ``(..., S, N)``: a row a pair of
+            runs. Images that belong together (groups) are to be joined first (:func:`join_groups`).
+
+    Returns:
+        For each of the leading dimensions.
+
+    Raises:
+        DataError: Fewer than two images.
+
+    Source: Dorfman, Berbaum & Metz 1992, Invest. Radiol. 27, 723-731; Hillis 2007, Stat. Med. 26, 596-619.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    S, N = d.shape[-2:]
+    if N < 2:
+        raise DataError(f"a comparison needs at least 2 test images (or groups of them), got {N}")
+    value = d.mean((-2, -1))
+    run_means, image_means = d.mean(-1), d.mean(-2)
+    ms_image = S * image_means.var(-1, ddof=1)
+    if S == 1:
+        nothing = np.zeros_like(value)
+        return PairedDifference(value, nothing, ms_image / N, N - 1, N - 1, 1, "these two models, on other images")
+    ms_run = N * run_means.var(-1, ddof=1)
+    rest = d - run_means[..., None] - image_means[..., None, :] + value[..., None, None]
+    ms_rest = (rest**2).sum((-2, -1)) / ((S - 1) * (N - 1))
+    extra = np.maximum(ms_image - ms_rest, 0)
+    return PairedDifference(value, ms_run / (S * N), extra / (S * N), S - 1, N - 1, S, "other seeds and other images")
+
+
+def over_folds(differences: npt.ArrayLike, test_share: float) -> PairedDifference:
+    """Difference of two recipes from cross-validation.
+
+    The training images of two folds overlap, so their results vary less than those of independent trainings; the
+    variance is raised by the ratio of test to training images.
+
+    Args:
+        differences: Score of the one minus score of the other, one a pair of runs (fold and seed), shape ``(..., J)``.
+        test_share: Test images of a fold divided by its training images.
+
+    Raises:
+        DataError: Fewer than two pairs.
+
+    Source: Nadeau & Bengio 2003, Mach. Learn. 52, 239-281; repeated: Bouckaert & Frank 2004, PAKDD, 3-12.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    J = d.shape[-1]
+    if J < 2:
+        raise DataError(f"a comparison over folds needs at least 2 pairs of runs, got {J}")
+    variance = d.var(-1, ddof=1)
+    value = d.mean(-1)
+    return PairedDifference(value, variance / J, variance * test_share, J - 1, J - 1, J, "other images, by folds")
+
+
+def join_groups(scores: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.object_]) -> Floats:
+    """One score a group of images that belong together, so that their mean is still the mean over images.
+
+    Args:
+        scores: Shape ``(..., N)``.
+        groups: Of each image.
+
+    Returns:
+        Shape ``(..., G)``.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    _, number = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    count = int(number.max()) + 1
+    joined: Floats = np.zeros((*x.shape[:-1], count))
+    np.add.at(joined.reshape(-1, count).T, number, x.reshape(-1, x.shape[-1]).T)
+    joined *= count / x.shape[-1]
+    return joined
+
+
+def bootstrap_images(
+    differences: npt.ArrayLike, confidence: float = 0.95, repeats: int = 9999, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean difference over other test images, with the runs as they are.
+
+    Args:
+        differences: Shape ``(S, N)``.
+        confidence: Coverage wanted.
+        repeats: Resamples.
+        seed: Of the resampling.
+
+    Source: Efron 1979, Ann. Stat. 7, 1-26; computed by :func:`scipy.stats.bootstrap`.
+    """
+    mean = np.asarray(differences, dtype=np.float64).mean(0)
+    batch = max(1, 4_000_000 // len(mean))
+    found = stats.bootstrap(
+        (mean,), np.mean, n_resamples=repeats, batch=batch, confidence_level=confidence, method="percentile",
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def bootstrap_runs_and_images(
+    differences: npt.ArrayLike, confidence: float = 0.95, repeats: int = 4999, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the mean difference over other runs and other images: both are drawn anew, each on its own.
+
+    The quantiles are moved outwards as Student's are for as few runs, since a bootstrap of few is too narrow. What is
+    left errs on the wide side where most of the variance is neither of the runs nor of the images.
+
+    Args:
+        differences: Shape ``(S, N)``, at least two runs.
+        confidence: Coverage wanted.
+        repeats: Resamples.
+        seed: Of the resampling.
+
+    Raises:
+        DataError: One run.
+
+    Source: Owen 2007, Ann. Appl. Stat. 1, 386-411 (both factors resampled); Hesterberg 2015, Am. Stat. 69, 371-386
+    (expanded percentiles).
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    S, N = d.shape
+    if S < 2:
+        raise DataError("the seeds of 1 run cannot be resampled; use bootstrap_images")
+    rng = np.random.default_rng(seed)
+    rows = rng.multinomial(S, np.full(S, 1 / S), size=repeats) / S
+    means = np.empty(repeats)
+    step = max(1, 4_000_000 // N)
+    for start in range(0, repeats, step):
+        part = slice(start, min(start + step, repeats))
+        columns = rng.multinomial(N, np.full(N, 1 / N), size=part.stop - part.start) / N
+        means[part] = np.einsum("rs,rs->r", rows[part], columns @ d.T)
+    tail = stats.norm.cdf(-math.sqrt(S / (S - 1)) * stats.t.ppf(0.5 + confidence / 2, S - 1))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def sign_flip(values: npt.ArrayLike, repeats: int = 9999, seed: int = 0) -> float:
+    """Two-sided p-value of differences whose signs are as likely as their opposites: exact where there are few.
+
+    Over the images of given models it is about these models alone; over the runs of given images, about these images.
+
+    Args:
+        values: Paired differences, shape ``(N,)``.
+        repeats: Random flips, where there are more ways than that.
+        seed: Of the flips.
+
+    Returns:
+        The p-value; 1 where all differences are 0.
+
+    Source: Fisher 1935, The Design of Experiments, section 21; computed by :func:`scipy.stats.permutation_test`.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    x = x[x != 0]  # flipping these changes nothing
+    if len(x) == 0:
+        return 1.0
+    if len(x) == 1:
+        return 1.0  # both signs are as far from 0
+    found = stats.permutation_test(
+        (x,), lambda v, axis: v.sum(axis=axis), permutation_type="samples", vectorized=True, n_resamples=repeats,
+        batch=max(1, 4_000_000 // len(x)), rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Images that one of two models alone has right.
+
+    Attributes:
+        first: Right by the first alone, over all pairs of runs.
+        second: Right by the second alone.
+        odds_ratio: The first divided by the second; no number where both are 0.
+        p: Exact; of several pairs of runs twice the median of theirs.
+    """
+
+    first: int
+    second: int
+    odds_ratio: float
+    p: float
+
+
+def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
+    """Exact test of whether two models have equally many images right, on the same images.
+
+    It is about these trained models. Several pairs of runs are not independent, as they are tested on the same images;
+    twice the median of their p-values is valid whatever they share.
+
+    Args:
+        first: Whether each image is right, shape ``(S, N)``: a row a run.
+        second: The same for the other.
+
+    Source: McNemar 1947, Psychometrika 12, 153-157, as an exact binomial test; twice the median: Rüger 1978, Metrika
+    25, 171-178.
+    """
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    alone, other = (a & ~b).sum(1), (~a & b).sum(1)
+    values = [
+        1.0 if x + y == 0 else float(stats.binomtest(int(x), int(x + y)).pvalue)
+        for x, y in zip(alone, other, strict=True)
+    ]
+    p = values[0] if len(values) == 1 else min(1.0, 2 * float(np.median(values)))
+    total, rest = int(alone.sum()), int(other.sum())
+    ratio = math.nan if total + rest == 0 else (math.inf if rest == 0 else total / rest)
+    return McNemar(total, rest, ratio, p)
+
+
+def holm(p_values: npt.ArrayLike) -> Floats:
+    """P-values raised so that the chance of any false claim among all of them stays at the level of one.
+
+    Args:
+        p_values: Shape ``(m,)``.
+
+    Returns:
+        Corrected, in the same order.
+
+    Source: Holm 1979, Scand. J. Stat. 6, 65-70.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    result = np.empty_like(p)
+    result[order] = np.minimum(raised, 1.0)
+    return result
+
+
+def cohens_dz(differences: npt.ArrayLike) -> float:
+    """Mean of paired differences in units of their standard deviation; no number for fewer than two, or without spread.
+
+    Source: Cohen 1988, Statistical Power Analysis, section 2.3.5.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
+    return float(d.mean()) / spread if spread > 0 else math.nan
+
+
+def power(difference: float, runs: float, images: float, num_runs: int, alpha: float = 0.05) -> float:
+    """Chance that a two-sided test shows a true difference of this size.
+
+    Args:
+        difference: The true difference.
+        runs: Variance of the difference from one pair of runs to another.
+        images: Squared standard error that comes from the test images, whatever the number of runs.
+        num_runs: Pairs of runs, at least 2.
+        alpha: Level of the test.
+
+    Source: Cohen 1988, chapter 2, by the noncentral t distribution (:data:`scipy.stats.nct`).
+    """
+    value, own = np.asarray(difference), np.asarray(runs / num_runs)
+    found = PairedDifference(value, own, np.asarray(images), num_runs - 1, math.inf, num_runs, "")
+    error = float(found.error)
+    if error == 0:
+        return 1.0 if difference else alpha
+    # Satterthwaite's degrees of freedom for how the ratio spreads; the limit is the test's own.
+    df = 1e6 if runs == 0 else min(1e6, (error**2 / float(own)) ** 2 * (num_runs - 1))
+    shift, limit = abs(difference) / error, float(found.limit(alpha))
+    if shift > 37:
+        return 1.0  # beyond what the noncentral distribution can be computed for, and long certain
+    # Far in the tail it cannot be computed either, and is nothing.
+    wrong_side = float(stats.nct.cdf(-limit, df, shift)) if shift < 5 else 0.0
+    return float(stats.nct.sf(limit, df, shift)) + wrong_side
+
+
+def runs_needed(found: PairedDifference, alpha: float = 0.05, wanted: float = 0.8) -> int | None:
+    """How many pairs of runs would show a difference as large as the one found.
+
+    The difference and its variances are taken as they were estimated, which few runs do badly: a guide, no promise.
+
+    Args:
+        found: A single difference from at least two pairs of runs.
+        alpha: Level of the test, corrected for the number of comparisons where there are several.
+        wanted: Chance of showing it.
+
+    Returns:
+        The smallest number from 2 on; None where no number up to :data:`MOST_SEEDS` will do: the test images are too
+        few, or there is no difference to show.
+
+    Raises:
+        DataError: One run.
+    """
+    if found.num_runs < 2:
+        raise DataError("how many runs are needed cannot be told from 1; train another seed")
+    difference, images = float(found.value), float(found.images)
+    runs = float(found.runs) * found.num_runs
+    if difference == 0 or power(difference, runs, images, MOST_SEEDS, alpha) < wanted:
+        return None
+    low, high = 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(difference, runs, images, middle, alpha) >= wanted else (middle, high)
+    return high

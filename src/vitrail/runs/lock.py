@@ -1,0 +1,103 @@
+"""One process at a time trains in a run folder, also where several suites or jobs want the same run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vitrail.errors import RunError
+
+
+@contextmanager
+def only_one(folder: str | Path) -> Iterator[None]:
+    """Hold the lock of a run folder.
+
+    The system itself gives the lock back when its process ends, however it ends: what a killed process leaves behind
+    hinders nobody. On folders shared between machines it holds where the file system passes locks on (NFS 4, Lustre
+    with ``flock``).
+
+    Args:
+        folder: The run folder, which need not exist yet; the lock is a hidden file beside it.
+
+    Raises:
+        RunError: Another process holds it (the message says which), or the file cannot be written.
+    """
+    file = _lock_file(folder)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = _acquire(file)
+    except OSError as error:
+        raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
+    if handle is None:
+        raise RunError(f"{folder} is being trained by {holder(folder) or 'another process'}; wait for it or stop it")
+    try:
+        note = {
+            "process": os.getpid(),
+            "machine": platform.node(),
+            "since": datetime.now(UTC).isoformat(" ", "seconds"),
+        }
+        os.truncate(handle, 0)
+        os.pwrite(handle, json.dumps(note).encode(), 0)
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        # Told to the system, not left to the closing: forked workers share the handle.
+        fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def holder(folder: str | Path) -> str | None:
+    """Who trains in a run folder at the moment, in words; None where nobody does.
+
+    Args:
+        folder: The run folder.
+    """
+    file = _lock_file(folder)
+    try:
+        handle = os.open(file, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"cannot read the lock {file}: {error.strerror or error}") from error
+    try:
+        # A shared lock: two that only look do not take each other for a holder.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        try:
+            note = json.loads(os.pread(handle, 4096, 0))
+            return f"process {note['process']} on {note['machine']} since {note['since']}"
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+            return "a process that has just begun"
+    else:
+        return None
+    finally:
+        os.close(handle)
+
+
+def _acquire(file: Path) -> int | None:
+    """A locked handle of the file, or None where another holds it."""
+    for _ in range(20):
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed the file between our opening and our locking it.
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(handle)
+    return None
+
+
+def _lock_file(folder: str | Path) -> Path:
+    path = Path(os.path.realpath(folder))
+    return path.parent / f".{path.name}.lock"

@@ -1,0 +1,83 @@
+"""The names of the files in a suite's folder, known here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitrail.errors import RunError
+from vitrail.files import write_json, write_text
+
+
+class SuiteFolder:
+    """What a comparison of runs writes; the runs themselves lie elsewhere, and several suites may share them.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.facts = self.path / "suite.json"
+        self.results = self.path / "results.csv"
+        self.summary = self.path / "summary.csv"
+        self.pairs = self.path / "pairs.csv"
+        self.text = self.path / "suite.md"
+        self.report = self.path / "report.html"
+        self.figures = self.path / "figures"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def is_one(cls, path: str | Path) -> bool:
+        """Whether a folder is a suite's."""
+        return cls(path).facts.is_file()
+
+    def recipe(self, identity: str) -> Path:
+        """The resolved recipe of one of its runs."""
+        return self.path / "recipes" / f"{identity}.yaml"
+
+    def log(self, identity: str) -> Path:
+        """What one of its runs said while it was carried out."""
+        return self.path / "logs" / f"{identity}.log"
+
+    def write_table(self, file: Path, table: pd.DataFrame) -> None:
+        """Write one of the suite's tables."""
+        write_text(file, table.to_csv(index=False))
+
+    def read_table(self, file: Path) -> pd.DataFrame:
+        """One of the suite's tables.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        if not file.is_file():
+            raise RunError(f"{self.path} lacks {file.name}; `vitrail compare` writes it when the runs are done")
+        try:
+            return pd.read_csv(file)
+        except pd.errors.EmptyDataError:
+            return pd.DataFrame()
+        except (pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise RunError(f"{file} is damaged ({error}); `vitrail compare` writes it again") from error
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Write suite.json."""
+        write_json(self.facts, facts)
+
+    def read_facts(self) -> dict[str, Any]:
+        """What suite.json says.
+
+        Raises:
+            RunError: It is missing or damaged.
+        """
+        if not self.facts.is_file():
+            raise RunError(f"{self.path} is no suite's folder: it lacks {self.facts.name}; `vitrail compare` makes one")
+        try:
+            facts: dict[str, Any] = json.loads(self.facts.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.facts} is damaged ({error}); `vitrail compare` writes it again") from error
+        return facts

@@ -1,0 +1,101 @@
+"""What is done is known from the folders, whoever made them and however they ended."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from tests.compare.runs import finish
+from vitrail.compare import load_suite, plan
+from vitrail.compare.execute import write_recipes
+from vitrail.compare.plan import commands, expect
+from vitrail.errors import RunError
+from vitrail.runs.lock import holder, only_one
+from vitrail.runs.suite import SuiteFolder
+
+
+def _states(runs):
+    return [run.state() for run in runs]
+
+
+def test_states_are_read_from_the_folders(place):
+    runs = plan(load_suite(place()))
+    assert _states(runs) == ["run"] * 6
+    finish(runs[0])
+    finish(runs[1], evaluated=False)
+    finish(runs[2], finished=False)
+    runs[3].folder.path.mkdir()  # killed before it wrote anything
+    (runs[3].folder.path / ".recipe.yaml.abcdefgh.tmp").write_text("half")
+    with only_one(runs[4].folder.path):
+        assert _states(runs) == ["done", "evaluate", "resume", "run", "elsewhere", "run"]
+    assert _states(runs)[4] == "run"
+
+
+def test_predictions_that_are_gone_are_made_again(place):
+    run = plan(load_suite(place(seeds=1)))[0]
+    finish(run)
+    run.folder.predictions("test").unlink()
+    assert run.state() == "evaluate"
+
+
+def test_another_evaluation_of_a_run_is_missing_on_its_own(place):
+    one, views = plan(load_suite(place(variants={"one": {}, "views": {"evaluate.tta": "flips"}}, seeds=1)))
+    finish(one)
+    assert (one.state(), views.state()) == ("done", "evaluate")
+
+
+def test_the_expected_time_comes_from_what_was_recorded(place):
+    runs = plan(load_suite(place()))
+    states = lambda: {run.task: run.state() for run in runs}  # noqa: E731
+    assert expect(runs, states()).seconds is None
+    finish(runs[0], seconds=10.0)  # 4 epochs
+    assert expect(runs, states()).seconds == pytest.approx(5 * 40)
+    finish(runs[2], seconds=30.0)
+    finish(runs[3], finished=False)  # one epoch of four, of the variant of runs[2]
+    assert expect(runs, states()).seconds == pytest.approx(40 + 0.75 * 120 + 2 * (40 + 120) / 2)
+    assert expect(runs, states()).basis == 2
+
+
+def test_commands_for_a_scheduler(place):
+    suite = load_suite(place())
+    runs = plan(suite)
+    finish(runs[0])
+    finish(runs[1], evaluated=False)
+    finish(runs[2], finished=False)
+    listed = commands(runs, write_recipes(runs, SuiteFolder(suite.dir)))
+    words = [" ".join(command) for _, command in listed]
+    folder = "vitrail train runs/suites/suite/recipes/"
+    assert words == [f"{folder}{runs[2].identity}.yaml --resume", *(f"{folder}{r.identity}.yaml" for r in runs[3:])]
+
+
+def test_a_lock_is_one_processs(tmp_path):
+    assert holder(tmp_path / "run") is None
+    with only_one(tmp_path / "run"):
+        assert f"process {os.getpid()} on" in holder(tmp_path / "run")
+        with pytest.raises(RunError, match=r"is being trained by process \d+ on .* since"), only_one(tmp_path / "run"):
+            pass
+        assert holder(tmp_path / "run") is not None  # the one turned away took nothing along
+    assert holder(tmp_path / "run") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def _hold(path):
+    with only_one(path):
+        time.sleep(60)
+
+
+def test_the_lock_of_a_killed_process_hinders_nobody(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path / "run",))
+    process.start()
+    for _ in range(500):
+        if holder(tmp_path / "run") is not None:
+            break
+        time.sleep(0.01)
+    assert holder(tmp_path / "run") is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert holder(tmp_path / "run") is None
+    with only_one(tmp_path / "run"):
+        pass

@@ -1,0 +1,146 @@
+"""A suite file says what it means, or says what is wrong with it."""
+
+import pytest
+import yaml
+
+from vitrail.compare import load_suite, plan
+from vitrail.errors import ConfigError
+
+
+def test_every_variant_at_every_seed(place):
+    suite = load_suite(place(seeds=[3, 5], changes={"trainer.max_epochs": 7, "data.augment_settings.mixup": 0.2}))
+    runs = plan(suite)
+    assert [(r.variant, r.seed) for r in runs] == [(v, s) for v in ("plain", "wide", "slow") for s in (3, 5)]
+    assert {r.recipe.trainer.max_epochs for r in runs} == {7}
+    assert {tuple(r.recipe.data.augment_settings.items()) for r in runs} == {(("mixup", 0.2),)}
+    assert [r.recipe.model.settings["embed_dim"] for r in runs] == [16, 16, 32, 32, 16, 16]
+    assert [r.recipe.run.seed for r in runs] == [3, 5] * 3
+    assert all(r.recipe.run.dir == f"runs/compare/{r.identity}" for r in runs)
+
+
+def test_folds(place):
+    runs = plan(load_suite(place(folds=3, seeds=1, variants={"plain": {}})))
+    assert [(r.fold, r.recipe.data.fold, r.recipe.data.num_folds) for r in runs] == [(i, i, 3) for i in range(3)]
+    assert len({r.identity for r in runs}) == 3
+
+
+def test_what_does_not_change_a_result_does_not_change_the_identity(place):
+    file = place()
+    first = [r.identity for r in plan(load_suite(file))]
+    elsewhere = load_suite(file, None, {"data.num_workers": 3, "run.tensorboard": False}, runs_dir="other", out="x")
+    assert [r.identity for r in plan(elsewhere)] == first
+    for change in ({"trainer.max_epochs": 5}, {"data.seed": 1}, {"task.label_smoothing": 0.0}):
+        assert not set(first) & {r.identity for r in plan(load_suite(file, None, change))}
+
+
+def test_two_suites_share_equal_runs(place):
+    mine = {r.identity for r in plan(load_suite(place()))}
+    # The same recipe, said in another way.
+    other = place("other.yaml", changes={"model.embed_dim": 32}, variants={"a": {}, "b": {"model.depth": 3}})
+    assert len(mine & {r.identity for r in plan(load_suite(other))}) == 2
+
+
+def test_weights_count_by_their_content(place, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"one")
+    file = place(variants={"from": {"model.weights": "w.safetensors"}}, seeds=1)
+    before = plan(load_suite(file))[0].identity
+    (tmp_path / "v.safetensors").write_bytes(b"one")
+    assert plan(load_suite(file, None, {"model.weights": "v.safetensors"}))[0].identity == before
+    (tmp_path / "w.safetensors").write_bytes(b"two")
+    assert plan(load_suite(file))[0].identity != before
+    (tmp_path / "w.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"variant from: model\.weights: no file"):
+        plan(load_suite(file))
+
+
+def test_pretraining_comes_first_and_once(place, tmp_path):
+    pre = {"data": {"source": "digits"}, "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16,
+           "depth": 2, "num_heads": 2}, "task": {"name": "mae", "decoder_dim": 32}}  # fmt: skip
+    (tmp_path / "pre.yaml").write_text(yaml.safe_dump(pre))
+    file = place(
+        pretrained={"mae": {"recipe": "pre.yaml", "changes": {"trainer.max_epochs": 3}}},
+        variants={"with": {"model.weights": "pretrained:mae"}, "without": {}},
+    )
+    first, *rest = plan(load_suite(file))
+    assert (first.variant, first.without_labels, first.recipe.trainer.max_epochs) == ("mae", True, 3)
+    assert [r.needs for r in rest] == [first.identity, first.identity, None, None]
+    assert rest[0].recipe.model.weights == first.recipe.run.dir
+    # The folder moves, the identity stays; another pre-training is another run.
+    moved = plan(load_suite(file, runs_dir="elsewhere"))
+    assert [r.identity for r in moved] == [first.identity, *(r.identity for r in rest)]
+    assert moved[1].recipe.model.weights == f"elsewhere/{first.identity}"
+    content = yaml.safe_load(file.read_text())
+    content["pretrained"]["mae"]["changes"]["trainer.max_epochs"] = 2
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    changed = plan(load_suite(file))
+    assert changed[1].identity != rest[0].identity
+    assert changed[3].identity == rest[2].identity
+    # Images are the same for both: where they lie is said once. Nobody pre-trains on the test images of a fold.
+    assert plan(load_suite(file, None, {"data.test_fraction": 0.4}))[0].recipe.data.test_fraction == 0.4
+    file.write_text(yaml.safe_dump({**content, "folds": 2}, sort_keys=False))
+    folds = plan(load_suite(file, None, {"data.split": "stratified"}))
+    assert [r.recipe.data.fold for r in folds if r.without_labels] == [0, 1]
+
+
+def test_sizes(place):
+    file = place(sizes={"quick": {"seeds": 1, "changes": {"trainer.max_epochs": 1}},
+                        "full": {"variants": {"deep": {"model.depth": 8}}}})  # fmt: skip
+    with pytest.raises(ConfigError, match="quick, full; choose one with --size"):
+        load_suite(file)
+    quick, full = load_suite(file, "quick"), load_suite(file, "full")
+    assert (quick.name, len(quick.variants), quick.seeds) == ("suite-quick", 3, (0,))
+    assert [v.name for v in full.variants] == ["deep"]
+    assert str(full.dir) == "runs/suites/suite-full"
+    with pytest.raises(ConfigError, match="unknown size 'quik'; did you mean 'quick'"):
+        load_suite(file, "quik")
+
+
+def test_the_command_line_has_the_last_word_and_equal_variants_are_refused(place):
+    file = place()
+    assert {r.recipe.model.settings["depth"] for r in plan(load_suite(file, None, {"model.depth": 1}))} == {1}
+    with pytest.raises(ConfigError, match="plain and wide are the same recipe"):
+        plan(load_suite(file, None, {"model.embed_dim": 32}))
+
+
+def test_variants_that_differ_in_their_evaluation_alone_share_a_run(place):
+    runs = plan(load_suite(place(variants={"one": {}, "views": {"evaluate.tta": "flips"}}, seeds=1)))
+    assert runs[0].identity == runs[1].identity
+    assert runs[0].task != runs[1].task
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"varants": {}}, "unknown key varants; did you mean 'variants'"),
+        ({"variants": {}}, "variants are missing"),
+        ({"variants": {"x": {"trainer.max_epoch": 3}}}, r"variant x: .*max_epoch; did you mean 'max_epochs'"),
+        ({"variants": {"x": {"traner.max_epochs": 3}}}, r"names no setting; did you mean 'trainer'"),
+        ({"variants": {"x": {"depth": 3}}}, "settings are named PART.SETTING"),
+        ({"variants": {"x": {"model.depth.more": 3}}}, "lies below depth, which is 2"),
+        ({"variants": {"x": {"run.seed": 3}}}, "run.seed is the suite's to decide; see the key 'seeds'"),
+        ({"variants": {"x": {"model.weights": "pretrained:no"}}}, "names no entry of pretrained"),
+        ({"variants": {"x": {"evaluate.tta": "flip"}}}, "flips"),
+        ({"variants": {"x": {"recipe": "gone.yaml"}}}, r"there is no recipe .*gone\.yaml"),
+        ({"recipe": None}, "has no recipe"),
+        ({"seeds": 0}, "seeds must be how many"),
+        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"folds": 1}, "folds must be a whole number from 2 on"),
+        ({"metric": "acuracy"}, "unknown metric 'acuracy'; did you mean 'accuracy'"),
+        ({"against": "plane"}, "against names no variant: 'plane'; did you mean 'plain'"),
+        ({"alpha": 2}, "alpha must be"),
+        ({"sizes": {"quick": {"seed": 1}}}, "unknown key sizes.quick.seed; did you mean 'seeds'"),
+        ({"pretrained": {"p": {"recipe": "base.yaml"}}}, "its task needs labels"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(place, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_suite(place(**changes))
+
+
+def test_a_repeated_key_is_refused(place):
+    file = place()
+    file.write_text(file.read_text() + "seeds: 4\n")
+    with pytest.raises(ConfigError, match="'seeds' is given again"):
+        load_suite(file)
+    with pytest.raises(ConfigError, match="cannot read the suite"):
+        load_suite(file.with_name("none.yaml"))
