@@ -84,7 +84,8 @@ class Explaining(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if not trainer.is_global_zero or not (epoch == trainer.max_epochs or epoch % self.every == 0):
+        last = epoch == trainer.max_epochs or trainer.should_stop  # early stopping, or out of time
+        if not trainer.is_global_zero or not (last or epoch % self.every == 0):
             return
         task = pl_module.task
         assert isinstance(task, Task)
