@@ -247,3 +247,14 @@ def test_the_report_knows_what_fits_before_it_draws(run, monkeypatch):
     chosen, refused = choose_methods(trained)
     assert chosen == ["rollout", "probe_signed"]
     assert refused == ["probe_refused (it fits no model; take another)"]
+
+
+def test_heads_are_drawn_one_by_one(run, images, tmp_path):
+    out, file = tmp_path / "out", sorted((images / "val" / "light").iterdir())[0]
+    _explain(run, file, "--method", "attention", "--out", out)
+    (entry,) = _content(out)["images"]
+    said = entry["methods"]["attention"]["streams"]["image"]
+    parts, tokens = np.load(out / said["parts"]), np.load(out / said["tokens"])
+    assert np.allclose(parts.mean(axis=0), tokens, atol=1e-6)
+    with Image.open(out / said["parts_panel"]) as panel:
+        assert panel.width > 100
