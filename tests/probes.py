@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from vitrail.errors import ConfigError
 from vitrail.explain.interface import METHODS, StreamMap, register_method
 
 
@@ -23,7 +22,7 @@ def _probe_random(model, inputs, target):
 
 def _probe_refused(model, inputs, target):
     """What no model can have."""
-    raise ConfigError("probe_refused fits no model; take another")
+    raise AssertionError("refused before it is computed")
 
 
 @pytest.fixture
@@ -32,7 +31,9 @@ def probes():
     before = dict(METHODS)
     register_method("probe_signed", by_class=True, signed=True)(_probe_signed)
     register_method("probe_random", by_class=False)(_probe_random)
-    register_method("probe_refused", by_class=True)(_probe_refused)
+    register_method("probe_refused", by_class=True, lacks=lambda model: "it fits no model; take another")(
+        _probe_refused
+    )
     yield
     METHODS.clear()
     METHODS.update(before)

@@ -15,7 +15,7 @@ from tests.images import make_folder, save_image
 from vitrail.cli.main import main
 from vitrail.data.images import read_image
 from vitrail.explain import explain
-from vitrail.report.pictures import Examples, choose_methods
+from vitrail.report.pictures import choose_methods
 from vitrail.runs import load_trained
 
 pytestmark = pytest.mark.usefixtures("probes")
@@ -166,7 +166,7 @@ def test_two_streams(two_streams, tmp_path, capsys):
         (["--method", "probe_signed", "--target", "green"], 2, "no class 'green'.*dark, light .or by number, 0 to 1"),
         (["--method", "probe_signed", "--target", "2"], 2, "no class '2'"),
         (["--target", "dark"], 2, "rollout explains no class"),
-        (["--method", "rollout", "probe_refused"], 2, "probe_refused fits no model"),
+        (["--method", "rollout", "probe_refused"], 2, "it fits no model"),
         (["--masks", "x"], 2, "--masks says what --measure"),
         (["--size", "1", "2", "3"], 2, "--size takes one number"),
         (["--number", "0"], 2, "at least 1"),
@@ -234,17 +234,27 @@ def test_the_report_compares_methods(run, tmp_path, monkeypatch):
     assert main(["report", str(copy)]) == 0
     page = (copy / "report.html").read_text()
     assert "What copy looks at, by several methods" in page
-    assert "Not for this model: probe_refused (probe_refused fits no model; take another)." in page
+    assert "Not for this model: probe_refused (it fits no model; take another)." in page
     assert (copy / "figures" / "methods_copy.png").is_file()
     monkeypatch.setattr("vitrail.report.pictures._PAGE_METHODS", ("rollout", "none"))
     assert main(["report", str(copy), "--out", str(tmp_path / "other.html")]) == 0
     assert "by several methods" not in (tmp_path / "other.html").read_text()
 
 
-def test_the_report_tries_methods_before_it_draws(run, monkeypatch):
+def test_the_report_knows_what_fits_before_it_draws(run, monkeypatch):
     trained = load_trained(run)
-    examples = Examples(np.zeros((2, 16, 16, 3)), ["", ""], (torch.rand(2, 3, 16, 16),), [0, 1])
     monkeypatch.setattr("vitrail.report.pictures._PAGE_METHODS", ("rollout", "probe_signed", "probe_refused", "none"))
-    chosen, refused = choose_methods(trained, examples)
+    chosen, refused = choose_methods(trained)
     assert chosen == ["rollout", "probe_signed"]
-    assert refused == ["probe_refused (probe_refused fits no model; take another)"]
+    assert refused == ["probe_refused (it fits no model; take another)"]
+
+
+def test_heads_are_drawn_one_by_one(run, images, tmp_path):
+    out, file = tmp_path / "out", sorted((images / "val" / "light").iterdir())[0]
+    _explain(run, file, "--method", "attention", "--out", out)
+    (entry,) = _content(out)["images"]
+    said = entry["methods"]["attention"]["streams"]["image"]
+    parts, tokens = np.load(out / said["parts"]), np.load(out / said["tokens"])
+    assert np.allclose(parts.mean(axis=0), tokens, atol=1e-6)
+    with Image.open(out / said["parts_panel"]) as panel:
+        assert panel.width > 100

@@ -186,7 +186,8 @@ def test_with_a_class_token_the_patches_before_the_last_block():
 
 
 @pytest.mark.parametrize(
-    ("layer", "words"), [(3, "0 to 2"), ("block.1", r"did you mean 'blocks\.\d'"), (True, "0 to 2"), (-4, "0 to 2")]
+    ("layer", "words"),
+    [(3, "0 to 2"), ("block.1", r"did you mean 'blocks\.\d'"), (True, "a whole number"), (-4, "0 to 2")],
 )
 def test_levels_that_are_not_there(layer, words):
     model = tiny_model("vit mean")

@@ -4,8 +4,18 @@ import pytest
 import torch
 
 import vitrail
+from tests.explain.tiny_models import tiny_inputs, tiny_model
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.explain import explain, list_methods
+from vitrail.explain import (
+    band_importance,
+    deletion,
+    explain,
+    infidelity,
+    insertion,
+    list_methods,
+    randomisation_check,
+    road,
+)
 from vitrail.explain.interface import METHODS, Method, StreamMap
 
 TINY = {"embed_dim": 16, "num_classes": 3}
@@ -110,3 +120,107 @@ def test_inference_mode_around_it_does_no_harm():
         images = torch.randn(2, 3, 16, 16)
         inside = explain(model, images, "gradcam", 1, layer=0)
     assert torch.equal(inside.map, explain(model, images.clone(), "gradcam", 1, layer=0).map)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting", "words"),
+    [
+        ("rollout", {"discard_ratio": "half"}, "discard_ratio must be a number, got 'half'"),
+        ("rollout", {"discard_ratio": True}, "must be a number"),
+        ("rollout", {"head_fusion": "sum"}, "'mean', 'max' or 'min', got 'sum'"),
+        ("smoothgrad", {"noise": None}, "noise must be a number"),
+        ("smoothgrad", {"noise": float("nan")}, "noise must be a number"),
+        ("smoothgrad", {"batch_size": 0}, "at least 1"),
+        ("attention", {"head": True}, "head must be a whole number or none"),
+        ("attention", {"layer": 1.5}, "layer must be a word, a whole number or none"),
+        ("attention", {"query": (1, 2, 3)}, "query must be"),
+        ("occlusion", {"window": (2, "x")}, "window must be"),
+        ("random", {"seed": "today"}, "seed must be a whole number"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(method, setting, words):
+    with pytest.raises(ConfigError, match=words):
+        explain(_vit(), torch.randn(1, 3, 16, 16), method, **setting)
+
+
+def test_settings_of_the_right_kind_are_taken():
+    model, images = _vit(), torch.randn(1, 3, 16, 16)
+    explain(model, images, "rollout", discard_ratio=0, head_fusion="max")
+    explain(model, images, "attention", layer="blocks.0.attn", query=(3, 5), head=1)
+    explain(model, images, "occlusion", window=(4, 8), stride=4)
+
+
+@pytest.mark.parametrize("method", ["rollout", "gradcam", "centre", "random"])
+@pytest.mark.parametrize(
+    ("images", "error", "words"),
+    [
+        (None, ShapeError, "got None"),
+        ("leaf.png", ShapeError, "got str"),
+        (torch.full((1, 3, 16, 16), torch.nan), ConfigError, "'image' has values that are not finite"),
+        (torch.zeros(1, 4, 16, 16), ShapeError, r"\(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), ShapeError, "uint8"),
+        ([torch.zeros(1, 3, 16, 16)] * 2, ShapeError, "expected one input"),
+    ],
+    ids=["none", "name", "nan", "bands", "uint8", "two"],
+)
+def test_images_that_the_model_does_not_take_are_refused_by_every_method(method, images, error, words):
+    with pytest.raises(error, match=words):
+        explain(_vit(), images, method)
+
+
+@pytest.mark.parametrize("target", ["cat", {1}, [0, None]])
+def test_targets_that_are_no_numbers(target):
+    with pytest.raises(ConfigError, match="number of a class"):
+        explain(_vit(), torch.randn(2, 3, 16, 16), "gradcam", target)
+
+
+@pytest.mark.parametrize("method", [None, ["rollout"]])
+def test_methods_that_are_no_names(method):
+    with pytest.raises(ConfigError, match="a method is a name"):
+        explain(_vit(), torch.randn(2, 3, 16, 16), method)
+
+
+@pytest.mark.parametrize("settings", [{"depth": 1}, {"depth": 2, "token_learner": {"num_tokens": 3, "layer": 0}}])
+def test_methods_that_are_listed_for_a_model_can_explain_it(settings):
+    model = vitrail.create_model("vit", img_size=16, patch_size=4, num_heads=2, **TINY, **settings)
+    for name in ("gradcam", "eigencam", "attention", "rollout", "tokens"):
+        if name in list_methods(model):
+            explain(model, torch.randn(1, 3, 16, 16), name)
+        else:
+            with pytest.raises(ConfigError, match="what can: "):
+                explain(model, torch.randn(1, 3, 16, 16), name)
+
+
+@pytest.mark.parametrize("measured", [deletion, insertion, road, infidelity])
+def test_without_classes_no_score_is_made_up(measured):
+    """Features are no logits, although they can be softmaxed."""
+    model, images = _vit(), torch.randn(2, 3, 16, 16)
+    model.reset_classifier(0)
+    found = explain(model, images)
+    with pytest.raises(ConfigError, match="num_classes=0"):
+        measured(model, images, found)
+    with pytest.raises(ConfigError, match="num_classes=0"):
+        band_importance(model, images)
+    assert randomisation_check(model, images, "rollout", parts=1).rank.shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["vit token", "vit learner", "swin", "maxvit", "hvt two streams"])
+@pytest.mark.parametrize("method", ["rollout", "gradient_rollout", "attribution", "attention", "tokens"])
+def test_maps_of_odd_images_are_those_of_the_image_with_its_padding(name, method):
+    """The last tokens reach beyond an odd image: its map is the part of theirs that it covers, and not stretched."""
+    model = tiny_model(name)
+    if method not in list_methods(model):
+        pytest.skip("not a method of this model")
+    inputs = tiny_inputs(model)
+    for stream, found in explain(model, inputs, method).items():
+        image = inputs[[s.name for s in model.streams].index(stream)]
+        info = [i for i in model.feature_info if i.name.startswith(model.stream_prefixes.get(stream, ""))]
+        strides = {found.tokens.shape[1:]: None} | {
+            tuple(-(-side // step) for side, step in zip(image.shape[2:], level.stride, strict=True)): level.stride
+            for level in reversed(info)
+        }  # fmt: skip
+        stride = strides[found.tokens.shape[1:]]
+        assert stride is not None
+        full = [count * step for count, step in zip(found.tokens.shape[1:], stride, strict=True)]
+        whole = torch.nn.functional.interpolate(found.tokens[:, None], full, mode="bilinear")[:, 0]
+        assert torch.equal(found.map, whole[:, : image.shape[2], : image.shape[3]])

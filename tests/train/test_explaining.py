@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -80,6 +81,15 @@ def test_resuming_stays_exact(tmp_path, monkeypatch):
     # Whether to look on may change when a run goes on.
     more = {"trainer__max_epochs": 3, "run__explain_images": 0}
     assert len(train(_recipe(tmp_path / "part", **more), resume=True).read_metrics()) == 3
+
+
+def test_the_last_epoch_is_drawn_when_training_stops_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(EarlyStopping, "_evaluate_stopping_criteria", lambda self, current: (True, "enough"))
+    recorder = Recorder()
+    settings = {"run__explain_images": 2, "run__explain_every": 5, "run__explain_method": "probe_random",
+                "trainer__max_epochs": 4, "trainer__early_stopping_patience": 1}  # fmt: skip
+    run = train(_recipe(tmp_path / "x", **settings), draw=recorder)
+    assert [glimpse.epoch for glimpse in recorder.glimpses] == [len(run.read_metrics())] == [1]
 
 
 def test_pictures_and_events(tmp_path):

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
     methods = check_methods(arguments.method, settings)
     trained = load_trained(arguments.run)
     target = None if arguments.target is None else find_class(arguments.target, trained.card, arguments.method)
+    if arguments.measure and not trained.card.classes:
+        raise ConfigError("--measure follows the score of a class, and the run has none (pre-trained); leave it out")
     trained = trained.to(choose_device(arguments.device))
     data, indices = _open(arguments, trained)
     count = write_explanations(

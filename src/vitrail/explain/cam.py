@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from vitrail.explain.interface import StreamMap, register_method, upsample
-from vitrail.explain.levels import Level, LevelGradient, choose_levels, level_gradients, level_values
+from vitrail.explain.levels import Level, LevelGradient, choose_levels, lacks_levels, level_gradients, level_values
 from vitrail.models.base import VisionModel
 
 Inputs = Sequence[Tensor | None]
 
 
-@register_method("gradcam", by_class=True)
+@register_method("gradcam", by_class=True, lacks=lacks_levels)
 def _gradcam(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
@@ -36,7 +36,7 @@ def _gradcam(
     return _weighted(model, inputs, target, layer, weigh)
 
 
-@register_method("gradcam++", by_class=True)
+@register_method("gradcam++", by_class=True, lacks=lacks_levels)
 def _gradcam_plus_plus(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
@@ -57,7 +57,7 @@ def _gradcam_plus_plus(
     return _weighted(model, inputs, target, layer, weigh)
 
 
-@register_method("layercam", by_class=True)
+@register_method("layercam", by_class=True, lacks=lacks_levels)
 def _layercam(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
@@ -72,7 +72,7 @@ def _layercam(
     return _weighted(model, inputs, target, layer, weigh)
 
 
-@register_method("eigencam", by_class=False)
+@register_method("eigencam", by_class=False, lacks=lacks_levels)
 def _eigencam(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError, closest
 from vitrail.layers.attention import Attention
 from vitrail.layers.fusion import CrossAttention
+from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.tap import AttentionTap, TokenLayout, named_taps
 from vitrail.models.base import VisionModel
 
@@ -97,6 +98,15 @@ def attention_layers(model: nn.Module) -> dict[str, Attention | CrossAttention]:
 def layer_stride(model: VisionModel, layer: str) -> tuple[int, int]:
     """Pixels from one token to the next in a layer, by its name; where it begins a stage, after that."""
     return next(info.stride for info in model.feature_info if layer.startswith(info.name + "."))
+
+
+def first_stride(model: VisionModel, stream: str) -> tuple[int, int]:
+    """Pixels from one of the first tokens of a stream to the next; also where no level of the model has a grid."""
+    prefix = model.stream_prefixes.get(stream, "")
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and isinstance(module, PatchEmbed):
+            return module.patch_size
+    return next(info.stride for info in model.feature_info if info.name.startswith(prefix))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture import CapturedMixing
+from vitrail.explain.capture import CapturedMixing, first_stride
 from vitrail.explain.groups import from_groups, real_tokens, to_groups
 from vitrail.explain.interface import StreamMap, upsample
 from vitrail.layers.patch_merging import PARENTS
@@ -89,7 +89,7 @@ def roll_back(
     tokens = {name: row[:, model.num_prefix :].float() for name, row in rows.items()}
     total = torch.stack([row.sum(dim=1) for row in tokens.values()]).sum(dim=0)
     results = {
-        name: _result(row, grids[name], total, image.shape)
+        name: _result(row, grids[name], total, image.shape, first_stride(model, name))
         for (name, row), image in zip(tokens.items(), inputs, strict=False)
         if image is not None
     }
@@ -143,11 +143,13 @@ def _grid(step: CapturedMixing) -> tuple[int, int]:
     return step.layout.key_grid or step.layout.query_grid or (0, 0)
 
 
-def _result(tokens: Tensor, grid: tuple[int, int], total: Tensor, shape: Sequence[int]) -> Rollout:
+def _result(
+    tokens: Tensor, grid: tuple[int, int], total: Tensor, shape: Sequence[int], stride: tuple[int, int]
+) -> Rollout:
     tiny = torch.finfo(tokens.dtype).tiny
     share = tokens.sum(dim=1)
     places = (tokens / share[:, None].clamp_min(tiny)).reshape(len(tokens), *grid)
-    return Rollout(upsample(places, (shape[2], shape[3])), places, share / total.clamp_min(tiny), {})
+    return Rollout(upsample(places, (shape[2], shape[3]), stride), places, share / total.clamp_min(tiny), {})
 
 
 class Carrier:

@@ -24,12 +24,19 @@ def _random(
     image itself, so that it is the same in any batch and another for every image.
     """
     check_count("cells", cells)
+    _try(model, inputs)
     maps = {}
     for name, x in given(model, inputs).items():
         drawn = [_cells(image, cells, seed) for image in x]
         tokens = torch.stack(drawn).to(x.device)
         maps[name] = StreamMap(upsample(tokens, (x.shape[2], x.shape[3])), tokens)
     return maps
+
+
+def _try(model: VisionModel, inputs: Inputs) -> None:
+    """Let the model judge inputs that it is not asked about otherwise: a control is compared with what it explains."""
+    with torch.no_grad():
+        model(*inputs)
 
 
 def _cells(image: Tensor, cells: int, seed: int) -> Tensor:
@@ -45,6 +52,7 @@ def _centre(model: VisionModel, inputs: Inputs, target: Tensor | None, width: fl
     """
     if not width > 0:
         raise ConfigError(f"width must be above 0, got {width}")
+    _try(model, inputs)
     images = given(model, inputs)
     maps = []
     for x in images.values():

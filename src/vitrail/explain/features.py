@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
 
 # What the classifier sees.
@@ -35,7 +35,7 @@ def layer_features(model: VisionModel, inputs: Sequence[Tensor], layer: str = EM
     """
     known = layers_of(model)
     if layer not in known:
-        raise ConfigError(f"no layer {layer!r}{closest(layer, known)}; layers: {', '.join(known)}")
+        raise ConfigError(f"no layer {layer!r}; layers: {', '.join(known)}")
     with torch.no_grad():
         if layer == EMBEDDING:
             return model.forward_head(model.forward_features(*inputs), pre_logits=True).float()

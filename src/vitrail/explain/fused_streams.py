@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture import capture_attention
+from vitrail.explain.capture import capture_attention, first_stride
 from vitrail.explain.carrier import Carrier, HeadFusion, check_fusion, through
 from vitrail.explain.interface import upsample
 from vitrail.explain.rollout import fuse_for_rollout
@@ -99,7 +99,9 @@ def spectral_regions(
             row, places = carrier.back(row, step), step.layout.key_grid or places
         traced.append(row.view(-1, *places))
     found = torch.stack(traced, dim=1)
-    map_ = upsample(found.flatten(0, 1), (spectral.shape[2], spectral.shape[3]))
+    map_ = upsample(
+        found.flatten(0, 1), (spectral.shape[2], spectral.shape[3]), first_stride(model, model.streams[-1].name)
+    )
     return SpectralRegions(
         chosen, tokens, torch.stack(direct, dim=1), found, map_.view(*found.shape[:2], *map_.shape[1:])
     )

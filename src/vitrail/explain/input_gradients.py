@@ -90,6 +90,7 @@ def _smoothgrad(
     from captum.attr import NoiseTunnel, Saliency
 
     check_count("samples", samples)
+    check_count("batch_size", batch_size)
     if not noise > 0:
         raise ConfigError(f"noise must be above 0, got {noise}")
     method = NoiseTunnel(Saliency(forward_of(model, inputs)))

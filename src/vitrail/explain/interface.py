@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError, closest
+from vitrail.explain.settings import check_settings
 from vitrail.models.base import VisionModel, describe
 
+_NO_CLASS = "a model without classes (num_classes=0) has no class to explain"
 Images = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
 
 
@@ -101,7 +103,7 @@ class Method:
     def refusal(self, model: VisionModel) -> str | None:
         """Why a model cannot be explained in this way, in words; None where it can."""
         if self.by_class and model.num_classes < 1:
-            return "a model without classes (num_classes=0) has no class to explain"
+            return _NO_CLASS
         return self.lacks(model)
 
     @property
@@ -145,6 +147,8 @@ def get_method(name: str) -> Method:
     Raises:
         ConfigError: There is none of that name.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"a method is a name, got {name!r}; methods: {', '.join(list_methods())}")
     if name not in METHODS:
         raise ConfigError(f"no method {name!r}{closest(name, METHODS)}; methods: {', '.join(list_methods())}")
     return METHODS[name]
@@ -175,11 +179,13 @@ def explain(
     unknown = [name for name in settings if name not in chosen.settings]
     if unknown:
         raise ConfigError(f"{method} has no setting {unknown[0]!r}{closest(unknown[0], chosen.settings)}")
-    with opened(model, images, target, by_class=chosen.by_class) as (network, inputs, classes):
-        refusal = chosen.refusal(network)
-        if refusal is not None:
-            possible = ", ".join(list_methods(network))
-            raise ConfigError(f"{method} cannot explain this model: {refusal}; what can: {possible}")
+    check_settings(method, chosen.compute, settings)
+    network = _network(model)
+    refusal = chosen.refusal(network)
+    if refusal is not None:
+        possible = ", ".join(list_methods(network))
+        raise ConfigError(f"{method} cannot explain this model: {refusal}; what can: {possible}")
+    with opened(network, images, target, by_class=chosen.by_class) as (_, inputs, classes):
         streams = chosen.compute(network, inputs, classes, **settings)
     return Explanation(streams, method, classes, {**chosen.settings, **settings})
 
@@ -204,12 +210,20 @@ def opened(
         ConfigError: No model of vitrail, or a class that it does not have.
         ShapeError: Images that the model does not take.
     """
-    network = cast(VisionModel, getattr(model, "_orig_mod", model))
-    if not isinstance(network, VisionModel):
-        raise ConfigError(f"only models of vitrail can be explained, not {type(network).__name__}")
+    network = _network(model)
+    if by_class and network.num_classes < 1:
+        raise ConfigError(_NO_CLASS)
     with left_as_it_was(network):
         inputs = _inputs(network, images)
         yield network, inputs, _classes(network, inputs, target) if by_class else None
+
+
+def _network(model: nn.Module) -> VisionModel:
+    """The model as it was before it was compiled."""
+    network = getattr(model, "_orig_mod", model)
+    if not isinstance(network, VisionModel):
+        raise ConfigError(f"only models of vitrail can be explained, not {type(network).__name__}")
+    return network
 
 
 @contextmanager
@@ -240,9 +254,14 @@ def _inputs(model: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
             raise ConfigError(f"the model has no stream {strange[0]!r}; its streams: {', '.join(names)}")
         given = tuple(images.get(name) for name in names)
     else:
-        given = tuple(images)
+        # Anything else is named by the error below.
+        given = tuple(images if isinstance(images, list | tuple) else [cast(Any, images)])
     if not given or not isinstance(given[0], Tensor) or given[0].ndim != 4 or not len(given[0]):
         raise ShapeError(f"expected images of shape (B, C, H, W) with at least one image, got {describe(given)}")
+    for stream, x in zip(model.streams, given, strict=False):
+        # A map of such an image would be of such values too, and look like a map of a model that looks nowhere.
+        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise ConfigError(f"the input {stream.name!r} has values that are not finite")
     # A tensor made in inference mode can take part in no graph, but its copy can.
     return tuple((x.clone() if x.is_inference() else x.detach()) if isinstance(x, Tensor) else x for x in given)
 
@@ -256,7 +275,10 @@ def _classes(
         with torch.no_grad():
             logits: Tensor = model(*inputs)
         return logits.argmax(dim=1)
-    classes = torch.as_tensor(target, device=device)
+    try:
+        classes = torch.as_tensor(target, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:  # what torch raises depends on what it was given
+        raise ConfigError(f"target is the number of a class, or one for each image, got {target!r}") from error
     if classes.dtype.is_floating_point or classes.dtype == torch.bool:
         raise ConfigError(f"target is the number of a class, got {target!r}")
     classes = classes.long().expand(count) if classes.ndim == 0 else classes.long()

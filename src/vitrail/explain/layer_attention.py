@@ -30,6 +30,7 @@ class AttentionMaps:
         layout: As the layer reported it.
         maps: Weights of the tokens by head, shape ``(B, heads, h, w)``. They sum to one but for what went to the class
             token and, where a model lets it take part, to padding.
+        stride: Pixels from one token of the maps to the next.
     """
 
     layer: str
@@ -37,6 +38,7 @@ class AttentionMaps:
     query: Query
     layout: TokenLayout
     maps: Tensor
+    stride: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def attention_maps(
     step = steps[-1]
     assert step.layout.key_grid is not None, "only layers whose tokens have places are kept"
     maps = step.weights.view(*step.weights.shape[:2], *step.layout.key_grid)
-    return AttentionMaps(step.name, _stream(model, step), asked[step.name], step.layout, maps)
+    stream = _stream(model, step)
+    stride = _last_stride(model, stream) if step.layout.kind == "cross" else layer_stride(model, step.name)
+    return AttentionMaps(step.name, stream, asked[step.name], step.layout, maps, stride)
 
 
 def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[AttentionDistance]:
@@ -188,13 +192,15 @@ def _place(model: VisionModel, step: CapturedMixing, query: tuple[int, int], inp
     size = (image.shape[2], image.shape[3])
     if len(query) != 2 or not all(0 <= at < length for at, length in zip(query, size, strict=True)):
         raise ConfigError(f"query {tuple(query)} is not a place (row, column) in an image of {size[0]} x {size[1]}")
-    if layout.kind == "cross":
-        own = model.stream_prefixes[asking]
-        stride = [info.stride for info in model.feature_info if info.name.startswith(own)][-1]
-    else:
-        stride = layer_stride(model, step.name)
+    stride = _last_stride(model, asking) if layout.kind == "cross" else layer_stride(model, step.name)
     grid = layout.query_grid
     return min(query[0] // stride[0], grid[0] - 1) * grid[1] + min(query[1] // stride[1], grid[1] - 1)
+
+
+def _last_stride(model: VisionModel, stream: str) -> tuple[int, int]:
+    """Pixels from one of a stream's last tokens to the next."""
+    prefix = model.stream_prefixes[stream]
+    return [info.stride for info in model.feature_info if info.name.startswith(prefix)][-1]
 
 
 def _distance(step: CapturedMixing, stride: tuple[int, int]) -> Tensor:
@@ -219,7 +225,14 @@ def _distance(step: CapturedMixing, stride: tuple[int, int]) -> Tensor:
     return torch.stack(sums, dim=1)
 
 
-@register_method("attention", by_class=False)
+def _lacks_places(model: VisionModel) -> str | None:
+    """That attention has no places in any layer, in words; None where it has."""
+    if getattr(model, "learn_at", None) == 0:
+        return "every layer attends among learned tokens, which have no places"
+    return None
+
+
+@register_method("attention", by_class=False, lacks=_lacks_places)
 def _attention(
     model: VisionModel,
     inputs: Sequence[Tensor | None],
@@ -236,4 +249,5 @@ def _attention(
     tokens = found.maps.mean(dim=1) if head is None else found.maps[:, head]
     image = inputs[[stream.name for stream in model.streams].index(found.stream)]
     size = (1, 1) if image is None else (image.shape[2], image.shape[3])
-    return {found.stream: StreamMap(upsample(tokens, size), tokens, None, found.maps if head is None else None)}
+    map_ = upsample(tokens, size, None if image is None else found.stride)
+    return {found.stream: StreamMap(map_, tokens, None, found.maps if head is None else None)}

@@ -60,6 +60,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(needed)
 
 
+def lacks_levels(model: VisionModel) -> str | None:
+    """That no level of a model can be read, in words; None where one can."""
+    if not model.feature_info:
+        return "this model has no level with a grid: its TokenLearner comes before the first block"
+    if len(model.feature_info) == 1 and not _is_read(model, 0):
+        name = model.feature_info[0].name
+        return f"the class token alone is read after {name}, and this model has no earlier level"
+    return None
+
+
 def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: int | str | None) -> list[Level]:
     """The level to read of each stream that has an input.
 
@@ -72,8 +82,9 @@ def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: in
     Raises:
         ConfigError: No such level, or none at all, or one that the class does not depend on.
     """
-    if not model.feature_info:
-        raise ConfigError("this model has no level with a grid: its TokenLearner comes before the first block")
+    lack = lacks_levels(model)
+    if lack is not None:
+        raise ConfigError(lack)
     names = [info.name for info in model.feature_info]
     if isinstance(layer, str) and layer not in names:
         raise ConfigError(f"no level {layer!r}{closest(layer, names)}; levels: {', '.join(names)}")

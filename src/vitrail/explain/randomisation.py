@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.explain.interface import Explanation, Images, explain, opened
+from vitrail.explain.interface import Explanation, Images, explain, get_method, opened
 from vitrail.explain.scoring import Target
 from vitrail.models.base import VisionModel
 
@@ -79,8 +79,7 @@ def randomisation_check(
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if parts is not None and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
         raise ConfigError(f"parts must be a whole number of at least 1, got {parts!r}")
-    with opened(model, images, target) as (network, inputs, classes):
-        assert classes is not None, "asked for by class"
+    with opened(model, images, target, by_class=get_method(method).by_class) as (network, inputs, classes):
         original = explain(network, inputs, method, classes, **(settings or {}))
         fresh = _fresh(network, seed)
         groups = _top_down(network, parts)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture import capture_attention
+from vitrail.explain.capture import capture_attention, first_stride
 from vitrail.explain.carrier import normalize_rows
 from vitrail.explain.interface import StreamMap, register_method, upsample
 from vitrail.models.base import VisionModel
@@ -67,4 +67,6 @@ def _tokens(
     tokens = maps.mean(dim=1) if token is None else maps[:, token]
     assert inputs[0] is not None, "the first stream is never left out"
     size = (inputs[0].shape[2], inputs[0].shape[3])
-    return {model.streams[0].name: StreamMap(upsample(tokens, size), tokens, None, maps if token is None else None)}
+    stream = model.streams[0].name
+    map_ = upsample(tokens, size, first_stride(model, stream))
+    return {stream: StreamMap(map_, tokens, None, maps if token is None else None)}

@@ -24,7 +24,17 @@ from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.interface import Explanation, Method, explain, get_method
 from vitrail.files import replacing, write_json
 from vitrail.report.eye import as_pictures
-from vitrail.report.heatmaps import EVEN, RANK, Cell, draw_cells, explained_cells, in_even_spreads, maps_of, overlay
+from vitrail.report.heatmaps import (
+    EVEN,
+    RANK,
+    Cell,
+    draw_cells,
+    explained_cells,
+    in_even_spreads,
+    maps_of,
+    overlay,
+    part_cells,
+)
 from vitrail.runs.trained import ModelCard, TrainedModel
 from vitrail.train.explaining import Glimpse
 
@@ -199,8 +209,9 @@ def write_explanations(
     """Explain images and write what comes out.
 
     ``panels/`` compares the methods of each image on one scale; ``overlays/`` has each map by itself; ``maps/`` has
-    the maps at the input's resolution and, ``..._tokens.npy``, on the method's own grid, float32; explanations.json,
-    written last, says what each file is and what made it. Every file is whole or absent.
+    the maps at the input's resolution and, ``..._tokens.npy``, on the method's own grid, float32; ``parts/`` draws, and
+    ``..._parts.npy`` has, heads and learned tokens one by one, of methods that have them; explanations.json, written
+    last, says what each file is and what made it. Every file is whole or absent.
 
     Args:
         trained: The model.
@@ -316,6 +327,15 @@ def _write_maps(folder: Path, name: str, seen: Seen, method: str, streams: dict[
             with replacing(folder / file) as temporary, temporary.open("wb") as opened:
                 np.save(opened, array.astype(np.float32))
         entry["streams"][stream] = {"map": f"{part}.npy", "tokens": f"{part}_tokens.npy"}
+        if found.parts is not None:
+            parts = found.parts[seen.row].detach().float().cpu().numpy()
+            files = {"parts": f"{part}_parts.npy", "parts_panel": f"parts/{name}_{method}.png"}
+            with replacing(folder / files["parts"]) as temporary, temporary.open("wb") as opened:
+                np.save(opened, parts)
+            cells, labels = part_cells(seen.pictures[stream], parts)
+            figure = draw_cells(cells, labels, EVEN, f"{method}, part by part: {seen.caption()}")
+            _write_figure(folder / files["parts_panel"], figure)
+            entry["streams"][stream] |= files
         if found.share is not None:
             entry["streams"][stream]["share"] = round(float(found.share[seen.row]), 6)
     return entry

@@ -105,7 +105,9 @@ def feature_space(points: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]
             Line2D([], [], color=colors[i], marker=_CLASS_MARKS[i % len(_CLASS_MARKS)], linestyle="", label=label)
             for i, label in enumerate(classes)
         ]
-        across = max(1, int(46 * columns / max(map(len, classes), default=1)) // 2)
+        # In points: a key's mark and the spaces around it, and some five for each letter of its label.
+        key = 40 + 5 * max(map(len, classes), default=1)
+        across = max(1, int(72 * figure.get_figwidth() / key))
         figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=min(across, len(keys)))
     return figure
 

@@ -162,6 +162,24 @@ def explained_cells(
     return rows, labels
 
 
+def part_cells(picture: Array, parts: Array) -> tuple[list[list[Cell | None]], list[str]]:
+    """Panels of what a map is made of, heads or learned tokens, one by one, each token of the grid a plain square.
+
+    Args:
+        picture: What the image looks like, shape ``(H, W)`` or ``(H, W, 3)``.
+        parts: Shape ``(parts, h, w)``, on the grid of tokens.
+
+    Returns:
+        The rows of panels and a label for each.
+    """
+    places = [np.minimum(np.arange(side) * count // side, count - 1) for side, count in zip(
+        picture.shape[:2], parts.shape[1:], strict=True)]  # fmt: skip
+    large = in_even_spreads(parts)[:, places[0]][:, :, places[1]]
+    cells: list[Cell | None] = [Cell(picture, heat, title=str(number)) for number, heat in enumerate(large)]
+    rows = [cells[start : start + _MOST_COLUMNS] for start in range(0, len(cells), _MOST_COLUMNS)]
+    return rows, [""] * len(rows)
+
+
 def _parts(items: list[Any]) -> list[list[Any]]:
     return [items[start : start + _MOST_COLUMNS] for start in range(0, max(len(items), 1), _MOST_COLUMNS)]
 

@@ -276,7 +276,7 @@ def _compared(
     run: _Run, trained: TrainedModel, data: ImageData, examples: pictures.Examples
 ) -> tuple[Picture, Figure] | None:
     """A few of the examples by several methods; None where there is but one."""
-    methods, refused = pictures.choose_methods(trained, examples)
+    methods, refused = pictures.choose_methods(trained)
     if len(methods) < 2:
         return None
     # The examples are in the order of their classes.

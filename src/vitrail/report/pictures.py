@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vitrail.config.schema import DataConfig
 from vitrail.data.dataset import ImageData, open_data
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import DataError
+from vitrail.explain.capture import first_stride
 from vitrail.explain.interface import METHODS, explain, upsample
-from vitrail.explain.rollout import attention_rollout
 from vitrail.explain.token_maps import token_maps
 from vitrail.report.eye import as_pictures
 from vitrail.runs.folder import RunFolder
@@ -130,25 +130,25 @@ def _in_words(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str
 
 def rollout_maps(trained: TrainedModel, examples: Examples) -> dict[str, npt.NDArray[Any]]:
     """Rollout of each example for each stream, at the images' size, in multiples of an even spread, ``(n, H, W)``."""
-    rollout = attention_rollout(trained.model, *examples.inputs)
+    found = explain(trained.model, examples.inputs, "rollout")
     return {
-        name: upsample(stream.tokens * stream.tokens[0].numel(), examples.size).numpy()
-        for name, stream in {"image": rollout, **rollout.others}.items()
+        # Streams of a size of their own are laid over the image too.
+        name: upsample(stream.map * stream.tokens[0].numel(), examples.size).numpy()
+        for name, stream in found.items()
     }
 
 
-def choose_methods(trained: TrainedModel, examples: Examples) -> tuple[list[str], list[str]]:
-    """Those of a page's methods that a model can have, and why it cannot have the others; one image tells."""
+def choose_methods(trained: TrainedModel) -> tuple[list[str], list[str]]:
+    """Those of a page's methods that a model can have, and why it cannot have the others."""
     chosen, refused = [], []
     for name in _PAGE_METHODS:
         if name not in METHODS:
             continue
-        try:
-            explain(trained.model, [x[:1] for x in examples.inputs], name)
-        except ConfigError as error:
-            refused.append(f"{name} ({error})")
-        else:
+        refusal = METHODS[name].refusal(trained.model)
+        if refusal is None:
             chosen.append(name)
+        else:
+            refused.append(f"{name} ({refusal})")
     return chosen, refused
 
 
@@ -156,5 +156,6 @@ def learned_token_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray
     """Selection maps of each example's learned tokens, in multiples of an even spread, ``(n, tokens, H, W)``."""
     maps = token_maps(trained.model, *examples.inputs)
     n, tokens, h, w = maps.shape
-    array: npt.NDArray[Any] = upsample(maps.flatten(0, 1) * (h * w), examples.size).numpy()
+    stride = first_stride(trained.model, trained.model.streams[0].name)
+    array: npt.NDArray[Any] = upsample(maps.flatten(0, 1) * (h * w), examples.size, stride).numpy()
     return array.reshape(n, tokens, *examples.size)

@@ -80,11 +80,23 @@ class Explaining(Callback):
         self.target = self.batch["target"] if by_class and self.batch["target"].ndim == 1 else None
         one = {name: value[:1] for name, value in self.batch.items()}
         self._explain(task, task.model, one, None if self.target is None else self.target[:1])
+        self._done = self._drawn = 0
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
-        if not trainer.is_global_zero or not (epoch == trainer.max_epochs or epoch % self.every == 0):
+        self._done = trainer.current_epoch + 1
+        if self._done == trainer.max_epochs or self._done % self.every == 0:
+            self._draw(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # An epoch may turn out to have been the last: early stopping, or out of time.
+        if self._drawn < self._done:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = self._drawn = self._done
+        if not trainer.is_global_zero:
             return
         task = pl_module.task
         assert isinstance(task, Task)
