@@ -88,7 +88,7 @@ def reliability(bins: Mapping[str, Mapping[str, pd.DataFrame]], titles: Sequence
 
 def risk_coverage(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Figure:
     """Share of wrong answers against the share of images that are answered, the surest first."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(4.8, 3.7), layout="constrained")
     axis = figure.subplots()
     for number, (coverage, risk) in enumerate(curves.values()):
         axis.plot(coverage, risk, linewidth=1.6, **{**style(number), "marker": ""})
@@ -100,7 +100,7 @@ def risk_coverage(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]
         axis.yaxis.set_major_formatter(PercentFormatter(1))
     plain(axis)
     figure.legend(handles=[Line2D([], [], label=name, **{**style(i), "marker": ""}) for i, name in enumerate(curves)],
-                  frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(curves), 4))  # fmt: skip
+                  frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(curves), 3))  # fmt: skip
     return figure
 
 
@@ -129,7 +129,7 @@ def set_sizes(sizes: Mapping[str, Mapping[str, npt.NDArray[np.float64]]]) -> Fig
 
 def over_severity(means: Mapping[str, pd.Series], label: str) -> Figure:
     """Accuracy by severity of corruption, a line a run; severity 0 is the images as they are."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(4.8, 3.5), layout="constrained")
     axis = figure.subplots()
     for number, series in enumerate(means.values()):
         axis.plot(series.index.to_numpy(), series.to_numpy(), linewidth=1.6, markersize=5, **style(number))
@@ -138,7 +138,7 @@ def over_severity(means: Mapping[str, pd.Series], label: str) -> Figure:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(axis)
     figure.legend(handles=keys_of(list(means)), frameon=False, fontsize=8, loc="outside lower center",
-                  ncols=min(len(means), 4))  # fmt: skip
+                  ncols=min(len(means), 3))  # fmt: skip
     return figure
 
 
@@ -226,7 +226,7 @@ def spans(rows: Sequence[tuple[str, float, float, float]], label: str, middle: f
         label: Of the axis.
         middle: A line to compare with.
     """
-    figure = Figure(figsize=(7.2, 0.9 + 0.32 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(4.8, 0.9 + 0.32 * len(rows)), layout="constrained")
     axis = figure.subplots()
     for place, (_, value, low, high) in enumerate(rows):
         if not (math.isnan(low) or math.isnan(high)):

@@ -54,9 +54,9 @@ def write_suite_report(folder: SuiteFolder, out: Path | None = None) -> Path:
     check_page(out)
     facts = folder.read_facts()
     results, summary, pairs = (folder.read_table(f) for f in (folder.results, folder.summary, folder.pairs))
+    found = _measured(results) if len(results) else []
     shown = _pictures(facts, results, summary, pairs) if len(results) else []
-    sections = [Section(picture.title, [], [(picture, figure)]) for picture, figure in shown]
-    sections += _measured(results) if len(results) else []
+    sections = [*(Section(picture.title, [], [(picture, figure)]) for picture, figure in shown), *found]
     metric = facts["metric_name"]
     level = f"{1 - facts['alpha']:.0%}"
     tables = [
@@ -103,6 +103,11 @@ def _measured(results: pd.DataFrame) -> list[Section]:
 
 def _evaluation(path: str, evaluated: str) -> Path:
     run = RunFolder(path)
+    if not run.path.is_dir():
+        raise RunError(
+            f"there is no run folder {run}, seen from here; write the page in the folder where the suite was carried "
+            "out, or carry it out again"
+        )
     folders = run.evaluations()
     if evaluated not in folders:
         raise RunError(f"{run} has no evaluation {evaluated!r} any more; `vitrail compare` makes it again")
