@@ -1,6 +1,7 @@
 """Tables, words and page of a suite, from prepared runs."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -162,7 +163,7 @@ def test_the_page_is_whole_and_says_where_its_figures_come_from(place):
     assert "Is &lt;wide&gt; better?" in page
     assert page.count("<img") == page.count('alt="') == 6
     assert 'alt=""' not in page
-    assert "http" not in page.replace("http-equiv", "")
+    assert "http" not in re.sub(r'base64,[^"]*', "", page)  # any four letters may occur in a picture
     for run in runs:
         assert page.count(run.identity) > 4  # in the captions and in the list of runs
     names = ("differences", "convergence", "pareto", "confusion", "calibration", "selective")
