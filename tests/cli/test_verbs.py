@@ -147,7 +147,10 @@ def test_predict_prints_without_out(run, images, capsys):
 def test_report_holds_every_picture(run, tmp_path):
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    names = ["convergence", "confusion", "features", "attention_x", "tokens_x", *["methods_x"][:_SEVERAL_METHODS]]
+    names = ["convergence", "confusion", "features", "attention_x", "tokens_x", *["methods_x"][:_SEVERAL_METHODS],
+             "calibration", "selective", "latency"]  # fmt: skip
+    mistakes = len(pd.read_csv(run / "evaluation" / "mistakes.csv"))
+    names += ["mistakes_x"][:mistakes]  # none where none was made
     assert page.count("data:image/png;base64,") == len(names)
     assert "Not drawn" not in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # self-contained
@@ -182,8 +185,9 @@ def test_demo(models, tmp_path, capsys):
     assert "report.html" in out
     assert "vit_token_learner" in out
     page = (tmp_path / "demo" / "report.html").read_text()
-    # Curves, confusion and features of all; attention of each, and several methods; learned tokens.
-    assert page.count("data:image/png;base64,") == 3 + len(models) * (1 + _SEVERAL_METHODS) + 1
+    # Curves, confusion, features, calibration, refusing, sets and latency of all; of each attention, several methods
+    # and mistakes; learned tokens.
+    assert page.count("data:image/png;base64,") == 7 + len(models) * (2 + _SEVERAL_METHODS) + 1
     assert "Not drawn" not in page
     if "hvt" in models:
         card = json.loads((tmp_path / "demo" / "hvt" / "model.json").read_text())

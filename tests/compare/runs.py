@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 
 from vitrail.config.load import dump_recipe
-from vitrail.evaluate.saved import HeldOut, Saved, measure_saved
-from vitrail.runs.folder import EvaluationFiles
+from vitrail.evaluate.saved import Intervals, evaluate_saved
 
 CLASSES = ["a", "b", "c"]
 
@@ -47,8 +46,8 @@ def finish(run, quality=0.0, *, images=60, seconds=30.0, evaluated=True, finishe
     names = [f"{i:03}.png" for i in range(images)] if names is None else names
     folder.write_predictions("test", order.tolist(), [names[i] for i in order], targets[order].tolist(), logits[order],
                              logits[order])  # fmt: skip
-    metrics = measure_saved(Saved.read(folder, "test"), HeldOut(None), EvaluationFiles(folder.evaluation), None)
+    _, metrics = evaluate_saved(folder, intervals=Intervals(resamples=100))
     efficiency = {"parameters": 1000, "gmacs": 0.5, "inference_images_per_second": 100.0}
     efficiency |= {"batch_size": 64, "device": "cpu"}
-    metrics |= {"name": "test", "split": "test", "efficiency": efficiency}
+    metrics |= {"split": "test", "efficiency": efficiency}
     folder.write_json(folder.evaluation / "metrics.json", metrics)

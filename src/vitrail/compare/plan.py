@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vitrail.compare.suite import PRETRAINED, Suite, settle
 from vitrail.config.schema import PRETRAINING, Recipe
 from vitrail.errors import ConfigError, RunError, WeightsError
-from vitrail.runs.folder import RunFolder
+from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.lock import holder
 from vitrail.weights.hub import HUB_PREFIX
 from vitrail.weights.places import find_weights
@@ -79,13 +79,13 @@ class Run:
     def evaluation(self) -> dict[str, Any] | None:
         """The measures of its evaluation; None where there is none yet."""
         run = self.folder
-        top = run.evaluation_of("", primary=True) / "metrics.json"
+        top = EvaluationFiles(run.evaluation_of("", primary=True)).metrics
         if not top.is_file():
             return None
         metrics: dict[str, Any] = run.read_json(top)
         if self.tta != "none":
             # The evaluation without views says on which split the run is judged.
-            file = run.evaluation_of(f"{metrics['name']}-{self.tta}") / "metrics.json"
+            file = EvaluationFiles(run.evaluation_of(f"{metrics['name']}-{self.tta}")).metrics
             if not file.is_file():
                 return None
             metrics = run.read_json(file)

@@ -10,7 +10,7 @@ from vitrail.config.schema import PRETRAINING, Recipe
 from vitrail.errors import VitrailError
 from vitrail.machine import keep_large_buffers
 from vitrail.models.registry import find_family
-from vitrail.runs.folder import RunFolder
+from vitrail.runs.folder import EvaluationFiles, RunFolder
 
 
 def carry_out(recipe: Recipe, tta: str = "none") -> RunFolder:
@@ -38,7 +38,7 @@ def carry_out(recipe: Recipe, tta: str = "none") -> RunFolder:
         (pretrain if recipe.task.name in PRETRAINING else train)(recipe, resume=begun)
     if recipe.task.name in PRETRAINING:
         return run
-    top = run.evaluation_of("", primary=True) / "metrics.json"
+    top = EvaluationFiles(run.evaluation_of("", primary=True)).metrics
     if not top.is_file() or not run.predictions(run.read_json(top)["name"]).is_file():
         evaluate(run, recipe.data)
     if tta != "none":

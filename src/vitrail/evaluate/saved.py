@@ -183,7 +183,10 @@ def measure_saved(
         write_text(files.confusion_shares, normalized_by_row(counts).to_csv())
         write_text(files.confusion_clustered, clustered(counts).to_csv())
     mistakes = mistakes_table(saved.table["path"].tolist(), saved.logits, saved.targets, saved.classes)
-    write_text(files.mistakes, mistakes.to_csv(index=False))
+    written = mistakes.to_csv(index=False)
+    if files.mistakes.is_file() and files.mistakes.read_text(encoding="utf-8") != written:
+        files.mistakes_sheet.unlink(missing_ok=True)  # it shows others
+    write_text(files.mistakes, written)
     curve = risk_coverage(*confidence_and_right(saved.logits, saved.targets))
     write_text(files.selective, thinned(curve).to_csv(index=False))
     metrics["intervals"] = {

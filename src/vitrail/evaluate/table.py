@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vitrail.errors import RunError
-from vitrail.runs.folder import RunFolder
+from vitrail.runs.folder import EvaluationFiles, RunFolder
 
 RESULT_COLUMNS = (
     "model",
@@ -71,5 +71,5 @@ def read_evaluation(run: RunFolder) -> tuple[Path, dict[str, Any]]:
     if not folders:
         raise RunError(f"{run} has not been evaluated; `vitrail evaluate {run}` does it")
     folder = next(iter(folders.values()))
-    metrics: dict[str, Any] = run.read_json(folder / "metrics.json")
+    metrics: dict[str, Any] = run.read_json(EvaluationFiles(folder).metrics)
     return folder, metrics

@@ -157,7 +157,7 @@ class ConcatFusion(nn.Module):
         weights = places if asking == asked else _resample_tokens(places, asking)
         shown = weights.view(1, 1, -1, number).expand(x.shape[0], -1, -1, -1)
         self.tap.report(shown, TokenLayout("cross", query_grid=asking, key_grid=asked))
-        return (shown[:, 0] @ context.flatten(1, 2)).unflatten(1, asking)
+        return (shown[:, 0] @ context.flatten(1, 2)).view(len(x), *asking, context.shape[-1])
 
 
 def _resample_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:

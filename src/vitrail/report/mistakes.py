@@ -20,8 +20,6 @@ _MOST_CHARACTERS = 20
 def draw_mistakes(source: ImageSource, mistakes: pd.DataFrame, out: Path, most: int = 24) -> int:
     """Draw the images of the first mistakes, as the model sees them.
 
-    Three bands are shown in their colours, one in gray, others as the mean of all bands.
-
     Args:
         source: The images that were evaluated.
         mistakes: A table with the columns ``path``, ``true``, ``predicted`` and ``confidence``, the surest first.
@@ -34,10 +32,31 @@ def draw_mistakes(source: ImageSource, mistakes: pd.DataFrame, out: Path, most: 
     Raises:
         DataError: An image is not there any more.
     """
-    rows = mistakes.head(most)
-    if rows.empty:
+    if mistakes.empty:
         out.unlink(missing_ok=True)
         return 0
+    figure = mistakes_figure(source, mistakes, most)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    with replacing(out) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return min(len(mistakes), most)
+
+
+def mistakes_figure(source: ImageSource, mistakes: pd.DataFrame, most: int = 24) -> Figure:
+    """The images of the first mistakes, at least one, with what was said of them.
+
+    Three bands are shown in their colours, one in gray, others as the mean of all bands.
+
+    Args:
+        source: The images that were evaluated.
+        mistakes: As :func:`draw_mistakes` takes it.
+        most: Images at most.
+
+    Raises:
+        DataError: An image is not there any more.
+    """
+    rows = mistakes.head(most)
     places = {key: i for i, key in enumerate(source.keys)}
     gone = [path for path in rows["path"] if path not in places]
     if gone:
@@ -65,11 +84,7 @@ def draw_mistakes(source: ImageSource, mistakes: pd.DataFrame, out: Path, most: 
             color="dimgray",
             clip_on=False,
         )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    with replacing(out) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-    return len(rows)
+    return figure
 
 
 def _short(text: str) -> str:

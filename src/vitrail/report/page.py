@@ -2,70 +2,56 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitrail import __version__
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.evaluate.table import read_evaluation, results_table
-from vitrail.files import replacing, write_text
-from vitrail.report import figures, pictures
+from vitrail.report import figures, measured, pictures
+from vitrail.report.evaluated import Part, Section, Subject
 from vitrail.report.explanations import explain_images
 from vitrail.report.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of
+from vitrail.report.mistakes import mistakes_figure
+from vitrail.report.picture import Picture
+from vitrail.report.robust import robustness
+from vitrail.report.tables import Column, Table
+from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel, load_trained
 
-_HEADINGS = {
-    "model": "model",
-    "parameters": "parameters",
-    "gmacs": "G multiply-adds",
-    "accuracy": "accuracy (95 % interval)",
-    "f1_macro": "macro F1",
-    "train_images_per_second": "training images/s",
-    "inference_images_per_second": "inference images/s",
-}
-
-
-@dataclass
-class Picture:
-    """A figure on the page.
-
-    Attributes:
-        name: Of its files in the figures folder.
-        title: Heading.
-        caption: What it shows and which runs it came from.
-        alt: For those who cannot see it.
-        data_uri: The image itself.
-        problem: Why there is no image, where there is none.
-    """
-
-    name: str
-    title: str
-    caption: str
-    alt: str = ""
-    data_uri: str = ""
-    problem: str = ""
+# Of the surest, as many as are told apart on a phone.
+_MISTAKES = 12
+_RESULTS = (
+    Column("model", "model", "text"),
+    Column("parameters", "parameters", "count"),
+    Column("gmacs", "G multiply-adds", "number"),
+    Column("accuracy", "accuracy (95 % interval)", "error", "accuracy_low", "accuracy_high"),
+    Column("f1_macro", "macro F1", "error"),
+    Column("train_images_per_second", "training images/s", "count"),
+    Column("inference_images_per_second", "inference images/s", "count"),
+)
 
 
 @dataclass
 class _Run:
     folder: RunFolder
     recipe: Recipe
-    evaluation: Path
-    metrics: dict[str, Any]
+    part: Part
     label: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The overall measures."""
+        return self.part.metrics
 
     @property
     def name(self) -> str:
@@ -76,11 +62,12 @@ class _Run:
 def write_report(
     runs: Sequence[RunFolder], out: Path, read_recipe: Callable[[Path], Recipe], title: str = "vitrail report"
 ) -> Path:
-    """Write the page of one or several evaluated runs, and its figures as PNG and SVG beside it.
+    """Write the page of one or several evaluated runs; beside it the same as Markdown, its figures, its tables as CSV.
 
     Args:
         runs: The runs, in the order in which to show them.
-        out: The page; figures go into ``figures/`` beside it.
+        out: The page, ``NAME.html``; ``NAME.md`` is written beside it. Figures go into ``figures/``, tables into
+            ``tables/``; of a page of another name than report into folders of its own.
         read_recipe: Reads a run's recipe.
         title: Of the page.
 
@@ -88,46 +75,87 @@ def write_report(
         ``out``.
 
     Raises:
-        RunError: A run that has not been trained or evaluated, or a file that cannot be read or written.
-        ConfigError: No run, or the same name twice.
+        RunError: A run that has not been trained or evaluated, or not with the weights that it holds; a file that
+            cannot be read or written.
+        ConfigError: No run, the same name twice, or a page that is not called ``NAME.html``.
     """
+    check_page(out)
     names = [run.name for run in runs]
     if not runs or len(set(names)) != len(names):
         raise ConfigError(f"a report needs runs with different folder names, got {', '.join(names) or 'none'}")
-    loaded = []
-    for run in runs:
-        evaluation, metrics = read_evaluation(run)
-        environment = run.read_json(run.environment)
-        loaded.append(_Run(run, read_recipe(run.recipe), evaluation, metrics, run.name, environment))
+    loaded = [_read(run, read_recipe) for run in runs]
     table = results_table(runs)
-    folder = out.parent / "figures"
-    shown = [_convergence(loaded), _confusion(loaded), *_feature_spaces(loaded), *_explanations(loaded)]
-    finished = [finish_picture(picture, figure, folder) for picture, figure in shown]
-    template = jinja2.Environment(
-        loader=jinja2.PackageLoader("vitrail.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html.j2")
-    text = template.render(
-        title=title,
-        version=__version__,
-        summary=_summary(table, loaded),
-        columns=_HEADINGS,
-        rows=_format_rows(table),
-        pictures=finished,
-        runs=[
-            {
-                "name": run.label,
-                "path": str(run.folder.path),
-                "recipe": dump_recipe(run.recipe),
-                "environment": {k: v for k, v in run.environment.items() if k != "resumed_from"},
-            }
-            for run in loaded
-        ],
+    subjects = [Subject(run.label, [run.part]) for run in loaded]
+    sections = [
+        _results(table, loaded),
+        *_sections([_convergence(loaded), _confusion(loaded)]),
+        *measured.classes(subjects),
+        *measured.calibration(subjects),
+        *measured.refusing(subjects),
+        *measured.prediction_sets(subjects),
+        *_sections(_mistakes(loaded)),
+        *robustness(subjects),
+        *measured.cost(subjects),
+        *measured.others(subjects),
+        *_sections([*_feature_spaces(loaded), *_explanations(loaded)]),
+    ]
+    details = [
+        {
+            "name": run.label,
+            "path": str(run.folder.path),
+            "recipe": dump_recipe(run.recipe),
+            "environment": {k: v for k, v in run.environment.items() if k != "resumed_from"},
+        }
+        for run in loaded
+    ]
+    return write_page(out, title, sections, "page.html.j2", {"runs": details})
+
+
+def _read(run: RunFolder, read_recipe: Callable[[Path], Recipe]) -> _Run:
+    part = Part.read(run, read_evaluation(run)[0])
+    of, now = part.metrics.get("weights"), run.weights_code()
+    if of is not None and of != now:
+        raise RunError(f"{run} was evaluated with other weights than it holds now; `vitrail evaluate {run}` does it")
+    return _Run(run, read_recipe(run.recipe), part, run.name, run.read_json(run.environment))
+
+
+def _sections(shown: Sequence[tuple[Picture, Figure | None]]) -> list[Section]:
+    return [Section(picture.title, [], [(picture, figure)]) for picture, figure in shown]
+
+
+def _results(table: pd.DataFrame, runs: list[_Run]) -> Section:
+    caption = (
+        f"From metrics.json and metrics.csv of {_names_with_splits(runs)}. Multiply-adds of one image; speeds as "
+        "measured on the machine named under each run; that two intervals overlap or not is no test of a difference"
     )
-    write_text(out, text)
-    return out
+    return Section("Summary", _summary(table, runs), tables=[Table("results", caption + ".", table, _RESULTS)])
+
+
+def _mistakes(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
+    """The surest mistakes of each run as images; nothing where a run made none."""
+    result: list[tuple[Picture, Figure | None]] = []
+    for run in runs:
+        table = run.part.mistakes()
+        if table is None or len(table) == 0:
+            continue
+        picture = Picture(f"mistakes_{run.label}", f"What {run.label} was sure of and wrong about", "")
+        try:
+            data = pictures.open_evaluated_images(load_trained(run.folder), run.recipe.data, run.metrics["data"])
+            figure = mistakes_figure(data.source, table, most=_MISTAKES)
+        except DataError as error:
+            picture.problem = f"Not drawn: {error}."
+            result.append((picture, None))
+            continue
+        shown = table.head(_MISTAKES)
+        picture.caption = (
+            f"The wrong answers that {run.label} was surest of, on {_split_name(run)} images: mislabelled images, and "
+            "what the model is blind to. From mistakes.csv."
+        )
+        picture.alt = "Images with wrong answers: " + "; ".join(
+            f"{row.true} read as {row.predicted}, {row.confidence:.0%}" for row in shown.itertuples(index=False)
+        )
+        result.append((picture, figure))
+    return result
 
 
 def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
@@ -145,21 +173,6 @@ def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
 
 def _split_name(run: _Run) -> str:
     return {"val": "validation", "train": "training"}.get(run.name, run.name)
-
-
-def _format_rows(table: pd.DataFrame) -> list[dict[str, str]]:
-    return [
-        {
-            "model": str(row["model"]),
-            "parameters": f"{row['parameters']:,}",
-            "gmacs": f"{row['gmacs']:.3g}",
-            "accuracy": f"{row['accuracy']:.4f} ({row['accuracy_low']:.4f} to {row['accuracy_high']:.4f})",
-            "f1_macro": f"{row['f1_macro']:.4f}",
-            "train_images_per_second": f"{row['train_images_per_second']:,.0f}",
-            "inference_images_per_second": f"{row['inference_images_per_second']:,.0f}",
-        }
-        for _, row in table.iterrows()
-    ]
 
 
 def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
@@ -183,7 +196,7 @@ def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
     if not runs:
         problem = "Not drawn: where an image has several labels, none of them is taken for another."
         return Picture("confusion", "Confusion matrices", "", problem=problem), None
-    tables = {run.label: pd.read_csv(run.folder.require(run.evaluation / "confusion.csv"), index_col=0) for run in runs}
+    tables = {run.label: run.part.confusion() for run in runs}
     return Picture(
         "confusion",
         "Confusion matrices",
@@ -307,29 +320,3 @@ def _names_with_splits(runs: list[_Run]) -> str:
 
 def _names(runs: list[_Run]) -> str:
     return ", ".join(run.label for run in runs)
-
-
-def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Picture:
-    """Write a figure as PNG and SVG, and put it into its picture; without a figure there is nothing to do.
-
-    Args:
-        picture: What it is.
-        figure: The figure.
-        folder: Where the files go.
-    """
-    if figure is None:
-        return picture
-    for kind in ("svg", "png"):
-        buffer = io.BytesIO()
-        figure.savefig(
-            buffer,
-            format=kind,
-            dpi=150,
-            bbox_inches="tight",
-            metadata={"Date": None} if kind == "svg" else None,
-        )
-        with replacing(folder / f"{picture.name}.{kind}") as temporary:
-            temporary.write_bytes(buffer.getvalue())
-        if kind == "png":
-            picture.data_uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return picture

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitrail import __version__
 from vitrail.errors import RunError
-from vitrail.files import write_text
-from vitrail.report import figures, suite_figures
-from vitrail.report.page import Picture, finish_picture
+from vitrail.report import figures, measured, suite_figures
+from vitrail.report.evaluated import Part, Section, Subject
+from vitrail.report.picture import Picture
+from vitrail.report.robust import robustness
+from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.suite import SuiteFolder
 
@@ -38,7 +38,7 @@ _TEXTS = ("variant", "a", "b", "statement", "why", "run", "device", "git_commit"
 
 
 def write_suite_report(folder: SuiteFolder, out: Path | None = None) -> Path:
-    """Write the page of a suite, and its figures as PNG and SVG beside it.
+    """Write the page of a suite; beside it the same as Markdown, its figures, and what was measured as CSV.
 
     Args:
         folder: The suite's folder.
@@ -51,13 +51,12 @@ def write_suite_report(folder: SuiteFolder, out: Path | None = None) -> Path:
         RunError: A table or a run folder that is missing or damaged.
     """
     out = folder.report if out is None else out
+    check_page(out)
     facts = folder.read_facts()
     results, summary, pairs = (folder.read_table(f) for f in (folder.results, folder.summary, folder.pairs))
+    found = _measured(results) if len(results) else []
     shown = _pictures(facts, results, summary, pairs) if len(results) else []
-    finished = [finish_picture(picture, figure, out.parent / "figures") for picture, figure in shown]
-    template = jinja2.Environment(
-        loader=jinja2.PackageLoader("vitrail.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("suite.html.j2")
+    sections = [*(Section(picture.title, [], [(picture, figure)]) for picture, figure in shown), *found]
     metric = facts["metric_name"]
     level = f"{1 - facts['alpha']:.0%}"
     tables = [
@@ -69,23 +68,50 @@ def write_suite_report(folder: SuiteFolder, out: Path | None = None) -> Path:
          "interval; runs needed: of each variant, to show a "
          "difference of this size 4 times in 5"),
     ]  # fmt: skip
-    text = template.render(
-        title=facts["title"],
-        version=__version__,
-        about=facts["about"],
-        incomplete=_incomplete(facts),
-        sentences=facts["sentences"],
-        method=facts["method"],
-        failures=facts["failures"],
-        tables=[(title, table, caption) for title, table, caption in tables if table["rows"]],
-        pictures=finished,
-        base=f"All begin with {facts['recipe']}, at the seeds {', '.join(map(str, facts['seeds']))}"
+    more = {
+        "about": facts["about"],
+        "incomplete": _incomplete(facts),
+        "sentences": facts["sentences"],
+        "method": facts["method"],
+        "failures": facts["failures"],
+        "tables": [(title, table, f"{caption}.") for title, table, caption in tables if table["rows"]],
+        "base": f"All begin with {facts['recipe']}, at the seeds {', '.join(map(str, facts['seeds']))}"
         + ("." if facts["folds"] is None else f", in {facts['folds']} folds."),
-        variants=[{"name": v["name"], "told": _told(v["changes"])} for v in facts["variants"]],
-        runs=_table(results, _RUNS, metric, 1),
-    )
-    write_text(out, text)
-    return out
+        "variants": [{"name": v["name"], "told": _told(v["changes"])} for v in facts["variants"]],
+        "listed": _table(results, _RUNS, metric, 1),
+    }
+    return write_page(out, facts["title"], sections, "suite.html.j2", more, folder.read_text())
+
+
+def _measured(results: pd.DataFrame) -> list[Section]:
+    """What the evaluations of each variant's runs measured, as far as all of its runs have it."""
+    subjects = []
+    for name, rows in results.groupby("variant", sort=False):
+        parts = [
+            Part.read(RunFolder(path), _evaluation(path, on))
+            for path, on in zip(rows["run"], rows["evaluated_on"], strict=True)
+        ]
+        subjects.append(Subject(str(name), parts, "variant"))
+    return [
+        *measured.calibration(subjects),
+        *measured.refusing(subjects),
+        *measured.prediction_sets(subjects),
+        *robustness(subjects),
+        *measured.cost(subjects),
+    ]
+
+
+def _evaluation(path: str, evaluated: str) -> Path:
+    run = RunFolder(path)
+    if not run.path.is_dir():
+        raise RunError(
+            f"there is no run folder {run}, seen from here; write the page in the folder where the suite was carried "
+            "out, or carry it out again"
+        )
+    folders = run.evaluations()
+    if evaluated not in folders:
+        raise RunError(f"{run} has no evaluation {evaluated!r} any more; `vitrail compare` makes it again")
+    return folders[evaluated]
 
 
 def _pictures(
@@ -138,15 +164,11 @@ def _confusion(results: pd.DataFrame, runs_of: Mapping[str, list[Path]]) -> tupl
     for name, rows in results.groupby("variant", sort=False):
         added: pd.DataFrame | None = None
         for path, evaluated in zip(rows["run"], rows["evaluated_on"], strict=True):
-            run = RunFolder(path)
-            folders = run.evaluations()
-            if evaluated not in folders:
-                raise RunError(f"{run} has no evaluation {evaluated!r} any more; `vitrail compare` makes it again")
-            file = folders[evaluated] / "confusion.csv"
-            if not file.is_file():
+            part = Part.read(RunFolder(path), _evaluation(path, evaluated))
+            if not part.files.confusion.is_file():
                 problem = "Not drawn: where an image has several labels, none of them is taken for another."
                 return Picture("confusion", title, "", problem=problem), None
-            counts = pd.read_csv(file, index_col=0)
+            counts = part.confusion()
             added = counts if added is None else added + counts
         assert added is not None, "a variant with a row has a run"
         tables[str(name)] = added

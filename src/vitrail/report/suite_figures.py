@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
 from vitrail.report.figures import PALETTE
@@ -50,6 +50,12 @@ def pareto(summary: pd.DataFrame, metric: str, higher_is_better: bool) -> Figure
         axis.set(xlabel=label, ylabel=metric if column == "milliseconds_per_image" else "")
         if cost.max() > 4 * cost.min():
             axis.set_xscale("log")
+            if cost.max() > 30 * cost.min():
+                axis.xaxis.set_minor_formatter(NullFormatter())
+            else:  # less than two decades are told by a few numbers, written out
+                axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
+                axis.xaxis.set_minor_formatter(NullFormatter())
         _plain(axis)
     keys = [
         Line2D([], [], marker="o^sDvPX*"[i // len(PALETTE) % 8], linestyle="", color=_style(i)[0], label=str(name))

@@ -283,10 +283,10 @@ class RunFolder:
             RunError: The primary evaluation is damaged.
         """
         found: dict[str, Path] = {}
-        top = self.evaluation / "metrics.json"
+        top = EvaluationFiles(self.evaluation).metrics
         if top.is_file():
             found[str(self.read_json(top).get("name", "test"))] = self.evaluation
-        for file in sorted(self.evaluation.glob("*/metrics.json")):
+        for file in sorted(self.evaluation.glob(f"*/{top.name}")):
             found.setdefault(file.parent.name, file.parent)
         return found
 

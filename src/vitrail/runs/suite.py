@@ -64,6 +64,10 @@ class SuiteFolder:
         except (pd.errors.ParserError, UnicodeDecodeError) as error:
             raise RunError(f"{file} is damaged ({error}); `vitrail compare` writes it again") from error
 
+    def read_text(self) -> str:
+        """The result as Markdown; nothing where it was not written."""
+        return self.text.read_text(encoding="utf-8") if self.text.is_file() else ""
+
     def write_facts(self, facts: dict[str, Any]) -> None:
         """Write suite.json."""
         write_json(self.facts, facts)
