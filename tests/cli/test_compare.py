@@ -52,6 +52,7 @@ def test_commands_for_a_scheduler_are_commands(suite, capsys):
     assert printed["run"]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_suite_that_is_done_is_reported_again(suite, capsys, tmp_path):
     for run in plan(load_suite(suite)):
         finish(run)

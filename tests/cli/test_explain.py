@@ -200,9 +200,8 @@ def test_methods_are_listed(capsys):
     assert "Gradient of the class times the input." in text
 
 
+@pytest.mark.slow
 def test_measure(run, images, tmp_path, capsys):
-    if not hasattr(pytest.importorskip("vitrail.explain"), "score_methods"):
-        pytest.skip("needs the measures of faithfulness")
     masks, out = tmp_path / "masks", tmp_path / "out"
     for i, file in enumerate(sorted((images / "val" / "dark").iterdir())):
         with Image.open(file) as image:

@@ -63,6 +63,7 @@ def test_views_are_what_they_are_called():
         views_of("flip")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys):
     recipe = make_recipe(
         {

@@ -130,7 +130,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of files")
-@pytest.mark.parametrize("size", [30_000, 90_000])
+@pytest.mark.parametrize("size", [90_000, pytest.param(30_000, marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_is_said_and_nothing_is_left_in_half(tmp_path, size):
     """A checkpoint (about 150 kB here) or the weights (about 50 kB) do not fit; with room again the run goes on."""
     file = tmp_path / "recipe.yaml"

@@ -61,7 +61,7 @@ def _in_words(kind: Any) -> str:
         if typing.get_origin(one) is Literal:
             said += [repr(word) for word in typing.get_args(one)]
         elif typing.get_origin(one) is tuple:
-            said.append(f"{len(typing.get_args(one))} of them" if said else " and ".join(map(_in_words, kind.__args__)))
+            said.append(f"({', '.join(map(_in_words, typing.get_args(one)))})")
         else:
             said.append(_WORDS.get(one, getattr(one, "__name__", str(one))))
     return " or ".join(said) if len(said) < 3 else f"{', '.join(said[:-1])} or {said[-1]}"
