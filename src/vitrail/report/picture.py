@@ -63,6 +63,8 @@ def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Pic
             bbox_inches="tight",
             metadata={"Date": None} if kind == "svg" else None,
         )
+        # Once is enough: the places of the panels are the same in both files.
+        figure.set_layout_engine("none")
         with replacing(folder / f"{picture.name}.{kind}") as temporary:
             temporary.write_bytes(buffer.getvalue())
         if kind == "png":
