@@ -26,6 +26,16 @@ class VerbParser(argparse.ArgumentParser):
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
 
+    def add_on_band_mismatch(self) -> None:
+        """The option of verbs that read image files for a trained run."""
+        self.add_argument(
+            "--data.on_band_mismatch",
+            dest="on_band_mismatch",
+            choices=("error", "convert"),
+            default="error",
+            help="what to do with an image of other bands than the run's",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
         raise ConfigError(explain_usage_error(message, list(self._option_string_actions), self.prog))

@@ -89,13 +89,7 @@ def _parser() -> VerbParser:
     parser.add_argument("--masks", metavar="DIR", help="folder of masks named like the images, for --measure")
     parser.add_argument("--batch-size", type=int, default=16, help="images a pass")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument(
-        "--data.on_band_mismatch",
-        dest="on_band_mismatch",
-        choices=("error", "convert"),
-        default="error",
-        help="what to do with an image of other bands than the run's",
-    )
+    parser.add_on_band_mismatch()
     parser.add_argument(
         "--data.on_unreadable",
         dest="on_unreadable",

@@ -24,13 +24,7 @@ def main(argv: list[str]) -> int:
         help="average the probabilities over views of each image",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_argument(
-        "--data.on_band_mismatch",
-        dest="on_band_mismatch",
-        choices=("error", "convert"),
-        default="error",
-        help="what to do with an image of other bands than the run's",
-    )
+    parser.add_on_band_mismatch()
     arguments = parser.parse_args(argv)
 
     from vitrail.deploy.predict import find_images, predict_files

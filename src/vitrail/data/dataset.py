@@ -131,6 +131,20 @@ class ImageData:
                  if i < len(group)]  # fmt: skip
         return turns[:most]
 
+    def evenly_spaced(self, split: str, most: int) -> list[int]:
+        """Some images of a split to measure: at most so many, evenly spaced over it.
+
+        Args:
+            split: Its name.
+            most: How many.
+
+        Returns:
+            Indices into the source, in order.
+        """
+        indices = self.indices(split)
+        places = np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))
+        return [indices[i] for i in places]
+
     def fingerprint(self) -> str:
         """A hash of what the images are called, their classes and their splits; pixels are not read."""
         content = hashlib.sha256(repr(self.source.classes).encode())
@@ -167,9 +181,7 @@ class ImageData:
             split: Which.
             robust: Whether to normalise by the pixels inside 0..1.
         """
-        indices = self.indices(split)
-        if most is not None and most < len(indices):
-            indices = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, most).astype(int))]
+        indices = self.indices(split) if most is None else self.evenly_spaced(split, most)
         waves = self.source.wavelengths
         streams = {name: StreamStatistics(bands, waves.get(name)) for name, bands in self.source.bands.items()}
         for batch in self.in_order(indices, 64):

@@ -78,14 +78,12 @@ def measure_corruptions(
     cases |= {(name, severity): corrupted(name, severity) for name in names for severity in SEVERITIES}
     table = _accuracies(evaluated, data, cases, ("corruption", "severity"), intervals, sample, "corruptions")
     of_each = table[table["severity"] > 0].groupby("corruption", sort=False)["accuracy"].mean()
-    write_text(evaluated.files.corruptions, table.to_csv(index=False))
-    _remember(
+    _record(
         evaluated,
         "corruptions",
+        table,
         {
-            "images": int(table["images"].iloc[0]),
             "seed": seed,
-            "accuracy": float(table["accuracy"].iloc[0]),
             "mean_corrupted_accuracy": float(of_each.mean()),
             "of_each": {str(name): float(value) for name, value in of_each.items()},
         },
@@ -145,14 +143,12 @@ def measure_missing(
             how = "left out" if learned else "means of its bands"
             cases[(name, "all", how)] = without(name, range(len(stream.bands)), learned)
     table = _accuracies(evaluated, data, cases, ("stream", "band", "how"), intervals, sample, "missing bands")
-    write_text(evaluated.files.missing, table.to_csv(index=False))
     worst = table.iloc[1:].sort_values("accuracy", kind="stable").iloc[0]
-    _remember(
+    _record(
         evaluated,
         "missing",
+        table,
         {
-            "images": int(table["images"].iloc[0]),
-            "accuracy": float(table["accuracy"].iloc[0]),
             "worst": {key: str(worst[key]) for key in ("stream", "band", "how")}
             | {"accuracy": float(worst["accuracy"])},
         },
@@ -211,15 +207,13 @@ def measure_attacks(
         cases[("pgd", size, 255 * size, PGD_STEPS)] = attacked(pgd, size, steps=PGD_STEPS, seed=seed)
     keys = ("attack", "epsilon", "epsilon_of_255", "steps")
     table = _accuracies(evaluated, data, cases, keys, intervals, sample, "attacks")
-    write_text(evaluated.files.attacks, table.to_csv(index=False))
     pgd_rows = table[table["attack"] == "pgd"]
-    _remember(
+    _record(
         evaluated,
         "attacks",
+        table,
         {
-            "images": int(table["images"].iloc[0]),
             "seed": seed,
-            "accuracy": float(table["accuracy"].iloc[0]),
             "pgd": [
                 {"epsilon": float(row["epsilon"]), "accuracy": float(row["accuracy"])} for _, row in pgd_rows.iterrows()
             ],
@@ -301,7 +295,10 @@ def _counted(batches: Iterator[Batch], images: int, what: str) -> Iterator[Batch
             )
 
 
-def _remember(evaluated: Evaluated, part: str, summary: dict[str, Any]) -> None:
-    run, file = evaluated.run, evaluated.files.robustness
-    known = run.read_json(file) if file.is_file() else {}
-    run.write_json(file, {**known, part: {"weights": run.weights_code(), **summary}})
+def _record(evaluated: Evaluated, part: str, table: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Write a part's table, and its short in robustness.json; the first row is of the images as they are."""
+    run, files = evaluated.run, evaluated.files
+    write_text(getattr(files, part), table.to_csv(index=False))
+    known = run.read_json(files.robustness) if files.robustness.is_file() else {}
+    as_it_is = {"images": int(table["images"].iloc[0]), "accuracy": float(table["accuracy"].iloc[0])}
+    run.write_json(files.robustness, {**known, part: {"weights": run.weights_code(), **as_it_is, **summary}})

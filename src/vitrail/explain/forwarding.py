@@ -36,8 +36,7 @@ def in_batches(count: int, batch_size: int) -> Iterator[slice]:
     Raises:
         ConfigError: A batch without images.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    check_count("batch_size", batch_size)
     for start in range(0, count, batch_size):
         yield slice(start, min(start + batch_size, count))
 

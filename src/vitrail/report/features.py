@@ -107,8 +107,7 @@ def open_space(
                 f"{', '.join(images.source.bands.get(name, ('none',)))}"
             )
     split = split or next(name for name in ("test", "val", "train") if name in images.splits)
-    indices = images.indices(split)
-    chosen = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))]
+    chosen = images.evenly_spaced(split, most)
     if len(chosen) < FEWEST_POINTS:
         raise DataError(f"{split} has {len(chosen)} images; a layout needs at least {FEWEST_POINTS}")
     features = _stored(run, images, split, chosen) if own and layer == EMBEDDING else None

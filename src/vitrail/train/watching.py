@@ -109,8 +109,7 @@ class Watching(Callback):
         self, task: PretrainingTask, split: str, most: int, device: torch.device, views: nn.Module | None = None
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """Features ``(N, C)`` and targets of a split's images, or of views of them, on the CPU."""
-        indices = self.data.indices(split)
-        chosen = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))]
+        chosen = self.data.evenly_spaced(split, most)
         parts: list[Tensor] = []
         size = self.data.config.images_a_step
         for start in range(0, len(chosen), size):
