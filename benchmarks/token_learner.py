@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -111,8 +112,11 @@ def with_learner(base: Recipe, layer: int, tokens: int) -> Recipe:
     return dataclasses.replace(base, model=dataclasses.replace(base.model, settings=settings))
 
 
-def compare_pair(epochs: int, seeds: int) -> pd.DataFrame:
-    """Train the pair in alternation, for each seed; the ratio is the median over epochs trained side by side."""
+def compare_pair(epochs: int, seeds: int) -> Iterator[pd.DataFrame]:
+    """Train the pair in alternation, for each seed; the ratio is the median over epochs trained side by side.
+
+    Yields the rows of all seeds trained so far, since a seed takes most of an hour.
+    """
     rows = []
     for seed in range(seeds):
         pair = {name: Contender(load(name, epochs), seed) for name in ("vit", "vit_token_learner")}
@@ -135,7 +139,7 @@ def compare_pair(epochs: int, seeds: int) -> pd.DataFrame:
                 }
             )
             print(rows[-1], flush=True)
-    return pd.DataFrame(rows)
+        yield pd.DataFrame(rows)
 
 
 def sweep(steps: int, rounds: int) -> pd.DataFrame:
@@ -200,6 +204,31 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def write_results(pair: pd.DataFrame, grid: pd.DataFrame, command: str, rounds: str, out: Path) -> None:
+    """The page, its two tables and its picture."""
+    means = pair.groupby("model")[["accuracy", "iterations_per_second", "ratio"]].mean()
+    environment = describe_environment(0)
+    text = (
+        "# TokenLearner: accuracy and speed of training\n\n"
+        f"Recorded by `{command}` ({pair['seed'].nunique()} seeds trained) on "
+        f"{environment['processor']}, {environment['threads']} threads, torch {environment['packages']['torch']}, "
+        f"Python {platform.python_version()}.\n\n"
+        "4-layer ViT, 14 x 14 patches of scikit-learn's digits at 28 x 28, batch 32; TokenLearner 1.1, 2 tokens after "
+        "layer 1. Both train in one process, an epoch each in turn. The ratio is the median over epochs of iterations "
+        "a second over the plain ViT's in the same round.\n\n"
+        f"{markdown(pair, 4)}\n\nMeans over seeds:\n\n{markdown(means.reset_index(), 4)}\n\n"
+        "## Ratio by layer and number of tokens\n\n"
+        f"Median (and lowest and highest) of {rounds}, each beside the plain ViT.\n\n{markdown(grid, 2)}\n\n"
+        "![accuracy and speed](token_learner.png)\n"
+    )
+    write_text(out / "token_learner.md", text)
+    write_text(out / "token_learner_pair.csv", pair.to_csv(index=False))
+    write_text(out / "token_learner_sweep.csv", grid.to_csv(index=False))
+    draw(pair, grid, out / "token_learner.png")
+    print(means)
+    print(f"written to {out}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=200)
@@ -208,31 +237,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="iterations a round")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
+    command = (
+        f"python benchmarks/token_learner.py --epochs {arguments.epochs} --seeds {arguments.seeds} "
+        f"--rounds {arguments.rounds} --steps {arguments.steps}"
+    )
     grid = sweep(arguments.steps, arguments.rounds)
     print(grid.to_string(index=False), flush=True)
-    pair = compare_pair(arguments.epochs, arguments.seeds)
-    means = pair.groupby("model")[["accuracy", "iterations_per_second", "ratio"]].mean()
-    environment = describe_environment(0)
-    text = (
-        "# TokenLearner: accuracy and speed of training\n\n"
-        f"Recorded by `python benchmarks/token_learner.py --epochs {arguments.epochs} --seeds {arguments.seeds} "
-        f"--rounds {arguments.rounds} --steps {arguments.steps}` on "
-        f"{environment['processor']}, {environment['threads']} threads, torch {environment['packages']['torch']}, "
-        f"Python {platform.python_version()}.\n\n"
-        "4-layer ViT, 14 x 14 patches of scikit-learn's digits at 28 x 28, batch 32; TokenLearner 1.1, 2 tokens after "
-        "layer 1. Both train in one process, an epoch each in turn. The ratio is the median over epochs of iterations "
-        "a second over the plain ViT's in the same round.\n\n"
-        f"{markdown(pair)}\n\nMeans over seeds:\n\n{markdown(means.reset_index())}\n\n"
-        "## Ratio by layer and number of tokens\n\n"
-        f"Median (and lowest and highest) of {arguments.rounds} rounds of {arguments.steps} iterations, each beside "
-        f"the plain ViT.\n\n{markdown(grid, 2)}\n\n![accuracy and speed](token_learner.png)\n"
-    )
-    write_text(arguments.out / "token_learner.md", text)
-    write_text(arguments.out / "token_learner_pair.csv", pair.to_csv(index=False))
-    write_text(arguments.out / "token_learner_sweep.csv", grid.to_csv(index=False))
-    draw(pair, grid, arguments.out / "token_learner.png")
-    print(means)
-    print(f"written to {arguments.out}")
+    for pair in compare_pair(arguments.epochs, arguments.seeds):
+        rounds = f"{arguments.rounds} rounds of {arguments.steps} iterations"
+        write_results(pair, grid, command, rounds, arguments.out)
 
 
 if __name__ == "__main__":
