@@ -67,6 +67,9 @@ def test_as_a_source():
     masks = innermost(data.source).masks(range(12))
     assert masks.shape == (12, 16, 16)
     assert masks.any(-1).any(-1).tolist() == [class_of(0, i) != 0 for i in range(12)]
+    in_color = innermost(data.source).masks(range(12), ("red", "green", "blue"))
+    assert in_color.any(-1).any(-1).tolist() == [class_of(0, i) not in (0, 1) for i in range(12)]
+    assert torch.equal(innermost(data.source).masks(range(12), ("red", "nir")), masks)
     batch = next(iter(data.loader("train", shuffle_seed=0)))
     assert batch["spectral"].shape[1:] == (5, 16, 16)
     assert 0 <= batch["spectral"].min() <= batch["spectral"].max() <= 1

@@ -72,6 +72,24 @@ def test_every_measure_runs(name):
     assert np.isfinite(scores["value"]).all()
 
 
+def test_a_stream_with_nothing_to_find_leaves_the_image_to_the_other():
+    model = tiny_model("hvt two streams")
+    inputs = tiny_inputs(model, 3)
+    first, second = (s.name for s in model.streams)
+    masks = {n: torch.rand(3, *x.shape[2:]) < 0.5 for n, x in zip((first, second), inputs, strict=True)}
+    masks[first][1:] = False
+    masks[second][2] = False
+
+    def score(known):
+        scores = score_methods(model, inputs, ["saliency"], known, 0, measures=["energy_inside"])
+        return scores[scores["method"] == "saliency"].sort_values("image")["value"].to_numpy()
+
+    both, alone = score(masks), {n: score({n: masks[n]}) for n in masks}
+    assert both[0] == pytest.approx((alone[first][0] + alone[second][0]) / 2)
+    assert both[1] == pytest.approx(alone[second][1])
+    assert np.isnan(both[2])
+
+
 def test_pairs_and_intervals_by_hand():
     import pandas as pd
 

@@ -65,13 +65,13 @@ class _Case:
         return {"score": self.score, "seed": self.seed, "batch_size": self.batch_size}
 
     def inside(self, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Mean over the streams that have both map and mask."""
+        """Mean over the streams that have both map and mask; not a number where all masks of an image are empty."""
         values = [
             compare(one.map, self.masks[name].to(one.map.device))
             for name, one in self.found.items()
             if name in self.masks
         ]
-        return torch.stack(values).mean(dim=0)
+        return torch.stack(values).nanmean(dim=0)
 
 
 @dataclass(frozen=True)

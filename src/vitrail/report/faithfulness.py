@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,14 +17,20 @@ from vitrail.runs.trained import TrainedModel
 if TYPE_CHECKING:
     import pandas as pd
 
-# Indices of images -> their masks, shape (B, H, W), bool.
-Masks = Callable[[list[int]], Tensor]
+# Indices of images -> their masks, stream by stream: shape (B, H, W), bool.
+Masks = Callable[[list[int]], dict[str, Tensor]]
 
 
 def own_masks(data: ImageData) -> Masks | None:
-    """The masks that images bring themselves: those of synthetic leaves; None for others."""
+    """The masks that images bring themselves: those of synthetic leaves; None for others.
+
+    A stream's mask is what its bands show: that of early stress is empty in red, green and blue.
+    """
     source = innermost(data.source)
-    return source.masks if isinstance(source, SyntheticLeavesSource) else None
+    if not isinstance(source, SyntheticLeavesSource):
+        return None
+    streams = data.source.bands
+    return lambda indices: {name: source.masks(indices, bands) for name, bands in streams.items()}
 
 
 def measure_methods(
@@ -45,7 +51,7 @@ def measure_methods(
         indices: Which of them.
         methods: Method -> its settings.
         target: The class; the predicted one of each image when not given.
-        masks: What should matter, alike for every stream.
+        masks: What should matter in each stream.
         batch_size: Images a pass.
 
     Returns:
@@ -66,7 +72,7 @@ def measure_methods(
             trained.model,
             inputs,
             {name: (name, settings) for name, settings in methods.items()},
-            masks=None if known is None else dict.fromkeys(trained.card.streams, known),
+            masks=known,
             target=target,
             score=score,
             batch_size=batch_size,
@@ -89,6 +95,6 @@ def in_words(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     return header, [[m, *(cells[m, name] for name in measures)] for m in dict.fromkeys(table["method"])]
 
 
-def stack_masks(read: Callable[[int], Tensor]) -> Masks:
-    """Masks that are read one by one."""
-    return lambda indices: torch.stack([read(index) for index in indices])
+def stack_masks(read: Callable[[int], Tensor], streams: Iterable[str]) -> Masks:
+    """Masks that are read one by one, alike for every stream."""
+    return lambda indices: dict.fromkeys(streams, torch.stack([read(index) for index in indices]))

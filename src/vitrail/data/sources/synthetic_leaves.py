@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.leaves import CLASSES, IMAGE_BANDS, SPECTRAL_BANDS, class_of, draw_leaf
+from vitrail.data.leaves import BANDS, CLASSES, IMAGE_BANDS, SPECTRAL_BANDS, class_of, draw_leaf
 from vitrail.data.sources.base import ImageSource
 
 
@@ -39,6 +39,17 @@ class SyntheticLeavesSource(ImageSource):
         bands = torch.from_numpy(np.round(drawn * 255).astype(np.uint8))
         return {"image": bands[:, : len(IMAGE_BANDS)], "spectral": bands[:, len(IMAGE_BANDS) :]}
 
-    def masks(self, indices: Sequence[int]) -> Tensor:
-        """Where lesions or stress are, shape ``(B, H, W)``, bool; all False for healthy leaves."""
-        return torch.from_numpy(np.stack([draw_leaf(self.seed, int(i), self.size).mask for i in indices]))
+    def masks(self, indices: Sequence[int], bands: Sequence[str] = BANDS) -> Tensor:
+        """Where lesions or stress are, as far as some bands show them.
+
+        Args:
+            indices: Numbers of images.
+            bands: Names of bands; early stress changes nothing in red, green and blue.
+
+        Returns:
+            Shape ``(B, H, W)``, bool; all False for healthy leaves.
+        """
+        masks = np.stack([draw_leaf(self.seed, int(i), self.size).mask for i in indices])
+        if not set(bands) & set(SPECTRAL_BANDS):
+            masks[self.targets[list(indices)] == CLASSES.index("early_stress")] = False
+        return torch.from_numpy(masks)
