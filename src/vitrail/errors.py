@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Names less alike than this (1: the same) are not suggested.
+_ALIKE = 0.5
+
 
 class VitrailError(Exception):
     """Base of every error that vitrail raises on purpose."""
@@ -45,9 +48,24 @@ def closest(name: str, choices: Iterable[str]) -> str:
         ``"; did you mean 'x'?"``, or the choices themselves where none is near and there are few of them.
     """
     known = sorted(set(choices))
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if match:
-        return f"; did you mean {match[0]!r}?"
+    near = {choice: score for choice in known if (score := _likeness(name, choice))[0] >= _ALIKE}
+    if near:
+        return f"; did you mean {max(near, key=near.__getitem__)!r}?"
     if 0 < len(known) <= 12:
         return f"; known: {', '.join(known)}"
     return ""
+
+
+def _likeness(name: str, choice: str) -> tuple[float, float]:
+    """How like a name is to another or to its first words (0..1), then to the whole of it.
+
+    By first words, since names of models grow on the right: vit_tny is nearer to vit_tiny_patch16_224 than to hvt_tiny.
+    """
+    matcher = difflib.SequenceMatcher(None, "", name)
+    ratios = []
+    words = choice.split("_")
+    for count in range(len(words), 0, -1):
+        matcher.set_seq1("_".join(words[:count]))
+        ratios.append(matcher.ratio())
+    # The whole wins where its beginning is hardly more like.
+    return max(ratios[0], *(0.95 * ratio for ratio in ratios)), ratios[0]

@@ -176,9 +176,7 @@ def _measure(
 
     masks = own_masks(data)
     if arguments.masks is not None:
-        masks = stack_masks(
-            mask_reader(trained.card, data, arguments.images, arguments.masks), trained.card.streams
-        )
+        masks = stack_masks(mask_reader(trained.card, data, arguments.images, arguments.masks), trained.card.streams)
     table = measure_methods(
         trained, data, indices, methods, target=target, masks=masks, batch_size=arguments.batch_size
     )
