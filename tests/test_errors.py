@@ -1,0 +1,30 @@
+"""Suggestions for mistaken names."""
+
+import pytest
+
+from vitrail import list_models
+from vitrail.errors import closest
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("vit_tny", "vit_tiny_patch16_"),
+        ("swin_tiny", "swin_tiny_patch4_window7_224"),
+        ("swin_smal_patch4", "swin_small_patch4_window7_224"),
+        ("maxvit_bse", "maxvit_base_tf_"),
+        ("hvt_tny", "hvt_tiny"),
+        ("vit_small_patch16_225", "vit_small_patch16_224"),
+    ],
+)
+def test_a_model_is_found_by_its_first_words(name, start):
+    assert closest(name, list_models()).startswith(f"; did you mean '{start}")
+
+
+def test_settings():
+    known = ["embed_dim", "depth", "num_heads", "drop_path_rate"]
+    assert closest("embed", known) == "; did you mean 'embed_dim'?"
+    assert closest("deptj", known) == "; did you mean 'depth'?"
+    assert closest("heads", known) == "; did you mean 'num_heads'?"
+    assert closest("xyz", known) == "; known: depth, drop_path_rate, embed_dim, num_heads"
+    assert closest("xyz", [f"{c}{n}" for c in "abc" for n in range(9)]) == ""
