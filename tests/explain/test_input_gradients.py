@@ -153,6 +153,8 @@ def test_a_stream_left_out():
     ("method", "settings", "words"),
     [
         ("integrated_gradients", {"baseline": "black"}, "zero, mean, blur"),
+        ("saliency", {"smooth": -0.1}, "share of the longer side"),
+        ("smoothgrad", {"smooth": 3, "samples": 1}, "share of the longer side"),
         ("integrated_gradients", {"steps": 0}, "steps"),
         ("saliency", {"batch_size": 0}, "batch_size"),
         ("smoothgrad", {"noise": 0.0}, "noise"),
@@ -165,6 +167,24 @@ def test_settings_that_make_no_sense(method, settings, words):
     model = tiny_model("vit mean")
     with pytest.raises(ConfigError, match=words):
         explain(model, tiny_inputs(model), method, 0, **settings)
+
+
+@pytest.mark.parametrize("method", ["saliency", "input_x_gradient", "integrated_gradients", "smoothgrad"])
+@pytest.mark.parametrize(("name", "smooth"), [("swin", 0.05), ("hvt two streams", 0.11)])
+def test_smoothing_is_a_gaussian_over_the_finished_map(method, name, smooth):
+    from scipy.ndimage import gaussian_filter
+
+    model, target = tiny_model(name), torch.tensor([0, 2])
+    inputs = tiny_inputs(model)
+    more = {"steps": 2} if method == "integrated_gradients" else {"samples": 2} if method == "smoothgrad" else {}
+    plain, smoothed = (explain(model, inputs, method, target, smooth=s, **more) for s in (0.0, smooth))
+    for stream in plain:
+        rough = plain[stream].map.numpy()
+        sigma = smooth * max(rough.shape[1:])
+        reach = int(np.ceil(3 * sigma))
+        assert reach < min(rough.shape[1:])
+        wanted = [gaussian_filter(one, sigma, mode="mirror", truncate=reach / sigma) for one in rough]
+        assert np.allclose(smoothed[stream].map, wanted, atol=1e-5 * np.abs(rough).max())
 
 
 def test_a_blurred_image_keeps_its_mean_and_loses_its_detail():

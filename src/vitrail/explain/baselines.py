@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,11 +34,22 @@ def make_baseline(images: Tensor, kind: str) -> Tensor:
         return images.mean(dim=(2, 3), keepdim=True).expand_as(images)
     if kind != "blur":
         raise ConfigError(f"baseline must be one of {', '.join(BASELINES)}, got {kind!r}")
+    return blur(images, min(images.shape[2:]) * _BLUR)
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Blur with a Gaussian; beyond its border an image is mirrored.
+
+    Args:
+        images: Shape ``(B, C, H, W)``.
+        sigma: Standard deviation in pixels.
+
+    Returns:
+        The same shape.
+    """
     from kornia.filters import gaussian_blur2d
 
-    short = min(images.shape[2:])
-    sigma = short * _BLUR
     # Three standard deviations to each side, as far as the image goes: reflection needs a side longer than that.
-    reach = min(round(3 * sigma), short - 1)
+    reach = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
     blurred: Tensor = gaussian_blur2d(images, (2 * reach + 1, 2 * reach + 1), (sigma, sigma))
     return blurred

@@ -4,17 +4,21 @@ All of them work on every family and on both streams at once, in pieces of ``bat
 not grow with the number of images or steps. ``input_x_gradient`` and ``integrated_gradients`` are signed: their maps
 are sums over the bands, negative where the pixel speaks against the class. ``saliency`` and ``smoothgrad`` are not:
 theirs are the largest absolute gradient of any band.
+
+Gradients change from pixel to pixel more than what is seen does, and the largest value of a map is often a speck.
+``smooth`` blurs the finished maps: the standard deviation of a Gaussian as a share of the longer side (0: none; Fong
+et al. 2019, arXiv:1910.08485, take 0.02 where they measure pointing).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.baselines import make_baseline
+from vitrail.explain.baselines import blur, make_baseline
 from vitrail.explain.forwarding import Inputs, as_streams, check_count, forward_of, given, in_batches
 from vitrail.explain.interface import StreamMap, register_method
 from vitrail.explain.levels import frozen
@@ -25,7 +29,9 @@ Attribute = Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]]
 
 
 @register_method("saliency", by_class=True)
-def _saliency(model: VisionModel, inputs: Inputs, target: Tensor | None, batch_size: int = 16) -> dict[str, StreamMap]:
+def _saliency(
+    model: VisionModel, inputs: Inputs, target: Tensor | None, smooth: float = 0.0, batch_size: int = 16
+) -> dict[str, StreamMap]:
     """How strongly the class's logit reacts to each pixel (Simonyan et al. 2013).
 
     Not signed: the largest absolute gradient of any band. Source: arXiv:1312.6034, section 3.1.
@@ -34,12 +40,12 @@ def _saliency(model: VisionModel, inputs: Inputs, target: Tensor | None, batch_s
 
     method = Saliency(forward_of(model, inputs))
     parts = _by_pieces(model, inputs, target, batch_size, lambda x, t: method.attribute(_asking(x), target=t, abs=True))
-    return as_streams(list(parts), [x.amax(dim=1) for x in parts.values()])
+    return _smoothed(parts, [x.amax(dim=1) for x in parts.values()], smooth)
 
 
 @register_method("input_x_gradient", by_class=True, signed=True)
 def _input_x_gradient(
-    model: VisionModel, inputs: Inputs, target: Tensor | None, batch_size: int = 16
+    model: VisionModel, inputs: Inputs, target: Tensor | None, smooth: float = 0.0, batch_size: int = 16
 ) -> dict[str, StreamMap]:
     """Each pixel times the gradient by it, summed over the bands (Shrikumar et al. 2016).
 
@@ -49,7 +55,7 @@ def _input_x_gradient(
 
     method = InputXGradient(forward_of(model, inputs))
     parts = _by_pieces(model, inputs, target, batch_size, lambda x, t: method.attribute(_asking(x), target=t))
-    return as_streams(list(parts), [x.sum(dim=1) for x in parts.values()])
+    return _smoothed(parts, [x.sum(dim=1) for x in parts.values()], smooth)
 
 
 @register_method("integrated_gradients", by_class=True, signed=True)
@@ -59,6 +65,7 @@ def _integrated_gradients(
     target: Tensor | None,
     steps: int = 32,
     baseline: str = "zero",
+    smooth: float = 0.0,
     batch_size: int = 16,
 ) -> dict[str, StreamMap]:
     """Gradients summed on the way from an image without content to this one (Sundararajan et al. 2017).
@@ -68,7 +75,7 @@ def _integrated_gradients(
     data set), "mean" (of each band of the image) or "blur". Source: arXiv:1703.01365, section 3.
     """
     parts = integrated_gradients(model, inputs, target, steps, baseline, batch_size)
-    return as_streams(list(parts), [x.sum(dim=1) for x in parts.values()])
+    return _smoothed(parts, [x.sum(dim=1) for x in parts.values()], smooth)
 
 
 @register_method("smoothgrad", by_class=True)
@@ -79,6 +86,7 @@ def _smoothgrad(
     samples: int = 25,
     noise: float = 0.15,
     seed: int = 0,
+    smooth: float = 0.0,
     batch_size: int = 16,
 ) -> dict[str, StreamMap]:
     """Gradients averaged over noisy copies of the image (Smilkov et al. 2017).
@@ -110,7 +118,7 @@ def _smoothgrad(
         return found
 
     parts = _by_pieces(model, inputs, target, 1, attribute)
-    return as_streams(list(parts), [x.abs().amax(dim=1) for x in parts.values()])
+    return _smoothed(parts, [x.abs().amax(dim=1) for x in parts.values()], smooth)
 
 
 def integrated_gradients(
@@ -160,6 +168,15 @@ def _by_pieces(
             piece = tuple(x[part] for x in images.values())
             pieces.append(tuple(x.detach() for x in attribute(piece, target[part])))
     return {name: torch.cat(found) for name, found in zip(images, zip(*pieces, strict=True), strict=True)}
+
+
+def _smoothed(names: Iterable[str], maps: list[Tensor], smooth: float) -> dict[str, StreamMap]:
+    """Maps of streams, each ``(B, H, W)``, blurred where that is asked for."""
+    if not 0 <= smooth <= 1:
+        raise ConfigError(f"smooth is a share of the longer side, from 0 (none) to 1, got {smooth}")
+    if smooth:
+        maps = [blur(one[:, None], smooth * max(one.shape[1:]))[:, 0] for one in maps]
+    return as_streams(list(names), maps)
 
 
 def _asking(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
