@@ -138,14 +138,3 @@ def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(extras_importlib.util, "find_spec", lambda name: None)
     with pytest.raises(VitrailError, match=r"ray is not installed; install it with `pip install 'vitrail\[ray\]'`"):
         RayPool("local", 2)
-
-
-@pytest.mark.slow
-def test_a_local_ray_cluster(place, tmp_path):
-    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    program = tmp_path / "program.py"
-    program.write_text("import sys; sys.exit('vitrail: error: no ' + sys.argv[2])")
-    suite = load_suite(place(variants={"a": {}}, seeds=2))
-    failures = execute(plan(suite), SuiteFolder(suite.dir), RayPool("local", 2), lambda _: None,
-                       python=(sys.executable, str(program)))  # fmt: skip
-    assert [f.error for f in failures] == ["no none", "no none"]

@@ -15,6 +15,7 @@ from vitrail.compare.plan import Run, State
 from vitrail.errors import VitrailError
 from vitrail.extras import import_extra
 from vitrail.files import write_text
+from vitrail.machine import cores
 from vitrail.runs.lock import holder
 from vitrail.runs.suite import SuiteFolder
 
@@ -67,7 +68,7 @@ class LocalPool:
         self.size = size
         self.gpus = gpus
         self.started = 0
-        self.threads = max(1, len(os.sched_getaffinity(0)) // size)
+        self.threads = max(1, cores() // size)
 
     def start(self, job: Job) -> subprocess.Popen[bytes]:
         """Begin a job."""
@@ -112,27 +113,33 @@ class RayPool:
         ray: Any = import_extra("ray", "ray")
         self.size = size
         try:
-            ray.init(address=None if address == "local" else address, log_to_driver=False, ignore_reinit_error=True)
+            # A cluster of this process's own has the cores that the process has.
+            more = {"num_cpus": cores()} if address == "local" else {}
+            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, **more)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise VitrailError(f"no Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
         self._ray = ray
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        self.threads = max(1, cores // size)
+        self.threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // size)
+        self._logs: dict[Any, Path] = {}
         self._run = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=0)(run_job)
 
     def start(self, job: Job) -> Any:
         """Begin a job."""
         environment = {**job.environment, "OMP_NUM_THREADS": str(self.threads)}
-        return self._run.remote(Job(job.command, job.log, environment, job.folder))
+        handle = self._run.remote(Job(job.command, job.log.absolute(), environment, os.path.abspath(job.folder)))
+        self._logs[handle] = job.log
+        return handle
 
     def ended(self, handle: Any) -> int | None:
-        """The exit status of a job; 1 where its machine is lost."""
+        """The exit status of a job; 1 where Ray failed, which its log then says."""
         done, _ = self._ray.wait([handle], timeout=0)
         if not done:
             return None
         try:
             return int(self._ray.get(handle))
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as error:
+            with self._logs[handle].open("a") as log:
+                log.write(f"{type(error).__name__}: {error}\n")
             return 1
 
     def stop(self, handles: Iterable[Any]) -> None:
