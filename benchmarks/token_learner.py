@@ -178,7 +178,7 @@ def draw(pair: pd.DataFrame, grid: pd.DataFrame, path: Path) -> None:
         left.errorbar(rows["iterations_per_second"], rows["accuracy"], yerr=error, fmt="o", color=color, label=name)
     left.set(xlabel="training iterations / s", ylabel="test accuracy (95 % interval)", title="each point: one seed")
     left.set_xlim(left=0)
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="lower center")
     for tokens, color in zip(TOKENS, ("#009E73", "#CC79A7", "#E69F00"), strict=True):
         rows = grid[grid["tokens"] == tokens]
         error = [rows["ratio"] - rows["low"], rows["high"] - rows["ratio"]]
