@@ -10,6 +10,9 @@ import tifffile
 
 from tests.images import save_image
 from vitrail.cli.main import main
+from vitrail.cli.recipes import load_run_recipe
+from vitrail.data import open_data
+from vitrail.runs.trained import load_classifier
 
 BANDS = ["--data.band_names", "[blue, green, red, nir]"]
 SMALL = (
@@ -58,18 +61,21 @@ def run_of_bands(rasters):
     return run
 
 
-def test_rasters_are_classified_as_they_are_evaluated(run_of_bands, rasters, capsys, tmp_path):
-    assert main(["evaluate", str(run_of_bands), "--device", "cpu", "--split", "val"]) == 0
+def test_rasters_are_classified_as_they_are_in_training(run_of_bands, rasters, capsys, tmp_path):
     out = tmp_path / "out.csv"
-    predicted(capsys, run_of_bands, rasters / "val", "--out", out, "--batch-size", "3")
+    predicted(capsys, run_of_bands, rasters / "val", "--out", out, "--batch-size", "3", "--top-k", "1")
     table = pd.read_csv(out)
-    saved = pd.read_parquet(run_of_bands / "predictions" / "val.parquet")
-    logits = np.stack(saved["logits"])
-    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    wanted = {path: share.max() for path, share in zip(saved["path"], shares, strict=True)}
-    assert len(table) == len(wanted) == 8
-    for path, probability in zip(table["path"], table["probability"], strict=True):
-        assert probability == pytest.approx(wanted[path.split("rasters0/")[-1]], abs=2e-6)
+    trained = load_classifier(run_of_bands)
+    data = open_data(load_run_recipe(run_of_bands / "recipe.yaml").data, (16, 16))
+    batch = data.batch(data.indices("val"))
+    best = trained.classify(batch)[0].softmax(1).max(1)
+    files = [str(rasters / data.source.keys[i]) for i in batch["index"].tolist()]
+    wanted = dict(zip(files, zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True))
+    assert sorted(table["path"]) == sorted(wanted)
+    assert len(table) == 8
+    for path, name, probability in table.itertuples(index=False):
+        assert probability == pytest.approx(wanted[path][0], abs=2e-6)
+        assert name == data.source.classes[wanted[path][1]]
 
 
 def test_files_of_other_bands_are_refused(run_of_bands, tmp_path, capsys):

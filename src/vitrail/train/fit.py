@@ -271,9 +271,8 @@ def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[st
         settings["spectral_chans"] = len(bands.get("spectral", ()))
     elif "spectral" in bands:
         raise ConfigError(
-            f"data.spectral {recipe.data.spectral!r} and source {recipe.data.source!r} give a second stream and "
-            f"{recipe.model.name} takes the image alone; use hvt, or leave the stream out (data.spectral none, and "
-            "data.spectral_bands [])"
+            f"the data has a second stream ({len(bands['spectral'])} bands) and {recipe.model.name} takes the image "
+            "alone; use hvt, or leave the stream out (data.spectral none, no spectral_path, spectral_bands [])"
         )
     return settings
 
