@@ -146,9 +146,9 @@ def load_recipe(
         values = parser.instantiate_classes(namespace)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = _readable(error)
-        given = [word.split("=", 1)[0].removeprefix("--") for word in overrides if word.startswith("--")]
+        options = [word.split("=", 1)[0].removeprefix("--") for word in overrides if word.startswith("--")]
         # What the command line gave is not the file's fault.
-        blamed = "" if any(message.startswith((f"{name} ", f"{name}:")) for name in given) else where
+        blamed = "" if any(message.startswith((f"{name} ", f"{name}:")) for name in options) else where
         raise ConfigError(blamed + message) from error
     model = dict(vars(values.model))
     settings = {f.name: model[f.name] for f in dataclasses.fields(settings_type) if f.name in model}
