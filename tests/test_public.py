@@ -21,7 +21,7 @@ def test_rooms_keep_their_names():
     wanted = {
         config: {"Recipe", "DataConfig", "ModelConfig", "TaskConfig", "TrainerConfig", "RunConfig", "load_recipe"},
         data: {"open_data", "ImageData"},
-        deploy: {"predict_files"},
+        deploy: {"open_files", "predict_files"},
         evaluate: {"evaluate"},
         explain: {"attention_distances", "attention_maps", "attention_rollout", "attribution", "band_importance",
                   "bias_and_content", "capture_attention", "deletion", "explain", "gradient_rollout", "insertion",

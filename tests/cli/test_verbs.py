@@ -209,6 +209,11 @@ def test_print_config_and_help(capsys):
     text = capsys.readouterr().out
     assert "--trainer.max_epochs" in text
     assert "Passes over the training split" in text
+    assert "--model.window_size" not in text
+    assert main(["train", "--help", "--model.name", "swin_small_patch4_window7_224"]) == 0
+    text = capsys.readouterr().out
+    assert "--model.depths (default: [2, 2, 18, 2])" in text
+    assert re.search(r"--model.window_size .*\n +\w+", text)
     assert main([]) == 2
     for verb in ("demo", "models", "inspect", "evaluate", "explain", "features", "predict", "report"):
         with pytest.raises(SystemExit) as stop:
@@ -222,6 +227,7 @@ def test_print_config_and_help(capsys):
         (["trian"], "unknown verb 'trian'; did you mean 'train'"),
         (["train", "--model.name", "vit_tinny_patch16_224"], "did you mean 'vit_tiny_patch16_224'"),
         (["train", "--trainer.max_epoch", "2"], "did you mean '--trainer.max_epochs'"),
+        (["train", "--resum"], "did you mean '--resume'"),
         (["train", "--model.name", "vit", "--model.patchsize", "2"], "did you mean '--model.patch_size'"),
         (["train", "nothing.yaml"], "cannot read the recipe nothing.yaml: No such file"),
         (["train", "a.yaml", "b.yaml"], "unexpected argument 'b.yaml'"),
@@ -256,7 +262,7 @@ def test_what_failed(capsys, run, images, tmp_path):
     fails(capsys, ["predict", run, tmp_path / "void"], 1, "holds no files")
     (tmp_path / "text.png").write_text("no image")
     fails(capsys, ["predict", run, tmp_path / "text.png"], 1, "text.png is no image that can be read")
-    fails(capsys, ["predict", run, images / "val", "--batch-size", "0"], 2, "batch_size must be at least 1")
+    fails(capsys, ["predict", run, images / "val", "--batch-size", "0"], 2, "--batch-size must be at least 1")
     gray = save_image(tmp_path / "gray.png", mode="L")
     fails(capsys, ["predict", run, gray], 1, r"has 1 band \(L\) where rgb \(3\)")
     assert main(["predict", str(run), str(gray), "--data.on_band_mismatch", "convert"]) == 0
@@ -284,6 +290,36 @@ def test_predict_writes_into_links_and_pipes_as_they_are(run, images, tmp_path):
     assert target.read_text().startswith("path,class")
     assert main(["predict", str(run), str(images / "val"), "--out", "/dev/null"]) == 0
     assert not os.path.isfile("/dev/null")
+
+
+def test_what_cannot_be_had_is_told_before_the_images_are_opened(capsys, run, tmp_path):
+    """They may be a million."""
+    nowhere = ["--data.source", "folder", "--data.path", tmp_path / "none"]
+    fails(capsys, ["train", *SMALL, *nowhere, "--run.dir", run], 1, "holds a run or other files")
+    words = ["--model.weights", tmp_path / "lost.pth", "--run.dir", tmp_path / "new"]
+    fails(capsys, ["train", *SMALL, *nowhere, *words], 1, "no file of weights at .*lost.pth")
+
+
+def test_a_moved_run_resumes_itself_whatever_file_it_lacks(capsys, copy, run):
+    before = (run / "metrics.csv").read_bytes()
+    (copy / "environment.json").unlink()
+    assert main(["train", str(copy / "recipe.yaml"), "--resume", "--trainer.max_epochs", "3"]) == 0
+    assert len(pd.read_csv(copy / "metrics.csv")) == 3
+    assert (run / "metrics.csv").read_bytes() == before
+
+
+def test_a_lost_checkpoint_does_not_start_the_run_over(capsys, copy):
+    before = (copy / "model.safetensors").read_bytes()
+    (copy / "checkpoints" / "last.ckpt").unlink()
+    words = ["train", copy / "recipe.yaml", "--resume", "--trainer.max_epochs", "3"]
+    fails(capsys, words, 1, "has trained 2 epochs and lacks checkpoints/last.ckpt.*--run.overwrite true")
+    assert (copy / "model.safetensors").read_bytes() == before
+
+
+def test_divergence_is_told_by_the_error_alone(capsys, images, tmp_path):
+    words = ["train", "--data.source", "folder", "--data.path", images, *SMALL, "--run.dir", tmp_path / "x"]
+    wild = ["--trainer.learning_rate", "1e30", "--trainer.gradient_clip", "0", "--trainer.warmup_epochs", "0"]
+    fails(capsys, [*words, *wild], 1, "the training loss became nan")
 
 
 def test_predict_loses_nothing(capsys, run, images, tmp_path):

@@ -241,3 +241,20 @@ def test_settings_of_a_task_are_its_own():
     for name in ("classification", "simclr", "mae", "simmim"):
         recipe = Recipe(task=TaskConfig(name=name))
         assert load(recipe.to_dict()) == recipe
+
+
+def test_what_the_command_line_gave_is_not_the_file_s_fault(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("model: {name: vit, depth: 2}\ntrainer: {max_epochs: 3}\n")
+    for words, message in (
+        (["--trainer.learning_rate=-1"], "trainer.learning_rate must be above 0 and finite, got -1"),
+        (["--data.batch_size", "many"], "data.batch_size must be one of"),
+        (["--run.dir", ""], "run.dir must be the name of a folder, or left out, got ''"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            load(file, *words)
+    file.write_text("model: {name: vit, depth: 2}\ntrainer: {max_epochs: 0}\n")
+    with pytest.raises(ConfigError, match=r"r.yaml: trainer.max_epochs must be at least 1, got 0"):
+        load(file, "--trainer.learning_rate", "1")
+    with pytest.raises(ConfigError, match=r"r.yaml: unknown setting model.depth of swin, which --model.name asks for"):
+        load(file, "--model.name", "swin")

@@ -151,3 +151,9 @@ def test_faulty_files(tmp_path, scene):
     (tmp_path / "x.txt").write_text("1")
     with pytest.raises(DataError, match=r"is no \.npy, \.npz or \.mat file"):
         opened(tmp_path / "x.txt")
+
+
+def test_images_and_labels_of_other_numbers(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((7, 5, 5, 3), np.uint8), labels=np.arange(6) % 2)
+    with pytest.raises(DataError, match=r"images holds 7 images, .* labels have the shape \(6,\)"):
+        opened(tmp_path / "x.npz")

@@ -1,7 +1,11 @@
 """Image folders: every layout that is understood, and every fault that is refused."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -189,3 +193,52 @@ def test_worker_processes_give_the_same_batches(tmp_path):
     ]
     assert len(batches[0]) == 3
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+def _png_of_16_bits(path, array):
+    """Pillow writes none."""
+    height, width = array.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = [struct.pack(">I", len(c)) + t + c + struct.pack(">I", zlib.crc32(t + c)) for t, c in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("convert", [False, True])
+def test_colours_of_16_bits_are_not_cut_to_8(tmp_path, suffix, convert):
+    """Pillow keeps their upper half: 12-bit data would become all but black."""
+    path = tmp_path / f"x.{suffix}"
+    array = np.random.default_rng(1).integers(0, 4096, (9, 11, 3)).astype(np.uint16)
+    if suffix == "png":
+        _png_of_16_bits(path, array)
+    else:
+        tifffile.imwrite(path, array, photometric="rgb")
+    with pytest.raises(DataError, match=r"more than 8 bits a band .*scale it to 8 bits"):
+        read_image(path, convert=convert)
+
+
+def test_a_phone_s_picture_is_its_first_image(tmp_path):
+    """Phones put previews and depth behind a JPEG; that makes no animation of it."""
+    images = [Image.fromarray(np.full((16, 16, 3), level, np.uint8)) for level in (40, 200)]
+    images[0].save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=images[1:])
+    assert abs(read_image(tmp_path / "x.jpg").float().mean() - 40) < 2
+    images[0].save(tmp_path / "x.gif", save_all=True, append_images=images[1:])
+    with pytest.raises(DataError, match=r"holds 2 images .*where rgb"):
+        read_image(tmp_path / "x.gif")
+
+
+def test_folders_named_like_splits(tmp_path):
+    """What a model learns must never be which split an image is from."""
+    make_folder(tmp_path / "a", splits=("Training", "Testing"))
+    data = folder(tmp_path / "a")
+    assert data.source.classes == ("dark", "light")
+    assert set(data.splits) == {"train", "val", "test"}
+    make_folder(tmp_path / "vehicles", classes=("train", "boat", "plane"), splits=())
+    with pytest.raises(DataError, match=r"folders train, .* named like splits, beside boat; plane; rename them"):
+        folder(tmp_path / "vehicles")
+    make_folder(tmp_path / "b", splits=())
+    save_image(tmp_path / "b" / "test" / "unknown.png")
+    with pytest.raises(DataError, match=r"folders test, .* named like splits, beside dark; light; rename them"):
+        folder(tmp_path / "b")

@@ -216,3 +216,20 @@ def test_the_config_says_what_does_not_fit():
     ):
         with pytest.raises(ConfigError, match=message):
             DataConfig(**settings)
+
+
+def test_a_scale_that_is_missing_is_told_once_and_no_file_left_out(tmp_path):
+    make_rasters(tmp_path, "float32")
+    with pytest.raises(DataError, match=r"16 of 16 files: .*give data.scale") as told:
+        opened(tmp_path, band_names=NAMES, on_unreadable="skip")
+    assert str(told.value).count("data.scale the value") == 1
+
+
+def test_damaged_rasters_are_told_by_the_error_alone(tmp_path, caplog, capfd):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, bands_of("uint16"), photometric="minisblack")
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DataError, match="no TIFF that can be read"):
+        read_raster(path)
+    assert not caplog.records
+    assert capfd.readouterr().err == ""

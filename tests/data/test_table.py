@@ -79,6 +79,8 @@ FAULTS = [
     (_change("split", 1, "training"), "split must be train, val, test or empty, got 'training'"),
     (lambda t: pd.concat([t, t.iloc[:2]]), "lists 2 images more than once"),
     (lambda t: t.assign(label="all"), "one class only"),
+    (_change("split", 3, ""), "1 of 24 images belong to no split where the others do, .* is the first"),
+    (lambda t: t.iloc[:0], "lists no images"),
 ]
 
 
@@ -113,3 +115,24 @@ def test_a_run_is_trained_and_evaluated_from_tables(listed, tmp_path, capsys):
     other = _write(table[table["split"] == "val"].drop(columns="split"), tmp_path / "other.csv")
     assert main(["evaluate", run, "--data.path", str(other)]) == 0
     assert f"{(table['split'] == 'val').sum()} images" in capsys.readouterr().out
+
+
+def test_what_a_spreadsheet_may_write(listed, tmp_path):
+    _, table = listed
+    path = tmp_path / "t.csv"
+    for mark in ";\t|":
+        table.to_csv(path, index=False, sep=mark)
+        with pytest.raises(DataError, match=r"no column 'path'.*separate its columns by commas"):
+            open_data(DataConfig(source="table", path=str(path)), (8, 8))
+    table.assign(label="\xe9t\xe9").to_csv(path, index=False, encoding="latin-1")
+    with pytest.raises(DataError, match=r"is not UTF-8 text .* save it as UTF-8"):
+        open_data(DataConfig(source="table", path=str(path)), (8, 8))
+
+
+def test_a_column_of_groups_that_is_not_there_is_not_another(listed, tmp_path):
+    """Images must not be grouped by the column "group" where another was asked for."""
+    _, table = listed
+    path = _write(table.drop(columns="split").assign(group=range(len(table))), tmp_path / "t.csv")
+    config = DataConfig(source="table", path=str(path), split="grouped", group="farm")
+    with pytest.raises(DataError, match=r"data.group 'farm' is no column, and is found in 0 of 24 paths"):
+        open_data(config, (8, 8))

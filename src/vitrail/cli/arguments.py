@@ -36,6 +36,16 @@ class VerbParser(argparse.ArgumentParser):
             help="what to do with an image of other bands than the run's",
         )
 
+    def add_on_unreadable(self) -> None:
+        """The option of verbs that go through many image files."""
+        self.add_argument(
+            "--data.on_unreadable",
+            dest="on_unreadable",
+            choices=("error", "skip"),
+            default="error",
+            help="what to do with files that cannot be read",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
         raise ConfigError(explain_usage_error(message, list(self._option_string_actions), self.prog))

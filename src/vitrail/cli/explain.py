@@ -90,13 +90,7 @@ def _parser() -> VerbParser:
     parser.add_argument("--batch-size", type=int, default=16, help="images a pass")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_on_band_mismatch()
-    parser.add_argument(
-        "--data.on_unreadable",
-        dest="on_unreadable",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do with files that cannot be read",
-    )
+    parser.add_on_unreadable()
     return parser
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from vitrail.cli.arguments import VerbParser
+from vitrail.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
@@ -24,22 +27,34 @@ def main(argv: list[str]) -> int:
         help="average the probabilities over views of each image",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument("--spectral", metavar="DIR", help="folder of second files, for a run that takes them")
     parser.add_on_band_mismatch()
+    parser.add_on_unreadable()
     arguments = parser.parse_args(argv)
+    for name, value in (("--top-k", arguments.top_k), ("--batch-size", arguments.batch_size)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
 
-    from vitrail.deploy.predict import find_images, predict_files
+    import dataclasses
+
+    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.deploy.images import open_files
+    from vitrail.deploy.predict import predict_files
     from vitrail.files import write_text
+    from vitrail.runs.folder import RunFolder
     from vitrail.runs.trained import choose_device, load_classifier
 
-    trained = load_classifier(arguments.run).to(choose_device(arguments.device))
-    table = predict_files(
-        trained,
-        find_images(arguments.images),
-        top_k=arguments.top_k,
-        batch_size=arguments.batch_size,
-        convert=arguments.on_band_mismatch == "convert",
-        tta=arguments.tta,
+    run = RunFolder.open(arguments.run)
+    trained = load_classifier(run).to(choose_device(arguments.device))
+    data = dataclasses.replace(
+        load_run_recipe(run.recipe).data,
+        on_band_mismatch=arguments.on_band_mismatch,
+        on_unreadable=arguments.on_unreadable,
     )
+    images = open_files(trained.card, data, arguments.images, spectral=arguments.spectral)
+    for path, problem in images.source.left_out:
+        print(f"left out: {path} ({problem})", file=sys.stderr)
+    table = predict_files(trained, images, top_k=arguments.top_k, batch_size=arguments.batch_size, tta=arguments.tta)
     text = table.to_csv(index=False)
     if arguments.out is None:
         print(text, end="")

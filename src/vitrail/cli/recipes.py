@@ -36,7 +36,7 @@ def read_recipe_arguments(
     own = {**flags, "--print_config": "print the resolved recipe and stop"}
     words = list(argv)
     if {"-h", "--help"} & set(words):
-        print(_help(prog, description, own))
+        print(_help(prog, description, own, _value_of("--model.name", words)))
         return None, set()
     given = {word for word in words if word in own}
     words = [word for word in words if word not in own]
@@ -44,15 +44,24 @@ def read_recipe_arguments(
     stray = [w for i, w in enumerate(words) if not w.startswith("--") and (i == 0 or "=" in words[i - 1])]
     if stray:
         raise ConfigError(f"unexpected argument {stray[0]!r}; {prog} takes one recipe and settings (`{prog} --help`)")
-    if file is not None and "--resume" in given and (Path(file).parent / "environment.json").is_file():
+    if file is not None and "--resume" in given and _in_run_folder(Path(file)):
         # The recipe of a run folder resumes that folder, wherever it has been moved and from wherever it is called.
         if not any(word.split("=")[0] == "--run.dir" for word in words):
             words += ["--run.dir", str(Path(file).parent)]
-    recipe = load_recipe(file, _with_model_of_weights(file, words), settings_of=_settings_of, prog=prog)
+    recipe = load_recipe(file, _with_model_of_weights(file, words), settings_of=_settings_of, prog=prog, flags=own)
     if "--print_config" in given:
         print(dump_recipe(recipe), end="")
         return None, given
     return recipe, given
+
+
+def _in_run_folder(file: Path) -> bool:
+    """Whether a recipe is that of the run in whose folder it lies; the run may lack any other of its files."""
+    from vitrail.runs.folder import RunFolder
+
+    run = RunFolder(file.parent)
+    others = (run.environment, run.metrics, run.checkpoints, run.card, run.weights)
+    return file.name == run.recipe.name and any(other.exists() for other in others)
 
 
 def _with_model_of_weights(file: str | None, words: list[str]) -> list[str]:
@@ -125,7 +134,15 @@ def _settings_of(name: str) -> type[Any]:
     return find_family(name)[0].config
 
 
-def _help(prog: str, description: str, flags: Mapping[str, str]) -> str:
+def _defaults_of(name: str) -> dict[str, Any]:
+    """Every setting of a model that is not given."""
+    from vitrail.models.registry import complete_settings
+
+    return complete_settings(name, {})
+
+
+def _help(prog: str, description: str, flags: Mapping[str, str], model: str | None) -> str:
+    import argparse
     import inspect
 
     from vitrail.config import schema
@@ -133,21 +150,26 @@ def _help(prog: str, description: str, flags: Mapping[str, str]) -> str:
     lines = [f"usage: {prog} [RECIPE.yaml] [--PART.SETTING VALUE ...]", "", description, "", "options:"]
     width = max(map(len, flags))
     lines += [f"  {flag:<{width}}  {what}" for flag, what in flags.items()]
-    lines += ["", "settings (the model's own stand beside model.name; `vitrail models NAME` lists them):"]
-    parser = recipe_parser(None, prog)
+    own = None if model is None else _settings_of(model)
+    defaults = {} if model is None else _defaults_of(model)
+    told = f"those of {model} among them" if model else "`--help --model.name swin` lists those of that model too"
+    lines += ["", f"settings ({told}):"]
+    parser = recipe_parser(own, prog)
     for action in parser._actions:
         option = action.option_strings[-1] if action.option_strings else ""
         if "." not in option or option.endswith("help"):
             continue
-        default = "" if action.default is None else f" (default: {action.default})"
-        lines += [f"  {option}{default}", f"      {_describe(schema, inspect, option)}"]
+        part, name = option.removeprefix("--").split(".", 1)
+        of_model = action.default == argparse.SUPPRESS
+        value = defaults[name] if of_model else action.default
+        default = "" if value is None else f" (default: {value})"
+        kind = own if of_model else getattr(schema, f"{part.capitalize()}Config")
+        lines += [f"  {option}{default}", f"      {_describe(inspect.getdoc(kind) or '', name)}"]
     return "\n".join(lines)
 
 
-def _describe(schema: Any, inspect: Any, option: str) -> str:
+def _describe(text: str, name: str) -> str:
     """The setting's lines in its dataclass's docstring."""
-    part, name = option.removeprefix("--").split(".", 1)
-    text = inspect.getdoc(getattr(schema, f"{part.capitalize()}Config")) or ""
     lines = text.split("Attributes:", 1)[-1].splitlines()
     wanted: list[str] = []
     for line in lines:

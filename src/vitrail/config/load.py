@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -102,6 +102,7 @@ def load_recipe(
     *,
     settings_of: SettingsOf,
     prog: str = "vitrail train",
+    flags: Iterable[str] = (),
 ) -> Recipe:
     """Make a recipe from a file (or plain values) and dotted overrides.
 
@@ -110,6 +111,7 @@ def load_recipe(
         overrides: Command-line words: ``--trainer.max_epochs 20 --model.embed_dim=64``.
         settings_of: Gives the dataclass of settings for a model's name; raises for an unknown name.
         prog: The command, for usage errors and ``--help``.
+        flags: Its other options, which a mistaken word may have meant.
 
     Raises:
         ConfigError: A part, key or option that is unknown (the closest is named) or repeated, or a value that does
@@ -128,9 +130,9 @@ def load_recipe(
         settings_type = settings_of(named or in_file)
     except ConfigError as error:
         raise ConfigError(f"{'' if named else where}{error}") from error
-    _check_keys(content, settings_type, where)
+    _check_keys(content, settings_type, where, of=f" of {named}, which --model.name asks for" if named else "")
     parser = recipe_parser(settings_type, prog)
-    _check_options(overrides, parser, prog)
+    _check_options(overrides, parser, prog, flags)
     try:
         # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
         texts = {(part, key): v for part, vs in content.items() for key, v in vs.items() if _is_text(part, key, v)}
@@ -143,7 +145,11 @@ def load_recipe(
                 namespace[f"{part}.{key}"] = text
         values = parser.instantiate_classes(namespace)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(where + _readable(error)) from error
+        message = _readable(error)
+        options = [word.split("=", 1)[0].removeprefix("--") for word in overrides if word.startswith("--")]
+        # What the command line gave is not the file's fault.
+        blamed = "" if any(message.startswith((f"{name} ", f"{name}:")) for name in options) else where
+        raise ConfigError(blamed + message) from error
     model = dict(vars(values.model))
     settings = {f.name: model[f.name] for f in dataclasses.fields(settings_type) if f.name in model}
     parts = {part: getattr(values, part) for part in _PARTS}
@@ -191,18 +197,23 @@ def _check_parts(content: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where}{part} must hold settings (key: value), got {values!r}")
 
 
-def _check_keys(content: Mapping[str, Mapping[str, Any]], settings_type: type[Any], where: str) -> None:
+def _check_keys(content: Mapping[str, Mapping[str, Any]], settings_type: type[Any], where: str, of: str) -> None:
     for part, values in content.items():
-        kind = settings_type if part == "model" else _PARTS[part]
-        _check_fields(values, kind, f"{where}unknown setting {part}.", _MODEL_FIELDS if part == "model" else ())
+        prefix = f"{where}unknown setting {part}."
+        if part == "model":
+            _check_fields(values, settings_type, prefix, _MODEL_FIELDS, of)
+        else:
+            _check_fields(values, _PARTS[part], prefix)
 
 
-def _check_fields(values: Mapping[str, Any], kind: type[Any], prefix: str, more: tuple[str, ...] = ()) -> None:
+def _check_fields(
+    values: Mapping[str, Any], kind: type[Any], prefix: str, more: tuple[str, ...] = (), of: str = ""
+) -> None:
     known = [*more, *(f.name for f in dataclasses.fields(kind))]
     hints = typing.get_type_hints(kind)
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{prefix}{key}{closest(str(key), known)}")
+            raise ConfigError(f"{prefix}{key}{of}{closest(str(key), known)}")
         nested = [t for t in typing.get_args(hints.get(key)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
         if nested and isinstance(value, Mapping):
             _check_fields(value, nested[0], f"{prefix}{key}.")
@@ -215,7 +226,9 @@ def _is_text(part: str, key: str, value: Any) -> bool:
     return isinstance(value, str) and (hint is str or str in typing.get_args(hint))
 
 
-def _check_options(overrides: Sequence[str], parser: jsonargparse.ArgumentParser, prog: str) -> None:
+def _check_options(
+    overrides: Sequence[str], parser: jsonargparse.ArgumentParser, prog: str, flags: Iterable[str]
+) -> None:
     known = [option for option in parser._option_string_actions if "." in option]
     seen: set[str] = set()
     for word in overrides:
@@ -225,7 +238,9 @@ def _check_options(overrides: Sequence[str], parser: jsonargparse.ArgumentParser
         # A nested setting (--model.token_learner.num_tokens) belongs to the option that it continues.
         owner = next((k for k in known if option == k or option.startswith(k + ".")), None)
         if owner is None:
-            raise ConfigError(f"unknown setting {option!r}{closest(option, known)} (`{prog} --help` lists all)")
+            raise ConfigError(
+                f"unknown setting {option!r}{closest(option, [*known, *flags])} (`{prog} --help` lists all)"
+            )
         if option in seen:
             raise ConfigError(f"{option} is given twice; keep one of them")
         seen.add(option)

@@ -493,6 +493,7 @@ class RunConfig:
         Raises:
             ConfigError: A value out of range.
         """
+        _require(self.dir != "", "run.dir", "the name of a folder, or left out", self.dir)
         _require(0 <= self.seed < 2**32, "run.seed", "between 0 and 4294967295", self.seed)
         _require(0 <= self.explain_images <= 32, "run.explain_images", "from 0 to 32", self.explain_images)
         _require(self.explain_every >= 1, "run.explain_every", "at least 1", self.explain_every)

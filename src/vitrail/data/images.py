@@ -21,6 +21,10 @@ _MODES = {"rgb": "RGB", "gray": "L"}
 _BANDS_OF_MODE = {"1": 1, "L": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "LAB": 3, "HSV": 3}
 # Pillow would clip their values to 0..255: a white or black square.
 _DEEP_MODES = ("I", "F")
+# How Pillow marks files of 16 bits a band that it hands over as 8, without a word on the half that it drops.
+_DEEP_STORED = ";16"
+# Pictures in which a camera has put small or deep ones behind the picture itself.
+_ONE_PICTURE = "MPO"
 # What file managers leave behind; not worth an error.
 _LITTER = {"thumbs.db", "desktop.ini"}
 _ORIENTATION = 274
@@ -70,7 +74,7 @@ def inspect_image(path: Path) -> tuple[str, int]:
     """
     try:
         with Image.open(path) as image:
-            return image.mode, getattr(image, "n_frames", 1)
+            return image.mode, _frames(image)
     except _FAULTS as error:
         raise UnreadableError(_unreadable(path, error)) from error
 
@@ -93,7 +97,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def band_problem(path: Path | str, mode: str, frames: int, color: str) -> str | None:
     """Why an image's header does not fit the wanted bands; None where it does or only its pixels can tell."""
     if frames > 1:
-        return f"{path} is an animation of {frames} frames"
+        return f"{path} holds {frames} images (the frames of an animation, or pages)"
     bands = _BANDS_OF_MODE.get(mode)
     if bands is not None and bands != len(BANDS[color]):
         return f"{path} has {bands} {'band' if bands == 1 else 'bands'} ({mode})"
@@ -131,10 +135,12 @@ def read_image(
             if size is not None:
                 # JPEG can be decoded at a half, a quarter or an eighth of its size; never below what is wanted.
                 image.draft(image.mode, (size[1], size[0]))
-            frames = getattr(image, "n_frames", 1)
+            frames, stored = _frames(image), _stored_as(image)
             image.load()
     except _FAULTS as error:
         raise UnreadableError(_unreadable(name, error)) from error
+    if _DEEP_STORED in stored:
+        raise _too_deep(name, stored)
     pixels = _to_bands(image, name, color, band_problem(name, image.mode, frames, color), convert)
     ImageOps.exif_transpose(pixels, in_place=True)
     array = np.array(pixels)
@@ -142,13 +148,30 @@ def read_image(
     return planes.contiguous() if size is None else _resize(planes, size, resize)
 
 
+def _frames(image: Image.Image) -> int:
+    return 1 if image.format == _ONE_PICTURE else getattr(image, "n_frames", 1)
+
+
+def _stored_as(image: Image.Image) -> str:
+    """Pillow's name for how the bands of an image that is not loaded yet lie in its file; empty where it has none."""
+    for tile in getattr(image, "tile", ()):
+        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if arguments and isinstance(arguments[0], str):
+            return arguments[0]
+    return ""
+
+
+def _too_deep(path: Path | str, mode: str) -> BandError:
+    return BandError(
+        f"{path} has more than 8 bits a band (mode {mode}), which a picture cannot hold without loss; scale it to 8 "
+        "bits, or make it a TIFF and name its bands (data.band_names)"
+    )
+
+
 def _to_bands(image: Image.Image, path: str, color: str, problem: str | None, convert: bool) -> Image.Image:
     mode = _MODES[color]
     if image.mode.split(";")[0] in _DEEP_MODES:
-        raise BandError(
-            f"{path} has more than 8 bits a band (mode {image.mode}), which an image folder cannot hold without loss; "
-            "scale it to 8 bits"
-        )
+        raise _too_deep(path, image.mode)
     if problem is not None:
         if not convert:
             raise BandError(

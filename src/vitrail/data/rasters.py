@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import zlib
 from pathlib import Path
@@ -35,6 +36,8 @@ def read_raster(path: Path) -> npt.NDArray[Any]:
     """
     import tifffile
 
+    # What it logs about a damaged file beside raising would be a second message about the same thing.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series
@@ -86,11 +89,11 @@ def unit_range(array: npt.NDArray[Any], scale: float, what: str) -> Tensor:
     """Divide by ``scale`` and cut off at 0 and 1.
 
     Raises:
-        DataError: Values that are not finite.
+        UnreadableError: Values that are not finite.
     """
     values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     if array.dtype.kind == "f" and not torch.isfinite(values).all():
-        raise DataError(f"{what} holds values that are not finite; fill them, or leave it out")
+        raise UnreadableError(f"{what} holds values that are not finite; fill them, or leave it out")
     return values.div_(scale).clamp_(0, 1)
 
 

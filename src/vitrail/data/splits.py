@@ -33,6 +33,12 @@ def assign_splits(source: ImageSource, config: DataConfig) -> list[str]:
     if not given:
         # Without classes there is nothing to test.
         return _assign(source, config, range(len(source)), ("test", "val") if source.classes else ("val",))
+    lost = [key for key, name in zip(source.keys, source.given_split, strict=True) if not name]
+    if lost:
+        raise DataError(
+            f"{len(lost)} of {len(source.keys)} images belong to no split where the others do, {lost[0]} is the first; "
+            "put each into train, val or test, or none of them"
+        )
     if config.fold is not None and "val" in given:
         raise ConfigError("data.fold has no meaning for data that is split already; leave it out, or join the splits")
     if "val" in given or "train" not in given or (config.val_fraction == 0 and config.fold is None):
@@ -263,8 +269,8 @@ def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
     strangers = [key for key, match in zip(source.keys, found, strict=True) if match is None]
     if strangers:
         raise DataError(
-            f"data.group {pattern!r} is found in {len(found) - len(strangers)} of {len(found)} paths; "
-            f"{strangers[0]} is one that has no group"
+            f"data.group {pattern!r} is no column, and is found in {len(found) - len(strangers)} of {len(found)} "
+            f"paths; {strangers[0]} is one that has no group"
         )
     return [(m.group(1) or "" if m.re.groups else m.group()) for m in found if m is not None]
 

@@ -1,5 +1,6 @@
 """Putting a trained run to work."""
 
+from vitrail.deploy.images import open_files
 from vitrail.deploy.predict import predict_files
 
-__all__ = ["predict_files"]
+__all__ = ["open_files", "predict_files"]

@@ -11,16 +11,37 @@ from torch import Tensor
 
 from vitrail.config.schema import DataConfig
 from vitrail.data.dataset import ImageData
-from vitrail.data.images import image_size, read_image
+from vitrail.data.images import BANDS, image_size, list_files, read_image
 from vitrail.data.reading import file_readers
 from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource, innermost
 from vitrail.data.sources.edges import WithEdges
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder import find_partners
-from vitrail.deploy.predict import find_images
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs.trained import ModelCard
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """The files named, and those in the folders named, each once and in order.
+
+    Hidden files are passed over inside folders; everything else is taken to be an image.
+
+    Raises:
+        DataError: A path that does not exist, or a folder without files.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = list_files(path)
+            if not files:
+                raise DataError(f"the folder {path} holds no files")
+            found.update(dict.fromkeys(files))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise DataError(f"no file or folder at {path}")
+    return list(found)
 
 
 def open_files(
@@ -69,12 +90,19 @@ def open_files(
         spectral=card.spectral,
         spectral_path=None if spectral is None else str(spectral),
         spectral_band_names=data.spectral_band_names if in_files else None,
+        band_names=data.band_names or _names_of(card, data),
     )
     source = _chosen(config, _read(card, config, places, size or card.img_size, spectral))
     for name, stream in card.streams.items():
         if source.bands.get(name) != stream.bands:
             _refuse_bands(card, name)
     return ImageData(source, {"all": list(range(len(source)))}, config)
+
+
+def _names_of(card: ModelCard, data: DataConfig) -> tuple[str, ...] | None:
+    """Names of a file's bands, where the run was trained on arrays: those of the model, which takes them all."""
+    bands = card.streams["image"].bands
+    return bands if data.bands is None and bands not in BANDS.values() else None
 
 
 def _read(
@@ -154,5 +182,5 @@ def _chosen(config: DataConfig, source: ImageSource) -> ImageSource:
 def _refuse_bands(card: ModelCard, stream: str) -> None:
     raise ConfigError(
         f"the run's stream {stream!r} has the bands {', '.join(card.streams[stream].bands)}, which image files do not "
-        "bring; leave the files out to take the run's own images"
+        "bring; take the run's own images (`vitrail evaluate`, or `vitrail explain` without files)"
     )

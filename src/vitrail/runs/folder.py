@@ -96,25 +96,43 @@ class RunFolder:
             RunError: It holds a run or other files, or cannot be written.
         """
         run = cls(path)
+        run.refuse_taken(overwrite=overwrite)
         try:
-            if run.path.exists() and not run.path.is_dir():
-                raise RunError(f"{path} is a file; choose another run.dir")
             if run.path.is_dir() and any(run.path.iterdir()):
-                if not overwrite:
-                    raise RunError(
-                        f"{path} holds a run or other files; resume it with --resume, choose another --run.dir, or "
-                        "replace it with --run.overwrite true"
-                    )
-                if not run.recipe.exists():
-                    raise RunError(f"{path} holds files that are no run (no recipe.yaml); vitrail will not delete them")
                 # Aside first: a kill in the middle leaves no half-deleted run under this name.
                 aside = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", suffix=".tmp", dir=run.path.parent))
                 run.path.rename(aside / run.path.name)
                 shutil.rmtree(aside)
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"cannot write the run folder {path}: {error.strerror or error}") from error
+            raise RunError(
+                f"cannot write the run folder {path}: {error.strerror or error}; choose another --run.dir"
+            ) from error
         return run
+
+    def refuse_taken(self, *, overwrite: bool = False) -> None:
+        """Refuse a place at which no new run may be made.
+
+        Args:
+            overwrite: Whether a run that lies there may be deleted.
+
+        Raises:
+            RunError: It is a file, or holds a run or other files, or cannot be read.
+        """
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise RunError(f"{self.path} is a file; choose another run.dir")
+            if not self.path.is_dir() or not any(self.path.iterdir()):
+                return
+        except OSError as error:
+            raise RunError(f"cannot read the run folder {self.path}: {error.strerror or error}") from error
+        if not overwrite:
+            raise RunError(
+                f"{self.path} holds a run or other files; resume it with --resume, choose another --run.dir, or "
+                "replace it with --run.overwrite true"
+            )
+        if not self.recipe.exists():
+            raise RunError(f"{self.path} holds files that are no run (no recipe.yaml); vitrail will not delete them")
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

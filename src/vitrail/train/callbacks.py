@@ -64,7 +64,8 @@ def bad_checkpoint(path: object, error: Exception) -> RunError:
     lines = str(error).strip().splitlines()
     reason = lines[0][:200] if lines else "no content"
     return RunError(
-        f"cannot resume from {path}: it is truncated, foreign, or of another recipe ({reason}); delete it to start over"
+        f"cannot resume from {path}: it is truncated, foreign, or of another recipe ({reason}); restore it, or start "
+        "over with --run.overwrite true in place of --resume"
     )
 
 

@@ -25,7 +25,7 @@ from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.augment import Augmentation, Mixing, build_augmentation
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.images import BANDS
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
@@ -51,6 +51,7 @@ from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
 from vitrail.train.settle import settle_as_begun, settle_precision, settle_sizes
 from vitrail.weights.load import load_weights
+from vitrail.weights.places import find_weights
 
 # What may differ when a run goes on; that the images are the same is checked on the images themselves.
 _MAY_CHANGE = {"max_epochs", "early_stopping_patience", "accelerator", "devices", "num_workers", "path", "weights"}
@@ -111,12 +112,18 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     run = RunFolder(recipe.run_dir)
     if resume:
         RunFolder.open(run.path)  # there must be something to go on with
+        _refuse_lost_checkpoint(run)
     # What was decided when the run began stays, also for the processes that join the first.
     begun = resume or not is_first_process()
     known = settle_as_begun(recipe, _recipe_of(run) if begun and run.recipe.is_file() else None)
     kept = "the run began in it" if known.trainer.precision != recipe.trainer.precision else None
     recipe, why = settle_precision(known)
-    # Everything that can be refused is refused before the run folder is made.
+    # Everything that can be refused is refused before the run folder is made, and what needs no images before these
+    # are opened, which decodes every file once.
+    if not begun:
+        run.refuse_taken(overwrite=recipe.run.overwrite)
+        if recipe.model.weights is not None:
+            find_weights(recipe.model.weights)
     data = plan.open(recipe)
     classes = plan.classes(data)
     seed_everything(recipe.run.seed, verbose=False)
@@ -264,9 +271,8 @@ def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[st
         settings["spectral_chans"] = len(bands.get("spectral", ()))
     elif "spectral" in bands:
         raise ConfigError(
-            f"data.spectral {recipe.data.spectral!r} and source {recipe.data.source!r} give a second stream and "
-            f"{recipe.model.name} takes the image alone; use hvt, or leave the stream out (data.spectral none, and "
-            "data.spectral_bands [])"
+            f"the data has a second stream ({len(bands['spectral'])} bands) and {recipe.model.name} takes the image "
+            "alone; use hvt, or leave the stream out (data.spectral none, no spectral_path, spectral_bands [])"
         )
     return settings
 
@@ -321,6 +327,22 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
 
 def _checkpoint(run: RunFolder, resume: bool) -> Path | None:
     return run.last_checkpoint if resume and run.last_checkpoint.is_file() else None
+
+
+def _refuse_lost_checkpoint(run: RunFolder) -> None:
+    """A run that came further than its first epoch had a checkpoint: to start over is then for the user to say.
+
+    A kill in the first epoch may leave a row of metrics, and no checkpoint yet.
+    """
+    if run.last_checkpoint.is_file():
+        return
+    trained = len(run.read_metrics()) if run.metrics.is_file() else 0
+    if trained > 1 or run.finished:
+        raise RunError(
+            f"cannot resume {run}: it has trained {trained} epochs and lacks "
+            f"{run.last_checkpoint.relative_to(run.path)}, from which it would go on; restore that, or start over with "
+            "--run.overwrite true in place of --resume"
+        )
 
 
 def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
@@ -431,6 +453,9 @@ def _quiet_libraries() -> None:
         r".*torch.jit.script.*",
         r".*sync_dist=True.*",
         r".*defined a `validation_step` but have no `val_dataloader`.*",
+        # These two are refused with a message of our own.
+        r"Encountered `nan` values in tensor.*",
+        r".*AMP with fp16 is not supported on CPU.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
     torch.set_float32_matmul_precision("high")

@@ -58,6 +58,11 @@ class ArraySource(ImageSource):
             self._images = unit_range(planes, scale, f"{path}: {cube_name}")
             self._corners, numbers, self.fixed = None, labels, False
             self.keys = [f"{path.stem}/{i:08d}" for i in range(len(labels))]
+        elif cube.ndim == 4:
+            raise DataError(
+                f"{path}: {cube_name} holds {len(cube)} images, shape {cube.shape}, and the labels have the shape "
+                f"{labels.shape}; one number for each image is wanted"
+            )
         else:
             grid = _grid(config.grid, arrays)
             columnwise = path.suffix.lower() == ".mat"
@@ -127,7 +132,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
         raise DataError(f"no file of arrays at {path}; check data.path")
     kind = path.suffix.lower()
     if kind not in (".npy", ".npz", ".mat"):
-        raise DataError(f"{path} is no .npy, .npz or .mat file")
+        raise DataError(f"{path} is no .npy, .npz or .mat file; check data.path, or take another data.source")
     try:
         if kind == ".npy":
             return {path.stem: np.load(path, allow_pickle=False)}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitrail.data.images import BandError
+from vitrail.data.images import BandError, UnreadableError
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.errors import DataError
@@ -76,7 +76,10 @@ class FileSource(ImageSource):
         with ThreadPoolExecutor() as pool:
             faults = [(*item, error) for item, error in zip(work, pool.map(fault, work), strict=True) if error]
         other_bands = [str(error) for *_, error in faults if isinstance(error, BandError)]
-        unreadable = [(i, file, str(error)) for i, _, file, error in faults if not isinstance(error, BandError)]
+        unreadable = [(i, file, str(error)) for i, _, file, error in faults if isinstance(error, UnreadableError)]
+        unset = [error for *_, error in faults if not isinstance(error, (BandError, UnreadableError))]
+        if unset:  # files that are whole, for which the recipe lacks a setting: leaving them out is no answer
+            raise type(unset[0])(f"{len(unset)} of {len(work)} files: {unset[0]}")
         if unreadable and not skip:
             raise DataError(
                 f"{len(unreadable)} of {len(work)} files are no images that can be read (--data.on_unreadable skip "
@@ -149,7 +152,8 @@ def agree_on_classes(names: Sequence[str], given: Sequence[str] | None, where: P
         unknown = sorted(set(names) - set(given))
         if unknown:
             raise DataError(
-                f"{where} has the classes {', '.join(unknown)} that the run does not know: {', '.join(given)}"
+                f"{where} has the classes {', '.join(unknown)} that the run does not know: {', '.join(given)}; rename "
+                "or remove them"
             )
         return tuple(given)
     if len(names) < 2:

@@ -13,7 +13,11 @@ from vitrail.data.sources.files import FileSource, agree_on_classes, some
 from vitrail.errors import DataError
 
 # Names that a split's folder may have.
-_SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 class FolderSource(FileSource):
@@ -49,7 +53,10 @@ class FolderSource(FileSource):
         for split, folders in found.items():
             strangers = sorted(set(folders) - set(found.get("train", folders)))
             if strangers and classes is None:
-                raise DataError(f"{root}: {split} has the classes {', '.join(strangers)} that train lacks")
+                raise DataError(
+                    f"{root}: {split} has the classes {', '.join(strangers)} that train lacks; add images of them to "
+                    "train, or remove them"
+                )
         if len(names) == 1 and classes is None and any(p.is_dir() for p in (root / names[0]).glob("*")):
             inner = root / names[0]
             raise DataError(
@@ -88,10 +95,13 @@ def find_partners(
     found = [places.get(file.relative_to(root).with_suffix(""), []) for file in files]
     alone = [str(file) for file, partners in zip(files, found, strict=True) if not partners]
     if alone:
-        raise DataError(f"{len(alone)} of {len(files)} images have no {what} in {other}: {some(alone)}")
+        raise DataError(
+            f"{len(alone)} of {len(files)} images have no {what} at the same place and of the same stem in {other}: "
+            f"{some(alone)}; add it, or take the image out"
+        )
     several = [f"{p[0]} and {p[1].name}" for p in found if len(p) > 1]
     if several:
-        raise DataError(f"{len(several)} images have several {what}s of the same stem: {some(several)}")
+        raise DataError(f"{len(several)} images have several {what}s of the same stem: {some(several)}; keep one each")
     return [partners[0] for partners in found]
 
 
@@ -105,6 +115,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
             raise DataError(f"{root} has {' and '.join(p.name for p in present)}; keep one folder for {split}")
         if present:
             parts[split] = present[0]
+    others = [p.name for p in folders if p not in parts.values() and not p.name.startswith(".")]
+    if parts and others and ("train" not in parts or not any(p.is_dir() for p in parts["train"].iterdir())):
+        # Perhaps train and test are vehicles and exams here, or the images to predict lie beside the classes.
+        raise DataError(
+            f"{root} has the folders {', '.join(p.name for p in parts.values())}, which are named like splits, beside "
+            f"{some(others)}; rename them if they are classes, put the others into a folder train if they are not"
+        )
     if set(parts) == {"train"}:
         return {"": parts["train"]}
     return parts or {"": root}

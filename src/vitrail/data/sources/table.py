@@ -52,7 +52,9 @@ class TableSource(FileSource):
         for name in ("path", "label", *(["spectral"] if "spectral" in readers else [])):
             if name not in table:
                 columns = [str(column) for column in table.columns]
-                raise DataError(f"{file} has no column {name!r}, only {', '.join(columns)}{closest(name, columns)}")
+                raise DataError(
+                    f"{file} has no column {name!r}, only {', '.join(map(repr, columns))}; {_remedy(name, columns)}"
+                )
             if name == "label" and separator is not None:
                 continue
             empty = [str(i + 2) for i in table.index[table[name] == ""]]
@@ -60,6 +62,8 @@ class TableSource(FileSource):
                 raise DataError(
                     f"{file}: {name} is empty in {len(empty)} rows (line {some(empty)}); fill or remove them"
                 )
+        if table.empty:
+            raise DataError(f"{file} lists no images; it has columns and no rows")
         splits = table["split"] if "split" in table else pd.Series("", index=table.index)
         unknown = sorted(set(splits) - set(_SPLITS))
         if unknown:
@@ -81,9 +85,18 @@ class TableSource(FileSource):
         ]
         names = sorted({name for label in labels for name in ((label,) if isinstance(label, str) else label)})
         rows = list(zip(splits, labels, files, strict=True))
-        column = group if group is not None and group in table else "group"
+        # A name that is no column is a regular expression on the paths.
+        column = group if group is not None else "group"
         groups = [str(name) for name in table[column]] if column in table else None
         super().__init__(file.parent, rows, agree_on_classes(names, classes, file), readers, second, groups, skip)
+
+
+def _remedy(name: str, columns: Sequence[str]) -> str:
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
+        return "separate its columns by commas"
+    near = closest(name, columns)
+    asked = f"{near.removeprefix('; ')} " if near.endswith("?") else ""
+    return f"{asked}rename the column that holds it"
 
 
 def _several(text: str, separator: str) -> tuple[str, ...]:
@@ -100,5 +113,7 @@ def _read_table(file: Path) -> pd.DataFrame:
             table = pd.read_parquet(file)
             return table.astype(object).where(table.notna(), "").astype(str)
         return pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except (ValueError, OSError, pd.errors.ParserError) as error:
         raise DataError(f"cannot read {file} as a table: {str(error).splitlines()[0]}") from error

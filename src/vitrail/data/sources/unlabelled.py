@@ -14,7 +14,7 @@ from vitrail.data.sources.folder import find_partners
 from vitrail.errors import DataError
 
 # A folder of one of these names holds images that were set apart; pre-training must not take them in unseen.
-_SET_APART = {"val", "valid", "validation", "test"}
+_SET_APART = {"val", "valid", "validation", "test", "testing"}
 
 
 class UnlabelledSource(FileSource):
