@@ -161,12 +161,13 @@ def test_another_thread_in_between_changes_no_bias():
     def interrupt(frame, event, argument):
         # What another thread may do between any two lines; nothing is traced in here.
         if frame.f_code.co_filename == relative_position.__file__ and event == "line":
-            get(other)
+            get(others[0])
         return interrupt
 
-    before = sys.gettrace()
+    others, before = list(cases), sys.gettrace()
     for case in cases:
-        for other in cases:
+        for _ in cases:
+            others.append(others.pop(0))
             sys.settrace(interrupt)
             try:
                 found = [get(case), get(case)]
