@@ -193,3 +193,15 @@ def test_a_blurred_image_keeps_its_mean_and_loses_its_detail():
     assert blurred.std() < 0.2 * x.std()
     assert torch.allclose(blurred.mean((2, 3)), x.mean((2, 3)), atol=0.05)
     assert make_baseline(torch.randn(1, 1, 1, 1), "blur").shape == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("method", ["saliency", "smoothgrad", "integrated_gradients"])
+def test_models_of_half_precision(method):
+    model = tiny_model("vit token").to(torch.bfloat16)
+    (images,) = tiny_inputs(model)
+    settings = {"saliency": {}, "smoothgrad": {"samples": 2}, "integrated_gradients": {"steps": 2}}[method]
+    found = explain(model, images.to(torch.bfloat16), method, 1, **settings).map
+    plain = explain(model.float(), images.to(torch.bfloat16).float(), method, 1, **settings).map
+    assert found.dtype == torch.float32
+    # bfloat16 has three digits, and all the model's values are rounded to them.
+    assert torch.corrcoef(torch.stack([found.flatten(), plain.flatten()]))[0, 1] > 0.95

@@ -1,6 +1,7 @@
 """Explaining changes nothing, by any method, in any family: not the outputs, not the model, not after an error."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -81,6 +82,44 @@ def test_inference_mode_and_no_grad_make_no_difference(method):
     with torch.inference_mode():
         assert torch.equal(explain(model, [image.clone() for image in inputs], method).map, plain.map)
     assert torch.equal(explain(model, inputs, method).map, plain.map)
+
+
+@pytest.mark.parametrize("method", ["rollout", "gradient_rollout", "gradcam"])
+def test_threads_that_use_the_model_meanwhile(method):
+    model, (images,) = _case("swin")
+    others = torch.randn(1, 3, 40, 33)
+    expected, theirs = explain(model, images, method, 1).map, explain(model, others, method, 1).map
+    with torch.no_grad():
+        logits = model(others)
+    found, done = {}, threading.Event()
+
+    def serve():
+        with torch.no_grad():
+            found["logits"] = model(others)
+
+    def explain_too():
+        found["map"] = explain(model, others, method, 1).map
+
+    threads = [threading.Thread(target=serve), threading.Thread(target=explain_too)]
+
+    def meanwhile(module, args):
+        if threading.current_thread() is threads[1]:
+            done.wait(5)  # so that the first explanation would end in the middle of this one
+        elif threading.current_thread() is not threads[0] and not threads[0].ident:
+            for thread in threads:
+                thread.start()
+                thread.join(0.2)
+
+    # Not before the first layer that reports, but in the middle.
+    handle = model.layers[1].register_forward_pre_hook(meanwhile)
+    assert torch.equal(explain(model, images, method, 1).map, expected)
+    done.set()
+    for thread in threads:
+        thread.join()
+    handle.remove()
+    assert torch.allclose(found["logits"], logits, atol=1e-5)
+    assert torch.equal(found["map"], theirs)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.slow

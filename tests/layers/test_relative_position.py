@@ -2,12 +2,14 @@
 
 import copy
 import io
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from vitrail.errors import ConfigError
+from vitrail.layers import relative_position
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.relative_position import (
     RelativeBiasCache,
@@ -142,6 +144,36 @@ def test_functional_calls_see_the_tables_they_give():
     index = relative_position_index((3, 3))
     assert torch.allclose(batched, torch.stack([t[index].square().sum() for t in tables]))
     assert torch.allclose(gradient, 2 * tables[0] * index.flatten().bincount()[:, None])
+
+
+def test_another_thread_in_between_changes_no_bias():
+    cache, table = RelativeBiasCache(), nn.Parameter(torch.randn(49, 2), requires_grad=False)
+    cases = []
+    for window, groups in (((4, 4), 3), ((2, 3), 2), ((4, 4), 1)):
+        tokens = window[0] * window[1]
+        blocked = torch.rand(groups, tokens, tokens) < 0.3
+        bias = expand_table(table, window, (4, 4))
+        cases += [(window, blocked, bias.masked_fill(blocked[:, None], -torch.inf)), (window, None, bias)]
+
+    def get(case):
+        return cache.expand(table, case[0], (4, 4), case[1])
+
+    def interrupt(frame, event, argument):
+        # What another thread may do between any two lines; nothing is traced in here.
+        if frame.f_code.co_filename == relative_position.__file__ and event == "line":
+            get(others[0])
+        return interrupt
+
+    others, before = list(cases), sys.gettrace()
+    for case in cases:
+        for _ in cases:
+            others.append(others.pop(0))
+            sys.settrace(interrupt)
+            try:
+                found = [get(case), get(case)]
+            finally:
+                sys.settrace(before)
+            assert all(torch.equal(bias, case[2]) for bias in found)
 
 
 def test_copies_and_pickles_start_empty():

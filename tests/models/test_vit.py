@@ -172,3 +172,22 @@ def test_wrong_images_are_refused():
         model(torch.randn(1, 4, 32, 32))
     with pytest.raises(ShapeError, match="smaller than one patch"):
         model(torch.randn(1, 3, 32, 7))
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [{"num_tokens": 3, "layer": 1, "version": "1.0"}, {"num_tokens": 3, "layer": 0, "fuse": True}],
+    ids=["learner", "fuser"],
+)
+def test_exports_for_any_batch_and_size(learner):
+    model = vitrail.create_model(
+        "vit", img_size=16, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3, token_learner=learner
+    ).eval()  # fmt: skip
+    dim = torch.export.Dim
+    # Traced at the very size that the model was built for, which must not become the only one.
+    shapes = (({0: dim("batch", min=1, max=64), 2: dim.AUTO, 3: dim.AUTO},),)
+    program = torch.export.export(model, (torch.randn(2, 3, 16, 16),), dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        for shape in ((5, 3, 16, 16), (1, 3, 23, 37)):
+            x = torch.randn(shape)
+            assert torch.allclose(program(x), model(x), atol=1e-5)

@@ -17,6 +17,7 @@ from vitrail.report.heatmaps import (
     in_even_spreads,
     in_ranks,
     overlay,
+    part_cells,
 )
 
 
@@ -141,3 +142,18 @@ def test_pictures():
     assert as_pictures(many, alike=True)[1].max() < 0.3
     assert as_pictures(torch.rand(1, 3, 3, 4)).shape == (1, 3, 4, 3)
     assert gray(np.ones((2, 2, 3))) == pytest.approx(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("size", "patch"), [((21, 18), (4, 4)), ((24, 16), (4, 8)), ((29, 31), (5, 3)), ((9, 9), (9, 3))]
+)
+def test_parts_lie_where_their_tokens_are(size, patch):
+    grid = [-(-side // pixels) for side, pixels in zip(size, patch, strict=True)]
+    parts = np.random.default_rng(0).random((2, *grid))
+    ((first, second),), _ = part_cells(np.zeros(size), parts)
+    relative = in_even_spreads(parts)
+    for cell, part in zip((first, second), relative, strict=True):
+        assert cell.heat.shape == size
+        for row in range(size[0]):
+            for column in range(size[1]):
+                assert cell.heat[row, column] == part[row // patch[0], column // patch[1]]

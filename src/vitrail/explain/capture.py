@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,8 @@ def capture_attention(
 
     The results of the model stay the same to rounding, gradients reach the captured weights, and the taps are
     restored however the block ends. A compiled model runs uncompiled inside the block, and with gradient
-    checkpointing the blocks that are watched keep their activations.
+    checkpointing the blocks that are watched keep their activations. What other threads run meanwhile is not captured;
+    two that capture at once need a model each.
 
     Args:
         model: Any model of vitrail.
@@ -146,7 +148,7 @@ def capture_attention(
     before = {name: tap.consumer for name, tap in chosen.items()}
     try:
         for name, tap in chosen.items():
-            tap.consumer = partial(_add, record, keep, name)
+            tap.consumer = partial(_add, record, keep, threading.get_ident(), name)
         with torch.compiler.set_stance("force_eager"):
             yield record
     finally:
@@ -154,7 +156,11 @@ def capture_attention(
             tap.consumer = before[name]
 
 
-def _add(record: AttentionRecord, keep: Keep | None, name: str, weights: Tensor, layout: TokenLayout) -> None:
+def _add(
+    record: AttentionRecord, keep: Keep | None, thread: int, name: str, weights: Tensor, layout: TokenLayout
+) -> None:
+    if threading.get_ident() != thread:
+        return  # somebody else's images
     step = CapturedMixing(name, weights, layout)
     kept = weights if keep is None else keep(step)
     if kept is not None:

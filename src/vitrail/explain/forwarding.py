@@ -42,7 +42,8 @@ def in_batches(count: int, batch_size: int) -> Iterator[slice]:
 
 
 def as_streams(names: Sequence[str], maps: Sequence[Tensor]) -> dict[str, StreamMap]:
-    """Maps of pixels, whose own grid is that of the pixels."""
+    """Maps of pixels, whose own grid is that of the pixels, in single precision as those of all methods."""
+    maps = [x.float() for x in maps]
     return {name: StreamMap(x, x) for name, x in zip(names, maps, strict=True)}
 
 

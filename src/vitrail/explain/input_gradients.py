@@ -101,7 +101,9 @@ def _smoothgrad(
     check_count("batch_size", batch_size)
     if not noise > 0:
         raise ConfigError(f"noise must be above 0, got {noise}")
-    method = NoiseTunnel(Saliency(forward_of(model, inputs)))
+    forward, kinds = forward_of(model, inputs), [x.dtype for x in given(model, inputs).values()]
+    # captum's noise, and what it is added to, is of single precision whatever the images are.
+    method = NoiseTunnel(Saliency(lambda *noisy: forward(*(x.to(kind) for x, kind in zip(noisy, kinds, strict=True)))))
 
     def attribute(x: tuple[Tensor, ...], t: Tensor) -> tuple[Tensor, ...]:
         # captum draws from torch's own generator.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from vitrail.explain.settings import check_settings
 from vitrail.models.base import VisionModel, describe
 
 _NO_CLASS = "a model without classes (num_classes=0) has no class to explain"
+# Explaining sets up a model for a while, and tells torch to run no compiled code: one thread at a time.
+_ONE_AT_A_TIME = threading.RLock()
 Images = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
 
 
@@ -161,7 +164,8 @@ def explain(
     """What a model looks at.
 
     The model is left as it was: its mode, its gradients and its taps, also after an error. A compiled model is
-    explained as it was before it was compiled.
+    explained as it was before it was compiled. Other threads may meanwhile use a model that is in evaluation mode; of
+    several that explain, one at a time does.
 
     Args:
         model: Any model of vitrail.
@@ -228,7 +232,16 @@ def _network(model: nn.Module) -> VisionModel:
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's mode and every parameter's gradient as before afterwards."""
+    """Evaluation mode inside; every module's mode and every parameter's gradient as before afterwards.
+
+    One thread at a time is inside; others wait.
+    """
+    with _ONE_AT_A_TIME, _as_it_was(model):
+        yield
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     try:

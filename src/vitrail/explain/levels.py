@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,7 +133,10 @@ def level_gradients(
         levels: Which levels.
     """
     probes: dict[str, Tensor] = {}
-    handles = [_site(model, level).register_forward_hook(partial(_probe, probes, level.name)) for level in levels]
+    thread = threading.get_ident()
+    handles = [
+        _site(model, level).register_forward_hook(partial(_probe, probes, thread, level.name)) for level in levels
+    ]
     try:
         with frozen(model), torch.enable_grad():
             logits = model(*inputs)
@@ -155,8 +159,12 @@ def level_values(model: VisionModel, inputs: Sequence[Tensor | None], levels: Se
     return [x.float() for x in maps]
 
 
-def _probe(probes: dict[str, Tensor], name: str, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+def _probe(
+    probes: dict[str, Tensor], thread: int, name: str, module: nn.Module, arguments: Any, output: Tensor
+) -> Tensor:
     """Add nothing to what a module gave: the gradient by that nothing is the gradient by what it gave."""
+    if threading.get_ident() != thread:
+        return output  # another thread uses the model meanwhile
     probes[name] = torch.zeros_like(output, requires_grad=True)
     return output + probes[name]
 

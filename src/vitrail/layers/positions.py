@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
+from vitrail.layers.shapes import known
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
@@ -51,7 +52,8 @@ def resample_positions(
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2; antialiasing as in timm.
     """
-    if old_grid == new_grid:
+    # A graph for changing sizes is not tied to the grid at hand: there equal grids are resampled, to the same.
+    if known(old_grid[0] == new_grid[0]) and known(old_grid[1] == new_grid[1]):
         return table
     prefix, grid = table[:, :num_prefix], table[:, num_prefix:]
     # Half precision is resampled in single; double stays double.

@@ -98,24 +98,24 @@ def masked_bias(bias: Tensor, blocked: Tensor | None) -> Tensor:
 
 @dataclasses.dataclass(slots=True)
 class _Kept:
-    """A bias, what it was made of, and the same with the last mask that was asked for."""
+    """A bias, what it was made of, and the last mask that was asked for with the bias under it."""
 
     table: Tensor
     window: Pair
     bias: Tensor
-    blocked: Tensor | None = None
-    masked: Tensor | None = None
+    last: tuple[Tensor, Tensor] | None = None
 
     def serves(self, table: Tensor, window: Pair) -> bool:
         return self.window == window and self.table.dtype == table.dtype and torch.equal(self.table, table)
 
     def with_mask(self, blocked: Tensor) -> Tensor:
-        if self.blocked is not blocked or self.masked is None:
-            masked = masked_bias(self.bias, blocked)
-            if masked.numel() > _MOST_KEPT:
-                return masked
-            self.blocked, self.masked = blocked, masked
-        return self.masked
+        last = self.last
+        if last is not None and last[0] is blocked:
+            return last[1]
+        masked = masked_bias(self.bias, blocked)
+        if masked.numel() <= _MOST_KEPT:
+            self.last = (blocked, masked)
+        return masked
 
 
 class RelativeBiasCache:
@@ -142,10 +142,12 @@ class RelativeBiasCache:
         if not constant or table.device.type != "cpu":
             return masked_bias(expand_table(table, window, table_window), blocked)
         with torch.inference_mode(False), torch.no_grad():
-            if self._kept is None or not self._kept.serves(table, window):
+            # What is kept is read once and replaced whole: another thread may run the layer on a map of another size.
+            kept = self._kept
+            if kept is None or not kept.serves(table, window):
                 copy = table.detach().clone()
-                self._kept = _Kept(copy, window, expand_table(copy, window, table_window))
-            return self._kept.bias if blocked is None else self._kept.with_mask(blocked)
+                kept = self._kept = _Kept(copy, window, expand_table(copy, window, table_window))
+            return kept.bias if blocked is None else kept.with_mask(blocked)
 
     def __deepcopy__(self, memo: dict[int, object]) -> RelativeBiasCache:
         return RelativeBiasCache()

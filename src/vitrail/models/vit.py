@@ -296,7 +296,7 @@ class ViT(VisionModel):
     def _learn(self, x: Tensor, grid: tuple[int, int], index: int) -> Tensor:
         """Replace the tokens of the grid by learned ones; prefix tokens stay as they are."""
         prefix, tokens = x[:, : self.num_prefix], x[:, self.num_prefix :]
-        learned = self.token_learners[index](tokens.reshape(len(x), *grid, self.num_features))
+        learned = self.token_learners[index](tokens.reshape(x.shape[0], *grid, self.num_features))
         return torch.cat([prefix, learned], dim=1)
 
     def _run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
@@ -324,7 +324,7 @@ class ViT(VisionModel):
             else:
                 tokens = self._run_block(block, tokens, grid)
             if i in levels:
-                maps.append(tokens[:, P:].transpose(1, 2).reshape(len(tokens), self.num_features, *grid))
+                maps.append(tokens[:, P:].transpose(1, 2).reshape(tokens.shape[0], self.num_features, *grid))
         if self.learn_at == len(self.blocks):
             tokens = self._learn(tokens, grid, 0)
         return tokens, maps

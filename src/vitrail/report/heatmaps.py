@@ -165,6 +165,8 @@ def explained_cells(
 def part_cells(picture: Array, parts: Array) -> tuple[list[list[Cell | None]], list[str]]:
     """Panels of what a map is made of, heads or learned tokens, one by one, each token of the grid a plain square.
 
+    Its side is the fewest whole pixels with which the tokens cover the image.
+
     Args:
         picture: What the image looks like, shape ``(H, W)`` or ``(H, W, 3)``.
         parts: Shape ``(parts, h, w)``, on the grid of tokens.
@@ -172,7 +174,8 @@ def part_cells(picture: Array, parts: Array) -> tuple[list[list[Cell | None]], l
     Returns:
         The rows of panels and a label for each.
     """
-    places = [np.minimum(np.arange(side) * count // side, count - 1) for side, count in zip(
+    # The last token of a side that is no multiple of the patch reaches beyond the image and is cut there.
+    places = [np.arange(side) // -(-side // count) for side, count in zip(
         picture.shape[:2], parts.shape[1:], strict=True)]  # fmt: skip
     large = in_even_spreads(parts)[:, places[0]][:, :, places[1]]
     cells: list[Cell | None] = [Cell(picture, heat, title=str(number)) for number, heat in enumerate(large)]
