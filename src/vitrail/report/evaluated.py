@@ -55,7 +55,8 @@ class Part:
         if not file.is_file():
             return None
         try:
-            table = pd.read_csv(file, keep_default_na=False, na_values=[""])
+            # A class may be called 0 or NA.
+            table = pd.read_csv(file, keep_default_na=False, na_values=[""], dtype={"class": str})
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise RunError(f"{file} is damaged ({error}); `vitrail evaluate {self.run}` writes it again") from error
         lacking = [column for column in columns if column not in table]

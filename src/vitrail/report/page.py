@@ -16,6 +16,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.evaluate.table import read_evaluation, results_table
 from vitrail.report import figures, measured, pictures
+from vitrail.report.curves import ranking
 from vitrail.report.evaluated import Part, Section, Subject
 from vitrail.report.explanations import explain_images
 from vitrail.report.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of
@@ -90,6 +91,7 @@ def write_report(
         _results(table, loaded),
         *_sections([_convergence(loaded), _confusion(loaded)]),
         *measured.classes(subjects),
+        *ranking(subjects),
         *measured.calibration(subjects),
         *measured.refusing(subjects),
         *measured.prediction_sets(subjects),

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from vitrail.errors import RunError
 from vitrail.report import figures, measured, suite_figures
+from vitrail.report.curves import ranking
 from vitrail.report.evaluated import Part, Section, Subject
 from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
@@ -93,6 +94,7 @@ def _measured(results: pd.DataFrame) -> list[Section]:
         ]
         subjects.append(Subject(str(name), parts, "variant"))
     return [
+        *ranking(subjects),
         *measured.calibration(subjects),
         *measured.refusing(subjects),
         *measured.prediction_sets(subjects),
