@@ -14,7 +14,6 @@ from matplotlib.lines import Line2D
 
 from vitrail.evaluate.curves import COLUMNS, PRECISION_RECALL, ROC
 from vitrail.report.evaluated import Part, Section, Subject, mean_of, names_of, several
-from vitrail.report.figures import PALETTE
 from vitrail.report.measured_figures import plain, style
 from vitrail.report.picture import Picture
 
@@ -49,7 +48,7 @@ def ranking(subjects: Sequence[Subject]) -> list[Section]:
         shown += [_of_classes(subject, tables[0], alone=len(there) == 1) for subject, tables in there]
     elif len(there) == 1:
         shown.append(_compared(there))
-    return [Section("Ranking: ROC and precision against recall", [], [s for s in shown if s[1] is not None])]
+    return [Section("ROC and precision-recall curves", [], [s for s in shown if s[1] is not None])]
 
 
 def _compared(there: Sequence[tuple[Subject, list[pd.DataFrame]]]) -> tuple[Picture, Figure | None]:
@@ -69,7 +68,7 @@ def _compared(there: Sequence[tuple[Subject, list[pd.DataFrame]]]) -> tuple[Pict
         f"{names_of(whose)}.{several(whose)}"
     )
     alt = f"ROC and precision-recall curves; area below the ROC curve and average precision, means of classes: {told}"
-    picture = Picture("curves", "ROC and precision against recall", caption, alt)
+    picture = Picture("curves", "ROC and precision-recall curves", caption, alt)
     names = {name: f"{name}: AUC {_told(roc)}, AP {_told(average)}" for name, (roc, average) in areas.items()}
     looks = {name: {**style(i), "marker": "", "linewidth": 1.7} for i, name in enumerate(names)}
     means = [(curve, line) for curve, found in lines.items() for line in found.values()]
@@ -114,9 +113,7 @@ def _of_classes(subject: Subject, table: pd.DataFrame, alone: bool) -> tuple[Pic
     )
     alt = f"ROC and precision-recall curves of {subject.label}; " + "; ".join(names.values())
     name = "curves" if alone else f"curves_{subject.label}"
-    return Picture(name, "ROC and precision against recall", caption, alt), _draw(
-        lines, looks, names, _corner(means)
-    )
+    return Picture(name, "ROC and precision-recall curves", caption, alt), _draw(lines, looks, names, _corner(means))
 
 
 def _draw(

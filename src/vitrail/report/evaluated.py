@@ -165,3 +165,20 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean; None where one is missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def mixed_up(counts: pd.DataFrame) -> str:
+    """A confusion matrix in words: how many are right, and what is most often taken for what.
+
+    Args:
+        counts: A row a true class.
+    """
+    table = counts.to_numpy().copy()
+    right, whole = int(table.trace()), int(table.sum())
+    for i in range(len(table)):
+        table[i, i] = 0
+    told = f"{right} of {whole} right"
+    if table.sum() == 0:
+        return told
+    i, j = divmod(int(table.argmax()), len(table))
+    return f"{told}, most often {counts.index[i]} is read as {counts.columns[j]} ({table[i, j]} times)"
