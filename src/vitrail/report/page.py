@@ -14,7 +14,7 @@ from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, RunError
-from vitrail.evaluate.confusion import clustered
+from vitrail.evaluate.confusion import clustered_together
 from vitrail.evaluate.table import read_evaluation, results_table
 from vitrail.report import figures, measured, pictures
 from vitrail.report.curves import ranking
@@ -258,7 +258,7 @@ def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
         f"Images of {_names_with_splits(runs)}: counts, and per cent of the true class with the classes that are taken "
         "for each other side by side. The colour is the share of the true class. From confusion.csv.",
         "Confusion matrix of each run; " + "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items()),
-    ), figures.confusion(tables, {name: clustered(table) for name, table in tables.items()})
+    ), figures.confusion(tables, clustered_together(tables))
 
 
 def _explanations(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure | None]]:

@@ -146,12 +146,17 @@ def _embeddings(part: Part) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int
     return embeddings, targets
 
 
-def _one_of_each(subjects: Sequence[Subject]) -> tuple[list[tuple[str, Part]], str]:
-    """The first run of each, those that are the same together; and which they are, for a caption."""
+def _one_of_each(subjects: Sequence[Subject], models: bool = False) -> tuple[list[tuple[str, Part]], str]:
+    """The first run of each, those that are the same together; and which they are, for a caption.
+
+    Args:
+        subjects: What is shown side by side.
+        models: Whether two evaluations of one model are the same.
+    """
     drawn: dict[tuple[Path, str], tuple[list[str], Part]] = {}
     for subject in subjects:
         part = subject.parts[0]
-        key = part.run.path, str(part.metrics["name"])
+        key = part.run.path, "" if models else str(part.metrics["name"])
         drawn.setdefault(key, ([], part))[0].append(subject.label)
     result = [(", ".join(labels), part) for labels, part in drawn.values()]
     told = "; ".join(_named(label, part) for label, part in result[:_MOST_MODELS])
@@ -173,7 +178,7 @@ def explained(subjects: Sequence[Subject], shelf: Shelf) -> list[Section]:
         shelf: Opens models and images.
     """
     title = "What the variants look at"
-    drawn, told = _one_of_each(subjects)
+    drawn, told = _one_of_each(subjects, models=True)
     cells: list[list[Cell | None]] = []
     labels: list[str] = []
     problems: list[str] = []

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from vitrail.config.schema import Recipe
 from vitrail.errors import RunError
-from vitrail.evaluate.confusion import clustered
+from vitrail.evaluate.confusion import clustered_together
 from vitrail.report import figures, measured, suite_figures
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
@@ -183,7 +183,7 @@ def _confusion(results: pd.DataFrame, runs_of: Mapping[str, list[Path]]) -> tupl
         "confusion.csv of each."
     )
     alt = "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items())
-    figure = figures.confusion(tables, {name: clustered(table) for name, table in tables.items()})
+    figure = figures.confusion(tables, clustered_together(tables))
     return Picture("confusion", title, caption, f"Confusion matrix of each variant; {alt}"), figure
 
 
