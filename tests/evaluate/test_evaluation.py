@@ -85,7 +85,8 @@ def test_all_that_predictions_tell(run, capsys):
     told = capsys.readouterr().out
     assert len(told.splitlines()) <= 7
     assert {path.name for path in run.evaluation.iterdir()} >= {
-        "metrics.json", "per_class.csv", "curves.csv", "confusion.csv", "confusion_normalized.csv", "confusion_clustered.csv",
+        "metrics.json", "per_class.csv", "curves.csv", "confusion.csv",
+        "confusion_normalized.csv", "confusion_clustered.csv",
         "calibration.json", "reliability.csv", "conformal.json", "selective.csv", "mistakes.csv", "mistakes.png",
     }  # fmt: skip
     metrics = _json(run.evaluation / "metrics.json")
