@@ -191,8 +191,8 @@ def _balance(found: _Known, name: str) -> tuple[Picture, Figure]:
             label=_NAMES.get(split, split),
         )  # fmt: skip
         left += width
-    for row, whole in zip(place, left, strict=True):
-        axis.text(whole + 0.01 * left.max(), row, f"{int(whole):,}", va="center", fontsize=8, color="#59636e")
+    for row, whole in enumerate(left.tolist()):
+        axis.text(whole + 0.01 * float(left.max()), row, f"{int(whole):,}", va="center", fontsize=8, color="#59636e")
     axis.set_yticks(place, [_short(key) for key in order], fontsize=8)
     axis.set(xlabel="images", ylim=(len(order) - 0.4, -0.6), xlim=(0, 1.12 * left.max()))
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
