@@ -14,8 +14,10 @@ from vitrail.compare.execute import Failure
 from vitrail.compare.results import tabulate
 from vitrail.compare.words import sentences
 from vitrail.compare.write import write_suite
+from vitrail.config.load import load_recipe
 from vitrail.errors import DataError
 from vitrail.evaluate import statistics
+from vitrail.report.side_by_side import OPTIONAL
 from vitrail.report.suite import write_suite_report
 from vitrail.runs.suite import SuiteFolder
 
@@ -130,7 +132,7 @@ def test_runs_that_are_missing_are_left_out_and_said(place):
     assert len(tables.pairs) == 1
     assert tables.pairs.iloc[0]["runs"] == 2  # the seeds that both have
     write_suite(suite, runs, tables, [Failure(runs[5], "the loss became nan", None)])
-    page = write_suite_report(SuiteFolder(suite.dir)).read_text()
+    page = write_suite_report(SuiteFolder(suite.dir), load_recipe, without=OPTIONAL).read_text()
     assert "5 of 9 runs are done" in page
     assert "the loss became nan" in page
 
@@ -139,7 +141,9 @@ def test_nothing_done_yet_is_a_page_too(place):
     suite = load_suite(place())
     runs = plan(suite)
     write_suite(suite, runs, tabulate(suite, runs), [])
-    assert "0 of 6 runs are done" in write_suite_report(SuiteFolder(suite.dir)).read_text()
+    assert (
+        "0 of 6 runs are done" in write_suite_report(SuiteFolder(suite.dir), load_recipe, without=OPTIONAL).read_text()
+    )
 
 
 def test_groups_of_the_predictions_are_taken_as_wholes(place):
@@ -159,18 +163,25 @@ def test_the_page_is_whole_and_says_where_its_figures_come_from(place):
     suite = load_suite(place(seeds=2, title="Is <wide> better?", about="About & so on"))
     runs = _carry_out(suite, {"wide": 4.0}, images=100)
     folder = write_suite(suite, runs, tabulate(suite, runs), [])
-    page = write_suite_report(folder).read_text()
+    page = write_suite_report(folder, load_recipe).read_text()
     assert "Is &lt;wide&gt; better?" in page
-    assert page.count("<img") == page.count('alt="') == 6
+    assert page.count("<img") == page.count('alt="') == 8
     assert 'alt=""' not in page
     assert "http" not in re.sub(r'base64,[^"]*', "", page)  # any four letters may occur in a picture
     for run in runs:
         assert page.count(run.identity) > 4  # in the captions and in the list of runs
-    names = ("differences", "convergence", "pareto", "confusion", "calibration", "selective")
+    names = ("differences", "convergence", "pareto", "confusion", "curves", "calibration", "selective", "features")
     pictures = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert {p.name for p in folder.figures.iterdir()} == pictures
     text = folder.text.read_text()
     for title in ("## Result", "## Variants", "## Comparisons", "## Runs"):
         assert title in text
+    # Words for people, the same as on the page; what no person needs is in the CSV files.
+    assert "| a minus b | from | to |" in text
+    assert "a alone right" not in text
+    assert "p_holm" not in text
+    # The models of these runs were never there: no picture of what they look at, and the reason instead.
+    assert page.count("is not drawn: ") == 3
+    assert "What the variants look at" not in write_suite_report(folder, load_recipe, without=OPTIONAL).read_text()
     for file, rows in ((folder.results, 6), (folder.summary, 3), (folder.pairs, 3)):
         assert len(pd.read_csv(file)) == rows

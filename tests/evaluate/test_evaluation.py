@@ -85,11 +85,16 @@ def test_all_that_predictions_tell(run, capsys):
     told = capsys.readouterr().out
     assert len(told.splitlines()) <= 7
     assert {path.name for path in run.evaluation.iterdir()} >= {
-        "metrics.json", "per_class.csv", "confusion.csv", "confusion_normalized.csv", "confusion_clustered.csv",
+        "metrics.json", "per_class.csv", "curves.csv", "confusion.csv",
+        "confusion_normalized.csv", "confusion_clustered.csv",
         "calibration.json", "reliability.csv", "conformal.json", "selective.csv", "mistakes.csv", "mistakes.png",
     }  # fmt: skip
     metrics = _json(run.evaluation / "metrics.json")
     assert metrics["split"] == metrics["name"] == "test"
+    assert metrics["roc_auc_micro"] > 0.5
+    data = _json(run.balance)
+    assert data["splits"] == {"train": 20, "val": 22, "test": 22}
+    assert data["balance"]["dark"]["train"] + data["balance"]["light"]["train"] == 20
     assert metrics["efficiency"]["latency_ms"]["p50"] <= metrics["efficiency"]["latency_ms"]["p99"]
     assert metrics["intervals"]["resamples"] == 200
     assert metrics["intervals"]["unit"] == "image"
@@ -154,6 +159,7 @@ def test_without_a_validation_split_it_says_so(tmp_path, capsys):
 def test_other_images_are_calibrated_on_the_runs_own(run, images, tmp_path, capsys):
     other = make_folder(tmp_path / "unseen", splits=(), per_class=4, seed=9)
     assert main(["evaluate", str(run), "--data.path", str(other)]) == 0
+    assert not run.balance.exists()  # these are not the images that the run was trained on
     (folder,) = (path for path in run.evaluation.iterdir() if path.is_dir())
     assert _json(folder / "calibration.json")["temperature"]["fitted_on"] == "val"
     assert "val" in run.saved_predictions()

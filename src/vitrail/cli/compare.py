@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.report import add_without
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ray", metavar="ADDRESS", help="carry out on a Ray cluster; local starts one on this machine")
     parser.add_argument("--dir", help="folder for the results, in place of the suite's own")
     parser.add_argument("--runs_dir", help="folder of the runs, in place of the suite's own")
+    add_without(parser)
     parser.epilog = "--PART.SETTING VALUE changes all variants: --data.path PLACE --trainer.max_epochs 2"
     own, changes = _divide(argv)
     arguments = parser.parse_args(own)
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
 
+    from vitrail.cli.recipes import load_run_recipe
     from vitrail.compare.execute import execute, states_of, write_recipes
     from vitrail.compare.plan import commands, plan
     from vitrail.compare.results import tabulate
@@ -68,7 +71,7 @@ def main(argv: list[str]) -> int:
         failures = execute(runs, folder, pool, lambda line: print(line, flush=True))
     tables = tabulate(suite, runs)
     write_suite(suite, runs, tables, failures)
-    page = write_suite_report(folder)
+    page = write_suite_report(folder, load_run_recipe, without=arguments.without)
     print()
     for sentence in folder.read_facts()["sentences"]:
         print(f"- {sentence}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitrail.config.schema import Recipe
     from vitrail.data import ImageData
     from vitrail.data.audit import Audit
+    from vitrail.runs.folder import RunFolder
 
 # Word -> what it does.
 WORDS = {
@@ -145,13 +146,20 @@ def _audit(argv: list[str]) -> int:
     parser.add_argument("--groups", help="CSV file to write, with duplicates in groups, for data.split grouped")
     parser.add_argument("--out", help="HTML page to write, with thumbnails")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    arguments, recipe = _read(parser, argv)
+    parser.add_argument(
+        "--run", metavar="RUN", help="audit the data of a run, and record in its folder what its report shows of it"
+    )
+    arguments, recipe, run = _read_audit(parser, argv)
     if not 0 <= arguments.distance <= 15:
         raise ConfigError(f"--distance must be from 0 to 15, got {arguments.distance}")
 
     from vitrail.data.audit import audit
 
     found, data = audit(recipe.data, arguments.distance)
+    if run is not None:
+        run.write_json(run.audit, {**found.plain(), "distance": arguments.distance, "fingerprint": data.fingerprint()})
+        arguments.out = arguments.out or str(run.audit_page)
+        print(f"written to {run.audit}; `vitrail report {run}` shows it", file=sys.stderr)
     if arguments.json:
         print(json.dumps(found.plain(), indent=2))
     else:
@@ -166,6 +174,23 @@ def _audit(argv: list[str]) -> int:
         _write_table(data, Path(arguments.groups), together)
         print(f"written to {arguments.groups}", file=sys.stderr)
     return 1 if found.split_leaks else 0
+
+
+def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Recipe, RunFolder | None]:
+    """As :func:`_read`; the recipe of a run where one is named, whose settings are its own."""
+    if not any(word == "--run" or word.startswith("--run=") for word in argv):
+        return *_read(parser, argv), None
+    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.runs.folder import RunFolder
+
+    settings = [word for word in argv if word.startswith(_PARTS)]
+    if settings:
+        raise ConfigError(f"--run audits the images that the run was trained on; leave out {settings[0].split('=')[0]}")
+    arguments = parser.parse_args(argv)
+    if arguments.recipe is not None:
+        raise ConfigError(f"--run {arguments.run} has a recipe of its own; leave out {arguments.recipe}")
+    run = RunFolder.open(arguments.run)
+    return arguments, load_run_recipe(run.recipe, [], parser.prog), run
 
 
 def _describe(found: Audit) -> str:

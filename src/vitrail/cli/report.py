@@ -8,6 +8,14 @@ from vitrail.cli.arguments import VerbParser
 from vitrail.errors import ConfigError
 
 
+def add_without(parser: VerbParser) -> None:
+    """Add the option that leaves out what takes time."""
+    parser.add_argument(
+        "--without", nargs="+", choices=("features", "explanations", "mistakes"), default=[], metavar="SECTION",
+        help="leave out sections that take time: features, explanations, mistakes",
+    )  # fmt: skip
+
+
 def main(argv: list[str]) -> int:
     """Write the report.
 
@@ -17,6 +25,7 @@ def main(argv: list[str]) -> int:
     parser = VerbParser("report", "Write the self-contained page of one or several evaluated runs, or of a suite.")
     parser.add_argument("runs", nargs="+", help="run folders, or the folder of one suite")
     parser.add_argument("--out", help="the page; report.html in the run folder, or beside several runs")
+    add_without(parser)
     arguments = parser.parse_args(argv)
 
     from vitrail.cli.recipes import load_run_recipe
@@ -30,10 +39,10 @@ def main(argv: list[str]) -> int:
     if suites:
         if len(arguments.runs) > 1:
             raise ConfigError(f"{suites[0]} is a suite's folder, which has a page of its own; give it alone")
-        print(f"written to {write_suite_report(SuiteFolder(suites[0]), out)}")
+        print(f"written to {write_suite_report(SuiteFolder(suites[0]), load_run_recipe, out, arguments.without)}")
         return 0
     runs = [RunFolder.open(path) for path in arguments.runs]
     beside = runs[0].report if len(runs) == 1 else runs[0].path.parent / "report.html"
-    page = write_report(runs, out or beside, load_run_recipe)
+    page = write_report(runs, out or beside, load_run_recipe, without=arguments.without)
     print(f"written to {page}")
     return 0

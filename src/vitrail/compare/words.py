@@ -10,6 +10,7 @@ import pandas as pd
 
 from vitrail.compare.results import NOT_SHOWN, Tables
 from vitrail.compare.suite import Suite
+from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, cell_text, shown_columns
 
 _NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss"}
 
@@ -62,26 +63,40 @@ def markdown(suite: Suite, tables: Tables, failures: Sequence[Mapping[str, str]]
              method(suite, tables) if len(tables.pairs) else ""]  # fmt: skip
     if failures:
         parts += ["## Failed", "\n".join(f"- {f['run']}: {f['error']} ({f['log']})" for f in failures)]
-    for title, table in (("Variants", tables.summary), ("Comparisons", tables.pairs), ("Runs", tables.results)):
+    unit = unit_of(suite.metric)
+    told = captions(unit, suite.alpha)
+    shown = (
+        ("Variants", tables.summary, SUMMARY, told[0]),
+        ("Comparisons", tables.pairs, PAIRS, told[1]),
+        ("Runs", tables.results, RUNS, told[2]),
+    )
+    for title, table, columns, caption in shown:
         if len(table):
-            parts += [f"## {title}", markdown_table(table)]
+            headings = shown_columns(table, columns, metric_name(suite.metric))
+            parts += [f"## {title}", markdown_table(table, headings, unit), caption]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    """A table as Markdown, numbers to four significant digits."""
-    rows = [[_cell(value) for value in row] for row in table.itertuples(index=False)]
-    header = [str(name).replace("_", " ") for name in table.columns]
-    lines = [header, ["---"] * len(header), *rows]
+def markdown_table(table: pd.DataFrame, headings: Mapping[str, str], unit: float) -> str:
+    """A table as Markdown, numbers as the page of the suite has them.
+
+    Args:
+        table: One of a suite's tables.
+        headings: Column -> heading, of those to show.
+        unit: 100 where the measure is told in per cent, else 1.
+    """
+    rows = [[_cell(cell_text(name, row[name], unit)) for name in headings] for row in table.to_dict("records")]
+    lines = [list(headings.values()), ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def unit_of(metric: str) -> int:
+    """100 for measures that are told in per cent, 1 for others."""
+    return 1 if metric == "nll" else 100
 
 
 def _variant(row: Mapping[str, Any], suite: Suite) -> str:

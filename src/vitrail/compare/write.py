@@ -10,7 +10,7 @@ from vitrail.compare.execute import Failure
 from vitrail.compare.plan import Run
 from vitrail.compare.results import Tables
 from vitrail.compare.suite import Suite
-from vitrail.compare.words import markdown, method, metric_name, sentences
+from vitrail.compare.words import markdown, method, metric_name, sentences, unit_of
 from vitrail.evaluate.scores import SCORES
 from vitrail.files import write_text
 from vitrail.runs.suite import SuiteFolder
@@ -54,7 +54,7 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         "metric": suite.metric,
         "metric_name": metric_name(suite.metric),
         "higher_is_better": SCORES[suite.metric],
-        "unit": 1 if suite.metric == "nll" else 100,
+        "unit": unit_of(suite.metric),
         "curve": _CURVES.get(suite.metric, "val_accuracy"),
         "against": suite.against,
         "alpha": suite.alpha,

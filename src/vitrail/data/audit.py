@@ -143,15 +143,11 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
     ]
     with ThreadPoolExecutor() as pool:
         sizes = Counter(pool.map(source.original_size, rows))
-    balance = {
-        name: {split: int(source.is_of(i)[own].sum()) for split, own in data.splits.items()}
-        for i, name in enumerate(source.classes)
-    }
     found = Audit(
         images=len(rows),
         unreadable=list(source.left_out),
         splits={name: len(own) for name, own in data.splits.items()},
-        balance=balance,
+        balance=data.balance(),
         duplicates=sorted(groups, key=lambda g: (not g.leaks, not g.conflicts, g.kind, g.rows)),
         shared_groups=_shared_groups(data, splits),
         sizes=sizes.most_common(),

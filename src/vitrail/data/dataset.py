@@ -145,6 +145,14 @@ class ImageData:
         places = np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))
         return [indices[i] for i in places]
 
+    def balance(self) -> dict[str, dict[str, int]]:
+        """For each class, the images of each split."""
+        source = self.source
+        return {
+            name: {split: int(source.is_of(i)[own].sum()) for split, own in self.splits.items()}
+            for i, name in enumerate(source.classes)
+        }
+
     def fingerprint(self) -> str:
         """A hash of what the images are called, their classes and their splits; pixels are not read."""
         content = hashlib.sha256(repr(self.source.classes).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -44,4 +44,23 @@ def clustered(counts: pd.DataFrame) -> pd.DataFrame:
     np.fill_diagonal(distance, 0)
     order = leaves_list(linkage(squareform(distance, checks=False), "average", optimal_ordering=True))
     result: pd.DataFrame = counts.iloc[order, order]
+    return result
+
+
+def clustered_together(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Each of several in the one order that :func:`clustered` gives their sum, so that they can be compared.
+
+    Args:
+        tables: Name -> counts. Those of the same classes have the same order.
+    """
+    order: dict[tuple[str, ...], list[str]] = {}
+    result = {}
+    for name, table in tables.items():
+        classes = tuple(map(str, table.columns))
+        if classes not in order:
+            alike = [other.to_numpy() for other in tables.values() if tuple(map(str, other.columns)) == classes]
+            summed = pd.DataFrame(sum(alike[1:], start=alike[0]), index=list(classes), columns=list(classes))
+            order[classes] = list(clustered(summed).columns)
+        places = [classes.index(label) for label in order[classes]]
+        result[name] = table.iloc[places, places]
     return result

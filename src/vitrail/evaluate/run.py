@@ -169,7 +169,22 @@ def measure(
     metrics["efficiency"] = measure_efficiency(trained, memory_of=run.path if memory else None)
     drop_what_is_of_other_weights(run, evaluated.files, metrics["weights"])
     run.write_json(evaluated.files.metrics, metrics)
+    if not evaluated.name.startswith("other-"):
+        run.write_json(run.balance, _describe_data(evaluated.images))
     return metrics
+
+
+def _describe_data(images: ImageData) -> dict[str, Any]:
+    """What a report says of a run's own data; no pixel is read for it."""
+    return {
+        "source": images.config.source,
+        "path": images.config.path,
+        "fingerprint": images.fingerprint(),
+        "splits": {split: len(own) for split, own in images.splits.items()},
+        "balance": images.balance(),
+        "several_labels": images.source.targets.ndim == 2,
+        "unreadable": [list(pair) for pair in images.source.left_out],
+    }
 
 
 def _held_out(evaluated: Evaluated, own: DataConfig | None) -> HeldOut:

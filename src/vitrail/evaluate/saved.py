@@ -21,6 +21,7 @@ from vitrail.evaluate.calibration import (
 )
 from vitrail.evaluate.conformal import conformal_report
 from vitrail.evaluate.confusion import clustered, confusion_table, normalized_by_row
+from vitrail.evaluate.curves import rank_curves, true_and_scores
 from vitrail.evaluate.groups import groups_of_predictions
 from vitrail.evaluate.intervals import Bootstrap, Interval
 from vitrail.evaluate.metrics import (
@@ -177,6 +178,10 @@ def measure_saved(
     if bootstrap is not None and bootstrap.groups is not None:
         _group_accuracy(metrics, intervals["accuracy"], bootstrap)
     write_text(files.per_class, per_class.to_csv(index=False))
+    true, scores = true_and_scores(saved.logits, saved.targets)
+    curves, areas = rank_curves(true, scores, saved.classes)
+    write_text(files.curves, curves.to_csv(index=False))
+    metrics |= areas
     if not saved.several_labels:
         counts = confusion_table(saved.logits, saved.targets, saved.classes)
         write_text(files.confusion, counts.to_csv())

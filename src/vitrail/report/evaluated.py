@@ -55,7 +55,8 @@ class Part:
         if not file.is_file():
             return None
         try:
-            table = pd.read_csv(file, keep_default_na=False, na_values=[""])
+            # A class may be called 0 or NA.
+            table = pd.read_csv(file, keep_default_na=False, na_values=[""], dtype={"class": str})
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise RunError(f"{file} is damaged ({error}); `vitrail evaluate {self.run}` writes it again") from error
         lacking = [column for column in columns if column not in table]
@@ -164,3 +165,20 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean; None where one is missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def mixed_up(counts: pd.DataFrame) -> str:
+    """A confusion matrix in words: how many are right, and what is most often taken for what.
+
+    Args:
+        counts: A row a true class.
+    """
+    table = counts.to_numpy().copy()
+    right, whole = int(table.trace()), int(table.sum())
+    for i in range(len(table)):
+        table[i, i] = 0
+    told = f"{right} of {whole} right"
+    if table.sum() == 0:
+        return told
+    i, j = divmod(int(table.argmax()), len(table))
+    return f"{told}, most often {counts.index[i]} is read as {counts.columns[j]} ({table[i, j]} times)"

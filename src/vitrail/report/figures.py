@@ -24,6 +24,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 _CLASS_COLORS = (
     "#332288", "#DDCC77", "#117733", "#CC6677", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#999933", "#888888",
 )  # fmt: skip
+# Of a class's name in a figure.
+_MOST_LETTERS = 22
 # In gray, marks tell them apart.
 _CLASS_MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
@@ -50,33 +52,51 @@ def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def confusion(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Confusion matrices side by side: each row in per cent of its class, with counts where there is room."""
-    count = len(tables)
-    columns = min(count, 3)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(4.6 * columns, 4.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+def confusion(tables: Mapping[str, pd.DataFrame], clustered: Mapping[str, pd.DataFrame]) -> Figure:
+    """Confusion matrices, a row each: counts, and per cent of the true class with what is mixed up side by side.
+
+    Args:
+        tables: Run -> counts, a row a true class.
+        clustered: Run -> the same counts in another order of the classes.
+    """
+    most = max(len(table) for table in tables.values())
+    # A cell takes room for its number; beyond some classes there is no number to read.
+    side = float(np.clip(0.42 * most, 2.6, 3.6))
+    names = [str(name) for table in tables.values() for name in table.columns]
+    letters = 0.062 * min(max(map(len, names), default=1), _MOST_LETTERS)
+    figure = Figure(figsize=(2 * (side + letters + 0.6) + 0.4, (side + letters + 0.75) * len(tables)),
+                    layout="constrained")  # fmt: skip
+    axes = figure.subplots(len(tables), 2, squeeze=False)
     image = None
-    for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
-        counts = table.to_numpy(dtype=float)
-        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        image = axis.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
-        labels = [str(label) for label in table.columns]
-        axis.set(title=name, xlabel="predicted", ylabel="true")
-        if len(labels) <= 30:
-            turn = 90 if max(map(len, labels)) > 3 else 0
-            axis.set_xticks(range(len(labels)), labels, rotation=turn, fontsize=8)
-            axis.set_yticks(range(len(labels)), labels, fontsize=8)
-        if len(labels) <= 12:
-            for i, j in np.argwhere(counts > 0):
-                color = "white" if share[i, j] > 0.55 else "black"
-                axis.text(j, i, f"{int(counts[i, j])}", ha="center", va="center", color=color, fontsize=8)
-    for axis in axes.flat[count:]:
-        axis.set_visible(False)
+    for row, name in zip(axes, tables, strict=True):
+        for axis, table, percent in zip(row, (tables[name], clustered[name]), (False, True), strict=True):
+            image = _matrix(axis, table, percent)
+            what = "per cent, clustered" if percent else "counts"
+            axis.set_title(f"{name}: {what}" if len(tables) > 1 else what, fontsize=10)
     if image is not None:
-        figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+        figure.colorbar(image, ax=axes, label="% of the true class", shrink=min(0.8, 2.4 / len(tables)), aspect=25)
     return figure
+
+
+def _matrix(axis: Any, table: pd.DataFrame, percent: bool) -> Any:
+    counts = table.to_numpy(dtype=float)
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    labels = [str(label) for label in table.columns]
+    labels = [label if len(label) <= _MOST_LETTERS else label[: _MOST_LETTERS - 1] + "…" for label in labels]
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(labels) <= 30:
+        turn = 90 if max(map(len, labels)) > 3 else 0
+        axis.set_xticks(range(len(labels)), labels, rotation=turn, fontsize=8)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    if len(labels) <= 12:
+        for i, j in np.argwhere(counts > 0):
+            told = f"{counts[i, j]:.0f}"
+            if percent:
+                told = "<1" if 0 < share[i, j] < 0.5 else f"{share[i, j]:.0f}"
+            axis.text(j, i, told, ha="center", va="center", fontsize=8, color="white" if share[i, j] > 55 else "black")
+    axis.spines[:].set_color("#d8dee4")
+    return image
 
 
 def feature_space(points: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]], classes: Sequence[str]) -> Figure:

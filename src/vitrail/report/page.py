@@ -14,18 +14,29 @@ from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, RunError
+from vitrail.evaluate.confusion import clustered_together
 from vitrail.evaluate.table import read_evaluation, results_table
 from vitrail.report import figures, measured, pictures
-from vitrail.report.evaluated import Part, Section, Subject
+from vitrail.report.curves import ranking
+from vitrail.report.data import data_sections
+from vitrail.report.evaluated import Part, Section, Subject, mixed_up
 from vitrail.report.explanations import explain_images
 from vitrail.report.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of
 from vitrail.report.mistakes import mistakes_figure
 from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
+from vitrail.report.side_by_side import (
+    EXPLANATIONS,
+    FEATURES,
+    MISTAKES,
+    Shelf,
+    check_without,
+    feature_spaces,
+)
 from vitrail.report.tables import Column, Table
 from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.trained import TrainedModel, load_trained
+from vitrail.runs.trained import TrainedModel
 
 # Of the surest, as many as are told apart on a phone.
 _MISTAKES = 12
@@ -60,7 +71,11 @@ class _Run:
 
 
 def write_report(
-    runs: Sequence[RunFolder], out: Path, read_recipe: Callable[[Path], Recipe], title: str = "vitrail report"
+    runs: Sequence[RunFolder],
+    out: Path,
+    read_recipe: Callable[[Path], Recipe],
+    title: str = "",
+    without: Sequence[str] = (),
 ) -> Path:
     """Write the page of one or several evaluated runs; beside it the same as Markdown, its figures, its tables as CSV.
 
@@ -69,7 +84,8 @@ def write_report(
         out: The page, ``NAME.html``; ``NAME.md`` is written beside it. Figures go into ``figures/``, tables into
             ``tables/``; of a page of another name than report into folders of its own.
         read_recipe: Reads a run's recipe.
-        title: Of the page.
+        title: Of the page; the names of the runs when not given.
+        without: Sections to leave out, of "features", "explanations" and "mistakes", which take seconds each.
 
     Returns:
         ``out``.
@@ -77,27 +93,32 @@ def write_report(
     Raises:
         RunError: A run that has not been trained or evaluated, or not with the weights that it holds; a file that
             cannot be read or written.
-        ConfigError: No run, the same name twice, or a page that is not called ``NAME.html``.
+        ConfigError: No run, the same name twice, a page that is not called ``NAME.html``, or another section.
     """
     check_page(out)
+    check_without(without)
     names = [run.name for run in runs]
     if not runs or len(set(names)) != len(names):
         raise ConfigError(f"a report needs runs with different folder names, got {', '.join(names) or 'none'}")
     loaded = [_read(run, read_recipe) for run in runs]
     table = results_table(runs)
     subjects = [Subject(run.label, [run.part]) for run in loaded]
+    shelf = Shelf(read_recipe)
     sections = [
         _results(table, loaded),
+        *data_sections(subjects, shelf.look),
         *_sections([_convergence(loaded), _confusion(loaded)]),
         *measured.classes(subjects),
+        *ranking(subjects),
         *measured.calibration(subjects),
         *measured.refusing(subjects),
         *measured.prediction_sets(subjects),
-        *_sections(_mistakes(loaded)),
+        *([] if MISTAKES in without else _sections(_mistakes(loaded, shelf))),
         *robustness(subjects),
         *measured.cost(subjects),
         *measured.others(subjects),
-        *_sections([*_feature_spaces(loaded), *_explanations(loaded)]),
+        *([] if FEATURES in without else feature_spaces(subjects)),
+        *([] if EXPLANATIONS in without else _sections(_explanations(loaded, shelf))),
     ]
     details = [
         {
@@ -108,7 +129,9 @@ def write_report(
         }
         for run in loaded
     ]
-    return write_page(out, title, sections, "page.html.j2", {"runs": details})
+    return write_page(
+        out, title or _names(loaded), sections, "page.html.j2", {"runs": details, "facts": _facts(loaded)}
+    )
 
 
 def _read(run: RunFolder, read_recipe: Callable[[Path], Recipe]) -> _Run:
@@ -131,7 +154,7 @@ def _results(table: pd.DataFrame, runs: list[_Run]) -> Section:
     return Section("Summary", _summary(table, runs), tables=[Table("results", caption + ".", table, _RESULTS)])
 
 
-def _mistakes(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
+def _mistakes(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure | None]]:
     """The surest mistakes of each run as images; nothing where a run made none."""
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
@@ -140,8 +163,7 @@ def _mistakes(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
             continue
         picture = Picture(f"mistakes_{run.label}", f"What {run.label} was sure of and wrong about", "")
         try:
-            data = pictures.open_evaluated_images(load_trained(run.folder), run.recipe.data, run.metrics["data"])
-            figure = mistakes_figure(data.source, table, most=_MISTAKES)
+            figure = mistakes_figure(shelf.images(run.part).source, table, most=_MISTAKES)
         except DataError as error:
             picture.problem = f"Not drawn: {error}."
             result.append((picture, None))
@@ -169,6 +191,39 @@ def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
             f"{row['parameters']:,} parameters."
         )
     return sentences
+
+
+def _facts(runs: list[_Run]) -> list[dict[str, str]]:
+    """What is asked for first, where the page is of one run."""
+    if len(runs) > 1:
+        return []
+    metrics = runs[0].metrics
+    intervals = metrics.get("intervals", {}).get("measures", {})
+
+    def between(pair: Sequence[float] | None) -> str:
+        return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
+
+    right = "all labels right" if "map" in metrics else "accuracy"
+    interval = (metrics["accuracy_low"], metrics["accuracy_high"])
+    facts = [{"name": right, "value": f"{metrics['accuracy']:.3f}", "note": between(interval)}]
+    for key, name in (("map", "mean average precision"), ("f1_macro", "macro F1")):
+        if metrics.get(key) is not None:
+            facts.append({"name": name, "value": f"{metrics[key]:.3f}", "note": between(intervals.get(key))})
+    if (found := metrics.get("calibration")) is not None:
+        after = found.get("ece_after")
+        note = "" if after is None else f"{after:.3f} after temperature"
+        facts.append({"name": "calibration error", "value": f"{found['ece']:.3f}", "note": note})
+    efficiency = metrics["efficiency"]
+    facts.append(
+        {
+            "name": "images a second", "value": f"{efficiency['inference_images_per_second']:,.0f}",
+            "note": f"{efficiency.get('device', '')}, in batches".removeprefix(", "),
+        }
+    )  # fmt: skip
+    parameters = efficiency["parameters"]
+    told = f"{parameters / 1e6:.3g} M" if parameters >= 1e6 else f"{parameters:,}"
+    facts.append({"name": "parameters", "value": told, "note": f"{efficiency['gmacs']:.3g} G multiply-adds"})
+    return facts
 
 
 def _split_name(run: _Run) -> str:
@@ -200,54 +255,19 @@ def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
     return Picture(
         "confusion",
         "Confusion matrices",
-        f"Counts on the images of {_names_with_splits(runs)}; the colour is the share of the true class.",
-        "Confusion matrix of each run",
-    ), figures.confusion(tables)
+        f"Images of {_names_with_splits(runs)}: counts, and per cent of the true class with the classes that are taken "
+        "for each other side by side. The colour is the share of the true class. From confusion.csv.",
+        "Confusion matrix of each run; " + "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items()),
+    ), figures.confusion(tables, clustered_together(tables))
 
 
-def _feature_spaces(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
-    """One figure for the runs of the same classes: a colour means the same in all of its panels."""
-    groups: dict[tuple[str, ...], list[_Run]] = {}
-    for run in runs:
-        if _several_labels(run):
-            problem = "Not drawn: a point has one colour, and images have several labels."
-            return [(Picture("features", "Feature space", "", problem=problem), None)]
-        groups.setdefault(tuple(run.folder.read_json(run.folder.card)["classes"]), []).append(run)
-    result: list[tuple[Picture, Figure | None]] = []
-    for number, (classes, group) in enumerate(groups.items(), start=1):
-        picture = Picture(
-            f"features{'' if number == 1 else f'_{number}'}",
-            "Feature space",
-            f"t-SNE of what the classifier sees of the images of {_names_with_splits(group)}. "
-            "Distances between far groups mean little in t-SNE.",
-            "Images as points in the plane, coloured by class",
-        )
-        points: dict[str, tuple[Any, Any]] = {}
-        for run in group:
-            embeddings = run.folder.read_embeddings(run.name)
-            targets = run.folder.read_predictions(run.name)["target"].to_numpy()
-            if len(embeddings) != len(targets):
-                raise RunError(
-                    f"{run.folder}: {len(embeddings)} embeddings for {len(targets)} predictions; evaluate it again"
-                )
-            if len(targets) >= pictures.FEWEST_POINTS:
-                layout, rows = pictures.embed_in_plane(embeddings)
-                points[run.label] = (layout, targets[rows])
-        if points:
-            result.append((picture, figures.feature_space(points, classes)))
-        else:
-            picture.problem = f"Not drawn: t-SNE needs at least {pictures.FEWEST_POINTS} images."
-            result.append((picture, None))
-    return result
-
-
-def _explanations(runs: list[_Run]) -> list[tuple[Picture, Figure | None]]:
+def _explanations(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure | None]]:
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
-        trained = load_trained(run.folder)
+        trained = shelf.trained(run.part)
         what = f"What {run.label} attends to"
         try:
-            data = pictures.open_evaluated_images(trained, run.recipe.data, run.metrics["data"])
+            data = shelf.images(run.part)
             examples = pictures.choose_examples(run.folder, trained, data, run.name)
             maps = pictures.rollout_maps(trained, examples)
         except DataError as error:

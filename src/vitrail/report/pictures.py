@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,17 +105,26 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     else:
         per_class = max(1, most // len(trained.card.classes))
         chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"]).head(most)
-    places = {key: i for i, key in enumerate(data.source.keys)}
-    gone = [path for path in chosen["path"] if path not in places]
-    if gone:
-        raise DataError(f"{gone[0]} was evaluated and is not among the images any more")
-    indices = [places[path] for path in chosen["path"]]
+    indices = places_of(data, list(chosen["path"]))
     streams = data.source.load(indices)
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, said = _in_words(trained, target, logits)
         titles.append(true if true == said else f"{true}\nread as {said}")
     return Examples(as_pictures(streams["image"]), titles, trained.normalize(streams), indices)
+
+
+def places_of(data: ImageData, keys: Sequence[str]) -> list[int]:
+    """Numbers of images by what they are called.
+
+    Raises:
+        DataError: One is not there any more.
+    """
+    places = {key: i for i, key in enumerate(data.source.keys)}
+    gone = [key for key in keys if key not in places]
+    if gone:
+        raise DataError(f"{gone[0]} was evaluated and is not among the images any more")
+    return [places[key] for key in keys]
 
 
 def _in_words(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str]:

@@ -3,88 +3,83 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitrail.config.schema import Recipe
 from vitrail.errors import RunError
+from vitrail.evaluate.confusion import clustered_together
 from vitrail.report import figures, measured, suite_figures
-from vitrail.report.evaluated import Part, Section, Subject
+from vitrail.report.curves import ranking
+from vitrail.report.data import data_sections
+from vitrail.report.evaluated import Part, Section, Subject, mixed_up
 from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
+from vitrail.report.side_by_side import EXPLANATIONS, FEATURES, Shelf, check_without, explained, feature_spaces
 from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.suite import SuiteFolder
-
-_SUMMARY = {
-    "variant": "variant", "runs": "runs", "mean": "{metric}", "low": "from", "high": "to", "parameters": "parameters",
-    "gmacs": "G multiply-adds", "milliseconds_per_image": "ms an image", "training_seconds": "training, s",
-}  # fmt: skip
-_PAIRS = {
-    "statement": "statement", "a": "a", "b": "b", "difference": "a minus b", "low": "from", "high": "to", "p": "p",
-    "p_holm": "corrected p", "runs_needed": "runs needed", "cohens_dz": "d_z over runs", "odds_ratio": "odds ratio",
-    "p_mcnemar": "p, McNemar", "p_sign_flip_images": "p, sign flips", "why": "why not",
-}  # fmt: skip
-_RUNS = {
-    "variant": "variant", "seed": "seed", "fold": "fold", "run": "folder", "images": "test images",
-    "epochs": "epochs", "best_epoch": "best epoch", "training_seconds": "training, s", "device": "device",
-    "vitrail": "vitrail", "git_commit": "commit", "finished": "finished",
-}  # fmt: skip
-_TEXTS = ("variant", "a", "b", "statement", "why", "run", "device", "git_commit", "finished", "vitrail")
+from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, TEXTS, captions, cell_text, shown_columns
 
 
-def write_suite_report(folder: SuiteFolder, out: Path | None = None) -> Path:
+def write_suite_report(
+    folder: SuiteFolder, read_recipe: Callable[[Path], Recipe], out: Path | None = None, without: Sequence[str] = ()
+) -> Path:
     """Write the page of a suite; beside it the same as Markdown, its figures, and what was measured as CSV.
 
     Args:
         folder: The suite's folder.
+        read_recipe: Reads a run's recipe.
         out: The page; report.html in the folder when not given.
+        without: Sections to leave out, of "features" and "explanations", which take seconds for each variant.
 
     Returns:
         The page.
 
     Raises:
         RunError: A table or a run folder that is missing or damaged.
+        ConfigError: A page that is not called ``NAME.html``, or another section to leave out.
     """
     out = folder.report if out is None else out
     check_page(out)
+    check_without(without)
     facts = folder.read_facts()
     results, summary, pairs = (folder.read_table(f) for f in (folder.results, folder.summary, folder.pairs))
-    found = _measured(results) if len(results) else []
+    subjects = _subjects(results) if len(results) else []
+    found = _measured(subjects, Shelf(read_recipe), without) if subjects else []
     shown = _pictures(facts, results, summary, pairs) if len(results) else []
     sections = [*(Section(picture.title, [], [(picture, figure)]) for picture, figure in shown), *found]
     metric = facts["metric_name"]
-    level = f"{1 - facts['alpha']:.0%}"
+    unit, told = facts["unit"], captions(facts["unit"], facts["alpha"])
     tables = [
-        ("Variants", _table(summary, _SUMMARY, metric, facts["unit"]),
-         f"Mean over runs and its 95 % interval over seeds, {_unit(facts)}; median times as measured on the machine "
-         "named under Runs"),
-        ("Comparisons", _table(pairs, _PAIRS, metric, facts["unit"]),
-         f"Difference of a and b, {'in percentage points' if facts['unit'] == 100 else 'in nats'}, with its {level} "
-         "interval; runs needed: of each variant, to show a "
-         "difference of this size 4 times in 5"),
-    ]  # fmt: skip
-    more = {
+        ("Variants", _table(summary, SUMMARY, metric, unit), told[0]),
+        ("Comparisons", _table(pairs, PAIRS, metric, unit), told[1]),
+    ]
+    more: dict[str, Any] = {
         "about": facts["about"],
         "incomplete": _incomplete(facts),
         "sentences": facts["sentences"],
         "method": facts["method"],
         "failures": facts["failures"],
-        "tables": [(title, table, f"{caption}.") for title, table, caption in tables if table["rows"]],
+        "tables": [part for part in tables if part[1]["rows"]],
         "base": f"All begin with {facts['recipe']}, at the seeds {', '.join(map(str, facts['seeds']))}"
         + ("." if facts["folds"] is None else f", in {facts['folds']} folds."),
         "variants": [{"name": v["name"], "told": _told(v["changes"])} for v in facts["variants"]],
-        "listed": _table(results, _RUNS, metric, 1),
+        "listed": _table(results, RUNS, metric, 1),
+        "listed_caption": told[2],
     }
+    titles = ["Summary", *(["Failed"] if facts["failures"] else []), *(title for title, _, _ in more["tables"])]
+    more["before"] = [(title.lower(), title) for title in titles]
+    more["after"] = [("what", "What the variants are"), ("runs", "Runs")]
     return write_page(out, facts["title"], sections, "suite.html.j2", more, folder.read_text())
 
 
-def _measured(results: pd.DataFrame) -> list[Section]:
-    """What the evaluations of each variant's runs measured, as far as all of its runs have it."""
+def _subjects(results: pd.DataFrame) -> list[Subject]:
+    """Each variant with its runs."""
     subjects = []
     for name, rows in results.groupby("variant", sort=False):
         parts = [
@@ -92,12 +87,21 @@ def _measured(results: pd.DataFrame) -> list[Section]:
             for path, on in zip(rows["run"], rows["evaluated_on"], strict=True)
         ]
         subjects.append(Subject(str(name), parts, "variant"))
+    return subjects
+
+
+def _measured(subjects: Sequence[Subject], shelf: Shelf, without: Sequence[str]) -> list[Section]:
+    """What the evaluations of each variant's runs measured, as far as all of its runs have it."""
     return [
+        *ranking(subjects),
         *measured.calibration(subjects),
         *measured.refusing(subjects),
         *measured.prediction_sets(subjects),
         *robustness(subjects),
         *measured.cost(subjects),
+        *([] if FEATURES in without else feature_spaces(subjects)),
+        *([] if EXPLANATIONS in without else explained(subjects, shelf)),
+        *data_sections(subjects, shelf.look),
     ]
 
 
@@ -174,12 +178,13 @@ def _confusion(results: pd.DataFrame, runs_of: Mapping[str, list[Path]]) -> tupl
         tables[str(name)] = added
     told = "; ".join(f"{name}: {', '.join(p.name for p in paths)}" for name, paths in runs_of.items())
     caption = (
-        f"Counts on the test images, added up over the runs of each variant: {told}. The colour is the share of the "
-        "true class."
+        f"Test images, added up over the runs of each variant: {told}. Counts, and per cent of the true class with the "
+        "classes that are taken for each other side by side; the colour is the share of the true class. From "
+        "confusion.csv of each."
     )
-    right = {name: int(np.trace(table.to_numpy())) for name, table in tables.items()}
-    alt = "; ".join(f"{name}: {right[name]} of {table.to_numpy().sum()} right" for name, table in tables.items())
-    return Picture("confusion", title, caption, f"Confusion matrix of each variant; {alt}"), figures.confusion(tables)
+    alt = "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items())
+    figure = figures.confusion(tables, clustered_together(tables))
+    return Picture("confusion", title, caption, f"Confusion matrix of each variant; {alt}"), figure
 
 
 def _incomplete(facts: Mapping[str, Any]) -> str:
@@ -189,36 +194,23 @@ def _incomplete(facts: Mapping[str, Any]) -> str:
     return f"{facts['runs_done']} of {facts['runs_planned']} runs are done; what follows is from these alone."
 
 
-def _unit(facts: Mapping[str, Any]) -> str:
-    return "in per cent" if facts["unit"] == 100 else "in nats"
-
-
 def _told(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in changes.items()) or "the recipe as it is"
 
 
 def _table(table: pd.DataFrame, columns: Mapping[str, str], metric: str, unit: float) -> dict[str, Any]:
-    names = [name for name in columns if name in table and table[name].notna().any()]
-    header = [{"text": columns[n].format(metric=metric), "kind": "text" if n in _TEXTS else ""} for n in names]
-    rows = [[_cell(name, row[name], unit) for name in names] for row in table.to_dict("records")]
+    headings = shown_columns(table, columns, metric)
+    header = [{"text": heading, "kind": "text" if name in TEXTS else ""} for name, heading in headings.items()]
+    rows = [[_cell(name, row[name], unit) for name in headings] for row in table.to_dict("records")]
     return {"header": header, "rows": rows}
 
 
 def _cell(name: str, value: Any, unit: float) -> dict[str, Any]:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    text = cell_text(name, value, unit)
+    if not text:
         return {"text": "", "sort": "", "kind": ""}
-    if name in _TEXTS:
+    if name in TEXTS:
         kind = {"statement": "text" if value == "not shown" else "text shown", "why": "text long"}.get(name, "text")
-        return {"text": str(value), "sort": None, "kind": kind}
+        return {"text": text, "sort": None, "kind": kind}
     number = float(value)
-    if name in ("mean", "low", "high", "difference"):
-        text = f"{unit * number:.2f}" if unit == 100 else f"{number:.4f}"
-    elif name in ("parameters", "runs", "runs_needed", "images", "epochs", "seed", "fold", "best_epoch"):
-        text = f"{number:,.0f}"
-    elif math.isinf(number):
-        text = "∞"
-    elif name.startswith("p") and number < 0.0001:
-        text = "< 0.0001"
-    else:
-        text = f"{number:.3g}"
     return {"text": text, "sort": repr(number) if math.isfinite(number) else "1e308", "kind": ""}

@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+# Letters of a cell that is broken into lines.
+_LONG = 40
 _FORMS = {"share": "{:.3f}", "error": "{:.4f}", "number": "{:.3g}", "count": "{:,.0f}"}
 
 
@@ -82,7 +84,7 @@ def _cell(row: Mapping[str, Any], column: Column) -> dict[str, Any]:
     if is_nothing(value):
         return {"text": "", "sort": "", "kind": ""}
     if column.form == "text":
-        return {"text": str(value), "sort": None, "kind": "text"}
+        return {"text": str(value), "sort": None, "kind": "text long" if len(str(value)) > _LONG else "text"}
     number, form = float(value), _FORMS[column.form]
     text = form.format(number)
     ends = [row.get(end) for end in (column.low, column.high)]

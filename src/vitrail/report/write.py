@@ -68,13 +68,15 @@ def write_page(
     shown = [
         {
             "title": section.title,
+            "anchor": f"s{number}",
             "words": section.words,
             "pictures": finished[id(section)],
             "tables": [{"caption": table.told, **table.shown()} for table in section.tables],
         }
-        for section in sections
+        for number, section in enumerate(sections, start=1)
     ]
-    text = environment.get_template(template).render(title=title, version=__version__, sections=shown, **more)
+    given = {"before": (), "after": (("runs", "Runs"),), **more}
+    text = environment.get_template(template).render(title=title, version=__version__, sections=shown, **given)
     write_text(out, text)
     write_text(out.with_suffix(".md"), _markdown(out, title, sections, more.get("runs", ()), lead))
     return out

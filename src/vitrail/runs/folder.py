@@ -31,6 +31,7 @@ class EvaluationFiles:
     def __init__(self, folder: Path) -> None:
         self.metrics = folder / "metrics.json"
         self.per_class = folder / "per_class.csv"
+        self.curves = folder / "curves.csv"
         self.confusion = folder / "confusion.csv"
         self.confusion_shares = folder / "confusion_normalized.csv"
         self.confusion_clustered = folder / "confusion_clustered.csv"
@@ -75,6 +76,9 @@ class RunFolder:
         self.features = self.path / "features"
         self.report = self.path / "report.html"
         self.unreadable = self.path / "unreadable.csv"
+        self.balance = self.path / "data.json"
+        self.audit = self.path / "audit.json"
+        self.audit_page = self.path / "audit.html"
 
     def __str__(self) -> str:
         return str(self.path)

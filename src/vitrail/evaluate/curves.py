@@ -1,0 +1,147 @@
+"""ROC and precision-recall curves: each class against the rest, and their means."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import expit
+from sklearn.exceptions import UndefinedMetricWarning
+from sklearn.metrics import auc, roc_curve
+
+from vitrail.evaluate.intervals import Doubles
+from vitrail.evaluate.metrics import Floats, Ints, log_odds, one_hot
+
+# Points of a curve: of many classes fewer, so that the table stays small.
+_MOST, _FEWEST, _TOGETHER = 200, 25, 20_000
+ROC, PRECISION_RECALL = "roc", "precision_recall"
+COLUMNS = ("curve", "of", "class", "x", "y", "threshold")
+
+Curve = tuple[Doubles, Doubles, Doubles]
+
+
+def true_and_scores(logits: Floats, targets: Ints) -> tuple[npt.NDArray[np.bool_], Doubles]:
+    """What ranks images: whether each has each class, and by what it is ordered, both ``(N, K)``.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        targets: Classes ``(N,)``, or labels ``(N, K)``.
+    """
+    if targets.ndim == 2:
+        return targets > 0, logits.astype(np.float64)
+    return one_hot(targets, logits.shape[1]), log_odds(logits)
+
+
+def rank_curves(
+    true: npt.NDArray[np.bool_], scores: Doubles, classes: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, float | None]]:
+    """The curves of each class, of all answers together (micro), and the mean over classes (macro), thinned.
+
+    Of the ROC, ``x`` is the share of the others that pass and ``y`` that of the class's own, joined by straight lines.
+    Of precision and recall, ``x`` is the recall and ``y`` the precision at the highest threshold that reaches it: it
+    holds for the recalls since the point before, as average precision takes it. The macro mean is of ``y`` at the
+    same ``x``, so that the area below it is the mean of the classes' areas. A class that no image has, or all have,
+    has no ROC; one that no image has has no precision either.
+
+    Args:
+        true: Whether each image has each class, shape ``(N, K)``.
+        scores: What orders images: logarithms of odds, shape ``(N, K)``.
+        classes: Names, ``K`` of them.
+
+    Returns:
+        A table with ``curve`` ("roc" or "precision_recall"), ``of`` ("class", "micro" or "macro"), ``class`` (empty
+        for means), ``x``, ``y``, and ``threshold``, the probability from which on an answer counts as yes (none for
+        macro); and the areas ``roc_auc_micro`` and ``average_precision_micro`` before thinning, None where there are
+        none.
+    """
+    most = int(np.clip(_TOGETHER // max(len(classes), 1), _FEWEST, _MOST))
+    grid = np.linspace(0, 1, most)
+    parts: dict[str, list[pd.DataFrame]] = {ROC: [], PRECISION_RECALL: []}
+    heights: dict[str, list[Doubles]] = {ROC: [], PRECISION_RECALL: []}
+    areas: dict[str, float | None] = {"roc_auc_micro": None, "average_precision_micro": None}
+    for of, name, own, score in _each(true, scores, classes):
+        for curve, points in _curves(own, score).items():
+            x, y, _ = points
+            if of == "class":
+                heights[curve].append(_height(curve, grid, x, y))
+            elif curve == ROC:
+                areas["roc_auc_micro"] = float(auc(x, y))
+            else:
+                areas["average_precision_micro"] = float((np.diff(x) * y[1:]).sum())
+            parts[curve].append(_frame(curve, of, name, *_thinned(curve, points, most)))
+    for curve, found in heights.items():
+        if found:
+            x, y = grid, np.mean(found, axis=0)
+            if curve == ROC:
+                x, y = np.concatenate([[0], x]), np.concatenate([[0], y])
+            parts[curve].append(_frame(curve, "macro", "", x, y, np.full(len(x), np.nan)))
+    frames = parts[ROC] + parts[PRECISION_RECALL]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS)), areas
+
+
+def _each(
+    true: npt.NDArray[np.bool_], scores: Doubles, classes: Sequence[str]
+) -> Iterator[tuple[str, str, npt.NDArray[np.bool_], Doubles]]:
+    for k, name in enumerate(classes):
+        yield "class", name, true[:, k], scores[:, k]
+    yield "micro", "", true.ravel(), scores.ravel()
+
+
+def _curves(true: npt.NDArray[np.bool_], scores: Doubles) -> dict[str, Curve]:
+    """Both curves from one sort, as far as there are any."""
+    positives = int(true.sum())
+    negatives = len(true) - positives
+    if positives == 0:
+        return {}
+    # Where all have the class the first share is 0 / 0, which scikit-learn warns of and nobody asks for.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        others, recall, threshold = roc_curve(true, scores, drop_intermediate=False)
+    threshold = expit(threshold)
+    hits = np.rint(recall * positives)
+    wrong = np.rint(others * negatives) if negatives else np.zeros(len(recall))
+    # Of one recall the first: the highest threshold that reaches it.
+    first = np.flatnonzero(np.diff(hits, prepend=0) > 0)
+    precision = hits[first] / (hits[first] + wrong[first])
+    found = {
+        PRECISION_RECALL: (
+            np.concatenate([[0], recall[first]]),
+            np.concatenate([precision[:1], precision]),
+            np.concatenate([[1], threshold[first]]),
+        )
+    }
+    if negatives:
+        # What lies on a straight line between its neighbours says nothing.
+        bent = (np.diff(hits, 2) != 0) | (np.diff(wrong, 2) != 0)
+        kept = np.flatnonzero(np.concatenate([[True], bent, [True]]))
+        found[ROC] = others[kept], recall[kept], threshold[kept]
+    return found
+
+
+def _height(curve: str, grid: Doubles, x: Doubles, y: Doubles) -> Doubles:
+    """A curve at each place of a grid, where it rises at a place its upper end."""
+    if curve == ROC:
+        result: Doubles = np.interp(grid, x, y)
+        return result
+    reached: Doubles = y[np.searchsorted(x, grid, side="left").clip(max=len(y) - 1)]
+    return reached
+
+
+def _thinned(curve: str, points: Curve, most: int) -> Curve:
+    """At most so many points, the ends among them, evenly spaced along the curve."""
+    x, y, threshold = points
+    if len(x) <= most:
+        return points
+    # A ROC curve rises in both directions; a step belongs to its recall.
+    way = x + y if curve == ROC else x
+    wanted = np.searchsorted(way, np.linspace(way[0], way[-1], most))
+    kept = np.unique(np.concatenate([[0], wanted.clip(max=len(x) - 1), [len(x) - 1]]))
+    return x[kept], y[kept], threshold[kept]
+
+
+def _frame(curve: str, of: str, name: str, x: Doubles, y: Doubles, threshold: Doubles) -> pd.DataFrame:
+    columns = dict(zip(COLUMNS, (curve, of, name, x, y, threshold), strict=True))
+    return pd.DataFrame(columns).round({"x": 6, "y": 6, "threshold": 6})

@@ -1,0 +1,343 @@
+"""What is known of the data of the runs on a page: balance and splits, and what an audit recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vitrail.errors import DataError, RunError
+from vitrail.report.evaluated import Part, Section, Subject
+from vitrail.report.figures import PALETTE
+from vitrail.report.measured_figures import plain
+from vitrail.report.picture import Picture
+from vitrail.report.tables import Column, Table
+
+# Classes with a bar of their own; of more, the largest and the smallest.
+_MOST_BARS = 30
+# Sizes with a mark of their own.
+_MOST_SIZES = 400
+# Duplicates drawn, and images of each.
+_MOST_GROUPS, _MOST_COPIES = 6, 2
+_SPLIT_LOOKS = {
+    "train": (PALETTE[0], ""), "val": (PALETTE[4], "///"), "test": (PALETTE[2], "..."),
+    "unlabelled": ("#b9c0c7", "xxx"),
+}  # fmt: skip
+_NAMES = {"train": "training", "val": "validation"}
+
+# Keys of images -> what they look like, each ``(H, W)`` or ``(H, W, 3)``.
+Look = Callable[[Sequence[str]], Sequence[npt.NDArray[Any]]]
+
+
+@dataclass
+class _Known:
+    """One data set, and the runs that were trained on it.
+
+    Attributes:
+        record: What an evaluation wrote of it; what an audit says of the same where there is none.
+        audit: What an audit recorded; None where there was none, or of other images.
+        part: The first of the runs.
+        names: Of all of them.
+        stale: Whether the images are others than the run was trained on.
+        stale_audit: Whether there was an audit of other images.
+    """
+
+    record: dict[str, Any]
+    audit: dict[str, Any] | None
+    part: Part
+    names: list[str] = field(default_factory=list)
+    stale: bool = False
+    stale_audit: bool = False
+
+
+def data_sections(subjects: Sequence[Subject], look: Callable[[Part], Look] | None = None) -> list[Section]:
+    """A section for each data set that the runs were trained on.
+
+    Args:
+        subjects: What is shown side by side; runs that recorded nothing of their data are left out.
+        look: Of a run, what shows its images; duplicates are not drawn when not given.
+
+    Returns:
+        Nothing where nothing was recorded.
+
+    Raises:
+        RunError: A record that is damaged.
+    """
+    known: dict[str, _Known] = {}
+    for subject in subjects:
+        for part in subject.parts:
+            found = _read(part)
+            if found is None:
+                continue
+            code = f"{found.record['fingerprint']} {found.record['splits']} {found.audit is not None}"
+            known.setdefault(code, found).names.append(part.run.name)
+    sections = []
+    for number, found in enumerate(known.values(), start=1):
+        more = "" if number == 1 else f"_{number}"
+        title = "Data" if len(known) == 1 else f"Data of {', '.join(found.names)}"
+        section = Section(title, _words(found))
+        if found.record["balance"]:
+            section.shown.append(_balance(found, f"data{more}"))
+        if found.audit is not None:
+            section.shown += [*_sizes(found, f"sizes{more}"), *_copies(found, f"duplicates{more}", look)]
+        section.tables = _tables(found, more)
+        sections.append(section)
+    return sections
+
+
+def _read(part: Part) -> _Known | None:
+    record = part.content(part.run.balance)
+    audit = part.content(part.run.audit)
+    if record is None and audit is None:
+        return None
+    keys = ("fingerprint", "splits", "balance", "unreadable")
+    for file, content in ((part.run.balance, record), (part.run.audit, audit)):
+        lacking = [key for key in keys if content is not None and key not in content]
+        if lacking:
+            raise RunError(f"{file} holds no {', '.join(lacking)}; evaluate the run, or audit its data, again")
+    stale_audit = record is not None and audit is not None and record["fingerprint"] != audit["fingerprint"]
+    chosen = audit if record is None else record
+    assert chosen is not None, "one of them is there"
+    environment = part.content(part.run.environment) or {}
+    trained_on = (environment.get("images") or {}).get("fingerprint")
+    return _Known(
+        chosen,
+        None if stale_audit else audit,
+        part,
+        stale=trained_on is not None and trained_on != chosen["fingerprint"],
+        stale_audit=stale_audit,
+    )
+
+
+def _words(found: _Known) -> list[str]:
+    record, audit, run = found.record, found.audit, found.part.run
+    splits = ", ".join(f"{_NAMES.get(name, name)} {number:,}" for name, number in record["splits"].items())
+    classes = f" of {len(record['balance'])} classes" if record["balance"] else ""
+    words = [f"{sum(record['splits'].values()):,} images{classes}: {splits}."]
+    own = {name: row.get("train", 0) for name, row in record["balance"].items()}
+    if len(own) > 1:
+        most, least = max(own, key=lambda name: own[name]), min(own, key=lambda name: own[name])
+        if own[least] == 0:
+            words.append(f"{least} has no training image.")
+        elif own[most] > own[least]:
+            words.append(
+                f"{most} has {own[most] / own[least]:.1f} times as many training images as {least} "
+                f"({own[most]:,} and {own[least]:,})."
+            )
+    if record["unreadable"]:
+        words.append(f"{len(record['unreadable'])} files cannot be read and were left out.")
+    if found.stale:
+        words.append(
+            "These are not the images that the run was trained on: files, labels or splits have changed since."
+        )
+    if audit is None:
+        why = "the audit that is recorded is of other images" if found.stale_audit else "the data was not audited"
+        words.append(f"Duplicates, leaks, sizes and constant bands: {why}; `vitrail data audit --run {run}` does it.")
+        return words
+    across = [g for g in audit["duplicates"] if _leaks(g)]
+    if audit["split_leaks"]:
+        parts = [
+            *([f"{_count(len(across), 'group')} of the same or nearly the same images"] if across else []),
+            *([f"{_count(len(audit['shared_groups']), 'group')} of the data's own"] if audit["shared_groups"] else []),
+        ]
+        words.append(f"The split leaks: {' and '.join(parts)} lie in several splits; what is measured is too good.")
+    else:
+        words.append("No image of one split was found in another.")
+    return words
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _leaks(group: dict[str, Any]) -> bool:
+    return len(set(group["splits"]) - {""}) > 1
+
+
+def _conflicts(group: dict[str, Any]) -> bool:
+    return len(set(group["labels"])) > 1
+
+
+def _balance(found: _Known, name: str) -> tuple[Picture, Figure]:
+    balance = found.record["balance"]
+    order = sorted(balance, key=lambda key: -sum(balance[key].values()))
+    told = ""
+    if len(order) > _MOST_BARS:
+        half = _MOST_BARS // 2
+        told = f" The {half} largest and the {half} smallest of {len(order)}."
+        order = [*order[:half], *order[-half:]]
+    what = "labels" if found.record.get("several_labels") else "classes"
+    caption = f"Images of the {what} in each split.{told} From {_origin(found)} of {', '.join(found.names)}."
+    shown = order[:8]
+    alt = f"Bars of the images of the {what} by split; " + "; ".join(
+        f"{key}: " + ", ".join(f"{_NAMES.get(s, s)} {n}" for s, n in balance[key].items()) for key in shown
+    )
+    splits = list(found.record["splits"])
+    figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(order)), layout="constrained")
+    axis = figure.subplots()
+    place = np.arange(len(order))
+    left = np.zeros(len(order))
+    for split in splits:
+        width = np.array([balance[key][split] for key in order], dtype=float)
+        color, hatch = _SPLIT_LOOKS.get(split, (PALETTE[3], ""))
+        axis.barh(
+            place, width, 0.72, left, color=color, hatch=hatch, edgecolor="white", linewidth=0.5,
+            label=_NAMES.get(split, split),
+        )  # fmt: skip
+        left += width
+    for row, whole in enumerate(left.tolist()):
+        axis.text(whole + 0.01 * float(left.max()), row, f"{int(whole):,}", va="center", fontsize=8, color="#59636e")
+    axis.set_yticks(place, [_short(key) for key in order], fontsize=8)
+    axis.set(xlabel="images", ylim=(len(order) - 0.4, -0.6), xlim=(0, 1.12 * left.max()))
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    plain(axis)
+    axis.grid(False, axis="y")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=max(1, len(splits)))
+    return Picture(name, "Balance", caption, alt), figure
+
+
+def _origin(found: _Known) -> str:
+    return found.part.run.audit.name if found.record is found.audit else found.part.run.balance.name
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else name[:27] + "…"
+
+
+def _sizes(found: _Known, name: str) -> list[tuple[Picture, Figure | None]]:
+    """Height against width, where there are several."""
+    assert found.audit is not None
+    sizes = found.audit["sizes"]
+    if len(sizes) < 2:
+        return []
+    shown = sizes[:_MOST_SIZES]
+    height, width = (np.array([size[i] for size, _ in shown], dtype=float) for i in (0, 1))
+    number = np.array([count for _, count in shown], dtype=float)
+    figure = Figure(figsize=(4.4, 3.9), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(width, height, s=10 + 120 * number / number.max(), color=PALETTE[0], alpha=0.45, linewidths=0)
+    top = 1.06 * max(height.max(), width.max())
+    axis.plot([0, top], [0, top], color="gray", linewidth=1, linestyle=":")
+    axis.set(xlabel="width, pixels", ylabel="height, pixels", xlim=(0, top), ylim=(0, top), aspect="equal")
+    plain(axis)
+    some = f" The {_MOST_SIZES} most frequent." if len(sizes) > _MOST_SIZES else ""
+    caption = (
+        f"{len(sizes)} sizes of images, {height.min():.0f} to {height.max():.0f} high and {width.min():.0f} to "
+        f"{width.max():.0f} wide; larger marks are of more images.{some} From audit.json of {', '.join(found.names)}."
+    )
+    return [(Picture(name, "Sizes", caption, f"Height against width; {caption}"), figure)]
+
+
+def _copies(found: _Known, name: str, look: Callable[[Part], Look] | None) -> list[tuple[Picture, Figure | None]]:
+    """The first duplicates that matter, as images: across splits, or of several classes."""
+    assert found.audit is not None
+    groups = [g for g in found.audit["duplicates"] if _leaks(g) or _conflicts(g)][:_MOST_GROUPS]
+    if not groups or look is None:
+        return []
+    chosen = [_apart(group)[:_MOST_COPIES] for group in groups]
+    title = "The same image twice"
+    try:
+        images = look(found.part)([group["keys"][i] for group, rows in zip(groups, chosen, strict=True) for i in rows])
+    except (DataError, RunError) as error:
+        return [(Picture(name, title, "", problem=f"Duplicates are not drawn: {error}."), None)]
+    figure = Figure(figsize=(1.75 * len(groups) + 0.1, 2 * 2.05), layout="constrained")
+    axes = figure.subplots(_MOST_COPIES, len(groups), squeeze=False)
+    place = 0
+    told = []
+    for column, (group, rows) in enumerate(zip(groups, chosen, strict=True)):
+        for line, row in enumerate(rows):
+            axis = axes[line, column]
+            axis.imshow(images[place], cmap="gray", vmin=0, vmax=1)
+            split = _NAMES.get(group["splits"][row], group["splits"][row])
+            axis.set_title(f"{split}\n{_short(group['labels'][row])}", fontsize=8)
+            place += 1
+        told.append(" and ".join(f"{group['keys'][row]} ({group['splits'][row]})" for row in rows))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    caption = (
+        "Images that are the same, or nearly, in several splits or classes, one above the other. Near duplicates are "
+        f"found by a perceptual hash. From audit.json of {', '.join(found.names)}."
+    )
+    return [(Picture(name, title, caption, f"Duplicates as images; {'; '.join(told)}"), figure)]
+
+
+def _apart(group: dict[str, Any]) -> list[int]:
+    """Numbers of a group's images, the first of each split and class before the others."""
+    kinds = list(zip(group["splits"], group["labels"], strict=True))
+    first = [i for i, kind in enumerate(kinds) if kinds.index(kind) == i]
+    return [*first, *(i for i in range(len(kinds)) if i not in first)]
+
+
+def _tables(found: _Known, more: str) -> list[Table]:
+    record, audit = found.record, found.audit
+    whose = ", ".join(found.names)
+    tables = []
+    if record["balance"]:
+        splits = list(record["splits"])
+        rows = [{"class": name, **row, "all": sum(row.values())} for name, row in record["balance"].items()]
+        columns = [Column("class", "class", "text"), *(Column(s, _NAMES.get(s, s), "count") for s in splits),
+                   Column("all", "all", "count")]  # fmt: skip
+        frame = pd.DataFrame(rows).sort_values("all", ascending=False, kind="stable")
+        caption = f"Images of each class by split. From {_origin(found)} of {whose}."
+        tables.append(Table(f"balance{more}", caption, frame, columns, most=40))
+    if record["unreadable"]:
+        frame = pd.DataFrame(record["unreadable"], columns=["path", "problem"])
+        columns = [Column("path", "file", "text"), Column("problem", "problem", "text")]
+        caption = f"Files that were left out. From {_origin(found)} of {whose}."
+        tables.append(Table(f"unreadable{more}", caption, frame, columns, most=10))
+    if audit is None:
+        return tables
+    caption = (
+        f"What an audit found in {audit['images']:,} images; near duplicates differ in at most "
+        f"{audit.get('distance', 8)} of 64 bits of a perceptual hash. From audit.json of {whose}."
+    )
+    columns = [Column("what", "looked for", "text"), Column("number", "found", "count"), Column("first", "", "text")]
+    tables.append(Table(f"audit{more}", caption, _findings(audit), columns))
+    matter = [g for g in audit["duplicates"] if _leaks(g) or _conflicts(g)]
+    if matter:
+        frame = pd.DataFrame([
+            {
+                "kind": g["kind"], "where": "several splits" if _leaks(g) else "one split",
+                "labels": ", ".join(dict.fromkeys(g["labels"])),
+                "images": "; ".join(
+                    f"{key} ({_NAMES.get(split, split)})" for key, split in zip(g["keys"], g["splits"], strict=True)
+                ),
+            }
+            for g in matter
+        ])  # fmt: skip
+        columns = [Column("kind", "duplicates", "text"), Column("where", "in", "text"),
+                   Column("labels", "classes", "text"), Column("images", "images", "text")]  # fmt: skip
+        caption = f"Duplicates across splits or classes. From audit.json of {whose}."
+        tables.append(Table(f"duplicates{more}", caption, frame, columns, most=12))
+    return tables
+
+
+def _findings(audit: dict[str, Any]) -> pd.DataFrame:
+    """What was looked for, how often it was found, and the first of it."""
+    kinds = {kind: [g for g in audit["duplicates"] if g["kind"] == kind] for kind in ("exact", "near")}
+    constant = list(dict.fromkeys(key for key, _, _ in audit["constant"]))
+    empty = [f"{stream}: {band}" for stream, band in audit["empty_bands"]]
+    found: list[tuple[str, list[str]]] = [
+        ("files that cannot be read", [path for path, _ in audit["unreadable"]]),
+        ("groups of exact duplicates", [_pair(g) for g in kinds["exact"]]),
+        ("groups of near duplicates", [_pair(g) for g in kinds["near"]]),
+        ("duplicates across splits", [_pair(g) for g in audit["duplicates"] if _leaks(g)]),
+        ("duplicates of different classes", [_pair(g) for g in audit["duplicates"] if _conflicts(g)]),
+        ("groups of the data's own across splits", list(audit["shared_groups"])),
+        ("images with a constant band", constant),
+        ("bands constant in every image", empty),
+        ("sizes of images", [f"{height} x {width}" for (height, width), _ in audit["sizes"]]),
+    ]
+    return pd.DataFrame([
+        {"what": what, "number": len(names), "first": names[0] if names else None} for what, names in found
+    ])  # fmt: skip
+
+
+def _pair(group: dict[str, Any]) -> str:
+    return " = ".join(group["keys"][:2])

@@ -1,0 +1,79 @@
+"""What the columns of a suite's tables are called for people, and how their numbers are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+# Column -> heading, of summary.csv, pairs.csv and results.csv; what is not here is for programs.
+SUMMARY = {
+    "variant": "variant", "runs": "runs", "mean": "{metric}", "low": "from", "high": "to", "parameters": "parameters",
+    "gmacs": "G multiply-adds", "milliseconds_per_image": "ms an image", "training_seconds": "training, s",
+}  # fmt: skip
+PAIRS = {
+    "statement": "statement", "a": "a", "b": "b", "difference": "a minus b", "low": "from", "high": "to", "p": "p",
+    "p_holm": "corrected p", "runs_needed": "runs needed", "cohens_dz": "d_z over runs", "odds_ratio": "odds ratio",
+    "p_mcnemar": "p, McNemar", "p_sign_flip_images": "p, sign flips", "why": "why not",
+}  # fmt: skip
+RUNS = {
+    "variant": "variant", "seed": "seed", "fold": "fold", "run": "folder", "images": "test images",
+    "epochs": "epochs", "best_epoch": "best epoch", "training_seconds": "training, s", "device": "device",
+    "vitrail": "vitrail", "git_commit": "commit", "finished": "finished",
+}  # fmt: skip
+TEXTS = ("variant", "a", "b", "statement", "why", "run", "device", "git_commit", "finished", "vitrail")
+_COUNTS = ("parameters", "runs", "runs_needed", "images", "epochs", "seed", "fold", "best_epoch")
+
+
+def shown_columns(table: pd.DataFrame, columns: Mapping[str, str], metric: str) -> dict[str, str]:
+    """Those of the columns that hold something, with their headings.
+
+    Args:
+        table: One of a suite's tables.
+        columns: Its columns and their headings.
+        metric: The measure's name for people.
+    """
+    return {n: h.format(metric=metric) for n, h in columns.items() if n in table and table[n].notna().any()}
+
+
+def cell_text(name: str, value: Any, unit: float) -> str:
+    """A cell for people; empty where there is nothing.
+
+    Args:
+        name: Of the column.
+        value: In it.
+        unit: 100 where the measure is told in per cent, else 1.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if name in TEXTS:
+        return str(value)
+    number = float(value)
+    if name in ("mean", "low", "high", "difference"):
+        return f"{unit * number:.2f}" if unit == 100 else f"{number:.4f}"
+    if name in _COUNTS:
+        return f"{number:,.0f}"
+    if math.isinf(number):
+        return "∞"
+    if name.startswith("p") and number < 0.0001:
+        return "< 0.0001"
+    return f"{number:.3g}"
+
+
+def captions(unit: float, alpha: float) -> tuple[str, str, str]:
+    """What stands with summary.csv, pairs.csv and results.csv.
+
+    Args:
+        unit: As :func:`cell_text` has it.
+        alpha: How often a claim may be false.
+    """
+    points = "percentage points" if unit == 100 else "nats"
+    return (
+        f"Mean over runs and its 95 % interval over seeds, in {'per cent' if unit == 100 else 'nats'}; median times as "
+        "measured on the machine named under Runs.",
+        f"Difference of a and b, in {points}, with its {1 - alpha:.0%} interval; runs needed: of each variant, to show "
+        "a difference of this size 4 times in 5.",
+        "Each run, its folder, and what it was made with.",
+    )
