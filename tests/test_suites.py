@@ -31,8 +31,8 @@ def test_suite(path, size):
     runs = plan(suite)
     trained = [run for run in runs if not run.without_labels]
     assert len(suite.variants) == WANTED[path.stem]
-    assert len(trained) == WANTED[path.stem] * len(suite.seeds)
-    assert len(suite.seeds) >= 3
+    assert len(trained) == WANTED[path.stem] * len(suite.seeds) * (suite.folds or 1)
+    assert len(suite.seeds) * (suite.folds or 1) >= 3
     counts = []
     for run in {run.variant: run for run in trained}.values():
         with torch.device("meta"):

@@ -148,12 +148,12 @@ def test_report_holds_every_picture(run):
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     names = ["convergence", "confusion", "features", "attention_x", "tokens_x", *["methods_x"][:_SEVERAL_METHODS],
-             "calibration", "selective", "latency"]  # fmt: skip
+             "calibration", "selective", "latency", "curves", "data"]  # fmt: skip
     mistakes = len(pd.read_csv(run / "evaluation" / "mistakes.csv"))
     names += ["mistakes_x"][:mistakes]  # none where none was made
     assert page.count("data:image/png;base64,") == len(names)
     assert "Not drawn" not in page
-    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # self-contained
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)  # self-contained
     for name in names:
         assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
 
@@ -185,7 +185,7 @@ def test_demo(models, tmp_path, capsys):
     page = (tmp_path / "demo" / "report.html").read_text()
     # Curves, confusion, features, calibration, refusing, sets and latency of all; of each attention, several methods
     # and mistakes; learned tokens.
-    assert page.count("data:image/png;base64,") == 7 + len(models) * (2 + _SEVERAL_METHODS) + 1
+    assert page.count("data:image/png;base64,") == 9 + len(models) * (2 + _SEVERAL_METHODS) + 1
     assert "Not drawn" not in page
     if "hvt" in models:
         card = json.loads((tmp_path / "demo" / "hvt" / "model.json").read_text())

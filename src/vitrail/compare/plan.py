@@ -129,7 +129,7 @@ def plan(suite: Suite) -> list[Run]:
                     before.setdefault(needed.identity, needed)
                     model = dataclasses.replace(recipe.model, weights=needed.recipe.run_dir)
                     recipe = dataclasses.replace(recipe, model=model)
-                code = identity(settle(recipe, "", seed, fold, who), None if needed is None else needed.identity, who)
+                code = identity(settle(recipe, None, seed, fold, who), None if needed is None else needed.identity, who)
                 recipe = settle(recipe, suite.runs_dir / code, seed, fold, who)
                 number = None if fold is None else fold[0]
                 runs.append(
@@ -152,7 +152,7 @@ def _plan_pretraining(suite: Suite, name: str, fold: tuple[int, int] | None) -> 
     who = f"{suite.file}: pretrained.{name}"
     begun = suite.pretrained[name]
     seed = begun.run.seed
-    code = identity(settle(begun, "", seed, fold, who), None, who)
+    code = identity(settle(begun, None, seed, fold, who), None, who)
     recipe = settle(begun, suite.runs_dir / code, seed, fold, who)
     return Run(code, name, seed, None if fold is None else fold[0], recipe)
 

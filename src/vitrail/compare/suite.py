@@ -165,12 +165,12 @@ def load_suite(
     )
 
 
-def settle(recipe: Recipe, place: Path | str, seed: int, fold: tuple[int, int] | None, who: str) -> Recipe:
+def settle(recipe: Recipe, place: Path | None, seed: int, fold: tuple[int, int] | None, who: str) -> Recipe:
     """The recipe of one run.
 
     Args:
         recipe: Without seed, fold and place.
-        place: The run folder.
+        place: The run folder, once it is known.
         seed: Of the run.
         fold: Number of the fold and how many there are.
         who: What it is for, for errors.
@@ -178,7 +178,7 @@ def settle(recipe: Recipe, place: Path | str, seed: int, fold: tuple[int, int] |
     Raises:
         ConfigError: A setting that does not go with folds.
     """
-    run = dataclasses.replace(recipe.run, dir=str(place), seed=seed, overwrite=False)
+    run = dataclasses.replace(recipe.run, dir=None if place is None else str(place), seed=seed, overwrite=False)
     try:
         data = recipe.data if fold is None else dataclasses.replace(recipe.data, fold=fold[0], num_folds=fold[1])
     except ConfigError as error:
