@@ -30,6 +30,7 @@ def _faults(word):
     return [int(value) for value in out.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_pages_are_not_fetched_again():
     done, kept = _faults("keep")

@@ -103,7 +103,10 @@ def test_a_run_of_two_streams_does_not_take_pictures_alone(tmp_path, capsys):
     capsys.readouterr()
     picture = save_image(tmp_path / "x.png")
     assert main(["predict", str(run), str(picture)]) == 2
-    assert "has the bands red_edge_1, red_edge_2, nir, swir_1, swir_2, which image files do not bring" in capsys.readouterr().err
+    assert (
+        "has the bands red_edge_1, red_edge_2, nir, swir_1, swir_2, which image files do not bring"
+        in capsys.readouterr().err
+    )
 
 
 def test_wrong_words(capsys):

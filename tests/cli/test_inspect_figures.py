@@ -66,7 +66,7 @@ def _fails(capsys, words, code, message):
     ("name", "words"),
     [
         ("vit", VIT),
-        ("swin", SWIN),
+        pytest.param("swin", SWIN, marks=pytest.mark.slow),
         pytest.param("maxvit", MAXVIT, marks=pytest.mark.slow),
         pytest.param("hvt", HVT, marks=pytest.mark.slow),
     ],
@@ -108,6 +108,7 @@ def _walk(monkeypatch, *argv):
     return seen["model"], seen["inputs"]
 
 
+@pytest.mark.slow
 def test_a_run_is_walked_with_its_weights_and_normalisation(capsys, monkeypatch, run, photo, tmp_path):
     code, out, err = _run(capsys, run, "--image", photo, "--repeats", "1", "--figures", tmp_path)
     assert (code, err) == (0, "")
@@ -148,6 +149,7 @@ def test_spectral_bands_from_a_file(capsys, monkeypatch, tmp_path, photo):
     assert noise.std() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_an_image_of_many_bands(capsys, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(1).integers(0, 9000, (7, 50, 30), dtype=np.uint16))
     words = [*VIT, "--image", tmp_path / "x.npy", "--figures", tmp_path / "figures"]

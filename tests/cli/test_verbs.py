@@ -144,6 +144,7 @@ def test_predict_prints_without_out(run, images, capsys):
     assert capsys.readouterr().out.startswith("path,class,probability")
 
 
+@pytest.mark.slow
 def test_report_holds_every_picture(run):
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
@@ -158,6 +159,7 @@ def test_report_holds_every_picture(run):
         assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_report_says_what_it_could_not_draw(copy, capsys):
     file = copy / "evaluation" / "metrics.json"
     file.write_text(re.sub(r'"path": ".*"', '"path": "/nowhere/at/all"', file.read_text()))

@@ -180,6 +180,7 @@ def test_training_starts_from_weights_with_a_new_head(images, start, tmp_path, c
     assert main(["train", str(tmp_path / "b" / "recipe.yaml"), "--run.dir", str(tmp_path / "c")]) == 0
 
 
+@pytest.mark.slow
 def test_training_on_other_bands_needs_a_rule(start, tmp_path, capsys):
     model, folder = start
     code, _, err = _train(capsys, tmp_path / "a", "--model.weights", folder)

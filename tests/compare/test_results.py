@@ -159,6 +159,7 @@ def test_groups_of_the_predictions_are_taken_as_wholes(place):
     assert tables.pairs.iloc[0]["groups"] == 6
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_says_where_its_figures_come_from(place):
     suite = load_suite(place(seeds=2, title="Is <wide> better?", about="About & so on"))
     runs = _carry_out(suite, {"wide": 4.0}, images=100)

@@ -279,6 +279,7 @@ def test_what_cannot_be_done_is_refused_before_a_folder_is_made(tmp_path, way, c
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_what_is_auto_is_found_once(tmp_path, unlabelled):
     """Of files, whose pixels come as bytes, and with random changes; the decoder's gradients are part of a step."""
     folder = {"data__source": "unlabelled", "data__path": str(unlabelled), "data__augment": "leaf"}

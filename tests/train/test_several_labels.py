@@ -71,6 +71,7 @@ def test_labels_are_read_and_every_label_gets_its_share(table):
     assert batch["target"].shape[1] == 3
 
 
+@pytest.mark.slow
 def test_the_whole_way(table, tmp_path, capsys):
     settings = {"trainer__max_epochs": 25, "trainer__learning_rate": 5e-3, "trainer__warmup_epochs": 0.0}
     run = train(

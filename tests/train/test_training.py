@@ -129,6 +129,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of files")
 @pytest.mark.parametrize("size", [90_000, pytest.param(30_000, marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_is_said_and_nothing_is_left_in_half(tmp_path, size):

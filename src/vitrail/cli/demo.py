@@ -13,7 +13,7 @@ from vitrail.cli.arguments import VerbParser
 _RECIPE: dict[str, dict[str, Any]] = {
     "data": {"source": "digits", "augment": "light", "batch_size": 32},
     "model": {"img_size": 20},
-    "trainer": {"max_epochs": 40, "learning_rate": 4e-3, "warmup_epochs": 3, "monitor": "val_loss"},
+    "trainer": {"max_epochs": 30, "learning_rate": 4e-3, "warmup_epochs": 3, "monitor": "val_loss"},
 }
 # With few images, averaging all tokens learns faster than a class token.
 _VIT = {
@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "vit_token_learner": {"model": {**_VIT, "token_learner": {"num_tokens": 8, "layer": 2}}},
     "swin": {"model": _SWIN, "trainer": {"learning_rate": 2e-3}},
     "maxvit": {"model": _MAXVIT, "trainer": {"max_epochs": 12, "learning_rate": 3e-3}},
-    "hvt": {"model": _HVT, "data": {"spectral": "edges"}, "trainer": {"max_epochs": 30, "learning_rate": 2e-3}},
+    "hvt": {"model": _HVT, "data": {"spectral": "edges"}, "trainer": {"max_epochs": 22, "learning_rate": 2e-3}},
 }
 
 
