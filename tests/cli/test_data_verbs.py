@@ -92,6 +92,7 @@ def test_files_that_cannot_be_read_are_refused_or_listed_in_the_run(photos, tmp_
     assert "5 files cannot be read and were left out" in said
 
 
+@pytest.mark.slow
 def test_a_run_of_two_streams_does_not_take_pictures_alone(tmp_path, capsys):
     run = tmp_path / "run"
     hvt = ["--model.name", "hvt", "--model.img_size", "16", "--model.patch_size", "4", "--model.embed_dim", "8",

@@ -36,6 +36,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(runs, capsys):
     words = ["features", runs / "scratch", runs / "pre", "--layout", "pca", "tsne", "--most", "60"]
     assert main([str(word) for word in words]) == 0

@@ -37,7 +37,7 @@ def model(build):
     return build()
 
 
-@pytest.fixture(params=range(2))
+@pytest.fixture(params=[0, pytest.param(1, marks=pytest.mark.slow)])
 def inputs(request, model):
     # A padded size and one that needs no padding.
     rng = random.Random(request.param)

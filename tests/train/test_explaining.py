@@ -92,6 +92,7 @@ def test_the_last_epoch_is_drawn_when_training_stops_early(tmp_path, monkeypatch
     assert [glimpse.epoch for glimpse in recorder.glimpses] == [len(run.read_metrics())] == [1]
 
 
+@pytest.mark.slow
 def test_pictures_and_events(tmp_path):
     settings = {"run__explain_images": 3, "run__explain_every": 2, "run__tensorboard": True}
     run = train(_recipe(tmp_path / "x", trainer__max_epochs=3, **settings), draw=draw_glimpse)

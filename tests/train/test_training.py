@@ -75,7 +75,15 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("moment", ["after metrics", "after weights", "before last.ckpt", "after last.ckpt"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "after metrics",
+        pytest.param("after weights", marks=pytest.mark.slow),
+        "before last.ckpt",
+        pytest.param("after last.ckpt", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_stopped_anywhere_ends_the_same(tmp_path, whole_run, monkeypatch, moment):
     folder = tmp_path / "stopped"
     epoch = random.Random(moment).randrange(3)
