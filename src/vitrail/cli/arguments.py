@@ -26,25 +26,19 @@ class VerbParser(argparse.ArgumentParser):
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
 
-    def add_on_band_mismatch(self) -> None:
-        """The option of verbs that read image files for a trained run."""
-        self.add_argument(
-            "--data.on_band_mismatch",
-            dest="on_band_mismatch",
-            choices=("error", "convert"),
-            default="error",
-            help="what to do with an image of other bands than the run's",
-        )
-
-    def add_on_unreadable(self) -> None:
-        """The option of verbs that go through many image files."""
-        self.add_argument(
-            "--data.on_unreadable",
-            dest="on_unreadable",
-            choices=("error", "skip"),
-            default="error",
-            help="what to do with files that cannot be read",
-        )
+    def add_unfit_files(self) -> None:
+        """What verbs that read image files for a trained run do with those that do not fit."""
+        for name, remedy, which in (
+            ("on_band_mismatch", "convert", "an image of other bands than the run's"),
+            ("on_unreadable", "skip", "files that cannot be read"),
+        ):
+            self.add_argument(
+                f"--data.{name}",
+                dest=name,
+                choices=("error", remedy),
+                default="error",
+                help=f"what to do with {which}",
+            )
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""

@@ -89,8 +89,7 @@ def _parser() -> VerbParser:
     parser.add_argument("--masks", metavar="DIR", help="folder of masks named like the images, for --measure")
     parser.add_argument("--batch-size", type=int, default=16, help="images a pass")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
-    parser.add_on_band_mismatch()
-    parser.add_on_unreadable()
+    parser.add_unfit_files()
     return parser
 
 
@@ -129,17 +128,13 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel) -> tuple[ImageDa
     """The images that are asked for, and which of them."""
     import dataclasses
 
-    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.cli.recipes import data_for_files
     from vitrail.data.dataset import open_data
     from vitrail.deploy.images import open_files
     from vitrail.runs.folder import RunFolder
 
     card = trained.card
-    data = dataclasses.replace(
-        load_run_recipe(RunFolder.open(arguments.run).recipe).data,
-        on_band_mismatch=arguments.on_band_mismatch,
-        on_unreadable=arguments.on_unreadable,
-    )
+    data = data_for_files(RunFolder.open(arguments.run), arguments)
     size = _size(arguments.size)
     if arguments.images:
         if arguments.split is not None:

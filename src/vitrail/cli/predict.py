@@ -28,16 +28,13 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument("--spectral", metavar="DIR", help="folder of second files, for a run that takes them")
-    parser.add_on_band_mismatch()
-    parser.add_on_unreadable()
+    parser.add_unfit_files()
     arguments = parser.parse_args(argv)
     for name, value in (("--top-k", arguments.top_k), ("--batch-size", arguments.batch_size)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
 
-    import dataclasses
-
-    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.cli.recipes import data_for_files
     from vitrail.deploy.images import open_files
     from vitrail.deploy.predict import predict_files
     from vitrail.files import write_text
@@ -46,12 +43,7 @@ def main(argv: list[str]) -> int:
 
     run = RunFolder.open(arguments.run)
     trained = load_classifier(run).to(choose_device(arguments.device))
-    data = dataclasses.replace(
-        load_run_recipe(run.recipe).data,
-        on_band_mismatch=arguments.on_band_mismatch,
-        on_unreadable=arguments.on_unreadable,
-    )
-    images = open_files(trained.card, data, arguments.images, spectral=arguments.spectral)
+    images = open_files(trained.card, data_for_files(run, arguments), arguments.images, spectral=arguments.spectral)
     for path, problem in images.source.left_out:
         print(f"left out: {path} ({problem})", file=sys.stderr)
     table = predict_files(trained, images, top_k=arguments.top_k, batch_size=arguments.batch_size, tta=arguments.tta)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.config.load import dump_recipe, load_recipe, recipe_parser
-from vitrail.config.schema import Recipe
+from vitrail.config.schema import DataConfig, Recipe
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
+    import argparse
+
     from vitrail.runs.folder import RunFolder
     from vitrail.train.explaining import Draw
 
@@ -126,6 +129,20 @@ def _value_of(option: str, words: list[str]) -> str | None:
         if word.startswith(option + "="):
             return word.split("=", 1)[1]
     return None
+
+
+def data_for_files(run: RunFolder, arguments: argparse.Namespace) -> DataConfig:
+    """A run's data settings, for image files that are named on the command line.
+
+    Args:
+        run: The run.
+        arguments: Those of :meth:`VerbParser.add_unfit_files` among them.
+    """
+    return dataclasses.replace(
+        load_run_recipe(run.recipe).data,
+        on_band_mismatch=arguments.on_band_mismatch,
+        on_unreadable=arguments.on_unreadable,
+    )
 
 
 def _settings_of(name: str) -> type[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from vitrail.report.eye import as_pictures
+from vitrail.report.picture import shorten
 
 if TYPE_CHECKING:
     from vitrail.train.preview import Views
@@ -42,7 +43,8 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
                 axis.imshow(pictures[k], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 if j == 0:
-                    axis.set_title("\n".join(_short(part) for part in row.labels[k].split("\n")), fontsize=7)
+                    told = [shorten(part, _MOST_CHARACTERS) for part in row.labels[k].split("\n")]
+                    axis.set_title("\n".join(told), fontsize=7)
             line[0].set_ylabel(_stream_title(name, views.bands[name]), fontsize=7)
     for spine in (s for line in axes for s in line[0].spines.values()):
         spine.set(linewidth=2)
@@ -56,9 +58,5 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
 
 def _stream_title(name: str, bands: tuple[str, ...]) -> str:
     if len(bands) in (1, 3):
-        return f"{name}\n{_short(', '.join(bands))}"
+        return f"{name}\n{shorten(', '.join(bands), _MOST_CHARACTERS)}"
     return f"{name}\n(mean of {len(bands)} bands)"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"

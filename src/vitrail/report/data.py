@@ -16,11 +16,12 @@ from vitrail.errors import DataError, RunError
 from vitrail.report.evaluated import Part, Section, Subject
 from vitrail.report.figures import PALETTE
 from vitrail.report.measured_figures import plain
-from vitrail.report.picture import Picture
+from vitrail.report.picture import Picture, shorten
 from vitrail.report.tables import Column, Table
 
 # Classes with a bar of their own; of more, the largest and the smallest.
 _MOST_BARS = 30
+_MOST_LETTERS = 28
 # Sizes with a mark of their own.
 _MOST_SIZES = 400
 # Duplicates drawn, and images of each.
@@ -193,7 +194,7 @@ def _balance(found: _Known, name: str) -> tuple[Picture, Figure]:
         left += width
     for row, whole in enumerate(left.tolist()):
         axis.text(whole + 0.01 * float(left.max()), row, f"{int(whole):,}", va="center", fontsize=8, color="#59636e")
-    axis.set_yticks(place, [_short(key) for key in order], fontsize=8)
+    axis.set_yticks(place, [shorten(key, _MOST_LETTERS) for key in order], fontsize=8)
     axis.set(xlabel="images", ylim=(len(order) - 0.4, -0.6), xlim=(0, 1.12 * left.max()))
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     plain(axis)
@@ -204,10 +205,6 @@ def _balance(found: _Known, name: str) -> tuple[Picture, Figure]:
 
 def _origin(found: _Known) -> str:
     return found.part.run.audit.name if found.record is found.audit else found.part.run.balance.name
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"
 
 
 def _sizes(found: _Known, name: str) -> list[tuple[Picture, Figure | None]]:
@@ -255,7 +252,7 @@ def _copies(found: _Known, name: str, look: Callable[[Part], Look] | None) -> li
             axis = axes[line, column]
             axis.imshow(images[place], cmap="gray", vmin=0, vmax=1)
             split = _NAMES.get(group["splits"][row], group["splits"][row])
-            axis.set_title(f"{split}\n{_short(group['labels'][row])}", fontsize=8)
+            axis.set_title(f"{split}\n{shorten(group['labels'][row], _MOST_LETTERS)}", fontsize=8)
             place += 1
         told.append(" and ".join(f"{group['keys'][row]} ({group['splits'][row]})" for row in rows))
     for axis in axes.flat:

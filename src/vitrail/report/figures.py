@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from vitrail.report.picture import shorten
+
 # Class and run names are text, whatever signs they hold.
 matplotlib.rcParams["text.parse_math"] = False
 
@@ -82,8 +84,7 @@ def _matrix(axis: Any, table: pd.DataFrame, percent: bool) -> Any:
     counts = table.to_numpy(dtype=float)
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    labels = [str(label) for label in table.columns]
-    labels = [label if len(label) <= _MOST_LETTERS else label[: _MOST_LETTERS - 1] + "…" for label in labels]
+    labels = [shorten(str(label), _MOST_LETTERS) for label in table.columns]
     axis.set(xlabel="predicted", ylabel="true")
     if len(labels) <= 30:
         turn = 90 if max(map(len, labels)) > 3 else 0

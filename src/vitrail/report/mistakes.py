@@ -12,6 +12,7 @@ from vitrail.data.sources.base import ImageSource
 from vitrail.errors import DataError
 from vitrail.files import replacing
 from vitrail.report.eye import as_pictures
+from vitrail.report.picture import shorten
 
 _COLUMNS = 6
 _MOST_CHARACTERS = 20
@@ -71,9 +72,8 @@ def mistakes_figure(source: ImageSource, mistakes: pd.DataFrame, most: int = 24)
     for axis, row in zip(axes.flat, rows.itertuples(index=False), strict=False):
         picture = as_pictures(source.load([places[str(row.path)]])["image"])[0]
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(
-            f"{_short(str(row.predicted))} {row.confidence:.0%}\ntrue: {_short(str(row.true))}", fontsize=7, loc="left"
-        )
+        predicted, true = (shorten(str(name), _MOST_CHARACTERS) for name in (row.predicted, row.true))
+        axis.set_title(f"{predicted} {row.confidence:.0%}\ntrue: {true}", fontsize=7, loc="left")
         axis.text(
             0,
             -0.04,
@@ -85,10 +85,6 @@ def mistakes_figure(source: ImageSource, mistakes: pd.DataFrame, most: int = 24)
             clip_on=False,
         )
     return figure
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1] + "…"
 
 
 def _end(path: str) -> str:

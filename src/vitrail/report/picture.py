@@ -42,6 +42,11 @@ class Picture:
     broad: bool = False
 
 
+def shorten(text: str, most: int) -> str:
+    """The beginning of a text that has more letters than there is room for."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Picture:
     """Write a figure as PNG and SVG, and put it into its picture; without a figure there is nothing to do.
 

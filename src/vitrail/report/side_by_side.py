@@ -21,13 +21,14 @@ from vitrail.report.explanations import Seen, explain_images
 from vitrail.report.eye import as_pictures
 from vitrail.report.features import separation
 from vitrail.report.heatmaps import EVEN, Cell, draw_cells, in_even_spreads, maps_of
-from vitrail.report.picture import Picture
+from vitrail.report.picture import Picture, shorten
 from vitrail.runs.trained import TrainedModel, load_trained
 
 # What a reader takes in, and what takes seconds and not minutes.
 _MOST_MODELS = 8
 _MOST_IMAGES = 6
 _MOST_POINTS = 1000
+_MOST_LETTERS = 18
 _METHOD = "rollout"
 
 # Sections that take time, and that a page can do without.
@@ -197,7 +198,7 @@ def explained(subjects: Sequence[Subject], shelf: Shelf) -> list[Section]:
             problems.append(f"{label} is not drawn: {error}.")
             continue
         if not cells:
-            cells.append([Cell(_picture(one), title=_short(one.true)) for one in seen])
+            cells.append([Cell(_picture(one), title=shorten(one.true, _MOST_LETTERS)) for one in seen])
             labels.append("image")
             images = len(seen)
         rows, names = _rows(seen, label)
@@ -238,7 +239,7 @@ def _rows(seen: Sequence[Seen], label: str) -> tuple[list[list[Cell | None]], li
             said = ""
             if number == 0 and one.predicted:
                 wrong = "" if not one.true or one.true == one.predicted else "read as "
-                said = f"{wrong}{_short(one.predicted)} {one.probability:.0%}"
+                said = f"{wrong}{shorten(one.predicted, _MOST_LETTERS)} {one.probability:.0%}"
             row.append(Cell(one.pictures.get(stream, _picture(one)), heat, METHODS[_METHOD].signed, said))
         rows.append(row)
         name = label.replace(", ", ",\n")
@@ -248,7 +249,3 @@ def _rows(seen: Sequence[Seen], label: str) -> tuple[list[list[Cell | None]], li
 
 def _picture(one: Seen) -> npt.NDArray[Any]:
     return next(iter(one.pictures.values()))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"
