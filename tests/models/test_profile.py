@@ -140,7 +140,7 @@ def test_parameters_shared_and_frozen():
     assert count_parameters(model, trainable_only=True) == 12
 
 
-@pytest.mark.parametrize("depth", ["blocks", "parts", 2])
+@pytest.mark.parametrize("depth", ["parts", *(pytest.param(d, marks=pytest.mark.slow) for d in ("blocks", 2))])
 def test_columns_sum_to_the_totals(depth):
     for model in _tiny_models():
         inputs = _noise(model)

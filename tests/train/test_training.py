@@ -327,7 +327,9 @@ def test_accumulated_steps_are_one_large_batch(tmp_path):
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
 
 
-@pytest.mark.parametrize("features", [{}, {"avx512_bf16": True}, {"amx_bf16": True}])
+@pytest.mark.parametrize(
+    "features", [{"amx_bf16": True}, *(pytest.param(f, marks=pytest.mark.slow) for f in ({}, {"avx512_bf16": True}))]
+)
 def test_precision_follows_the_hardware_and_stays(tmp_path, monkeypatch, features):
     monkeypatch.setattr(precision, "_capabilities", lambda: features)
     run = train(recipe(tmp_path / "x", trainer__max_epochs=1))

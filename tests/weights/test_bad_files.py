@@ -195,7 +195,7 @@ def test_tensors_without_dimensions(family, tmp_path):
     """Whichever tensor has lost its shape: an error, no traceback, and nothing is loaded."""
     rng = random.Random(family)
     whole = {key: value.contiguous() for key, value in build(family, 1).state_dict().items()}
-    for key in rng.sample(sorted(whole), min(12, len(whole))):
+    for key in rng.sample(sorted(whole), min(4, len(whole))):
         state = {**whole, key: torch.tensor(1.0)}
         path = tmp_path / "x.safetensors"
         save_file(state, path)

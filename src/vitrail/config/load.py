@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -131,14 +132,14 @@ def load_recipe(
     except ConfigError as error:
         raise ConfigError(f"{'' if named else where}{error}") from error
     _check_keys(content, settings_type, where, of=f" of {named}, which --model.name asks for" if named else "")
-    parser = recipe_parser(settings_type, prog)
+    parser = _kept_parser(settings_type, prog)
     _check_options(overrides, parser, prog, flags)
     try:
         # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
         texts = {(part, key): v for part, vs in content.items() for key, v in vs.items() if _is_text(part, key, v)}
         rest = {part: {k: v for k, v in vs.items() if (part, k) not in texts} for part, vs in content.items()}
         from_file = parser.parse_object(rest)
-        namespace = parser.parse_args(list(overrides), namespace=from_file)
+        namespace = parser.parse_args(list(overrides), namespace=from_file) if overrides else from_file
         given = {word.split("=", 1)[0] for word in overrides}
         for (part, key), text in texts.items():
             if f"--{part}.{key}" not in given:
@@ -173,14 +174,19 @@ def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail t
     parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, add_help=False)
     for part, kind in _PARTS.items():
         parser.add_class_arguments(kind, part)
-    hints = typing.get_type_hints(ModelConfig)
+    hints = _hints(ModelConfig)
     for name in _MODEL_FIELDS:
         parser.add_argument(f"--model.{name}", type=hints[name], default=getattr(ModelConfig, name))
     if settings_type is not None:
-        hints = typing.get_type_hints(settings_type)
+        hints = _hints(settings_type)
         for f in dataclasses.fields(settings_type):
             parser.add_argument(f"--model.{f.name}", type=hints[f.name], default=argparse.SUPPRESS)
     return parser
+
+
+# Making a parser and evaluating a class's hints take longer than reading a recipe, and neither changes.
+_kept_parser = functools.cache(recipe_parser)
+_hints = functools.cache(typing.get_type_hints)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -210,7 +216,7 @@ def _check_fields(
     values: Mapping[str, Any], kind: type[Any], prefix: str, more: tuple[str, ...] = (), of: str = ""
 ) -> None:
     known = [*more, *(f.name for f in dataclasses.fields(kind))]
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{prefix}{key}{of}{closest(str(key), known)}")
@@ -222,7 +228,7 @@ def _check_fields(
 def _is_text(part: str, key: str, value: Any) -> bool:
     """Whether a value is a text for a setting that may be any text."""
     kind = ModelConfig if part == "model" else _PARTS[part]
-    hint = typing.get_type_hints(kind).get(key)
+    hint = _hints(kind).get(key)
     return isinstance(value, str) and (hint is str or str in typing.get_args(hint))
 
 
