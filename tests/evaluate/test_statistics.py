@@ -108,6 +108,10 @@ def test_mean_interval_is_scipys():
     expected = stats.t.interval(0.9, 6, x.mean(), stats.sem(x))
     assert own.mean_interval(x, 0.9) == pytest.approx((x.mean(), *expected))
     assert math.isnan(own.mean_interval([0.5])[1])
+    mean, low, high = own.mean_interval([0.1, 0.9, 0.98])
+    assert low < 0 < 1 < high
+    assert own.mean_interval([0.1, 0.9, 0.98], least=0, most=1) == (mean, 0, 1)
+    assert own.mean_interval([0.4, 0.6, 0.5], least=0, most=1) == own.mean_interval([0.4, 0.6, 0.5])
     with pytest.raises(DataError, match="at least one run"):
         own.mean_interval([])
 

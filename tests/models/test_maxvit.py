@@ -327,6 +327,7 @@ def test_one_dynamic_graph_serves_many_sizes():
     assert len(graphs) == 1
 
 
+@pytest.mark.slow
 def test_exports():
     model = tiny(embed_dim=(16,), depths=(1,)).eval()
     for x in (torch.randn(2, 3, 32, 32), torch.randn(1, 3, 25, 21)):

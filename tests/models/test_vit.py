@@ -176,8 +176,10 @@ def test_wrong_images_are_refused():
 
 @pytest.mark.parametrize(
     "learner",
-    [{"num_tokens": 3, "layer": 1, "version": "1.0"}, {"num_tokens": 3, "layer": 0, "fuse": True}],
-    ids=["learner", "fuser"],
+    [
+        pytest.param({"num_tokens": 3, "layer": 1, "version": "1.0"}, id="learner", marks=pytest.mark.slow),
+        pytest.param({"num_tokens": 3, "layer": 0, "fuse": True}, id="fuser"),
+    ],
 )
 def test_exports_for_any_batch_and_size(learner):
     model = vitrail.create_model(

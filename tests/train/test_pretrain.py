@@ -70,9 +70,7 @@ def _same_end(run, expected):
     assert all(torch.equal(kept[key], wanted[key]) for key in wanted)
 
 
-@pytest.mark.parametrize(
-    "way", [w if w == "simclr" else pytest.param(w, marks=pytest.mark.slow) for w in WAYS]
-)
+@pytest.mark.parametrize("way", [w if w == "simclr" else pytest.param(w, marks=pytest.mark.slow) for w in WAYS])
 def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, way):
     whole = pretrain(recipe(tmp_path / "whole", way))
     rows = whole.read_metrics()

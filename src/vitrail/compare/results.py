@@ -108,7 +108,8 @@ def _row_of_run(tested: Tested, metric: str) -> dict[str, Any]:
 def _row_of_variant(name: str, rows: pd.DataFrame, metric: str) -> dict[str, Any]:
     # The seeds of one fold are one sample, the folds are not independent of each other: of folds the mean of each seed.
     values = rows.groupby("seed")[metric].mean().to_numpy()
-    mean, low, high = statistics.mean_interval(values)
+    # All measures but the loss are shares.
+    mean, low, high = statistics.mean_interval(values, least=0.0, most=1.0 if SCORES[metric] else math.inf)
     return {
         "variant": name,
         "runs": len(rows),

@@ -22,12 +22,16 @@ Floats = npt.NDArray[np.float64]
 MOST_SEEDS = 1000
 
 
-def mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+def mean_interval(
+    values: npt.ArrayLike, confidence: float = 0.95, *, least: float = -math.inf, most: float = math.inf
+) -> tuple[float, float, float]:
     """Mean of independent runs and Student's interval of it.
 
     Args:
         values: One a run, shape ``(S,)``.
         confidence: Coverage wanted.
+        least: No value can be less, so the mean cannot: the interval ends there, and covers as often.
+        most: The same above.
 
     Returns:
         Mean, low and high; the ends are no numbers (NaN) for a single run, which says nothing of others.
@@ -42,7 +46,7 @@ def mean_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[floa
     if len(x) == 1:
         return mean, math.nan, math.nan
     half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1) * stats.sem(x))
-    return mean, mean - half, mean + half
+    return mean, max(mean - half, least), min(mean + half, most)
 
 
 @dataclass(frozen=True)
