@@ -44,6 +44,7 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         folder.write_table(file, table)
     write_text(folder.text, markdown(suite, tables, failed))
     wanted = [run for run in runs if not run.without_labels]
+    curve = _CURVES.get(suite.metric, "val_accuracy")
     facts: dict[str, Any] = {
         "title": suite.title,
         "about": suite.about.strip(),
@@ -55,7 +56,8 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         "metric_name": metric_name(suite.metric),
         "higher_is_better": SCORES[suite.metric],
         "unit": unit_of(suite.metric),
-        "curve": _CURVES.get(suite.metric, "val_accuracy"),
+        "curve": curve,
+        "curve_name": metric_name(curve.removeprefix("val_")),
         "against": suite.against,
         "alpha": suite.alpha,
         "seeds": list(suite.seeds),

@@ -76,7 +76,8 @@ def confusion(tables: Mapping[str, pd.DataFrame], clustered: Mapping[str, pd.Dat
             what = "per cent, clustered" if percent else "counts"
             axis.set_title(f"{name}: {what}" if len(tables) > 1 else what, fontsize=10)
     if image is not None:
-        figure.colorbar(image, ax=axes, label="% of the true class", shrink=min(0.8, 2.4 / len(tables)), aspect=25)
+        # As tall as the first row, and beside it.
+        figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8 / len(tables), anchor=(0, 1), aspect=15)
     return figure
 
 

@@ -137,17 +137,17 @@ def _pictures(
         )
         figure = suite_figures.differences(pairs, axis, unit)
         pictures.append((Picture(kind.lower(), kind, caption, f"Differences in {axis}: {alt}"), figure))
-    column = facts["curve"]
+    column, name = facts["curve"], facts["curve_name"]
     caption = (
-        f"Validation loss and {column.removeprefix('val_').replace('_', ' ')} by epoch: mean over the runs of a "
-        f"variant, with a 95 % band of that mean where there are several. From metrics.csv of the runs: {told}."
+        f"Validation loss and {name} by epoch: mean over the runs of a variant, with a 95 % band of that mean where "
+        f"there are several. From metrics.csv of the runs: {told}."
     )
     curves = {name: [RunFolder(path).read_metrics() for path in paths] for name, paths in runs_of.items()}
     alt = "; ".join(f"{n}: at most {max(t[column].max() for t in tables):.3g}" for n, tables in curves.items())
     picture = Picture("convergence", "Convergence", caption, f"Curves of each variant by epoch; {alt}")
-    pictures.append((picture, suite_figures.convergence_bands(curves, column)))
+    pictures.append((picture, suite_figures.convergence_bands(curves, column, name)))
     caption = (
-        f"{metric.capitalize()} against the time of one image (in batches, as measured) and against the number of "
+        f"{metric[0].upper()}{metric[1:]} against the time of one image (in batches, as measured) and against the number of "
         f"parameters; vertical lines are 95 % intervals over seeds. From summary.csv; runs: {told}."
     )
     alt = "; ".join(

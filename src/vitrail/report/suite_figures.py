@@ -107,12 +107,13 @@ def differences(pairs: pd.DataFrame, metric: str, scale: float) -> Figure:
     return figure
 
 
-def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str) -> Figure:
+def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str, name: str) -> Figure:
     """Loss and a measure of validation by epoch: the mean over a variant's runs, and a 95 % band of that mean.
 
     Args:
         curves: Variant -> metrics.csv of each of its runs.
         metric: Column of the measure.
+        name: The measure in words.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -127,8 +128,7 @@ def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str)
             if joined.shape[1] > 1:
                 half = stats.t.ppf(0.975, np.maximum(count - 1, 1)) * joined.std(axis=1, ddof=1) / np.sqrt(count)
                 axis.fill_between(epochs, mean - half, mean + half, color=color, alpha=0.18, linewidth=0)
-    for axis, label in zip(axes, ("validation loss", metric.replace("val_", "validation ").replace("_", " ")),
-                           strict=True):  # fmt: skip
+    for axis, label in zip(axes, ("validation loss", f"validation {name}"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axis)
