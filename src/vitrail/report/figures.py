@@ -77,7 +77,8 @@ def confusion(tables: Mapping[str, pd.DataFrame], clustered: Mapping[str, pd.Dat
             axis.set_title(f"{name}: {what}" if len(tables) > 1 else what, fontsize=10)
     if image is not None:
         # As tall as the first row, and beside it.
-        figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8 / len(tables), anchor=(0, 1), aspect=15)
+        height = 0.8 / len(tables)
+        figure.colorbar(image, ax=axes, label="% of the true class", shrink=height, anchor=(0, 1), aspect=15)
     return figure
 
 
