@@ -147,8 +147,8 @@ def _pictures(
     picture = Picture("convergence", "Convergence", caption, f"Curves of each variant by epoch; {alt}")
     pictures.append((picture, suite_figures.convergence_bands(curves, column, name)))
     caption = (
-        f"{metric[0].upper()}{metric[1:]} against the time of one image (in batches, as measured) and against the number of "
-        f"parameters; vertical lines are 95 % intervals over seeds. From summary.csv; runs: {told}."
+        f"{metric[0].upper()}{metric[1:]} against the time of one image (in batches, as measured) and against "
+        f"the number of parameters; vertical lines are 95 % intervals over seeds. From summary.csv; runs: {told}."
     )
     alt = "; ".join(
         f"{r['variant']}: {r['mean']:.3g} at {r['milliseconds_per_image']:.3g} ms and {r['parameters']:,} parameters"
