@@ -138,8 +138,10 @@ def load_recipe(
         # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
         texts = {(part, key): v for part, vs in content.items() for key, v in vs.items() if _is_text(part, key, v)}
         rest = {part: {k: v for k, v in vs.items() if (part, k) not in texts} for part, vs in content.items()}
-        from_file = parser.parse_object(rest)
-        namespace = parser.parse_args(list(overrides), namespace=from_file) if overrides else from_file
+        # What is not given is the classes' own default; to parse these too would take four times as long.
+        namespace = parser.parse_object(rest, defaults=False)
+        if overrides:
+            namespace = parser.parse_args(list(overrides), namespace=namespace, defaults=False)
         given = {word.split("=", 1)[0] for word in overrides}
         for (part, key), text in texts.items():
             if f"--{part}.{key}" not in given:
@@ -151,10 +153,11 @@ def load_recipe(
         # What the command line gave is not the file's fault.
         blamed = "" if any(message.startswith((f"{name} ", f"{name}:")) for name in options) else where
         raise ConfigError(blamed + message) from error
-    model = dict(vars(values.model))
+    model = dict(vars(values.model)) if "model" in values else {}
     settings = {f.name: model[f.name] for f in dataclasses.fields(settings_type) if f.name in model}
-    parts = {part: getattr(values, part) for part in _PARTS}
-    return Recipe(model=ModelConfig(**{name: model[name] for name in _MODEL_FIELDS}, settings=settings), **parts)
+    own = {name: model[name] for name in _MODEL_FIELDS if name in model}
+    parts = {part: values[part] if part in values else kind() for part, kind in _PARTS.items()}
+    return Recipe(model=ModelConfig(**own, settings=settings), **parts)
 
 
 class _Peek(argparse.ArgumentParser):
