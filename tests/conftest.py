@@ -1,3 +1,4 @@
+import gc
 import os
 
 # Tests run several processes side by side; more threads than cores only slows them down.
@@ -12,6 +13,11 @@ from tests.probes import probes as probes
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 define_missing_operators()
+
+
+def pytest_collection_finish():
+    # What libraries made while they were imported never goes away; to look through it again and again takes seconds.
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vitrail
+from tests.tiers import fast_first
 from vitrail.errors import ConfigError
 from vitrail.explain.anatomy import (
     attention_of,
@@ -49,7 +50,7 @@ def _groups(layer, grid):
     return step, group_tokens("layer", step.layout, (1, 1), getattr(layer, "mask_padding", True))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", fast_first(range(12), 4))
 @pytest.mark.parametrize("kind", ["swin", "hvt", "window", "grid"])
 def test_groups_are_who_influences_whom(kind, seed):
     """Who shares a group and a region in the picture is who reaches whom through the real layer."""
@@ -81,7 +82,7 @@ def test_groups_are_who_influences_whom(kind, seed):
     assert torch.equal((weights == 0)[real], groups.blocked.expand_as(weights)[real])
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", fast_first(range(8), 3))
 def test_regions_by_the_authors_slices(seed):
     """Regions as the authors of Swin number them, with slices (arXiv:2103.14030, their code, swin_transformer.py)."""
     rng = random.Random(seed)
@@ -128,7 +129,7 @@ def test_block_and_grid_reach_everything_up_to_49_tokens(side, reached):
     assert all(h == set(range(len(window.members))) for h in heard) == reached
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", fast_first(range(6), 2))
 def test_attention_of_one_token(seed):
     rng = random.Random(seed)
     torch.manual_seed(seed)

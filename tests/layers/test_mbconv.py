@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.tiers import fast_first
 from vitrail.layers import mbconv
 from vitrail.layers.gelu import gelu
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, Conv3x3, MBConv, Stem
@@ -78,7 +79,7 @@ def mbconv_slowly(m, x):
     return shortcut + y
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", fast_first(range(6), 2))
 @pytest.mark.parametrize("stride", [1, 2])
 @FLAVOURS
 def test_mbconv_is_its_definition(seed, stride, flavour, monkeypatch):
@@ -158,7 +159,7 @@ NORM_CHANGES = {
 
 
 @pytest.mark.parametrize("change", NORM_CHANGES.values(), ids=NORM_CHANGES)
-@pytest.mark.parametrize("layer", ["stem", "stride 1", "stride 2"])
+@pytest.mark.parametrize("layer", fast_first(["stem", "stride 1", "stride 2"], 1))
 @FLAVOURS
 def test_each_norm_follows_its_own_mode(layer, change, flavour, monkeypatch):
     rng = random.Random(f"{layer}{flavour}")

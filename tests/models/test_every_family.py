@@ -33,11 +33,6 @@ def _inputs(model, resize=lambda h, w: (h, w), batch=2, dtype=torch.float32):
     return [torch.randn(batch, chans, *resize(*size), dtype=dtype) for _, chans, size in model.streams]
 
 
-# Tracing a model takes seconds: the fast tests trace the family that is traced fastest, the slow ones all.
-QUICKLY_TRACED = pytest.mark.parametrize(
-    "family", [f if f == "vit" else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES], indirect=True
-)
-
 RESIZES = {
     "built": lambda h, w: (h, w),
     "tall": lambda h, w: (2 * h, w),
@@ -154,7 +149,6 @@ def test_grad_checkpointing_gives_the_same_gradients(model):
         assert torch.allclose(plain, recomputed, atol=1e-5, rtol=1e-4)
 
 
-@QUICKLY_TRACED
 def test_compiles_without_a_graph_break(model):
     torch.compiler.reset()
     model.eval()
@@ -169,7 +163,6 @@ def test_compiles_without_a_graph_break(model):
         assert torch.allclose(eager, compiled, atol=1e-5, rtol=1e-4)
 
 
-@QUICKLY_TRACED
 def test_exports_for_any_batch(model):
     model.eval()
     inputs = _inputs(model)

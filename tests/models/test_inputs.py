@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vitrail
+from tests.tiers import fast_first
 from vitrail.errors import ShapeError
 from vitrail.explain import capture_attention
 from vitrail.models import families
@@ -40,7 +41,7 @@ def _inputs(model, batch, seed=0):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", fast_first(range(3), 1))
 def test_a_batch_of_none_gives_logits_of_none(model, seed, gradients):
     inputs, full = _inputs(model, 0, seed), _inputs(model, 2, seed)
     with torch.set_grad_enabled(gradients):
@@ -75,7 +76,7 @@ def test_the_right_number_of_tensors_or_a_reason(model, method):
 OTHER_TYPES = [torch.uint8, torch.int64, torch.bool, torch.float16, torch.float64, torch.complex64]
 
 
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("gradients", fast_first([False, True], 1))
 @pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
 def test_images_of_another_type_are_refused(model, dtype, gradients):
     inputs = _inputs(model, 2)

@@ -8,6 +8,7 @@ import torch
 
 import vitrail
 from tests.golden_files import read_golden, relative_error, run
+from tests.tiers import fast_first
 from vitrail.errors import ConfigError, ShapeError, WeightsError
 from vitrail.layers.partition_attention import PartitionAttention
 
@@ -126,7 +127,7 @@ def attend_slowly(attention, x):
     return attention.proj(out.flatten(3))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", fast_first(range(8), 3))
 @pytest.mark.parametrize("kind", ["window", "grid"])
 def test_attention_in_groups_is_its_definition(kind, seed):
     rng = random.Random(seed)
@@ -165,7 +166,7 @@ def test_attention_gradients(kind):
 
 
 @pytest.mark.parametrize("flavour", ["tf", "torchvision"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", fast_first(range(6), 2))
 def test_any_settings_any_size(seed, flavour):
     rng = random.Random(seed)
     stages = rng.randint(1, 3)

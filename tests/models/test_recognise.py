@@ -7,6 +7,7 @@ import torch
 
 import vitrail
 from tests.golden_files import FOLDER, read_golden
+from tests.tiers import fast_first
 from tests.weights.models import FAMILIES, build
 from vitrail.errors import WeightsError
 from vitrail.models.recognise import recognise
@@ -88,7 +89,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), SMALL)
+@pytest.mark.parametrize(("name", "settings"), fast_first(SMALL, 5))
 def test_variants_are_found_from_shapes_alone(name, settings):
     rng = random.Random(str((name, settings)))
     use = {"num_classes": rng.choice([0, 1000, rng.randint(1, 3000)]), "in_chans": rng.choice([3, rng.randint(1, 20)])}

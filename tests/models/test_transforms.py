@@ -7,6 +7,7 @@ import torch
 from torch.func import functional_call, grad, hessian, jvp, stack_module_state, vmap
 
 import vitrail
+from tests.tiers import fast_first
 from vitrail.models import families
 
 CASES = {
@@ -23,7 +24,7 @@ CASES = {
     "hvt in windows": ("hvt", {"attention": 3}),
     "hvt, streams side by side": ("hvt", {"fusion": "concat"}),
 }
-WITHOUT_AND_WITH_GRADIENTS = pytest.mark.parametrize("gradients", [False, True])
+WITHOUT_AND_WITH_GRADIENTS = pytest.mark.parametrize("gradients", fast_first([True, False], 1))
 
 
 @pytest.fixture(params=CASES)

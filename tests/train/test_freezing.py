@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.tiers import fast_first
 from tests.weights.models import build
 from vitrail.cli.recipes import make_recipe
 from vitrail.runs import load_trained
@@ -36,7 +37,7 @@ def _trained(folder, family, **trainer):
     )
 
 
-@pytest.mark.parametrize("family", ["vit", "maxvit"])
+@pytest.mark.parametrize("family", fast_first(["vit", "maxvit"], 1))
 def test_only_the_classifier_moves_at_first(tmp_path, family):
     runs = [_trained(tmp_path / str(n), family, max_epochs=n, freeze_epochs=n) for n in (1, 3)]
     first, later = (torch.load(run.last_checkpoint, weights_only=True)["state_dict"] for run in runs)

@@ -122,6 +122,7 @@ def test_killed_while_writing(tmp_path, monkeypatch):
     _same_end(pretrain(recipe(tmp_path / "killed", "mae"), resume=True), whole)
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing_but_the_table(tmp_path):
     watched = pretrain(recipe(tmp_path / "a", "simclr_maxvit"))
     alone = pretrain(recipe(tmp_path / "b", "simclr_maxvit", task__watch_every=0))

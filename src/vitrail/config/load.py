@@ -188,8 +188,8 @@ def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail t
 
 
 # Making a parser and evaluating a class's hints take longer than reading a recipe, and neither changes.
-_kept_parser = functools.cache(recipe_parser)
-_hints = functools.cache(typing.get_type_hints)
+_kept_parser = typing.cast("Callable[[type[Any], str], jsonargparse.ArgumentParser]", functools.cache(recipe_parser))
+_hints = typing.cast("Callable[[type[Any]], dict[str, Any]]", functools.cache(typing.get_type_hints))
 
 
 def dump_recipe(recipe: Recipe) -> str:
