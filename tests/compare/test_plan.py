@@ -1,5 +1,6 @@
 """What is done is known from the folders, whoever made them and however they ended."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -56,6 +57,19 @@ def test_the_expected_time_comes_from_what_was_recorded(place):
     finish(runs[3], finished=False)  # one epoch of four, of the variant of runs[2]
     assert expect(runs, states()).seconds == pytest.approx(40 + 0.75 * 120 + 2 * (40 + 120) / 2)
     assert expect(runs, states()).basis == 2
+
+
+def test_a_run_without_labels_tells_nothing_of_the_time_of_others(place):
+    first, *rest = plan(load_suite(place()))
+    task = dataclasses.replace(first.recipe.task, name="simmim")
+    first = dataclasses.replace(first, variant="pre-training", recipe=dataclasses.replace(first.recipe, task=task))
+    assert first.without_labels
+    finish(first, seconds=1000.0)
+    states = {first.task: "done", **{run.task: "run" for run in rest}}
+    assert expect([first, *rest], states).seconds is None
+    finish(rest[0], seconds=10.0)
+    states[rest[0].task] = "done"
+    assert expect([first, *rest], states).seconds == pytest.approx((len(rest) - 1) * 40)
 
 
 def test_commands_for_a_scheduler(place):

@@ -214,7 +214,9 @@ class Expectation:
 
 
 def expect(runs: Iterable[Run], states: Mapping[tuple[str, str], State]) -> Expectation:
-    """Guess the time from the recorded times of finished runs: of the same variant, else of all.
+    """Guess the time from the recorded times of finished runs: of the same variant, else of all of its kind.
+
+    A run without labels sees other images than one with labels, and tells nothing of its time.
 
     Args:
         runs: Of the suite.
@@ -225,15 +227,17 @@ def expect(runs: Iterable[Run], states: Mapping[tuple[str, str], State]) -> Expe
     for run in runs:
         if states[run.task] in ("done", "evaluate"):
             times.setdefault(run.variant, []).append(training_seconds(run.folder))
-    known = [t for values in times.values() for t in values]
-    missing = [run for run in runs if states[run.task] in ("run", "resume")]
-    if not known:
-        return Expectation(0.0 if not missing else None, 0)
-    total = 0.0
-    for run in missing:
-        own = times.get(run.variant, known)
+    kind = {run.variant: run.without_labels for run in runs}
+    total, basis = 0.0, sum(map(len, times.values()))
+    for run in runs:
+        if states[run.task] not in ("run", "resume"):
+            continue
+        alike = [t for name, values in times.items() if kind[name] == run.without_labels for t in values]
+        own = times.get(run.variant, alike)
+        if not own:
+            return Expectation(None, basis)
         total += sum(own) / len(own) * (1 - _share_done(run) if states[run.task] == "resume" else 1.0)
-    return Expectation(total, len(known))
+    return Expectation(total, basis)
 
 
 def training_seconds(run: RunFolder) -> float:
