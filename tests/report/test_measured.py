@@ -11,7 +11,9 @@ from vitrail.errors import ConfigError, RunError
 from vitrail.evaluate.calibration import claims_of, reliability_table
 from vitrail.evaluate.saved import Intervals, evaluate_saved
 from vitrail.report import measured
+from vitrail.report.curves import ranking
 from vitrail.report.evaluated import Part, Section, Subject
+from vitrail.report.measured_figures import style
 from vitrail.report.page import write_report
 from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
@@ -158,3 +160,15 @@ def test_a_page_is_also_markdown_and_csv(tmp_path):
     assert beside(tmp_path / "report.html", "figures") == tmp_path / "figures"
     with pytest.raises(ConfigError, match=r"must be called NAME.html"):
         write_page(tmp_path / "page.md", "Page", [section], "page.html.j2", {"runs": []})
+
+
+def test_curves_that_were_not_recorded_are_named_and_change_no_colour(tmp_path):
+    made = [_make(tmp_path / f"r{seed}", seed) for seed in range(3)]
+    made[0].files.curves.unlink()  # evaluated by a version that did not record them
+    (section,) = ranking([Subject(f"v{i}", [part], "variant") for i, part in enumerate(made)])
+    ((picture, figure),) = section.pictures
+    assert picture.caption.endswith("Not recorded for v0: `vitrail evaluate` the runs again.")
+    assert "v0" not in picture.alt
+    colours = {line.get_color() for line in figure.axes[0].lines}
+    assert {style(1)["color"], style(2)["color"]} <= colours
+    assert style(0)["color"] not in colours

@@ -33,7 +33,7 @@ def ranking(subjects: Sequence[Subject]) -> list[Section]:
     """Curves of each class of each run, and the macro means of all side by side.
 
     Args:
-        subjects: What is shown side by side; those whose curves were not recorded are left out.
+        subjects: What is shown side by side; those whose curves were not recorded are left out, and named.
 
     Returns:
         The section, or nothing where there is none to show.
@@ -43,15 +43,17 @@ def ranking(subjects: Sequence[Subject]) -> list[Section]:
         return []
     shown: list[tuple[Picture, Figure | None]] = []
     if len(there) > 1:
-        shown.append(_compared(there))
+        shown.append(_compared(there, subjects))
     if subjects[0].kind == "run" and len(there) <= _MOST_FIGURES:
         shown += [_of_classes(subject, tables[0], alone=len(there) == 1) for subject, tables in there]
     elif len(there) == 1:
-        shown.append(_compared(there))
+        shown.append(_compared(there, subjects))
     return [Section("ROC and precision-recall curves", [], [s for s in shown if s[1] is not None])]
 
 
-def _compared(there: Sequence[tuple[Subject, list[pd.DataFrame]]]) -> tuple[Picture, Figure | None]:
+def _compared(
+    there: Sequence[tuple[Subject, list[pd.DataFrame]]], subjects: Sequence[Subject]
+) -> tuple[Picture, Figure | None]:
     lines: dict[str, dict[str, Line]] = {curve: {} for curve in _CURVES}
     areas = {}
     for subject, tables in there:
@@ -67,10 +69,13 @@ def _compared(there: Sequence[tuple[Subject, list[pd.DataFrame]]]) -> tuple[Pict
         "(left), and how many of what is found is right (right). From curves.csv of "
         f"{names_of(whose)}.{several(whose)}"
     )
+    if gone := [subject.label for subject in subjects if subject.label not in areas]:
+        caption += f" Not recorded for {', '.join(gone)}: `vitrail evaluate` the runs again."
     alt = f"ROC and precision-recall curves; area below the ROC curve and average precision, means of classes: {told}"
     picture = Picture("curves", "ROC and precision-recall curves", caption, alt)
     names = {name: f"{name}: AUC {_told(roc)}, AP {_told(average)}" for name, (roc, average) in areas.items()}
-    looks = {name: {**style(i), "marker": "", "linewidth": 1.7} for i, name in enumerate(names)}
+    # A colour is the same run's in all figures of a page.
+    looks = {s.label: {**style(i), "marker": "", "linewidth": 1.7} for i, s in enumerate(subjects) if s.label in names}
     means = [(curve, line) for curve, found in lines.items() for line in found.values()]
     return picture, _draw(lines, looks, names, _corner(means))
 
