@@ -166,7 +166,7 @@ def test_curves_that_were_not_recorded_are_named_and_change_no_colour(tmp_path):
     made = [_make(tmp_path / f"r{seed}", seed) for seed in range(3)]
     made[0].files.curves.unlink()  # evaluated by a version that did not record them
     (section,) = ranking([Subject(f"v{i}", [part], "variant") for i, part in enumerate(made)])
-    ((picture, figure),) = section.pictures
+    ((picture, figure),) = section.shown
     assert picture.caption.endswith("Not recorded for v0: `vitrail evaluate` the runs again.")
     assert "v0" not in picture.alt
     colours = {line.get_color() for line in figure.axes[0].lines}
