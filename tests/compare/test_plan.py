@@ -1,6 +1,7 @@
 """What is done is known from the folders, whoever made them and however they ended."""
 
 import dataclasses
+import errno
 import multiprocessing
 import os
 import signal
@@ -113,3 +114,13 @@ def test_the_lock_of_a_killed_process_hinders_nobody(tmp_path):
     assert holder(tmp_path / "run") is None
     with only_one(tmp_path / "run"):
         pass
+
+
+def test_a_full_disk_names_the_lock_and_leaves_none(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(RunError, match=r"cannot write the lock .*run.*No space left"), only_one(tmp_path / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -42,8 +42,12 @@ def only_one(folder: str | Path) -> Iterator[None]:
             "machine": platform.node(),
             "since": datetime.now(UTC).isoformat(" ", "seconds"),
         }
-        os.truncate(handle, 0)
-        os.pwrite(handle, json.dumps(note).encode(), 0)
+        try:
+            os.truncate(handle, 0)
+            os.pwrite(handle, json.dumps(note).encode(), 0)
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(f"cannot write the lock {file}: {reason}; free space or check permissions") from error
         yield
     finally:
         file.unlink(missing_ok=True)
