@@ -16,7 +16,7 @@ from tests.images import make_folder, save_image
 from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.runs import RunFolder, load_trained
-from vitrail.train import callbacks, precision, train
+from vitrail.train import callbacks, fit, precision, train
 from vitrail.train.module import TaskModule
 
 TINY = {
@@ -339,3 +339,22 @@ def test_precision_follows_the_hardware_and_stays(tmp_path, monkeypatch, feature
     monkeypatch.setattr(precision, "_capabilities", lambda: {} if features else {"bf16": True})
     run = train(recipe(tmp_path / "x", trainer__max_epochs=2), resume=True)
     assert yaml.safe_load(run.recipe.read_text())["trainer"]["precision"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({**TINY["model"], "num_heads": 7}, "must divide the width"),
+        ({**TINY["model"], "img_size": 3}, "smaller than one patch"),
+        ({"name": "hvt", "spectral_patch_size": 8, "num_heads": (5, 5, 5, 5)}, "must divide"),
+    ],
+    ids=["heads", "size", "second stream"],
+)
+def test_what_contradicts_itself_is_refused_before_images_are_opened(tmp_path, monkeypatch, model, message):
+    def opened(*_):
+        raise AssertionError("the images were opened")
+
+    monkeypatch.setattr(fit, "open_data", opened)
+    with pytest.raises(ConfigError, match=message):
+        train(make_recipe({**TINY, "model": model, "run": {"dir": str(tmp_path / "x")}}))
+    assert not (tmp_path / "x").exists()

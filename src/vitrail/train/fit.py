@@ -124,6 +124,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         run.refuse_taken(overwrite=recipe.run.overwrite)
         if recipe.model.weights is not None:
             find_weights(recipe.model.weights)
+        _refuse_settings(recipe)
     data = plan.open(recipe)
     classes = plan.classes(data)
     seed_everything(recipe.run.seed, verbose=False)
@@ -275,6 +276,29 @@ def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[st
             "alone; use hvt, or leave the stream out (data.spectral none, no spectral_path, spectral_bands [])"
         )
     return settings
+
+
+def _refuse_settings(recipe: Recipe) -> None:
+    """Build the model without memory for its weights: settings that contradict each other need no images to be seen.
+
+    Raises:
+        ConfigError: They do, with a second stream as well as without.
+    """
+    family, _ = find_family(recipe.model.name)
+    settings = {"img_size": image_size(recipe), **recipe.model.settings}
+    tries = [settings]
+    if any(field.name == "spectral_chans" for field in dataclasses.fields(family.config)):
+        tries.append({**settings, "spectral_chans": settings.get("spectral_chans") or 1})
+    errors = []
+    for settings in tries:
+        try:
+            with torch.device("meta"):
+                create_model(recipe.model.name, **settings)
+        except ConfigError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[-1]
 
 
 def _build_model(recipe: Recipe, data: ImageData, num_classes: int, fresh: bool) -> VisionModel:
