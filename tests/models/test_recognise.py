@@ -95,7 +95,7 @@ def test_variants_are_found_from_shapes_alone(name, settings):
     use = {"num_classes": rng.choice([0, 1000, rng.randint(1, 3000)]), "in_chans": rng.choice([3, rng.randint(1, 20)])}
     with torch.device("meta"):
         wanted = vitrail.create_model(name, **settings, **use)
-    state = {key: torch.zeros(value.shape) for key, value in wanted.state_dict().items()}
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in wanted.state_dict().items()}
     facts = recognise(unwrap(state, name), name)
     assert facts.problem == ""
     assert [fit.name for fit in facts.fits] == [name]
@@ -115,7 +115,7 @@ def test_every_variant_is_found(name):
         wanted = vitrail.create_model(name)
     if sum(value.numel() for value in wanted.state_dict().values()) > 1.5e8:
         pytest.skip("takes more memory than a test should")
-    state = {key: torch.zeros(value.shape) for key, value in wanted.state_dict().items()}
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in wanted.state_dict().items()}
     facts = recognise(unwrap(state, name), name)
     assert [(fit.name, fit.settings) for fit in facts.fits] == [(name, {})]
 
