@@ -554,9 +554,9 @@ class Recipe:
         _require(size == "auto" or size % processes == 0, "data.batch_size", wanted, size)
         if self.run.explain_images and self.trainer.strategy == "fsdp":
             raise ConfigError(
-                f"run.explain_images {self.run.explain_images} cannot be had with trainer.strategy 'fsdp': the first "
-                "process draws, and has a share of the model only; leave it out and use `vitrail explain` on the run, or "
-                "use trainer.strategy ddp"
+                f"run.explain_images {self.run.explain_images} cannot be had with trainer.strategy 'fsdp': the process "
+                "that draws has a share of the model only; leave it out and use `vitrail explain` on the run, or use "
+                "trainer.strategy ddp"
             )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -50,8 +50,8 @@ from vitrail.train.explaining import Draw, Explaining
 from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
-from vitrail.train.sharding import ShardedStrategy
 from vitrail.train.settle import settle_as_begun, settle_precision, settle_sizes
+from vitrail.train.sharding import ShardedStrategy
 from vitrail.weights.load import load_weights
 from vitrail.weights.places import find_weights
 
@@ -463,6 +463,8 @@ def _quiet_libraries() -> None:
         r".*torch.jit.script.*",
         r".*sync_dist=True.*",
         r".*defined a `validation_step` but have no `val_dataloader`.*",
+        # No model changes in place what a block gives.
+        r".*FSDP2-wrapped module .* returned a view tensor.*",
         # These two are refused with a message of our own.
         r"Encountered `nan` values in tensor.*",
         r".*AMP with fp16 is not supported on CPU.*",

@@ -24,7 +24,7 @@ from vitrail.config.schema import TrainerConfig
 from vitrail.data.dataset import EpochShuffle
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.optim import warmup_cosine
-from vitrail.train.sharding import share_statistics, shard
+from vitrail.train.sharding import shard, share_statistics
 
 
 class TaskModule(LightningModule):

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -92,7 +91,7 @@ def shard(task: Task, mesh: DeviceMesh) -> None:
     if isinstance(task, FSDPModule):
         return
     if mesh.device_type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        nn.SyncBatchNorm.convert_sync_batchnorm(task)  # type: ignore[no-untyped-call]
     for parameter in task.parameters():
         # Shards are rows of what lies in memory in order; channels_last is not.
         parameter.data = parameter.data.contiguous()
@@ -179,7 +178,7 @@ def _whole(state: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in state.items():
         if isinstance(value, DTensor):
             # One after the other, so that no more than one is whole on a GPU.
-            full = value.detach().full_tensor()
+            full = value.full_tensor()
             if is_first_process():
                 result[name] = full.cpu()
         else:
@@ -188,18 +187,8 @@ def _whole(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shared(value: Any, like: Tensor | None) -> Any:
-    """A whole value as this process's share, where it belongs to a sharded parameter and has a value for each weight."""
+    """This process's share of a whole value, where it belongs to a sharded parameter, weight by weight."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.ndim == 0:
         return value
     # Every process has read the file: nothing is sent.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def num_held(task: nn.Module) -> int:
-    """How many of the parameters this process holds.
-
-    Args:
-        task: Sharded or not.
-    """
-    local = (p.to_local() if isinstance(p, DTensor) else p for p in task.parameters())
-    return sum(part.numel() for part in local)
