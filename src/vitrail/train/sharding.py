@@ -107,26 +107,31 @@ def shard(task: Task, mesh: DeviceMesh) -> None:
 def units(task: Task) -> list[nn.Module]:
     """The modules that are gathered one by one, in the order of the model.
 
-    They are the largest that lie within one of the model's layer groups, without the first and the last group, and
-    the layers of what stands around the model (a decoder's).
+    They are the largest that lie within one of the model's layer groups between the first and the last, those of the
+    last group that are no smaller than these (a fusion, a head), and the layers of what stands around the model (a
+    decoder's).
 
     Args:
         task: Its parts are called as modules, not through their methods.
     """
-    found: list[nn.Module] = []
-    names = [set(group) for group in task.model.layer_groups()[1:-1]]
-    for group in names:
-        found += _within(task.model, "", group)
+    _, *middle, last = task.model.layer_groups()
+    found = [unit for group in middle for unit in _within(task.model, "", set(group))]
+    smallest = min((_size(unit) for unit in found), default=0)
+    found += [unit for unit in _within(task.model, "", set(last)) if _size(unit) >= smallest]
     for name, child in task.named_children():
         if name != "model":
-            found += [
-                layer
-                for module in child.modules()
-                if isinstance(module, nn.ModuleList)
-                for layer in module
-                if any(True for _ in layer.parameters())
-            ]
+            found += _layers(child)
     return found
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    if isinstance(module, nn.ModuleList):
+        return [layer for layer in module if _size(layer)]
+    return [layer for child in module.children() for layer in _layers(child)]
 
 
 def _within(module: nn.Module, prefix: str, group: set[str]) -> list[nn.Module]:
@@ -159,9 +164,11 @@ def gathering(task: Task, method: str) -> Iterator[None]:
 
 
 def share_statistics(task: Task) -> None:
-    """Take the first process's buffers (BatchNorm's running statistics), as DDP does; all processes call it."""
-    for buffer in task.buffers():
-        dist.broadcast(buffer, src=0)
+    """Take the first process's running statistics of BatchNorms, as DDP does; all processes call it."""
+    for module in task.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
 
 
 def whole_state(module: nn.Module) -> dict[str, Any]:
