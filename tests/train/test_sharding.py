@@ -62,7 +62,7 @@ STEPS = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"devices": 1}, "trainer.strategy 'fsdp' is for several processes, .* leave the strategy out"),
+        ({"devices": 1}, "trainer.strategy 'fsdp' is for several processes, .* trainer.strategy auto"),
         ({"ema_decay": 0.9}, "trainer.ema_decay 0.9 cannot be had with trainer.strategy 'fsdp'.*leave it out"),
         ({"compile": True}, "trainer.compile True cannot"),
         ({"precision": "16-mixed"}, "trainer.precision '16-mixed' cannot .* use bf16-mixed"),

@@ -459,7 +459,7 @@ class TrainerConfig:
         if self.strategy != "auto" and self.devices * self.num_nodes == 1:
             raise ConfigError(
                 f"trainer.strategy {self.strategy!r} is for several processes, and trainer.devices 1 asks for one; "
-                "raise trainer.devices, or leave the strategy out"
+                "raise trainer.devices, or use trainer.strategy auto"
             )
         if self.strategy != "fsdp":
             return

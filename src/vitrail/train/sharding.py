@@ -177,7 +177,15 @@ def whole_state(module: nn.Module) -> dict[str, Any]:
     Args:
         module: Sharded, a part of something sharded, or neither: then this is its ``state_dict()``.
     """
-    return _whole(module.state_dict())
+    state: dict[str, Any] = module.state_dict()
+    whole = _whole(state)
+    # In place, as the versions of the modules are kept beside the tensors.
+    for name in list(state):
+        if name in whole:
+            state[name] = whole[name]
+        else:
+            del state[name]
+    return state
 
 
 def _whole(state: Mapping[str, Any]) -> dict[str, Any]:
