@@ -463,6 +463,8 @@ def _quiet_libraries() -> None:
         r".*torch.jit.script.*",
         r".*sync_dist=True.*",
         r".*defined a `validation_step` but have no `val_dataloader`.*",
+        # An average of shards is refused.
+        r".*You're using the WeightAveraging callback with a model that overrides.*",
         # No model changes in place what a block gives.
         r".*FSDP2-wrapped module .* returned a view tensor.*",
         # These two are refused with a message of our own.
