@@ -142,6 +142,39 @@ def steps(family, task, settings=None, checkpointing=False):
     return {"gradients": worst[0], "weights": worst[1], "held": held / number}
 
 
+def peak(strategy):
+    """The most memory in MiB that two steps of a larger model take, beyond what the process had at the start."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    import vitrail
+    from vitrail.data.transforms import NormalizeStreams
+    from vitrail.machine import keep_large_buffers
+    from vitrail.tasks.classification import ClassificationTask
+    from vitrail.train.sharding import shard
+
+    def resident(what):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what))
+
+    keep_large_buffers()  # as the command line does
+    before = resident("VmRSS")
+    model = vitrail.create_model("vit_base_patch16_224", img_size=32)
+    task = ClassificationTask(model, NormalizeStreams({"image": ((0.5,) * 3, (0.5,) * 3)}))
+    if strategy == "fsdp":
+        shard(task, init_device_mesh("cpu", (WORLD,)))
+    else:
+        task = torch.nn.parallel.DistributedDataParallel(task)
+    optimizer = torch.optim.AdamW(task.parameters(), fused=True)
+    del model
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    for _ in range(2):
+        optimizer.zero_grad()
+        task({"image": torch.rand(1, 3, 32, 32)}).square().mean().backward()
+        optimizer.step()
+    return resident("VmHWM") - before
+
+
 def _main(folder):
     import torch.distributed as dist
 

@@ -132,6 +132,13 @@ def test_shards_take_the_steps_of_the_whole(name, steps):
     assert sum(result["held"] for result in steps[name]) == pytest.approx(1)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is Linux's")
+def test_each_process_takes_half_of_the_memory(tmp_path):
+    peaks = {s: pair.run(tmp_path / s, {"": ["peak", {"strategy": s}]})[""] for s in ("ddp", "fsdp")}
+    assert max(peaks["fsdp"]) < 0.6 * min(peaks["ddp"]), peaks
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Where the runs are of which the tests below compare two."""

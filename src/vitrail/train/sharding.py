@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from vitrail.machine import return_large_buffers
 from vitrail.tasks.base import Task
 from vitrail.train.environment import is_first_process
 
@@ -98,6 +99,8 @@ def shard(task: Task, mesh: DeviceMesh) -> None:
     for module in [*units(task), task]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     if mesh.device_type == "cpu":
+        # What a block has gathered is to leave the process's memory with it.
+        return_large_buffers()
         # gloo adds up and cannot average.
         for module in task.modules():
             if isinstance(module, FSDPModule):
