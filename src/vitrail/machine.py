@@ -7,9 +7,9 @@ import os
 import platform
 from pathlib import Path
 
-# Options of mallopt(3), and bytes up to which a buffer stays with the process.
+# Options of mallopt(3), and bytes up to which a buffer stays with the process: where it is to, and where it is not to.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT = 1 << 30
+_KEPT, _RETURNED = 1 << 30, 1 << 17
 
 
 def processor() -> str:
@@ -39,8 +39,23 @@ def keep_large_buffers() -> bool:
     Returns:
         Whether it was done.
     """
+    return _keep_up_to(_KEPT)
+
+
+def return_large_buffers() -> bool:
+    """Let the allocator return buffers above 128 kB to the system as soon as they are free, for good.
+
+    By itself glibc comes to keep those below 32 MB, and what is only gathered for a moment then never leaves.
+
+    Returns:
+        Whether it was done; not where the user has tuned the allocator, or it is not glibc's.
+    """
+    return _keep_up_to(_RETURNED)
+
+
+def _keep_up_to(size: int) -> bool:
     tuned = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
     if tuned or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, _KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
+    return bool(mallopt(_MMAP_THRESHOLD, size)) and bool(mallopt(_TRIM_THRESHOLD, size))

@@ -388,8 +388,11 @@ class TrainerConfig:
             "val_balanced_accuracy" (the mean of the classes'; one label an image), "val_f1_macro" or "val_map" (mean
             average precision; several labels), or lowest "val_loss".
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
-        devices: How many processes, each with its share of every batch (DDP); one a GPU, or any number on a CPU.
+        devices: How many processes, each with its share of every batch; one a GPU, or any number on a CPU.
         num_nodes: Machines with as many devices each.
+        strategy: How several processes train together: "ddp", each with the whole model; "fsdp", each with its share of
+            the weights, gradients and moments, gathered a block at a time: less memory for more to send; "auto" is ddp
+            where there are several. One process has nobody to share with and takes auto alone.
         precision: "auto", which takes "bf16-mixed" where the hardware multiplies bfloat16 itself and "32-true"
             elsewhere; or "32-true", "bf16-mixed", "16-mixed", "bf16-true", as Lightning names them.
         deterministic: Refuse operations whose result differs from run to run.
@@ -416,6 +419,7 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
     devices: int = 1
     num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "auto"
     deterministic: bool = False
 
@@ -449,6 +453,27 @@ class TrainerConfig:
             _require(0 <= value < math.inf, f"trainer.{name}", "at least 0 and finite", value)
         for name in ("devices", "num_nodes"):
             _require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
+        self._check_strategy()
+
+    def _check_strategy(self) -> None:
+        if self.strategy != "auto" and self.devices * self.num_nodes == 1:
+            raise ConfigError(
+                f"trainer.strategy {self.strategy!r} is for several processes, and trainer.devices 1 asks for one; "
+                "raise trainer.devices, or use trainer.strategy auto"
+            )
+        if self.strategy != "fsdp":
+            return
+        for name, refused, remedy in (
+            ("ema_decay", self.ema_decay > 0, "leave it out"),
+            ("compile", self.compile, "leave it out"),
+            ("precision", self.precision == "16-mixed", "use bf16-mixed"),
+            ("accelerator", self.accelerator in ("mps", "tpu"), "use gpu or cpu"),
+        ):
+            if refused:
+                raise ConfigError(
+                    f"trainer.{name} {getattr(self, name)!r} cannot be had with trainer.strategy 'fsdp', which shares "
+                    f"the model out among processes; {remedy}, or use trainer.strategy ddp"
+                )
 
     @property
     def peak_learning_rate(self) -> float:
@@ -521,12 +546,18 @@ class Recipe:
         """Check what concerns two parts.
 
         Raises:
-            ConfigError: A batch that does not divide among the processes.
+            ConfigError: A batch that does not divide among the processes, or drawings of a model that is sharded.
         """
         processes = self.trainer.devices * self.trainer.num_nodes
         wanted = f"a multiple of the {processes} processes that share it"
         size = self.data.batch_size
         _require(size == "auto" or size % processes == 0, "data.batch_size", wanted, size)
+        if self.run.explain_images and self.trainer.strategy == "fsdp":
+            raise ConfigError(
+                f"run.explain_images {self.run.explain_images} cannot be had with trainer.strategy 'fsdp': the process "
+                "that draws has a share of the model only; leave it out and use `vitrail explain` on the run, or use "
+                "trainer.strategy ddp"
+            )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The recipe as nested plain values, the model's settings beside its name, as YAML has them."""

@@ -23,6 +23,7 @@ from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, write_trained
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.module import TaskModule
+from vitrail.train.sharding import whole_state
 from vitrail.weights.write import write_tensors
 
 # The values of an epoch that metrics.csv keeps.
@@ -216,9 +217,11 @@ class RunCheckpoints(Checkpoint):
         if self.best is None or (value < self.best if self.monitor == "val_loss" else value > self.best):
             self.best, self.best_epoch = value, trainer.current_epoch
             trainer.save_checkpoint(str(self.run.best_checkpoint))
-            if trainer.is_global_zero and isinstance(pl_module, TaskModule):
-                averages = [c.model() for c in trainer.callbacks if isinstance(c, WeightEMA)]  # type: ignore[attr-defined]
-                state = (averages[0] if averages else pl_module.task.model).state_dict()
+            assert isinstance(pl_module, TaskModule)
+            averages = [c.model() for c in trainer.callbacks if isinstance(c, WeightEMA)]  # type: ignore[attr-defined]
+            # Of shards the whole is put together by all processes.
+            state = whole_state(averages[0] if averages else pl_module.task.model)
+            if trainer.is_global_zero:
                 write_trained(self.run, state, self._card(trainer.current_epoch))
         trainer.save_checkpoint(str(self.run.last_checkpoint))
 

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, Timer, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 
 from vitrail.config.augment import augment_settings
 from vitrail.config.load import dump_recipe, load_recipe
@@ -50,11 +51,15 @@ from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
 from vitrail.train.settle import settle_as_begun, settle_precision, settle_sizes
+from vitrail.train.sharding import ShardedStrategy
 from vitrail.weights.load import load_weights
 from vitrail.weights.places import find_weights
 
 # What may differ when a run goes on; that the images are the same is checked on the images themselves.
-_MAY_CHANGE = {"max_epochs", "early_stopping_patience", "accelerator", "devices", "num_workers", "path", "weights"}
+# Checkpoints are whole whatever the strategy.
+_MAY_CHANGE = {
+    "max_epochs", "early_stopping_patience", "accelerator", "devices", "strategy", "num_workers", "path", "weights",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -434,6 +439,8 @@ def _make_trainer(recipe: Recipe, run: RunFolder, callbacks: list[Callback], unu
             enable_progress_bar=interactive,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            # What a sharded model gathers under inference_mode could not be trained with later.
+            inference_mode=config.strategy != "fsdp",
             log_every_n_steps=10,
             default_root_dir=str(run.path),
         )
@@ -451,9 +458,12 @@ def _make_trainer(recipe: Recipe, run: RunFolder, callbacks: list[Callback], unu
     return trainer
 
 
-def _strategy(config: TrainerConfig, unused: bool) -> str:
-    if config.devices * config.num_nodes == 1:
+def _strategy(config: TrainerConfig, unused: bool) -> str | Strategy:
+    processes = config.devices * config.num_nodes
+    if processes == 1:
         return "auto"
+    if config.strategy == "fsdp":
+        return ShardedStrategy(processes)
     return "ddp_find_unused_parameters_true" if unused else "ddp"
 
 
@@ -477,6 +487,10 @@ def _quiet_libraries() -> None:
         r".*torch.jit.script.*",
         r".*sync_dist=True.*",
         r".*defined a `validation_step` but have no `val_dataloader`.*",
+        # An average of shards is refused.
+        r".*You're using the WeightAveraging callback with a model that overrides.*",
+        # No model changes in place what a block gives.
+        r".*FSDP2-wrapped module .* returned a view tensor.*",
         # These two are refused with a message of our own.
         r"Encountered `nan` values in tensor.*",
         r".*AMP with fp16 is not supported on CPU.*",

@@ -24,6 +24,7 @@ from vitrail.config.schema import TrainerConfig
 from vitrail.data.dataset import EpochShuffle
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.optim import warmup_cosine
+from vitrail.train.sharding import shard, share_statistics
 
 
 class TaskModule(LightningModule):
@@ -52,6 +53,17 @@ class TaskModule(LightningModule):
         # Metrics, unlike logged numbers, are exact over several processes and batches of different sizes.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.train_accuracy, self.val_metrics = _metrics(self.task.model.num_classes, self.task.several_labels)
+
+    def configure_model(self) -> None:
+        """Share the parameters out among the processes, where the strategy is to."""
+        if self.config.strategy == "fsdp":
+            assert self.device_mesh is not None, "the strategy has set it"
+            shard(self.task, self.device_mesh["data_parallel"])
+
+    def on_validation_epoch_start(self) -> None:
+        """All processes validate with the first one's statistics, which are those that are kept."""
+        if self.config.strategy == "fsdp":
+            share_statistics(self.task)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Choose the order of the epoch to come now: workers are asked for batches before the loop names the epoch."""

@@ -18,6 +18,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.tasks.pretraining import PretrainingTask
 from vitrail.tasks.representation import alignment, collapse, knn_predict, probe_predict, rank_me, spread, uniformity
 from vitrail.train.module import seed_from
+from vitrail.train.sharding import ShardedStrategy, gathering
 
 MEASURES = (
     "knn_accuracy", "knn_f1_macro", "probe_accuracy", "probe_f1_macro", "rank_me", "alignment", "uniformity",
@@ -38,8 +39,8 @@ class Watching(Callback):
     Nearest neighbours and a linear probe learn from the training images that have labels and are judged by the
     validation images; without labels, or with several labels an image, they are left out. RankMe, alignment and
     uniformity are of the validation images, or of the training images where there is no such split. Evenly spaced
-    images stand for all where there are very many. The first process measures; random numbers and gradients of training
-    are left alone.
+    images stand for all where there are very many. The first process measures, and with it all that hold a share of a
+    sharded model; random numbers and gradients of training are left alone.
 
     Args:
         data: With the splits "labelled" and, if there is one, "val".
@@ -67,7 +68,7 @@ class Watching(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.first_spread is None and trainer.is_global_zero:
+        if self.first_spread is None and _takes_part(trainer):
             with _looking_on(trainer, pl_module) as task:
                 features, _ = self._features(task, self.held_out, _MOST_HELD_OUT, pl_module.device)
                 self.first_spread = spread(features)
@@ -76,10 +77,12 @@ class Watching(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.values.clear()
         last = trainer.current_epoch + 1 == trainer.max_epochs
-        if not trainer.is_global_zero or not (last or (trainer.current_epoch + 1) % self.every == 0):
+        if not _takes_part(trainer) or not (last or (trainer.current_epoch + 1) % self.every == 0):
             return
         with _looking_on(trainer, pl_module) as task:
             values, problem = self._measure(task, pl_module.device)
+        if not trainer.is_global_zero:
+            return
         self.values |= values
         for name, value in values.items():
             pl_module.log(name, value, rank_zero_only=True)
@@ -119,6 +122,10 @@ class Watching(Callback):
         return torch.cat(parts), self.data.source.targets[chosen]
 
 
+def _takes_part(trainer: Trainer) -> bool:
+    return trainer.is_global_zero or isinstance(trainer.strategy, ShardedStrategy)
+
+
 @contextmanager
 def _looking_on(trainer: Trainer, pl_module: LightningModule) -> Iterator[PretrainingTask]:
     """The task in evaluation mode, without gradients, in the run's precision; afterwards it is as it was."""
@@ -127,7 +134,7 @@ def _looking_on(trainer: Trainer, pl_module: LightningModule) -> Iterator[Pretra
     modes = {module: module.training for module in task.modules()}
     task.eval()
     try:
-        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        with torch.no_grad(), trainer.precision_plugin.forward_context(), gathering(task, "represent"):
             yield task
     finally:
         for module, mode in modes.items():
