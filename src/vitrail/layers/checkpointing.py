@@ -45,13 +45,14 @@ def _second_run(block: nn.Module) -> Iterator[None]:
     """
     taps = list(named_taps(block).values())
     consumers = [tap.consumer for tap in taps]
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    # Those that several GPUs share are of another class than BatchNorm2d.
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for tap in taps:
         tap.consumer = None
     for norm in norms:
-        # Without a momentum, it is the counter alone that makes them count.
-        norm.momentum, norm.num_batches_tracked = None if norm.momentum is None else 0.0, None
+        counter = norm.num_batches_tracked
+        norm.momentum, norm.num_batches_tracked = 0.0, None if counter is None else counter.clone()
     try:
         yield
     finally:
