@@ -41,3 +41,15 @@ def known(condition: bool) -> bool:
 
         return statically_known_true(condition)
     return bool(condition)
+
+
+def changing(length: int) -> bool:
+    """Whether a length may be another one at the next call of the graph that is being compiled.
+
+    Not of a graph that is exported: what serves that must be written in torch's own operators.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return not has_static_value(length)
+    return False

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import Attention, mask_to_bias
 from vitrail.layers.relative_position import RelativeBiasCache, in_graph, relative_table
-from vitrail.layers.shapes import Size, known, padding_to_multiple, to_pair
+from vitrail.layers.shapes import Size, changing, known, padding_to_multiple, to_pair
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -138,6 +140,58 @@ def plan_windows(
     return WindowPlan(order, inverse, blocked)
 
 
+@torch.library.custom_op("vitrail::window_places", mutates_args=())
+def window_places(
+    x: Tensor, window: Sequence[int], shift: Sequence[int], mask_padding: bool, pad_after_shift: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The plan of a map whose size changes from call to call, out of a compiler's sight.
+
+    Written in operators that it sees, pads, rolls and splits become one formula of the place, which takes it longer
+    than minutes to simplify, and again for each way in which sizes do not divide.
+
+    Args:
+        x: The map, shape ``(B, H, W, C)``; only its size and device count.
+        window: Height and width of a window.
+        shift: Rows and columns by which the windows are shifted.
+        mask_padding: As for :func:`plan_windows`.
+        pad_after_shift: As for :func:`plan_windows`.
+
+    Returns:
+        For each place in the windows the token on the map, H * W for one that pads it; for each token its place in the
+        windows; which pairs are blocked, shape ``(windows, n, n)``.
+    """
+    (H, W), (h, w), (down, across) = x.shape[1:3], window, shift
+    plan = plan_windows((H, W), (h, w), (down, across), mask_padding, pad_after_shift, x.device)
+    padding = window_padding((H, W), (h, w))
+    full = H + padding[0], W + padding[1]
+    places = torch.full(full, H * W, device=x.device)
+    places[:H, :W] = torch.arange(H * W, device=x.device).view(H, W)
+    if plan.order is None or plan.inverse is None:
+        everywhere = torch.arange(full[0] * full[1], device=x.device)
+        order = partition_windows(everywhere.view(1, *full, 1), (h, w)).flatten()
+        inverse = order.argsort()
+    else:
+        order, inverse = plan.order, plan.inverse
+    blocked = plan.blocked
+    if blocked is None:
+        blocked = torch.zeros(len(order) // (h * w), h * w, h * w, dtype=torch.bool, device=x.device)
+    # Copies: who compiles may write over what it is given.
+    return places.flatten()[order], inverse.view(full)[:H, :W].flatten(), blocked.clone()
+
+
+@window_places.register_fake
+def _(
+    x: Tensor, window: Sequence[int], shift: Sequence[int], mask_padding: bool, pad_after_shift: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = ((length + w - 1) // w for length, w in zip(x.shape[1:3], window, strict=True))
+    n = window[0] * window[1]
+    return (
+        x.new_empty(rows * columns * n, dtype=torch.int64),
+        x.new_empty(x.shape[1] * x.shape[2], dtype=torch.int64),
+        x.new_empty(rows * columns, n, n, dtype=torch.bool),
+    )
+
+
 class _Reorder(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -258,10 +312,17 @@ class ShiftedWindowAttention(Attention):
         window, shift, padding = ((rows[i], columns[i]) for i in range(3))
         after = self.pad_after_shift
         layout = TokenLayout("window", (H, W), (H, W), 0, window, shift, padding, after)
-        plan = self._plan(x, layout)
-        bias = self.window_bias(window, plan, x.dtype)
         full = (H + padding[0], W + padding[1])
         split = (B, count_groups(full, window), window[0] * window[1], C)
+        if changing(H) or changing(W):
+            order, inverse, blocked = window_places(x, window, shift, self.mask_padding, after)
+            bias = self.window_bias(window, WindowPlan(blocked=blocked), x.dtype)
+            # A row of zeros after the last token is what pads.
+            windows = F.pad(x.flatten(1, 2), (0, 0, 0, 1)).index_select(1, order)
+            mixed = self.mix(windows.view(split), layout, bias).reshape(B, -1, C)
+            return mixed.index_select(1, inverse).view(x.shape)
+        plan = self._plan(x, layout)
+        bias = self.window_bias(window, plan, x.dtype)
         if plan.order is not None and plan.inverse is not None:
             tokens = pad_map(x, padding).flatten(1, 2)
             mixed = self.mix(reorder(tokens, plan.order, plan.inverse).view(split), layout, bias)
