@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from vitrail.layers.attention import Attention
 from vitrail.layers.relative_position import RelativePositionBias, in_graph
-from vitrail.layers.shapes import known
+from vitrail.layers.shapes import changing, known
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -21,7 +22,10 @@ from vitrail.layers.windows import (
     padding_regions,
     partition_grid,
     partition_windows,
+    places_in_groups,
     same_region,
+    shapes_of_places,
+    take_tokens,
     window_padding,
 )
 
@@ -51,6 +55,30 @@ def padding_blocked(grid: Pair, window: Pair, kind: Kind, device: torch.device |
 def _kept_padding_blocked(grid: Pair, window: Pair, kind: Kind, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return padding_blocked(grid, window, kind, device)
+
+
+@torch.library.custom_op("vitrail::partition_places", mutates_args=())
+def partition_places(x: Tensor, window: Sequence[int], kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`vitrail.layers.window_attention.window_places`, for groups of either kind.
+
+    Args:
+        x: The map, shape ``(B, H, W, C)``; only its size and device count.
+        window: Height and width of a group.
+        kind: "window" or "grid".
+    """
+    (H, W), (h, w) = x.shape[1:3], window
+    padding = window_padding((H, W), (h, w))
+    full = H + padding[0], W + padding[1]
+    partition = partition_windows if kind == "window" else partition_grid
+    everywhere = torch.arange(full[0] * full[1], device=x.device)
+    order = partition(everywhere.view(1, *full, 1), (h, w)).flatten()
+    blocked = padding_blocked((H, W), (h, w), "window" if kind == "window" else "grid", x.device)
+    return *places_in_groups(order, (H, W), full), blocked
+
+
+@partition_places.register_fake
+def _(x: Tensor, window: Sequence[int], kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    return shapes_of_places(x, window)
 
 
 class PartitionAttention(Attention):
@@ -102,14 +130,19 @@ class PartitionAttention(Attention):
         B, H, W, C = x.shape
         window, kind = self.window, self.kind
         padding = window_padding((H, W), window)
+        full = (H + padding[0], W + padding[1])
+        layout = TokenLayout(kind, query_grid=(H, W), key_grid=(H, W), window=window, padding=padding)
+        split = (B, count_groups(full, window), window[0] * window[1], C)
+        if changing(H) or changing(W):
+            order, inverse, blocked = partition_places(x, window, kind)
+            mixed = self.mix(take_tokens(x, order).view(split), layout, self.rel_pos(blocked)).reshape(B, -1, C)
+            return mixed.index_select(1, inverse).view(x.shape)
         blocked = None
         if not known(padding[0] == 0) or not known(padding[1] == 0):
             make = padding_blocked if in_graph(x) else _kept_padding_blocked
             blocked = make((H, W), window, kind, x.device)
-        full = (H + padding[0], W + padding[1])
-        layout = TokenLayout(kind, query_grid=(H, W), key_grid=(H, W), window=window, padding=padding)
         partition, merge = (partition_windows, merge_windows) if kind == "window" else (partition_grid, merge_grid)
-        groups = partition(pad_map(x, padding), window).view(B, count_groups(full, window), window[0] * window[1], C)
+        groups = partition(pad_map(x, padding), window).view(split)
         mixed = self.mix(groups, layout, self.rel_pos(blocked))
         return cut_map(merge(mixed.flatten(0, 1), window, full), (H, W))
 

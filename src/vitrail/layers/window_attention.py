@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError, ShapeError
@@ -22,9 +21,12 @@ from vitrail.layers.windows import (
     merge_windows,
     pad_map,
     partition_windows,
+    places_in_groups,
     same_region,
+    shapes_of_places,
     shift_map,
     shifted_regions,
+    take_tokens,
     unshift_map,
     window_padding,
 )
@@ -164,32 +166,21 @@ def window_places(
     plan = plan_windows((H, W), (h, w), (down, across), mask_padding, pad_after_shift, x.device)
     padding = window_padding((H, W), (h, w))
     full = H + padding[0], W + padding[1]
-    places = torch.full(full, H * W, device=x.device)
-    places[:H, :W] = torch.arange(H * W, device=x.device).view(H, W)
-    if plan.order is None or plan.inverse is None:
+    order, blocked = plan.order, plan.blocked
+    if order is None:
         everywhere = torch.arange(full[0] * full[1], device=x.device)
         order = partition_windows(everywhere.view(1, *full, 1), (h, w)).flatten()
-        inverse = order.argsort()
-    else:
-        order, inverse = plan.order, plan.inverse
-    blocked = plan.blocked
     if blocked is None:
         blocked = torch.zeros(len(order) // (h * w), h * w, h * w, dtype=torch.bool, device=x.device)
     # Copies: who compiles may write over what it is given.
-    return places.flatten()[order], inverse.view(full)[:H, :W].flatten(), blocked.clone()
+    return *places_in_groups(order, (H, W), full), blocked.clone()
 
 
 @window_places.register_fake
 def _(
     x: Tensor, window: Sequence[int], shift: Sequence[int], mask_padding: bool, pad_after_shift: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, columns = ((length + w - 1) // w for length, w in zip(x.shape[1:3], window, strict=True))
-    n = window[0] * window[1]
-    return (
-        x.new_empty(rows * columns * n, dtype=torch.int64),
-        x.new_empty(x.shape[1] * x.shape[2], dtype=torch.int64),
-        x.new_empty(rows * columns, n, n, dtype=torch.bool),
-    )
+    return shapes_of_places(x, window)
 
 
 class _Reorder(torch.autograd.Function):
@@ -317,9 +308,7 @@ class ShiftedWindowAttention(Attention):
         if changing(H) or changing(W):
             order, inverse, blocked = window_places(x, window, shift, self.mask_padding, after)
             bias = self.window_bias(window, WindowPlan(blocked=blocked), x.dtype)
-            # A row of zeros after the last token is what pads.
-            windows = F.pad(x.flatten(1, 2), (0, 0, 0, 1)).index_select(1, order)
-            mixed = self.mix(windows.view(split), layout, bias).reshape(B, -1, C)
+            mixed = self.mix(take_tokens(x, order).view(split), layout, bias).reshape(B, -1, C)
             return mixed.index_select(1, inverse).view(x.shape)
         plan = self._plan(x, layout)
         bias = self.window_bias(window, plan, x.dtype)

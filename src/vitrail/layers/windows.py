@@ -7,6 +7,8 @@ region of its own, so that it never reaches a real token and no row of the atten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -238,3 +240,50 @@ def _check_groups(groups: Tensor, group: Pair, grid: Pair, name: str) -> None:
             f"expected {name}s of shape (B * {count}, {group[0] * group[1]}, C) for a map of "
             f"{grid[0]} x {grid[1]}, got {tuple(groups.shape)}"
         )
+
+
+def places_in_groups(order: Tensor, grid: Pair, full: Pair) -> tuple[Tensor, Tensor]:
+    """Where the tokens of a map go when it is padded and split into groups, and where they come back from.
+
+    Args:
+        order: Place on the padded map of each token, group by group, shape ``(full[0] * full[1],)``: a permutation.
+        grid: Height and width of the map before padding.
+        full: Height and width of the padded map.
+
+    Returns:
+        For each place in the groups the token on the map, shape of ``order``, ``H * W`` for one that pads it; for each
+        token its place in the groups, shape ``(H * W,)``.
+    """
+    H, W = grid
+    tokens = torch.full(full, H * W, device=order.device)
+    tokens[:H, :W] = torch.arange(H * W, device=order.device).view(H, W)
+    return tokens.flatten()[order], order.argsort().view(full)[:H, :W].flatten()
+
+
+def take_tokens(x: Tensor, places: Tensor) -> Tensor:
+    """The tokens of a map that go to each place of the groups, zeros where there is none.
+
+    Args:
+        x: Tokens, shape ``(B, H, W, C)``.
+        places: As :func:`places_in_groups` gives them, shape ``(N,)``.
+
+    Returns:
+        Shape ``(B, N, C)``.
+    """
+    return F.pad(x.flatten(1, 2), (0, 0, 0, 1)).index_select(1, places)
+
+
+def shapes_of_places(x: Tensor, window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the shapes that :func:`places_in_groups` and a mask of pairs have for a map, for who traces them.
+
+    Args:
+        x: The map, shape ``(B, H, W, C)``.
+        window: Height and width of a group.
+    """
+    rows, columns = ((length + w - 1) // w for length, w in zip(x.shape[1:3], window, strict=True))
+    n = window[0] * window[1]
+    return (
+        x.new_empty(rows * columns * n, dtype=torch.int64),
+        x.new_empty(x.shape[1] * x.shape[2], dtype=torch.int64),
+        x.new_empty(rows * columns, n, n, dtype=torch.bool),
+    )

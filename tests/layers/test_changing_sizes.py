@@ -1,0 +1,76 @@
+"""Graphs for changing sizes take the places of tokens in groups from outside the compiler's sight."""
+
+import random
+
+import pytest
+import torch
+
+import vitrail
+from tests.tiers import fast_first
+from vitrail.layers import partition_attention, window_attention
+from vitrail.layers.partition_attention import PartitionAttention, partition_places
+from vitrail.layers.window_attention import WindowAttention, window_places
+
+
+def _layer(kind, rng):
+    window = (rng.randint(1, 5), rng.randint(1, 5))
+    if kind in ("window", "grid"):
+        return PartitionAttention(8, 4, window, kind).double()
+    shift = (rng.randrange(window[0]), rng.randrange(window[1]))
+    settings = {"masked": (True, False), "as they are": (False, False), "after": (False, True)}[kind]
+    return WindowAttention(8, 2, window, shift, True, *settings).double()
+
+
+@pytest.mark.parametrize("seed", fast_first(range(12), 3))
+@pytest.mark.parametrize("kind", ["masked", "as they are", "after", "window", "grid"])
+def test_the_same_comes_out_with_the_same_gradients(kind, seed, monkeypatch):
+    rng = random.Random(f"{kind}{seed}")
+    torch.manual_seed(seed)
+    layer = _layer(kind, rng)
+    x = torch.randn(2, rng.randint(1, 11), rng.randint(1, 11), 8, dtype=torch.float64, requires_grad=True)
+    results = []
+    for changing in (False, True):
+        for module in (window_attention, partition_attention):
+            monkeypatch.setattr(module, "changing", lambda _, answer=changing: answer)
+        out = layer(x)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
+        results.append([out, *torch.autograd.grad((out * weight).sum(), [x, *layer.parameters()])])
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_the_operators_are_as_they_are_declared():
+    x = torch.randn(1, 7, 6, 2)
+    torch.library.opcheck(window_places, (x, [3, 4], [1, 2], True, False))
+    torch.library.opcheck(window_places, (x, [2, 2], [0, 0], False, False))
+    torch.library.opcheck(partition_places, (x, [3, 4], "grid"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("swin", {"patch_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}),
+        ("maxvit", {"stem_width": 8, "embed_dim": (8, 16), "depths": (1, 1), "dim_head": 4, "window_size": 4}),
+        ("hvt", {"patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "attention": 4}),
+    ],
+    ids=["swin", "maxvit", "hvt"],
+)
+def test_inductor_compiles_once_for_all_sizes(name, settings, training):
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = vitrail.create_model(name, img_size=64, num_classes=5, **settings).train(training)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for number, size in enumerate([(60, 64), (40, 72), (33, 47), (64, 64)]):
+        x = torch.randn(2, 3, *size)
+        results = []
+        with torch.set_grad_enabled(training), torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+            for call in (model, compiled):
+                model.zero_grad()
+                logits = call(x)
+                if training:
+                    logits.square().sum().backward()
+                results.append([logits.detach(), *(p.grad.clone() for p in model.parameters() if training)])
+        for eager, made in zip(*results, strict=True):
+            torch.testing.assert_close(made, eager, rtol=1e-3, atol=1e-4)
