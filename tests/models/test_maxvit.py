@@ -402,3 +402,17 @@ def test_wrong_images_are_refused():
         model(torch.randn(1, 4, 32, 32))
     with pytest.raises(ShapeError, match="no pixels"):
         model(torch.randn(1, 3, 0, 32))
+
+
+def test_norms_of_several_gpus_count_a_checkpointed_batch_once():
+    states = []
+    x = torch.randn(3, 3, 40, 32)
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        # Alone in its process it computes what BatchNorm2d does, on a CPU too.
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(tiny(drop_path_rate=0.0)).train()
+        model.set_grad_checkpointing(checkpointing)
+        model(x).square().sum().backward()
+        states.append({k: v.clone() for k, v in model.state_dict().items() if "running" in k or "tracked" in k})
+    assert states[0]
+    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-6) for name in states[0])

@@ -129,7 +129,13 @@ def _by_the_clock(
 ) -> Callable[[int], float]:
     """The factor of the step that the clock has come to, where it is ahead of the steps."""
     (timer,) = (c for c in trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
-    return lambda step: factor(max(step, min(total, int(total * timer.time_elapsed() / seconds))))
+
+    def at(step: int) -> float:
+        # All processes must take the same step: the first one's clock is everybody's.
+        elapsed = trainer.strategy.broadcast(timer.time_elapsed())
+        return factor(max(step, min(total, int(total * elapsed / seconds))))
+
+    return at
 
 
 def seed_from(*entropy: int) -> None:
