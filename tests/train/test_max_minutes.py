@@ -36,6 +36,7 @@ def test_the_clock_ends_training_and_brings_the_learning_rate_down(tmp_path, mon
     assert rows["learning_rate"].iloc[-1] < 0.1 * recipe.trainer.peak_learning_rate
     assert run.finished
     assert (rows["epoch_seconds"] > 0).all()
+    assert (rows["train_images_per_second"] < 1e7).all()  # also of the epoch that did not come to its end
 
 
 def test_without_a_clock_there_is_none(tmp_path):
