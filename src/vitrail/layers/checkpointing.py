@@ -51,6 +51,7 @@ def _second_run(block: nn.Module) -> Iterator[None]:
     for tap in taps:
         tap.consumer = None
     for norm in norms:
+        # Without a momentum of 0 the counter would weigh the batch; a copy of it takes the second count.
         counter = norm.num_batches_tracked
         norm.momentum, norm.num_batches_tracked = 0.0, None if counter is None else counter.clone()
     try:

@@ -57,6 +57,16 @@ def _kept_padding_blocked(grid: Pair, window: Pair, kind: Kind, device: torch.de
         return padding_blocked(grid, window, kind, device)
 
 
+@functools.lru_cache(maxsize=64)
+def _kept_places(grid: Pair, window: Pair, kind: Kind, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    padding = window_padding(grid, window)
+    full = grid[0] + padding[0], grid[1] + padding[1]
+    partition = partition_windows if kind == "window" else partition_grid
+    with torch.inference_mode(False):
+        order = partition(torch.arange(full[0] * full[1], device=device).view(1, *full, 1), window).flatten()
+        return *places_in_groups(order, grid, full), _kept_padding_blocked(grid, window, kind, device)
+
+
 @torch.library.custom_op("vitrail::partition_places", mutates_args=())
 def partition_places(x: Tensor, window: Sequence[int], kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`vitrail.layers.window_attention.window_places`, for groups of either kind.
@@ -67,13 +77,9 @@ def partition_places(x: Tensor, window: Sequence[int], kind: str) -> tuple[Tenso
         kind: "window" or "grid".
     """
     (H, W), (h, w) = x.shape[1:3], window
-    padding = window_padding((H, W), (h, w))
-    full = H + padding[0], W + padding[1]
-    partition = partition_windows if kind == "window" else partition_grid
-    everywhere = torch.arange(full[0] * full[1], device=x.device)
-    order = partition(everywhere.view(1, *full, 1), (h, w)).flatten()
-    blocked = padding_blocked((H, W), (h, w), "window" if kind == "window" else "grid", x.device)
-    return *places_in_groups(order, (H, W), full), blocked
+    taken, back, blocked = _kept_places((H, W), (h, w), "window" if kind == "window" else "grid", x.device)
+    # Copies: who compiles may write over what it is given.
+    return taken.clone(), back.clone(), blocked.clone()
 
 
 @partition_places.register_fake

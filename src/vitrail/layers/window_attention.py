@@ -142,6 +142,25 @@ def plan_windows(
     return WindowPlan(order, inverse, blocked)
 
 
+@functools.lru_cache(maxsize=64)
+def _kept_places(
+    grid: Pair, window: Pair, shift: Pair, mask_padding: bool, pad_after_shift: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = plan_windows(grid, window, shift, mask_padding, pad_after_shift, device)
+    padding = window_padding(grid, window)
+    full = grid[0] + padding[0], grid[1] + padding[1]
+    order, blocked = plan.order, plan.blocked
+    with torch.inference_mode(False):
+        if order is None:
+            order = partition_windows(
+                torch.arange(full[0] * full[1], device=device).view(1, *full, 1), window
+            ).flatten()
+        if blocked is None:
+            n = window[0] * window[1]
+            blocked = torch.zeros(len(order) // n, n, n, dtype=torch.bool, device=device)
+        return *places_in_groups(order, grid, full), blocked
+
+
 @torch.library.custom_op("vitrail::window_places", mutates_args=())
 def window_places(
     x: Tensor, window: Sequence[int], shift: Sequence[int], mask_padding: bool, pad_after_shift: bool
@@ -163,17 +182,9 @@ def window_places(
         windows; which pairs are blocked, shape ``(windows, n, n)``.
     """
     (H, W), (h, w), (down, across) = x.shape[1:3], window, shift
-    plan = plan_windows((H, W), (h, w), (down, across), mask_padding, pad_after_shift, x.device)
-    padding = window_padding((H, W), (h, w))
-    full = H + padding[0], W + padding[1]
-    order, blocked = plan.order, plan.blocked
-    if order is None:
-        everywhere = torch.arange(full[0] * full[1], device=x.device)
-        order = partition_windows(everywhere.view(1, *full, 1), (h, w)).flatten()
-    if blocked is None:
-        blocked = torch.zeros(len(order) // (h * w), h * w, h * w, dtype=torch.bool, device=x.device)
+    taken, back, blocked = _kept_places((H, W), (h, w), (down, across), mask_padding, pad_after_shift, x.device)
     # Copies: who compiles may write over what it is given.
-    return *places_in_groups(order, (H, W), full), blocked.clone()
+    return taken.clone(), back.clone(), blocked.clone()
 
 
 @window_places.register_fake

@@ -264,6 +264,11 @@ def _given_settings(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe.to_dict()["model"].items() if k in recipe.model.settings}
 
 
+def _may_have_second_stream(recipe: Recipe) -> bool:
+    family, _ = find_family(recipe.model.name)
+    return any(field.name == "spectral_chans" for field in dataclasses.fields(family.config))
+
+
 def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:
     """Settings of the model that follow from the data, unless the recipe gives them."""
     bands = data.source.bands
@@ -272,8 +277,7 @@ def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[st
         "in_chans": len(bands["image"]),
         "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
     }
-    family, _ = find_family(recipe.model.name)
-    if any(field.name == "spectral_chans" for field in dataclasses.fields(family.config)):
+    if _may_have_second_stream(recipe):
         settings["spectral_chans"] = len(bands.get("spectral", ()))
     elif "spectral" in bands:
         raise ConfigError(
@@ -289,10 +293,9 @@ def _refuse_settings(recipe: Recipe) -> None:
     Raises:
         ConfigError: They do, with a second stream as well as without.
     """
-    family, _ = find_family(recipe.model.name)
     settings = {"img_size": image_size(recipe), **recipe.model.settings}
     tries = [settings]
-    if any(field.name == "spectral_chans" for field in dataclasses.fields(family.config)):
+    if _may_have_second_stream(recipe):
         tries.append({**settings, "spectral_chans": settings.get("spectral_chans") or 1})
     errors = []
     for settings in tries:
