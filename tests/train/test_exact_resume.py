@@ -39,11 +39,11 @@ MODES = {
         "data": {"augment": "strong", "augment_settings": EVERYTHING, "spectral": "edges", "sampling": "balanced"},
         "trainer": {"progressive_sizes": [8, 12], "freeze_epochs": 1, "ema_decay": 0.9, "accumulate": 2},
     },
-    "trivialaugment, found sizes, focal": {
+    "trivialaugment, found batch size, focal": {
         "model": MAXVIT,
         "data": {"augment": "leaf", "augment_settings": {"auto": "trivialaugment", "cutmix": 1}, "batch_size": "auto"},
         "task": {"loss": "focal", "class_weights": "balanced"},
-        "trainer": {"learning_rate": "auto", "precision": "bf16-mixed"},
+        "trainer": {"precision": "bf16-mixed"},
     },
     "several labels, workers": {
         "model": VIT,
@@ -52,7 +52,11 @@ MODES = {
         "task": {"loss": "bce", "class_weights": "balanced"},
         "trainer": {"monitor": "val_map"},
     },
-    "compiled": {"model": VIT, "data": {"augment": "light"}, "trainer": {"compile": True, "ema_decay": 0.9}},
+    "compiled, found rate": {
+        "model": VIT,
+        "data": {"augment": "light"},
+        "trainer": {"compile": True, "ema_decay": 0.9, "learning_rate": "auto"},
+    },
 }  # fmt: skip
 
 

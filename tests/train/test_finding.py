@@ -13,9 +13,9 @@ from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError, RunError
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask
-from vitrail.train import train
+from vitrail.train import learning_rate, train
 from vitrail.train.batch_size import _smallest_fast, find_batch_size
-from vitrail.train.learning_rate import _choose, find_learning_rate
+from vitrail.train.learning_rate import _choose, _range_test, find_learning_rate
 from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
 
@@ -75,6 +75,69 @@ def test_the_search_leaves_no_trace():
     assert size == 4  # an epoch of 100 has at least twenty steps, or batches of four
     assert "images/s" in why
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+def _batches(sizes, seed):
+    torch.manual_seed(seed)
+    return [{"image": torch.rand(n, 1, 8, 8), "target": torch.randint(3, (n,))} for n in sizes]
+
+
+@pytest.mark.parametrize("gathered", [1, 3])
+def test_easy_and_hard_batches_are_levelled(gathered, monkeypatch):
+    monkeypatch.setattr(learning_rate, "_LOW", 1e-12)
+    monkeypatch.setattr(learning_rate, "_HIGH", 1e-11)  # nothing is learned
+    task = _task().train()
+    torch.nn.init.normal_(task.model.head.weight)
+    batches = _batches([2, 5, 3], 1)
+    single = [task.loss(task(batch), batch).item() for batch in batches]
+    assert max(single) - min(single) > 0.01
+    rates, losses, images = _range_test(task, _recipe("x").trainer, batches, 5, gathered)
+    assert len(rates) == len(losses) == 80
+    assert images in (2, 3, 5)
+    assert max(losses) - min(losses) < 1e-5
+    assert min(single) - 1e-5 < losses[0] < max(single) + 1e-5
+
+
+@pytest.mark.parametrize(("images", "tries"), [(4, 3), (8, 3), (9, 2), (32, 2), (33, 1)])
+def test_where_single_batches_say_nothing_steps_take_several(images, tries, monkeypatch, capsys):
+    answers = [None, None, 2e-3]
+    asked = []
+
+    def choose(rates, losses):
+        asked.append(len(rates))
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(learning_rate, "_choose", choose)
+    monkeypatch.setattr(learning_rate, "_STEPS", 12)
+    config = _recipe("x").trainer
+    if tries == 3:
+        rate, why = find_learning_rate(_task(), config, _batches([images] * 4, images), 3)
+        assert rate == 5e-4  # a step of sixteen batches is four times as sure as one of a single batch
+        assert "of 16 batches" in why
+    else:
+        with pytest.raises(RunError, match=f"fell at none of {sum(asked) or 12 * tries} rates.*larger data.batch_size"):
+            find_learning_rate(_task(), config, _batches([images] * 4, images), 3)
+    assert len(asked) == tries
+    assert capsys.readouterr().err.count("trying again") == tries - 1
+
+
+def test_a_compiled_model_has_a_graph_for_each_size_and_one_for_all_batches():
+    torch.compiler.reset()
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(x.shape for x in inputs if torch.is_tensor(x) and x.ndim == 4 and not x.requires_grad)
+        return graph.forward
+
+    task = _task().eval()
+    task.compile_model(backend=backend)
+    for size in (8, 12, 16):
+        for number in (3, 5, 7):
+            image = torch.rand(number, 1, size, size + 4)
+            torch.testing.assert_close(task({"image": image}), task.model._call_impl(*task.normalize({"image": image})))
+    assert len(seen) <= 4  # the first batch's number alone is a fixed one
+    assert all(isinstance(side, int) for shape in seen for side in shape[2:])
+    assert {tuple(shape[2:]) for shape in seen} == {(8, 12), (12, 16), (16, 20)}
 
 
 def test_of_fast_batches_the_smallest():

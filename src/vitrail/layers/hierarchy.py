@@ -18,7 +18,7 @@ from vitrail.layers.mlp import Mlp
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions
-from vitrail.layers.shapes import known
+from vitrail.layers.shapes import divide_up, known
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.window_attention import ShiftedWindowAttention
 
@@ -196,7 +196,7 @@ class HierarchicalEncoder(nn.Module):
             )
         self.in_chans, self.img_size = in_chans, img_size
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, norm=True)
-        self.grid = (-(-img_size[0] // patch_size[0]), -(-img_size[1] // patch_size[1]))
+        self.grid = (divide_up(img_size[0], patch_size[0]), divide_up(img_size[1], patch_size[1]))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], embed_dim))
         rates = iter(drop_path_schedule(drop_path_rate, sum(depths)))
         self.dims = [embed_dim * 2**i for i in range(len(depths))]

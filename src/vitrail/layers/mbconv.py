@@ -16,7 +16,7 @@ from vitrail.layers.drop_path import DropPath
 from vitrail.layers.gelu import Approximate, Gelu, gelu, infers_on_cpu
 from vitrail.layers.patch_merging import report_merge
 from vitrail.layers.relative_position import in_graph
-from vitrail.layers.shapes import known
+from vitrail.layers.shapes import divide_up, known, padding_to_multiple
 from vitrail.layers.tap import AttentionTap
 
 # Numbers that an intermediate of the inference route may hold: about what the caches of a small CPU keep.
@@ -59,7 +59,7 @@ def edge_padding(length: int, stride: int, same: bool) -> tuple[int, int]:
         same: TensorFlow's rule, by which an even length at stride 2 gets its only zero at the end.
     """
     # Written without a branch on the length: a compiled model then serves even and odd ones alike.
-    return (length % 2 if same and stride == 2 else 1), 1
+    return (padding_to_multiple(length, 2) if same and stride == 2 else 1), 1
 
 
 class Conv3x3(nn.Conv2d):
@@ -187,7 +187,7 @@ class Shortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``."""
         if self.same_padding:
-            bottom, right = x.shape[2] % 2, x.shape[3] % 2
+            bottom, right = (padding_to_multiple(length, 2) for length in x.shape[2:])
             if not known(bottom == 0) or not known(right == 0):
                 x = F.pad(x, (0, right, 0, bottom))
             x = F.avg_pool2d(x, 2, 2)
@@ -341,7 +341,7 @@ class MBConv(nn.Module):
         stride, same = self.stride, self.flavour.same_padding
         (left, right), (top, _) = edge_padding(W, stride, same), edge_padding(H, stride, same)
         rows = max(1, _WORKING_SET // (B * hidden * W * stride))
-        out_rows = -(-H // stride)
+        out_rows = divide_up(H, stride)
         for start in range(0, out_rows, rows):
             begin = start * stride - top
             end = (min(start + rows, out_rows) - 1) * stride - top + 3

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
-from vitrail.layers.shapes import known, padding_to_multiple
+from vitrail.layers.shapes import divide_up, known, padding_to_multiple
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
 # The parents of a merged token as (row, column), in the order in which they are concatenated.
@@ -39,7 +39,7 @@ def report_merge(tap: AttentionTap, x: Tensor) -> None:
     B, H, W = x.shape[:3]
     layout = TokenLayout(
         "merge",
-        query_grid=((H + 1) // 2, (W + 1) // 2),
+        query_grid=(divide_up(H, 2), divide_up(W, 2)),
         key_grid=(H, W),
         window=(2, 2),
         padding=(H % 2, W % 2),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.layers.shapes import known
+from vitrail.layers.shapes import changing, known
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
@@ -58,10 +58,42 @@ def resample_positions(
     prefix, grid = table[:, :num_prefix], table[:, num_prefix:]
     # Half precision is resampled in single; double stays double.
     wide = torch.promote_types(table.dtype, torch.float32)
+    if changing(new_grid[0]) or changing(new_grid[1]):
+        resampled = _resample_by_products(grid.to(wide), old_grid, new_grid).to(table.dtype)
+        return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
     image = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).to(wide)
     image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True)
     resampled = image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
     return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
+
+
+@torch.library.custom_op("vitrail::resampling_weights", mutates_args=())
+def resampling_weights(like: Tensor, old: int, new: int) -> Tensor:
+    """What each new place along an axis takes of each old one, bicubically with antialiasing.
+
+    Args:
+        like: Gives the type and the device.
+        old: Places that there are.
+        new: Places that are wanted.
+
+    Returns:
+        Shape ``(new, old)``; each row sums to one.
+    """
+    places = torch.eye(old, dtype=like.dtype, device=like.device)
+    return F.interpolate(places[None, None], size=(new, old), mode="bicubic", antialias=True)[0, 0].clone()
+
+
+@resampling_weights.register_fake
+def _(like: Tensor, old: int, new: int) -> Tensor:
+    return like.new_empty(new, old)
+
+
+def _resample_by_products(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """The same one axis after the other; torch's own knows no gradient in a graph for changing sizes (2.13)."""
+    rows, columns = (resampling_weights(table.detach(), old, new) for old, new in zip(old_grid, new_grid, strict=True))
+    tall = (rows @ table.reshape(old_grid[0], -1)).view(new_grid[0], old_grid[1], -1)
+    resampled: Tensor = (columns @ tall).reshape(1, new_grid[0] * new_grid[1], -1)
+    return resampled
 
 
 def resample_relative_table(table: Tensor, old_window: tuple[int, int], new_window: tuple[int, int]) -> Tensor:

@@ -25,10 +25,18 @@ def to_pair(size: int | tuple[int, int] | list[int], name: str = "size") -> tupl
     return values[0], values[1]
 
 
+def divide_up(length: int, by: int) -> int:
+    """The quotient rounded up, for lengths of 0 and more.
+
+    A compiler for changing sizes sees of this form, and not of others, that it is positive for every length, and
+    simplifies it where it is divided again.
+    """
+    return (length - 1) // by + 1
+
+
 def padding_to_multiple(length: int, multiple: int) -> int:
     """How much to append to ``length`` so that it becomes a multiple of ``multiple``; 0 when it is one."""
-    # Not (multiple - length % multiple) % multiple: a compiler for changing sizes cannot simplify that.
-    return (length + multiple - 1) // multiple * multiple - length
+    return divide_up(length, multiple) * multiple - length
 
 
 def known(condition: bool) -> bool:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ShapeError
-from vitrail.layers.shapes import known, padding_to_multiple
+from vitrail.layers.shapes import divide_up, known, padding_to_multiple
 
 Pair = tuple[int, int]
 
@@ -280,7 +280,7 @@ def shapes_of_places(x: Tensor, window: Sequence[int]) -> tuple[Tensor, Tensor, 
         x: The map, shape ``(B, H, W, C)``.
         window: Height and width of a group.
     """
-    rows, columns = ((length + w - 1) // w for length, w in zip(x.shape[1:3], window, strict=True))
+    rows, columns = (divide_up(length, w) for length, w in zip(x.shape[1:3], window, strict=True))
     n = window[0] * window[1]
     return (
         x.new_empty(rows * columns * n, dtype=torch.int64),

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.shapes import to_pair
+from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
 
@@ -269,7 +269,7 @@ def old_grid(
     patch = made_for.get(f"{prefix}patch_size") or made_for.get("patch_size") or patch_size
     if size is not None:
         (height, width), (ph, pw) = to_pair(size, "img_size"), to_pair(patch, "patch_size")
-        grid = (-(-height // ph), -(-width // pw))
+        grid = (divide_up(height, ph), divide_up(width, pw))
         if grid[0] * grid[1] == count:
             return grid
     side = math.isqrt(max(count, 0))

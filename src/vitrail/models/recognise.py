@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError, WeightsError
+from vitrail.layers.shapes import divide_up
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import Family, create_model, families
@@ -63,7 +64,7 @@ class Input:
         """Height and width in patches."""
         if self.img_size is None or self.patch_size is None:
             return None
-        return (-(-self.img_size[0] // self.patch_size[0]), -(-self.img_size[1] // self.patch_size[1]))
+        return (divide_up(self.img_size[0], self.patch_size[0]), divide_up(self.img_size[1], self.patch_size[1]))
 
 
 @dataclass(frozen=True)

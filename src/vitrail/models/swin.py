@@ -21,7 +21,7 @@ from vitrail.layers.mlp import Mlp
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_relative_table
-from vitrail.layers.shapes import to_pair
+from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.window_attention import WindowAttention
 from vitrail.models.base import (
     Ends,
@@ -425,7 +425,7 @@ class Swin(VisionModel):
             return None
         window, info = to_pair(self.config.window_size), self.feature_info[stage]
         height, width = to_pair(self.config.img_size)
-        grid = (-(-height // info.stride[0]), -(-width // info.stride[1]))
+        grid = (divide_up(height, info.stride[0]), divide_up(width, info.stride[1]))
         small = (min(window[0], grid[0]), min(window[1], grid[1]))
         old = old_window(value.shape[0], made_for)
         told = "window_size" in made_for and old == to_pair(made_for["window_size"])

@@ -21,7 +21,7 @@ from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions, sincos_positions
-from vitrail.layers.shapes import to_pair
+from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import (
     Ends,
@@ -188,7 +188,7 @@ class ViT(VisionModel):
         height, width = to_pair(config.img_size)
         if height < ph or width < pw:
             raise ConfigError(f"img_size {height} x {width} is smaller than one patch of {ph} x {pw}")
-        self.grid = (-(-height // ph), -(-width // pw))
+        self.grid = (divide_up(height, ph), divide_up(width, pw))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix + self.grid[0] * self.grid[1], dim))
         rates = drop_path_schedule(config.drop_path_rate, config.depth)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,7 +71,11 @@ class ClassificationTask(Task):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits ``(B, K)`` of a batch whose streams are in 0..1, as :meth:`prepare` gives it."""
-        logits: Tensor = self.model(*self.normalize(self.streams(batch)))
+        images = self.normalize(self.streams(batch))
+        if self.compiled:
+            for image in images:
+                torch._dynamo.mark_static(image, [2, 3])
+        logits: Tensor = self.model(*images)
         return logits
 
     def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -19,6 +20,10 @@ from vitrail.tasks.classification import ClassificationTask
 _LOW, _HIGH, _STEPS = 1e-6, 1.0, 80
 # Of the moving average of the loss, which a batch's luck moves less.
 _SMOOTHING = 0.9
+# Batches to a step. More where the gradient of one is too much of a matter of luck for the loss to fall at any rate.
+_GATHERED = (1, 4, 16)
+# Up to so many images a step: with more, one batch was not the reason.
+_MOST_IMAGES = 128
 
 
 def find_learning_rate(
@@ -39,53 +44,84 @@ def find_learning_rate(
         RunError: The loss falls at none of the rates.
 
     Source: range test: Smith 2017, arXiv:1506.01186, section 3.3; where it falls fastest: Howard & Gugger 2020,
-    arXiv:2002.04688, section 2.2.
+    arXiv:2002.04688, section 2.2; the rate by the root of the batch: Malladi et al. 2022, arXiv:2205.10287, section 4.
     """
     device = next(task.parameters()).device
+    tried = images = 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        trial = copy.deepcopy(task).train()
-        # How much of which image is in a mixed one moves the loss more than a step does.
-        if isinstance(trial, ClassificationTask):
-            trial.mix = None
-        rates, losses = _range_test(trial, config, batches, device)
-    chosen = _choose(rates, losses)
-    if chosen is None:
-        raise RunError(
-            f"trainer.learning_rate auto: the loss fell at none of {len(rates)} rates, tried from {_LOW:g} on; give "
-            "a number"
-        )
-    span = f"{len(rates)} steps at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
-    return chosen, f"half-way between where the loss fell fastest and where it was lowest in {span}"
+        for gathered in _GATHERED:
+            if gathered * images > _MOST_IMAGES:
+                break
+            if gathered > 1:
+                said = "the loss fell at no rate; trying again with steps of"
+                print(f"trainer.learning_rate auto: {said} {gathered} batches", file=sys.stderr)
+            trial = copy.deepcopy(task).train()
+            # How much of which image is in a mixed one moves the loss more than a step does.
+            if isinstance(trial, ClassificationTask):
+                trial.mix = None
+            rates, losses, images = _range_test(trial, config, batches, seed, gathered)
+            chosen = _choose(rates, losses)
+            if chosen is not None:
+                span = f"{len(rates)} steps at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
+                reason = f"half-way between where the loss fell fastest and where it was lowest in {span}"
+                if gathered > 1:
+                    reason += f" of {gathered} batches (at single ones it did not fall), over the root of {gathered}"
+                return float(f"{chosen / math.sqrt(gathered):.1e}"), reason
+            tried += len(rates)
+    raise RunError(
+        f"trainer.learning_rate auto: the loss fell at none of {tried} rates, tried from {_LOW:g} on; give a number, "
+        "or take a larger data.batch_size"
+    )
 
 
 def _range_test(
-    task: Task, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], device: torch.device
-) -> tuple[list[float], list[float]]:
+    task: Task, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], seed: int, gathered: int
+) -> tuple[list[float], list[float], int]:
+    """Rates, the losses at them without what is due to the batches being easy or hard, and the images of a batch.
+
+    The loss that the untrained task has on the same batches, augmented and dropped out alike, is taken away, and its
+    mean added: batches differ by more than a step changes, above all small and strongly augmented ones.
+    """
+    device = next(task.parameters()).device
+    untrained = copy.deepcopy(task)
     groups = task.parameter_groups(config.weight_decay, 1.0, config.layer_decay)
     # Each group's share of the rate, by layer.
     shares = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, lr=_LOW, betas=task.betas)
     rates: list[float] = []
     losses: list[float] = []
-    for step, batch in zip(range(_STEPS), itertools.chain.from_iterable(itertools.repeat(batches)), strict=False):
+    chances: list[float] = []
+    images = 0
+    again = itertools.chain.from_iterable(itertools.repeat(batches))
+    for step in range(_STEPS):
         rate = _LOW * (_HIGH / _LOW) ** (step / (_STEPS - 1))
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = rate * share
-        prepared = task.prepare({name: value.to(device) for name, value in batch.items()})
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision.startswith("bf16")):
-            loss = task.loss(task(prepared), prepared)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = chance = 0.0
+        for number, batch in enumerate(itertools.islice(again, gathered)):
+            moment = seed + step * gathered + number
+            torch.manual_seed(moment)
+            prepared = task.prepare({name: each.to(device) for name, each in batch.items()})
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision.startswith("bf16")):
+                torch.manual_seed(moment)
+                loss = task.loss(task(prepared), prepared) / gathered
+                torch.manual_seed(moment)
+                with torch.no_grad():
+                    chance += float(untrained.loss(untrained(prepared), prepared)) / gathered
+            images = max(images, len(next(iter(batch.values()))))
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += float(loss.detach())
         if config.gradient_clip:
             torch.nn.utils.clip_grad_norm_(task.parameters(), config.gradient_clip)
         optimizer.step()
-        value = float(loss.detach())
         if not math.isfinite(value) or value > 4 * max(min(losses, default=value), 1e-12):
             break
         rates.append(rate)
         losses.append(value)
-    return rates, losses
+        chances.append(chance)
+    usual = sum(chances) / max(len(chances), 1)
+    return rates, [loss - chance + usual for loss, chance in zip(losses, chances, strict=True)], images
 
 
 def _choose(rates: list[float], losses: list[float]) -> float | None:
