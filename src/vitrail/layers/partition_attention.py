@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.layers.attention import Attention
 from vitrail.layers.relative_position import RelativePositionBias, in_graph
-from vitrail.layers.shapes import changing, known
+from vitrail.layers.shapes import changing, in_compiler, known
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -145,8 +145,11 @@ class PartitionAttention(Attention):
             return mixed.index_select(1, inverse).view(x.shape)
         blocked = None
         if not known(padding[0] == 0) or not known(padding[1] == 0):
-            make = padding_blocked if in_graph(x) else _kept_padding_blocked
-            blocked = make((H, W), window, kind, x.device)
+            if in_compiler():
+                blocked = partition_places(x, window, kind)[2]
+            else:
+                make = padding_blocked if in_graph(x) else _kept_padding_blocked
+                blocked = make((H, W), window, kind, x.device)
         partition, merge = (partition_windows, merge_windows) if kind == "window" else (partition_grid, merge_grid)
         groups = partition(pad_map(x, padding), window).view(split)
         mixed = self.mix(groups, layout, self.rel_pos(blocked))

@@ -39,6 +39,14 @@ def padding_to_multiple(length: int, multiple: int) -> int:
     return divide_up(length, multiple) * multiple - length
 
 
+def in_compiler() -> bool:
+    """Whether a graph is being compiled that may call operators of ours.
+
+    Not one that is exported: what serves that must be written in torch's own operators.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def known(condition: bool) -> bool:
     """Whether a condition on sizes holds; while a graph for changing sizes is traced, whether it always does.
 
@@ -52,11 +60,8 @@ def known(condition: bool) -> bool:
 
 
 def changing(length: int) -> bool:
-    """Whether a length may be another one at the next call of the graph that is being compiled.
-
-    Not of a graph that is exported: what serves that must be written in torch's own operators.
-    """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    """Whether a length may be another one at the next call of the graph that is being compiled."""
+    if in_compiler():
         from torch.fx.experimental.symbolic_shapes import has_static_value
 
         return not has_static_value(length)

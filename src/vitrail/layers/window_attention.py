@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import Attention, mask_to_bias
 from vitrail.layers.relative_position import RelativeBiasCache, in_graph, relative_table
-from vitrail.layers.shapes import Size, changing, known, padding_to_multiple, to_pair
+from vitrail.layers.shapes import Size, changing, in_compiler, known, padding_to_multiple, to_pair
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -341,6 +341,9 @@ class ShiftedWindowAttention(Attention):
         moved = shift if not self.mask_padding else (*shift, *layout.padding)
         if all(known(length == 0) for length in moved):
             return WindowPlan()
+        if in_compiler():
+            # A mask that it sees being made is made again for each score.
+            return WindowPlan(blocked=window_places(x, window, shift, self.mask_padding, self.pad_after_shift)[2])
         return WindowPlan(blocked=blocked_pairs(grid, window, shift, self.mask_padding, x.device))
 
     def extra_repr(self) -> str:
