@@ -10,6 +10,7 @@ from tests.tiers import fast_first
 from vitrail.layers import partition_attention, positions, window_attention
 from vitrail.layers.partition_attention import PartitionAttention, partition_places
 from vitrail.layers.positions import resample_positions, resampling_weights
+from vitrail.layers.relative_position import index_in_table
 from vitrail.layers.window_attention import WindowAttention, window_places
 
 
@@ -63,6 +64,7 @@ def test_the_operators_are_as_they_are_declared():
     torch.library.opcheck(window_places, (x, [2, 2], [0, 0], False, False))
     torch.library.opcheck(partition_places, (x, [3, 4], "grid"))
     torch.library.opcheck(resampling_weights, (x, 5, 3))
+    torch.library.opcheck(index_in_table, (x, [2, 3], [4, 3]))
 
 
 HIERARCHY = {"patch_size": 4, "embed_dim": 8, "num_heads": (1, 2)}

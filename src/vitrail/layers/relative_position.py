@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.modes import in_transform
-from vitrail.layers.shapes import Size, to_pair
+from vitrail.layers.shapes import Size, in_compiler, to_pair
 
 Pair = tuple[int, int]
 
@@ -54,6 +55,20 @@ def _kept_index(window: Pair, device: torch.device, table_window: Pair) -> Tenso
         return relative_position_index(window, device, table_window)
 
 
+@torch.library.custom_op("vitrail::index_in_table", mutates_args=())
+def index_in_table(table: Tensor, window: Sequence[int], table_window: Sequence[int]) -> Tensor:
+    """:func:`relative_position_index` out of a compiler's sight; of the table only the device counts."""
+    (h, w), (wh, ww) = window, table_window
+    # A copy: who compiles may write over what it is given.
+    return _kept_index((h, w), table.device, (wh, ww)).clone()
+
+
+@index_in_table.register_fake
+def _(table: Tensor, window: Sequence[int], table_window: Sequence[int]) -> Tensor:
+    n = window[0] * window[1]
+    return table.new_empty(n, n, dtype=torch.int64)
+
+
 def relative_table(window: Pair, num_heads: int) -> nn.Parameter:
     """A fresh table, ``((2 * wh - 1) * (2 * ww - 1), num_heads)``, truncated normal of deviation 0.02."""
     table = nn.Parameter(torch.empty((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
@@ -73,8 +88,12 @@ def expand_table(table: Tensor, window: Pair, table_window: Pair | None = None) 
         Bias, shape ``(1, heads, n, n)`` for the ``n`` tokens of the window, contiguous.
     """
     n = window[0] * window[1]
-    make = relative_position_index if in_graph(table) else _kept_index
-    index = make(window, table.device, table_window or window)
+    if in_compiler():
+        # An index that it sees being made is made again for each score.
+        index = index_in_table(table.detach(), window, table_window or window)
+    else:
+        make = relative_position_index if in_graph(table) else _kept_index
+        index = make(window, table.device, table_window or window)
     return table.t().index_select(1, index.flatten()).view(1, -1, n, n)
 
 
