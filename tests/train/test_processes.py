@@ -1,8 +1,10 @@
 """Two processes do what one does."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.runs import RunFolder
+from vitrail.train.environment import is_first_process
 
 SETTINGS = (
     "--model.name vit --model.img_size 8 --model.patch_size 4 --model.embed_dim 16 --model.depth 2 --model.num_heads 2 "
@@ -58,6 +61,40 @@ def test_two_processes_equal_one(tmp_path):
         assert a[name].tolist() == pytest.approx(b[name].tolist(), abs=2e-5), name
     mine, theirs = load_file(one.weights), load_file(two.weights)
     assert all(torch.allclose(mine[key], theirs[key], atol=1e-4) for key in mine)
+
+
+@pytest.mark.parametrize(
+    ("told", "first"), [({}, True), ({"NODE_RANK": "0"}, True), ({"NODE_RANK": "1"}, False), ({"GROUP_RANK": "2"}, False)]
+)
+def test_the_first_process_is_that_of_the_first_machine(told, first, monkeypatch):
+    for name in ("NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() is first
+
+
+@pytest.mark.slow
+def test_two_machines_equal_one_though_the_second_comes_late(tmp_path):
+    one = _train(tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    words = [*SETTINGS, "--run.dir", str(tmp_path / "two"), "--trainer.num_nodes", "2", "--trainer.max_epochs", "2"]
+    machines = []
+    for rank in range(2):
+        environment = {**os.environ, **told, "NODE_RANK": str(rank)}
+        command = [sys.executable, "-m", "vitrail", "train", *words]
+        machines.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "two" / "recipe.yaml").is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    said = [machine.communicate(timeout=300)[0].decode() for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    a, b = one.read_metrics(), RunFolder(tmp_path / "two").read_metrics()
+    for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+        assert a[name].tolist() == pytest.approx(b[name].tolist(), abs=2e-5), name
 
 
 @pytest.mark.slow

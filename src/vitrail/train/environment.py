@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -41,7 +42,9 @@ def describe_environment(seed: int) -> dict[str, Any]:
 
 def is_first_process() -> bool:
     """Whether this is the process that writes, of those that train together."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    # Until processes have met, Lightning counts those of its own machine alone.
+    machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return getattr(rank_zero_only, "rank", 0) == 0 and int(machine) == 0
 
 
 def _git_commit() -> str | None:
