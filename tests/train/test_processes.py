@@ -64,7 +64,8 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "first"), [({}, True), ({"NODE_RANK": "0"}, True), ({"NODE_RANK": "1"}, False), ({"GROUP_RANK": "2"}, False)]
+    ("told", "first"),
+    [({}, True), ({"NODE_RANK": "0"}, True), ({"NODE_RANK": "1"}, False), ({"GROUP_RANK": "2"}, False)],
 )
 def test_the_first_process_is_that_of_the_first_machine(told, first, monkeypatch):
     for name in ("NODE_RANK", "GROUP_RANK"):
