@@ -7,7 +7,7 @@ import torch
 
 import vitrail
 from tests.tiers import fast_first
-from vitrail.layers import partition_attention, positions, window_attention
+from vitrail.layers import partition_attention, positions, shapes, window_attention
 from vitrail.layers.partition_attention import PartitionAttention, partition_places
 from vitrail.layers.positions import resample_positions, resampling_weights
 from vitrail.layers.relative_position import index_in_table
@@ -65,6 +65,30 @@ def test_the_operators_are_as_they_are_declared():
     torch.library.opcheck(partition_places, (x, [3, 4], "grid"))
     torch.library.opcheck(resampling_weights, (x, 5, 3))
     torch.library.opcheck(index_in_table, (x, [2, 3], [4, 3]))
+
+
+@pytest.mark.parametrize("knows", [True, False])  # False: as with torch 2.11
+@pytest.mark.parametrize("name", ["swin", "maxvit"])
+def test_compiled_graphs_call_the_operators_and_exported_ones_do_not(name, knows, monkeypatch):
+    monkeypatch.setattr(shapes, "_KNOWS_EXPORT", knows)
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = vitrail.create_model(name, img_size=60, num_classes=5, **MODELS[name]).eval()
+    x, called = torch.randn(1, 3, 60, 60), set()
+
+    def backend(graph, inputs):
+        called.update(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend=backend, fullgraph=True)(x), model(x))
+    places = "window_places" if name == "swin" else "partition_places"
+    assert {name for name in called if "vitrail" in name} == {
+        f"vitrail.{places}.default",
+        "vitrail.index_in_table.default",
+    }
+    program = torch.export.export(model, (x,))
+    assert not [node for node in program.graph.nodes if "vitrail" in str(node.target)]
 
 
 HIERARCHY = {"patch_size": 4, "embed_dim": 8, "num_heads": (1, 2)}

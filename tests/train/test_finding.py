@@ -5,12 +5,15 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
+from torch import nn
 
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError, RunError
+from vitrail.layers.drop_path import DropPath
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask
 from vitrail.train import learning_rate, train
@@ -87,15 +90,17 @@ def test_easy_and_hard_batches_are_levelled(gathered, monkeypatch):
     monkeypatch.setattr(learning_rate, "_LOW", 1e-12)
     monkeypatch.setattr(learning_rate, "_HIGH", 1e-11)  # nothing is learned
     task = _task().train()
+    task.augment = nn.Dropout(0.5)  # and a model that drops
+    monkeypatch.setattr(task.augment, "forward", lambda streams: {k: F.dropout(v, 0.5) for k, v in streams.items()})
+    task.model.blocks[0].drop_path = DropPath(0.5)
     torch.nn.init.normal_(task.model.head.weight)
     batches = _batches([2, 5, 3], 1)
-    single = [task.loss(task(batch), batch).item() for batch in batches]
+    single = [task.loss(task(task.prepare(batch)), batch).item() for batch in batches]
     assert max(single) - min(single) > 0.01
     rates, losses, images = _range_test(task, _recipe("x").trainer, batches, 5, gathered)
     assert len(rates) == len(losses) == 80
     assert images in (2, 3, 5)
     assert max(losses) - min(losses) < 1e-5
-    assert min(single) - 1e-5 < losses[0] < max(single) + 1e-5
 
 
 @pytest.mark.parametrize(("images", "tries"), [(4, 3), (8, 3), (9, 2), (32, 2), (33, 1)])
@@ -113,9 +118,9 @@ def test_where_single_batches_say_nothing_steps_take_several(images, tries, monk
     if tries == 3:
         rate, why = find_learning_rate(_task(), config, _batches([images] * 4, images), 3)
         assert rate == 5e-4  # a step of sixteen batches is four times as sure as one of a single batch
-        assert "of 16 batches" in why
+        assert "of 16 times the images" in why
     else:
-        with pytest.raises(RunError, match=f"fell at none of {sum(asked) or 12 * tries} rates.*larger data.batch_size"):
+        with pytest.raises(RunError, match=r"fell at none of 12 rates.*larger data.batch_size"):
             find_learning_rate(_task(), config, _batches([images] * 4, images), 3)
     assert len(asked) == tries
     assert capsys.readouterr().err.count("trying again") == tries - 1
@@ -126,7 +131,10 @@ def test_a_compiled_model_has_a_graph_for_each_size_and_one_for_all_batches():
     seen = []
 
     def backend(graph, inputs):
-        seen.extend(x.shape for x in inputs if torch.is_tensor(x) and x.ndim == 4 and not x.requires_grad)
+        values = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
+        seen.extend(
+            x.shape for x in values if torch.is_tensor(x) and x.ndim == 4 and x.shape[1] == 1 and x.shape[2] > 4
+        )
         return graph.forward
 
     task = _task().eval()
@@ -135,9 +143,47 @@ def test_a_compiled_model_has_a_graph_for_each_size_and_one_for_all_batches():
         for number in (3, 5, 7):
             image = torch.rand(number, 1, size, size + 4)
             torch.testing.assert_close(task({"image": image}), task.model._call_impl(*task.normalize({"image": image})))
-    assert len(seen) <= 4  # the first batch's number alone is a fixed one
+    assert len(seen) <= 4  # of the first size one for the first number of images, and one for all others
+    assert all(isinstance(shape[0], torch.SymInt) for shape in seen[1:])
     assert all(isinstance(side, int) for shape in seen for side in shape[2:])
     assert {tuple(shape[2:]) for shape in seen} == {(8, 12), (12, 16), (16, 20)}
+
+
+def test_a_step_takes_the_batches_that_training_accumulates(monkeypatch):
+    asked = []
+
+    def measure(task, config, batches, seed, gathered):
+        asked.append(gathered)
+        return [1e-4] * 12, [1.0] * 12, 4
+
+    monkeypatch.setattr(learning_rate, "_range_test", measure)
+    answers = iter([None, 2e-3])
+    monkeypatch.setattr(learning_rate, "_choose", lambda rates, losses: next(answers))
+    config = _recipe("x", trainer={"accumulate": 3}).trainer
+    assert find_learning_rate(_task(), config, [], 3)[0] == 1e-3
+    assert asked == [3, 12]
+
+
+@pytest.mark.slow
+def test_small_strongly_augmented_batches_have_a_rate_too(tmp_path):
+    """Before, when batches' luck was in the losses, this failed for five of six seeds."""
+    model = {"name": "maxvit", "img_size": 16, "stem_width": 8, "embed_dim": [8, 16], "depths": [1, 1], "dim_head": 8,
+             "window_size": 2}  # fmt: skip
+    data = {"augment": "leaf", "augment_settings": {"auto": "trivialaugment", "cutmix": 1}, "batch_size": 32}
+    for seed in (11, 12, 13):
+        recipe = _recipe(tmp_path / str(seed), model, data=data, task={"loss": "focal"}, run={"seed": seed},
+                         trainer={"learning_rate": "auto"})  # fmt: skip
+        assert 1e-4 < yaml.safe_load(train(recipe).recipe.read_text())["trainer"]["learning_rate"] < 0.1
+
+
+@pytest.mark.slow
+def test_a_compiled_maxvit_is_trained_at_several_sizes(tmp_path):
+    torch.compiler.reset()
+    model = {"name": "maxvit", "img_size": 16, "stem_width": 4, "embed_dim": [8], "depths": [1], "dim_head": 4,
+             "window_size": 2}  # fmt: skip
+    trainer = {"max_epochs": 2, "compile": True, "progressive_sizes": [8]}
+    run = train(_recipe(tmp_path / "x", model, data={"batch_size": 200, "augment": "light"}, trainer=trainer))
+    assert run.read_metrics()["epoch"].tolist() == [0, 1]
 
 
 def test_of_fast_batches_the_smallest():

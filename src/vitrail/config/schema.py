@@ -377,7 +377,7 @@ class TrainerConfig:
         ema_decay: Of the exponential moving average of the weights, which is validated and kept in place of the
             weights themselves; 0 for none.
         grad_checkpointing: Compute activations twice instead of keeping them: less memory, more time.
-        compile: Compile the model with torch.compile: slower to begin, faster after that.
+        compile: Compile the model with torch.compile: slower to begin, and at each size of images, faster after that.
         progressive_sizes: Heights of smaller images to train on first, in equal parts of the epochs before the last
             part, which is at the full size; validation is at the full size always.
         warmup_epochs: Over which the learning rate rises linearly from near 0.

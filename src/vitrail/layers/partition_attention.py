@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.layers.attention import Attention
 from vitrail.layers.relative_position import RelativePositionBias, in_graph
-from vitrail.layers.shapes import changing, in_compiler, known
+from vitrail.layers.shapes import KEEPS_TENSORS, changing, in_compiler, known
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -67,7 +67,7 @@ def _kept_places(grid: Pair, window: Pair, kind: Kind, device: torch.device) -> 
         return *places_in_groups(order, grid, full), _kept_padding_blocked(grid, window, kind, device)
 
 
-@torch.library.custom_op("vitrail::partition_places", mutates_args=())
+@torch.library.custom_op("vitrail::partition_places", mutates_args=(), tags=KEEPS_TENSORS)
 def partition_places(x: Tensor, window: Sequence[int], kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`vitrail.layers.window_attention.window_places`, for groups of either kind.
 
@@ -145,7 +145,7 @@ class PartitionAttention(Attention):
             return mixed.index_select(1, inverse).view(x.shape)
         blocked = None
         if not known(padding[0] == 0) or not known(padding[1] == 0):
-            if in_compiler():
+            if in_compiler() and x.device.type == "cpu":
                 blocked = partition_places(x, window, kind)[2]
             else:
                 make = padding_blocked if in_graph(x) else _kept_padding_blocked

@@ -91,8 +91,9 @@ def _(like: Tensor, old: int, new: int) -> Tensor:
 def _resample_by_products(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """The same one axis after the other; torch's own knows no gradient in a graph for changing sizes (2.13)."""
     rows, columns = (resampling_weights(table.detach(), old, new) for old, new in zip(old_grid, new_grid, strict=True))
-    tall = (rows @ table.reshape(old_grid[0], -1)).view(new_grid[0], old_grid[1], -1)
-    resampled: Tensor = (columns @ tall).reshape(1, new_grid[0] * new_grid[1], -1)
+    with torch.autocast(table.device.type, enabled=False):
+        tall = (rows @ table.reshape(old_grid[0], -1)).view(new_grid[0], old_grid[1], -1)
+        resampled: Tensor = (columns @ tall).reshape(1, new_grid[0] * new_grid[1], -1)
     return resampled
 
 

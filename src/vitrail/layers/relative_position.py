@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.modes import in_transform
-from vitrail.layers.shapes import Size, in_compiler, to_pair
+from vitrail.layers.shapes import KEEPS_TENSORS, Size, in_compiler, to_pair
 
 Pair = tuple[int, int]
 
@@ -55,7 +55,7 @@ def _kept_index(window: Pair, device: torch.device, table_window: Pair) -> Tenso
         return relative_position_index(window, device, table_window)
 
 
-@torch.library.custom_op("vitrail::index_in_table", mutates_args=())
+@torch.library.custom_op("vitrail::index_in_table", mutates_args=(), tags=KEEPS_TENSORS)
 def index_in_table(table: Tensor, window: Sequence[int], table_window: Sequence[int]) -> Tensor:
     """:func:`relative_position_index` out of a compiler's sight; of the table only the device counts."""
     (h, w), (wh, ww) = window, table_window
@@ -88,8 +88,8 @@ def expand_table(table: Tensor, window: Pair, table_window: Pair | None = None) 
         Bias, shape ``(1, heads, n, n)`` for the ``n`` tokens of the window, contiguous.
     """
     n = window[0] * window[1]
-    if in_compiler():
-        # An index that it sees being made is made again for each score.
+    if in_compiler() and table.device.type == "cpu":
+        # An index that it sees being made is made again for each score, which only a GPU does not notice.
         index = index_in_table(table.detach(), window, table_window or window)
     else:
         make = relative_position_index if in_graph(table) else _kept_index

@@ -8,6 +8,13 @@ from vitrail.errors import ConfigError
 
 Size = int | tuple[int, int]
 
+# Up to torch 2.11 every graph that Dynamo makes says that it is being exported (pytorch issue 176347). There programs
+# that are exported with strict=True have operators of ours; those of the default go past Dynamo.
+_KNOWS_EXPORT = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 12)
+
+# Of operators that keep tensors for the next call: a CUDA graph must not record these, which are no part of its memory.
+KEEPS_TENSORS = (torch.Tag.cudagraph_unsafe,)
+
 
 def to_pair(size: int | tuple[int, int] | list[int], name: str = "size") -> tuple[int, int]:
     """Read a size as height and width.
@@ -40,11 +47,11 @@ def padding_to_multiple(length: int, multiple: int) -> int:
 
 
 def in_compiler() -> bool:
-    """Whether a graph is being compiled that may call operators of ours.
+    """Whether torch.compile is making a graph, which may call operators of ours.
 
     Not one that is exported: what serves that must be written in torch's own operators.
     """
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return torch.compiler.is_dynamo_compiling() and not (_KNOWS_EXPORT and torch.compiler.is_exporting())
 
 
 def known(condition: bool) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import Attention, mask_to_bias
 from vitrail.layers.relative_position import RelativeBiasCache, in_graph, relative_table
-from vitrail.layers.shapes import Size, changing, in_compiler, known, padding_to_multiple, to_pair
+from vitrail.layers.shapes import KEEPS_TENSORS, Size, changing, in_compiler, known, padding_to_multiple, to_pair
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -161,7 +161,7 @@ def _kept_places(
         return *places_in_groups(order, grid, full), blocked
 
 
-@torch.library.custom_op("vitrail::window_places", mutates_args=())
+@torch.library.custom_op("vitrail::window_places", mutates_args=(), tags=KEEPS_TENSORS)
 def window_places(
     x: Tensor, window: Sequence[int], shift: Sequence[int], mask_padding: bool, pad_after_shift: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -341,8 +341,8 @@ class ShiftedWindowAttention(Attention):
         moved = shift if not self.mask_padding else (*shift, *layout.padding)
         if all(known(length == 0) for length in moved):
             return WindowPlan()
-        if in_compiler():
-            # A mask that it sees being made is made again for each score.
+        if in_compiler() and x.device.type == "cpu":
+            # A mask that it sees being made is made again for each score, which only a GPU does not notice.
             return WindowPlan(blocked=window_places(x, window, shift, self.mask_padding, self.pad_after_shift)[2])
         return WindowPlan(blocked=blocked_pairs(grid, window, shift, self.mask_padding, x.device))
 

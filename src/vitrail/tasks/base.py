@@ -26,7 +26,6 @@ class Task(nn.Module, ABC):
     Attributes:
         betas: Of AdamW.
         unused: Whether parts of the model take no part in the loss.
-        compiled: Whether the model is compiled, see :meth:`compile_model`.
     """
 
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
@@ -37,23 +36,10 @@ class Task(nn.Module, ABC):
         self.model = model
         self.normalize = normalize
         self.augment = augment
-        self.compiled = False
 
     def streams(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch's streams, without what else is in it."""
         return {name: batch[name] for name in self.normalize if name in batch}
-
-    def compile_model(self, **settings: Any) -> None:
-        """Compile the model with torch.compile: a graph for each size of images, of which training knows few.
-
-        The compiler would by itself make a graph for changing sizes after the second one: a slower graph, and one that
-        it cannot make of the step of a model with convolutions (torch 2.13).
-
-        Args:
-            **settings: Of :func:`torch.compile`.
-        """
-        self.model.compile(**settings)
-        self.compiled = True
 
     def prepare(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch as a step is to take it: augmented in training, as it is in evaluation.

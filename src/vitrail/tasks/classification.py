@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from vitrail.data.transforms import NormalizeStreams
 from vitrail.models.base import VisionModel
 from vitrail.tasks.base import Task
 from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss
+
+# Sizes, in training and in evaluation, each before and after layers are unfrozen.
+_MOST_GRAPHS = 256
 
 
 class ClassificationTask(Task):
@@ -27,6 +31,7 @@ class ClassificationTask(Task):
 
     Attributes:
         train_size: Height and width that training images are brought to before anything else; their own when None.
+        compiled: Whether the model is compiled, see :meth:`compile_model`.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class ClassificationTask(Task):
         self.criterion = ClassificationLoss() if criterion is None else criterion
         self.mix = mix
         self.train_size: tuple[int, int] | None = None
+        self.compiled = False
 
     @property
     def several_labels(self) -> bool:
@@ -74,9 +80,24 @@ class ClassificationTask(Task):
         images = self.normalize(self.streams(batch))
         if self.compiled:
             for image in images:
-                torch._dynamo.mark_static(image, [2, 3])
+                # Batches have one size in training; the last one of an evaluation may be smaller.
+                torch._dynamo.mark_static(image, [0, 2, 3] if self.training else [2, 3])
         logits: Tensor = self.model(*images)
         return logits
+
+    def compile_model(self, **settings: Any) -> None:
+        """Compile the model with torch.compile: a graph for each size of images, of which training knows few.
+
+        The compiler would by itself make a graph for changing sizes after the second one: a slower graph, and one that
+        it cannot make of the step of a model with convolutions (torch 2.13).
+
+        Args:
+            **settings: Of :func:`torch.compile`.
+        """
+        # After this many graphs the compiler would go on without compiling, and only log it.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
+        self.model.compile(**settings)
+        self.compiled = True
 
     def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """The criterion's value of logits; the plain loss in evaluation, so that runs can be compared."""

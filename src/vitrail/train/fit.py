@@ -152,6 +152,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     data = dataclasses.replace(data, config=recipe.data)
     reasons = {"precision": f"{recipe.trainer.precision}: {kept or why}", **reasons}
     if recipe.trainer.compile:
+        assert isinstance(task, ClassificationTask), "pre-training refuses it"
         task.compile_model()
     module = plan.module(task, recipe.trainer, recipe.run.seed)
     # What is frozen takes no part in a step either.

@@ -16,13 +16,14 @@ from vitrail.config.schema import TrainerConfig
 from vitrail.errors import RunError
 from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
+from vitrail.train.module import seed_from
 
 _LOW, _HIGH, _STEPS = 1e-6, 1.0, 80
 # Of the moving average of the loss, which a batch's luck moves less.
 _SMOOTHING = 0.9
-# Batches to a step. More where the gradient of one is too much of a matter of luck for the loss to fall at any rate.
+# Times the batches of a training step. More where their gradient is too much a matter of luck for the loss to fall.
 _GATHERED = (1, 4, 16)
-# Up to so many images a step: with more, one batch was not the reason.
+# Up to so many images a step: with more, luck was not the reason.
 _MOST_IMAGES = 128
 
 
@@ -44,32 +45,36 @@ def find_learning_rate(
         RunError: The loss falls at none of the rates.
 
     Source: range test: Smith 2017, arXiv:1506.01186, section 3.3; where it falls fastest: Howard & Gugger 2020,
-    arXiv:2002.04688, section 2.2; the rate by the root of the batch: Malladi et al. 2022, arXiv:2205.10287, section 4.
+    arXiv:2002.04688, section 2.2; less by the root of the
+    batch's share: the rate of Malladi et al. 2022, arXiv:2205.10287, square root scaling rule.
     """
     device = next(task.parameters()).device
-    tried = images = 0
+    images = 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for gathered in _GATHERED:
-            if gathered * images > _MOST_IMAGES:
-                break
+            batches_a_step = gathered * config.accumulate
             if gathered > 1:
-                said = "the loss fell at no rate; trying again with steps of"
-                print(f"trainer.learning_rate auto: {said} {gathered} batches", file=sys.stderr)
+                if batches_a_step * images > _MOST_IMAGES:
+                    break
+                said = f"the loss fell at no rate; trying again with {_STEPS} steps of {batches_a_step} batches"
+                print(f"trainer.learning_rate auto: {said}", file=sys.stderr)
             trial = copy.deepcopy(task).train()
             # How much of which image is in a mixed one moves the loss more than a step does.
             if isinstance(trial, ClassificationTask):
                 trial.mix = None
-            rates, losses, images = _range_test(trial, config, batches, seed, gathered)
+            rates, losses, images = _range_test(trial, config, batches, seed, batches_a_step)
+            del trial
             chosen = _choose(rates, losses)
             if chosen is not None:
                 span = f"{len(rates)} steps at rates from {rates[0]:.0e} to {rates[-1]:.0e}"
                 reason = f"half-way between where the loss fell fastest and where it was lowest in {span}"
                 if gathered > 1:
-                    reason += f" of {gathered} batches (at single ones it did not fall), over the root of {gathered}"
+                    reason += (
+                        f" of {gathered} times the images (with fewer it fell at none), over the root of {gathered}"
+                    )
                 return float(f"{chosen / math.sqrt(gathered):.1e}"), reason
-            tried += len(rates)
     raise RunError(
-        f"trainer.learning_rate auto: the loss fell at none of {tried} rates, tried from {_LOW:g} on; give a number, "
+        f"trainer.learning_rate auto: the loss fell at none of {_STEPS} rates, tried from {_LOW:g} on; give a number, "
         "or take a larger data.batch_size"
     )
 
@@ -100,22 +105,21 @@ def _range_test(
         optimizer.zero_grad()
         value = chance = 0.0
         for number, batch in enumerate(itertools.islice(again, gathered)):
-            moment = seed + step * gathered + number
-            torch.manual_seed(moment)
+            seed_from(seed, step, number, 0)
             prepared = task.prepare({name: each.to(device) for name, each in batch.items()})
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision.startswith("bf16")):
-                torch.manual_seed(moment)
-                loss = task.loss(task(prepared), prepared) / gathered
-                torch.manual_seed(moment)
+                seed_from(seed, step, number, 1)
                 with torch.no_grad():
                     chance += float(untrained.loss(untrained(prepared), prepared)) / gathered
+                seed_from(seed, step, number, 1)
+                loss = task.loss(task(prepared), prepared) / gathered
             images = max(images, len(next(iter(batch.values()))))
             loss.backward()  # type: ignore[no-untyped-call]
             value += float(loss.detach())
         if config.gradient_clip:
             torch.nn.utils.clip_grad_norm_(task.parameters(), config.gradient_clip)
         optimizer.step()
-        if not math.isfinite(value) or value > 4 * max(min(losses, default=value), 1e-12):
+        if not math.isfinite(value + chance) or value > 4 * max(min(losses, default=value), 1e-12):
             break
         rates.append(rate)
         losses.append(value)
