@@ -16,16 +16,19 @@ class _Stop(BaseException):
     pass
 
 
-def begin(folder, cases, **options):
-    """Start both processes on ``{name: [function of this module, arguments]}``; what they say goes into a folder."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def begin(folder, cases, **options):
+    """Start both processes on ``{name: [function of this module, arguments]}``; what they say goes into a folder."""
     folder.mkdir(parents=True)
     (folder / "cases.json").write_text(json.dumps(cases))
     path = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))
     common = {"OMP_NUM_THREADS": "1", "NODE_RANK": "0", "WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port), "PYTHONPATH": path}  # fmt: skip
+              "MASTER_PORT": str(free_port()), "PYTHONPATH": path}  # fmt: skip
     processes = []
     for rank in range(WORLD):
         with (folder / f"{rank}.log").open("w") as log:

@@ -85,13 +85,19 @@ def _batches(sizes, seed):
     return [{"image": torch.rand(n, 1, 8, 8), "target": torch.randint(3, (n,))} for n in sizes]
 
 
+class _Holes(nn.Module):
+    """An augmentation that is another one each time."""
+
+    def forward(self, streams):
+        return {name: F.dropout(stream, 0.5) for name, stream in streams.items()}
+
+
 @pytest.mark.parametrize("gathered", [1, 3])
 def test_easy_and_hard_batches_are_levelled(gathered, monkeypatch):
     monkeypatch.setattr(learning_rate, "_LOW", 1e-12)
     monkeypatch.setattr(learning_rate, "_HIGH", 1e-11)  # nothing is learned
     task = _task().train()
-    task.augment = nn.Dropout(0.5)  # and a model that drops
-    monkeypatch.setattr(task.augment, "forward", lambda streams: {k: F.dropout(v, 0.5) for k, v in streams.items()})
+    task.augment = _Holes()
     task.model.blocks[0].drop_path = DropPath(0.5)
     torch.nn.init.normal_(task.model.head.weight)
     batches = _batches([2, 5, 3], 1)

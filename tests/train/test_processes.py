@@ -1,7 +1,6 @@
 """Two processes do what one does."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.train.pair import free_port
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.runs import RunFolder
@@ -78,10 +78,7 @@ def test_the_first_process_is_that_of_the_first_machine(told, first, monkeypatch
 @pytest.mark.slow
 def test_two_machines_equal_one_though_the_second_comes_late(tmp_path):
     one = _train(tmp_path / "one")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     words = [*SETTINGS, "--run.dir", str(tmp_path / "two"), "--trainer.num_nodes", "2", "--trainer.max_epochs", "2"]
     machines = []
     for rank in range(2):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.layers.attention import Attention
 from vitrail.layers.relative_position import RelativePositionBias, in_graph
-from vitrail.layers.shapes import KEEPS_TENSORS, changing, in_compiler, known
+from vitrail.layers.shapes import KEEPS_TENSORS, changing, compiled_on_cpu, known
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -23,6 +23,7 @@ from vitrail.layers.windows import (
     partition_grid,
     partition_windows,
     places_in_groups,
+    places_on_map,
     same_region,
     shapes_of_places,
     take_tokens,
@@ -63,7 +64,7 @@ def _kept_places(grid: Pair, window: Pair, kind: Kind, device: torch.device) -> 
     full = grid[0] + padding[0], grid[1] + padding[1]
     partition = partition_windows if kind == "window" else partition_grid
     with torch.inference_mode(False):
-        order = partition(torch.arange(full[0] * full[1], device=device).view(1, *full, 1), window).flatten()
+        order = partition(places_on_map(full, device), window).flatten()
         return *places_in_groups(order, grid, full), _kept_padding_blocked(grid, window, kind, device)
 
 
@@ -145,7 +146,7 @@ class PartitionAttention(Attention):
             return mixed.index_select(1, inverse).view(x.shape)
         blocked = None
         if not known(padding[0] == 0) or not known(padding[1] == 0):
-            if in_compiler() and x.device.type == "cpu":
+            if compiled_on_cpu(x):
                 blocked = partition_places(x, window, kind)[2]
             else:
                 make = padding_blocked if in_graph(x) else _kept_padding_blocked

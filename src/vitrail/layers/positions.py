@@ -59,11 +59,12 @@ def resample_positions(
     # Half precision is resampled in single; double stays double.
     wide = torch.promote_types(table.dtype, torch.float32)
     if changing(new_grid[0]) or changing(new_grid[1]):
-        resampled = _resample_by_products(grid.to(wide), old_grid, new_grid).to(table.dtype)
-        return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
-    image = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).to(wide)
-    image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True)
-    resampled = image.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+        resampled = _resample_by_products(grid.to(wide), old_grid, new_grid)
+    else:
+        image = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2).to(wide)
+        image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True)
+        resampled = image.permute(0, 2, 3, 1).flatten(1, 2)
+    resampled = resampled.to(table.dtype)
     return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.modes import in_transform
-from vitrail.layers.shapes import KEEPS_TENSORS, Size, in_compiler, to_pair
+from vitrail.layers.shapes import KEEPS_TENSORS, Size, compiled_on_cpu, to_pair
 
 Pair = tuple[int, int]
 
@@ -88,8 +88,7 @@ def expand_table(table: Tensor, window: Pair, table_window: Pair | None = None) 
         Bias, shape ``(1, heads, n, n)`` for the ``n`` tokens of the window, contiguous.
     """
     n = window[0] * window[1]
-    if in_compiler() and table.device.type == "cpu":
-        # An index that it sees being made is made again for each score, which only a GPU does not notice.
+    if compiled_on_cpu(table):
         index = index_in_table(table.detach(), window, table_window or window)
     else:
         make = relative_position_index if in_graph(table) else _kept_index

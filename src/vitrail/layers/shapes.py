@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from vitrail.errors import ConfigError
 
@@ -52,6 +53,15 @@ def in_compiler() -> bool:
     Not one that is exported: what serves that must be written in torch's own operators.
     """
     return torch.compiler.is_dynamo_compiling() and not (_KNOWS_EXPORT and torch.compiler.is_exporting())
+
+
+def compiled_on_cpu(x: Tensor) -> bool:
+    """Whether what depends on sizes alone is to come from an operator of ours in the graph that is being compiled.
+
+    What a compiler sees being made, a mask or an index, it makes again for each score. Not on a GPU, where such an
+    operator would split a CUDA graph.
+    """
+    return in_compiler() and x.device.type == "cpu"
 
 
 def known(condition: bool) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import Attention, mask_to_bias
 from vitrail.layers.relative_position import RelativeBiasCache, in_graph, relative_table
-from vitrail.layers.shapes import KEEPS_TENSORS, Size, changing, in_compiler, known, padding_to_multiple, to_pair
+from vitrail.layers.shapes import KEEPS_TENSORS, Size, changing, compiled_on_cpu, known, padding_to_multiple, to_pair
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -22,6 +22,7 @@ from vitrail.layers.windows import (
     pad_map,
     partition_windows,
     places_in_groups,
+    places_on_map,
     same_region,
     shapes_of_places,
     shift_map,
@@ -132,7 +133,7 @@ def plan_windows(
     with torch.inference_mode(False):
         if shift != (0, 0):
             H, W = grid[0] + padding[0], grid[1] + padding[1]
-            places = torch.arange(H * W, device=device).view(1, H, W, 1)
+            places = places_on_map((H, W), device)
             moving = places[:, : grid[0], : grid[1]] if pad_after_shift else places
             moving.copy_(moving.roll((-shift[0], -shift[1]), (1, 2)))
             order = partition_windows(places, window).flatten()
@@ -152,9 +153,7 @@ def _kept_places(
     order, blocked = plan.order, plan.blocked
     with torch.inference_mode(False):
         if order is None:
-            order = partition_windows(
-                torch.arange(full[0] * full[1], device=device).view(1, *full, 1), window
-            ).flatten()
+            order = partition_windows(places_on_map(full, device), window).flatten()
         if blocked is None:
             n = window[0] * window[1]
             blocked = torch.zeros(len(order) // n, n, n, dtype=torch.bool, device=device)
@@ -341,8 +340,7 @@ class ShiftedWindowAttention(Attention):
         moved = shift if not self.mask_padding else (*shift, *layout.padding)
         if all(known(length == 0) for length in moved):
             return WindowPlan()
-        if in_compiler() and x.device.type == "cpu":
-            # A mask that it sees being made is made again for each score, which only a GPU does not notice.
+        if compiled_on_cpu(x):
             return WindowPlan(blocked=window_places(x, window, shift, self.mask_padding, self.pad_after_shift)[2])
         return WindowPlan(blocked=blocked_pairs(grid, window, shift, self.mask_padding, x.device))
 

@@ -242,6 +242,11 @@ def _check_groups(groups: Tensor, group: Pair, grid: Pair, name: str) -> None:
         )
 
 
+def places_on_map(grid: Pair, device: torch.device | None = None) -> Tensor:
+    """A map ``(1, H, W, 1)`` of each token's own place, row-major: what becomes of it is the order of the tokens."""
+    return torch.arange(grid[0] * grid[1], device=device).view(1, *grid, 1)
+
+
 def places_in_groups(order: Tensor, grid: Pair, full: Pair) -> tuple[Tensor, Tensor]:
     """Where the tokens of a map go when it is padded and split into groups, and where they come back from.
 

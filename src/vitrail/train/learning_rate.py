@@ -34,7 +34,7 @@ def find_learning_rate(
 
     Args:
         task: What is to be trained; it is not changed.
-        config: Weight decay, layer decay, clipping and precision.
+        config: Weight decay, layer decay, accumulation, clipping and precision.
         batches: Training batches, taken from the start again where there are fewer than steps.
         seed: Of augmentation and dropout.
 
@@ -45,8 +45,8 @@ def find_learning_rate(
         RunError: The loss falls at none of the rates.
 
     Source: range test: Smith 2017, arXiv:1506.01186, section 3.3; where it falls fastest: Howard & Gugger 2020,
-    arXiv:2002.04688, section 2.2; less by the root of the
-    batch's share: the rate of Malladi et al. 2022, arXiv:2205.10287, square root scaling rule.
+    arXiv:2002.04688, section 2.2; less by the root of what was gathered: Malladi et al. 2022, arXiv:2205.10287, square
+    root scaling rule, of which only the rate is changed.
     """
     device = next(task.parameters()).device
     images = 0
