@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vitrail.config import Recipe, dump_recipe, load_recipe, read_yaml
-from vitrail.config.schema import DataConfig, RunConfig, TaskConfig, TrainerConfig
+from vitrail.config.data import DataConfig
+from vitrail.config.schema import RunConfig, TaskConfig, TrainerConfig
 from vitrail.errors import ConfigError
 from vitrail.models.registry import find_family
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.config.data import DataConfig
 from vitrail.config.load import dump_recipe, load_recipe, recipe_parser
-from vitrail.config.schema import DataConfig, Recipe
+from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _help(prog: str, description: str, flags: Mapping[str, str], model: str | No
     import argparse
     import inspect
 
-    from vitrail.config import schema
+    from vitrail import config
 
     lines = [f"usage: {prog} [RECIPE.yaml] [--PART.SETTING VALUE ...]", "", description, "", "options:"]
     width = max(map(len, flags))
@@ -180,7 +181,7 @@ def _help(prog: str, description: str, flags: Mapping[str, str], model: str | No
         of_model = action.default == argparse.SUPPRESS
         value = defaults[name] if of_model else action.default
         default = "" if value is None else f" (default: {value})"
-        kind = own if of_model else getattr(schema, f"{part.capitalize()}Config")
+        kind = own if of_model else getattr(config, f"{part.capitalize()}Config")
         lines += [f"  {option}{default}", f"      {_describe(inspect.getdoc(kind) or '', name)}"]
     return "\n".join(lines)
 

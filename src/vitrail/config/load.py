@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
-from vitrail.config.schema import DataConfig, ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
+from vitrail.config.data import DataConfig
+from vitrail.config.schema import ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
 from vitrail.errors import ConfigError, closest
 
 _PARTS: dict[str, type[Any]] = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.duplicates import HASHED_SIZE, close_pairs, clusters, likeness, perceptual_hashes
 from vitrail.data.sources.opening import understands

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, strata_of

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.images import BANDS, BandError, image_size, read_image
 from vitrail.data.rasters import SUFFIXES, full_range, read_raster, resize_tensor, unit_range
 from vitrail.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.data.images import BANDS, image_size, list_files, read_image
 from vitrail.data.reading import file_readers

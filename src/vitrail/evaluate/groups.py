@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.errors import ConfigError, DataError, closest
 
 NONE = "none"

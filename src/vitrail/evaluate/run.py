@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.splits import groups_of
 from vitrail.errors import DataError, VitrailError

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.data.sources.opening import SOURCES
 from vitrail.errors import ConfigError, DataError, closest

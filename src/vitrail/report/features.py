@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from vitrail import __version__
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.explain.features import EMBEDDING, layer_features

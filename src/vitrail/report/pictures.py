@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.errors import DataError
 from vitrail.explain.capture import first_stride

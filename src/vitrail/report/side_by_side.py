@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from vitrail.config.schema import DataConfig, Recipe
+from vitrail.config.data import DataConfig
+from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.explain.interface import METHODS

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.rasters import full_range, resize_tensor, unit_range
 from vitrail.data.sources.base import ImageSource, Scene
 from vitrail.data.sources.files import agree_on_classes, some

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from vitrail.config.schema import DataConfig
+from vitrail.config.data import DataConfig
 from vitrail.data.reading import FileReader, file_readers
 from vitrail.data.sources.arrays import ArraySource
 from vitrail.data.sources.bands import ChosenBands

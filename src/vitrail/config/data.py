@@ -1,0 +1,201 @@
+"""The part ``data`` of a recipe: images, classes, splits and batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vitrail.config.augment import augment_settings
+from vitrail.config.checks import require
+from vitrail.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they are split, sized and batched.
+
+    Attributes:
+        source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class), "table" (a
+            CSV or Parquet file with the columns path and label, and split, group or spectral where there are any),
+            "parquet" (Parquet files that hold the images themselves, as the Hugging Face hub has them), "hf" (a data
+            set of the hub by its name, or one of its library's on this machine; needs the extra hf), "arrays" (.npy,
+            .npz or .mat: images, or a scene with a label plane that is cut into patches), "synthetic_leaves" (drawn by
+            the code: RGB and five spectral bands, for trying things out) or "unlabelled" (all images in a folder, at
+            any depth; for pre-training).
+        path: The folder, with train/, val/ (and test/) inside, or class folders to split; the table, in which paths
+            are relative to its folder; the Parquet file or the folder of them; owner/name of a data set on the hub; the
+            file of arrays.
+        img_size: Height and width in pixels that images are brought to; the model's when not given.
+        resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
+        color: Bands of a folder's images: "rgb" (3) or "gray" (1).
+        on_band_mismatch: What to do with an image of other bands: "error", or "convert" it.
+        spectral: Second stream for models of two where the data brings none: "none", or "edges", the horizontal and
+            vertical slope of each image. Edges hold nothing that the image does not; they are for trying two-stream
+            models without a second sensor.
+        band_names: Names of the bands in the images, in the files' order. Naming them is how TIFF files of any number
+            of bands and of 8, 16 or 32 bits are read; without names images are pictures of the bands of ``color``.
+        wavelengths: Of these bands in nm.
+        bands: Which bands make the image stream, in order; all when not given. A name with * or ? stands for all that
+            match and are not taken yet.
+        spectral_bands: Which make the spectral stream; the second files' (or the source's own) when not given, and no
+            stream when empty ([]).
+        scale: The value that becomes 1 (values above it are cut off, and counted by ``vitrail data stats``); for
+            integers the largest of their type when not given, for floats it must be given.
+        spectral_path: A folder with a second file for each image, at the same place and of the same stem.
+        spectral_band_names: Names of the bands in the second files.
+        spectral_wavelengths: Of these in nm.
+        spectral_scale: Their value that becomes 1, as for ``scale``.
+        statistics: File that ``vitrail data stats --out`` wrote, by which images are normalised; when not given the
+            statistics of 500 training images.
+        subset: Configuration of a data set of the hub, where it has several.
+        image_column: Column of a Parquet file or a data set of the hub with the images; the only one when not given.
+        label_column: Its column with the labels; "label" when not given.
+        class_names: Names for labels that are numbers, in order (for labels 1, 2, ... too).
+        cube: Name of the images or the scene in a file of arrays; the largest array when not given.
+        labels: Name of the labels there, or another file: a number for each image; or a plane of numbers over the
+            scene (0 is unlabelled), or a plane of shares for each class, of which the largest counts.
+        grid: Height and width of a scene that is stored as (bands, pixels); nRow and nCol of the file if it has them.
+        patch: Side of the patches cut from a scene, in pixels.
+        stride: Pixels from one patch to the next; as many as ``patch`` makes tiles.
+        block: Side of the blocks, in pixels, that a scene is split by; three patches when not given.
+        num_images: How many synthetic leaves.
+        seed: Of the synthetic leaves.
+        split: How images that are not split already are split. "stratified": each image by its own hash, so that a
+            new one moves no other, and of each class about the wanted share; "exact": exactly that share of each
+            class, where a new image may move one at each border (collections that never grow are always split so);
+            "grouped": whole groups by their hash; "block": a scene's blocks, which is how scenes are always split.
+        group: What makes a group: a column of the table ("group" when not given), or a regular expression that is
+            searched in the path, whose first parenthesis (or whole match) names the group.
+        fold: Number of the fold, from 0, that is the test split (or the validation split, where a test split is given).
+        num_folds: How many folds there are.
+        on_unreadable: What to do with files that cannot be read: "error" names them all before anything begins;
+            "skip" goes on without them and lists them in the run folder.
+        cache: Keep decoded images in memory.
+        val_fraction: Share of each class held out for validation, where the data has no such split.
+        test_fraction: Share of each class held out for testing, where the data has no such split; of unlabelled images
+            none is.
+        label_fraction: Share of each class's training images whose labels are used, at least one image; the others are
+            left out of training, and pre-training takes all. A smaller share is part of a larger one; of several
+            labels an image's rarest is its class here.
+        label_seed: Which share that is.
+        label_separator: Where a table's label holds several labels of an image, what stands between them, for example
+            ";"; one label an image when not given.
+        sampling: "shuffle" takes each training image once an epoch; "balanced" takes as many in all, those of rare
+            classes more often and those of frequent ones less.
+        augment: "none", "light" (small shifts, turns and zooms), "standard" (random crops, flips and colour), "strong"
+            (RandAugment, erasing, mixup and CutMix as well) or "leaf" (any way round, gentle colours).
+        augment_settings: Single settings that take the place of the preset's, for example ``{mixup: 0.2}``; those of
+            :class:`vitrail.config.augment.AugmentSettings`.
+        batch_size: Images a step; "auto" measures training steps and takes the smallest that is about as fast as any.
+        num_workers: Processes that decode images; 0 decodes in the main process, -1 takes one a core (at most 8)
+            for folders and 0 for what lies in memory.
+    """
+
+    source: str = "digits"
+    path: str | None = None
+    img_size: int | tuple[int, int] | None = None
+    resize: Literal["crop", "squash"] = "crop"
+    color: Literal["rgb", "gray"] = "rgb"
+    on_band_mismatch: Literal["error", "convert"] = "error"
+    spectral: Literal["none", "edges"] = "none"
+    band_names: tuple[str, ...] | None = None
+    wavelengths: tuple[float, ...] | None = None
+    bands: tuple[str, ...] | None = None
+    spectral_bands: tuple[str, ...] | None = None
+    scale: float | None = None
+    spectral_path: str | None = None
+    spectral_band_names: tuple[str, ...] | None = None
+    spectral_wavelengths: tuple[float, ...] | None = None
+    spectral_scale: float | None = None
+    statistics: str | None = None
+    subset: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    class_names: tuple[str, ...] | None = None
+    cube: str | None = None
+    labels: str | None = None
+    grid: tuple[int, int] | None = None
+    patch: int = 9
+    stride: int = 1
+    block: int | None = None
+    num_images: int = 1200
+    seed: int = 0
+    split: Literal["stratified", "exact", "grouped", "block"] = "stratified"
+    group: str | None = None
+    fold: int | None = None
+    num_folds: int = 5
+    on_unreadable: Literal["error", "skip"] = "error"
+    cache: bool = False
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    label_fraction: float = 1.0
+    label_seed: int = 0
+    label_separator: str | None = None
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    augment: Literal["none", "light", "standard", "strong", "leaf"] = "none"
+    augment_settings: dict[str, Any] = field(default_factory=dict)
+    batch_size: int | Literal["auto"] = 64
+    num_workers: int = -1
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ConfigError: A value out of range.
+        """
+        require(self.batch_size == "auto" or self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
+        require(self.num_workers >= -1, "data.num_workers", "at least -1", self.num_workers)
+        for name in ("val_fraction", "test_fraction"):
+            require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
+        require(0 < self.label_fraction <= 1, "data.label_fraction", "above 0 and at most 1", self.label_fraction)
+        held_out = self.val_fraction + self.test_fraction
+        require(held_out < 1, "data.val_fraction + data.test_fraction", "below 1", held_out)
+        self._check_bands()
+        for name in ("patch", "stride", "num_images", "block"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"data.{name}", "at least 1", value)
+        require(self.num_folds >= 2, "data.num_folds", "at least 2", self.num_folds)
+        if self.fold is not None:
+            require(0 <= self.fold < self.num_folds, "data.fold", f"from 0 to {self.num_folds - 1}", self.fold)
+            rest = 1 - 1 / self.num_folds
+            require(self.val_fraction < rest, "data.val_fraction", f"below the {rest:g} beside a fold", held_out)
+        if self.group is not None:
+            require(self.split == "grouped", "data.split", "grouped where data.group is given", self.split)
+        require(self.label_separator != "", "data.label_separator", "at least one character", self.label_separator)
+        if self.source != "table":
+            require(
+                self.label_separator is None, "data.label_separator", "left out but for tables", self.label_separator
+            )
+        augment_settings(self.augment, self.augment_settings)
+
+    @property
+    def images_a_step(self) -> int:
+        """The batch size as a number.
+
+        Raises:
+            ConfigError: It is "auto" still, which training alone settles.
+        """
+        if self.batch_size == "auto":
+            raise ConfigError("data.batch_size auto is settled by training; give a number here")
+        return self.batch_size
+
+    def _check_bands(self) -> None:
+        for names, waves in (
+            ("band_names", "wavelengths"),
+            ("spectral_band_names", "spectral_wavelengths"),
+        ):
+            given, nm = getattr(self, names), getattr(self, waves)
+            if nm is not None:
+                require(given is not None, f"data.{names}", f"given where data.{waves} are", given)
+                require(len(nm) == len(given), f"data.{waves}", f"{len(given)} numbers, one a band", nm)
+                require(all(0 < v < math.inf for v in nm), f"data.{waves}", "above 0 and finite, in nm", nm)
+        for names in ("band_names", "spectral_band_names", "bands", "spectral_bands"):
+            given = getattr(self, names)
+            if given is not None:
+                require(names == "spectral_bands" or len(given) > 0, f"data.{names}", "at least one name", given)
+                require(all(given), f"data.{names}", "names that are not empty", given)
+                require(len(set(given)) == len(given), f"data.{names}", "different names", given)
+        for name in ("scale", "spectral_scale"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < math.inf, f"data.{name}", "above 0 and finite", value)
