@@ -130,3 +130,13 @@ def test_views_repeat_with_the_seed_and_stay_in_range(bands):
     assert results[0].shape == image.shape
     assert results[0].min() >= -1e-5
     assert results[0].max() <= 1 + 1e-5
+
+
+def test_views_are_drawn_in_full_precision():
+    views, x = build_views((16, 16), 3), {"image": torch.rand(4, 3, 16, 16)}
+    torch.manual_seed(2)
+    plain = views(x)["image"]
+    torch.manual_seed(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = views(x)["image"]
+    assert torch.equal(plain, mixed)

@@ -34,10 +34,12 @@ class Views(nn.Module):
         sizes = {tuple(x.shape[2:]) for x in streams.values()}
         if len(sizes) > 1:
             raise ShapeError(f"views are drawn of all streams together, which must be of one size, got {sorted(sizes)}")
-        # Side by side as bands of one image, they cannot but move together.
-        moved = self.geometry(torch.cat(list(streams.values()), dim=1))
-        parts = dict(zip(streams, moved.split([x.shape[1] for x in streams.values()], dim=1), strict=True))
-        return {name: self.color(x) if name == "image" else x for name, x in parts.items()}
+        # Mixed precision is for the model: bfloat16 would round pixels to 8 bits.
+        with torch.autocast(next(iter(streams.values())).device.type, enabled=False):
+            # Concatenated as bands of one image, all streams move alike.
+            moved = self.geometry(torch.cat(list(streams.values()), dim=1))
+            parts = dict(zip(streams, moved.split([x.shape[1] for x in streams.values()], dim=1), strict=True))
+            return {name: self.color(x) if name == "image" else x for name, x in parts.items()}
 
 
 def build_views(

@@ -35,6 +35,19 @@ def test_shape_and_range_stay_and_a_seed_repeats(preset, bands):
     assert not augment.state_dict()
 
 
+@pytest.mark.parametrize("preset", CHANGING)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_mixed_precision_changes_nothing(preset, seed):
+    x = {"image": torch.rand(5, 3, 20, 24), "spectral": torch.rand(5, 4, 10, 12)}
+    augment = build_augmentation(preset, 3)
+    torch.manual_seed(seed)
+    plain = augment(x)
+    torch.manual_seed(seed)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = augment(x)
+    assert all(torch.equal(plain[name], mixed[name]) for name in x)
+
+
 def test_nothing_to_change_is_none():
     assert build_augmentation("none", 3) is None
     assert build_augmentation("none", 3, {"flip_vertical": 0.5}) is not None

@@ -45,6 +45,12 @@ class Augmentation(nn.Module):
         Args:
             streams: Stream -> shape ``(B, C, H, W)``; each may have its own height and width.
         """
+        # Mixed precision is for the model: bfloat16 would round pixels to 8 bits, and some operations return it and
+        # others do not.
+        with torch.autocast(next(iter(streams.values())).device.type, enabled=False):
+            return self._change(streams)
+
+    def _change(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
         settings = self.settings
         result = dict(streams)
         first = next(iter(result.values()))
