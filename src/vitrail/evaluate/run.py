@@ -167,7 +167,7 @@ def measure(
     metrics = measure_saved(saved, _held_out(evaluated, own), evaluated.files, intervals.bootstrap(saved.table, data))
     metrics |= origin_of(saved)
     metrics["efficiency"] = measure_efficiency(trained, memory_of=run.path if memory else None)
-    drop_what_is_of_other_weights(run, evaluated.files, metrics["weights"])
+    drop_what_is_of_other_weights(run, evaluated.files)
     run.write_json(evaluated.files.metrics, metrics)
     if not evaluated.name.startswith("other-"):
         run.write_json(run.balance, _describe_data(evaluated.images))
@@ -256,13 +256,13 @@ def _groups(images: ImageData) -> list[str] | None:
     return None
 
 
-def drop_what_is_of_other_weights(run: RunFolder, files: EvaluationFiles, weights: str | None) -> None:
+def drop_what_is_of_other_weights(run: RunFolder, files: EvaluationFiles) -> None:
     """Remove results of an earlier training that nothing would tell from those of this one."""
     known = run.read_json(files.robustness) if files.robustness.is_file() else {}
-    kept = {name: part for name, part in known.items() if part.get("weights") == weights}
+    kept = {name: part for name, part in known.items() if run.made_with(part.get("weights"))}
     for name in set(known) - set(kept):
         files.of_the_model[name].unlink(missing_ok=True)
     if kept != known:
         run.write_json(files.robustness, kept)
-    if files.ood.is_file() and run.read_json(files.ood).get("weights") != weights:
+    if files.ood.is_file() and not run.made_with(run.read_json(files.ood).get("weights")):
         files.ood.unlink()

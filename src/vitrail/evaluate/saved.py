@@ -129,8 +129,8 @@ def is_current(run: RunFolder, name: str, **origin: Any) -> bool:
     """Whether predictions of that name were saved, with the weights that the run has now and from that origin."""
     if not run.predictions(name).is_file() or not run.embeddings(name).is_file():
         return False
-    attributes = run.read_predictions(name).attrs
-    return attributes.get("weights") == run.weights_code() and all(attributes.get(k) == v for k, v in origin.items())
+    attributes = run.origin_of_predictions(name)
+    return run.made_with(attributes.get("weights")) and all(attributes.get(k) == v for k, v in origin.items())
 
 
 def held_out_for(run: RunFolder, name: str, split: str, tta: str) -> HeldOut:
@@ -317,14 +317,13 @@ def evaluate_saved(
         raise RunError(
             f"{run} holds no predictions of {' or '.join(names)}{known}; without --from-predictions they are made"
         )
-    saved = Saved.read(run, found[0])
-    origin = saved.table.attrs
-    code = run.weights_code()
-    if code is not None and origin.get("weights") != code:
+    if not run.made_with(run.origin_of_predictions(found[0]).get("weights")):
         raise RunError(
-            f"{run.predictions(saved.name)} was not made with the weights that {run} holds now; leave out "
+            f"{run.predictions(found[0])} was not made with the weights that {run} holds now; leave out "
             "--from-predictions"
         )
+    saved = Saved.read(run, found[0])
+    origin = saved.table.attrs
     known_folders = run.evaluations()
     folder = known_folders.get(saved.name, run.evaluation_of(saved.name, primary=saved.name == "test"))
     files = EvaluationFiles(folder)

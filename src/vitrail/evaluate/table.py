@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vitrail.errors import RunError
-from vitrail.runs.folder import EvaluationFiles, RunFolder
+from vitrail.runs.folder import RunFolder
 
 RESULT_COLUMNS = (
     "model",
@@ -65,11 +65,10 @@ def read_evaluation(run: RunFolder) -> tuple[Path, dict[str, Any]]:
     """The evaluation that speaks for a run, or another where there is none: its folder and overall measures.
 
     Raises:
-        RunError: The run has not been evaluated.
+        RunError: The run has not been evaluated, or with other weights than it holds now.
     """
     folders = run.evaluations()
     if not folders:
         raise RunError(f"{run} has not been evaluated; `vitrail evaluate {run}` does it")
     folder = next(iter(folders.values()))
-    metrics: dict[str, Any] = run.read_json(EvaluationFiles(folder).metrics)
-    return folder, metrics
+    return folder, run.read_measures(folder)

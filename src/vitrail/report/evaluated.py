@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,10 +37,20 @@ class Part:
         """Read an evaluation.
 
         Raises:
-            RunError: It is damaged.
+            RunError: It is damaged, or of other weights than the run holds.
         """
-        files = EvaluationFiles(folder)
-        return cls(run, files, run.read_json(files.metrics))
+        return cls(run, EvaluationFiles(folder), run.read_measures(folder))
+
+    def of_these_weights(self, content: Mapping[str, Any]) -> bool:
+        """Check that another result of the run is of the weights that were evaluated.
+
+        Args:
+            content: The result, which names its weights.
+        """
+        code = content.get("weights")
+        return bool(code == self.metrics.get("weights")) or (
+            self.run.weights_code() is not None and self.run.made_with(code)
+        )
 
     def table(self, file: Path, *columns: str) -> pd.DataFrame | None:
         """One of the evaluation's tables; None where it was not measured.
@@ -72,7 +82,7 @@ class Part:
         if not file.is_file() or not self.files.robustness.is_file():
             return None
         known = self.run.read_json(self.files.robustness).get(name, {})
-        return self.table(file, *columns) if known.get("weights") == self.metrics.get("weights") else None
+        return self.table(file, *columns) if self.of_these_weights(known) else None
 
     def confusion(self) -> pd.DataFrame:
         """Counts, a row a true class.

@@ -21,6 +21,7 @@ from vitrail import __version__
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.errors import ConfigError, DataError, closest
+from vitrail.evaluate.saved import is_current
 from vitrail.explain.features import EMBEDDING, layer_features
 from vitrail.extras import import_extra
 from vitrail.files import write_text
@@ -117,8 +118,8 @@ def open_space(
 
 
 def _stored(run: RunFolder, images: ImageData, split: str, chosen: list[int]) -> npt.NDArray[np.float32] | None:
-    """The rows of an evaluation, where it is of these images."""
-    if not run.predictions(split).is_file() or not run.embeddings(split).is_file():
+    """The rows of an evaluation, where it is of these images and of the weights that the run holds now."""
+    if not is_current(run, split):
         return None
     places = {key: row for row, key in enumerate(run.read_predictions(split)["path"])}
     embeddings = run.read_embeddings(split)

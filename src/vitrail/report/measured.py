@@ -14,6 +14,7 @@ from vitrail.report import measured_figures as draw
 from vitrail.report.evaluated import Part, Section, Subject, mean_of, names_of, several, who
 from vitrail.report.picture import Picture
 from vitrail.report.tables import Column, Table, is_nothing
+from vitrail.runs.folder import EvaluationFiles
 
 # Between 0 and 1: where curves of several runs are averaged.
 _GRID = np.linspace(0.01, 1, 100)
@@ -309,10 +310,9 @@ def others(subjects: Sequence[Subject]) -> list[Section]:
         (part,) = subject.parts
         found = part.run.evaluations()
         for name, folder in found.items():
-            other = Part.read(part.run, folder)
-            if name == part.metrics["name"] or other.metrics.get("weights") != part.metrics.get("weights"):
+            metrics = part.run.read_json(EvaluationFiles(folder).metrics)
+            if name == part.metrics["name"] or not part.of_these_weights(metrics):
                 continue
-            metrics = other.metrics
             rows.append(
                 {
                     "name": subject.label, "on": name, "augmentation": metrics.get("tta") or "none",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
-from vitrail.errors import ConfigError, DataError, RunError
+from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.confusion import clustered_together
 from vitrail.evaluate.table import read_evaluation, results_table
 from vitrail.report import figures, measured, pictures
@@ -136,9 +136,6 @@ def write_report(
 
 def _read(run: RunFolder, read_recipe: Callable[[Path], Recipe]) -> _Run:
     part = Part.read(run, read_evaluation(run)[0])
-    of, now = part.metrics.get("weights"), run.weights_code()
-    if of is not None and of != now:
-        raise RunError(f"{run} was evaluated with other weights than it holds now; `vitrail evaluate {run}` does it")
     return _Run(run, read_recipe(run.recipe), part, run.name, run.read_json(run.environment))
 
 

@@ -220,4 +220,4 @@ def _unfamiliar(subjects: Sequence[Subject]) -> list[Section]:
 
 def _ood_of(part: Part) -> dict[str, Any] | None:
     content = part.content(part.files.ood)
-    return content if content and content.get("weights") == part.metrics.get("weights") else None
+    return content if content and part.of_these_weights(content) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -15,9 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vitrail.errors import RunError
 from vitrail.files import replacing, write_json, write_text
+from vitrail.weights.identity import file_code, tensors_code
 from vitrail.weights.places import CARD_FILE, WEIGHTS_FILE
 
 
@@ -79,6 +81,8 @@ class RunFolder:
         self.balance = self.path / "data.json"
         self.audit = self.path / "audit.json"
         self.audit_page = self.path / "audit.html"
+        # Hash of the weights by the state of their file.
+        self._code: tuple[tuple[int, int], str] | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -247,29 +251,71 @@ class RunFolder:
         if groups is not None:
             table["group"] = list(groups)
         table.attrs.update(origin or {})
-        with replacing(self.predictions(split)) as temporary:
-            table.to_parquet(temporary)
+        # The predictions last: they name the weights of both files.
         with replacing(self.embeddings(split)) as temporary, temporary.open("wb") as file:
             np.save(file, embeddings)
+        with replacing(self.predictions(split)) as temporary:
+            table.to_parquet(temporary)
 
     def saved_predictions(self) -> list[str]:
         """Names of the splits and other data that predictions were saved of."""
         return sorted(path.stem for path in (self.path / "predictions").glob("*.parquet"))
 
     def weights_code(self) -> str | None:
-        """What tells this run's weights from others: a hash of the file; None where there is none."""
+        """A hash of this run's weights by their values; None where there are none."""
         if not self.weights.is_file():
             return None
-        with self.weights.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        status = self.weights.stat()
+        state = status.st_mtime_ns, status.st_size
+        if self._code is None or self._code[0] != state:
+            self._code = state, tensors_code(self.weights)
+        return self._code[1]
+
+    def made_with(self, code: object) -> bool:
+        """Check that a result was computed with the weights that the run holds now.
+
+        All that is read from a run folder and depends on its weights passes this check.
+
+        Args:
+            code: :meth:`weights_code` at that time, as the result recorded it.
+
+        Returns:
+            True also where the run holds no weights to compare with.
+        """
+        now = self.weights_code()
+        # Earlier versions recorded the hash of the file.
+        return now is None or code == now or (code is not None and code == file_code(self.weights))
+
+    def origin_of_predictions(self, split: str) -> dict[str, Any]:
+        """What saved predictions were made from, without reading them; empty where there are none.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        path = self.predictions(split)
+        if not path.is_file():
+            return {}
+        try:
+            content = (pq.read_schema(path).pandas_metadata or {}).get("attributes")
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise RunError(f"cannot read {path} ({error}); delete it and evaluate the run again") from error
+        return dict(content or {})
+
+    def _refuse_stale(self, split: str) -> None:
+        if not self.made_with(self.origin_of_predictions(split).get("weights")):
+            raise RunError(
+                f"{self.predictions(split)} was not made with the weights that {self.path} holds now; "
+                f"`vitrail evaluate {self.path}` makes it anew"
+            )
 
     def read_predictions(self, split: str) -> pd.DataFrame:
         """Index, path, target and logits of a split's images.
 
         Raises:
-            RunError: There are none, or the file cannot be read.
+            RunError: There are none, they are of other weights than the run holds, or the file cannot be read.
         """
         path = self.require(self.predictions(split), f"`vitrail evaluate {self.path}` writes it")
+        self._refuse_stale(split)
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:
@@ -279,14 +325,32 @@ class RunFolder:
         """What the classifier saw of each image of a split, shape ``(N, C)``, in the order of the predictions.
 
         Raises:
-            RunError: There are none, or the file cannot be read.
+            RunError: There are none, they are of other weights than the run holds, or the file cannot be read.
         """
         path = self.require(self.embeddings(split), f"`vitrail evaluate {self.path}` writes it")
+        self._refuse_stale(split)
         try:
             array: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise RunError(f"cannot read {path} ({error}); delete it and evaluate the run again") from error
         return array
+
+    def read_measures(self, folder: Path) -> dict[str, Any]:
+        """The overall measures of an evaluation.
+
+        Args:
+            folder: The evaluation's.
+
+        Raises:
+            RunError: There are none, they are damaged, or of other weights than the run holds.
+        """
+        measures: dict[str, Any] = self.read_json(EvaluationFiles(folder).metrics)
+        code = measures.get("weights")
+        if code is not None and (self.weights_code() is None or not self.made_with(code)):
+            raise RunError(
+                f"{self} was evaluated with other weights than it holds now; `vitrail evaluate {self}` does it"
+            )
+        return measures
 
     def evaluation_of(self, name: str, primary: bool = False) -> Path:
         """The folder with an evaluation.
