@@ -212,7 +212,7 @@ def test_the_config_says_what_does_not_fit():
         ({"bands": ()}, "at least one name"),
         ({"scale": 0.0}, "above 0"),
         ({"fold": 5}, "from 0 to 4"),
-        ({"group": "x"}, "grouped where data.group"),
+        ({"group": "x", "split": "stratified"}, "grouped where data.group"),
     ):
         with pytest.raises(ConfigError, match=message):
             DataConfig(**settings)

@@ -1,6 +1,7 @@
 """Splits by hash: a new image moves no other, groups stay together, folds cover all, blocks share no pixel."""
 
 import random
+import re
 from collections import Counter
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import pytest
 from tests.images import make_folder, save_image
 from vitrail.config import DataConfig
 from vitrail.data import open_data
+from vitrail.data.groups import groups_of
 from vitrail.data.sources.base import Scene
-from vitrail.data.splits import LEFT_OUT, block_split, groups_of, hashed_split, position
+from vitrail.data.split_facts import describe_split, divided_groups
+from vitrail.data.splits import LEFT_OUT, block_split, hashed_split, position
 from vitrail.errors import ConfigError, DataError
 
 CLASSES = ("a", "b", "c")
@@ -51,10 +54,9 @@ def test_shares_are_about_the_wanted_ones():
 def test_small_classes_are_in_every_split(seed):
     keys, targets = images(3 * 4, seed)
     targets = np.repeat([0, 1, 2, 2], 3)
-    for fold in (None, (0, 10)):
-        splits = hashed_split(keys, targets, FRACTIONS, CLASSES, fold=fold)
-        for target in range(3):
-            assert {s for s, t in zip(splits, targets, strict=True) if t == target} == {"train", "val", "test"}
+    splits = hashed_split(keys, targets, FRACTIONS, CLASSES)
+    for target in range(3):
+        assert {s for s, t in zip(splits, targets, strict=True) if t == target} == {"train", "val", "test"}
     with pytest.raises(DataError, match="class 'a' has 2 images: too few to give test and val and train one each"):
         hashed_split(keys[:9], np.array([0, 0, 1, 1, 1, 2, 2, 2, 2]), FRACTIONS, CLASSES)
 
@@ -68,6 +70,119 @@ def test_folds_are_disjoint_and_cover_everything(count):
         seen.update(key for key, split in zip(keys, splits, strict=True) if split == "test")
         assert abs(splits.count("val") - 90) < 45
     assert seen == Counter(keys)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_each_image_is_tested_in_one_fold_whatever_the_classes(seed):
+    """Random numbers of classes, images, folds and groups, with and without a validation split beside the fold."""
+    rng = random.Random(seed)
+    sizes = [rng.choice([1, 2, 3, 4, 6, 9, 40]) for _ in range(rng.randint(1, 5))]
+    targets = np.repeat(np.arange(len(sizes)), sizes)
+    classes = tuple(f"class{i}" for i in range(len(sizes)))
+    count, grouped, val = rng.randint(2, 10), rng.random() < 0.4, rng.choice([0, 0.1, 0.2])
+    first = rng.choice(["test", "val"])
+    units = [f"g{rng.randrange(12)}" if grouped else f"{seed}/{rng.random()}" for _ in targets]
+    fractions = {"test": 0.2, "val": val} if first == "test" else {"val": val}
+    fractions = {name: share for name, share in fractions.items() if share}
+    seen, tested = Counter(), {}
+    for number in range(count):
+        try:
+            splits = hashed_split(
+                units, targets, fractions, classes, fold=(number, count), first=first, grouped=grouped
+            )
+        except DataError as error:
+            told = str(error)
+            assert re.search(r"too few for \d+ folds|folds would have no (image|group)|training would get no", told), (
+                told
+            )
+            assert re.search(r"add (images|groups)|data\.num_folds|data\.split stratified", told), told
+            continue
+        own = [row for row, split in enumerate(splits) if split == first]
+        seen.update(own)
+        tested[number] = {int(targets[row]) for row in own}
+        assert own
+        for target in range(len(sizes)):
+            wanted = {"train"} if grouped else {"train", *(n for n in fractions if n != first)}
+            assert wanted <= {splits[row] for row in np.flatnonzero(targets == target)}
+        if grouped:
+            assert len({(unit, split) for unit, split in zip(units, splits, strict=True)}) == len(set(units))
+    assert all(times == 1 for times in seen.values())
+    if len(tested) == count:
+        assert len(seen) == len(targets)
+        for target, size in enumerate(sizes):
+            if not grouped:  # as many folds test a rare class as it has images
+                assert sum(target in found for found in tested.values()) >= min(size, count)
+
+
+def test_folds_of_few_images_are_refused_with_the_numbers():
+    keys = [f"{i}.png" for i in range(12)]
+    targets = np.repeat([0, 1], 6)
+    with pytest.raises(DataError, match=r"class 'a' has 2 images: too few for 5 folds with test and val and train in"):
+        hashed_split(keys[:8], np.repeat([0, 1], [2, 6]), FRACTIONS, CLASSES, fold=(0, 5))
+    with pytest.raises(DataError, match=r"of 20 folds would have no image in test; set data\.num_folds to at most 6"):
+        hashed_split(keys, targets, FRACTIONS, CLASSES, fold=(0, 20))
+    groups = [f"g{i % 4}" for i in range(12)]
+    with pytest.raises(DataError, match=r"1 of 5 folds would have no group in test; set data\.num_folds to at most 4"):
+        hashed_split(groups, targets, FRACTIONS, CLASSES, fold=(0, 5), grouped=True)
+    with pytest.raises(DataError, match=r"too few for 2 folds.*or data\.num_folds 3"):
+        hashed_split(keys[:3], np.zeros(3, int), FRACTIONS, CLASSES, fold=(0, 2))
+
+
+def _table(folder, groups, split=None, labels=None):
+    rows = []
+    for i, group in enumerate(groups):
+        save_image(folder / f"{i}.png", seed=i)
+        row = {"path": f"{i}.png", "label": (labels or "ab")[i % len(labels or "ab")], "group": group}
+        rows.append(row if split is None else {**row, "split": split[i]})
+    pd.DataFrame(rows).to_csv(folder / "t.csv", index=False)
+    return {"source": "table", "path": str(folder / "t.csv")}
+
+
+def test_a_column_of_groups_is_respected_by_default_and_leaks_are_reported(tmp_path):
+    settings = _table(tmp_path, [f"field_{i // 8}" for i in range(96)])
+    data = open_data(DataConfig(**settings), (8, 8))
+    assert data.config.split == "grouped"
+    assert divided_groups(data) == (0, 12)
+    assert re.match(r"each of 12 groups lies in one split: train \d+, val \d+, test \d+$", describe_split(data)[0])
+    data = open_data(DataConfig(**settings, split="stratified"), (8, 8))
+    assert data.config.split == "stratified"
+    divided, number = divided_groups(data)
+    assert number == 12
+    assert divided > 6
+    (line,) = describe_split(data)
+    assert line.startswith(f"{divided} of 12 groups lie in several splits: what is measured on val and test is too")
+    assert "--data.split grouped keeps" in line
+    without = open_data(DataConfig(), (8, 8))
+    assert without.config.split == "stratified"
+    assert describe_split(without) == []
+
+
+def test_groups_of_a_given_split_and_of_uneven_sizes(tmp_path):
+    split = ["train"] * 30 + ["val"] * 5 + ["test"] * 5
+    data = open_data(DataConfig(**_table(tmp_path, [f"g{i % 20}" for i in range(40)], split)), (8, 8))
+    assert "10 of 20 groups lie in several splits" in describe_split(data)[0]
+    assert "give each group one split in the data" in describe_split(data)[0]
+    large = next(name for name in (f"large{i}" for i in range(99)) if position(name) < 0.2)  # a test group
+    groups = [f"g{i}" if i < 12 else large for i in range(60)]
+    lines = describe_split(open_data(DataConfig(**_table(tmp_path, groups), val_fraction=0.05), (8, 8)))
+    assert any("test has 8" in line and f"its largest group {large!r} has 48 of its" in line for line in lines)
+
+
+def test_a_class_that_no_held_out_group_has_is_named(tmp_path):
+    groups = [f"g{i // 4}" for i in range(60)]
+    settings = _table(tmp_path, groups)
+    table = pd.read_csv(settings["path"])
+    plain = open_data(DataConfig(**settings), (8, 8))
+    of = {groups[row] for row in plain.indices("train")}
+    table.loc[table["group"] == sorted(of)[0], "label"] = "rare"
+    table.to_csv(settings["path"], index=False)
+    lines = describe_split(open_data(DataConfig(**settings), (8, 8)))
+    assert "test has no image of rare (4 images in all): nothing is measured of them there" in lines
+    table.loc[0, "group"] = ""
+    table.to_csv(settings["path"], index=False)
+    with pytest.raises(DataError, match=r"1 images have no group.*\(data\.split stratified\)"):
+        open_data(DataConfig(**settings), (8, 8))
+    assert open_data(DataConfig(**settings, split="stratified"), (8, 8)).config.split == "stratified"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -244,6 +244,8 @@ def _split(argv: list[str]) -> int:
     parser = _parser("split", f"Show {WORDS['split']}.")
     parser.add_argument("--out", help="CSV file to write; of image files it can be trained on (data.source table)")
     arguments, recipe = _read(parser, argv)
+    from vitrail.data.split_facts import describe_split
+
     data = _open(recipe)
     source, splits = data.source, list(data.splits)
     rows = []
@@ -251,6 +253,8 @@ def _split(argv: list[str]) -> int:
         rows.append((name, *(str(source.is_of(i)[data.splits[split]].sum()) for split in splits)))
     rows.append(("all", *(str(len(data.splits[split])) for split in splits)))
     print(format_table(("class", *splits), rows, right=range(1, len(splits) + 1)))
+    for line in describe_split(data):
+        print(line)
     if arguments.out is not None:
         _write_table(data, Path(arguments.out))
         print(f"written to {arguments.out}", file=sys.stderr)

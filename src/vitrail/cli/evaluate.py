@@ -121,6 +121,7 @@ def _check(arguments: Namespace, rest: list[str]) -> None:
 
 
 def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: Recipe, intervals: Intervals) -> int:
+    from vitrail.data.split_facts import describe_split
     from vitrail.evaluate.attacks import check_epsilons
     from vitrail.evaluate.corruptions import check_corruptions
     from vitrail.evaluate.run import measure, open_evaluation
@@ -136,6 +137,9 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
     )
     if arguments.split is None and metrics["split"] != "test" and not other:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
+    if not other:
+        for line in describe_split(evaluated.images):
+            print(line)
     _tell(run, metrics)
     _draw_mistakes(evaluated)
     _tell_more(arguments, evaluated, recipe, changed, intervals)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from vitrail.compare.plan import Run
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import open_data
-from vitrail.data.splits import groups_of
+from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, RunError
 from vitrail.evaluate.scores import image_scores
 from vitrail.runs.folder import RunFolder
@@ -84,9 +84,10 @@ def check_same_images(first: Tested, other: Tested) -> None:
 
 def _groups_by_recipe(recipe: Recipe) -> dict[str, str] | None:
     config = recipe.data
-    if config.split != "grouped" and config.source not in ("arrays", "table"):
+    if config.split not in ("auto", "grouped") and config.source not in ("arrays", "table"):
         return None
     images = open_data(config, image_size(recipe))
+    config = images.config
     source = images.source
     if source.scene is not None:
         blocks = (source.scene.corners + source.scene.patch // 2) // source.scene.block

@@ -61,10 +61,12 @@ class DataConfig:
         block: Side of the blocks, in pixels, that a scene is split by; three patches when not given.
         num_images: How many synthetic leaves.
         seed: Of the synthetic leaves.
-        split: How images that are not split already are split. "stratified": each image by its own hash, so that a
-            new one moves no other, and of each class about the wanted share; "exact": exactly that share of each
-            class, where a new image may move one at each border (collections that never grow are always split so);
-            "grouped": whole groups by their hash; "block": a scene's blocks, which is how scenes are always split.
+        split: How images that are not split already are split. "auto": a scene by blocks, images with groups (a
+            column or ``group``) grouped, others stratified; the run's recipe records which. "stratified": each image
+            by its own hash, so that a new one moves no other, and of each class about the wanted share; "exact":
+            exactly that share of each class, where a new image may move one at each border (collections that never
+            grow are always split so); "grouped": whole groups by their hash; "block": a scene's blocks, which is how
+            scenes are always split.
         group: What makes a group: a column of the table ("group" when not given), or a regular expression that is
             searched in the path, whose first parenthesis (or whole match) names the group.
         fold: Number of the fold, from 0, that is the test split (or the validation split, where a test split is given).
@@ -121,7 +123,7 @@ class DataConfig:
     block: int | None = None
     num_images: int = 1200
     seed: int = 0
-    split: Literal["stratified", "exact", "grouped", "block"] = "stratified"
+    split: Literal["auto", "stratified", "exact", "grouped", "block"] = "auto"
     group: str | None = None
     fold: int | None = None
     num_folds: int = 5
@@ -161,7 +163,8 @@ class DataConfig:
             rest = 1 - 1 / self.num_folds
             require(self.val_fraction < rest, "data.val_fraction", f"below the {rest:g} beside a fold", held_out)
         if self.group is not None:
-            require(self.split == "grouped", "data.split", "grouped where data.group is given", self.split)
+            grouped = self.split in ("auto", "grouped")
+            require(grouped, "data.split", "auto or grouped where data.group is given", self.split)
         require(self.label_separator != "", "data.label_separator", "at least one character", self.label_separator)
         if self.source != "table":
             require(

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.duplicates import HASHED_SIZE, close_pairs, clusters, likeness, perceptual_hashes
+from vitrail.data.groups import groups_of
 from vitrail.data.sources.opening import understands
-from vitrail.data.splits import groups_of
 
 # Images are looked at in this size, whole.
 LOOKED_AT = 64

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vitrail.config.data import DataConfig
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
-from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, strata_of
+from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, resolve_split, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
 from vitrail.errors import ConfigError, DataError
 from vitrail.machine import cores
@@ -218,6 +218,7 @@ def open_data(
     """
     # A run's settings go with other images as far as they concern them.
     source = open_source(config, img_size, classes, strict=split)
+    config = resolve_split(source, config)
     assigned = assign_splits(source, config) if split else [name or "all" for name in source.given_split]
     if config.label_fraction < 1 and split:
         if not source.classes:

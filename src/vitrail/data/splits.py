@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from vitrail.config.data import DataConfig
+from vitrail.data.groups import groups_of
 from vitrail.data.sources.base import ImageSource, Scene
 from vitrail.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 # Of a patch that reaches into blocks of different splits.
 LEFT_OUT = "left out"
+_WITHOUT_GROUPS = ", or split without regard to groups (data.split stratified)"
 
 Integers = npt.NDArray[np.int64]
 
 
+def resolve_split(source: ImageSource, config: DataConfig) -> DataConfig:
+    """Replace ``data.split`` auto: blocks for a scene, whole groups where the data has groups, single images elsewhere.
+
+    Args:
+        source: The images.
+        config: Their settings.
+
+    Returns:
+        The settings with the rule that is used, which a run's recipe records.
+    """
+    if config.split != "auto":
+        return config
+    if source.scene is not None:
+        return dataclasses.replace(config, split="block")
+    grouped = source.groups is not None or config.group is not None
+    return dataclasses.replace(config, split="grouped" if grouped else "stratified")
+
+
 def assign_splits(source: ImageSource, config: DataConfig) -> list[str]:
-    """The split of each image: the one that the data gives, or one by the config's rule.
+    """The split of each image: the one that the data gives, or one by the config's rule, which is resolved.
 
     Where the data sets only its test images apart, the validation split comes out of the training images.
 
@@ -141,20 +161,10 @@ def position(key: str, salt: str = "") -> float:
     return int.from_bytes(hashlib.sha256((salt + key).encode()).digest()[:8], "big") / 2**64
 
 
-def _rule(fractions: Mapping[str, float], fold: tuple[int, int] | None, first: str) -> Callable[[str], str]:
-    """What split a key belongs to by its own hash, and nothing else."""
-    if fold is not None:
-        number, count = fold
-        share = fractions.get("val", 0.0) / (1 - 1 / count) if first != "val" else 0.0
+def _by_share(fractions: Mapping[str, float]) -> Callable[[str], str]:
+    """Map a key to its split by its own hash alone."""
 
-        def by_fold(key: str) -> str:
-            if int(position(key) * count) == number:
-                return first
-            return "val" if position(key, "val:") < share else "train"
-
-        return by_fold
-
-    def by_share(key: str) -> str:
+    def rule(key: str) -> str:
         place, border = position(key), 0.0
         for split, fraction in fractions.items():
             border += fraction
@@ -162,7 +172,7 @@ def _rule(fractions: Mapping[str, float], fold: tuple[int, int] | None, first: s
                 return split
         return "train"
 
-    return by_share
+    return rule
 
 
 def hashed_split(
@@ -181,6 +191,9 @@ def hashed_split(
     or so. Only where a split would get no image of a class (no group at all, for groups) does it take one: the one
     with the lowest hash, from the split that has most.
 
+    Each image is in ``first`` in exactly one of the folds, however few there are of its class: of a class with fewer
+    images than folds, some folds have none there.
+
     Args:
         units: What identifies each image, or its group.
         targets: Its class, shape ``(N,)``.
@@ -194,25 +207,74 @@ def hashed_split(
         The name of each image's split.
 
     Raises:
-        DataError: Fewer images of a class (or groups) than splits, or a class that training would lack.
+        DataError: Fewer images of a class (or groups) than splits or folds need, or a class that training would lack.
     """
-    rule = _rule(fractions, fold, first)
-    needed = [*dict.fromkeys([*([first] if fold is not None else []), *fractions]), "train"]
+    if grouped:
+        names = list(dict.fromkeys(units))
+        parts = [(list(range(len(names))), "there are", "groups")]
+    else:
+        names = list(units)
+        parts = [
+            (members, f"class {name!r} has", "images")
+            for target, name in enumerate(classes)
+            if (members := np.flatnonzero(targets == target).tolist())
+        ]
+    filled: dict[int, str] = {}
+    used: set[int] = set()
+    for members, who, what in parts:
+        keys = {i: names[i] for i in members}
+        if fold is None:
+            rule = _by_share(fractions)
+            filled |= _fill({i: (key, rule(key)) for i, key in keys.items()}, [*fractions, "train"], who, what)
+            continue
+        number, count = fold
+        rest = [*(name for name in fractions if name != first), "train"]
+        folds = _folds(keys, count, [first, *rest], who, what)
+        used |= set(folds.values())
+        share = fractions.get("val", 0.0) / (1 - 1 / count) if first != "val" else 0.0
+        others = {i: key for i, key in keys.items() if folds[i] != number}
+        inner = {i: (key, "val" if position(key, "val:") < share else "train") for i, key in others.items()}
+        filled |= {**dict.fromkeys(keys, first), **_fill(inner, rest, who, what)}
+    if fold is not None and len(used) < fold[1]:
+        raise DataError(
+            f"{fold[1] - len(used)} of {fold[1]} folds would have no {'group' if grouped else 'image'} in {first}; "
+            f"set data.num_folds to at most {max(2, max(len(members) for members, *_ in parts))}"
+        )
     if not grouped:
-        result = [rule(unit) for unit in units]
-        for target, name in enumerate(classes):
-            members = np.flatnonzero(targets == target).tolist()
-            if members:
-                chosen = _fill({i: (units[i], result[i]) for i in members}, needed, f"class {name!r} has", "images")
-                for i, split in chosen.items():
-                    result[i] = split
-        return result
-    names = list(dict.fromkeys(units))
-    filled = _fill({i: (name, rule(name)) for i, name in enumerate(names)}, needed, "there are", "groups")
+        return [filled[i] for i in range(len(names))]
     of_group = {name: filled[i] for i, name in enumerate(names)}
     result = [of_group[unit] for unit in units]
     _require_classes(result, targets, classes, "groups")
     return result
+
+
+def _folds(keys: Mapping[int, str], count: int, needed: Sequence[str], who: str, what: str) -> dict[int, int]:
+    """The fold of each member, the same whichever fold is asked for.
+
+    The hash decides. Only where a fold would be empty though another has two, or one so large that the other splits
+    would be empty beside it, does the member with the lowest second hash go from the largest fold to the smallest.
+    """
+    folds = {i: int(position(key) * count) for i, key in keys.items()}
+    beside = len(needed) - 1
+    while True:
+        sizes = [0] * count
+        for number in folds.values():
+            sizes[number] += 1
+        largest, least = max(range(count), key=lambda n: sizes[n]), min(sizes)
+        crowded = len(folds) - sizes[largest] < beside
+        if sizes[largest] - least < 2 or not (least == 0 or crowded):
+            break
+        moved = min((i for i, number in folds.items() if number == largest), key=lambda i: position(keys[i], "fill:"))
+        # Rare classes spread over different folds.
+        folds[moved] = min((n for n in range(count) if sizes[n] == least), key=lambda n: position(keys[moved], f"{n}:"))
+    if crowded:
+        raise DataError(
+            f"{who} {len(folds)} {what}: too few for {count} folds with {' and '.join(needed)} in each; add {what}"
+            + (", set data.val_fraction 0" if "val" in needed[1:] else "")
+            + (f" or data.num_folds {count + 1}" if len(folds) > beside else "")
+            + (_WITHOUT_GROUPS if what == "groups" else "")
+        )
+    return folds
 
 
 def _fill(members: dict[int, tuple[str, str]], needed: Sequence[str], who: str, what: str) -> dict[int, str]:
@@ -221,7 +283,7 @@ def _fill(members: dict[int, tuple[str, str]], needed: Sequence[str], who: str, 
     if len(members) < len(needed):
         raise DataError(
             f"{who} {len(members)} {what}: too few to give {' and '.join(needed)} one each; add {what} or change the "
-            "fractions"
+            "fractions" + (_WITHOUT_GROUPS if what == "groups" else "")
         )
     for split in needed:
         counts = {name: sum(s == name for s in assigned.values()) for name in needed}
@@ -238,41 +300,8 @@ def _require_classes(splits: Sequence[str], targets: Integers, classes: Sequence
     if lacking:
         raise DataError(
             f"training would get no image of {', '.join(lacking)}: all are in {what} of other splits; change the "
-            f"fractions, the fold or the {what}"
+            f"fractions, the fold or the {what}" + (_WITHOUT_GROUPS if what == "groups" else "")
         )
-
-
-def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
-    """The group of each image.
-
-    Args:
-        source: The images.
-        pattern: A regular expression that is searched in the keys, whose first parenthesis (or whole match) is the
-            group; the source's own groups when not given, or when the source took it for the name of a column.
-
-    Raises:
-        DataError: The source has no groups, or keys in which nothing is found.
-        ConfigError: Not a regular expression.
-    """
-    if source.groups is not None:
-        empty = [key for key, group in zip(source.keys, source.groups, strict=True) if group == ""]
-        if empty:
-            raise DataError(f"{len(empty)} images have no group, {empty[0]} is the first; fill the column")
-        return list(source.groups)
-    if pattern is None:
-        raise DataError("data.split grouped needs a column 'group' in a table, or data.group, a regular expression")
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"data.group {pattern!r} is no regular expression ({error})") from error
-    found = [compiled.search(key) for key in source.keys]
-    strangers = [key for key, match in zip(source.keys, found, strict=True) if match is None]
-    if strangers:
-        raise DataError(
-            f"data.group {pattern!r} is no column, and is found in {len(found) - len(strangers)} of {len(found)} "
-            f"paths; {strangers[0]} is one that has no group"
-        )
-    return [(m.group(1) or "" if m.re.groups else m.group()) for m in found if m is not None]
 
 
 def block_split(

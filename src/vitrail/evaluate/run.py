@@ -13,7 +13,7 @@ import torch
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData, open_data
-from vitrail.data.splits import groups_of
+from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.efficiency import measure_efficiency
 from vitrail.evaluate.saved import HeldOut, Intervals, Saved, held_out_for, is_current, measure_saved, origin_of
@@ -248,7 +248,7 @@ def _groups(images: ImageData) -> list[str] | None:
         return ["-".join(str(int(x) // block) for x in corner) for corner in source.scene.corners]
     if source.groups is not None:
         return [str(group) for group in source.groups]
-    if config.split == "grouped" and config.group is not None:
+    if config.split in ("auto", "grouped") and config.group is not None:
         try:
             return groups_of(source, config.group)
         except DataError:

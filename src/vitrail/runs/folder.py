@@ -82,7 +82,7 @@ class RunFolder:
         self.audit = self.path / "audit.json"
         self.audit_page = self.path / "audit.html"
         # Hash of the weights by the state of their file.
-        self._code: tuple[tuple[int, int], str] | None = None
+        self._code: tuple[tuple[int, int, int], str] | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -266,7 +266,7 @@ class RunFolder:
         if not self.weights.is_file():
             return None
         status = self.weights.stat()
-        state = status.st_mtime_ns, status.st_size
+        state = status.st_ino, status.st_mtime_ns, status.st_size
         if self._code is None or self._code[0] != state:
             self._code = state, tensors_code(self.weights)
         return self._code[1]

@@ -26,6 +26,7 @@ from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.augment import Augmentation, Mixing, build_augmentation
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.images import BANDS
+from vitrail.data.split_facts import describe_split
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
@@ -131,6 +132,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
             find_weights(recipe.model.weights)
         _refuse_settings(recipe)
     data = plan.open(recipe)
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, split=data.config.split))
     classes = plan.classes(data)
     seed_everything(recipe.run.seed, verbose=False)
     model = _build_model(recipe, data, len(classes), fresh=not (resume and run.last_checkpoint.is_file()))
@@ -352,6 +354,8 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
     write_text(run.recipe, dump_recipe(settled))
     run.write_json(run.environment, environment)
+    for line in describe_split(data):
+        print(line, file=sys.stderr)
     if data.source.left_out:
         run.write_unreadable(data.source.left_out)
         print(f"{len(data.source.left_out)} files cannot be read and are left out: {run.unreadable}", file=sys.stderr)

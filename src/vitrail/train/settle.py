@@ -44,6 +44,8 @@ def settle_as_begun(recipe: Recipe, begun: Recipe | None) -> Recipe:
         trainer = dataclasses.replace(trainer, learning_rate=rate, min_learning_rate=low)
     if data.batch_size == "auto":
         data = dataclasses.replace(data, batch_size=begun.data.images_a_step)
+    if data.split == "auto":
+        data = dataclasses.replace(data, split=begun.data.split)
     return dataclasses.replace(recipe, trainer=trainer, data=data)
 
 

@@ -47,15 +47,14 @@ def _entries(view: memoryview) -> dict[str, tuple[str, list[int], int, int]] | N
     first = _PREFIX + length
     if first > len(view):
         return None
+    entries: dict[str, tuple[str, list[int], int, int]] = {}
     try:
-        header = json.loads(bytes(view[_PREFIX:first]))
-        entries = {
-            name: (str(entry["dtype"]), list(entry["shape"]), *(first + int(i) for i in entry["data_offsets"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        ends = [(start, end) for _, _, start, end in sorted(entries.values(), key=lambda entry: entry[2:])]
+        for name, entry in json.loads(bytes(view[_PREFIX:first])).items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                entries[name] = str(entry["dtype"]), list(entry["shape"]), first + int(start), first + int(end)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    ends = sorted((start, end) for _, _, start, end in entries.values())
     starts, lasts = [start for start, _ in ends], [end for _, end in ends]
     return entries if [*starts, len(view)] == [first, *lasts] else None

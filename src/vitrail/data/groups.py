@@ -1,0 +1,44 @@
+"""Groups of images that belong together: where they come from, and how a split divides them."""
+
+from __future__ import annotations
+
+import re
+
+from vitrail.data.sources.base import ImageSource
+from vitrail.errors import ConfigError, DataError
+
+
+def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
+    """The group of each image.
+
+    Args:
+        source: The images.
+        pattern: A regular expression that is searched in the keys, whose first parenthesis (or whole match) is the
+            group; the source's own groups when not given, or when the source took it for the name of a column.
+
+    Raises:
+        DataError: The source has no groups, or keys in which nothing is found.
+        ConfigError: Not a regular expression.
+    """
+    if source.groups is not None:
+        empty = [key for key, group in zip(source.keys, source.groups, strict=True) if group == ""]
+        if empty:
+            raise DataError(
+                f"{len(empty)} images have no group, {empty[0]} is the first; fill the column, or split without regard "
+                "to groups (data.split stratified)"
+            )
+        return list(source.groups)
+    if pattern is None:
+        raise DataError("data.split grouped needs a column 'group' in a table, or data.group, a regular expression")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"data.group {pattern!r} is no regular expression ({error})") from error
+    found = [compiled.search(key) for key in source.keys]
+    strangers = [key for key, match in zip(source.keys, found, strict=True) if match is None]
+    if strangers:
+        raise DataError(
+            f"data.group {pattern!r} is no column, and is found in {len(found) - len(strangers)} of {len(found)} "
+            f"paths; {strangers[0]} is one that has no group"
+        )
+    return [(m.group(1) or "" if m.re.groups else m.group()) for m in found if m is not None]

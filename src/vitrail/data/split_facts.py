@@ -1,0 +1,113 @@
+"""Facts about a split that a reader of its results must know: divided groups, missing classes, uneven shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from vitrail.data.dataset import ImageData
+from vitrail.data.groups import groups_of
+
+# Names of classes in a line.
+_MOST_NAMES = 3
+# A grouped split whose share differs by more than this factor from the wanted one is worth a line.
+_UNEVEN = 2.0
+
+
+def describe_split(data: ImageData) -> list[str]:
+    """Describe what a split does to groups and rare classes.
+
+    Args:
+        data: The images with their split.
+
+    Returns:
+        One plain line for each fact; empty for a split without any.
+    """
+    held_out = [name for name in ("val", "test") if name in data.splits]
+    if not held_out or "train" not in data.splits:
+        return []
+    return [*_on_groups(data, held_out), *_on_classes(data, held_out)]
+
+
+def divided_groups(data: ImageData) -> tuple[int, int]:
+    """Count the groups that lie in several splits.
+
+    Returns:
+        Their number, and the number of all groups; 0 and 0 where the data has none.
+    """
+    groups = _groups(data)
+    found: dict[str, set[str]] = {}
+    for split, rows in data.splits.items():
+        for row in rows if groups is not None and split != "labelled" else ():
+            if groups is not None and groups[row]:
+                found.setdefault(groups[row], set()).add("train" if split == "unlabelled" else split)
+    return sum(len(splits) > 1 for splits in found.values()), len(found)
+
+
+def _groups(data: ImageData) -> list[str] | None:
+    """The group of each image, empty where it has none; None where the data has no groups."""
+    if data.source.scene is not None:
+        return None
+    if data.source.groups is not None:
+        return [str(group) for group in data.source.groups]
+    return None if data.config.group is None else groups_of(data.source, data.config.group)
+
+
+def _on_groups(data: ImageData, held_out: Sequence[str]) -> list[str]:
+    divided, number = divided_groups(data)
+    if not number:
+        return []
+    if divided:
+        given = any(data.source.given_split)
+        remedy = (
+            "give each group one split in the data" if given else "--data.split grouped keeps each group in one split"
+        )
+        return [
+            f"{divided} of {number} groups lie in several splits: what is measured on {' and '.join(held_out)} is too "
+            f"good; {remedy}"
+        ]
+    groups = _groups(data)
+    assert groups is not None, "they were counted"
+    counts = {split: len({groups[row] for row in rows}) for split, rows in data.splits.items() if split in _SHOWN}
+    told = ", ".join(f"{split} {count}" for split, count in counts.items())
+    return [f"each of {number} groups lies in one split: {told}", *_on_shares(data, groups, held_out)]
+
+
+_SHOWN = ("train", "val", "test")
+
+
+def _on_shares(data: ImageData, groups: list[str], held_out: Sequence[str]) -> list[str]:
+    """Held-out splits far from their wanted share because of large groups."""
+    config = data.config
+    if config.fold is not None or any(data.source.given_split):
+        return []
+    lines = []
+    total = sum(len(rows) for split, rows in data.splits.items() if split != "labelled")
+    for split in held_out:
+        rows = data.splits[split]
+        wanted, got = getattr(config, f"{split}_fraction"), len(rows) / total
+        if wanted and not wanted / _UNEVEN <= got <= wanted * _UNEVEN:
+            name, count = Counter(groups[row] for row in rows).most_common(1)[0]
+            lines.append(
+                f"{split} has {got:.0%} of the images where data.{split}_fraction asks for {wanted:.0%}: its largest "
+                f"group {name!r} has {count} of its {len(rows)} images"
+            )
+    return lines
+
+
+def _on_classes(data: ImageData, held_out: Sequence[str]) -> list[str]:
+    """Classes without an image in a held-out split."""
+    source = data.source
+    whole = {i: int(source.is_of(i).sum()) for i in range(len(source.classes))}
+    lines = []
+    for split in held_out:
+        rows = np.array(data.splits[split])
+        lacking = [i for i, count in whole.items() if count and not source.is_of(i)[rows].any()]
+        if lacking:
+            named = ", ".join(f"{source.classes[i]} ({whole[i]} images in all)" for i in lacking[:_MOST_NAMES])
+            more = f" and {len(lacking) - _MOST_NAMES} more" if len(lacking) > _MOST_NAMES else ""
+            fold = "" if data.config.fold is None else f" of fold {data.config.fold}"
+            lines.append(f"{split}{fold} has no image of {named}{more}: nothing is measured of them there")
+    return lines
