@@ -39,6 +39,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ray", metavar="ADDRESS", help="carry out on a Ray cluster; local starts one on this machine")
     parser.add_argument("--dir", help="folder for the results, in place of the suite's own")
     parser.add_argument("--runs_dir", help="folder of the runs, in place of the suite's own")
+    parser.add_argument(
+        "--margin", type=float, metavar="SIZE",
+        help="largest difference of the metric that counts as equal (0.01: one percentage point); claims of equality "
+        "are tested against it",
+    )  # fmt: skip
     add_without(parser)
     parser.epilog = "--PART.SETTING VALUE changes all variants: --data.path PLACE --trainer.max_epochs 2"
     own, changes = _divide(argv)
@@ -55,7 +60,8 @@ def main(argv: list[str]) -> int:
     from vitrail.report.suite import write_suite_report
     from vitrail.runs.suite import SuiteFolder
 
-    suite = load_suite(arguments.suite, arguments.size, changes, runs_dir=arguments.runs_dir, out=arguments.dir)
+    suite = load_suite(arguments.suite, arguments.size, changes, runs_dir=arguments.runs_dir, out=arguments.dir,
+                       margin=arguments.margin)  # fmt: skip
     runs = plan(suite)
     folder = SuiteFolder(suite.dir)
     if arguments.list:

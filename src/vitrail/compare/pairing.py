@@ -1,4 +1,4 @@
-"""What two variants' runs said of the same test images, side by side."""
+"""Pair the predictions of two variants' runs on the same test images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vitrail.config.schema import Recipe
 from vitrail.data.dataset import open_data
 from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, RunError
+from vitrail.evaluate.guessing import constant_logits
 from vitrail.evaluate.scores import image_scores
 from vitrail.runs.folder import RunFolder
 from vitrail.train.fit import image_size
@@ -21,14 +22,15 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Tested:
-    """What one run said of its test images, in the order of their names.
+    """Predictions of one run, in the order of the images' names.
 
     Attributes:
-        run: Which.
+        run: The run.
         images: Name of each image, shape ``(N,)``.
-        targets: Shape ``(N,)``, or ``(N, K)`` of several labels.
-        scores: What each adds to the measure, shape ``(N,)``.
-        right: Whether it is right, shape ``(N,)``.
+        targets: Shape ``(N,)``, or ``(N, K)`` of labels.
+        scores: Contribution of each image to the measure, shape ``(N,)``.
+        right: Whether each image is correct, shape ``(N,)``.
+        guess: Contribution of each image to the measure of the constant predictor, shape ``(N,)``.
         metrics: Of its evaluation.
     """
 
@@ -37,6 +39,7 @@ class Tested:
     targets: npt.NDArray[np.int64]
     scores: Floats
     right: npt.NDArray[np.bool_]
+    guess: Floats
     metrics: dict[str, object]
 
 
@@ -44,7 +47,7 @@ def read_tested(run: Run, measure: str) -> Tested:
     """Read the predictions of a run that is done.
 
     Args:
-        run: Which.
+        run: The run.
         measure: A name of :data:`vitrail.evaluate.scores.SCORES`.
 
     Raises:
@@ -58,7 +61,8 @@ def read_tested(run: Run, measure: str) -> Tested:
     targets = np.stack(table["target"].tolist()).astype(np.int64)
     scores = image_scores(measure, logits, targets)
     right = scores if measure == "accuracy" else image_scores("accuracy", logits, targets)
-    return Tested(run, tuple(map(str, table["path"])), targets, scores, right > 0.5, metrics)
+    guess = image_scores(measure, constant_logits(targets, logits.shape[1], measure == "nll"), targets)
+    return Tested(run, tuple(map(str, table["path"])), targets, scores, right > 0.5, guess, metrics)
 
 
 def check_same_images(first: Tested, other: Tested) -> None:

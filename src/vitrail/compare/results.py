@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ NOT_SHOWN = "not shown"
 
 @dataclass(frozen=True)
 class Tables:
-    """What a suite found.
+    """Tables of a suite.
 
     Attributes:
         results: One row a run.
@@ -32,6 +33,9 @@ class Tables:
         pairs: One row a comparison.
         images: How many test images a comparison is on; of folds, all together.
         groups: How many groups they are; None where each image is on its own.
+        guess: Measure of the constant predictor (the most frequent class; for the log-loss, the frequencies); None
+            where no run is done.
+        near_guess: Whether no variant is shown to be better than that.
     """
 
     results: pd.DataFrame
@@ -39,6 +43,8 @@ class Tables:
     pairs: pd.DataFrame
     images: int
     groups: int | None
+    guess: float | None = None
+    near_guess: bool = False
 
 
 def tabulate(suite: Suite, runs: Sequence[Run]) -> Tables:
@@ -60,19 +66,64 @@ def tabulate(suite: Suite, runs: Sequence[Run]) -> Tables:
     for t in tested:
         check_same_images(by_fold.setdefault(t.run.fold, t), t)
     results = pd.DataFrame([_row_of_run(t, suite.metric) for t in tested])
+    groups = {fold: image_groups(t) for fold, t in by_fold.items()}
     summary = pd.DataFrame(
-        [_row_of_variant(name, results[results["variant"] == name], suite.metric) for name in of_variant]
+        [
+            _row_of_variant(name, results[results["variant"] == name], suite.metric)
+            | _against_guess(found, suite, groups)
+            for name, found in of_variant.items()
+        ]
     )
     names = list(of_variant)
     if suite.against is None:
         wanted = list(itertools.combinations(names, 2))
     else:
         wanted = [(name, suite.against) for name in names if name != suite.against and suite.against in names]
-    groups = {fold: image_groups(t) for fold, t in by_fold.items()}
     rows = [_row_of_pair(of_variant[a], of_variant[b], suite, groups) for a, b in wanted]
     known = [len(set(g)) for g in groups.values() if g is not None]
     pairs = pd.DataFrame(_decide([row for row in rows if row is not None], suite))
-    return Tables(results, summary, pairs, sum(len(t.images) for t in by_fold.values()), sum(known) if known else None)
+    guess = float(np.mean([t.guess.mean() for t in by_fold.values()])) if by_fold else None
+    near = bool(tested) and not summary["better_than_guess"].any()
+    images = sum(len(t.images) for t in by_fold.values())
+    return Tables(results, summary, pairs, images, sum(known) if known else None, guess, near)
+
+
+def _largest(metric: str) -> float | None:
+    """Largest possible difference of a measure: shares lie between 0 and 1, the log-loss has no limit."""
+    return 1.0 if SCORES[metric] else None
+
+
+def _against_guess(found: Sequence[Tested], suite: Suite, groups: Mapping[int | None, Any]) -> dict[str, Any]:
+    """Compare a variant's runs with the constant predictor on the same images."""
+    own = {(t.run.fold, t.run.seed): t for t in found}
+    guess = {key: dataclasses.replace(t, scores=t.guess) for key, t in own.items()}
+    difference = _difference(own, guess, sorted(own, key=str), suite, groups)
+    value = float(difference.value) * (1 if SCORES[suite.metric] else -1)
+    return {"guess": float(np.mean([t.guess.mean() for t in found])),
+            "p_guess": float(difference.p_value()),
+            "better_than_guess": bool(difference.p_value() < suite.alpha and value > 0)}  # fmt: skip
+
+
+def _difference(
+    mine: Mapping[Any, Tested],
+    other: Mapping[Any, Tested],
+    common: Sequence[Any],
+    suite: Suite,
+    groups: Mapping[int | None, Any],
+) -> statistics.PairedDifference:
+    """Compute the difference of two variants over the runs that both have."""
+    largest = _largest(suite.metric)
+    if suite.folds is None:
+        differences = np.stack([mine[key].scores - other[key].scores for key in common])
+        own = groups[None]
+        return statistics.runs_and_images(
+            differences if own is None else statistics.join_groups(differences, own), largest
+        )
+    means = np.array([mine[key].scores.mean() - other[key].scores.mean() for key in common])
+    if len(common) < 2:
+        return _nothing(means)
+    share = float(np.mean([test_share(mine[key]) for key in common]))
+    return statistics.over_folds(means, share, math.inf if largest is None else largest)
 
 
 def _row_of_run(tested: Tested, metric: str) -> dict[str, Any]:
@@ -141,19 +192,17 @@ def _row_of_pair(
     means = np.array([mine[key].scores.mean() - other[key].scores.mean() for key in common])
     row: dict[str, Any] = {"a": first[0].run.variant, "b": second[0].run.variant, "metric": suite.metric,
                            "runs": len(common), "seeds": len(seeds)}  # fmt: skip
+    found = _difference(mine, other, common, suite, groups)
     if suite.folds is None:
         differences = np.stack([mine[key].scores - other[key].scores for key in common])
         images = differences.shape[1]
         own = groups[None]
         units = differences if own is None else statistics.join_groups(differences, own)
-        found = statistics.runs_and_images(units)
         per_unit = units.mean(0)
         ways = statistics.bootstrap_runs_and_images(units) if len(common) > 1 else (math.nan, math.nan)
         as_they_are = statistics.bootstrap_images(units)
     else:
         complete = [s for s in seeds if all((f, s) in common for f in folds)]
-        share = float(np.mean([test_share(mine[key]) for key in common]))
-        found = statistics.over_folds(means, share) if len(common) > 1 else _nothing(means)
         parts = [_mean_units(mine, other, f, complete or seeds, groups[f]) for f in folds]
         per_unit = np.concatenate(parts)
         images = sum(len(next(mine[f, s] for s in seeds if (f, s) in mine).images) for f in folds)
@@ -174,6 +223,8 @@ def _row_of_pair(
         "high": float(high),
         "p": float(found.p_value()),
         "p_holm": math.nan,
+        "p_equal": math.nan if suite.margin is None else float(found.equivalence_p(suite.margin)),
+        "p_equal_holm": math.nan,
         "cohens_dz": statistics.cohens_dz(means),
         "share_of_variance_from_runs": _share(found),
         "bootstrap_low": ways[0],
@@ -213,21 +264,29 @@ def _share(found: statistics.PairedDifference) -> float:
 
 
 def _decide(rows: list[dict[str, Any]], suite: Suite) -> list[dict[str, Any]]:
-    """Correct for the number of comparisons, say what is shown, and how many runs the rest would need."""
+    """Correct for the number of comparisons, state what is shown, and how many runs the rest would need."""
     if not rows:
         return rows
     corrected = statistics.holm([1.0 if math.isnan(row["p"]) else row["p"] for row in rows])
-    for row, p in zip(rows, corrected, strict=True):
+    # Of a pair either the difference or the equality can be claimed falsely, never both: each has its own correction.
+    equal = statistics.holm([1.0 if math.isnan(row["p_equal"]) else row["p_equal"] for row in rows])
+    for row, p, p_equal in zip(rows, corrected, equal, strict=True):
         found: statistics.PairedDifference = row.pop("_found")
         row["p_holm"] = float(p)
         several = found.num_runs > 1
         needed = statistics.runs_needed(found, suite.alpha / len(rows)) if several else None
         row["runs_needed"] = needed
         shown = several and p < suite.alpha and row["difference"] != 0
+        row["equal"] = False
+        if suite.margin is not None:
+            row["p_equal_holm"] = float(p_equal)
+            row["equal"] = bool(several and p_equal < suite.alpha)
         better = (row["difference"] > 0) == SCORES[suite.metric]
         winner, loser = (row["a"], row["b"]) if better else (row["b"], row["a"])
-        row["statement"] = f"{winner} beats {loser}" if shown else NOT_SHOWN
-        row["why"] = _why(row, shown, several)
+        row["statement"] = (
+            f"{winner} beats {loser}" if shown else f"{row['a']} equals {row['b']}" if row["equal"] else NOT_SHOWN
+        )
+        row["why"] = _why(row, shown or row["equal"], several)
     return rows
 
 
@@ -238,6 +297,8 @@ def _why(row: Mapping[str, Any], shown: bool, several: bool) -> str:
         return "one run of each cannot tell the variants from their seeds"
     if row["difference"] == 0:
         return "no difference was found"
+    if math.isnan(row["low"]):
+        return "all folds differ alike, which leaves no spread to judge by; it needs more test images"
     if row["runs_needed"] is None:
         more = "test images" if row["groups"] is None else "groups of test images"
         return f"more runs alone would not show a difference of this size: it needs more {more}"

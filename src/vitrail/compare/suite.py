@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ _KEYS = {
     "against": "the variant that all others are compared with; every pair when not given",
     "tta": "views that are averaged when a variant is evaluated",
     "alpha": "how often a claim may be false, over all comparisons together",
+    "margin": "largest difference that counts as equal; no claim of equality when not given",
     "runs_dir": "where the runs lie, shared by all suites",
     "dir": "where the results of this suite lie",
     "sizes": "name -> other values of these keys",
@@ -76,6 +78,8 @@ class Suite:
         metric: What decides.
         against: The variant that the others are compared with; None for every pair.
         alpha: How often a claim may be false.
+        margin: Largest difference of the metric that counts as equal (0.01 is one percentage point of accuracy); None
+            for no claims of equality.
         runs_dir: Where the runs lie.
         dir: Where the results lie.
     """
@@ -93,6 +97,7 @@ class Suite:
     metric: str
     against: str | None
     alpha: float
+    margin: float | None
     runs_dir: Path
     dir: Path
 
@@ -104,6 +109,7 @@ def load_suite(
     *,
     runs_dir: str | None = None,
     out: str | None = None,
+    margin: float | None = None,
 ) -> Suite:
     """Read a suite file.
 
@@ -114,6 +120,7 @@ def load_suite(
             go to pre-training too.
         runs_dir: Where the runs lie, in place of what the file says.
         out: Where the results lie, in place of what the file says.
+        margin: Largest difference that counts as equal, in place of what the file says.
 
     Raises:
         ConfigError: A key or setting that is unknown (the closest is named), repeated or mistyped; the message names
@@ -160,6 +167,7 @@ def load_suite(
         metric=metric,
         against=against,
         alpha=alpha,
+        margin=_read_margin(content.get("margin") if margin is None else margin, metric, where),
         runs_dir=Path(runs_dir or _text(content.get("runs_dir", _DEFAULT_RUNS), where + "runs_dir")),
         dir=Path(out or _text(content.get("dir", f"runs/suites/{name}"), where + "dir")),
     )
@@ -282,6 +290,18 @@ def _read_variants(
         told = changes if tta == "none" else {**changes, "evaluate.tta": tta}
         result.append(Variant(str(name), _read_recipe(recipe, where), told, tta))
     return tuple(result)
+
+
+def _read_margin(given: Any, metric: str, where: str) -> float | None:
+    if given is None:
+        return None
+    most = 1.0 if SCORES[metric] else math.inf
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < most:
+        limit = f"above 0 and below {most:g}" if SCORES[metric] else "above 0"
+        raise ConfigError(
+            f"{where}margin must be {limit}, got {given!r}; 0.01 is one percentage point of a share such as accuracy"
+        )
+    return float(given)
 
 
 def _read_seeds(given: Any, where: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from vitrail.compare.results import NOT_SHOWN, Tables
 from vitrail.compare.suite import Suite
+from vitrail.evaluate.scores import SCORES
 from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, cell_text, shown_columns
 
 _NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss"}
@@ -21,15 +22,31 @@ def metric_name(metric: str) -> str:
 
 
 def sentences(suite: Suite, tables: Tables) -> list[str]:
-    """The result in words: each comparison, then each variant.
+    """The result in words: whether anything was learned, each comparison, then each variant.
 
     Args:
         suite: The suite.
-        tables: What it found.
+        tables: Its tables.
     """
     pairs: list[Any] = tables.pairs.to_dict("records")
     variants: list[Any] = tables.summary.to_dict("records")
-    return [*(_pair(row, suite) for row in pairs), *(_variant(row, suite) for row in variants)]
+    return [
+        *_near_guess(suite, tables),
+        *(_pair(row, suite) for row in pairs),
+        *(_variant(row, suite) for row in variants),
+    ]
+
+
+def _near_guess(suite: Suite, tables: Tables) -> list[str]:
+    """One sentence where no variant is shown to be better than a guess that looks at no image."""
+    if not tables.near_guess or tables.guess is None:
+        return []
+    guess = "always the most frequent class" if SCORES[suite.metric] else "the frequencies of the classes"
+    return [
+        f"No variant is shown to be better than guessing ({guess}: {metric_name(suite.metric)} "
+        f"{amount(tables.guess, suite.metric)}): a comparison of these runs says little about their recipes. Check the "
+        "labels and the learning rate, and train for longer."
+    ]
 
 
 def method(suite: Suite, tables: Tables) -> str:
@@ -49,10 +66,16 @@ def method(suite: Suite, tables: Tables) -> str:
             f"Each comparison pairs runs of one fold and seed on {on}. Its {level} interval and its p-value allow for "
             "the training images that folds share (corrected resampled t-test, Nadeau & Bengio 2003)."
         )
+    equal = (
+        ""
+        if suite.margin is None
+        else f" Two variants are said to be equal where two one-sided tests (Schuirmann 1987) show that they differ by "
+        f"less than the margin, {difference(suite.margin, suite.metric)}; these p-values are corrected alike."
+    )
     return (
-        f"{how} P-values are corrected for the number of comparisons, {len(tables.pairs)} (Holm 1979); one variant is "
-        f"said to beat another only where the corrected one is below {suite.alpha:g}, the rest is not shown. Sign "
-        "flips over images and McNemar's test speak of these trained models alone and decide nothing."
+        f"{how}{equal} P-values are corrected for the number of comparisons, {len(tables.pairs)} (Holm 1979); one "
+        f"variant is said to beat another only where the corrected one is below {suite.alpha:g}, the rest is not "
+        "shown. Sign flips over images and McNemar's test speak of these trained models alone and decide nothing."
     )
 
 
@@ -105,6 +128,8 @@ def _variant(row: Mapping[str, Any], suite: Suite) -> str:
     if not math.isnan(row["low"]):
         low, high = amount(row["low"], suite.metric), amount(row["high"], suite.metric)
         interval = f" (95 % interval over seeds {low} to {high})"
+    elif row["seeds"] > 1:
+        interval = " (all seeds alike: no interval)"
     runs = f"{row['runs']} run" + ("" if row["runs"] == 1 else "s")
     return f"{row['variant']}: {metric_name(suite.metric)} {shown}{interval}, {runs}, {row['parameters']:,} parameters."
 
@@ -114,13 +139,22 @@ def _pair(row: Mapping[str, Any], suite: Suite) -> str:
     found = f"{difference(size, suite.metric)} {metric_name(suite.metric)}"
     flipped = row["difference"] < 0
     ends = (-row["high"], -row["low"]) if flipped else (row["low"], row["high"])
-    between = ", ".join(
-        [f"interval {difference(ends[0], suite.metric)} to {difference(ends[1], suite.metric)}",
-         f"corrected p {p_text(row['p_holm'])}"]
-    )  # fmt: skip
+    interval = (
+        "no interval"
+        if math.isnan(ends[0])
+        else f"interval {difference(ends[0], suite.metric)} to {difference(ends[1], suite.metric)}"
+    )
+    between = f"{interval}, corrected p {p_text(row['p_holm'])}"
     more, less = (row["b"], row["a"]) if flipped else (row["a"], row["b"])
-    if row["statement"] != NOT_SHOWN:
-        return f"{row['statement']}: {more} has {found} more than {less} ({between})."
+    equal = ""
+    if suite.margin is not None and row["equal"]:
+        equal = f"within {difference(suite.margin, suite.metric)} (two one-sided tests, corrected p " \
+                f"{p_text(row['p_equal_holm'])})"  # fmt: skip
+    if row["statement"] not in (NOT_SHOWN, f"{row['a']} equals {row['b']}"):
+        by = f"; the two are equal {equal}" if equal else ""
+        return f"{row['statement']}: {more} has {found} more than {less} ({between}){by}."
+    if equal:
+        return f"{row['statement']} {equal}: {more} has {found} more than {less} ({between})."
     if size == 0:
         return f"Not shown: {row['a']} and {row['b']} differ in nothing that was measured."
     return f"Not shown: {more} has {found} more than {less} ({between}); {row['why']}."

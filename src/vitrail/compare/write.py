@@ -1,4 +1,4 @@
-"""Writing what a suite found into its folder."""
+"""Write the results of a suite into its folder."""
 
 from __future__ import annotations
 
@@ -60,6 +60,9 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         "curve_name": metric_name(curve.removeprefix("val_")),
         "against": suite.against,
         "alpha": suite.alpha,
+        "margin": suite.margin,
+        "guess": tables.guess,
+        "near_guess": tables.near_guess,
         "seeds": list(suite.seeds),
         "folds": suite.folds,
         "images": tables.images,

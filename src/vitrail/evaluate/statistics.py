@@ -1,7 +1,7 @@
-"""How sure a comparison of trained models is: paired statistics over training runs and test images.
+"""Paired statistics of trained models, over training runs and test images.
 
-Two sources of chance decide which of two recipes looks better: the seed that a model was trained with, and the images
-that happened to be in the test split. A claim about recipes must stand against both.
+Two random factors decide which of two recipes looks better: the seed of the training and the images of the test split.
+A claim about recipes holds against both.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ Floats = npt.NDArray[np.float64]
 
 # Beyond this many runs of each, "more seeds" is no advice any more.
 MOST_SEEDS = 1000
+# Spread below this share of the values is rounding of equal numbers.
+_ROUNDING = 1e-12
 
 
 def mean_interval(
     values: npt.ArrayLike, confidence: float = 0.95, *, least: float = -math.inf, most: float = math.inf
 ) -> tuple[float, float, float]:
-    """Mean of independent runs and Student's interval of it.
+    """Compute the mean of independent runs and its Student interval.
 
     Args:
         values: One a run, shape ``(S,)``.
         confidence: Coverage wanted.
-        least: No value can be less, so the mean cannot: the interval ends there, and covers as often.
-        most: The same above.
+        least: Smallest possible value; the interval is cut there, which leaves its coverage as it is.
+        most: Largest possible value.
 
     Returns:
-        Mean, low and high; the ends are no numbers (NaN) for a single run, which says nothing of others.
+        Mean, low and high. The ends are NaN where nothing can be inferred: for a single run, and for runs without any
+        spread (accuracies are counts and agree at random).
 
     Raises:
         DataError: No values.
@@ -45,16 +48,18 @@ def mean_interval(
     mean = float(x.mean())
     if len(x) == 1:
         return mean, math.nan, math.nan
+    if np.ptp(x) <= _ROUNDING * np.abs(x).max():
+        return mean, math.nan, math.nan
     half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1) * stats.sem(x))
     return mean, max(mean - half, least), min(mean + half, most)
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A mean difference and where its uncertainty comes from; fields are arrays where several are looked at at once.
+    """A mean difference and its variance components; fields are arrays where several are computed at once.
 
     Two variances of few and of many degrees of freedom are tested together by Student's quantiles of both, weighted by
-    the variances (Cochran and Cox): never too sure, which Satterthwaite's approximation is for two or three runs.
+    the variances (Cochran and Cox). This is conservative; Satterthwaite's approximation is not, for two or three runs.
 
     Attributes:
         value: The mean difference.
@@ -62,8 +67,11 @@ class PairedDifference:
         images: Squared standard error that only more test images make smaller.
         df_runs: Degrees of freedom of the one.
         df_images: Degrees of freedom of the other.
-        num_runs: How many pairs of runs.
-        what: What the difference speaks of.
+        num_runs: Number of pairs of runs.
+        what: Population of the difference, for people.
+        centre: Middle of the interval, moved towards 0 by pseudo-images (:func:`with_pseudo_images`); the value itself
+            when not given.
+        largest: Largest possible absolute difference, at which intervals are cut; 1 for accuracy.
 
     Source: Cochran & Cox 1957, Experimental Designs, section 4.14.
     """
@@ -75,6 +83,8 @@ class PairedDifference:
     df_images: float
     num_runs: int
     what: str
+    centre: Floats | None = None
+    largest: float = math.inf
 
     @property
     def error(self) -> Floats:
@@ -82,8 +92,18 @@ class PairedDifference:
         root: Floats = np.sqrt(self.runs + self.images)
         return root
 
+    @property
+    def _middle(self) -> Floats:
+        return self.value if self.centre is None else self.centre
+
+    @property
+    def _inferable(self) -> npt.NDArray[np.bool_]:
+        """Whether there is any spread: without, nothing can be inferred."""
+        known: npt.NDArray[np.bool_] = self.error > _ROUNDING * np.abs(self.value)
+        return known
+
     def limit(self, alpha: float | Floats = 0.05) -> Floats:
-        """How many standard errors a difference must be away from 0, two-sided."""
+        """Compute how many standard errors a difference must be away from 0, two-sided."""
         variance = self.runs + self.images
         share = np.where(variance > 0, self.runs / np.where(variance > 0, variance, 1), 1.0)
         half = np.asarray(alpha) / 2
@@ -92,14 +112,37 @@ class PairedDifference:
         return mixed
 
     def interval(self, confidence: float = 0.95) -> tuple[Floats, Floats]:
-        """Low and high end."""
-        half = self.limit(1 - confidence) * self.error
-        return self.value - half, self.value + half
+        """Compute the low and high end; NaN where there is no spread, and so no interval."""
+        half = np.where(self._inferable, self.limit(1 - confidence) * self.error, np.nan)
+        low = np.maximum(np.minimum(self._middle - half, self.value), -self.largest)
+        high = np.minimum(np.maximum(self._middle + half, self.value), self.largest)
+        return low, high
 
     def p_value(self) -> Floats:
-        """Two-sided, of no difference: the level at which the interval ends at 0; 1 where nothing differs at all."""
+        """Compute the two-sided p-value: the level at which the interval ends at 0; 1 without spread."""
+        return self._level(np.abs(self._middle))
+
+    def equivalence_p(self, margin: float) -> Floats:
+        """Compute the p-value of the claim that the true difference is smaller than a margin, by two one-sided tests.
+
+        It is below ``alpha`` where the interval of confidence ``1 - 2 alpha`` lies inside of the margin.
+
+        Args:
+            margin: Largest absolute difference that counts as equal, above 0.
+
+        Returns:
+            The larger of the two one-sided p-values; 1 without spread.
+
+        Source: Schuirmann 1987, J. Pharmacokinet. Biopharm. 15, 657-680.
+        """
+        away = margin - np.abs(self._middle)
+        p: Floats = np.where(away > 0, self._level(np.maximum(away, 0)) / 2, 1.0)
+        return np.where(self._inferable, p, 1.0)
+
+    def _level(self, distance: Floats) -> Floats:
+        """Two-sided level of a distance from the middle of the interval."""
         error = self.error
-        t = np.where(self.value == 0, 0.0, np.abs(self.value) / np.where(error > 0, error, 1e-300))
+        t = np.where(self._inferable, distance / np.where(error > 0, error, 1.0), 0.0)
         low, high = np.full(t.shape, -690.0), np.zeros(t.shape)  # logarithms of p
         for _ in range(45):
             middle = (low + high) / 2
@@ -109,17 +152,55 @@ class PairedDifference:
         return p
 
 
-def runs_and_images(differences: npt.ArrayLike) -> PairedDifference:
-    """Difference of two recipes, from several runs of each on the same test images.
+def with_pseudo_images(scores: npt.ArrayLike, typical: float = 1.0) -> tuple[Floats, Floats]:
+    """Compute the mean of paired scores and its variance with two pseudo-images, one for either side.
 
-    Runs and images are both taken for a sample: the result is about other seeds and other images of the same kind. With
+    Counts have no spread by coincidence: five images that the one model alone has correct have a standard error of 0.
+    One more image for each side keeps the error above 0, and the test close to the exact one of McNemar. The two are as
+    large as the images that differ at all (their root mean square).
+
+    Args:
+        scores: Mean difference of each image, shape ``(..., N)``.
+        typical: Size of the pseudo-images where no image differs.
+
+    Returns:
+        Mean and its squared standard error.
+
+    Source: Bonett & Price 2012, J. Educ. Behav. Stat. 37, 479-488.
+    """
+    x = np.asarray(scores, dtype=np.float64)
+    differing = (x != 0).sum(-1)
+    squares = (x**2).sum(-1)
+    size = np.where(differing > 0, squares / np.maximum(differing, 1), typical**2)
+    n = x.shape[-1] + 2
+    mean: Floats = x.sum(-1) / n
+    variance: Floats = ((squares + 2 * size) / n - mean**2) / (n - 1)
+    return mean, variance
+
+
+def _largest_of_counts(differences: Floats, largest: float | None) -> float | None:
+    """The largest possible difference where it is known, or seen: differences of counts are -1, 0 and 1."""
+    if largest is not None:
+        return largest
+    counts = np.isin(differences, (-1.0, 0.0, 1.0)).all() and bool(differences.any())
+    return 1.0 if counts else None
+
+
+def runs_and_images(differences: npt.ArrayLike, largest: float | None = None) -> PairedDifference:
+    """Compute the difference of two recipes from several runs of each on the same test images.
+
+    Runs and images are both random samples: the result is about other seeds and other images of the same kind. With
     D[s, n] = mu + run[s] + image[n] + rest[s, n], the mean squares MS of the three give the variance of the mean,
     (MS_run + max(MS_image - MS_rest, 0)) / (S N). This is the analysis that radiology uses for several readers and
-    cases. One run of each cannot tell what another seed would give: the result is then about these two models alone.
+    cases. For scores with a largest possible difference, it is at least the variance of the image means with two
+    pseudo-images (:func:`with_pseudo_images`), because counts agree by coincidence. One run of each says nothing of
+    other seeds: the result is then about these two models alone.
 
     Args:
         differences: Score of the one minus score of the other on each image, shape ``(..., S, N)``: a row a pair of
             runs. Images that belong together (groups) are to be joined first (:func:`join_groups`).
+        largest: Largest possible absolute difference of the means, 1 for accuracy; differences that are all -1, 0 or 1
+            are taken for counts. None for scores without a limit (log-loss).
 
     Returns:
         For each of the leading dimensions.
@@ -133,28 +214,37 @@ def runs_and_images(differences: npt.ArrayLike) -> PairedDifference:
     S, N = d.shape[-2:]
     if N < 2:
         raise DataError(f"a comparison needs at least 2 test images (or groups of them), got {N}")
+    largest = _largest_of_counts(d, largest)
     value = d.mean((-2, -1))
     run_means, image_means = d.mean(-1), d.mean(-2)
     ms_image = S * image_means.var(-1, ddof=1)
     if S == 1:
-        nothing = np.zeros_like(value)
-        return PairedDifference(value, nothing, ms_image / N, N - 1, N - 1, 1, "these two models, on other images")
-    ms_run = N * run_means.var(-1, ddof=1)
-    rest = d - run_means[..., None] - image_means[..., None, :] + value[..., None, None]
-    ms_rest = (rest**2).sum((-2, -1)) / ((S - 1) * (N - 1))
-    extra = np.maximum(ms_image - ms_rest, 0)
-    return PairedDifference(value, ms_run / (S * N), extra / (S * N), S - 1, N - 1, S, "other seeds and other images")
+        runs, images = np.zeros_like(value), ms_image / N
+        num_runs, df, what = 1, N - 1, "these two models, on other images"
+    else:
+        ms_run = N * run_means.var(-1, ddof=1)
+        rest = d - run_means[..., None] - image_means[..., None, :] + value[..., None, None]
+        ms_rest = (rest**2).sum((-2, -1)) / ((S - 1) * (N - 1))
+        runs, images = ms_run / (S * N), np.maximum(ms_image - ms_rest, 0) / (S * N)
+        num_runs, df, what = S, S - 1, "other seeds and other images"
+    if largest is None:
+        return PairedDifference(value, runs, images, df, N - 1, num_runs, what)
+    centre, least = with_pseudo_images(image_means, largest)
+    images = np.maximum(images, least - runs)
+    return PairedDifference(value, runs, images, df, N - 1, num_runs, what, centre, largest)
 
 
-def over_folds(differences: npt.ArrayLike, test_share: float) -> PairedDifference:
-    """Difference of two recipes from cross-validation.
+def over_folds(differences: npt.ArrayLike, test_share: float, largest: float = math.inf) -> PairedDifference:
+    """Compute the difference of two recipes from cross-validation.
 
     The training images of two folds overlap, so their results vary less than those of independent trainings; the
-    variance is raised by the ratio of test to training images.
+    variance is raised by the ratio of test to training images. Folds that agree exactly have no spread: they show
+    nothing.
 
     Args:
         differences: Score of the one minus score of the other, one a pair of runs (fold and seed), shape ``(..., J)``.
         test_share: Test images of a fold divided by its training images.
+        largest: Largest possible absolute difference, 1 for accuracy.
 
     Raises:
         DataError: Fewer than two pairs.
@@ -165,9 +255,10 @@ def over_folds(differences: npt.ArrayLike, test_share: float) -> PairedDifferenc
     J = d.shape[-1]
     if J < 2:
         raise DataError(f"a comparison over folds needs at least 2 pairs of runs, got {J}")
-    variance = d.var(-1, ddof=1)
-    value = d.mean(-1)
-    return PairedDifference(value, variance / J, variance * test_share, J - 1, J - 1, J, "other images, by folds")
+    value, variance = d.mean(-1), d.var(-1, ddof=1)
+    return PairedDifference(
+        value, variance / J, variance * test_share, J - 1, J - 1, J, "other images, by folds", None, largest
+    )
 
 
 def join_groups(scores: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.object_]) -> Floats:
@@ -192,7 +283,7 @@ def join_groups(scores: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.ob
 def bootstrap_images(
     differences: npt.ArrayLike, confidence: float = 0.95, repeats: int = 9999, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean difference over other test images, with the runs as they are.
+    """Compute the percentile interval of the mean difference over other test images, with the runs as they are.
 
     Args:
         differences: Shape ``(S, N)``.

@@ -11,11 +11,13 @@ import pandas as pd
 # Column -> heading, of summary.csv, pairs.csv and results.csv; what is not here is for programs.
 SUMMARY = {
     "variant": "variant", "runs": "runs", "mean": "{metric}", "low": "from", "high": "to", "parameters": "parameters",
-    "gmacs": "G multiply-adds", "milliseconds_per_image": "ms an image", "training_seconds": "training, s",
+    "guess": "guessing", "gmacs": "G multiply-adds", "milliseconds_per_image": "ms an image",
+    "training_seconds": "training, s",
 }  # fmt: skip
 PAIRS = {
     "statement": "statement", "a": "a", "b": "b", "difference": "a minus b", "low": "from", "high": "to", "p": "p",
-    "p_holm": "corrected p", "runs_needed": "runs needed", "cohens_dz": "d_z over runs", "odds_ratio": "odds ratio",
+    "p_holm": "corrected p", "p_equal_holm": "corrected p, equal",
+    "runs_needed": "runs needed", "cohens_dz": "d_z over runs", "odds_ratio": "odds ratio",
     "p_mcnemar": "p, McNemar", "p_sign_flip_images": "p, sign flips", "why": "why not",
 }  # fmt: skip
 RUNS = {
@@ -51,7 +53,7 @@ def cell_text(name: str, value: Any, unit: float) -> str:
     if name in TEXTS:
         return str(value)
     number = float(value)
-    if name in ("mean", "low", "high", "difference"):
+    if name in ("mean", "low", "high", "difference", "guess"):
         return f"{unit * number:.2f}" if unit == 100 else f"{number:.4f}"
     if name in _COUNTS:
         return f"{number:,.0f}"

@@ -11,20 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MultilabelAveragePrecision,
-    MultilabelExactMatch,
-    MultilabelF1Score,
-)
+from torchmetrics import MeanMetric
 
 from vitrail.config.schema import TrainerConfig
 from vitrail.data.dataset import EpochShuffle
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.optim import warmup_cosine
 from vitrail.train.sharding import shard, share_statistics
+from vitrail.train.validation_metrics import make_metrics as _metrics
 
 
 class TaskModule(LightningModule):
@@ -102,8 +96,7 @@ class TaskModule(LightningModule):
     def _countable(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """What metrics count: of a mixed image the class with the largest share, or the labels of a half and more."""
         if self.task.several_labels:
-            # As probabilities: torchmetrics takes logits for these where all happen to lie between 0 and 1.
-            return logits.detach().float().sigmoid(), (target >= 0.5).long()
+            return logits.detach(), (target >= 0.5).long()
         return logits, target if target.ndim == 1 else target.argmax(dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -142,25 +135,6 @@ def seed_from(*entropy: int) -> None:
     """Begin torch's random numbers anew from whole numbers."""
     low, high = np.random.SeedSequence(entropy).generate_state(2)
     torch.manual_seed(int(low) + (int(high) << 32) >> 1)
-
-
-def _metrics(classes: int, several_labels: bool) -> tuple[Metric, MetricCollection]:
-    """The accuracy of training, and the metrics of validation."""
-    if several_labels:
-        return MultilabelExactMatch(classes), MetricCollection(
-            {
-                "val_accuracy": MultilabelExactMatch(classes),
-                "val_f1_macro": MultilabelF1Score(classes, average="macro"),
-                "val_map": MultilabelAveragePrecision(classes, average="macro"),
-            }
-        )
-    return MulticlassAccuracy(classes, average="micro"), MetricCollection(
-        {
-            "val_accuracy": MulticlassAccuracy(classes, average="micro"),
-            "val_balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
-            "val_f1_macro": MulticlassF1Score(classes, average="macro"),
-        }
-    )
 
 
 def _by_epoch(logits: Tensor) -> dict[str, Any]:
