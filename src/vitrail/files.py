@@ -12,6 +12,26 @@ from typing import Any
 
 from vitrail.errors import RunError
 
+# What Git leaves in the place of a large file that git-lfs has not fetched yet.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_LFS_LONGEST = 1024
+LFS_REMEDY = "run `git lfs pull`"
+
+
+def is_lfs_pointer(content: str | Path | bytes) -> bool:
+    """Whether a file is a Git LFS pointer: a text of a few lines in the place of the file itself.
+
+    Args:
+        content: The file, or the bytes that would be in it.
+    """
+    if isinstance(content, bytes):
+        return len(content) <= _LFS_LONGEST and content.startswith(_LFS_POINTER)
+    try:
+        with open(content, "rb") as file:
+            return is_lfs_pointer(file.read(_LFS_LONGEST + 1))
+    except OSError:
+        return False
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

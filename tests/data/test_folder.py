@@ -104,12 +104,12 @@ def test_other_bands_are_refused_or_converted_on_request(tmp_path, mode, color, 
 
 def test_files_that_are_no_images_are_all_named_before_training(tmp_path):
     make_folder(tmp_path)
-    (tmp_path / "train" / "dark" / "notes.txt").write_text("hello")
+    (tmp_path / "train" / "dark" / "empty.png").write_text("")
     (tmp_path / "val" / "light" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     (tmp_path / "val" / "light" / ".DS_Store").write_text("litter")
     with pytest.raises(DataError, match=r"2 of 50 files") as caught:
         folder(tmp_path)
-    assert "notes.txt" in str(caught.value)
+    assert "empty.png" in str(caught.value)
     assert "broken.jpg" in str(caught.value)
 
 

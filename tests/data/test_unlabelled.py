@@ -61,7 +61,7 @@ def test_faults_are_named(tmp_path):
     with pytest.raises(DataError, match="holds no file"):
         opened(tmp_path / "empty")
     root = folder(tmp_path / "x", 12)
-    (root / "notes.txt").write_text("no image")
+    (root / "notes.png").write_text("no image")
     (root / "b" / "cut.png").write_bytes((root / "a" / "0.png").read_bytes()[:60])
     with pytest.raises(DataError, match="2 of 14 files are no images that can be read"):
         opened(root)
@@ -69,7 +69,7 @@ def test_faults_are_named(tmp_path):
         open_data(DataConfig(source="unlabelled", path=str(root), label_fraction=0.5, on_unreadable="skip"), (16, 16))
     skipped = open_data(DataConfig(source="unlabelled", path=str(root), on_unreadable="skip"), (16, 16))
     assert len(skipped.source.keys) == len(skipped.source.targets) == 12
-    assert {name for name, _ in skipped.source.left_out} == {"notes.txt", "b/cut.png"}
+    assert {name for name, _ in skipped.source.left_out} == {"notes.png", "b/cut.png"}
     with pytest.raises(DataError, match="whose images look set apart"):
         opened(make_folder(tmp_path / "y", splits=("train", "Validation")))
 

@@ -73,6 +73,8 @@ class DataConfig:
         num_folds: How many folds there are.
         on_unreadable: What to do with files that cannot be read: "error" names them all before anything begins;
             "skip" goes on without them and lists them in the run folder.
+        repeated_files: How often an image of a folder counts that several links lead to: "once" a class, or "each" time
+            (oversampling; for folders that are split already).
         cache: Keep decoded images in memory.
         val_fraction: Share of each class held out for validation, where the data has no such split.
         test_fraction: Share of each class held out for testing, where the data has no such split; of unlabelled images
@@ -128,6 +130,7 @@ class DataConfig:
     fold: int | None = None
     num_folds: int = 5
     on_unreadable: Literal["error", "skip"] = "error"
+    repeated_files: Literal["once", "each"] = "once"
     cache: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.2

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
+from vitrail.data.notes import print_notes
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, resolve_split, strata_of
@@ -204,7 +205,7 @@ class ImageData:
 def open_data(
     config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None = None, *, split: bool = True
 ) -> ImageData:
-    """Open the images that a config names, and split them.
+    """Open the images that a config names, and split them; what was passed over is printed to standard error.
 
     Args:
         config: Which.
@@ -229,6 +230,7 @@ def open_data(
         assigned = keep_labels(source.keys, strata_of(source)[0], assigned, config.label_fraction, config.label_seed)
     names = (*SPLITS, "unlabelled", "all")
     splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in names}
+    print_notes(source.notes)
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -13,54 +13,24 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vitrail.errors import DataError
+from vitrail.data.faults import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError
+from vitrail.files import is_lfs_pointer
 
 BANDS: dict[str, tuple[str, ...]] = {"rgb": ("red", "green", "blue"), "gray": ("gray",)}
 _MODES = {"rgb": "RGB", "gray": "L"}
 # Modes whose bands are known from the header; a palette (P) and an alpha band (RGBA, LA) need a closer look.
 _BANDS_OF_MODE = {"1": 1, "L": 1, "RGB": 3, "YCbCr": 3, "CMYK": 4, "LAB": 3, "HSV": 3}
+_KINDS = {1: GRAY, 3: RGB}
 # Pillow would clip their values to 0..255: a white or black square.
 _DEEP_MODES = ("I", "F")
 # How Pillow marks files of 16 bits a band that it hands over as 8, without a word on the half that it drops.
 _DEEP_STORED = ";16"
 # Pictures in which a camera has put small or deep ones behind the picture itself.
 _ONE_PICTURE = "MPO"
-# What file managers leave behind; not worth an error.
-_LITTER = {"thumbs.db", "desktop.ini"}
 _ORIENTATION = 274
 # Values of it for images that lie on their side.
 _TURNED = (5, 6, 7, 8)
 _FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
-
-
-class BandError(DataError):
-    """An image that can be read and is not of the wanted bands."""
-
-
-class UnreadableError(DataError):
-    """A file that is no image, or a damaged one."""
-
-
-def list_files(folder: Path) -> list[Path]:
-    """All files under a folder, linked folders too, in order; hidden ones and what file managers leave are passed over.
-
-    A link that leads nowhere is listed: it is a fault to report, not to hide.
-
-    Raises:
-        DataError: A name that is not UTF-8.
-    """
-    found: list[Path] = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith(".") and name.lower() not in _LITTER:
-                found.append(Path(place) / name)
-    for path in found:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{str(path)!a}: the name is not UTF-8; rename the file") from error
-    return sorted(found)
 
 
 def inspect_image(path: Path) -> tuple[str, int]:
@@ -76,7 +46,7 @@ def inspect_image(path: Path) -> tuple[str, int]:
         with Image.open(path) as image:
             return image.mode, _frames(image)
     except _FAULTS as error:
-        raise UnreadableError(_unreadable(path, error)) from error
+        raise _unreadable(path, path, error) from error
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -90,17 +60,17 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION) in _TURNED
     except _FAULTS as error:
-        raise UnreadableError(_unreadable(path, error)) from error
+        raise _unreadable(path, path, error) from error
     return (width, height) if turned else (height, width)
 
 
-def band_problem(path: Path | str, mode: str, frames: int, color: str) -> str | None:
+def band_problem(mode: str, frames: int, color: str) -> str | None:
     """Why an image's header does not fit the wanted bands; None where it does or only its pixels can tell."""
     if frames > 1:
-        return f"{path} holds {frames} images (the frames of an animation, or pages)"
+        return f"holds {frames} images (the frames of an animation, or pages)"
     bands = _BANDS_OF_MODE.get(mode)
     if bands is not None and bands != len(BANDS[color]):
-        return f"{path} has {bands} {'band' if bands == 1 else 'bands'} ({mode})"
+        return f"has {bands} {'band' if bands == 1 else 'bands'} ({mode})"
     return None
 
 
@@ -138,10 +108,10 @@ def read_image(
             frames, stored = _frames(image), _stored_as(image)
             image.load()
     except _FAULTS as error:
-        raise UnreadableError(_unreadable(name, error)) from error
+        raise _unreadable(file, name, error) from error
     if _DEEP_STORED in stored:
         raise _too_deep(name, stored)
-    pixels = _to_bands(image, name, color, band_problem(name, image.mode, frames, color), convert)
+    pixels = _to_bands(image, name, color, band_problem(image.mode, frames, color), convert)
     ImageOps.exif_transpose(pixels, in_place=True)
     array = np.array(pixels)
     planes = torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
@@ -163,44 +133,56 @@ def _stored_as(image: Image.Image) -> str:
 
 def _too_deep(path: Path | str, mode: str) -> BandError:
     return BandError(
-        f"{path} has more than 8 bits a band (mode {mode}), which a picture cannot hold without loss; scale it to 8 "
-        "bits, or make it a TIFF and name its bands (data.band_names)"
+        f"{path} has more than 8 bits a band (mode {mode}), which a picture cannot hold without loss",
+        "scale it to 8 bits, or make it a TIFF and name its bands (data.band_names)",
+        DEEP,
+        f"have more than 8 bits a band (mode {mode}), which a picture cannot hold without loss",
     )
 
 
 def _to_bands(image: Image.Image, path: str, color: str, problem: str | None, convert: bool) -> Image.Image:
-    mode = _MODES[color]
+    mode, wanted = _MODES[color], f"where {color} ({len(BANDS[color])}) is wanted"
     if image.mode.split(";")[0] in _DEEP_MODES:
         raise _too_deep(path, image.mode)
     if problem is not None:
         if not convert:
             raise BandError(
-                f"{problem} where {color} ({len(BANDS[color])}) is wanted; convert it, or pass "
-                "--data.on_band_mismatch convert"
+                f"{path} {problem} {wanted}",
+                f"convert it, or {CONVERT}",
+                _KINDS.get(_BANDS_OF_MODE.get(image.mode, 0), ""),
+                f"{_of_many(problem)} {wanted}",
             )
         try:
             return image.convert(mode)
         except ValueError as error:
-            raise BandError(f"{path} cannot be converted from {image.mode} to {mode}; convert it yourself") from error
+            raise BandError(f"{path} cannot be converted from {image.mode} to {mode}", "convert it yourself") from error
     if image.mode == mode:
         return image
     if image.mode == "P":
         # A palette is only a way to store colours: decoding it loses nothing.
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    bands = f"{len(image.getbands())} bands ({image.mode})"
     if image.mode in ("RGBA", "LA", "PA"):
         alpha = image.getchannel("A").getextrema()
         if alpha != (255, 255) and not convert:
             raise BandError(
-                f"{path} has {len(image.getbands())} bands ({image.mode}) and is transparent in places where {color} "
-                f"({len(BANDS[color])}) is wanted; flatten it, or pass --data.on_band_mismatch convert"
+                f"{path} has {bands} and is transparent in places {wanted}",
+                f"flatten it, or {CONVERT}",
+                "transparent",
+                f"have {bands} and are transparent in places {wanted}",
             )
         image = image.convert(image.mode[:-1])
     if len(image.getbands()) != len(BANDS[color]) and not convert:
-        raise BandError(
-            f"{path} has {len(image.getbands())} bands ({image.mode}) where {color} ({len(BANDS[color])}) is wanted; "
-            "convert it, or pass --data.on_band_mismatch convert"
-        )
+        kind = _KINDS.get(len(image.getbands()), "")
+        raise BandError(f"{path} has {bands} {wanted}", f"convert it, or {CONVERT}", kind, f"have {bands} {wanted}")
     return image.convert(mode)
+
+
+def _of_many(problem: str) -> str:
+    """What :func:`band_problem` says of one image, of several; the number of frames may differ."""
+    if problem.startswith("has "):
+        return problem.replace("has ", "have ", 1)
+    return re.sub(r"^holds \d+", "hold several", problem)
 
 
 def _resize(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
@@ -217,6 +199,8 @@ def _resize(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
     return F.interpolate(x[None], size=size, mode="bicubic", antialias=True)[0].contiguous()
 
 
-def _unreadable(path: Path | str, error: Exception) -> str:
+def _unreadable(file: Path | bytes, name: Path | str, error: Exception) -> UnreadableError:
+    if is_lfs_pointer(file):
+        return PointerError(name)
     reason = str(error) if str(error) and not isinstance(error, UnidentifiedImageError) else "unknown format"
-    return f"{path} is no image that can be read ({reason}); remove or replace it"
+    return UnreadableError(f"{name} is no image that can be read ({reason})", "remove or replace it")

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data.images import BandError, UnreadableError
+from vitrail.data.faults import BandError, PointerError, UnreadableError
 from vitrail.errors import DataError
+from vitrail.files import is_lfs_pointer
 
-SUFFIXES = (".tif", ".tiff")
 # What tifffile raises for files that are damaged, cut off, or compressed in a way that needs another package.
 _FAULTS = (OSError, ValueError, KeyError, IndexError, TypeError, struct.error, zlib.error, RuntimeError)
 
@@ -38,11 +38,13 @@ def read_raster(path: Path) -> npt.NDArray[Any]:
 
     # What it logs about a damaged file beside raising would be a second message about the same thing.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    if is_lfs_pointer(path):
+        raise PointerError(path)
     try:
         with tifffile.TiffFile(path) as file:
             series = file.series
             if not series:
-                raise UnreadableError(f"{path} is no TIFF that can be read (it holds no image); remove or replace it")
+                raise UnreadableError(f"{path} is no TIFF that can be read (it holds no image)", "remove or replace it")
             if len(series) != 1:
                 sizes = ", ".join("x".join(map(str, part.shape)) for part in series[:4])
                 raise BandError(f"{path} holds {len(series)} images ({sizes}) where one is wanted; keep one")
@@ -52,7 +54,7 @@ def read_raster(path: Path) -> npt.NDArray[Any]:
     except _FAULTS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "`pip install 'vitrail[rasters]'` brings it" if "imagecodecs" in reason else "remove or replace it"
-        raise UnreadableError(f"{path} is no TIFF that can be read ({reason}); {remedy}") from error
+        raise UnreadableError(f"{path} is no TIFF that can be read ({reason})", remedy) from error
     if "Y" not in axes or "X" not in axes or array.ndim > 3:
         raise BandError(f"{path} has the axes {axes} {array.shape}; one image of several bands is wanted")
     height, width = axes.index("Y"), axes.index("X")

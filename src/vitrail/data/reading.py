@@ -9,9 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
-from vitrail.data.images import BANDS, BandError, image_size, read_image
-from vitrail.data.rasters import SUFFIXES, full_range, read_raster, resize_tensor, unit_range
-from vitrail.errors import ConfigError, DataError
+from vitrail.data.faults import BAND_COUNT, DEEP, BandError, PointerError, UnreadableError
+from vitrail.data.images import BANDS, image_size, read_image
+from vitrail.data.listing import is_tiff
+from vitrail.data.rasters import full_range, read_raster, resize_tensor, unit_range
+from vitrail.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,35 @@ class FileReader:
             DataError: Not an image that can be read, or of other bands; the message names it.
         """
         size = size or self.size
-        raster = path.suffix.lower() in SUFFIXES
-        if self.named and raster:
+        if self.named and is_tiff(path):
             array = read_raster(path)
             if len(array) != len(self.bands):
+                bands = f"{len(array)} {'band' if len(array) == 1 else 'bands'}"
+                wanted = f"where {len(self.bands)} are wanted ({', '.join(self.bands)})"
                 raise BandError(
-                    f"{path} has {len(array)} {'band' if len(array) == 1 else 'bands'} where {len(self.bands)} are "
-                    f"wanted ({', '.join(self.bands)}); remove it, or correct the names of the bands"
+                    f"{path} has {bands} {wanted}",
+                    "remove it, or correct the names of the bands",
+                    BAND_COUNT,
+                    f"have {bands} {wanted}",
                 )
             values = unit_range(array, full_range(array.dtype, self.scale, str(path), self.setting), str(path))
             return resize_tensor(values, size, self.resize)
         if self.named and len(self.bands) != len(BANDS[self.color]):
-            raise BandError(f"{path} is a picture where {len(self.bands)} bands are wanted ({', '.join(self.bands)})")
+            wanted = f"where {len(self.bands)} bands are wanted ({', '.join(self.bands)})"
+            raise BandError(f"{path} is a picture {wanted}", summary=f"are pictures {wanted}")
         try:
             return read_image(path, self.color, size, self.resize, self.convert)
-        except DataError as error:
-            if raster and not self.named:
-                raise type(error)(f"{error}; name its bands with data.band_names to read it as a raster") from error
+        except (BandError, UnreadableError) as error:
+            if not self.named and not isinstance(error, PointerError) and is_tiff(path):
+                remedy = "name its bands with data.band_names to read it as a raster"
+                if error.kind != DEEP:
+                    remedy = f"{error.remedy}, or {remedy}"
+                raise type(error)(error.problem, remedy, error.kind, error.summary) from error
             raise
 
     def original_size(self, path: Path) -> tuple[int, int]:
         """Height and width of a file's image as it is stored."""
-        if self.named and path.suffix.lower() in SUFFIXES:
+        if self.named and is_tiff(path):
             height, width = read_raster(path).shape[1:]
             return height, width
         return image_size(path)

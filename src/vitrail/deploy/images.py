@@ -11,7 +11,9 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
-from vitrail.data.images import BANDS, image_size, list_files, read_image
+from vitrail.data.images import BANDS, image_size, read_image
+from vitrail.data.listing import Listing, by_suffix, describe_passed_over, list_images
+from vitrail.data.notes import print_notes
 from vitrail.data.reading import file_readers
 from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource, innermost
@@ -23,25 +25,27 @@ from vitrail.runs.trained import ModelCard
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """The files named, and those in the folders named, each once and in order.
+    """The files named, and the images in the folders named, each once and in order.
 
-    Hidden files are passed over inside folders; everything else is taken to be an image.
+    A file that is named is taken to be an image; inside folders :func:`vitrail.data.listing.list_images` decides.
 
     Raises:
-        DataError: A path that does not exist, or a folder without files.
+        DataError: A path that does not exist, or a folder without images.
     """
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = list_files(path)
-            if not files:
-                raise DataError(f"the folder {path} holds no files")
-            found.update(dict.fromkeys(files))
-        elif path.is_file():
-            found[path] = None
-        else:
-            raise DataError(f"no file or folder at {path}")
-    return list(found)
+    return list(dict.fromkeys(file for path in map(Path, paths) for file in _list(path).files))
+
+
+def _list(path: Path) -> Listing:
+    """The images of a folder, or a file by itself."""
+    if path.is_dir():
+        listing = list_images(path)
+        if not listing.files:
+            only = f"no images, only {by_suffix(listing.passed_over)}" if listing.passed_over else "no files"
+            raise DataError(f"the folder {path} holds {only}")
+        return listing
+    if path.is_file():
+        return Listing(path.parent, files=[path])
+    raise DataError(f"no file or folder at {path}")
 
 
 def open_files(
@@ -110,26 +114,32 @@ def _read(
 ) -> FileSource:
     files: dict[Path, None] = {}
     partners: list[Path] = []
-    for root, new in _by_root(places):
+    listings: list[Listing] = []
+    for listing, new in _by_root(places):
+        listings.append(listing)
         files.update(dict.fromkeys(new))
         if spectral is not None:
-            partners += find_partners(new, root, Path(str(spectral)), setting="--spectral")
+            partners += find_partners(new, listing.root, Path(str(spectral)), setting="--spectral")
     rows = [("", "", file) for file in files]
     skip = config.on_unreadable == "skip"
-    source = FileSource(Path(), rows, ("",), file_readers(config, size), partners or None, skip=skip)
+    notes = describe_passed_over(listings)
+    readers = file_readers(config, size)
+    source = FileSource(Path(), rows, ("",), readers, partners or None, skip=skip, notes=notes, of_run=True)
+    print_notes(source.notes)
     source.classes = card.classes
     numbers = {name: i for i, name in enumerate(card.classes)}
     source.targets = np.array([numbers.get(f.parent.name, -1) for f in source.files["image"]], dtype=np.int64)
     return source
 
 
-def _by_root(places: Sequence[str | Path]) -> Iterator[tuple[Path, list[Path]]]:
-    """The files of each place, those that came already left out, and the folder that they are relative to."""
+def _by_root(places: Sequence[str | Path]) -> Iterator[tuple[Listing, list[Path]]]:
+    """What lies at each place, and its images that are not among those of a place before."""
     seen: set[Path] = set()
     for place in map(Path, places):
-        new = [file for file in find_images([place]) if file not in seen]
+        listing = _list(place)
+        new = [file for file in dict.fromkeys(listing.files) if file not in seen]
         seen.update(new)
-        yield place if place.is_dir() else place.parent, new
+        yield listing, new
 
 
 def mask_reader(
@@ -151,8 +161,8 @@ def mask_reader(
         DataError: An image without a mask, or a mask that cannot be read or has another size than its image.
     """
     found: dict[str, Path] = {}
-    for root, files in _by_root(places):
-        masks = find_partners(files, root, Path(folder), "mask", "--masks")
+    for listing, files in _by_root(places):
+        masks = find_partners(files, listing.root, Path(folder), "mask", "--masks")
         found.update(zip((file.as_posix() for file in files), masks, strict=True))
     source = innermost(data.source)
     assert isinstance(source, FileSource), "open_files gives files"

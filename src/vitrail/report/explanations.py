@@ -23,6 +23,7 @@ from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.interface import Explanation, Method, explain, get_method
 from vitrail.files import replacing, write_json
+from vitrail.outputs import EXPLANATIONS_FILE
 from vitrail.report.eye import as_pictures
 from vitrail.report.heatmaps import (
     EVEN,
@@ -40,8 +41,6 @@ from vitrail.train.explaining import Glimpse
 
 Array = npt.NDArray[Any]
 Settings = Mapping[str, Mapping[str, Any]]
-
-_NAME = "explanations.json"
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def write_explanations(
         "images": entries,
         "versions": {"vitrail": __version__, "torch": torch.__version__},
     }
-    write_json(folder / _NAME, content)
+    write_json(folder / EXPLANATIONS_FILE, content)
     return len(entries)
 
 

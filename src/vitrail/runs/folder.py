@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from vitrail.errors import RunError
 from vitrail.files import replacing, write_json, write_text
+from vitrail.outputs import CHECKPOINTS, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE
 from vitrail.weights.identity import file_code, tensors_code
 from vitrail.weights.places import CARD_FILE, WEIGHTS_FILE
 
@@ -64,12 +65,12 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.recipe = self.path / "recipe.yaml"
-        self.environment = self.path / "environment.json"
-        self.metrics = self.path / "metrics.csv"
+        self.recipe = self.path / RECIPE_FILE
+        self.environment = self.path / ENVIRONMENT_FILE
+        self.metrics = self.path / METRICS_FILE
         self.weights = self.path / WEIGHTS_FILE
         self.card = self.path / CARD_FILE
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / CHECKPOINTS
         self.last_checkpoint = self.checkpoints / "last.ckpt"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.diverged_batch = self.path / "diverged_batch.safetensors"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import WeightsError
+from vitrail.files import LFS_REMEDY, is_lfs_pointer
 from vitrail.weights.hub import HUB_PREFIX, fetch_file, fetch_weights, split_hub_name
 
 # The two files of a saved model, in a folder of its own or in a run folder.
@@ -61,6 +62,8 @@ def read_card(card: Path) -> dict[str, Any]:
     Raises:
         WeightsError: It is damaged, or no model's.
     """
+    if is_lfs_pointer(card):
+        raise WeightsError(f"{card} is a Git LFS pointer in the place of the model's description; {LFS_REMEDY}")
     try:
         content = json.loads(card.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:

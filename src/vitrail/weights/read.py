@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitrail.errors import WeightsError
+from vitrail.files import LFS_REMEDY, is_lfs_pointer
 
 # Where training codes put the weights inside a checkpoint, tried in this order.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
@@ -81,6 +82,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no file of weights at {path}; check the path")
+    if is_lfs_pointer(path):
+        raise WeightsError(f"{path} is a Git LFS pointer in the place of the weights; {LFS_REMEDY}")
     if path.suffix == ".safetensors" or _starts_like_safetensors(path):
         tensors, metadata = _read_safetensors(path)
         unwrapped = unwrap(tensors, str(path))

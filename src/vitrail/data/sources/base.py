@@ -45,6 +45,7 @@ class ImageSource(ABC):
         in_memory: Whether images are at hand without decoding.
         fixed: Whether the collection never grows.
         left_out: Images that cannot be read and that the source goes on without: what they are called, and why.
+        notes: Facts to print where the source is opened: what was passed over, a line each.
     """
 
     classes: tuple[str, ...]
@@ -58,6 +59,7 @@ class ImageSource(ABC):
     in_memory: bool = False
     fixed: bool = False
     left_out: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -119,7 +121,8 @@ class WrappedSource(ImageSource):
         self.classes, self.keys, self.targets = source.classes, source.keys, source.targets
         self.given_split, self.groups, self.scene = source.given_split, source.groups, source.scene
         self.bands, self.wavelengths = source.bands, source.wavelengths
-        self.in_memory, self.fixed, self.left_out = source.in_memory, source.fixed, source.left_out
+        self.in_memory, self.fixed = source.in_memory, source.fixed
+        self.left_out, self.notes = source.left_out, source.notes
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image before it is brought to the model's size."""

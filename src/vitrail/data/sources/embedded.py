@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from vitrail.data.images import BandError, read_image
+from vitrail.data.faults import BandError, bands_message, some, unreadable_message
+from vitrail.data.images import read_image
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource
-from vitrail.data.sources.files import agree_on_classes, some
+from vitrail.data.sources.files import agree_on_classes
 from vitrail.errors import DataError, closest
 
 # Decoded images of this many bytes are kept in memory.
@@ -139,19 +140,16 @@ class EmbeddedSource(ImageSource):
         with ThreadPoolExecutor() as pool:
             list(pool.map(decode, [range(i, min(i + 256, len(keys))) for i in range(0, len(keys), 256)]))
         faults.sort(key=lambda item: item[0])
-        other_bands = [str(error) for _, error in faults if isinstance(error, BandError)]
-        unreadable = [(row, str(error)) for row, error in faults if not isinstance(error, BandError)]
-        if unreadable and not skip:
-            raise DataError(
-                f"{len(unreadable)} of the {len(keys)} images in {self.root} cannot be read (--data.on_unreadable skip "
-                f"goes on without them): {'; '.join(message for _, message in unreadable)}"
-            )
-        if other_bands:
-            raise DataError(f"{len(other_bands)} of {len(keys)} images have other bands: {some(other_bands)}")
+        other_bands = [(keys[row], error) for row, error in faults if isinstance(error, BandError)]
+        unreadable = [(row, error) for row, error in faults if not isinstance(error, BandError)]
         gone = {row for row, _ in unreadable}
-        if len(gone) == len(keys):
-            raise DataError(f"none of the {len(keys)} images in {self.root} can be read")
-        return [(keys[row], message) for row, message in unreadable], [i for i in range(len(keys)) if i not in gone]
+        if unreadable and (not skip or len(gone) == len(keys)):
+            named = [(keys[row], error) for row, error in unreadable]
+            of = f"the {len(keys):,} images in {self.root}"
+            raise DataError(unreadable_message(named, len(keys), of, skipped=skip))
+        if other_bands:
+            raise DataError(bands_message(other_bands, len(keys)))
+        return [(keys[row], str(error)) for row, error in unreadable], [i for i in range(len(keys)) if i not in gone]
 
     def _content(self, row: int) -> bytes:
         content: bytes | None = self._bytes[row].as_py()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitrail.data.images import BandError, UnreadableError
+from vitrail.data.faults import BandError, UnreadableError, bands_message, unreadable_message
+from vitrail.data.faults import some as some
+from vitrail.data.listing import count_of
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.errors import DataError
+
+# Split, class (or a tuple of several labels) and file of an image.
+Row = tuple[str, str | tuple[str, ...], Path]
 
 
 class FileSource(ImageSource):
@@ -31,30 +37,42 @@ class FileSource(ImageSource):
         second: The second file of each image, where there are two streams.
         groups: The group of each image, where these are known.
         skip: Leave out files that cannot be read instead of refusing to begin.
+        notes: What was passed over while the files were listed.
+        each: Take a file as often as links lead to it, instead of once.
+        of_run: Whether the files are given to a trained run, for remedies.
 
     Raises:
-        DataError: Files that are no images (all are named) or have other bands (all are counted, the first are named).
+        DataError: Files that are no images (all are named) or have other bands (all are counted, the first are named);
+            one file in several classes or splits; a class without an image that can be read.
     """
 
     def __init__(
         self,
         root: Path,
-        rows: Sequence[tuple[str, str | tuple[str, ...], Path]],
+        rows: Sequence[Row],
         classes: Sequence[str],
         readers: Mapping[str, FileReader],
         second: Sequence[Path] | None = None,
         groups: Sequence[str] | None = None,
         skip: bool = False,
+        notes: Sequence[str] = (),
+        each: bool = False,
+        of_run: bool = False,
     ) -> None:
-        self.root, self.readers = root, dict(readers)
+        self.root, self.readers, self._of_run = root, dict(readers), of_run
         self.bands = {name: reader.bands for name, reader in readers.items()}
         self.wavelengths = {name: r.wavelengths for name, r in readers.items() if r.wavelengths is not None}
         self.classes = tuple(classes)
         files = {"image": [file for _, _, file in rows]}
         if second is not None:
             files["spectral"] = list(second)
+        first, more = _once(rows, files, each)
+        files = {name: [paths[i] for i in first] for name, paths in files.items()}
+        self.notes = [*notes, *more]
         self.left_out, kept = self._check(files, skip)
         self.files = {name: [paths[i] for i in kept] for name, paths in files.items()}
+        kept = [first[i] for i in kept]
+        _refuse_lost_classes(rows, kept)
         self.keys = [_relative(file, root) for file in self.files["image"]]
         self.given_split = [rows[i][0] for i in kept]
         self.groups = None if groups is None else [groups[i] for i in kept]
@@ -75,23 +93,19 @@ class FileSource(ImageSource):
 
         with ThreadPoolExecutor() as pool:
             faults = [(*item, error) for item, error in zip(work, pool.map(fault, work), strict=True) if error]
-        other_bands = [str(error) for *_, error in faults if isinstance(error, BandError)]
-        unreadable = [(i, file, str(error)) for i, _, file, error in faults if isinstance(error, UnreadableError)]
+        other_bands = [(str(file), error) for _, _, file, error in faults if isinstance(error, BandError)]
+        unreadable = [(i, file, error) for i, _, file, error in faults if isinstance(error, UnreadableError)]
         unset = [error for *_, error in faults if not isinstance(error, (BandError, UnreadableError))]
         if unset:  # files that are whole, for which the recipe lacks a setting: leaving them out is no answer
             raise type(unset[0])(f"{len(unset)} of {len(work)} files: {unset[0]}")
-        if unreadable and not skip:
-            raise DataError(
-                f"{len(unreadable)} of {len(work)} files are no images that can be read (--data.on_unreadable skip "
-                f"goes on without them): {'; '.join(message for *_, message in unreadable)}"
-            )
-        if other_bands:
-            raise DataError(f"{len(other_bands)} of {len(work)} images have other bands: {some(other_bands)}")
         gone = {i for i, *_ in unreadable}
         kept = [i for i in range(len(files["image"])) if i not in gone]
-        if not kept:
-            raise DataError(f"none of {len(work)} files is an image that can be read; the first: {unreadable[0][2]}")
-        return [(_relative(file, self.root), message) for _, file, message in unreadable], kept
+        if unreadable and (not skip or not kept):
+            named = [(str(file), error) for _, file, error in unreadable]
+            raise DataError(unreadable_message(named, len(work), f"{len(work):,} files", skipped=skip))
+        if other_bands:
+            raise DataError(bands_message(other_bands, len(work), of_run=self._of_run))
+        return [(_relative(file, self.root), str(error)) for _, file, error in unreadable], kept
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Images at the wanted size; see :meth:`ImageSource.read`."""
@@ -113,6 +127,55 @@ class FileSource(ImageSource):
         for files in self.files.values():
             content.update(hashlib.sha256(files[index].read_bytes()).digest())
         return content.digest()
+
+
+def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) -> tuple[list[int], list[str]]:
+    """The rows to take, each file once (unless each is wanted), and a line on those that are left out.
+
+    Raises:
+        DataError: A file that is of several classes or in several splits, under whatever names.
+    """
+    seen: dict[tuple[str, ...], int] = {}
+    first, repeated, conflicts = [], [], []
+    for i, (split, label, file) in enumerate(rows):
+        real = tuple(os.path.realpath(paths[i]) for paths in files.values())
+        known = seen.setdefault(real, i)
+        if known == i or each:
+            first.append(i)
+        if known != i:
+            repeated.append(f"{file} = {rows[known][2]}")
+            if rows[known][:2] != (split, label):
+                here, there = (_place(row) for row in (rows[i], rows[known]))
+                conflicts.append(f"{rows[known][2]} ({there}) and {file} ({here})")
+    if conflicts:
+        raise DataError(
+            f"{count_of(len(conflicts), 'file')} in several classes or splits through links: {some(conflicts)}; keep "
+            "each in one"
+        )
+    if not repeated:
+        return first, []
+    what = "taken each time (data.repeated_files each)" if each else "taken once"
+    number = count_of(len(repeated), "image")
+    return first, [f"{number} reached through links a second time, {what}: {some(repeated)}"]
+
+
+def _place(row: Row) -> str:
+    split, label, _ = row
+    name = label if isinstance(label, str) else "+".join(label)
+    return "/".join(part for part in (split, name) if part)
+
+
+def _refuse_lost_classes(rows: Sequence[Row], kept: Sequence[int]) -> None:
+    """A class that lost all its images is none that could be learned.
+
+    Raises:
+        DataError: There is one.
+    """
+    lost = sorted({row[1] for row in rows if isinstance(row[1], str)} - {rows[i][1] for i in kept})
+    if lost:
+        raise DataError(
+            f"no image of {', '.join(str(name) for name in lost)} can be read; restore the images, or remove the class"
+        )
 
 
 def _relative(file: Path, root: Path) -> str:
@@ -159,9 +222,3 @@ def agree_on_classes(names: Sequence[str], given: Sequence[str] | None, where: P
     if len(names) < 2:
         raise DataError(f"{where} has one class only ({', '.join(names)}), two are needed")
     return tuple(names)
-
-
-def some(items: Sequence[str], most: int = 3) -> str:
-    """The first few, and how many more there are."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitrail.data.images import list_files
+from vitrail.data.faults import some
+from vitrail.data.listing import list_files
 from vitrail.data.reading import FileReader
+from vitrail.data.sources.arrangement import read_arrangement
 from vitrail.data.sources.base import ImageSource
-from vitrail.data.sources.files import FileSource, agree_on_classes, some
-from vitrail.errors import DataError
-
-# Names that a split's folder may have.
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+from vitrail.data.sources.files import FileSource, agree_on_classes
+from vitrail.errors import ConfigError, DataError
 
 
 class FolderSource(FileSource):
@@ -30,10 +25,12 @@ class FolderSource(FileSource):
         second: A folder with the second stream's file for each image, at the same place and of the same stem.
         skip: Leave out files that cannot be read.
 
+        each: Take a file as often as links lead to it.
+
     Raises:
-        DataError: No such folder, no or one class, an empty class, files that are no images or have other
-            bands (all are counted, the first are named), images without a second file, or a class that is not among
-            the given ones.
+        DataError: No such folder, no or one class, folders that are no classes for certain, an empty class, files
+            that are no images or have other bands (all are counted, the first are named), images without a second
+            file, or a class that is not among the given ones.
     """
 
     def __init__(
@@ -43,15 +40,15 @@ class FolderSource(FileSource):
         classes: Sequence[str] | None = None,
         second: str | Path | None = None,
         skip: bool = False,
+        each: bool = False,
     ) -> None:
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"no folder of images at {root}; check data.path")
-        parts = _split_folders(root)
-        found = {split: _class_folders(folder) for split, folder in parts.items()}
-        names = sorted({name for folders in found.values() for name in folders})
-        for split, folders in found.items():
-            strangers = sorted(set(folders) - set(found.get("train", folders)))
+        found = read_arrangement(root, each=each)
+        names = found.names
+        for split, folders in found.classes.items():
+            strangers = sorted(set(folders) - set(found.classes.get("train", folders)))
             if strangers and classes is None:
                 raise DataError(
                     f"{root}: {split} has the classes {', '.join(strangers)} that train lacks; add images of them to "
@@ -64,12 +61,18 @@ class FolderSource(FileSource):
             )
         rows = [
             (split, name, file)
-            for split, folders in found.items()
-            for name, folder in folders.items()
-            for file in _files_of(folder)
+            for split, folders in found.classes.items()
+            for name, files in folders.items()
+            for file in files
         ]
+        if each and "" in found.classes:
+            raise ConfigError(
+                "data.repeated_files each takes images several times and needs them split already (train/, val/): "
+                "copies would lie in several splits"
+            )
         partners = None if second is None else find_partners([file for *_, file in rows], root, Path(second))
-        super().__init__(root, rows, agree_on_classes(names, classes, root), readers, partners, skip=skip)
+        agreed = agree_on_classes(names, classes, root)
+        super().__init__(root, rows, agreed, readers, partners, skip=skip, notes=found.notes, each=each)
 
 
 def find_partners(
@@ -103,42 +106,6 @@ def find_partners(
     if several:
         raise DataError(f"{len(several)} images have several {what}s of the same stem: {some(several)}; keep one each")
     return [partners[0] for partners in found]
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split; one under "" where the folder is not split."""
-    parts: dict[str, Path] = {}
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir()]
-    for split, names in _SPLIT_NAMES.items():
-        present = [p for p in folders if p.name.lower() in names]
-        if len(present) > 1:
-            raise DataError(f"{root} has {' and '.join(p.name for p in present)}; keep one folder for {split}")
-        if present:
-            parts[split] = present[0]
-    others = [p.name for p in folders if p not in parts.values() and not p.name.startswith(".")]
-    if parts and others and ("train" not in parts or not any(p.is_dir() for p in parts["train"].iterdir())):
-        # Perhaps train and test are vehicles and exams here, or the images to predict lie beside the classes.
-        raise DataError(
-            f"{root} has the folders {', '.join(p.name for p in parts.values())}, which are named like splits, beside "
-            f"{some(others)}; rename them if they are classes, put the others into a folder train if they are not"
-        )
-    if set(parts) == {"train"}:
-        return {"": parts["train"]}
-    return parts or {"": root}
-
-
-def _class_folders(folder: Path) -> dict[str, Path]:
-    folders = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")}
-    if not folders:
-        raise DataError(f"{folder} has no class folders; put each class's images into a folder of its own")
-    for name, path in folders.items():
-        if next(_files_of(path), None) is None:
-            raise DataError(f"the class folder {path} holds no file; fill it or remove it ({name!r} would be empty)")
-    return folders
-
-
-def _files_of(folder: Path) -> Iterator[Path]:
-    return iter(list_files(folder))
 
 
 def count_by_class(source: ImageSource, indices: Sequence[int]) -> dict[str, int]:

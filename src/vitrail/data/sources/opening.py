@@ -55,6 +55,7 @@ _ONLY_FOR = {
     "block": ("arrays",),
     "num_images": ("synthetic_leaves",),
     "seed": ("synthetic_leaves",),
+    "repeated_files": ("folder",),
     "on_unreadable": (*_FILES, "parquet", "hf"),
 }
 
@@ -115,7 +116,8 @@ def _openers(
         return readers
 
     def folder() -> ImageSource:
-        return FolderSource(path, readers_with_partners(), classes, config.spectral_path, skip)
+        each = config.repeated_files == "each"
+        return FolderSource(path, readers_with_partners(), classes, config.spectral_path, skip, each)
 
     def unlabelled() -> ImageSource:
         return UnlabelledSource(path, readers_with_partners(), config.spectral_path, skip)

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.data.images import list_files
+from vitrail.data.listing import by_suffix, describe_passed_over, list_images, subfolders
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder import find_partners
+from vitrail.data.sources.folder_names import split_like
 from vitrail.errors import DataError
-
-# A folder of one of these names holds images that were set apart; pre-training must not take them in unseen.
-_SET_APART = {"val", "valid", "validation", "test", "testing"}
 
 
 class UnlabelledSource(FileSource):
@@ -41,16 +39,20 @@ class UnlabelledSource(FileSource):
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"no folder of images at {root}; check data.path")
-        apart = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() in _SET_APART)
+        # A folder named like one of these splits holds images that were set apart; pre-training must not take them in.
+        apart = [path.name for path in subfolders(root) if split_like(path.name) in ("val", "test")]
         if apart:
             raise DataError(
                 f"{root} has the folder {apart[0]}, whose images look set apart: name the folder with the others (its "
                 "train, say), or take data.source folder, which keeps them apart"
             )
-        files = list_files(root)
+        listing = list_images(root)
+        files, notes = listing.files, describe_passed_over([listing])
         if not files:
-            raise DataError(f"{root} holds no file; check data.path")
+            only = f"no image, only {by_suffix(listing.passed_over)}" if listing.passed_over else "no file"
+            raise DataError(f"{root} holds {only}; check data.path")
         partners = None if second is None else find_partners(files, root, Path(second))
-        super().__init__(root, [("", "", file) for file in files], ("",), readers, partners, skip=skip)
+        rows = [("", "", file) for file in files]
+        super().__init__(root, rows, ("",), readers, partners, skip=skip, notes=notes)
         self.classes = ()
         self.targets = np.full(len(self.keys), -1, dtype=np.int64)

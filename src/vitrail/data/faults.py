@@ -1,0 +1,123 @@
+"""Faults of image files, and one message about those of a whole set.
+
+A fault keeps what is wrong with a file apart from what helps, so that a message on many files gives each remedy once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitrail.errors import DataError
+from vitrail.files import LFS_REMEDY
+
+# Values of `BandError.kind`: bands that `data.color` reads as they are, more than 8 bits a band, and another number of
+# bands than are named.
+GRAY, RGB, DEEP, BAND_COUNT = "gray", "rgb", "deep", "band count"
+SKIP = "--data.on_unreadable skip goes on without them"
+CONVERT = "pass --data.on_band_mismatch convert"
+
+
+class ImageFault(DataError):
+    """A fault of one image.
+
+    Args:
+        problem: What is wrong, with the image's name.
+        remedy: What helps.
+        kind: Faults of one kind share a remedy.
+        summary: The problem without the name, for a line about many: "have 1 band (L)".
+    """
+
+    def __init__(self, problem: str, remedy: str = "", kind: str = "", summary: str = "") -> None:
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+        self.problem, self.remedy, self.kind, self.summary = problem, remedy, kind, summary
+
+
+class BandError(ImageFault):
+    """An image that can be read and is not of the wanted bands."""
+
+
+class UnreadableError(ImageFault):
+    """A file that is no image, or a damaged one."""
+
+
+class PointerError(UnreadableError):
+    """A Git LFS pointer in the place of an image."""
+
+    def __init__(self, name: str | Path) -> None:
+        super().__init__(f"{name} is a Git LFS pointer in the place of an image", LFS_REMEDY, "pointer")
+
+
+Fault = tuple[str, DataError]
+
+
+def unreadable_message(faults: Sequence[Fault], total: int, of: str, *, skipped: bool = False) -> str:
+    """One message about all images that cannot be read: pointers are counted, the others named.
+
+    Args:
+        faults: Name and fault of each.
+        total: How many images there are.
+        of: The images with their number: "28 files", "the 28 images in train.parquet".
+        skipped: Whether what cannot be read is left out already, so that to leave it out is no remedy.
+    """
+    pointers = [name for name, error in faults if isinstance(error, PointerError)]
+    damaged = [error for _, error in faults if not isinstance(error, PointerError)]
+    parts = []
+    skip = "" if skipped else f" ({SKIP})"
+    if pointers:
+        parts.append(
+            f"{len(pointers):,} of {of} are Git LFS pointers in the place of images ({some(pointers)}): {LFS_REMEDY}"
+        )
+    if damaged:
+        remedies = list(dict.fromkeys(e.remedy for e in damaged if isinstance(e, ImageFault) and e.remedy))
+        named = "; ".join(e.problem if isinstance(e, ImageFault) else str(e) for e in damaged)
+        parts.append(
+            f"{len(damaged):,} of {of} are no images that can be read{skip}: {named}"
+            + "".join(f"; {remedy}" for remedy in remedies)
+        )
+    elif len(pointers) < total and not skipped:
+        parts.append(SKIP)
+    return "; ".join(parts)
+
+
+def bands_message(faults: Sequence[Fault], total: int, *, of_run: bool = False) -> str:
+    """One message about all images of other bands: how many are of which, and each remedy once.
+
+    Args:
+        faults: Name and fault of each.
+        total: How many images there are.
+        of_run: Whether the images are given to a trained run, whose bands no setting changes any more.
+    """
+    groups: dict[str, list[Fault]] = {}
+    for name, error in faults:
+        summary = error.summary if isinstance(error, ImageFault) else ""
+        groups.setdefault(summary, []).append((name, error))
+    told, remedies = [], []
+    for summary, members in sorted(groups.items(), key=lambda item: (item[0] == "", -len(item[1]))):
+        if summary and len(members) > 1:
+            told.append(f"{len(members):,} of {total:,} images {summary}: {some([name for name, _ in members])}")
+        else:
+            told.append(some([e.problem if isinstance(e, ImageFault) else str(e) for _, e in members]))
+        remedies += _remedies(members, total, of_run)
+    return f"{len(faults):,} of {total:,} images have other bands: " + "; ".join([*told, *dict.fromkeys(remedies)])
+
+
+def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:
+    fault = members[0][1]
+    if not isinstance(fault, ImageFault) or not fault.remedy:
+        return []
+    if fault.kind in (GRAY, RGB) and not of_run:
+        if 2 * len(members) <= total:
+            return [fault.remedy]
+        return [f"--data.color {fault.kind} reads them as they are; or {CONVERT}"]
+    if fault.kind == DEEP and of_run:
+        return ["scale them to 8 bits, as the run's images were"]
+    if fault.kind == BAND_COUNT and of_run:
+        return ["give the run files of its own bands"]
+    return [fault.remedy]
+
+
+def some(items: Sequence[str], most: int = 3) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more

@@ -1,0 +1,261 @@
+"""What the folders of a folder of images are: splits, classes, or something that is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vitrail.data.faults import some
+from vitrail.data.listing import (
+    TEXT_SUFFIXES,
+    Listing,
+    by_suffix,
+    count_of,
+    describe_passed_over,
+    list_images,
+    subfolders,
+)
+from vitrail.data.sources.folder_names import are_bands, images_and_masks, split_like, split_of
+from vitrail.errors import DataError
+
+_VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".mpeg", ".mpg", ".webm", ".m4v", ".wmv")
+_ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".parquet")
+
+
+@dataclass
+class Arrangement:
+    """The classes of a folder of images.
+
+    Attributes:
+        classes: Split ("" where there is none) -> class -> its images.
+        notes: What was passed over, a line each.
+    """
+
+    classes: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes, sorted."""
+        return sorted({name for folders in self.classes.values() for name in folders})
+
+
+def read_arrangement(root: Path, *, each: bool = False, stacked: bool = False) -> Arrangement:
+    """Find the splits and classes of a folder.
+
+    Args:
+        root: ``train/CLASS/...``, ``val/CLASS/...`` (and ``test/CLASS/...``), or ``CLASS/...``.
+        each: Take files as often as links lead to them.
+        stacked: Whether the bands of an image lie in files, or folders, of their own.
+
+    Raises:
+        DataError: Folders that are no classes for certain (splits by other names, masks, bands), a class folder
+            without an image, or no class at all.
+    """
+    found = Arrangement()
+    parts = _split_folders(root, found)
+    listings: list[Listing] = []
+    if "" not in parts:
+        listings.append(list_images(root, deep=False))
+    for split, folder in parts.items():
+        _refuse_other_things(folder, subfolders(folder), stacked, found)
+        found.classes[split] = _class_folders(folder, each, listings, found)
+    for listing in listings:
+        if listing.files and not listing.deep:
+            found.notes.append(
+                f"passed over {count_of(len(listing.files), 'image')} in no class folder, directly in {listing.root}: "
+                f"{some([file.name for file in listing.files])}"
+            )
+    found.notes += describe_passed_over(listings)
+    return found
+
+
+def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
+    """The folder of each split; one under "" where the folder is not split."""
+    parts: dict[str, Path] = {}
+    folders = subfolders(root)
+    for folder in folders:
+        split = split_of(folder.name)
+        if split in parts:
+            raise DataError(f"{root} has {parts[split].name} and {folder.name}; keep one folder for {split}")
+        if split is not None:
+            parts[split] = folder
+    others = [folder for folder in folders if folder not in parts.values()]
+    if parts and others and not ("train" in parts and subfolders(parts["train"])):
+        # Perhaps train and test are vehicles and exams here, or the images to predict lie beside the classes.
+        raise DataError(
+            f"{root} has the folders {', '.join(p.name for p in parts.values())}, which are named like splits, beside "
+            f"{some([p.name for p in others])}; rename them if they are classes, put the others into a folder train if "
+            "they are not"
+        )
+    if not parts:
+        _refuse_splits_by_other_names(root, folders)
+        return {"": root}
+    if others:
+        found.notes.append(
+            f"passed over {count_of(len(others), 'folder')} beside {', '.join(p.name for p in parts.values())}: "
+            f"{some([p.name for p in others])}"
+        )
+    for split in [split for split in ("val", "test") if split in parts and "train" in parts]:
+        images = _unlabelled(parts[split], parts["train"])
+        if images:
+            found.notes.append(
+                f"passed over {parts[split]}: its {count_of(len(images), 'image')} lie in no class folders and look "
+                f"unlabelled; `vitrail predict RUN {parts[split]}` classifies them after training"
+            )
+            del parts[split]
+    return {"": parts["train"]} if set(parts) == {"train"} else parts
+
+
+def _unlabelled(folder: Path, train: Path) -> list[Path]:
+    """The images of a split's folder without class folders, or with one alone that is no class in training."""
+    inner = subfolders(folder)
+    known = {path.name for path in subfolders(train)}
+    if not inner or (len(inner) == 1 and inner[0].name not in known and len(known) > 1):
+        return list_images(folder).files
+    return []
+
+
+def _class_folders(folder: Path, each: bool, listings: list[Listing], found: Arrangement) -> dict[str, list[Path]]:
+    """The images of each class; what was listed is appended to the listings."""
+    direct = list_images(folder, deep=False)
+    own = [list_images(path, each=each) for path in subfolders(folder)]
+    listings += [direct, *own]
+    if not own:
+        raise DataError(
+            f"{folder} has no class folders; put each class's images into a folder of its own"
+            + ("" if not direct.files else ", or pre-train on them without classes (data.source unlabelled)")
+        )
+    passed = [path for listing in (direct, *own) for path in listing.passed_over]
+    if not any(listing.files for listing in own) and passed:
+        raise DataError(f"no folder in {folder} holds an image, only {by_suffix(passed)}; {_remedy(passed)}")
+    classes = {}
+    for listing in own:
+        if listing.files:
+            classes[listing.root.name] = listing.files
+        elif not listing.passed_over:
+            raise DataError(
+                f"the class folder {listing.root} holds no file; fill it or remove it ({listing.root.name!r} would be "
+                "empty)"
+            )
+        elif all(path.suffix.lower() in TEXT_SUFFIXES for path in listing.passed_over):
+            found.notes.append(f"{listing.root} is no class: it holds no image, only {by_suffix(listing.passed_over)}")
+        else:
+            raise DataError(
+                f"the class folder {listing.root} holds no image, only {by_suffix(listing.passed_over)}; "
+                f"{_remedy(listing.passed_over)}, or remove it"
+            )
+    return classes
+
+
+def _remedy(files: Sequence[Path]) -> str:
+    suffixes = {path.suffix.lower() for path in files}
+    if suffixes & set(_VIDEOS):
+        return "videos are not read: extract their frames into images"
+    if suffixes & set(_ARRAYS):
+        return "name an array or Parquet file itself (data.source arrays or parquet)"
+    if suffixes & {".zip", ".tar", ".gz", ".7z", ".rar"}:
+        return "unpack the archives"
+    return "add images"
+
+
+def _refuse_splits_by_other_names(root: Path, folders: Sequence[Path]) -> None:
+    """Folders that are all named like splits, but not as splits must be named.
+
+    Raises:
+        DataError: They are.
+    """
+    likely = {folder.name: split_like(folder.name) for folder in folders}
+    if len(folders) < 2 or None in likely.values() or "train" not in likely.values():
+        return
+    train = next(folder for folder in folders if likely[folder.name] == "train")
+    inner, classes = _unwrap(train)
+    told = f"their classes seem to be {_listed(classes)}; " if classes else ""
+    places = f"--data.path {inner} splits that folder by itself, or " if classes else ""
+    names = ", ".join(name for name in ("train", "val", "test") if name in likely.values())
+    raise DataError(
+        f"the folders {_listed([folder.name for folder in folders])} in {root} are named like splits, not like "
+        f"classes; {told}{places}rename them {names}, with class folders directly "
+        "inside"
+    )
+
+
+def _refuse_other_things(root: Path, folders: Sequence[Path], stacked: bool, found: Arrangement) -> None:
+    """Folders that would be taken for classes and are something else.
+
+    Raises:
+        DataError: They are sets that hold the same classes, images beside their masks, or bands.
+    """
+    names = {folder.name for folder in folders}
+    if images_and_masks(names):
+        raise DataError(
+            f"the folders {_listed(sorted(names))} in {root} look like images and what was drawn on them, not like "
+            "classes; put each class's images into a folder of its own, or list path and label in a table (data.source "
+            "table)"
+        )
+    if not stacked and are_bands(names) and _same_stems(folders):
+        raise DataError(
+            f"the folders {_listed(sorted(names))} in {root} hold files of the same names and look like bands of the "
+            "same images, not like classes; put each class into a folder with the bands' folders inside, and stack "
+            "them with data.band_files"
+        )
+    below = [_unwrap(folder) for folder in folders]
+    sets = [set(inside) for _, inside in below]
+    if len(folders) < 2 or min(map(len, sets)) < 2:
+        return
+    shared = set.intersection(*sets)
+    if all(own == shared for own in sets):
+        _refuse_same_folders(root, folders, below[0][0], sorted(shared), stacked)
+    elif len(shared) > 1 and 2 * len(shared) >= len(set.union(*sets)):
+        found.notes.append(
+            f"the class folders in {root} ({_listed(sorted(names))}) share the sub-folders {_listed(sorted(shared))} "
+            "and hold no images of their own; are these the classes?"
+        )
+
+
+def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, shared: list[str], stacked: bool) -> None:
+    names = _listed([folder.name for folder in folders])
+    if images_and_masks(set(shared)):
+        raise DataError(
+            f"each class folder in {root} ({names}) holds {_listed(shared)}: masks or annotations would be trained on "
+            f"as images; move them out of {root}"
+        )
+    if are_bands(set(shared)):
+        if stacked:
+            return
+        raise DataError(
+            f"each class folder in {root} ({names}) holds {_listed(shared)}, which look like bands of the same images; "
+            "stack them with --data.band_files '(?P<band>[^/]+)/[^/]+$' and --data.band_names "
+            f"'[{', '.join(shared)}]'"
+        )
+    if all(split_of(name) for name in shared):
+        raise DataError(
+            f"each class folder in {root} ({names}) holds the splits {_listed(shared)}; put the classes into the "
+            f"splits: {shared[0]}/{folders[0].name}, ..."
+        )
+    raise DataError(
+        f"all class folders in {root} ({names}) hold the same sub-folders and no image of their own: the classes seem "
+        f"to be {_listed(shared)}; --data.path {first} takes those of {folders[0].name}; splits must be named train, "
+        "val and test, with class folders directly inside"
+    )
+
+
+def _unwrap(folder: Path) -> tuple[Path, list[str]]:
+    """The folders inside, below those that hold one folder alone; none where images lie beside them."""
+    while True:
+        inside = subfolders(folder)
+        if not inside or list_images(folder, deep=False).files:
+            return folder, []
+        if len(inside) > 1:
+            return folder, [path.name for path in inside]
+        folder = inside[0]
+
+
+def _same_stems(folders: Sequence[Path]) -> bool:
+    stems = [{file.relative_to(folder).with_suffix("") for file in list_images(folder).files} for folder in folders]
+    return bool(stems[0]) and all(own == stems[0] for own in stems)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

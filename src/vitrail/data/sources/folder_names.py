@@ -1,0 +1,65 @@
+"""Names of folders that say what lies in them: splits, masks beside images, bands."""
+
+from __future__ import annotations
+
+import re
+
+# Names that a split's folder may have, in any letter case.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_SPLIT_WORDS = {word: split for split, words in SPLIT_NAMES.items() for word in words} | {
+    "trainset": "train", "testset": "test", "valset": "val", "dev": "val", "eval": "test", "pred": "test",
+    "holdout": "test", "unseen": "test", "query": "test", "gallery": "test",
+}  # fmt: skip
+# Words beside which a split's word still means a split.
+_NEUTRAL = frozenset(
+    "a all and crop cropped data dataset file files final folder full image images img imgs new of original photo "
+    "photos pic pics picture pictures png jpg raw resized seg set sets split the v".split()
+)
+_IMAGES = frozenset("image images img imgs jpegimages photo photos picture pictures rgb input inputs".split())
+_MASKS = frozenset(
+    "mask masks label labels annotation annotations annotated segmentation segmentations segmentationclass "
+    "segmentationobject seg gt groundtruth truth trimap trimaps bbox bboxes boxes xml xmls json imagesets "
+    "boundingboxes target targets output outputs".split()
+)
+_BAND = re.compile(
+    r"(?:b|band|ch|channel|c)[ _-]?\d{1,2}a?|red|green|blue|nir|swir\d?|red_?edge\d?|rgb|rededge|thermal|depth|ir|lwir|"
+    r"tir|vis|uv|dapi|gfp|pan|panchromatic|coastal|cirrus"
+)
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's name names; None where it names none."""
+    lower = name.lower()
+    return next((split for split, names in SPLIT_NAMES.items() if lower in names), None)
+
+
+def split_like(name: str) -> str | None:
+    """The split that a folder's name seems to name: "Final_Training", "images_train", "test2017"."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+    splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    rest = [word for word in words if word not in _SPLIT_WORDS]
+    return splits.pop() if len(splits) == 1 and all(word in _NEUTRAL for word in rest) else None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
+
+
+def images_and_masks(names: set[str]) -> bool:
+    """Whether folders are images and what was drawn on them: "images" beside "masks", "labels" or "annotations"."""
+    bare = {_bare(name) for name in names}
+    return len(bare) > 1 and bool(bare & _IMAGES) and bool(bare & _MASKS) and bare <= _IMAGES | _MASKS
+
+
+def are_masks(name: str) -> bool:
+    """Whether a folder's name says that it holds masks or annotations."""
+    return _bare(name) in _MASKS
+
+
+def are_bands(names: set[str]) -> bool:
+    """Whether all of several folders are named like bands: "B02", "red", "ch1"."""
+    return len(names) > 1 and all(_BAND.fullmatch(name.lower()) for name in names)
