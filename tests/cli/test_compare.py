@@ -74,7 +74,7 @@ def test_a_suite_that_is_done_is_reported_again(suite, capsys, tmp_path):
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--job", "2"], "unknown option '--job'; did you mean '--jobs'"),
         (["--size", "quick"], "unknown size 'quick'; it has none"),
-        (["--trainer.max_epoch", "2"], "did you mean 'max_epochs'"),
+        (["--trainer.max_epoch", "2"], "did you mean '--trainer.max_epochs'"),
         (["--trainer.max_epochs"], "--trainer.max_epochs lacks its value"),
         (["--data.seed=1", "--data.seed", "2"], "--data.seed is given twice"),
         (["--run.dir", "x"], "run.dir is the suite's to decide"),

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from vitrail.compare import load_suite, plan
+from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError
 
 
@@ -106,6 +107,74 @@ def test_variants_that_differ_in_their_evaluation_alone_share_a_run(place):
     runs = plan(load_suite(place(variants={"one": {}, "views": {"evaluate.tta": "flips"}}, seeds=1)))
     assert runs[0].identity == runs[1].identity
     assert runs[0].task != runs[1].task
+
+
+BASE = "vit, embed_dim: 32, depth: 2, num_heads: 2, img_size: 8, patch_size: 4"
+
+
+def _recipes(place, tmp_path, text, *words):
+    """The variants' recipes of a suite that is written as text, with settings of the command line."""
+    (tmp_path / "words.yaml").write_text(
+        "data: {source: digits, augment_settings: {mixup: 0.2}}\nmodel: {name: " + BASE + "}\n"
+    )
+    file = tmp_path / "written.yaml"
+    file.write_text("recipe: words.yaml\nseeds: 1\n" + text)
+    suite = load_suite(file, None, split_words(words)[0])
+    return {variant.name: variant.recipe for variant in suite.variants}, suite
+
+
+def test_names_are_those_that_are_written(place, tmp_path):
+    names = ["no", "on", "010", "2024-01-01", "1e3"]
+    text = "variants: {" + ", ".join(f"{name}: {{model.depth: {i}}}" for i, name in enumerate(names, 3)) + "}\n"
+    recipes, suite = _recipes(place, tmp_path, text + "against: no\n")
+    assert list(recipes) == names
+    assert suite.against == "no"
+    with pytest.raises(ConfigError, match="against must be a text, got 10; write it in quotes"):
+        _recipes(place, tmp_path, text + "against: 010\n")
+    assert _recipes(place, tmp_path, text + "against: '010'\n")[1].against == "010"
+
+
+@pytest.mark.parametrize("word", ["photos #2", "a: b", "010", "no", "2024-01-01", "[x]", "true", "1:30"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_words_of_the_command_line_are_taken_as_written(place, tmp_path, word, joined):
+    words = [f"--data.path={word}"] if joined else ["--data.path", word]
+    recipes, _ = _recipes(place, tmp_path, "variants: {a: {}, b: {model.depth: 3}}\n", *words)
+    assert {recipe.data.path for recipe in recipes.values()} == {word}
+
+
+def test_what_the_more_specific_says_holds_and_nothing_is_lost(place, tmp_path):
+    other = "{model: {name: vit, embed_dim: 64, num_heads: 2, img_size: 8, patch_size: 4}, model.depth: 3}"
+    for changes in ("{}", "{model.depth: 1}", "{model: {name: vit, depth: 7}}", "{model: {name: vit}, model.depth: 1}"):
+        recipes, _ = _recipes(place, tmp_path, f"changes: {changes}\nvariants: {{a: {{}}, b: {other}}}\n")
+        assert (recipes["b"].model.settings["depth"], recipes["b"].model.settings["embed_dim"]) == (3, 64)
+    # What all variants have in common holds for those of another family too.
+    shared = "changes: {model.drop_path_rate: 0.2, model.num_heads: 4}\n"
+    recipes, _ = _recipes(place, tmp_path, shared + "variants: {a: {}, b: {model: {name: vit, num_heads: 8}}}\n")
+    assert [r.model.settings["drop_path_rate"] for r in recipes.values()] == [0.2, 0.2]
+    assert [r.model.settings["num_heads"] for r in recipes.values()] == [4, 8]
+    # Mappings merge: recipe, changes, variant, command line.
+    text = (
+        "changes: {data.augment_settings: {erase: 0.1}}\n"
+        "variants: {a: {}, b: {data.augment_settings.rotate: 5}, c: {data.augment_settings: {mixup: 0.4}}, "
+        "d: {data.augment_settings: {}}}\n"
+    )
+    recipes, _ = _recipes(place, tmp_path, text, "--data.augment_settings.blur", "0.5")
+    assert {name: dict(recipe.data.augment_settings) for name, recipe in recipes.items()} == {
+        "a": {"mixup": 0.2, "erase": 0.1, "blur": 0.5},
+        "b": {"mixup": 0.2, "erase": 0.1, "rotate": 5, "blur": 0.5},
+        "c": {"mixup": 0.4, "erase": 0.1, "blur": 0.5},
+        "d": {"blur": 0.5},
+    }
+    with pytest.raises(ConfigError, match=r"variant b: model\.depth is given twice, by model and by model.depth"):
+        _recipes(place, tmp_path, "variants: {a: {}, b: {model: {name: vit, depth: 3}, model.depth: 4}}\n")
+
+
+def test_home_is_the_home_folder(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    _, suite = _recipes(place, tmp_path, "variants: {a: {}}\nruns_dir: ~/runs\ndir: ~/results\n")
+    assert (suite.runs_dir, suite.dir) == (tmp_path / "home" / "runs", tmp_path / "home" / "results")
+    with pytest.raises(ConfigError, match="runs_dir '~nobody_here/x' begins with '~nobody_here'"):
+        _recipes(place, tmp_path, "variants: {a: {}}\nruns_dir: ~nobody_here/x\n")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from vitrail.config import Recipe, dump_recipe, load_recipe, read_yaml
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import RunConfig, TaskConfig, TrainerConfig
+from vitrail.config.text import parse_yaml
 from vitrail.errors import ConfigError
 from vitrail.models.registry import find_family
 
@@ -22,7 +23,8 @@ def load(base=None, *overrides):
     return load_recipe(base, overrides, settings_of=settings_of)
 
 
-_text = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=12)
+# Without ~, which stands for the home folder in paths.
+_text = st.text(st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="~"), min_size=1, max_size=12)
 _small = st.floats(0, 0.4, allow_nan=False)
 RECIPES = st.fixed_dictionaries(
     {},
@@ -183,7 +185,6 @@ def test_nested_settings_by_option():
         "#",
         "1:30",
         "null",
-        "~",
         "2024-13-45",
         "[a",
     ],
@@ -194,6 +195,121 @@ def test_words_that_look_like_something_else_stay_words(tmp_path, name):
     file.write_text(dump_recipe(recipe), encoding="utf-8")
     assert read_yaml(file)["run"]["dir"] == name
     assert load(file) == recipe
+
+
+WORDS = st.text(max_size=12) | st.sampled_from(
+    ["010", "0o10", "0x1f", "1_000", "1:30", "1e3", ".5", "5.", "-.inf", ".nan", "no", "on", "Y", "off", "true", "null",
+     "Null", "~", "", "2024-01-01", "2024-01-01 10:00:00", "=", "<<", "photos #2", "a: b", "- a", "[x]", "{x}", "'q'",
+     "*a", "&a", "!x", "|", "%", "@", " x ", "x\n", "\udcff", "\x00", "--x"]
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=4, unique=True))
+def test_any_text_survives_being_written(text, names):
+    """In settings that are any text, and in lists of them; read by YAML 1.2 and by readers of YAML 1.1 too."""
+    recipe = Recipe(data=DataConfig(source="table", label_column=text, class_names=tuple(names)))
+    written = dump_recipe(recipe)
+    assert load(parse_yaml(written)) == recipe
+    assert load(yaml.safe_load(written)) == recipe
+
+
+@settings(max_examples=60, deadline=None)
+@given(WORDS, st.booleans())
+def test_the_command_line_takes_texts_as_they_are_written(word, joined):
+    if word == "null" or (word.startswith("--") and not joined):
+        return
+    words = [f"--data.label_column={word}"] if joined else ["--data.label_column", word]
+    assert load(None, *words).data.label_column == word
+    file = {"data": {"label_column": "another"}}
+    assert load(file, *words).data.label_column == word
+    assert load(file, "--data.label_column", "null").data.label_column is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10), ("064", 64), ("0o10", 8), ("0x10", 16), ("+5", 5), ("1e1", 10.0), (".5", 0.5), ("5.", 5.0),
+        ("1_0", None), ("1:30", None), ("1,5", None), ("0b11", None), ("on", None), ("2024-01-01", None), ("3 x", None),
+    ],
+)  # fmt: skip
+def test_one_reading_of_numbers(tmp_path, text, value):
+    """In a file, in quotes, and on the command line: a number by YAML 1.2, or an error that shows what was written."""
+    file = tmp_path / "r.yaml"
+    for content, words in (
+        (f"trainer: {{weight_decay: {text}}}\n".replace("1,5", "'1,5'"), []),
+        (f"trainer: {{weight_decay: '{text}'}}\n", []),
+        ("{}\n", ["--trainer.weight_decay", text]),
+        ("{}\n", [f"--trainer.weight_decay={text}"]),
+    ):
+        file.write_text(content)
+        if value is None:
+            with pytest.raises(ConfigError, match=f"trainer.weight_decay must be of type float, got {text!r}"):
+                load(file, *words)
+        else:
+            assert load(file, *words).trainer.weight_decay == value
+
+
+def test_words_of_yaml_1_1_are_words(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("data: {path: no, image_column: 2024-01-01, cube: on, labels: 1:30, class_names: [yes, y, off]}\n")
+    read = load(file).data
+    assert (read.path, read.image_column, read.cube, read.labels) == ("no", "2024-01-01", "on", "1:30")
+    assert read.class_names == ("yes", "y", "off")
+    assert load(None, "--data.class_names=[no, 010, true]").data.class_names == ("no", "010", "true")
+    for word, message in (("yes", "must be of type bool, got 'yes'; write true or false"), ("3 #2", "got '3 #2'")):
+        with pytest.raises(ConfigError, match=message):
+            load(None, "--data.cache", word)
+    with pytest.raises(ConfigError, match=r"data.path must be one of str, null, got 10; .* written in quotes"):
+        load({"data": {"path": 10}})
+    with pytest.raises(ConfigError, match=r"trainer.max_epochs must be of type int, got null"):
+        load({"trainer": {"max_epochs": None}})
+    with pytest.raises(ConfigError, match=r"'#3' follows the closed \[1, 2\]"):
+        load(None, "--data.img_size", "[1, 2] #3")
+
+
+def test_keys_are_names_as_they_are_written(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("no: 1\n010: 2\n~: 3\ntrue: 4\n1e3: 5\n2024-01-01: 6\n")
+    assert list(read_yaml(file)) == ["no", "010", "~", "true", "1e3", "2024-01-01"]
+
+
+def test_mappings_merge_key_by_key():
+    base = {"data": {"augment_settings": {"mixup": 0.2, "erase": 0.1}}}
+    for words, expected in (
+        (["--data.augment_settings.erase", "0.3"], {"mixup": 0.2, "erase": 0.3}),
+        (["--data.augment_settings", "{cutmix: 1}"], {"mixup": 0.2, "erase": 0.1, "cutmix": 1}),
+        (["--data.augment_settings", "{}"], {}),
+        (["--data.augment_settings.padding=border"], {"mixup": 0.2, "erase": 0.1, "padding": "border"}),
+    ):
+        assert load(base, *words).data.augment_settings == expected
+    with pytest.raises(ConfigError, match=r"augment_settings.erase is given twice, by .* and by .*keep one"):
+        load(base, "--data.augment_settings.erase", "0.3", "--data.augment_settings", "{erase: 0.2}")
+    learner = {"model": {"name": "vit", "token_learner": {"num_tokens": 4, "layer": 2}}}
+    kept = load(learner, "--model.token_learner.num_tokens", "8").model.settings["token_learner"]
+    assert (kept.num_tokens, kept.layer) == (8, 2)
+    assert load(learner, "--model.token_learner", "null").model.settings["token_learner"] is None
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("run", "dir"), ("data", "path"), ("data", "spectral_path"), ("data", "statistics"), ("data", "labels"),
+     ("model", "weights")],
+)  # fmt: skip
+def test_home_is_the_home_folder(tmp_path, monkeypatch, part, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for recipe in (
+        load({part: {name: "~/x"}}),
+        load(None, f"--{part}.{name}=~/x"),
+        load(None, f"--{part}.{name}", "~/x"),
+    ):
+        assert recipe.to_dict()[part][name] == str(tmp_path / "x")
+        assert load(parse_yaml(dump_recipe(recipe))) == recipe
+    with pytest.raises(
+        ConfigError, match=f"{part}.{name} '~nobody_here/x' begins with '~nobody_here'.*write ./~nobody"
+    ):
+        load({part: {name: "~nobody_here/x"}})
+    assert load({part: {name: "./~x"}}).to_dict()[part][name] == "./~x"
 
 
 def test_merge_keys(tmp_path):

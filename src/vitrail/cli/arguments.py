@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from vitrail.config.text import read_word
 from vitrail.errors import ConfigError, closest
 
 
@@ -52,13 +53,11 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
         words: For example ``["depth=6", "depths=[2,2,6,2]"]``.
 
     Returns:
-        Settings by name, values as YAML has them, lists as tuples.
+        Settings by name, values by YAML's core schema, lists as tuples.
 
     Raises:
         ConfigError: Not of this form, or given twice.
     """
-    import yaml
-
     settings: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -67,9 +66,9 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
         if key in settings:
             raise ConfigError(f"the setting {key!r} is given twice; keep one of them")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {word}: the value cannot be read ({' '.join(str(error).split())})") from error
+            value = read_word(text)
+        except ConfigError as error:
+            raise ConfigError(f"--set {word}: the value cannot be read ({error})") from error
         settings[key] = tuple(value) if isinstance(value, list) else value
     return settings
 

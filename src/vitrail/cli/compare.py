@@ -5,17 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.report import add_without
+from vitrail.config.changes import PARTS, split_words
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrail.compare.execute import Pool
     from vitrail.compare.plan import Run, State
-
-_PARTS = ("data", "model", "task", "trainer", "run")
 
 
 def main(argv: list[str]) -> int:
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     add_without(parser)
     parser.epilog = "--PART.SETTING VALUE changes all variants: --data.path PLACE --trainer.max_epochs 2"
-    own, changes = _divide(argv)
+    changes, own = split_words(argv, tuple(f"--{part}." for part in PARTS))
     arguments = parser.parse_args(own)
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
@@ -135,29 +134,3 @@ def _print_commands(listed: Sequence[tuple[Run, list[str]]]) -> None:
             print("# what follows needs all of the above")
             told = True
         print(shlex.join(words))
-
-
-def _divide(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Keep dotted settings apart from the verb's own options; values as YAML has them."""
-    import yaml
-
-    own: list[str] = []
-    changes: dict[str, Any] = {}
-    words = iter(argv)
-    for word in words:
-        if not word.startswith(tuple(f"--{part}." for part in _PARTS)):
-            own.append(word)
-            continue
-        option, equals, text = word.removeprefix("--").partition("=")
-        if not equals:
-            following = next(words, None)
-            if following is None:
-                raise ConfigError(f"--{option} lacks its value")
-            text = following
-        if option in changes:
-            raise ConfigError(f"--{option} is given twice; keep one of them")
-        try:
-            changes[option] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{word}: the value cannot be read ({' '.join(str(error).split())})") from error
-    return own, changes

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.tables import format_table
+from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError, closest
 
 if TYPE_CHECKING:
@@ -63,16 +64,7 @@ def _read(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Reci
     """The word's own options, and the recipe that the others make."""
     from vitrail.cli.recipes import load_run_recipe, make_recipe
 
-    own: list[str] = []
-    settings: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if not word.startswith(_PARTS):
-            own.append(word)
-            continue
-        settings.append(word)
-        if "=" not in word:
-            settings += [value for value in [next(words, None)] if value is not None]
+    settings, own = split_words(argv, _PARTS)
     arguments = parser.parse_args(own)
     if arguments.recipe is None and not settings:
         raise ConfigError(f"{parser.prog} needs a recipe or settings such as --data.source folder --data.path photos")

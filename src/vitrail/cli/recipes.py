@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.config.changes import split_words
 from vitrail.config.data import DataConfig
 from vitrail.config.load import dump_recipe, load_recipe, recipe_parser
 from vitrail.config.schema import Recipe
+from vitrail.config.text import Written
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,15 +46,14 @@ def read_recipe_arguments(
         return None, set()
     given = {word for word in words if word in own}
     words = [word for word in words if word not in own]
-    file = words.pop(0) if words and not words[0].startswith("--") else None
-    stray = [w for i, w in enumerate(words) if not w.startswith("--") and (i == 0 or "=" in words[i - 1])]
-    if stray:
-        raise ConfigError(f"unexpected argument {stray[0]!r}; {prog} takes one recipe and settings (`{prog} --help`)")
+    settings, others = split_words(words)
+    file = others.pop(0) if others else None
+    if others:
+        raise ConfigError(f"unexpected argument {others[0]!r}; {prog} takes one recipe and settings (`{prog} --help`)")
     if file is not None and "--resume" in given and _in_run_folder(Path(file)):
         # The recipe of a run folder resumes that folder, wherever it has been moved and from wherever it is called.
-        if not any(word.split("=")[0] == "--run.dir" for word in words):
-            words += ["--run.dir", str(Path(file).parent)]
-    recipe = load_recipe(file, _with_model_of_weights(file, words), settings_of=_settings_of, prog=prog, flags=own)
+        settings.setdefault("run.dir", Written(Path(file).parent))
+    recipe = load_recipe(file, _with_model_of_weights(file, settings), settings_of=_settings_of, prog=prog, flags=own)
     if "--print_config" in given:
         print(dump_recipe(recipe), end="")
         return None, given
@@ -68,38 +69,36 @@ def _in_run_folder(file: Path) -> bool:
     return file.name == run.recipe.name and any(other.exists() for other in others)
 
 
-def _with_model_of_weights(file: str | None, words: list[str]) -> list[str]:
+def _with_model_of_weights(file: str | None, settings: Mapping[str, Written]) -> dict[str, Any]:
     """Where weights are given and no model is named, the model is the one that they are of.
 
     Args:
         file: The recipe.
-        words: Settings on the command line.
+        settings: Of the command line.
 
     Returns:
-        The words, and the name and settings that stand beside the weights, but those that follow from the data.
+        These settings, and the name and settings that stand beside the weights, but those that follow from the data.
     """
-    import json
-
     from vitrail.config.load import read_yaml
 
     given = read_yaml(file).get("model", {}) if file is not None else {}
-    named = {word.split("=", 1)[0] for word in words} | {f"--model.{key}" for key in given}
-    if "--model.weights" not in named or "--model.name" in named:
-        return words
-    place = _value_of("--model.weights", words) or given.get("weights")
-    if not isinstance(place, str) or not Path(place).is_dir():
-        return words
+    given = given if isinstance(given, dict) else {}
+    named = {*settings, *(f"model.{key}" for key in given)}
+    if "model.weights" not in named or "model.name" in named:
+        return dict(settings)
+    place = settings.get("model.weights", given.get("weights"))
+    if not isinstance(place, str) or not Path(place).expanduser().is_dir():
+        return dict(settings)
 
     from vitrail.weights.places import find_weights, read_card
 
     card = find_weights(place).card
     if card is None:
-        return words
+        return dict(settings)
     content = read_card(card)
-    settings = {k: v for k, v in content["settings"].items() if k not in ("num_classes", "in_chans", "spectral_chans")}
-    more = [f"--model.name={content['name']}"]
-    more += [f"--model.{k}={json.dumps(v)}" for k, v in settings.items() if f"--model.{k}" not in named]
-    return [*words, *more]
+    of_data = ("num_classes", "in_chans", "spectral_chans")
+    more = {f"model.{k}": v for k, v in content["settings"].items() if k not in of_data and f"model.{k}" not in named}
+    return {**more, "model.name": content["name"], **settings}
 
 
 def say_what_was_decided(recipe: Recipe, run: RunFolder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrail.config.changes import apply_changes
+from vitrail.config.checks import expand_home
 from vitrail.config.load import load_recipe, read_yaml
 from vitrail.config.schema import PRETRAINING, Recipe
 from vitrail.data.augment.views import views_of
@@ -17,7 +18,6 @@ from vitrail.errors import ConfigError, closest
 from vitrail.evaluate.scores import SCORES
 from vitrail.models.registry import find_family
 
-_PARTS = ("data", "model", "task", "trainer", "run")
 # What a suite decides for all of its runs.
 _OWN = ("run.dir", "run.seed", "run.overwrite", "data.fold", "data.num_folds")
 _KEYS = {
@@ -129,24 +129,24 @@ def load_suite(
     file = Path(file)
     content = read_yaml(file, "suite")
     _check_keys(content, _KEYS, f"{file}: unknown key ")
+    shared = [_mapping(content.get("changes", {}), f"{file}: changes")]
     sizes = _mapping(content.pop("sizes", {}), f"{file}: sizes")
     chosen = _choose_size(file, sizes, size)
     if chosen:
         more = _mapping(sizes[chosen], f"{file}: sizes.{chosen}")
         _check_keys(more, [k for k in _KEYS if k != "sizes"], f"{file}: unknown key sizes.{chosen}.")
-        both = {**_mapping(content.get("changes", {}), f"{file}: changes"),
-                **_mapping(more.get("changes", {}), f"{file}: sizes.{chosen}.changes")}  # fmt: skip
-        content = {**content, **more, "changes": both}
+        shared.append(_mapping(more.get("changes", {}), f"{file}: sizes.{chosen}.changes"))
+        content = {**content, **more}
     name = f"{file.stem}-{chosen}" if len(sizes) > 1 else file.stem
     where = f"{file}: "
-    shared, extra = _mapping(content.get("changes", {}), where + "changes"), changes or {}
+    extra = changes or {}
     folds = _whole(content.get("folds"), where + "folds", least=2)
     pretrained = _read_pretrained(content.get("pretrained", {}), file, shared, extra)
     variants = _read_variants(content, file, shared, extra, pretrained)
-    against = content.get("against")
+    against = None if content.get("against") is None else _text(content["against"], where + "against")
     names = [variant.name for variant in variants]
     if against is not None and against not in names:
-        raise ConfigError(f"{where}against names no variant: {against!r}{closest(str(against), names)}")
+        raise ConfigError(f"{where}against names no variant: {against!r}{closest(against, names)}")
     metric = content.get("metric", "accuracy")
     if metric not in SCORES:
         raise ConfigError(f"{where}unknown metric {metric!r}{closest(str(metric), SCORES)}")
@@ -168,8 +168,8 @@ def load_suite(
         against=against,
         alpha=alpha,
         margin=_read_margin(content.get("margin") if margin is None else margin, metric, where),
-        runs_dir=Path(runs_dir or _text(content.get("runs_dir", _DEFAULT_RUNS), where + "runs_dir")),
-        dir=Path(out or _text(content.get("dir", f"runs/suites/{name}"), where + "dir")),
+        runs_dir=_folder(runs_dir or content.get("runs_dir", _DEFAULT_RUNS), where + "runs_dir"),
+        dir=_folder(out or content.get("dir", f"runs/suites/{name}"), where + "dir"),
     )
 
 
@@ -194,48 +194,29 @@ def settle(recipe: Recipe, place: Path | None, seed: int, fold: tuple[int, int] 
     return dataclasses.replace(recipe, run=run, data=data)
 
 
-def _read_recipe(content: Mapping[str, Any], who: str) -> Recipe:
+def _read_recipe(content: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], who: str) -> Recipe:
+    """A recipe's values with layers of dotted settings on top; the last layer is the command line's."""
+    for layer in layers:
+        _refuse_own(layer, who)
     try:
-        return load_recipe(content, settings_of=lambda name: find_family(name)[0].config)
+        *below, last = layers
+        changed = apply_changes(content, *below)
+        return load_recipe(changed, last, settings_of=lambda name: find_family(name)[0].config, prog="vitrail compare")
     except ConfigError as error:
         raise ConfigError(f"{who}: {error}") from error
 
 
-def apply_changes(content: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A recipe's plain values with dotted settings changed.
-
-    Args:
-        content: The values.
-        changes: ``part.setting`` (or deeper, ``data.augment_settings.mixup``) -> value; or ``model`` -> the whole part,
-            for another family.
-        where: What they are, for errors.
-
-    Raises:
-        ConfigError: A name that is not of this form, that the suite itself decides, or below a value that has no parts.
-    """
-    result: dict[str, Any] = copy.deepcopy(dict(content))
-    for dotted, value in changes.items():
-        parts = str(dotted).split(".")
-        if dotted == "model" and isinstance(value, Mapping):
-            result["model"] = copy.deepcopy(dict(value))  # of another family: none of the settings fit
-            continue
-        if len(parts) < 2 or not all(parts) or parts[0] not in _PARTS:
-            hint = closest(parts[0], _PARTS) if len(parts) > 1 else "; settings are named PART.SETTING"
-            raise ConfigError(f"{where}: {dotted!r} names no setting{hint}")
-        if dotted in _OWN:
+def _refuse_own(changes: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that the suite itself decides."""
+    for dotted in _OWN:
+        if dotted in changes:
             remedy = {"run.seed": "seeds", "data.fold": "folds", "data.num_folds": "folds"}.get(dotted, "runs_dir")
             raise ConfigError(f"{where}: {dotted} is the suite's to decide; see the key {remedy!r}")
-        inner = result
-        for part in parts[:-1]:
-            inner[part] = {} if inner.get(part) is None else inner[part]
-            inner = inner[part]
-            if not isinstance(inner, dict):
-                raise ConfigError(f"{where}: {dotted} lies below {part}, which is {inner!r} and has no parts")
-        inner[parts[-1]] = copy.deepcopy(value)
-    return result
 
 
-def _read_pretrained(given: Any, file: Path, shared: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Recipe]:
+def _read_pretrained(
+    given: Any, file: Path, shared: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
+) -> dict[str, Recipe]:
     result = {}
     for name, entry in _mapping(given, f"{file}: pretrained").items():
         where = f"{file}: pretrained.{name}"
@@ -244,9 +225,8 @@ def _read_pretrained(given: Any, file: Path, shared: Mapping[str, Any], extra: M
         if "recipe" not in entry:
             raise ConfigError(f"{where} lacks the key 'recipe'")
         content = read_yaml(_beside(file, entry["recipe"], where))
-        data, last = ({k: v for k, v in c.items() if k in _PRETRAINING_DATA} for c in (shared, extra))
-        changes = {**data, **_mapping(entry.get("changes", {}), f"{where}.changes")}
-        recipe = _read_recipe(apply_changes(apply_changes(content, changes, where), last, where), where)
+        *data, last = ({k: v for k, v in c.items() if k in _PRETRAINING_DATA} for c in (*shared, extra))
+        recipe = _read_recipe(content, [*data, _mapping(entry.get("changes", {}), f"{where}.changes"), last], where)
         if recipe.task.name not in PRETRAINING:
             raise ConfigError(f"{where}: its task needs labels; task.name must be one of {', '.join(PRETRAINING)}")
         result[str(name)] = recipe
@@ -263,7 +243,7 @@ _PRETRAINING_DATA = (
 def _read_variants(
     content: Mapping[str, Any],
     file: Path,
-    shared: Mapping[str, Any],
+    shared: Sequence[Mapping[str, Any]],
     extra: Mapping[str, Any],
     pretrained: Mapping[str, Any],
 ) -> tuple[Variant, ...]:
@@ -279,16 +259,15 @@ def _read_variants(
         views_of(_text(tta, f"{where}: evaluate.tta"))
         if base is None:
             raise ConfigError(f"{where} has no recipe; give the suite the key 'recipe'")
-        recipe = apply_changes(read_yaml(_beside(file, base, where)), {**shared, **changes}, where)
-        recipe = apply_changes(recipe, extra, where)
-        weights = recipe.get("model", {}).get("weights")
-        if isinstance(weights, str) and weights.startswith(PRETRAINED):
+        recipe = _read_recipe(read_yaml(_beside(file, base, where)), [*shared, changes, extra], where)
+        weights = recipe.model.weights
+        if weights is not None and weights.startswith(PRETRAINED):
             wanted = weights.removeprefix(PRETRAINED)
             if wanted not in pretrained:
                 raise ConfigError(f"{where}: model.weights {weights!r} names no entry of pretrained"
                                   f"{closest(wanted, pretrained)}")  # fmt: skip
         told = changes if tta == "none" else {**changes, "evaluate.tta": tta}
-        result.append(Variant(str(name), _read_recipe(recipe, where), told, tta))
+        result.append(Variant(str(name), recipe, told, tta))
     return tuple(result)
 
 
@@ -340,8 +319,12 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{where} must be a text, got {value!r}")
+        raise ConfigError(f"{where} must be a text, got {value!r}; write it in quotes")
     return value
+
+
+def _folder(value: Any, where: str) -> Path:
+    return Path(expand_home(where, _text(value, where)))
 
 
 def _whole(value: Any, where: str, least: int) -> int | None:
@@ -351,7 +334,7 @@ def _whole(value: Any, where: str, least: int) -> int | None:
 
 
 def _beside(file: Path, name: Any, where: str) -> Path:
-    path = file.parent / _text(name, f"{where}: recipe")
+    path = file.parent / _folder(name, f"{where}: recipe")
     if not path.is_file():
         raise ConfigError(f"{where}: there is no recipe {path}")
     return path

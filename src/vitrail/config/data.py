@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vitrail.config.augment import augment_settings
-from vitrail.config.checks import require
+from vitrail.config.checks import expand_homes, require
 from vitrail.errors import ConfigError
 
 
@@ -149,6 +149,7 @@ class DataConfig:
         Raises:
             ConfigError: A value out of range.
         """
+        expand_homes("data", self, ("path", "spectral_path", "statistics", "labels"))
         require(self.batch_size == "auto" or self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         require(self.num_workers >= -1, "data.num_workers", "at least -1", self.num_workers)
         for name in ("val_fraction", "test_fraction"):

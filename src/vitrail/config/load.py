@@ -9,13 +9,16 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jsonargparse
 import yaml
 
+from vitrail.config.changes import apply_changes, read_written, split_words
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
+from vitrail.config.text import dump_yaml, parse_yaml
+from vitrail.config.typed import check_value, spelling
 from vitrail.errors import ConfigError, closest
 
 _PARTS: dict[str, type[Any]] = {
@@ -31,41 +34,6 @@ _MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name 
 _EXAMPLE = {"recipe": "data:, model:, ...", "suite": "recipe:, variants:, ..."}
 
 SettingsOf = Callable[[str], type[Any]]
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without repeated keys, and with 1e-3 read as the number it is."""
-
-
-def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if not isinstance(key, (str, int, float, bool, type(None))):
-            raise ConfigError(f"line {line}: a key must be a plain word, got {key!r}")
-        if key in seen:
-            raise ConfigError(f"line {line}: {key!r} is given again (first in line {seen[key]}); keep one of them")
-        seen[key] = line
-    loader.flatten_mapping(node)
-    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
-
-
-_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
-
-
-class _StrictDumper(yaml.SafeDumper):
-    """Quotes what :class:`_StrictLoader` would read as a number."""
-
-
-for _side in (_StrictLoader, _StrictDumper):
-    _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
-        list("-+.0123456789"),
-    )
 
 
 def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
@@ -86,7 +54,7 @@ def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read the {what} {path}: {error.strerror or error}") from error
     try:
-        content = yaml.load(text, Loader=_StrictLoader)
+        content = parse_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"{path}, {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -100,7 +68,7 @@ def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
 
 def load_recipe(
     base: str | Path | Mapping[str, Any] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     settings_of: SettingsOf,
     prog: str = "vitrail train",
@@ -110,7 +78,8 @@ def load_recipe(
 
     Args:
         base: A YAML file, nested plain values, or nothing for the defaults.
-        overrides: Command-line words: ``--trainer.max_epochs 20 --model.embed_dim=64``.
+        overrides: Command-line words (``--trainer.max_epochs 20 --model.embed_dim=64``), or dotted settings by name,
+            those of the command line as :class:`vitrail.config.text.Written`.
         settings_of: Gives the dataclass of settings for a model's name; raises for an unknown name.
         prog: The command, for usage errors and ``--help``.
         flags: Its other options, which a mistaken word may have meant.
@@ -122,50 +91,49 @@ def load_recipe(
     content = read_yaml(base) if isinstance(base, (str, Path)) else dict(base or {})
     where = f"{base}: " if isinstance(base, (str, Path)) else ""
     _check_parts(content, where)
-    peek = _Peek(add_help=False, allow_abbrev=False)
-    peek.add_argument("--model.name", dest="name")
-    named = peek.parse_known_args(list(overrides))[0].name
+    if isinstance(overrides, Mapping):
+        changes: Mapping[str, Any] = overrides
+    else:
+        changes, stray = split_words(overrides)
+        if stray:
+            raise ConfigError(f"unexpected argument {stray[0]!r}; settings are --PART.SETTING VALUE (`{prog} --help`)")
+    named = changes.get("model.name")
     in_file = content.get("model", {}).get("name", ModelConfig.name)
     if not isinstance(in_file, str):
         raise ConfigError(f"{where}model.name must be a name, got {in_file!r}")
     try:
-        settings_type = settings_of(named or in_file)
+        settings_type = settings_of(str(named or in_file))
     except ConfigError as error:
         raise ConfigError(f"{'' if named else where}{error}") from error
     _check_keys(content, settings_type, where, of=f" of {named}, which --model.name asks for" if named else "")
+    _check_options(changes, settings_type, prog, flags)
+    hints = _all_hints(settings_type)
+    content = apply_changes(content, read_written(changes, hints))
+    _check_keys(content, settings_type, "", of="")
     parser = _kept_parser(settings_type, prog)
-    _check_options(overrides, parser, prog, flags)
     try:
+        content = {
+            part: {key: check_value(f"{part}.{key}", hints[part][key], value) for key, value in values.items()}
+            for part, values in content.items()
+        }
         # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
         texts = {(part, key): v for part, vs in content.items() for key, v in vs.items() if _is_text(part, key, v)}
         rest = {part: {k: v for k, v in vs.items() if (part, k) not in texts} for part, vs in content.items()}
         # What is not given is the classes' own default; to parse these too would take four times as long.
         namespace = parser.parse_object(rest, defaults=False)
-        if overrides:
-            namespace = parser.parse_args(list(overrides), namespace=namespace, defaults=False)
-        given = {word.split("=", 1)[0] for word in overrides}
         for (part, key), text in texts.items():
-            if f"--{part}.{key}" not in given:
-                namespace[f"{part}.{key}"] = text
+            namespace[f"{part}.{key}"] = text
         values = parser.instantiate_classes(namespace)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = _readable(error)
-        options = [word.split("=", 1)[0].removeprefix("--") for word in overrides if word.startswith("--")]
         # What the command line gave is not the file's fault.
-        blamed = "" if any(message.startswith((f"{name} ", f"{name}:")) for name in options) else where
+        blamed = "" if any(message.startswith((f"{name} ", f"{name}:")) for name in changes) else where
         raise ConfigError(blamed + message) from error
     model = dict(vars(values.model)) if "model" in values else {}
     settings = {f.name: model[f.name] for f in dataclasses.fields(settings_type) if f.name in model}
     own = {name: model[name] for name in _MODEL_FIELDS if name in model}
     parts = {part: values[part] if part in values else kind() for part, kind in _PARTS.items()}
     return Recipe(model=ModelConfig(**own, settings=settings), **parts)
-
-
-class _Peek(argparse.ArgumentParser):
-    """Reads the model's name before the parser that depends on it exists."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail train") -> jsonargparse.ArgumentParser:
@@ -195,7 +163,7 @@ _hints = typing.cast("Callable[[type[Any]], dict[str, Any]]", functools.cache(ty
 
 def dump_recipe(recipe: Recipe) -> str:
     """A recipe as YAML that :func:`load_recipe` reads back to an equal recipe."""
-    return yaml.dump(recipe.to_dict(), Dumper=_StrictDumper, sort_keys=False)
+    return dump_yaml(recipe.to_dict())
 
 
 def _check_parts(content: Mapping[str, Any], where: str) -> None:
@@ -236,24 +204,20 @@ def _is_text(part: str, key: str, value: Any) -> bool:
     return isinstance(value, str) and (hint is str or str in typing.get_args(hint))
 
 
-def _check_options(
-    overrides: Sequence[str], parser: jsonargparse.ArgumentParser, prog: str, flags: Iterable[str]
-) -> None:
-    known = [option for option in parser._option_string_actions if "." in option]
-    seen: set[str] = set()
-    for word in overrides:
-        option = word.split("=", 1)[0]
-        if not option.startswith("--"):
-            continue
+def _all_hints(settings_type: type[Any]) -> dict[str, dict[str, Any]]:
+    """Part -> setting -> type."""
+    of_model = {name: hint for name, hint in _hints(ModelConfig).items() if name in _MODEL_FIELDS}
+    return {**{part: _hints(kind) for part, kind in _PARTS.items()}, "model": {**of_model, **_hints(settings_type)}}
+
+
+def _check_options(changes: Iterable[str], settings_type: type[Any], prog: str, flags: Iterable[str]) -> None:
+    known = [f"--{part}.{name}" for part, hints in _all_hints(settings_type).items() for name in hints]
+    for option in (f"--{name}" for name in changes):
         # A nested setting (--model.token_learner.num_tokens) belongs to the option that it continues.
-        owner = next((k for k in known if option == k or option.startswith(k + ".")), None)
-        if owner is None:
+        if not any(option == k or option.startswith(k + ".") for k in known):
             raise ConfigError(
                 f"unknown setting {option!r}{closest(option, [*known, *flags])} (`{prog} --help` lists all)"
             )
-        if option in seen:
-            raise ConfigError(f"{option} is given twice; keep one of them")
-        seen.add(option)
 
 
 def _readable(error: BaseException) -> str:
@@ -267,7 +231,7 @@ def _readable(error: BaseException) -> str:
     if union is not None:
         kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", union.group(1)).replace("NoneType", "null")
         kinds = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", kinds)
-        return f"{key} must be one of {kinds}, got {union.group(2)}"
+        return f"{key} must be one of {kinds}, got {union.group(2)}{spelling(kinds, union.group(2))}"
     wanted = re.search(r"Expected an? (?:typing\.)?(.*?)\. Got value: (.*)$", problem)
     if wanted is None:
         return f"{key}: {problem}"
@@ -275,4 +239,4 @@ def _readable(error: BaseException) -> str:
     if kind.startswith("Literal["):
         return f"{key} must be one of {kind[8:-1]}, got {value!r}"
     kind = re.sub(r"<class '([\w.]+)'>", r"\1", kind)
-    return f"{key} must be of type {kind}, got {value!r}"
+    return f"{key} must be of type {kind}, got {value!r}{spelling(kind, value)}"

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vitrail.config.checks import require
+from vitrail.config.checks import expand_homes, require
 from vitrail.config.data import DataConfig
 from vitrail.errors import ConfigError
 
@@ -44,6 +44,7 @@ class ModelConfig:
         Raises:
             ConfigError: A rule without weights, or wavelengths and their rule without each other.
         """
+        expand_homes("model", self, ("weights",))
         require(self.weights is not None or self.bands_rule is None, "model.weights", "given", self.weights)
         by_wavelength = self.bands_rule == "wavelength"
         wanted = "given, in nm, for bands_rule wavelength and for no other"
@@ -324,6 +325,7 @@ class RunConfig:
         Raises:
             ConfigError: A value out of range.
         """
+        expand_homes("run", self, ("dir",))
         require(self.dir != "", "run.dir", "the name of a folder, or left out", self.dir)
         require(0 <= self.seed < 2**32, "run.seed", "between 0 and 4294967295", self.seed)
         require(0 <= self.explain_images <= 32, "run.explain_images", "from 0 to 32", self.explain_images)
