@@ -200,12 +200,14 @@ def _describe(text: str, name: str) -> str:
     return " ".join(wanted)
 
 
-def load_run_recipe(path: Any, overrides: list[str] | None = None, prog: str = "vitrail evaluate") -> Recipe:
+def load_run_recipe(
+    path: Any, overrides: list[str] | Mapping[str, Any] | None = None, prog: str = "vitrail evaluate"
+) -> Recipe:
     """The recipe that a run folder holds, with settings changed.
 
     Args:
         path: The run's recipe.yaml.
-        overrides: Dotted settings.
+        overrides: Dotted settings, as words of the command line or by name.
         prog: The command, for usage errors.
     """
     return load_recipe(path, overrides or [], settings_of=_settings_of, prog=prog)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -33,8 +33,6 @@ _CORE: dict[str, tuple[re.Pattern[str], list[str]]] = {
 
 class _CoreLoader(yaml.SafeLoader):
     """Plain scalars by the core schema; keys are the names that are written, and no key is repeated."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Construct a mapping from names to values.
@@ -66,8 +64,6 @@ class _CoreLoader(yaml.SafeLoader):
 class _TextLoader(_CoreLoader):
     """As :class:`_CoreLoader`; all plain scalars are the text that is written."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
 
 class _CoreDumper(yaml.SafeDumper):
     """Quotes what readers of YAML 1.2 or 1.1 would take for something else than text."""
@@ -86,6 +82,9 @@ def _construct_mapping(loader: _CoreLoader, node: yaml.MappingNode) -> dict[Hash
     return loader.construct_mapping(node)
 
 
+# Without those of YAML 1.1, which SafeLoader has.
+_CoreLoader.yaml_implicit_resolvers = {}
+_TextLoader.yaml_implicit_resolvers = {}
 for _name, (_pattern, _first) in _CORE.items():
     for _side in (_CoreLoader, _CoreDumper):
         _side.add_implicit_resolver(_TAG + _name, _pattern, _first)
@@ -140,9 +139,10 @@ def read_word(word: str, *, as_text: bool = False) -> Any:
     if stripped.startswith(("[", "{", '"', "'")):
         try:
             node = yaml.compose(stripped, Loader=loader)
-            rest = stripped[node.end_mark.index :].strip()
-            if rest:
-                raise ConfigError(f"{rest!r} follows the closed {stripped[: node.end_mark.index]}")
+            assert node is not None, "it begins with a bracket or a quote"
+            end = node.end_mark.index
+            if stripped[end:].strip():
+                raise ConfigError(f"{stripped[end:].strip()!r} follows the closed {stripped[:end]}")
             return yaml.load(stripped, Loader=loader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             if isinstance(error, ConfigError):
