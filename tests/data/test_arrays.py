@@ -149,7 +149,7 @@ def test_faulty_files(tmp_path, scene):
     with pytest.raises(DataError, match="no file of arrays"):
         opened(tmp_path / "none.npy")
     (tmp_path / "x.txt").write_text("1")
-    with pytest.raises(DataError, match=r"is no \.npy, \.npz or \.mat file"):
+    with pytest.raises(DataError, match=r"is no \.npy, \.npz, \.mat or HDF5 file"):
         opened(tmp_path / "x.txt")
 
 

@@ -205,6 +205,7 @@ def _describe(found: Audit) -> str:
         ("groups across splits", str(len(found.shared_groups)), _few(list(found.shared_groups))),
         ("images with a constant band", str(len({c[0] for c in found.constant})), _few([c[0] for c in found.constant])),
         ("bands constant everywhere", str(len(found.empty_bands)), _few([band for _, band in found.empty_bands])),
+        ("similar class names", str(len(found.similar_classes)), _few([" = ".join(g) for g in found.similar_classes])),
     ]
     parts.append(format_table(("what", "number", ""), rows, right=(1,)))
     if found.split_leaks:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _CHANGEABLE = (
     "source", "path", "spectral_path", "labels", "batch_size", "num_workers", "on_band_mismatch", "on_unreadable",
+    "image_column", "label_column", "group_column", "split_column", "separator", "header", "encoding", "image_folder",
+    "cube", "class_names", "label_values", "unlabelled_value", "merge_labels", "multi_label", "label_separator",
+    "label_pattern",
 )  # fmt: skip
 # What needs the model, and therefore cannot be asked for with --from-predictions.
 _OF_THE_MODEL = ("corruptions", "missing", "attacks", "ood", "memory")

@@ -17,12 +17,13 @@ class DataConfig:
 
     Attributes:
         source: "digits" (scikit-learn's 1,797 handwritten digits), "folder" (images in one folder a class), "table" (a
-            CSV or Parquet file with the columns path and label, and split, group or spectral where there are any),
+            CSV or Parquet file with a column of paths and one of labels, and of splits, groups or second files where
+            there are any),
             "parquet" (Parquet files that hold the images themselves, as the Hugging Face hub has them), "hf" (a data
             set of the hub by its name, or one of its library's on this machine; needs the extra hf), "arrays" (.npy,
-            .npz or .mat: images, or a scene with a label plane that is cut into patches), "synthetic_leaves" (drawn by
-            the code: RGB and five spectral bands, for trying things out) or "unlabelled" (all images in a folder, at
-            any depth; for pre-training).
+            .npz, .mat or HDF5: images, or a scene with a label plane that is cut into patches), "synthetic_leaves"
+            (drawn by the code: RGB and five spectral bands, for trying things out) or "unlabelled" (all images in a
+            folder, at any depth; for pre-training).
         path: The folder, with train/, val/ (and test/) inside, or class folders to split; the table, in which paths
             are relative to its folder; the Parquet file or the folder of them; owner/name of a data set on the hub; the
             file of arrays.
@@ -49,12 +50,32 @@ class DataConfig:
         statistics: File that ``vitrail data stats --out`` wrote, by which images are normalised; when not given the
             statistics of 500 training images.
         subset: Configuration of a data set of the hub, where it has several.
-        image_column: Column of a Parquet file or a data set of the hub with the images; the only one when not given.
-        label_column: Its column with the labels; "label" when not given.
-        class_names: Names for labels that are numbers, in order (for labels 1, 2, ... too).
+        image_column: Column with the images (their paths, in a table); of a table "path", of other sources the only one
+            that holds images when not given. Of a table without a header: its position, from 0.
+        label_column: Column with the labels; "label" when not given.
+        group_column: Column with the groups (images that belong together); "group" where there is one.
+        split_column: Column of a table with the splits; "split" where there is one.
+        separator: Character between the columns of a table: "comma", "semicolon", "tab", "space" (any number of
+            blanks) or a character; found where only one fits.
+        header: Whether a table's first row holds the names of its columns; found where that is certain.
+        encoding: Encoding of a table ("latin-1", "cp1252", ...); UTF-8, or UTF-16 with its mark, when not given.
+        image_folder: Folder that the paths in a table are relative to; the table's own when not given.
+        multi_label: Give each image any number of labels: those of all its rows in a table, all that are 1 in arrays
+            of 0 and 1. (Labels that are lists are multi-label without it.)
+        label_pattern: Regular expression that finds the class of an image in its path (relative to ``path``): the first
+            parenthesis. Images of a folder may then lie in it directly.
+        group_pattern: The same for the group.
+        class_names: Names of the classes. Of numeric labels in the order of the numbers, from 0, or from 1 where the
+            labels leave no other reading; of names their order.
+        label_values: The label of each of these names, where that is not 0, 1, 2, ...; training writes it into the
+            run's recipe.
+        unlabelled_value: Number of the unlabelled pixels of a scene, or "none" where every pixel is labelled. 0 when
+            not given, and asked for where labels are negative or 0 may be a class.
+        merge_labels: "similar" merges class names that differ only in letter case, blanks, "_" or "-".
         cube: Name of the images or the scene in a file of arrays; the largest array when not given.
-        labels: Name of the labels there, or another file: a number for each image; or a plane of numbers over the
-            scene (0 is unlabelled), or a plane of shares for each class, of which the largest counts.
+        labels: Name of the labels there, or another file: a number, a name or a one-hot row for each image; or a plane
+            of numbers over the scene (0 is unlabelled), or a plane of shares for each class, of which the largest
+            counts.
         grid: Height and width of a scene that is stored as (bands, pixels); nRow and nCol of the file if it has them.
         patch: Side of the patches cut from a scene, in pixels.
         stride: Pixels from one patch to the next; as many as ``patch`` makes tiles.
@@ -116,7 +137,19 @@ class DataConfig:
     subset: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    group_column: str | None = None
+    split_column: str | None = None
+    separator: str | None = None
+    header: bool | None = None
+    encoding: str | None = None
+    image_folder: str | None = None
+    multi_label: bool = False
+    label_pattern: str | None = None
+    group_pattern: str | None = None
     class_names: tuple[str, ...] | None = None
+    label_values: tuple[int | str, ...] | None = None
+    unlabelled_value: int | Literal["none"] | None = None
+    merge_labels: Literal["none", "similar"] = "none"
     cube: str | None = None
     labels: str | None = None
     grid: tuple[int, int] | None = None
@@ -170,6 +203,7 @@ class DataConfig:
             grouped = self.split in ("auto", "grouped")
             require(grouped, "data.split", "auto or grouped where data.group is given", self.split)
         require(self.label_separator != "", "data.label_separator", "at least one character", self.label_separator)
+        self._check_labels()
         if self.source != "table":
             require(
                 self.label_separator is None, "data.label_separator", "left out but for tables", self.label_separator
@@ -186,6 +220,21 @@ class DataConfig:
         if self.batch_size == "auto":
             raise ConfigError("data.batch_size auto is settled by training; give a number here")
         return self.batch_size
+
+    def _check_labels(self) -> None:
+        groups = [name for name in ("group", "group_column", "group_pattern") if getattr(self, name) is not None]
+        require(len(groups) < 2, " and ".join(f"data.{name}" for name in groups), "one of them alone", "both")
+        if self.label_pattern is not None:
+            column = self.label_column
+            require(column is None, "data.label_column", "left out beside data.label_pattern", column)
+        names, values = self.class_names, self.label_values
+        if names is not None:
+            require(len(set(names)) == len(names) > 0, "data.class_names", "different names, at least one", names)
+        if values is not None:
+            count = len(names or ())
+            require(names is not None, "data.label_values", "left out without data.class_names", values)
+            require(len(values) == count, "data.label_values", f"{count} labels, one for each class name", values)
+            require(len(set(values)) == len(values), "data.label_values", "different labels", values)
 
     def _check_bands(self) -> None:
         for names, waves in (

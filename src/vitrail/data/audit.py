@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from vitrail.config.data import DataConfig
+from vitrail.data.classes import similar_names
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.duplicates import HASHED_SIZE, close_pairs, clusters, likeness, perceptual_hashes
 from vitrail.data.groups import groups_of
@@ -68,6 +69,7 @@ class Audit:
         sizes: Height and width of images, and how many are of that size; the most frequent first.
         constant: Images with a band of one value: their name, stream and band.
         empty_bands: Bands that are constant in every image: stream and band.
+        similar_classes: Groups of class names that differ only in letter case, blanks, "_" or "-".
     """
 
     images: int
@@ -79,6 +81,7 @@ class Audit:
     sizes: list[tuple[tuple[int, int], int]]
     constant: list[tuple[str, str, str]]
     empty_bands: list[tuple[str, str]]
+    similar_classes: list[tuple[str, ...]]
 
     @property
     def leaks(self) -> list[DuplicateGroup]:
@@ -153,6 +156,7 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
         sizes=sizes.most_common(),
         constant=[(source.keys[i], *where) for i, where in looks.constant],
         empty_bands=looks.empty_bands,
+        similar_classes=similar_names(source.classes),
     )
     return found, data
 

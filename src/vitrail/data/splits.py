@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.config.data import DataConfig
+from vitrail.data.classes import similar_names
 from vitrail.data.groups import groups_of
 from vitrail.data.sources.base import ImageSource, Scene
 from vitrail.errors import ConfigError, DataError
@@ -137,7 +138,8 @@ def stratified_split(
         DataError: A class with too few images to give every split one.
     """
     result = ["train"] * len(keys)
-    for target, name in enumerate(classes):
+    titles = _titles(classes)
+    for target in range(len(classes)):
         members = [i for i in range(len(keys)) if targets[i] == target]
         members.sort(key=lambda i: (hashlib.sha256(keys[i].encode()).digest(), keys[i]))
         start = 0
@@ -147,13 +149,24 @@ def stratified_split(
             count = round(fraction * len(members))
             if count == 0 or start + count >= len(members):
                 raise DataError(
-                    f"class {name!r} has {len(members)} images: too few to give {fraction:g} of them to {split} and "
-                    "leave some for training; add images or change the fractions"
+                    f"class {titles[target]} has {len(members)} images: too few to give {fraction:g} of them to "
+                    f"{split} and leave some for training; add images or change the fractions"
                 )
             for i in members[start : start + count]:
                 result[i] = split
             start += count
     return result
+
+
+def _titles(classes: Sequence[str]) -> list[str]:
+    """What errors about its few images call each class: its name, and other spellings that the data has."""
+    spellings = {name: group for group in similar_names(classes) for name in group}
+    titles = []
+    for name in classes:
+        others = ", ".join(repr(other) for other in spellings.get(name, ()) if other != name)
+        remedy = "merge them with data.merge_labels similar"
+        titles.append(f"{name!r} (also spelled {others}; {remedy})" if others else repr(name))
+    return titles
 
 
 def position(key: str, salt: str = "") -> float:
@@ -215,8 +228,8 @@ def hashed_split(
     else:
         names = list(units)
         parts = [
-            (members, f"class {name!r} has", "images")
-            for target, name in enumerate(classes)
+            (members, f"class {title} has", "images")
+            for target, title in enumerate(_titles(classes))
             if (members := np.flatnonzero(targets == target).tolist())
         ]
     filled: dict[int, str] = {}

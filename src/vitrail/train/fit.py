@@ -24,6 +24,7 @@ from vitrail.config.augment import augment_settings
 from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.augment import Augmentation, Mixing, build_augmentation
+from vitrail.data.classes import describe_similar
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.images import BANDS
 from vitrail.data.split_facts import describe_split
@@ -51,7 +52,7 @@ from vitrail.train.explaining import Draw, Explaining
 from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
-from vitrail.train.settle import settle_as_begun, settle_precision, settle_sizes
+from vitrail.train.settle import settle_as_begun, settle_labels, settle_precision, settle_sizes
 from vitrail.train.sharding import ShardedStrategy
 from vitrail.weights.load import load_weights
 from vitrail.weights.places import find_weights
@@ -134,6 +135,8 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     data = plan.open(recipe)
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, split=data.config.split))
     classes = plan.classes(data)
+    if classes:
+        recipe = settle_labels(recipe, data)
     seed_everything(recipe.run.seed, verbose=False)
     model = _build_model(recipe, data, len(classes), fresh=not (resume and run.last_checkpoint.is_file()))
     card = ModelCard(
@@ -147,7 +150,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         resize=recipe.data.resize,
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral,
-        label_separator=recipe.data.label_separator if classes else None,
+        label_separator=(recipe.data.label_separator or ";") if classes and data.source.targets.ndim == 2 else None,
     )
     task = plan.task(recipe, data, model, card)
     recipe, reasons = settle_sizes(recipe, data, task)
@@ -205,6 +208,9 @@ def _open_labelled(recipe: Recipe) -> ImageData:
         if split not in data.splits:
             raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
     _refuse_other_labels(recipe, data)
+    similar = describe_similar(data.source.classes)
+    if similar is not None and is_first_process():
+        print(f"warning: {similar}", file=sys.stderr)
     return data
 
 
@@ -229,7 +235,8 @@ def _refuse_other_labels(recipe: Recipe, data: ImageData) -> None:
     """The loss and the metrics must be for as many labels an image as the data has."""
     several = data.source.targets.ndim == 2
     if several != (recipe.task.loss == "bce"):
-        remedy = "use bce" if several else "use cross_entropy, or data.label_separator with a table of several labels"
+        remedy = "use cross_entropy, or data.multi_label, or data.label_separator with a table"
+        remedy = "use bce" if several else remedy
         has = "several labels" if several else "one label"
         raise ConfigError(f"task.loss {recipe.task.loss!r} does not fit: the data has {has} an image; {remedy}")
     for name in ("monitor", "early_stopping_monitor"):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
+from vitrail.data.sources.base import innermost
 from vitrail.errors import ConfigError
 from vitrail.tasks.base import Task
 from vitrail.train.batch_size import find_batch_size
@@ -46,7 +47,21 @@ def settle_as_begun(recipe: Recipe, begun: Recipe | None) -> Recipe:
         data = dataclasses.replace(data, batch_size=begun.data.images_a_step)
     if data.split == "auto":
         data = dataclasses.replace(data, split=begun.data.split)
+    if data.label_values is None and data.class_names in (None, begun.data.class_names):
+        names, values = begun.data.class_names, begun.data.label_values
+        data = dataclasses.replace(data, class_names=names, label_values=values)
+    if data.unlabelled_value is None:
+        data = dataclasses.replace(data, unlabelled_value=begun.data.unlabelled_value)
     return dataclasses.replace(recipe, trainer=trainer, data=data)
+
+
+def settle_labels(recipe: Recipe, data: ImageData) -> Recipe:
+    """Write into the recipe how the labels were numbered, so that other data with these labels has the same classes."""
+    numbering = innermost(data.source).numbering
+    if numbering is None:
+        return recipe
+    known = {name: value for name, value in vars(numbering).items() if value is not None}
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **known))
 
 
 def settle_sizes(recipe: Recipe, data: ImageData, task: Task) -> tuple[Recipe, dict[str, str]]:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vitrail.data.classes import Numbering
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -44,6 +46,7 @@ class ImageSource(ABC):
         scene: Where each image lies, for the patches of a scene.
         in_memory: Whether images are at hand without decoding.
         fixed: Whether the collection never grows.
+        numbering: How labels became class names, where a run must remember it.
         left_out: Images that cannot be read and that the source goes on without: what they are called, and why.
         notes: Facts to print where the source is opened: what was passed over, a line each.
     """
@@ -58,6 +61,7 @@ class ImageSource(ABC):
     scene: Scene | None = None
     in_memory: bool = False
     fixed: bool = False
+    numbering: Numbering | None = None
     left_out: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
 
@@ -120,7 +124,7 @@ class WrappedSource(ImageSource):
         self.inner = source
         self.classes, self.keys, self.targets = source.classes, source.keys, source.targets
         self.given_split, self.groups, self.scene = source.given_split, source.groups, source.scene
-        self.bands, self.wavelengths = source.bands, source.wavelengths
+        self.bands, self.wavelengths, self.numbering = source.bands, source.wavelengths, source.numbering
         self.in_memory, self.fixed = source.in_memory, source.fixed
         self.left_out, self.notes = source.left_out, source.notes
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +16,12 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from vitrail.data.faults import BandError, bands_message, some, unreadable_message
+from vitrail.data.classes import ClassRules, Label, as_targets, count_labels, resolve_classes
+from vitrail.data.faults import BandError, bands_message, unreadable_message
 from vitrail.data.images import read_image
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource
-from vitrail.data.sources.files import agree_on_classes
+from vitrail.data.sources.table_file import cells_of, unreadable
 from vitrail.errors import DataError, closest
 
 # Decoded images of this many bytes are kept in memory.
@@ -60,12 +60,12 @@ class EmbeddedSource(ImageSource):
         parts: The tables.
         root: What errors call them all.
         reader: How images are read.
-        classes: Names of the classes where they are given (by a run).
-        names: Names for labels that are numbers, where the tables have none.
+        rules: How labels become classes; by their names when not given.
         image_column: The column of images; the only one that holds bytes when not given.
         label_column: The column of labels.
-        group: A column of groups; "group" where there is one, when not given.
+        group: A column of groups, or a regular expression on the paths; "group" where there is one, when not given.
         skip: Leave out images that cannot be read.
+        group_column: A column of groups that must be there.
 
     Raises:
         DataError: A column that is missing or of another kind; images that cannot be read or have other bands; labels
@@ -77,12 +77,12 @@ class EmbeddedSource(ImageSource):
         parts: Sequence[Part],
         root: str | Path,
         reader: FileReader,
-        classes: Sequence[str] | None = None,
-        names: Sequence[str] | None = None,
+        rules: ClassRules | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
         group: str | None = None,
         skip: bool = False,
+        group_column: str | None = None,
     ) -> None:
         self.root, self.reader = Path(root), reader
         self.bands = {"image": reader.bands}
@@ -91,12 +91,12 @@ class EmbeddedSource(ImageSource):
         schema, title = parts[0].schema, parts[0].title
         image_column = image_column or _image_column(schema, title)
         label_column = label_column or "label"
-        for column in (image_column, label_column):
+        for column in (image_column, label_column, *([] if group_column is None else [group_column])):
             if column not in schema.names:
                 raise DataError(
                     f"{title} has no column {column!r}, only {', '.join(schema.names)}{closest(column, schema.names)}"
                 )
-        group_column = group if group is not None and group in schema.names else "group"
+        group_column = group_column or (group if group is not None and group in schema.names else "group")
         columns = {image_column, label_column, *([group_column] if group_column in schema.names else [])}
         tables = [part.read(sorted(columns)) for part in parts]
         table = pa.concat_tables(tables, promote_options="default")
@@ -106,11 +106,13 @@ class EmbeddedSource(ImageSource):
         keys = [path or f"{part.name}/{row:08d}" for path, (part, row) in zip(self._paths, origins, strict=True)]
         if len(set(keys)) < len(keys):  # the paths inside are not unique: their rows are
             keys = [f"{part.name}/{row:08d}" for part, row in origins]
-        labels, own_names = _labels(table[label_column], schema, label_column, names, self.root)
-        texts = sorted({own_names[i] for i in labels.tolist()}, key=own_names.index)
-        self.classes = agree_on_classes(own_names if len(texts) > 1 else texts, classes, self.root)
-        place = {name: i for i, name in enumerate(self.classes)}
-        targets = np.array([place[name] for name in own_names], dtype=np.int64)[labels]
+        labels = _labels(table[label_column], label_column, self.root)
+        counts = count_labels(labels)
+        names = None if any(isinstance(label, str) for label in counts) else _hub_names(schema, label_column)
+        own = None if names is None else dict(enumerate(names))
+        found = resolve_classes(counts, rules or ClassRules(), self.root, own)
+        self.classes, self.numbering = found.names, found.numbering
+        targets = as_targets(labels, found.index, len(found.names))
         self._decoded: Tensor | None = None
         self.left_out, kept = self._check(keys, skip)
         self._rows = np.array(kept, dtype=np.int64)
@@ -212,44 +214,42 @@ def _bytes_and_paths(column: pa.ChunkedArray, name: str, path: Path) -> tuple[pa
     return column, [""] * len(column)
 
 
-def _labels(
-    column: pa.ChunkedArray, schema: pa.Schema, name: str, given: Sequence[str] | None, path: Path
-) -> tuple[np.ndarray[Any, np.dtype[np.int64]], tuple[str, ...]]:
-    """The number of each label, and the names of the numbers."""
+def _labels(column: pa.ChunkedArray, name: str, path: Path) -> list[Label | tuple[Label, ...]]:
+    """The label of each image, or labels."""
     if column.null_count:
         raise DataError(
             f"{path}: {column.null_count} of {len(column)} labels are missing ({name}); fill or remove them"
         )
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        texts = column.to_pylist()
-        names = tuple(sorted(set(texts)))
-        places = {text: i for i, text in enumerate(names)}
-        return np.array([places[text] for text in texts], dtype=np.int64), names
-    if not pa.types.is_integer(column.type):
+    kind = column.type
+    reason = unreadable(kind)
+    if reason is not None:
+        raise DataError(f"{path}: the column {name!r} {reason}; numbers or texts are wanted as labels")
+    while pa.types.is_nested(kind):
+        kind = kind.value_type
+    plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+    whole = pa.types.is_floating(kind) and (
+        pa.types.is_nested(column.type) or bool(pc.all(pc.equal(pc.floor(column), column)).as_py())
+    )
+    if not whole and not any(fits(kind) for fits in plain):
         raise DataError(f"{path}: the column {name!r} holds {column.type}; numbers or texts are wanted as labels")
-    numbers = column.to_numpy().astype(np.int64)
-    known = given or _hub_names(schema, name)
-    if known is None:
-        values = np.unique(numbers)
-        return np.searchsorted(values, numbers), tuple(str(value) for value in values)
-    strangers = np.unique(numbers[(numbers < 0) | (numbers >= len(known))])
-    if len(strangers):
-        raise DataError(
-            f"{path}: the labels {some([str(v) for v in strangers])} have no name, there are {len(known)}: "
-            f"{some(known)}; correct them, or give data.class_names"
-        )
-    return numbers, tuple(known)
+    cells = cells_of(column, path)
+    empty = sum(cell == "" for cell in cells)
+    if empty:
+        raise DataError(f"{path}: {empty} of {len(column)} labels are missing ({name}); fill or remove them")
+    return list(cells)
 
 
 def _hub_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Names of the classes as the hub's metadata has them."""
+    """Names of the classes as the hub's metadata has them, for labels and for lists of labels."""
     content = (schema.metadata or {}).get(b"huggingface")
     if content is None:
         return None
     try:
-        names = json.loads(content)["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError):
+        feature = json.loads(content)["info"]["features"][column]
+        feature = feature[0] if isinstance(feature, list) else feature.get("feature", feature)
+        names = feature["names"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
     return [str(name) for name in names] if isinstance(names, list) and names else None

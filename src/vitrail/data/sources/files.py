@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitrail.data.faults import BandError, UnreadableError, bands_message, unreadable_message
-from vitrail.data.faults import some as some
+from vitrail.data.classes import Label, as_targets
+from vitrail.data.faults import BandError, UnreadableError, bands_message, some, unreadable_message
 from vitrail.data.listing import count_of
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
@@ -76,8 +74,8 @@ class FileSource(ImageSource):
         self.keys = [_relative(file, root) for file in self.files["image"]]
         self.given_split = [rows[i][0] for i in kept]
         self.groups = None if groups is None else [groups[i] for i in kept]
-        index = {name: i for i, name in enumerate(self.classes)}
-        self.targets = as_targets([rows[i][1] for i in kept], index)
+        index: dict[Label, int] = {name: i for i, name in enumerate(self.classes)}
+        self.targets = as_targets([rows[i][1] for i in kept], index, len(index))
 
     def _check(self, files: Mapping[str, Sequence[Path]], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
         """Decode all files; gives what is left out and why, and which images stay."""
@@ -180,45 +178,3 @@ def _refuse_lost_classes(rows: Sequence[Row], kept: Sequence[int]) -> None:
 
 def _relative(file: Path, root: Path) -> str:
     return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
-
-
-def as_targets(labels: Sequence[str | tuple[str, ...]], index: Mapping[str, int]) -> npt.NDArray[np.int64]:
-    """Labels as numbers.
-
-    Args:
-        labels: A name an image, or a tuple of any number of names an image.
-        index: Name -> number.
-
-    Returns:
-        Classes, shape ``(N,)``; of tuples 1 for each label that an image has and 0 for others, shape ``(N, K)``.
-    """
-    if not any(isinstance(label, tuple) for label in labels):
-        return np.array([index[str(label)] for label in labels], dtype=np.int64)
-    targets = np.zeros((len(labels), len(index)), dtype=np.int64)
-    for row, names in enumerate(labels):
-        targets[row, [index[name] for name in names]] = 1
-    return targets
-
-
-def agree_on_classes(names: Sequence[str], given: Sequence[str] | None, where: Path) -> tuple[str, ...]:
-    """The classes to use: those that a run gives, or those found.
-
-    Args:
-        names: Those found, in order.
-        given: Those of a run, if there is one.
-        where: Where they were found, for the error.
-
-    Raises:
-        DataError: A class that the run does not know, or fewer than two.
-    """
-    if given is not None:
-        unknown = sorted(set(names) - set(given))
-        if unknown:
-            raise DataError(
-                f"{where} has the classes {', '.join(unknown)} that the run does not know: {', '.join(given)}; rename "
-                "or remove them"
-            )
-        return tuple(given)
-    if len(names) < 2:
-        raise DataError(f"{where} has one class only ({', '.join(names)}), two are needed")
-    return tuple(names)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
+from vitrail.data.classes import (
+    ClassRules,
+    Label,
+    as_label,
+    clean_name,
+    count_labels,
+    describe_similar,
+    resolve_classes,
+)
 from vitrail.data.faults import some
-from vitrail.data.listing import list_files
+from vitrail.data.listing import describe_passed_over, list_files, list_images, subfolders
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.arrangement import read_arrangement
 from vitrail.data.sources.base import ImageSource
-from vitrail.data.sources.files import FileSource, agree_on_classes
+from vitrail.data.sources.files import FileSource
+from vitrail.data.sources.folder_names import split_of
+from vitrail.data.sources.patterns import by_pattern
 from vitrail.errors import ConfigError, DataError
 
 
@@ -24,6 +35,9 @@ class FolderSource(FileSource):
         classes: Names of the classes where they are given (by a run); those of the folder otherwise.
         second: A folder with the second stream's file for each image, at the same place and of the same stem.
         skip: Leave out files that cannot be read.
+        rules: How folder names become classes; their own names when not given.
+        label_pattern: Regular expression that finds the class in an image's path (relative to the folder) instead:
+            its first parenthesis. Images may then lie anywhere in the folder.
 
         each: Take a file as often as links lead to it.
 
@@ -41,38 +55,88 @@ class FolderSource(FileSource):
         second: str | Path | None = None,
         skip: bool = False,
         each: bool = False,
+        rules: ClassRules | None = None,
+        label_pattern: str | None = None,
     ) -> None:
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"no folder of images at {root}; check data.path")
-        found = read_arrangement(root, each=each)
-        names = found.names
-        for split, folders in found.classes.items():
-            strangers = sorted(set(folders) - set(found.classes.get("train", folders)))
-            if strangers and classes is None:
-                raise DataError(
-                    f"{root}: {split} has the classes {', '.join(strangers)} that train lacks; add images of them to "
-                    "train, or remove them"
-                )
-        if len(names) == 1 and classes is None and any(p.is_dir() for p in (root / names[0]).glob("*")):
-            inner = root / names[0]
-            raise DataError(
-                f"{root} has one class only ({names[0]}), two are needed; is {inner} the folder that you mean?"
-            )
-        rows = [
-            (split, name, file)
-            for split, folders in found.classes.items()
-            for name, files in folders.items()
-            for file in files
-        ]
-        if each and "" in found.classes:
+        rules = rules or ClassRules(known=None if classes is None else tuple(classes))
+        rows, notes = _by_folder(root, each) if label_pattern is None else _by_name(root, label_pattern, each)
+        labels = [label for _, label, _ in rows]
+        if label_pattern is None and rules.known is None:
+            _refuse_lone_class(root, set(labels))
+        splits = [split for split, *_ in rows]
+        if each and "" in splits:
             raise ConfigError(
                 "data.repeated_files each takes images several times and needs them split already (train/, val/): "
                 "copies would lie in several splits"
             )
-        partners = None if second is None else find_partners([file for *_, file in rows], root, Path(second))
-        agreed = agree_on_classes(names, classes, root)
-        super().__init__(root, rows, agreed, readers, partners, skip=skip, notes=found.notes, each=each)
+        found = resolve_classes(count_labels(labels), rules, root)
+        names = found.named(labels)
+        if rules.known is None:
+            _refuse_untrained(root, splits, names)
+        files = [file for *_, file in rows]
+        partners = None if second is None else find_partners(files, root, Path(second))
+        named = list(zip(splits, names, files, strict=True))
+        super().__init__(root, named, found.names, readers, partners, skip=skip, notes=notes, each=each)
+        self.numbering = found.numbering
+
+
+_Rows = list[tuple[str, Label, Path]]
+
+
+def _by_folder(root: Path, each: bool) -> tuple[_Rows, Sequence[str]]:
+    """Split, label and path of each image, and notes; its class folder is its label."""
+    found = read_arrangement(root, each=each)
+    rows = [
+        (split, as_label(name, root), file)
+        for split, folders in found.classes.items()
+        for name, files in folders.items()
+        for file in files
+    ]
+    return rows, found.notes
+
+
+def _by_name(root: Path, pattern: str, each: bool) -> tuple[_Rows, Sequence[str]]:
+    """Split, label and path of each image, and notes; a pattern finds the label in the path."""
+    parts = {folder: split_of(folder.name) for folder in subfolders(root)}
+    splits = {folder: split for folder, split in parts.items() if split is not None}
+    if splits and len(splits) < len(parts):
+        others = [folder.name for folder in parts if folder not in splits]
+        raise DataError(
+            f"{root} has the folders {', '.join(folder.name for folder in splits)}, which are named like splits, "
+            f"beside {some(others)}; rename them if they are no splits, or move the others into them"
+        )
+    listings = {split: list_images(folder, each=each) for folder, split in (splits or {root: ""}).items()}
+    files = [(split, file) for split, listing in listings.items() for file in listing.files]
+    if not files:
+        raise DataError(f"{root} holds no image; check data.path")
+    labels = by_pattern("data.label_pattern", pattern, [file.relative_to(root).as_posix() for _, file in files])
+    rows: _Rows = [(split, as_label(label, root), file) for (split, file), label in zip(files, labels, strict=True)]
+    return rows, describe_passed_over(list(listings.values()))
+
+
+def _refuse_lone_class(root: Path, names: Set[Label]) -> None:
+    folders = [p for p in root.iterdir() if p.is_dir() and clean_name(p.name) in names]
+    if len(names) == 1 and any(p.is_dir() for folder in folders for p in folder.glob("*")):
+        name, inner = next(iter(names)), folders[0]
+        raise DataError(f"{root} has one class only ({name}), two are needed; is {inner} the folder that you mean?")
+
+
+def _refuse_untrained(root: Path, splits: Sequence[str], names: Sequence[str | tuple[str, ...]]) -> None:
+    """Every class of another split must have training images."""
+    of_split: dict[str, set[str]] = {}
+    for split, name in zip(splits, names, strict=True):
+        of_split.setdefault(split, set()).add(str(name))
+    for split, own in of_split.items():
+        strangers = sorted(own - of_split.get("train", own))
+        if strangers:
+            similar = describe_similar({*strangers, *of_split["train"]})
+            raise DataError(
+                f"{root}: {split} has the classes {', '.join(strangers)} that train lacks; add images of them to "
+                f"train, or remove them{f' ({similar})' if similar else ''}"
+            )
 
 
 def find_partners(

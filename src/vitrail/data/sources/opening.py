@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from vitrail.config.data import DataConfig
+from vitrail.data.classes import ClassRules
 from vitrail.data.reading import FileReader, file_readers
 from vitrail.data.sources.arrays import ArraySource
 from vitrail.data.sources.bands import ChosenBands
@@ -17,8 +18,10 @@ from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.hub import hub_parts
 from vitrail.data.sources.memory import InMemory
 from vitrail.data.sources.parquet import parquet_parts
+from vitrail.data.sources.patterns import by_pattern
 from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
 from vitrail.data.sources.table import TableSource
+from vitrail.data.sources.table_file import TableForm
 from vitrail.data.sources.unlabelled import UnlabelledSource
 from vitrail.errors import ConfigError, DataError, closest
 
@@ -31,9 +34,10 @@ SOURCES = {
     "parquet": "the Parquet file that holds them, or the folder of such files",
     "hf": "the data set: owner/name on the Hugging Face hub, or a folder",
     "synthetic_leaves": "",
-    "arrays": "the .npy, .npz or .mat file",
+    "arrays": "the .npy, .npz, .mat or HDF5 file",
 }
 _FILES = ("folder", "unlabelled", "table")
+_LABELLED = ("folder", "table", "parquet", "hf", "arrays")
 # Settings that only some sources understand.
 _ONLY_FOR = {
     "band_names": (*_FILES, "arrays"),
@@ -43,10 +47,22 @@ _ONLY_FOR = {
     "spectral_band_names": _FILES,
     "spectral_wavelengths": _FILES,
     "spectral_scale": _FILES,
-    "image_column": ("parquet", "hf"),
-    "label_column": ("parquet", "hf"),
+    "image_column": ("table", "parquet", "hf"),
+    "label_column": ("table", "parquet", "hf"),
+    "group_column": ("table", "parquet", "hf"),
+    "split_column": ("table",),
+    "separator": ("table",),
+    "header": ("table",),
+    "encoding": ("table",),
+    "image_folder": ("table",),
+    "multi_label": ("table", "arrays"),
+    "label_pattern": ("folder", "table"),
+    "group_pattern": (*_FILES, "parquet", "hf"),
     "subset": ("hf",),
-    "class_names": ("parquet", "hf", "arrays"),
+    "class_names": _LABELLED,
+    "label_values": _LABELLED,
+    "merge_labels": _LABELLED,
+    "unlabelled_value": ("arrays",),
     "cube": ("arrays",),
     "labels": ("arrays",),
     "grid": ("arrays",),
@@ -92,6 +108,8 @@ def open_source(
     if strict:
         _refuse_meaningless(config)
     source = _openers(config, img_size, classes)[config.source]()
+    if config.group_pattern is not None:
+        source.groups = by_pattern("data.group_pattern", config.group_pattern, source.keys)
     if classes is not None and tuple(classes) != source.classes:
         found = ", ".join(source.classes) or "none"
         raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {found}")
@@ -108,6 +126,7 @@ def _openers(
     config: DataConfig, size: tuple[int, int], classes: Sequence[str] | None
 ) -> dict[str, Callable[[], ImageSource]]:
     path, skip = config.path or "", config.on_unreadable == "skip"
+    rules = ClassRules.of(config, classes)
 
     def readers_with_partners() -> dict[str, FileReader]:
         readers = file_readers(config, size)
@@ -116,20 +135,20 @@ def _openers(
         return readers
 
     def folder() -> ImageSource:
-        each = config.repeated_files == "each"
-        return FolderSource(path, readers_with_partners(), classes, config.spectral_path, skip, each)
+        each, readers = config.repeated_files == "each", readers_with_partners()
+        return FolderSource(path, readers, classes, config.spectral_path, skip, each, rules, config.label_pattern)
 
     def unlabelled() -> ImageSource:
         return UnlabelledSource(path, readers_with_partners(), config.spectral_path, skip)
 
     def table() -> ImageSource:
-        return TableSource(path, file_readers(config, size), classes, config.group, skip, config.label_separator)
+        readers, form = file_readers(config, size), TableForm.of(config)
+        return TableSource(path, readers, classes, config.group, skip, config.label_separator, form, rules)
 
     def embedded(parts: Sequence[Part]) -> ImageSource:
         reader = file_readers(config, size)["image"]
-        names = config.class_names
         columns = config.image_column, config.label_column, config.group
-        return EmbeddedSource(parts, path, reader, classes, names, *columns, skip)
+        return EmbeddedSource(parts, path, reader, rules, *columns, skip, config.group_column)
 
     return {
         "digits": lambda: DigitsSource(size),
@@ -139,7 +158,7 @@ def _openers(
         "parquet": lambda: embedded(parquet_parts(path)),
         "hf": lambda: embedded(hub_parts(path, config.subset, config.image_column)),
         "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.num_images, config.seed)),
-        "arrays": lambda: ArraySource(config, size, classes),
+        "arrays": lambda: ArraySource(config, size, rules),
     }
 
 

@@ -5,35 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-
+from vitrail.data.classes import ClassRules, Label, as_label, clean_name, count_labels, resolve_classes
+from vitrail.data.faults import some
 from vitrail.data.reading import FileReader
-from vitrail.data.sources.files import FileSource, agree_on_classes, some
-from vitrail.errors import DataError, closest
+from vitrail.data.sources.files import FileSource
+from vitrail.data.sources.listed_files import ListedFiles
+from vitrail.data.sources.patterns import by_pattern
+from vitrail.data.sources.table_file import Cell, Table, TableForm, read_table
+from vitrail.errors import ConfigError, DataError, closest
 
-_SPLITS = ("train", "val", "test", "")
+# What a split is called in a table, in any letter case.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    "": "",
+}
 
 
 class TableSource(FileSource):
-    """A CSV or Parquet file with the columns ``path`` and ``label``.
+    """A CSV or Parquet file with a column of paths and a column of labels, ``path`` and ``label`` unless named.
 
     Where there are the columns ``split``, ``group`` (images that belong together) and ``spectral`` (path of the second
-    stream's file), these are used; others are passed over.
-    Other columns are passed over. With a separator, the label holds any number of labels; an empty one means none.
+    stream's file), these are used; others are passed over. Labels that are lists, or texts of several labels with a
+    separator, are multi-label; an empty one means none.
 
     Args:
-        path: The table; image paths in it are relative to its folder, or absolute.
+        path: The table.
         readers: How the files of each stream are read.
-        classes: Names of the classes where they are given (by a run); those of the table otherwise, sorted.
+        classes: Names of the classes where they are given (by a run); those of the table otherwise.
         group: The column that names the groups; "group" where there is one, when not given.
         skip: Leave out files that cannot be read.
         separator: What stands between several labels of an image; one label an image when not given.
+        form: How the table is written.
+        rules: How labels become classes; by their names when not given.
 
     Raises:
         DataError: No such table, or one that cannot be read; a column or a label missing; images that do not exist,
             are listed twice, cannot be read or have other bands (all are counted, the first are named); an unknown
             split; fewer than two classes, or one that is not among the given ones; second files without names for
             their bands, or names without files.
+        ConfigError: Settings that do not fit the table.
     """
 
     def __init__(
@@ -44,76 +56,187 @@ class TableSource(FileSource):
         group: str | None = None,
         skip: bool = False,
         separator: str | None = None,
+        form: TableForm | None = None,
+        rules: ClassRules | None = None,
     ) -> None:
-        file = Path(path)
-        table = _read_table(file)
-        if "spectral" in table and "spectral" not in readers:
+        file, form = Path(path), form or TableForm()
+        listed = ListedFiles(_image_folder(file, form), file)
+        table = read_table(file, form, separator, listed.is_image)
+        if "spectral" in table.names and "spectral" not in readers:
             raise DataError(f"{file} lists second files (spectral); name their bands with data.spectral_band_names")
-        for name in ("path", "label", *(["spectral"] if "spectral" in readers else [])):
-            if name not in table:
-                columns = [str(column) for column in table.columns]
-                raise DataError(
-                    f"{file} has no column {name!r}, only {', '.join(map(repr, columns))}; {_remedy(name, columns)}"
-                )
-            if name == "label" and separator is not None:
-                continue
-            empty = [str(i + 2) for i in table.index[table[name] == ""]]
-            if empty:
-                raise DataError(
-                    f"{file}: {name} is empty in {len(empty)} rows (line {some(empty)}); fill or remove them"
-                )
-        if table.empty:
+        paths = _filled(table, _path_column(table, form, listed))
+        second = None
+        if "spectral" in readers:
+            second = listed.find(_filled(table, _find(table, "spectral", None, "data.spectral_band_names")))
+        if not table.lines:
             raise DataError(f"{file} lists no images; it has columns and no rows")
-        splits = table["split"] if "split" in table else pd.Series("", index=table.index)
-        unknown = sorted(set(splits) - set(_SPLITS))
-        if unknown:
-            raise DataError(f"{file}: split must be train, val, test or empty, got {some([repr(s) for s in unknown])}")
-        files = [file.parent / name for name in table["path"]]
-        second = [file.parent / name for name in table["spectral"]] if "spectral" in readers else None
-        listed = [*files, *(second or ())]
-        missing = [str(image) for image in listed if not image.is_file()]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(listed)} images that {file} lists do not exist: {some(missing)}; paths are "
-                "relative to the table's folder"
-            )
-        twice = [str(name) for name in table["path"][table["path"].duplicated()]]
-        if twice:
-            raise DataError(f"{file} lists {len(twice)} images more than once: {some(twice)}; keep one row each")
-        labels: list[str | tuple[str, ...]] = [
-            label if separator is None else _several(label, separator) for label in table["label"]
-        ]
-        names = sorted({name for label in labels for name in ((label,) if isinstance(label, str) else label)})
-        rows = list(zip(splits, labels, files, strict=True))
-        # A name that is no column is a regular expression on the paths.
-        column = group if group is not None else "group"
-        groups = [str(name) for name in table[column]] if column in table else None
-        super().__init__(file.parent, rows, agree_on_classes(names, classes, file), readers, second, groups, skip)
+        files = listed.find(paths)
+        splits = _splits_of(table, form)
+        labels = _labels_of(table, form, separator, paths)
+        groups = _groups_of(table, form, group)
+        kept = list(range(len(files)))
+        if form.multi_label:
+            kept, labels = _join_rows(file, files, labels, splits, groups)
+        else:
+            _refuse_repeated(file, paths, files, labels)
+        rules = rules or ClassRules(known=None if classes is None else tuple(classes))
+        found = resolve_classes(count_labels(labels), rules, file)
+        rows = [(splits[i], name, files[i]) for i, name in zip(kept, found.named(labels), strict=True)]
+        second = None if second is None else [second[i] for i in kept]
+        groups = None if groups is None else [groups[i] for i in kept]
+        super().__init__(listed.folder, rows, found.names, readers, second, groups, skip)
+        self.numbering = found.numbering
 
 
-def _remedy(name: str, columns: Sequence[str]) -> str:
-    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
-        return "separate its columns by commas"
-    near = closest(name, columns)
+def _image_folder(file: Path, form: TableForm) -> Path:
+    """The folder that paths are relative to; one that is named is relative to the working directory or the table."""
+    if form.image_folder is None:
+        return file.parent
+    for folder in (Path(form.image_folder), file.parent / form.image_folder):
+        if folder.is_dir():
+            return folder
+    raise DataError(f"no folder of images at {form.image_folder}; check data.image_folder")
+
+
+def _find(table: Table, default: str, given: str | None, setting: str) -> str:
+    """The name of a column.
+
+    Raises:
+        DataError: There is none of that name.
+    """
+    name = default if given is None else clean_name(given)
+    if name in table.names:
+        return name
+    columns = ", ".join(map(repr, table.names))
+    if not table.header:
+        raise DataError(
+            f"{table.path} has no header (its first row names an image) and {len(table.names)} columns; name one by "
+            f"its position with {setting} (0 to {len(table.names) - 1}), or give data.header true"
+        )
+    near = closest(name, table.names)
     asked = f"{near.removeprefix('; ')} " if near.endswith("?") else ""
-    return f"{asked}rename the column that holds it"
+    remedy = f"{asked}name the column that holds it with {setting}, or rename it"
+    if len(table.names) == 1:
+        remedy += "; where the columns are separated by another character, give data.separator"
+    raise DataError(
+        f"{table.path} has no column {name!r}, only {columns}; {remedy}; where this row is no header, give data.header "
+        "false"
+    )
 
 
-def _several(text: str, separator: str) -> tuple[str, ...]:
-    """The labels in a text, each once and without the spaces around it."""
-    return tuple(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
+def _path_column(table: Table, form: TableForm, listed: ListedFiles) -> str:
+    if table.header or form.image_column is not None or not table.lines:
+        return _find(table, "path", form.image_column, "data.image_column")
+    # Without a header: the only column whose first cell is a file.
+    found = [name for name in table.names if listed.is_image(table.texts(name)[0])]
+    return found[0] if len(found) == 1 else _find(table, "path", None, "data.image_column")
 
 
-def _read_table(file: Path) -> pd.DataFrame:
-    """All values as text, empty where there is none."""
-    if not file.is_file():
-        raise DataError(f"no table at {file}; check data.path")
-    try:
-        if file.suffix.lower() in (".parquet", ".pq"):
-            table = pd.read_parquet(file)
-            return table.astype(object).where(table.notna(), "").astype(str)
-        return pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except (ValueError, OSError, pd.errors.ParserError) as error:
-        raise DataError(f"cannot read {file} as a table: {str(error).splitlines()[0]}") from error
+def _filled(table: Table, name: str) -> list[str]:
+    """The cells of a column, none of them empty."""
+    cells = table.texts(name)
+    _refuse_empty(table, name, [i for i, cell in enumerate(cells) if cell == ""])
+    return cells
+
+
+def _refuse_empty(table: Table, name: str, rows: Sequence[int]) -> None:
+    if rows:
+        lines = some([str(table.lines[i]) for i in rows])
+        raise DataError(f"{table.path}: {name} is empty in {len(rows)} rows (line {lines}); fill or remove them")
+
+
+def _splits_of(table: Table, form: TableForm) -> list[str]:
+    if form.split_column is None and "split" not in table.names:
+        return [""] * len(table.lines)
+    cells = table.texts(_find(table, "split", form.split_column, "data.split_column"))
+    unknown = sorted({cell for cell in cells if cell.casefold() not in _SPLITS})
+    if unknown:
+        raise DataError(
+            f"{table.path}: split must be train, val, test or empty, got {some([repr(cell) for cell in unknown])}"
+        )
+    return [_SPLITS[cell.casefold()] for cell in cells]
+
+
+def _groups_of(table: Table, form: TableForm, group: str | None) -> list[str] | None:
+    if form.group_column is not None:
+        return table.texts(_find(table, "group", form.group_column, "data.group_column"))
+    # A name that is no column is a regular expression on the paths.
+    column = group if group is not None else "group"
+    return table.texts(column) if column in table.names else None
+
+
+def _labels_of(
+    table: Table, form: TableForm, separator: str | None, paths: Sequence[str]
+) -> list[Label | tuple[Label, ...]]:
+    """The label of each row, or labels."""
+    if form.label_pattern is not None:
+        if separator is not None:
+            raise ConfigError("data.label_separator has no meaning beside data.label_pattern; leave one of them out")
+        found = by_pattern("data.label_pattern", form.label_pattern, [path.replace("\\", "/") for path in paths])
+        return [as_label(label, table.path) for label in found]
+    name = _find(table, "label", form.label_column, "data.label_column")
+    cells: list[Cell] = table.column(name)
+    lists = any(isinstance(cell, tuple) for cell in cells)
+    if separator is None and not lists:
+        empty = [i for i, cell in enumerate(cells) if cell == ""]
+        if not form.multi_label:
+            _refuse_empty(table, name, empty)
+        if form.multi_label:
+            return [() if cell == "" else cell if isinstance(cell, tuple) else (cell,) for cell in cells]
+        return list(cells)
+    return [cell if isinstance(cell, tuple) else _several(cell, separator) for cell in cells]
+
+
+def _several(cell: Label, separator: str | None) -> tuple[Label, ...]:
+    """The labels in a text, each once and without the blanks around it."""
+    parts = str(cell).split(separator) if separator is not None else [str(cell)]
+    return tuple(dict.fromkeys(name for part in parts if (name := clean_name(part))))
+
+
+def _rows_by_file(files: Sequence[Path]) -> dict[Path, list[int]]:
+    rows: dict[Path, list[int]] = {}
+    folders = {folder: folder.resolve() for folder in {file.parent for file in files}}
+    for i, file in enumerate(files):
+        rows.setdefault(folders[file.parent] / file.name, []).append(i)
+    return rows
+
+
+def _refuse_repeated(
+    file: Path, paths: Sequence[str], files: Sequence[Path], labels: Sequence[Label | tuple[Label, ...]]
+) -> None:
+    repeated = {paths[rows[0]]: rows for rows in _rows_by_file(files).values() if len(rows) > 1}
+    if not repeated:
+        return
+    differing = {
+        name: sorted({str(labels[i]) for i in rows})
+        for name, rows in repeated.items()
+        if len({labels[i] for i in rows}) > 1
+    }
+    if differing:
+        first = [f"{name} ({', '.join(own)})" for name, own in differing.items()]
+        raise DataError(
+            f"{file} lists {len(repeated)} images more than once, {len(differing)} of them with different labels: "
+            f"{some(first)}; keep one row each, or give each image the labels of all its rows (data.multi_label true, "
+            "task.loss bce)"
+        )
+    raise DataError(f"{file} lists {len(repeated)} images more than once: {some(list(repeated))}; keep one row each")
+
+
+def _join_rows(
+    file: Path,
+    files: Sequence[Path],
+    labels: Sequence[Label | tuple[Label, ...]],
+    splits: Sequence[str],
+    groups: Sequence[str] | None,
+) -> tuple[list[int], list[Label | tuple[Label, ...]]]:
+    """The first row of each image, and the labels of all its rows."""
+    rows = list(_rows_by_file(files).values())
+    torn = [
+        str(files[own[0]]) for own in rows if len({(splits[i], None if groups is None else groups[i]) for i in own}) > 1
+    ]
+    if torn:
+        raise DataError(f"{file} puts {len(torn)} images into several splits or groups: {some(torn)}; keep one each")
+    joined: list[Label | tuple[Label, ...]] = []
+    for own in rows:
+        joined.append(tuple(count_labels(labels[i] for i in own)))
+    return [own[0] for own in rows], joined

@@ -1,0 +1,423 @@
+"""From the labels of a data set to class indices: one rule for every source."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrail.config.data import DataConfig
+from vitrail.data.faults import some
+from vitrail.errors import DataError
+
+# A label as a source hands it over: a cleaned name or a whole number.
+Label = str | int
+
+_AROUND = r"[\s\ufeff\u200b\u200e\u200f\u2060]+"
+_BLANKS_AROUND = re.compile(rf"^{_AROUND}|{_AROUND}$")
+# Blanks, underscores and dashes between two words of a name.
+_BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-\u2010-\u2015]+(?=\w)")
+_DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+_TRUTH = {"false": "0", "true": "1", "0": "false", "1": "true"}
+
+
+@dataclass(frozen=True)
+class ClassRules:
+    """What decides which class a label is, beside the labels themselves.
+
+    Attributes:
+        names: Names of the classes, in order (``data.class_names``).
+        values: The label of each of these names (``data.label_values``).
+        merge: Merge names that :func:`similar_key` maps to the same text.
+        known: The classes of a run, in order; no other class is accepted.
+    """
+
+    names: tuple[str, ...] | None = None
+    values: tuple[Label, ...] | None = None
+    merge: bool = False
+    known: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, config: DataConfig, known: Sequence[str] | None) -> ClassRules:
+        """The rules of a config, and the classes of a run where there is one."""
+        merge = config.merge_labels == "similar"
+        return cls(config.class_names, config.label_values, merge, None if known is None else tuple(known))
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """How the labels of a data set were numbered; a run records it in its recipe.
+
+    Attributes:
+        class_names: Names of the classes, in order.
+        label_values: The label of each.
+        unlabelled_value: The number of unlabelled pixels of a scene, "none" where every pixel is labelled; None where
+            the data is no scene.
+    """
+
+    class_names: tuple[str, ...] | None = None
+    label_values: tuple[Label, ...] | None = None
+    unlabelled_value: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set.
+
+    Attributes:
+        names: Their names, in order.
+        index: Label -> class index.
+        numbering: How labels became names, where that cannot be read off the names themselves.
+    """
+
+    names: tuple[str, ...]
+    index: Mapping[Label, int]
+    numbering: Numbering | None = None
+
+    def named(self, labels: Iterable[Label | tuple[Label, ...]]) -> list[str | tuple[str, ...]]:
+        """The class of each label, or classes of each tuple of labels."""
+        name = {label: self.names[i] for label, i in self.index.items()}
+        return [
+            tuple(dict.fromkeys(name[one] for one in label)) if isinstance(label, tuple) else name[label]
+            for label in labels
+        ]
+
+
+def clean_name(text: str) -> str:
+    """Normalise a name to NFC and strip the blanks around it (no-break spaces and byte order marks included)."""
+    return _BLANKS_AROUND.sub("", unicodedata.normalize("NFC", text))
+
+
+def as_label(value: object, where: object) -> Label:
+    """Normalise one label: texts are cleaned; booleans, integers and whole floats become Python integers.
+
+    Raises:
+        DataError: Neither a text nor a whole number.
+    """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: the label {value!r} is not UTF-8 text; store it as text") from error
+    if isinstance(value, str):
+        return clean_name(value)
+    if isinstance(value, (bool, np.bool_, int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return int(value)
+    raise DataError(f"{where}: the label {value} is neither a text nor a whole number; labels must be whole numbers")
+
+
+def similar_key(name: str) -> str:
+    """Text that is equal for names that differ only in letter case, width, or the blanks, "_" and "-" between words."""
+    number = _number(name)
+    if number is not None:
+        return str(number)
+    return _BETWEEN_WORDS.sub(" ", clean_name(unicodedata.normalize("NFKC", name)).casefold())
+
+
+def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of class names that differ only in spelling; see :func:`similar_key`."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(similar_key(name), []).append(name)
+    return [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
+
+
+def describe_similar(names: Iterable[str]) -> str | None:
+    """One line that names the classes that differ only in spelling, with the remedy; None where there are none."""
+    groups = similar_names(names)
+    if not groups:
+        return None
+    listed = "; ".join(" and ".join(map(repr, group)) for group in groups)
+    return (
+        f"class names that differ only in letter case, blanks, '_' or '-': {listed}; rename them, or merge them with "
+        "data.merge_labels similar"
+    )
+
+
+def resolve_classes(
+    found: Mapping[Label, int],
+    rules: ClassRules,
+    where: Path,
+    own: Mapping[int, str] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Classes:
+    """Decide the classes of a data set, and the class of each of its labels.
+
+    Names are in alphabetical order and numbers in numeric order, unless ``data.class_names``, the data or a run give
+    the order. Texts count as numbers where all of them are (``"1"`` and ``"1.0"`` are the same class).
+
+    Args:
+        found: Label, as :func:`as_label` gives it, -> how many images have it.
+        rules: The recipe's settings, and the classes of a run.
+        where: Where the labels were found, for errors.
+        own: Names that the data itself gives to its numbers.
+        numbers: The number that the first, second, ... name of ``data.class_names`` belongs to, where the form of the
+            data says so.
+
+    Raises:
+        DataError: Labels without a name, classes that a run does not know, numbers that could be read in two ways, or
+            fewer than two classes.
+    """
+    values = None if own is not None else _numbers(found)
+    if own is not None:
+        names = _own_names(found, own, where)
+    elif values is not None:
+        names = _number_names(values)
+    else:
+        names = {label: str(label) for label in found}
+    numbering: Numbering | None = None
+    if rules.names is not None:
+        given = tuple(clean_name(name) for name in rules.names)
+        if values is not None:
+            order = _values_of(given, rules.values, numbers, values, where)
+            names = _name_numbers(values, dict(zip(order, given, strict=True)), where)
+            numbering = Numbering(given, order)
+        else:
+            names, numbering = _rename(names, given, rules, own, where)
+        classes = given
+    elif own is not None and len(set(names.values())) != 1:
+        classes = tuple(dict.fromkeys(clean_name(name) for name in own.values()))
+        numbering = Numbering(classes, tuple(own)) if len(classes) == len(own) else None
+    else:
+        if rules.merge and rules.known is None:
+            names = _merge(names, found)
+        classes = _in_order(set(names.values()))
+    if rules.known is not None:
+        return Classes(rules.known, _match(names, rules, where), numbering)
+    if len(classes) < 2:
+        raise DataError(f"{where} has one class only ({', '.join(classes)}), two are needed")
+    index = {name: i for i, name in enumerate(classes)}
+    return Classes(classes, {label: index[name] for label, name in names.items()}, numbering)
+
+
+def number_names(present: Sequence[int], names: Sequence[str], where: object) -> tuple[int, ...]:
+    """The number that each name belongs to: they count from 0, or from 1 where the numbers leave no other reading.
+
+    Args:
+        present: The numbers that are there.
+        names: The names, in order.
+        where: Where the numbers were found, for errors.
+
+    Raises:
+        DataError: A number without a name, or both readings are possible.
+    """
+    low, high, count = min(present), max(present), len(names)
+    if low == 0 and high < count:
+        return tuple(range(count))
+    if low >= 1 and high == count:
+        return tuple(range(1, count + 1))
+    if low < 0 or high >= count:
+        first = 1 if low >= 1 else 0
+        strangers = [str(v) for v in sorted(present) if not first <= v < first + count]
+        raise DataError(
+            f"{where}: the labels {some(strangers)} have no name, there are {count}: {some(names)}; correct them or "
+            "data.class_names, or give the label of each name with data.label_values"
+        )
+    raise DataError(
+        f"{where}: the labels are {low} to {high} and {count} classes have names ({some(names)}): does the first name "
+        f"belong to label 0 or to label 1? Give data.label_values "
+        f"[{_few_numbers(range(count))}] or [{_few_numbers(range(1, count + 1))}]"
+    )
+
+
+def as_targets(
+    labels: Sequence[Label | tuple[Label, ...]], index: Mapping[Label, int], count: int
+) -> npt.NDArray[np.int64]:
+    """Labels as class indices.
+
+    Args:
+        labels: A label an image, or a tuple of any number of labels an image.
+        index: Label -> class index.
+        count: How many classes there are, K.
+
+    Returns:
+        Class indices, shape ``(N,)``; of tuples 1 for each label that an image has and 0 for others, shape ``(N, K)``.
+    """
+    if not any(isinstance(label, tuple) for label in labels):
+        return np.array([index[label] for label in labels if not isinstance(label, tuple)], dtype=np.int64)
+    targets = np.zeros((len(labels), count), dtype=np.int64)
+    for row, own in enumerate(labels):
+        targets[row, [index[label] for label in (own if isinstance(own, tuple) else (own,))]] = 1
+    return targets
+
+
+def count_labels(labels: Iterable[Label | tuple[Label, ...]]) -> Counter[Label]:
+    """How many images have each label."""
+    return Counter(one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
+
+
+def _number(text: str) -> int | float | None:
+    if not _DECIMAL.fullmatch(text):
+        return None
+    whole, _, fraction = text.partition(".")
+    return float(text) if fraction.strip("0") else int(whole)
+
+
+def _numbers(found: Iterable[Label]) -> dict[Label, int | float] | None:
+    """The labels as numbers; None where one is no number."""
+    values: dict[Label, int | float] = {}
+    for label in found:
+        value = label if isinstance(label, int) else _number(label)
+        if value is None:
+            return None
+        values[label] = value
+    return values
+
+
+def _number_names(values: Mapping[Label, int | float]) -> dict[Label, str]:
+    """Names of numbers; digits are kept as they are spelled ("007") where a number has one spelling."""
+    spelled: dict[int | float, set[str]] = {}
+    for label, value in values.items():
+        spelled.setdefault(value, set()).add(str(label))
+    return {
+        label: str(label) if len(spelled[value]) == 1 and str(label).isdigit() else str(value)
+        for label, value in values.items()
+    }
+
+
+def _own_names(found: Iterable[Label], own: Mapping[int, str], where: Path) -> dict[Label, str]:
+    strangers = sorted((label for label in found if label not in own), key=str)
+    if strangers:
+        raise DataError(
+            f"{where}: the labels {some([str(v) for v in strangers])} have no name, there are {len(own)}: "
+            f"{some(list(own.values()))}; correct them, or give data.class_names"
+        )
+    return {label: clean_name(own[label]) for label in found if isinstance(label, int)}
+
+
+def _values_of(
+    given: tuple[str, ...],
+    values: Sequence[Label] | None,
+    numbers: Sequence[int] | None,
+    found: Mapping[Label, int | float],
+    where: Path,
+) -> tuple[Label, ...]:
+    """The number of each given name."""
+    if values is not None:
+        own = _numbers(values)
+        return tuple(values) if own is None else tuple(int(own[value]) for value in values)
+    if numbers is not None:
+        return tuple(numbers[: len(given)]) if len(numbers) >= len(given) else tuple(range(len(given)))
+    whole = [value for value in found.values() if isinstance(value, int)]
+    if len(whole) < len(found):
+        raise DataError(
+            f"{where}: labels such as {next(v for v in found.values() if not isinstance(v, int))} are no whole "
+            "numbers, so data.class_names cannot name them in order; write the names into the data"
+        )
+    return number_names(whole, given, where) if whole else tuple(range(len(given)))
+
+
+def _name_numbers(values: Mapping[Label, int | float], names: Mapping[Label, str], where: Path) -> dict[Label, str]:
+    strangers = sorted({value for value in values.values() if value not in names})
+    if strangers:
+        raise DataError(
+            f"{where}: the labels {some([str(v) for v in strangers])} have no name; data.class_names names "
+            f"{some([f'{value} {name}' for value, name in names.items()])}; correct them, or name all of them "
+            "(data.class_names, data.label_values)"
+        )
+    return {label: names[value] for label, value in values.items() if isinstance(value, int)}
+
+
+def _rename(
+    names: dict[Label, str], given: tuple[str, ...], rules: ClassRules, own: Mapping[int, str] | None, where: Path
+) -> tuple[dict[Label, str], Numbering | None]:
+    """The given names of labels that are texts, or that the data itself names."""
+    spelled = {} if own is None else {value: clean_name(name) for value, name in own.items()}
+    renamed = {clean_name(v): n for v, n in zip(rules.values or (), given, strict=False) if isinstance(v, str)}
+    if own is not None and not renamed and not set(spelled.values()) & set(given):
+        if len(own) != len(given):
+            raise DataError(
+                f"{where} names its {len(own)} classes itself ({some(list(own.values()))}) and data.class_names has "
+                f"{len(given)} names ({some(given)}); give one name for each, or leave data.class_names out"
+            )
+        renamed = dict(zip(spelled.values(), given, strict=True))
+    strangers = sorted({name for name in names.values() if name not in renamed and name not in given})
+    if strangers:
+        known = {similar_key(name): name for name in given}
+        if rules.merge and all(similar_key(name) in known for name in strangers):
+            renamed |= {name: known[similar_key(name)] for name in strangers}
+        else:
+            raise DataError(
+                f"{where} has the classes {_with_similar(strangers, given, 'data.class_names')} that data.class_names "
+                f"does not name: {', '.join(given)}; rename them, or add them to data.class_names"
+            )
+    numbering = Numbering(given, tuple(renamed)) if renamed and len(renamed) == len(given) else None
+    if own is not None and not renamed and set(spelled.values()) == set(given):
+        by_name = {name: value for value, name in spelled.items()}
+        numbering = Numbering(given, tuple(by_name[name] for name in given))
+    return {label: renamed.get(name, name) for label, name in names.items()}, numbering
+
+
+def _merge(names: dict[Label, str], found: Mapping[Label, int]) -> dict[Label, str]:
+    """Names that differ only in spelling become the most frequent one of them."""
+    counts: Counter[str] = Counter()
+    for label, name in names.items():
+        counts[name] += found[label]
+    chosen: dict[str, str] = {}
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):
+        chosen.setdefault(similar_key(name), name)
+    return {label: chosen[similar_key(name)] for label, name in names.items()}
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Numbers in numeric order, where all names are numbers; else alphabetical."""
+    values = {name: _number(name) for name in names}
+    if all(value is not None for value in values.values()):
+        return tuple(sorted(values, key=lambda name: (values[name] or 0, name)))
+    return tuple(sorted(values))
+
+
+def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[Label, int]:
+    """The index among a run's classes of each label."""
+    known = rules.known or ()
+    exact, numeric, similar = (_unique(known, key) for key in (clean_name, _number, similar_key))
+    index: dict[Label, int] = {}
+    unknown: set[str] = set()
+    for label, name in names.items():
+        value = _number(name)
+        place = exact.get(name)
+        if place is None and value is not None:
+            place = numeric.get(value)
+        if place is None and (isinstance(label, int) or name.casefold() in _TRUTH):
+            # True and False, as text or as 1 and 0.
+            place = next((i for i, k in enumerate(known) if k.casefold() == _TRUTH.get(name.casefold())), None)
+        if place is None and rules.merge:
+            place = similar.get(similar_key(name))
+        if place is None:
+            unknown.add(name)
+        else:
+            index[label] = place
+    if unknown:
+        raise DataError(
+            f"{where} has the classes {_with_similar(sorted(unknown), known, 'the run')} that the run does not know: "
+            f"{', '.join(known)}; rename or remove them"
+        )
+    return index
+
+
+def _unique(known: Sequence[str], key: object) -> dict[object, int]:
+    """Index of each class by a key that no other class shares."""
+    assert callable(key)
+    keys = [key(name) for name in known]
+    counts = Counter(keys)
+    return {value: i for i, value in enumerate(keys) if value is not None and counts[value] == 1}
+
+
+def _with_similar(names: Sequence[str], known: Sequence[str], whose: str) -> str:
+    near = {similar_key(name): name for name in known}
+    return ", ".join(
+        f"{name} ({whose} has {near[similar_key(name)]})" if similar_key(name) in near else name for name in names
+    )
+
+
+def _few_numbers(numbers: range, most: int = 6) -> str:
+    shown = ",".join(map(str, numbers[:most]))
+    return shown if len(numbers) <= most else f"{shown},...,{numbers[-1]}"

@@ -1,0 +1,89 @@
+"""Reading files of arrays: .npy, .npz, .mat and HDF5."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrail.data.sources import hdf5
+from vitrail.errors import ConfigError, DataError, closest
+
+Array = npt.NDArray[Any]
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """The numeric arrays in a file, by name, and lists of texts; nothing that could run code is read.
+
+    Raises:
+        DataError: No such file, or not one of these.
+    """
+    if not path.is_file():
+        raise DataError(f"no file of arrays at {path}; check data.path")
+    kind = path.suffix.lower()
+    if kind not in (".npy", ".npz", ".mat", *hdf5.SUFFIXES):
+        raise DataError(f"{path} is no .npy, .npz, .mat or HDF5 file; check data.path, or take another data.source")
+    try:
+        if kind == ".npy":
+            return {path.stem: np.load(path, allow_pickle=False)}
+        if kind == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        if kind in hdf5.SUFFIXES:
+            return hdf5.read_hdf5(path)
+        content = _read_mat(path)
+        if content is None:
+            return hdf5.read_hdf5(path)
+    except (OSError, ValueError, EOFError, TypeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from error
+    texts = {
+        name: np.array([str(item.ravel()[0]) for item in value.ravel()])
+        for name, value in content.items()
+        if value.dtype == object and value.size and all(i.dtype.kind == "U" and i.size == 1 for i in value.ravel())
+    }
+    return {name: value for name, value in content.items() if value.dtype.kind in "buif"} | texts
+
+
+def _read_mat(path: Path) -> dict[str, Array] | None:
+    """The arrays of a file of MATLAB; None where it is of version 7.3, which is HDF5."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return {name: value for name, value in loadmat(path).items() if isinstance(value, np.ndarray)}
+    except NotImplementedError:
+        return None
+    except MatReadError as error:
+        raise ValueError(str(error)) from error
+
+
+def pick_array(arrays: Mapping[str, Array], name: str, path: Path, setting: str, texts: bool = False) -> Array:
+    """The array of that name (of HDF5 the path inside the file).
+
+    Args:
+        arrays: Those of the file.
+        name: Its name.
+        path: The file, for errors.
+        setting: The setting that names it, for errors.
+        texts: Whether it may hold texts.
+
+    Raises:
+        ConfigError: No such array, or one of texts.
+    """
+    name = name if name in arrays else name.strip("/")
+    if name not in arrays:
+        raise ConfigError(f"{setting}: {path} has no array {name!r}, only {', '.join(arrays)}{closest(name, arrays)}")
+    if not texts and arrays[name].dtype.kind not in "buif":
+        raise ConfigError(f"{setting}: {name!r} in {path} holds texts; numbers are wanted")
+    return arrays[name]
+
+
+def own_names(arrays: Mapping[str, Array]) -> list[str] | None:
+    """Names of the classes, where a file holds just one list of texts."""
+    lists = [array.tolist() for array in arrays.values() if array.dtype.kind == "U" and array.ndim == 1]
+    return lists[0] if len(lists) == 1 else None

@@ -1,0 +1,111 @@
+"""From the names in a table to image files."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from vitrail.data.faults import some
+from vitrail.data.listing import list_files
+from vitrail.errors import DataError
+
+
+class ListedFiles:
+    """The files of a folder by the names that a table has for them.
+
+    A name is a path relative to the folder, or absolute. Where there is no such file, it may be written with
+    backslashes, in another Unicode form or letter case, without its suffix, or without the folders inside: the file is
+    taken where exactly one fits.
+
+    Args:
+        folder: The folder.
+        table: The table, for errors.
+    """
+
+    def __init__(self, folder: Path, table: Path) -> None:
+        self.folder, self.table = folder, table
+        self._indices: list[tuple[Callable[[str], str], dict[str, list[Path]]]] | None = None
+
+    def is_image(self, cell: str) -> bool:
+        """Whether a cell is the path of a file, to the letter."""
+        try:
+            return bool(cell.strip()) and (self.folder / cell.strip()).is_file()
+        except OSError:  # longer than a file name may be
+            return False
+
+    def find(self, names: Sequence[str]) -> list[Path]:
+        """The file of each name.
+
+        Raises:
+            DataError: Names of no file, or of several.
+        """
+        found = [[self.folder / name] if self.is_image(name) else self._fitting(name) for name in names]
+        missing = [str(self.folder / name) for name, files in zip(names, found, strict=True) if not files]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(names)} images that {self.table} lists do not exist: {some(missing)}; paths "
+                f"are relative to {self.folder} (data.image_folder)"
+            )
+        several = [
+            f"{name} ({' and '.join(str(file.relative_to(self.folder)) for file in files[:2])})"
+            for name, files in zip(names, found, strict=True)
+            if len(files) > 1
+        ]
+        if several:
+            raise DataError(
+                f"{len(several)} of {len(names)} names in {self.table} fit several files: {some(several)}; write the "
+                "path and the suffix of one"
+            )
+        return [files[0] for files in found]
+
+    def _fitting(self, name: str) -> list[Path]:
+        """The files that fit a name which is no path, by the first reading that any file fits."""
+        wanted = name.replace("\\", "/").removeprefix("./")
+        if not wanted:
+            return []
+        if self.is_image(wanted):
+            return [self.folder / wanted]
+        for key, index in self._index():
+            files = index.get(key(wanted), [])
+            if files:
+                return files
+        return []
+
+    def _index(self) -> list[tuple[Callable[[str], str], dict[str, list[Path]]]]:
+        if self._indices is None:
+            files = list_files(self.folder) if self.folder.is_dir() else []
+            self._indices = []
+            # How a name is compared with the path of a file, and the part of the path that it is compared with.
+            for key, part in (
+                (_composed, str),
+                (_folded, str),
+                (_folded, _without_suffix),
+                (_folded, _name),
+                (_folded, _stem),
+            ):
+                index: dict[str, list[Path]] = {}
+                for file in files:
+                    index.setdefault(key(part(file.relative_to(self.folder).as_posix())), []).append(file)
+                self._indices.append((key, index))
+        return self._indices
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _without_suffix(path: str) -> str:
+    return PurePosixPath(path).with_suffix("").as_posix()
+
+
+def _name(path: str) -> str:
+    return PurePosixPath(path).name
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path).stem

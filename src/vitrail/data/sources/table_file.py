@@ -1,0 +1,299 @@
+"""Reading a table of texts, however a program has written it: separator, header, encoding, column types."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitrail.config.data import DataConfig
+from vitrail.data.classes import Label, as_label, clean_name
+from vitrail.errors import ConfigError, DataError, closest
+
+_NAMED = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|"}
+_FOUND = (",", ";", "\t", "|")
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_SPREADSHEETS = {b"PK\x03\x04": "a spreadsheet (or another zip archive)", b"\xd0\xcf\x11\xe0": "a spreadsheet"}
+_PARQUET = b"PAR1"
+# Rows by which the separator is found.
+_LOOKED_AT = 200
+
+# A cell: a text; labels of a Parquet table may be numbers or lists too.
+Cell = Label | tuple[Label, ...]
+
+
+@dataclass(frozen=True)
+class TableForm:
+    """How a table is written, as far as the recipe says; see :class:`vitrail.config.data.DataConfig`."""
+
+    image_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None
+    split_column: str | None = None
+    separator: str | None = None
+    header: bool | None = None
+    encoding: str | None = None
+    image_folder: str | None = None
+    multi_label: bool = False
+    label_pattern: str | None = None
+
+    @classmethod
+    def of(cls, config: DataConfig) -> TableForm:
+        """That part of a config."""
+        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it was read.
+
+    Attributes:
+        path: The file.
+        names: Names of the columns; their positions where there is no header.
+        columns: The cells of each column, texts without blanks around them; of a column that cannot be read the reason.
+        lines: Line of the file that each row is in, from 1.
+        header: Whether the names are the file's own.
+    """
+
+    path: Path
+    names: list[str]
+    columns: list[list[Cell] | str]
+    lines: list[int]
+    header: bool
+
+    def column(self, name: str) -> list[Cell]:
+        """The cells of a column.
+
+        Raises:
+            DataError: Several columns have the name, or its values cannot be read.
+        """
+        if self.names.count(name) > 1:
+            raise DataError(f"{self.path} has {self.names.count(name)} columns named {name!r}; rename all but one")
+        cells = self.columns[self.names.index(name)]
+        if isinstance(cells, str):
+            raise DataError(f"{self.path}: the column {name!r} {cells}")
+        return cells
+
+    def texts(self, name: str) -> list[str]:
+        """The cells of a column as texts."""
+        return [str(cell) for cell in self.column(name)]
+
+
+def read_table(file: Path, form: TableForm, kept: str | None, is_image: Callable[[str], bool]) -> Table:
+    """Read a CSV file (of any separator) or a Parquet file.
+
+    Args:
+        file: The file; its content decides which of the two it is.
+        form: What the recipe says of it.
+        kept: A character that separates labels inside a cell, and so is no separator of columns.
+        is_image: Whether a cell names an image that exists; by that a first row that is no header is known.
+
+    Raises:
+        DataError: No such file, not a table, or columns that cannot be told apart.
+        ConfigError: A setting that does not fit the file.
+    """
+    try:
+        content = file.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"no table at {file}; check data.path") from error
+    except OSError as error:
+        raise DataError(f"cannot read {file} as a table: {error.strerror or error}") from error
+    if content.startswith(_PARQUET) or file.suffix.lower() in (".parquet", ".pq"):
+        for name in ("separator", "header", "encoding"):
+            if getattr(form, name) is not None:
+                raise ConfigError(f"data.{name} has no meaning for {file}, a Parquet file; leave it out")
+        return _read_parquet(file)
+    kind = next((kind for mark, kind in _SPREADSHEETS.items() if content.startswith(mark)), None)
+    if kind is not None:
+        raise DataError(f"{file} is {kind}, not a text; save it as CSV, and give that file")
+    text = _decode(content, file, form.encoding)
+    text, separator = _declared_separator(text, form.separator)
+    return _divide(text, separator, file, form, kept, is_image)
+
+
+def _decode(content: bytes, file: Path, encoding: str | None) -> str:
+    marked = next((name for mark, name in _MARKS if content.startswith(mark)), None)
+    chosen = marked or encoding or "utf-8"
+    try:
+        text = content.decode(chosen)
+    except LookupError as error:
+        raise ConfigError(f"data.encoding {encoding!r} is unknown; use utf-8, latin-1, cp1252, utf-16, ...") from error
+    except UnicodeDecodeError as error:
+        given = content[error.start : error.start + 4].hex(" ")
+        line = content[: error.start].count(b"\n") + 1
+        if encoding is not None and marked is None:
+            raise DataError(
+                f"{file} is not {encoding} text ({error.reason} at byte {error.start}, line {line}: {given}); "
+                "change data.encoding"
+            ) from error
+        raise DataError(
+            f"{file} is not UTF-8 text ({error.reason} at byte {error.start}, line {line}: {given}); name its encoding "
+            "with data.encoding (latin-1, cp1252, ...), or save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise DataError(
+            f"cannot read {file} as a table: it holds NUL characters; name its encoding with data.encoding (utf-16-le, "
+            "utf-16-be), or save it as UTF-8"
+        )
+    return text
+
+
+def _declared_separator(text: str, given: str | None) -> tuple[str, str | None]:
+    """The text without the line "sep=;" that Excel reads, and the separator that it or the recipe names."""
+    match = re.match(r"sep=(.)\r?\n", text)
+    if match:
+        text = "\n" + text[match.end() :]
+    if given is None:
+        return text, match.group(1) if match else None
+    separator = _NAMED.get(given, given)
+    if len(separator) != 1:
+        raise ConfigError(
+            f"data.separator {given!r} is neither a character nor one of {', '.join(_NAMED)}{closest(given, _NAMED)}"
+        )
+    return text, separator
+
+
+def _divide(
+    text: str,
+    separator: str | None,
+    file: Path,
+    form: TableForm,
+    kept: str | None,
+    is_image: Callable[[str], bool],
+) -> Table:
+    """The table by its separator, which is found where only one fits."""
+    if separator is not None:
+        return _with_header(_cells(text, separator, file), file, form, is_image)
+    head = "".join(itertools.islice(io.StringIO(text, newline=""), _LOOKED_AT))
+    wanted = _wanted_names(form)
+    tries: dict[str, list[tuple[int, list[str]]]] = {}
+    for mark in (*_FOUND, " "):
+        if mark == kept or mark not in (head.replace("\t", " ") if mark == " " else head):
+            continue
+        try:
+            tries[mark] = _cells(head, mark, file)
+        except DataError:  # a quoted cell that goes on below, or quotes that this separator cuts
+            tries[mark] = []
+    named = [mark for mark, rows in tries.items() if rows and wanted <= {clean_name(cell) for cell in rows[0][1]}]
+    fits = named if wanted and named else [mark for mark, rows in tries.items() if _is_even(rows)]
+    if len(fits) > 1 and " " in fits:
+        fits.remove(" ")
+    if len(fits) > 1:
+        marks = " and ".join(next(name for name, mark in _NAMED.items() if mark == fit) for fit in fits)
+        raise ConfigError(f"{file} can be divided by {marks}; name its separator with data.separator")
+    # A single column is divided by nothing.
+    rows = _cells(text, fits[0] if fits else ",", file)
+    return _with_header(rows, file, form, is_image)
+
+
+def _wanted_names(form: TableForm) -> set[str]:
+    """Names that the first row holds where it is the header."""
+    names = {form.image_column or "path"}
+    if form.label_pattern is None:
+        names.add(form.label_column or "label")
+    return names
+
+
+def _is_even(rows: Sequence[tuple[int, list[str]]]) -> bool:
+    """Whether all rows have the same number of cells, at least two; empty ones at the end do not count."""
+    counts = {max((i + 1 for i, cell in enumerate(row) if cell.strip()), default=0) for _, row in rows}
+    widths = {len(row) for _, row in rows}
+    return bool(rows) and (len(widths) == 1 or len(counts) == 1) and min(counts) >= 2
+
+
+def _cells(text: str, separator: str, file: Path) -> list[tuple[int, list[str]]]:
+    """Line number and cells of each row that is not empty."""
+    lines: Iterable[str] = io.StringIO(text, newline="")
+    if separator == " ":
+        lines = (line.replace("\t", " ").strip() + "\n" for line in lines)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=separator != "\t", strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    begun = 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((begun, row))
+            begun = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"cannot read {file} as a table: {error} (line {begun}); mend its quotes") from error
+    return rows
+
+
+def _with_header(
+    rows: list[tuple[int, list[str]]], file: Path, form: TableForm, is_image: Callable[[str], bool]
+) -> Table:
+    if not rows:
+        raise DataError(f"cannot read {file} as a table: it is empty")
+    first = [clean_name(cell) for cell in rows[0][1]]
+    header = form.header
+    if header is None:
+        # A first row that names an image is one of the rows; what else it may be, its columns' names tell.
+        header = not any(is_image(cell) for cell in first)
+    width = max(len(row) for _, row in rows)
+    if header:
+        names, body = first, rows[1:]
+    else:
+        names, body = [str(i) for i in range(width)], rows
+    for line, row in body:
+        if any(cell.strip() for cell in row[len(names) :]):
+            raise DataError(
+                f"cannot read {file} as a table: line {line} has {len(row)} cells and there are {len(names)} columns; "
+                "put cells that hold the separator into quotes, or check data.separator"
+            )
+    cells: list[list[Cell]] = [
+        [clean_name(row[i]) if i < len(row) else "" for _, row in body] for i in range(len(names))
+    ]
+    # Spreadsheets leave columns behind that have neither a name nor a value.
+    kept = [i for i, name in enumerate(names) if name or any(cells[i])]
+    return Table(file, [names[i] for i in kept], [cells[i] for i in kept], [line for line, _ in body], header)
+
+
+def _read_parquet(file: Path) -> Table:
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"cannot read {file} as a table: {str(error).splitlines()[0]}") from error
+    columns = [unreadable(column.type) or cells_of(column, file) for column in table.columns]
+    names = [clean_name(name) for name in table.column_names]
+    return Table(file, names, columns, list(range(1, table.num_rows + 1)), True)
+
+
+def unreadable(kind: pa.DataType) -> str | None:
+    """Why the values of a column of Arrow are no cells of a table; None where they are."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = unreadable(kind.value_type)
+        return None if inner is None else inner.replace("holds", "holds lists of", 1)
+    if pa.types.is_struct(kind):
+        fields = ", ".join(kind.field(i).name for i in range(kind.num_fields))
+        return f"holds structs ({fields}); take one of these fields as a column of its own"
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return f"holds {kind}; texts or numbers are wanted"
+    return None
+
+
+def cells_of(column: pa.ChunkedArray, file: Path) -> list[Cell]:
+    """The values of a column of Arrow: names and whole numbers, tuples of these for lists, "" for what is missing."""
+    return [_cell(value, file) for value in column.to_pylist()]
+
+
+def _cell(value: Any, file: Path) -> Cell:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, (list, tuple)):
+        return tuple(dict.fromkeys(_one(item, file) for item in value if item is not None))
+    return _one(value, file)
+
+
+def _one(value: Any, file: Path) -> Label:
+    if isinstance(value, (str, bool, int)) or (isinstance(value, float) and value.is_integer()):
+        return as_label(value, file)
+    return clean_name(str(value))
