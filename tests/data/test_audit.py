@@ -9,36 +9,15 @@ import torch
 from PIL import Image, ImageEnhance
 
 from vitrail.config import DataConfig
-from vitrail.data.audit import audit
-from vitrail.data.duplicates import close_pairs, clusters, likeness, perceptual_hashes
+from vitrail.data.audit import audit, merge_groups
+from vitrail.data.duplicates import Groups, clusters, perceptual_hashes
 
 
-@pytest.mark.parametrize("distance", [0, 1, 3, 4, 8, 15])
-@pytest.mark.parametrize("seed", range(3))
-def test_close_pairs_are_those_of_brute_force(distance, seed):
-    rng = np.random.default_rng((distance, seed))
-    number = int(rng.integers(2, 250))
-    hashes = rng.integers(0, 2**63, max(number // 4, 1), dtype=np.uint64)[rng.integers(0, max(number // 4, 1), number)]
-    for _ in range(distance + 2):
-        flips = np.uint64(1) << rng.integers(0, 64, number, dtype=np.uint64)
-        hashes = np.where(rng.random(number) < 0.5, hashes ^ flips, hashes)
-    apart = np.bitwise_count(hashes[:, None] ^ hashes[None])
-    assert np.array_equal(close_pairs(hashes, distance), np.argwhere(np.triu(apart <= distance, 1)))
-
-
-def test_no_pairs_and_all_pairs():
-    assert close_pairs(np.array([], dtype=np.uint64), 4).shape == (0, 2)
-    assert close_pairs(np.array([7], dtype=np.uint64), 4).shape == (0, 2)
-    assert len(close_pairs(np.full(30, 5, dtype=np.uint64), 4)) == 30 * 29 // 2
+def test_clusters_are_the_connected_rows():
     assert clusters(np.array([[0, 3], [3, 9], [4, 5]])) == [[0, 3, 9], [4, 5]]
-
-
-def test_likeness_is_the_correlation():
-    rng = np.random.default_rng(0)
-    a, b = rng.random((5, 4, 6)), rng.random((5, 4, 6))
-    b[1], b[2] = a[1] * 3 + 1, 0.5
-    wanted = [np.corrcoef(x.ravel(), y.ravel())[0, 1] if y.std() else 0 for x, y in zip(a, b, strict=True)]
-    assert np.allclose(likeness(a, b), wanted)
+    groups = Groups(range(6))
+    assert [groups.join(*pair) for pair in ((5, 3), (3, 1), (1, 5))] == [True, True, False]
+    assert [groups.root(i) for i in range(6)] == [0, 1, 2, 1, 4, 1]
 
 
 def photo(seed, size=(96, 128)):
@@ -147,3 +126,38 @@ def test_groups_across_given_splits_leak(spoiled):
     assert found.shared_groups == {str(i): ("test", "train", "val") for i in range(10)}
     assert found.split_leaks
     assert found.leaks == []
+
+
+def test_a_copy_in_two_groups_joins_them(tmp_path):
+    """Five fields of photos; one photo of the first field lies, mirrored, in the third."""
+    rows = []
+    for i in range(20):
+        photo(300 + i).save(tmp_path / f"{i}.png")
+        rows.append({"path": f"{i}.png", "label": "ab"[i % 2], "group": f"field{i // 4}"})
+    photo(301).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "8.png")
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    found, data = audit(DataConfig(source="table", path=str(tmp_path / "t.csv"), split="grouped"))
+    assert [(g.keys, g.relations) for g in found.duplicates] == [(("1.png", "8.png"), ("", "mirrored"))]
+    groups = merge_groups(found, data)
+    assert groups == {i: "field0" if i // 4 == 2 else f"field{i // 4}" for i in range(20)}
+
+
+def test_look_alikes_are_no_duplicates(tmp_path):
+    """The same coarse scene with other detail: the hashes are close, the pixels disagree."""
+    rng = np.random.default_rng(5)
+    for split, seed in (("train", 0), ("val", 1)):
+        for name in ("ant", "bee"):
+            for i in range(4):
+                path = tmp_path / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                photo(1000 + 100 * seed + 10 * (name == "bee") + i).save(path)
+    scene = np.asarray(photo(77), dtype=float)
+    for split in ("train", "val"):
+        blocks = rng.normal(0, 45, (24, 32, 1)).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(np.clip(scene + blocks, 0, 255).astype(np.uint8)).save(tmp_path / split / "ant" / "scene.png")
+    found, _ = audit(DataConfig(source="folder", path=str(tmp_path)), distance=15)
+    assert found.duplicates == []
+    assert [pair.keys for pair in found.possible_leaks] == [("train/ant/scene.png", "val/ant/scene.png")]
+    assert not found.split_leaks
+    distance = found.possible_leaks[0].distance
+    assert audit(DataConfig(source="folder", path=str(tmp_path)), distance=distance - 1)[0].look_alikes == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,7 +135,9 @@ def _stats(argv: list[str]) -> int:
 
 def _audit(argv: list[str]) -> int:
     parser = _parser("audit", f"Look for {WORDS['audit']}.")
-    parser.add_argument("--distance", type=int, default=8, help="bits of 64 that near duplicates may differ in")
+    parser.add_argument(
+        "--distance", type=int, default=8, help="bits of 64 in which the hashes of unconfirmed look-alikes may differ"
+    )
     parser.add_argument("--groups", help="CSV file to write, with duplicates in groups, for data.split grouped")
     parser.add_argument("--out", help="HTML page to write, with thumbnails")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -156,15 +159,22 @@ def _audit(argv: list[str]) -> int:
         print(json.dumps(found.plain(), indent=2))
     else:
         print(_describe(found))
+        if found.split_leaks and arguments.groups is None:
+            print(f"\n{_advice(argv)}")
     if arguments.out is not None:
         from vitrail.report.audit import write_audit
 
         write_audit(found, data, Path(arguments.out))
         print(f"written to {arguments.out}", file=sys.stderr)
     if arguments.groups is not None:
-        together = {row: group.keys[0] for group in found.duplicates for row in group.rows}
-        _write_table(data, Path(arguments.groups), together)
-        print(f"written to {arguments.groups}", file=sys.stderr)
+        from vitrail.data.audit import merge_groups
+
+        _write_table(data, Path(arguments.groups), merge_groups(found, data))
+        print(
+            f"written to {arguments.groups}; --data.source table --data.path {shlex.quote(arguments.groups)} "
+            "--data.split grouped trains with its groups",
+            file=sys.stderr,
+        )
     return 1 if found.split_leaks else 0
 
 
@@ -202,18 +212,29 @@ def _describe(found: Audit) -> str:
         ("groups of near duplicates", str(len(kinds["near"])), _few([_pair(g.keys) for g in kinds["near"]])),
         ("duplicates of different classes", str(len(found.conflicts)), _few([_pair(g.keys) for g in found.conflicts])),
         ("duplicates across splits", str(len(found.leaks)), _few([_across(g) for g in found.leaks])),
+        *_possible_leaks(found),
         ("groups across splits", str(len(found.shared_groups)), _few(list(found.shared_groups))),
         ("images with a constant band", str(len({c[0] for c in found.constant})), _few([c[0] for c in found.constant])),
         ("bands constant everywhere", str(len(found.empty_bands)), _few([band for _, band in found.empty_bands])),
         ("similar class names", str(len(found.similar_classes)), _few([" = ".join(g) for g in found.similar_classes])),
     ]
     parts.append(format_table(("what", "number", ""), rows, right=(1,)))
-    if found.split_leaks:
-        parts.append(
-            "\na split leaks: an image of one split is seen in another; --groups FILE.csv writes a table that keeps "
-            "them together (--data.source table --data.path FILE.csv --data.split grouped)"
-        )
     return "\n".join(parts)
+
+
+def _possible_leaks(found: Audit) -> list[tuple[str, str, str]]:
+    pairs = [f"{a} ({s}) ~ {b} ({t})" for (a, b), (s, t) in ((p.keys, p.splits) for p in found.possible_leaks)]
+    what = f"possible leaks (look-alikes, --distance {found.distance})"
+    return [(what, str(len(pairs)), _few(pairs))]
+
+
+def _advice(argv: Sequence[str]) -> str:
+    """What to do about a split that leaks, as commands."""
+    return (
+        "a split leaks: an image of one split is seen in another; write a table that keeps them together and train on "
+        f"it:\n  vitrail data audit {shlex.join(argv)} --groups groups.csv\n"
+        "  vitrail train --data.source table --data.path groups.csv --data.split grouped"
+    )
 
 
 def _few(names: Sequence[str], most: int = 2) -> str:

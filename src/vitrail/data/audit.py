@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import similar_names
+from vitrail.data.copies import Copy, find_copies, thumbnails
 from vitrail.data.dataset import ImageData, open_data
-from vitrail.data.duplicates import HASHED_SIZE, close_pairs, clusters, likeness, perceptual_hashes
+from vitrail.data.duplicates import Groups, clusters
 from vitrail.data.groups import groups_of
 from vitrail.data.sources.opening import understands
 
 # Images are looked at in this size, whole.
 LOOKED_AT = 64
-# Correlation of small images above which two of close hashes are called near duplicates.
-_ALIKE = 0.92
 
 
 @dataclass(frozen=True)
@@ -32,10 +29,11 @@ class DuplicateGroup:
 
     Attributes:
         kind: "exact" (the same files), or "near".
-        rows: Their numbers in the source.
+        rows: Their indices in the source.
         keys: What they are called.
         splits: The split of each.
         labels: The class of each.
+        relations: How each differs from the first, or from the image that it names: "exact", "turned 180, cropped".
     """
 
     kind: str
@@ -43,6 +41,7 @@ class DuplicateGroup:
     keys: tuple[str, ...]
     splits: tuple[str, ...]
     labels: tuple[str, ...]
+    relations: tuple[str, ...]
 
     @property
     def leaks(self) -> bool:
@@ -53,6 +52,25 @@ class DuplicateGroup:
     def conflicts(self) -> bool:
         """Whether they are of several classes."""
         return len(set(self.labels)) > 1
+
+
+@dataclass(frozen=True)
+class LookAlikes:
+    """Two images with close hashes that a comparison of pixels does not confirm as copies.
+
+    Attributes:
+        rows: Their indices in the source.
+        keys: What they are called.
+        splits: The split of each.
+        labels: The class of each.
+        distance: Bits of 64 in which their hashes differ.
+    """
+
+    rows: tuple[int, int]
+    keys: tuple[str, str]
+    splits: tuple[str, str]
+    labels: tuple[str, str]
+    distance: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,8 @@ class Audit:
         constant: Images with a band of one value: their name, stream and band.
         empty_bands: Bands that are constant in every image: stream and band.
         similar_classes: Groups of class names that differ only in letter case, blanks, "_" or "-".
+        look_alikes: Unconfirmed pairs with close hashes, the closest first.
+        distance: Bits of 64 in which the hashes of these may differ.
     """
 
     images: int
@@ -82,6 +102,13 @@ class Audit:
     constant: list[tuple[str, str, str]]
     empty_bands: list[tuple[str, str]]
     similar_classes: list[tuple[str, ...]]
+    look_alikes: list[LookAlikes]
+    distance: int
+
+    @property
+    def possible_leaks(self) -> list[LookAlikes]:
+        """Look-alikes in different splits."""
+        return [pair for pair in self.look_alikes if pair.splits[0] != pair.splits[1]]
 
     @property
     def leaks(self) -> list[DuplicateGroup]:
@@ -106,14 +133,14 @@ class Audit:
 def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
     """Look at every image of a data set.
 
-    Exact duplicates have the same bytes. Near duplicates have perceptual hashes of at most ``distance`` different bits
-    of 64, and small images that correlate above 0.92: among photos of apple leaves (PlantVillage) all such pairs are of
-    one leaf, and pairs of leaves that are only alike begin below. Scaled, recompressed, slightly cropped or brightened
-    copies are found, mirrored and turned ones are not.
+    Exact duplicates have the same bytes. Near duplicates are copies that are turned, mirrored, cropped by up to 5 % a
+    side, recompressed, scaled, brighter or darker: images whose pixels agree after an alignment
+    (:func:`vitrail.data.copies.find_copies`). Pairs with close hashes that do not agree are look-alikes. Patches of a
+    scene overlap by construction; of these only pairs in different splits are compared.
 
     Args:
         config: Which images, and how they are split.
-        distance: Bits of the hash in which near duplicates may differ, 0 to 15.
+        distance: Bits of the hash in which look-alikes may differ, 0 to 15.
 
     Returns:
         What was found, and the images as they were looked at: whole, 64 x 64.
@@ -133,19 +160,20 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
     # What belongs to no split (patches across the border of blocks) is not part of the data.
     rows = [row for row, name in enumerate(splits) if name]
     looks = _look(data, rows)
-    duplicates = _duplicates(data, rows, looks, distance)
-    groups = [
-        DuplicateGroup(
-            kind,
-            tuple(members),
-            tuple(source.keys[i] for i in members),
-            tuple(splits[i] for i in members),
-            tuple(source.label(i) for i in members),
-        )
-        for kind, members in duplicates
-    ]
     with ThreadPoolExecutor() as pool:
-        sizes = Counter(pool.map(source.original_size, rows))
+        shapes = list(pool.map(source.original_size, rows))
+    sizes = Counter(shapes)
+
+    def described(members: Sequence[int]) -> dict[str, Any]:
+        return {
+            "rows": tuple(members),
+            "keys": tuple(source.keys[i] for i in members),
+            "splits": tuple(splits[i] for i in members),
+            "labels": tuple(source.label(i) for i in members),
+        }
+
+    duplicates, pairs = _duplicates(data, rows, looks.small, splits, [min(shape) for shape in shapes], distance)
+    groups = [DuplicateGroup(kind, **described(members), relations=how) for kind, members, how in duplicates]
     found = Audit(
         images=len(rows),
         unreadable=list(source.left_out),
@@ -157,27 +185,26 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
         constant=[(source.keys[i], *where) for i, where in looks.constant],
         empty_bands=looks.empty_bands,
         similar_classes=similar_names(source.classes),
+        look_alikes=[LookAlikes(**described(members), distance=bits) for members, bits in pairs],
+        distance=distance,
     )
     return found, data
 
 
 @dataclass
 class _Looks:
-    """What one pass over the images leaves: gray thumbnails, hashes, and constant bands."""
+    """What one pass over the images leaves: gray thumbnails, and constant bands."""
 
     small: np.ndarray[Any, np.dtype[np.uint8]]
-    hashes: np.ndarray[Any, np.dtype[np.uint64]]
     constant: list[tuple[int, tuple[str, str]]]
     empty_bands: list[tuple[str, str]]
 
 
 def _look(data: ImageData, rows: list[int]) -> _Looks:
-    small, hashes, constant = [], [], []
+    small, constant = [], []
     counts: Counter[tuple[str, str]] = Counter()
     for batch in data.in_order(rows, 256):
-        gray = F.interpolate(batch["image"].mean(1, keepdim=True), size=(HASHED_SIZE, HASHED_SIZE), mode="area")[:, 0]
-        small.append((gray * 255).round().to(torch.uint8).numpy())
-        hashes.append(perceptual_hashes(gray))
+        small.append(thumbnails(batch["image"]))
         for stream, bands in data.source.bands.items():
             flat = batch[stream].flatten(2)
             same = (flat.amax(2) - flat.amin(2)) < 1e-6
@@ -187,29 +214,64 @@ def _look(data: ImageData, rows: list[int]) -> _Looks:
                 counts[where] += 1
     empty = [where for where, count in counts.items() if count == len(rows)]
     known = set(empty)
-    return _Looks(
-        np.concatenate(small), np.concatenate(hashes), [item for item in constant if item[1] not in known], empty
-    )
+    return _Looks(np.concatenate(small), [item for item in constant if item[1] not in known], empty)
 
 
-def _duplicates(data: ImageData, rows: list[int], looks: _Looks, distance: int) -> list[tuple[str, list[int]]]:
-    """Kind and rows of each group; a group of near duplicates takes in the exact ones of its images."""
+def _duplicates(
+    data: ImageData,
+    rows: list[int],
+    small: np.ndarray[Any, np.dtype[np.uint8]],
+    splits: Sequence[str],
+    sides: Sequence[int],
+    distance: int,
+) -> tuple[list[tuple[str, list[int], tuple[str, ...]]], list[tuple[tuple[int, int], int]]]:
+    """Groups (kind, rows, relations) and look-alikes (rows, distance); near groups take in exact copies."""
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(data.source.digest, rows))
     copies: dict[bytes, list[int]] = {}
     for place, digest in enumerate(digests):
         copies.setdefault(digest, []).append(place)
-    # One of each kind is enough for the search; what has no contrast looks like everything else that has none.
-    first = np.array([places[0] for places in copies.values() if looks.hashes[places[0]] != 0], dtype=np.int64)
-    pairs = first[close_pairs(looks.hashes[first], distance)] if len(first) else np.empty((0, 2), dtype=np.int64)
-    if len(pairs):
-        alike = likeness(looks.small[pairs[:, 0]], looks.small[pairs[:, 1]]) > _ALIKE
-        pairs = pairs[alike]
+    # One image of each digest is enough for the search.
+    first = np.array([places[0] for places in copies.values()], dtype=np.int64)
     by_place = {places[0]: places for places in copies.values()}
-    near = [sorted(p for first in group for p in by_place[first]) for group in clusters(pairs)]
-    taken = {place for group in near for place in group}
-    exact = [places for places in copies.values() if len(places) > 1 and places[0] not in taken]
-    return [("near", [rows[p] for p in g]) for g in near] + [("exact", [rows[p] for p in g]) for g in exact]
+    found = find_copies(
+        small[first],
+        distance,
+        splits=None if data.source.scene is None else [splits[rows[i]] for i in first],
+        sides=np.array(sides, dtype=np.int64)[first],
+    )
+    pairs = [Copy(int(first[c.first]), int(first[c.second]), c.kind) for c in found.copies]
+    neighbours: dict[int, list[tuple[int, str]]] = {}
+    for pair in pairs:
+        neighbours.setdefault(pair.first, []).append((pair.second, pair.kind))
+        neighbours.setdefault(pair.second, []).append((pair.first, pair.reversed()))
+    near: list[tuple[str, list[int], tuple[str, ...]]] = []
+    for group in clusters(np.array([(c.first, c.second) for c in pairs], dtype=np.int64).reshape(-1, 2)):
+        members = sorted(p for member in group for p in by_place[member])
+        relations = _relations(min(group), neighbours, lambda place: data.source.keys[rows[place]])
+        for member in group:
+            exact_of = "exact" if member == min(group) else f"exact of {data.source.keys[rows[member]]}"
+            relations |= dict.fromkeys(by_place[member][1:], exact_of)
+        near.append(("near", [rows[p] for p in members], tuple(relations[p] for p in members)))
+    taken = {row for _, members, _ in near for row in members}
+    exact = [
+        [rows[p] for p in places] for places in copies.values() if len(places) > 1 and rows[places[0]] not in taken
+    ]
+    look_alikes = [((rows[first[p.first]], rows[first[p.second]]), p.distance) for p in found.look_alikes]
+    return [*near, *(("exact", members, ("", *["exact"] * (len(members) - 1))) for members in exact)], look_alikes
+
+
+def _relations(
+    root: int, neighbours: Mapping[int, Sequence[tuple[int, str]]], name: Callable[[int], str]
+) -> dict[int, str]:
+    """How each image of a group differs from its first, or else from the image through which it was found."""
+    found, waiting = {root: ""}, [root]
+    for image in waiting:
+        for other, kind in neighbours[image]:
+            if other not in found:
+                found[other] = kind if image == root else f"{kind} of {name(image)}"
+                waiting.append(other)
+    return found
 
 
 def _shared_groups(data: ImageData, splits: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -221,3 +283,20 @@ def _shared_groups(data: ImageData, splits: Sequence[str]) -> dict[str, tuple[st
         if split:
             found.setdefault(group, set()).add(split)
     return {group: tuple(sorted(names)) for group, names in found.items() if len(names) > 1}
+
+
+def merge_groups(found: Audit, data: ImageData) -> dict[int, str]:
+    """Join the data's own groups with the groups of duplicates: a copy in two fields makes one group of both.
+
+    Returns:
+        Name of the group of each image that belongs to one, by its index in the source: the name of the first of the
+        data's groups, or the key of the first duplicate.
+    """
+    own = data.source.groups is not None or data.config.group is not None
+    names = list(groups_of(data.source, data.config.group)) if own else list(data.source.keys)
+    sets = Groups(names)
+    for group in found.duplicates:
+        for row in group.rows[1:]:
+            sets.join(names[group.rows[0]], names[row])
+    together = {row for group in found.duplicates for row in group.rows}
+    return {row: sets.root(name) for row, name in enumerate(names) if own or row in together}

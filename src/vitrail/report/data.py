@@ -259,7 +259,8 @@ def _copies(found: _Known, name: str, look: Callable[[Part], Look] | None) -> li
         axis.set_axis_off()
     caption = (
         "Images that are the same, or nearly, in several splits or classes, one above the other. Near duplicates are "
-        f"found by a perceptual hash. From audit.json of {', '.join(found.names)}."
+        f"turned, mirrored, cropped, recompressed, scaled, brighter or darker copies. From audit.json of "
+        f"{', '.join(found.names)}."
     )
     return [(Picture(name, title, caption, f"Duplicates as images; {'; '.join(told)}"), figure)]
 
@@ -291,8 +292,9 @@ def _tables(found: _Known, more: str) -> list[Table]:
     if audit is None:
         return tables
     caption = (
-        f"What an audit found in {audit['images']:,} images; near duplicates differ in at most "
-        f"{audit.get('distance', 8)} of 64 bits of a perceptual hash. From audit.json of {whose}."
+        f"What an audit found in {audit['images']:,} images. Near duplicates are confirmed on pixels; possible leaks "
+        f"are look-alikes in different splits that are not, with hashes that differ in at most "
+        f"{audit.get('distance', 8)} of 64 bits. From audit.json of {whose}."
     )
     columns = [Column("what", "looked for", "text"), Column("number", "found", "count"), Column("first", "", "text")]
     tables.append(Table(f"audit{more}", caption, _findings(audit), columns))
@@ -325,6 +327,7 @@ def _findings(audit: dict[str, Any]) -> pd.DataFrame:
         ("groups of exact duplicates", [_pair(g) for g in kinds["exact"]]),
         ("groups of near duplicates", [_pair(g) for g in kinds["near"]]),
         ("duplicates across splits", [_pair(g) for g in audit["duplicates"] if _leaks(g)]),
+        ("possible leaks", [_pair(pair) for pair in audit.get("look_alikes", []) if _leaks(pair)]),
         ("duplicates of different classes", [_pair(g) for g in audit["duplicates"] if _conflicts(g)]),
         ("groups of the data's own across splits", list(audit["shared_groups"])),
         ("images with a constant band", constant),

@@ -1,0 +1,155 @@
+"""Copies made on purpose are found and described; other images are not."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitrail.data import copies
+from vitrail.data.copies import ORIENTATIONS, find_copies, orient, thumbnails
+
+TURNS = {
+    "turned 90": Image.Transpose.ROTATE_90,
+    "turned 180": Image.Transpose.ROTATE_180,
+    "turned 270": Image.Transpose.ROTATE_270,
+    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
+    "mirrored and turned 180": Image.Transpose.FLIP_TOP_BOTTOM,
+}
+
+
+def photo(seed, size=(120, 160)):
+    """Shapes of several sizes, as photos have them."""
+    rng = np.random.default_rng(seed)
+    result = np.zeros((*size, 3))
+    for knots, weight in ((5, 90), (11, 45), (23, 25)):
+        field = rng.normal(0, 1, (knots, knots, 3))
+        planes = [Image.fromarray(field[..., k].astype(np.float32)).resize(size[::-1], Image.Resampling.BICUBIC)
+                  for k in range(3)]  # fmt: skip
+        result += weight * np.stack([np.asarray(plane) for plane in planes], -1)
+    return Image.fromarray(np.clip(120 + 0.5 * result, 0, 255).astype(np.uint8))
+
+
+def recompressed(image, rng):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=int(rng.integers(50, 91)))
+    return Image.open(io.BytesIO(buffer.getvalue()))
+
+
+def cropped(image, rng):
+    """Up to 5 % off each side."""
+    left, top, right, bottom = rng.uniform(0.01, 0.05, 4)
+    width, height = image.size
+    return image.crop(
+        (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
+    )
+
+
+def scaled(image, rng):
+    factor = float(np.exp(rng.uniform(np.log(0.5), np.log(2))))
+    return image.resize([round(factor * side) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def brighter(image, rng):
+    gain = rng.choice([rng.uniform(0.8, 0.9), rng.uniform(1.1, 1.25)])
+    return Image.fromarray(np.clip(np.asarray(image, dtype=float) * gain, 0, 255).astype(np.uint8))
+
+
+def turned(image, rng):
+    return image.transpose(list(Image.Transpose)[rng.integers(7)])
+
+
+def small(images):
+    arrays = [np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BOX)) for image in images]
+    return thumbnails(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255)
+
+
+@pytest.mark.parametrize("change", [turned, recompressed, cropped, scaled, brighter])
+@pytest.mark.parametrize("seed", range(2))
+def test_copies_are_found_and_nothing_else(change, seed):
+    rng = np.random.default_rng(seed)
+    originals = [photo(1000 * seed + i) for i in range(30)]
+    made = [recompressed(change(original, rng), rng) for original in originals[:20]]
+    found = find_copies(small([*originals, *made]))
+    assert {(copy.first, copy.second) for copy in found.copies} == {(i, 30 + i) for i in range(20)}
+
+
+@pytest.mark.parametrize("kind", TURNS)
+def test_the_orientation_is_named(kind):
+    original = photo(3)
+    [copy] = find_copies(small([original, original.transpose(TURNS[kind])])).copies
+    assert copy.kind == kind
+    [other] = find_copies(small([original.transpose(TURNS[kind]), original])).copies
+    assert copy.reversed() == other.kind
+
+
+@pytest.mark.parametrize("orientation", range(8))
+def test_orientations_are_those_of_pillow(orientation):
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    image = Image.fromarray(pixels)
+    name = ORIENTATIONS[orientation]
+    if "mirrored" in name:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    degrees = int(name.split()[-1]) if "turned" in name else 0
+    assert np.array_equal(orient(pixels[None], orientation)[0], np.asarray(image.rotate(degrees)))
+
+
+def test_what_differs_is_named():
+    original = photo(8)
+    crop = original.crop((8, 6, 160, 120))
+    dark = Image.fromarray((np.asarray(original) * 0.8).astype(np.uint8))
+    kinds = {(c.first, c.second): c.kind for c in find_copies(small([original, crop, dark, original])).copies}
+    assert kinds[0, 3] == "recompressed or scaled"
+    assert kinds[0, 1] == "cropped"
+    assert kinds[0, 2] == "darker"
+
+
+def test_candidates_are_those_of_brute_force():
+    """Every pair and orientation one by one, with SciPy's cosine transform."""
+    from scipy.fft import dctn
+
+    rng = np.random.default_rng(2)
+    images = small([photo(i) for i in range(12)])
+    images = np.concatenate([images, np.stack([orient(images[i : i + 1], rng.integers(8))[0] for i in range(12)])])
+    weight = np.hypot(*np.mgrid[:8, :8])
+
+    def described(image):
+        waves = (dctn(image / 255, norm="ortho")[:8, :8] * weight).ravel()
+        return waves / np.linalg.norm(waves)
+
+    wanted = set()
+    for i in range(24):
+        for j in range(i + 1, 24):
+            scores = [described(orient(images[i : i + 1], o)[0]) @ described(images[j]) for o in range(8)]
+            if max(scores) > 0.99:
+                wanted.add((i, j, int(np.argmax(scores))))
+    found = set()
+    for block in copies._candidates(images, np.arange(1, 25)):
+        found |= set(zip(block.first.tolist(), block.second.tolist(), block.orientation.tolist(), strict=True))
+    assert len(wanted) == 12
+    assert wanted <= found
+
+
+def test_only_pairs_of_different_splits_are_compared():
+    original = photo(4)
+    images = small([original, original.rotate(180), photo(5), original.rotate(90, expand=True)])
+    found = find_copies(images, splits=["val", "train", "train", "train"])
+    assert {frozenset((c.first, c.second)) for c in found.copies} <= {frozenset((0, 1)), frozenset((0, 3))}
+    assert len(found.copies) == 2
+    assert find_copies(images, splits=["train"] * 4).copies == []
+
+
+def test_many_copies_of_one_image_are_one_group():
+    """Pairs inside a group that is connected already are not compared again."""
+    rng = np.random.default_rng(0)
+    pixels = np.asarray(photo(6).convert("L").resize((32, 32)), dtype=float)
+    images = np.clip(pixels + rng.normal(0, 1, (600, 32, 32)), 0, 255).astype(np.uint8)
+    found = find_copies(images)
+    assert len(found.copies) == 599
+    assert found.look_alikes == []
+
+
+def test_images_without_contrast_have_no_copies():
+    assert find_copies(np.full((5, 32, 32), 90, dtype=np.uint8)).copies == []
+    assert find_copies(np.zeros((0, 32, 32), dtype=np.uint8)).copies == []
