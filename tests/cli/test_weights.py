@@ -81,7 +81,7 @@ def test_json_holds_the_same(tiny, capsys):
 def test_trying_a_model(tiny, capsys):
     code, out, _ = _ask(capsys, tiny, "--model", "vit_tiny_patch16_384")
     assert code == 1
-    assert "has shape (7,) where the model has (1000,): another number of classes. Give new_head=True" in out
+    assert "has shape (7,) where the model has (1000,): another number of classes. --new-head leaves" in out
     code, out, _ = _ask(capsys, tiny, "--model", "vit_tiny_patch16_384", "--new-head")
     assert code == 1
     assert "refused: " in out
@@ -98,7 +98,7 @@ def test_trying_a_model(tiny, capsys):
     nm = ("--bands", "wavelength", "--band-wavelengths", "400", "500")
     code, out, _ = _ask(capsys, tiny, "--model", "vit_tiny_patch16_224", "--set", "in_chans=2", "--new-head", *nm)
     assert code == 1
-    assert "source_wavelengths for the 4 bands" in out
+    assert "source-wavelengths for the 4 bands" in out
     code, out, _ = _ask(capsys, tiny, "--model", "swin_tiny_patch4_window7_224", "--json")
     assert code == 1
     assert "no checkpoint of Swin" in json.loads(out)["refused"]
@@ -124,7 +124,7 @@ def test_misuse_is_one_line(tiny, tmp_path, capsys):
     _fails(capsys, "did you mean '--new-head'", tiny, "--new-heads", code=2)
     _fails(capsys, "--set takes KEY=VALUE", tiny, "--model", "vit", "--set", "depth", code=2)
     _fails(capsys, "invalid choice: 'median'", tiny, "--model", "vit", "--bands", "median", code=2)
-    _fails(capsys, "needs band_wavelengths", tiny, "--model", "vit", "--bands", "wavelength", code=2)
+    _fails(capsys, "needs --band-wavelengths", tiny, "--model", "vit", "--bands", "wavelength", code=2)
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "resnet.safetensors")
     _fails(capsys, "of no family that vitrail knows", tmp_path / "resnet.safetensors")
     (tmp_path / "half.safetensors").write_bytes(tiny.read_bytes()[:5000])
@@ -162,7 +162,7 @@ def test_training_starts_from_weights_with_a_new_head(images, start, tmp_path, c
     code, out, err = _train(capsys, tmp_path / "a", *data, "--model.weights", folder)
     assert code == 0, err
     assert f"weights of {folder}: source timm" in out
-    assert "dropped head.bias and 1 more: new_head: the model keeps its own classifier" in out
+    assert "dropped head.bias, head.weight: new_head: the model keeps its own classifier" in out
     trained = load_file(tmp_path / "a" / "model.safetensors")
     assert torch.allclose(trained["blocks.0.attn.qkv.weight"], model.blocks[0].attn.qkv.weight, atol=1e-6)
     assert trained["head.weight"].shape == (2, 24)

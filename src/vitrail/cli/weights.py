@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,13 @@ def main(argv: list[str]) -> int:
     from vitrail.models.recognise import recognise
     from vitrail.weights.places import find_weights, read_card
     from vitrail.weights.read import read_checkpoint
+    from vitrail.weights.remedies import COMMAND
 
     place = find_weights(arguments.file)
     checkpoint = read_checkpoint(place.weights)
+    checkpoint = dataclasses.replace(checkpoint, notes=(*place.notes, *checkpoint.notes))
     beside = read_card(place.card)["settings"] if place.card else None
-    facts = recognise(checkpoint, arguments.file, beside)
+    facts = recognise(checkpoint, arguments.file, beside, key=arguments.key, spelling=COMMAND)
     report, refused = _dry_run(arguments, settings) if arguments.model else (None, "")
     if arguments.json:
         record = {"file": arguments.file, **facts.to_dict()}
@@ -72,12 +75,25 @@ def _parser() -> VerbParser:
         metavar="KEY=VALUE",
         help="a setting of --model, e.g. num_classes=10; may be given several times",
     )
+    parser.add_argument("--key", default=None, metavar="KEY", help="which weights of several: their path or prefix")
+    parser.add_argument(
+        "--source", default="auto", metavar="NAME", help="read the weights as this library's, for --model"
+    )
+    parser.add_argument(
+        "--allow-missing", nargs="+", default=[], metavar="PATTERN", help="keys of the model that the weights may lack"
+    )
+    parser.add_argument(
+        "--allow-unexpected", nargs="+", default=[], metavar="PATTERN", help="keys of the weights that may be left out"
+    )
     parser.add_argument("--new-head", action="store_true", help="leave the weights' classifier out")
     parser.add_argument(
         "--bands", choices=("mean", "repeat", "wavelength"), default=None, help="how kernels for other bands are made"
     )
     parser.add_argument(
         "--band-wavelengths", nargs="+", type=float, default=None, metavar="NM", help="of the model's bands, in nm"
+    )
+    parser.add_argument(
+        "--source-wavelengths", nargs="+", type=float, default=None, metavar="NM", help="of the weights' bands, in nm"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -88,6 +104,7 @@ def _dry_run(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[L
 
     from vitrail.models.registry import create_model
     from vitrail.weights.load import load_weights
+    from vitrail.weights.remedies import COMMAND
 
     with torch.device("meta"):
         model = create_model(arguments.model, **settings)
@@ -95,10 +112,16 @@ def _dry_run(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[L
         report = load_weights(
             model,
             arguments.file,
+            arguments.source,
+            key=arguments.key,
             new_head=arguments.new_head,
             bands=arguments.bands,
             band_wavelengths=arguments.band_wavelengths,
+            source_wavelengths=arguments.source_wavelengths,
+            allow_missing=arguments.allow_missing,
+            allow_unexpected=arguments.allow_unexpected,
             dry_run=True,
+            spelling=COMMAND,
         )
     except WeightsError as error:
         return None, str(error)

@@ -23,29 +23,41 @@ class ModelConfig:
         name: A variant or a family.
         weights: What to start from: a file of weights, a run folder, or hf://owner/name on the Hugging Face hub;
             random weights when not given.
+        weights_key: Which weights to load of a file that holds several: their path or prefix in it ("model",
+            "student.backbone"). When not given, an average of the weights or a teacher comes first; the run says so.
+        allow_missing: Names or shell patterns of the model's keys that the weights may lack.
+        allow_unexpected: Names or shell patterns of keys of the weights that may be left out.
         new_head: Whether the classifier starts fresh, or with the weights' own (of as many classes).
         bands_rule: How kernels for the weights' bands become kernels for the data's, where these differ: "mean"
             (every band gets the mean kernel), "repeat" (the kernels in turn) or "wavelength" (interpolated at
             band_wavelengths). Without a rule other bands are refused.
         band_wavelengths: Of the data's bands in nm, for bands_rule "wavelength".
+        source_wavelengths: Of the weights' bands in nm, for bands_rule "wavelength"; when not given, three bands are
+            red, green and blue.
         settings: The family's settings (``img_size``, ``embed_dim``, ...); in a recipe they stand beside ``name``.
     """
 
     name: str = "vit_tiny_patch16_224"
     weights: str | None = None
+    weights_key: str | None = None
+    allow_missing: tuple[str, ...] = ()
+    allow_unexpected: tuple[str, ...] = ()
     new_head: bool = True
     bands_rule: Literal["mean", "repeat", "wavelength"] | None = None
     band_wavelengths: tuple[float, ...] | None = None
+    source_wavelengths: tuple[float, ...] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that the settings belong together.
 
         Raises:
-            ConfigError: A rule without weights, or wavelengths and their rule without each other.
+            ConfigError: A setting of weights without weights, or wavelengths and their rule without each other.
         """
         expand_homes("model", self, ("weights",))
-        require(self.weights is not None or self.bands_rule is None, "model.weights", "given", self.weights)
+        for name in ("bands_rule", "weights_key", "allow_missing", "allow_unexpected"):
+            needless = self.weights is None and bool(getattr(self, name))
+            require(not needless, "model.weights", f"given, for model.{name}", self.weights)
         by_wavelength = self.bands_rule == "wavelength"
         wanted = "given, in nm, for bands_rule wavelength and for no other"
         require(
@@ -53,6 +65,10 @@ class ModelConfig:
             "model.band_wavelengths",
             wanted,
             self.band_wavelengths,
+        )
+        needless = self.source_wavelengths is not None and not by_wavelength
+        require(
+            not needless, "model.source_wavelengths", "left out without bands_rule wavelength", self.source_wavelengths
         )
 
 

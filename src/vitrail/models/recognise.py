@@ -5,20 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitrail.errors import ConfigError, WeightsError
 from vitrail.layers.shapes import divide_up
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import Family, create_model, families
-from vitrail.weights.load import apply_map, count_not_finite, load_weights
-from vitrail.weights.read import Checkpoint
+from vitrail.weights.contents import Checkpoint, State
+from vitrail.weights.load import apply_map, count_not_finite, load_weights, outside
+from vitrail.weights.readings import (
+    Reading,
+    choose_reading,
+    find_readings,
+    prefixes_of_maps,
+    read_by_name,
+)
+from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap
 
@@ -122,83 +130,149 @@ class _Search:
     reasons: list[str] = field(default_factory=list)
 
 
-def recognise(checkpoint: Checkpoint, where: str, settings: Mapping[str, Any] | None = None) -> WeightsFacts:
+@dataclass(frozen=True)
+class _Found:
+    """Weights of a known family or layer in a checkpoint.
+
+    Attributes:
+        reading: The weights.
+        notes: What to report of their choice.
+        family: The family; None for a layer.
+        layer: Name of the layer; empty for a family.
+        key_map: How they are read.
+        mapped: Tensors by our names.
+    """
+
+    reading: Reading
+    notes: tuple[str, ...]
+    family: Family | None
+    layer: str
+    key_map: KeyMap
+    mapped: State
+
+
+def recognise(
+    checkpoint: Checkpoint,
+    where: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    key: str | None = None,
+    spelling: Spelling = PYTHON,
+) -> WeightsFacts:
     """Say what a checkpoint is.
 
     Args:
         checkpoint: What was read.
         where: Its name, for errors.
         settings: Of the model that it was made for, where something beside the file tells them.
+        key: Which weights of several, as for :func:`~vitrail.weights.load.load_weights`.
+        spelling: How errors write the options of their remedies.
 
     Raises:
-        WeightsError: It has the names of no family.
+        WeightsError: It has the names of no family, or several weights could be meant.
     """
-    state = checkpoint.tensors
-    found = _find_family(state, where)
-    if found is None:
-        layer = next(
-            ((c, m) for c in (TokenFuser, TokenLearner) for m in c.key_maps if m.recognises(list(state))), None
-        )
-        if layer is None:
-            raise WeightsError(
-                f"{where} is of no family that vitrail knows ({', '.join(families())}); it holds {len(state)} tensors, "
-                f"the first of them {', '.join(list(state)[:3])}"
-            )
-        name = layer[0].__name__
-        problem = f"it is one layer, no whole model: load it into vitrail.layers.{name}"
-        return _facts(checkpoint, layer[1].source, name, {}, problem=problem)
-    family, key_map, mapped = found
+    found = _find(checkpoint, where, key, spelling)
+    if found.family is None:
+        problem = f"it is one layer, no whole model: load it into vitrail.layers.{found.layer}"
+        return _facts(checkpoint, found, found.key_map.source, found.layer, {}, problem=problem)
+    family = found.family
     own = checkpoint.settings or settings
-    source = "vitrail" if checkpoint.settings is not None else key_map.source
+    source = "vitrail" if checkpoint.settings is not None else found.key_map.source
     search = _Search()
     try:
-        read = _model_class(family).read_settings(mapped)
-        _search(search, family, read, mapped, checkpoint, key_map, own)
+        read = _model_class(family).read_settings(found.mapped)
+        _search(search, family, read, found, checkpoint, own)
     except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{where} has the names of {family.name} and tensors of shapes that it never has") from error
     problem = ""
     if not search.fits:
         why = f" ({search.reasons[0]})" if search.reasons else ""
         problem = f"no variant of {family.name} fits{why}; build the family with the settings it was made with"
-    return _facts(checkpoint, source, family.name, read, tuple(search.fits), problem)
+    return _facts(checkpoint, found, source, family.name, read, tuple(search.fits), problem)
+
+
+def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spelling) -> _Found:
+    """The weights of a family, or of a layer, that a checkpoint holds.
+
+    Raises:
+        WeightsError: There are none, they are refused with a reason, or several could be meant.
+    """
+    known = [(family, _known_names(family)) for family in families().values()]
+    refusals: list[WeightsError] = []
+    maps = [key_map for family, _ in known for key_map in _model_class(family).key_maps]
+
+    def of_families(state: State) -> list[str]:
+        prefixes = {prefix for key_map in maps for prefix in prefixes_of_maps(state, [key_map])}
+        return [p for p in prefixes if _find_family(_below(state, p), known, where, refusals) is not None]
+
+    readings = find_readings(checkpoint, of_families)
+    if readings:
+        reading, notes = choose_reading(readings, checkpoint, key, where, spelling)
+        best = _find_family(reading.state, known, where, refusals)
+        assert best is not None
+        return _Found(reading, tuple(notes), best[0], "", *best[1:])
+    if refusals:
+        raise refusals[0]
+    layers = {layer: list(layer.key_maps) for layer in (TokenFuser, TokenLearner)}
+    for layer, layer_maps in layers.items():
+        readings = find_readings(checkpoint, partial(prefixes_of_maps, maps=layer_maps))
+        if readings:
+            reading, notes = choose_reading(readings, checkpoint, key, where, spelling)
+            key_map = next(m for m in layer_maps if m.recognises(list(reading.state)))
+            return _Found(reading, tuple(notes), None, layer.__name__, key_map, {})
+    state = read_by_name(checkpoint).state
+    raise WeightsError(
+        f"{where} is of no family that vitrail knows ({', '.join(families())}); it holds {len(state)} tensors, "
+        f"the first of them {', '.join(list(state)[:3])}"
+    )
+
+
+def _below(state: State, prefix: str) -> State:
+    start = f"{prefix}." if prefix else ""
+    return {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
+
+
+def _known_names(family: Family) -> set[str]:
+    with torch.device("meta"):
+        return {_pattern(key) for key in family.build(family.config(**family.test_config)).state_dict()}
 
 
 def _search(
     search: _Search,
     family: Family,
     read: dict[str, Any],
-    mapped: Mapping[str, Tensor],
+    found: _Found,
     checkpoint: Checkpoint,
-    key_map: KeyMap,
     own: Mapping[str, Any] | None,
 ) -> None:
     """Try the model that the file names, or else the variants; what the file says of sizes is added to ``read``."""
     written = checkpoint.metadata.get("model")
     if own is not None and written is not None:
-        _try(search, written, _differing(family, written, own), checkpoint, key_map, own)
+        _try(search, written, _differing(family, written, own), found, own)
         sizes = {key: value for key, value in _tuples(own).items() if key.endswith(("img_size", "window_size"))}
         read |= {key: value for key, value in sizes.items() if value is not None}
     if not search.fits:
-        _try_variants(search, family, read, mapped, checkpoint, key_map)
+        _try_variants(search, family, read, found)
 
 
-def _find_family(state: Mapping[str, Tensor], where: str) -> tuple[Family, KeyMap, dict[str, Tensor]] | None:
-    """The family and layout whose names most keys have, and the tensors by our names."""
-    best: tuple[Family, KeyMap, dict[str, Tensor]] | None = None
+def _find_family(
+    state: State, known: Sequence[tuple[Family, set[str]]], where: str, refusals: list[WeightsError]
+) -> tuple[Family, KeyMap, State] | None:
+    """The family and layout whose names most keys have, and the tensors by our names; refusals are collected."""
+    best: tuple[Family, KeyMap, State] | None = None
     best_share = _ENOUGH
-    for family in families().values():
-        with torch.device("meta"):
-            known = {_pattern(key) for key in family.build(family.config(**family.test_config)).state_dict()}
+    for family, names in known:
         for key_map in _model_class(family).key_maps:
             if not key_map.recognises(list(state)):
                 continue
             try:
                 mapped = apply_map(key_map, dict(state), LoadReport(key_map.source), where)
-            except WeightsError:
+            except WeightsError as error:
+                refusals.append(error)
                 continue
             # Most keys are known, or most known names are there: a TokenLearner adds keys, one stream less leaves out.
             patterns = {_pattern(key) for key in mapped}
-            share = max(sum(_pattern(key) in known for key in mapped) / len(mapped), len(patterns & known) / len(known))
+            share = max(sum(_pattern(key) in names for key in mapped) / len(mapped), len(patterns & names) / len(names))
             if share > best_share:
                 best, best_share = (family, key_map, mapped), share
     return best
@@ -217,12 +291,10 @@ def _try_variants(
     search: _Search,
     family: Family,
     read: Mapping[str, Any],
-    mapped: Mapping[str, Tensor],
-    checkpoint: Checkpoint,
-    key_map: KeyMap,
+    found: _Found,
 ) -> None:
     """Try the variants of the checkpoint's width, those first that differ least from what was read."""
-    kernels = (mapped[key].shape[0] for key in _model_class(family).input_kernels if key in mapped)
+    kernels = (found.mapped[key].shape[0] for key in _model_class(family).input_kernels if key in found.mapped)
     width = next(kernels, None)
     tried: list[Any] = []
     fewest: int | None = None
@@ -233,7 +305,7 @@ def _try_variants(
         if fewest is not None and count > fewest:
             break
         tried.append(config)
-        if _try(search, name, differing, checkpoint, key_map, {}):
+        if _try(search, name, differing, found, {}):
             fewest = count
     if not tried:
         search.reasons.append(f"none begins {width} wide")
@@ -256,19 +328,19 @@ def _try(
     search: _Search,
     name: str,
     settings: dict[str, Any],
-    checkpoint: Checkpoint,
-    key_map: KeyMap,
+    found: _Found,
     made_for: Mapping[str, Any],
 ) -> bool:
     """Build a model without memory, and see whether everything loads."""
     try:
         with torch.device("meta"):
             model = create_model(name, **settings)
-        report = load_weights(model, checkpoint.tensors, key_map.source, settings=made_for, dry_run=True)
+        report = load_weights(model, found.reading.state, found.key_map.source, settings=made_for, dry_run=True)
     except (ConfigError, WeightsError, TypeError) as error:
         search.reasons.append(f"{name}: {error}")
         return False
-    report.notes = [*checkpoint.notes, *report.notes]
+    report.dropped |= outside(found.reading)
+    report.key = found.reading.key
     search.fits.append(Fit(name, settings, report))
     return True
 
@@ -290,13 +362,14 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _facts(
     checkpoint: Checkpoint,
+    found: _Found,
     source: str,
     family: str,
     read: Mapping[str, Any],
     fits: tuple[Fit, ...] = (),
     problem: str = "",
 ) -> WeightsFacts:
-    state = checkpoint.tensors
+    state = found.reading.state
     dtypes: dict[str, int] = {}
     not_finite: dict[str, int] = {}
     for key, value in state.items():
@@ -323,7 +396,7 @@ def _facts(
         dtypes=dtypes,
         not_finite=not_finite,
         metadata=checkpoint.metadata,
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *found.notes),
         fits=fits,
         problem=problem,
     )

@@ -215,9 +215,13 @@ def _later_downsample(pattern: str) -> list[Rule]:
 
 
 _BUFFERS = Drop(r".*\.(attn_mask|relative_position_index)", "computed here, not learned")
+_PRETRAINING: tuple[Rule, ...] = (
+    Drop(r"mask_token", "mask token of pre-training, not part of the classifier"),
+    Drop(r"decoder\..*", "decoder of pre-training, not part of the classifier"),
+)
 _HEAD = Rename(r"head\.(weight|bias)", r"head.fc.\1")
 
-_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, *_later_downsample(r"layers\.{}\.downsample\.(.*)"), _HEAD)
+_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, *_PRETRAINING, *_later_downsample(r"layers\.{}\.downsample\.(.*)"), _HEAD)
 
 _TORCHVISION: tuple[Rule, ...] = (
     _BUFFERS,
@@ -236,8 +240,8 @@ _TORCHVISION: tuple[Rule, ...] = (
 _HUGGINGFACE: tuple[Rule, ...] = (
     _BUFFERS,
     Rename(r"swin\.(.*)", r"\1"),
-    Drop(r"embeddings\.mask_token", "mask token of the pre-training head, not part of the classifier"),
-    Drop(r"decoder\..*", "decoder of the pre-training head, not part of the classifier"),
+    Rename(r"embeddings\.mask_token", "mask_token"),
+    *_PRETRAINING,
     Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
     Rename(r"embeddings\.norm\.(.*)", r"patch_embed.norm.\1"),
     Rename(r"encoder\.(layers\..*)", r"\1"),
@@ -265,9 +269,20 @@ _HUGGINGFACE: tuple[Rule, ...] = (
 # The authors' layout differs from timm's only in where it keeps the patch merging, so it is looked for first.
 _KEY_MAPS = (
     KeyMap("microsoft", (r"layers\.0\.downsample\.reduction\.weight",), _MICROSOFT),
-    KeyMap("timm", (r"patch_embed\.norm\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"), (_BUFFERS, _HEAD)),
+    KeyMap(
+        "timm",
+        (r"patch_embed\.norm\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"),
+        (_BUFFERS, *_PRETRAINING, _HEAD),
+    ),
     KeyMap("torchvision", (r"features\.0\.0\.weight", r"features\.1\.0\.attn\.qkv\.weight"), _TORCHVISION),
-    KeyMap("huggingface", (r"(swin\.)?embeddings\.patch_embeddings\.projection\.weight",), _HUGGINGFACE),
+    KeyMap(
+        "huggingface",
+        (
+            r"(swin\.)?embeddings\.patch_embeddings\.projection\.weight",
+            r"(swin\.)?(encoder\.)?layers\.0\.blocks\.0\.layernorm_before\.weight",
+        ),
+        _HUGGINGFACE,
+    ),
 )
 
 

@@ -34,7 +34,7 @@ from vitrail.models.base import (
     old_grid,
 )
 from vitrail.models.registry import Family, register_family
-from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename
+from vitrail.weights.rules import Drop, DropToken, KeyMap, MergeQkv, Refuse, Rename
 
 _NORM_EPS = 1e-6
 
@@ -163,6 +163,22 @@ class Block(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x), grid, num_prefix))
         out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
         return out
+
+
+# Touvron et al. 2021, arXiv:2012.12877, section 4: its output is averaged with the class token's.
+_DISTILLATION = DropToken(
+    "dist_token",
+    "pos_embed",
+    1,
+    r"head_dist\..*",
+    "part of distillation, which this model does not have; its outputs are those of the class token alone",
+)
+# Tensors without which the blocks would compute something else.
+_REFUSED = (
+    Refuse(r"reg_token|register_tokens", "register tokens, which this ViT does not have"),
+    Refuse(r".*\.(ls[12]\.gamma|gamma_[12]|layer_scale\w*(\..*)?)", "scaled residuals, which this ViT does not have"),
+    Refuse(r"blocks\.\d+\.attn\.[qk]_norm\..*", "norms of queries and keys, which this ViT does not have"),
+)
 
 
 class ViT(VisionModel):
@@ -422,18 +438,35 @@ class ViT(VisionModel):
 
     key_maps = (
         KeyMap(
-            "timm",  # also vitrail's own names
+            "timm",  # also vitrail's own names, DeiT's, MAE's and DINO's
             (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight", r"pos_embed"),
-            (Drop(r"(pre_logits|head_dist|dist_token)\b.*", "distillation or representation head, not used"),),
+            (
+                *_REFUSED,
+                _DISTILLATION,
+                Drop(r"pre_logits\b.*", "representation layer of the pre-training head, not used"),
+                Drop(r"mask_token", "mask token of pre-training, not part of the classifier"),
+                Drop(r"decoder(_\w+)?(\..*)?", "decoder of pre-training, not part of the classifier"),
+            ),
         ),
         KeyMap(
             "huggingface",
-            (r"(vit\.)?embeddings\.patch_embeddings\.projection\.weight",),
             (
-                Rename(r"vit\.(.*)", r"\1"),
+                r"((vit|deit)\.)?embeddings\.patch_embeddings\.projection\.weight",
+                r"((vit|deit)\.)?embeddings\.position_embeddings",
+            ),
+            (
+                Rename(r"(?:vit|deit)\.(.*)", r"\1"),
+                Rename(r"embeddings\.register_tokens", "register_tokens"),
+                *_REFUSED,
                 Drop(r"pooler\..*", "pooler of the pre-training head, not part of the classifier"),
+                Drop(r"embeddings\.mask_token", "mask token of pre-training, not part of the classifier"),
+                Drop(r"decoder\..*", "decoder of pre-training, not part of the classifier"),
+                Rename(r"embeddings\.distillation_token", "dist_token"),
+                Rename(r"distillation_classifier\.(.*)", r"head_dist.\1"),
+                Rename(r"cls_classifier\.(.*)", r"head.\1"),
                 Rename(r"embeddings\.cls_token", "cls_token"),
                 Rename(r"embeddings\.position_embeddings", "pos_embed"),
+                _DISTILLATION,
                 Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
                 Rename(r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", r"blocks.\1.\2"),
                 Rename(r"(blocks\.\d+)\.layernorm_before\.(.*)", r"\1.norm1.\2"),

@@ -56,6 +56,7 @@ from vitrail.train.settle import settle_as_begun, settle_labels, settle_precisio
 from vitrail.train.sharding import ShardedStrategy
 from vitrail.weights.load import load_weights
 from vitrail.weights.places import find_weights
+from vitrail.weights.remedies import RECIPE
 
 # What may differ when a run goes on; that the images are the same is checked on the images themselves.
 # Checkpoints are whole whatever the strategy.
@@ -331,9 +332,14 @@ def _build_model(recipe: Recipe, data: ImageData, num_classes: int, fresh: bool)
         report = load_weights(
             model,
             recipe.model.weights,
+            key=recipe.model.weights_key,
             new_head=recipe.model.new_head,
             bands=recipe.model.bands_rule,
             band_wavelengths=recipe.model.band_wavelengths,
+            source_wavelengths=recipe.model.source_wavelengths,
+            allow_missing=recipe.model.allow_missing,
+            allow_unexpected=recipe.model.allow_unexpected,
+            spelling=RECIPE,
         )
         print(f"weights of {recipe.model.weights}: {report}")
     return model

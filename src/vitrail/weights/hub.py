@@ -11,8 +11,10 @@ from pathlib import Path
 from vitrail.errors import WeightsError
 
 HUB_PREFIX = "hf://"
-# What a repository's weights are called, the safe format first.
-_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+# What weights are called in a repository or its folder, the safe format first.
+WEIGHTS_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>[\w./@ -]+))?")
 
 
@@ -34,11 +36,11 @@ def fetch_weights(name: str) -> Path:
     """Download a file of weights, or take it from the local cache.
 
     Args:
-        name: ``hf://owner/name`` (its ``model.safetensors``, else its ``pytorch_model.bin``) or
+        name: ``hf://owner/name`` (its ``model.safetensors``, else its ``pytorch_model.bin``, or the index of either) or
             ``hf://owner/name/file``; ``@revision`` may follow the repository's name.
 
     Returns:
-        The file in the hub's local cache.
+        The file in the hub's local cache; of an index, its shards are still to be fetched.
 
     Raises:
         WeightsError: The name is malformed, the repository or file does not exist or may not be read, or the hub
@@ -48,9 +50,9 @@ def fetch_weights(name: str) -> Path:
     if wanted is not None:
         path = fetch_file(name, wanted)
     else:
-        path = next((p for p in (fetch_file(name, file) for file in _WEIGHTS_FILES) if p is not None), None)
+        path = next((p for p in (fetch_file(name, file) for file in WEIGHTS_FILES) if p is not None), None)
     if path is None:
-        file = wanted or " or ".join(_WEIGHTS_FILES)
+        file = wanted or " or ".join(name for name in WEIGHTS_FILES if not name.endswith(".index.json"))
         raise WeightsError(f"{repo} on the hub has no {file}; name one of its files as hf://{repo}/FILE")
     return path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError, WeightsError
+from vitrail.weights.remedies import PYTHON, Spelling
 
 BandRuleName = Literal["mean", "repeat", "wavelength"]
 BAND_RULES: tuple[str, ...] = get_args(BandRuleName)
@@ -20,10 +21,6 @@ Wavelengths = Sequence[float] | Mapping[str, Sequence[float]]
 
 # Red, green and blue of a colour image, in nm (the centres of Sentinel-2's bands 4, 3 and 2).
 RGB_NM = (665.0, 560.0, 490.0)
-BAND_RULES_HELP = (
-    "bands='mean' (every band gets the mean kernel), bands='repeat' (the kernels in turn) or bands='wavelength' "
-    "(interpolated at band_wavelengths, in nm)"
-)
 
 
 class InputKernel(NamedTuple):
@@ -50,11 +47,13 @@ class BandRule:
         wavelengths: Of the model's bands in nm, for "wavelength"; by stream for a model of several.
         source_wavelengths: Of the checkpoint's bands in nm; those of red, green and blue for three bands of an
             image when not given.
+        spelling: How errors write the options of their remedies.
     """
 
     name: BandRuleName
     wavelengths: Wavelengths | None = None
     source_wavelengths: Wavelengths | None = None
+    spelling: Spelling = field(default=PYTHON, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the parts belong together.
@@ -65,20 +64,26 @@ class BandRule:
         if self.name not in BAND_RULES:
             raise ConfigError(f"bands must be one of {', '.join(BAND_RULES)}, got {self.name!r}")
         if self.name == "wavelength" and self.wavelengths is None:
-            raise ConfigError("bands='wavelength' needs band_wavelengths: a wavelength in nm for each band")
+            raise ConfigError(
+                f"{self._rule} needs {self.spelling.give('band_wavelengths')}: a wavelength in nm for each band"
+            )
         for name in ("wavelengths", "source_wavelengths"):
             given = getattr(self, name)
             if given is None:
                 continue
-            label = "band_wavelengths" if name == "wavelengths" else name
+            label = self.spelling.give("band_wavelengths" if name == "wavelengths" else name)
             if self.name != "wavelength":
-                raise ConfigError(f"{label} needs bands='wavelength', got bands={self.name!r}")
+                raise ConfigError(f"{label} needs {self._rule}, got {self.spelling.give('bands', self.name)}")
             plain: Wavelengths = (
                 {stream: _read_wavelengths(values, label) for stream, values in given.items()}
                 if isinstance(given, Mapping)
                 else _read_wavelengths(given, label)
             )
             object.__setattr__(self, name, plain)
+
+    @property
+    def _rule(self) -> str:
+        return self.spelling.give("bands", "wavelength")
 
     def applies(self, kernel: Tensor, in_chans: int, stream: str) -> bool:
         """Whether a kernel must or may change: other bands in number or, where wavelengths are given, in kind."""
@@ -126,18 +131,20 @@ class BandRule:
             source = RGB_NM
         old = self._checked(source, bands, stream, "source_wavelengths")
         if len(set(old)) < bands:
-            raise WeightsError(f"source_wavelengths must differ from each other to interpolate, got {_nm(old)}")
+            raise WeightsError(
+                f"{self.spelling.give('source_wavelengths')} must differ from each other to interpolate, got {_nm(old)}"
+            )
         for band, wavelength in enumerate(new):
             for index, share in _interpolation(old, wavelength):
                 mixing[band, index] += share
         return mixing, f"interpolated linearly from {_nm(old)} to {_nm(new)}"
 
-    @staticmethod
-    def _checked(given: Wavelengths | None, bands: int, stream: str, name: str) -> tuple[float, ...]:
+    def _checked(self, given: Wavelengths | None, bands: int, stream: str, name: str) -> tuple[float, ...]:
         values = _of_stream(given, stream)
         if values is None or len(values) != bands:
             got = "none" if values is None else f"{len(values)} values"
-            raise WeightsError(f"bands='wavelength' needs {name} for the {bands} bands of {stream!r}, got {got}")
+            option = self.spelling.give(name)
+            raise WeightsError(f"{self._rule} needs {option} for the {bands} bands of {stream!r}, got {got}")
         return values
 
 
@@ -179,7 +186,10 @@ def _interpolation(old: Sequence[float], wavelength: float) -> list[tuple[int, f
 
 
 def make_band_rule(
-    bands: str | None, band_wavelengths: Wavelengths | None, source_wavelengths: Wavelengths | None = None
+    bands: str | None,
+    band_wavelengths: Wavelengths | None,
+    source_wavelengths: Wavelengths | None = None,
+    spelling: Spelling = PYTHON,
 ) -> BandRule | None:
     """The rule that a caller's words stand for; None where none is given.
 
@@ -188,9 +198,9 @@ def make_band_rule(
     """
     if bands is None:
         if band_wavelengths is not None or source_wavelengths is not None:
-            raise ConfigError("wavelengths of bands need bands='wavelength'")
+            raise ConfigError(f"wavelengths of bands need {spelling.give('bands', 'wavelength')}")
         return None
-    return BandRule(cast(BandRuleName, bands), band_wavelengths, source_wavelengths)
+    return BandRule(cast(BandRuleName, bands), band_wavelengths, source_wavelengths, spelling)
 
 
 def resize_patches(kernel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -221,7 +231,13 @@ def resize_patches(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fit_input_kernel(
-    key: str, kernel: Tensor, wanted: torch.Size, role: InputKernel, rule: BandRule | None, where: str
+    key: str,
+    kernel: Tensor,
+    wanted: torch.Size,
+    role: InputKernel,
+    rule: BandRule | None,
+    where: str,
+    spelling: Spelling = PYTHON,
 ) -> tuple[Tensor, str]:
     """Make the kernel of a model's first convolution fit another number of bands and another patch.
 
@@ -232,6 +248,7 @@ def fit_input_kernel(
         role: What the model says of it.
         rule: How to make the kernels of other bands; None refuses.
         where: The checkpoint's name, for errors.
+        spelling: For remedies.
 
     Returns:
         The kernel and what was done; one of another shape still where it is not for this model at all.
@@ -247,8 +264,8 @@ def fit_input_kernel(
         done += [how] if how else []
     if kernel.shape[1] != wanted[1]:
         raise WeightsError(
-            f"{where}: {key} is made for {kernel.shape[1]} bands, the model has {wanted[1]}; say how to make the "
-            f"kernels of its bands: {BAND_RULES_HELP}; in a recipe model.bands_rule"
+            f"{where}: {key} is made for {kernel.shape[1]} bands, the model has {wanted[1]}; choose how to make the "
+            f"kernels of its bands: {spelling.band_rule()}"
         )
     if role.is_patch and kernel.shape[2:] != wanted[2:]:
         old, new = (f"{shape[2]} x {shape[3]}" for shape in (kernel.shape, wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, WeightsError, closest
+from vitrail.weights.contents import Checkpoint, State, join, unwrap
 from vitrail.weights.kernels import BandRule, InputKernel, Wavelengths, fit_input_kernel, make_band_rule
-from vitrail.weights.places import find_weights, read_card
-from vitrail.weights.read import Checkpoint, read_checkpoint, unwrap
+from vitrail.weights.places import Place, find_weights, read_card
+from vitrail.weights.read import read_checkpoint
+from vitrail.weights.readings import (
+    Reading,
+    choose_reading,
+    find_readings,
+    prefixes_of_maps,
+    prefixes_of_names,
+    read_by_name,
+)
+from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
-from vitrail.weights.rules import KeyMap, State
+from vitrail.weights.rules import KeyMap
+
+# A remedy writes out this many patterns at most.
+_MOST_PATTERNS = 6
 
 
 class Loadable(Protocol):
@@ -56,13 +70,16 @@ class _Wishes:
     spectral_from_image: bool
     allow_missing: tuple[str, ...]
     allow_unexpected: tuple[str, ...]
+    key: str | None
+    spelling: Spelling
 
 
 def load_weights(
     model: nn.Module,
-    weights: str | Path | Mapping[str, Tensor],
+    weights: str | Path | Mapping[str, Any] | Checkpoint,
     source: str = "auto",
     *,
+    key: str | None = None,
     new_head: bool = False,
     bands: str | None = None,
     band_wavelengths: Wavelengths | None = None,
@@ -72,6 +89,7 @@ def load_weights(
     allow_missing: str | Iterable[str] = (),
     allow_unexpected: str | Iterable[str] = (),
     dry_run: bool = False,
+    spelling: Spelling = PYTHON,
 ) -> LoadReport:
     """Load a checkpoint of any known source into a model.
 
@@ -80,9 +98,13 @@ def load_weights(
 
     Args:
         model: A model that :func:`vitrail.create_model` made.
-        weights: A file (``.safetensors``, or one that ``torch.save`` wrote), a run folder or another with a saved
-            model, ``"hf://owner/name"`` or ``"hf://owner/name/file"`` on the Hugging Face hub, or tensors by name.
+        weights: A file (``.safetensors``, one that ``torch.save`` wrote, or the ``.index.json`` of several), a run
+            folder or another with a saved model, ``"hf://owner/name"`` or ``"hf://owner/name/file"`` on the Hugging
+            Face hub, or tensors by name, in other mappings or not.
         source: ``"auto"``, or one of the sources of the model's family (``timm``, ``huggingface``, ...).
+        key: Where a file holds several weights (a model and its average, teacher and student), the path or prefix of
+            those to load, for example ``"model"`` or ``"student.backbone"``. When not given, averages and teachers come
+            first, and the report says so.
         new_head: Leave the checkpoint's classifier out, whatever its number of classes; the model keeps its own.
         bands: How kernels for the checkpoint's bands become kernels for the model's, where these differ: "mean",
             "repeat" or "wavelength"; see :class:`~vitrail.weights.kernels.BandRule`.
@@ -95,7 +117,8 @@ def load_weights(
         allow_missing: Names or shell patterns of our keys that need not be in the checkpoint; a tensor there
             whose shape does not fit is then left out too.
         allow_unexpected: Names or shell patterns of keys in the checkpoint that may be left out.
-        dry_run: Say what would happen, and load nothing.
+        dry_run: Report what would happen, and load nothing.
+        spelling: How errors write the options of their remedies.
 
     Returns:
         The account of what happened to each key.
@@ -106,16 +129,21 @@ def load_weights(
         ConfigError: An unknown source or rule, or a wish that the model cannot fulfil.
     """
     model = getattr(model, "_orig_mod", model)  # a compiled model's weights are those of the model inside
-    rule = make_band_rule(bands, band_wavelengths, source_wavelengths)
-    wishes = _Wishes(new_head, rule, spectral_from_image, _patterns(allow_missing), _patterns(allow_unexpected))
+    rule = make_band_rule(bands, band_wavelengths, source_wavelengths, spelling)
+    wishes = _Wishes(
+        new_head, rule, spectral_from_image, _patterns(allow_missing), _patterns(allow_unexpected), key, spelling
+    )
+    place: Place | None = None
     if isinstance(weights, (str, Path)):
         where = str(weights)
         place = find_weights(weights)
         checkpoint = read_checkpoint(place.weights)
+        checkpoint = dataclasses.replace(checkpoint, notes=(*place.notes, *checkpoint.notes))
         made_for = checkpoint.settings or (read_card(place.card)["settings"] if place.card else {})
     else:
         where = "the given state dict"
-        checkpoint, made_for = unwrap(weights, where), {}
+        checkpoint = weights if isinstance(weights, Checkpoint) else unwrap(weights, where)
+        made_for = {}
     accepted, report = _plan(model, checkpoint, source, wishes, settings or made_for, where)
     if not dry_run:
         if any(value.is_meta for value in model.state_dict().values()):
@@ -130,9 +158,10 @@ def _plan(
     model: nn.Module, checkpoint: Checkpoint, source: str, wishes: _Wishes, made_for: Mapping[str, Any], where: str
 ) -> tuple[State, LoadReport]:
     """What is to be loaded under which key, and the account of it; raises where anything does not fit."""
-    key_map = choose_map(model, checkpoint.tensors, source, where)
-    report = LoadReport(source=key_map.source, notes=list(checkpoint.notes))
-    state = apply_map(key_map, checkpoint.tensors, report, where)
+    reading, key_map, notes = _choose(model, checkpoint, source, wishes, where)
+    report = LoadReport(source=key_map.source, notes=[*checkpoint.notes, *notes], key=reading.key)
+    report.dropped |= outside(reading)
+    state = apply_map(key_map, reading.state, report, where)
     own = model.state_dict()
     head = _head_keys(model, {*own, *state})
     if wishes.new_head:
@@ -150,45 +179,55 @@ def _plan(
     return accepted, report
 
 
-def choose_map(model: Any, state: State, source: str, where: str) -> KeyMap:
-    """The key map of a model that reads a state dict.
-
-    Args:
-        model: With its ``key_maps``.
-        state: Tensors by the checkpoint's names.
-        source: ``"auto"``, or the one to take.
-        where: The checkpoint's name, for errors.
+def _choose(
+    model: nn.Module, checkpoint: Checkpoint, source: str, wishes: _Wishes, where: str
+) -> tuple[Reading, KeyMap, list[str]]:
+    """The weights of a model in a checkpoint, their key map, and what to report of the choice.
 
     Raises:
         ConfigError: An unknown source.
-        WeightsError: None recognises the keys.
+        WeightsError: No key map recognises any, or several weights could be meant.
     """
-    maps = {"vitrail": KeyMap("vitrail", ()), **{m.source: m for m in cast(Loadable, model).key_maps}}
-    if source != "auto":
-        if source not in maps:
-            raise ConfigError(f"unknown source {source!r} for {type(model).__name__}{closest(source, maps)}")
-        return maps[source]
-    keys = list(state)
-    for key_map in cast(Loadable, model).key_maps:
-        if key_map.recognises(keys):
-            return key_map
-    if set(keys) == set(model.state_dict()):
-        return maps["vitrail"]
-    raise WeightsError(
-        f"{where} is no checkpoint of {type(model).__name__} from {', '.join(maps)}; its first keys are "
-        f"{', '.join(keys[:3])}. `vitrail weights` says what a file is; build the model of the family it belongs to, "
-        "or name the source"
+    own = KeyMap("vitrail", ())
+    known = {"vitrail": own, **{m.source: m for m in cast(Loadable, model).key_maps}}
+    if source != "auto" and source not in known:
+        raise ConfigError(f"unknown source {source!r} for {type(model).__name__}{closest(source, known)}")
+    maps = list(cast(Loadable, model).key_maps) if source == "auto" else [known[source]]
+    names = model.state_dict() if source in ("auto", "vitrail") else {}
+    readings = find_readings(
+        checkpoint, lambda state: list(prefixes_of_maps(state, maps)) or prefixes_of_names(state, names)
     )
+    if readings:
+        reading, notes = choose_reading(readings, checkpoint, wishes.key, where, wishes.spelling)
+        keys = list(reading.state)
+        return reading, next((m for m in maps if m.recognised_by and m.recognises(keys)), known["vitrail"]), notes
+    reading = read_by_name(checkpoint)
+    if source != "auto":
+        return reading, known[source], []
+    advice = f", or name the source with {wishes.spelling.give('source')}" if wishes.spelling.has("source") else ""
+    raise WeightsError(
+        f"{where} is no checkpoint of {type(model).__name__} from {', '.join(known)}; its first keys are "
+        f"{', '.join(list(reading.state)[:3])}. `vitrail weights` reports what a file is; build the model of its "
+        f"family{advice}"
+    )
+
+
+def outside(reading: Reading) -> dict[str, str]:
+    """Tensors beside a model's weights, with the reason why they are left out."""
+    start = f"not under {reading.prefix + '.'!r}, no tensor of the model"
+    return {join(reading.path, key): start for key in reading.outside}
 
 
 def apply_map(key_map: KeyMap, state: State, report: LoadReport, where: str) -> State:
     """Bring a state dict into our names and layouts.
 
     Raises:
-        WeightsError: A tensor has another form than the source gives it.
+        WeightsError: A tensor has another form than the source gives it, or the model lacks what it belongs to.
     """
     try:
         return key_map.apply(state, report)
+    except WeightsError as error:
+        raise WeightsError(f"{where}: {error}") from error
     except (RuntimeError, IndexError) as error:
         raise WeightsError(
             f"{where} cannot be read as {key_map.source}: {' '.join(str(error).split())[:200]}"
@@ -230,7 +269,7 @@ def _fit(
             continue
         _check_values(key, value, target, where)
         if isinstance(model, Fitting):
-            value, how = _adapt(model, key, value, target, state, wishes.rule, made_for, where)
+            value, how = _adapt(model, key, value, target, state, wishes, made_for, where)
             if how:
                 report.resampled[key] = how
         if value.shape == target.shape:
@@ -238,7 +277,7 @@ def _fit(
         elif _allowed(key, wishes.allow_missing):
             report.dropped[key] = f"shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
         else:
-            raise WeightsError(f"{where}: {_misfit(model, key, value, target)}")
+            raise WeightsError(f"{where}: {_misfit(model, key, value, target, wishes.spelling)}")
     report.notes += [f"{count} tensors converted from {kind}" for kind, count in casts.items()]
     return accepted
 
@@ -258,13 +297,13 @@ def _adapt(
     value: Tensor,
     target: Tensor,
     state: State,
-    rule: BandRule | None,
+    wishes: _Wishes,
     made_for: Mapping[str, Any],
     where: str,
 ) -> tuple[Tensor, str]:
     role = model.input_kernels.get(key)
     if role is not None:
-        return fit_input_kernel(key, value, target.shape, role, rule, where)
+        return fit_input_kernel(key, value, target.shape, role, wishes.rule, where, wishes.spelling)
     # Equal in number is not equal in kind: 2 x 8 positions are not 4 x 4, where the settings tell.
     fitted = model.fit_tensor(key, value, state, made_for) if made_for or value.shape != target.shape else None
     if fitted is None or (fitted[0].shape == value.shape and torch.equal(fitted[0], value)):
@@ -295,29 +334,44 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor) -> str:
+def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, spelling: Spelling) -> str:
     shapes = f"{key} has shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
     if key in _head_keys(model, (key,)):
         return (
-            f"{shapes}: another number of classes. Give new_head=True to leave the checkpoint's classifier out, or "
-            "build the model with as many classes"
+            f"{shapes}: another number of classes. {spelling.on('new_head')} leaves the checkpoint's out; or build "
+            "the model with as many classes"
         )
-    return f"{shapes}; build the model to match, or allow it to be left out with allow_missing=[{key!r}]"
+    return f"{shapes}; build the model to match, or leave it out with {spelling.give('allow_missing', [key])}"
 
 
 def _refuse(report: LoadReport, wishes: _Wishes, head: set[str], where: str) -> None:
+    spelling = wishes.spelling
     kept = head if wishes.new_head else set()
     missing = [key for key in report.missing if key not in kept and not _allowed(key, wishes.allow_missing)]
     unexpected = [key for key in report.unexpected if not _allowed(key, wishes.allow_unexpected)]
     if missing or unexpected:
         parts = [f"{len(missing)} missing ({', '.join(missing[:3])})"] if missing else []
         parts += [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})"] if unexpected else []
-        remedy = "Name what may differ with allow_missing or allow_unexpected"
+        remedies = [
+            f"allow these with {spelling.give(option, groups(keys))}"
+            for option, keys in (("allow_missing", missing), ("allow_unexpected", unexpected))
+            if keys
+        ]
+        remedy = f"Where their absence is right, {' and '.join(remedies)}"
         if head.issuperset([*missing, *unexpected]):
-            remedy = "Only the classifier differs: new_head=True leaves it out"
+            remedy = f"Only the classifier differs: {spelling.on('new_head')} leaves it out"
         raise WeightsError(
             f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. {remedy}"
         )
+
+
+def groups(keys: Sequence[str]) -> list[str]:
+    """Shell patterns that match keys, one for each first part of their names; few enough to write down."""
+    firsts: dict[str, list[str]] = {}
+    for key in keys:
+        firsts.setdefault(key.partition(".")[0], []).append(key)
+    patterns = [group[0] if len(group) == 1 else f"{first}.*" for first, group in firsts.items()]
+    return patterns if len(patterns) <= _MOST_PATTERNS else [*patterns[:_MOST_PATTERNS], "..."]
 
 
 def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:

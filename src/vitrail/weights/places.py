@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitrail.errors import WeightsError
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
-from vitrail.weights.hub import HUB_PREFIX, fetch_file, fetch_weights, split_hub_name
+from vitrail.weights.hub import HUB_PREFIX, WEIGHTS_FILES, fetch_file, fetch_weights, split_hub_name
+from vitrail.weights.shards import is_index, read_index, shard_names
 
 # The two files of a saved model, in a folder of its own or in a run folder.
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
+# Where Hugging Face's and timm's folders keep the normalisation of the images.
+NORMALISATION_FILES = ("preprocessor_config.json", "config.json")
+# What files of weights are called, where a folder holds one by another name.
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.\w+")
 
 
 @dataclass(frozen=True)
@@ -23,34 +30,80 @@ class Place:
     Attributes:
         weights: The file.
         card: Its model.json; None where there is none.
+        beside: Files that give the normalisation of the images, where there are any.
+        notes: Which file was taken of several.
     """
 
     weights: Path
     card: Path | None = None
+    beside: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that hold the weights: one, or an index and its shards.
+
+        Raises:
+            WeightsError: The index is damaged, or a shard is missing.
+        """
+        shards = read_index(self.weights) if is_index(self.weights) else ()
+        return (self.weights, *(self.weights.parent / name for name in shards))
 
 
 def find_weights(where: str | Path) -> Place:
     """Find the file of weights that a path or a hub name stands for; downloads what lies on the hub.
 
     Args:
-        where: A file, a folder with ``model.safetensors`` (and ``model.json``), or ``hf://owner/name[/file]``.
+        where: A file, a folder with ``model.safetensors`` (and ``model.json``), with ``pytorch_model.bin``, with the
+            index and shards of either, or with one file of weights of any name; or ``hf://owner/name[/file]``.
 
     Raises:
-        WeightsError: There is none, or the hub cannot be reached.
+        WeightsError: There is none, several could be meant, or the hub cannot be reached.
     """
     if isinstance(where, str) and where.startswith(HUB_PREFIX):
         weights = fetch_weights(where)
+        if is_index(weights):
+            folder = split_hub_name(where)[2]
+            parent = f"{folder.rpartition('/')[0]}/" if folder and "/" in folder else ""
+            for shard in shard_names(weights):
+                if fetch_file(where, parent + shard) is None:
+                    raise WeightsError(f"{where} on the hub lacks the shard {shard} that {weights.name} names")
         # A file named by itself stands for itself; only a whole repository may be a saved model.
-        return Place(weights, None if split_hub_name(where)[2] else fetch_file(where, CARD_FILE))
+        if split_hub_name(where)[2]:
+            return Place(weights)
+        found = (fetch_file(where, name) for name in NORMALISATION_FILES)
+        return Place(weights, fetch_file(where, CARD_FILE), tuple(path for path in found if path is not None))
     path = Path(where)
     if path.is_dir():
-        weights, card = path / WEIGHTS_FILE, path / CARD_FILE
-        if not weights.is_file():
-            raise WeightsError(f"the folder {path} holds no {WEIGHTS_FILE}; give a file of weights or a finished run")
-        return Place(weights, card if card.is_file() else None)
+        return _in_folder(path)
     if not path.is_file():
         raise WeightsError(f"no file of weights at {path}; check the path (hf://owner/name takes one from the hub)")
+    part = _SHARD.fullmatch(path.name)
+    if part is not None and (path.parent / f"{part[1]}{path.suffix}.index.json").is_file():
+        raise WeightsError(f"{path} is one shard of several; give the folder {path.parent}, whose index names them all")
     return Place(path)
+
+
+def _in_folder(folder: Path) -> Place:
+    known = [folder / name for name in WEIGHTS_FILES if (folder / name).is_file()]
+    files = known or sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+    if not files:
+        raise WeightsError(
+            f"the folder {folder} holds no {WEIGHTS_FILE}, nor another file of weights; give a file of weights or a "
+            "finished run"
+        )
+    if len(files) > 1 and not known:
+        raise WeightsError(
+            f"the folder {folder} holds {len(files)} files of weights; give one of them: "
+            f"{', '.join(p.name for p in files[:4])}"
+        )
+    notes = []
+    if files[0].name != WEIGHTS_FILE or len(files) > 1:
+        others = f", not {' or '.join(p.name for p in files[1:])}" if len(files) > 1 else ""
+        notes.append(f"took {files[0].name} of the folder{others}")
+    card = folder / CARD_FILE
+    beside = tuple(p for p in (folder / name for name in NORMALISATION_FILES) if p.is_file())
+    return Place(files[0], card if card.is_file() else None, beside, tuple(notes))
 
 
 def read_card(card: Path) -> dict[str, Any]:

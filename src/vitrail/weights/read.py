@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import pickle
 import struct
+import tarfile
 import warnings
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,100 +17,118 @@ from torch import Tensor
 
 from vitrail.errors import WeightsError
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
+from vitrail.weights.contents import Checkpoint, unwrap
+from vitrail.weights.pickles import read_pickle
+from vitrail.weights.readings import read_by_name
+from vitrail.weights.shards import is_index, read_index
 
-# Where training codes put the weights inside a checkpoint, tried in this order.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
-# What DataParallel, torch.compile and training modules put before every key.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "task.model.")
-# Settings that are heights and widths.
-_SIZES = ("img_size", "patch_size", "window_size")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a file of weights holds.
-
-    Attributes:
-        tensors: Tensors by name, on the CPU.
-        format: "safetensors", "torch" or "memory".
-        metadata: Of a safetensors file; empty otherwise.
-        notes: What was unpacked to find the tensors.
-    """
-
-    tensors: dict[str, Tensor]
-    format: str
-    metadata: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def settings(self) -> dict[str, Any] | None:
-        """Settings of the model whose weights these are, where vitrail wrote the file; None otherwise.
-
-        Raises:
-            WeightsError: A size among them is none.
-        """
-        try:
-            settings = json.loads(self.metadata.get("settings", "null"))
-        except json.JSONDecodeError:
-            return None
-        if not isinstance(settings, dict):
-            return None
-        for name, value in settings.items():
-            if name.endswith(_SIZES) and value is not None and not _is_size(value):
-                raise WeightsError(f"the file's metadata say {name} = {value!r}, which is no size; it is damaged")
-        return settings
-
-
-def _is_size(value: Any) -> bool:
-    values = value if isinstance(value, list) and len(value) == 2 else [value]
-    return all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+# What torch.load is seen to raise on damaged bytes: each of its parsers has its own.
+_DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError,
+    AssertionError, OSError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile, tarfile.TarError,
+    RecursionError,
+)  # fmt: skip
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read the tensors of a ``.safetensors`` file or of a file that ``torch.save`` wrote.
+    """Read the tensors of a ``.safetensors`` file, of a file that ``torch.save`` wrote, or of the shards of an index.
 
-    A checkpoint that wraps its weights (``{"state_dict": ...}``, ``{"model": ...}``) is unwrapped, and a prefix
-    that DataParallel or torch.compile left on every key is taken off; the notes say so.
+    No code of a file runs: objects beside the tensors (``argparse.Namespace``, numbers of NumPy, whole modules) are
+    read without their classes.
 
     Args:
-        path: The file.
+        path: The file, or the ``.index.json`` of a checkpoint in several files.
 
     Raises:
-        WeightsError: No such file, a truncated or foreign file, or a pickle that wants to run code.
+        WeightsError: No such file, a truncated or foreign file, a missing shard, or a pickle that wants to run code.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no file of weights at {path}; check the path")
     if is_lfs_pointer(path):
         raise WeightsError(f"{path} is a Git LFS pointer in the place of the weights; {LFS_REMEDY}")
+    if is_index(path):
+        return _read_shards(path)
     if path.suffix == ".safetensors" or _starts_like_safetensors(path):
         tensors, metadata = _read_safetensors(path)
-        unwrapped = unwrap(tensors, str(path))
-        return Checkpoint(unwrapped.tensors, "safetensors", metadata, unwrapped.notes)
-    try:
-        # Its warnings about a foreign file's pickle protocol would only precede the error.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return dataclasses.replace(unwrap(tensors, str(path)), format="safetensors", metadata=metadata)
+    content, foreign = _read_torch(path)
+    notes: tuple[str, ...] = ()
+    if foreign:
+        names = f"{', '.join(foreign[:6])}{f' and {len(foreign) - 6} more' if len(foreign) > 6 else ''}"
+        notes = (f"objects of other classes were read as data, without their classes: {names}",)
+    return dataclasses.replace(unwrap(content, str(path)), format="torch", notes=notes)
+
+
+def _read_shards(index: Path) -> Checkpoint:
+    """The tensors of all shards; each key from the shard that the index names."""
+    state: dict[str, Tensor] = {}
+    formats: set[str] = set()
+    extra: list[str] = []
+    shards = read_index(index)
+    for shard, keys in shards.items():
+        part = read_checkpoint(index.parent / shard)
+        formats.add(part.format)
+        tensors = part.states.get("", {})
+        if missing := [key for key in keys if key not in tensors]:
+            raise WeightsError(
+                f"{index} names {missing[0]} in {shard}, which lacks it ({len(missing)} keys in all); "
+                "download the index and its shards again"
+            )
+        state |= {key: tensors[key] for key in keys}
+        extra += [key for key in tensors if key not in keys]
+    notes = [f"read from {len(shards)} shards that {index.name} names"]
+    if extra:
+        notes.append(
+            f"left out {len(extra)} tensors of the shards that the index does not name: {', '.join(extra[:3])}"
+        )
+    return Checkpoint({"": state}, " and ".join(sorted(formats)), {}, tuple(notes))
+
+
+def _read_torch(path: Path) -> tuple[Any, tuple[str, ...]]:
+    # Its warnings about a foreign file's pickle protocol would only precede the error.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True), ()
+        except pickle.UnpicklingError:
+            pass  # it holds other classes than torch's own, or is damaged
+        except _DAMAGED as error:
+            raise _foreign(path, error) from error
+        try:
+            _refuse_archives(path)
+            return read_pickle(path)
+        except WeightsError:
+            raise
+        except _DAMAGED as error:
+            raise _foreign(path, error) from error
+
+
+def _refuse_archives(path: Path) -> None:
+    """Refuse formats that torch reads by other means than a pickle of tensors."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            scripted = any(name.endswith("constants.pkl") for name in archive.namelist())
+        if scripted:
+            raise WeightsError(
+                f"cannot read {path} as weights: it is a TorchScript program, which is foreign here; save the model's "
+                "state_dict() instead"
+            )
+    elif tarfile.is_tarfile(path):
         raise WeightsError(
-            f"cannot read {path} as weights: it is truncated, foreign, or a pickle that would run code, which vitrail "
-            "refuses: convert it to safetensors where you trust it"
-        ) from error
-    except (
-        # What torch.load is seen to raise on damaged bytes: each of its parsers has its own.
-        RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
-        OSError, OverflowError, MemoryError, struct.error, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        raise WeightsError(
-            f"cannot read {path} as weights ({_first_line(error)}); it is truncated or foreign"
-        ) from error
-    unwrapped = unwrap(content, str(path))
-    return Checkpoint(unwrapped.tensors, "torch", {}, unwrapped.notes)
+            f"cannot read {path} as weights: it is a tar archive, which is foreign here; unpack it first"
+        )
+
+
+def _foreign(path: Path, error: BaseException) -> WeightsError:
+    return WeightsError(f"cannot read {path} as weights ({_first_line(error)}); it is truncated or foreign")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file of weights, by name; see :func:`read_checkpoint`.
+
+    A checkpoint that wraps its weights (``{"state_dict": ...}``, ``{"model": ...}``) is unwrapped, and a prefix
+    that DataParallel, torch.compile or a training module left on every key is removed.
 
     Args:
         path: The file.
@@ -119,7 +136,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: As for :func:`read_checkpoint`.
     """
-    return read_checkpoint(path).tensors
+    return read_by_name(read_checkpoint(path)).state
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -152,36 +169,3 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(
             f"cannot read {path} as safetensors ({_first_line(error)}); it is truncated or foreign"
         ) from error
-
-
-def unwrap(content: Any, where: str) -> Checkpoint:
-    """Find the tensors inside what a checkpoint holds.
-
-    Args:
-        content: A mapping of tensors by name, or one that holds such a mapping under a customary key.
-        where: The file's name, for the error.
-
-    Raises:
-        WeightsError: There is no mapping of tensors by name inside.
-    """
-    notes: list[str] = []
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        others = [str(key) for key in content if key != inner]
-        notes.append(f"took {inner!r}" + (f"; beside it: {', '.join(others[:8])}" if others else ""))
-        content = content[inner]
-    if not isinstance(content, Mapping) or not content:
-        kind = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise WeightsError(f"{where} holds no tensors by name but {kind}; it is no file of weights")
-    foreign = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise WeightsError(f"{where} holds values that are no tensors: {', '.join(foreign[:5])}")
-    state = {str(key): value for key, value in content.items()}
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        notes.append(f"took {prefix!r} off every key")
-    return Checkpoint(state, "memory", {}, tuple(notes))

@@ -8,6 +8,8 @@ from typing import Any
 
 # A printed report names this many keys of a kind, and counts the rest.
 _SHOWN = 12
+# Of keys that share a reason, this many are named.
+_NAMED = 4
 
 
 @dataclass
@@ -19,12 +21,17 @@ class LoadReport:
         loaded: Our keys that received a tensor.
         renamed: The checkpoint's key -> ours, where they differ.
         resampled: Our key -> what was done to make the tensor fit.
-        dropped: The checkpoint's key -> why it was left out.
+        dropped: The checkpoint's key -> why it was left out, which changes no output of the model.
+        changes_outputs: The checkpoint's key -> why it was left out, although the checkpoint's model computes with it:
+            the outputs differ.
         missing: Our keys that the checkpoint did not have, and that keep what they had.
         unexpected: Keys of the checkpoint that no rule or parameter claims.
         copied: Our key -> our other key whose tensor it received too, because the caller asked for it.
         not_finite: Our key -> how many of its loaded values are infinite or no number.
         notes: What was unpacked or converted on the way.
+        key: Path and prefix under which the weights lay in the checkpoint.
+        mean: Mean by which the checkpoint's images were normalised, one a band, in 0..1; None where nothing gives it.
+        std: The standard deviation likewise.
     """
 
     source: str
@@ -37,6 +44,10 @@ class LoadReport:
     copied: dict[str, str] = field(default_factory=dict)
     not_finite: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    changes_outputs: dict[str, str] = field(default_factory=dict)
+    key: str = ""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def note_rename(self, old: str, new: str) -> None:
         """Record a renaming; a key renamed twice keeps its first name."""
@@ -53,12 +64,14 @@ class LoadReport:
         """Counts, and every key that is not simply loaded (of many that fared alike, the first few)."""
         lines = [
             f"source {self.source}: {len(self.loaded)} loaded, {len(self.renamed)} renamed, "
-            f"{len(self.resampled)} resampled, {len(self.dropped)} dropped, {len(self.missing)} missing, "
+            f"{len(self.resampled)} resampled, {len(self.dropped) + len(self.changes_outputs)} dropped, "
+            f"{len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected"
         ]
         lines += [f"  {note}" for note in self.notes]
         lines += _by_reason("resampled", self.resampled)
         lines += _by_reason("dropped", self.dropped)
+        lines += _by_reason("changes outputs: dropped", self.changes_outputs)
         lines += _shortened([f"  copied {key} from {other}" for key, other in self.copied.items()])
         lines += _shortened([f"  missing {key}" for key in self.missing])
         lines += _shortened([f"  unexpected {key}" for key in self.unexpected])
@@ -73,10 +86,12 @@ def _by_reason(kind: str, reasons: dict[str, str]) -> list[str]:
     keys: dict[str, list[str]] = {}
     for key, reason in reasons.items():
         keys.setdefault(reason, []).append(key)
-    return [
-        f"  {kind} {group[0]}{f' and {len(group) - 1} more' if len(group) > 1 else ''}: {reason}"
-        for reason, group in keys.items()
-    ]
+    lines = []
+    for reason, group in keys.items():
+        shown = group if len(group) <= _NAMED else group[: _NAMED - 1]
+        more = f" and {len(group) - len(shown)} more" if len(group) > len(shown) else ""
+        lines.append(f"  {kind} {', '.join(shown)}{more}: {reason}")
+    return lines
 
 
 def _shortened(lines: list[str]) -> list[str]:

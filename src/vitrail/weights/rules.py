@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import WeightsError
+from vitrail.weights.contents import State
 from vitrail.weights.report import LoadReport
-
-State = dict[str, Tensor]
 
 
 class Rule(Protocol):
@@ -66,6 +65,55 @@ class Drop:
             if re.fullmatch(self.pattern, key):
                 report.dropped[key] = self.reason
         return {key: value for key, value in state.items() if not re.fullmatch(self.pattern, key)}
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Refuse checkpoints with keys that match: the model would compute something else without them."""
+
+    pattern: str
+    reason: str
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Check.
+
+        Raises:
+            WeightsError: A key matches; the message names it and the reason.
+        """
+        for key in state:
+            if re.fullmatch(self.pattern, key):
+                raise WeightsError(f"it has {key}: {self.reason}")
+        return state
+
+
+@dataclass(frozen=True)
+class DropToken:
+    """Leave out a token that the model does not have, its row of the positions and its classifier.
+
+    Attributes:
+        token: Key of the token.
+        positions: Key of the positions, shape ``(1, tokens, dim)``.
+        row: Of the token in these.
+        head: Matches the keys of the token's classifier.
+        reason: Why the model's outputs change.
+    """
+
+    token: str
+    positions: str
+    row: int
+    head: str
+    reason: str
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Drop all three, and report that outputs change."""
+        gone = [key for key in state if key == self.token or re.fullmatch(self.head, key)]
+        out = {key: value for key, value in state.items() if key not in gone}
+        report.changes_outputs |= {key: self.reason for key in gone}
+        table = state.get(self.positions)
+        if self.token in state and table is not None and table.ndim == 3 and table.shape[1] > self.row:
+            out[self.positions] = torch.cat([table[:, : self.row], table[:, self.row + 1 :]], dim=1)
+            report.changes_outputs[f"row {self.row} of {self.positions}"] = self.reason
+        return out
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""Remedies in errors, in the words of the place where the error is read: Python, a recipe or ``vitrail weights``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How the options of :func:`~vitrail.weights.load.load_weights` are written where an error is read.
+
+    Attributes:
+        options: Option -> how it is written with a value, which ``{}`` stands for. An option that is not there does
+            not exist there, and no error may advise it.
+        switches: Option that is on or off -> how it is switched on.
+    """
+
+    options: Mapping[str, str]
+    switches: Mapping[str, str]
+
+    def has(self, option: str) -> bool:
+        """Whether the option exists."""
+        return option in self.options or option in self.switches
+
+    def on(self, option: str) -> str:
+        """A switch, on."""
+        return self.switches[option]
+
+    def give(self, option: str, value: str | Sequence[str] | None = None) -> str:
+        """An option with a value; its name alone without one."""
+        form = self.options[option]
+        if value is None:
+            return form.replace("={}", "").replace(" {}", "").strip()
+        text = value if isinstance(value, str) else list(value)
+        if form.startswith("--"):
+            return form.format(text if isinstance(text, str) else " ".join(f"'{item}'" for item in text))
+        return form.format(repr(text) if "=" in form else json.dumps(text))
+
+    def band_rule(self) -> str:
+        """All rules for other bands, with what each does."""
+        return ", ".join(
+            f"{self.give('bands', rule)} ({what})"
+            for rule, what in (
+                ("mean", "every band gets their mean"),
+                ("repeat", "them in turn"),
+                ("wavelength", f"interpolated, with {self.give('band_wavelengths')}"),
+            )
+        )
+
+
+PYTHON = Spelling(
+    options={
+        "source": "source={}",
+        "key": "key={}",
+        "bands": "bands={}",
+        "band_wavelengths": "band_wavelengths={}",
+        "source_wavelengths": "source_wavelengths={}",
+        "allow_missing": "allow_missing={}",
+        "allow_unexpected": "allow_unexpected={}",
+    },
+    switches={"new_head": "new_head=True", "spectral_from_image": "spectral_from_image=True"},
+)
+RECIPE = Spelling(
+    options={
+        "key": "model.weights_key {}",
+        "bands": "model.bands_rule {}",
+        "band_wavelengths": "model.band_wavelengths {}",
+        "source_wavelengths": "model.source_wavelengths {}",
+        "allow_missing": "model.allow_missing {}",
+        "allow_unexpected": "model.allow_unexpected {}",
+    },
+    switches={"new_head": "model.new_head true"},
+)
+COMMAND = Spelling(
+    options={
+        "source": "--source {}",
+        "key": "--key {}",
+        "bands": "--bands {}",
+        "band_wavelengths": "--band-wavelengths {}",
+        "source_wavelengths": "--source-wavelengths {}",
+        "allow_missing": "--allow-missing {}",
+        "allow_unexpected": "--allow-unexpected {}",
+    },
+    switches={"new_head": "--new-head"},
+)
+
+
+def spellings() -> dict[str, Any]:
+    """All spellings, by the place where they are read."""
+    return {"Python": PYTHON, "a recipe": RECIPE, "vitrail weights": COMMAND}

@@ -1,0 +1,66 @@
+"""Checkpoints in several files: an index in JSON that names the file of each tensor (Hugging Face's layout)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vitrail.errors import WeightsError
+
+_SUFFIX = ".index.json"
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is the index of a checkpoint in several files, by its name."""
+    return path.name.endswith(_SUFFIX)
+
+
+def shard_names(index: Path) -> list[str]:
+    """File names of the shards that an index names, in the index's own order.
+
+    Raises:
+        WeightsError: It is damaged, or names files outside of its folder.
+    """
+    return list(_read(index))
+
+
+def read_index(index: Path) -> dict[str, list[str]]:
+    """Which tensors lie in which shard.
+
+    Args:
+        index: The ``.index.json`` file; its shards lie beside it.
+
+    Returns:
+        File name of a shard -> the keys that the index places there.
+
+    Raises:
+        WeightsError: It is damaged, names files outside of its folder, or a shard is missing.
+    """
+    shards = _read(index)
+    missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{index} names {len(shards)} shards, but the folder lacks {len(missing)}: {', '.join(missing[:3])}; "
+            "download all of them"
+        )
+    return shards
+
+
+def _read(index: Path) -> dict[str, list[str]]:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{index} is truncated or foreign ({error}); download it again") from error
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise WeightsError(f"{index} is foreign: it has no weight_map of tensors to files")
+    shards: dict[str, list[str]] = {}
+    for key, name in places.items():
+        if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
+            raise WeightsError(
+                f"{index} places {key} in {name!r}, which is no file name in its folder; vitrail reads no other folders"
+            )
+        if is_index(Path(name)):
+            raise WeightsError(f"{index} places {key} in {name!r}, another index; it is damaged")
+        shards.setdefault(name, []).append(key)
+    return shards
