@@ -179,11 +179,15 @@ def identity(recipe: Recipe, needs: str | None = None, who: str = "recipe") -> s
         content["model"]["weights"] = f"run {needs}"
     elif weights is not None and not weights.startswith(HUB_PREFIX):
         try:
-            file = find_weights(weights).weights
+            files = find_weights(weights).files
         except WeightsError as error:
             raise ConfigError(f"{who}: model.weights: {error}") from error
-        with file.open("rb") as stream:
-            content["model"]["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
+        code = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    code.update(block)
+        content["model"]["weights"] = code.hexdigest()
     if content["data"]["path"] is not None:
         content["data"]["path"] = os.path.normpath(content["data"]["path"])
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
