@@ -37,6 +37,10 @@ class RunError(VitrailError, ValueError):
     """A run folder that lacks a file, is not a run folder, or cannot be written."""
 
 
+class DataWarning(UserWarning):
+    """Images that can be used and are probably not what was meant; the command line prints it as one line."""
+
+
 def closest(name: str, choices: Iterable[str]) -> str:
     """Phrase that names the known spelling nearest to a mistaken one, to append to an error message.
 

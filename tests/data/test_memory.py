@@ -45,7 +45,7 @@ def test_eight_and_sixteen_bits_in_one_set(tmp_path):
             tifffile.imwrite(path, array, photometric="rgb")
             arrays.append((path, array / 65535))
     for cache in (False, True):
-        config = DataConfig(source="folder", path=str(tmp_path), band_names=("r", "g", "b"), cache=cache)
+        config = DataConfig(source="folder", path=str(tmp_path), band_names=("r", "g", "b"), scale=65535, cache=cache)
         source = open_data(config, (6, 6), split=False).source
         for rows in ([0, 1], [4], list(range(8))):
             for row, x in zip(rows, source.load(rows)["image"], strict=True):

@@ -100,7 +100,7 @@ def _stats(argv: list[str]) -> int:
         print(json.dumps(asdict(measured), indent=2))
     else:
         header = ("stream", "band", "nm", "mean", "std", "mean inside", "std inside", "at 0", "at 1",
-                  "1 %", "50 %", "99 %")  # fmt: skip
+                  "cut low", "cut high", "no data", "1 %", "50 %", "99 %")  # fmt: skip
         rows = [
             (
                 stream,
@@ -109,15 +109,30 @@ def _stats(argv: list[str]) -> int:
                 *(f"{v:.4f}" for v in (band.mean, band.std, band.mean_inside, band.std_inside)),
                 f"{band.at_zero:.2%}",
                 f"{band.at_one:.2%}",
+                f"{band.cut_low:.2%}",
+                f"{band.cut_high:.2%}",
+                f"{band.no_data:.2%}",
                 *(f"{band.percentiles[p]:.4f}" for p in ("1", "50", "99")),
             )
             for stream, bands in measured.streams.items()
             for band in bands
         ]
         print(format_table(header, rows, right=range(2, len(header))))
-        print(f"{measured.images} training images; values in 0..1; inside: without the pixels that are 0 or 1")
+        print(
+            f"{measured.images} training images; values in 0..1; inside: without the pixels that are 0 or 1; cut: "
+            "stored values below and above the range"
+        )
+        for note in measured.notes:
+            print(note)
     for warning in measured.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    constant = [band.name for own in measured.streams.values() for band in own if band.constant]
+    if constant:
+        print(
+            f"warning: {', '.join(constant)}: one value throughout; training refuses such bands unless "
+            "--data.allow_constant names them",
+            file=sys.stderr,
+        )
     saturated = [
         band.name for own in measured.streams.values() for band in own if band.at_zero + band.at_one > MANY_SATURATED
     ]

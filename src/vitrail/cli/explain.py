@@ -126,8 +126,6 @@ def _size(values: list[int] | None) -> tuple[int, int] | None:
 
 def _open(arguments: argparse.Namespace, trained: TrainedModel) -> tuple[ImageData, list[int]]:
     """The images that are asked for, and which of them."""
-    import dataclasses
-
     from vitrail.cli.recipes import data_for_files
     from vitrail.data.dataset import open_data
     from vitrail.deploy.images import open_files
@@ -143,8 +141,7 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel) -> tuple[ImageDa
         return opened, opened.indices("all")
     if arguments.spectral is not None:
         raise ConfigError("--spectral goes with image files; name them, or leave it out")
-    config = dataclasses.replace(data, resize=card.resize, color=card.color, spectral=card.spectral)
-    opened = open_data(config, size or card.img_size, card.classes or None)
+    opened = open_data(card.as_trained(data), size or card.img_size, card.classes or None, fill=card.filling())
     split = arguments.split or next(name for name in ("test", "val", "train") if name in opened.splits)
     return opened, opened.spread(split, arguments.number)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
-from vitrail.errors import ConfigError, VitrailError, closest
+from vitrail.errors import ConfigError, DataWarning, VitrailError, closest
 
 # Verb -> what it does. The verb's code is vitrail/cli/VERB.py, imported when the verb is used and not before.
 VERBS = {
@@ -56,6 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    plainly = warnings.formatwarning
+
+    def one_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, DataWarning):
+            return f"warning: {' '.join(str(message).split())}\n"
+        return plainly(message, category, filename, lineno, line)
+
+    warnings.formatwarning = one_line
     try:
         return _dispatch(arguments)
     except VitrailError as error:
@@ -76,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vitrail: interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.formatwarning = plainly
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -41,12 +41,29 @@ class DataConfig:
             match and are not taken yet.
         spectral_bands: Which make the spectral stream; the second files' (or the source's own) when not given, and no
             stream when empty ([]).
-        scale: The value that becomes 1 (values above it are cut off, and counted by ``vitrail data stats``); for
-            integers the largest of their type when not given, for floats it must be given.
+        scale: Value that becomes 1 (with ``offset``: the difference between the values that become 0 and 1), for all
+            bands or one a band. Not needed for 8 bits and where files bring a scale and offset of their own (GDAL),
+            which are applied first; of 16-bit integers of one type throughout their largest is used, and logged.
+        offset: Value that becomes 0, for all bands or one a band; 0 when not given.
+        range: ``[low, high]`` in place of scale and offset: the values that become 0 and 1; or such a pair a band.
+        nodata: Stored values that are no measurements (a number, nan, inf, or several), besides those that files
+            declare (GDAL_NODATA, masks, alpha); ``[]`` ignores what files declare. Such pixels are left out of
+            statistics and filled with the mean of their band.
+        allow_constant: Bands that may have one value throughout the training images, by name.
+        value_type: What decided the range of the values where it was not stated: a type (uint8, uint16, int16) or
+            "physical", the files' own scale and offset. Runs record it and refuse files of another type.
+        layout: Axes of images in a file of arrays: "channels_first" or "channels_last"; found from the shape and the
+            names of the bands where only one is possible.
+        max_pixels: Largest picture or raster, height times width; a larger one is read at reduced size where its
+            format allows it (JPEG; TIFF with overviews), else refused.
         spectral_path: A folder with a second file for each image, at the same place and of the same stem.
         spectral_band_names: Names of the bands in the second files.
         spectral_wavelengths: Of these in nm.
         spectral_scale: Their value that becomes 1, as for ``scale``.
+        spectral_offset: Their value that becomes 0, as for ``offset``.
+        spectral_range: Their values that become 0 and 1, as for ``range``.
+        spectral_nodata: Their values that are no measurements, as for ``nodata``.
+        spectral_value_type: What decided their range, as for ``value_type``.
         statistics: File that ``vitrail data stats --out`` wrote, by which images are normalised; when not given the
             statistics of 500 training images.
         subset: Configuration of a data set of the hub, where it has several.
@@ -128,11 +145,22 @@ class DataConfig:
     wavelengths: tuple[float, ...] | None = None
     bands: tuple[str, ...] | None = None
     spectral_bands: tuple[str, ...] | None = None
-    scale: float | None = None
+    scale: float | tuple[float, ...] | None = None
+    offset: float | tuple[float, ...] | None = None
+    range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    nodata: float | str | tuple[float | str, ...] | None = None
+    allow_constant: tuple[str, ...] = ()
+    value_type: Literal["uint8", "uint16", "int16", "physical"] | None = None
+    layout: Literal["channels_first", "channels_last"] | None = None
+    max_pixels: int = 178_956_970
     spectral_path: str | None = None
     spectral_band_names: tuple[str, ...] | None = None
     spectral_wavelengths: tuple[float, ...] | None = None
-    spectral_scale: float | None = None
+    spectral_scale: float | tuple[float, ...] | None = None
+    spectral_offset: float | tuple[float, ...] | None = None
+    spectral_range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    spectral_nodata: float | str | tuple[float | str, ...] | None = None
+    spectral_value_type: Literal["uint8", "uint16", "int16", "physical"] | None = None
     statistics: str | None = None
     subset: str | None = None
     image_column: str | None = None
@@ -252,6 +280,42 @@ class DataConfig:
                 require(names == "spectral_bands" or len(given) > 0, f"data.{names}", "at least one name", given)
                 require(all(given), f"data.{names}", "names that are not empty", given)
                 require(len(set(given)) == len(given), f"data.{names}", "different names", given)
-        for name in ("scale", "spectral_scale"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < math.inf, f"data.{name}", "above 0 and finite", value)
+        for prefix in ("", "spectral_"):
+            self._check_values(prefix)
+        require(self.max_pixels >= 1, "data.max_pixels", "at least 1", self.max_pixels)
+
+    def _check_values(self, prefix: str) -> None:
+        """Validate the settings that say how stored values become 0..1."""
+        self._name_no_data(f"{prefix}nodata")
+        scale, offset, limits = (getattr(self, f"{prefix}{name}") for name in ("scale", "offset", "range"))
+        names = {name: f"data.{prefix}{name}" for name in ("scale", "offset", "range")}
+        for value in scale if isinstance(scale, (tuple, list)) else (scale,):
+            require(value is None or 0 < value < math.inf, names["scale"], "above 0 and finite", scale)
+        for value in offset if isinstance(offset, (tuple, list)) else (offset,):
+            require(value is None or math.isfinite(value), names["offset"], "finite", offset)
+        for name, given in ((names["scale"], scale), (names["offset"], offset), (names["range"], limits)):
+            require(not isinstance(given, (tuple, list)) or len(given) > 0, name, "at least one number", given)
+        require(offset is None or scale is not None, names["offset"], f"left out without {names['scale']}", offset)
+        if limits is None:
+            return
+        require(scale is None, names["scale"], f"left out beside {names['range']}", scale)
+        for pair in limits if isinstance(limits[0], (tuple, list)) else (limits,):
+            require(len(pair) == 2, names["range"], "two values [low, high], or such a pair a band", limits)
+            low, high = pair
+            ordered = math.isfinite(low) and math.isfinite(high) and low < high
+            require(ordered, names["range"], "two finite values, the lower one first", limits)
+
+    def _name_no_data(self, name: str) -> None:
+        """Write nan and infinities as words: nan is equal to nothing, and recipes are compared."""
+        given = getattr(self, name)
+        if given is None:
+            return
+        several = isinstance(given, (tuple, list))
+        marks = []
+        for mark in given if several else (given,):
+            try:
+                value = float(mark)
+            except ValueError:
+                require(False, f"data.{name}", "numbers, nan, inf or -inf", given)
+            marks.append(value if math.isfinite(value) else str(value))
+        object.__setattr__(self, name, tuple(marks) if several else marks[0])

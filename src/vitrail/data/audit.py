@@ -17,6 +17,7 @@ from vitrail.data.copies import Copy, find_copies, thumbnails
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.duplicates import Groups, clusters
 from vitrail.data.groups import groups_of
+from vitrail.data.no_data import fill_no_data
 from vitrail.data.sources.opening import understands
 
 # Images are looked at in this size, whole.
@@ -204,6 +205,8 @@ def _look(data: ImageData, rows: list[int]) -> _Looks:
     small, constant = [], []
     counts: Counter[tuple[str, str]] = Counter()
     for batch in data.in_order(rows, 256):
+        if data.source.has_no_data:
+            batch |= {name: fill_no_data(batch[name]) for name in data.source.bands}
         small.append(thumbnails(batch["image"]))
         for stream, bands in data.source.bands.items():
             flat = batch[stream].flatten(2)

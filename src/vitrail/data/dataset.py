@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
+from vitrail.data.no_data import fill_no_data
 from vitrail.data.notes import print_notes
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, resolve_split, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, DataWarning
 from vitrail.machine import cores
 
 Batch = dict[str, Tensor]
@@ -35,11 +37,14 @@ class ImageData:
         splits: Indices into the source for each split that has images; "unlabelled" are training images whose labels
             are not to be used.
         config: Where they came from.
+        fill: Stream -> the value of each band that pixels without data get in every batch; they stay NaN when not
+            given. A run's are its training means, so that such pixels are 0 once normalised.
     """
 
     source: ImageSource
     splits: dict[str, list[int]]
     config: DataConfig
+    fill: Mapping[str, Sequence[float]] | None = None
 
     def indices(self, split: str) -> list[int]:
         """Indices of a split's images.
@@ -90,7 +95,11 @@ class ImageData:
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
+            fill=self._filling(),
         )
+
+    def _filling(self) -> Mapping[str, Sequence[float]] | None:
+        return self.fill if self.source.has_no_data else None
 
     def _workers(self) -> int:
         workers = self.config.num_workers
@@ -108,12 +117,29 @@ class ImageData:
                 num_workers=workers,
                 collate_fn=_already_a_batch,
                 worker_init_fn=_one_thread,
+                fill=self._filling(),
             )
         )
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Those images of the source as one batch."""
-        return _as_unit(_SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices)))))
+        rows = _SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices))))
+        return _as_unit(rows, self._filling())
+
+    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The streams of those images alone, to be drawn or classified: nothing in them is NaN.
+
+        Args:
+            indices: Which images of the source.
+
+        Returns:
+            For each stream, shape ``(len(indices), C, H, W)``, float32 in 0..1; pixels without data as in batches,
+            where ``fill`` is not given as their image's own mean.
+        """
+        streams = self.source.load(indices)
+        if not self.source.has_no_data:
+            return streams
+        return {name: fill_no_data(x, (self.fill or {}).get(name)) for name, x in streams.items()}
 
     def spread(self, split: str, most: int) -> list[int]:
         """Some images of a split for a person to look at: the first of each class, then the second of each, and so on.
@@ -173,13 +199,17 @@ class ImageData:
             For each stream, means and standard deviations in units of 0..1. A constant band has the deviation 1.
 
         Raises:
-            DataError: A file of statistics that cannot be read or lacks a band.
+            DataError: A band that has one value throughout and is not allowed to (``data.allow_constant``); a file of
+                statistics that cannot be read or lacks a band.
         """
         if self.config.statistics is not None:
-            return read_statistics(self.config.statistics, self.source.bands).normalization()
+            known = read_statistics(self.config.statistics, self.source.bands)
+            known.refuse_constant(self.config.allow_constant)
+            return known.normalization()
         measured = self.measure(most)
+        measured.refuse_constant(self.config.allow_constant)
         for warning in measured.warnings:
-            warnings.warn(warning, stacklevel=2)
+            warnings.warn(warning, DataWarning, stacklevel=2)
         return measured.normalization()
 
     def measure(self, most: int | None = None, split: str = "train", robust: bool = False) -> Statistics:
@@ -193,17 +223,24 @@ class ImageData:
         indices = self.indices(split) if most is None else self.evenly_spaced(split, most)
         waves = self.source.wavelengths
         streams = {name: StreamStatistics(bands, waves.get(name)) for name, bands in self.source.bands.items()}
-        for batch in self.in_order(indices, 64):
+        for batch in dataclasses.replace(self, fill=None).in_order(indices, 64):
             for name, stream in streams.items():
                 stream.add(batch[name])
         swapped = [stream.swapped_red_and_blue() for stream in streams.values()]
-        results = {name: stream.result() for name, stream in streams.items()}
+        values = self.source.values
+        tallies = {name: own.tally.rows(indices) for name, own in values.items() if own.tally is not None}
+        results = {name: stream.result(tallies.get(name)) for name, stream in streams.items()}
         told = [warning for warning in swapped if warning is not None]
-        return Statistics(results, len(indices), self.fingerprint(), robust, told)
+        return Statistics(results, len(indices), self.fingerprint(), robust, told, list(self.source.value_notes))
 
 
 def open_data(
-    config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None = None, *, split: bool = True
+    config: DataConfig,
+    img_size: tuple[int, int],
+    classes: Sequence[str] | None = None,
+    *,
+    split: bool = True,
+    fill: Mapping[str, Sequence[float]] | None = None,
 ) -> ImageData:
     """Open the images that a config names, and split them; what was passed over is printed to standard error.
 
@@ -212,6 +249,7 @@ def open_data(
         img_size: Height and width to bring them to.
         classes: Names of the classes where a run gives them.
         split: Split what is not split already; otherwise all images that belong to no split form one named "all".
+        fill: Stream -> what pixels without data get; see :class:`ImageData`.
 
     Raises:
         ConfigError: An unknown source, or a path missing or out of place.
@@ -231,7 +269,7 @@ def open_data(
     names = (*SPLITS, "unlabelled", "all")
     splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in names}
     print_notes(source.notes)
-    return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config)
+    return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config, fill)
 
 
 class _SplitDataset(Dataset[Any]):
@@ -255,15 +293,23 @@ class _SplitDataset(Dataset[Any]):
 
 
 class _UnitLoader(DataLoader[Batch]):
-    """Turns what the workers hand over into float32: of 8 bits they have a quarter to pass on."""
+    """Turns what the workers hand over into float32: of 8 bits they have a quarter to pass on.
+
+    Pixels without data are filled here, before anything else sees the batch.
+    """
+
+    def __init__(self, *arguments: Any, fill: Mapping[str, Sequence[float]] | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._fill = fill
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
-            yield _as_unit(batch)
+            yield _as_unit(batch, self._fill)
 
 
-def _as_unit(batch: Batch) -> Batch:
-    return {name: to_unit(x) if x.dtype == torch.uint8 else x for name, x in batch.items()}
+def _as_unit(batch: Batch, fill: Mapping[str, Sequence[float]] | None = None) -> Batch:
+    batch = {name: to_unit(x) if x.dtype == torch.uint8 else x for name, x in batch.items()}
+    return batch | {name: fill_no_data(batch[name], means) for name, means in (fill or {}).items() if name in batch}
 
 
 def _already_a_batch(batch: Any) -> Batch:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.data.faults import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError
+from vitrail.errors import DataError
 from vitrail.files import is_lfs_pointer
 
 BANDS: dict[str, tuple[str, ...]] = {"rgb": ("red", "green", "blue"), "gray": ("gray",)}
@@ -30,6 +36,11 @@ _ONE_PICTURE = "MPO"
 _ORIENTATION = 274
 # Values of it for images that lie on their side.
 _TURNED = (5, 6, 7, 8)
+# Tags of TIFF pages: what kind of page it is (bits: of reduced size, a mask), and the value that is no data (GDAL).
+_SUBFILE_TYPE, _GDAL_NODATA = 254, 42113
+_REDUCED, _MASK = 1, 4
+# Pillow has one limit of pixels for all: while a larger picture is opened on purpose, nobody else changes it.
+_PILLOW_LIMIT = threading.Lock()
 _FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
 
 
@@ -58,7 +69,8 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            # Pillow gives the size of a TIFF as it is shown.
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED
     except _FAULTS as error:
         raise _unreadable(path, path, error) from error
     return (width, height) if turned else (height, width)
@@ -74,6 +86,31 @@ def band_problem(mode: str, frames: int, color: str) -> str | None:
     return None
 
 
+def too_large(path: object, size: tuple[int, int], max_pixels: int) -> UnreadableError:
+    """The error for an image of more pixels than may be decoded."""
+    height, width = size
+    return UnreadableError(
+        f"{path} has {height} x {width} = {height * width} pixels, more than data.max_pixels {max_pixels}",
+        "scale it down, or raise data.max_pixels",
+    )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
+
+    Attributes:
+        planes: Shape ``(C, H, W)``, uint8.
+        invalid: Pixels without data (transparent, masked, or of the declared value in all bands), shape ``(H, W)``;
+            None where there are none.
+        pixels: Number of pixels in the file, which may have been decoded at a reduced size.
+    """
+
+    planes: Tensor
+    invalid: npt.NDArray[np.bool_] | None
+    pixels: int
+
+
 def read_image(
     file: Path | bytes,
     color: str = "rgb",
@@ -81,8 +118,9 @@ def read_image(
     resize: Literal["crop", "squash"] = "crop",
     convert: bool = False,
     name: str = "",
+    max_pixels: int | None = None,
 ) -> Tensor:
-    """Decode an image.
+    """Decode an image and bring it to a size.
 
     Args:
         file: A file of any format that Pillow reads, or what would be in it.
@@ -91,35 +129,193 @@ def read_image(
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
         convert: Convert an image of other bands (drop an alpha band, copy or mix bands) instead of refusing it.
         name: What to call it in errors; the file's own name when not given.
+        max_pixels: Pixels that are decoded at most; Pillow's limit when not given.
 
     Returns:
         Shape ``(C, H, W)``, uint8.
 
     Raises:
-        DataError: Not an image, truncated, or of other bands.
+        DataError: Not an image, truncated, too large, or of other bands.
+    """
+    planes = decode_picture(file, color, size, convert, name, max_pixels).planes
+    return planes.contiguous() if size is None else resize_picture(planes, size, resize)
+
+
+def decode_picture(
+    file: Path | bytes,
+    color: str = "rgb",
+    size: tuple[int, int] | None = None,
+    convert: bool = False,
+    name: str = "",
+    max_pixels: int | None = None,
+    no_data: Sequence[float] | None = None,
+) -> Picture:
+    """Decode an image, and find its pixels without data.
+
+    Args:
+        file: A file of any format that Pillow reads, or what would be in it.
+        color: "rgb" or "gray".
+        size: Height and width that are wanted of it: a JPEG is decoded no larger than needed.
+        convert: Convert an image of other bands instead of refusing it; transparent pixels are then without data.
+        name: What to call it in errors; the file's own name when not given.
+        max_pixels: Pixels that are decoded at most; Pillow's limit when not given.
+        no_data: Values that are no data where all bands have them, besides the one that a TIFF declares; an empty
+            sequence ignores what files declare.
+
+    Raises:
+        DataError: Not an image, truncated, too large, or of other bands.
     """
     name = name or str(file)
+    declared: list[float] = list(no_data or ())
+    hidden: npt.NDArray[np.bool_] | None = None
     try:
-        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+        image = _open(file, max_pixels)
         with image:
+            own = image.size
+            if max_pixels is not None and own[0] * own[1] > max_pixels:
+                _draft_below(image, max_pixels, name)
             if size is not None:
                 # JPEG can be decoded at a half, a quarter or an eighth of its size; never below what is wanted.
                 image.draft(image.mode, (size[1], size[0]))
             frames, stored = _frames(image), _stored_as(image)
+            if image.format == "TIFF" and no_data != ():
+                mark = parse_no_data(str(image.tag_v2.get(_GDAL_NODATA, "")), name)  # type: ignore[attr-defined]
+                declared += [] if mark is None else [mark]
+                hidden = _tiff_mask(image)
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
             image.load()
+    except DataError:
+        raise
     except _FAULTS as error:
         raise _unreadable(file, name, error) from error
     if _DEEP_STORED in stored:
         raise _too_deep(name, stored)
+    if image.format == "TIFF" and turned and image.info.get("compression") == "raw":
+        image = _turned_tiff(file, image)
     pixels = _to_bands(image, name, color, band_problem(image.mode, frames, color), convert)
+    if convert and no_data != ():
+        hidden = _transparent(image, hidden)
+    mask = None if hidden is None else Image.fromarray(hidden)
+    if mask is not None and image.format != "TIFF":
+        mask.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+        ImageOps.exif_transpose(mask, in_place=True)
     ImageOps.exif_transpose(pixels, in_place=True)
     array = np.array(pixels)
-    planes = torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-    return planes.contiguous() if size is None else _resize(planes, size, resize)
+    planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    invalid = None if mask is None else np.array(mask)
+    for mark in declared:
+        same = (planes == mark).all(0)
+        invalid = same if invalid is None else invalid | same
+    if invalid is not None and (not invalid.any() or invalid.shape != planes.shape[1:]):
+        invalid = None
+    return Picture(torch.from_numpy(planes), invalid, own[0] * own[1])
+
+
+def _open(file: Path | bytes, max_pixels: int | None) -> Image.Image:
+    """Open an image; a larger one than Pillow allows where our own limit is what counts."""
+
+    def begin() -> Image.Image:
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+
+    if max_pixels is None:
+        return begin()
+    try:
+        return begin()
+    except Image.DecompressionBombError:
+        with _PILLOW_LIMIT:
+            limit = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = None
+            try:
+                return begin()
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+def _draft_below(image: Image.Image, max_pixels: int, name: str) -> None:
+    """Have an image decoded at a reduced size that the limit allows.
+
+    Raises:
+        UnreadableError: Its format does not allow it, or not enough.
+    """
+    width, height = image.size
+    share = math.sqrt(max_pixels / (width * height))
+    for step in (2, 4, 8):
+        if 1 / step <= share:
+            image.draft(image.mode, (width // step, height // step))
+            break
+    if image.size[0] * image.size[1] > max_pixels:
+        raise too_large(name, (height, width), max_pixels)
+
+
+def parse_no_data(text: str, name: object) -> float | None:
+    """The value that the tag GDAL_NODATA holds; None where it is empty.
+
+    Args:
+        text: The tag.
+        name: What the file is called in errors.
+
+    Raises:
+        UnreadableError: It is no number.
+    """
+    text = text.strip(" \0").replace(",", ".")
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise UnreadableError(
+            f"{name} cannot be read: its tag GDAL_NODATA is {text!r}, which is no number", "correct or remove the tag"
+        ) from error
+
+
+def _tiff_mask(image: Image.Image) -> npt.NDArray[np.bool_] | None:
+    """The pixels that a TIFF's mask of full size takes out; None where it has no mask."""
+    hidden = None
+    for frame in range(1, getattr(image, "n_frames", 1)):
+        image.seek(frame)
+        if _page_kind(image) == _MASK:
+            hidden = np.array(image.convert("L")) == 0
+            break
+    image.seek(0)
+    return hidden
+
+
+def _turned_tiff(file: Path | bytes, image: Image.Image) -> Image.Image:
+    """A TIFF without compression that lies on its side, whose lines Pillow 13.0 cuts at the wrong length."""
+    from vitrail.data.rasters import open_raster  # which needs this module for everything else
+
+    planes = open_raster(io.BytesIO(file) if isinstance(file, bytes) else file).values
+    upright = Image.fromarray(np.ascontiguousarray(np.moveaxis(planes, 0, 2).squeeze()), image.mode)
+    upright.format = image.format
+    return upright
+
+
+def _page_kind(image: Image.Image) -> int:
+    kind = int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & (_REDUCED | _MASK)  # type: ignore[attr-defined]
+    return kind
+
+
+def _transparent(image: Image.Image, hidden: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
+    """Adds the pixels that a picture's alpha band or transparent colour takes out altogether."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return hidden
+    clear: npt.NDArray[np.bool_] = np.array(image.convert("RGBA").getchannel("A")) == 0
+    if not clear.any():
+        return hidden
+    return clear if hidden is None else hidden | clear
 
 
 def _frames(image: Image.Image) -> int:
-    return 1 if image.format == _ONE_PICTURE else getattr(image, "n_frames", 1)
+    if image.format == _ONE_PICTURE:
+        return 1
+    frames = getattr(image, "n_frames", 1)
+    if image.format != "TIFF" or frames == 1:
+        return int(frames)
+    # Masks and images of reduced size belong to the first page and are no images of their own.
+    own = 0
+    for frame in range(frames):
+        image.seek(frame)
+        own += not _page_kind(image)
+    image.seek(0)
+    return own
 
 
 def _stored_as(image: Image.Image) -> str:
@@ -185,7 +381,7 @@ def _of_many(problem: str) -> str:
     return re.sub(r"^holds \d+", "hold several", problem)
 
 
-def _resize(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
+def resize_picture(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
     """Bicubic and without aliases, in torch: for 8 bits two to three times as fast as Pillow, and equal to a level."""
     height, width = x.shape[1:]
     if how == "crop":

@@ -1,111 +1,282 @@
-"""Reading TIFF files of any number of bands and of 8, 16 or 32 bits, through tifffile."""
+"""Reading TIFF files of any number of bands and any integer or float type, through tifffile."""
 
 from __future__ import annotations
 
 import logging
+import lzma
+import re
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
+from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.faults import BandError, PointerError, UnreadableError
-from vitrail.errors import DataError
+from vitrail.data.images import parse_no_data, too_large
 from vitrail.files import is_lfs_pointer
 
-# What tifffile raises for files that are damaged, cut off, or compressed in a way that needs another package.
-_FAULTS = (OSError, ValueError, KeyError, IndexError, TypeError, struct.error, zlib.error, RuntimeError)
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
+Array = npt.NDArray[Any]
+File = Path | IO[bytes]
+# What tifffile raises for files that are damaged, cut off, or compressed in a way that needs another package: an
+# ImportError where this Python lacks a codec of its own (ZSTD before 3.14), NotImplementedError and the like inside.
+_FAULTS = (
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error, zlib.error, lzma.LZMAError,
+    RuntimeError, ImportError, OverflowError, ZeroDivisionError,
+)  # fmt: skip
+_ORIENTATION, _GDAL_METADATA, _GDAL_NODATA = 274, 42112, 42113
+# Bits of a page's NewSubfileType, and how a mask's pixels are marked.
+_REDUCED, _MASK, _PHOTOMETRIC_MASK = 1, 4, 4
+# Values of ExtraSamples for an alpha band.
+_ALPHA = (1, 2)
 
 
-def read_raster(path: Path) -> npt.NDArray[Any]:
-    """The pixels of a TIFF file as they are stored.
+@dataclass(frozen=True)
+class Raster:
+    """A TIFF file's image, as it is stored.
+
+    Attributes:
+        values: Shape ``(C, H, W)``, of the file's own type, turned as the file says that it is to be seen.
+        invalid: Pixels that a mask or an alpha band takes out, shape ``(H, W)``; None where there is neither.
+        no_data: The value that the file calls no data (GDAL_NODATA).
+        scale: Of each band, where the file has a scale or an offset of its own (GDAL_METADATA): a value is
+            ``stored * scale + offset`` of its units.
+        offset: Likewise.
+    """
+
+    values: Array
+    invalid: npt.NDArray[np.bool_] | None = None
+    no_data: float | None = None
+    scale: tuple[float, ...] | None = None
+    offset: tuple[float, ...] | None = None
+
+    def physical(self) -> Array:
+        """The values in the file's own units, float64; as they are stored where it has no scale and offset."""
+        if self.scale is None or self.offset is None:
+            return self.values
+        scale, offset = (np.array(part)[:, None, None] for part in (self.scale, self.offset))
+        units: Array = self.values * scale + offset
+        return units
+
+
+def read_raster(path: Path) -> Array:
+    """The pixels of a TIFF file as they are stored; see :func:`open_raster`."""
+    return open_raster(path).values
+
+
+def open_raster(
+    path: File, bands: int | None = None, max_pixels: int | None = None, size: tuple[int, int] = (1, 1)
+) -> Raster:
+    """Read a TIFF file.
+
+    Overviews (images of reduced size) and masks are not images of their own. An alpha band beyond the wanted bands is
+    a mask.
 
     Args:
         path: The file. Its bands may be interleaved, planes, or pages of one size.
-
-    Returns:
-        Shape ``(C, H, W)``, of the file's own type.
+        bands: How many are wanted; decides whether an alpha band is one of them.
+        max_pixels: Pixels that are decoded at most; of a larger image its largest overview within is read.
+        size: Height and width that are wanted of an overview.
 
     Raises:
-        DataError: Not a TIFF that can be read, or one that holds more than one image of several bands.
+        BandError: A file that holds several images of several bands.
+        UnreadableError: Not a TIFF that can be read, one whose pages are of different sizes, or too large a one.
     """
     import tifffile
 
     # What it logs about a damaged file beside raising would be a second message about the same thing.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    if is_lfs_pointer(path):
+    if isinstance(path, Path) and is_lfs_pointer(path):
         raise PointerError(path)
     try:
         with tifffile.TiffFile(path) as file:
-            series = file.series
-            if not series:
-                raise UnreadableError(f"{path} is no TIFF that can be read (it holds no image)", "remove or replace it")
-            if len(series) != 1:
-                sizes = ", ".join("x".join(map(str, part.shape)) for part in series[:4])
-                raise BandError(f"{path} holds {len(series)} images ({sizes}) where one is wanted; keep one")
-            array, axes = series[0].asarray(), series[0].axes
-    except DataError:
+            return _open(file, path, bands, max_pixels, size)
+    except (BandError, UnreadableError):
         raise
     except _FAULTS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        remedy = "`pip install 'vitrail[rasters]'` brings it" if "imagecodecs" in reason else "remove or replace it"
+        codec = isinstance(error, ImportError) or "imagecodecs" in reason
+        if isinstance(error, ImportError):
+            reason = f"its compression needs another package: {reason}"
+        remedy = "`pip install 'vitrail[rasters]'` brings it" if codec else "remove or replace it"
         raise UnreadableError(f"{path} is no TIFF that can be read ({reason})", remedy) from error
-    if "Y" not in axes or "X" not in axes or array.ndim > 3:
-        raise BandError(f"{path} has the axes {axes} {array.shape}; one image of several bands is wanted")
-    height, width = axes.index("Y"), axes.index("X")
-    others = [axis for axis in range(array.ndim) if axis not in (height, width)]
-    order: npt.NDArray[Any] = array.transpose(*others, height, width)
-    return order.reshape(-1, *order.shape[-2:])
 
 
-def full_range(dtype: np.dtype[Any], scale: float | None, what: str, setting: str = "data.scale") -> float:
-    """The value that becomes 1: the given one, or the largest of an integer type.
-
-    Args:
-        dtype: The type of the values.
-        scale: The given value.
-        what: What is read, for the error.
-        setting: Where to give it.
-
-    Raises:
-        DataError: Values that are not integers, and no scale.
-    """
-    if dtype.kind not in "uif":
-        raise DataError(f"{what} holds {dtype} values; integers or floats are wanted")
-    if scale is not None:
-        return scale
-    if dtype.kind == "f":
-        raise DataError(
-            f"{what} holds {dtype} values, whose range only you know; give {setting} the value that shall become 1 "
-            "(for reflectances --data.scale 1)"
+def _open(file: TiffFile, path: File, bands: int | None, max_pixels: int | None, size: tuple[int, int]) -> Raster:
+    pages: list[TiffPage] = [page for page in file.pages if page is not None]  # type: ignore[misc]
+    # A file of nothing but thumbnails or masks holds these as its images.
+    images = [page for page in pages if not _kind(page)] or pages[:1]
+    if not images:
+        raise UnreadableError(f"{path} is no TIFF that can be read (it holds no image)", "remove or replace it")
+    first = images[0]
+    height, width = first.imagelength, first.imagewidth
+    shapes = {(page.imagelength, page.imagewidth): page for page in images}
+    if len(shapes) > 1:
+        told = ", ".join(f"{h}x{w}" for h, w in list(shapes)[:4])
+        raise UnreadableError(
+            f"{path} holds {len(images)} images of different sizes ({told}) where one is wanted", "keep one"
         )
-    return float(np.iinfo(dtype).max)
+    per_page = first.samplesperpixel
+    if len(images) > 1 and per_page > 1:
+        raise BandError(f"{path} holds {len(images)} images of {per_page} bands where one is wanted", "keep one")
+    masks = [page for page in pages if _kind(page) & _MASK and not _kind(page) & _REDUCED]
+    if max_pixels is not None and height * width > max_pixels:
+        images, masks = _overview(pages, path, max_pixels, (height, width), size, len(images))
+    values = _values(file, images, path)
+    invalid = None
+    if masks:
+        invalid = _planes(masks[0], path)[0] == 0
+        if invalid.shape != values.shape[1:]:
+            invalid = None
+    alpha = [i for i, kind in enumerate(first.extrasamples) if int(kind) in _ALPHA]
+    if alpha and len(images) == 1 and bands is not None and len(values) == bands + 1:
+        place = per_page - len(first.extrasamples) + alpha[0]
+        hidden = values[place] == 0
+        invalid = hidden if invalid is None else invalid | hidden
+        values = np.delete(values, place, axis=0)
+    orientation = int(_tag(first, _ORIENTATION) or 1)
+    scale, offset = _scale_and_offset(first, len(values), path)
+    return Raster(
+        _turn(values, orientation),
+        None if invalid is None else _turn(invalid, orientation),
+        _no_data(first, path),
+        scale,
+        offset,
+    )
 
 
-def unit_range(array: npt.NDArray[Any], scale: float, what: str) -> Tensor:
-    """Divide by ``scale`` and cut off at 0 and 1.
+def _kind(page: TiffPage) -> int:
+    """Bits that say whether a page is a mask or of reduced size; 0 for an image."""
+    kind = int(getattr(page, "subfiletype", 0) or 0) & (_REDUCED | _MASK)
+    return kind | _MASK if int(getattr(page, "photometric", 0) or 0) == _PHOTOMETRIC_MASK else kind
 
-    Raises:
-        UnreadableError: Values that are not finite.
+
+def _tag(page: TiffPage, code: int) -> Any:
+    tag = page.tags.get(code)
+    return None if tag is None else tag.value
+
+
+def _overview(
+    pages: Sequence[TiffPage],
+    path: File,
+    max_pixels: int,
+    own: tuple[int, int],
+    size: tuple[int, int],
+    number: int,
+) -> tuple[list[TiffPage], list[TiffPage]]:
+    """The smallest overview that holds the wanted size, or else the largest that may be decoded; and its mask."""
+    smaller = [
+        page
+        for page in pages
+        if _kind(page) == _REDUCED and page.imagelength * page.imagewidth <= max_pixels and page.imagelength > 1
+    ]
+    if number > 1 or not smaller:
+        raise too_large(path, own, max_pixels)
+    enough = [page for page in smaller if page.imagelength >= size[0] and page.imagewidth >= size[1]]
+
+    def area(page: TiffPage) -> int:
+        return page.imagelength * page.imagewidth
+
+    chosen = min(enough, key=area) if enough else max(smaller, key=area)
+    shape = chosen.imagelength, chosen.imagewidth
+    masks = [p for p in pages if _kind(p) == _REDUCED | _MASK and (p.imagelength, p.imagewidth) == shape]
+    return [chosen], masks
+
+
+def _values(file: TiffFile, images: Sequence[TiffPage], path: File) -> Array:
+    """All bands of the pages, shape ``(C, H, W)``."""
+    if len({page.dtype for page in images}) > 1:
+        told = ", ".join(sorted({str(page.dtype) for page in images}))
+        raise BandError(f"{path} holds pages of several types ({told})", "save them as one type")
+    parts = [_planes(page, path) for page in images]
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    # Some writers (ImageJ) describe the first page alone, and the others' pixels follow it.
+    series, *rest = [part for part in file.series if not _kind(part.keyframe)] or file.series
+    if not rest and series.size > values.size and series.shape[-2:] == values.shape[-2:]:
+        whole: Array = series.asarray()
+        return whole.reshape(-1, *values.shape[-2:])
+    return values
+
+
+def _planes(page: TiffPage, path: File) -> Array:
+    """One page's bands, shape ``(C, H, W)``, whatever axes are 1 long."""
+    end = page.parent.filehandle.size
+    if any(offset + count > end for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
+        raise UnreadableError(f"{path} is no TIFF that can be read (the file is cut off)", "remove or replace it")
+    pixels: Array = page.asarray(squeeze=False)  # planes, depth, height, width, interleaved bands
+    return np.moveaxis(pixels, 4, 2).reshape(-1, *pixels.shape[2:4])
+
+
+def _turn(planes: Array, orientation: int) -> Array:
+    """Planes ``(..., H, W)`` as they are to be seen.
+
+    Source: TIFF 6.0, tag 274: the sides of the image in which row 0 and column 0 lie.
     """
-    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if array.dtype.kind == "f" and not torch.isfinite(values).all():
-        raise UnreadableError(f"{what} holds values that are not finite; fill them, or leave it out")
-    return values.div_(scale).clamp_(0, 1)
+    if orientation in (5, 6, 7, 8):
+        planes = planes.swapaxes(-1, -2)
+    if orientation in (3, 4, 7, 8):
+        planes = planes[..., ::-1, :]
+    if orientation in (2, 3, 6, 7):
+        planes = planes[..., ::-1]
+    return planes
 
 
-def resize_tensor(x: Tensor, size: tuple[int, int], how: Literal["crop", "squash"]) -> Tensor:
-    """Bring images of any number of bands to a size, bilinearly and without aliases.
+def _no_data(page: TiffPage, path: File) -> float | None:
+    text = _tag(page, _GDAL_NODATA)
+    if text is None:
+        return None
+    return parse_no_data(str(text), path)
+
+
+def _scale_and_offset(
+    page: TiffPage, bands: int, path: File
+) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
+    """Each band's scale and offset as GDAL writes them; None where all are 1 and 0."""
+    text = str(_tag(page, _GDAL_METADATA) or "").strip(" \0")
+    if not re.search(r"""role=["'](scale|offset)["']""", text):
+        return None, None
+    found: dict[str, list[float]] = {"scale": [1.0] * bands, "offset": [0.0] * bands}
+    try:
+        for item in ElementTree.fromstring(text).iter("Item"):
+            role, band = item.get("role", ""), int(item.get("sample", "0"))
+            if role in found and band < bands:
+                found[role][band] = float(item.text or "")
+    except (ElementTree.ParseError, ValueError) as error:
+        raise UnreadableError(
+            f"{path} cannot be read: the scale and offset in its tag GDAL_METADATA are damaged ({error})",
+            "correct or remove the tag",
+        ) from error
+    scale, offset = tuple(found["scale"]), tuple(found["offset"])
+    if set(scale) == {1.0} and set(offset) == {0.0}:
+        return None, None
+    return scale, offset
+
+
+def resize_tensor(
+    x: Tensor,
+    size: tuple[int, int],
+    how: Literal["crop", "squash"],
+    mode: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Tensor:
+    """Bring images of any number of bands to a size, without aliases.
+
+    Pixels without data (NaN) have no weight: they do not bleed into their neighbours. A new pixel with less than half
+    of its weight on data has none itself.
 
     Args:
         x: Shape ``(C, H, W)`` or ``(B, C, H, W)``, float32.
         size: Height and width wanted.
         how: "crop" takes the largest centre of the wanted shape, "squash" takes all.
+        mode: The interpolation.
 
     Returns:
         Shape ``(..., C, *size)``.
@@ -115,9 +286,16 @@ def resize_tensor(x: Tensor, size: tuple[int, int], how: Literal["crop", "squash
         return x
     if how == "crop":
         scale = max(size[0] / height, size[1] / width)
-        rows, columns = min(round(size[0] / scale), height), min(round(size[1] / scale), width)
+        rows = min(max(round(size[0] / scale), 1), height)
+        columns = min(max(round(size[1] / scale), 1), width)
         top, left = (height - rows) // 2, (width - columns) // 2
         x = x[..., top : top + rows, left : left + columns]
     batch = x if x.ndim == 4 else x[None]
-    small = F.interpolate(batch, size=size, mode="bilinear", antialias=True)
+    lost = batch.isnan()
+    if lost.any():
+        known = F.interpolate((~lost).float(), size=size, mode=mode, antialias=True)
+        small = F.interpolate(batch.nan_to_num(0.0), size=size, mode=mode, antialias=True) / known
+        small = small.clamp_(0, 1).masked_fill_(known < 0.5, float("nan"))
+    else:
+        small = F.interpolate(batch, size=size, mode=mode, antialias=True)
     return small if x.ndim == 4 else small[0]

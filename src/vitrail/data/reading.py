@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.faults import BAND_COUNT, DEEP, BandError, PointerError, UnreadableError
-from vitrail.data.images import BANDS, image_size, read_image
+from vitrail.data.images import BANDS, decode_picture, image_size, resize_picture
 from vitrail.data.listing import is_tiff
-from vitrail.data.rasters import full_range, read_raster, resize_tensor, unit_range
-from vitrail.errors import ConfigError
+from vitrail.data.no_data import no_data_mask
+from vitrail.data.rasters import open_raster, resize_tensor
+from vitrail.data.surveys import Survey, survey
+from vitrail.data.values import ValueRange, ValueRule, to_unit_range, value_rules
+from vitrail.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class FileReader:
         wavelengths: Of the bands in nm, where they are known.
         resize: "crop" or "squash".
         convert: Convert pictures of other bands instead of refusing them.
-        scale: The value of rasters that becomes 1; the largest of an integer type when not given.
-        setting: What the scale is called in a recipe.
+        rule: What the recipe states of the values.
+        values: The range of the values, decided once for all files; each file's own when not given.
+        max_pixels: Pixels that are decoded at most.
     """
 
     bands: tuple[str, ...]
@@ -39,8 +45,9 @@ class FileReader:
     wavelengths: tuple[float, ...] | None = None
     resize: Literal["crop", "squash"] = "crop"
     convert: bool = False
-    scale: float | None = None
-    setting: str = "data.scale"
+    rule: ValueRule = field(default_factory=ValueRule)
+    values: ValueRange | None = None
+    max_pixels: int | None = None
 
     def read(self, path: Path, size: tuple[int, int] | None = None) -> Tensor:
         """Read a file.
@@ -50,44 +57,122 @@ class FileReader:
             size: Height and width to bring it to, where that is not the reader's.
 
         Returns:
-            Shape ``(C, H, W)``, uint8 or float32 in 0..1.
+            Shape ``(C, H, W)``, uint8 or float32 in 0..1; NaN where there is no data.
 
         Raises:
             DataError: Not an image that can be read, or of other bands; the message names it.
         """
         size = size or self.size
-        if self.named and is_tiff(path):
-            array = read_raster(path)
-            if len(array) != len(self.bands):
-                bands = f"{len(array)} {'band' if len(array) == 1 else 'bands'}"
-                wanted = f"where {len(self.bands)} are wanted ({', '.join(self.bands)})"
-                raise BandError(
-                    f"{path} has {bands} {wanted}",
-                    "remove it, or correct the names of the bands",
-                    BAND_COUNT,
-                    f"have {bands} {wanted}",
+        if self._is_raster(path):
+            stored, invalid, physical = self._raster(path, size)
+            limits = self.values or self.rule.range_of(stored.dtype.name, physical, len(self.bands))
+            if limits is None:
+                raise DataError(
+                    f"{path} holds {stored.dtype.name} values, whose range only you know; give {self.rule.setting}"
                 )
-            values = unit_range(array, full_range(array.dtype, self.scale, str(path), self.setting), str(path))
-            return resize_tensor(values, size, self.resize)
+            return resize_tensor(to_unit_range(stored, invalid, limits), size, self.resize)
+        return self.read_picture(path, str(path), size)
+
+    def read_picture(self, file: Path | bytes, name: str, size: tuple[int, int] | None) -> Tensor:
+        """Read a file that is no raster, or what would be in it.
+
+        Args:
+            file: The file or its content.
+            name: What errors call it.
+            size: Height and width to bring it to; its own when not given.
+
+        Returns:
+            Shape ``(C, H, W)``, uint8 of which 255 means 1, or float32 in 0..1, NaN where there is no data.
+        """
+        planes, invalid, _ = self._picture(file, name, size)
+        return self._as_read(planes, invalid, size)
+
+    def read_and_survey_picture(self, file: Path | bytes, name: str) -> tuple[Tensor, Survey | int]:
+        """Both, at the reader's size, of one decoding."""
+        planes, invalid, pixels = self._picture(file, name, self.size)
+        return self._as_read(planes, invalid, self.size), self._survey_of(planes, invalid, pixels, name)
+
+    def _as_read(self, planes: Tensor, invalid: npt.NDArray[np.bool_] | None, size: tuple[int, int] | None) -> Tensor:
+        stated = self._of_pictures.stated(len(self.bands))
+        if invalid is None and stated is None:
+            return planes.contiguous() if size is None else resize_picture(planes, size, self.resize)
+        limits = stated or ValueRange((0.0,), (255.0,))
+        unit = to_unit_range(planes.numpy(), _by_band(invalid, len(planes)), limits)
+        return unit if size is None else resize_tensor(unit, size, self.resize, "bicubic").clamp_(0, 1)
+
+    def survey(self, path: Path) -> Survey | int:
+        """Decode a file and measure its values; of a whole picture of 8 bits only the number of its pixels.
+
+        Raises:
+            DataError: As for :meth:`read`, or values that are not finite.
+        """
+        if self._is_raster(path):
+            stored, invalid, physical = self._raster(path, (8, 8))
+            return survey(stored, invalid, self.rule, str(path), physical)
+        return self.survey_picture(path, str(path))
+
+    def survey_picture(self, file: Path | bytes, name: str) -> Survey | int:
+        """The same of a file that is no raster, or of what would be in it."""
+        stated = self._of_pictures.stated(len(self.bands)) is not None
+        return self._survey_of(*self._picture(file, name, None if stated else (8, 8)), name)
+
+    def _survey_of(self, planes: Tensor, invalid: npt.NDArray[np.bool_] | None, pixels: int, name: str) -> Survey | int:
+        if invalid is None and self._of_pictures.stated(len(self.bands)) is None:
+            return pixels
+        return survey(planes.numpy(), _by_band(invalid, len(planes)), self._of_pictures, name)
+
+    def original_size(self, path: Path) -> tuple[int, int]:
+        """Height and width of a file's image as it is shown."""
+        if self._is_raster(path):
+            height, width = open_raster(path, len(self.bands), self.max_pixels).values.shape[1:]
+            return height, width
+        return image_size(path)
+
+    @property
+    def _of_pictures(self) -> ValueRule:
+        """What holds for pictures: among rasters they keep their own range, 8 bits."""
+        return ValueRule(no_data=self.rule.no_data, prefix=self.rule.prefix) if self.named else self.rule
+
+    def _is_raster(self, path: Path) -> bool:
+        return self.named and is_tiff(path)
+
+    def _raster(self, path: Path, size: tuple[int, int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None, bool]:
+        """A raster's values, where they are no measurements, and whether they are in units of the file's own."""
+        raster = open_raster(path, len(self.bands), self.max_pixels, size)
+        number = len(raster.values)
+        if number != len(self.bands):
+            bands = f"{number} {'band' if number == 1 else 'bands'}"
+            wanted = f"where {len(self.bands)} are wanted ({', '.join(self.bands)})"
+            raise BandError(
+                f"{path} has {bands} {wanted}",
+                "remove it, or correct the names of the bands",
+                BAND_COUNT,
+                f"have {bands} {wanted}",
+            )
+        invalid = no_data_mask(raster.values, self.rule, raster.no_data, raster.invalid)
+        return raster.physical(), invalid, raster.scale is not None
+
+    def _picture(
+        self, file: Path | bytes, name: str, size: tuple[int, int] | None
+    ) -> tuple[Tensor, npt.NDArray[np.bool_] | None, int]:
         if self.named and len(self.bands) != len(BANDS[self.color]):
             wanted = f"where {len(self.bands)} bands are wanted ({', '.join(self.bands)})"
-            raise BandError(f"{path} is a picture {wanted}", summary=f"are pictures {wanted}")
+            raise BandError(f"{name} is a picture {wanted}", summary=f"are pictures {wanted}")
         try:
-            return read_image(path, self.color, size, self.resize, self.convert)
+            picture = decode_picture(file, self.color, size, self.convert, name, self.max_pixels, self.rule.no_data)
         except (BandError, UnreadableError) as error:
-            if not self.named and not isinstance(error, PointerError) and is_tiff(path):
+            tiff = isinstance(file, Path) and not isinstance(error, PointerError) and is_tiff(file)
+            if tiff and not self.named:
                 remedy = "name its bands with data.band_names to read it as a raster"
                 if error.kind != DEEP:
                     remedy = f"{error.remedy}, or {remedy}"
                 raise type(error)(error.problem, remedy, error.kind, error.summary) from error
             raise
+        return picture.planes, picture.invalid, picture.pixels
 
-    def original_size(self, path: Path) -> tuple[int, int]:
-        """Height and width of a file's image as it is stored."""
-        if self.named and is_tiff(path):
-            height, width = read_raster(path).shape[1:]
-            return height, width
-        return image_size(path)
+
+def _by_band(invalid: npt.NDArray[np.bool_] | None, bands: int) -> npt.NDArray[np.bool_] | None:
+    return None if invalid is None else np.broadcast_to(invalid, (bands, *invalid.shape))
 
 
 def file_readers(config: DataConfig, size: tuple[int, int]) -> dict[str, FileReader]:
@@ -96,21 +181,25 @@ def file_readers(config: DataConfig, size: tuple[int, int]) -> dict[str, FileRea
     Raises:
         ConfigError: Second files whose bands are not named.
     """
-    convert = config.on_band_mismatch == "convert"
+    rules = value_rules(config)
 
-    def reader(
-        names: tuple[str, ...] | None, waves: tuple[float, ...] | None, scale: float | None, setting: str
-    ) -> FileReader:
+    def reader(names: tuple[str, ...] | None, waves: tuple[float, ...] | None, rule: ValueRule) -> FileReader:
         color: Literal["rgb", "gray"] = config.color if names is None else ("gray" if len(names) == 1 else "rgb")
         return FileReader(
-            names or BANDS[color], size, color, names is not None, waves, config.resize, convert, scale, setting
+            bands=names or BANDS[color],
+            size=size,
+            color=color,
+            named=names is not None,
+            wavelengths=waves,
+            resize=config.resize,
+            convert=config.on_band_mismatch == "convert",
+            rule=rule,
+            max_pixels=config.max_pixels,
         )
 
-    readers = {"image": reader(config.band_names, config.wavelengths, config.scale, "data.scale")}
+    readers = {"image": reader(config.band_names, config.wavelengths, rules["image"])}
     if config.spectral_band_names is not None:
-        readers["spectral"] = reader(
-            config.spectral_band_names, config.spectral_wavelengths, config.spectral_scale, "data.spectral_scale"
-        )
+        readers["spectral"] = reader(config.spectral_band_names, config.spectral_wavelengths, rules["spectral"])
     elif config.spectral_path is not None:
         raise ConfigError("data.spectral_path needs data.spectral_band_names, the names of the bands in its files")
     return readers

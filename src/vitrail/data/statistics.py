@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.data.surveys import Tally
 from vitrail.errors import DataError
 from vitrail.files import write_json
 
@@ -38,6 +41,10 @@ class BandStatistics:
         at_zero: Share of the pixels that are 0.
         at_one: Share that are 1 (or were above, and cut off).
         percentiles: Values below which 1, 5, 50, 95 and 99 % of the pixels lie, to 1 / 4080.
+        no_data: Share of the stored pixels without data; all else is of the others.
+        cut_low: Share of the stored pixels below the range, which became 0.
+        cut_high: Share above the range, which became 1.
+        constant: Whether all pixels have one value.
     """
 
     name: str
@@ -49,6 +56,10 @@ class BandStatistics:
     at_zero: float
     at_one: float
     percentiles: dict[str, float]
+    no_data: float = 0.0
+    cut_low: float = 0.0
+    cut_high: float = 0.0
+    constant: bool = False
 
 
 class StreamStatistics:
@@ -67,34 +78,52 @@ class StreamStatistics:
         self._ends = torch.zeros(2, number, dtype=torch.float64)
         self._histogram = np.zeros((number, _STEPS + 1), dtype=np.int64)
         self._means: list[Tensor] = []
+        self._extent = torch.stack([torch.full((number,), math.inf), torch.full((number,), -math.inf)])
 
     def add(self, images: Tensor) -> None:
         """Take a batch in.
 
         Args:
-            images: Shape ``(B, C, H, W)``, float32 in 0..1.
+            images: Shape ``(B, C, H, W)``, float32 in 0..1; NaN where there is no data.
         """
         values = images.transpose(0, 1).flatten(1)
+        valid = ~values.isnan()
+        whole = bool(valid.all())
         zero, one = values <= 0, values >= 1
-        inside = ~(zero | one)
-        exact = values.double()
-        for row, chosen in enumerate((None, inside)):
+        exact = values.double() if whole else values.double().nan_to_num_(0.0)
+        inside = valid & ~(zero | one)
+        for row, chosen in enumerate((None if whole else valid, inside)):
             kept = exact if chosen is None else exact * chosen
             count = torch.full((len(kept),), kept.shape[1]) if chosen is None else chosen.sum(1)
             self._sums[row] += torch.stack([kept.sum(1), kept.square().sum(1), count])
         self._ends += torch.stack([zero.sum(1), one.sum(1)])
-        places = (values * _STEPS).round_().long().clamp_(0, _STEPS).numpy()
+        low = values if whole else torch.where(valid, values, math.inf)
+        high = values if whole else torch.where(valid, values, -math.inf)
+        self._extent = torch.stack(
+            [torch.minimum(self._extent[0], low.amin(1)), torch.maximum(self._extent[1], high.amax(1))]
+        )
+        places = (exact * _STEPS).round_().long().clamp_(0, _STEPS) if not whole else None
+        if places is None:
+            places = (values * _STEPS).round_().long().clamp_(0, _STEPS)
         for band, row in enumerate(places):
-            self._histogram[band] += np.bincount(row, minlength=_STEPS + 1)
-        self._means.append(images.mean((2, 3)))
+            own = row if whole else row[valid[band]]
+            self._histogram[band] += np.bincount(own.numpy(), minlength=_STEPS + 1)
+        self._means.append(images.mean((2, 3)) if whole else images.nanmean((2, 3)))
 
-    def result(self) -> list[BandStatistics]:
-        """The statistics of all that was taken in, a band each."""
+    def result(self, tally: Tally | None = None) -> list[BandStatistics]:
+        """The statistics of all that was taken in, a band each.
+
+        Args:
+            tally: The stored pixels of the same images; None where none is without data or cut off.
+        """
         (mean, std), (mean_inside, std_inside) = (_moments(*parts) for parts in self._sums)
-        count = self._sums[0, 2]
-        shares = (self._ends / count).tolist()
-        below = self._histogram.cumsum(1) / self._histogram.sum(1, keepdims=True)
+        shares = (self._ends / self._sums[0, 2].clamp_min(1)).tolist()
+        below = self._histogram.cumsum(1) / np.maximum(self._histogram.sum(1, keepdims=True), 1)
         places = [(below >= p / 100).argmax(1) / _STEPS for p in _PERCENTILES]
+        none = np.zeros(len(self.bands))
+        cut = (none, none) if tally is None else tally.cut_shares()
+        lost = none if tally is None else tally.no_data_shares()
+        same = (self._extent[0] >= self._extent[1]).tolist()
         return [
             BandStatistics(
                 name=name,
@@ -106,6 +135,10 @@ class StreamStatistics:
                 at_zero=round(shares[0][i], 6),
                 at_one=round(shares[1][i], 6),
                 percentiles={str(p): round(float(at[i]), 5) for p, at in zip(_PERCENTILES, places, strict=True)},
+                no_data=round(float(lost[i]), 6),
+                cut_low=round(float(cut[0][i]), 6),
+                cut_high=round(float(cut[1][i]), 6),
+                constant=same[i],
             )
             for i, name in enumerate(self.bands)
         ]
@@ -162,6 +195,7 @@ class Statistics:
         fingerprint: Of the data and its split; see ``ImageData.fingerprint``.
         robust: Whether images are to be normalised by the pixels inside 0..1.
         warnings: What is suspicious.
+        notes: What else is to be known of the values: their range, pixels without data.
     """
 
     streams: dict[str, list[BandStatistics]]
@@ -169,6 +203,24 @@ class Statistics:
     fingerprint: str
     robust: bool
     warnings: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    def refuse_constant(self, allowed: Collection[str]) -> None:
+        """Raise an error where a band has one value throughout.
+
+        Args:
+            allowed: Names of bands that may.
+
+        Raises:
+            DataError: It names the bands.
+        """
+        found = [band.name for bands in self.streams.values() for band in bands if band.constant]
+        unasked = [name for name in found if name not in allowed]
+        if unasked:
+            raise DataError(
+                f"the training images have one value throughout in {', '.join(unasked)}; leave out such bands "
+                f"(data.bands), or allow them: --data.allow_constant '[{', '.join(unasked)}]'"
+            )
 
     def normalization(self) -> dict[str, tuple[list[float], list[float]]]:
         """For each stream, the means and standard deviations to normalise by."""
@@ -218,4 +270,4 @@ def read_statistics(path: str | Path, bands: Mapping[str, Sequence[str]]) -> Sta
                 "with `vitrail data stats`"
             )
         chosen[stream] = [own[name] for name in names]
-    return Statistics(chosen, result.images, result.fingerprint, result.robust, result.warnings)
+    return dataclasses.replace(result, streams=chosen)

@@ -20,6 +20,7 @@ from vitrail.data.sources.base import ImageSource, innermost
 from vitrail.data.sources.edges import WithEdges
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder import find_partners
+from vitrail.data.sources.opening import check_values
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs.trained import ModelCard
 
@@ -88,10 +89,7 @@ def open_files(
             "folder with --spectral"
         )
     config = dataclasses.replace(
-        data,
-        resize=card.resize,
-        color=card.color,
-        spectral=card.spectral,
+        card.as_trained(data),
         spectral_path=None if spectral is None else str(spectral),
         spectral_band_names=data.spectral_band_names if in_files else None,
         band_names=data.band_names or _names_of(card, data),
@@ -100,7 +98,8 @@ def open_files(
     for name, stream in card.streams.items():
         if source.bands.get(name) != stream.bands:
             _refuse_bands(card, name)
-    return ImageData(source, {"all": list(range(len(source)))}, config)
+    check_values(source)
+    return ImageData(source, {"all": list(range(len(source)))}, config, card.filling())
 
 
 def _names_of(card: ModelCard, data: DataConfig) -> tuple[str, ...] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,8 +121,9 @@ def open_for(card: ModelCard, data: DataConfig, *, split: bool, labelled: bool =
     Raises:
         DataError: Images that are missing, unreadable, of unknown classes or of other bands.
     """
-    config = dataclasses.replace(data, resize=card.resize, color=card.color, spectral=card.spectral)
-    images = open_data(config, card.img_size, card.classes if labelled else None, split=split)
+    images = open_data(
+        card.as_trained(data), card.img_size, card.classes if labelled else None, split=split, fill=card.filling()
+    )
     if labelled and (images.source.targets.ndim == 2) != card.several_labels:
         wanted = "several labels an image" if card.several_labels else "one label an image"
         raise DataError(f"the run was trained with {wanted}, the data is of the other kind; see data.label_separator")

@@ -79,7 +79,7 @@ def _draw(group: DuplicateGroup, data: ImageData) -> dict[str, Any]:
 
 def _thumbnail(data: ImageData, row: int) -> str:
     """An image as a data URI: its colours where it has three bands, else their mean."""
-    x = data.source.load([row])["image"][0]
+    x = data.load([row])["image"][0]
     if len(x) != 3:
         x = x.mean(0, keepdim=True)
     pixels = (x * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -92,8 +91,7 @@ def open_space(
     """
     trained = load_trained(run)
     card = trained.card
-    config = dataclasses.replace(data, resize=card.resize, color=card.color, spectral=card.spectral)
-    images = open_data(config, card.img_size, card.classes or None)
+    images = open_data(card.as_trained(data), card.img_size, card.classes or None, fill=card.filling())
     if not images.source.classes:
         raise DataError(
             f"{run} was trained on images without labels, so there is nothing to colour points by; --data-of RUN takes "
@@ -337,7 +335,7 @@ def _for_script(text: str) -> str:
 def _thumbnails(space: Space) -> list[str]:
     result = []
     for start in range(0, len(space.indices), _BATCH):
-        images = space.data.source.load(space.indices[start : start + _BATCH])["image"]
+        images = space.data.load(space.indices[start : start + _BATCH])["image"]
         for picture in as_pictures(images):
             image = Image.fromarray((picture * 255).round().astype(np.uint8))
             scale = _SIDE / max(image.size)

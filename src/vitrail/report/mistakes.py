@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitrail.data.no_data import fill_no_data
 from vitrail.data.sources.base import ImageSource
 from vitrail.errors import DataError
 from vitrail.files import replacing
@@ -70,7 +71,7 @@ def mistakes_figure(source: ImageSource, mistakes: pd.DataFrame, most: int = 24)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, rows.itertuples(index=False), strict=False):
-        picture = as_pictures(source.load([places[str(row.path)]])["image"])[0]
+        picture = as_pictures(fill_no_data(source.load([places[str(row.path)]])["image"]))[0]
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         predicted, true = (shorten(str(name), _MOST_CHARACTERS) for name in (row.predicted, row.true))
         axis.set_title(f"{predicted} {row.confidence:.0%}\ntrue: {true}", fontsize=7, loc="left")

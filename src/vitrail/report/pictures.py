@@ -78,15 +78,9 @@ def open_evaluated_images(trained: TrainedModel, data: DataConfig, evaluated: Ma
         data: The run's own data.
         evaluated: Source and path of what was evaluated, as the evaluation recorded them.
     """
-    config = dataclasses.replace(
-        data,
-        source=evaluated["source"],
-        path=evaluated["path"],
-        resize=trained.card.resize,
-        color=trained.card.color,
-        spectral=trained.card.spectral,
-    )
-    return open_data(config, trained.card.img_size, trained.card.classes, split=False)
+    card = trained.card
+    config = dataclasses.replace(card.as_trained(data), source=evaluated["source"], path=evaluated["path"])
+    return open_data(config, card.img_size, card.classes, split=False, fill=card.filling())
 
 
 def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, split: str, most: int = 10) -> Examples:
@@ -106,7 +100,7 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
         per_class = max(1, most // len(trained.card.classes))
         chosen = predictions.groupby("target", sort=True).head(per_class).sort_values(["target", "index"]).head(most)
     indices = places_of(data, list(chosen["path"]))
-    streams = data.source.load(indices)
+    streams = data.load(indices)
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, said = _in_words(trained, target, logits)

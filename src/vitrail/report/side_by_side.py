@@ -87,7 +87,7 @@ class Shelf:
 
         def shown(keys: Sequence[str]) -> list[npt.NDArray[Any]]:
             data = self.images(part)
-            streams = data.source.load(pictures.places_of(data, keys))
+            streams = data.load(pictures.places_of(data, keys))
             return list(as_pictures(streams["image"]))
 
         return shown

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.config.data import DataConfig
 from vitrail.data.augment.views import views_of
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError, RunError, WeightsError
@@ -32,12 +33,15 @@ class StreamCard:
         mean: Of each band over the training images, in units of 0..1.
         std: The same for the standard deviation.
         img_size: Height and width it was trained on.
+        value_type: What decided the range of the stored values where the recipe does not state it: a type, or
+            "physical"; see ``data.value_type``.
     """
 
     bands: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     img_size: tuple[int, int]
+    value_type: Literal["uint8", "uint16", "int16", "physical"] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,26 @@ class ModelCard:
     def img_size(self) -> tuple[int, int]:
         """Height and width of the image stream."""
         return self.streams["image"].img_size
+
+    def as_trained(self, config: DataConfig) -> DataConfig:
+        """Data settings under which images are read as those that the model was trained on.
+
+        Args:
+            config: Settings of the images.
+        """
+        kinds = {name: stream.value_type for name, stream in self.streams.items()}
+        return dataclasses.replace(
+            config,
+            resize=self.resize,
+            color=self.color,
+            spectral=self.spectral,
+            value_type=kinds.get("image"),
+            spectral_value_type=kinds.get("spectral"),
+        )
+
+    def filling(self) -> dict[str, tuple[float, ...]]:
+        """What pixels without data are filled with: the mean of each stream's bands."""
+        return {name: stream.mean for name, stream in self.streams.items()}
 
     def normalization(self) -> NormalizeStreams:
         """What the model's inputs go through first."""

@@ -145,7 +145,9 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         settings={**_given_settings(recipe), **_data_settings(recipe, data, len(classes))},
         classes=classes,
         streams={
-            name: StreamCard(data.source.bands[name], tuple(mean), tuple(std), image_size(recipe))
+            name: StreamCard(
+                data.source.bands[name], tuple(mean), tuple(std), image_size(recipe), _value_type(data, name)
+            )
             for name, (mean, std) in data.statistics().items()
         },
         resize=recipe.data.resize,
@@ -153,6 +155,10 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         spectral=recipe.data.spectral,
         label_separator=(recipe.data.label_separator or ";") if classes and data.source.targets.ndim == 2 else None,
     )
+    data = dataclasses.replace(data, fill=card.filling())
+    if not begun:
+        for note in data.source.value_notes:
+            print(note, file=sys.stderr)
     task = plan.task(recipe, data, model, card)
     recipe, reasons = settle_sizes(recipe, data, task)
     data = dataclasses.replace(data, config=recipe.data)
@@ -175,6 +181,12 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
             ended = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
             run.write_json(run.environment, {**run.read_json(run.environment), **ended})
     return run
+
+
+def _value_type(data: ImageData, stream: str) -> Any:
+    """What decided the range of a stream's stored values; None where the recipe states it, or they are made."""
+    values = data.source.values.get(stream)
+    return None if values is None else values.limits.kind
 
 
 def _fit(recipe: Recipe, trainer: Trainer, module: TaskModule, data: ImageData, checkpoint: Path | None) -> None:

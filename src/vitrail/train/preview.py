@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +59,11 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
     data = open_data(recipe.data, image_size(recipe))
     source = data.source
     chosen = data.spread("train", images)
-    streams = source.load(chosen)
     targets = torch.zeros(len(chosen), 0)
     if source.classes:
         targets = soft(torch.from_numpy(source.targets[chosen]), len(source.classes))
     means = {name: mean for name, (mean, _) in data.statistics().items()}
+    streams = dataclasses.replace(data, fill=means).load(chosen)
     augment = build_augmentation(recipe.data.augment, len(source.bands["image"]), recipe.data.augment_settings, means)
     settings = augment_settings(recipe.data.augment, recipe.data.augment_settings)
     mix = Mixing(settings, len(source.classes)) if settings.mixes else None

@@ -116,7 +116,7 @@ class Watching(Callback):
         parts: list[Tensor] = []
         size = self.data.config.images_a_step
         for start in range(0, len(chosen), size):
-            loaded = self.data.source.load(chosen[start : start + size])
+            loaded = self.data.load(chosen[start : start + size])
             streams = {name: loaded[name].to(device) for name in task.normalize if name in loaded}
             parts.append(task.represent(streams if views is None else views(streams)).float().cpu())
         return torch.cat(parts), self.data.source.targets[chosen]

@@ -10,10 +10,19 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import ClassRules
-from vitrail.data.rasters import full_range, resize_tensor, unit_range
+from vitrail.data.no_data import no_data_mask
+from vitrail.data.rasters import resize_tensor
 from vitrail.data.sources.array_files import Array, pick_array, read_arrays
 from vitrail.data.sources.array_labels import are_images, find_patches, label_images, label_plane, read_labels, unfold
+from vitrail.data.sources.array_values import (
+    bands_first,
+    by_patch,
+    scene_layout,
+    scene_without_data,
+    survey_array,
+)
 from vitrail.data.sources.base import ImageSource, Scene
+from vitrail.data.values import to_unit_range, value_rules
 from vitrail.errors import ConfigError, DataError
 
 
@@ -21,8 +30,9 @@ class ArraySource(ImageSource):
     """Images (N, H, W, C) with a label each, or patches of a scene (H, W, C) with a label plane.
 
     A patch is labelled by its centre pixel (of an even side: the one below and right of the centre) and lies wholly in
-    the scene. The bands of a scene are its last axis, or the first where only that is as long as the names of the
-    bands. A scene stored as (bands, pixels) is taken column by column in .mat files and row by row in others.
+    the scene. Which axis holds the bands follows from the names of the bands and the size of the label plane, or
+    ``data.layout`` says so. A scene stored as (bands, pixels) is taken column by column in .mat files and row by row in
+    others.
 
     Args:
         config: Where the arrays are, and how they are cut.
@@ -45,14 +55,16 @@ class ArraySource(ImageSource):
         cube_name = config.cube or max(arrays, key=lambda name: arrays[name].size)
         cube = pick_array(arrays, cube_name, path, "data.cube")
         labels = read_labels(config, arrays, cube_name, path)
-        scale = full_range(cube.dtype, config.scale, f"{path}: {cube_name}")
+        what, rule = f"{path}: {cube_name}", value_rules(config)["image"]
         self.path, self.size, self.resize = path, size, config.resize
         self.given_split: list[str] = []
         if are_images(cube, labels):
             planes = cube[..., None] if cube.ndim == 3 else cube
-            planes = _bands_first(planes, config.band_names, f"{path}: {cube_name}")
-            self._images = unit_range(planes, scale, f"{path}: {cube_name}")
+            cube = bands_first(planes, config.layout, config.band_names, what)
+            bands = self._name_bands(config, cube.shape[1])
             self._corners, self.fixed = None, False
+            invalid = no_data_mask(cube, rule)
+            values, self.value_notes = survey_array(cube, invalid, rule, bands, what)
             found, self.targets = label_images(labels, config, rules, arrays, path)
             self.keys = [f"{path.stem}/{i:08d}" for i in range(len(labels))]
         elif cube.ndim == 4:
@@ -63,26 +75,31 @@ class ArraySource(ImageSource):
         else:
             grid = _grid(config.grid, arrays)
             columnwise = path.suffix.lower() == ".mat"
-            cube = _scene(cube, grid, columnwise, config.band_names, f"{path}: {cube_name}")
+            layout = config.layout or scene_layout(cube, labels, config.band_names, what)
+            cube = _scene(cube, grid, columnwise, layout, what)
+            bands = self._name_bands(config, cube.shape[0])
             plane = label_plane(labels, (cube.shape[1], cube.shape[2]), columnwise, config, path)
-            self._images = unit_range(cube, scale, f"{path}: {cube_name}")
             self._corners = find_patches(plane, config.patch, config.stride, path)
+            invalid = scene_without_data(cube, plane.labelled, rule)
+            values, self.value_notes = survey_array(cube, invalid, rule, bands, what)
+            values = by_patch(values, cube, invalid, self._corners, config.patch)
             found, self.targets = plane.label_patches(self._corners, config.patch, rules, arrays, path)
             self.scene = Scene(self._corners, config.patch, config.block or 3 * config.patch)
             self.keys = [f"{path.stem}/{row:05d}_{column:05d}" for row, column in self._corners]
+        self.values = {"image": values}
+        self._images = to_unit_range(cube, invalid, values.limits)
         self.classes, self.numbering = found.names, found.numbering
         self.patch = config.patch
         self.given_split = [""] * len(self.keys)
-        self._name_bands(config)
 
-    def _name_bands(self, config: DataConfig) -> None:
-        number = self._images.shape[1 if self._corners is None else 0]
+    def _name_bands(self, config: DataConfig, number: int) -> tuple[str, ...]:
         names = config.band_names or tuple(f"band_{i + 1}" for i in range(number))
         if len(names) != number:
             raise ConfigError(f"data.band_names has {len(names)} names and {self.path} has {number} bands")
         self.bands = {"image": tuple(names)}
         if config.wavelengths is not None:
             self.wavelengths = {"image": config.wavelengths}
+        return tuple(names)
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Images ``(B, C, H, W)``, float32 in 0..1."""
@@ -100,26 +117,13 @@ class ArraySource(ImageSource):
         return self._images.shape[2], self._images.shape[3]
 
 
-def _bands_first(images: Array, names: Sequence[str] | None, what: str) -> Array:
-    """Images as ``(N, C, H, W)``, from that or ``(N, H, W, C)``."""
-    if names is not None and images.shape[3] != len(names) and images.shape[1] == len(names):
-        return images
-    if images.shape[3] > images.shape[1] and images.shape[3] > images.shape[2] and names is None:
-        raise DataError(
-            f"{what} has the shape {images.shape}: are the bands last or first? Name them (data.band_names)"
-        )
-    return images.transpose(0, 3, 1, 2)
-
-
 def _grid(given: tuple[int, int] | None, arrays: Mapping[str, Array]) -> tuple[int, int] | None:
     if given is not None or not {"nRow", "nCol"} <= set(arrays):
         return given
     return int(arrays["nRow"].item()), int(arrays["nCol"].item())
 
 
-def _scene(
-    cube: Array, grid: tuple[int, int] | None, columnwise: bool, names: Sequence[str] | None, what: str
-) -> Array:
+def _scene(cube: Array, grid: tuple[int, int] | None, columnwise: bool, layout: str, what: str) -> Array:
     """A scene as ``(C, H, W)``."""
     if cube.ndim == 2 and grid is not None:
         pixels = grid[0] * grid[1]
@@ -135,6 +139,4 @@ def _scene(
         )
     if cube.ndim != 3:
         raise DataError(f"{what} has the shape {cube.shape}; a scene (H, W, C) or images with a label each are wanted")
-    if names is not None and cube.shape[2] != len(names) and cube.shape[0] == len(names):
-        return cube
-    return cube.transpose(2, 0, 1)
+    return cube if layout == "channels_first" else cube.transpose(2, 0, 1)

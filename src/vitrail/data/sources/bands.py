@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.sources.base import ImageSource, WrappedSource, to_unit
+from vitrail.data.surveys import join_bands
 from vitrail.errors import ConfigError, closest
 
 
@@ -58,6 +59,12 @@ class ChosenBands(WrappedSource):
             stream: tuple(waves[name] for name in names)
             for stream, names in chosen.items()
             if all(name in waves for name in names)
+        }
+
+        self.values = {
+            stream: join_bands([source.values[origin].chosen([i]) for origin, i in own])
+            for stream, own in self._places.items()
+            if all(origin in source.values for origin, _ in own)
         }
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:

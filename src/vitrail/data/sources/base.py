@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.classes import Numbering
+from vitrail.data.surveys import StreamValues
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class ImageSource(ABC):
         numbering: How labels became class names, where a run must remember it.
         left_out: Images that cannot be read and that the source goes on without: what they are called, and why.
         notes: Facts to print where the source is opened: what was passed over, a line each.
+        values: The stored values of each stream, where they are not 8 bits throughout.
+        value_notes: Facts about these for training and statistics: a range that their type decided, no data.
     """
 
     classes: tuple[str, ...]
@@ -64,6 +67,13 @@ class ImageSource(ABC):
     numbering: Numbering | None = None
     left_out: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
+    values: Mapping[str, StreamValues] = MappingProxyType({})
+    value_notes: Sequence[str] = ()
+
+    @property
+    def has_no_data(self) -> bool:
+        """Whether there are pixels without data, which :meth:`read` gives as NaN."""
+        return any(own.tally is not None and own.tally.no_data.any() for own in self.values.values())
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -77,7 +87,7 @@ class ImageSource(ABC):
 
         Returns:
             For each stream of ``bands``, shape ``(len(indices), C, H, W)``, uint8 of which 255 means 1, or float32 in
-            0..1.
+            0..1, NaN where there is no data.
 
         Raises:
             DataError: A file that cannot be read or has other bands; the message names it.
@@ -127,6 +137,7 @@ class WrappedSource(ImageSource):
         self.bands, self.wavelengths, self.numbering = source.bands, source.wavelengths, source.numbering
         self.in_memory, self.fixed = source.in_memory, source.fixed
         self.left_out, self.notes = source.left_out, source.notes
+        self.values, self.value_notes = source.values, source.value_notes
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image before it is brought to the model's size."""

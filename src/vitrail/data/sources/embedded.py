@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vitrail.data.classes import ClassRules, Label, as_targets, count_labels, resolve_classes
 from vitrail.data.faults import BandError, bands_message, unreadable_message
-from vitrail.data.images import read_image
 from vitrail.data.reading import FileReader
-from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.data.sources.table_file import cells_of, unreadable
+from vitrail.data.surveys import Survey, Surveys
 from vitrail.errors import DataError, closest
 
 # Decoded images of this many bytes are kept in memory.
@@ -128,19 +128,31 @@ class EmbeddedSource(ImageSource):
         if math.prod(shape) <= _SMALL:
             self._decoded, self.in_memory = torch.empty(shape, dtype=torch.uint8), True
         faults: list[tuple[int, DataError]] = []
+        seen = Surveys(self.reader.bands)
+        # Images whose values become floats (they have pixels without data, or a stated range).
+        floats: dict[int, Tensor] = {}
 
-        def decode(rows: range) -> None:
-            for row in rows:
-                try:
-                    if self._decoded is None:
-                        self._decode(row, keys[row], (8, 8))
-                    else:
-                        self._decoded[row] = self._decode(row, keys[row], self.reader.size)
-                except DataError as error:
-                    faults.append((row, error))
+        def decode(rows: range) -> list[tuple[int, Survey | int]]:
+            return [(row, own) for row in rows if (own := decode_one(row)) is not None]
+
+        def decode_one(row: int) -> Survey | int | None:
+            try:
+                if self._decoded is None:
+                    return self.reader.survey_picture(self._content(row), keys[row])
+                image, own = self.reader.read_and_survey_picture(self._content(row), keys[row])
+            except DataError as error:
+                faults.append((row, error))
+                return None
+            if image.dtype == torch.uint8:
+                self._decoded[row] = image
+            else:
+                floats[row] = image
+            return own
 
         with ThreadPoolExecutor() as pool:
-            list(pool.map(decode, [range(i, min(i + 256, len(keys))) for i in range(0, len(keys), 256)]))
+            for part in pool.map(decode, [range(i, min(i + 256, len(keys))) for i in range(0, len(keys), 256)]):
+                for row, own in part:
+                    seen.add(row, keys[row], own)
         faults.sort(key=lambda item: item[0])
         other_bands = [(keys[row], error) for row, error in faults if isinstance(error, BandError)]
         unreadable = [(row, error) for row, error in faults if not isinstance(error, BandError)]
@@ -151,7 +163,14 @@ class EmbeddedSource(ImageSource):
             raise DataError(unreadable_message(named, len(keys), of, skipped=skip))
         if other_bands:
             raise DataError(bands_message(other_bands, len(keys)))
-        return [(keys[row], str(error)) for row, error in unreadable], [i for i in range(len(keys)) if i not in gone]
+        kept = [i for i in range(len(keys)) if i not in gone]
+        values, self.value_notes = seen.decide(self.reader.rule, kept)
+        self.values = {"image": values}
+        if floats and self._decoded is not None:
+            self._decoded = to_unit(self._decoded)
+            for row, image in floats.items():
+                self._decoded[row] = image
+        return [(keys[row], str(error)) for row, error in unreadable], kept
 
     def _content(self, row: int) -> bytes:
         content: bytes | None = self._bytes[row].as_py()
@@ -163,15 +182,16 @@ class EmbeddedSource(ImageSource):
         return content if content is not None else b""
 
     def _decode(self, row: int, name: str, size: tuple[int, int] | None) -> Tensor:
-        reader = self.reader
-        return read_image(self._content(row), reader.color, size, reader.resize, reader.convert, name)
+        return self.reader.read_picture(self._content(row), name, size)
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images ``(B, C, H, W)``, uint8."""
+        """Images ``(B, C, H, W)``, uint8; float32 with NaN where some have pixels without data."""
         if self._decoded is not None:
             return {"image": self._decoded[torch.from_numpy(self._rows[list(indices)])]}
         rows = self._rows[list(indices)].tolist()
         images = [self._decode(row, self.keys[i], self.reader.size) for i, row in zip(indices, rows, strict=True)]
+        if len({image.dtype for image in images}) > 1:
+            images = [to_unit(image) for image in images]
         return {"image": torch.stack(images)}
 
     def original_size(self, index: int) -> tuple[int, int]:

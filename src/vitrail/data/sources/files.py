@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from vitrail.data.faults import BandError, UnreadableError, bands_message, some,
 from vitrail.data.listing import count_of
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
+from vitrail.data.surveys import Survey, Surveys
 from vitrail.errors import DataError
 
 # Split, class (or a tuple of several labels) and file of an image.
@@ -78,21 +80,25 @@ class FileSource(ImageSource):
         self.targets = as_targets([rows[i][1] for i in kept], index, len(index))
 
     def _check(self, files: Mapping[str, Sequence[Path]], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
-        """Decode all files; gives what is left out and why, and which images stay."""
-        work = [(i, self.readers[name], file) for name, paths in files.items() for i, file in enumerate(paths)]
+        """Decode all files and decide the range of their values; gives what is left out and why, and what stays."""
+        work = [(i, name, file) for name, paths in files.items() for i, file in enumerate(paths)]
+        seen = {name: Surveys(reader.bands) for name, reader in self.readers.items()}
+        faults: list[tuple[int, Path, DataError]] = []
 
-        def fault(item: tuple[int, FileReader, Path]) -> DataError | None:
-            _, reader, file = item
+        def survey(item: tuple[int, str, Path]) -> Survey | int | DataError:
             try:
-                reader.read(file, (8, 8))
+                return self.readers[item[1]].survey(item[2])
             except DataError as error:
                 return error
-            return None
 
         with ThreadPoolExecutor() as pool:
-            faults = [(*item, error) for item, error in zip(work, pool.map(fault, work), strict=True) if error]
-        other_bands = [(str(file), error) for _, _, file, error in faults if isinstance(error, BandError)]
-        unreadable = [(i, file, error) for i, _, file, error in faults if isinstance(error, UnreadableError)]
+            for (i, name, file), found in zip(work, pool.map(survey, work), strict=True):
+                if isinstance(found, DataError):
+                    faults.append((i, file, found))
+                else:
+                    seen[name].add(i, str(file), found)
+        other_bands = [(str(file), error) for _, file, error in faults if isinstance(error, BandError)]
+        unreadable = [(i, file, error) for i, file, error in faults if isinstance(error, UnreadableError)]
         unset = [error for *_, error in faults if not isinstance(error, (BandError, UnreadableError))]
         if unset:  # files that are whole, for which the recipe lacks a setting: leaving them out is no answer
             raise type(unset[0])(f"{len(unset)} of {len(work)} files: {unset[0]}")
@@ -103,7 +109,17 @@ class FileSource(ImageSource):
             raise DataError(unreadable_message(named, len(work), f"{len(work):,} files", skipped=skip))
         if other_bands:
             raise DataError(bands_message(other_bands, len(work), of_run=self._of_run))
+        self._decide_ranges(seen, kept)
         return [(_relative(file, self.root), str(error)) for _, file, error in unreadable], kept
+
+    def _decide_ranges(self, seen: Mapping[str, Surveys], kept: Sequence[int]) -> None:
+        """One range of values for all files of a stream."""
+        decided = {name: own.decide(self.readers[name].rule, kept) for name, own in seen.items()}
+        self.values = {name: values for name, (values, _) in decided.items()}
+        self.value_notes = [note for _, notes in decided.values() for note in notes]
+        self.readers = {
+            name: dataclasses.replace(reader, values=self.values[name].limits) for name, reader in self.readers.items()
+        }
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Images at the wanted size; see :meth:`ImageSource.read`."""

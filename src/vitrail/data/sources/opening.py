@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 
 from vitrail.config.data import DataConfig
@@ -23,7 +24,7 @@ from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
 from vitrail.data.sources.table import TableSource
 from vitrail.data.sources.table_file import TableForm
 from vitrail.data.sources.unlabelled import UnlabelledSource
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.errors import ConfigError, DataError, DataWarning, closest
 
 # What `data.source` may say -> what its path is; "" where it has none.
 SOURCES = {
@@ -42,11 +43,15 @@ _LABELLED = ("folder", "table", "parquet", "hf", "arrays")
 _ONLY_FOR = {
     "band_names": (*_FILES, "arrays"),
     "wavelengths": (*_FILES, "arrays"),
-    "scale": (*_FILES, "arrays"),
+    **dict.fromkeys(("scale", "offset", "range", "nodata", "value_type"), (*_FILES, "parquet", "hf", "arrays")),
+    "layout": ("arrays",),
+    "max_pixels": (*_FILES, "parquet", "hf"),
     "spectral_path": ("folder", "unlabelled"),
     "spectral_band_names": _FILES,
     "spectral_wavelengths": _FILES,
-    "spectral_scale": _FILES,
+    **dict.fromkeys(
+        ("spectral_scale", "spectral_offset", "spectral_range", "spectral_nodata", "spectral_value_type"), _FILES
+    ),
     "image_column": ("table", "parquet", "hf"),
     "label_column": ("table", "parquet", "hf"),
     "group_column": ("table", "parquet", "hf"),
@@ -115,11 +120,27 @@ def open_source(
         raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {found}")
     if config.bands is not None or config.spectral_bands is not None:
         source = ChosenBands(source, config.bands, config.spectral_bands)
+    check_values(source)
     if config.spectral == "edges":
         if "spectral" in source.bands:
             raise ConfigError("data.spectral edges makes a second stream and the data brings one; choose one of them")
         source = WithEdges(source)
     return InMemory(source) if config.cache and not source.in_memory else source
+
+
+def check_values(source: ImageSource) -> None:
+    """Note pixels without data, and warn of images that mostly lack it and of values that the range cuts off.
+
+    Raises:
+        DataError: The range cuts off more than half of a band's values.
+    """
+    notes = list(source.value_notes)
+    for values in source.values.values():
+        told, suspicious = values.check(source.keys)
+        notes += told
+        for warning in suspicious:
+            warnings.warn(warning, DataWarning, stacklevel=2)
+    source.value_notes = notes
 
 
 def _openers(

@@ -1,0 +1,78 @@
+"""Pixels without a measurement: found in stored values, filled in batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vitrail.data.values import ValueRule
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+
+def no_data_mask(
+    values: Array, rule: ValueRule, declared: float | None = None, invalid: Mask | None = None
+) -> Mask | None:
+    """Which values are no measurements.
+
+    Args:
+        values: As they are stored, shape ``(..., H, W)``.
+        rule: The stream's.
+        declared: The value that the file itself calls no data.
+        invalid: Pixels that a mask or an alpha band takes out, shape ``(H, W)``.
+
+    Returns:
+        The shape of ``values``; None where all are measurements.
+    """
+    if rule.no_data == ():
+        return None
+    marks = [*(rule.no_data or ()), *([] if declared is None else [declared])]
+    found = np.zeros(values.shape, dtype=bool)
+    for mark in marks:
+        found |= _equal(values, mark)
+    if invalid is not None:
+        found |= invalid
+    return found if found.any() else None
+
+
+def _equal(values: Array, mark: float) -> Mask | bool:
+    if math.isnan(mark):
+        return np.isnan(values) if values.dtype.kind == "f" else False
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            # Written with as many digits as the type has: compared as the type rounds it.
+            same: Mask = values == values.dtype.type(mark)
+        return same
+    info = np.iinfo(values.dtype)
+    if not math.isfinite(mark) or mark != int(mark) or not info.min <= int(mark) <= info.max:
+        return False
+    same = values == values.dtype.type(int(mark))
+    return same
+
+
+def fill_no_data(images: Tensor, means: Sequence[float] | None = None) -> Tensor:
+    """Fill pixels without data.
+
+    Args:
+        images: Shape ``(B, C, H, W)``, NaN where there is no data.
+        means: What to fill each band with; each image's own mean of the band (0 where nothing is valid) when not
+            given.
+
+    Returns:
+        The same shape without NaN; the input itself where there is nothing to fill.
+    """
+    lost = images.isnan()
+    if not lost.any():
+        return images
+    if means is None:
+        own = images.nanmean((2, 3), keepdim=True).nan_to_num_(0.0)
+    else:
+        own = torch.tensor(means, dtype=images.dtype, device=images.device).view(-1, 1, 1)
+    return torch.where(lost, own, images)

@@ -1,0 +1,327 @@
+"""What the stored values of a data set are like: types, smallest and largest values, pixels without data or cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrail.data.faults import UnreadableError
+from vitrail.data.values import KNOWN_TYPE, PHYSICAL, ValueRange, ValueRule, resolve_range
+from vitrail.errors import DataError
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+# Shares of values outside of the range: above the first a warning, above the second an error.
+MANY_CUT_OFF = 0.01
+MOST_CUT_OFF = 0.5
+# An image with a larger share of pixels without data is named.
+MOSTLY_NO_DATA = 0.5
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Pixels of images by band, each of shape ``(N, C)``.
+
+    Attributes:
+        pixels: All.
+        no_data: Those without a measurement.
+        below: Those below the range, which become 0.
+        above: Those above the range, which become 1.
+    """
+
+    pixels: npt.NDArray[np.int64]
+    no_data: npt.NDArray[np.int64]
+    below: npt.NDArray[np.int64]
+    above: npt.NDArray[np.int64]
+
+    def rows(self, indices: Sequence[int]) -> Tally:
+        """Those of some images."""
+        own = np.asarray(indices, dtype=np.int64)
+        return Tally(self.pixels[own], self.no_data[own], self.below[own], self.above[own])
+
+    def bands(self, indices: Sequence[int]) -> Tally:
+        """Those of some bands, in that order."""
+        own = np.asarray(indices, dtype=np.int64)
+        return Tally(self.pixels[:, own], self.no_data[:, own], self.below[:, own], self.above[:, own])
+
+    def cut_shares(self) -> tuple[Array, Array]:
+        """Shares of each band's valid pixels below and above the range, shape ``(C,)``."""
+        valid = np.maximum((self.pixels - self.no_data).sum(0), 1)
+        return self.below.sum(0) / valid, self.above.sum(0) / valid
+
+    def no_data_shares(self) -> Array:
+        """Share of each band's pixels without data, shape ``(C,)``."""
+        shares: Array = self.no_data.sum(0) / np.maximum(self.pixels.sum(0), 1)
+        return shares
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What an image's stored values are like, by band.
+
+    Attributes:
+        kind: Their type.
+        physical: Whether the file's own scale and offset were applied.
+        low: Smallest valid value of each band, shape ``(C,)``; infinite where none is valid.
+        high: Largest, likewise.
+        tally: The pixels, shape ``(1, C)`` (of arrays ``(N, C)``).
+    """
+
+    kind: str
+    physical: bool
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    tally: Tally
+
+    @property
+    def label(self) -> str:
+        """The type, or that the values are in units of the file's own."""
+        return PHYSICAL if self.physical else self.kind
+
+    @property
+    def counts(self) -> Array:
+        """The pixels of a single image, shape ``(4, C)``."""
+        return np.stack([self.tally.pixels[0], self.tally.no_data[0], self.tally.below[0], self.tally.above[0]])
+
+
+def survey(values: Array, invalid: Mask | None, rule: ValueRule, what: str, physical: bool = False) -> Survey:
+    """Measure one image's values.
+
+    Args:
+        values: Shape ``(C, H, W)``, or of several images ``(N, C, H, W)``.
+        invalid: Where they are no measurements, the same shape.
+        rule: The stream's.
+        what: What is read, for errors.
+        physical: Whether the file's own scale and offset were applied.
+
+    Raises:
+        DataError: Values that are no numbers.
+        UnreadableError: Values that are not finite and not declared no data.
+    """
+    kind = values.dtype.name
+    if values.dtype.kind not in "uif":
+        raise DataError(f"{what} holds {kind} values; integers or floats are wanted")
+    images = values if values.ndim == 4 else values[None]
+    lost = None if invalid is None else (invalid if values.ndim == 4 else invalid[None])
+    if kind[0] == "f":
+        _refuse_not_finite(images, lost, rule, what)
+    count, bands = images.shape[:2]
+    shape = (count, bands)
+    pixels = np.full(shape, images.shape[2] * images.shape[3], dtype=np.int64)
+    no_data = np.zeros(shape, dtype=np.int64) if lost is None else lost.sum((2, 3), dtype=np.int64)
+    axes = (0, 2, 3)
+    if lost is None:
+        low, high = images.min(axes), images.max(axes)
+    else:
+        wide = images.astype(np.float64)
+        low, high = np.where(lost, np.inf, wide).min(axes), np.where(lost, -np.inf, wide).max(axes)
+    low, high = low.astype(np.float64), high.astype(np.float64)
+    below, above = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    limits = rule.range_of(kind, physical, bands)
+    if limits is not None:
+        bottom, top = limits.columns()
+        valid = True if lost is None else ~lost
+        if (low < bottom.ravel()).any():
+            below = ((images < bottom) & valid).sum((2, 3), dtype=np.int64)
+        if (high > top.ravel()).any():
+            above = ((images > top) & valid).sum((2, 3), dtype=np.int64)
+    return Survey(kind, physical, low, high, Tally(pixels, no_data, below, above))
+
+
+def _refuse_not_finite(images: Array, lost: Mask | None, rule: ValueRule, what: str) -> None:
+    bad = ~np.isfinite(images)
+    if lost is not None:
+        bad &= ~lost
+    if not bad.any():
+        return
+    nan = int(np.isnan(images[bad]).sum())
+    infinite = int(bad.sum()) - nan
+    told = " and ".join(part for n, part in ((nan, f"{nan} NaN"), (infinite, f"{infinite} infinite")) if n)
+    marks = "nan" if not infinite else ("[nan, inf, -inf]" if nan else "[inf, -inf]")
+    raise UnreadableError(
+        f"{what} holds values that are not finite ({told})",
+        f"if they are no data, say so with --{rule.prefix}nodata '{marks}', else fill them, or leave it out",
+    )
+
+
+@dataclass
+class Surveys:
+    """The surveys of a stream's images, gathered one after the other.
+
+    Attributes:
+        bands: Names of the bands.
+        kinds: Type of the values -> how many images are of it, and the name of the first.
+        low: Smallest value of each band.
+        high: Largest.
+    """
+
+    bands: tuple[str, ...]
+    kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
+    low: Array = field(init=False)
+    high: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with nothing."""
+        self.low, self.high = np.full(len(self.bands), np.inf), np.full(len(self.bands), -np.inf)
+        self._pixels: dict[int, int] = {}
+        self._rows: dict[int, Array] = {}
+
+    def add(self, index: int, name: str, seen: Survey | int) -> None:
+        """Take one image in.
+
+        Args:
+            index: Which image it is.
+            name: What errors call it.
+            seen: Its survey; the number of its pixels where it is a picture of 8 bits that is whole.
+        """
+        kind = KNOWN_TYPE if isinstance(seen, int) else seen.label
+        count, first = self.kinds.get(kind, (0, name))
+        self.kinds[kind] = (count + 1, first)
+        if isinstance(seen, int):
+            self._pixels[index] = seen
+            return
+        self.low, self.high = np.minimum(self.low, seen.low), np.maximum(self.high, seen.high)
+        self._rows[index] = seen.counts
+
+    def add_array(self, name: str, seen: Survey) -> None:
+        """Take in an array of several images, which are of one type."""
+        self.kinds[seen.label] = (len(seen.tally.pixels), name)
+        self.low, self.high = np.minimum(self.low, seen.low), np.maximum(self.high, seen.high)
+
+    def tally(self, indices: Sequence[int]) -> Tally | None:
+        """The pixels of some images; None where none is without data or cut off."""
+        if not any(row[1:].any() for row in self._rows.values()):
+            return None
+        table = np.zeros((4, len(indices), len(self.bands)), dtype=np.int64)
+        for place, index in enumerate(indices):
+            if index in self._rows:
+                table[:, place] = self._rows[index]
+            else:
+                table[0, place] = self._pixels[index]
+        return Tally(*table)
+
+    def decide(self, rule: ValueRule, kept: Sequence[int]) -> tuple[StreamValues, list[str]]:
+        """The range of all images' values, and what to log of it; see :func:`resolve_range`.
+
+        Args:
+            rule: What the recipe states.
+            kept: The images that the source goes on with.
+        """
+        limits, notes = resolve_range(rule, self.kinds, self.extent, len(self.bands))
+        if limits.kind is None and self._pixels:
+            notes.append(
+                f"{len(self._pixels)} of the images are pictures of 8 bits, whose values from 0 to 255 become 0 to 1; "
+                f"{rule.setting} is for the others"
+            )
+        return StreamValues(self.bands, rule, limits, self.low, self.high, self.tally(kept)), notes
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Smallest and largest value of all bands."""
+        return float(self.low.min()), float(self.high.max())
+
+
+@dataclass(frozen=True)
+class StreamValues:
+    """The stored values of one stream of a source.
+
+    Attributes:
+        bands: Names of the bands.
+        rule: What the recipe states.
+        limits: The values that became 0 and 1.
+        low: Smallest value of each band, shape ``(C,)``.
+        high: Largest.
+        tally: The pixels of each image of the source; None where none is without data or cut off.
+    """
+
+    bands: tuple[str, ...]
+    rule: ValueRule
+    limits: ValueRange
+    low: Array
+    high: Array
+    tally: Tally | None = None
+
+    def check(self, keys: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Notes and warnings on pixels without data and those that the range cuts off.
+
+        Args:
+            keys: What each image is called.
+
+        Raises:
+            DataError: The range cuts off more than 50 % of a band's values.
+        """
+        if self.tally is None:
+            return [], []
+        notes, warnings = [], []
+        cut = self._cut_off(self.tally)
+        if cut is not None:
+            warnings.append(cut)
+        lost = self.tally.no_data.sum(1) / np.maximum(self.tally.pixels.sum(1), 1)
+        if lost.any():
+            share = self.tally.no_data.sum() / max(int(self.tally.pixels.sum()), 1)
+            notes.append(
+                f"{share:.1%} of the values of {_few(self.bands)} are no data, in {int((lost > 0).sum())} of "
+                f"{len(lost)} images; they are left out of statistics and filled with the mean"
+            )
+        mostly = [keys[i] for i in np.flatnonzero(lost > MOSTLY_NO_DATA).tolist()]
+        if mostly:
+            warnings.append(
+                f"{len(mostly)} images are mostly no data: {_few(mostly)}; remove them, or check data.nodata"
+            )
+        return notes, warnings
+
+    def _cut_off(self, tally: Tally) -> str | None:
+        below, above = tally.cut_shares()
+        worst = below + above
+        many = [i for i in np.argsort(-worst, kind="stable").tolist() if worst[i] > MANY_CUT_OFF]
+        if not many:
+            return None
+        told = _few([f"{self.bands[i]} ({below[i]:.1%} below, {above[i]:.1%} above)" for i in many])
+        fitting = self.rule.suggest(float(self.low.min()), float(self.high.max()))
+        setting = f"{self.rule.prefix}{'range' if self.rule.limits is not None else 'scale'}: "
+        outside = f"values of {told} lie outside of the range and"
+        if worst[many[0]] > MOST_CUT_OFF:
+            raise DataError(f"{setting}most {outside} would be cut off; {fitting} holds all that were seen")
+        return f"{setting}{outside} are cut off; {fitting} holds all that were seen"
+
+    def chosen(self, places: Sequence[int]) -> StreamValues:
+        """Those of some bands, in that order."""
+        own = np.asarray(places, dtype=np.int64)
+        return StreamValues(
+            tuple(self.bands[i] for i in places),
+            self.rule,
+            self.limits,
+            self.low[own],
+            self.high[own],
+            None if self.tally is None else self.tally.bands(places),
+        )
+
+
+def join_bands(parts: Sequence[StreamValues]) -> StreamValues:
+    """The bands of several streams as those of one."""
+    first = parts[0]
+    tallies = [part.tally for part in parts]
+    tally = None
+    known = next((t for t in tallies if t is not None), None)
+    if known is not None:
+        empty = np.zeros((len(known.pixels), 1), dtype=np.int64)
+        filled = [Tally(known.pixels[:, :1], empty, empty, empty) if t is None else t for t in tallies]
+        columns = ("pixels", "no_data", "below", "above")
+        tally = Tally(*(np.concatenate([getattr(t, name) for t in filled], axis=1) for name in columns))
+    return StreamValues(
+        tuple(band for part in parts for band in part.bands),
+        first.rule,
+        first.limits,
+        np.concatenate([part.low for part in parts]),
+        np.concatenate([part.high for part in parts]),
+        tally,
+    )
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
