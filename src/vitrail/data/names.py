@@ -1,0 +1,260 @@
+"""Families of file names: copies, masks, frames of clips and bands that a file's name gives away.
+
+Plain numbering (``img_1``, ``img_2``) makes no family. What is found is proposed, never applied: a line names the
+setting that keeps a family in one split.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vitrail.data.faults import some
+from vitrail.data.sources.folder_names import are_masks, split_of
+
+# Words of programs that change images, at the end of a stem or, some, before it.
+_AUGMENTED = r"aug|augm|augment|augmented|augmentation"
+_CHANGED = (
+    r"flip|flipped|[hv]flip|lrflip|udflip|fliplr|flipud|flip[hvxy]|mirror|mirrored|rot|rotate|rotated|rotation|blur|"
+    r"blurred|noise|noisy|bright|brightness|brighter|darker|contrast|zoom|zoomed|shear|sheared|shift|shifted|translate|"
+    r"translated|jitter|elastic|hue|saturation|gamma|sharpen|crop|cropped|cutout"
+)
+_SIDE = r"(?:[_-]?(?:lr|ud|horizontal|vertical|left|right|[hvxy]))?"
+_NUMBERS = r"(?:[_ -]?-?\d+)*"
+# What a mark must hold, and the mark: in each the copies' own numbers, never the stem's. ``WORDS`` stands for the words
+# found.
+_MARKS = {
+    "augmented": (("aug",), rf"[ _.-]+(?:WORDS){_NUMBERS}", _AUGMENTED),
+    "changed": (
+        ("flip", "mirror", "rot", "blur", "nois", "bright", "darker", "contrast", "zoom", "shear", "shift", "transl",
+         "jitter", "elastic", "hue", "satur", "gamma", "sharpen", "crop", "cutout"),
+        rf"[ _.-]+(?:WORDS){_SIDE}{_NUMBERS}",
+        _CHANGED,
+    ),
+    # Roboflow: STEM_jpg.rf.HASH.
+    "roboflow": ((".rf.",), r"(?:[_.](?:jpe?g|png|bmp|webp))?\.rf\.\w{8,}", ""),
+    # File managers.
+    "copy": (("cop", "kop"), r"(?: - |[ _-])(?:WORDS)(?:[ _-]?\(?\d+\)?)?", "copy|copie|kopie|copia"),
+    "numbered": ((")",), r" ?\(\d+\)", ""),
+    # Keras' ImageDataGenerator: PREFIX_0_1234, the number at random.
+    "keras": (("_0_",), r"_0_\d{1,7}", ""),
+}  # fmt: skip
+_BEFORE = {
+    "augmented before": (("aug",), rf"(?:WORDS){_NUMBERS}[ _.-]+", _AUGMENTED),
+    "copy before": (("copy of ",), r"copy of ", ""),
+}
+# More numbered files than these beside one without a number were numbered, not copied.
+_MOST_COPIES = 10
+# Families that are all of consecutive numbers were numbered, too.
+_DENSE = 0.5
+_MASK = re.compile(
+    r"(?i)^(?P<stem>.+?)[ _.-]+(?:mask|masks|seg|segmentation|label|labels|annotation|gt)(?:[ _-]?\d+)?$"
+)
+_MASK_WORDS = ("mask", "seg", "label", "annot", "gt")
+_FRAME = re.compile(r"(?i)^(?:frame|frm|img|image|f)?[ _-]?\d{3,}$")
+_FRAMES_AT_LEAST = 3
+_SUFFIX = r"(?:\.[^./]{1,5})?$"
+_ENDING = re.compile(r"\.[^./]{1,5}$")
+
+
+@dataclass(frozen=True)
+class Families:
+    """Images whose names say that they are copies of one another.
+
+    Attributes:
+        family: Family of each image, its path without the marks; None where it has no copies.
+        pattern: A ``data.group`` under which each family, and each image without one, is a group.
+    """
+
+    family: list[str | None]
+    pattern: str
+
+    def __bool__(self) -> bool:
+        return any(name is not None for name in self.family)
+
+
+def find_families(keys: Sequence[str]) -> Families:
+    """Find copies by the marks that programs and people give their names.
+
+    Args:
+        keys: Paths of the images.
+    """
+    lower = [key.lower() for key in keys]
+    end = [mark for kind in _MARKS if (mark := _used(kind, lower)) is not None]
+    start = [mark for kind in _BEFORE if (mark := _used_before(kind, lower)) is not None]
+    if not end and not start:
+        return Families([None] * len(keys), "")
+    # What is cut off at the front lies in the middle of a path: a group is then a name without its folders.
+    stem = f"(?:^|/)(?:{'|'.join(start)})?([^/]+?)" if start else "^(.+?)"
+    stripped = f"(?i){stem}" + (f"(?:{'|'.join(end)})*" if end else "") + _SUFFIX
+    compiled = re.compile(stripped)
+    stems = []
+    for key in keys:
+        found = compiled.search(key)
+        assert found is not None, "it matches every path"
+        name = found.group(1).rsplit("/", 1)[-1]
+        stems.append(f"{_without_split(key)}/{name}")
+    counts = Counter(stems)
+    return Families([stem if counts[stem] > 1 else None for stem in stems], stripped)
+
+
+def _used(kind: str, keys: Sequence[str]) -> str | None:
+    """The pattern of a mark, with the words found; None where it stands for no copies in these paths.
+
+    Args:
+        kind: Of the mark.
+        keys: The paths in lower case.
+    """
+    hints, mark, words = _MARKS[kind]
+    pattern = re.compile(f"^(.+?)({mark.replace('WORDS', f'(?P<word>{words})')}){_SUFFIX}")
+    found: dict[str, list[str]] = defaultdict(list)
+    used: set[str] = set()
+    for key in keys:
+        match = pattern.match(key) if any(hint in key for hint in hints) else None
+        if match is not None:
+            found[match.group(1)].append(match.group(2))
+            used |= {match["word"]} if words else set()
+    if not found:
+        return None
+    stems = {_ENDING.sub("", key) for key in keys}
+    beside = [stem for stem, marks in found.items() if stem in stems and len(marks) <= _MOST_COPIES]
+    several = [marks for marks in found.values() if len(marks) > 1]
+    if kind == "numbered" and not beside:
+        return None
+    # One stem with numbers is a series; several, each with numbers of its own, are copies.
+    if kind in ("augmented", "changed") and not beside and len(several) < 2:
+        return None
+    if kind == "keras":
+        groups = [sorted(int(mark.rsplit("_", 1)[1]) for mark in marks) for marks in several]
+        spread = [numbers for numbers in groups if len(numbers) < _DENSE * (numbers[-1] - numbers[0] + 1)]
+        if len(spread) <= len(groups) / 2:
+            return None
+    return mark.replace("WORDS", "|".join(sorted(used, key=lambda word: (-len(word), word))))
+
+
+def _used_before(kind: str, keys: Sequence[str]) -> str | None:
+    """The same for a mark before the stem, whose bare stem must be another image's."""
+    hints, mark, words = _BEFORE[kind]
+    pattern = re.compile(f"^(.*/)?({mark.replace('WORDS', f'(?P<word>{words})')})([^/]+){_SUFFIX}")
+    stems = {_ENDING.sub("", key) for key in keys}
+    used: set[str] = set()
+    for key in keys:
+        match = pattern.match(_ENDING.sub("", key)) if any(hint in key for hint in hints) else None
+        if match is not None and (match.group(1) or "") + match.groups()[-1] in stems:
+            used.add(match["word"] if words else "")
+    return mark.replace("WORDS", "|".join(sorted(used))) if used else None
+
+
+def _without_split(key: str) -> str:
+    """The folder of a path, without a folder of a split above it: copies may lie in several splits."""
+    folder = key.rpartition("/")[0]
+    first, _, rest = folder.partition("/")
+    return rest if split_of(first) else folder
+
+
+def describe_families(keys: Sequence[str], splits: Mapping[str, Sequence[int]], *, given: bool = False) -> list[str]:
+    """Lines about names that say more than a number.
+
+    Args:
+        keys: Paths of the images.
+        splits: Indices of the images of each split.
+        given: Whether the data brings its split, which no setting changes.
+
+    Returns:
+        Lines on families of copies and frames of clips in several splits, and on masks among the images.
+    """
+    lines = []
+    families = find_families(keys)
+    if families:
+        divided, number = _divided(families.family, splits)
+        if divided:
+            copies = sum(name is not None for name in families.family)
+            lines.append(
+                f"{divided:,} of {number:,} families of names ({copies:,} images whose names are those of copies, "
+                f"{_example(keys, families.family)}) lie in several splits: " + _remedy(families.pattern, given)
+            )
+    clips = _clips(keys)
+    divided, number = _divided(clips, splits)
+    if divided:
+        lines.append(
+            f"{divided:,} of {number:,} folders of consecutive frames ({_example(keys, clips)}) lie in several splits: "
+            + _remedy("^(.*)/[^/]+$", given)
+        )
+    masks = _masks(keys)
+    if masks:
+        lines.append(
+            f"{len(masks):,} of {len(keys):,} images are named like masks of others, or lie in folders named so "
+            f"({some(masks, 2)}): they would be trained on as images; move them away if they are masks"
+        )
+    return lines
+
+
+def _remedy(pattern: str, given: bool) -> str:
+    if given:
+        return "move each into one split"
+    return f"--data.group '{pattern}' keeps each in one (data.split grouped)"
+
+
+def _divided(families: Sequence[str | None], splits: Mapping[str, Sequence[int]]) -> tuple[int, int]:
+    """How many families lie in several splits, and how many there are."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for split, rows in splits.items():
+        for row in rows:
+            name = families[row]
+            if name is not None:
+                found[name].add("train" if split in ("unlabelled", "labelled") else split)
+    return sum(len(own) > 1 for own in found.values()), len(found)
+
+
+def _example(keys: Sequence[str], families: Sequence[str | None]) -> str:
+    first = next(i for i, name in enumerate(families) if name is not None)
+    other = next(i for i in range(first + 1, len(keys)) if families[i] == families[first])
+    return f"{keys[first].rpartition('/')[2]} and {keys[other].rpartition('/')[2]}"
+
+
+def _clips(keys: Sequence[str]) -> list[str | None]:
+    """The folder of each image that is one of consecutive frames in a folder below its class's; None elsewhere."""
+    folders: dict[str, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        folders[key.rpartition("/")[0]].append(i)
+    found: list[str | None] = [None] * len(keys)
+    for folder, rows in folders.items():
+        parts = folder.split("/")
+        if len(parts) < (3 if split_of(parts[0]) else 2) or len(rows) < _FRAMES_AT_LEAST:
+            continue
+        stems = [_stem(keys[i]) for i in rows]
+        if not all(_FRAME.match(stem) for stem in stems):
+            continue
+        numbers = sorted(int(re.sub(r"\D", "", stem)) for stem in stems)
+        if len(numbers) >= _DENSE * (numbers[-1] - numbers[0] + 1):
+            for i in rows:
+                found[i] = folder
+    return found
+
+
+def _masks(keys: Sequence[str]) -> list[str]:
+    """Images whose name is another's and a word for a mask, or whose folder is named like masks beside images."""
+    stems = {_ENDING.sub("", key) for key in keys}
+    # Of folders below those of classes alone: a class may be called "labels".
+    inside: dict[str, set[str]] = defaultdict(set)
+    for folder in {key.rpartition("/")[0] for key in keys}:
+        above, _, name = folder.rpartition("/")
+        if above:
+            inside[above].add(name)
+    folders = {
+        f"{above}/{name}" for above, names in inside.items() if len(names) > 1 for name in names if are_masks(name)
+    }
+    found = []
+    for key in keys:
+        folder = key.rpartition("/")[0]
+        match = _MASK.match(_stem(key)) if any(word in key.lower() for word in _MASK_WORDS) else None
+        if folder in folders or (match is not None and (f"{folder}/" if folder else "") + match["stem"] in stems):
+            found.append(key)
+    return found
+
+
+def _stem(key: str) -> str:
+    """The name of a file without its folders and suffix."""
+    return _ENDING.sub("", key.rpartition("/")[2])
