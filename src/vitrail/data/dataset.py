@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
+from vitrail.data.names import describe_families
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.notes import print_notes
 from vitrail.data.sources import ImageSource, open_source
@@ -242,7 +243,7 @@ def open_data(
     split: bool = True,
     fill: Mapping[str, Sequence[float]] | None = None,
 ) -> ImageData:
-    """Open the images that a config names, and split them; what was passed over is printed to standard error.
+    """Open the images that a config names, and split them; facts about them are printed to standard error.
 
     Args:
         config: Which.
@@ -268,7 +269,8 @@ def open_data(
         assigned = keep_labels(source.keys, strata_of(source)[0], assigned, config.label_fraction, config.label_seed)
     names = (*SPLITS, "unlabelled", "all")
     splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in names}
-    print_notes(source.notes)
+    families = describe_families(source.keys, splits, given=any(source.given_split)) if split else []
+    print_notes([*source.notes, *families])
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config, fill)
 
 

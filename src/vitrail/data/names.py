@@ -108,14 +108,17 @@ def _used(kind: str, keys: Sequence[str]) -> str | None:
         keys: The paths in lower case.
     """
     hints, mark, words = _MARKS[kind]
-    pattern = re.compile(f"^(.+?)({mark.replace('WORDS', f'(?P<word>{words})')}){_SUFFIX}")
+    # Marks of several kinds may follow one another: the stem is what lies before all of them.
+    others = f"(?:{'|'.join(mark.replace('WORDS', words) for _, mark, words in _MARKS.values())})*"
+    own = mark.replace("WORDS", f"(?P<word>{words})")
+    pattern, each = re.compile(f"^(.+?){others}?({own}){others}{_SUFFIX}"), re.compile(f"{own}(?![a-z])")
     found: dict[str, list[str]] = defaultdict(list)
     used: set[str] = set()
     for key in keys:
         match = pattern.match(key) if any(hint in key for hint in hints) else None
         if match is not None:
             found[match.group(1)].append(match.group(2))
-            used |= {match["word"]} if words else set()
+            used |= {part["word"] for part in each.finditer(key, match.end(1))} if words else set()
     if not found:
         return None
     stems = {_ENDING.sub("", key) for key in keys}

@@ -236,8 +236,9 @@ def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, share
         )
     raise DataError(
         f"all class folders in {root} ({names}) hold the same sub-folders and no image of their own: the classes seem "
-        f"to be {_listed(shared)}; --data.path {first} takes those of {folders[0].name}; splits must be named train, "
-        "val and test, with class folders directly inside"
+        f"to be {_listed(shared)}. Name splits train, val and test; or say which folder is the class, "
+        f"--data.label_pattern '([^/]+)/[^/]+$' (the lowest) or '^([^/]+)/' (the highest); --data.path {first} takes "
+        f"{folders[0].name} alone"
     )
 
 
