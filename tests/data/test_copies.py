@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.data import copies
-from vitrail.data.copies import ORIENTATIONS, find_copies, orient, thumbnails
+from vitrail.data.copies import find_across, find_copies, thumbnails
+from vitrail.data.look_alikes import ORIENTATIONS, orient, similar_pairs
 
 TURNS = {
     "turned 90": Image.Transpose.ROTATE_90,
@@ -125,7 +125,7 @@ def test_candidates_are_those_of_brute_force():
             if max(scores) > 0.99:
                 wanted.add((i, j, int(np.argmax(scores))))
     found = set()
-    for block in copies._candidates(images, np.arange(1, 25)):
+    for block in similar_pairs(images, np.arange(1, 25)):
         found |= set(zip(block.first.tolist(), block.second.tolist(), block.orientation.tolist(), strict=True))
     assert len(wanted) == 12
     assert wanted <= found
@@ -153,3 +153,21 @@ def test_many_copies_of_one_image_are_one_group():
 def test_images_without_contrast_have_no_copies():
     assert find_copies(np.full((5, 32, 32), 90, dtype=np.uint8)).copies == []
     assert find_copies(np.zeros((0, 32, 32), dtype=np.uint8)).copies == []
+
+
+@pytest.mark.parametrize("change", [turned, recompressed, scaled, brighter])
+def test_the_quick_search_finds_copies_across_splits(change):
+    rng = np.random.default_rng(1)
+    originals = [photo(500 + i) for i in range(40)]
+    made = [recompressed(change(original, rng), rng) for original in originals[:20]]
+    splits = ["train"] * 40 + ["val", "test"] * 10
+    groups = find_across(small([*originals, *made]), splits)
+    assert [groups.root(40 + i) for i in range(20)] == list(range(20))
+    assert [groups.root(i) for i in range(40)] == list(range(40))
+
+
+def test_the_quick_search_joins_equal_images():
+    original = photo(9)
+    images = small([original, photo(10), original, original])
+    groups = find_across(images, ["train", "val", "val", "train"])
+    assert [groups.root(i) for i in range(4)] == [0, 1, 0, 0]

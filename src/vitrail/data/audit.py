@@ -162,8 +162,7 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
     rows = [row for row, name in enumerate(splits) if name]
     looks = _look(data, rows)
     with ThreadPoolExecutor() as pool:
-        shapes = list(pool.map(source.original_size, rows))
-    sizes = Counter(shapes)
+        sizes = Counter(pool.map(source.original_size, rows))
 
     def described(members: Sequence[int]) -> dict[str, Any]:
         return {
@@ -173,7 +172,7 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
             "labels": tuple(source.label(i) for i in members),
         }
 
-    duplicates, pairs = _duplicates(data, rows, looks.small, splits, [min(shape) for shape in shapes], distance)
+    duplicates, pairs = _duplicates(data, rows, looks.small, splits, distance)
     groups = [DuplicateGroup(kind, **described(members), relations=how) for kind, members, how in duplicates]
     found = Audit(
         images=len(rows),
@@ -225,7 +224,6 @@ def _duplicates(
     rows: list[int],
     small: np.ndarray[Any, np.dtype[np.uint8]],
     splits: Sequence[str],
-    sides: Sequence[int],
     distance: int,
 ) -> tuple[list[tuple[str, list[int], tuple[str, ...]]], list[tuple[tuple[int, int], int]]]:
     """Groups (kind, rows, relations) and look-alikes (rows, distance); near groups take in exact copies."""
@@ -241,7 +239,6 @@ def _duplicates(
         small[first],
         distance,
         splits=None if data.source.scene is None else [splits[rows[i]] for i in first],
-        sides=np.array(sides, dtype=np.int64)[first],
     )
     pairs = [Copy(int(first[c.first]), int(first[c.second]), c.kind) for c in found.copies]
     neighbours: dict[int, list[tuple[int, str]]] = {}
