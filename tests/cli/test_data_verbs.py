@@ -1,10 +1,13 @@
 """vitrail data: stats, audit and split from the command line, and what training makes of them."""
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tests.images import make_folder, save_image
 from vitrail.cli.main import main
@@ -124,3 +127,31 @@ def test_wrong_words(capsys):
     ):
         assert main(["data", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_turned_copies_are_kept_together_by_the_printed_commands(tmp_path, capsys, monkeypatch):
+    """Originals and copies of them, turned or mirrored and recompressed, each in a folder of its own."""
+    rng = np.random.default_rng(7)
+    turns = list(Image.Transpose)
+    for name in "ab":
+        for i in range(10):
+            knots = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8))
+            pixels = np.asarray(knots.resize((64, 64), Image.Resampling.BICUBIC)) + rng.normal(0, 6, (64, 64, 3))
+            image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            for kind, made in (("orig", image), ("rotated", image.transpose(turns[i % 7]))):
+                path = tmp_path / "d" / name / kind / f"{kind}{i}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                made.save(path, quality=90)
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "audit", "--data.source", "folder", "--data.path", "d"]) == 1
+    told = capsys.readouterr().out
+    assert re.search(r"near duplicates\s+20\b", told)
+    commands = [shlex.split(line)[1:] for line in told.splitlines() if line.startswith("  vitrail ")]
+    assert [command[0] for command in commands] == ["data", "train"]
+    main(commands[0])
+    groups = pd.read_csv("groups.csv")
+    assert len(groups) == 40
+    assert (groups.groupby("group").size() == 2).all()
+    capsys.readouterr()
+    assert main(["data", "audit", *commands[1][1:]]) == 0
+    assert re.search(r"duplicates across splits\s+0\b", capsys.readouterr().out)

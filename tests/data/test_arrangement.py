@@ -51,6 +51,15 @@ def test_folders_with_the_same_folders_inside_are_asked_about(tmp_path):
         assert folder(tmp_path / name).source.classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize("names", [("orig", "rotated"), ("original", "flipped", "Rot90"), ("raw", "augmented")])
+def test_images_beside_changed_copies_are_images_of_their_class(tmp_path, names):
+    fill(tmp_path, *(f"{name}/{kind}" for name in ("blast", "smut") for kind in names), number=3)
+    data = folder(tmp_path)
+    assert data.source.classes == ("blast", "smut")
+    assert len(data.source) == 6 * len(names)
+    assert any("changed copies" in note for note in data.source.notes)
+
+
 def test_splits_inside_classes_are_asked_about(tmp_path):
     fill(tmp_path, *(f"{name}/{split}" for name in ("cat", "dog") for split in ("train", "Test")))
     with pytest.raises(DataError, match="holds the splits Test, train; put the classes into the splits"):

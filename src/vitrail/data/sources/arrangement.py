@@ -16,7 +16,7 @@ from vitrail.data.listing import (
     list_images,
     subfolders,
 )
-from vitrail.data.sources.folder_names import are_bands, images_and_masks, split_like, split_of
+from vitrail.data.sources.folder_names import are_bands, are_variants, images_and_masks, split_like, split_of
 from vitrail.errors import DataError
 
 _VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".mpeg", ".mpg", ".webm", ".m4v", ".wmv")
@@ -205,7 +205,12 @@ def _refuse_other_things(root: Path, folders: Sequence[Path], stacked: bool, fou
     if len(folders) < 2 or min(map(len, sets)) < 2:
         return
     shared = set.intersection(*sets)
-    if all(own == shared for own in sets):
+    if all(own == shared for own in sets) and are_variants(shared):
+        found.notes.append(
+            f"each class folder in {root} ({_listed(sorted(names))}) holds {_listed(sorted(shared))}, which look like "
+            "images and changed copies of them; `vitrail data audit` finds copies, and its --groups keeps them together"
+        )
+    elif all(own == shared for own in sets):
         _refuse_same_folders(root, folders, below[0][0], sorted(shared), stacked)
     elif len(shared) > 1 and 2 * len(shared) >= len(set.union(*sets)):
         found.notes.append(

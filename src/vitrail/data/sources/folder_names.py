@@ -25,6 +25,11 @@ _MASKS = frozenset(
     "segmentationobject seg gt groundtruth truth trimap trimaps bbox bboxes boxes xml xmls json imagesets "
     "boundingboxes target targets output outputs".split()
 )
+_ORIGINALS = frozenset("orig origs original originals raw source clean unaugmented".split())
+_CHANGED = re.compile(
+    r"(?:rotat|turn|flip|mirror|aug|crop|blur|nois|bright|dark|contrast|zoom|shear|shift|transl|scal|resiz|copy|copies|"
+    r"duplicate|compress|processed|enhanced)[a-z]*|rot"
+)
 _BAND = re.compile(
     r"(?:b|band|ch|channel|c)[ _-]?\d{1,2}a?|red|green|blue|nir|swir\d?|red_?edge\d?|rgb|rededge|thermal|depth|ir|lwir|"
     r"tir|vis|uv|dapi|gfp|pan|panchromatic|coastal|cirrus"
@@ -53,6 +58,13 @@ def images_and_masks(names: set[str]) -> bool:
     """Whether folders are images and what was drawn on them: "images" beside "masks", "labels" or "annotations"."""
     bare = {_bare(name) for name in names}
     return len(bare) > 1 and bool(bare & _IMAGES) and bool(bare & _MASKS) and bare <= _IMAGES | _MASKS
+
+
+def are_variants(names: set[str]) -> bool:
+    """Whether folders are images and changed copies of them: "orig" beside "rotated" or "augmented"."""
+    bare = {_bare(name) for name in names}
+    changed = {name for name in bare if _CHANGED.fullmatch(name)}
+    return bool(changed) and bare <= changed | _ORIGINALS
 
 
 def are_masks(name: str) -> bool:
