@@ -195,3 +195,32 @@ def test_mistakes_come_surest_first():
     assert several[["path", "true", "predicted"]].to_numpy().tolist() == [["x", "no a", "a"], ["y", "a", "no a"]]
     assert several["probability_of_true"].tolist() == pytest.approx([1 / (1 + np.exp(3)), 1 / (1 + np.exp(1))])
     assert mistakes_table(["x"], logits[:1], np.array([0]), ["a", "b", "c"]).empty
+
+
+def test_sets_of_images_drawn_alike_are_seldom_called_unreliable():
+    rng = np.random.default_rng(0)
+    called = 0
+    for _ in range(400):
+        logits, targets = _alike(rng, 80)
+        report = conformal_report(logits[40:], targets[40:], "abc", (logits[:40], targets[:40]), "val", (0.1,))
+        called += report["unreliable"] is not None
+    assert called / 400 < 0.03
+
+
+def test_sets_of_other_images_are_called_unreliable_with_the_cause():
+    rng = np.random.default_rng(1)
+    logits, targets = _alike(rng, 400)
+    logits[200:] = rng.normal(size=(200, 3))  # a place where the model guesses
+    found = (logits[200:], targets[200:], "abc", (logits[:200], targets[:200]), "val")
+    report = conformal_report(*found)
+    assert "not drawn alike" in report["unreliable"]
+    assert "not 90%" in report["unreliable"]
+    assert "6 groups" in conformal_report(*found, groups=(6, 4))["unreliable"]
+    assert all(0 <= row["empty"] <= 1 for row in report["sets"])
+
+
+def _alike(rng, n):
+    targets = rng.integers(0, 3, n)
+    logits = rng.normal(size=(n, 3)).astype(np.float32)
+    logits[np.arange(n), targets] += 4
+    return logits, targets

@@ -154,18 +154,16 @@ def test_single_classes_have_wilsons_interval():
     assert grouped[1]["recall"][0] != each["recall"][0]
 
 
-def test_ranks_cost_is_bounded(monkeypatch):
+def test_resampled_groups_cost_is_bounded(monkeypatch):
     from vitrail.evaluate import metrics
 
-    monkeypatch.setattr(metrics, "_RANK_WORK", 30 * 2 * 250)
     true = one_hot(np.arange(30) % 2, 2)
     scores = np.random.default_rng(0).normal(size=(30, 2))
-    assert rank_intervals(true, scores, Bootstrap(30))[0]["roc_auc_macro"] is not None
-    monkeypatch.setattr(metrics, "_RANK_WORK", 30 * 2 * 150)
-    assert rank_intervals(true, scores, Bootstrap(30)) == (
-        {"roc_auc_macro": None, "average_precision_macro": None},
-        {"roc_auc": [None, None], "average_precision": [None, None]},
-    )
+    grouped = Bootstrap(30, [str(i // 3) for i in range(30)])
+    whole = rank_intervals(true, scores, grouped)[1]["roc_auc"][0]
+    monkeypatch.setattr(metrics, "_RANK_WORK", 30 * 2 * 150)  # too few resamples: the score interval alone
+    alone = rank_intervals(true, scores, grouped)[1]["roc_auc"][0]
+    assert whole[0] <= alone[0] < alone[1] <= whole[1]
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -178,6 +178,8 @@ def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
             f"  sets that should hold the true class of {conformal['sets'][0]['wanted']:.0%}: {ways} "
             f"(by {conformal['images']} images of {conformal['calibrated_on']})"
         )
+        if conformal.get("unreliable"):
+            print(f"  these sets are unreliable: {conformal['unreliable']}")
     if calibration["why_no_temperature"]:
         without = "no temperature" if conformal["sets"] or "map" in metrics else "no temperature and no sets"
         print(f"  {without}: {calibration['why_no_temperature']}")

@@ -6,12 +6,13 @@ The promise holds for images drawn like those that the sets were calibrated on, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
+from scipy.stats import betabinom
 
 from vitrail.errors import ConfigError
 from vitrail.evaluate.intervals import Doubles
@@ -82,8 +83,9 @@ def conformal_report(
     held_out: tuple[Floats, Ints],
     source: str,
     alphas: Sequence[float] = (0.1, 0.05),
+    groups: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Coverage and size of prediction sets.
+    """Compute coverage and size of prediction sets, and whether the coverage is as promised.
 
     Args:
         logits: Of the images that are judged, shape ``(N, K)``.
@@ -92,13 +94,15 @@ def conformal_report(
         held_out: Logits and classes of the images that sets are calibrated on.
         source: What those are called.
         alphas: Shares of images whose set may lack the true class.
+        groups: Number of groups of the held-out and of the evaluated images, where images belong to groups.
 
     Returns:
-        ``calibrated_on``, ``images``, and a list ``sets``, for each method and alpha: ``method``, ``alpha``,
+        ``calibrated_on``, ``images``, ``unreliable`` (a sentence with the likely cause where a coverage is below its
+        promise, else None), and a list ``sets``, for each method and alpha: ``method``, ``alpha``,
         ``wanted`` (1 - alpha), ``threshold`` (None: too few images were held out, every set has all classes),
         ``coverage`` with its 95 % Wilson interval ``coverage_low`` and ``coverage_high``, ``mean_size``, ``sizes``
-        (how many images have a set of 0, 1, 2, ... classes), and ``per_class`` (``class``, ``images``,
-        ``coverage``, ``mean_size``).
+        (how many images have a set of 0, 1, 2, ... classes), ``empty`` (share of images with an empty set),
+        ``unreliable`` (:func:`is_unreliable`), and ``per_class`` (``class``, ``images``, ``coverage``, ``mean_size``).
     """
     found = []
     for method in METHODS:
@@ -128,7 +132,48 @@ def conformal_report(
                     "coverage_high": high,
                     "mean_size": float(size.mean()),
                     "sizes": np.bincount(size).tolist(),
+                    "empty": float((size == 0).mean()),
+                    "unreliable": is_unreliable(int(covered.sum()), len(covered), len(held_out[0]), alpha),
                     "per_class": per_class,
                 }
             )
-    return {"calibrated_on": source, "images": len(held_out[0]), "sets": found}
+    failed = [row for row in found if row["unreliable"]]
+    why = _cause(failed[0], source, groups) if failed else None
+    return {"calibrated_on": source, "images": len(held_out[0]), "unreliable": why, "sets": found}
+
+
+def is_unreliable(covered: int, total: int, held_out: int, alpha: float) -> bool:
+    """Test whether fewer sets hold the true class than images drawn alike would ever give.
+
+    Of images drawn alike the number of covered ones follows a beta-binomial distribution, in which few held-out images
+    count as well as few evaluated ones.
+
+    Args:
+        covered: Images whose set holds the true class.
+        total: Images.
+        held_out: Images that the sets were calibrated on.
+        alpha: Share of images whose set may lack the true class.
+
+    Returns:
+        Whether the number is below the distribution's 0.5 % quantile.
+
+    Source: Vovk 2012, ACML, section 3; Angelopoulos & Bates 2023, Found. Trends Mach. Learn. 16, section 3.2.
+    """
+    rank = math.ceil((held_out + 1) * (1 - alpha) - 1e-9)
+    if rank > held_out:
+        return False  # sets of all classes
+    return bool(betabinom.cdf(covered, total, rank, held_out + 1 - rank) < 0.005)
+
+
+def _cause(row: Mapping[str, Any], source: str, groups: tuple[int, int] | None) -> str:
+    """Explain a coverage below the promise."""
+    found = f"{row['coverage']:.0%} of the sets hold the true class, not {row['wanted']:.0%}"
+    if groups is not None:
+        return (
+            f"{found}: the images of {source} ({groups[0]} groups) and those evaluated ({groups[1]} groups) are of "
+            "different groups, and the promise needs images drawn alike; calibrate on more groups"
+        )
+    return (
+        f"{found}: the images of {source} and those evaluated are not drawn alike (another place, time, camera or "
+        "split by groups); calibrate on images like those that are predicted"
+    )

@@ -21,12 +21,13 @@ from sklearn.metrics import (
 
 from vitrail.errors import DataError
 from vitrail.evaluate.intervals import Bootstrap, Doubles, Interval
-from vitrail.evaluate.resampled import Counter, Ranker, agreement_measures, averaged_measures, class_measures
+from vitrail.evaluate.rank_intervals import area_interval, average_precision_interval, macro_interval, rank_class
+from vitrail.evaluate.resampled import Counter, Ranker, agreement_measures, averaged_measures, defined_measures
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-# Images x classes x resamples that intervals of ranks may cost.
+# Images x classes x resamples that intervals of ranks over groups may cost.
 _RANK_WORK = 10_000_000_000
 
 
@@ -146,12 +147,11 @@ def classification_intervals(
             overall[name].append(values)
         for name, values in means.items():
             overall[name].append(values @ weights / counts.total)
-        for name, values in class_measures(counts).items():
-            single[name].append(np.where(counts.true + counts.predicted > 0, values, np.nan))
+        for name, values in defined_measures(counts).items():
+            single[name].append(values)
     result = {name: bootstrap.interval(np.concatenate(values)) for name, values in overall.items()}
     each = {name: _intervals(values, bootstrap) for name, values in single.items()}
-    if bootstrap.groups is None:
-        each = wilson_intervals(true, one_hot(predicted, len(classes)), bootstrap.confidence)
+    each = class_intervals(true, one_hot(predicted, len(classes)), each, bootstrap)
     ranks, ranks_each = rank_intervals(true, log_odds(logits), bootstrap)
     return {**result, **ranks}, {**each, **ranks_each}
 
@@ -248,33 +248,133 @@ def rank_measures(true: npt.NDArray[np.bool_], scores: Doubles | Floats) -> tupl
 def rank_intervals(
     true: npt.NDArray[np.bool_], scores: Doubles | Floats, bootstrap: Bootstrap
 ) -> tuple[dict[str, Interval | None], dict[str, list[Interval | None]]]:
-    """Intervals of the measures of :func:`rank_measures`, macro averages and each class.
+    """Compute intervals of the measures of :func:`rank_measures`: macro averages and each class.
 
-    They cost classes x images x resamples. Where that is more than a minute's work there are fewer resamples, and
-    where fewer than 200 would be left there is no interval.
+    Single images have score intervals (:mod:`vitrail.evaluate.rank_intervals`). Groups are resampled, and the interval
+    is at least the score interval of as many images as there are groups; resampling costs classes x images x resamples,
+    and is left out where it would take more than a minute.
+
+    Args:
+        true: Whether each image has each class, shape ``(N, K)``.
+        scores: Shape ``(N, K)``.
+        bootstrap: Groups, and resampling of these.
+
+    Returns:
+        Macro averages, and each class; None where there is nothing to compute, or too few images.
     """
+    names = ("roc_auc", "average_precision")
+    each: dict[str, list[Interval | None]] = {name: [None] * true.shape[1] for name in names}
+    values: dict[str, list[float]] = {name: [] for name in names}
+    influences: dict[str, list[Doubles]] = {name: [] for name in names}
+    counted = _RankCounts(true, bootstrap)
+    wide = np.asarray(scores, dtype=np.float64)
+    for k in np.flatnonzero(true.any(axis=0)):
+        own, others = counted(int(k))
+        ranks = None if true[:, k].all() else rank_class(true[:, k], wide[:, k])
+        if ranks is not None and own and others:
+            variance = ranks.variance if bootstrap.groups is None else np.nan
+            each["roc_auc"][k] = area_interval(ranks.area, own, others, variance, bootstrap.confidence)
+            values["roc_auc"].append(ranks.area)
+            influences["roc_auc"].append(ranks.influence)
+        precision = float(average_precision_score(true[:, k], wide[:, k]))
+        each["average_precision"][k] = average_precision_interval(precision, own, bootstrap.confidence)
+        values["average_precision"].append(precision)
+        influences["average_precision"].append(np.zeros(len(true)) if ranks is None else ranks.influence)
+    overall: dict[str, Interval | None] = {}
+    for name in names:
+        present = [each[name][k] for k in np.flatnonzero(true.any(axis=0)) if name != "roc_auc" or not true[:, k].all()]
+        overall[f"{name}_macro"] = macro_interval(np.array(values[name]), present, influences[name])
+    if bootstrap.groups is not None:
+        _widen_by_groups(true, wide, bootstrap, overall, each)
+    return overall, each
+
+
+class _RankCounts:
+    """How many images, or groups of images, have a class, and how many lack it."""
+
+    def __init__(self, true: npt.NDArray[np.bool_], bootstrap: Bootstrap) -> None:
+        self.true = true
+        self.members = None if bootstrap.groups is None else np.unique(bootstrap.groups, return_inverse=True)[1]
+
+    def __call__(self, k: int) -> tuple[int, int]:
+        there = self.true[:, k]
+        if self.members is None:
+            return int(there.sum()), int((~there).sum())
+        return len(set(self.members[there])), len(set(self.members[~there]))
+
+
+def _widen_by_groups(
+    true: npt.NDArray[np.bool_],
+    scores: Doubles,
+    bootstrap: Bootstrap,
+    overall: dict[str, Interval | None],
+    each: dict[str, list[Interval | None]],
+) -> None:
+    """Widen score intervals, in place, to those of resampled groups."""
     n, k = true.shape
     resamples = min(bootstrap.resamples, _RANK_WORK // (n * k))
-    names = ("roc_auc", "average_precision")
     if resamples < min(200, bootstrap.resamples):
-        return {f"{name}_macro": None for name in names}, {name: [None] * k for name in names}
+        return
     rankers = {i: Ranker(true[:, i], scores[:, i]) for i in np.flatnonzero(true.any(axis=0))}
-    chunks: dict[str, list[Any]] = defaultdict(list)
+    chunks: dict[str, list[Any]] = {name: [] for name in each}
     for weights in bootstrap.weights(resamples):
         values = np.full((2, k, weights.shape[1]), np.nan)
         for i, ranker in rankers.items():
             values[:, i] = ranker(weights)
-        for name, part in zip(names, values, strict=True):
+        for name, part in zip(each, values, strict=True):
             chunks[name].append(part)
-    overall: dict[str, Interval | None] = {}
-    each: dict[str, list[Interval | None]] = {}
-    for name in names:
+    for name in each:
         joined = np.concatenate(chunks[name], axis=1)
-        each[name] = _intervals([joined], bootstrap)
+        each[name] = [_hull(*pair) for pair in zip(each[name], _intervals([joined], bootstrap), strict=True)]
         seen = np.isfinite(joined)
         means = np.where(seen, joined, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-        overall[f"{name}_macro"] = bootstrap.interval(np.where(seen.any(axis=0), means, np.nan))
-    return overall, each
+        resampled = bootstrap.interval(np.where(seen.any(axis=0), means, np.nan))
+        overall[f"{name}_macro"] = _hull(overall[f"{name}_macro"], resampled)
+
+
+def _hull(score: Interval | None, resampled: Interval | None) -> Interval | None:
+    """Both intervals together; None where there is no score interval."""
+    if score is None or resampled is None:
+        return score
+    return min(score[0], resampled[0]), max(score[1], resampled[1])
+
+
+def class_intervals(
+    true: npt.NDArray[np.bool_],
+    predicted: npt.NDArray[np.bool_],
+    resampled: Mapping[str, Sequence[Interval | None]],
+    bootstrap: Bootstrap,
+) -> dict[str, list[Interval | None]]:
+    """Choose the intervals of precision, recall and F1 of each class.
+
+    Wilson's for single images. For groups those of resampled groups, and Wilson's of as many images as there are
+    groups where resamples do not vary (all predictions of a class are correct).
+
+    Args:
+        true: Whether each image has each class, shape ``(N, K)``.
+        predicted: Whether it is predicted to have it, shape ``(N, K)``.
+        resampled: Measure -> interval of each class over resampled groups.
+        bootstrap: Groups and confidence.
+    """
+    if bootstrap.groups is None:
+        return wilson_intervals(true, predicted, bootstrap.confidence)
+    members = np.unique(bootstrap.groups, return_inverse=True)[1]
+    both = true & predicted
+    result: dict[str, list[Interval | None]] = {}
+    for name, among in (("precision", predicted), ("recall", true), ("f1", true | predicted)):
+        result[name] = list(resampled[name])
+        for k in np.flatnonzero(among.any(axis=0)):
+            if result[name][k] is None:
+                units = len(set(members[among[:, k]]))
+                share = both[:, k].sum() / among[:, k].sum()
+                pair = accuracy_interval(round(share * units), units, bootstrap.confidence)
+                result[name][k] = (_f1(pair[0]), _f1(pair[1])) if name == "f1" else pair
+    return result
+
+
+def _f1(share: float) -> float:
+    """F1 from the share of images that are of the class and predicted as such among those that are either."""
+    return 2 * share / (1 + share)
 
 
 def wilson_intervals(
@@ -292,9 +392,7 @@ def wilson_intervals(
             accuracy_interval(int(x), int(n), confidence) if n else None for x, n in zip(both, totals, strict=True)
         ]
         if name == "f1":
-            pairs = [
-                pair if pair is None else (2 * pair[0] / (1 + pair[0]), 2 * pair[1] / (1 + pair[1])) for pair in pairs
-            ]
+            pairs = [pair if pair is None else (_f1(pair[0]), _f1(pair[1])) for pair in pairs]
         result[name] = list(pairs)
     return result
 

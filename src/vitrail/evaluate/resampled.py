@@ -64,6 +64,12 @@ def class_measures(counts: Counts) -> dict[str, Doubles]:
     }
 
 
+def defined_measures(counts: Counts) -> dict[str, Doubles]:
+    """Compute :func:`class_measures`, NaN where a measure is 0/0: such a resample says nothing of the measure."""
+    totals = {"precision": counts.predicted, "recall": counts.true, "f1": counts.true + counts.predicted}
+    return {name: np.where(totals[name] > 0, values, np.nan) for name, values in class_measures(counts).items()}
+
+
 def averaged_measures(counts: Counts) -> dict[str, Doubles]:
     """Macro, micro and weighted averages of precision, recall and F1, each of shape ``(r,)``.
 
@@ -91,11 +97,12 @@ def agreement_measures(counts: Counts) -> dict[str, Doubles]:
     spread = [n**2 - (x**2).sum(axis=0) for x in (counts.true, counts.predicted)]
     with np.errstate(invalid="ignore", divide="ignore"):
         kappa = 1 - (1 - right / n) / (1 - chance / n**2)
+    several = ((counts.true + counts.predicted) > 0).sum(axis=0) > 1  # with one class there is no agreement to measure
     return {
         "accuracy": right / n,
         "balanced_accuracy": (_ratio(counts.right, counts.true) * seen).sum(axis=0) / seen.sum(axis=0),
         "cohen_kappa": kappa,
-        "mcc": _ratio(right * n - chance, np.sqrt(spread[0] * spread[1])),
+        "mcc": np.where(several, _ratio(right * n - chance, np.sqrt(spread[0] * spread[1])), np.nan),
     }
 
 

@@ -270,6 +270,14 @@ def _calibrate(saved: Saved, held_out: HeldOut, files: EvaluationFiles) -> dict[
     return short
 
 
+def _numbers_of_groups(*tables: pd.DataFrame) -> tuple[int, int] | None:
+    """Groups in either of two tables of predictions; None where images are not in groups, or share some."""
+    if any("group" not in table or table["group"].isna().any() or (table["group"] == "").any() for table in tables):
+        return None
+    first, second = (set(table["group"].astype(str)) for table in tables)
+    return None if first & second else (len(first), len(second))
+
+
 def _conform(saved: Saved, held_out: HeldOut, files: EvaluationFiles) -> Any:
     """Write conformal.json; give the short of it."""
     why = "sets are of classes that exclude each other" if saved.several_labels else held_out.why
@@ -277,9 +285,12 @@ def _conform(saved: Saved, held_out: HeldOut, files: EvaluationFiles) -> Any:
         RunFolder.write_json(files.conformal, {"name": saved.name, "sets": None, "why": why})
         return {"sets": None, "why": why}
     other = held_out.saved
-    report = conformal_report(saved.logits, saved.targets, saved.classes, (other.logits, other.targets), other.name)
+    report = conformal_report(
+        saved.logits, saved.targets, saved.classes, (other.logits, other.targets), other.name,
+        groups=_numbers_of_groups(other.table, saved.table),
+    )  # fmt: skip
     RunFolder.write_json(files.conformal, {"name": saved.name, **report})
-    keys = ("method", "wanted", "coverage", "coverage_low", "coverage_high", "mean_size")
+    keys = ("method", "wanted", "coverage", "coverage_low", "coverage_high", "mean_size", "empty", "unreliable")
     return {**report, "sets": [{key: row[key] for key in keys} for row in report["sets"]]}
 
 

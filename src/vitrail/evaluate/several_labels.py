@@ -17,12 +17,12 @@ from vitrail.evaluate.metrics import (
     Ints,
     accuracy_interval,
     check_logits,
+    class_intervals,
     mean_of_numbers,
     rank_intervals,
     rank_measures,
-    wilson_intervals,
 )
-from vitrail.evaluate.resampled import Counter, averaged_measures, class_measures
+from vitrail.evaluate.resampled import Counter, averaged_measures, defined_measures
 
 
 def several_labels_metrics(logits: Floats, targets: Ints, classes: Sequence[str]) -> dict[str, Any]:
@@ -108,14 +108,13 @@ def several_labels_intervals(
             overall[name].append(values)
         for name, means_of in means.items():
             overall[name].append(means_of @ weights / counts.total)
-        for name, values in class_measures(counts).items():
-            single[name].append(np.where(counts.true + counts.predicted > 0, values, np.nan))
+        for name, values in defined_measures(counts).items():
+            single[name].append(values)
     result = {name: bootstrap.interval(np.concatenate(values)) for name, values in overall.items()}
     each: dict[str, list[Interval | None]] = {
         name: [bootstrap.interval(row) for row in np.concatenate(values, axis=1)] for name, values in single.items()
     }
-    if bootstrap.groups is None:
-        each = wilson_intervals(true, predicted, bootstrap.confidence)
+    each = class_intervals(true, predicted, each, bootstrap)
     ranks, ranks_each = rank_intervals(true, logits, bootstrap)
     ranks["map"] = ranks.pop("average_precision_macro")
     return {**result, **ranks}, {**each, **ranks_each}

@@ -19,6 +19,11 @@ from vitrail.runs.folder import EvaluationFiles
 # Between 0 and 1: where curves of several runs are averaged.
 _GRID = np.linspace(0.01, 1, 100)
 _SIDES = ("as it is", "temperature")
+_EMPTY_SETS = (
+    "A set may be empty: for such an image no class is as likely as the threshold asks, which says that the image is "
+    "unlike those of the validation split. Where the true class is found more often than promised, empty sets are how "
+    "the coverage comes down to the promise."
+)
 
 
 def calibration(subjects: Sequence[Subject]) -> list[Section]:
@@ -168,13 +173,16 @@ def prediction_sets(subjects: Sequence[Subject]) -> list[Section]:
     Args:
         subjects: What is shown side by side; those without sets are left out.
     """
-    rows, there = [], []
+    rows, there, words = [], [], []
     sizes: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     for subject in subjects:
         contents = subject.each(_sets_of)
         if contents is None:
             continue
         there.append(subject)
+        if found_out := [content["unreliable"] for content in contents if content.get("unreliable")]:
+            runs = "" if len(contents) == 1 else f" (in {len(found_out)} of {len(contents)} runs)"
+            words.append(f"The prediction sets of {subject.label} are unreliable{runs}: {found_out[0]}.")
         for found in zip(*(content["sets"] for content in contents), strict=True):
             one = found[0]
             rows.append(
@@ -209,8 +217,11 @@ def prediction_sets(subjects: Sequence[Subject]) -> list[Section]:
          Column("coverage", "holds the true class", "share", "coverage_low", "coverage_high"),
          Column("mean_size", "mean size", "number"), Column("calibrated_on", "calibrated on", "text")],
     )  # fmt: skip
+    if any(shares[0] > 0 for of_runs in sizes.values() for shares in of_runs.values()):
+        # Of a set's size 0 a reader asks first.
+        words.append(_EMPTY_SETS)
     picture = Picture("prediction_sets", "Prediction sets", caption, alt)
-    return [Section(picture.title, [], [(picture, draw.set_sizes(sizes))], [table])]
+    return [Section(picture.title, words, [(picture, draw.set_sizes(sizes))], [table])]
 
 
 def _sets_of(part: Part) -> dict[str, Any] | None:
