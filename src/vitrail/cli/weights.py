@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     settings = parse_settings(arguments.set)
 
     from vitrail.models.recognise import recognise
+    from vitrail.weights.normalisation import read_normalization
     from vitrail.weights.places import find_weights, read_card
     from vitrail.weights.read import read_checkpoint
     from vitrail.weights.remedies import COMMAND
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> int:
     checkpoint = dataclasses.replace(checkpoint, notes=(*place.notes, *checkpoint.notes))
     beside = read_card(place.card)["settings"] if place.card else None
     facts = recognise(checkpoint, arguments.file, beside, key=arguments.key, spelling=COMMAND)
+    facts = dataclasses.replace(facts, normalization=read_normalization(place, checkpoint)[0])
     report, refused = _dry_run(arguments, settings) if arguments.model else (None, "")
     if arguments.json:
         record = {"file": arguments.file, **facts.to_dict()}
@@ -129,6 +131,8 @@ def _dry_run(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[L
 
 
 def _describe(file: str, facts: WeightsFacts) -> str:
+    from vitrail.weights.normalisation import describe
+
     fields = [("source", facts.source), ("family", facts.family)]
     fields += [("variant" if i == 0 else "", _model(fit.name, fit.settings)) for i, fit in enumerate(facts.fits)]
     if facts.problem:
@@ -149,6 +153,7 @@ def _describe(file: str, facts: WeightsFacts) -> str:
         ("precision", precision),
         ("format", facts.format),
     ]
+    fields += [(f"{stream} norm", describe(pair)) for stream, pair in facts.normalization.items()]
     fields += [("unpacked", note) for note in facts.notes]
     fields += [("metadata", f"{key}: {value}") for key, value in facts.metadata.items() if key not in _TOLD]
     fields += [("warning", f"{count} values of {key} are not finite") for key, count in facts.not_finite.items()]

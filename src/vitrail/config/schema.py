@@ -27,6 +27,8 @@ class ModelConfig:
             "student.backbone"). When not given, an average of the weights or a teacher comes first; the run says so.
         allow_missing: Names or shell patterns of the model's keys that the weights may lack.
         allow_unexpected: Names or shell patterns of keys of the weights that may be left out.
+        normalization: By what images are normalised: statistics of the "data", or the mean and standard deviation that
+            the "weights" give, stream by stream. Where the two differ, the run prints both.
         new_head: Whether the classifier starts fresh, or with the weights' own (of as many classes).
         bands_rule: How kernels for the weights' bands become kernels for the data's, where these differ: "mean"
             (every band gets the mean kernel), "repeat" (the kernels in turn) or "wavelength" (interpolated at
@@ -42,6 +44,7 @@ class ModelConfig:
     weights_key: str | None = None
     allow_missing: tuple[str, ...] = ()
     allow_unexpected: tuple[str, ...] = ()
+    normalization: Literal["data", "weights"] = "data"
     new_head: bool = True
     bands_rule: Literal["mean", "repeat", "wavelength"] | None = None
     band_wavelengths: tuple[float, ...] | None = None
@@ -58,6 +61,8 @@ class ModelConfig:
         for name in ("bands_rule", "weights_key", "allow_missing", "allow_unexpected"):
             needless = self.weights is None and bool(getattr(self, name))
             require(not needless, "model.weights", f"given, for model.{name}", self.weights)
+        by_data = self.weights is not None or self.normalization == "data"
+        require(by_data, "model.normalization", "data without model.weights", self.normalization)
         by_wavelength = self.bands_rule == "wavelength"
         wanted = "given, in nm, for bands_rule wavelength and for no other"
         require(

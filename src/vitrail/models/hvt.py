@@ -34,7 +34,7 @@ from vitrail.models.base import (
 )
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.kernels import InputKernel
-from vitrail.weights.rules import Convert, KeyMap, Rename, SplitRows
+from vitrail.weights.rules import Convert, FoldProjection, KeyMap, Rename, SplitRows
 
 
 @dataclass(frozen=True)
@@ -435,6 +435,7 @@ class HVT(VisionModel):
                     r"dfca_module\.cross_attention\.in_proj_(weight|bias)",
                     ((r"fusion.attn.q.\1", 1), (r"fusion.attn.kv.\1", 2)),
                 ),
+                FoldProjection("spectral_to_dfca_proj", "fusion.attn.kv", "fusion.prompt"),
                 Rename(r"dfca_module\.cross_attention\.out_proj\.(.*)", r"fusion.attn.proj.\1"),
                 Rename(r"dfca_module\.ffn\.0\.(.*)", r"fusion.mlp.fc1.\1"),
                 Rename(r"dfca_module\.ffn\.3\.(.*)", r"fusion.mlp.fc2.\1"),

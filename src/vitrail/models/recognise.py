@@ -19,6 +19,7 @@ from vitrail.models.base import VisionModel
 from vitrail.models.registry import Family, create_model, families
 from vitrail.weights.contents import Checkpoint, State
 from vitrail.weights.load import apply_map, count_not_finite, load_weights, outside
+from vitrail.weights.normalisation import Normalization
 from vitrail.weights.readings import (
     Reading,
     choose_reading,
@@ -95,6 +96,8 @@ class WeightsFacts:
         notes: What was unpacked to find the tensors.
         fits: Models it can be loaded into as it is, the nearest variants.
         problem: Why there is none.
+        normalization: Mean and standard deviation by which the images were normalised, by stream; empty where nothing
+            gives them.
     """
 
     source: str
@@ -112,6 +115,7 @@ class WeightsFacts:
     notes: tuple[str, ...]
     fits: tuple[Fit, ...] = ()
     problem: str = ""
+    normalization: Normalization = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The facts as plain values, for JSON."""

@@ -54,9 +54,8 @@ from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
 from vitrail.train.settle import settle_as_begun, settle_labels, settle_precision, settle_sizes
 from vitrail.train.sharding import ShardedStrategy
-from vitrail.weights.load import load_weights
+from vitrail.train.starting import choose_normalization, load_start
 from vitrail.weights.places import find_weights
-from vitrail.weights.remedies import RECIPE
 
 # What may differ when a run goes on; that the images are the same is checked on the images themselves.
 # Checkpoints are whole whatever the strategy.
@@ -139,16 +138,15 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     if classes:
         recipe = settle_labels(recipe, data)
     seed_everything(recipe.run.seed, verbose=False)
-    model = _build_model(recipe, data, len(classes), fresh=not (resume and run.last_checkpoint.is_file()))
+    model = _build_model(recipe, data, len(classes))
+    start = load_start(model, recipe.model, resumed=resume and run.last_checkpoint.is_file())
     card = ModelCard(
         name=recipe.model.name,
         settings={**_given_settings(recipe), **_data_settings(recipe, data, len(classes))},
         classes=classes,
         streams={
-            name: StreamCard(
-                data.source.bands[name], tuple(mean), tuple(std), image_size(recipe), _value_type(data, name)
-            )
-            for name, (mean, std) in data.statistics().items()
+            name: StreamCard(data.source.bands[name], mean, std, image_size(recipe), _value_type(data, name))
+            for name, (mean, std) in choose_normalization(data.statistics(), start, recipe.model).items()
         },
         resize=recipe.data.resize,
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
@@ -332,7 +330,7 @@ def _refuse_settings(recipe: Recipe) -> None:
     raise errors[-1]
 
 
-def _build_model(recipe: Recipe, data: ImageData, num_classes: int, fresh: bool) -> VisionModel:
+def _build_model(recipe: Recipe, data: ImageData, num_classes: int) -> VisionModel:
     derived = _data_settings(recipe, data, num_classes)
     for key in ("num_classes", "in_chans", "spectral_chans"):
         given = recipe.model.settings.get(key)
@@ -340,20 +338,6 @@ def _build_model(recipe: Recipe, data: ImageData, num_classes: int, fresh: bool)
             raise ConfigError(f"model.{key} is {given}, the data has {derived[key]}; leave it out or make them agree")
     model = create_model(recipe.model.name, **{**recipe.model.settings, **derived})
     model.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
-    if fresh and recipe.model.weights is not None:
-        report = load_weights(
-            model,
-            recipe.model.weights,
-            key=recipe.model.weights_key,
-            new_head=recipe.model.new_head,
-            bands=recipe.model.bands_rule,
-            band_wavelengths=recipe.model.band_wavelengths,
-            source_wavelengths=recipe.model.source_wavelengths,
-            allow_missing=recipe.model.allow_missing,
-            allow_unexpected=recipe.model.allow_unexpected,
-            spelling=RECIPE,
-        )
-        print(f"weights of {recipe.model.weights}: {report}")
     return model
 
 

@@ -32,6 +32,7 @@ class Checkpoint:
         notes: What was done to read them.
         beside: Path of everything else -> what it is.
         unnamed: Path of lists of tensors, which have no names -> how many.
+        numbers: Path of lists of numbers named mean or std -> the numbers.
     """
 
     states: dict[str, State]
@@ -40,6 +41,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     beside: dict[str, str] = field(default_factory=dict)
     unnamed: dict[str, int] = field(default_factory=dict)
+    numbers: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def tensors(self) -> State:
@@ -123,6 +125,8 @@ def _walk(value: Any, path: str, found: Checkpoint, seen: set[int]) -> None:
             else:
                 found.states.setdefault(path, {})[key] = tensor
     elif isinstance(value, list | tuple):
+        if path.rpartition(".")[2] in ("mean", "std", "image_mean", "image_std") and (numbers := as_numbers(value)):
+            found.numbers[path] = numbers
         tensors = sum(as_tensor(item) is not None for item in value)
         if tensors:
             found.unnamed[path] = tensors
@@ -133,6 +137,12 @@ def _walk(value: Any, path: str, found: Checkpoint, seen: set[int]) -> None:
                 _walk(item, join(path, str(index)), found, seen)
     else:
         found.beside[path] = _kind(value)
+
+
+def as_numbers(value: Any) -> tuple[float, ...]:
+    """A list of numbers; empty for anything else."""
+    plain = isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value)
+    return tuple(float(item) for item in value) if plain else ()
 
 
 def _items(value: Mapping[Any, Any] | Foreign) -> list[tuple[str, Any]]:

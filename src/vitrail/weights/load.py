@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError, WeightsError, closest
 from vitrail.weights.contents import Checkpoint, State, join, unwrap
 from vitrail.weights.kernels import BandRule, InputKernel, Wavelengths, fit_input_kernel, make_band_rule
+from vitrail.weights.normalisation import describe, read_normalization
 from vitrail.weights.places import Place, find_weights, read_card
 from vitrail.weights.read import read_checkpoint
 from vitrail.weights.readings import (
@@ -145,6 +146,10 @@ def load_weights(
         checkpoint = weights if isinstance(weights, Checkpoint) else unwrap(weights, where)
         made_for = {}
     accepted, report = _plan(model, checkpoint, source, wishes, settings or made_for, where)
+    report.normalization, giver = read_normalization(place, checkpoint)
+    report.notes += [
+        f"normalised by {describe(pair)} ({stream} stream, {giver})" for stream, pair in report.normalization.items()
+    ]
     if not dry_run:
         if any(value.is_meta for value in model.state_dict().values()):
             raise ConfigError(

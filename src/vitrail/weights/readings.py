@@ -266,8 +266,8 @@ def _beside(reading: Reading, checkpoint: Checkpoint) -> list[str]:
     for other, count in checkpoint.unnamed.items():
         kinds[top(other)] = f"{count} tensors without names"
     for other, kind in checkpoint.beside.items():
-        if kind not in ("int", "float", "str", "bool", "NoneType") or top(other) not in kinds:
-            kinds.setdefault(top(other), "" if kind in ("int", "float", "str", "bool", "NoneType") else kind)
+        shown = "" if other != top(other) or kind in ("int", "float", "str", "bool", "NoneType") else kind
+        kinds.setdefault(top(other), shown)
     names = [*kinds, *(name for name in tensors if name not in kinds)]
     out = []
     for name in names:

@@ -30,8 +30,8 @@ class LoadReport:
         not_finite: Our key -> how many of its loaded values are infinite or no number.
         notes: What was unpacked or converted on the way.
         key: Path and prefix under which the weights lay in the checkpoint.
-        mean: Mean by which the checkpoint's images were normalised, one a band, in 0..1; None where nothing gives it.
-        std: The standard deviation likewise.
+        normalization: Mean and standard deviation by which the checkpoint's images were normalised, by stream, in 0..1;
+            empty where nothing gives them.
     """
 
     source: str
@@ -46,8 +46,7 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
     changes_outputs: dict[str, str] = field(default_factory=dict)
     key: str = ""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    normalization: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
 
     def note_rename(self, old: str, new: str) -> None:
         """Record a renaming; a key renamed twice keeps its first name."""

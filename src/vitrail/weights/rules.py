@@ -198,6 +198,46 @@ class SplitRows:
 
 
 @dataclass(frozen=True)
+class FoldProjection:
+    """Fold a linear map of the context, and the prompt added after it, into the keys and values that read them.
+
+    Keys and values ``W (P c + p + prompt) + b`` of a context ``c`` are ``(W P) c + (b + W (p + prompt))``, exactly.
+
+    Attributes:
+        projection: Name of the linear map, ``P`` and ``p``.
+        kv: Name of the linear map to keys and values, ``W`` and ``b``.
+        prompt: Key of the prompt, whose last dimension is the width of the keys' and values' input.
+    """
+
+    projection: str
+    kv: str
+    prompt: str
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Fold; a state without the projection is left as it is.
+
+        Raises:
+            RuntimeError: Shapes that do not follow each other.
+        """
+        name, weight, bias = f"{self.projection}.weight", f"{self.kv}.weight", f"{self.kv}.bias"
+        if name not in state or weight not in state or bias not in state:
+            return state
+        out = {key: value for key, value in state.items() if not key.startswith(self.projection + ".")}
+        projection, kv = state[name].double(), state[weight].double()
+        shift = torch.zeros(projection.shape[0], dtype=torch.float64)
+        for key in (f"{self.projection}.bias", self.prompt):
+            if key in state:
+                shift = shift + state[key].double().reshape(-1)
+        out[weight] = (kv @ projection).to(state[weight].dtype)
+        out[bias] = (state[bias].double() + kv @ shift).to(state[bias].dtype)
+        out[self.prompt] = torch.zeros(1, 1, 1, projection.shape[1], dtype=state[weight].dtype)
+        report.notes.append(
+            f"folded {self.projection} and {self.prompt} into {self.kv} (the same outputs); the prompt is 0"
+        )
+        return out
+
+
+@dataclass(frozen=True)
 class KeyMap:
     """How to read one source's checkpoints into a family.
 
