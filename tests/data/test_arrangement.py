@@ -36,7 +36,7 @@ def test_splits_by_other_names_are_no_classes(tmp_path, train, test, below):
         folder(tmp_path)
 
 
-def test_folders_with_the_same_folders_inside_are_asked_about(tmp_path):
+def test_folders_with_the_same_folders_inside_are_asked_about(tmp_path, capsys):
     fill(tmp_path / "d", *(f"{probe}/{name}" for probe in ("convex", "linear") for name in ("covid", "regular")))
     with pytest.raises(DataError, match=r"classes seem to be covid, regular.*label_pattern"):
         folder(tmp_path / "d")
@@ -47,6 +47,10 @@ def test_folders_with_the_same_folders_inside_are_asked_about(tmp_path):
     fill(tmp_path / "e", "cat/day1", "cat/day2", "dog/day2", "dog/day3")
     fill(tmp_path / "f", "cat/images", "dog/images")
     fill(tmp_path / "g", "cat", "cat/left", "cat/right", "dog/left", "dog/right")
+    # Numbers may be days or patients as well as classes: a line, no error.
+    fill(tmp_path / "h", *(f"{name}/day{i}" for name in ("cat", "dog") for i in range(3)))
+    assert folder(tmp_path / "h").source.classes == ("cat", "dog")
+    assert "share the sub-folders day0, day1, day2" in capsys.readouterr().err
     for name in "efg":
         assert folder(tmp_path / name).source.classes == ("cat", "dog")
 

@@ -36,6 +36,10 @@ class DataConfig:
             models without a second sensor.
         band_names: Names of the bands in the images, in the files' order. Naming them is how TIFF files of any number
             of bands and of 8, 16 or 32 bits are read; without names images are pictures of the bands of ``color``.
+        band_files: Where each band of an image is a file of its own: a regular expression with a group named "band",
+            searched in a file's name (or else in its path), for example ``Ch(?P<band>[0-9])_``. Files whose names
+            differ in that group alone are one image. ``band_names`` gives what the group holds, in the wanted order, or
+            other names in its natural order.
         wavelengths: Of these bands in nm.
         bands: Which bands make the image stream, in order; all when not given. A name with * or ? stands for all that
             match and are not taken yet.
@@ -142,6 +146,7 @@ class DataConfig:
     on_band_mismatch: Literal["error", "convert"] = "error"
     spectral: Literal["none", "edges"] = "none"
     band_names: tuple[str, ...] | None = None
+    band_files: str | None = None
     wavelengths: tuple[float, ...] | None = None
     bands: tuple[str, ...] | None = None
     spectral_bands: tuple[str, ...] | None = None
@@ -265,6 +270,12 @@ class DataConfig:
             require(len(set(values)) == len(values), "data.label_values", "different labels", values)
 
     def _check_bands(self) -> None:
+        if self.band_files is not None:
+            require(self.band_names is not None, "data.band_names", "given where data.band_files is", self.band_names)
+            second = self.spectral_path
+            require(
+                second is None, "data.spectral_path", "left out beside data.band_files (use spectral_bands)", second
+            )
         for names, waves in (
             ("band_names", "wavelengths"),
             ("spectral_band_names", "spectral_wavelengths"),

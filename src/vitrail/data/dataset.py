@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
-from vitrail.data.names import describe_families
+from vitrail.data.names import describe_band_files, describe_families
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.notes import print_notes
 from vitrail.data.sources import ImageSource, open_source
@@ -269,8 +269,11 @@ def open_data(
         assigned = keep_labels(source.keys, strata_of(source)[0], assigned, config.label_fraction, config.label_seed)
     names = (*SPLITS, "unlabelled", "all")
     splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in names}
-    families = describe_families(source.keys, splits, given=any(source.given_split)) if split else []
-    print_notes([*source.notes, *families])
+    told = list(source.notes)
+    if split:
+        told += describe_families(source.keys, splits, given=any(source.given_split))
+        told += describe_band_files(source.keys) if config.band_files is None else []
+    print_notes(told)
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config, fill)
 
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vitrail.data.band_files import natural_order
 from vitrail.data.faults import some
 from vitrail.data.sources.folder_names import are_masks, split_of
 
@@ -192,6 +193,60 @@ def describe_families(keys: Sequence[str], splits: Mapping[str, Sequence[int]], 
             f"({some(masks, 2)}): they would be trained on as images; move them away if they are masks"
         )
     return lines
+
+
+# Marks of bands: "Ch3", "B02", "nir"; a number alone at the end of TIFF files' names.
+_EDGE, _OTHER_EDGE = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
+_BAND_WORDS = r"red_?edge|red|green|blue|nir|swir\d?|lwir|tir|thermal|dapi|gfp|pan|coastal|cirrus"
+_BAND_MARKS = (
+    re.compile(rf"(?i){_EDGE}(?:ch|channel|band|b|c)[_-]?\d{{1,2}}a?{_OTHER_EDGE}"),
+    re.compile(rf"(?i){_EDGE}(?:{_BAND_WORDS}){_OTHER_EDGE}"),
+    re.compile(r"(?i)(?<=[_-])\d{1,2}(?=\.tiff?$)"),
+)
+# So many images must have the same bands for a proposal, and so large a share of all.
+_IMAGES_AT_LEAST, _MOST = 3, 0.9
+
+
+def describe_band_files(keys: Sequence[str]) -> list[str]:
+    """A line where names differ only in the mark of a band: each file is then one band of an image.
+
+    Args:
+        keys: Paths of the files.
+    """
+    for kind in _BAND_MARKS:
+        images: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for key in keys:
+            start = key.rfind("/") + 1
+            matches = list(kind.finditer(key, start))
+            if matches:
+                left, right = matches[-1].span()
+                images[key[:left], key[right:]].append(key[left:right])
+        sets = Counter(tuple(sorted(marks, key=natural_order)) for marks in images.values())
+        if not sets:
+            continue
+        bands, number = sets.most_common(1)[0]
+        alike = number >= max(_IMAGES_AT_LEAST, _MOST * len(images)) and number * len(bands) >= _MOST * len(keys)
+        if len(bands) > 1 and alike:
+            (before, after), _ = next(item for item in images.items() if len(item[1]) == len(bands))
+            pattern, names = _proposed(bands, after)
+            start = before.rfind("/") + 1
+            example = " and ".join(f"{before[start:]}{mark}{after}" for mark in bands[:2])
+            return [
+                f"{len(keys):,} files look like {len(bands)} bands of {len(images):,} images in files of their own "
+                f"({example}), and each is taken for an image: --data.band_files '{pattern}' --data.band_names "
+                f"'[{', '.join(names)}]' stacks them"
+            ]
+    return []
+
+
+def _proposed(bands: Sequence[str], after: str) -> tuple[str, list[str]]:
+    """A pattern that finds these marks, and names for them."""
+    if all(mark.isdigit() for mark in bands):
+        return rf"[_-](?P<band>\d+){re.escape(after)}$", [f"band_{mark}" for mark in bands]
+    prefixes = {re.sub(r"\d+[Aa]?$", "", mark) for mark in bands}
+    if len(prefixes) == 1 and all(mark[-1].isdigit() or mark[-1] in "aA" for mark in bands):
+        return rf"(?:^|[_. -])(?P<band>{re.escape(prefixes.pop())}\d+[Aa]?)", list(bands)
+    return rf"(?:^|[_. -])(?P<band>{'|'.join(bands)})(?=[_. -])", list(bands)
 
 
 def _remedy(pattern: str, given: bool) -> str:

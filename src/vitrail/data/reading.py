@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +12,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
+from vitrail.data.band_files import BandFiles, check_pattern, stack_pictures, stack_rasters
 from vitrail.data.faults import BAND_COUNT, DEEP, BandError, PointerError, UnreadableError
-from vitrail.data.images import BANDS, decode_picture, image_size, resize_picture
+from vitrail.data.images import BANDS, Picture, decode_picture, image_size, resize_picture
 from vitrail.data.listing import is_tiff
 from vitrail.data.no_data import no_data_mask
-from vitrail.data.rasters import open_raster, resize_tensor
+from vitrail.data.rasters import Raster, open_raster, resize_tensor
 from vitrail.data.surveys import Survey, survey
 from vitrail.data.values import ValueRange, ValueRule, to_unit_range, value_rules
 from vitrail.errors import ConfigError, DataError
@@ -36,6 +38,9 @@ class FileReader:
         rule: What the recipe states of the values.
         values: The range of the values, decided once for all files; each file's own when not given.
         max_pixels: Pixels that are decoded at most.
+        band_pattern: Finds the band in the name of a file, where bands lie in files of their own (data.band_files).
+        stack: The rule by which such files are one image, found in the files; a path stands for the image that the
+            file is a band of.
     """
 
     bands: tuple[str, ...]
@@ -48,6 +53,16 @@ class FileReader:
     rule: ValueRule = field(default_factory=ValueRule)
     values: ValueRange | None = None
     max_pixels: int | None = None
+    band_pattern: str | None = None
+    stack: BandFiles | None = None
+
+    def files(self, path: Path) -> list[Path]:
+        """The files of an image: its own, or one for each band."""
+        return [path] if self.stack is None else self.stack.files(path)
+
+    def name(self, path: str) -> str:
+        """What an image is called: its path, without the mark of a band."""
+        return path if self.stack is None else self.stack.name(path)
 
     def read(self, path: Path, size: tuple[int, int] | None = None) -> Tensor:
         """Read a file.
@@ -124,7 +139,7 @@ class FileReader:
     def original_size(self, path: Path) -> tuple[int, int]:
         """Height and width of a file's image as it is shown."""
         if self._is_raster(path):
-            height, width = open_raster(path, len(self.bands), self.max_pixels).values.shape[1:]
+            height, width = self._open_raster(path).values.shape[1:]
             return height, width
         return image_size(path)
 
@@ -138,7 +153,7 @@ class FileReader:
 
     def _raster(self, path: Path, size: tuple[int, int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None, bool]:
         """A raster's values, where they are no measurements, and whether they are in units of the file's own."""
-        raster = open_raster(path, len(self.bands), self.max_pixels, size)
+        raster = self._open_raster(path, size)
         number = len(raster.values)
         if number != len(self.bands):
             bands = f"{number} {'band' if number == 1 else 'bands'}"
@@ -152,14 +167,26 @@ class FileReader:
         invalid = no_data_mask(raster.values, self.rule, raster.no_data, raster.invalid)
         return raster.physical(), invalid, raster.scale is not None
 
+    def _open_raster(self, path: Path, size: tuple[int, int] = (1, 1)) -> Raster:
+        if self.stack is None:
+            return open_raster(path, len(self.bands), self.max_pixels, size)
+        return stack_rasters(self.stack.files(path), lambda file: open_raster(file, 1, self.max_pixels, size))
+
     def _picture(
         self, file: Path | bytes, name: str, size: tuple[int, int] | None
     ) -> tuple[Tensor, npt.NDArray[np.bool_] | None, int]:
-        if self.named and len(self.bands) != len(BANDS[self.color]):
+        if self.stack is not None and isinstance(file, Path):
+            picture = stack_pictures(self.stack.files(file), lambda band: self._decode(band, str(band), "gray", size))
+        elif self.named and len(self.bands) != len(BANDS[self.color]):
             wanted = f"where {len(self.bands)} bands are wanted ({', '.join(self.bands)})"
             raise BandError(f"{name} is a picture {wanted}", summary=f"are pictures {wanted}")
+        else:
+            picture = self._decode(file, name, self.color, size)
+        return picture.planes, picture.invalid, picture.pixels
+
+    def _decode(self, file: Path | bytes, name: str, color: str, size: tuple[int, int] | None) -> Picture:
         try:
-            picture = decode_picture(file, self.color, size, self.convert, name, self.max_pixels, self.rule.no_data)
+            return decode_picture(file, color, size, self.convert, name, self.max_pixels, self.rule.no_data)
         except (BandError, UnreadableError) as error:
             tiff = isinstance(file, Path) and not isinstance(error, PointerError) and is_tiff(file)
             if tiff and not self.named:
@@ -168,7 +195,6 @@ class FileReader:
                     remedy = f"{error.remedy}, or {remedy}"
                 raise type(error)(error.problem, remedy, error.kind, error.summary) from error
             raise
-        return picture.planes, picture.invalid, picture.pixels
 
 
 def _by_band(invalid: npt.NDArray[np.bool_] | None, bands: int) -> npt.NDArray[np.bool_] | None:
@@ -198,6 +224,9 @@ def file_readers(config: DataConfig, size: tuple[int, int]) -> dict[str, FileRea
         )
 
     readers = {"image": reader(config.band_names, config.wavelengths, rules["image"])}
+    if config.band_files is not None:
+        check_pattern(config.band_files)
+        readers["image"] = dataclasses.replace(readers["image"], band_pattern=config.band_files)
     if config.spectral_band_names is not None:
         readers["spectral"] = reader(config.spectral_band_names, config.spectral_wavelengths, rules["spectral"])
     elif config.spectral_path is not None:

@@ -127,7 +127,7 @@ def _read(
     print_notes(source.notes)
     source.classes = card.classes
     numbers = {name: i for i, name in enumerate(card.classes)}
-    source.targets = np.array([numbers.get(f.parent.name, -1) for f in source.files["image"]], dtype=np.int64)
+    source.targets = np.array([numbers.get(Path(key).parent.name, -1) for key in source.keys], dtype=np.int64)
     return source
 
 
@@ -159,12 +159,13 @@ def mask_reader(
     Raises:
         DataError: An image without a mask, or a mask that cannot be read or has another size than its image.
     """
-    found: dict[str, Path] = {}
-    for listing, files in _by_root(places):
-        masks = find_partners(files, listing.root, Path(folder), "mask", "--masks")
-        found.update(zip((file.as_posix() for file in files), masks, strict=True))
     source = innermost(data.source)
     assert isinstance(source, FileSource), "open_files gives files"
+    found: dict[str, Path] = {}
+    for listing, files in _by_root(places):
+        names = list(dict.fromkeys(source.readers["image"].name(file.as_posix()) for file in files))
+        masks = find_partners(list(map(Path, names)), listing.root, Path(folder), "mask", "--masks")
+        found.update(zip(names, masks, strict=True))
     size = source.readers["image"].size
     for index, key in enumerate(source.keys):
         own, wanted = image_size(found[key]), source.original_size(index)

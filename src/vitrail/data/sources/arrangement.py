@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from vitrail.data.sources.folder_names import are_bands, are_variants, images_an
 from vitrail.errors import DataError
 
 _VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".mpeg", ".mpg", ".webm", ".m4v", ".wmv")
+_NUMBERED = re.compile(r"[^\d]*\d+")
 _ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".parquet")
 
 
@@ -205,12 +207,14 @@ def _refuse_other_things(root: Path, folders: Sequence[Path], stacked: bool, fou
     if len(folders) < 2 or min(map(len, sets)) < 2:
         return
     shared = set.intersection(*sets)
+    # Numbers may be days, patients or clips as well as the classes 0 to 9.
+    numbered = all(_NUMBERED.fullmatch(name) for name in shared) and not are_bands(shared)
     if all(own == shared for own in sets) and are_variants(shared):
         found.notes.append(
             f"each class folder in {root} ({_listed(sorted(names))}) holds {_listed(sorted(shared))}, which look like "
             "images and changed copies of them; `vitrail data audit` finds copies, and its --groups keeps them together"
         )
-    elif all(own == shared for own in sets):
+    elif all(own == shared for own in sets) and not numbered:
         _refuse_same_folders(root, folders, below[0][0], sorted(shared), stacked)
     elif len(shared) > 1 and 2 * len(shared) >= len(set.union(*sets)):
         found.notes.append(

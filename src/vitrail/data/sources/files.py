@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vitrail.data.band_files import gather
 from vitrail.data.classes import Label, as_targets
 from vitrail.data.faults import BandError, UnreadableError, bands_message, some, unreadable_message
 from vitrail.data.listing import count_of
@@ -63,6 +64,9 @@ class FileSource(ImageSource):
         self.bands = {name: reader.bands for name, reader in readers.items()}
         self.wavelengths = {name: r.wavelengths for name, r in readers.items() if r.wavelengths is not None}
         self.classes = tuple(classes)
+        if readers["image"].band_pattern is not None:
+            rows, groups, stacked = self._stack_bands(rows, groups)
+            notes = [*notes, *stacked]
         files = {"image": [file for _, _, file in rows]}
         if second is not None:
             files["spectral"] = list(second)
@@ -73,11 +77,36 @@ class FileSource(ImageSource):
         self.files = {name: [paths[i] for i in kept] for name, paths in files.items()}
         kept = [first[i] for i in kept]
         _refuse_lost_classes(rows, kept)
-        self.keys = [_relative(file, root) for file in self.files["image"]]
+        self.keys = [self._name(file) for file in self.files["image"]]
         self.given_split = [rows[i][0] for i in kept]
         self.groups = None if groups is None else [groups[i] for i in kept]
         index: dict[Label, int] = {name: i for i, name in enumerate(self.classes)}
         self.targets = as_targets([rows[i][1] for i in kept], index, len(index))
+
+    def _stack_bands(
+        self, rows: Sequence[Row], groups: Sequence[str] | None
+    ) -> tuple[list[Row], list[str] | None, list[str]]:
+        """One row for the files that are bands of one image, that of the first; the groups, and lines to print.
+
+        Raises:
+            DataError: Bands of one image in several classes, splits or groups.
+        """
+        reader = self.readers["image"]
+        assert reader.band_pattern is not None, "asked for"
+        stack, images, notes = gather(reader.band_pattern, reader.bands, [file for *_, file in rows])
+        self.readers["image"] = dataclasses.replace(reader, stack=stack)
+        for members in images:
+            placed = {(rows[i][:2], None if groups is None else groups[i]) for i in members}
+            if len(placed) > 1:
+                told = " and ".join(f"{rows[i][2]} ({_place(rows[i])})" for i in members[:2])
+                raise DataError(
+                    f"bands of one image lie in several classes, splits or groups: {told}; keep them together"
+                )
+        first = [members[0] for members in images]
+        return [rows[i] for i in first], None if groups is None else [groups[i] for i in first], notes
+
+    def _name(self, file: Path) -> str:
+        return self.readers["image"].name(_relative(file, self.root))
 
     def _check(self, files: Mapping[str, Sequence[Path]], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
         """Decode all files and decide the range of their values; gives what is left out and why, and what stays."""
@@ -110,7 +139,7 @@ class FileSource(ImageSource):
         if other_bands:
             raise DataError(bands_message(other_bands, len(work), of_run=self._of_run))
         self._decide_ranges(seen, kept)
-        return [(_relative(file, self.root), str(error)) for _, file, error in unreadable], kept
+        return [(self._name(file), str(error)) for _, file, error in unreadable], kept
 
     def _decide_ranges(self, seen: Mapping[str, Surveys], kept: Sequence[int]) -> None:
         """One range of values for all files of a stream."""
@@ -138,8 +167,9 @@ class FileSource(ImageSource):
     def digest(self, index: int) -> bytes:
         """A hash of the image's files."""
         content = hashlib.sha256()
-        for files in self.files.values():
-            content.update(hashlib.sha256(files[index].read_bytes()).digest())
+        for name, files in self.files.items():
+            for file in self.readers[name].files(files[index]):
+                content.update(hashlib.sha256(file.read_bytes()).digest())
         return content.digest()
 
 

@@ -62,7 +62,8 @@ class FolderSource(FileSource):
         if not root.is_dir():
             raise DataError(f"no folder of images at {root}; check data.path")
         rules = rules or ClassRules(known=None if classes is None else tuple(classes))
-        rows, notes = _by_folder(root, each) if label_pattern is None else _by_name(root, label_pattern, each)
+        stacked = readers["image"].band_pattern is not None
+        rows, notes = _by_folder(root, each, stacked) if label_pattern is None else _by_name(root, label_pattern, each)
         labels = [label for _, label, _ in rows]
         if label_pattern is None and rules.known is None:
             _refuse_lone_class(root, set(labels))
@@ -86,9 +87,9 @@ class FolderSource(FileSource):
 _Rows = list[tuple[str, Label, Path]]
 
 
-def _by_folder(root: Path, each: bool) -> tuple[_Rows, Sequence[str]]:
+def _by_folder(root: Path, each: bool, stacked: bool) -> tuple[_Rows, Sequence[str]]:
     """Split, label and path of each image, and notes; its class folder is its label."""
-    found = read_arrangement(root, each=each)
+    found = read_arrangement(root, each=each, stacked=stacked)
     rows = [
         (split, as_label(name, root), file)
         for split, folders in found.classes.items()

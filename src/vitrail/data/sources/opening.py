@@ -42,6 +42,7 @@ _LABELLED = ("folder", "table", "parquet", "hf", "arrays")
 # Settings that only some sources understand.
 _ONLY_FOR = {
     "band_names": (*_FILES, "arrays"),
+    "band_files": _FILES,
     "wavelengths": (*_FILES, "arrays"),
     **dict.fromkeys(("scale", "offset", "range", "nodata", "value_type"), (*_FILES, "parquet", "hf", "arrays")),
     "layout": ("arrays",),
