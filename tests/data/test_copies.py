@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.data.copies import find_across, find_copies, thumbnails
+from vitrail.data.copies import find_across, find_copies
 from vitrail.data.look_alikes import ORIENTATIONS, orient, similar_pairs
+from vitrail.data.thumbnails import thumbnails
 
 TURNS = {
     "turned 90": Image.Transpose.ROTATE_90,

@@ -117,6 +117,7 @@ class DataConfig:
             "skip" goes on without them and lists them in the run folder.
         repeated_files: How often an image of a folder counts that several links lead to: "once" a class, or "each" time
             (oversampling; for folders that are split already).
+        check_copies: Look for copies of training images in other splits before training begins, and print their number.
         cache: Keep decoded images in memory.
         val_fraction: Share of each class held out for validation, where the data has no such split.
         test_fraction: Share of each class held out for testing, where the data has no such split; of unlabelled images
@@ -197,6 +198,7 @@ class DataConfig:
     num_folds: int = 5
     on_unreadable: Literal["error", "skip"] = "error"
     repeated_files: Literal["once", "each"] = "once"
+    check_copies: bool = True
     cache: bool = False
     val_fraction: float = 0.1
     test_fraction: float = 0.2

@@ -13,12 +13,13 @@ import numpy as np
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import similar_names
-from vitrail.data.copies import Copy, find_copies, thumbnails
+from vitrail.data.copies import Copy, find_copies
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.duplicates import Groups, clusters
 from vitrail.data.groups import groups_of
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.sources.opening import understands
+from vitrail.data.thumbnails import thumbnails
 
 # Images are looked at in this size, whole.
 LOOKED_AT = 64

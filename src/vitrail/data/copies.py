@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from vitrail.data.alignment import Alignment, align
-from vitrail.data.duplicates import HASHED_SIZE, Groups, perceptual_hashes
-from vitrail.data.look_alikes import ORIENTATIONS, Candidates, Thumbnails, hashed_pairs, similar_pairs
+from vitrail.data.duplicates import Groups, perceptual_hashes
+from vitrail.data.look_alikes import ORIENTATIONS, Candidates, hashed_pairs, similar_pairs
+from vitrail.data.thumbnails import Thumbnails
 
 # Confirmed are pairs whose aligned gradients correlate by more than these, as a whole and in most blocks, and pixels.
 _GRADIENTS, _BLOCKS, _PIXELS = 0.85, 0.75, 0.85
@@ -78,22 +79,6 @@ class Found:
 
     copies: list[Copy]
     look_alikes: list[LookAlike]
-
-
-def thumbnails(images: Tensor) -> Thumbnails:
-    """Gray images of 32 x 32 pixels, the mean of all bands.
-
-    Args:
-        images: Shape ``(B, C, H, W)``, 0..1.
-
-    Returns:
-        Shape ``(B, 32, 32)``.
-    """
-    gray = images.mean(1, keepdim=True)
-    if gray.shape[2:] != (HASHED_SIZE, HASHED_SIZE):
-        gray = torch.nn.functional.interpolate(gray, size=(HASHED_SIZE, HASHED_SIZE), mode="area")
-    small: Thumbnails = (gray[:, 0] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-    return small
 
 
 def find_copies(small: Thumbnails, distance: int = 8, *, splits: Sequence[str] | None = None) -> Found:

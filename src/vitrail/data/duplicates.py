@@ -12,8 +12,7 @@ from torch import Tensor
 Bits = npt.NDArray[np.uint64]
 T = TypeVar("T", bound=Hashable)
 
-# Side of the small gray image that is hashed, and of the square of its lowest frequencies that is kept.
-HASHED_SIZE = 32
+# Side of the square of lowest frequencies that a hash is made of.
 _FREQUENCIES = 8
 
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Thumbnails = npt.NDArray[np.uint8]
+from vitrail.data.thumbnails import Thumbnails
+
 Integers = npt.NDArray[np.int64]
 
 # An orientation is three bits: transpose, then reverse rows, then reverse columns. 90 degrees are counter-clockwise.

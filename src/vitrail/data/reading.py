@@ -19,6 +19,7 @@ from vitrail.data.listing import is_tiff
 from vitrail.data.no_data import no_data_mask
 from vitrail.data.rasters import Raster, open_raster, resize_tensor
 from vitrail.data.surveys import Survey, survey
+from vitrail.data.thumbnails import SIDE, Thumbnails, thumbnail_of_stored
 from vitrail.data.values import ValueRange, ValueRule, to_unit_range, value_rules
 from vitrail.errors import ConfigError, DataError
 
@@ -115,21 +116,26 @@ class FileReader:
         unit = to_unit_range(planes.numpy(), _by_band(invalid, len(planes)), limits)
         return unit if size is None else resize_tensor(unit, size, self.resize, "bicubic").clamp_(0, 1)
 
-    def survey(self, path: Path) -> Survey | int:
+    def survey(self, path: Path) -> tuple[Survey | int, Thumbnails]:
         """Decode a file and measure its values; of a whole picture of 8 bits only the number of its pixels.
+
+        Returns:
+            The survey, and a gray thumbnail by which copies are recognised.
 
         Raises:
             DataError: As for :meth:`read`, or values that are not finite.
         """
         if self._is_raster(path):
-            stored, invalid, physical = self._raster(path, (8, 8))
-            return survey(stored, invalid, self.rule, str(path), physical)
+            stored, invalid, physical = self._raster(path, (SIDE, SIDE))
+            measured = survey(stored, invalid, self.rule, str(path), physical)
+            return measured, thumbnail_of_stored(stored, invalid)
         return self.survey_picture(path, str(path))
 
-    def survey_picture(self, file: Path | bytes, name: str) -> Survey | int:
+    def survey_picture(self, file: Path | bytes, name: str) -> tuple[Survey | int, Thumbnails]:
         """The same of a file that is no raster, or of what would be in it."""
         stated = self._of_pictures.stated(len(self.bands)) is not None
-        return self._survey_of(*self._picture(file, name, None if stated else (8, 8)), name)
+        planes, invalid, pixels = self._picture(file, name, None if stated else (SIDE, SIDE))
+        return self._survey_of(planes, invalid, pixels, name), thumbnail_of_stored(planes.numpy(), invalid)
 
     def _survey_of(self, planes: Tensor, invalid: npt.NDArray[np.bool_] | None, pixels: int, name: str) -> Survey | int:
         if invalid is None and self._of_pictures.stated(len(self.bands)) is None:

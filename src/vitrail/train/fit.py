@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -47,6 +48,7 @@ from vitrail.train.callbacks import (
     WholeCheckpoints,
     bad_checkpoint,
 )
+from vitrail.train.copies import describe_copies
 from vitrail.train.environment import describe_environment, is_first_process
 from vitrail.train.explaining import Draw, Explaining
 from vitrail.train.freezing import Freezing
@@ -61,6 +63,7 @@ from vitrail.weights.places import find_weights
 # Checkpoints are whole whatever the strategy.
 _MAY_CHANGE = {
     "max_epochs", "early_stopping_patience", "accelerator", "devices", "strategy", "num_workers", "path", "weights",
+    "check_copies",
 }  # fmt: skip
 
 
@@ -363,7 +366,8 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
     write_text(run.recipe, dump_recipe(settled))
     run.write_json(run.environment, environment)
-    for line in describe_split(data):
+    # A run that goes on has stated the copies.
+    for line in [*describe_split(data), *([] if resume else describe_copies(data, shlex.quote(str(run.recipe))))]:
         print(line, file=sys.stderr)
     if data.source.left_out:
         run.write_unreadable(data.source.left_out)

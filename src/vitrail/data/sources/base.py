@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrail.data.classes import Numbering
 from vitrail.data.surveys import StreamValues
+from vitrail.data.thumbnails import Thumbnails, thumbnails
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ class ImageSource(ABC):
         mask: npt.NDArray[np.bool_] = self.targets == target if self.targets.ndim == 1 else self.targets[:, target] > 0
         return mask
 
+    def thumbnails(self) -> Thumbnails:
+        """Gray images by which copies are recognised, at hand or made of images in memory, shape ``(N, 32, 32)``."""
+        parts = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
+        return np.concatenate([thumbnails(self.load(part)["image"]) for part in parts])
+
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image before it is brought to the model's size."""
         shape = self.read([index])["image"].shape
@@ -142,6 +148,10 @@ class WrappedSource(ImageSource):
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image before it is brought to the model's size."""
         return self.inner.original_size(index)
+
+    def thumbnails(self) -> Thumbnails:
+        """Gray images by which copies are recognised."""
+        return self.inner.thumbnails()
 
     def digest(self, index: int) -> bytes:
         """What is equal for images that are exactly the same."""

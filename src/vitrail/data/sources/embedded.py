@@ -22,6 +22,7 @@ from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.data.sources.table_file import cells_of, unreadable
 from vitrail.data.surveys import Survey, Surveys
+from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError, closest
 
 # Decoded images of this many bytes are kept in memory.
@@ -127,6 +128,7 @@ class EmbeddedSource(ImageSource):
         shape = (len(keys), len(self.reader.bands), *self.reader.size)
         if math.prod(shape) <= _SMALL:
             self._decoded, self.in_memory = torch.empty(shape, dtype=torch.uint8), True
+        small = np.zeros((0 if self._decoded is not None else len(keys), SIDE, SIDE), dtype=np.uint8)
         faults: list[tuple[int, DataError]] = []
         seen = Surveys(self.reader.bands)
         # Images whose values become floats (they have pixels without data, or a stated range).
@@ -138,7 +140,8 @@ class EmbeddedSource(ImageSource):
         def decode_one(row: int) -> Survey | int | None:
             try:
                 if self._decoded is None:
-                    return self.reader.survey_picture(self._content(row), keys[row])
+                    own, small[row] = self.reader.survey_picture(self._content(row), keys[row])
+                    return own
                 image, own = self.reader.read_and_survey_picture(self._content(row), keys[row])
             except DataError as error:
                 faults.append((row, error))
@@ -164,6 +167,7 @@ class EmbeddedSource(ImageSource):
         if other_bands:
             raise DataError(bands_message(other_bands, len(keys)))
         kept = [i for i in range(len(keys)) if i not in gone]
+        self._small = small if self._decoded is not None else small[kept]
         values, self.value_notes = seen.decide(self.reader.rule, kept)
         self.values = {"image": values}
         if floats and self._decoded is not None:
@@ -193,6 +197,10 @@ class EmbeddedSource(ImageSource):
         if len({image.dtype for image in images}) > 1:
             images = [to_unit(image) for image in images]
         return {"image": torch.stack(images)}
+
+    def thumbnails(self) -> Thumbnails:
+        """Small gray images, made when the images were decoded to begin with."""
+        return super().thumbnails() if self._decoded is not None else self._small
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image in its file."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from vitrail.data.listing import count_of
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.data.surveys import Survey, Surveys
+from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError
 
 # Split, class (or a tuple of several labels) and file of an image.
@@ -114,7 +116,9 @@ class FileSource(ImageSource):
         seen = {name: Surveys(reader.bands) for name, reader in self.readers.items()}
         faults: list[tuple[int, Path, DataError]] = []
 
-        def survey(item: tuple[int, str, Path]) -> Survey | int | DataError:
+        small = np.zeros((len(files["image"]), SIDE, SIDE), dtype=np.uint8)
+
+        def survey(item: tuple[int, str, Path]) -> tuple[Survey | int, Thumbnails] | DataError:
             try:
                 return self.readers[item[1]].survey(item[2])
             except DataError as error:
@@ -125,7 +129,9 @@ class FileSource(ImageSource):
                 if isinstance(found, DataError):
                     faults.append((i, file, found))
                 else:
-                    seen[name].add(i, str(file), found)
+                    seen[name].add(i, str(file), found[0])
+                    if name == "image":
+                        small[i] = found[1]
         other_bands = [(str(file), error) for _, file, error in faults if isinstance(error, BandError)]
         unreadable = [(i, file, error) for i, file, error in faults if isinstance(error, UnreadableError)]
         unset = [error for *_, error in faults if not isinstance(error, (BandError, UnreadableError))]
@@ -139,6 +145,7 @@ class FileSource(ImageSource):
         if other_bands:
             raise DataError(bands_message(other_bands, len(work), of_run=self._of_run))
         self._decide_ranges(seen, kept)
+        self._small = small[kept]
         return [(self._name(file), str(error)) for _, file, error in unreadable], kept
 
     def _decide_ranges(self, seen: Mapping[str, Surveys], kept: Sequence[int]) -> None:
@@ -159,6 +166,10 @@ class FileSource(ImageSource):
                 images = [to_unit(image) for image in images]
             streams[name] = torch.stack(images)
         return streams
+
+    def thumbnails(self) -> Thumbnails:
+        """Small gray images, made when the files were decoded to begin with."""
+        return self._small
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image in its file."""
