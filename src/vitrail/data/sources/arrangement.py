@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vitrail.data.classes import clean_name
 from vitrail.data.faults import some
 from vitrail.data.listing import (
     TEXT_SUFFIXES,
@@ -113,8 +114,8 @@ def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
 def _unlabelled(folder: Path, train: Path) -> list[Path]:
     """The images of a split's folder without class folders, or with one alone that is no class in training."""
     inner = subfolders(folder)
-    known = {path.name for path in subfolders(train)}
-    if not inner or (len(inner) == 1 and inner[0].name not in known and len(known) > 1):
+    known = {clean_name(path.name) for path in subfolders(train)}
+    if not inner or (len(inner) == 1 and clean_name(inner[0].name) not in known and len(known) > 1):
         return list_images(folder).files
     return []
 

@@ -21,6 +21,18 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """The numeric arrays in a file, by name, and lists of texts; nothing that could run code is read.
 
     Raises:
+        DataError: No such file, not one of these, or no array in it.
+    """
+    arrays = _read(path)
+    if not arrays:
+        raise DataError(f"{path} holds no array of numbers or texts; check data.path")
+    return arrays
+
+
+def _read(path: Path) -> dict[str, Array]:
+    """The numeric arrays in a file, by name, and lists of texts; nothing that could run code is read.
+
+    Raises:
         DataError: No such file, or not one of these.
     """
     if not path.is_file():

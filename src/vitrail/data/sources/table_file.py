@@ -185,6 +185,8 @@ def _divide(
             tries[mark] = []
     named = [mark for mark, rows in tries.items() if rows and wanted <= {clean_name(cell) for cell in rows[0][1]}]
     fits = named if wanted and named else [mark for mark, rows in tries.items() if _is_even(rows)]
+    # A separator under which the first row names an image is right; without one, blanks are rather part of the names.
+    fits = [mark for mark in fits if any(is_image(cell) for cell in tries[mark][0][1])] or fits
     if len(fits) > 1 and " " in fits:
         fits.remove(" ")
     if len(fits) > 1:

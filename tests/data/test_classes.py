@@ -1,0 +1,195 @@
+"""Labels and classes: the same label is the same class however it is stored, spelled or ordered."""
+
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitrail.config import DataConfig
+from vitrail.data.classes import (
+    ClassRules,
+    as_label,
+    as_targets,
+    clean_name,
+    describe_similar,
+    number_names,
+    resolve_classes,
+    similar_names,
+)
+from vitrail.errors import ConfigError, DataError
+
+HERE = Path("data")
+
+
+def resolve(labels, rules=None, **more):
+    cleaned = [as_label(label, HERE) for label in labels]
+    found = resolve_classes(Counter(cleaned), rules or ClassRules(), HERE, **more)
+    return found, [found.names[found.index[label]] for label in cleaned]
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\xa0", "\u3000", "\ufeff", "\u200b", "\r\n"])
+def test_blanks_around_a_name_are_no_part_of_it(blank):
+    assert clean_name(f"{blank}red ant{blank}{blank}") == "red ant"
+
+
+@pytest.mark.parametrize("name", ["blé", "Äpfel", "ﬁg", "ñandú", "한국"])
+def test_a_name_is_one_in_every_unicode_form(name):
+    assert clean_name(unicodedata.normalize("NFD", name)) == clean_name(unicodedata.normalize("NFC", name))
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.uint16, np.int64, np.uint64, np.float32, np.float64, np.bool_, str, "S"]
+)
+def test_a_number_is_one_class_in_every_type(dtype):
+    known = ("0", "1") if dtype is np.bool_ else ("0", "1", "2", "10")
+    values = np.array([1, 0, 1]) if dtype is np.bool_ else np.array([10, 2, 0, 1, 2])
+    labels = values.astype(dtype).tolist() if dtype != "S" else [str(v).encode() for v in values]
+    found, named = resolve(labels)
+    assert found.names == known
+    assert named == [str(v) for v in values]
+    # Without the first class a run's classes stay what they are.
+    rest = [label for label, value in zip(labels, values, strict=True) if value != 0]
+    found, named = resolve(rest, ClassRules(known=known))
+    assert found.names == known
+    assert [known.index(name) for name in named] == [known.index(str(v)) for v in values if v != 0]
+
+
+def test_numbers_beyond_64_bits_with_a_sign_are_not_wrapped():
+    large = np.array([2**64 - 1, 2**63, 5], dtype=np.uint64).tolist()
+    assert resolve(large)[0].names == ("5", str(2**63), str(2**64 - 1))
+
+
+def test_the_order_of_classes():
+    assert resolve(["10", "9", "-1", "2.0", "2"])[0].names == ("-1", "2", "9", "10")
+    assert resolve(["10", "9", "b"])[0].names == ("10", "9", "b")
+    assert resolve(["007", "012", "003"])[0].names == ("003", "007", "012")
+    assert resolve(["0.5", "1.0", "0.25", "0"])[0].names == ("0", "0.25", "0.5", "1")
+
+
+@pytest.mark.parametrize("label", [0.5, float("nan"), None, b"\xff", 1j])
+def test_what_is_no_label(label):
+    with pytest.raises(DataError, match="data: the label"):
+        as_label(label, HERE)
+
+
+def test_similar_names_are_named_together():
+    groups = similar_names(
+        ["anger", "ANGER", "fear", "black rot", "Black_Rot", "black-rot", "B+", "B-", "1", "01", "-1"]
+    )
+    assert groups == [("ANGER", "anger"), ("Black_Rot", "black rot", "black-rot"), ("01", "1")]
+    told = describe_similar(["anger", "ANGER", "fear"])
+    assert "'ANGER' and 'anger'" in told
+    assert "data.merge_labels similar" in told
+    assert describe_similar(["a", "b"]) is None
+
+
+def test_similar_names_are_merged_where_asked_for():
+    rules = ClassRules(merge=True)
+    found, named = resolve(["anger", "ANGER", "anger", "joy", "Joy", "Joy"], rules)
+    assert found.names == ("Joy", "anger")  # the more frequent spelling
+    assert named == ["anger"] * 3 + ["Joy"] * 3
+    # A run keeps its spelling, whichever is frequent in other data.
+    assert resolve(["ANGER", "joy"], ClassRules(merge=True, known=found.names))[1] == ["anger", "Joy"]
+
+
+@pytest.mark.parametrize("label", ["Anger", "black rot", "ANGER"])
+def test_another_spelling_of_a_run_s_class_is_refused_with_both(label):
+    with pytest.raises(DataError, match=rf"{label} \(the run has (anger|Black_rot)\) that the run does not know"):
+        resolve([label], ClassRules(known=("anger", "Black_rot")))
+
+
+def test_a_run_s_list_decides_the_order():
+    known = ("zebra", "ant", "mole")
+    found, named = resolve(["ant", "mole", " ant\xa0"], ClassRules(known=known))
+    assert found.names == known
+    assert named == ["ant", "mole", "ant"]
+    assert resolve([False, True], ClassRules(known=("True", "False")))[1] == ["False", "True"]
+    assert resolve(["false", "TRUE"], ClassRules(known=("0", "1")))[1] == ["0", "1"]
+
+
+NAMES = ("soil", "rust", "mildew")
+
+
+@pytest.mark.parametrize(
+    ("present", "numbers"), [([0, 1, 2], (0, 1, 2)), ([0], (0, 1, 2)), ([1, 2, 3], (1, 2, 3)), ([3], (1, 2, 3))]
+)
+def test_names_count_from_0_or_1_where_that_is_certain(present, numbers):
+    assert number_names(present, NAMES, HERE) == numbers
+    found, named = resolve(present, ClassRules(names=NAMES))
+    assert named == [NAMES[numbers.index(v)] for v in present]
+    assert found.numbering.label_values == numbers
+
+
+@pytest.mark.parametrize("present", [[1, 2], [1], [2]])
+def test_names_that_may_count_from_0_or_1_are_asked_for(present):
+    with pytest.raises(
+        DataError, match=r"does the first name belong to label 0 or to label 1\? Give data.label_values"
+    ):
+        resolve(present, ClassRules(names=NAMES))
+    for values in ((0, 1, 2), (1, 2, 3), (2, 7, 1)):
+        if set(present) <= set(values):
+            assert resolve(present, ClassRules(NAMES, values))[1] == [NAMES[values.index(v)] for v in present]
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2, 3], [4], [-1, 0, 1]])
+def test_numbers_without_a_name(present):
+    with pytest.raises(DataError, match="have no name"):
+        resolve(present, ClassRules(names=NAMES))
+    with pytest.raises(DataError, match="have no name"):
+        resolve(present, ClassRules(NAMES, (0, 1, 2)))
+
+
+def test_names_that_the_data_gives_to_its_numbers():
+    own = {0: "dog", 1: "cat", 2: "emu"}
+    found, _ = resolve([0, 1, 2, 0], own=own)
+    assert found.names == ("dog", "cat", "emu")
+    assert found.numbering.label_values == (0, 1, 2)
+    rules = ClassRules(found.numbering.class_names, found.numbering.label_values, known=found.names)
+    # Other data without names is numbered in the same way; other data with names of its own is read by these.
+    assert resolve([2, 1], rules)[1] == ["emu", "cat"]
+    assert resolve([0, 1], rules, own={0: "cat", 1: "dog"})[1] == ["cat", "dog"]
+    with pytest.raises(DataError, match="fox"):
+        resolve([0, 1], rules, own={0: "cat", 1: "fox"})
+
+
+def test_names_in_place_of_the_data_s_own():
+    given = ("Hund", "Katze")
+    found, named = resolve([0, 1, 1], ClassRules(given), own={0: "dog", 1: "cat"})
+    assert named == ["Hund", "Katze", "Katze"]
+    assert found.numbering.label_values == ("dog", "cat")
+    rules = ClassRules(given, found.numbering.label_values, known=found.names)
+    assert resolve([0, 1], rules, own={0: "cat", 1: "dog"})[1] == ["Katze", "Hund"]
+    with pytest.raises(DataError, match="fox"):
+        resolve([0, 1], rules, own={0: "cat", 1: "fox"})
+    with pytest.raises(DataError, match="names its 3 classes itself"):
+        resolve([0, 1], ClassRules(given), own={0: "dog", 1: "cat", 2: "emu"})
+
+
+def test_given_names_of_names_are_the_classes_in_that_order():
+    assert resolve(["b", "a"], ClassRules(("c", "b", "a")))[0].names == ("c", "b", "a")
+    with pytest.raises(DataError, match=r"B \(data.class_names has b\) that data.class_names does not name"):
+        resolve(["B", "a"], ClassRules(("a", "b")))
+
+
+def test_targets_of_several_labels():
+    index = {"a": 0, "b": 1, "B": 1}
+    assert as_targets(["b", "a", "B"], index, 2).tolist() == [1, 0, 1]
+    assert as_targets([("b", "B"), (), ("a", "b")], index, 2).tolist() == [[0, 1], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_values": (0, 1)}, "data.label_values must be left out without data.class_names"),
+        ({"label_values": (0, 1), "class_names": ("a",)}, "1 labels, one for each class name"),
+        ({"label_values": (0, 0), "class_names": ("a", "b")}, "different labels"),
+        ({"class_names": ("a", "a")}, "different names"),
+        ({"group_pattern": "x", "group": "y"}, "data.group and data.group_pattern must be one of them alone"),
+        ({"label_pattern": "x", "label_column": "y"}, "left out beside data.label_pattern"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(source="table", path="t.csv", **settings)
