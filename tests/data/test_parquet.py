@@ -86,6 +86,47 @@ def test_texts_and_unnamed_numbers_are_labels_too(tmp_path):
     assert opened(tmp_path / "c.parquet", class_names=("x", "y", "z")).source.classes == ("x", "y", "z")
 
 
+TYPES = [pa.int8(), pa.uint64(), pa.bool_(), pa.float32(), pa.string(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+@pytest.mark.parametrize("names", [None, ("cat", "dog")])
+def test_the_type_of_labels_does_not_change_the_classes(tmp_path, kind, names):
+    numbers = [i % 2 for i in range(24)]
+    texts = pa.types.is_string(kind) or pa.types.is_dictionary(kind)
+    labels = pa.array([str(n) for n in numbers]).cast(kind) if texts else pa.array(numbers).cast(kind)
+    write(tmp_path / "t.parquet", labels=labels, names=names)
+    source = opened(tmp_path / "t.parquet").source
+    assert source.classes == (names if names is not None and not texts else ("0", "1"))
+    assert source.targets.tolist() == numbers
+
+
+def test_keys_beyond_64_bits_with_a_sign(tmp_path):
+    keys = [2**64 - 1, 2**63 + 5, 7]
+    write(tmp_path / "t.parquet", labels=pa.array([keys[i % 3] for i in range(24)], pa.uint64()), names=None)
+    source = opened(tmp_path / "t.parquet").source
+    assert source.classes == tuple(map(str, sorted(keys)))
+    assert source.targets.tolist() == [[2, 1, 0][i % 3] for i in range(24)]
+    with pytest.raises(DataError, match="have no name"):
+        opened(tmp_path / "t.parquet", class_names=("x", "y", "z"))
+    named = opened(tmp_path / "t.parquet", class_names=("x", "y", "z"), label_values=tuple(keys)).source
+    assert named.targets.tolist() == [i % 3 for i in range(24)]
+
+
+@pytest.mark.parametrize("names", [None, ("cat", "dog", "emu")])
+def test_lists_of_labels(tmp_path, names):
+    lists = [[[0], [1, 2], [2, 2, 0]][i % 3] for i in range(24)]
+    write(tmp_path / "t.parquet", labels=lists, names=None)
+    if names is not None:
+        table = pq.read_table(tmp_path / "t.parquet")
+        features = {"label": {"feature": {"names": list(names), "_type": "ClassLabel"}, "_type": "Sequence"}}
+        meta = {"huggingface": json.dumps({"info": {"features": features}})}
+        pq.write_table(table.replace_schema_metadata(meta), tmp_path / "t.parquet")
+    source = opened(tmp_path / "t.parquet").source
+    assert source.classes == (names or ("0", "1", "2"))
+    assert source.targets.tolist() == [[[1, 0, 0], [0, 1, 1], [1, 0, 1]][i % 3] for i in range(24)]
+
+
 def test_a_folder_of_shards_is_split_by_their_names(tmp_path):
     write(tmp_path / "d" / "train-00000-of-00002.parquet", paths=False)
     write(tmp_path / "d" / "train-00001-of-00002.parquet", paths=False, seed=1)
@@ -124,6 +165,10 @@ FAULTS = [
     ({"labels": [None, *[0, 1] * 11, 1]}, {}, "1 of 24 labels"),
     ({"labels": [9, *[0, 1] * 11, 1]}, {}, "labels 9 have no name"),
     ({"labels": [0.5] * 24}, {}, "numbers or texts are wanted"),
+    ({"labels": [{"x": 1, "name": "a"}] * 24}, {}, r"'label' holds structs \(x, name\); take one of these fields"),
+    ({"labels": [[{"x": 1}]] * 24}, {}, r"holds lists of structs \(x\)"),
+    ({"labels": ["a", " ", *["b"] * 22], "names": None}, {}, "1 of 24 labels are missing"),
+    ({}, {"group_column": "plant"}, "no column 'plant'"),
     ({}, {"label_column": "lable"}, "no column 'lable'.*did you mean 'label'"),
     ({}, {"image_column": "label"}, "bytes of images are wanted"),
 ]

@@ -158,3 +158,18 @@ def test_lists_of_labels_from_training_to_predictions(tmp_path):
     Image.fromarray(images([1])[0]).save(tmp_path / "x.png")
     assert main(["predict", str(run), str(tmp_path / "x.png"), "--out", str(tmp_path / "p.csv")]) == 0
     assert "labels" in pd.read_csv(tmp_path / "p.csv")
+
+
+def test_the_report_opens_the_images_that_were_evaluated(run, tmp_path):
+    """A table in another form is drawn as it was evaluated."""
+    (tmp_path / "files").mkdir()
+    rows = []
+    for i, (x, n) in enumerate(zip(images(NUMBERS, 1), NUMBERS, strict=True)):
+        Image.fromarray(x).save(tmp_path / "files" / f"{i:03d}.png")
+        rows.append(f"{i:03d};{n}")
+    (tmp_path / "t.csv").write_text("name;kind\n" + "\n".join(rows))
+    form = ["--data.source", "table", "--data.image_column", "name", "--data.label_column", "kind",
+            "--data.image_folder", str(tmp_path / "files")]  # fmt: skip
+    assert evaluate(run, tmp_path / "t.csv", *form) == 0
+    assert targets(run) == NUMBERS.tolist()
+    assert main(["report", str(run)]) == 0

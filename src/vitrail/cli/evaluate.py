@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.config.data import FORM_SETTINGS
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,12 +18,7 @@ if TYPE_CHECKING:
     from vitrail.evaluate.saved import Intervals
     from vitrail.runs.folder import RunFolder
 
-_CHANGEABLE = (
-    "source", "path", "spectral_path", "labels", "batch_size", "num_workers", "on_band_mismatch", "on_unreadable",
-    "image_column", "label_column", "group_column", "split_column", "separator", "header", "encoding", "image_folder",
-    "cube", "class_names", "label_values", "unlabelled_value", "merge_labels", "multi_label", "label_separator",
-    "label_pattern",
-)  # fmt: skip
+_CHANGEABLE = (*FORM_SETTINGS, "batch_size", "num_workers", "on_band_mismatch", "on_unreadable")
 # What needs the model, and therefore cannot be asked for with --from-predictions.
 _OF_THE_MODEL = ("corruptions", "missing", "attacks", "ood", "memory")
 

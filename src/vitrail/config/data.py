@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from vitrail.config.augment import augment_settings
 from vitrail.config.checks import expand_homes, require
 from vitrail.errors import ConfigError
+
+# Settings that say where other images lie and how their labels are written; none of them changes what a run was trained
+# on, so that an evaluation may change them.
+FORM_SETTINGS = (
+    "source", "path", "spectral_path", "labels", "cube", "image_column", "label_column", "group_column",
+    "split_column", "separator", "header", "encoding", "image_folder", "multi_label", "label_separator",
+    "label_pattern", "class_names", "label_values", "unlabelled_value", "merge_labels",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -244,6 +252,12 @@ class DataConfig:
                 self.label_separator is None, "data.label_separator", "left out but for tables", self.label_separator
             )
         augment_settings(self.augment, self.augment_settings)
+
+    def form(self) -> dict[str, Any]:
+        """The settings of :data:`FORM_SETTINGS` that are given, source and path always."""
+        values = {name: getattr(self, name) for name in FORM_SETTINGS}
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: v for name, v in values.items() if name in ("source", "path") or v != defaults[name]}
 
     @property
     def images_a_step(self) -> int:

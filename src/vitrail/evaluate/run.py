@@ -232,7 +232,7 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
         {
             "split": split,
             "tta": tta,
-            "data": {"source": images.config.source, "path": images.config.path},
+            "data": images.config.form(),
             "unreadable": [path for path, _ in images.source.left_out],
             "weights": run.weights_code(),
             "fingerprint": images.fingerprint(),

@@ -76,10 +76,11 @@ def open_evaluated_images(trained: TrainedModel, data: DataConfig, evaluated: Ma
     Args:
         trained: The run's model.
         data: The run's own data.
-        evaluated: Source and path of what was evaluated, as the evaluation recorded them.
+        evaluated: Source, path and form of what was evaluated, as the evaluation recorded them.
     """
     card = trained.card
-    config = dataclasses.replace(card.as_trained(data), source=evaluated["source"], path=evaluated["path"])
+    form: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in evaluated.items()}
+    config = dataclasses.replace(card.as_trained(data), **form)
     return open_data(config, card.img_size, card.classes, split=False, fill=card.filling())
 
 
