@@ -319,7 +319,8 @@ def test_the_kept_weights_are_the_moving_average(tmp_path, monkeypatch):
 
 def test_accumulated_steps_are_one_large_batch(tmp_path):
     """Without chance in the model or the images, three batches of 209 whose gradients add up are one of 627."""
-    fixed = {"model__drop_path_rate": 0.0, "data__augment": "none", "trainer__max_epochs": 2}
+    fixed = {"model__drop_path_rate": 0.0, "data__augment": "none", "trainer__max_epochs": 2,
+             "trainer__precision": "32-true"}  # fmt: skip
     small = train(recipe(tmp_path / "s", data__batch_size=209, trainer__accumulate=3, **fixed))
     large = train(recipe(tmp_path / "l", data__batch_size=627, **fixed))
     assert small.read_metrics()["step"].tolist() == large.read_metrics()["step"].tolist() == [2, 4]

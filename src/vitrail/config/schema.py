@@ -375,12 +375,20 @@ class Recipe:
         """Check what concerns two parts.
 
         Raises:
-            ConfigError: A batch that does not divide among the processes, or drawings of a model that is sharded.
+            ConfigError: A batch that does not divide among the processes, rare classes that are corrected for twice, or
+                drawings of a model that is sharded.
         """
         processes = self.trainer.devices * self.trainer.num_nodes
         wanted = f"a multiple of the {processes} processes that share it"
         size = self.data.batch_size
         require(size == "auto" or size % processes == 0, "data.batch_size", wanted, size)
+        # Weights of binary cross-entropy balance presence and absence of each label, not the labels.
+        twice = self.data.sampling == "balanced" and self.task.class_weights == "balanced"
+        if twice and self.task.loss != "bce":
+            raise ConfigError(
+                "data.sampling 'balanced' and task.class_weights 'balanced' correct for rare classes twice, which then "
+                "count for more than frequent ones; leave one of them out"
+            )
         if self.run.explain_images and self.trainer.strategy == "fsdp":
             raise ConfigError(
                 f"run.explain_images {self.run.explain_images} cannot be had with trainer.strategy 'fsdp': the process "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -26,7 +27,8 @@ def describe_environment(seed: int) -> dict[str, Any]:
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "vitrail": __version__,
-        "git_commit": _git_commit(),
+        "code": _code(),
+        **_checkout(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
@@ -47,11 +49,35 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0 and int(machine) == 0
 
 
-def _git_commit() -> str | None:
-    """The commit of the code that runs, when it runs from a checkout."""
-    here = Path(__file__).resolve().parent
+def _checkout() -> dict[str, Any]:
+    """Commit of vitrail's own checkout and the files that differ from it; both None where vitrail is installed.
+
+    A repository that vitrail merely lies in (an environment inside of somebody's project) is not its own.
+    """
+    here = Path(__file__).resolve().parents[1]
+    nothing: dict[str, Any] = {"git_commit": None, "git_changes": None}
     git = shutil.which("git")
     if git is None or not any((folder / ".git").exists() for folder in here.parents):
-        return None
-    found = subprocess.run([git, "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+        return nothing
+
+    def ask(*words: str) -> str | None:
+        found = subprocess.run([git, "-C", str(here), *words], capture_output=True, text=True, check=False)
+        return found.stdout if found.returncode == 0 else None
+
+    if ask("ls-files", "--error-unmatch", "--", "__init__.py") is None:
+        return nothing
+    commit = ask("rev-parse", "HEAD")
+    changed = ask("status", "--porcelain", "--no-renames", "--", ".")
+    if commit is None or changed is None:
+        return nothing
+    return {"git_commit": commit.strip(), "git_changes": sorted(line[3:].strip('"') for line in changed.splitlines())}
+
+
+def _code() -> str:
+    """A hash of vitrail's own source files, which tells changed code apart whether or not there is a repository."""
+    here = Path(__file__).resolve().parents[1]
+    code = hashlib.sha256()
+    for file in sorted(here.rglob("*.py")):
+        code.update(f"{file.relative_to(here).as_posix()}\0".encode())
+        code.update(file.read_bytes())
+    return code.hexdigest()[:16]

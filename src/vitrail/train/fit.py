@@ -17,24 +17,25 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
 from vitrail.config.augment import augment_settings
-from vitrail.config.load import dump_recipe, load_recipe
+from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.augment import Augmentation, Mixing, build_augmentation
 from vitrail.data.classes import describe_similar
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.images import BANDS
 from vitrail.data.split_facts import describe_split
-from vitrail.errors import ConfigError, DataError, RunError
+from vitrail.errors import ConfigError, DataError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.inputs import input_codes
 from vitrail.runs.lock import only_one
 from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.tasks.base import Task
@@ -48,23 +49,19 @@ from vitrail.train.callbacks import (
     WholeCheckpoints,
     bad_checkpoint,
 )
+from vitrail.train.checks import check_steps, refuse_single_values
 from vitrail.train.copies import describe_copies
 from vitrail.train.environment import describe_environment, is_first_process
 from vitrail.train.explaining import Draw, Explaining
 from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
+from vitrail.train.resuming import nothing_left, recipe_of, refuse_changes, refuse_lost_checkpoint, refuse_other_inputs
 from vitrail.train.settle import settle_as_begun, settle_labels, settle_precision, settle_sizes
 from vitrail.train.sharding import ShardedStrategy
 from vitrail.train.starting import choose_normalization, load_start
+from vitrail.train.stopping import Patience
 from vitrail.weights.places import find_weights
-
-# What may differ when a run goes on; that the images are the same is checked on the images themselves.
-# Checkpoints are whole whatever the strategy.
-_MAY_CHANGE = {
-    "max_epochs", "early_stopping_patience", "accelerator", "devices", "strategy", "num_workers", "path", "weights",
-    "check_copies",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,10 +119,17 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     run = RunFolder(recipe.run_dir)
     if resume:
         RunFolder.open(run.path)  # there must be something to go on with
-        _refuse_lost_checkpoint(run)
+        refuse_lost_checkpoint(run)
     # What was decided when the run began stays, also for the processes that join the first.
     begun = resume or not is_first_process()
-    known = settle_as_begun(recipe, _recipe_of(run) if begun and run.recipe.is_file() else None)
+    known = settle_as_begun(recipe, recipe_of(run) if begun and run.recipe.is_file() else None)
+    if resume:
+        refuse_changes(known, run)
+        done = nothing_left(known, run)
+        if done is not None:
+            if is_first_process():
+                print(f"{run} is finished: {done}; nothing is changed")
+            return run
     kept = "the run began in it" if known.trainer.precision != recipe.trainer.precision else None
     recipe, why = settle_precision(known)
     # Everything that can be refused is refused before the run folder is made, and what needs no images before these
@@ -163,6 +167,8 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     task = plan.task(recipe, data, model, card)
     recipe, reasons = settle_sizes(recipe, data, task)
     data = dataclasses.replace(data, config=recipe.data)
+    check_steps(recipe, data)
+    refuse_single_values(recipe, data, model, card)
     reasons = {"precision": f"{recipe.trainer.precision}: {kept or why}", **reasons}
     if recipe.trainer.compile:
         assert isinstance(task, ClassificationTask), "pre-training refuses it"
@@ -350,17 +356,12 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     environment = describe_environment(recipe.run.seed)
     environment.update(reasons)
     environment["images"] = {"number": len(data.source), "fingerprint": data.fingerprint()}
+    environment["inputs"] = input_codes(recipe.data, recipe.model.weights)
     if resume:
         run.remove_leftovers()
-        _refuse_changes(recipe, run)
         if run.environment.is_file():
-            before = run.read_json(run.environment)
-            if before.get("images", environment["images"]) != environment["images"]:
-                raise DataError(
-                    f"cannot resume {run}: its images, classes or splits have changed since it began "
-                    f"({before['images']['number']} images then, {len(data.source)} now); restore them, or start anew"
-                )
-            environment["resumed_from"] = before
+            refuse_other_inputs(run, environment)
+            environment["resumed_from"] = run.read_json(run.environment)
     else:
         RunFolder.create(run.path, overwrite=recipe.run.overwrite)
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
@@ -379,46 +380,10 @@ def _checkpoint(run: RunFolder, resume: bool) -> Path | None:
     return run.last_checkpoint if resume and run.last_checkpoint.is_file() else None
 
 
-def _refuse_lost_checkpoint(run: RunFolder) -> None:
-    """A run that came further than its first epoch had a checkpoint: to start over is then for the user to say.
-
-    A kill in the first epoch may leave a row of metrics, and no checkpoint yet.
-    """
-    if run.last_checkpoint.is_file():
-        return
-    trained = len(run.read_metrics()) if run.metrics.is_file() else 0
-    if trained > 1 or run.finished:
-        raise RunError(
-            f"cannot resume {run}: it has trained {trained} epochs and lacks "
-            f"{run.last_checkpoint.relative_to(run.path)}, from which it would go on; restore that, or start over with "
-            "--run.overwrite true in place of --resume"
-        )
-
-
-def _refuse_changes(recipe: Recipe, run: RunFolder) -> None:
-    """A resumed run goes on as it began; only its length and its machine may change."""
-    trained = len(run.read_metrics()) if run.metrics.is_file() else 0
-    if recipe.trainer.max_epochs < trained:
-        raise ConfigError(
-            f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: {trained} epochs are trained"
-        )
-    before = _recipe_of(run).to_dict()
-    for part, values in recipe.to_dict().items():
-        for key in values.keys() | before[part].keys():
-            if part != "run" and key not in _MAY_CHANGE and values.get(key) != before[part].get(key):
-                raise ConfigError(
-                    f"cannot resume {run} with {part}.{key} = {values.get(key)!r}: it began with "
-                    f"{before[part].get(key)!r}; leave it, or train into another --run.dir"
-                )
-
-
-def _recipe_of(run: RunFolder) -> Recipe:
-    return load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config)
-
-
 def _watch_classifier(recipe: Recipe, run: RunFolder, card: ModelCard, data: ImageData) -> list[Callback]:
     config = recipe.trainer
-    callbacks: list[Callback] = [StopOnNonFinite(run), EpochMetrics(run), RunCheckpoints(run, card, config.monitor)]
+    metrics = EpochMetrics(run)
+    callbacks: list[Callback] = [StopOnNonFinite(run), metrics, RunCheckpoints(run, card, config.monitor)]
     if config.freeze_epochs:
         callbacks.append(Freezing(config.freeze_epochs, config.unfreeze_every))
     if config.progressive_sizes:
@@ -426,9 +391,7 @@ def _watch_classifier(recipe: Recipe, run: RunFolder, card: ModelCard, data: Ima
     if config.ema_decay:
         callbacks.insert(0, WeightEMA(config.ema_decay))
     if config.early_stopping_patience:
-        value = config.early_stopping_monitor
-        mode = "min" if value == "val_loss" else "max"
-        callbacks.append(EarlyStopping(value, patience=config.early_stopping_patience, mode=mode))
+        callbacks.append(Patience(config.early_stopping_monitor, config.early_stopping_patience, metrics))
     return callbacks
 
 
@@ -505,6 +468,8 @@ def _quiet_libraries() -> None:
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*number of training batches.*",
         r".*Checkpoint directory.*exists and is not empty.*",
+        # A patience that has been taken back.
+        r".*callbacks used to create the checkpoint need to be provided.*",
         r".*torch.jit.script.*",
         r".*sync_dist=True.*",
         r".*defined a `validation_step` but have no `val_dataloader`.*",

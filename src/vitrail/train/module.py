@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,9 @@ from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.optim import warmup_cosine
 from vitrail.train.sharding import shard, share_statistics
 from vitrail.train.validation_metrics import make_metrics as _metrics
+
+# A checkpoint's own entry.
+_CEILING = "schedule_ceiling"
 
 
 class TaskModule(LightningModule):
@@ -41,6 +46,9 @@ class TaskModule(LightningModule):
         self.started = False
         self.order: EpochShuffle | None = None
         self.batch: dict[str, Tensor] | None = None
+        # Of the schedule's factor, where a resumed run was given more epochs; the step and the factor it resumed at.
+        self.ceiling = math.inf
+        self.resumed: tuple[int, float] | None = None
         self._make_metrics()
 
     def _make_metrics(self) -> None:
@@ -63,6 +71,14 @@ class TaskModule(LightningModule):
         """Choose the order of the epoch to come now: workers are asked for batches before the loop names the epoch."""
         if self.order is not None:
             self.order.set_epoch(int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]))
+        self.ceiling = checkpoint.get(_CEILING, math.inf)
+        schedule = checkpoint["lr_schedulers"][0]
+        self.resumed = schedule["last_epoch"], schedule["_last_lr"][0] / schedule["base_lrs"][0]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the bound of a schedule that was made longer."""
+        if math.isfinite(self.ceiling):
+            checkpoint[_CEILING] = self.ceiling
 
     def on_train_start(self) -> None:
         """From here on everything that a checkpoint holds has been restored."""
@@ -82,7 +98,16 @@ class TaskModule(LightningModule):
         options = _by_epoch(logits)
         self.log("train_loss", self.train_loss, **options)
         self.log("train_accuracy", self.train_accuracy, **options, prog_bar=True)
-        return loss
+        return self._of_its_group(loss, batch_idx)
+
+    def _of_its_group(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """Scale a loss so that the gradient is the mean over the batches that are added up.
+
+        Lightning divides by ``accumulate`` also where an epoch's last group holds fewer batches.
+        """
+        size, batches = self.config.accumulate, int(self.trainer.num_training_batches)
+        members = min(size, batches - batch_idx // size * size)
+        return loss if members == size else loss * (size / members)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and metrics of a validation batch."""
@@ -113,8 +138,32 @@ class TaskModule(LightningModule):
         factor = warmup_cosine(total, warmup, config.min_learning_rate / rate)
         if config.max_minutes:
             factor = _by_the_clock(factor, self.trainer, total, 60 * config.max_minutes)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        if self.resumed is not None:
+            self._bound_schedule(factor, *self.resumed)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(factor(step), self.ceiling))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _bound_schedule(self, factor: Callable[[int], float], step: int, reached: float) -> None:
+        """Keep the learning rate of a run that goes on with more epochs from rising again.
+
+        Args:
+            factor: The schedule's.
+            step: At which the run goes on.
+            reached: The factor that it had come to.
+        """
+        wanted, rate = min(factor(step), self.ceiling), self.config.peak_learning_rate
+        if math.isclose(wanted, reached, rel_tol=1e-6) or (self.config.max_minutes and wanted < reached):
+            return
+        if wanted > reached:
+            self.ceiling = reached
+        if self.trainer.is_global_zero:
+            how = "does not rise again" if wanted > reached else f"falls from there to {rate * wanted:.3g}"
+            print(
+                f"with trainer.max_epochs {self.config.max_epochs} the schedule is another one: the learning rate goes "
+                f"on from {rate * reached:.3g}, which the run had come to, and {how}; for a schedule of its own, "
+                "begin a new run from this one (--model.weights)",
+                file=sys.stderr,
+            )
 
 
 def _by_the_clock(

@@ -159,7 +159,7 @@ class PretrainModule(TaskModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step's loss."""
         self.batch = batch = self.task.prepare(batch)
-        return self._record("train", batch)
+        return self._of_its_group(self._record("train", batch), batch_idx)
 
     def on_validation_batch_start(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """The same masks and views in every epoch, so that losses can be compared."""
