@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from tests.images import make_folder, save_image
 from vitrail.compare import load_suite, plan
 from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError
@@ -52,6 +53,40 @@ def test_weights_count_by_their_content(place, tmp_path):
     (tmp_path / "w.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"variant from: model\.weights: no file"):
         plan(load_suite(file))
+
+
+def test_files_count_by_their_content(place, tmp_path):
+    """Statistics, tables, arrays and folders: another content is another run, another name of the same is not."""
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "b.json").write_text("{}")
+    (tmp_path / "table.csv").write_text("path,label\n0.png,a\n")
+    images = make_folder(tmp_path / "images", per_class=2)
+    file = place(seeds=1)
+    for setting, path, other in (
+        ("data.statistics", tmp_path / "a.json", tmp_path / "b.json"),
+        ("data.labels", tmp_path / "a.json", tmp_path / "b.json"),
+        ("data.path", tmp_path / "table.csv", None),
+        ("data.path", images, tmp_path / "renamed"),
+        ("data.spectral_path", images, tmp_path / "renamed"),
+    ):
+        changes = {setting: str(path)}
+        before = [run.identity for run in plan(load_suite(file, None, changes))]
+        assert [run.identity for run in plan(load_suite(file, None, changes))] == before
+        if other is not None:
+            if not other.exists():
+                path.rename(other)
+            assert [run.identity for run in plan(load_suite(file, None, {setting: str(other)}))] == before
+            if not path.exists():
+                other.rename(path)
+        if path.is_file():
+            content = path.read_text()
+            path.write_text(content + " ")
+        else:
+            one = next((path / "train" / "dark").iterdir())
+            content = one.read_bytes()
+            save_image(one, (9, 9), seed=12)
+        assert not set(before) & {run.identity for run in plan(load_suite(file, None, changes))}
+        path.write_text(content) if path.is_file() else one.write_bytes(content)
 
 
 def test_pretraining_comes_first_and_once(place, tmp_path):

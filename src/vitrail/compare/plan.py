@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vitrail.compare.suite import PRETRAINED, Suite, settle
+from vitrail.config.data import DataConfig
 from vitrail.config.schema import PRETRAINING, Recipe
-from vitrail.errors import ConfigError, RunError, WeightsError
+from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.runs.folder import EvaluationFiles, RunFolder
+from vitrail.runs.inputs import input_codes, weights_code
 from vitrail.runs.lock import holder
 from vitrail.weights.hub import HUB_PREFIX
-from vitrail.weights.places import find_weights
 
 State = Literal["done", "evaluate", "resume", "run", "elsewhere"]
 # What a state is, for people.
@@ -118,6 +118,7 @@ def plan(suite: Suite) -> list[Run]:
     folds = [None] if suite.folds is None else [(i, suite.folds) for i in range(suite.folds)]
     before: dict[str, Run] = {}
     runs: list[Run] = []
+    known: dict[object, dict[str, str]] = {}
     for variant in suite.variants:
         for fold in folds:
             for seed in suite.seeds:
@@ -125,11 +126,12 @@ def plan(suite: Suite) -> list[Run]:
                 recipe, needed = variant.recipe, None
                 weights = recipe.model.weights
                 if weights is not None and weights.startswith(PRETRAINED):
-                    needed = _plan_pretraining(suite, weights.removeprefix(PRETRAINED), fold)
+                    needed = _plan_pretraining(suite, weights.removeprefix(PRETRAINED), fold, known)
                     before.setdefault(needed.identity, needed)
                     model = dataclasses.replace(recipe.model, weights=needed.recipe.run_dir)
                     recipe = dataclasses.replace(recipe, model=model)
-                code = identity(settle(recipe, None, seed, fold, who), None if needed is None else needed.identity, who)
+                needs = None if needed is None else needed.identity
+                code = identity(settle(recipe, None, seed, fold, who), needs, who, known)
                 recipe = settle(recipe, suite.runs_dir / code, seed, fold, who)
                 number = None if fold is None else fold[0]
                 runs.append(
@@ -140,36 +142,41 @@ def plan(suite: Suite) -> list[Run]:
                         number,
                         recipe,
                         variant.tta,
-                        None if needed is None else needed.identity,
+                        needs,
                     )
                 )
     _refuse_equals(suite, runs)
     return [*before.values(), *runs]
 
 
-def _plan_pretraining(suite: Suite, name: str, fold: tuple[int, int] | None) -> Run:
+def _plan_pretraining(
+    suite: Suite, name: str, fold: tuple[int, int] | None, known: dict[object, dict[str, str]]
+) -> Run:
     """One for all seeds: what is compared is what becomes of it, and its images are those of the fold."""
     who = f"{suite.file}: pretrained.{name}"
     begun = suite.pretrained[name]
     seed = begun.run.seed
-    code = identity(settle(begun, None, seed, fold, who), None, who)
+    code = identity(settle(begun, None, seed, fold, who), None, who, known)
     recipe = settle(begun, suite.runs_dir / code, seed, fold, who)
     return Run(code, name, seed, None if fold is None else fold[0], recipe)
 
 
-def identity(recipe: Recipe, needs: str | None = None, who: str = "recipe") -> str:
+def identity(
+    recipe: Recipe, needs: str | None = None, who: str = "recipe", known: dict[object, dict[str, str]] | None = None
+) -> str:
     """A hash of all that a run's result depends on, and of nothing else.
 
-    Weights to begin with count by their content, paths of images as they are written: images that were changed in
-    place are noticed when results are paired, not here.
+    Files count by what they hold, whatever they are called: weights by their values, statistics, labels, tables and
+    arrays by their bytes, folders of images as :func:`vitrail.runs.inputs.input_codes` samples them.
 
     Args:
         recipe: Resolved.
         needs: Identity of the run that ``model.weights`` is.
         who: Whose recipe, for errors.
+        known: Codes of files that were read already, for several recipes with the same files.
 
     Raises:
-        ConfigError: ``model.weights`` is not there.
+        ConfigError: ``model.weights`` is not there, or a file cannot be read.
     """
     content = recipe.to_dict()
     for part, key in _WITHOUT_EFFECT:
@@ -177,20 +184,29 @@ def identity(recipe: Recipe, needs: str | None = None, who: str = "recipe") -> s
     weights = recipe.model.weights
     if needs is not None:
         content["model"]["weights"] = f"run {needs}"
-    elif weights is not None and not weights.startswith(HUB_PREFIX):
+        weights = None
+    for name, code in _codes(recipe.data, weights, who, {} if known is None else known).items():
+        part, key = name.split(".")
+        content[part][key] = code
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _codes(data: DataConfig, weights: str | None, who: str, known: dict[object, dict[str, str]]) -> dict[str, str]:
+    """Hashes of the files that a recipe names, each set of files read once."""
+    key = (data.path, data.spectral_path, data.statistics, data.labels, weights)
+    if key not in known:
         try:
-            files = find_weights(weights).files
+            codes = input_codes(data)
+            if weights is not None and not weights.startswith(HUB_PREFIX):
+                codes["model.weights"] = weights_code(weights)
         except WeightsError as error:
             raise ConfigError(f"{who}: model.weights: {error}") from error
-        code = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    code.update(block)
-        content["model"]["weights"] = code.hexdigest()
-    if content["data"]["path"] is not None:
-        content["data"]["path"] = os.path.normpath(content["data"]["path"])
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        except DataError as error:
+            raise ConfigError(f"{who}: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{who}: cannot read {error.filename}: {error.strerror or error}") from error
+        known[key] = codes
+    return known[key]
 
 
 def _refuse_equals(suite: Suite, runs: Iterable[Run]) -> None:

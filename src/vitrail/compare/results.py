@@ -151,7 +151,9 @@ def _row_of_run(tested: Tested, metric: str) -> dict[str, Any]:
         "epochs": len(folder.read_metrics()),
         "best_epoch": card["epoch"],
         "vitrail": environment["vitrail"],
-        "git_commit": environment["git_commit"],
+        "git_commit": f"{environment['git_commit']} with changes"
+        if environment.get("git_changes")
+        else environment["git_commit"],
         "finished": environment["finished"],
     }
 

@@ -39,6 +39,7 @@ def input_codes(data: DataConfig, weights: str | None = None) -> dict[str, str]:
     Raises:
         DataError: A file in a folder of images whose name is not UTF-8.
         WeightsError: A folder in the place of weights that holds none.
+        OSError: A file that cannot be read.
     """
     codes = {}
     for name in _OF_DATA:
@@ -47,8 +48,21 @@ def input_codes(data: DataConfig, weights: str | None = None) -> dict[str, str]:
             path = Path(value)
             codes[f"data.{name}"] = _file_code(path) if path.is_file() else _folder_code(path)
     if weights is not None and not weights.startswith(HUB_PREFIX) and os.path.exists(weights):
-        codes["model.weights"] = tensors_code(find_weights(weights).weights)
+        codes["model.weights"] = weights_code(weights)
     return codes
+
+
+def weights_code(weights: str) -> str:
+    """Hash the weights that a path leads to, by the values of their tensors.
+
+    Args:
+        weights: As ``model.weights`` names them.
+
+    Raises:
+        WeightsError: There are none.
+    """
+    codes = [tensors_code(file) for file in find_weights(weights).files]
+    return codes[0] if len(codes) == 1 else hashlib.sha256(" ".join(codes).encode()).hexdigest()[:16]
 
 
 def _file_code(path: Path) -> str:
