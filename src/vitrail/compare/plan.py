@@ -31,6 +31,7 @@ STATES: dict[State, str] = {
 # What a result does not depend on: where it is written, what is written beside it, and how images are fetched.
 _WITHOUT_EFFECT = (
     ("run", "dir"), ("run", "overwrite"), ("run", "tensorboard"), ("data", "num_workers"), ("data", "cache"),
+    ("data", "check_copies"),
 )  # fmt: skip
 
 
