@@ -109,6 +109,8 @@ def test_of_several_files_the_taken_one_is_stated(tmp_path):
     assert vitrail.load_weights(model, tmp_path / "one").notes[0] == "took best.pth of the folder"
     torch.save({"model": first.state_dict()}, tmp_path / "one" / "last.pth")
     _refused(tmp_path / "one", r"holds 2 files of weights; give one of them: best\.pth, last\.pth")
+    _shards(first.state_dict(), tmp_path / "shards", "bin", 2).unlink()
+    _refused(tmp_path / "shards", r"holds shards \(pytorch_model-00001-of-00002\.bin, .*without their index")
     (tmp_path / "none").mkdir()
     _refused(tmp_path / "none", "holds no model.safetensors, nor another file of weights")
 

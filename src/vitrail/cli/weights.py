@@ -46,7 +46,8 @@ def main(argv: list[str]) -> int:
     checkpoint = read_checkpoint(place.weights)
     checkpoint = dataclasses.replace(checkpoint, notes=(*place.notes, *checkpoint.notes))
     beside = read_card(place.card)["settings"] if place.card else None
-    facts = recognise(checkpoint, arguments.file, beside, key=arguments.key, spelling=COMMAND)
+    allowed = {"allow_missing": arguments.allow_missing, "allow_unexpected": arguments.allow_unexpected}
+    facts = recognise(checkpoint, arguments.file, beside, key=arguments.key, options=allowed, spelling=COMMAND)
     facts = dataclasses.replace(facts, normalization=read_normalization(place, checkpoint)[0])
     report, refused = _dry_run(arguments, settings) if arguments.model else (None, "")
     if arguments.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ def from_pretrained(
     new_head: bool = False,
     bands: str | None = None,
     band_wavelengths: Any = None,
+    source_wavelengths: Any = None,
+    allow_missing: str | Iterable[str] = (),
+    allow_unexpected: str | Iterable[str] = (),
     spectral_from_image: bool = False,
     **settings: Any,
 ) -> VisionModel:
@@ -86,6 +89,9 @@ def from_pretrained(
         new_head: As for :func:`~vitrail.weights.load.load_weights`, for another ``num_classes``.
         bands: The same, for another ``in_chans``.
         band_wavelengths: The same.
+        source_wavelengths: The same.
+        allow_missing: As for :func:`~vitrail.weights.load.load_weights`.
+        allow_unexpected: The same.
         spectral_from_image: The same.
         **settings: Settings in which the model is to differ (``num_classes``, ``img_size``, ``patch_size``, ...).
 
@@ -112,6 +118,9 @@ def from_pretrained(
         new_head=new_head,
         bands=bands,
         band_wavelengths=band_wavelengths,
+        source_wavelengths=source_wavelengths,
+        allow_missing=allow_missing,
+        allow_unexpected=allow_unexpected,
         spectral_from_image=spectral_from_image,
         settings=complete_settings(name, own),
     )

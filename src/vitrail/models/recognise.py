@@ -128,8 +128,9 @@ class WeightsFacts:
 
 @dataclass
 class _Search:
-    """The fitting variants found so far, and why others do not fit."""
+    """The fitting variants found so far, why others do not fit, and options with which each is tried."""
 
+    options: Mapping[str, Any]
     fits: list[Fit] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
@@ -161,6 +162,7 @@ def recognise(
     settings: Mapping[str, Any] | None = None,
     *,
     key: str | None = None,
+    options: Mapping[str, Any] | None = None,
     spelling: Spelling = PYTHON,
 ) -> WeightsFacts:
     """Say what a checkpoint is.
@@ -170,6 +172,7 @@ def recognise(
         where: Its name, for errors.
         settings: Of the model that it was made for, where something beside the file tells them.
         key: Which weights of several, as for :func:`~vitrail.weights.load.load_weights`.
+        options: Of :func:`~vitrail.weights.load.load_weights`, with which each variant is tried.
         spelling: How errors write the options of their remedies.
 
     Raises:
@@ -182,7 +185,7 @@ def recognise(
     family = found.family
     own = checkpoint.settings or settings
     source = "vitrail" if checkpoint.settings is not None else found.key_map.source
-    search = _Search()
+    search = _Search({**(options or {}), "spelling": spelling})
     try:
         read = _model_class(family).read_settings(found.mapped)
         _search(search, family, read, found, checkpoint, own)
@@ -339,7 +342,8 @@ def _try(
     try:
         with torch.device("meta"):
             model = create_model(name, **settings)
-        report = load_weights(model, found.reading.state, found.key_map.source, settings=made_for, dry_run=True)
+        source = found.key_map.source
+        report = load_weights(model, found.reading.state, source, settings=made_for, dry_run=True, **search.options)
     except (ConfigError, WeightsError, TypeError) as error:
         search.reasons.append(f"{name}: {error}")
         return False

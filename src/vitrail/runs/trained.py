@@ -21,6 +21,7 @@ from vitrail.models.base import VisionModel
 from vitrail.models.registry import complete_settings, create_model
 from vitrail.runs.folder import RunFolder
 from vitrail.weights.load import load_weights
+from vitrail.weights.remedies import RUN
 from vitrail.weights.write import write_weights
 
 
@@ -194,7 +195,7 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     except (TypeError, AttributeError, KeyError, ConfigError) as error:
         raise RunError(f"{run.card} does not describe a model of this version: {error}") from error
     try:
-        load_weights(model, run.weights, source="vitrail")
+        load_weights(model, run.weights, source="vitrail", spelling=RUN)
     except WeightsError as error:
         raise RunError(f"the weights of {run.path} do not fit its model.json: {error}") from error
     return TrainedModel(model.eval(), card.normalization(), card)

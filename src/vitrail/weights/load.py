@@ -33,6 +33,8 @@ from vitrail.weights.rules import KeyMap
 
 # A remedy writes out this many patterns at most.
 _MOST_PATTERNS = 6
+# The remedy for weights whose model is given, as in a run folder.
+_RESTORE = "restore the file: it is not of the model that is described beside it"
 
 
 class Loadable(Protocol):
@@ -341,42 +343,50 @@ def _name(dtype: torch.dtype) -> str:
 
 def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, spelling: Spelling) -> str:
     shapes = f"{key} has shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
+    if not spelling.has("allow_missing"):
+        return f"{shapes}; {_RESTORE}"
     if key in _head_keys(model, (key,)):
         return (
-            f"{shapes}: another number of classes. {spelling.on('new_head')} leaves the checkpoint's out; or build "
-            "the model with as many classes"
+            f"{shapes}: another number of classes. {spelling.on('new_head')} leaves the checkpoint's out; or build the "
+            "model with as many classes"
         )
     return f"{shapes}; build the model to match, or leave it out with {spelling.give('allow_missing', [key])}"
 
 
 def _refuse(report: LoadReport, wishes: _Wishes, head: set[str], where: str) -> None:
-    spelling = wishes.spelling
     kept = head if wishes.new_head else set()
     missing = [key for key in report.missing if key not in kept and not _allowed(key, wishes.allow_missing)]
     unexpected = [key for key in report.unexpected if not _allowed(key, wishes.allow_unexpected)]
     if missing or unexpected:
         parts = [f"{len(missing)} missing ({', '.join(missing[:3])})"] if missing else []
         parts += [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})"] if unexpected else []
-        remedies = [
-            f"allow these with {spelling.give(option, groups(keys))}"
-            for option, keys in (("allow_missing", missing), ("allow_unexpected", unexpected))
-            if keys
-        ]
-        remedy = f"Where their absence is right, {' and '.join(remedies)}"
-        if head.issuperset([*missing, *unexpected]):
-            remedy = f"Only the classifier differs: {spelling.on('new_head')} leaves it out"
         raise WeightsError(
-            f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. {remedy}"
+            f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. "
+            f"{_remedy(missing, unexpected, head, wishes.spelling)}"
         )
 
 
-def groups(keys: Sequence[str]) -> list[str]:
-    """Shell patterns that match keys, one for each first part of their names; few enough to write down."""
+def _remedy(missing: list[str], unexpected: list[str], head: set[str], spelling: Spelling) -> str:
+    """How to load weights that lack keys or have others, where that is right."""
+    if not spelling.has("allow_missing"):
+        return _RESTORE[0].upper() + _RESTORE[1:]
+    if head.issuperset([*missing, *unexpected]):
+        return f"Only the classifier differs: {spelling.on('new_head')} leaves it out"
+    remedies = [
+        f"allow these with {spelling.give(option, _groups(keys))}"
+        for option, keys in (("allow_missing", missing), ("allow_unexpected", unexpected))
+        if keys
+    ]
+    return f"Where their absence is right, {' and '.join(remedies)}"
+
+
+def _groups(keys: Sequence[str]) -> list[str] | None:
+    """Shell patterns that match keys, one for each first part of their names; None where these are too many."""
     firsts: dict[str, list[str]] = {}
     for key in keys:
         firsts.setdefault(key.partition(".")[0], []).append(key)
     patterns = [group[0] if len(group) == 1 else f"{first}.*" for first, group in firsts.items()]
-    return patterns if len(patterns) <= _MOST_PATTERNS else [*patterns[:_MOST_PATTERNS], "..."]
+    return patterns if len(patterns) <= _MOST_PATTERNS else None
 
 
 def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:

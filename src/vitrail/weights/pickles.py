@@ -97,10 +97,11 @@ class _Allowed:
         return self._function(*arguments)
 
 
-def _bytes(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text in encoding {encoding!r}")
-    return text.encode("latin1")
+def _bytes(data: str | bytes = b"", encoding: str = "latin1") -> bytes:
+    """Bytes, or the text that old pickles have in their place; a number would be a demand for memory."""
+    if not isinstance(data, str | bytes) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"bytes of a {type(data).__name__} in encoding {encoding!r:.20}")
+    return data.encode("latin1") if isinstance(data, str) else data
 
 
 def _new(kind: Any, *arguments: Any) -> Any:
@@ -120,7 +121,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.Counter": dict,
     "builtins.set": set,
     "builtins.frozenset": frozenset,
-    "builtins.bytearray": lambda *given: bytearray(*given),
+    "builtins.bytearray": _bytes,
     "builtins.complex": complex,
     "builtins.slice": slice,
     "_codecs.encode": _bytes,
@@ -181,9 +182,8 @@ def _runs_code(name: str) -> bool:
     if module in _WITH_OPEN and function == "open":
         return True
     # Of the built-in functions only getattr stands in pickles of data: it makes members of an enumeration.
-    built_in = (
-        module == "builtins" and function != "getattr" and not isinstance(getattr(builtins, function, None), type)
-    )
+    found = getattr(builtins, function, int)  # names of Python 2 (long) are types, too
+    built_in = module == "builtins" and function != "getattr" and not isinstance(found, type)
     return built_in or module.partition(".")[0] in _RUNS_CODE
 
 

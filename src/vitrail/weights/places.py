@@ -92,6 +92,11 @@ def _in_folder(folder: Path) -> Place:
             f"the folder {folder} holds no {WEIGHTS_FILE}, nor another file of weights; give a file of weights or a "
             "finished run"
         )
+    if not known and (shards := [path.name for path in files if _SHARD.fullmatch(path.name)]):
+        raise WeightsError(
+            f"the folder {folder} holds shards ({', '.join(shards[:2])}) without their index, whose name ends in "
+            ".index.json; download it too"
+        )
     if len(files) > 1 and not known:
         raise WeightsError(
             f"the folder {folder} holds {len(files)} files of weights; give one of them: "

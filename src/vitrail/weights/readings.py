@@ -13,17 +13,21 @@ from vitrail.weights.rules import KeyMap
 
 # Parts of a name that DataParallel, torch.compile, FSDP and activation checkpointing put around a module.
 _AROUND = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Averages of weights, the customary choice first; a teacher or a momentum encoder is an average of its student.
+# Averages of weights, the customary choice first; a teacher is an average of its student.
 _AVERAGES = (
     "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema_net", "ema", "params_ema", "averaged_model",
-    "average_model", "swa_model", "swa", "shadow", "teacher", "teacher_backbone", "target_encoder", "target_network",
-    "momentum_encoder", "encoder_momentum", "backbone_momentum", "encoder_k",
+    "average_model", "swa_model", "swa", "shadow", "teacher", "teacher_backbone", "target_encoder",
 )  # fmt: skip
 # The weights themselves, under the names that training scripts give them.
 _PLAIN = (
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params",
-    "student", "student_backbone", "encoder_q", "online_encoder", "online_network", "online_model", "backbone",
-    "encoder", "task",
+    "student", "student_backbone", "encoder_q", "base_encoder", "query_encoder", "online_encoder", "online_network",
+    "online_model", "backbone", "encoder", "task",
+)  # fmt: skip
+# Averages that only serve the training of the weights beside them; MoCo and BYOL pass on the others.
+_MOMENTUM = (
+    "momentum_encoder", "encoder_momentum", "backbone_momentum", "key_encoder", "encoder_k", "target_network",
+    "target_model",
 )  # fmt: skip
 # Share of a model's keys that make a mapping its weights, where no key map tells.
 _ENOUGH = 0.8
@@ -216,13 +220,14 @@ def _named_by(path: str, key: str) -> bool:
 
 
 def _rank(key: str) -> tuple[int, int]:
-    """Averages first, then weights under customary names, then others."""
+    """Averages first, then weights under customary names, then others, then averages that only serve training."""
     parts = [part for part in key.split(".") if part]
     averages = [_AVERAGES.index(part) for part in parts if part in _AVERAGES]
     if averages:
         return 0, min(averages)
+    if any(part in _MOMENTUM for part in parts):
+        return 3, 0
     if all(part in (*_PLAIN, *_AROUND) for part in parts):
-        # Twice the same rank would be two readings of which neither comes first.
         return 1, min((_PLAIN.index(part) for part in parts if part in _PLAIN), default=0)
     return 2, 0
 
@@ -231,7 +236,9 @@ def _describe(reading: Reading, readings: Sequence[Reading], checkpoint: Checkpo
     notes = []
     others = [other.key for other in readings if other is not reading]
     if others:
-        kind = "an average of the weights" if _rank(reading.key)[0] == 0 else "the weights"
+        # Lightning puts an average in the place of the weights, and these beside it.
+        averaged = _rank(reading.key)[0] == 0 or any(other.startswith("current_model_state") for other in others)
+        kind = "an average of the weights" if averaged else "the weights"
         notes.append(
             f"took {reading.key!r} ({kind}), not {' or '.join(map(repr, others))}; choose with "
             f"{spelling.give('key', others[0])}"

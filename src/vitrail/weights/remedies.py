@@ -87,6 +87,9 @@ COMMAND = Spelling(
     switches={"new_head": "--new-head"},
 )
 
+# Weights of a run or a saved model: their model is described beside them, and nothing about them is an option.
+RUN = Spelling({}, {})
+
 
 def spellings() -> dict[str, Any]:
     """All spellings, by the place where they are read."""
