@@ -226,3 +226,34 @@ def test_a_tiff_is_known_by_its_content(tmp_path):
     encode(tmp_path / "y.tif", "PNG")
     (tmp_path / "z.tif").write_bytes(b"cut")
     assert [is_tiff(tmp_path / name) for name in ("x.dat", "y.tif", "z.tif")] == [True, False, True]
+
+
+def test_animations_palettes_and_transparent_images_have_remedies_of_their_own(tmp_path):
+    frames = [Image.fromarray(np.full((16, 16), level, np.uint8)) for level in (40, 90, 200)]
+    for name in ("a", "b"):
+        (tmp_path / "gif" / name).mkdir(parents=True)
+        for i in range(12):
+            more = frames[1 : 2 + i % 2]
+            frames[0].save(tmp_path / "gif" / name / f"{i}.gif", save_all=True, append_images=more)
+            save_image(tmp_path / "clear" / name / f"{i}.png", mode="RGBA", seed=i)
+    with pytest.raises(DataError, match=r"^24 of 24 images hold several images .*which takes the first") as told:
+        folder(tmp_path / "gif")
+    assert "color gray" not in str(told.value)
+    assert str(told.value).count("on_band_mismatch") == 1
+    assert len(folder(tmp_path / "gif", on_band_mismatch="convert").source) == 24
+    with pytest.raises(
+        DataError, match=r"^24 of 24 images have 4 bands \(RGBA\) and are transparent in places"
+    ) as told:
+        folder(tmp_path / "clear")
+    assert str(told.value).count("on_band_mismatch") == 1
+
+
+def test_a_set_of_several_kinds_gives_each_remedy_once(tmp_path):
+    make_folder(tmp_path, splits=(), per_class=12)
+    for i in range(3):
+        save_image(tmp_path / "dark" / f"gray{i}.png", mode="L")
+        save_image(tmp_path / "dark" / f"clear{i}.png", mode="RGBA")
+    with pytest.raises(DataError, match=r"^6 of 30 images have other bands: 3 of 30 images have .*; 3 of 30") as told:
+        folder(tmp_path)
+    assert str(told.value).count("convert it") == 1
+    assert str(told.value).count("flatten it") == 1

@@ -115,3 +115,40 @@ def test_pairs_are_classified_with_their_second_files(tmp_path, capsys):
     (tmp_path / "second" / "dark" / "1.tif").unlink()
     told = predicted(capsys, run, tmp_path / "photos", "--spectral", tmp_path / "second", code=1).err
     assert "1 of 10 images have no second file" in told
+
+
+def test_folders_are_listed_by_the_rule_of_training(run_of_bands, rasters, tmp_path, capsys):
+    folder = shutil.copytree(rasters / "val", tmp_path / "new")
+    (folder / "dark" / "0.xml").write_text("<annotation/>")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "again").symlink_to(".")
+    shutil.copytree(run_of_bands, folder / "runs" / "x")
+    (folder / "dark" / "0.tif").rename(folder / "dark" / "0.dat")
+    captured = predicted(capsys, run_of_bands, folder)
+    assert captured.out.count("\n") == 1 + 8
+    assert "passed over 2 files that are no images: 1 .txt, 1 .xml" in captured.err
+    assert "passed over 1 folder that vitrail wrote" in captured.err
+    assert "1 link to a folder above, not followed" in captured.err
+    pointer = tmp_path / "pointer.tif"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    assert "run `git lfs pull`" in predicted(capsys, run_of_bands, pointer, code=1).err
+
+
+def test_no_remedy_of_training_is_offered_to_a_run(tmp_path, capsys):
+    for name in ("a", "b"):
+        for i in range(8):
+            save_image(tmp_path / "d" / name / f"{i}.png", seed=i)
+    run = tmp_path / "run"
+    words = ["train", "--data.source", "folder", "--data.path", tmp_path / "d", "--data.test_fraction", 0]
+    assert main([*map(str, words), "--data.val_fraction", "0.3", *SMALL, *VIT, "--run.dir", str(run)]) == 0
+    for i in range(3):
+        save_image(tmp_path / "gray" / f"{i}.tif", mode="L")
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "deep" / f"{i}.tif", np.full((9, 9), 900, np.uint16))
+        (tmp_path / "cut").mkdir(exist_ok=True)
+        (tmp_path / "cut" / f"{i}.tif").write_bytes(b"II*\0 cut")
+    for name in ("gray", "deep", "cut"):
+        told = predicted(capsys, run, tmp_path / name, code=1).err
+        assert "3 of 3" in told
+        assert "data.color" not in told
+        assert "band_names" not in told

@@ -14,6 +14,8 @@ from vitrail.files import LFS_REMEDY
 # Values of `BandError.kind`: bands that `data.color` reads as they are, more than 8 bits a band, and another number of
 # bands than are named.
 GRAY, RGB, DEEP, BAND_COUNT = "gray", "rgb", "deep", "band count"
+# What is offered only where a recipe is at hand follows these words.
+TRAINING_ONLY = ", or name its bands"
 SKIP = "--data.on_unreadable skip goes on without them"
 CONVERT = "pass --data.on_band_mismatch convert"
 
@@ -51,7 +53,9 @@ class PointerError(UnreadableError):
 Fault = tuple[str, DataError]
 
 
-def unreadable_message(faults: Sequence[Fault], total: int, of: str, *, skipped: bool = False) -> str:
+def unreadable_message(
+    faults: Sequence[Fault], total: int, of: str, *, skipped: bool = False, of_run: bool = False
+) -> str:
     """One message about all images that cannot be read: pointers are counted, the others named.
 
     Args:
@@ -59,6 +63,7 @@ def unreadable_message(faults: Sequence[Fault], total: int, of: str, *, skipped:
         total: How many images there are.
         of: The images with their number: "28 files", "the 28 images in train.parquet".
         skipped: Whether what cannot be read is left out already, so that to leave it out is no remedy.
+        of_run: Whether the images are given to a trained run, which has no settings of training.
     """
     pointers = [name for name, error in faults if isinstance(error, PointerError)]
     damaged = [error for _, error in faults if not isinstance(error, PointerError)]
@@ -69,7 +74,11 @@ def unreadable_message(faults: Sequence[Fault], total: int, of: str, *, skipped:
             f"{len(pointers):,} of {of} are Git LFS pointers in the place of images ({some(pointers)}): {LFS_REMEDY}"
         )
     if damaged:
-        remedies = list(dict.fromkeys(e.remedy for e in damaged if isinstance(e, ImageFault) and e.remedy))
+        offered = [e.remedy for e in damaged if isinstance(e, ImageFault) and e.remedy]
+        # Of remedies that begin alike the longest says all.
+        remedies = [r for r in dict.fromkeys(offered) if not any(o != r and o.startswith(r) for o in offered)]
+        if of_run:
+            remedies = [r.split(TRAINING_ONLY)[0] for r in remedies]
         named = "; ".join(e.problem if isinstance(e, ImageFault) else str(e) for e in damaged)
         parts.append(
             f"{len(damaged):,} of {of} are no images that can be read{skip}: {named}"
@@ -99,7 +108,13 @@ def bands_message(faults: Sequence[Fault], total: int, *, of_run: bool = False) 
         else:
             told.append(some([e.problem if isinstance(e, ImageFault) else str(e) for _, e in members]))
         remedies += _remedies(members, total, of_run)
-    return f"{len(faults):,} of {total:,} images have other bands: " + "; ".join([*told, *dict.fromkeys(remedies)])
+    # One kind alone says it already.
+    begin = (
+        ""
+        if len(groups) == 1 < len(faults) and "" not in groups
+        else f"{len(faults):,} of {total:,} images have other bands: "
+    )
+    return begin + "; ".join([*told, *dict.fromkeys(remedies)])
 
 
 def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:
@@ -110,6 +125,8 @@ def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:
         if 2 * len(members) <= total:
             return [fault.remedy]
         return [f"--data.color {fault.kind} reads them as they are; or {CONVERT}"]
+    if of_run and TRAINING_ONLY in fault.remedy:
+        return [fault.remedy.split(TRAINING_ONLY)[0]]
     if fault.kind == DEEP and of_run:
         return ["scale them to 8 bits, as the run's images were"]
     if fault.kind == BAND_COUNT and of_run:

@@ -342,10 +342,13 @@ def _to_bands(image: Image.Image, path: str, color: str, problem: str | None, co
         raise _too_deep(path, image.mode)
     if problem is not None:
         if not convert:
+            frames = problem.startswith("holds")
             raise BandError(
                 f"{path} {problem} {wanted}",
-                f"convert it, or {CONVERT}",
-                _KINDS.get(_BANDS_OF_MODE.get(image.mode, 0), ""),
+                f"extract what is wanted, or {CONVERT}, which takes the first"
+                if frames
+                else f"convert it, or {CONVERT}",
+                "" if frames else _KINDS.get(_BANDS_OF_MODE.get(image.mode, 0), ""),
                 f"{_of_many(problem)} {wanted}",
             )
         try:

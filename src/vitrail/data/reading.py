@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.band_files import BandFiles, check_pattern, stack_pictures, stack_rasters
-from vitrail.data.faults import BAND_COUNT, DEEP, BandError, PointerError, UnreadableError
+from vitrail.data.faults import BAND_COUNT, DEEP, TRAINING_ONLY, BandError, PointerError, UnreadableError
 from vitrail.data.images import BANDS, Picture, decode_picture, image_size, resize_picture
 from vitrail.data.listing import is_tiff
 from vitrail.data.no_data import no_data_mask
@@ -198,7 +198,7 @@ class FileReader:
             if tiff and not self.named:
                 remedy = "name its bands with data.band_names to read it as a raster"
                 if error.kind != DEEP:
-                    remedy = f"{error.remedy}, or {remedy}"
+                    remedy = f"{error.remedy}{TRAINING_ONLY}{remedy.removeprefix('name its bands')}"
                 raise type(error)(error.problem, remedy, error.kind, error.summary) from error
             raise
 

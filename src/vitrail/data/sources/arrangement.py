@@ -126,8 +126,9 @@ def _class_folders(folder: Path, each: bool, listings: list[Listing], found: Arr
     own = [list_images(path, each=each) for path in subfolders(folder)]
     listings += [direct, *own]
     if not own:
+        only = f" and no image, only {by_suffix(direct.passed_over)}" if direct.passed_over and not direct.files else ""
         raise DataError(
-            f"{folder} has no class folders; put each class's images into a folder of its own"
+            f"{folder} has no class folders{only}; put each class's images into a folder of its own"
             + ("" if not direct.files else ", or pre-train on them without classes (data.source unlabelled)")
         )
     passed = [path for listing in (direct, *own) for path in listing.passed_over]
@@ -158,6 +159,8 @@ def _remedy(files: Sequence[Path]) -> str:
         return "videos are not read: extract their frames into images"
     if suffixes & set(_ARRAYS):
         return "name an array or Parquet file itself (data.source arrays or parquet)"
+    if suffixes & {".xyz", ".pcd", ".ply", ".las", ".laz", ".off", ".stl", ".obj"}:
+        return "point clouds are no images"
     if suffixes & {".zip", ".tar", ".gz", ".7z", ".rar"}:
         return "unpack the archives"
     return "add images"

@@ -141,7 +141,9 @@ class FileSource(ImageSource):
         kept = [i for i in range(len(files["image"])) if i not in gone]
         if unreadable and (not skip or not kept):
             named = [(str(file), error) for _, file, error in unreadable]
-            raise DataError(unreadable_message(named, len(work), f"{len(work):,} files", skipped=skip))
+            raise DataError(
+                unreadable_message(named, len(work), f"{len(work):,} files", skipped=skip, of_run=self._of_run)
+            )
         if other_bands:
             raise DataError(bands_message(other_bands, len(work), of_run=self._of_run))
         self._decide_ranges(seen, kept)
