@@ -10,6 +10,10 @@ METRICS_FILE = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 EXPLANATIONS_FILE = "explanations.json"
 
+# What a figure says of itself, so that it is known where it lies among images.
+FIGURE_METADATA = {"Software": "vitrail"}
+FIGURE_MARK = b"Software\0vitrail"
+
 # One name of the first set beside one of the second make a folder one of ours.
 _MARKS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
     # A run folder.

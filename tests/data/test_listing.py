@@ -8,9 +8,10 @@ import tifffile
 from PIL import Image
 
 from tests.images import make_folder, save_image
+from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.listing import describe_passed_over, is_tiff, list_images
+from vitrail.data.listing import describe_passed_over, is_tiff, list_by_suffix, list_images
 from vitrail.errors import DataError
 from vitrail.files import is_lfs_pointer
 
@@ -257,3 +258,28 @@ def test_a_set_of_several_kinds_gives_each_remedy_once(tmp_path):
         folder(tmp_path)
     assert str(told.value).count("convert it") == 1
     assert str(told.value).count("flatten it") == 1
+
+
+def test_a_figure_of_vitrail_is_no_image(tmp_path, capsys):
+    make_folder(tmp_path / "d", splits=(), per_class=12)
+    show = ["data", "show", "--data.source", "folder", "--data.path", str(tmp_path / "d"), "--data.img_size", "16"]
+    assert main([*show, "--out", str(tmp_path / "d" / "dark" / "data.png"), "--images", "2", "--times", "2"]) == 0
+    capsys.readouterr()
+    assert len(folder(tmp_path / "d").source) == 24
+    assert "passed over 1 figure that vitrail drew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("source", "name"), [("table", "t.csv"), ("parquet", "t.parquet"), ("arrays", "x.npz")])
+def test_a_pointer_in_the_place_of_a_table_or_of_arrays(tmp_path, source, name):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(DataError, match=rf"{name} is a Git LFS pointer .*git lfs pull"):
+        open_data(DataConfig(source=source, path=str(tmp_path / name)), (8, 8))
+
+
+def test_a_folder_of_parquet_files_lists_none_of_a_run(tmp_path):
+    for name in ("train-0.parquet", "runs/x/predictions/test.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for name in ("recipe.yaml", "environment.json"):
+        (tmp_path / "runs" / "x" / name).write_text("{}")
+    assert [file.name for file in list_by_suffix(tmp_path, ".parquet")] == ["train-0.parquet"]

@@ -219,3 +219,13 @@ def test_metadata_with_sizes_that_are_none(tmp_path, name, value, capsys):
     assert unchanged(model, before)
     assert main(["weights", str(path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "model.safetensors"])
+def test_a_git_lfs_pointer_is_no_damaged_file(tmp_path, name, capsys):
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(WeightsError, match=r"is a Git LFS pointer .*run `git lfs pull`"):
+        vitrail.load_weights(build("vit", 1), path)
+    assert main(["weights", str(path)]) == 1
+    assert "git lfs pull" in capsys.readouterr().err

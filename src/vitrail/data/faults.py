@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitrail.errors import DataError
-from vitrail.files import LFS_REMEDY
+from vitrail.files import LFS_REMEDY, is_lfs_pointer
 
 # Values of `BandError.kind`: bands that `data.color` reads as they are, more than 8 bits a band, and another number of
 # bands than are named.
@@ -48,6 +48,16 @@ class PointerError(UnreadableError):
 
     def __init__(self, name: str | Path) -> None:
         super().__init__(f"{name} is a Git LFS pointer in the place of an image", LFS_REMEDY, "pointer")
+
+
+def refuse_pointer(file: Path) -> None:
+    """Refuse a file of many images, or a table of them, in whose place Git LFS has left a pointer.
+
+    Raises:
+        DataError: It is one.
+    """
+    if is_lfs_pointer(file):
+        raise DataError(f"{file} is a Git LFS pointer in the place of the data; {LFS_REMEDY}")
 
 
 Fault = tuple[str, DataError]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vitrail.errors import DataError
 from vitrail.files import is_lfs_pointer
-from vitrail.outputs import is_output_folder
+from vitrail.outputs import FIGURE_MARK, is_output_folder
 
 # Formats of images, also those that nothing here decodes: an image that cannot be read is an error, never passed over.
 IMAGE_SUFFIXES = frozenset(
@@ -60,6 +60,7 @@ class Listing:
         files: The images, in order; a link that leads nowhere is among them, as a fault to report.
         passed_over: Files that are no images, in order.
         outputs: Folders that vitrail wrote, which were not entered.
+        figures: Figures that vitrail wrote.
         loops: Links that lead back to a folder above them, which were not followed.
         repeated: Links to folders that were entered already, which were not followed.
     """
@@ -69,6 +70,7 @@ class Listing:
     files: list[Path] = field(default_factory=list)
     passed_over: list[Path] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
+    figures: list[Path] = field(default_factory=list)
     loops: list[Path] = field(default_factory=list)
     repeated: list[Path] = field(default_factory=list)
 
@@ -91,7 +93,9 @@ def list_images(folder: Path, *, deep: bool = True, each: bool = False) -> Listi
     unsure: list[Path] = []
     for path in _walk(folder, found, each):
         suffix = path.suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
+        if suffix == ".png" and FIGURE_MARK in _beginning(path):
+            found.figures.append(path)
+        elif suffix in IMAGE_SUFFIXES:
             found.files.append(path)
         elif suffix in _COMPANIONS:
             found.passed_over.append(path)
@@ -106,6 +110,11 @@ def list_images(folder: Path, *, deep: bool = True, each: bool = False) -> Listi
 def list_files(folder: Path) -> list[Path]:
     """The images under a folder, in order; see :func:`list_images`."""
     return list_images(folder).files
+
+
+def list_by_suffix(folder: Path, suffix: str) -> list[Path]:
+    """The files of a suffix under a folder, in order; folders that vitrail wrote are left out."""
+    return sorted(path for path in _walk(folder, Listing(folder), False) if path.suffix.lower() == suffix)
 
 
 def is_tiff(path: Path) -> bool:
@@ -129,6 +138,9 @@ def describe_passed_over(listings: Sequence[Listing]) -> list[str]:
             f"passed over {count_of(len(outputs), 'folder')} that vitrail wrote (runs, suites, explanations): "
             f"{_few(outputs)}"
         )
+    figures = [str(path) for listing in listings for path in listing.figures]
+    if figures:
+        lines.append(f"passed over {count_of(len(figures), 'figure')} that vitrail drew: {_few(figures)}")
     loops = [str(path) for listing in listings for path in listing.loops]
     if loops:
         lines.append(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from vitrail.outputs import FIGURE_METADATA
 from vitrail.report.eye import as_pictures
 from vitrail.report.picture import shorten
 
@@ -53,7 +54,7 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
     if columns > 1:
         axes[0, 1].annotate("as training changes it", (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
                             textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
-    figure.savefig(out, format="png", dpi=110)
+    figure.savefig(out, format="png", dpi=110, metadata=FIGURE_METADATA)
 
 
 def _stream_title(name: str, bands: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from vitrail.files import replacing
+from vitrail.outputs import FIGURE_METADATA
 
 # Inches that a phone shows with letters that can be read.
 _NARROW = 5.0
@@ -66,7 +67,7 @@ def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Pic
             format=kind,
             dpi=150,
             bbox_inches="tight",
-            metadata={"Date": None} if kind == "svg" else None,
+            metadata={"Date": None} if kind == "svg" else FIGURE_METADATA,
         )
         # Once is enough: the places of the panels are the same in both files.
         figure.set_layout_engine("none")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitrail.data.faults import refuse_pointer
 from vitrail.data.sources import hdf5
 from vitrail.errors import ConfigError, DataError, closest
 
@@ -37,6 +38,7 @@ def _read(path: Path) -> dict[str, Array]:
     """
     if not path.is_file():
         raise DataError(f"no file of arrays at {path}; check data.path")
+    refuse_pointer(path)
     kind = path.suffix.lower()
     if kind not in (".npy", ".npz", ".mat", *hdf5.SUFFIXES):
         raise DataError(f"{path} is no .npy, .npz, .mat or HDF5 file; check data.path, or take another data.source")

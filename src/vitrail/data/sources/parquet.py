@@ -9,6 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vitrail.data.faults import refuse_pointer
+from vitrail.data.listing import list_by_suffix
 from vitrail.data.sources.embedded import Part
 from vitrail.errors import DataError
 
@@ -33,13 +35,16 @@ def parquet_parts(path: str | Path) -> list[Part]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith("."))
+        files = list_by_suffix(path, ".parquet")
         if not files:
             raise DataError(f"the folder {path} holds no Parquet file (*.parquet)")
-        return files
-    if not path.is_file():
+    elif path.is_file():
+        files = [path]
+    else:
         raise DataError(f"no Parquet file at {path}; check data.path")
-    return [path]
+    for file in files:
+        refuse_pointer(file)
+    return files
 
 
 def _schema(file: Path) -> pa.Schema:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import Label, as_label, clean_name
+from vitrail.data.faults import refuse_pointer
 from vitrail.errors import ConfigError, DataError, closest
 
 _NAMED = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|"}
@@ -107,6 +108,7 @@ def read_table(file: Path, form: TableForm, kept: str | None, is_image: Callable
         raise DataError(f"no table at {file}; check data.path") from error
     except OSError as error:
         raise DataError(f"cannot read {file} as a table: {error.strerror or error}") from error
+    refuse_pointer(file)
     if content.startswith(_PARQUET) or file.suffix.lower() in (".parquet", ".pq"):
         for name in ("separator", "header", "encoding"):
             if getattr(form, name) is not None:

@@ -20,6 +20,7 @@ from matplotlib.patheffects import Normal, withStroke
 from matplotlib.ticker import MaxNLocator
 
 from vitrail.files import replacing
+from vitrail.outputs import FIGURE_METADATA
 from vitrail.report.figures import PALETTE
 
 Pair = tuple[int, int]
@@ -255,7 +256,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     for kind in ("png", "svg"):
         path = folder / f"{name}.{kind}"
         with replacing(path) as temporary:
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            metadata = {"Date": None} if kind == "svg" else FIGURE_METADATA
             figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
         # Once is enough: the places of the panels are the same in both files.
         figure.set_layout_engine("none")
