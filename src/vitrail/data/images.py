@@ -36,9 +36,8 @@ _ONE_PICTURE = "MPO"
 _ORIENTATION = 274
 # Values of it for images that lie on their side.
 _TURNED = (5, 6, 7, 8)
-# Tags of TIFF pages: what kind of page it is (bits: of reduced size, a mask), and the value that is no data (GDAL).
-_SUBFILE_TYPE, _GDAL_NODATA = 254, 42113
-_REDUCED, _MASK = 1, 4
+# Tag of TIFF pages: the value that is no data (GDAL).
+_GDAL_NODATA = 42113
 # Pillow has one limit of pixels for all: while a larger picture is opened on purpose, nobody else changes it.
 _PILLOW_LIMIT = threading.Lock()
 _FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
@@ -55,7 +54,7 @@ def inspect_image(path: Path) -> tuple[str, int]:
     """
     try:
         with Image.open(path) as image:
-            return image.mode, _frames(image)
+            return image.mode, _pages(image, path)[0]
     except _FAULTS as error:
         raise _unreadable(path, path, error) from error
 
@@ -167,7 +166,6 @@ def decode_picture(
     """
     name = name or str(file)
     declared: list[float] = list(no_data or ())
-    hidden: npt.NDArray[np.bool_] | None = None
     try:
         image = _open(file, max_pixels)
         with image:
@@ -177,11 +175,10 @@ def decode_picture(
             if size is not None:
                 # JPEG can be decoded at a half, a quarter or an eighth of its size; never below what is wanted.
                 image.draft(image.mode, (size[1], size[0]))
-            frames, stored = _frames(image), _stored_as(image)
+            (frames, hidden), stored = _pages(image, file), _stored_as(image)
             if image.format == "TIFF" and no_data != ():
                 mark = parse_no_data(str(image.tag_v2.get(_GDAL_NODATA, "")), name)  # type: ignore[attr-defined]
                 declared += [] if mark is None else [mark]
-                hidden = _tiff_mask(image)
             turned = image.getexif().get(_ORIENTATION) in _TURNED
             image.load()
     except DataError:
@@ -193,7 +190,9 @@ def decode_picture(
     if image.format == "TIFF" and turned and image.info.get("compression") == "raw":
         image = _turned_tiff(file, image)
     pixels = _to_bands(image, name, color, band_problem(image.mode, frames, color), convert)
-    if convert and no_data != ():
+    if no_data == ():
+        hidden = None
+    elif convert:
         hidden = _transparent(image, hidden)
     mask = None if hidden is None else Image.fromarray(hidden)
     if mask is not None and image.format != "TIFF":
@@ -266,31 +265,14 @@ def parse_no_data(text: str, name: object) -> float | None:
         ) from error
 
 
-def _tiff_mask(image: Image.Image) -> npt.NDArray[np.bool_] | None:
-    """The pixels that a TIFF's mask of full size takes out; None where it has no mask."""
-    hidden = None
-    for frame in range(1, getattr(image, "n_frames", 1)):
-        image.seek(frame)
-        if _page_kind(image) == _MASK:
-            hidden = np.array(image.convert("L")) == 0
-            break
-    image.seek(0)
-    return hidden
-
-
 def _turned_tiff(file: Path | bytes, image: Image.Image) -> Image.Image:
     """A TIFF without compression that lies on its side, whose lines Pillow 13.0 cuts at the wrong length."""
-    from vitrail.data.rasters import open_raster  # which needs this module for everything else
+    from vitrail.data.rasters import open_raster
 
     planes = open_raster(io.BytesIO(file) if isinstance(file, bytes) else file).values
     upright = Image.fromarray(np.ascontiguousarray(np.moveaxis(planes, 0, 2).squeeze()), image.mode)
     upright.format = image.format
     return upright
-
-
-def _page_kind(image: Image.Image) -> int:
-    kind = int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & (_REDUCED | _MASK)  # type: ignore[attr-defined]
-    return kind
 
 
 def _transparent(image: Image.Image, hidden: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
@@ -303,19 +285,17 @@ def _transparent(image: Image.Image, hidden: npt.NDArray[np.bool_] | None) -> np
     return clear if hidden is None else hidden | clear
 
 
-def _frames(image: Image.Image) -> int:
+def _pages(image: Image.Image, file: Path | bytes) -> tuple[int, npt.NDArray[np.bool_] | None]:
+    """Number of a file's images, and the pixels that a mask takes out (a TIFF's: they are further pages)."""
     if image.format == _ONE_PICTURE:
-        return 1
-    frames = getattr(image, "n_frames", 1)
-    if image.format != "TIFF" or frames == 1:
-        return int(frames)
-    # Masks and images of reduced size belong to the first page and are no images of their own.
-    own = 0
-    for frame in range(frames):
-        image.seek(frame)
-        own += not _page_kind(image)
-    image.seek(0)
-    return own
+        return 1, None
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1), None
+    if not image.tag_v2.next:  # type: ignore[attr-defined]
+        return 1, None
+    from vitrail.data.rasters import inspect_pages  # which needs this module for everything else
+
+    return inspect_pages(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def _stored_as(image: Image.Image) -> str:

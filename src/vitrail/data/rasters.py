@@ -7,10 +7,10 @@ import lzma
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 File = Path | IO[bytes]
+Result = TypeVar("Result")
 # What tifffile raises for files that are damaged, cut off, or compressed in a way that needs another package: an
 # ImportError where this Python lacks a codec of its own (ZSTD before 3.14), NotImplementedError and the like inside.
 _FAULTS = (
@@ -91,6 +92,32 @@ def open_raster(
         BandError: A file that holds several images of several bands.
         UnreadableError: Not a TIFF that can be read, one whose pages are of different sizes, or too large a one.
     """
+    return _with_pages(path, lambda file: _open(file, path, bands, max_pixels, size))
+
+
+def inspect_pages(path: File) -> tuple[int, npt.NDArray[np.bool_] | None]:
+    """Count the images of a TIFF file of several pages.
+
+    Returns:
+        Number of its images, without overviews and masks; and the pixels that its mask takes out, shape ``(H, W)``,
+        turned as the file says that it is to be seen, None where it has no mask.
+
+    Raises:
+        UnreadableError: Not a TIFF that can be read.
+    """
+
+    def look(file: TiffFile) -> tuple[int, npt.NDArray[np.bool_] | None]:
+        images, masks = _sort_pages(file)
+        if not masks:
+            return len(images), None
+        invalid = _planes(masks[0], path)[0] == 0
+        return len(images), _turn(invalid, int(_tag(images[0], _ORIENTATION) or 1))
+
+    return _with_pages(path, look)
+
+
+def _with_pages(path: File, look: Callable[[TiffFile], Result]) -> Result:
+    """Open a TIFF file; what goes wrong becomes one line."""
     import tifffile
 
     # What it logs about a damaged file beside raising would be a second message about the same thing.
@@ -99,7 +126,7 @@ def open_raster(
         raise PointerError(path)
     try:
         with tifffile.TiffFile(path) as file:
-            return _open(file, path, bands, max_pixels, size)
+            return look(file)
     except (BandError, UnreadableError):
         raise
     except _FAULTS as error:
@@ -111,10 +138,16 @@ def open_raster(
         raise UnreadableError(f"{path} is no TIFF that can be read ({reason})", remedy) from error
 
 
-def _open(file: TiffFile, path: File, bands: int | None, max_pixels: int | None, size: tuple[int, int]) -> Raster:
+def _sort_pages(file: TiffFile) -> tuple[list[TiffPage], list[TiffPage]]:
+    """The images of a file, and their masks of full size."""
     pages: list[TiffPage] = [page for page in file.pages if page is not None]  # type: ignore[misc]
     # A file of nothing but thumbnails or masks holds these as its images.
     images = [page for page in pages if not _kind(page)] or pages[:1]
+    return images, [page for page in pages if page not in images and _kind(page) & (_MASK | _REDUCED) == _MASK]
+
+
+def _open(file: TiffFile, path: File, bands: int | None, max_pixels: int | None, size: tuple[int, int]) -> Raster:
+    images, masks = _sort_pages(file)
     if not images:
         raise UnreadableError(f"{path} is no TIFF that can be read (it holds no image)", "remove or replace it")
     first = images[0]
@@ -128,9 +161,8 @@ def _open(file: TiffFile, path: File, bands: int | None, max_pixels: int | None,
     per_page = first.samplesperpixel
     if len(images) > 1 and per_page > 1:
         raise BandError(f"{path} holds {len(images)} images of {per_page} bands where one is wanted", "keep one")
-    masks = [page for page in pages if _kind(page) & _MASK and not _kind(page) & _REDUCED]
     if max_pixels is not None and height * width > max_pixels:
-        images, masks = _overview(pages, path, max_pixels, (height, width), size, len(images))
+        images, masks = _overview(file, path, max_pixels, (height, width), size, len(images))
     values = _values(file, images, path)
     invalid = None
     if masks:
@@ -166,7 +198,7 @@ def _tag(page: TiffPage, code: int) -> Any:
 
 
 def _overview(
-    pages: Sequence[TiffPage],
+    file: TiffFile,
     path: File,
     max_pixels: int,
     own: tuple[int, int],
@@ -174,6 +206,7 @@ def _overview(
     number: int,
 ) -> tuple[list[TiffPage], list[TiffPage]]:
     """The smallest overview that holds the wanted size, or else the largest that may be decoded; and its mask."""
+    pages: list[TiffPage] = [page for page in file.pages if page is not None]  # type: ignore[misc]
     smaller = [
         page
         for page in pages
