@@ -1,0 +1,158 @@
+"""Forms of TIFF files: each is read, or gives one line and can be skipped."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from tests.rasters import BANDS, write_classes, write_tiff
+from vitrail.config import DataConfig
+from vitrail.data import open_data
+from vitrail.data.images import image_size, read_image
+from vitrail.data.rasters import open_raster, read_raster
+from vitrail.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+def as_compressed(path, code):
+    """The same file, which says that its pixels are compressed in another way."""
+    raw = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        offsets = [page.tags["Compression"].valueoffset for page in file.pages]
+    for offset in offsets:
+        raw[offset : offset + 2] = code.to_bytes(2, "little")
+    path.write_bytes(raw)
+
+
+def as_many_sizes(path):
+    with tifffile.TiffWriter(path) as file:
+        file.write(RNG.integers(0, 99, (16, 16)).astype("uint16"), photometric="minisblack", metadata=None)
+        file.write(RNG.integers(0, 99, (8, 9)).astype("uint16"), photometric="minisblack", metadata=None)
+
+
+FAULTS = {
+    **{str(code): lambda path, code=code: as_compressed(path, code) for code in
+       (2, 3, 5, 6, 7, 99, 32773, 32946, 34712, 34887, 34892, 34925, 50000, 50001, 50002, 50003, 65000, 65535)},
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "header": lambda path: path.write_bytes(path.read_bytes()[:60]),
+    "sizes": as_many_sizes,
+    "no pages": lambda path: path.write_bytes(b"II*\0\0\0\0\0"),
+    "metadata": lambda path: write_tiff(path, RNG.random((2, 16, 16)).astype("float32"), scale=["x", "y"]),
+    "nodata": lambda path: write_tiff(path, RNG.random((2, 16, 16)).astype("float32"), nodata="nothing"),
+    "too large": lambda path: write_tiff(path, RNG.integers(0, 99, (2, 40, 40)).astype("uint16")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_one_line_and_can_be_skipped(tmp_path, fault):
+    write_classes(tmp_path / "d", lambda c: RNG.integers(0, 99, (2, 16, 16)).astype("uint16"))
+    FAULTS[fault](tmp_path / "d" / "0" / "0.tif")
+    config = {"source": "folder", "path": str(tmp_path / "d"), "band_names": BANDS, "scale": 100, "max_pixels": 1000}
+    with pytest.raises(DataError, match=r"1 of 12 files.*0/0\.tif") as told:
+        open_data(DataConfig(**config), (8, 8))
+    assert "\n" not in str(told.value)
+    if fault in ("5", "7", "50000", "34887", "50001"):
+        assert "pip install 'vitrail[rasters]'" in str(told.value)
+    data = open_data(DataConfig(**config, on_unreadable="skip"), (8, 8))
+    assert [key for key, _ in data.source.left_out] == ["0/0.tif"]
+    assert len(data.source) == 11
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_orientation_is_that_of_pictures(tmp_path, orientation, compression):
+    x = RNG.integers(0, 255, (9, 5, 3)).astype("uint8")
+    Image.fromarray(x).save(tmp_path / "x.png", exif=_orientation(orientation))
+    tag = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "x.tif", x, photometric="rgb", extratags=tag, compression=compression)
+    seen = read_image(tmp_path / "x.png").numpy()
+    assert np.array_equal(read_raster(tmp_path / "x.tif"), seen)
+    assert np.array_equal(read_image(tmp_path / "x.tif").numpy(), seen)
+    assert image_size(tmp_path / "x.tif") == image_size(tmp_path / "x.png") == seen.shape[1:]
+
+
+def _orientation(value):
+    exif = Image.Exif()
+    exif[274] = value
+    return exif
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 50), (1, 50, 1), (3, 1, 50), (3, 50, 1), (1, 1, 1), (4, 1, 1), (2, 1, 2)])
+@pytest.mark.parametrize("form", ["planes", "interleaved", "pages"])
+@pytest.mark.parametrize("described", [True, False])
+def test_thin_images_keep_their_shape(tmp_path, shape, form, described):
+    x = RNG.integers(0, 999, shape).astype("uint16")
+    options = {"photometric": "minisblack", **({} if described else {"metadata": None})}
+    path = tmp_path / "x.tif"
+    if form == "pages":
+        with tifffile.TiffWriter(path) as file:
+            for band in x:
+                file.write(band, contiguous=False, photometric="minisblack", metadata=None)
+    elif form == "interleaved" and len(x) > 1:
+        tifffile.imwrite(path, x.transpose(1, 2, 0), planarconfig="contig", **options)
+    elif len(x) > 1:
+        tifffile.imwrite(path, x, planarconfig="separate", **options)
+    else:
+        tifffile.imwrite(path, x[0], **options)
+    assert np.array_equal(read_raster(path), x)
+
+
+def test_stacks_of_imagej_are_bands(tmp_path):
+    x = RNG.integers(0, 999, (6, 7, 5)).astype("uint16")
+    tifffile.imwrite(tmp_path / "x.tif", x, imagej=True, metadata={"axes": "ZYX"})
+    assert np.array_equal(read_raster(tmp_path / "x.tif"), x)
+
+
+def pyramid(path, shape=(64, 48), levels=3, mask=None):
+    x = RNG.integers(0, 999, shape).astype("uint16")
+    with tifffile.TiffWriter(path) as file:
+        file.write(x, photometric="minisblack", metadata=None)
+        if mask is not None:
+            file.write(mask, subfiletype=4, photometric="minisblack", metadata=None)
+        for level in range(1, levels + 1):
+            file.write(x[:: 2**level, :: 2**level], photometric="minisblack", subfiletype=1, metadata=None)
+            if mask is not None:
+                small = mask[:: 2**level, :: 2**level]
+                file.write(small, subfiletype=5, photometric="minisblack", metadata=None)
+    return x
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_overviews_are_no_images_and_stand_in_for_large_ones(tmp_path, masked):
+    mask = RNG.random((64, 48)) < 0.8 if masked else None
+    path = tmp_path / "x.tif"
+    x = pyramid(path, mask=mask)
+    whole = open_raster(path)
+    assert np.array_equal(whole.values[0], x)
+    assert (whole.invalid is None) if mask is None else np.array_equal(whole.invalid, ~mask)
+    for wanted, step in (((16, 12), 4), ((17, 12), 2), ((60, 40), 2), ((2, 2), 8)):
+        small = open_raster(path, max_pixels=1000, size=wanted)
+        assert np.array_equal(small.values[0], x[::step, ::step])
+        assert mask is None or np.array_equal(small.invalid, ~mask[::step, ::step])
+    with pytest.raises(
+        DataError, match=r"64 x 48 = 3072 pixels, more than data\.max_pixels 10; .*raise data\.max_pixels"
+    ):
+        open_raster(path, max_pixels=10)
+
+
+def test_large_pictures_are_reduced_where_their_format_allows_it(tmp_path):
+    x = np.kron(RNG.integers(0, 255, (20, 16, 3)), np.ones((20, 20, 1))).astype("uint8")
+    Image.fromarray(x).save(tmp_path / "x.jpg", quality=95)
+    Image.fromarray(x).save(tmp_path / "x.png")
+    whole = read_image(tmp_path / "x.jpg", size=(20, 16)).float()
+    for most in (400 * 320, 50_000, 10_000, 2_000):
+        small = read_image(tmp_path / "x.jpg", size=(20, 16), max_pixels=most).float()
+        assert (small - whole).abs().mean() < 12
+    for name, most in (("x.jpg", 500), ("x.png", 400 * 320 - 1)):
+        with pytest.raises(DataError, match=rf"400 x 320 = 128000 pixels, more than data\.max_pixels {most}"):
+            read_image(tmp_path / name, max_pixels=most)
+
+
+def test_a_raised_limit_admits_what_pillow_alone_would_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.fromarray(np.zeros((60, 60), "uint8")).save(tmp_path / "x.png")
+    with pytest.raises(DataError, match="could be decompression bomb"):
+        read_image(tmp_path / "x.png", "gray")
+    assert read_image(tmp_path / "x.png", "gray", max_pixels=3600).shape == (1, 60, 60)
+    assert Image.MAX_IMAGE_PIXELS == 1000

@@ -1,0 +1,276 @@
+"""From stored values to 0..1: ranges that are known, stated, decided by type, or asked for."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.images import embed_images, make_folder
+from tests.rasters import BANDS, write_classes, write_tiff
+from vitrail.config import DataConfig
+from vitrail.config.load import dump_recipe, load_recipe
+from vitrail.data import open_data
+from vitrail.data.statistics import read_statistics, write_statistics
+from vitrail.errors import ConfigError, DataError, DataWarning
+from vitrail.models.registry import find_family
+
+SIZE = (8, 8)
+
+
+def folder(root, **settings):
+    return open_data(DataConfig(source="folder", path=str(root), band_names=BANDS, **settings), SIZE)
+
+
+def arrays(path, images, labels=None, **settings):
+    labels = np.arange(len(images)) % 2 if labels is None else labels
+    np.savez(path, images=images, labels=labels)
+    return open_data(DataConfig(source="arrays", path=str(path), **settings), SIZE)
+
+
+def values_of(data):
+    return np.concatenate([data.source.load([i])["image"].numpy() for i in range(len(data.source))])
+
+
+@pytest.mark.parametrize("kind", ["uint32", "int32", "uint64", "int64", "float32", "float64", "int8"])
+@pytest.mark.parametrize("source", ["folder", "arrays"])
+def test_a_range_that_no_one_knows_is_asked_for(tmp_path, kind, source):
+    x = np.random.default_rng(0).integers(0, 120, (10, 2, 8, 8)).astype(kind)
+    wanted = rf"{kind} values.*whose range only you know; give data\.scale.*--data\.scale 1[12]0"
+    stack = iter(np.concatenate([x, x]))
+    write_classes(tmp_path / "d", lambda c: next(stack))
+    opened = {"folder": lambda: folder(tmp_path / "d"), "arrays": lambda: arrays(tmp_path / "x.npz", x)}[source]
+    with pytest.raises(DataError, match=wanted):
+        opened()
+    x[0, 0, 0, 0] = 120
+    data = arrays(tmp_path / "x.npz", x, scale=240)
+    assert np.allclose(values_of(data), x / 240, atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [("int16", "uint16"), ("uint8", "uint16"), ("float32", "uint16"), ("int16", "int32")])
+def test_files_of_several_types_ask_for_a_scale(tmp_path, kinds):
+    rng = np.random.default_rng(1)
+    draw = {c: rng.integers(0, 100, (2, 8, 8)).astype(kind) for c, kind in enumerate(kinds)}
+    write_classes(tmp_path / "d", lambda c: draw[c])
+    with pytest.raises(
+        DataError, match=rf"of several types: {kinds[0]} \(6, first .*{kinds[1]} \(6, first .*--data\.scale"
+    ):
+        folder(tmp_path / "d")
+    data = folder(tmp_path / "d", scale=100)
+    for i, key in enumerate(data.source.keys):
+        assert np.allclose(data.source.load([i])["image"][0], draw[int(key[0])] / 100, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "top"), [("uint16", 65535), ("int16", 32767)])
+def test_sixteen_bits_of_one_type_use_the_largest_of_it(tmp_path, kind, top):
+    rng = np.random.default_rng(2)
+    write_classes(tmp_path / "d", lambda c: rng.integers(0, 9000, (2, 8, 8)).astype(kind))
+    data = folder(tmp_path / "d")
+    (note,) = data.source.value_notes
+    assert f"{top}, the largest {kind}, becomes 1" in note
+    assert "fill " in note
+    assert 0.8 * 9000 / top < values_of(data).max() <= 9000 / top
+    # Values that were not stored to fill the type.
+    write_classes(tmp_path / "low", lambda c: rng.integers(0, 0.009 * top, (2, 8, 8)).astype(kind))
+    with pytest.raises(DataError, match=rf"fill 0\.\d+% of the range of {kind}.*give --data\.scale \d+"):
+        folder(tmp_path / "low")
+
+
+STATED = [
+    ({"scale": 30.0, "offset": -25.0}, [(-25, 5), (-25, 5)]),
+    ({"scale": (30.0, 20.0), "offset": -25.0}, [(-25, 5), (-25, -5)]),
+    ({"scale": 30.0, "offset": (-25.0, -20.0)}, [(-25, 5), (-20, 10)]),
+    ({"range": (-25.0, 5.0)}, [(-25, 5), (-25, 5)]),
+    ({"range": ((-25.0, 5.0), (-30.0, 0.0))}, [(-25, 5), (-30, 0)]),
+    ({"scale": 30.0}, [(0, 30), (0, 30)]),
+]
+
+
+@pytest.mark.parametrize(("settings", "limits"), STATED)
+@pytest.mark.parametrize("source", ["folder", "arrays"])
+def test_stated_ranges_band_by_band(tmp_path, settings, limits, source):
+    rng = np.random.default_rng(3)
+    low = 0 if settings == {"scale": 30.0} else -22
+    x = rng.uniform(low, low + 17, (12, 2, 8, 8)).astype("float32")
+    if source == "folder":
+        stack = iter(x)
+        data = folder(write_classes(tmp_path / "d", lambda c: next(stack)), **settings)
+    else:
+        data = arrays(tmp_path / "x.npz", x, band_names=BANDS, layout="channels_first", **settings)
+    wanted = np.stack([(x[:, b] - lo) / (hi - lo) for b, (lo, hi) in enumerate(limits)], 1)
+    assert np.allclose(values_of(data), wanted.clip(0, 1), atol=1e-6)
+
+
+def test_values_outside_of_the_range_are_counted(tmp_path):
+    rng = np.random.default_rng(4)
+    x = rng.normal(0.5, 0.35, (40, 2, 8, 8)).astype("float32")
+    x[:, 1] = x[:, 1].clip(0, 1)
+    with pytest.warns(DataWarning, match=r"data\.scale: values of vv \(\d.\d% below, \d.\d% above\).*--data\.range"):
+        data = arrays(tmp_path / "x.npz", x, band_names=BANDS, scale=1)
+    rows = data.indices("train")
+    band, clean = data.measure().streams["image"]
+    assert band.cut_low == pytest.approx((x[rows, 0] < 0).mean(), abs=1e-6)
+    assert band.cut_high == pytest.approx((x[rows, 0] > 1).mean(), abs=1e-6)
+    assert (clean.cut_low, clean.cut_high) == (0, 0)
+    with pytest.raises(
+        DataError, match=r"data\.scale: most values of vv \(\d.*above\).* would be cut off; --data\.range"
+    ):
+        arrays(tmp_path / "x.npz", x + np.array([9, 0])[:, None, None].astype("float32"), band_names=BANDS, scale=1)
+    with pytest.raises(DataError, match=r"data\.scale: most values of vv \(100\.0% below.*--data\.range '\[-\d"):
+        arrays(tmp_path / "x.npz", x - 30, band_names=BANDS, scale=30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        arrays(tmp_path / "x.npz", x, band_names=BANDS, range=(-2.0, 3.0))
+
+
+def test_patches_of_a_scene_count_their_own_pixels(tmp_path):
+    rng = np.random.default_rng(5)
+    cube = rng.uniform(0, 1, (20, 24, 3)).astype("float32")
+    cube[3:9, 5:20, 1] = 1.5
+    plane = rng.integers(1, 3, (20, 24))
+    np.savez(tmp_path / "s.npz", cube=cube, labels=plane)
+    with pytest.warns(DataWarning, match=r"band_2"):
+        data = open_data(DataConfig(source="arrays", path=str(tmp_path / "s.npz"), scale=1, patch=5, block=6), (5, 5))
+    tally = data.source.values["image"].tally
+    for i, (row, column) in enumerate(data.source.scene.corners):
+        wanted = (cube[row : row + 5, column : column + 5] > 1).sum((0, 1))
+        assert tally.above[i].tolist() == wanted.tolist()
+    assert set(tally.pixels.ravel().tolist()) == {25}
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(0.0001, 0.0), (0.0001, -0.1), ((0.0001, 0.00005), (0.0, 0.2))])
+def test_a_files_own_scale_and_offset_come_first(tmp_path, scale, offset):
+    rng = np.random.default_rng(6)
+    x = rng.integers(1200, 8000, (12, 2, 8, 8)).astype("uint16")
+    stack = iter(x)
+    write_classes(tmp_path / "d", lambda c: next(stack), scale=scale, offset=offset)
+    physical = x * np.broadcast_to(scale, 2)[:, None, None] + np.broadcast_to(offset, 2)[:, None, None]
+    data = folder(tmp_path / "d")
+    assert "own scale and offset" in data.source.value_notes[0]
+    assert np.allclose(values_of(data), physical.clip(0, 1), atol=1e-6)
+    assert np.allclose(values_of(folder(tmp_path / "d", range=(-0.5, 1.5))), (physical + 0.5) / 2, atol=1e-6)
+    with pytest.raises(
+        DataError, match=r"data\.scale: .*once its own scale and offset are applied.*0\.0\d% of the stated"
+    ):
+        folder(tmp_path / "d", scale=10000)
+
+
+def test_some_files_with_a_scale_of_their_own_and_some_without(tmp_path):
+    x = np.random.default_rng(7).integers(1000, 8000, (2, 8, 8)).astype("uint16")
+    write_classes(tmp_path / "d", lambda c: x, scale=0.0001)
+    write_tiff(tmp_path / "d" / "0" / "0.tif", x)
+    with pytest.raises(DataError, match=r"several types: uint16 \(1, first .*0\.tif\), physical \(11, first"):
+        folder(tmp_path / "d")
+    write_tiff(tmp_path / "d" / "0" / "0.tif", (x * 0.0001).astype("float32"))
+    assert np.allclose(values_of(folder(tmp_path / "d", scale=1)), x * 0.0001, atol=1e-6)
+
+
+def test_decibels_of_a_files_own_scale_are_asked_about(tmp_path):
+    x = np.random.default_rng(8).integers(0, 2000, (2, 8, 8)).astype("uint16")
+    write_classes(tmp_path / "d", lambda c: x, scale=0.01, offset=-25)
+    with pytest.raises(DataError, match=r"most values of vv \(100\.0% below.*--data\.range '\[-25, -5"):
+        folder(tmp_path / "d")
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16"])
+def test_a_recorded_type_is_not_decided_anew(tmp_path, kind):
+    x = np.random.default_rng(9).integers(20, 120, (2, 8, 8))
+    write_classes(tmp_path / "d", lambda c: x.astype(kind))
+    data = folder(tmp_path / "d", value_type=kind)
+    assert data.source.values["image"].limits.kind == kind
+    other = {"uint8": "uint16", "uint16": "int16", "int16": "uint8"}[kind]
+    with pytest.raises(DataError, match=rf"0\.tif holds {kind} values and the run was trained on {other}"):
+        folder(tmp_path / "d", value_type=other)
+    with pytest.raises(DataError, match=rf"holds {kind} values and the run was trained on physical"):
+        folder(tmp_path / "d", value_type="physical")
+
+
+def test_a_stated_range_holds_for_pictures_alone_too(tmp_path):
+    rng = np.random.default_rng(10)
+    for i in range(8):
+        path = tmp_path / "d" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 16, (8, 8)).astype("uint8")).save(path)
+    data = open_data(DataConfig(source="folder", path=str(tmp_path / "d"), color="gray", scale=15), SIZE)
+    x = np.array(Image.open(tmp_path / "d" / data.source.keys[0]))
+    assert np.allclose(data.source.load([0])["image"][0, 0], x / 15, atol=1e-6)
+
+
+def test_tables_of_images_follow_the_same_rule(tmp_path):
+    embed_images(tmp_path / "x.parquet", np.arange(20) % 2 + 1)
+    plain = open_data(DataConfig(source="parquet", path=str(tmp_path / "x.parquet")), SIZE)
+    stated = open_data(DataConfig(source="parquet", path=str(tmp_path / "x.parquet"), range=(0.0, 510.0)), SIZE)
+    assert plain.source.read([0])["image"].dtype.is_floating_point is False
+    assert np.allclose(values_of(stated), values_of(plain) / 2, atol=2 / 255)
+
+
+def test_a_constant_band_is_named_unless_allowed(tmp_path):
+    rng = np.random.default_rng(11)
+    write_classes(
+        tmp_path / "d", lambda c: np.stack([np.full((8, 8), 7), rng.integers(0, 200, (8, 8))]).astype("uint8")
+    )
+    data = folder(tmp_path / "d")
+    with pytest.raises(DataError, match=r"one value throughout in vv; .*--data\.allow_constant '\[vv\]'"):
+        data.statistics()
+    mean, std = folder(tmp_path / "d", allow_constant=("vv",)).statistics()["image"]
+    assert (mean[0], std[0]) == (pytest.approx(7 / 255, abs=1e-5), 1)
+    assert folder(tmp_path / "d", bands=("vh",)).statistics()["image"][0][0] > 0.2
+    # A file of statistics is no way around.
+    write_statistics(tmp_path / "s.json", data.measure())
+    assert [band.constant for band in read_statistics(tmp_path / "s.json", data.source.bands).streams["image"]] == [
+        True,
+        False,
+    ]
+    with pytest.raises(DataError, match="one value throughout in vv"):
+        folder(tmp_path / "d", statistics=str(tmp_path / "s.json")).statistics()
+
+
+def test_files_of_statistics_from_before_are_read(tmp_path):
+    data = open_data(DataConfig(source="folder", path=str(make_folder(tmp_path / "f", per_class=4))), SIZE)
+    write_statistics(tmp_path / "s.json", data.measure())
+    content = json.loads((tmp_path / "s.json").read_text())
+    content.pop("notes")
+    for band in content["streams"]["image"]:
+        for name in ("no_data", "cut_low", "cut_high", "constant"):
+            band.pop(name)
+    (tmp_path / "s.json").write_text(json.dumps(content))
+    assert read_statistics(tmp_path / "s.json", data.source.bands).streams["image"][0].no_data == 0
+
+
+WRONG = [
+    ({"scale": 0}, r"data\.scale must be above 0"),
+    ({"scale": (1.0, -1.0)}, r"data\.scale must be above 0"),
+    ({"offset": 1.0}, r"data\.offset must be left out without data\.scale"),
+    ({"range": (0.0, 1.0), "scale": 2.0}, r"data\.scale must be left out beside data\.range"),
+    ({"range": (1.0, 0.0)}, r"data\.range must be two finite values, the lower one first"),
+    ({"range": ((0.0, 1.0), (2.0, 2.0))}, r"data\.range must be two finite values"),
+    ({"spectral_range": (0.0, float("inf"))}, r"data\.spectral_range must be two finite values"),
+    ({"nodata": "none"}, r"data\.nodata must be numbers, nan, inf or -inf"),
+    ({"max_pixels": 0}, r"data\.max_pixels must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG)
+def test_settings_that_contradict_each_other(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(**settings)
+
+
+def test_ranges_for_another_number_of_bands(tmp_path):
+    x = np.random.default_rng(12).integers(0, 200, (2, 8, 8)).astype("uint8")
+    write_classes(tmp_path / "d", lambda c: x)
+    for settings in ({"scale": (1.0, 2.0, 3.0)}, {"range": ((0.0, 1.0),) * 3}, {"scale": 1.0, "offset": (1.0,) * 3}):
+        with pytest.raises(ConfigError, match=r"has 3 entries and the images have 2 bands"):
+            folder(tmp_path / "d", **settings)
+
+
+@pytest.mark.parametrize("words", [["--data.nodata", "nan"], ["--data.nodata", "[nan, -9999]"], ["--data.nodata", "[]"],
+                                   ["--data.range", "[[-25, 0], [0, 1]]"], ["--data.scale", "[1, 2]"]])  # fmt: skip
+def test_recipes_with_ranges_are_read_back_as_they_are_written(tmp_path, words):
+    def settings_of(name):
+        return find_family(name)[0].config
+
+    recipe = load_recipe(None, words, settings_of=settings_of)
+    (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(tmp_path / "r.yaml", settings_of=settings_of) == recipe
