@@ -114,7 +114,7 @@ def test_values_outside_of_the_range_are_counted(tmp_path):
     assert band.cut_high == pytest.approx((x[rows, 0] > 1).mean(), abs=1e-6)
     assert (clean.cut_low, clean.cut_high) == (0, 0)
     with pytest.raises(
-        DataError, match=r"data\.scale: most values of vv \(\d.*above\).* would be cut off; --data\.range"
+        DataError, match=r"data\.scale: most values of vv \(\d.*above\).* would be cut off; --data\.scale 1"
     ):
         arrays(tmp_path / "x.npz", x + np.array([9, 0])[:, None, None].astype("float32"), band_names=BANDS, scale=1)
     with pytest.raises(DataError, match=r"data\.scale: most values of vv \(100\.0% below.*--data\.range '\[-\d"):

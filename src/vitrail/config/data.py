@@ -19,6 +19,10 @@ FORM_SETTINGS = (
 )  # fmt: skip
 
 
+# Stored values without a number of their own that mean "no data".
+Mark = Literal["nan", "inf", "-inf"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, how they are split, sized and batched.
@@ -162,7 +166,7 @@ class DataConfig:
     scale: float | tuple[float, ...] | None = None
     offset: float | tuple[float, ...] | None = None
     range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
-    nodata: float | str | tuple[float | str, ...] | None = None
+    nodata: float | Mark | tuple[float | Mark, ...] | None = None
     allow_constant: tuple[str, ...] = ()
     value_type: Literal["uint8", "uint16", "int16", "physical"] | None = None
     layout: Literal["channels_first", "channels_last"] | None = None
@@ -173,7 +177,7 @@ class DataConfig:
     spectral_scale: float | tuple[float, ...] | None = None
     spectral_offset: float | tuple[float, ...] | None = None
     spectral_range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
-    spectral_nodata: float | str | tuple[float | str, ...] | None = None
+    spectral_nodata: float | Mark | tuple[float | Mark, ...] | None = None
     spectral_value_type: Literal["uint8", "uint16", "int16", "physical"] | None = None
     statistics: str | None = None
     subset: str | None = None
