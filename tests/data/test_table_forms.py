@@ -345,3 +345,20 @@ def test_too_few_images_of_one_spelling(similar):
     for split in ("stratified", "exact"):
         with pytest.raises(DataError, match=r"'ANGER' \(also spelled 'anger'; .*merge_labels similar\) has 1 images"):
             opened(similar, split=split)
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("name", ["photo {}, {} b.png", "photo {} {}.png", "a;b {},{}.png"])
+def test_a_single_column_is_not_divided(tmp_path, header, name):
+    names = [draw(tmp_path / name.format(["cat", "dog"][i % 2], i), 20 * i).name for i in range(12)]
+    (tmp_path / "t.txt").write_text("path\n" * header + "\n".join(names) + "\n")
+    source = opened(tmp_path / "t.txt", label_pattern="(cat|dog)")
+    assert source.keys == names
+    assert [source.label(i) for i in range(12)] == ["cat", "dog"] * 6
+
+
+def test_a_header_that_is_the_name_of_a_file_is_a_header(images):
+    for name in ("path", "label"):
+        (images / name).write_bytes((images / "i0.png").read_bytes())
+    (images / "t.csv").write_text("path,label\n" + "".join(f"i{i}.png,{i % 3}\n" for i in range(12)))
+    assert labels_of(opened(images / "t.csv")) == WANTED

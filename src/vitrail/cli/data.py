@@ -165,7 +165,8 @@ def _audit(argv: list[str]) -> int:
 
     from vitrail.data.audit import audit
 
-    found, data = audit(recipe.data, arguments.distance)
+    classes = run.read_json(run.card)["classes"] if run is not None and run.card.is_file() else None
+    found, data = audit(recipe.data, arguments.distance, classes or None)
     if run is not None:
         run.write_json(run.audit, {**found.plain(), "distance": arguments.distance, "fingerprint": data.fingerprint()})
         arguments.out = arguments.out or str(run.audit_page)

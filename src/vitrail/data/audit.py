@@ -132,7 +132,7 @@ class Audit:
         return {**dataclasses.asdict(self), "split_leaks": self.split_leaks}
 
 
-def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
+def audit(config: DataConfig, distance: int = 8, classes: Sequence[str] | None = None) -> tuple[Audit, ImageData]:
     """Look at every image of a data set.
 
     Exact duplicates have the same bytes. Near duplicates are copies that are turned, mirrored, cropped by up to 5 % a
@@ -143,6 +143,7 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
     Args:
         config: Which images, and how they are split.
         distance: Bits of the hash in which look-alikes may differ, 0 to 15.
+        classes: The classes of a run whose data it is.
 
     Returns:
         What was found, and the images as they were looked at: whole, 64 x 64.
@@ -153,7 +154,7 @@ def audit(config: DataConfig, distance: int = 8) -> tuple[Audit, ImageData]:
     whole = dataclasses.replace(config, resize="squash", cache=False)
     if understands(config.source, "on_unreadable"):
         whole = dataclasses.replace(whole, on_unreadable="skip")
-    data = open_data(whole, (LOOKED_AT, LOOKED_AT))
+    data = open_data(whole, (LOOKED_AT, LOOKED_AT), classes)
     source = data.source
     splits = [""] * len(source)
     for name, rows in data.splits.items():

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
+from vitrail.data.classes import describe_similar
 from vitrail.data.names import describe_band_files, describe_families
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.notes import print_notes
@@ -270,6 +271,8 @@ def open_data(
     names = (*SPLITS, "unlabelled", "all")
     splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in names}
     told = list(source.notes)
+    similar = describe_similar(source.classes) if classes is None else None
+    told += [] if similar is None else [f"warning: {similar}"]
     if split:
         told += describe_families(source.keys, splits, given=any(source.given_split))
         told += describe_band_files(source.keys) if config.band_files is None else []

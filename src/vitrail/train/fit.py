@@ -25,7 +25,6 @@ from vitrail.config.augment import augment_settings
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.augment import Augmentation, Mixing, build_augmentation
-from vitrail.data.classes import describe_similar
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.images import BANDS
 from vitrail.data.split_facts import describe_split
@@ -228,9 +227,6 @@ def _open_labelled(recipe: Recipe) -> ImageData:
         if split not in data.splits:
             raise DataError(f"training needs a {split!r} split, the data has only {', '.join(data.splits)}")
     _refuse_other_labels(recipe, data)
-    similar = describe_similar(data.source.classes)
-    if similar is not None and is_first_process():
-        print(f"warning: {similar}", file=sys.stderr)
     return data
 
 

@@ -185,8 +185,11 @@ def _divide(
             tries[mark] = _cells(head, mark, file)
         except DataError:  # a quoted cell that goes on below, or quotes that this separator cuts
             tries[mark] = []
+    whole = next((line.strip() for line in head.splitlines() if line.strip()), "")
+    if is_image(whole) or {clean_name(whole)} == wanted:  # one column, whatever its names hold
+        return _with_header([(line, [text]) for line, text in _lines(text)], file, form, is_image)
     named = [mark for mark, rows in tries.items() if rows and wanted <= {clean_name(cell) for cell in rows[0][1]}]
-    fits = named if wanted and named else [mark for mark, rows in tries.items() if _is_even(rows)]
+    fits = named or [mark for mark, rows in tries.items() if _is_even(rows)]
     # A separator under which the first row names an image is right; without one, blanks are rather part of the names.
     fits = [mark for mark in fits if any(is_image(cell) for cell in tries[mark][0][1])] or fits
     if len(fits) > 1 and " " in fits:
@@ -197,6 +200,12 @@ def _divide(
     # A single column is divided by nothing.
     rows = _cells(text, fits[0] if fits else ",", file)
     return _with_header(rows, file, form, is_image)
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    """Number and text of each line that is not empty."""
+    lines = enumerate(io.StringIO(text, newline=None), 1)
+    return [(i, line.strip()) for i, line in lines if line.strip()]
 
 
 def _wanted_names(form: TableForm) -> set[str]:
@@ -240,8 +249,8 @@ def _with_header(
     first = [clean_name(cell) for cell in rows[0][1]]
     header = form.header
     if header is None:
-        # A first row that names an image is one of the rows; what else it may be, its columns' names tell.
-        header = not any(is_image(cell) for cell in first)
+        # A first row that names an image is one of the rows, unless the names of the columns are in it.
+        header = _wanted_names(form) <= set(first) or not any(is_image(cell) for cell in first)
     width = max(len(row) for _, row in rows)
     if header:
         names, body = first, rows[1:]
