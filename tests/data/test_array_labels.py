@@ -137,6 +137,28 @@ def test_which_pixels_of_a_scene_are_unlabelled_is_certain_or_asked(tmp_path, lo
     assert len(every) > len(counted_from_1)
 
 
+def test_a_large_number_for_unlabelled_pixels(tmp_path):
+    plane = np.random.default_rng(1).choice([0, 1, 2, 255], (60, 60)).astype(np.uint8)
+    file = scene(tmp_path, plane)
+    with pytest.raises(ConfigError, match=r"0 to 2 and 255, and 3 classes have names .*data.unlabelled_value 255"):
+        of_scene(file, class_names=NAMES)
+    source = of_scene(file, class_names=NAMES, unlabelled_value=255)
+    assert [source.label(i) for i in range(len(source))] == [NAMES[v] for v in centres(source, plane)]
+
+
+def test_unlabelled_images_are_left_out(tmp_path, capsys):
+    labels = np.where(np.arange(60) % 4 == 3, -1, np.arange(60) % 4)
+    file = save(tmp_path / "x.npz", stack(), labels)
+    assert "-1" in opened(file).classes
+    source = opened(file, class_names=NAMES, unlabelled_value=-1)
+    assert "left out 15 images whose label is -1" in capsys.readouterr().err
+    assert source.keys[3] == "x/00000004"
+    assert [source.label(i) for i in range(45)] == [NAMES[n] for n in labels[labels >= 0]]
+    assert np.allclose(source.load([3])["image"] * 255, stack()[4], atol=1e-3)
+    with pytest.raises(DataError, match="no image is labelled"):
+        opened(save(tmp_path / "y.npz", stack(), np.full(60, -1)), unlabelled_value=-1)
+
+
 def test_a_run_s_numbering_of_a_scene_holds_for_another(tmp_path):
     plane = np.random.default_rng(1).integers(0, 4, (60, 60))
     source = of_scene(scene(tmp_path, plane), class_names=NAMES)

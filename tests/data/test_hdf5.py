@@ -132,6 +132,16 @@ def test_a_scene_of_matlab_is_that_of_an_older_file(tmp_path, flat):
     assert np.allclose(open_data(config, (5, 5)).source.load([7])["image"][0], wanted, atol=1e-6)
 
 
+def test_large_arrays_that_nothing_names_are_not_read(tmp_path, images):
+    pixels, labels = images
+    with h5py.File(tmp_path / "x.any", "w") as file:  # recognised by its content
+        file["images"], file["labels"], file["names"] = pixels, labels, np.array(["a", "b"], dtype=object)
+        file["large"] = np.zeros(2**16 + 1)
+    assert set(read_hdf5(tmp_path / "x.any", {"images", "labels"})) == {"images", "labels", "names"}
+    source = opened(tmp_path / "x.any", cube="images", labels="/labels")
+    assert source.classes == ("a", "b")
+
+
 def test_links_to_other_files_are_not_followed(tmp_path, images):
     pixels, labels = images
     with h5py.File(tmp_path / "other.h5", "w") as file:

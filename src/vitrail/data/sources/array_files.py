@@ -18,29 +18,30 @@ from vitrail.errors import ConfigError, DataError, closest
 Array = npt.NDArray[Any]
 
 
-def read_arrays(path: Path) -> dict[str, Array]:
+def read_arrays(path: Path, wanted: tuple[str | None, ...] = (None,)) -> dict[str, Array]:
     """The numeric arrays in a file, by name, and lists of texts; nothing that could run code is read.
+
+    Args:
+        path: The file.
+        wanted: Names of the arrays that are used, where all of them are known: of HDF5, large ones of other names are
+            then not read.
 
     Raises:
         DataError: No such file, not one of these, or no array in it.
     """
-    arrays = _read(path)
+    arrays = _read(path, None if None in wanted else {name.strip("/") for name in wanted if name is not None})
     if not arrays:
         raise DataError(f"{path} holds no array of numbers or texts; check data.path")
     return arrays
 
 
-def _read(path: Path) -> dict[str, Array]:
-    """The numeric arrays in a file, by name, and lists of texts; nothing that could run code is read.
-
-    Raises:
-        DataError: No such file, or not one of these.
-    """
+def _read(path: Path, wanted: set[str] | None) -> dict[str, Array]:
     if not path.is_file():
         raise DataError(f"no file of arrays at {path}; check data.path")
     refuse_pointer(path)
     kind = path.suffix.lower()
-    if kind not in (".npy", ".npz", ".mat", *hdf5.SUFFIXES):
+    is_hdf5 = hdf5.is_hdf5(path)
+    if not is_hdf5 and kind not in (".npy", ".npz", ".mat", *hdf5.SUFFIXES):
         raise DataError(f"{path} is no .npy, .npz, .mat or HDF5 file; check data.path, or take another data.source")
     try:
         if kind == ".npy":
@@ -48,11 +49,9 @@ def _read(path: Path) -> dict[str, Array]:
         if kind == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
-        if kind in hdf5.SUFFIXES:
-            return hdf5.read_hdf5(path)
+        if is_hdf5 or kind in hdf5.SUFFIXES:
+            return hdf5.read_hdf5(path, wanted)
         content = _read_mat(path)
-        if content is None:
-            return hdf5.read_hdf5(path)
     except (OSError, ValueError, EOFError, TypeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from error
     texts = {
@@ -63,15 +62,12 @@ def _read(path: Path) -> dict[str, Array]:
     return {name: value for name, value in content.items() if value.dtype.kind in "buif"} | texts
 
 
-def _read_mat(path: Path) -> dict[str, Array] | None:
-    """The arrays of a file of MATLAB; None where it is of version 7.3, which is HDF5."""
+def _read_mat(path: Path) -> dict[str, Array]:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     try:
         return {name: value for name, value in loadmat(path).items() if isinstance(value, np.ndarray)}
-    except NotImplementedError:
-        return None
     except MatReadError as error:
         raise ValueError(str(error)) from error
 

@@ -78,6 +78,28 @@ def _is_binary(labels: Array) -> bool:
     return labels.dtype.kind in "buif" and bool(np.isin(labels, (0, 1)).all())
 
 
+def labelled_images(labels: Array, config: DataConfig, path: Path) -> tuple[Integers, list[str]]:
+    """Indices of the images that are labelled, and a note on the others.
+
+    Args:
+        labels: Of a stack of images.
+        config: Says which number is unlabelled; none when it does not.
+        path: The file.
+
+    Raises:
+        DataError: No image is labelled.
+    """
+    every = np.arange(len(labels))
+    value = config.unlabelled_value
+    if value is None or value == "none" or labels.ndim != 1 or labels.dtype.kind not in "buif":
+        return every, []
+    kept = every[labels != value]
+    if not len(kept):
+        raise DataError(f"{path}: no image is labelled (data.unlabelled_value {value})")
+    lost = len(every) - len(kept)
+    return kept, [f"left out {lost:,} images whose label is {value} (data.unlabelled_value)"] if lost else []
+
+
 def label_images(
     labels: Array, config: DataConfig, rules: ClassRules, arrays: Mapping[str, Array], path: Path
 ) -> tuple[Classes, Integers]:
@@ -258,6 +280,12 @@ def _unlabelled(plane: Array, config: DataConfig, path: Path) -> int | str:
         )
     if named is not None:
         return "none" if 0 in named else 0
+    count = len(config.class_names or ())
+    if count and low == 0 and high > count and len(values) == count + 1 and int(values[-2]) == count - 1:
+        raise ConfigError(
+            f"the labels of {path} are 0 to {count - 1} and {high}, and {count} classes have names "
+            f"({some(list(config.class_names or ()))}): give data.unlabelled_value {high} if those are unlabelled"
+        )
     if config.class_names is not None and low == 0 and high < len(config.class_names):
         raise ConfigError(
             f"the labels of {path} are 0 to {high} and {len(config.class_names)} classes have names "

@@ -13,7 +13,15 @@ from vitrail.data.classes import ClassRules
 from vitrail.data.no_data import no_data_mask
 from vitrail.data.rasters import resize_tensor
 from vitrail.data.sources.array_files import Array, pick_array, read_arrays
-from vitrail.data.sources.array_labels import are_images, find_patches, label_images, label_plane, read_labels, unfold
+from vitrail.data.sources.array_labels import (
+    are_images,
+    find_patches,
+    label_images,
+    label_plane,
+    labelled_images,
+    read_labels,
+    unfold,
+)
 from vitrail.data.sources.array_values import (
     bands_first,
     by_patch,
@@ -51,7 +59,7 @@ class ArraySource(ImageSource):
     def __init__(self, config: DataConfig, size: tuple[int, int], rules: ClassRules | None = None) -> None:
         rules = rules or ClassRules.of(config, None)
         path = Path(config.path or "")
-        arrays = read_arrays(path)
+        arrays = read_arrays(path, (config.cube, config.labels))
         cube_name = config.cube or max(arrays, key=lambda name: arrays[name].size)
         cube = pick_array(arrays, cube_name, path, "data.cube")
         labels = read_labels(config, arrays, cube_name, path)
@@ -59,6 +67,8 @@ class ArraySource(ImageSource):
         self.path, self.size, self.resize = path, size, config.resize
         self.given_split: list[str] = []
         if are_images(cube, labels):
+            kept, self.notes = labelled_images(labels, config, path)
+            cube, labels = cube[kept], labels[kept]
             planes = cube[..., None] if cube.ndim == 3 else cube
             cube = bands_first(planes, config.layout, config.band_names, what)
             bands = self._name_bands(config, cube.shape[1])
@@ -66,7 +76,7 @@ class ArraySource(ImageSource):
             invalid = no_data_mask(cube, rule)
             values, self.value_notes = survey_array(cube, invalid, rule, bands, what)
             found, self.targets = label_images(labels, config, rules, arrays, path)
-            self.keys = [f"{path.stem}/{i:08d}" for i in range(len(labels))]
+            self.keys = [f"{path.stem}/{i:08d}" for i in kept]
         elif cube.ndim == 4:
             raise DataError(
                 f"{path}: {cube_name} holds {len(cube)} images, shape {cube.shape}, and the labels have the shape "

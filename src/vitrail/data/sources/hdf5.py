@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,21 @@ from vitrail.extras import import_extra
 
 SUFFIXES = (".h5", ".hdf5", ".he5", ".hdf")
 _MATLAB = "MATLAB_class"
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+# Bytes that MATLAB puts before the rest.
+_HEADER = 512
+# Elements of an array that is read though no setting names it.
+_SMALL = 2**16
 
 
-def read_hdf5(path: Path) -> dict[str, npt.NDArray[Any]]:
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5 by its content: by its beginning, or behind the header that MATLAB puts before it."""
+    with path.open("rb") as file:
+        beginning = file.read(_HEADER + len(_MAGIC))
+    return _MAGIC in (beginning[: len(_MAGIC)], beginning[_HEADER:])
+
+
+def read_hdf5(path: Path, wanted: Set[str] | None = None) -> dict[str, npt.NDArray[Any]]:
     """Read the arrays of numbers and of texts in a file, by their paths inside it.
 
     MATLAB stores arrays by column and HDF5 by row: what MATLAB has written (its attribute ``MATLAB_class`` says so) has
@@ -23,6 +36,7 @@ def read_hdf5(path: Path) -> dict[str, npt.NDArray[Any]]:
 
     Args:
         path: The file.
+        wanted: Names of the arrays that are used, where these are known; others are read where they are small.
 
     Raises:
         VitrailError: The extra is not installed.
@@ -36,6 +50,8 @@ def read_hdf5(path: Path) -> dict[str, npt.NDArray[Any]]:
         def visit(name: str, item: Any) -> None:
             # "#refs#" holds the cells of MATLAB's cell arrays, which are read where they belong.
             if isinstance(item, h5py.Dataset) and not name.startswith("#"):
+                if wanted is not None and name not in wanted and (item.size or 0) > _SMALL:
+                    return
                 array = _read(h5py, file, item)
                 if array is not None:
                     found[name] = array
