@@ -161,3 +161,42 @@ def test_look_alikes_are_no_duplicates(tmp_path):
     assert not found.split_leaks
     distance = found.possible_leaks[0].distance
     assert audit(DataConfig(source="folder", path=str(tmp_path)), distance=distance - 1)[0].look_alikes == []
+
+
+def test_the_page_shows_kinds_true_colours_and_possible_leaks(tmp_path):
+    """Five bands in the order of files: red, green and blue are found by name; dark reflectances are stretched."""
+    import base64
+    import re
+
+    import tifffile
+
+    from vitrail.report.audit import write_audit
+
+    rng = np.random.default_rng(3)
+
+    def save(split, number, values):
+        path = tmp_path / split / "ab"[number % 2] / f"{split}{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, np.ascontiguousarray(values).astype(np.uint16))
+
+    for i in range(8):
+        shades = np.asarray(photo(700 + i, (48, 48)).convert("L"), dtype=float)
+        # Little light, all of it red; blue comes first in the file.
+        values = np.stack([shades * 0.2, shades * 0.3, shades * 2 + 100, shades, shades])
+        save("train" if i < 4 else "val", i, values)
+        if i == 0:
+            save("val", 8, np.rot90(values, 2, axes=(1, 2)))
+        if i == 1:
+            save("val", 9, values + np.kron(rng.uniform(0, 250, (5, 12, 12)), np.ones((4, 4))))
+    config = DataConfig(source="folder", path=str(tmp_path), scale=10000.0, resize="squash",
+                        band_names=("blue", "green", "red", "nir", "swir"))  # fmt: skip
+    found, data = audit(config, distance=15)
+    page = write_audit(found, data, tmp_path / "audit.html").read_text()
+    assert "<em>turned 180</em>" in page
+    first = re.search(r'data:image/jpeg;base64,([^"]+)', page)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(first[1]))), dtype=float)
+    assert pixels.shape[2] == 3
+    assert pixels[..., 0].max() > 230
+    assert pixels[..., 0].mean() > 2 * pixels[..., 2].mean()
+    assert len(found.possible_leaks) == page.count("of 64 bits differ")
+    assert ("Possible leaks" in page) == bool(found.possible_leaks)

@@ -176,7 +176,7 @@ def _audit(argv: list[str]) -> int:
     else:
         print(_describe(found))
         if found.split_leaks and arguments.groups is None:
-            print(f"\n{_advice(argv)}")
+            print(f"\n{_advice(argv, recipe)}")
     if arguments.out is not None:
         from vitrail.report.audit import write_audit
 
@@ -244,12 +244,28 @@ def _possible_leaks(found: Audit) -> list[tuple[str, str, str]]:
     return [(what, str(len(pairs)), _few(pairs))]
 
 
-def _advice(argv: Sequence[str]) -> str:
+def _advice(argv: Sequence[str], recipe: Recipe) -> str:
     """What to do about a split that leaks, as commands."""
+    told = "a split leaks: an image of one split is seen in another; "
+    if recipe.data.source not in ("folder", "table"):
+        return f"{told}remove all images but one of each group, which --json lists and --out shows"
+    # Settings of bands and values hold for the table too; how the images are found and split does not.
+    gone = {"source", "path", "split", "group", "fold", "num_folds", "spectral_path", "label_pattern", "group_pattern"}
+    train = ["vitrail", "train"]
+    words = iter(argv)
+    for word in words:
+        name, _, value = word.partition("=")
+        if not word.startswith("-"):
+            train.append(word)
+        elif name.startswith(_PARTS):
+            given = [name, value or next(words, "")]
+            train += given if name.removeprefix("--data.") not in gone else []
+        elif name != "--json" and not value:
+            next(words, None)
+    train += ["--data.source", "table", "--data.path", "groups.csv", "--data.split", "grouped"]
     return (
-        "a split leaks: an image of one split is seen in another; write a table that keeps them together and train on "
-        f"it:\n  vitrail data audit {shlex.join(argv)} --groups groups.csv\n"
-        "  vitrail train --data.source table --data.path groups.csv --data.split grouped"
+        f"{told}write a table that keeps them together and train on it:\n"
+        f"  vitrail data audit {shlex.join(argv)} --groups groups.csv\n  {shlex.join(train)}"
     )
 
 

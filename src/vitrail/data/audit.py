@@ -19,7 +19,7 @@ from vitrail.data.duplicates import Groups, clusters
 from vitrail.data.groups import groups_of
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.sources.opening import understands
-from vitrail.data.thumbnails import thumbnails
+from vitrail.data.thumbnails import Thumbnails
 
 # Images are looked at in this size, whole.
 LOOKED_AT = 64
@@ -174,7 +174,7 @@ def audit(config: DataConfig, distance: int = 8, classes: Sequence[str] | None =
             "labels": tuple(source.label(i) for i in members),
         }
 
-    duplicates, pairs = _duplicates(data, rows, looks.small, splits, distance)
+    duplicates, pairs = _duplicates(data, rows, source.thumbnails()[rows], splits, distance)
     groups = [DuplicateGroup(kind, **described(members), relations=how) for kind, members, how in duplicates]
     found = Audit(
         images=len(rows),
@@ -195,20 +195,18 @@ def audit(config: DataConfig, distance: int = 8, classes: Sequence[str] | None =
 
 @dataclass
 class _Looks:
-    """What one pass over the images leaves: gray thumbnails, and constant bands."""
+    """What one pass over the images leaves: constant bands."""
 
-    small: np.ndarray[Any, np.dtype[np.uint8]]
     constant: list[tuple[int, tuple[str, str]]]
     empty_bands: list[tuple[str, str]]
 
 
 def _look(data: ImageData, rows: list[int]) -> _Looks:
-    small, constant = [], []
+    constant = []
     counts: Counter[tuple[str, str]] = Counter()
     for batch in data.in_order(rows, 256):
         if data.source.has_no_data:
             batch |= {name: fill_no_data(batch[name]) for name in data.source.bands}
-        small.append(thumbnails(batch["image"]))
         for stream, bands in data.source.bands.items():
             flat = batch[stream].flatten(2)
             same = (flat.amax(2) - flat.amin(2)) < 1e-6
@@ -218,13 +216,13 @@ def _look(data: ImageData, rows: list[int]) -> _Looks:
                 counts[where] += 1
     empty = [where for where, count in counts.items() if count == len(rows)]
     known = set(empty)
-    return _Looks(np.concatenate(small), [item for item in constant if item[1] not in known], empty)
+    return _Looks([item for item in constant if item[1] not in known], empty)
 
 
 def _duplicates(
     data: ImageData,
     rows: list[int],
-    small: np.ndarray[Any, np.dtype[np.uint8]],
+    small: Thumbnails,
     splits: Sequence[str],
     distance: int,
 ) -> tuple[list[tuple[str, list[int], tuple[str, ...]]], list[tuple[tuple[int, int], int]]]:

@@ -22,7 +22,7 @@ from vitrail.data.look_alikes import ORIENTATIONS, Candidates, hashed_pairs, sim
 from vitrail.data.thumbnails import Thumbnails
 
 # Confirmed are pairs whose aligned gradients correlate by more than these, as a whole and in most blocks, and pixels.
-_GRADIENTS, _BLOCKS, _PIXELS = 0.85, 0.75, 0.85
+_GRADIENTS, _BLOCKS, _PIXELS = 0.88, 0.75, 0.85
 # Energy of gradients at frequencies of 8 and more below which an image is too coarse to distinguish a crop from another
 # image of the same thing. Of 8 x 8 digits at most 0.2 is there, of photos 0.6 to 0.9, of 16 x 16 photos 0.3 to 0.9. Of
 # coarse images only those count that agree almost exactly.

@@ -14,13 +14,17 @@ Thumbnails = npt.NDArray[np.uint8]
 
 # Height and width.
 SIDE = 32
+# Share of the pixels that a stretched contrast cuts off at either end.
+_CUT = 0.01
 
 
-def thumbnails(images: Tensor) -> Thumbnails:
+def thumbnails(images: Tensor, stretch: bool = False) -> Thumbnails:
     """Gray images of 32 x 32 pixels, the mean of all bands.
 
     Args:
         images: Shape ``(B, C, H, W)``, 0..1; NaN where there is no data.
+        stretch: Stretch the contrast of each image, whatever its values are: those of satellites fill a small part of
+            0..1. A comparison of copies undoes contrast and brightness.
 
     Returns:
         Shape ``(B, 32, 32)``.
@@ -31,6 +35,11 @@ def thumbnails(images: Tensor) -> Thumbnails:
         gray = torch.where(gray.isnan(), mean, gray)
     if gray.shape[2:] != (SIDE, SIDE):
         gray = F.interpolate(gray, size=(SIDE, SIDE), mode="area")
+    if stretch:
+        low, high = (gray.flatten(1).quantile(share, dim=1)[:, None, None, None] for share in (_CUT, 1 - _CUT))
+        # Rounding alone is no contrast.
+        known = (high - low) > 1e-4 * torch.maximum(low.abs(), high.abs())
+        gray = torch.where(known, (gray - low) / (high - low).clamp(min=1e-12), 0.0)
     small: Thumbnails = (gray[:, 0] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     return small
 
@@ -38,7 +47,7 @@ def thumbnails(images: Tensor) -> Thumbnails:
 def thumbnail_of_stored(values: npt.NDArray[Any], invalid: npt.NDArray[np.bool_] | None) -> Thumbnails:
     """The same of one image as it is stored, before its range of values is known.
 
-    Bytes keep their range; other types are stretched to theirs, which a comparison of contrast and brightness undoes.
+    Bytes keep their contrast; that of other types is stretched.
 
     Args:
         values: Shape ``(C, H, W)``.
@@ -54,10 +63,6 @@ def thumbnail_of_stored(values: npt.NDArray[Any], invalid: npt.NDArray[np.bool_]
         hidden = torch.from_numpy(np.ascontiguousarray(invalid[..., ::step, ::step]))
         part = part.masked_fill(hidden, torch.nan)
     part = torch.where(part.isfinite(), part, torch.nan)
-    if values.dtype == np.uint8:
-        low, high = 0.0, 255.0
-    else:
-        known = part[~part.isnan()]
-        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    small: Thumbnails = thumbnails(((part - low) / max(high - low, 1e-12))[None])[0]
+    eight_bits = values.dtype == np.uint8
+    small: Thumbnails = thumbnails((part / 255 if eight_bits else part)[None], stretch=not eight_bits)[0]
     return small

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from vitrail import __version__
-from vitrail.data.audit import Audit, DuplicateGroup
+from vitrail.data.audit import Audit, DuplicateGroup, LookAlikes
 from vitrail.data.dataset import ImageData
 from vitrail.files import write_text
 
@@ -20,6 +21,8 @@ from vitrail.files import write_text
 _MOST_GROUPS = 60
 _MOST_IMAGES = 8
 _SIDE = 112
+# Share of the pixels that a thumbnail's stretched contrast cuts off at either end.
+_CUT = 0.01
 
 
 def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
@@ -40,10 +43,15 @@ def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
     for key, stream, band in found.constant:
         constant.setdefault(key, []).append(f"{stream}: {band}")
     places = {key: i for i, key in enumerate(data.source.keys)}
-    kinds = {
+    kinds: dict[str, Sequence[DuplicateGroup | LookAlikes]] = {
         "Duplicates across splits": found.leaks,
         "Duplicates of different classes": [g for g in found.conflicts if not g.leaks],
         "Other duplicates": [g for g in found.duplicates if not g.leaks and not g.conflicts],
+        "Possible leaks": found.possible_leaks,
+    }
+    notes = {
+        "Possible leaks": "Images in different splits that look alike and that an alignment did not confirm as copies. "
+        f"Their hashes differ in at most {found.distance} of 64 bits (--distance); the closest come first."
     }
     template = jinja2.Environment(
         loader=jinja2.PackageLoader("vitrail.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -54,7 +62,12 @@ def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
         found=found,
         splits=list(found.splits),
         kinds=[
-            {"title": title, "number": len(groups), "groups": [_draw(g, data) for g in groups[:_MOST_GROUPS]]}
+            {
+                "title": title,
+                "note": notes.get(title, ""),
+                "number": len(groups),
+                "groups": [_draw(g, data) for g in groups[:_MOST_GROUPS]],
+            }
             for title, groups in kinds.items()
         ],
         constant=[
@@ -69,20 +82,33 @@ def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
     return out
 
 
-def _draw(group: DuplicateGroup, data: ImageData) -> dict[str, Any]:
+def _draw(group: DuplicateGroup | LookAlikes, data: ImageData) -> dict[str, Any]:
+    if isinstance(group, LookAlikes):
+        relations: tuple[str, ...] = ("", f"{group.distance} of 64 bits differ")
+        told = "not confirmed"
+    else:
+        relations = group.relations
+        told = "the same files" if group.kind == "exact" else "confirmed on aligned pixels"
+    members = list(zip(group.rows, group.keys, group.splits, group.labels, relations, strict=True))
     images = [
-        {"key": key, "split": split, "label": label, "uri": _thumbnail(data, row)}
-        for row, key, split, label in zip(group.rows, group.keys, group.splits, group.labels, strict=True)
+        {"key": key, "split": split, "label": label, "relation": relation, "uri": _thumbnail(data, row)}
+        for row, key, split, label, relation in members[:_MOST_IMAGES]
     ]
-    return {"kind": group.kind, "images": images[:_MOST_IMAGES], "more": max(0, len(images) - _MOST_IMAGES)}
+    return {"told": told, "images": images, "more": len(members) - len(images)}
 
 
 def _thumbnail(data: ImageData, row: int) -> str:
-    """An image as a data URI: its colours where it has three bands, else their mean."""
-    x = data.load([row])["image"][0]
-    if len(x) != 3:
-        x = x.mean(0, keepdim=True)
-    pixels = (x * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()
+    """An image as a data URI: in true colour where its bands are named red, green and blue, else the mean of all.
+
+    Its contrast is stretched: the darkest and brightest hundredth become black and white, in all bands alike.
+    """
+    x = data.source.load([row])["image"][0]
+    names = [name.lower() for name in data.source.bands["image"]]
+    colors = ("red", "green", "blue")
+    x = x[[names.index(name) for name in colors]] if set(colors) <= set(names) else x.nanmean(0, keepdim=True)
+    low, high = (float(x.nanquantile(share).nan_to_num()) for share in (_CUT, 1 - _CUT))
+    stretched = ((x.nan_to_num(low) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    pixels = (stretched * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((_SIDE, _SIDE)).save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -112,8 +112,8 @@ class ImageSource(ABC):
 
     def thumbnails(self) -> Thumbnails:
         """Gray images by which copies are recognised, at hand or made of images in memory, shape ``(N, 32, 32)``."""
-        parts = [range(i, min(i + 256, len(self))) for i in range(0, len(self), 256)]
-        return np.concatenate([thumbnails(self.load(part)["image"]) for part in parts])
+        parts = (self.read(range(i, min(i + 256, len(self))))["image"] for i in range(0, len(self), 256))
+        return np.concatenate([thumbnails(to_unit(part), stretch=part.dtype != torch.uint8) for part in parts])
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image before it is brought to the model's size."""
