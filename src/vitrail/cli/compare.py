@@ -55,6 +55,7 @@ def main(argv: list[str]) -> int:
     from vitrail.compare.plan import commands, plan
     from vitrail.compare.results import tabulate
     from vitrail.compare.suite import load_suite
+    from vitrail.compare.words import about_pretraining
     from vitrail.compare.write import write_suite
     from vitrail.report.suite import write_suite_report
     from vitrail.runs.suite import SuiteFolder
@@ -68,6 +69,8 @@ def main(argv: list[str]) -> int:
         return 0
     states = states_of(runs)
     print(_describe(suite.title, runs, states, arguments.jobs), flush=True)
+    for sentence in about_pretraining(suite):
+        print(sentence, flush=True)
     if arguments.plan:
         return 0
     failures = []

@@ -127,7 +127,7 @@ def plan(suite: Suite) -> list[Run]:
                 recipe, needed = variant.recipe, None
                 weights = recipe.model.weights
                 if weights is not None and weights.startswith(PRETRAINED):
-                    needed = _plan_pretraining(suite, weights.removeprefix(PRETRAINED), fold, known)
+                    needed = _plan_pretraining(suite, weights.removeprefix(PRETRAINED), fold, seed, known)
                     before.setdefault(needed.identity, needed)
                     model = dataclasses.replace(recipe.model, weights=needed.recipe.run_dir)
                     recipe = dataclasses.replace(recipe, model=model)
@@ -151,12 +151,16 @@ def plan(suite: Suite) -> list[Run]:
 
 
 def _plan_pretraining(
-    suite: Suite, name: str, fold: tuple[int, int] | None, known: dict[object, dict[str, str]]
+    suite: Suite, name: str, fold: tuple[int, int] | None, seed: int, known: dict[object, dict[str, str]]
 ) -> Run:
-    """One for all seeds: what is compared is what becomes of it, and its images are those of the fold."""
+    """Plan the pre-training of a seed, on the images of the fold; one with the recipe's own seed where it is shared.
+
+    The seed of pre-training decides results as that of fine-tuning does: an interval holds both only where each seed
+    has its own.
+    """
     who = f"{suite.file}: pretrained.{name}"
     begun = suite.pretrained[name]
-    seed = begun.run.seed
+    seed = begun.run.seed if name in suite.shared else seed
     code = identity(settle(begun, None, seed, fold, who), None, who, known)
     recipe = settle(begun, suite.runs_dir / code, seed, fold, who)
     return Run(code, name, seed, None if fold is None else fold[0], recipe)

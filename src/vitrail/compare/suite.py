@@ -26,7 +26,8 @@ _KEYS = {
     "recipe": "the recipe that all variants begin with, relative to the suite's file",
     "changes": "dotted settings in which all variants differ from the recipe",
     "variants": "name -> dotted settings",
-    "pretrained": "name -> recipe and changes of a run without labels that variants begin with",
+    "pretrained": "name -> recipe and changes of a run without labels that variants begin with, one a seed unless "
+    "shared",
     "seeds": "how many, or which",
     "folds": "of a cross-validation; one split when not given",
     "metric": "what decides",
@@ -72,7 +73,8 @@ class Suite:
         size: Which size; empty where there are none.
         recipe: What all variants begin with, but those that have another.
         variants: What is compared, in order.
-        pretrained: Recipes of runs that variants begin with.
+        pretrained: Recipes of runs that variants begin with, one run a seed.
+        shared: Names of those that are run once, for all seeds.
         seeds: Of every variant.
         folds: How many; None for one split.
         metric: What decides.
@@ -92,6 +94,7 @@ class Suite:
     recipe: str
     variants: tuple[Variant, ...]
     pretrained: Mapping[str, Recipe]
+    shared: frozenset[str]
     seeds: tuple[int, ...]
     folds: int | None
     metric: str
@@ -141,7 +144,7 @@ def load_suite(
     where = f"{file}: "
     extra = changes or {}
     folds = _whole(content.get("folds"), where + "folds", least=2)
-    pretrained = _read_pretrained(content.get("pretrained", {}), file, shared, extra)
+    pretrained, once = _read_pretrained(content.get("pretrained", {}), file, shared, extra)
     variants = _read_variants(content, file, shared, extra, pretrained)
     against = None if content.get("against") is None else _text(content["against"], where + "against")
     names = [variant.name for variant in variants]
@@ -162,6 +165,7 @@ def load_suite(
         recipe=_text(content.get("recipe", "recipes of their own"), where + "recipe"),
         variants=variants,
         pretrained=pretrained,
+        shared=once,
         seeds=_read_seeds(content.get("seeds", 3), where),
         folds=folds,
         metric=metric,
@@ -216,12 +220,18 @@ def _refuse_own(changes: Mapping[str, Any], where: str) -> None:
 
 def _read_pretrained(
     given: Any, file: Path, shared: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
-) -> dict[str, Recipe]:
+) -> tuple[dict[str, Recipe], frozenset[str]]:
+    """Read the runs without labels, and the names of those that all seeds share."""
     result = {}
+    once = set()
     for name, entry in _mapping(given, f"{file}: pretrained").items():
         where = f"{file}: pretrained.{name}"
         entry = _mapping(entry, where)
-        _check_keys(entry, ("recipe", "changes"), f"{where}: unknown key ")
+        _check_keys(entry, ("recipe", "changes", "shared"), f"{where}: unknown key ")
+        if not isinstance(entry.get("shared", False), bool):
+            raise ConfigError(f"{where}.shared must be true (one run for all seeds) or false, got {entry['shared']!r}")
+        if entry.get("shared", False):
+            once.add(str(name))
         if "recipe" not in entry:
             raise ConfigError(f"{where} lacks the key 'recipe'")
         content = read_yaml(_beside(file, entry["recipe"], where))
@@ -230,7 +240,7 @@ def _read_pretrained(
         if recipe.task.name not in PRETRAINING:
             raise ConfigError(f"{where}: its task needs labels; task.name must be one of {', '.join(PRETRAINING)}")
         result[str(name)] = recipe
-    return result
+    return result, frozenset(once)
 
 
 # Settings of all variants that are pre-training's too: which images there are, not how many or how they are changed.

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vitrail.compare.results import NOT_SHOWN, Tables
-from vitrail.compare.suite import Suite
+from vitrail.compare.suite import PRETRAINED, Suite
 from vitrail.evaluate.scores import SCORES
 from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, cell_text, shown_columns
 
@@ -79,11 +79,29 @@ def method(suite: Suite, tables: Tables) -> str:
     )
 
 
+def about_pretraining(suite: Suite) -> list[str]:
+    """Sentences on which pre-trainings the seeds begin with, and what an interval covers then; for plan and page."""
+    used = {
+        str(variant.recipe.model.weights).removeprefix(PRETRAINED)
+        for variant in suite.variants
+        if str(variant.recipe.model.weights).startswith(PRETRAINED)
+    }
+    told = []
+    if own := sorted(used - suite.shared):
+        told.append(f"Each seed has its own pre-training ({', '.join(own)}): intervals cover the seeds of both.")
+    if once := sorted(used & suite.shared):
+        told.append(
+            f"All seeds share one pre-training ({', '.join(once)}): intervals cover other seeds of the training with "
+            "labels from these weights, and not other pre-trainings."
+        )
+    return told
+
+
 def markdown(suite: Suite, tables: Tables, failures: Sequence[Mapping[str, str]]) -> str:
     """The whole result as a page of Markdown."""
     parts = [f"# {suite.title}", *([suite.about.strip()] if suite.about else []), "## Result",
              "\n".join(f"- {sentence}" for sentence in sentences(suite, tables)) or "No run is done yet.",
-             method(suite, tables) if len(tables.pairs) else ""]  # fmt: skip
+             method(suite, tables) if len(tables.pairs) else "", *about_pretraining(suite)]  # fmt: skip
     if failures:
         parts += ["## Failed", "\n".join(f"- {f['run']}: {f['error']} ({f['log']})" for f in failures)]
     unit = unit_of(suite.metric)

@@ -10,7 +10,7 @@ from vitrail.compare.execute import Failure
 from vitrail.compare.plan import Run
 from vitrail.compare.results import Tables
 from vitrail.compare.suite import Suite
-from vitrail.compare.words import markdown, method, metric_name, sentences, unit_of
+from vitrail.compare.words import about_pretraining, markdown, method, metric_name, sentences, unit_of
 from vitrail.evaluate.scores import SCORES
 from vitrail.files import write_text
 from vitrail.runs.suite import SuiteFolder
@@ -70,7 +70,7 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         "runs_planned": len(wanted),
         "runs_done": len(tables.results),
         "sentences": sentences(suite, tables),
-        "method": method(suite, tables) if len(tables.pairs) else "",
+        "method": " ".join([*([method(suite, tables)] if len(tables.pairs) else []), *about_pretraining(suite)]),
         "variants": [{"name": v.name, "changes": v.changes} for v in suite.variants],
         "failures": failed,
         "vitrail": __version__,

@@ -47,19 +47,29 @@ def prediction_sets(
 
     Source: Sadinle et al. 2019, J. Am. Stat. Assoc. 114, 223-234 (LAC); Romano et al. 2020, arXiv:2006.02544 (APS).
     """
-    if not 0 < alpha < 1:
-        raise ConfigError(f"alpha must be between 0 and 1, got {alpha}")
+    held, scores = _both_scores(logits, held_out, method, seed)
+    threshold = _threshold(held, alpha)
+    sets: npt.NDArray[np.bool_] = scores <= threshold
+    return sets, threshold
+
+
+def _both_scores(logits: Floats, held_out: tuple[Floats, Ints], method: str, seed: int = 0) -> tuple[Doubles, Doubles]:
+    """Scores of the true classes of the held-out images ``(n,)``, and of all classes of the others ``(N, K)``."""
     if method not in METHODS:
         raise ConfigError(f"prediction sets are made by {' or '.join(METHODS)}, not by {method!r}")
     calibration, targets = held_out
     for x in (logits, calibration):
         check_logits(x)
     rng = np.random.default_rng(seed)
-    scores = _scores(calibration, method, rng)[np.arange(len(targets)), targets]
+    own = _scores(calibration, method, rng)[np.arange(len(targets)), targets]
+    return own, _scores(logits, method, rng)
+
+
+def _threshold(scores: Doubles, alpha: float) -> float:
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha must be between 0 and 1, got {alpha}")
     rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # 0.9 x 10 must not become 10
-    threshold = math.inf if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])
-    sets: npt.NDArray[np.bool_] = _scores(logits, method, rng) <= threshold
-    return sets, threshold
+    return math.inf if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])
 
 
 def _scores(logits: Floats, method: str, rng: np.random.Generator) -> Doubles:
@@ -106,8 +116,10 @@ def conformal_report(
     """
     found = []
     for method in METHODS:
+        scores = _both_scores(logits, held_out, method)
         for alpha in alphas:
-            sets, threshold = prediction_sets(logits, held_out, alpha, method)
+            threshold = _threshold(scores[0], alpha)
+            sets = scores[1] <= threshold
             covered = sets[np.arange(len(targets)), targets]
             size = sets.sum(axis=1)
             low, high = accuracy_interval(int(covered.sum()), len(covered))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.special import expit
-from sklearn.exceptions import UndefinedMetricWarning
-from sklearn.metrics import auc, roc_curve
+from sklearn.metrics import auc
 
 from vitrail.evaluate.intervals import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, log_odds, one_hot
@@ -21,6 +20,8 @@ ROC, PRECISION_RECALL = "roc", "precision_recall"
 COLUMNS = ("curve", "of", "class", "x", "y", "threshold")
 
 Curve = tuple[Doubles, Doubles, Doubles]
+# Which curve, of what, of which class, and its points.
+_Named = tuple[str, str, str, Curve]
 
 
 def true_and_scores(logits: Floats, targets: Ints) -> tuple[npt.NDArray[np.bool_], Doubles]:
@@ -59,7 +60,7 @@ def rank_curves(
     """
     most = int(np.clip(_TOGETHER // max(len(classes), 1), _FEWEST, _MOST))
     grid = np.linspace(0, 1, most)
-    parts: dict[str, list[pd.DataFrame]] = {ROC: [], PRECISION_RECALL: []}
+    parts: dict[str, list[_Named]] = {ROC: [], PRECISION_RECALL: []}
     heights: dict[str, list[Doubles]] = {ROC: [], PRECISION_RECALL: []}
     areas: dict[str, float | None] = {"roc_auc_micro": None, "average_precision_micro": None}
     for of, name, own, score in _each(true, scores, classes):
@@ -71,15 +72,14 @@ def rank_curves(
                 areas["roc_auc_micro"] = float(auc(x, y))
             else:
                 areas["average_precision_micro"] = float((np.diff(x) * y[1:]).sum())
-            parts[curve].append(_frame(curve, of, name, *_thinned(curve, points, most)))
+            parts[curve].append((curve, of, name, _thinned(curve, points, most)))
     for curve, found in heights.items():
         if found:
             x, y = grid, np.mean(found, axis=0)
             if curve == ROC:
                 x, y = np.concatenate([[0], x]), np.concatenate([[0], y])
-            parts[curve].append(_frame(curve, "macro", "", x, y, np.full(len(x), np.nan)))
-    frames = parts[ROC] + parts[PRECISION_RECALL]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COLUMNS)), areas
+            parts[curve].append((curve, "macro", "", (x, y, np.full(len(x), np.nan))))
+    return _joined(parts[ROC] + parts[PRECISION_RECALL]), areas
 
 
 def _each(
@@ -96,13 +96,14 @@ def _curves(true: npt.NDArray[np.bool_], scores: Doubles) -> dict[str, Curve]:
     negatives = len(true) - positives
     if positives == 0:
         return {}
-    # Where all have the class the first share is 0 / 0, which scikit-learn warns of and nobody asks for.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UndefinedMetricWarning)
-        others, recall, threshold = roc_curve(true, scores, drop_intermediate=False)
-    threshold = expit(threshold)
-    hits = np.rint(recall * positives)
-    wrong = np.rint(others * negatives) if negatives else np.zeros(len(recall))
+    order = np.argsort(-scores)
+    ordered = scores[order]
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of each run of ties
+    found_until = np.cumsum(true[order])[last]
+    hits = np.concatenate([[0], found_until]).astype(np.float64)
+    wrong = np.concatenate([[0], last + 1 - found_until]).astype(np.float64)
+    threshold = np.concatenate([[1.0], expit(ordered[last])])
+    recall, others = hits / positives, wrong / max(negatives, 1)
     # Of one recall the first: the highest threshold that reaches it.
     first = np.flatnonzero(np.diff(hits, prepend=0) > 0)
     precision = hits[first] / (hits[first] + wrong[first])
@@ -142,6 +143,15 @@ def _thinned(curve: str, points: Curve, most: int) -> Curve:
     return x[kept], y[kept], threshold[kept]
 
 
-def _frame(curve: str, of: str, name: str, x: Doubles, y: Doubles, threshold: Doubles) -> pd.DataFrame:
-    columns = dict(zip(COLUMNS, (curve, of, name, x, y, threshold), strict=True))
-    return pd.DataFrame(columns).round({"x": 6, "y": 6, "threshold": 6})
+def _joined(parts: Sequence[_Named]) -> pd.DataFrame:
+    """All curves as one table; a table for each class would take ten times as long."""
+    if not parts:
+        return pd.DataFrame(columns=list(COLUMNS))
+    lengths = [len(points[0]) for *_, points in parts]
+    columns: dict[str, Any] = {
+        name: np.repeat(np.array([part[i] for part in parts], dtype=object), lengths)
+        for i, name in enumerate(COLUMNS[:3])
+    }
+    for i, name in enumerate(COLUMNS[3:]):
+        columns[name] = np.concatenate([points[i] for *_, points in parts]).round(6)
+    return pd.DataFrame(columns)

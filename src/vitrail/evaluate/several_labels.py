@@ -108,8 +108,9 @@ def several_labels_intervals(
             overall[name].append(values)
         for name, means_of in means.items():
             overall[name].append(means_of @ weights / counts.total)
-        for name, values in defined_measures(counts).items():
-            single[name].append(values)
+        if bootstrap.groups is not None:
+            for name, values in defined_measures(counts).items():
+                single[name].append(values)
     result = {name: bootstrap.interval(np.concatenate(values)) for name, values in overall.items()}
     each: dict[str, list[Interval | None]] = {
         name: [bootstrap.interval(row) for row in np.concatenate(values, axis=1)] for name, values in single.items()

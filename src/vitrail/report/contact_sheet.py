@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from vitrail.outputs import FIGURE_METADATA
 from vitrail.report.eye import as_pictures
+from vitrail.report.fonts import save_figure
 from vitrail.report.picture import shorten
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
     if columns > 1:
         axes[0, 1].annotate("as training changes it", (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
                             textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
-    figure.savefig(out, format="png", dpi=110, metadata=FIGURE_METADATA)
+    save_figure(figure, out, format="png", dpi=110, metadata=FIGURE_METADATA)
 
 
 def _stream_title(name: str, bands: tuple[str, ...]) -> str:

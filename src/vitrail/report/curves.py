@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from vitrail.evaluate.curves import COLUMNS, PRECISION_RECALL, ROC
 from vitrail.report.evaluated import Part, Section, Subject, mean_of, names_of, several
+from vitrail.report.labels import legend_below
 from vitrail.report.measured_figures import plain, style
 from vitrail.report.picture import Picture
 
@@ -137,8 +138,7 @@ def _draw(
     """
     if not any(lines.values()):
         return None
-    rows = -(-len(names) // 2)
-    figure = Figure(figsize=(9.2, 4.5 + 0.2 * rows), layout="constrained")
+    figure = Figure(figsize=(9.2, 4.7), layout="constrained")
     axes = figure.subplots(1, 2)
     axes[0].plot([0, 1], [0, 1], color="gray", linewidth=1, linestyle=":")
     for axis, curve in zip(axes, _CURVES, strict=True):
@@ -158,7 +158,7 @@ def _draw(
     axes[0].set_title("ROC", fontsize=10)
     axes[1].set_title("Precision against recall", fontsize=10)
     keys = [Line2D([], [], label=told, **looks[name]) for name, told in names.items()]
-    figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    legend_below(figure, keys)
     return figure
 
 

@@ -25,6 +25,7 @@ from vitrail.explain.interface import Explanation, Method, explain, get_method
 from vitrail.files import replacing, write_json
 from vitrail.outputs import EXPLANATIONS_FILE, FIGURE_METADATA
 from vitrail.report.eye import as_pictures
+from vitrail.report.fonts import save_figure
 from vitrail.report.heatmaps import (
     EVEN,
     RANK,
@@ -278,7 +279,7 @@ def draw_glimpse(glimpse: Glimpse, out: Path) -> npt.NDArray[np.uint8]:
         labels += [stream if several else "image", f"{method.name}\n{stream}" if several else method.name]
     epochs = f"{glimpse.epoch} {'epoch' if glimpse.epoch == 1 else 'epochs'}"
     figure = draw_cells(cells, labels, EVEN, f"{method.name} after {epochs}")
-    figure.savefig(out, format="png", dpi=110, metadata=FIGURE_METADATA)
+    save_figure(figure, out, format="png", dpi=110, metadata=FIGURE_METADATA)
     with Image.open(out) as image:
         pixels: npt.NDArray[np.uint8] = np.asarray(image.convert("RGB"))
     return pixels
@@ -342,7 +343,7 @@ def _write_maps(folder: Path, name: str, seen: Seen, method: str, streams: dict[
 
 def _write_figure(path: Path, figure: Any) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", metadata=FIGURE_METADATA)
+    save_figure(figure, buffer, format="png", dpi=130, bbox_inches="tight", metadata=FIGURE_METADATA)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
 

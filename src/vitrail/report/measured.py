@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vitrail.evaluate.confusion import most_confused
 from vitrail.evaluate.selective import COVERAGES
 from vitrail.report import measured_figures as draw
 from vitrail.report.evaluated import Part, Section, Subject, mean_of, names_of, several, who
@@ -257,7 +258,25 @@ def classes(subjects: Sequence[Subject]) -> list[Section]:
                  (("precision", "precision"), ("recall", "recall"), ("f1", "F1"), ("roc_auc", "ROC-AUC"),
                   ("average_precision", "average precision")))]  # fmt: skip
     caption = f"Each class with 95 % intervals, the weakest first. From per_class.csv of {names_of(there)}."
-    return [Section("Classes", [], [], [Table("per_class", caption, frame, columns, most=40)])]
+    return [Section("Classes", [], [], [Table("per_class", caption, frame, columns, most=40), *_confused(there)])]
+
+
+def _confused(subjects: Sequence[Subject]) -> list[Table]:
+    """The pairs of classes that are confused most often, which a large confusion matrix does not name."""
+    found = [
+        most_confused(subject.parts[0].confusion(), most=100).assign(name=subject.label)
+        for subject in subjects
+        if subject.parts[0].files.confusion.is_file()
+    ]
+    frame = pd.concat(found) if found else pd.DataFrame()
+    if frame.empty:
+        return []
+    frame = frame.sort_values("count", ascending=False, kind="stable")
+    columns = [*([who(subjects)] if len(subjects) > 1 else []), Column("true", "true class", "text"),
+               Column("predicted", "predicted as", "text"), Column("count", "images", "count"),
+               Column("share", "of the true class")]  # fmt: skip
+    caption = f"Classes confused most often. From confusion.csv of {names_of(subjects)}."
+    return [Table("confused", caption, frame, columns, most=20)]
 
 
 def cost(subjects: Sequence[Subject]) -> list[Section]:

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vitrail.report.figures import PALETTE
+from vitrail.report.labels import legend_below
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
@@ -82,7 +83,7 @@ def reliability(bins: Mapping[str, Mapping[str, pd.DataFrame]], titles: Sequence
     ]
     keys.append(Line2D([], [], color="gray", linestyle=":", label="perfect"))
     keys.append(Line2D([], [], color="#d0d5db", marker="s", linestyle="", label="how many (as it is)"))
-    figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=min(4, 2 * columns))
+    legend_below(figure, keys)
     return figure
 
 
@@ -99,8 +100,7 @@ def risk_coverage(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]
     if axis.get_ylim()[1] < 0.05:
         axis.yaxis.set_major_formatter(PercentFormatter(1))
     plain(axis)
-    figure.legend(handles=[Line2D([], [], label=name, **{**style(i), "marker": ""}) for i, name in enumerate(curves)],
-                  frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(curves), 3))  # fmt: skip
+    legend_below(figure, [Line2D([], [], label=name, **{**style(i), "marker": ""}) for i, name in enumerate(curves)])
     return figure
 
 
@@ -121,9 +121,7 @@ def set_sizes(sizes: Mapping[str, Mapping[str, npt.NDArray[np.float64]]]) -> Fig
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         plain(axis)
     axes[0].set_ylabel("share of the images")
-    figure.legend(
-        handles=keys_of(names), frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(names), 4)
-    )
+    legend_below(figure, keys_of(names))
     return figure
 
 
@@ -137,8 +135,7 @@ def over_severity(means: Mapping[str, pd.Series], label: str) -> Figure:
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain(axis)
-    figure.legend(handles=keys_of(list(means)), frameon=False, fontsize=8, loc="outside lower center",
-                  ncols=min(len(means), 3))  # fmt: skip
+    legend_below(figure, keys_of(list(means)))
     return figure
 
 
@@ -213,8 +210,7 @@ def under_attack(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axis.set_ylim(bottom=-0.02)
         plain(axis)
     axes[0].set_ylabel("accuracy")
-    figure.legend(handles=keys_of(list(tables)), frameon=False, fontsize=8, loc="outside lower center",
-                  ncols=min(len(tables), 4))  # fmt: skip
+    legend_below(figure, keys_of(list(tables)))
     return figure
 
 

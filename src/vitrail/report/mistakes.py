@@ -14,6 +14,7 @@ from vitrail.errors import DataError
 from vitrail.files import replacing
 from vitrail.outputs import FIGURE_METADATA
 from vitrail.report.eye import as_pictures
+from vitrail.report.fonts import save_figure
 from vitrail.report.picture import shorten
 
 _COLUMNS = 6
@@ -40,7 +41,7 @@ def draw_mistakes(source: ImageSource, mistakes: pd.DataFrame, out: Path, most: 
         return 0
     figure = mistakes_figure(source, mistakes, most)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata=FIGURE_METADATA)
+    save_figure(figure, buffer, format="png", dpi=120, metadata=FIGURE_METADATA)
     with replacing(out) as temporary:
         temporary.write_bytes(buffer.getvalue())
     return min(len(mistakes), most)

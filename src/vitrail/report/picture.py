@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from vitrail.files import replacing
 from vitrail.outputs import FIGURE_METADATA
+from vitrail.report.fonts import save_figure
 
 # Inches that a phone shows with letters that can be read.
 _NARROW = 5.0
@@ -62,7 +63,8 @@ def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Pic
     picture.broad = figure.get_figwidth() > _NARROW
     for kind in ("svg", "png"):
         buffer = io.BytesIO()
-        figure.savefig(
+        save_figure(
+            figure,
             buffer,
             format=kind,
             dpi=150,

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from scipy import stats
 
 from vitrail.report.figures import PALETTE
+from vitrail.report.labels import legend_below
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
 
@@ -62,7 +63,7 @@ def pareto(summary: pd.DataFrame, metric: str, higher_is_better: bool) -> Figure
         for i, name in enumerate(summary["variant"])
     ]
     keys.append(Line2D([], [], color="gray", linestyle="--", label="not surpassed in both"))
-    figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(keys), 5))
+    legend_below(figure, keys)
     return figure
 
 
@@ -103,7 +104,7 @@ def differences(pairs: pd.DataFrame, metric: str, scale: float) -> Figure:
         Line2D([], [], marker="o", color=PALETTE[0], label="shown (corrected)"),
         Line2D([], [], marker="o", color="#6b6b6b", markerfacecolor="white", label="not shown"),
     ]
-    figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=2)
+    legend_below(figure, keys)
     return figure
 
 
@@ -127,7 +128,10 @@ def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str,
             axis.plot(epochs, mean, color=color, linestyle=dashes, linewidth=1.6, marker="." if len(mean) < 3 else "")
             if joined.shape[1] > 1:
                 half = stats.t.ppf(0.975, np.maximum(count - 1, 1)) * joined.std(axis=1, ddof=1) / np.sqrt(count)
-                axis.fill_between(epochs, mean - half, mean + half, color=color, alpha=0.18, linewidth=0)
+                # The mean cannot be where the values cannot: a share lies in 0..1, a loss from 0 on.
+                most = np.inf if column == "val_loss" else 1.0
+                low, high = (mean - half).clip(0, most), (mean + half).clip(0, most)
+                axis.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
     for axis, label in zip(axes, ("validation loss", f"validation {name}"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -140,7 +144,7 @@ def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str,
     ]
     if several:
         keys.append(Patch(color="gray", alpha=0.25, label="95 % band of the mean over runs"))
-    figure.legend(handles=keys, frameon=False, fontsize=8, loc="outside lower center", ncols=min(len(keys), 5))
+    legend_below(figure, keys)
     return figure
 
 

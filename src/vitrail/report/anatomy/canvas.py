@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from vitrail.files import replacing
 from vitrail.outputs import FIGURE_METADATA
 from vitrail.report.figures import PALETTE
+from vitrail.report.fonts import save_figure
 
 Pair = tuple[int, int]
 Array = npt.NDArray[Any]
@@ -257,7 +258,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         path = folder / f"{name}.{kind}"
         with replacing(path) as temporary:
             metadata = {"Date": None} if kind == "svg" else FIGURE_METADATA
-            figure.savefig(temporary, format=kind, dpi=110, metadata=metadata)
+            save_figure(figure, temporary, format=kind, dpi=110, metadata=metadata)
         # Once is enough: the places of the panels are the same in both files.
         figure.set_layout_engine("none")
         written.append(path)

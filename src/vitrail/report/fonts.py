@@ -1,0 +1,106 @@
+"""Letters that the figures' font lacks: drawn in an installed font that has them, or named in one line."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
+# Boxes with a letter's number; it has every letter and shows none.
+_WITHOUT_LETTERS = ("Last Resort",)
+_MOST_NAMED = 12
+
+
+def save_figure(figure: Figure, target: BinaryIO | Path | str, **options: Any) -> None:
+    """Save a figure with all letters of its texts that an installed font has.
+
+    Letters that no font has are drawn as boxes and named in one line on stderr, once, in place of matplotlib's warning
+    for each.
+
+    Args:
+        figure: The figure.
+        target: File, or a stream.
+        **options: Of :meth:`matplotlib.figure.Figure.savefig`.
+    """
+    missing = _use_fallback_fonts(figure)
+    if missing:
+        _report_missing(missing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from", category=UserWarning)
+        figure.savefig(target, **options)
+
+
+def _use_fallback_fonts(figure: Figure) -> str:
+    """Add fonts to the texts that need them, and return the letters that no font has."""
+    missing: set[str] = set()
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        letters = frozenset(letter for letter in text.get_text() if letter.isprintable() and not letter.isspace())
+        if not letters or letters <= _plain_letters():
+            continue
+        lacking = letters - _letters_of(font_manager.findfont(text.get_fontproperties()))
+        if lacking:
+            fonts, rest = _fonts_with("".join(sorted(lacking)))
+            missing |= set(rest)
+            known = text.get_fontfamily()
+            text.set_fontfamily([*known, *(name for name in fonts if name not in known)])
+    return "".join(sorted(missing))
+
+
+@functools.cache
+def _plain_letters() -> frozenset[str]:
+    """ASCII, which every font has."""
+    return frozenset(map(chr, range(33, 127)))
+
+
+@functools.lru_cache(maxsize=512)
+def _letters_of(path: str) -> frozenset[str]:
+    """Letters that a font file can draw at any size; none for colour bitmaps and damaged files."""
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):
+        return frozenset()
+    return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()
+
+
+@functools.lru_cache(maxsize=512)
+def _fonts_with(letters: str) -> tuple[tuple[str, ...], str]:
+    """Find installed fonts that together have letters, and the letters that none has."""
+    rest = set(letters)
+    chosen: list[str] = []
+    for entry in sorted(font_manager.fontManager.ttflist, key=_rank):
+        if not rest:
+            break
+        if entry.name.startswith(_WITHOUT_LETTERS):
+            continue
+        if found := rest & _letters_of(entry.fname):
+            chosen.append(entry.name)
+            rest -= found
+    return tuple(chosen), "".join(sorted(rest))
+
+
+def _rank(entry: Any) -> tuple[bool, bool, str]:
+    """Upright fonts of usual weight and without serifs first."""
+    return (
+        entry.style != "normal" or entry.weight not in (400, "normal", "regular"),
+        "Sans" not in entry.name,
+        entry.name,
+    )
+
+
+@functools.cache
+def _report_missing(letters: str) -> None:
+    """Name letters once in a process."""
+    shown = " ".join(letters[:_MOST_NAMED]) + (f" and {len(letters) - _MOST_NAMED} more" if len(letters) > 12 else "")
+    print(
+        f"warning: no installed font has the letters {shown} of the figures' texts; they are drawn as boxes. Install a "
+        "font that has them, such as Noto Sans CJK or Noto Emoji, and write the figures again",
+        file=sys.stderr,
+    )
