@@ -158,6 +158,37 @@ def test_groups_of_the_predictions_are_taken_as_wholes(place):
     assert tables.pairs.iloc[0]["groups"] == 6
 
 
+def test_equal_variants_are_called_equal_within_a_margin(place):
+    suite = load_suite(place(seeds=4, variants={"a": {}, "b": {"model.depth": 1}}, margin=0.25))
+    tables = tabulate(suite, _carry_out(suite, {"a": 2.0, "b": 2.0}, images=400))
+    row = tables.pairs.iloc[0]
+    assert row["statement"] == "a equals b"
+    assert row["p_equal_holm"] < 0.05 < row["p_holm"]
+    assert "a equals b within 25.00 points (two one-sided tests" in " ".join(sentences(suite, tables))
+    # Without a margin nothing is said of equality.
+    plain = load_suite(place(seeds=4, variants={"a": {}, "b": {"model.depth": 1}}))
+    assert tabulate(plain, plan(plain)).pairs.iloc[0]["statement"] == "not shown"
+
+
+def test_a_difference_within_the_margin_is_both(place):
+    suite = load_suite(place(seeds=4, variants={"a": {}, "b": {"model.depth": 1}}, margin=0.9))
+    tables = tabulate(suite, _carry_out(suite, {"a": 0.0, "b": 3.0}, images=200))
+    words = " ".join(sentences(suite, tables))
+    assert "b beats a: b has " in words
+    assert "; the two are equal within 90.00 points" in words
+
+
+def test_variants_that_guess_are_named(place):
+    suite = load_suite(place(seeds=3))
+    labels = np.random.default_rng(9).integers(0, 3, 60)
+    tables = tabulate(suite, _carry_out(suite, dict.fromkeys(("plain", "wide", "slow"), -0.3), targets=labels))
+    assert tables.near_guess
+    assert tables.guess == pytest.approx(np.bincount(labels).max() / 60)
+    assert sentences(suite, tables)[0].startswith("No variant is shown to be better than guessing (always the most")
+    learned = load_suite(place(name="other.yaml", seeds=3, runs_dir="learned"))
+    assert not tabulate(learned, _carry_out(learned, {"plain": 5.0})).near_guess
+
+
 @pytest.mark.slow
 def test_the_page_is_whole_and_says_where_its_figures_come_from(place):
     suite = load_suite(place(seeds=2, title="Is <wide> better?", about="About & so on"))

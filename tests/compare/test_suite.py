@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from tests.images import make_folder, save_image
+from vitrail.cli.main import main
 from vitrail.compare import load_suite, plan
 from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError
@@ -89,14 +90,18 @@ def test_files_count_by_their_content(place, tmp_path):
         path.write_text(content) if path.is_file() else one.write_bytes(content)
 
 
-def test_pretraining_comes_first_and_once(place, tmp_path):
+def _pretrained(place, tmp_path, **entry):
     pre = {"data": {"source": "digits"}, "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16,
            "depth": 2, "num_heads": 2}, "task": {"name": "mae", "decoder_dim": 32}}  # fmt: skip
     (tmp_path / "pre.yaml").write_text(yaml.safe_dump(pre))
-    file = place(
-        pretrained={"mae": {"recipe": "pre.yaml", "changes": {"trainer.max_epochs": 3}}},
+    return place(
+        pretrained={"mae": {"recipe": "pre.yaml", "changes": {"trainer.max_epochs": 3}, **entry}},
         variants={"with": {"model.weights": "pretrained:mae"}, "without": {}},
     )
+
+
+def test_shared_pretraining_comes_first_and_once(place, tmp_path):
+    file = _pretrained(place, tmp_path, shared=True)
     first, *rest = plan(load_suite(file))
     assert (first.variant, first.without_labels, first.recipe.trainer.max_epochs) == ("mae", True, 3)
     assert [r.needs for r in rest] == [first.identity, first.identity, None, None]
@@ -116,6 +121,32 @@ def test_pretraining_comes_first_and_once(place, tmp_path):
     file.write_text(yaml.safe_dump({**content, "folds": 2}, sort_keys=False))
     folds = plan(load_suite(file, None, {"data.split": "stratified"}))
     assert [r.recipe.data.fold for r in folds if r.without_labels] == [0, 1]
+
+
+def test_each_seed_has_its_own_pretraining(place, tmp_path, capsys):
+    file = _pretrained(place, tmp_path)
+    runs = plan(load_suite(file))
+    before = [run for run in runs if run.without_labels]
+    assert [run.seed for run in before] == [run.recipe.run.seed for run in before] == [0, 1]
+    needing = [run for run in runs if run.variant == "with"]
+    assert [run.needs for run in needing] == [run.identity for run in before]
+    assert [run.seed for run in needing] == [0, 1]
+    assert main(["compare", str(file), "--plan"]) == 0
+    assert "Each seed has its own pre-training (mae)" in capsys.readouterr().out
+    file = _pretrained(place, tmp_path, shared=True)
+    assert main(["compare", str(file), "--plan"]) == 0
+    assert "All seeds share one pre-training (mae): intervals cover" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"pretrained.mae.shared must be true"):
+        load_suite(_pretrained(place, tmp_path, shared="yes"))
+
+
+@pytest.mark.parametrize("margin", [0, 1, -0.1, "wide", True])
+def test_a_margin_is_a_share(place, margin):
+    with pytest.raises(ConfigError, match="margin must be above 0 and below 1"):
+        load_suite(place(margin=margin))
+    assert load_suite(place(margin=0.02)).margin == 0.02
+    assert load_suite(place(metric="nll", margin=2)).margin == 2
+    assert load_suite(place(margin=0.02), margin=0.01).margin == 0.01
 
 
 def test_sizes(place):
