@@ -12,7 +12,10 @@ import vitrail
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.cli.main import main
 from vitrail.errors import WeightsError
+from vitrail.weights import read_state_dict
 from vitrail.weights.places import find_weights
+from vitrail.weights.read import read_metadata
+from vitrail.weights.write import write_tensors
 
 
 def _shards(state, folder, kind, count, seed=0):
@@ -133,3 +136,16 @@ def test_shards_on_the_hub(tmp_path, monkeypatch):
     assert {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)} <= set(asked)
     (tmp_path / "repo" / "model-00003-of-00003.safetensors").unlink()
     _refused("hf://o/n", "on the hub lacks the shard model-00003-of-00003.safetensors")
+
+
+def test_equal_weights_are_equal_files(tmp_path):
+    state = build("vit", 1).state_dict()
+    metadata = {f"key {i}": 'text "ä"\n\x01 \U0001f600' * i for i in range(9)}
+    paths = [tmp_path / f"{i}.safetensors" for i in range(12)]
+    for path in paths:
+        write_tensors(path, state, metadata)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert read_metadata(paths[0]) == metadata
+    assert all(torch.equal(value, state[key]) for key, value in read_state_dict(paths[0]).items())
+    write_tensors(paths[0], {"x": torch.zeros(2)})
+    assert list(read_state_dict(paths[0])) == ["x"]

@@ -45,5 +45,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     with replacing(path) as temporary:
         try:
             save_file(plain, temporary, metadata=None if metadata is None else dict(metadata))
+            _order_header(temporary)
         except SafetensorError as error:  # what the library makes of a full disk
             raise RunError(f"cannot write {path}: {error}; free space or check permissions") from error
+
+
+def _order_header(path: Path) -> None:
+    """Sort the metadata, whose order safetensors leaves to a hash (issue 584): equal weights are equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # the same characters in another order; JSON may end in spaces
+            file.seek(8)
+            file.write(text.ljust(length))
