@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import vitrail
-from tests.weights.models import build, snapshot, unchanged
+from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.cli.main import main
 from vitrail.errors import WeightsError
 from vitrail.models.recognise import recognise
@@ -101,22 +101,38 @@ def test_other_architectures_are_refused_with_the_reason(key, shape, reason, wra
     assert reason in capsys.readouterr().err
 
 
-# -- pre-training ----------------------------------------------------------------------------------------
+# -- training --------------------------------------------------------------------------------------------
+
+TRAINING = [
+    "criterion.weight", "loss.log_vars", "contrastive_loss.queue", "projection_head.0.weight", "projection_head.1.bias",
+    "projector.fc.weight", "proj_head.weight", "predictor.0.weight", "prototypes.weight", "mask_token",
+    "decoder.0.weight", "decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight", "logit_scale", "temperature",
+    "queue", "queue_ptr", "center", "n_averaged", "train_acc.confmat", "val_metrics.f1.tp", "pixel_mean", "std",
+    "normalize.mean",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["vit", "swin"])
-def test_decoders_and_mask_tokens_are_left_out(family):
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("wrapped", ["", "model."])
+def test_what_training_scripts_keep_beside_a_model_is_left_out(family, wrapped):
     model, other = build(family, 1), build(family, 2)
-    extra = {"mask_token": torch.zeros(1, 1, 8), "decoder.0.weight": torch.zeros(3, 3, 1, 1)}
-    if family == "vit":
-        extra |= {
-            name: torch.zeros(2, 2) for name in ("decoder_embed.weight", "decoder_pos_embed", "decoder_pred.bias")
-        }
-        extra |= {"decoder_blocks.0.attn.qkv.weight": torch.zeros(2, 2)}
-    report = vitrail.load_weights(other, {**model.state_dict(), **extra})
+    extra = {key: torch.zeros(2, 3) for key in TRAINING if key not in model.state_dict()}
+    state = {wrapped + key: value for key, value in {**model.state_dict(), **extra}.items()}
+    report = vitrail.load_weights(other, state)
     assert unchanged(other, snapshot(model))
     assert set(report.dropped) == set(extra)
     assert not report.changes_outputs
+    assert recognise(unwrap(state, "x"), "x").family == family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("key", ["norm_pre.weight", "fc_norm.weight", "rope.freqs", "blocks.0.adapter.weight", "extra"])
+def test_what_may_take_part_in_the_logits_is_refused(family, key):
+    model = build(family, 2)
+    before = snapshot(model)
+    with pytest.raises(WeightsError, match=f"1 unexpected .{key}. keys .* allow_unexpected="):
+        vitrail.load_weights(model, {**build(family, 1).state_dict(), key: torch.zeros(4)})
+    assert unchanged(model, before)
 
 
 # -- the research code's projection between streams of unequal width -------------------------------------

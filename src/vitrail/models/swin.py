@@ -215,13 +215,9 @@ def _later_downsample(pattern: str) -> list[Rule]:
 
 
 _BUFFERS = Drop(r".*\.(attn_mask|relative_position_index)", "computed here, not learned")
-_PRETRAINING: tuple[Rule, ...] = (
-    Drop(r"mask_token", "mask token of pre-training, not part of the classifier"),
-    Drop(r"decoder\..*", "decoder of pre-training, not part of the classifier"),
-)
 _HEAD = Rename(r"head\.(weight|bias)", r"head.fc.\1")
 
-_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, *_PRETRAINING, *_later_downsample(r"layers\.{}\.downsample\.(.*)"), _HEAD)
+_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, *_later_downsample(r"layers\.{}\.downsample\.(.*)"), _HEAD)
 
 _TORCHVISION: tuple[Rule, ...] = (
     _BUFFERS,
@@ -241,7 +237,6 @@ _HUGGINGFACE: tuple[Rule, ...] = (
     _BUFFERS,
     Rename(r"swin\.(.*)", r"\1"),
     Rename(r"embeddings\.mask_token", "mask_token"),
-    *_PRETRAINING,
     Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
     Rename(r"embeddings\.norm\.(.*)", r"patch_embed.norm.\1"),
     Rename(r"encoder\.(layers\..*)", r"\1"),
@@ -272,7 +267,7 @@ _KEY_MAPS = (
     KeyMap(
         "timm",
         (r"patch_embed\.norm\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"),
-        (_BUFFERS, *_PRETRAINING, _HEAD),
+        (_BUFFERS, _HEAD),
     ),
     KeyMap("torchvision", (r"features\.0\.0\.weight", r"features\.1\.0\.attn\.qkv\.weight"), _TORCHVISION),
     KeyMap(

@@ -444,8 +444,6 @@ class ViT(VisionModel):
                 *_REFUSED,
                 _DISTILLATION,
                 Drop(r"pre_logits\b.*", "representation layer of the pre-training head, not used"),
-                Drop(r"mask_token", "mask token of pre-training, not part of the classifier"),
-                Drop(r"decoder(_\w+)?(\..*)?", "decoder of pre-training, not part of the classifier"),
             ),
         ),
         KeyMap(
@@ -459,8 +457,7 @@ class ViT(VisionModel):
                 Rename(r"embeddings\.register_tokens", "register_tokens"),
                 *_REFUSED,
                 Drop(r"pooler\..*", "pooler of the pre-training head, not part of the classifier"),
-                Drop(r"embeddings\.mask_token", "mask token of pre-training, not part of the classifier"),
-                Drop(r"decoder\..*", "decoder of pre-training, not part of the classifier"),
+                Rename(r"embeddings\.mask_token", "mask_token"),
                 Rename(r"embeddings\.distillation_token", "dist_token"),
                 Rename(r"distillation_classifier\.(.*)", r"head_dist.\1"),
                 Rename(r"cls_classifier\.(.*)", r"head.\1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,14 @@ from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap
 
+# Names that training scripts give to what stands beside a model and takes no part in its logits.
+_TRAINING = re.compile(
+    r"(criterion|loss(es|_fn|_fns|_func)?|\w+_(loss|criterion)|loss_\w+|log_vars?|proj(ection|ector)?_?(head|mlp)?s?"
+    r"|projector|predict(or|ion_head)|prototypes?|ssl_head|dino_head|ibot_head|mask_token|decoder|decoder_\w+|logit_(scale|bias)"
+    r"|queue|queue_ptr|temperature|center|n_averaged|num_updates|(train|val|valid|test)_\w+|metrics?)(\..*)?"
+)
+# Buffers that normalise images inside of a model; here the run does that.
+_NORMALISING = re.compile(r"(normali[sz]e(r|ation)?\.)?(pixel_|image_)?(mean|std)")
 # A remedy writes out this many patterns at most.
 _MOST_PATTERNS = 6
 # The remedy for weights whose model is given, as in a run folder.
@@ -178,6 +187,7 @@ def _plan(
         state = {key: value for key, value in state.items() if key not in head}
     if wishes.spectral_from_image:
         state = _copy_image_stream(model, own, state, report, where)
+    state = _drop_training(own, state, report)
     accepted = _fit(model, own, state, report, wishes, made_for, where)
     report.loaded = list(accepted)
     report.missing = [key for key in own if key not in accepted]
@@ -239,6 +249,19 @@ def apply_map(key_map: KeyMap, state: State, report: LoadReport, where: str) -> 
         raise WeightsError(
             f"{where} cannot be read as {key_map.source}: {' '.join(str(error).split())[:200]}"
         ) from error
+
+
+def _drop_training(own: State, state: State, report: LoadReport) -> State:
+    """Leave out tensors that training scripts keep beside a model under names of their own."""
+    kept: State = {}
+    for key, value in state.items():
+        if key not in own and _TRAINING.fullmatch(key):
+            report.dropped[key] = "by its name a part of training, which takes no part in the logits"
+        elif key not in own and _NORMALISING.fullmatch(key):
+            report.dropped[key] = "normalises images inside of the model; here the run normalises them"
+        else:
+            kept[key] = value
+    return kept
 
 
 def _head_keys(model: nn.Module, keys: Iterable[str]) -> set[str]:
