@@ -209,8 +209,11 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
     maps = [key_map for family, _ in known for key_map in _model_class(family).key_maps]
 
     def of_families(state: State) -> list[str]:
-        prefixes = {prefix for key_map in maps for prefix in prefixes_of_maps(state, [key_map])}
-        return [p for p in prefixes if _find_family(_below(state, p), known, where, refusals) is not None]
+        return [
+            p
+            for p in prefixes_of_maps(state, maps)
+            if _find_family(_below(state, p), known, where, refusals) is not None
+        ]
 
     readings = find_readings(checkpoint, of_families)
     if readings:

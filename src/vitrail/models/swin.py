@@ -263,7 +263,7 @@ _HUGGINGFACE: tuple[Rule, ...] = (
 
 # The authors' layout differs from timm's only in where it keeps the patch merging, so it is looked for first.
 _KEY_MAPS = (
-    KeyMap("microsoft", (r"layers\.0\.downsample\.reduction\.weight",), _MICROSOFT),
+    KeyMap("microsoft", (r"layers\.0\.downsample\.reduction\.weight", r"patch_embed\.proj\.weight"), _MICROSOFT),
     KeyMap(
         "timm",
         (r"patch_embed\.norm\.weight", r"layers\.0\.blocks\.0\.attn\.qkv\.weight"),

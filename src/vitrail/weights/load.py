@@ -211,9 +211,7 @@ def _choose(
         raise ConfigError(f"unknown source {source!r} for {type(model).__name__}{closest(source, known)}")
     maps = list(cast(Loadable, model).key_maps) if source == "auto" else [known[source]]
     names = model.state_dict() if source in ("auto", "vitrail") else {}
-    readings = find_readings(
-        checkpoint, lambda state: list(prefixes_of_maps(state, maps)) or prefixes_of_names(state, names)
-    )
+    readings = find_readings(checkpoint, lambda state: prefixes_of_maps(state, maps) or prefixes_of_names(state, names))
     if readings:
         reading, notes = choose_reading(readings, checkpoint, wishes.key, where, wishes.spelling)
         keys = list(reading.state)

@@ -117,25 +117,36 @@ def _longest_prefix(prefix: str, keys: Iterable[str]) -> str:
     return max(common, key=len, default=prefix)
 
 
-def prefixes_of_maps(state: State, maps: Iterable[KeyMap]) -> dict[str, KeyMap]:
-    """The prefixes under which a key map recognises names; of several maps the first.
+def prefixes_of_maps(state: State, maps: Iterable[KeyMap]) -> list[str]:
+    """The prefixes under which a key map recognises names.
 
     Args:
         state: Tensors by name.
         maps: Key maps; those that recognise nothing by themselves are skipped.
     """
-    found: dict[str, KeyMap] = {}
+    found: dict[str, list[KeyMap]] = {}
     for key_map in maps:
         if not key_map.recognised_by:
             continue
         # The shortest prefix: names that a pattern has on its own (vit.) stay names.
         anchor = re.compile(rf"(?:(.*?)\.)??(?:{key_map.recognised_by[0]})")
-        prefixes = {match[1] or "" for key in state if (match := anchor.fullmatch(key))}
-        for prefix in prefixes - set(found):
-            start = f"{prefix}." if prefix else ""
-            if key_map.recognises([key[len(start) :] for key in state if key.startswith(start)]):
-                found[prefix] = key_map
-    return found
+        for prefix in {match[1] or "" for key in state if (match := anchor.fullmatch(key))}:
+            if key_map.recognises(_names_below(state, prefix)):
+                found.setdefault(prefix, []).append(key_map)
+    inside: set[str] = set()
+    for prefix, its_maps in found.items():
+        nested = tuple(
+            other for other in found if other != prefix and f"{other}.".startswith(f"{prefix}." if prefix else "")
+        )
+        rest = [key for key in state if not key.startswith(tuple(f"{other}." for other in nested))]
+        if nested and not any(m.recognises(_names_below(rest, prefix)) for m in its_maps):
+            inside.update(nested)  # a part of this model that looks like another: no weights of their own
+    return [prefix for prefix in found if prefix not in inside]
+
+
+def _names_below(keys: Iterable[str], prefix: str) -> list[str]:
+    start = f"{prefix}." if prefix else ""
+    return [key[len(start) :] for key in keys if key.startswith(start)]
 
 
 def prefixes_of_names(state: State, names: Iterable[str]) -> list[str]:
