@@ -104,11 +104,11 @@ def test_other_architectures_are_refused_with_the_reason(key, shape, reason, wra
 # -- training --------------------------------------------------------------------------------------------
 
 TRAINING = [
-    "criterion.weight", "loss.log_vars", "contrastive_loss.queue", "projection_head.0.weight", "projection_head.1.bias",
-    "projector.fc.weight", "proj_head.weight", "predictor.0.weight", "prototypes.weight", "mask_token",
-    "decoder.0.weight", "decoder_embed.weight", "decoder_pos_embed", "decoder_blocks.0.attn.qkv.weight",
-    "logit_scale", "temperature", "queue", "queue_ptr", "center", "n_averaged", "train_acc.confmat", "val_metrics.f1.tp", "pixel_mean", "std",
-    "normalize.mean",
+    "criterion.weight", "loss.log_vars", "contrastive_loss.queue", "projection_head.0.weight",
+    "projection_head.1.bias", "projector.fc.weight", "proj_head.weight", "predictor.0.weight", "prototypes.weight",
+    "mask_token", "decoder.0.weight", "decoder_embed.weight", "decoder_pos_embed",
+    "decoder_blocks.0.attn.qkv.weight", "logit_scale", "temperature", "queue", "queue_ptr", "center", "n_averaged",
+    "train_acc.confmat", "val_metrics.f1.tp", "pixel_mean", "std", "normalize.mean",
 ]  # fmt: skip
 
 
