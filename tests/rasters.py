@@ -16,8 +16,11 @@ def write_tiff(path, array, nodata=None, scale=None, offset=None, orientation=No
     if orientation is not None:
         tags.append((274, "H", 1, orientation, True))
     path.parent.mkdir(parents=True, exist_ok=True)
+    if len(array) > 1:
+        options["planarconfig"] = "separate"
     with tifffile.TiffWriter(path) as file:
-        file.write(array, planarconfig="separate", photometric="minisblack", extratags=tags, metadata=None, **options)
+        planes = array if len(array) > 1 else array[0]
+        file.write(planes, photometric="minisblack", extratags=tags, metadata=None, **options)
         if mask is not None:
             file.write(mask, subfiletype=4, photometric="minisblack", metadata=None)
     return path

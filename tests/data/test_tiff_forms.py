@@ -41,6 +41,7 @@ FAULTS = {
     "metadata": lambda path: write_tiff(path, RNG.random((2, 16, 16)).astype("float32"), scale=["x", "y"]),
     "nodata": lambda path: write_tiff(path, RNG.random((2, 16, 16)).astype("float32"), nodata="nothing"),
     "too large": lambda path: write_tiff(path, RNG.integers(0, 99, (2, 40, 40)).astype("uint16")),
+    "mask": lambda path: write_tiff(path, np.ones((2, 16, 16), "uint16"), mask=np.ones((8, 8), bool)),
 }  # fmt: skip
 
 
@@ -134,6 +135,29 @@ def test_overviews_are_no_images_and_stand_in_for_large_ones(tmp_path, masked):
         DataError, match=r"64 x 48 = 3072 pixels, more than data\.max_pixels 10; .*raise data\.max_pixels"
     ):
         open_raster(path, max_pixels=10)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rowsperstrip": 5}, {"tile": (16, 16)}, {"tile": (16, 32), "compression": "zlib"}]
+)
+@pytest.mark.parametrize("form", ["planes", "interleaved", "pages"])
+def test_every_nth_pixel_of_large_rasters_is_read_by_strips(tmp_path, options, form):
+    x = RNG.integers(1, 999, (3, 60, 50)).astype("uint16")
+    mask = RNG.random((60, 50)) < 0.8
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        if form == "pages":
+            for band in x:
+                file.write(band, contiguous=False, photometric="minisblack", metadata=None, **options)
+        else:
+            planar = {"planes": ("separate", x), "interleaved": ("contig", x.transpose(1, 2, 0))}[form]
+            file.write(planar[1], planarconfig=planar[0], photometric="minisblack", metadata=None, **options)
+        file.write(mask, subfiletype=4, photometric="minisblack", metadata=None, rowsperstrip=8)
+    for most, step in ((2999, 2), (750, 2), (600, 3)):
+        small = open_raster(tmp_path / "x.tif", max_pixels=most)
+        assert np.array_equal(small.values, x[:, ::step, ::step])
+        assert np.array_equal(small.invalid, ~mask[::step, ::step])
+    with pytest.raises(DataError, match=r"60 x 50 = 3000 pixels, more than data\.max_pixels 100"):
+        open_raster(tmp_path / "x.tif", max_pixels=100)
 
 
 def test_large_pictures_are_reduced_where_their_format_allows_it(tmp_path):

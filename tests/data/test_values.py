@@ -211,7 +211,7 @@ def test_a_constant_band_is_named_unless_allowed(tmp_path):
         tmp_path / "d", lambda c: np.stack([np.full((8, 8), 7), rng.integers(0, 200, (8, 8))]).astype("uint8")
     )
     data = folder(tmp_path / "d")
-    with pytest.raises(DataError, match=r"one value throughout in vv; .*--data\.allow_constant '\[vv\]'"):
+    with pytest.raises(DataError, match=r"one value throughout in vv .*--data\.allow_constant '\[vv\]'"):
         data.statistics()
     mean, std = folder(tmp_path / "d", allow_constant=("vv",)).statistics()["image"]
     assert (mean[0], std[0]) == (pytest.approx(7 / 255, abs=1e-5), 1)
@@ -274,3 +274,56 @@ def test_recipes_with_ranges_are_read_back_as_they_are_written(tmp_path, words):
     recipe = load_recipe(None, words, settings_of=settings_of)
     (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "r.yaml", settings_of=settings_of) == recipe
+
+
+def test_a_stated_range_that_is_hardly_filled_is_warned_of(tmp_path):
+    x = np.random.default_rng(13).random((10, 2, 8, 8)).astype("float32")
+    with pytest.warns(
+        DataWarning, match=r"values, [\d.e-]+ to [\d.]+, fill 0\.01% of the stated range; --data\.scale 1 "
+    ):
+        arrays(tmp_path / "x.npz", x, band_names=BANDS, scale=10000)
+
+
+def test_pictures_among_rasters_keep_their_own_range(tmp_path):
+    rng = np.random.default_rng(14)
+    write_classes(tmp_path / "d", lambda c: rng.integers(0, 9000, (3, 8, 8)).astype("uint16"))
+    Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype("uint8")).save(tmp_path / "d" / "0" / "9.png")
+    config = {"source": "folder", "path": str(tmp_path / "d"), "band_names": ("r", "g", "b")}
+    with pytest.raises(DataError, match=r"several types: uint16 \(12, first .*\), uint8 \(1, first .*9\.png\)"):
+        open_data(DataConfig(**config), SIZE)
+    data = open_data(DataConfig(**config, scale=9000), SIZE)
+    assert any("1 of the images are pictures of 8 bits" in note for note in data.source.value_notes)
+    place = data.source.keys.index("0/9.png")
+    x = np.array(Image.open(tmp_path / "d" / "0" / "9.png")).transpose(2, 0, 1) / 255
+    assert np.allclose(data.source.load([place, 0])["image"][0], x, atol=1e-6)
+    # A run whose range was decided by the rasters' type refuses them.
+    with pytest.raises(DataError, match=r"9\.png holds uint8 values and the run was trained on uint16"):
+        open_data(DataConfig(**config, value_type="uint16"), SIZE)
+
+
+def test_the_second_stream_has_settings_of_its_own(tmp_path):
+    rng = np.random.default_rng(15)
+    write_classes(tmp_path / "a", lambda c: rng.integers(0, 9000, (2, 8, 8)).astype("uint16"))
+    stack = iter(rng.uniform(-20, -5, (12, 1, 8, 8)).astype("float32"))
+    write_classes(
+        tmp_path / "b", lambda c: np.where(rng.random((1, 8, 8)) < 0.2, np.nan, next(stack)).astype("float32")
+    )
+    second = {"spectral_path": str(tmp_path / "b"), "spectral_band_names": ("db",)}
+    with pytest.raises(DataError, match=r"not finite \(\d+ NaN\).*--data\.spectral_nodata 'nan'"):
+        folder(tmp_path / "a", scale=9000, **second)
+    with pytest.raises(
+        DataError, match=r"float32 values.*give data\.spectral_scale.*--data\.spectral_range '\[-20, -5"
+    ):
+        folder(tmp_path / "a", scale=9000, spectral_nodata="nan", **second)
+    data = folder(tmp_path / "a", scale=9000, spectral_nodata="nan", spectral_range=(-25.0, 0.0), **second)
+    measured = data.measure().streams
+    assert 0.15 < measured["spectral"][0].no_data < 0.25
+    assert measured["image"][0].no_data == 0
+    assert 0.2 < measured["spectral"][0].mean < 0.8
+    mixed = folder(
+        tmp_path / "a", scale=9000, spectral_nodata="nan", spectral_range=(-25.0, 0.0), bands=("vh", "db"),
+        spectral_bands=(), **second,
+    )  # fmt: skip
+    bands = mixed.measure().streams["image"]
+    assert [band.name for band in bands] == ["vh", "db"]
+    assert bands[0].no_data == 0 < bands[1].no_data

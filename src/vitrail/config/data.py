@@ -71,7 +71,7 @@ class DataConfig:
         layout: Axes of images in a file of arrays: "channels_first" or "channels_last"; found from the shape and the
             names of the bands where only one is possible.
         max_pixels: Largest picture or raster, height times width; a larger one is read at reduced size where its
-            format allows it (JPEG; TIFF with overviews), else refused.
+            format allows it (JPEG, rasters), else refused.
         spectral_path: A folder with a second file for each image, at the same place and of the same stem.
         spectral_band_names: Names of the bands in the second files.
         spectral_wavelengths: Of these in nm.

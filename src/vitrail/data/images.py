@@ -179,7 +179,11 @@ def decode_picture(
             if image.format == "TIFF" and no_data != ():
                 mark = parse_no_data(str(image.tag_v2.get(_GDAL_NODATA, "")), name)  # type: ignore[attr-defined]
                 declared += [] if mark is None else [mark]
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            scrambled = (
+                image.format == "TIFF"
+                and image.info.get("compression") == "raw"
+                and image.getexif().get(_ORIENTATION) in _TURNED
+            )
             image.load()
     except DataError:
         raise
@@ -187,7 +191,7 @@ def decode_picture(
         raise _unreadable(file, name, error) from error
     if _DEEP_STORED in stored:
         raise _too_deep(name, stored)
-    if image.format == "TIFF" and turned and image.info.get("compression") == "raw":
+    if scrambled:
         image = _turned_tiff(file, image)
     pixels = _to_bands(image, name, color, band_problem(image.mode, frames, color), convert)
     if no_data == ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import lzma
+import math
 import re
 import struct
 import zlib
@@ -85,7 +86,7 @@ def open_raster(
     Args:
         path: The file. Its bands may be interleaved, planes, or pages of one size.
         bands: How many are wanted; decides whether an alpha band is one of them.
-        max_pixels: Pixels that are decoded at most; of a larger image its largest overview within is read.
+        max_pixels: Pixels that are decoded at most; of a larger image an overview is read, or every n-th pixel.
         size: Height and width that are wanted of an overview.
 
     Raises:
@@ -162,13 +163,13 @@ def _open(file: TiffFile, path: File, bands: int | None, max_pixels: int | None,
     if len(images) > 1 and per_page > 1:
         raise BandError(f"{path} holds {len(images)} images of {per_page} bands where one is wanted", "keep one")
     if max_pixels is not None and height * width > max_pixels:
-        images, masks = _overview(file, path, max_pixels, (height, width), size, len(images))
-    values = _values(file, images, path)
-    invalid = None
-    if masks:
-        invalid = _planes(masks[0], path)[0] == 0
-        if invalid.shape != values.shape[1:]:
-            invalid = None
+        values, invalid = _reduced(file, images, masks, path, max_pixels, size)
+    else:
+        values = _values(file, images, path)
+        invalid = _planes(masks[0], path)[0] == 0 if masks else None
+    if invalid is not None and invalid.shape != values.shape[1:]:
+        told = "x".join(map(str, invalid.shape))
+        raise UnreadableError(f"{path} has a mask of {told} pixels for {height}x{width}", "correct or remove the mask")
     alpha = [i for i, kind in enumerate(first.extrasamples) if int(kind) in _ALPHA]
     if alpha and len(images) == 1 and bands is not None and len(values) == bands + 1:
         place = per_page - len(first.extrasamples) + alpha[0]
@@ -197,32 +198,66 @@ def _tag(page: TiffPage, code: int) -> Any:
     return None if tag is None else tag.value
 
 
-def _overview(
+def _reduced(
     file: TiffFile,
+    images: Sequence[TiffPage],
+    masks: Sequence[TiffPage],
     path: File,
     max_pixels: int,
-    own: tuple[int, int],
     size: tuple[int, int],
-    number: int,
-) -> tuple[list[TiffPage], list[TiffPage]]:
-    """The smallest overview that holds the wanted size, or else the largest that may be decoded; and its mask."""
-    pages: list[TiffPage] = [page for page in file.pages if page is not None]  # type: ignore[misc]
-    smaller = [
-        page
-        for page in pages
-        if _kind(page) == _REDUCED and page.imagelength * page.imagewidth <= max_pixels and page.imagelength > 1
-    ]
-    if number > 1 or not smaller:
-        raise too_large(path, own, max_pixels)
-    enough = [page for page in smaller if page.imagelength >= size[0] and page.imagewidth >= size[1]]
+) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+    """An image that is too large, and its mask: of an overview, or every n-th pixel, read strip by strip."""
+    own = images[0].imagelength, images[0].imagewidth
+    overview = _overview(file, max_pixels, size) if len(images) == 1 else None
+    if overview is None:
+        step = math.ceil(math.sqrt(own[0] * own[1] / max_pixels))
+        values = np.concatenate([_thinned(page, path, step, max_pixels) for page in images])
+        return values, _thinned(masks[0], path, step, max_pixels)[0] == 0 if masks else None
+    values = _planes(overview, path)
+    if not masks:
+        return values, None
+    hidden = _planes(masks[0], path)[0] == 0
+    # The overviews of masks need not be those of the image: the pixel at the place of each decides.
+    rows, columns = (np.arange(n) * whole // n for n, whole in zip(values.shape[1:], hidden.shape, strict=True))
+    return values, hidden[rows[:, None], columns]
+
+
+def _overview(file: TiffFile, max_pixels: int, size: tuple[int, int]) -> TiffPage | None:
+    """The smallest overview that holds the wanted size, or else the largest that may be decoded; None where none is."""
 
     def area(page: TiffPage) -> int:
         return page.imagelength * page.imagewidth
 
-    chosen = min(enough, key=area) if enough else max(smaller, key=area)
-    shape = chosen.imagelength, chosen.imagewidth
-    masks = [p for p in pages if _kind(p) == _REDUCED | _MASK and (p.imagelength, p.imagewidth) == shape]
-    return [chosen], masks
+    pages: list[TiffPage] = [page for page in file.pages if page is not None]  # type: ignore[misc]
+    smaller = [page for page in pages if _kind(page) == _REDUCED and area(page) <= max_pixels]
+    enough = [page for page in smaller if page.imagelength >= size[0] and page.imagewidth >= size[1]]
+    if enough:
+        return min(enough, key=area)
+    return max(smaller, key=area) if smaller else None
+
+
+def _thinned(page: TiffPage, path: File, step: int, max_pixels: int) -> Array:
+    """Every ``step``-th row and column of a page's bands, shape ``(C, H, W)``, with one strip or tile in memory.
+
+    Raises:
+        UnreadableError: The thinned image or a strip of it has more pixels than may be decoded.
+    """
+    _refuse_cut_off(page, path)
+    height, width = -(-page.imagelength // step), -(-page.imagewidth // step)
+    planes, _, _, _, samples = page.shaped
+    longest = max(page.tilelength, 1) * max(page.tilewidth, 1) if page.is_tiled else page.rowsperstrip * page.imagewidth
+    if min(longest, page.imagelength * page.imagewidth) > max_pixels or height * width > max_pixels:
+        raise too_large(path, (page.imagelength, page.imagewidth), max_pixels)
+    pixels = np.full((planes, height, width, samples), page.nodata, dtype=page.dtype)
+    for segment, (plane, _, row, column, sample), shape in page.segments():
+        if segment is None:  # a part that was never written
+            continue
+        top, left = -row % step, -column % step
+        bottom, right = min(shape[1], page.imagelength - row), min(shape[2], page.imagewidth - column)
+        part = segment[0, top:bottom:step, left:right:step]
+        y, x = (row + top) // step, (column + left) // step
+        pixels[plane, y : y + len(part), x : x + part.shape[1], sample : sample + part.shape[2]] = part
+    return np.moveaxis(pixels, 3, 1).reshape(-1, height, width)
 
 
 def _values(file: TiffFile, images: Sequence[TiffPage], path: File) -> Array:
@@ -242,11 +277,15 @@ def _values(file: TiffFile, images: Sequence[TiffPage], path: File) -> Array:
 
 def _planes(page: TiffPage, path: File) -> Array:
     """One page's bands, shape ``(C, H, W)``, whatever axes are 1 long."""
+    _refuse_cut_off(page, path)
+    pixels: Array = page.asarray(squeeze=False)  # planes, depth, height, width, interleaved bands
+    return np.moveaxis(pixels, 4, 2).reshape(-1, *pixels.shape[2:4])
+
+
+def _refuse_cut_off(page: TiffPage, path: File) -> None:
     end = page.parent.filehandle.size
     if any(offset + count > end for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
         raise UnreadableError(f"{path} is no TIFF that can be read (the file is cut off)", "remove or replace it")
-    pixels: Array = page.asarray(squeeze=False)  # planes, depth, height, width, interleaved bands
-    return np.moveaxis(pixels, 4, 2).reshape(-1, *pixels.shape[2:4])
 
 
 def _turn(planes: Array, orientation: int) -> Array:

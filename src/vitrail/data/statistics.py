@@ -218,8 +218,8 @@ class Statistics:
         unasked = [name for name in found if name not in allowed]
         if unasked:
             raise DataError(
-                f"the training images have one value throughout in {', '.join(unasked)}; leave out such bands "
-                f"(data.bands), or allow them: --data.allow_constant '[{', '.join(unasked)}]'"
+                f"the training images have one value throughout in {', '.join(unasked)} (or no data); leave out such "
+                f"bands (data.bands), or allow them: --data.allow_constant '[{', '.join(unasked)}]'"
             )
 
     def normalization(self) -> dict[str, tuple[list[float], list[float]]]:

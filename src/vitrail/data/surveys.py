@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.data.faults import UnreadableError
-from vitrail.data.values import KNOWN_TYPE, PHYSICAL, ValueRange, ValueRule, resolve_range
+from vitrail.data.values import KNOWN_TYPE, LEAST_FILLED, PHYSICAL, ValueRange, ValueRule, resolve_range
 from vitrail.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -168,7 +169,8 @@ class Surveys:
     def __post_init__(self) -> None:
         """Begin with nothing."""
         self.low, self.high = np.full(len(self.bands), np.inf), np.full(len(self.bands), -np.inf)
-        self._pixels: dict[int, int] = {}
+        # Of whole pictures, of which there may be millions: index and pixels.
+        self._pictures, self._sizes = array("q"), array("q")
         self._rows: dict[int, Array] = {}
 
     def add(self, index: int, name: str, seen: Survey | int) -> None:
@@ -183,7 +185,8 @@ class Surveys:
         count, first = self.kinds.get(kind, (0, name))
         self.kinds[kind] = (count + 1, first)
         if isinstance(seen, int):
-            self._pixels[index] = seen
+            self._pictures.append(index)
+            self._sizes.append(seen)
             return
         self.low, self.high = np.minimum(self.low, seen.low), np.maximum(self.high, seen.high)
         self._rows[index] = seen.counts
@@ -198,11 +201,12 @@ class Surveys:
         if not any(row[1:].any() for row in self._rows.values()):
             return None
         table = np.zeros((4, len(indices), len(self.bands)), dtype=np.int64)
+        sizes = dict(zip(self._pictures, self._sizes, strict=True))
         for place, index in enumerate(indices):
             if index in self._rows:
                 table[:, place] = self._rows[index]
             else:
-                table[0, place] = self._pixels[index]
+                table[0, place] = sizes[index]
         return Tally(*table)
 
     def decide(self, rule: ValueRule, kept: Sequence[int]) -> tuple[StreamValues, list[str]]:
@@ -213,9 +217,9 @@ class Surveys:
             kept: The images that the source goes on with.
         """
         limits, notes = resolve_range(rule, self.kinds, self.extent, len(self.bands))
-        if limits.kind is None and self._pixels:
+        if limits.kind is None and self._pictures:
             notes.append(
-                f"{len(self._pixels)} of the images are pictures of 8 bits, whose values from 0 to 255 become 0 to 1; "
+                f"{len(self._pictures)} of the images are pictures of 8 bits, whose values 0 to 255 become 0 to 1; "
                 f"{rule.setting} is for the others"
             )
         return StreamValues(self.bands, rule, limits, self.low, self.high, self.tally(kept)), notes
@@ -255,9 +259,10 @@ class StreamValues:
         Raises:
             DataError: The range cuts off more than 50 % of a band's values.
         """
+        notes: list[str] = []
+        warnings = [] if (dim := self._barely_filled()) is None else [dim]
         if self.tally is None:
-            return [], []
-        notes, warnings = [], []
+            return notes, warnings
         cut = self._cut_off(self.tally)
         if cut is not None:
             warnings.append(cut)
@@ -274,6 +279,19 @@ class StreamValues:
                 f"{len(mostly)} images are mostly no data: {_few(mostly)}; remove them, or check data.nodata"
             )
         return notes, warnings
+
+    def _barely_filled(self) -> str | None:
+        """A warning where the values fill next to nothing of a range that the recipe states."""
+        low, high = float(self.low.min()), float(self.high.max())
+        if self.limits.kind is not None or not low <= high:
+            return None
+        whole = max(b - a for a, b in zip(self.limits.low, self.limits.high, strict=True))
+        if low == high or high - low >= LEAST_FILLED * whole:
+            return None
+        return (
+            f"{self.rule.setting}: the images' values, {low:g} to {high:g}, fill {(high - low) / whole:.2%} of the "
+            f"stated range; {self.rule.suggest(low, high)} fills it"
+        )
 
     def _cut_off(self, tally: Tally) -> str | None:
         below, above = tally.cut_shares()

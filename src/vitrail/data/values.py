@@ -31,7 +31,7 @@ KNOWN_TYPE = "uint8"
 # Values to which the file's own scale and offset were applied, whatever type they are stored as.
 PHYSICAL = "physical"
 # Images that fill less than this share of the type's range were not stored to fill it.
-_LEAST_FILLED = 0.01
+LEAST_FILLED = 0.01
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,20 @@ def resolve_range(
     own_units = [first for kind, (_, first) in kinds.items() if kind == PHYSICAL]
     if stated is not None:
         filled = max(high - low, 0.0) / max(b - a for a, b in zip(stated.low, stated.high, strict=True))
-        if own_units and filled < _LEAST_FILLED:
+        if own_units and filled < LEAST_FILLED:
             raise DataError(
                 f"{rule.setting}: the values of {own_units[0]} go from {low:g} to {high:g} once its own scale and "
                 f"offset are applied, {filled:.2%} of the stated range; state it in these units "
                 f"({rule.suggest(low, high)}), or leave it out"
             )
         return stated, []
+    strangers = [kind for kind in kinds if kind != rule.recorded]
+    if rule.recorded is not None and strangers:
+        first = kinds[strangers[0]][1]
+        raise DataError(
+            f"{first} holds {strangers[0]} values and the run was trained on {rule.recorded}, which decided their "
+            f"range; convert it to {rule.recorded} in the same units, or train with {rule.setting} stated"
+        )
     if len(kinds) > 1:
         told = ", ".join(f"{kind} ({count}, first {first})" for kind, (count, first) in kinds.items())
         raise DataError(
@@ -184,11 +191,6 @@ def resolve_range(
         )
     ((kind, (count, first)),) = kinds.items()
     others = f" (as do {count - 1} others)" if count > 1 else ""
-    if rule.recorded is not None and kind != rule.recorded:
-        raise DataError(
-            f"{first} holds {kind} values and the run was trained on {rule.recorded}, which decided their range; "
-            f"convert it to {rule.recorded} in the same units, or train with {rule.setting} stated"
-        )
     if kind == PHYSICAL:
         note = (
             f"the files' own scale and offset give values from {low:g} to {high:g}, of which 0 to 1 are used (another "
@@ -205,7 +207,7 @@ def resolve_range(
     if kind == KNOWN_TYPE or rule.recorded is not None or not math.isfinite(low):
         return found, []
     filled = max(high - low, 0.0) / top
-    if filled < _LEAST_FILLED:
+    if filled < LEAST_FILLED:
         raise DataError(
             f"{rule.setting}: the images' values, {low:g} to {high:g}, fill {filled:.2%} of the range of {kind} (0 to "
             f"{top:g}); give {rule.suggest(low, high)}"

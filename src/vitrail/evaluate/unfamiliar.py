@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from vitrail.config.data import DataConfig
-from vitrail.data.dataset import ImageData
 from vitrail.data.sources.opening import SOURCES
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.evaluate.ood import Seen, ood_report, read_seen
@@ -66,7 +65,7 @@ def measure_ood(
         others = open_for(trained.card, config, split=False, labelled=False)
     except DataError as error:
         raise DataError(f"--ood {path}: {error}") from error
-    every = ImageData(others.source, {"all": list(range(len(others.source)))}, others.config)
+    every = dataclasses.replace(others, splits={"all": list(range(len(others.source)))})
     suffix = "" if evaluated.tta == "none" else f"-{evaluated.tta}"
     name = name_of_other(path, "all", "ood") + suffix
     predict(run, trained, every, "all", name, evaluated.tta)
