@@ -176,6 +176,19 @@ def test_readings_of_which_none_comes_first_are_refused():
     assert unchanged(model, snapshot(other))
 
 
+def test_one_state_dict_at_several_paths(tmp_path):
+    plain, _, model = _vits()
+    state = plain.state_dict()
+    torch.save({"best": state, "last": state, "model": state, "ema": {"shadow": state}}, tmp_path / "x.pth")
+    for key, taken in ((None, "ema.shadow"), ("model", "model"), ("last", "last")):
+        assert vitrail.load_weights(model, tmp_path / "x.pth", key=key).key == taken
+        assert unchanged(model, snapshot(plain))
+    vitrail.load_weights(build("vit", 8), {"best": state, "last": state})
+    circle = {"model": state}
+    circle["self"] = circle
+    vitrail.load_weights(build("vit", 8), circle)
+
+
 def test_averages_without_names():
     plain, average, model = _vits()
     shadow = {"decay": 0.99, "shadow_params": list(average.parameters())}

@@ -88,7 +88,7 @@ def unwrap(content: Any, where: str) -> Checkpoint:
         WeightsError: There is no mapping of tensors by name inside.
     """
     found = Checkpoint({}, "memory")
-    _walk(content, "", found, set())
+    _walk(content, "", found, {})
     if not found.states:
         raise WeightsError(f"{where} holds no tensors by name but {_instead(content, found)}; it is no file of weights")
     return found
@@ -105,11 +105,16 @@ def _instead(content: Any, found: Checkpoint) -> str:
     return f"a {_kind(content)}"
 
 
-def _walk(value: Any, path: str, found: Checkpoint, seen: set[int]) -> None:
-    if id(value) in seen or path.count(".") > _DEEPEST:
+def _walk(value: Any, path: str, found: Checkpoint, seen: dict[int, str]) -> None:
+    """Collect what a value holds; of one object at several paths, the tensors are found at each."""
+    if path.count(".") > _DEEPEST:
         return
     if isinstance(value, Mapping | Foreign | list | tuple):
-        seen.add(id(value))
+        first = seen.setdefault(id(value), path)
+        if first != path:
+            if first in found.states:
+                found.states[path] = found.states[first]
+            return
     if isinstance(value, Foreign) and "_modules" in value.attributes:
         state: State = {}
         _module_state(value, "", state, set())

@@ -216,7 +216,7 @@ def choose_reading(
         raise WeightsError(f"{where} has no weights of this model under {key!r}, only under {', '.join(names)}")
     best = min(_rank(reading.key) for reading in wanted)
     first = [reading for reading in wanted if _rank(reading.key) == best]
-    if len(first) > 1:
+    if len(first) > 1 and not all(_equal(reading, first[0]) for reading in first):
         keys = [reading.key for reading in first if reading.key]
         raise WeightsError(
             f"{where} has several weights of this model, under {', '.join(keys)}; choose one, for example "
@@ -224,6 +224,10 @@ def choose_reading(
         )
     reading = first[0]
     return reading, _describe(reading, readings, checkpoint, spelling)
+
+
+def _equal(one: Reading, other: Reading) -> bool:
+    return one.state.keys() == other.state.keys() and all(v is other.state[k] for k, v in one.state.items())
 
 
 def _named_by(path: str, key: str) -> bool:
