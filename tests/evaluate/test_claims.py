@@ -9,6 +9,7 @@ from scipy.special import expit
 from scipy.stats import binom
 
 from vitrail.evaluate import statistics as own
+from vitrail.evaluate.robustness import paired_drops
 
 
 def _differences(rng, repeats, seeds, images, accuracy, seed_sd=0.0, difficulty=0.0, peculiarity=0.0, gap=0.0):
@@ -163,3 +164,22 @@ def test_a_difference_as_large_as_the_margin_is_seldom_called_equal(seeds):
         d = _differences(rng, 500, seeds, 100, 0.85, sd, difficulty, peculiarity, gap=0.4)
         margin = abs(_differences(rng, 2000, seeds, 200, 0.85, sd, difficulty, peculiarity, gap=0.4).mean())
         assert (own.runs_and_images(d).equivalence_p(margin) < 0.05).mean() <= 0.06
+
+
+def test_a_missing_band_has_a_paired_drop_and_a_verdict():
+    rng = np.random.default_rng(2)
+    whole = rng.random(200) < 0.9
+    without = whole & (rng.random(200) < 0.7)
+    table = paired_drops([whole, without, whole.copy(), whole | (rng.random(200) < 0.9)], None)
+    assert table["verdict"].tolist() == ["", "needed", "not shown", "disturbs"]
+    assert table["drop"][1] == pytest.approx(whole.mean() - without.mean())
+    assert table["drop_low"][1] > 0.1
+    assert table["drop_low"][2] < 0 < table["drop_high"][2]
+    groups = [str(i // 50) for i in range(200)]  # four groups show little
+    assert paired_drops([whole, without], groups)["p_drop"][1] > table["p_drop"][1]
+    false = 0
+    for _ in range(200):
+        easy = rng.random(40)
+        cases = [rng.random(40) < easy for _ in range(6)]
+        false += (paired_drops(cases, None)["verdict"].iloc[1:] != "not shown").any()
+    assert false / 200 < 0.09

@@ -5,7 +5,8 @@ import torch
 
 from tests.explain.tiny_models import known_case, tiny_inputs, tiny_model
 from vitrail.errors import ConfigError
-from vitrail.explain import band_importance
+from vitrail.explain import BandScores, band_importance
+from vitrail.explain.bands import _corrected_p
 
 WAYS = ("zero", "mean", "noise", "permutation", "integrated_gradients")
 
@@ -96,3 +97,29 @@ def test_one_image_has_no_interval_and_bad_settings_are_refused():
             band_importance(model, x, **settings)
     with pytest.raises(ConfigError, match="thermal"):
         band_importance(model, x)["thermal"]
+
+
+def test_verdicts_are_corrected_and_seldom_false():
+    generator = torch.Generator().manual_seed(0)
+    false = 0
+    for _ in range(300):
+        drops = {"image": torch.randn(8, 3, generator=generator), "spectral": torch.randn(8, 9, generator=generator)}
+        p = torch.cat(list(_corrected_p(drops).values()))
+        false += bool((p < 0.05).any())
+    assert false / 300 < 0.08
+    drops["spectral"][:, 4] += 6
+    drops["image"][:, 1] -= 6
+    p = _corrected_p(drops)
+    made = {name: BandScores(x, x.mean(0), x.mean(0), x.mean(0), p[name]) for name, x in drops.items()}
+    assert made["spectral"].verdicts()[4] == "needed"
+    assert made["image"].verdicts()[1] == "against"
+    one = BandScores(
+        drops["image"], *[drops["image"].mean(0)] * 3, _corrected_p({"image": drops["image"][:1]})["image"]
+    )
+    assert one.verdicts() == ["not shown"] * 3
+
+
+def test_the_band_that_the_model_sees_is_needed():
+    model, images, _ = known_case()
+    images = images * torch.linspace(0.8, 1.2, len(images))[:, None, None, None]
+    assert band_importance(model, images, 1, "mean")["image"].verdicts() == ["needed", "not shown", "not shown"]

@@ -149,7 +149,9 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
 
 
 def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
-    """The short of an evaluation."""
+    """Print the short of an evaluation."""
+    from vitrail.runs.seen import describe_seen
+
     right = "all labels right" if "map" in metrics else "accuracy"
     drawn = metrics["intervals"]
     groups = f" over {drawn['units']} groups" if drawn.get("unit") == "group" else ""
@@ -159,6 +161,8 @@ def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
         + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
         + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
+    if line := describe_seen(metrics.get("seen_in_pretraining"), metrics["images"], metrics["name"]):
+        print(f"  {line}")
     calibration, conformal, selective = (metrics[name] for name in ("calibration", "conformal", "selective"))
     told = f"calibration error {calibration['ece']:.3f} (up to {calibration['ece_of_chance_95']:.3f} is chance)"
     if calibration["temperature"] is not None:

@@ -142,6 +142,7 @@ def _row_of_run(tested: Tested, metric: str) -> dict[str, Any]:
         "images": len(tested.images),
         metric: float(tested.scores.mean()),
         **{name: metrics[name] for name in _MEASURES if name in metrics and name != metric},
+        "seen_in_pretraining": metrics.get("seen_in_pretraining"),
         "parameters": efficiency["parameters"],
         "gmacs": efficiency["gmacs"],
         "milliseconds_per_image": 1000 / rate,

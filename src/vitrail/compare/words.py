@@ -32,6 +32,7 @@ def sentences(suite: Suite, tables: Tables) -> list[str]:
     variants: list[Any] = tables.summary.to_dict("records")
     return [
         *_near_guess(suite, tables),
+        *_seen(tables),
         *(_pair(row, suite) for row in pairs),
         *(_variant(row, suite) for row in variants),
     ]
@@ -47,6 +48,21 @@ def _near_guess(suite: Suite, tables: Tables) -> list[str]:
         f"{amount(tables.guess, suite.metric)}): a comparison of these runs says little about their recipes. Check the "
         "labels and the learning rate, and train for longer."
     ]
+
+
+def _seen(tables: Tables) -> list[str]:
+    """One sentence a variant whose weights were pre-trained on test images."""
+    if "seen_in_pretraining" not in tables.results:
+        return []
+    told = []
+    for name, rows in tables.results.groupby("variant", sort=False):
+        most = pd.to_numeric(rows["seen_in_pretraining"]).max()
+        if most > 0:
+            told.append(
+                f"The weights that {name} begins with were pre-trained on {most:.0f} of its {rows['images'].iloc[0]} "
+                "test images: its result is too good for new images."
+            )
+    return told
 
 
 def method(suite: Suite, tables: Tables) -> str:

@@ -16,6 +16,7 @@ from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
 from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError
+from vitrail.evaluate import statistics
 from vitrail.evaluate.attacks import PGD_STEPS, check_epsilons, fgsm, losses, pgd
 from vitrail.evaluate.corruptions import SEVERITIES, check_corruptions, corrupt
 from vitrail.evaluate.intervals import Bootstrap
@@ -111,7 +112,7 @@ def measure_missing(
 
     Returns:
         ``stream``, ``band`` ("all" for a stream), ``how``, ``images``, ``accuracy``, ``low``, ``high``; first the
-        images as they are ("none").
+        images as they are ("none"). Of the others also :func:`paired_drops`.
     """
     trained = evaluated.trained
     streams = trained.card.streams
@@ -142,7 +143,9 @@ def measure_missing(
             learned = name == "spectral" and getattr(trained.model, "spectral_token", None) is not None
             how = "left out" if learned else "means of its bands"
             cases[(name, "all", how)] = without(name, range(len(stream.bands)), learned)
-    table = _accuracies(evaluated, data, cases, ("stream", "band", "how"), intervals, sample, "missing bands")
+    table = _accuracies(
+        evaluated, data, cases, ("stream", "band", "how"), intervals, sample, "missing bands", paired=True
+    )
     worst = table.iloc[1:].sort_values("accuracy", kind="stable").iloc[0]
     _record(
         evaluated,
@@ -237,8 +240,9 @@ def _accuracies(
     intervals: Intervals | None,
     sample: int | None,
     what: str,
+    paired: bool = False,
 ) -> pd.DataFrame:
-    """A row a case: its keys, images, accuracy and interval."""
+    """A row a case: its keys, images, accuracy and interval; paired, its drop against the first."""
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be at least 1 image, got {sample}")
     indices = evaluated.images.indices(evaluated.split)
@@ -260,6 +264,39 @@ def _accuracies(
         rows.append(
             {**dict(zip(keys, case, strict=True)), "images": len(own), "accuracy": own.mean(), "low": low, "high": high}
         )
+    table = pd.DataFrame(rows)
+    if paired and len(rows[0]) and rows[0]["images"] > 1:
+        groups = None if bootstrap is None else bootstrap.groups
+        table = pd.concat([table, paired_drops([np.concatenate(parts) for parts in right.values()], groups)], axis=1)
+    return table
+
+
+def paired_drops(right: Sequence[Right], groups: Sequence[str] | None) -> pd.DataFrame:
+    """Compare cases with the first one on the same images, image by image.
+
+    Args:
+        right: Whether each image is correct, shape ``(N,)``, of each case.
+        groups: Of each image, where images belong together.
+
+    Returns:
+        A row a case: ``drop`` of the accuracy with its 95 % interval ``drop_low`` and ``drop_high``, ``p_drop``
+        corrected for the number of cases (Holm), and ``verdict``: "needed" (the accuracy is shown to drop),
+        "disturbs" (it is shown to rise) or "not shown"; the first row is empty. It is about this model on other images.
+    """
+    first = right[0].astype(np.float64)
+    found = []
+    for own in right[1:]:
+        difference = (first - own)[None]
+        if groups is not None:
+            difference = statistics.join_groups(difference, np.asarray(groups, dtype=object))
+        found.append(statistics.runs_and_images(difference, largest=1.0))
+    corrected = statistics.holm([float(one.p_value()) for one in found])
+    rows: list[dict[str, Any]] = [dict.fromkeys(("drop", "drop_low", "drop_high", "p_drop")) | {"verdict": ""}]
+    for one, p in zip(found, corrected, strict=True):
+        low, high = one.interval()
+        verdict = "not shown" if p >= 0.05 else "needed" if one.value > 0 else "disturbs"
+        rows.append({"drop": float(one.value), "drop_low": float(low), "drop_high": float(high), "p_drop": float(p),
+                     "verdict": verdict})  # fmt: skip
     return pd.DataFrame(rows)
 
 

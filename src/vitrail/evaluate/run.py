@@ -17,6 +17,7 @@ from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.efficiency import measure_efficiency
 from vitrail.evaluate.saved import HeldOut, Intervals, Saved, held_out_for, is_current, measure_saved, origin_of
 from vitrail.runs.folder import EvaluationFiles, RunFolder
+from vitrail.runs.seen import count_seen
 from vitrail.runs.trained import ModelCard, TrainedModel, choose_device, load_classifier
 
 
@@ -166,6 +167,7 @@ def measure(
     saved = Saved.read(run, evaluated.name)
     metrics = measure_saved(saved, _held_out(evaluated, own), evaluated.files, intervals.bootstrap(saved.table, data))
     metrics |= origin_of(saved)
+    metrics["seen_in_pretraining"] = count_seen(run, evaluated.images, evaluated.split)
     metrics["efficiency"] = measure_efficiency(trained, memory_of=run.path if memory else None)
     drop_what_is_of_other_weights(run, evaluated.files)
     run.write_json(evaluated.files.metrics, metrics)

@@ -345,7 +345,7 @@ def evaluate_saved(
     metrics |= origin_of(saved)
     earlier = run.read_json(files.metrics) if files.metrics.is_file() else {}
     if "efficiency" in earlier and earlier.get("weights") == metrics["weights"]:
-        metrics["efficiency"] = earlier["efficiency"]
+        metrics |= {key: earlier[key] for key in ("seen_in_pretraining", "efficiency") if key in earlier}
     run.write_json(files.metrics, metrics)
     return folder, metrics
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
@@ -28,12 +29,27 @@ class BandScores:
         mean: Over the images, shape ``(C,)``.
         low: Lower end of the mean's interval, shape ``(C,)``; not a number for a single image.
         high: Upper end.
+        p: Two-sided p-values of no effect, from the t-test of the paired drops, corrected for the number of bands of
+            all streams (Holm), shape ``(C,)``; not a number for a single image.
     """
 
     scores: Tensor
     mean: Tensor
     low: Tensor
     high: Tensor
+    p: Tensor
+
+    def verdicts(self, alpha: float = 0.05) -> list[str]:
+        """State for each band whether the score is shown to need it.
+
+        Args:
+            alpha: How often any verdict may be false where no band matters.
+
+        Returns:
+            "needed" (the score drops without it), "against" (the score rises without it) or "not shown".
+        """
+        pairs = zip(self.mean.tolist(), self.p.tolist(), strict=True)
+        return ["not shown" if not p < alpha else "needed" if mean > 0 else "against" for mean, p in pairs]
 
 
 @dataclass(frozen=True)
@@ -113,11 +129,29 @@ def band_importance(
             times = repeats if by in ("noise", "permutation") else 1
             found = _by_replacing(network, inputs, classes, by, score, times, seed, batch_size)
     streams = {}
+    corrected = _corrected_p(found)
     for name, scores in found.items():
         interval = mean_interval(scores.double().cpu().numpy(), confidence, resamples, seed)
         mean, low, high = (torch.from_numpy(np.asarray(end)).to(scores) for end in interval)
-        streams[name] = BandScores(scores, mean, low, high)
+        streams[name] = BandScores(scores, mean, low, high, corrected[name])
     return BandImportance(streams, by, classes)
+
+
+def _corrected_p(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """P-values of each band's drops, paired by image and corrected over all bands, by stream."""
+    scores = np.concatenate([x.double().cpu().numpy() for x in found.values()], axis=1)
+    count, bands = scores.shape
+    p = np.full(bands, np.nan)
+    if count > 1:
+        mean, error = scores.mean(axis=0), scores.std(axis=0, ddof=1) / np.sqrt(count)
+        # Drops of rounding, and drops without spread, show nothing.
+        told = (error > 0) & (np.abs(mean) > 1e-5 * np.abs(scores).max())
+        t = np.divide(mean, error, out=np.zeros(bands), where=told)
+        raw = 2 * student.sf(np.abs(t), count - 1)
+        order = np.argsort(raw, kind="stable")
+        p[order] = np.minimum(np.maximum.accumulate(raw[order] * np.arange(bands, 0, -1)), 1)
+    parts = np.split(p, np.cumsum([x.shape[1] for x in found.values()])[:-1])
+    return {name: torch.from_numpy(part).to(x) for (name, x), part in zip(found.items(), parts, strict=True)}
 
 
 def _by_replacing(

@@ -135,10 +135,12 @@ def _missing(subjects: Sequence[Subject]) -> list[Section]:
     )
     table = Table(
         "missing",
-        f"Accuracy without each band or stream, on {on}. Runs: {names_of(there)}.{several(there)}",
+        f"Accuracy without each band or stream, on {on}, and its drop, paired image by image; the verdict is corrected "
+        f"for the number of bands (needed: the accuracy is shown to drop). Runs: {names_of(there)}.{several(there)}",
         _joined(tables),
         [Column("case", "case", "text"), *([who(subjects)] if len(tables) > 1 else []),
-         Column("how", "replaced by", "text"), Column("accuracy", "accuracy", "share", "low", "high")],
+         Column("how", "replaced by", "text"), Column("accuracy", "accuracy", "share", "low", "high"),
+         Column("drop", "drop", "share", "drop_low", "drop_high"), Column("verdict", "verdict", "text")],
     )  # fmt: skip
     picture = Picture("missing", "Missing bands", caption, alt)
     return [Section(picture.title, [], [(picture, draw.without(tables))], [table])]

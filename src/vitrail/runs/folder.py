@@ -80,6 +80,8 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.unreadable = self.path / "unreadable.csv"
         self.balance = self.path / "data.json"
+        # Hashes of the images that its weights were trained on.
+        self.seen = self.path / "images_seen.txt"
         self.audit = self.path / "audit.json"
         self.audit_page = self.path / "audit.html"
         # Hash of the weights by the state of their file.

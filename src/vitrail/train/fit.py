@@ -36,6 +36,7 @@ from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.inputs import input_codes
 from vitrail.runs.lock import only_one
+from vitrail.runs.seen import count_seen, describe_seen, record_seen
 from vitrail.runs.trained import ModelCard, StreamCard
 from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
@@ -363,6 +364,13 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
     write_text(run.recipe, dump_recipe(settled))
     run.write_json(run.environment, environment)
+    if not resume or not run.seen.is_file():
+        record_seen(run, data, recipe.model.weights)
+    for split in ("val", "test"):
+        if split in data.splits and (
+            line := describe_seen(count_seen(run, data, split), len(data.splits[split]), split)
+        ):
+            print(f"warning: {line}", file=sys.stderr)
     # A run that goes on has stated the copies.
     for line in [*describe_split(data), *([] if resume else describe_copies(data, shlex.quote(str(run.recipe))))]:
         print(line, file=sys.stderr)
