@@ -362,3 +362,11 @@ def test_a_header_that_is_the_name_of_a_file_is_a_header(images):
         (images / name).write_bytes((images / "i0.png").read_bytes())
     (images / "t.csv").write_text("path,label\n" + "".join(f"i{i}.png,{i % 3}\n" for i in range(12)))
     assert labels_of(opened(images / "t.csv")) == WANTED
+
+
+def test_a_group_pattern_holds_for_other_images_only_where_it_is_found(images):
+    (images / "t.csv").write_text("path,label\n" + "".join(f"i{i}.png,{i % 3}\n" for i in range(12)))
+    config = DataConfig(source="table", path=str(images / "t.csv"), group_pattern=r"plant(\d+)")
+    with pytest.raises(DataError, match=r"data.group_pattern .* finds nothing in 12 of 12 paths: i0.png"):
+        open_data(config, (8, 8))
+    assert open_data(config, (8, 8), ("0", "1", "2"), split=False).source.groups is None

@@ -173,3 +173,14 @@ def test_the_report_opens_the_images_that_were_evaluated(run, tmp_path):
     assert evaluate(run, tmp_path / "t.csv", *form) == 0
     assert targets(run) == NUMBERS.tolist()
     assert main(["report", str(run)]) == 0
+
+
+def test_out_of_distribution_images_may_be_of_other_classes(run, tmp_path, capsys):
+    for i, x in enumerate(images(NUMBERS[:12], 3)):
+        file = tmp_path / "ood" / ["fox", "elk"][i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x).save(file)
+    assert (
+        main(["evaluate", str(run), "--resamples", "100", "--ood", str(tmp_path / "ood"), "--ood-source", "folder"])
+        == 0
+    )

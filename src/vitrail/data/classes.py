@@ -91,6 +91,8 @@ class Classes:
 
 def clean_name(text: str) -> str:
     """Normalise a name to NFC and strip the blanks around it (no-break spaces and byte order marks included)."""
+    if text.isascii():
+        return text.strip()
     return _BLANKS_AROUND.sub("", unicodedata.normalize("NFC", text))
 
 

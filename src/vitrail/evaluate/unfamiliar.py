@@ -58,6 +58,12 @@ def measure_ood(
         label_separator=None,
         split="stratified",
         group=None,
+        group_column=None,
+        group_pattern=None,
+        split_column=None,
+        label_pattern=None,
+        class_names=None,
+        label_values=None,
         fold=None,
         label_fraction=1.0,
     )

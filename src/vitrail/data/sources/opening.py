@@ -115,7 +115,11 @@ def open_source(
         _refuse_meaningless(config)
     source = _openers(config, img_size, classes)[config.source]()
     if config.group_pattern is not None:
-        source.groups = by_pattern("data.group_pattern", config.group_pattern, source.keys)
+        try:
+            source.groups = by_pattern("data.group_pattern", config.group_pattern, source.keys)
+        except DataError:
+            if strict:  # other images than a run's may be called otherwise; each is then a group of its own
+                raise
     if classes is not None and tuple(classes) != source.classes:
         found = ", ".join(source.classes) or "none"
         raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {found}")
