@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -193,9 +193,10 @@ def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) 
         DataError: A file that is of several classes or in several splits, under whatever names.
     """
     seen: dict[tuple[str, ...], int] = {}
+    resolve = _resolver()
     first, repeated, conflicts = [], [], []
     for i, (split, label, file) in enumerate(rows):
-        real = tuple(os.path.realpath(paths[i]) for paths in files.values())
+        real = tuple(resolve(paths[i]) for paths in files.values())
         known = seen.setdefault(real, i)
         if known == i or each:
             first.append(i)
@@ -214,6 +215,20 @@ def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) 
     what = "taken each time (data.repeated_files each)" if each else "taken once"
     number = count_of(len(repeated), "image")
     return first, [f"{number} reached through links a second time, {what}: {some(repeated)}"]
+
+
+def _resolver() -> Callable[[Path], str]:
+    """A function that gives a file's real path; folders, which hold many files, are resolved once."""
+    folders: dict[str, str] = {}
+
+    def resolve(file: Path) -> str:
+        folder, name = os.path.split(file)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        path = os.path.join(folders[folder], name)
+        return os.path.realpath(path) if os.path.islink(path) else path
+
+    return resolve
 
 
 def _place(row: Row) -> str:
