@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import tifffile
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.images import make_folder, save_image
@@ -14,6 +15,8 @@ from vitrail.data import open_data
 from vitrail.data.listing import describe_passed_over, is_tiff, list_by_suffix, list_images
 from vitrail.errors import DataError
 from vitrail.files import is_lfs_pointer
+from vitrail.report.anatomy.canvas import save as save_figure
+from vitrail.report.picture import Picture, finish_picture
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a" * 16 + "\nsize 12345\n"
 
@@ -262,11 +265,10 @@ def test_a_set_of_several_kinds_gives_each_remedy_once(tmp_path):
 
 def test_a_figure_of_vitrail_is_no_image(tmp_path, capsys):
     make_folder(tmp_path / "d", splits=(), per_class=12)
-    show = ["data", "show", "--data.source", "folder", "--data.path", str(tmp_path / "d"), "--data.img_size", "16"]
-    assert main([*show, "--out", str(tmp_path / "d" / "dark" / "data.png"), "--images", "2", "--times", "2"]) == 0
-    capsys.readouterr()
+    save_figure(Figure(layout="constrained"), tmp_path / "d" / "dark", "anatomy")
+    finish_picture(Picture("curves", "", ""), Figure(), tmp_path / "d" / "light")
     assert len(folder(tmp_path / "d").source) == 24
-    assert "passed over 1 figure that vitrail drew" in capsys.readouterr().err
+    assert "passed over 2 figures that vitrail drew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("source", "name"), [("table", "t.csv"), ("parquet", "t.parquet"), ("arrays", "x.npz")])
@@ -283,3 +285,20 @@ def test_a_folder_of_parquet_files_lists_none_of_a_run(tmp_path):
     for name in ("recipe.yaml", "environment.json"):
         (tmp_path / "runs" / "x" / name).write_text("{}")
     assert [file.name for file in list_by_suffix(tmp_path, ".parquet")] == ["train-0.parquet"]
+
+
+def test_a_run_inside_its_images_resumes_and_is_no_data_of_the_next(tmp_path):
+    for i in range(20):
+        save_image(tmp_path / "pile" / f"{i}.png", seed=i)
+    words = (
+        f"--data.source unlabelled --data.path {tmp_path}/pile --data.img_size 16 --data.num_workers 0 "
+        "--model.name vit --model.patch_size 8 --model.embed_dim 8 --model.depth 1 --model.num_heads 2 "
+        "--trainer.accelerator cpu --run.tensorboard false --task.name simmim --task.mask_size 8 "
+        "--task.watch_every 0 --run.explain_images 1"
+    ).split()
+    run = tmp_path / "pile" / "runs" / "x"
+    assert main(["pretrain", *words, "--trainer.max_epochs", "1", "--run.dir", str(run)]) == 0
+    assert list(run.glob("figures/**/*.png"))
+    assert main(["pretrain", str(run / "recipe.yaml"), "--resume", "--trainer.max_epochs", "2"]) == 0
+    data = open_data(DataConfig(source="unlabelled", path=str(tmp_path / "pile")), (8, 8))
+    assert len(data.source) == 20

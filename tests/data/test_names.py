@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.images import save_image
+from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.names import describe_families, find_families
@@ -123,3 +124,14 @@ def test_the_leak_is_gone_with_the_proposed_group(tmp_path, capsys, kind):
     assert not stems["train"] & stems["test"]
     assert not stems["train"] & stems["val"]
     assert not stems["val"] & stems["test"]
+
+
+def test_the_audit_names_families(tmp_path, capsys):
+    rng = random.Random(4)
+    for label in ("a", "b"):
+        for i in range(12):
+            for k, name in enumerate(copies("roboflow", f"leaf{i}", rng)):
+                save_image(tmp_path / label / f"{name}.jpg", (16, 16), seed=100 * i + k)
+    main(["data", "audit", "--data.source", "folder", "--data.path", str(tmp_path)])
+    told = capsys.readouterr().err
+    assert re.search(r"\d+ of 24 families of names \(96 images.* lie in several splits: --data\.group", told)
