@@ -2,7 +2,7 @@
 
     python benchmarks/duplicates.py --folder apple=leaves --folder bees=insects --parquet cifar=cifar10.parquet
     python benchmarks/duplicates.py --parquet cifar=cifar10.parquet --before ../older/src     # time of 10,000 images
-    python benchmarks/duplicates.py --folder apple=leaves --train                             # share of an epoch
+    python benchmarks/duplicates.py --folder apple=leaves --train --model.name vit --model.img_size 128 ...  # an epoch
 
 Copies of 500 images of each set are made, one kind at a time, encoded and decoded again, and searched for among all
 images of the set. Confirmed pairs of the set's own images are counted as they are: some are real copies.
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--parquet", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--most", type=int, default=10_000, help="images of each set")
     parser.add_argument("--before", type=Path, help="src of another version, to compare the time of 10,000 images with")
-    parser.add_argument("--train", nargs="*", metavar="SETTING", help="time an epoch of this model")
+    parser.add_argument("--train", nargs=argparse.REMAINDER, help="time an epoch with these settings; the last option")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     sets = [(kind, *text.split("=", 1)) for kind in ("folder", "parquet") for text in getattr(arguments, kind)]
