@@ -155,3 +155,22 @@ def test_turned_copies_are_kept_together_by_the_printed_commands(tmp_path, capsy
     capsys.readouterr()
     assert main(["data", "audit", *commands[1][1:]]) == 0
     assert re.search(r"duplicates across splits\s+0\b", capsys.readouterr().out)
+
+
+def test_groups_of_a_multi_label_table_are_trained_on(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(3)
+    rows = []
+    for i in range(24):
+        pixels = np.kron(rng.integers(0, 255, (8, 8, 3)), np.ones((5, 5, 1))).astype(np.uint8)
+        for name, made in ((f"{i}.png", pixels), (f"x{i}.png", pixels[::-1])):
+            Image.fromarray(made).save(tmp_path / name)
+            rows.append({"file": name, "tags": ("sun|rain", "sun", "")[i % 3]})
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    settings = ["--data.source", "table", "--data.path", "t.csv", "--data.image_column", "file", "--data.label_column",
+                "tags", "--data.label_separator", "|"]  # fmt: skip
+    assert main(["data", "audit", *settings]) == 1
+    commands = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  vitrail ")]
+    main(commands[0])
+    assert set(pd.read_csv("groups.csv", keep_default_na=False)["label"]) == {"rain;sun", "sun", ""}
+    assert main(["data", "audit", *commands[1][1:]]) == 0

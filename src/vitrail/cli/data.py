@@ -30,6 +30,8 @@ WORDS = {
     "split": "how many images of each class each split has; --out writes the split as a table",
     "show": "draw what training will see: images as augmentation changes them, both streams, mixed classes",
 }
+# Between the labels of an image in a table that is written.
+_SEPARATOR = ";"
 _PARTS = ("--data.", "--model.", "--task.", "--trainer.", "--run.")
 
 
@@ -176,7 +178,7 @@ def _audit(argv: list[str]) -> int:
     else:
         print(_describe(found))
         if found.split_leaks and arguments.groups is None:
-            print(f"\n{_advice(argv, recipe)}")
+            print(f"\n{_advice(argv, recipe, data)}")
     if arguments.out is not None:
         from vitrail.report.audit import write_audit
 
@@ -244,13 +246,15 @@ def _possible_leaks(found: Audit) -> list[tuple[str, str, str]]:
     return [(what, str(len(pairs)), _few(pairs))]
 
 
-def _advice(argv: Sequence[str], recipe: Recipe) -> str:
+def _advice(argv: Sequence[str], recipe: Recipe, data: ImageData) -> str:
     """What to do about a split that leaks, as commands."""
+    from vitrail.config.data import FORM_SETTINGS
+
     told = "a split leaks: an image of one split is seen in another; "
     if recipe.data.source not in ("folder", "table"):
         return f"{told}remove all images but one of each group, which --json lists and --out shows"
     # Settings of bands and values hold for the table too; how the images are found and split does not.
-    gone = {"source", "path", "split", "group", "fold", "num_folds", "spectral_path", "label_pattern", "group_pattern"}
+    gone = {*FORM_SETTINGS, "split", "group", "group_pattern", "fold", "num_folds", "repeated_files"}
     train = ["vitrail", "train"]
     words = iter(argv)
     for word in words:
@@ -263,6 +267,7 @@ def _advice(argv: Sequence[str], recipe: Recipe) -> str:
         elif name != "--json" and not value:
             next(words, None)
     train += ["--data.source", "table", "--data.path", "groups.csv", "--data.split", "grouped"]
+    train += ["--data.label_separator", _SEPARATOR] if data.source.targets.ndim == 2 else []
     return (
         f"{told}write a table that keeps them together and train on it:\n"
         f"  vitrail data audit {shlex.join(argv)} --groups groups.csv\n  {shlex.join(train)}"
@@ -307,6 +312,14 @@ def _split(argv: list[str]) -> int:
     return 0
 
 
+def _label(data: ImageData, row: int) -> str:
+    """An image's class as a table has it; several labels between separators."""
+    own = data.source.targets[row]
+    if own.ndim == 0:
+        return data.source.label(row)
+    return _SEPARATOR.join(name for name, has in zip(data.source.classes, own, strict=True) if has)
+
+
 def _write_table(data: ImageData, out: Path, together: dict[int, str] | None = None) -> None:
     """A row an image: path (relative to the table) or key, label, and second file where there is one.
 
@@ -331,7 +344,7 @@ def _write_table(data: ImageData, out: Path, together: dict[int, str] | None = N
                 row["path"] = os.path.relpath(inner.files["image"][i], out.parent)
                 if "spectral" in inner.files:
                     row["spectral"] = os.path.relpath(inner.files["spectral"][i], out.parent)
-            row["label"] = data.source.label(i)
+            row["label"] = _label(data, i)
             if together is not None:
                 row["group"] = together.get(i, data.source.keys[i])
             else:
