@@ -31,7 +31,9 @@ from vitrail.config import Recipe
 from vitrail.data import open_data
 from vitrail.data.augment import build_augmentation
 from vitrail.data.transforms import NormalizeStreams
+from vitrail.evaluate import statistics
 from vitrail.evaluate.metrics import accuracy_interval
+from vitrail.evaluate.speed import time_ratio
 from vitrail.files import replacing, write_text
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask, parameter_groups, warmup_cosine
@@ -89,14 +91,11 @@ class Contender:
         self.epoch_rates.append(steps / seconds)
 
     @torch.no_grad()
-    def correct(self, split: str) -> tuple[int, int]:
-        """Images of a split classified right, and all of them."""
+    def correct(self, split: str) -> np.ndarray:
+        """Whether each image of a split is classified correctly, in order."""
         self.task.eval()
-        right = total = 0
-        for batch in self.data.loader(split):
-            right += int((self.task(batch).argmax(1) == batch["target"]).sum())
-            total += len(batch["target"])
-        return right, total
+        parts = [(self.task(batch).argmax(1) == batch["target"]).numpy() for batch in self.data.loader(split)]
+        return np.concatenate(parts)
 
 
 def load(name: str, epochs: int) -> Recipe:
@@ -112,21 +111,24 @@ def with_learner(base: Recipe, layer: int, tokens: int) -> Recipe:
     return dataclasses.replace(base, model=dataclasses.replace(base.model, settings=settings))
 
 
-def compare_pair(epochs: int, seeds: int) -> Iterator[pd.DataFrame]:
-    """Train the pair in alternation, for each seed; the ratio is the median over epochs trained side by side.
+def compare_pair(epochs: int, seeds: int) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
+    """Train the pair in alternation, for each seed; the ratio is the mean over epochs trained side by side.
 
-    Yields the rows of all seeds trained so far, since a seed takes most of an hour.
+    Yields the rows of all seeds trained so far, since a seed takes most of an hour; and the difference of the two on
+    each test image, shape ``(seeds, N)``.
     """
-    rows = []
+    rows, differences = [], []
     for seed in range(seeds):
         pair = {name: Contender(load(name, epochs), seed) for name in ("vit", "vit_token_learner")}
         for epoch in range(epochs):
             for name in sorted(pair, reverse=bool(epoch % 2)):
                 pair[name].train_epoch(epoch)
+        correct = {name: contender.correct("test") for name, contender in pair.items()}
+        differences.append(correct["vit_token_learner"].astype(float) - correct["vit"])
         for name, contender in pair.items():
-            right, total = contender.correct("test")
+            right, total = int(correct[name].sum()), len(correct[name])
             low, high = accuracy_interval(right, total)
-            rates = np.array(contender.epoch_rates) / np.array(pair["vit"].epoch_rates)
+            ratio = time_ratio(1 / np.array(pair["vit"].epoch_rates), 1 / np.array(contender.epoch_rates))
             rows.append(
                 {
                     "model": name,
@@ -135,11 +137,26 @@ def compare_pair(epochs: int, seeds: int) -> Iterator[pd.DataFrame]:
                     "accuracy_low": low,
                     "accuracy_high": high,
                     "iterations_per_second": float(np.median(contender.epoch_rates)),
-                    "ratio": float(np.median(rates)),
+                    "ratio": ratio.ratio,
+                    "ratio_low": ratio.low,
+                    "ratio_high": ratio.high,
                 }
             )
             print(rows[-1], flush=True)
-        yield pd.DataFrame(rows)
+        yield pd.DataFrame(rows), np.stack(differences)
+
+
+def equality(differences: np.ndarray, margin: float) -> str:
+    """State whether the two are as accurate, within a margin."""
+    found = statistics.runs_and_images(differences, largest=1.0)
+    low, high = found.interval(0.9)
+    p = float(found.equivalence_p(margin))
+    enough = "" if len(differences) > 1 else ", of this pair of models alone"
+    return (
+        f"Accuracy with TokenLearner minus without: {100 * float(found.value):.2f} points, 90 % interval "
+        f"{100 * float(low):.2f} to {100 * float(high):.2f}{enough}; two one-sided tests of a difference below "
+        f"{100 * margin:g} points: p = {p:.2g}, {'equal' if p < 0.05 else 'not shown to be equal'}."
+    )
 
 
 def sweep(steps: int, rounds: int) -> pd.DataFrame:
@@ -148,25 +165,18 @@ def sweep(steps: int, rounds: int) -> pd.DataFrame:
     contenders = {(layer, tokens): with_learner(base, layer, tokens) for layer in LAYERS for tokens in TOKENS}
     trained = {key: Contender(recipe, 0) for key, recipe in contenders.items()}
     plain = Contender(base, 0)
-    ratios: dict[tuple[int, int], list[float]] = {key: [] for key in trained}
+    ratios: dict[tuple[int, int], list[tuple[float, float]]] = {key: [] for key in trained}
     for round_number in range(rounds + 1):
         for key, contender in trained.items():
             plain.train_epoch(round_number, steps)
             contender.train_epoch(round_number, steps)
             if round_number:  # the first round warms up
-                ratios[key].append(contender.epoch_rates[-1] / plain.epoch_rates[-1])
-    return pd.DataFrame(
-        [
-            {
-                "layer": layer,
-                "tokens": tokens,
-                "ratio": float(np.median(values)),
-                "low": min(values),
-                "high": max(values),
-            }
-            for (layer, tokens), values in ratios.items()
-        ]
-    )
+                ratios[key].append((1 / plain.epoch_rates[-1], 1 / contender.epoch_rates[-1]))
+    rows = []
+    for (layer, tokens), values in ratios.items():
+        ratio = time_ratio(*zip(*values, strict=True))
+        rows.append({"layer": layer, "tokens": tokens, "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high})
+    return pd.DataFrame(rows)
 
 
 def draw(pair: pd.DataFrame, grid: pd.DataFrame, path: Path) -> None:
@@ -204,7 +214,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_results(pair: pd.DataFrame, grid: pd.DataFrame, command: str, rounds: str, out: Path) -> None:
+def write_results(pair: pd.DataFrame, grid: pd.DataFrame, equal: str, command: str, rounds: str, out: Path) -> None:
     """The page, its two tables and its picture."""
     means = pair.groupby("model")[["accuracy", "iterations_per_second", "ratio"]].mean()
     environment = describe_environment(0)
@@ -214,11 +224,11 @@ def write_results(pair: pd.DataFrame, grid: pd.DataFrame, command: str, rounds: 
         f"{environment['processor']}, {environment['threads']} threads, torch {environment['packages']['torch']}, "
         f"Python {platform.python_version()}.\n\n"
         "4-layer ViT, 14 x 14 patches of scikit-learn's digits at 28 x 28, batch 32; TokenLearner 1.1, 2 tokens after "
-        "layer 1. Both train in one process, an epoch each in turn. The ratio is the median over epochs of iterations "
-        "a second over the plain ViT's in the same round.\n\n"
-        f"{markdown(pair, 4)}\n\nMeans over seeds:\n\n{markdown(means.reset_index(), 4)}\n\n"
+        "layer 1. Both train in one process, an epoch each in turn. The ratio is the mean over epochs of iterations "
+        "a second over the plain ViT's in the same round, with its 95 % interval.\n\n"
+        f"{markdown(pair, 4)}\n\n{equal}\n\nMeans over seeds:\n\n{markdown(means.reset_index(), 4)}\n\n"
         "## Ratio by layer and number of tokens\n\n"
-        f"Median (and lowest and highest) of {rounds}, each beside the plain ViT.\n\n{markdown(grid, 2)}\n\n"
+        f"Mean (and 95 % interval) of {rounds}, each beside the plain ViT.\n\n{markdown(grid, 2)}\n\n"
         "![accuracy and speed](token_learner.png)\n"
     )
     write_text(out / "token_learner.md", text)
@@ -235,6 +245,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5, help="of the sweep over layers and tokens")
     parser.add_argument("--steps", type=int, default=8, help="iterations a round")
+    parser.add_argument("--margin", type=float, default=0.01, help="difference of accuracy that counts as equal")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     command = (
@@ -243,9 +254,9 @@ def main() -> None:
     )
     grid = sweep(arguments.steps, arguments.rounds)
     print(grid.to_string(index=False), flush=True)
-    for pair in compare_pair(arguments.epochs, arguments.seeds):
+    for pair, differences in compare_pair(arguments.epochs, arguments.seeds):
         rounds = f"{arguments.rounds} rounds of {arguments.steps} iterations"
-        write_results(pair, grid, command, rounds, arguments.out)
+        write_results(pair, grid, equality(differences, arguments.margin), command, rounds, arguments.out)
 
 
 if __name__ == "__main__":

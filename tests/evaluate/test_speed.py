@@ -1,7 +1,9 @@
 """How steps are timed, what they do, and what is said of them; never how long they take."""
 
 import functools
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from vitrail.evaluate import side_by_side
 from vitrail.evaluate.memory import peak_memory
 from vitrail.evaluate.peers import Pair, check_counterpart, pair_up
 from vitrail.evaluate.side_by_side import Plan, Subject, measure
-from vitrail.evaluate.speed import Spread, Workload, alternate, make_step, matrix_peak, speedup
+from vitrail.evaluate.speed import Spread, Workload, alternate, make_step, matrix_peak, speedup, time_ratio
 from vitrail.extras import import_extra
 from vitrail.models.profile import count_multiply_adds
 from vitrail.runs.folder import RunFolder
@@ -225,3 +227,17 @@ def test_names_of_models_come_before_folders(tmp_path, monkeypatch):
     assert [Subject(name).is_run for name in ("vit", "hvt_small", "mine", "other", "./vit")] == [
         False, False, True, False, True,
     ]  # fmt: skip
+
+
+def test_a_time_ratio_is_paired_by_round_and_covers():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        slow = rng.lognormal(0, 0.5, 9)  # a machine that slows down slows both
+        ours, theirs = (slow * seconds * rng.lognormal(0, 0.02, 9) for seconds in (1.0, 2.5))
+        found = time_ratio(ours, theirs)
+        held += found.low <= 0.4 <= found.high
+        assert found.high / found.low < 1.15
+    assert 0.92 <= held / 400 <= 0.98
+    assert math.isnan(time_ratio([1.0], [2.0]).low)
+    assert time_ratio([1.0], [2.0]).ratio == pytest.approx(0.5)

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
         help="largest difference of the metric that counts as equal (0.01: one percentage point); claims of equality "
         "are tested against it",
     )  # fmt: skip
+    parser.add_argument("--speed", action="store_true", help="time the variants' models in turn")
     add_without(parser)
     parser.epilog = "--PART.SETTING VALUE changes all variants: --data.path PLACE --trainer.max_epochs 2"
     changes, own = split_words(argv, tuple(f"--{part}." for part in PARTS))
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> int:
     from vitrail.compare.plan import commands, plan
     from vitrail.compare.results import tabulate
     from vitrail.compare.suite import load_suite
+    from vitrail.compare.timing import add_time_ratios
     from vitrail.compare.words import about_pretraining
     from vitrail.compare.write import write_suite
     from vitrail.report.suite import write_suite_report
@@ -78,6 +80,8 @@ def main(argv: list[str]) -> int:
         pool = _pool(arguments.ray, arguments.jobs)
         failures = execute(runs, folder, pool, lambda line: print(line, flush=True))
     tables = tabulate(suite, runs)
+    if suite.speed or arguments.speed:
+        tables = add_time_ratios(tables, runs)
     write_suite(suite, runs, tables, failures)
     page = write_suite_report(folder, load_run_recipe, without=arguments.without)
     print()

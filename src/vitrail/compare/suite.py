@@ -35,6 +35,7 @@ _KEYS = {
     "tta": "views that are averaged when a variant is evaluated",
     "alpha": "how often a claim may be false, over all comparisons together",
     "margin": "largest difference that counts as equal; no claim of equality when not given",
+    "speed": "whether to time the variants' models in turn (true or false)",
     "runs_dir": "where the runs lie, shared by all suites",
     "dir": "where the results of this suite lie",
     "sizes": "name -> other values of these keys",
@@ -82,6 +83,7 @@ class Suite:
         alpha: How often a claim may be false.
         margin: Largest difference of the metric that counts as equal (0.01 is one percentage point of accuracy); None
             for no claims of equality.
+        speed: Whether to time the variants' models in turn.
         runs_dir: Where the runs lie.
         dir: Where the results lie.
     """
@@ -101,6 +103,7 @@ class Suite:
     against: str | None
     alpha: float
     margin: float | None
+    speed: bool
     runs_dir: Path
     dir: Path
 
@@ -171,6 +174,7 @@ def load_suite(
         metric=metric,
         against=against,
         alpha=alpha,
+        speed=_truth(content.get("speed", False), where + "speed"),
         margin=_read_margin(content.get("margin") if margin is None else margin, metric, where),
         runs_dir=_folder(runs_dir or content.get("runs_dir", _DEFAULT_RUNS), where + "runs_dir"),
         dir=_folder(out or content.get("dir", f"runs/suites/{name}"), where + "dir"),
@@ -335,6 +339,12 @@ def _text(value: Any, where: str) -> str:
 
 def _folder(value: Any, where: str) -> Path:
     return Path(expand_home(where, _text(value, where)))
+
+
+def _truth(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where} must be true or false, got {value!r}")
+    return value
 
 
 def _whole(value: Any, where: str, least: int) -> int | None:

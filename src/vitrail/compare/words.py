@@ -29,11 +29,13 @@ def sentences(suite: Suite, tables: Tables) -> list[str]:
         tables: Its tables.
     """
     pairs: list[Any] = tables.pairs.to_dict("records")
+    times = [line for row in pairs if (line := _time(row))]
     variants: list[Any] = tables.summary.to_dict("records")
     return [
         *_near_guess(suite, tables),
         *_seen(tables),
         *(_pair(row, suite) for row in pairs),
+        *times,
         *(_variant(row, suite) for row in variants),
     ]
 
@@ -192,6 +194,16 @@ def _pair(row: Mapping[str, Any], suite: Suite) -> str:
     if size == 0:
         return f"Not shown: {row['a']} and {row['b']} differ in nothing that was measured."
     return f"Not shown: {more} has {found} more than {less} ({between}); {row['why']}."
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    """A ratio of times, where models were timed in turn."""
+    if "time_ratio" not in row:
+        return ""
+    return (
+        f"{row['a']} takes {row['time_ratio']:.3g} times as long as {row['b']} for a forward pass (95 % interval "
+        f"{row['time_low']:.3g} to {row['time_high']:.3g}, timed in turn on this machine)."
+    )
 
 
 def amount(value: float, metric: str) -> str:

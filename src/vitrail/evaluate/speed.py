@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
@@ -191,6 +193,41 @@ def speedup(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
         theirs: The same of the other contender, in the same rounds.
     """
     return Spread.of([b / a for a, b in zip(ours, theirs, strict=True)])
+
+
+@dataclass(frozen=True)
+class TimeRatio:
+    """A ratio of two times and its interval.
+
+    Attributes:
+        ratio: Geometric mean over rounds.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+
+def time_ratio(times: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> TimeRatio:
+    """Compute the ratio of two contenders' times that were taken in turn, with Student's interval over rounds.
+
+    Args:
+        times: Seconds of the one, one number a round.
+        others: Seconds of the other, in the same rounds.
+        confidence: Coverage wanted.
+
+    Returns:
+        The ratio; its ends are NaN for a single round.
+
+    Source: Kalibera & Jones 2013, ISMM, 63-74 (ratios of execution times; here of paired rounds, by logarithms).
+    """
+    logs = np.log(np.asarray(times, dtype=np.float64)) - np.log(np.asarray(others, dtype=np.float64))
+    mean, half = float(logs.mean()), math.nan
+    if len(logs) > 1:
+        half = float(student.ppf(0.5 + confidence / 2, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
+    return TimeRatio(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
 def matrix_peak(device: torch.device | str = "cpu", precision: Precision = "32", seconds: float = 1.5) -> float:

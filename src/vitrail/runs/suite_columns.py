@@ -17,6 +17,7 @@ SUMMARY = {
 PAIRS = {
     "statement": "statement", "a": "a", "b": "b", "difference": "a minus b", "low": "from", "high": "to", "p": "p",
     "p_holm": "corrected p", "p_equal_holm": "corrected p, equal",
+    "time_ratio": "time of a / b", "time_low": "time, from", "time_high": "time, to",
     "runs_needed": "runs needed", "cohens_dz": "d_z over runs", "odds_ratio": "odds ratio",
     "p_mcnemar": "p, McNemar", "p_sign_flip_images": "p, sign flips", "why": "why not",
 }  # fmt: skip

@@ -1,0 +1,47 @@
+"""Ratios of the variants' times for a forward pass, from models that run in turn on one machine."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from vitrail.compare.plan import Run
+from vitrail.compare.results import Tables
+from vitrail.evaluate.side_by_side import Subject
+from vitrail.evaluate.speed import Workload, alternate, make_step, time_ratio
+
+# Images of a batch, rounds in which the two take turns, and seconds of each in a round.
+_BATCH, _ROUNDS, _LEAST = 16, 9, 0.1
+
+
+def add_time_ratios(tables: Tables, runs: Sequence[Run]) -> Tables:
+    """Time the models of each comparison in turn, the first run of each variant.
+
+    A machine that slows down slows both in a round; the interval is over rounds, and about this machine.
+
+    Args:
+        tables: A suite's tables.
+        runs: Its plan.
+
+    Returns:
+        The tables, with the columns ``time_ratio`` (time of a over time of b), ``time_low`` and ``time_high`` of the
+        comparisons.
+    """
+    first = {run.variant: run for run in reversed(runs) if not run.without_labels and run.state() == "done"}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ratios = []
+    for a, b in zip(tables.pairs.get("a", []), tables.pairs.get("b", []), strict=True):
+        steps = []
+        for name in (a, b):
+            subject = Subject(str(first[name].folder.path))
+            model = subject.build()
+            steps.append(make_step(copy.deepcopy(model), subject.inputs(model, _BATCH), Workload(), device))
+        times, others = alternate(steps, device, _ROUNDS, _LEAST)
+        ratios.append(time_ratio(times, others))
+    if not ratios:
+        return tables
+    columns = {f"time_{name}": [getattr(ratio, name) for ratio in ratios] for name in ("ratio", "low", "high")}
+    return dataclasses.replace(tables, pairs=tables.pairs.assign(**columns))
