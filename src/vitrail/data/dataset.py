@@ -24,8 +24,8 @@ from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, resolve_split, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
+from vitrail.data.workers import choose_workers, explained_faults, start_worker
 from vitrail.errors import ConfigError, DataError, DataWarning
-from vitrail.machine import cores
 
 Batch = dict[str, Tensor]
 
@@ -80,7 +80,7 @@ class ImageData:
             sampler = EpochShuffle(len(indices), shuffle_seed, share, rank, world, weights)
         if sampler is None:
             indices = indices[rank::world]
-        workers = self._workers()
+        workers = self._workers(indices, share)
         whole_batches = sampler is not None and len(indices) >= self.config.images_a_step
         if sampler is not None and world > 1 and not whole_batches:
             raise ConfigError(
@@ -96,29 +96,31 @@ class ImageData:
             drop_last=whole_batches,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=start_worker,
             fill=self._filling(),
         )
 
     def _filling(self) -> Mapping[str, Sequence[float]] | None:
         return self.fill if self.source.has_no_data else None
 
-    def _workers(self) -> int:
-        workers = self.config.num_workers
-        if workers == -1:
-            return 0 if self.source.in_memory else min(cores(), 8)
-        return workers
+    def _workers(self, indices: Sequence[int], batch_size: int) -> int:
+        """How many processes read batches of some images."""
+        asked = self.config.num_workers
+        if asked == 0 or (asked == -1 and self.source.in_memory):
+            return 0
+        one = _SplitDataset(self.source, list(indices[:1])).__getitems__([0])
+        return choose_workers(asked, batch_size * sum(x.nbytes for x in one.values()))
 
     def in_order(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
         """Batches of some images, each once and in order."""
-        workers = self._workers() if len(indices) > 8 * batch_size else 0
+        workers = self._workers(indices, batch_size) if len(indices) > 8 * batch_size else 0
         return iter(
             _UnitLoader(
                 _SplitDataset(self.source, indices),
                 batch_size=batch_size,
                 num_workers=workers,
                 collate_fn=_already_a_batch,
-                worker_init_fn=_one_thread,
+                worker_init_fn=start_worker,
                 fill=self._filling(),
             )
         )
@@ -311,8 +313,9 @@ class _UnitLoader(DataLoader[Batch]):
         self._fill = fill
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            yield _as_unit(batch, self._fill)
+        with explained_faults():
+            for batch in super().__iter__():
+                yield _as_unit(batch, self._fill)
 
 
 def _as_unit(batch: Batch, fill: Mapping[str, Sequence[float]] | None = None) -> Batch:
@@ -334,10 +337,6 @@ def _systematic(items: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], 
     marks = start + np.arange(len(items))
     chosen: npt.NDArray[np.int64] = items[np.searchsorted(ends, marks, side="right").clip(max=len(items) - 1)]
     return chosen
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

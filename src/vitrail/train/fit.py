@@ -28,7 +28,8 @@ from vitrail.data.augment import Augmentation, Mixing, build_augmentation
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.images import BANDS
 from vitrail.data.split_facts import describe_split
-from vitrail.errors import ConfigError, DataError
+from vitrail.data.workers import explain_fault
+from vitrail.errors import ConfigError, DataError, VitrailError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
@@ -49,7 +50,7 @@ from vitrail.train.callbacks import (
     WholeCheckpoints,
     bad_checkpoint,
 )
-from vitrail.train.checks import check_steps, refuse_single_values
+from vitrail.train.checks import ONE_VALUE, ONE_VALUE_REMEDY, check_steps, refuse_single_values
 from vitrail.train.copies import describe_copies
 from vitrail.train.environment import describe_environment, is_first_process
 from vitrail.train.explaining import Draw, Explaining
@@ -183,7 +184,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     with only_one(run.path) if is_first_process() else contextlib.nullcontext():
         # Other processes begin when the first has made the folder, and only read it.
         checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
-        _fit(recipe, trainer, module, data, checkpoint)
+        _fit(recipe, trainer, module, data, checkpoint, run)
         if is_first_process():
             ended = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
             run.write_json(run.environment, {**run.read_json(run.environment), **ended})
@@ -196,7 +197,9 @@ def _value_type(data: ImageData, stream: str) -> Any:
     return None if values is None else values.limits.kind
 
 
-def _fit(recipe: Recipe, trainer: Trainer, module: TaskModule, data: ImageData, checkpoint: Path | None) -> None:
+def _fit(
+    recipe: Recipe, trainer: Trainer, module: TaskModule, data: ImageData, checkpoint: Path | None, run: RunFolder
+) -> None:
     share = {"rank": trainer.global_rank, "world": trainer.world_size}
     training = data.loader("train", shuffle_seed=recipe.run.seed, **share)
     assert isinstance(training.sampler, EpochShuffle)
@@ -208,13 +211,24 @@ def _fit(recipe: Recipe, trainer: Trainer, module: TaskModule, data: ImageData, 
             data.loader("val", **share) if "val" in data.splits else None,
             ckpt_path=str(checkpoint) if checkpoint else None,
         )
-    except (RuntimeError, KeyError) as error:
+    except DataError as error:
+        if not run.last_checkpoint.is_file():
+            raise
+        raise DataError(f"{error}; once that is mended, --resume goes on from the last epoch") from error
+    except (RuntimeError, KeyError, ValueError) as error:
+        found = explain_fault(error) or _one_value(error)
+        if found is not None:
+            raise found from error
         # A whole checkpoint of another model or program is only found out while its parts are restored.
-        if checkpoint is None or module.started:
+        if checkpoint is None or module.started or isinstance(error, ValueError):
             raise
         raise bad_checkpoint(checkpoint, error) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def _one_value(error: Exception) -> VitrailError | None:
+    return ConfigError(ONE_VALUE_REMEDY) if str(error).startswith(ONE_VALUE) else None
 
 
 def _open_labelled(recipe: Recipe) -> ImageData:
@@ -469,6 +483,7 @@ def _quiet_libraries() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for pattern in (
         r".*does not have many workers.*",
+        r"This DataLoader will create.*",
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*number of training batches.*",
         r".*Checkpoint directory.*exists and is not empty.*",
