@@ -294,7 +294,7 @@ def test_what_failed(capsys, run, images, tmp_path):
 
 def test_predict_writes_into_links_and_pipes_as_they_are(run, images, tmp_path):
     target, link = tmp_path / "target.csv", tmp_path / "link.csv"
-    target.write_text("old")
+    target.write_text("path,class,probability\n")
     link.symlink_to(target)
     assert main(["predict", str(run), str(images / "val"), "--out", str(link)]) == 0
     assert link.is_symlink()
@@ -335,10 +335,15 @@ def test_divergence_is_told_by_the_error_alone(capsys, images, tmp_path):
 
 def test_predict_loses_nothing(capsys, run, images, tmp_path):
     out = tmp_path / "out.csv"
-    out.write_text("precious")
+    out.write_text("path,class,probability\n")
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     fails(capsys, ["predict", run, images / "val", tmp_path / "bad.jpg", "--out", out], 1, "bad.jpg is no image")
-    assert out.read_text() == "precious"
+    assert out.read_text() == "path,class,probability\n"
+    picture = save_image(tmp_path / "photo.png")
+    before = picture.read_bytes()
+    for given in (picture, tmp_path):
+        fails(capsys, ["predict", run, given, "--out", picture], 2, r"--out .*photo\.png is ")
+    assert picture.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.outputs import SPEEDS, output_file
 from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError
 
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     settings = parse_settings(arguments.set)
+    if arguments.csv:
+        arguments.csv = str(output_file(arguments.csv, SPEEDS, option="--csv"))
     if "img_size" in settings:
         raise ConfigError("give the size of the images as --img-size, not with --set")
 

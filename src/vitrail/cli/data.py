@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
 from vitrail.cli.tables import format_table
 from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError, closest
@@ -76,6 +77,11 @@ def _read(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Reci
     return arguments, load_run_recipe(arguments.recipe, settings, parser.prog)
 
 
+def _inputs(arguments: argparse.Namespace, recipe: Recipe) -> list[str | None]:
+    """Files that an output must not be."""
+    return [arguments.recipe, recipe.data.path, recipe.data.labels, recipe.data.statistics]
+
+
 def _open(recipe: Recipe) -> ImageData:
     from vitrail.data import open_data
     from vitrail.train.fit import image_size
@@ -96,6 +102,9 @@ def _stats(argv: list[str]) -> int:
     from dataclasses import asdict
 
     from vitrail.data.statistics import MANY_SATURATED, write_statistics
+
+    if arguments.out is not None:
+        arguments.out = str(output_file(arguments.out, STATISTICS, _inputs(arguments, recipe)))
 
     measured = _open(recipe).measure(arguments.most, robust=arguments.robust)
     if arguments.json:
@@ -167,6 +176,11 @@ def _audit(argv: list[str]) -> int:
 
     from vitrail.data.audit import audit
 
+    inputs = _inputs(arguments, recipe)
+    if arguments.out is not None:
+        arguments.out = str(output_file(arguments.out, PAGE, inputs))
+    if arguments.groups is not None:
+        arguments.groups = str(output_file(arguments.groups, SPLIT_TABLE, inputs, "--groups"))
     classes = run.read_json(run.card)["classes"] if run is not None and run.card.is_file() else None
     found, data = audit(recipe.data, arguments.distance, classes or None)
     if run is not None:
@@ -295,6 +309,8 @@ def _split(argv: list[str]) -> int:
     parser = _parser("split", f"Show {WORDS['split']}.")
     parser.add_argument("--out", help="CSV file to write; of image files it can be trained on (data.source table)")
     arguments, recipe = _read(parser, argv)
+    if arguments.out is not None:
+        arguments.out = str(output_file(arguments.out, SPLIT_TABLE, _inputs(arguments, recipe)))
     from vitrail.data.split_facts import describe_split
 
     data = _open(recipe)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from vitrail.cli.outputs import CONTACT_SHEET, output_file
 from vitrail.cli.recipes import read_recipe_arguments
 from vitrail.errors import ConfigError
 
@@ -33,7 +32,7 @@ def main(argv: list[str]) -> int:
     from vitrail.report.contact_sheet import draw_contact_sheet
     from vitrail.train.preview import training_views
 
-    out = Path(own["--out"])
+    out = output_file(own["--out"], CONTACT_SHEET, (recipe.data.path,))
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out must be a PNG file, got {out}")
     views = training_views(recipe, images, times)

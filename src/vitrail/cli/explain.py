@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.outputs import output_folder
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     if arguments.batch_size < 1 or arguments.number < 1:
         raise ConfigError("--batch-size and --number must be at least 1")
     settings = _by_method(parse_settings(arguments.set))
+    arguments.out = str(output_folder(arguments.out, [arguments.run, *(arguments.images or [])]))
 
     from vitrail.report.explanations import check_methods, find_class, write_explanations
     from vitrail.runs.trained import choose_device, load_trained

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.outputs import output_folder
 from vitrail.errors import ConfigError
 
 
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
         for run in runs
     ]
     beside = runs[0].features if len(runs) == 1 else runs[0].path.parent / "features"
-    out = Path(arguments.out) if arguments.out else beside
+    out = output_folder(arguments.out, arguments.runs) if arguments.out else beside
     table = write_features(spaces, arguments.layout, out)
     print(table.to_string(index=False))
     print(f"written to {out} ({out / 'features.html'} shows the images)")

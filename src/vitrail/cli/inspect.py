@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.outputs import STEPS, output_file, output_folder
 from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError
 
@@ -38,6 +39,11 @@ def main(argv: list[str]) -> int:
     img_size = _img_size(arguments.img_size)
     settings = _settings(arguments.set, img_size)
     _check(arguments)
+    inputs = (arguments.image, arguments.spectral)
+    if arguments.csv:
+        arguments.csv = str(output_file(arguments.csv, STEPS, inputs, "--csv"))
+    if arguments.figures:
+        arguments.figures = str(output_folder(arguments.figures, (*inputs, arguments.name), "--figures"))
 
     from vitrail.cli.inputs import Prepared, input_streams, prepare_inputs
     from vitrail.models.profile import example_inputs, walk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 failed, 2 wrong usage.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    write_any_text()
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
@@ -84,11 +86,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"vitrail: error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
+    except (RuntimeError, MemoryError, UnicodeError) as error:
+        found = None if debug else _explain(error)
+        if found is None:
+            raise
+        print(f"vitrail: error: {' '.join(str(found).split())}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("vitrail: interrupted", file=sys.stderr)
         return 130
     finally:
         warnings.formatwarning = plainly
+
+
+def write_any_text() -> None:
+    """Let output take every character: those that a terminal or a pipe has no letters for are written as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _explain(error: Exception) -> Exception | None:
+    """A fault of workers or of a name as an error of one line; None for faults of the program."""
+    if isinstance(error, UnicodeEncodeError) and any("\ud800" <= letter <= "\udfff" for letter in str(error.object)):
+        return VitrailError(f"{os.fsencode(error.object)!r} is not UTF-8; rename the file or folder")
+    if isinstance(error, UnicodeError):
+        return None
+    from vitrail.data.workers import explain_fault
+
+    return explain_fault(error)
 
 
 def _dispatch(arguments: list[str]) -> int:

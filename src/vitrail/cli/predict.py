@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
 
+    from vitrail.cli.outputs import PREDICTIONS, output_file
     from vitrail.cli.recipes import data_for_files
     from vitrail.deploy.images import open_files
     from vitrail.deploy.predict import predict_files
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
     from vitrail.runs.folder import RunFolder
     from vitrail.runs.trained import choose_device, load_classifier
 
+    out = None if arguments.out is None else output_file(arguments.out, PREDICTIONS, arguments.images)
     run = RunFolder.open(arguments.run)
     trained = load_classifier(run).to(choose_device(arguments.device))
     images = open_files(trained.card, data_for_files(run, arguments), arguments.images, spectral=arguments.spectral)
@@ -48,9 +50,9 @@ def main(argv: list[str]) -> int:
         print(f"left out: {path} ({problem})", file=sys.stderr)
     table = predict_files(trained, images, top_k=arguments.top_k, batch_size=arguments.batch_size, tta=arguments.tta)
     text = table.to_csv(index=False)
-    if arguments.out is None:
+    if out is None:
         print(text, end="")
     else:
-        write_text(arguments.out, text)
+        write_text(out, text)
         print(f"{len(table)} images classified; written to {arguments.out}")
     return 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.outputs import PAGE, output_file
 from vitrail.errors import ConfigError
 
 
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
     from vitrail.runs.suite import SuiteFolder
 
     suites = [path for path in arguments.runs if SuiteFolder.is_one(path)]
-    out = Path(arguments.out) if arguments.out else None
+    out = output_file(arguments.out, PAGE) if arguments.out else None
     if suites:
         if len(arguments.runs) > 1:
             raise ConfigError(f"{suites[0]} is a suite's folder, which has a page of its own; give it alone")

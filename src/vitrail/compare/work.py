@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -53,6 +54,9 @@ def main(argv: list[str]) -> int:
         argv: The recipe's file, and the views of its evaluation.
     """
     keep_large_buffers()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         recipe = load_recipe(Path(argv[0]), settings_of=lambda name: find_family(name)[0].config)
         run = carry_out(recipe, argv[1])

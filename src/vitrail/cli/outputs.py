@@ -1,0 +1,91 @@
+"""Files and folders that verbs write where the user says: never over an input, nor over a file of somebody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitrail.config.checks import expand_home
+from vitrail.errors import ConfigError
+from vitrail.outputs import FIGURE_MARK
+
+# Bytes by which an earlier output is recognised.
+_LOOKED_AT = 4096
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a verb writes.
+
+    Attributes:
+        name: For errors, with its article.
+        is_one: Whether a file that begins with these bytes is such an output of vitrail.
+    """
+
+    name: str
+    is_one: Callable[[bytes], bool]
+
+
+def _table(*columns: str) -> Callable[[bytes], bool]:
+    def is_one(beginning: bytes) -> bool:
+        header = beginning.split(b"\n")[0].decode("utf-8", errors="replace").strip().split(",")
+        return all(column in header for column in columns)
+
+    return is_one
+
+
+PREDICTIONS = Kind("a table of predictions", _table("path", "class", "probability"))
+SPLIT_TABLE = Kind("a table of images", _table("path", "label"))
+STATISTICS = Kind("a file of statistics", lambda beginning: b'"vitrail statistics"' in beginning)
+PAGE = Kind("a page of vitrail", lambda beginning: b'<meta name="generator" content="vitrail">' in beginning)
+CONTACT_SHEET = Kind("a picture of vitrail", lambda beginning: FIGURE_MARK in beginning)
+STEPS = Kind("a table of a model's steps", _table("step", "multiply_adds"))
+SPEEDS = Kind("a table of measurements", _table("mode", "precision"))
+
+
+def output_file(text: str, kind: Kind, inputs: Iterable[str | Path | None] = (), option: str = "--out") -> Path:
+    """The file that an option names, if it may be written.
+
+    Args:
+        text: As it is written; a leading ``~`` is the home folder.
+        kind: What is going to be written: an earlier one may be replaced.
+        inputs: Files that the verb reads.
+        option: Its name, for errors.
+
+    Raises:
+        ConfigError: It is an input, a folder, or a file that is no earlier output of this kind.
+    """
+    path = Path(expand_home(option, text))
+    for given in inputs:
+        if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
+            raise ConfigError(f"{option} {text} is one of the inputs and would be lost; name another file")
+    if path.is_dir():
+        raise ConfigError(f"{option} {text} is a folder; name a file in it")
+    if path.is_file():
+        with path.open("rb") as file:
+            beginning = file.read(_LOOKED_AT)
+        if beginning and not kind.is_one(beginning):
+            raise ConfigError(
+                f"{option} {text} is there already and is not {kind.name}, the only file that would be replaced; name "
+                "another file, or remove this one"
+            )
+    return path
+
+
+def output_folder(text: str, inputs: Iterable[str | Path | None] = (), option: str = "--out") -> Path:
+    """The folder that an option names, if it may be written into.
+
+    Args:
+        text: As it is written; a leading ``~`` is the home folder.
+        inputs: Files and folders that the verb reads.
+        option: Its name, for errors.
+
+    Raises:
+        ConfigError: It is one of the inputs.
+    """
+    path = Path(expand_home(option, text))
+    for given in inputs:
+        if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
+            raise ConfigError(f"{option} {text} is one of the inputs; name another folder")
+    return path
