@@ -39,11 +39,11 @@ def main(argv: list[str]) -> int:
     img_size = _img_size(arguments.img_size)
     settings = _settings(arguments.set, img_size)
     _check(arguments)
-    inputs = (arguments.image, arguments.spectral)
+    given = (arguments.image, arguments.spectral)
     if arguments.csv:
-        arguments.csv = str(output_file(arguments.csv, STEPS, inputs, "--csv"))
+        arguments.csv = str(output_file(arguments.csv, STEPS, given, "--csv"))
     if arguments.figures:
-        arguments.figures = str(output_folder(arguments.figures, (*inputs, arguments.name), "--figures"))
+        arguments.figures = str(output_folder(arguments.figures, (*given, arguments.name), "--figures"))
 
     from vitrail.cli.inputs import Prepared, input_streams, prepare_inputs
     from vitrail.models.profile import example_inputs, walk

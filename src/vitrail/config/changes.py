@@ -36,7 +36,9 @@ def split_words(words: Sequence[str], prefixes: Sequence[str] = ("--",)) -> tupl
             rest.append(word)
             continue
         option, equals, value = word.partition("=")
-        if not equals:
+        if not equals and "." not in option:
+            value = ""  # a flag that is not known, which is the error to report
+        elif not equals:
             if position == len(words) or words[position].startswith("--"):
                 raise ConfigError(f"{option} lacks its value: expected one argument")
             value = words[position]

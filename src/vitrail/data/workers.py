@@ -14,15 +14,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch.utils.data._utils import signal_handling
 
 from vitrail.errors import ConfigError, DataError, RunError, VitrailError
 from vitrail.machine import cores
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]  # a module there, nothing here
 
 # Where the system keeps memory that processes share.
 _SHARED = "/dev/shm"
@@ -207,7 +201,7 @@ def _exit_code(iterator: Any, seconds: float) -> int | None:
 def _forget(iterator: Any) -> None:
     """Keep torch from raising an error at any later moment because a worker has ended."""
     if getattr(iterator, "_worker_pids_set", False):
-        signal_handling._remove_worker_pids(id(iterator))
+        torch._C._remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
 
 
@@ -234,7 +228,9 @@ def _free_memory() -> int | None:
 
 def _free_files() -> int | None:
     """Files that this process may still open; None where that is not limited or not known."""
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:

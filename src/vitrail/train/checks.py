@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import sys
 
 import torch
 from torch import nn
 
-from vitrail.config.schema import Recipe
+from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
@@ -23,8 +22,8 @@ ONE_VALUE_REMEDY = (
 )
 
 
-def check_steps(recipe: Recipe, data: ImageData) -> None:
-    """Refuse an accumulation beyond an epoch, and report a warm-up that is shortened.
+def refuse_accumulation(recipe: Recipe, data: ImageData) -> None:
+    """Refuse an accumulation beyond an epoch.
 
     Args:
         recipe: Its batch size is known.
@@ -41,12 +40,16 @@ def check_steps(recipe: Recipe, data: ImageData) -> None:
             f"trainer.accumulate {config.accumulate} is more than the {batches} batch{'es' * (batches != 1)} of an "
             f"epoch, at whose end the weights move in any case; use at most {batches}, or a smaller data.batch_size"
         )
-    if config.warmup_epochs > config.max_epochs / 2 and config.warmup_epochs:
-        print(
-            f"trainer.warmup_epochs {config.warmup_epochs:g} is more than half of trainer.max_epochs "
-            f"{config.max_epochs}; it is shortened to {config.max_epochs / 2:g}",
-            file=sys.stderr,
-        )
+
+
+def describe_warmup(config: TrainerConfig) -> str | None:
+    """A line about a warm-up that is shortened; None where there is room for it."""
+    if config.warmup_epochs <= config.max_epochs / 2:
+        return None
+    return (
+        f"trainer.warmup_epochs {config.warmup_epochs:g} is more than half of trainer.max_epochs {config.max_epochs}; it "
+        f"is shortened to {config.max_epochs / 2:g}"
+    )
 
 
 def refuse_single_values(recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> None:

@@ -50,7 +50,7 @@ from vitrail.train.callbacks import (
     WholeCheckpoints,
     bad_checkpoint,
 )
-from vitrail.train.checks import ONE_VALUE, ONE_VALUE_REMEDY, check_steps, refuse_single_values
+from vitrail.train.checks import ONE_VALUE, ONE_VALUE_REMEDY, describe_warmup, refuse_accumulation, refuse_single_values
 from vitrail.train.copies import describe_copies
 from vitrail.train.environment import describe_environment, is_first_process
 from vitrail.train.explaining import Draw, Explaining
@@ -168,7 +168,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     task = plan.task(recipe, data, model, card)
     recipe, reasons = settle_sizes(recipe, data, task)
     data = dataclasses.replace(data, config=recipe.data)
-    check_steps(recipe, data)
+    refuse_accumulation(recipe, data)
     refuse_single_values(recipe, data, model, card)
     reasons = {"precision": f"{recipe.trainer.precision}: {kept or why}", **reasons}
     if recipe.trainer.compile:
@@ -385,8 +385,10 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
             line := describe_seen(count_seen(run, data, split), len(data.splits[split]), split)
         ):
             print(f"warning: {line}", file=sys.stderr)
-    # A run that goes on has stated the copies.
-    for line in [*describe_split(data), *([] if resume else describe_copies(data, shlex.quote(str(run.recipe))))]:
+    # A run that goes on has stated the copies and the warm-up.
+    warmup = describe_warmup(recipe.trainer)
+    of_start = [] if resume else [*describe_copies(data, shlex.quote(str(run.recipe))), *([warmup] if warmup else [])]
+    for line in [*describe_split(data), *of_start]:
         print(line, file=sys.stderr)
     if data.source.left_out:
         run.write_unreadable(data.source.left_out)
