@@ -47,8 +47,8 @@ def describe_warmup(config: TrainerConfig) -> str | None:
     if config.warmup_epochs <= config.max_epochs / 2:
         return None
     return (
-        f"trainer.warmup_epochs {config.warmup_epochs:g} is more than half of trainer.max_epochs {config.max_epochs}; it "
-        f"is shortened to {config.max_epochs / 2:g}"
+        f"trainer.warmup_epochs {config.warmup_epochs:g} is more than half of trainer.max_epochs {config.max_epochs}; "
+        f"it is shortened to {config.max_epochs / 2:g}"
     )
 
 
