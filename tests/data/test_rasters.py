@@ -190,7 +190,7 @@ def test_pairs_by_table(tmp_path):
         open_data(DataConfig(source="table", path=str(tmp_path / "t.csv")), (10, 14))
     rows[3]["spectral"] = "second/none.tif"
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(DataError, match=r"1 of 32 images .* do not exist.*none\.tif"):
+    with pytest.raises(DataError, match=r"1 of 16 images .* do not exist.*none\.tif"):
         open_data(config, (10, 14))
 
 
