@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +18,13 @@ from vitrail.config.data import DataConfig
 from vitrail.data.classes import describe_similar
 from vitrail.data.names import describe_band_files, describe_families
 from vitrail.data.no_data import fill_no_data
-from vitrail.data.notes import print_notes
+from vitrail.data.notes import print_notes, warn_of
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, resolve_split, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
 from vitrail.data.workers import choose_workers, explained_faults, start_worker
-from vitrail.errors import ConfigError, DataError, DataWarning
+from vitrail.errors import ConfigError, DataError
 
 Batch = dict[str, Tensor]
 
@@ -212,8 +211,7 @@ class ImageData:
             return known.normalization()
         measured = self.measure(most)
         measured.refuse_constant(self.config.allow_constant)
-        for warning in measured.warnings:
-            warnings.warn(warning, DataWarning, stacklevel=2)
+        warn_of(measured.warnings)
         return measured.normalization()
 
     def measure(self, most: int | None = None, split: str = "train", robust: bool = False) -> Statistics:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
+
+from vitrail.errors import DataWarning
 
 
 def print_notes(lines: Iterable[str]) -> None:
@@ -13,7 +16,21 @@ def print_notes(lines: Iterable[str]) -> None:
     Args:
         lines: The facts.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return
-    for line in lines:
-        print(line, file=sys.stderr)
+    if _is_first():
+        for line in lines:
+            print(line, file=sys.stderr)
+
+
+def warn_of(lines: Iterable[str]) -> None:
+    """Warn of what is suspicious in the images, as :class:`vitrail.errors.DataWarning`; in the first process alone.
+
+    Args:
+        lines: The warnings.
+    """
+    if _is_first():
+        for line in lines:
+            warnings.warn(line, DataWarning, stacklevel=3)
+
+
+def _is_first() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"

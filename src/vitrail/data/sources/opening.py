@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import ClassRules
+from vitrail.data.notes import warn_of
 from vitrail.data.reading import FileReader, file_readers
 from vitrail.data.sources.arrays import ArraySource
 from vitrail.data.sources.bands import ChosenBands
@@ -24,7 +24,7 @@ from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
 from vitrail.data.sources.table import TableSource
 from vitrail.data.sources.table_file import TableForm
 from vitrail.data.sources.unlabelled import UnlabelledSource
-from vitrail.errors import ConfigError, DataError, DataWarning, closest
+from vitrail.errors import ConfigError, DataError, closest
 
 # What `data.source` may say -> what its path is; "" where it has none.
 SOURCES = {
@@ -143,8 +143,7 @@ def check_values(source: ImageSource) -> None:
     for values in source.values.values():
         told, suspicious = values.check(source.keys)
         notes += told
-        for warning in suspicious:
-            warnings.warn(warning, DataWarning, stacklevel=2)
+        warn_of(suspicious)
     source.value_notes = notes
 
 
