@@ -60,13 +60,16 @@ def check_logits(logits: Floats) -> None:
         )
 
 
-def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]) -> dict[str, Any]:
+def classification_metrics(
+    logits: Floats, targets: Ints, classes: Sequence[str], odds: Doubles | None = None
+) -> dict[str, Any]:
     """Overall measures.
 
     Args:
         logits: Shape ``(N, K)``.
         targets: Shape ``(N,)``, in 0..K-1.
         classes: Names, ``K`` of them.
+        odds: :func:`log_odds` of the logits, where they are known.
 
     Returns:
         ``images``, ``accuracy`` with its 95 % Wilson interval ``accuracy_low`` and ``accuracy_high``,
@@ -100,7 +103,7 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
         result |= {
             f"{name}_{average}": float(x) for name, x in zip(("precision", "recall", "f1"), values, strict=False)
         }
-    area, precision = rank_measures(one_hot(targets, len(classes)), log_odds(logits))
+    area, precision = rank_measures(one_hot(targets, len(classes)), log_odds(logits) if odds is None else odds)
     nll, brier = proper_scores(logits, targets)
     return {
         **result,
@@ -115,19 +118,19 @@ def classification_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
 
 
 def classification_intervals(
-    logits: Floats, targets: Ints, classes: Sequence[str], bootstrap: Bootstrap
+    logits: Floats, targets: Ints, classes: Sequence[str], bootstrap: Bootstrap, odds: Doubles | None = None
 ) -> tuple[dict[str, Interval | None], dict[str, list[Interval | None]]]:
-    """Intervals of :func:`classification_metrics` and of the columns of :func:`per_class_table`.
+    """Compute intervals of :func:`classification_metrics` and of the columns of :func:`per_class_table`.
 
-    Of single classes, precision, recall and F1 have Wilson's interval where images are drawn (given how many images
-    are of a class, or predicted as such, or either, those that are both are a binomial count): few images or no
-    error leave a bootstrap blind. Where groups are drawn, and for all else, they are bootstrap intervals.
+    Precision, recall and F1 of single classes are those of :func:`class_intervals`, ranks those of
+    :func:`rank_intervals`; all else has bootstrap intervals.
 
     Args:
         logits: Shape ``(N, K)``.
         targets: Shape ``(N,)``.
         classes: Names.
         bootstrap: How to draw anew.
+        odds: :func:`log_odds` of the logits, where they are known.
 
     Returns:
         Overall, and for each class in turn.
@@ -151,16 +154,16 @@ def classification_intervals(
     result = {name: bootstrap.interval(np.concatenate(values)) for name, values in overall.items()}
     each = {name: _intervals(values, bootstrap) for name, values in single.items()}
     each = class_intervals(true, one_hot(predicted, len(classes)), each, bootstrap)
-    ranks, ranks_each = rank_intervals(true, log_odds(logits), bootstrap)
+    ranks, ranks_each = rank_intervals(true, log_odds(logits) if odds is None else odds, bootstrap)
     return {**result, **ranks}, {**each, **ranks_each}
 
 
-def per_class_table(logits: Floats, targets: Ints, classes: Sequence[str]) -> pd.DataFrame:
+def per_class_table(logits: Floats, targets: Ints, classes: Sequence[str], odds: Doubles | None = None) -> pd.DataFrame:
     """Of each class: precision, recall, F1, ROC-AUC, average precision, images, and images predicted as such."""
     labels = np.arange(len(classes))
     predicted = logits.argmax(1)
     precision, recall, f1, support = precision_recall_fscore_support(targets, predicted, labels=labels, zero_division=0)
-    area, average = rank_measures(one_hot(targets, len(classes)), log_odds(logits))
+    area, average = rank_measures(one_hot(targets, len(classes)), log_odds(logits) if odds is None else odds)
     return pd.DataFrame(
         {
             "class": list(classes), "precision": precision, "recall": recall, "f1": f1, "roc_auc": area,

@@ -31,6 +31,7 @@ from vitrail.evaluate.metrics import (
     add_intervals,
     classification_intervals,
     classification_metrics,
+    log_odds,
     per_class_table,
 )
 from vitrail.evaluate.mistakes import mistakes_table
@@ -218,10 +219,11 @@ def _measures(
             overall, each = several_labels_intervals(logits, targets, bootstrap)
             table = add_intervals(table, each)
     else:
-        metrics = classification_metrics(logits, targets, classes)
-        table = per_class_table(logits, targets, classes)
+        odds = log_odds(logits)  # takes a second for 1,000 classes
+        metrics = classification_metrics(logits, targets, classes, odds)
+        table = per_class_table(logits, targets, classes, odds)
         if bootstrap is not None:
-            overall, each = classification_intervals(logits, targets, classes, bootstrap)
+            overall, each = classification_intervals(logits, targets, classes, bootstrap, odds)
             table = add_intervals(table, each)
     return metrics, table, overall
 
