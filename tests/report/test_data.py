@@ -133,16 +133,20 @@ def test_runs_of_the_same_data_share_a_section(tmp_path):
 def test_the_command_records_an_audit_in_the_run(tmp_path, capsys):
     from tests.images import make_folder
 
-    images = make_folder(tmp_path / "images", splits=("train", "test"), per_class=4)
     run = _make(tmp_path / "x", images=20, val=10).run
+    classes = json.loads(run.card.read_text())["classes"]
+    images = make_folder(tmp_path / "images", classes, splits=("train", "test"), per_class=4)
     recipe = f"data: {{source: folder, path: {images}, img_size: 16, num_workers: 0}}\nmodel: {{name: vit}}\n"
     run.recipe.write_text(recipe)
     main(["data", "audit", "--run", str(run)])
     told = json.loads(run.audit.read_text())
-    assert told["images"] == 16
+    assert told["images"] == 24
     assert told["fingerprint"]
     assert run.audit_page.is_file()
     assert "vitrail report" in capsys.readouterr().err
-    for words, message in ((["--data.path", "y"], "leave out --data.path"), ([str(run.recipe)], "leave out")):
+    for words, message in (
+        (["--data.fold", "1"], "cannot be changed in vitrail data audit --run"),
+        ([str(run.recipe)], "leave out"),
+    ):
         assert main(["data", "audit", "--run", str(run), *words]) == 2
         assert message in capsys.readouterr().err

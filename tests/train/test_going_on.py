@@ -142,7 +142,7 @@ def test_files_count_by_what_they_hold(tmp_path, capsys):
     image = images / "train" / "dark" / next((images / "train" / "dark").iterdir()).name
     pixels = image.read_bytes()
     save_image(image, (9, 9), seed=77)
-    with pytest.raises(DataError, match=r"what data.path names holds something else"):
+    with pytest.raises(DataError, match=r"its images, classes or splits have changed since it began"):
         train(recipe(tmp_path / "x", data__statistics=str(moved), **again), resume=True)
     assert _content(run.path) == before
     image.write_bytes(pixels)

@@ -37,8 +37,7 @@ class VerbParser(argparse.ArgumentParser):
                 f"--data.{name}",
                 dest=name,
                 choices=("error", remedy),
-                default="error",
-                help=f"what to do with {which}",
+                help=f"what to do with {which}; error for files that are named, as in training for the run's own",
             )
 
     def error(self, message: str) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
+from vitrail.cli.places import divide
 from vitrail.cli.tables import format_table
 from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError, closest
@@ -175,6 +176,7 @@ def _audit(argv: list[str]) -> int:
         raise ConfigError(f"--distance must be from 0 to 15, got {arguments.distance}")
 
     from vitrail.data.audit import audit
+    from vitrail.runs.images import read_known
 
     inputs = _inputs(arguments, recipe)
     if arguments.out is not None:
@@ -182,9 +184,10 @@ def _audit(argv: list[str]) -> int:
     if arguments.groups is not None:
         arguments.groups = str(output_file(arguments.groups, SPLIT_TABLE, inputs, "--groups"))
     classes = run.read_json(run.card)["classes"] if run is not None and run.card.is_file() else None
-    found, data = audit(recipe.data, arguments.distance, classes or None)
+    known = None if run is None else read_known(run)
+    found, data = audit(recipe.data, arguments.distance, classes or None, known)
     if run is not None:
-        run.write_json(run.audit, {**found.plain(), "distance": arguments.distance, "fingerprint": data.fingerprint()})
+        run.write_json(run.audit, {**found.plain(), "distance": arguments.distance, **data.identity()})
         arguments.out = arguments.out or str(run.audit_page)
         print(f"written to {run.audit}; `vitrail report {run}` shows it", file=sys.stderr)
     if arguments.json:
@@ -211,20 +214,21 @@ def _audit(argv: list[str]) -> int:
 
 
 def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Recipe, RunFolder | None]:
-    """As :func:`_read`; the recipe of a run where one is named, whose settings are its own."""
+    """As :func:`_read`; the recipe of a run where one is named, whose images may lie elsewhere now."""
     if not any(word == "--run" or word.startswith("--run=") for word in argv):
         return *_read(parser, argv), None
     from vitrail.cli.recipes import load_run_recipe
     from vitrail.runs.folder import RunFolder
 
-    settings = [word for word in argv if word.startswith(_PARTS)]
-    if settings:
-        raise ConfigError(f"--run audits the images that the run was trained on; leave out {settings[0].split('=')[0]}")
-    arguments = parser.parse_args(argv)
+    options, settings = divide(argv, "vitrail data audit --run")
+    others = [word for word in options if word.startswith(_PARTS)]
+    if others:
+        raise ConfigError(f"--run audits the images that the run was trained on; leave out {others[0].split('=')[0]}")
+    arguments = parser.parse_args(options)
     if arguments.recipe is not None:
         raise ConfigError(f"--run {arguments.run} has a recipe of its own; leave out {arguments.recipe}")
     run = RunFolder.open(arguments.run)
-    return arguments, load_run_recipe(run.recipe, [], parser.prog), run
+    return arguments, load_run_recipe(run.recipe, settings, parser.prog), run
 
 
 def _describe(found: Audit) -> str:

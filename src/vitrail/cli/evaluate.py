@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
-from vitrail.config.data import FORM_SETTINGS
+from vitrail.cli.places import EPILOG, divide
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from vitrail.evaluate.saved import Intervals
     from vitrail.runs.folder import RunFolder
 
-_CHANGEABLE = (*FORM_SETTINGS, "batch_size", "num_workers", "on_band_mismatch", "on_unreadable")
 # What needs the model, and therefore cannot be asked for with --from-predictions.
 _OF_THE_MODEL = ("corruptions", "missing", "attacks", "ood", "memory")
 
@@ -26,7 +24,9 @@ _OF_THE_MODEL = ("corruptions", "missing", "attacks", "ood", "memory")
 def _parser() -> VerbParser:
     parser = VerbParser("evaluate", "Measure a trained run on a split of its data, or on other images.")
     parser.add_argument("run", help="the run folder")
-    parser.add_argument("--split", choices=("test", "val", "train"), help="which images; test, or val if there is none")
+    parser.add_argument("--split", choices=("test", "val", "train", "new"),
+        help="which images; test, or val if there is none; new are those that the run does not know among its own",
+    )  # fmt: skip
     parser.add_argument(
         "--tta",
         choices=("none", "mirror", "flips", "turns", "crops"),
@@ -58,7 +58,7 @@ def _parser() -> VerbParser:
     parser.add_argument("--ood", metavar="PATH", help="does it tell other images, of another kind, from its own?")
     parser.add_argument("--ood-source", default="unlabelled", help="what PATH is: a data.source; a folder of images")
     parser.add_argument("--ood-spectral", metavar="PATH", help="of two streams: the folder with their second files")
-    parser.epilog = "--data.SETTING VALUE changes the data: --data.source folder --data.path OTHER"
+    parser.epilog = f"{EPILOG} Other labelled images of the same classes: --data.source folder --data.path OTHER"
     return parser
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    own, rest = _divide(argv)
+    own, rest = divide(argv, "vitrail evaluate")
     arguments = _parser().parse_args(own)
     _check(arguments, rest)
 
@@ -92,13 +92,6 @@ def main(argv: list[str]) -> int:
 
 def _check(arguments: Namespace, rest: list[str]) -> None:
     """Refuse what contradicts itself before anything is read."""
-    for word in rest:
-        option = word.split("=")[0].removeprefix("--data.")
-        if word.startswith("--data.") and option not in _CHANGEABLE:
-            raise ConfigError(
-                f"--data.{option} cannot be changed in an evaluation: images are prepared and split as in training; "
-                f"only {', '.join(_CHANGEABLE)} can"
-            )
     if arguments.resamples < 100:
         raise ConfigError(f"--resamples must be at least 100, got {arguments.resamples}")
     if arguments.seed < 0:
@@ -127,13 +120,13 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
 
     check_corruptions(arguments.corruptions or ())
     check_epsilons(arguments.attacks or ())
-    other = changed.data.source != recipe.data.source or _place(changed.data.path) != _place(recipe.data.path)
     evaluated = open_evaluation(
-        run, changed.data, split=arguments.split, other=other, device=arguments.device, tta=arguments.tta
+        run, changed.data, split=arguments.split, own=recipe.data, device=arguments.device, tta=arguments.tta
     )
-    metrics = measure(
-        evaluated, changed.data, recipe.data if other else changed.data, intervals, memory=arguments.memory
-    )
+    for line in evaluated.opened.lines:
+        print(line)
+    metrics = measure(evaluated, changed.data, recipe.data, intervals, memory=arguments.memory)
+    other = evaluated.of_others
     if arguments.split is None and metrics["split"] != "test" and not other:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
     if not other:
@@ -150,9 +143,15 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
 
 def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
     """Print the short of an evaluation."""
+    from vitrail.runs.images import in_words
     from vitrail.runs.seen import describe_seen
 
     right = "all labels right" if "map" in metrics else "accuracy"
+    trained, chosen = metrics.get("trained_on") or 0, metrics.get("chosen_on") or 0
+    if trained or (chosen and metrics["split"] == "all"):
+        only = "; --split test measures the test images alone" if metrics["split"] == "all" else ""
+        print(f"of {metrics['images']} images {in_words(trained, chosen)}: not a test{only}")
+        right += " (not a test)"
     drawn = metrics["intervals"]
     groups = f" over {drawn['units']} groups" if drawn.get("unit") == "group" else ""
     print(
@@ -266,22 +265,3 @@ def _draw_mistakes(evaluated: Evaluated) -> None:
     files = evaluated.files
     table = pd.read_csv(files.mistakes, dtype={"path": str, "true": str, "predicted": str}, keep_default_na=False)
     draw_mistakes(evaluated.images.source, table, Path(files.mistakes_sheet))
-
-
-def _place(path: str | None) -> str | None:
-    return None if path is None else os.path.realpath(path)
-
-
-def _divide(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Keep the options of a recipe's data apart from the verb's own."""
-    own: list[str] = []
-    rest: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word.startswith("--data."):
-            rest.append(word)
-            if "=" not in word:
-                rest += [value for value in [next(words, None)] if value is not None]
-        else:
-            own.append(word)
-    return own, rest

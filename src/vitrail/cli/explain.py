@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser, parse_settings
 from vitrail.cli.outputs import output_folder
+from vitrail.cli.places import EPILOG, UNFIT, data_of_run, divide
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ def main(argv: list[str]) -> int:
     """
     if argv == ["--methods"]:
         return _list_methods()
-    arguments = _parser().parse_intermixed_args(argv)
+    options, settings_of_data = divide(argv, "vitrail explain", UNFIT)
+    arguments = _parser().parse_intermixed_args(options)
     if arguments.masks is not None and not arguments.measure:
         raise ConfigError("--masks says what --measure compares maps with; add --measure, or leave it out")
     if arguments.masks is not None and not arguments.images:
@@ -47,7 +51,7 @@ def main(argv: list[str]) -> int:
     if arguments.measure and not trained.card.classes:
         raise ConfigError("--measure follows the score of a class, and the run has none (pre-trained); leave it out")
     trained = trained.to(choose_device(arguments.device))
-    data, indices = _open(arguments, trained)
+    data, indices = _open(arguments, trained, settings_of_data)
     count = write_explanations(
         trained,
         data,
@@ -70,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> VerbParser:
     parser = VerbParser("explain", "Show what a trained run looks at in images, and measure how faithful that is.")
-    parser.epilog = _EPILOG
+    parser.epilog = f"{_EPILOG} {EPILOG}"
     parser.add_argument("run", help="the run folder")
     parser.add_argument("images", nargs="*", help="image files or folders; the run's own images where none are named")
     parser.add_argument("--method", nargs="+", default=["rollout"], metavar="METHOD", help="one or several methods")
@@ -126,26 +130,34 @@ def _size(values: list[int] | None) -> tuple[int, int] | None:
     return values[0], values[-1]
 
 
-def _open(arguments: argparse.Namespace, trained: TrainedModel) -> tuple[ImageData, list[int]]:
+def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequence[str]) -> tuple[ImageData, list[int]]:
     """The images that are asked for, and which of them."""
     from vitrail.cli.recipes import data_for_files
-    from vitrail.data.dataset import open_data
     from vitrail.deploy.images import open_files
     from vitrail.runs.folder import RunFolder
+    from vitrail.runs.images import open_images, seen_in_training
 
-    card = trained.card
-    data = data_for_files(RunFolder.open(arguments.run), arguments)
+    card, run = trained.card, RunFolder.open(arguments.run)
     size = _size(arguments.size)
     if arguments.images:
         if arguments.split is not None:
             raise ConfigError("--split is of the run's own images; leave it out, or the files")
+        if settings:
+            raise ConfigError(f"{settings[0]} is of the run's own images; leave it out, or the files")
+        data = data_for_files(run, arguments)
         opened = open_files(card, data, arguments.images, size=size, spectral=arguments.spectral)
+        if (line := seen_in_training(run, opened)) is not None:
+            print(line)
         return opened, opened.indices("all")
     if arguments.spectral is not None:
         raise ConfigError("--spectral goes with image files; name them, or leave it out")
-    opened = open_data(card.as_trained(data), size or card.img_size, card.classes or None, fill=card.filling())
-    split = arguments.split or next(name for name in ("test", "val", "train") if name in opened.splits)
-    return opened, opened.spread(split, arguments.number)
+    own, changed = data_of_run(run, settings, "vitrail explain")
+    unfit = {name: value for name in UNFIT if (value := getattr(arguments, name)) is not None}
+    found = open_images(run, card, dataclasses.replace(changed, **unfit), own, size=size, verb="explain")
+    for line in found.lines:
+        print(line)
+    split = arguments.split or found.default_split()
+    return found.data, found.data.spread(split, arguments.number)
 
 
 def _measure(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.outputs import output_folder
+from vitrail.cli.places import EPILOG, data_of_run, divide
 from vitrail.errors import ConfigError
 
 
@@ -13,11 +16,11 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    arguments = _parser().parse_args(argv)
+    options, settings = divide(argv, "vitrail features")
+    arguments = _parser().parse_args(options)
     if arguments.most < 1:
         raise ConfigError(f"--most must be at least 1, got {arguments.most}")
 
-    from vitrail.cli.recipes import load_run_recipe
     from vitrail.report.features import check_layouts, open_space, write_features
     from vitrail.runs.folder import RunFolder
     from vitrail.runs.trained import choose_device
@@ -25,18 +28,22 @@ def main(argv: list[str]) -> int:
     check_layouts(arguments.layout)
     runs = [RunFolder.open(path) for path in arguments.runs]
     owner = None if arguments.data_of is None else RunFolder.open(arguments.data_of)
-    spaces = [
-        open_space(
+    spaces = []
+    for run in runs:
+        own, changed = data_of_run(owner or run, settings, "vitrail features")
+        space = open_space(
             run,
-            load_run_recipe((owner or run).recipe).data,
+            changed,
+            own,
+            owner=owner,
             split=arguments.split,
             layer=arguments.layer,
             most=arguments.most,
             device=str(choose_device(arguments.device)),
-            own=owner is None or owner.path.resolve() == run.path.resolve(),
         )
-        for run in runs
-    ]
+        for line in space.lines:
+            print(f"{run.name}: {line}", file=sys.stderr)
+        spaces.append(space)
     beside = runs[0].features if len(runs) == 1 else runs[0].path.parent / "features"
     out = output_folder(arguments.out, arguments.runs) if arguments.out else beside
     table = write_features(spaces, arguments.layout, out)
@@ -47,6 +54,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> VerbParser:
     parser = VerbParser("features", "Lay out what runs make of images in the plane, side by side; measure the classes.")
+    parser.epilog = EPILOG
     parser.add_argument("runs", nargs="+", help="run folders, with classes or pre-trained")
     parser.add_argument("--layout", nargs="+", default=["tsne"], metavar="LAYOUT", help="tsne, pca, umap")
     parser.add_argument("--layer", default="embedding", help="a level of the model; what the classifier sees without")

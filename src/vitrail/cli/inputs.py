@@ -16,6 +16,7 @@ from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import Stream, VisionModel
 
 if TYPE_CHECKING:
+    from vitrail.config.data import DataConfig
     from vitrail.runs.trained import TrainedModel
 
 _COLORS = {3: "rgb", 1: "gray"}
@@ -48,12 +49,17 @@ def input_streams(model: VisionModel, img_size: tuple[int, int] | None) -> tuple
 
 
 def prepare_inputs(
-    streams: tuple[Stream, ...], batch: int, image: str | None, spectral: str | None, trained: TrainedModel | None
+    streams: tuple[Stream, ...],
+    batch: int,
+    image: str | None,
+    spectral: str | None,
+    trained: TrainedModel | None,
+    data: DataConfig | None = None,
 ) -> Prepared:
     """One tensor for each stream, from files where they are given and noise elsewhere.
 
-    A trained run's inputs are brought to its size and normalised as in training. Without a run an image is
-    scaled to -1..1, and each band of an array to mean 0 and deviation 1.
+    A trained run's image files are read as for ``vitrail explain`` and ``predict``, and its inputs normalised as in
+    training. Without a run an image is scaled to -1..1, and each band of an array to mean 0 and deviation 1.
 
     Args:
         streams: The model's inputs.
@@ -61,6 +67,7 @@ def prepare_inputs(
         image: An image file, or an array (.npy) of the first stream's bands.
         spectral: An array (.npy) of the second stream's bands.
         trained: The run that the model is from.
+        data: What that run was trained on.
 
     Raises:
         ConfigError: A file for an input that the model does not have, or of other bands.
@@ -74,8 +81,13 @@ def prepare_inputs(
     raw: dict[str, Tensor] = {}
     told = [f"{s.name} {batch} x {s.chans} x {s.size[0]} x {s.size[1]}" for s in streams]
     sources: list[str] = []
+    if trained is not None and data is not None and image is not None and not _arrays(image, spectral):
+        raw = _read_as_in_training(trained, data, image, spectral, streams[0].size)
     for stream, file in zip(streams, (image, spectral), strict=False):
-        if file is not None:
+        if stream.name in raw:
+            origin = "its edges" if made and stream.name == "spectral" else f"{file or image}"
+            sources.append(origin if origin == "its edges" else f"{origin}, as in training")
+        elif file is not None:
             raw[stream.name] = _read(Path(file), stream, trained)
             sources.append(f"{file}, resized to {stream.size[0]} x {stream.size[1]}")
         elif stream.name == "spectral" and made and "image" in raw:
@@ -96,6 +108,21 @@ def prepare_inputs(
         pixels = raw.get(stream.name)
         shown.append(_for_the_eye(value if pixels is None else pixels, true_colors=pixels is not None))
     return Prepared(tensors, f"{', '.join(told)}; {_say(sources)}", shown, _titles(streams, raw, made))
+
+
+def _arrays(*files: str | None) -> bool:
+    """Whether one of the files is an array, which stands for a stream itself."""
+    return any(file is not None and Path(file).suffix == ".npy" for file in files)
+
+
+def _read_as_in_training(
+    trained: TrainedModel, data: DataConfig, image: str, spectral: str | None, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Each stream of an image file (and its second file) in 0..1, shape ``(C, H, W)``."""
+    from vitrail.deploy.images import open_files
+
+    opened = open_files(trained.card, data, [image], size=size, spectral=spectral)
+    return {name: x[0] for name, x in opened.source.load([0]).items()}
 
 
 def _say(sources: list[str]) -> str:

@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
         arguments.figures = str(output_folder(arguments.figures, (*given, arguments.name), "--figures"))
 
     from vitrail.cli.inputs import Prepared, input_streams, prepare_inputs
+    from vitrail.cli.recipes import data_for_files
     from vitrail.models.profile import example_inputs, walk
+    from vitrail.runs.folder import RunFolder
 
     opened = _open(arguments.name, settings, img_size, arguments.no_time)
     model = opened.model
@@ -58,7 +60,9 @@ def main(argv: list[str]) -> int:
         shapes = ", ".join(f"{s.name} {' x '.join(map(str, x.shape))}" for s, x in zip(streams, inputs, strict=True))
         prepared = Prepared(inputs, f"{shapes}; counted without running, so no time", [], [])
     else:
-        prepared = prepare_inputs(streams, arguments.batch, arguments.image, arguments.spectral, opened.trained)
+        data = None if opened.trained is None else data_for_files(RunFolder.open(arguments.name), arguments)
+        given = arguments.image, arguments.spectral
+        prepared = prepare_inputs(streams, arguments.batch, *given, opened.trained, data)
     steps = walk(model, prepared.inputs, arguments.depth, repeats=arguments.repeats)
     print(f"{arguments.name}: {opened.told + '; ' if opened.trained else ''}{prepared.told}\n")
     print(_table(steps, arguments.batch))
@@ -94,10 +98,14 @@ def _parser() -> VerbParser:
         "--image",
         default=None,
         metavar="FILE",
-        help="an image file, or an array of bands (.npy: bands x height x width); random noise without one",
+        help="an image file (of a trained run: as it was trained on, rasters too), or an array of bands (.npy: bands x "
+        "height x width); random noise without one",
     )
     parser.add_argument(
-        "--spectral", default=None, metavar="FILE", help="an array of bands (.npy) for a second stream; noise without"
+        "--spectral",
+        default=None,
+        metavar="FILE",
+        help="the second stream's file of a run that takes one, or an array of bands (.npy); noise without",
     )
     parser.add_argument(
         "--figures",
@@ -131,6 +139,7 @@ def _parser() -> VerbParser:
         metavar="KEY=VALUE",
         help="a setting of the model, e.g. depth=6 or depths=[2,2,6,2]; may be given several times",
     )
+    parser.add_unfit_files()
     return parser
 
 

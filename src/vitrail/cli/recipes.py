@@ -140,8 +140,8 @@ def data_for_files(run: RunFolder, arguments: argparse.Namespace) -> DataConfig:
     """
     return dataclasses.replace(
         load_run_recipe(run.recipe).data,
-        on_band_mismatch=arguments.on_band_mismatch,
-        on_unreadable=arguments.on_unreadable,
+        on_band_mismatch=arguments.on_band_mismatch or "error",
+        on_unreadable=arguments.on_unreadable or "error",
     )
 
 

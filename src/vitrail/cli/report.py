@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.outputs import PAGE, output_file
+from vitrail.cli.places import EPILOG, divide
 from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrail.config.data import DataConfig
 
 
 def add_without(parser: VerbParser) -> None:
@@ -22,10 +29,12 @@ def main(argv: list[str]) -> int:
         argv: Arguments after the verb.
     """
     parser = VerbParser("report", "Write the self-contained page of one or several evaluated runs, or of a suite.")
+    parser.epilog = EPILOG
     parser.add_argument("runs", nargs="+", help="run folders, or the folder of one suite")
     parser.add_argument("--out", help="the page; report.html in the run folder, or beside several runs")
     add_without(parser)
-    arguments = parser.parse_args(argv)
+    options, settings = divide(argv, "vitrail report")
+    arguments = parser.parse_args(options)
 
     from vitrail.cli.recipes import load_run_recipe
     from vitrail.report.page import write_report
@@ -33,15 +42,20 @@ def main(argv: list[str]) -> int:
     from vitrail.runs.folder import RunFolder
     from vitrail.runs.suite import SuiteFolder
 
+    def read_moved(recipe: Path) -> DataConfig:
+        """The data of a run's recipe where it lies now."""
+        return load_run_recipe(recipe, settings, "vitrail report").data
+
     suites = [path for path in arguments.runs if SuiteFolder.is_one(path)]
     out = output_file(arguments.out, PAGE) if arguments.out else None
     if suites:
         if len(arguments.runs) > 1:
             raise ConfigError(f"{suites[0]} is a suite's folder, which has a page of its own; give it alone")
-        print(f"written to {write_suite_report(SuiteFolder(suites[0]), load_run_recipe, out, arguments.without)}")
+        page = write_suite_report(SuiteFolder(suites[0]), load_run_recipe, out, arguments.without, read_moved)
+        print(f"written to {page}")
         return 0
     runs = [RunFolder.open(path) for path in arguments.runs]
     beside = runs[0].report if len(runs) == 1 else runs[0].path.parent / "report.html"
-    page = write_report(runs, out or beside, load_run_recipe, without=arguments.without)
+    page = write_report(runs, out or beside, load_run_recipe, without=arguments.without, read_moved=read_moved)
     print(f"written to {page}")
     return 0

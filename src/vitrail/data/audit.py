@@ -17,6 +17,7 @@ from vitrail.data.copies import Copy, find_copies
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.duplicates import Groups, clusters
 from vitrail.data.groups import groups_of
+from vitrail.data.identity import KnownImages
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.sources.opening import understands
 from vitrail.data.thumbnails import Thumbnails
@@ -132,7 +133,12 @@ class Audit:
         return {**dataclasses.asdict(self), "split_leaks": self.split_leaks}
 
 
-def audit(config: DataConfig, distance: int = 8, classes: Sequence[str] | None = None) -> tuple[Audit, ImageData]:
+def audit(
+    config: DataConfig,
+    distance: int = 8,
+    classes: Sequence[str] | None = None,
+    known: KnownImages | None = None,
+) -> tuple[Audit, ImageData]:
     """Look at every image of a data set.
 
     Exact duplicates have the same bytes. Near duplicates are copies that are turned, mirrored, cropped by up to 5 % a
@@ -144,6 +150,7 @@ def audit(config: DataConfig, distance: int = 8, classes: Sequence[str] | None =
         config: Which images, and how they are split.
         distance: Bits of the hash in which look-alikes may differ, 0 to 15.
         classes: The classes of a run whose data it is.
+        known: The images of a run, which keep their splits.
 
     Returns:
         What was found, and the images as they were looked at: whole, 64 x 64.
@@ -154,7 +161,7 @@ def audit(config: DataConfig, distance: int = 8, classes: Sequence[str] | None =
     whole = dataclasses.replace(config, resize="squash", cache=False)
     if understands(config.source, "on_unreadable"):
         whole = dataclasses.replace(whole, on_unreadable="skip")
-    data = open_data(whole, (LOOKED_AT, LOOKED_AT), classes)
+    data = open_data(whole, (LOOKED_AT, LOOKED_AT), classes, known=known)
     source = data.source
     splits = [""] * len(source)
     for name, rows in data.splits.items():

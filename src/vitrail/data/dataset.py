@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import describe_similar
+from vitrail.data.identity import NEW, KnownImages, Recognition
 from vitrail.data.names import describe_band_files, describe_families
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.notes import print_notes, warn_of
@@ -40,12 +41,14 @@ class ImageData:
         config: Where they came from.
         fill: Stream -> the value of each band that pixels without data get in every batch; they stay NaN when not
             given. A run's are its training means, so that such pixels are 0 once normalised.
+        recognition: Which of them a run knows; None where they were not compared with a run's.
     """
 
     source: ImageSource
     splits: dict[str, list[int]]
     config: DataConfig
     fill: Mapping[str, Sequence[float]] | None = None
+    recognition: Recognition | None = None
 
     def indices(self, split: str) -> list[int]:
         """Indices of a split's images.
@@ -184,13 +187,27 @@ class ImageData:
         }
 
     def fingerprint(self) -> str:
-        """A hash of what the images are called, their classes and their splits; pixels are not read."""
+        """Hash the images' contents, classes and splits, whatever they are called and in whatever order."""
+        digests = self.source.digests()
+        content = hashlib.sha256(repr(self.source.classes).encode())
+        for name, indices in sorted(self.splits.items()):
+            content.update(f"{name}\0".encode())
+            for image in sorted(digests[i] + repr(self.source.targets[i].tolist()).encode() for i in indices):
+                content.update(image)
+        return content.hexdigest()[:16]
+
+    def listing(self) -> str:
+        """Hash the images' names, classes and splits, in their order; pixels are not read."""
         content = hashlib.sha256(repr(self.source.classes).encode())
         for name, indices in self.splits.items():
             content.update(name.encode())
             for i in indices:
                 content.update(f"{self.source.keys[i]}\0{self.source.targets[i].tolist()}\0".encode())
         return content.hexdigest()[:16]
+
+    def identity(self) -> dict[str, str]:
+        """What a record of these images says of them: the hashes of their contents and of their names."""
+        return {"fingerprint": self.fingerprint(), "listing": self.listing()}
 
     def statistics(self, most: int = 500) -> dict[str, tuple[list[float], list[float]]]:
         """Mean and standard deviation of each band to normalise by.
@@ -243,6 +260,7 @@ def open_data(
     *,
     split: bool = True,
     fill: Mapping[str, Sequence[float]] | None = None,
+    known: KnownImages | None = None,
 ) -> ImageData:
     """Open the images that a config names, and split them; facts about them are printed to standard error.
 
@@ -252,6 +270,9 @@ def open_data(
         classes: Names of the classes where a run gives them.
         split: Split what is not split already; otherwise all images that belong to no split form one named "all".
         fill: Stream -> what pixels without data get; see :class:`ImageData`.
+        known: Images of a run: these keep their split and their order, whatever they are called here. The rule is for
+            others. Without ``split``, where only some are known, the others form the split "new" (or stay in the test
+            split that the data gives), and all together are "all" too.
 
     Raises:
         ConfigError: An unknown source, or a path missing or out of place.
@@ -259,17 +280,29 @@ def open_data(
     """
     # A run's settings go with other images as far as they concern them.
     source = open_source(config, img_size, classes, strict=split)
+    if config.label_fraction < 1 and split and not source.classes:
+        raise ConfigError(
+            f"data.label_fraction {config.label_fraction:g} has no meaning for data.source {config.source}, whose "
+            "images have no labels; leave it out"
+        )
     config = resolve_split(source, config)
-    assigned = assign_splits(source, config) if split else [name or "all" for name in source.given_split]
-    if config.label_fraction < 1 and split:
-        if not source.classes:
-            raise ConfigError(
-                f"data.label_fraction {config.label_fraction:g} has no meaning for data.source {config.source}, whose "
-                "images have no labels; leave it out"
-            )
-        assigned = keep_labels(source.keys, strata_of(source)[0], assigned, config.label_fraction, config.label_seed)
-    names = (*SPLITS, "unlabelled", "all")
-    splits = {name: [i for i, assignment in enumerate(assigned) if assignment == name] for name in names}
+    recognition = None if known is None else known.recognise(source)
+    if recognition is None or not recognition.number:
+        assigned = _assign(source, config, split)
+    elif recognition.complete:
+        assigned = recognition.splits()
+    else:
+        # Where some patches of a scene are known, others may overlap with them.
+        others = _assign(source, config, split) if source.scene is None else [""] * len(source)
+        if not split:
+            others = [name if name == "test" else NEW for name in others]
+        pairs = zip(recognition.rows.tolist(), recognition.splits(), others, strict=True)
+        assigned = [own if row >= 0 else other for row, own, other in pairs]
+    splits = {name: [i for i, found in enumerate(assigned) if found == name] for name in _SPLIT_NAMES}
+    if recognition is not None and recognition.number:
+        splits = {name: recognition.in_order(indices) for name, indices in splits.items()}
+        if not split and not recognition.complete:
+            splits["all"] = list(range(len(source)))
     told = list(source.notes)
     similar = describe_similar(source.classes) if classes is None else None
     told += [] if similar is None else [f"warning: {similar}"]
@@ -277,7 +310,27 @@ def open_data(
         told += describe_families(source.keys, splits, given=any(source.given_split))
         told += describe_band_files(source.keys) if config.band_files is None else []
     print_notes(told)
-    return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config, fill)
+    return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config, fill, recognition)
+
+
+_SPLIT_NAMES = (*SPLITS, "unlabelled", NEW, "all")
+
+
+def _assign(source: ImageSource, config: DataConfig, split: bool) -> list[str]:
+    """The split of each image by the data or the rule."""
+    if not split:
+        return [name or "all" for name in source.given_split]
+    assigned = assign_splits(source, config)
+    if config.label_fraction == 1:
+        return assigned
+    return keep_labels(source.keys, strata_of(source)[0], assigned, config.label_fraction, config.label_seed)
+
+
+def by_rule(data: ImageData) -> ImageData:
+    """The same images, split by the data or the rule of their config, as when a run begins."""
+    assigned = _assign(data.source, data.config, True)
+    splits = {name: [i for i, found in enumerate(assigned) if found == name] for name in _SPLIT_NAMES}
+    return dataclasses.replace(data, splits={name: indices for name, indices in splits.items() if indices})
 
 
 class _SplitDataset(Dataset[Any]):

@@ -67,7 +67,8 @@ def open_files(
         data: The run's own data: how the bands of its files are called, and which make which stream.
         places: Files and folders.
         size: Height and width, where that is not the run's.
-        spectral: A folder with the second stream's file for each image, at the same place and of the same stem.
+        spectral: A folder with the second stream's file for each image, at the same place and of the same stem; of one
+            image the file.
 
     Returns:
         The images in one split, "all"; their keys are their paths.
@@ -118,7 +119,10 @@ def _read(
         listings.append(listing)
         files.update(dict.fromkeys(new))
         if spectral is not None:
-            partners += find_partners(new, listing.root, Path(str(spectral)), setting="--spectral")
+            other = Path(str(spectral))
+            # One image may come with one file.
+            single = len(new) == 1 and other.is_file()
+            partners += [other] if single else find_partners(new, listing.root, other, setting="--spectral")
     rows = [("", "", file) for file in files]
     skip = config.on_unreadable == "skip"
     notes = describe_passed_over(listings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,20 @@ from typing import Any
 import torch
 
 from vitrail.config.data import DataConfig
-from vitrail.data.dataset import ImageData, open_data
+from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.efficiency import measure_efficiency
 from vitrail.evaluate.saved import HeldOut, Intervals, Saved, held_out_for, is_current, measure_saved, origin_of
 from vitrail.runs.folder import EvaluationFiles, RunFolder
+from vitrail.runs.images import RunImages, open_images
 from vitrail.runs.seen import count_seen
-from vitrail.runs.trained import ModelCard, TrainedModel, choose_device, load_classifier
+from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
+
+# Of images of which the run knows some, all together: no test.
+_MIXED = "mixed"
+# Results on other images than a split of the run's own are called so, and by their folder.
+OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Evaluated:
     Attributes:
         run: The run.
         trained: Its model.
-        images: The images.
+        opened: The images, and which of them are the run's own.
         split: Which of them.
         name: What the results are called.
         tta: Test-time augmentation.
@@ -37,11 +42,21 @@ class Evaluated:
 
     run: RunFolder
     trained: TrainedModel
-    images: ImageData
+    opened: RunImages
     split: str
     name: str
     tta: str
     folder: Path
+
+    @property
+    def images(self) -> ImageData:
+        """The images."""
+        return self.opened.data
+
+    @property
+    def of_others(self) -> bool:
+        """Whether the result is not one on the run's own split."""
+        return not self.opened.speaks_for_run(self.split)
 
     @property
     def files(self) -> EvaluationFiles:
@@ -54,7 +69,6 @@ def evaluate(
     data: DataConfig,
     *,
     split: str | None = None,
-    other: bool = False,
     device: str = "auto",
     tta: str = "none",
     own: DataConfig | None = None,
@@ -68,12 +82,13 @@ def evaluate(
     Args:
         run: A trained run.
         data: The images: the run's own config, or another.
-        split: "test", "val" or "train". When not given: the test split, or the validation split where there is
-            none; of other data all images, where they are not split.
-        other: Whether ``data`` is not what the run was trained on; its results then get a name of their own.
+        split: "test", "val" or "train", or "new" for images that the run does not know among its own. When not given:
+            the test split, or the validation split where there is none; of other data all images, where they are not
+            split, and of data of which the run knows some all images.
         device: "auto", "cpu", "cuda", ...
         tta: Test-time augmentation: "none", "mirror", "flips", "turns" or "crops"; its results get a name of their own.
-        own: Of other data: the run's own config, whose validation split is calibrated on.
+        own: What the run's recipe says, where ``data`` may lie elsewhere. The run's own images are recognised by their
+            content and keep their split; results on other images get a name of their own.
         intervals: How intervals are made.
         memory: Measure the memory of a pass too, which takes seconds.
 
@@ -84,8 +99,8 @@ def evaluate(
         RunError: The run folder lacks a file or holds a damaged one.
         DataError: Images that are missing, unreadable or of unknown classes, or no such split.
     """
-    evaluated = open_evaluation(run, data, split=split, other=other, device=device, tta=tta)
-    metrics = measure(evaluated, data, own if other else data, intervals or Intervals(), memory)
+    evaluated = open_evaluation(run, data, split=split, own=own, device=device, tta=tta)
+    metrics = measure(evaluated, data, own or data, intervals or Intervals(), memory)
     return evaluated.folder, metrics
 
 
@@ -94,53 +109,25 @@ def open_evaluation(
     data: DataConfig,
     *,
     split: str | None = None,
-    other: bool = False,
+    own: DataConfig | None = None,
     device: str = "auto",
     tta: str = "none",
 ) -> Evaluated:
     """The model and the images of an evaluation; what the arguments are and what is raised, :func:`evaluate` says."""
     trained = load_classifier(run).to(choose_device(device))
-    images = open_for(trained.card, data, split=not other)
-    default = next(name for name in ("test", "val", "all", "train") if name in images.splits)
-    chosen = split or default
-    name = name_of_other(data.path, chosen) if other and data.path else chosen
+    opened = open_images(run, trained.card, data, own)
+    chosen = split or opened.default_split()
+    opened.data.indices(chosen)
+    speaks = opened.speaks_for_run(chosen)
+    told = _MIXED if opened.mixed and chosen == "all" else chosen
+    name = chosen if speaks or not data.path else name_of_other(data.path, told)
     if tta != "none":
         name += f"-{tta}"
-    folder = run.evaluation_of(name, primary=not other and chosen == default and tta == "none")
-    return Evaluated(run, trained, images, chosen, name, tta, folder)
+    folder = run.evaluation_of(name, primary=speaks and chosen == opened.primary_split() and tta == "none")
+    return Evaluated(run, trained, opened, chosen, name, tta, folder)
 
 
-def open_for(card: ModelCard, data: DataConfig, *, split: bool, labelled: bool = True) -> ImageData:
-    """Images brought to the model exactly as they were in training.
-
-    Args:
-        card: The model's.
-        data: The images.
-        split: Split them as for training.
-        labelled: Whether they are of the model's classes.
-
-    Raises:
-        DataError: Images that are missing, unreadable, of unknown classes or of other bands.
-    """
-    images = open_data(
-        card.as_trained(data), card.img_size, card.classes if labelled else None, split=split, fill=card.filling()
-    )
-    if labelled and (images.source.targets.ndim == 2) != card.several_labels:
-        wanted = "several labels an image" if card.several_labels else "one label an image"
-        raise DataError(f"the run was trained with {wanted}, the data is of the other kind; see data.label_separator")
-    trained_on = {name: stream.bands for name, stream in card.streams.items()}
-    if images.source.bands != trained_on:
-        raise DataError(
-            f"the run was trained on the bands {_describe(trained_on)}, the data has {_describe(images.source.bands)}"
-        )
-    return images
-
-
-def _describe(bands: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"{stream}: {', '.join(names)}" for stream, names in bands.items())
-
-
-def name_of_other(path: str, split: str, what: str = "other") -> str:
+def name_of_other(path: str, split: str, what: str = OTHER) -> str:
     """A name of its own for each folder of other images: two folders may be called the same."""
     place = Path(path).resolve()
     code = hashlib.sha256(str(place).encode()).hexdigest()[:6]
@@ -148,7 +135,7 @@ def name_of_other(path: str, split: str, what: str = "other") -> str:
 
 
 def measure(
-    evaluated: Evaluated, data: DataConfig, own: DataConfig | None, intervals: Intervals, memory: bool = False
+    evaluated: Evaluated, data: DataConfig, own: DataConfig, intervals: Intervals, memory: bool = False
 ) -> dict[str, Any]:
     """Predict, measure and write; gives the overall measures.
 
@@ -171,7 +158,8 @@ def measure(
     metrics["efficiency"] = measure_efficiency(trained, memory_of=run.path if memory else None)
     drop_what_is_of_other_weights(run, evaluated.files)
     run.write_json(evaluated.files.metrics, metrics)
-    if not evaluated.name.startswith("other-"):
+    found = evaluated.images.recognition
+    if not evaluated.of_others and (not evaluated.opened.moved or found is None or not found.lacking):
         run.write_json(run.balance, _describe_data(evaluated.images))
     return metrics
 
@@ -181,7 +169,7 @@ def _describe_data(images: ImageData) -> dict[str, Any]:
     return {
         "source": images.config.source,
         "path": images.config.path,
-        "fingerprint": images.fingerprint(),
+        **images.identity(),
         "splits": {split: len(own) for split, own in images.splits.items()},
         "balance": images.balance(),
         "several_labels": images.source.targets.ndim == 2,
@@ -189,21 +177,23 @@ def _describe_data(images: ImageData) -> dict[str, Any]:
     }
 
 
-def _held_out(evaluated: Evaluated, own: DataConfig | None) -> HeldOut:
+def _held_out(evaluated: Evaluated, own: DataConfig) -> HeldOut:
     """The validation split's predictions, made where they are not there."""
     run, tta, images = evaluated.run, evaluated.tta, evaluated.images
     name = "val" if tta == "none" else f"val-{tta}"
-    if evaluated.name == name or own is None:
+    if evaluated.name == name:
         return held_out_for(run, evaluated.name, evaluated.split, tta)
-    if evaluated.name.startswith("other-"):
+    if not evaluated.opened.speaks_for_run("val") or "val" not in images.splits:
         if is_current(run, name):
             return held_out_for(run, evaluated.name, evaluated.split, tta)
+        if not evaluated.opened.moved:
+            return held_out_for(run, evaluated.name, evaluated.split, tta)
         try:
-            images = open_for(evaluated.trained.card, own, split=True)
+            images = open_images(run, evaluated.trained.card, own).data
         except VitrailError as error:
             # The images that the run was trained on need not be here to measure it on others.
             return HeldOut(None, f"the run's own images cannot be opened ({error})")
-    if "val" in images.splits and not is_current(run, name, fingerprint=images.fingerprint()):
+    if "val" in images.splits and not is_current(run, name, **images.identity()):
         predict(run, evaluated.trained, images, "val", name, tta)
     return held_out_for(run, evaluated.name, evaluated.split, tta)
 
@@ -223,6 +213,7 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
         embeddings.append(embedding.cpu())
         order += batch["index"].tolist()
     groups = _groups(images)
+    counts = None if images.recognition is None else images.recognition.counts(order)
     run.write_predictions(
         name,
         order,
@@ -237,7 +228,9 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
             "data": images.config.form(),
             "unreadable": [path for path, _ in images.source.left_out],
             "weights": run.weights_code(),
-            "fingerprint": images.fingerprint(),
+            "trained_on": None if counts is None else counts["train"],
+            "chosen_on": None if counts is None else counts["val"],
+            **images.identity(),
         },
     )
 

@@ -355,5 +355,5 @@ def evaluate_saved(
 def origin_of(saved: Saved) -> dict[str, Any]:
     """What metrics.json says of where predictions are from."""
     origin = saved.table.attrs
-    keys = ("split", "tta", "data", "unreadable", "weights")
+    keys = ("split", "tta", "data", "unreadable", "weights", "trained_on", "chosen_on")
     return {"name": saved.name, **{key: origin.get(key) for key in keys}}

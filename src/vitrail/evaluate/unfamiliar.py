@@ -11,9 +11,10 @@ from vitrail.config.data import DataConfig
 from vitrail.data.sources.opening import SOURCES
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.evaluate.ood import Seen, ood_report, read_seen
-from vitrail.evaluate.run import Evaluated, name_of_other, open_for, predict
+from vitrail.evaluate.run import Evaluated, name_of_other, predict
 from vitrail.evaluate.saved import Intervals, Saved, is_current
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.images import open_images, open_prepared
 
 
 def measure_ood(
@@ -68,7 +69,7 @@ def measure_ood(
         label_fraction=1.0,
     )
     try:
-        others = open_for(trained.card, config, split=False, labelled=False)
+        others = open_prepared(trained.card, config, split=False, labelled=False)
     except DataError as error:
         raise DataError(f"--ood {path}: {error}") from error
     every = dataclasses.replace(others, splits={"all": list(range(len(others.source)))})
@@ -77,9 +78,9 @@ def measure_ood(
     predict(run, trained, every, "all", name, evaluated.tta)
     train = f"train{suffix}"
     images = evaluated.images
-    if evaluated.name.startswith("other-"):
-        images = open_for(trained.card, own, split=True)
-    if not is_current(run, train, fingerprint=images.fingerprint()):
+    if not evaluated.opened.speaks_for_run("train") or "train" not in images.splits:
+        images = open_images(run, trained.card, own).data
+    if not is_current(run, train, **images.identity()):
         predict(run, trained, images, "train", train, evaluated.tta)
     intervals = intervals or Intervals()
     targets = np.stack(run.read_predictions(train)["target"].tolist()).astype(np.int64)

@@ -102,18 +102,25 @@ def _read(part: Part) -> _Known | None:
         lacking = [key for key in keys if content is not None and key not in content]
         if lacking:
             raise RunError(f"{file} holds no {', '.join(lacking)}; evaluate the run, or audit its data, again")
-    stale_audit = record is not None and audit is not None and record["fingerprint"] != audit["fingerprint"]
+    stale_audit = record is not None and audit is not None and not _same_images(record, audit)
     chosen = audit if record is None else record
     assert chosen is not None, "one of them is there"
     environment = part.content(part.run.environment) or {}
-    trained_on = (environment.get("images") or {}).get("fingerprint")
+    trained_on = environment.get("images") or {}
     return _Known(
         chosen,
         None if stale_audit else audit,
         part,
-        stale=trained_on is not None and trained_on != chosen["fingerprint"],
+        stale="fingerprint" in trained_on and not _same_images(trained_on, chosen),
         stale_audit=stale_audit,
     )
+
+
+def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two records are of the same images: by content, or by name where one is of an earlier version."""
+    if "listing" in one and "listing" in other:
+        return bool(one["fingerprint"] == other["fingerprint"])
+    return bool(one.get("listing", one["fingerprint"]) == other.get("listing", other["fingerprint"]))
 
 
 def _words(found: _Known) -> list[str]:

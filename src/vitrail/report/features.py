@@ -18,7 +18,7 @@ from PIL import Image
 
 from vitrail import __version__
 from vitrail.config.data import DataConfig
-from vitrail.data.dataset import ImageData, open_data
+from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.evaluate.saved import is_current
 from vitrail.explain.features import EMBEDDING, layer_features
@@ -29,6 +29,7 @@ from vitrail.report.eye import as_pictures
 from vitrail.report.figures import class_colors, feature_space
 from vitrail.report.pictures import FEWEST_POINTS, embed_in_plane
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.images import open_images, seen_in_training
 from vitrail.runs.trained import TrainedModel, load_trained
 from vitrail.tasks.representation import knn_predict
 
@@ -50,6 +51,7 @@ class Space:
         data: The images.
         indices: Which of them, shape ``(N,)``.
         features: Shape ``(N, C)``.
+        lines: Facts about the images that a reader must know.
     """
 
     label: str
@@ -58,6 +60,7 @@ class Space:
     data: ImageData
     indices: list[int]
     features: npt.NDArray[np.float32]
+    lines: tuple[str, ...] = ()
 
     @property
     def targets(self) -> npt.NDArray[np.int64]:
@@ -71,19 +74,20 @@ class Space:
 
 
 def open_space(
-    run: RunFolder, data: DataConfig, *, split: str | None = None, layer: str = EMBEDDING, most: int = 2000,
-    device: str = "cpu", own: bool = True,
+    run: RunFolder, data: DataConfig, own: DataConfig | None = None, *, owner: RunFolder | None = None,
+    split: str | None = None, layer: str = EMBEDDING, most: int = 2000, device: str = "cpu",
 ) -> Space:  # fmt: skip
     """What a run's layer makes of images: as its evaluation has stored it, or computed now.
 
     Args:
         run: A trained run, with classes or pre-trained.
         data: The images: the run's own, or another's of the same bands.
+        own: What the recipe of the run whose images they are says, where they may lie elsewhere now.
+        owner: The run whose images they are; ``run`` when not given.
         split: Which of them; "test", else "val".
         layer: Of the model; what its classifier sees when not given.
         most: Images at most, evenly spaced.
         device: Where to compute.
-        own: Whether these are the run's own images, so that what its evaluation has stored is of them.
 
     Raises:
         ConfigError: An unknown layer, or images with several labels.
@@ -91,7 +95,11 @@ def open_space(
     """
     trained = load_trained(run)
     card = trained.card
-    images = open_data(card.as_trained(data), card.img_size, card.classes or None, fill=card.filling())
+    other = owner is not None and owner.path.resolve() != run.path.resolve()
+    opened = open_images(owner if owner is not None and other else run, card, data, own, verb="features")
+    images, lines = opened.data, list(opened.lines)
+    if other and (line := seen_in_training(run, images)) is not None:
+        lines.append(line)
     if not images.source.classes:
         raise DataError(
             f"{run} was trained on images without labels, so there is nothing to colour points by; --data-of RUN takes "
@@ -99,25 +107,20 @@ def open_space(
         )
     if images.source.targets.ndim == 2:
         raise ConfigError(f"{run}: a point has one colour, and its images have several labels")
-    for name, stream in card.streams.items():
-        if images.source.bands.get(name) != stream.bands:
-            raise DataError(
-                f"{run} takes the bands {', '.join(stream.bands)} as {name!r}, the images have "
-                f"{', '.join(images.source.bands.get(name, ('none',)))}"
-            )
-    split = split or next(name for name in ("test", "val", "train") if name in images.splits)
+    split = split or opened.default_split()
     chosen = images.evenly_spaced(split, most)
     if len(chosen) < FEWEST_POINTS:
         raise DataError(f"{split} has {len(chosen)} images; a layout needs at least {FEWEST_POINTS}")
-    features = _stored(run, images, split, chosen) if own and layer == EMBEDDING else None
+    stored = not other and layer == EMBEDDING and opened.speaks_for_run(split)
+    features = _stored(run, images, split, chosen) if stored else None
     if features is None:
         features = _compute(trained.to(device), images, chosen, layer)
-    return Space(run.name, layer, split, images, chosen, features)
+    return Space(run.name, layer, split, images, chosen, features, tuple(lines))
 
 
 def _stored(run: RunFolder, images: ImageData, split: str, chosen: list[int]) -> npt.NDArray[np.float32] | None:
     """The rows of an evaluation, where it is of these images and of the weights that the run holds now."""
-    if not is_current(run, split):
+    if not is_current(run, split, **images.identity()):
         return None
     places = {key: row for row, key in enumerate(run.read_predictions(split)["path"])}
     embeddings = run.read_embeddings(split)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitrail.config.data import DataConfig
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
@@ -76,6 +77,7 @@ def write_report(
     read_recipe: Callable[[Path], Recipe],
     title: str = "",
     without: Sequence[str] = (),
+    read_moved: Callable[[Path], DataConfig] | None = None,
 ) -> Path:
     """Write the page of one or several evaluated runs; beside it the same as Markdown, its figures, its tables as CSV.
 
@@ -86,6 +88,7 @@ def write_report(
         read_recipe: Reads a run's recipe.
         title: Of the page; the names of the runs when not given.
         without: Sections to leave out, of "features", "explanations" and "mistakes", which take seconds each.
+        read_moved: Reads the data of a run's recipe where it lies now; where the recipe says when not given.
 
     Returns:
         ``out``.
@@ -103,7 +106,7 @@ def write_report(
     loaded = [_read(run, read_recipe) for run in runs]
     table = results_table(runs)
     subjects = [Subject(run.label, [run.part]) for run in loaded]
-    shelf = Shelf(read_recipe)
+    shelf = Shelf(read_recipe, read_moved)
     sections = [
         _results(table, loaded),
         *data_sections(subjects, shelf.look),

@@ -12,14 +12,16 @@ import numpy.typing as npt
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
-from vitrail.data.dataset import ImageData, open_data
+from vitrail.data.dataset import ImageData
 from vitrail.errors import DataError
+from vitrail.evaluate.run import OTHER
 from vitrail.explain.capture import first_stride
 from vitrail.explain.interface import METHODS, explain, upsample
 from vitrail.explain.token_maps import token_maps
 from vitrail.report.eye import as_pictures
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.trained import TrainedModel
+from vitrail.runs.images import as_recorded, lies_elsewhere, open_images, open_prepared
+from vitrail.runs.trained import ModelCard, TrainedModel
 
 # Fewer points than these have no neighbourhoods to lay out.
 FEWEST_POINTS = 5
@@ -70,18 +72,29 @@ class Examples:
         return self.inputs[0].shape[2], self.inputs[0].shape[3]
 
 
-def open_evaluated_images(trained: TrainedModel, data: DataConfig, evaluated: Mapping[str, Any]) -> ImageData:
-    """The images that were evaluated, prepared as in training.
+def open_evaluated_images(
+    run: RunFolder, card: ModelCard, own: DataConfig, now: DataConfig, metrics: Mapping[str, Any]
+) -> ImageData:
+    """The images that were evaluated, prepared as in training, by the names that the evaluation has for them.
 
     Args:
-        trained: The run's model.
-        data: The run's own data.
-        evaluated: Source, path and form of what was evaluated, as the evaluation recorded them.
+        run: The run.
+        card: Of its model.
+        own: What its recipe says of its data.
+        now: The same, where the data lies now.
+        metrics: What the evaluation recorded, of which data among it.
+
+    Raises:
+        DataError: They cannot be opened.
     """
-    card = trained.card
-    form: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in evaluated.items()}
-    config = dataclasses.replace(card.as_trained(data), **form)
-    return open_data(config, card.img_size, card.classes, split=False, fill=card.filling())
+    form: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in metrics["data"].items()}
+    there = dataclasses.replace(own, **form)
+    if str(metrics.get("name", "")).startswith(OTHER):
+        return open_prepared(card, there, split=False)
+    if not lies_elsewhere(now, own):
+        now = there  # where the evaluation found them
+    opened = open_images(run, card, now, own, verb="report").data
+    return opened if not lies_elsewhere(now, there) else as_recorded(opened)
 
 
 def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, split: str, most: int = 10) -> Examples:

@@ -53,10 +53,13 @@ class Shelf:
 
     Args:
         read_recipe: Reads a run's recipe.
+        read_moved: Reads the data of a recipe where it lies now; where the recipe says when not given.
     """
 
-    def __init__(self, read_recipe: Callable[[Path], Recipe]) -> None:
-        self._read_recipe = read_recipe
+    def __init__(
+        self, read_recipe: Callable[[Path], Recipe], read_moved: Callable[[Path], DataConfig] | None = None
+    ) -> None:
+        self._read_recipe, self._read_moved = read_recipe, read_moved
         self._images: dict[Path, ImageData] = {}
         # One model at a time: those of a suite together may not fit.
         self._model: tuple[Path, TrainedModel] | None = None
@@ -78,8 +81,11 @@ class Shelf:
             DataError: They cannot be opened.
         """
         if part.run.path not in self._images:
-            data: DataConfig = self._read_recipe(part.run.recipe).data
-            self._images[part.run.path] = pictures.open_evaluated_images(self.trained(part), data, part.metrics["data"])
+            own: DataConfig = self._read_recipe(part.run.recipe).data
+            now = own if self._read_moved is None else self._read_moved(part.run.recipe)
+            self._images[part.run.path] = pictures.open_evaluated_images(
+                part.run, self.trained(part).card, own, now, part.metrics
+            )
         return self._images[part.run.path]
 
     def look(self, part: Part) -> Look:

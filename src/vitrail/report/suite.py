@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
 from vitrail.errors import RunError
 from vitrail.evaluate.confusion import clustered_together
@@ -27,7 +28,11 @@ from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, TEXTS, captions, ce
 
 
 def write_suite_report(
-    folder: SuiteFolder, read_recipe: Callable[[Path], Recipe], out: Path | None = None, without: Sequence[str] = ()
+    folder: SuiteFolder,
+    read_recipe: Callable[[Path], Recipe],
+    out: Path | None = None,
+    without: Sequence[str] = (),
+    read_moved: Callable[[Path], DataConfig] | None = None,
 ) -> Path:
     """Write the page of a suite; beside it the same as Markdown, its figures, and what was measured as CSV.
 
@@ -36,6 +41,7 @@ def write_suite_report(
         read_recipe: Reads a run's recipe.
         out: The page; report.html in the folder when not given.
         without: Sections to leave out, of "features" and "explanations", which take seconds for each variant.
+        read_moved: Reads the data of a run's recipe where it lies now; where the recipe says when not given.
 
     Returns:
         The page.
@@ -50,7 +56,7 @@ def write_suite_report(
     facts = folder.read_facts()
     results, summary, pairs = (folder.read_table(f) for f in (folder.results, folder.summary, folder.pairs))
     subjects = _subjects(results) if len(results) else []
-    found = _measured(subjects, Shelf(read_recipe), without) if subjects else []
+    found = _measured(subjects, Shelf(read_recipe, read_moved), without) if subjects else []
     shown = _pictures(facts, results, summary, pairs) if len(results) else []
     sections = [*(Section(picture.title, [], [(picture, figure)]) for picture, figure in shown), *found]
     metric = facts["metric_name"]

@@ -82,6 +82,7 @@ class RunFolder:
         self.balance = self.path / "data.json"
         # Hashes of the images that its weights were trained on.
         self.seen = self.path / "images_seen.txt"
+        self.images = self.path / "images.parquet"
         self.audit = self.path / "audit.json"
         self.audit_page = self.path / "audit.html"
         # Hash of the weights by the state of their file.

@@ -26,6 +26,7 @@ from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.augment import Augmentation, Mixing, build_augmentation
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
+from vitrail.data.identity import KnownImages
 from vitrail.data.images import BANDS
 from vitrail.data.split_facts import describe_split
 from vitrail.data.workers import explain_fault
@@ -35,6 +36,7 @@ from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.images import read_known, write_known
 from vitrail.runs.inputs import input_codes
 from vitrail.runs.lock import only_one
 from vitrail.runs.seen import count_seen, describe_seen, record_seen
@@ -70,14 +72,15 @@ class Plan:
     """In what training with labels and without differ.
 
     Attributes:
-        open: Opens the recipe's images; the model's statistics are those of the split "train".
+        open: Opens the recipe's images, those that the run knows already in their split and order; the model's
+            statistics are those of the split "train".
         classes: Names of the model's classes.
         task: Makes what is optimised.
         module: Makes of it, the trainer's settings and the seed what the trainer runs.
         callbacks: What is done besides while it trains, in order, the run's own files among it.
     """
 
-    open: Callable[[Recipe], ImageData]
+    open: Callable[[Recipe, KnownImages | None], ImageData]
     classes: Callable[[ImageData], tuple[str, ...]]
     task: Callable[[Recipe, ImageData, VisionModel, ModelCard], Task]
     module: Callable[[Any, TrainerConfig, int], TaskModule]
@@ -140,7 +143,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         if recipe.model.weights is not None:
             find_weights(recipe.model.weights)
         _refuse_settings(recipe)
-    data = plan.open(recipe)
+    data = plan.open(recipe, read_known(run) if resume else None)
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, split=data.config.split))
     classes = plan.classes(data)
     if classes:
@@ -231,8 +234,8 @@ def _one_value(error: Exception) -> VitrailError | None:
     return ConfigError(ONE_VALUE_REMEDY) if str(error).startswith(ONE_VALUE) else None
 
 
-def _open_labelled(recipe: Recipe) -> ImageData:
-    data = open_data(recipe.data, image_size(recipe))
+def _open_labelled(recipe: Recipe, known: KnownImages | None) -> ImageData:
+    data = open_data(recipe.data, image_size(recipe), known=known)
     if not data.source.classes:
         raise ConfigError(
             f"data.source {recipe.data.source} has no labels; pre-train on it (`vitrail pretrain`), then train from "
@@ -366,7 +369,7 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     checkpoint = _checkpoint(run, resume)
     environment = describe_environment(recipe.run.seed)
     environment.update(reasons)
-    environment["images"] = {"number": len(data.source), "fingerprint": data.fingerprint()}
+    environment["images"] = {"number": len(data.source), **data.identity()}
     environment["inputs"] = input_codes(recipe.data, recipe.model.weights)
     if resume:
         run.remove_leftovers()
@@ -378,6 +381,8 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     settled = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, dir=recipe.run_dir, overwrite=False))
     write_text(run.recipe, dump_recipe(settled))
     run.write_json(run.environment, environment)
+    if not (resume and run.images.is_file()):
+        write_known(run, data)
     if not resume or not run.seen.is_file():
         record_seen(run, data, recipe.model.weights)
     for split in ("val", "test"):

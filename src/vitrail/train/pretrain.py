@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 from vitrail.config.augment import augment_settings
 from vitrail.config.schema import PRETRAINING, Recipe, TaskConfig, TrainerConfig
 from vitrail.data.dataset import ImageData, open_data
+from vitrail.data.identity import KnownImages
 from vitrail.data.views import build_views
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
@@ -180,12 +181,14 @@ class PretrainModule(TaskModule):
         return self.task.loss(result, batch)
 
 
-def _open(recipe: Recipe) -> ImageData:
+def _open(recipe: Recipe, known: KnownImages | None) -> ImageData:
     """All training images, those without a label too."""
-    data = open_data(recipe.data, image_size(recipe))
+    data = open_data(recipe.data, image_size(recipe), known=known)
     if "train" not in data.splits:
         raise DataError(f"pre-training needs a 'train' split, the data has only {', '.join(data.splits)}")
     everything = sorted([*data.indices("train"), *data.splits.get("unlabelled", [])])
+    if data.recognition is not None:
+        everything = data.recognition.in_order(everything)
     labelled = data.indices("train") if data.source.classes else []
     return dataclasses.replace(data, splits={**data.splits, "train": everything, "labelled": labelled})
 

@@ -10,6 +10,7 @@ from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
+from vitrail.runs.images import PLACE_SETTINGS
 from vitrail.train.stopping import waited
 
 # What may differ when a run goes on; that the files are the same is checked on the files themselves.
@@ -22,6 +23,8 @@ _MAY_CHANGE = {
 }  # fmt: skip
 # Files that may lie elsewhere, where the run has recorded what they held.
 _BY_CONTENT = {"data.spectral_path", "data.statistics", "data.labels"}
+# Files whose content is that of the images and their labels.
+_IN_IMAGES = {"data.path", "data.spectral_path", "data.labels"}
 
 
 def recipe_of(run: RunFolder) -> Recipe:
@@ -72,7 +75,8 @@ def refuse_changes(recipe: Recipe, run: RunFolder) -> None:
             f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: {trained} epochs are trained"
         )
     recorded = run.read_json(run.environment).get("inputs", {}) if run.environment.is_file() else {}
-    free = _MAY_CHANGE | (_BY_CONTENT & recorded.keys())
+    places = {f"data.{name}" for name in PLACE_SETTINGS} if run.images.is_file() else set()
+    free = _MAY_CHANGE | (_BY_CONTENT & recorded.keys()) | places
     before = begun.to_dict()
     for part, values in recipe.to_dict().items():
         for key in [key for key in {**values, **before[part]} if f"{part}.{key}" not in free]:
@@ -100,14 +104,13 @@ def refuse_other_inputs(run: RunFolder, environment: dict[str, Any]) -> None:
         DataError: Other images, or another content of a file.
     """
     before = run.read_json(run.environment)
-    images = environment["images"]
-    if before.get("images", images) != images:
-        raise DataError(
-            f"cannot resume {run}: its images, classes or splits have changed since it began "
-            f"({before['images']['number']} images then, {images['number']} now); restore them, or start anew"
-        )
+    images = before.get("images")
+    if images is not None:
+        _refuse_other_images(run, images, environment["images"])
     then, now = before.get("inputs", environment["inputs"]), environment["inputs"]
     for name in [*then, *(name for name in now if name not in then)]:
+        if name in _IN_IMAGES and "listing" in (images or {}):
+            continue  # compared image by image, wherever they lie and however they are listed
         if name == "model.weights" and name not in now:
             continue  # they are in the checkpoint
         if then.get(name) != now.get(name):
@@ -120,6 +123,17 @@ def refuse_other_inputs(run: RunFolder, environment: dict[str, Any]) -> None:
             f"{run} began with other code of vitrail ({_code_of(before)}) than it goes on with "
             f"({_code_of(environment)}); it may not end as it would have",
             file=sys.stderr,
+        )
+
+
+def _refuse_other_images(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Contents, classes and splits must be those of the beginning; of earlier versions, names in place of contents."""
+    key = "fingerprint" if "listing" in before else "listing"
+    if before["number"] != now["number"] or before["fingerprint"] != now[key]:
+        raise DataError(
+            f"cannot resume {run}: its images, classes or splits have changed since it began "
+            f"({before['number']} images then, {now['number']} now); restore them, name their new place with "
+            "--data.path, or start anew"
         )
 
 

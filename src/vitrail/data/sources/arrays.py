@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -119,6 +120,15 @@ class ArraySource(ImageSource):
             side = self.patch
             images = torch.stack([self._images[:, r : r + side, c : c + side] for r, c in self._corners[list(indices)]])
         return {"image": resize_tensor(images, self.size, self.resize)}
+
+    def digest(self, index: int) -> bytes:
+        """A hash of the image's or the patch's pixels in 0..1, whatever the wanted size."""
+        if self._corners is None:
+            pixels = self._images[index]
+        else:
+            row, column = self._corners[index].tolist()
+            pixels = self._images[:, row : row + self.patch, column : column + self.patch]
+        return hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Height and width of an image, or of a patch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -70,6 +71,7 @@ class ImageSource(ABC):
     notes: Sequence[str] = ()
     values: Mapping[str, StreamValues] = MappingProxyType({})
     value_notes: Sequence[str] = ()
+    _digests: list[bytes] | None = None
 
     @property
     def has_no_data(self) -> bool:
@@ -128,6 +130,13 @@ class ImageSource(ABC):
             content.update(x.contiguous().numpy().tobytes())
         return content.digest()
 
+    def digests(self) -> list[bytes]:
+        """The digest of each image, computed once: the identity of its content, whatever it is called."""
+        if self._digests is None:
+            with ThreadPoolExecutor() as pool:
+                self._digests = list(pool.map(self.digest, range(len(self))))
+        return self._digests
+
 
 class WrappedSource(ImageSource):
     """Another source's images, changed; all that is not said again is the other's.
@@ -156,6 +165,10 @@ class WrappedSource(ImageSource):
     def digest(self, index: int) -> bytes:
         """What is equal for images that are exactly the same."""
         return self.inner.digest(index)
+
+    def digests(self) -> list[bytes]:
+        """The digest of each image."""
+        return self.inner.digests()
 
 
 def innermost(source: ImageSource) -> ImageSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,7 +32,7 @@ class DigitsSource(ImageSource):
         images = torch.from_numpy(digits.images).float()[:, None] / 16.0
         if size != (8, 8):
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-        self._images = images
+        self._images, self._stored = images, digits.images
         self.classes = tuple(str(digit) for digit in range(10))
         self.bands = {"image": ("gray",)}
         self.keys = [f"digits/{index:04d}" for index in range(len(images))]
@@ -41,3 +42,7 @@ class DigitsSource(ImageSource):
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Images ``(B, 1, H, W)`` in 0..1."""
         return {"image": self._images[torch.as_tensor(indices)]}
+
+    def digest(self, index: int) -> bytes:
+        """A hash of the image's pixels as they are stored, whatever the wanted size."""
+        return hashlib.sha256(self._stored[index].tobytes()).digest()

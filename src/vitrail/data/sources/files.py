@@ -75,7 +75,9 @@ class FileSource(ImageSource):
         first, more = _once(rows, files, each)
         files = {name: [paths[i] for i in first] for name, paths in files.items()}
         self.notes = [*notes, *more]
+        self._hashes: dict[str, list[bytes]] = {name: [b""] * len(paths) for name, paths in files.items()}
         self.left_out, kept = self._check(files, skip)
+        self._hashes = {name: [hashes[i] for i in kept] for name, hashes in self._hashes.items()}
         self.files = {name: [paths[i] for i in kept] for name, paths in files.items()}
         kept = [first[i] for i in kept]
         _refuse_lost_classes(rows, kept)
@@ -111,7 +113,7 @@ class FileSource(ImageSource):
         return self.readers["image"].name(_relative(file, self.root))
 
     def _check(self, files: Mapping[str, Sequence[Path]], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
-        """Decode all files and decide the range of their values; gives what is left out and why, and what stays."""
+        """Decode and hash all files and decide the range of values; gives what is left out and why, and what stays."""
         work = [(i, name, file) for name, paths in files.items() for i, file in enumerate(paths)]
         seen = {name: Surveys(reader.bands) for name, reader in self.readers.items()}
         faults: list[tuple[int, Path, DataError]] = []
@@ -119,8 +121,12 @@ class FileSource(ImageSource):
         small = np.zeros((len(files["image"]), SIDE, SIDE), dtype=np.uint8)
 
         def survey(item: tuple[int, str, Path]) -> tuple[Survey | int, Thumbnails] | DataError:
+            i, name, file = item
             try:
-                return self.readers[item[1]].survey(item[2])
+                found = self.readers[name].survey(file)
+                # While the file's pages are in memory.
+                self._hashes[name][i] = hash_files(self.readers[name].files(file))
+                return found
             except DataError as error:
                 return error
 
@@ -178,12 +184,24 @@ class FileSource(ImageSource):
         return self.readers["image"].original_size(self.files["image"][index])
 
     def digest(self, index: int) -> bytes:
-        """A hash of the image's files."""
-        content = hashlib.sha256()
-        for name, files in self.files.items():
-            for file in self.readers[name].files(files[index]):
-                content.update(hashlib.sha256(file.read_bytes()).digest())
-        return content.digest()
+        """The hash of the image's file; of several files, a hash of theirs."""
+        hashes = [hashes[index] for hashes in self._hashes.values()]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256(b"".join(hashes)).digest()
+
+
+def hash_files(files: Sequence[Path]) -> bytes:
+    """Hash the bytes of a file; of several files, their hashes.
+
+    Raises:
+        UnreadableError: One cannot be read.
+    """
+    hashes = []
+    for file in files:
+        try:
+            hashes.append(hashlib.sha256(file.read_bytes()).digest())
+        except OSError as error:
+            raise UnreadableError(f"{file} cannot be read ({error.strerror or error}); remove or replace it") from error
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(b"".join(hashes)).digest()
 
 
 def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) -> tuple[list[int], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,6 +39,10 @@ class SyntheticLeavesSource(ImageSource):
         drawn = np.stack([draw_leaf(self.seed, int(i), self.size).bands for i in indices])
         bands = torch.from_numpy(np.round(drawn * 255).astype(np.uint8))
         return {"image": bands[:, : len(IMAGE_BANDS)], "spectral": bands[:, len(IMAGE_BANDS) :]}
+
+    def digest(self, index: int) -> bytes:
+        """The identity of a drawn leaf, whatever the wanted size: its seed and number."""
+        return hashlib.sha256(self.keys[index].encode()).digest()
 
     def masks(self, indices: Sequence[int], bands: Sequence[str] = BANDS) -> Tensor:
         """Where lesions or stress are, as far as some bands show them.

@@ -1,0 +1,71 @@
+"""Where a run's images lie now: settings of its data that a verb may change, on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrail.config.data import DataConfig
+    from vitrail.runs.folder import RunFolder
+
+# Beside those that say where images lie and how they are listed there.
+_MACHINE = ("batch_size", "num_workers")
+UNFIT = ("on_band_mismatch", "on_unreadable")
+
+EPILOG = (
+    "--data.path NEW names the place of the run's images where that is not the one of its recipe; they are recognised "
+    "by their content and keep their split. --data.source and other settings of a place are taken too."
+)
+
+
+def divide(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Keep a verb's options apart from settings of the run's data.
+
+    Args:
+        argv: Arguments after the verb.
+        prog: The command, for errors.
+        own: Settings of the data that are options of the verb itself.
+
+    Returns:
+        The verb's options, and the settings.
+
+    Raises:
+        ConfigError: A setting that decides how images are prepared or split, which is as in training.
+    """
+    from vitrail.runs.images import PLACE_SETTINGS
+
+    changeable = [name for name in (*PLACE_SETTINGS, *_MACHINE, *UNFIT) if name not in own]
+    options: list[str] = []
+    settings: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name = word.split("=")[0].removeprefix("--data.")
+        if not word.startswith("--data.") or name in own:
+            options.append(word)
+            continue
+        if name not in changeable:
+            raise ConfigError(
+                f"--data.{name} cannot be changed in {prog}: images are prepared and split as in training; only "
+                f"{', '.join(changeable)} can"
+            )
+        settings.append(word)
+        if "=" not in word:
+            settings += [value for value in [next(words, None)] if value is not None]
+    return options, settings
+
+
+def data_of_run(run: RunFolder, settings: Sequence[str], prog: str) -> tuple[DataConfig, DataConfig]:
+    """The data of a run's recipe, and the same with settings changed.
+
+    Args:
+        run: The run.
+        settings: What :func:`divide` gave.
+        prog: The command, for errors.
+    """
+    from vitrail.cli.recipes import load_run_recipe
+
+    own = load_run_recipe(run.recipe, prog=prog).data
+    return own, load_run_recipe(run.recipe, list(settings), prog).data if settings else own

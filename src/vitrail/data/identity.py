@@ -1,0 +1,117 @@
+"""Images recognised by their content, wherever they lie and whatever they are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrail.data.sources.base import ImageSource
+
+# The split of images that a run has not seen, where others of the same data were.
+NEW = "new"
+# Of copies of one image, the first of these splits counts where a copy is of none in particular.
+_MOST_SEEN = ("train", "unlabelled", "val", "test", "")
+
+
+@dataclass(frozen=True)
+class KnownImages:
+    """The images that a run was made from.
+
+    Attributes:
+        digests: What identifies the content of each; see :meth:`ImageSource.digest`.
+        keys: What each was called.
+        splits: The split of each, "" where it was in none.
+    """
+
+    digests: tuple[bytes, ...]
+    keys: tuple[str, ...]
+    splits: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def recognise(self, source: ImageSource) -> Recognition:
+        """Find the known images among others.
+
+        Copies of one image are told apart by their keys; without those, each takes the next of the known copies.
+
+        Args:
+            source: The others.
+        """
+        rows_of: dict[bytes, list[int]] = {}
+        for row in sorted(range(len(self)), key=lambda row: _MOST_SEEN.index(self.splits[row])):
+            rows_of.setdefault(self.digests[row], []).append(row)
+        places = {(digest, key): row for row, (digest, key) in enumerate(zip(self.digests, self.keys, strict=True))}
+        digests = source.digests()
+        found = np.full(len(source), -1, dtype=np.int64)
+        taken: set[int] = set()
+        for index, (digest, key) in enumerate(zip(digests, source.keys, strict=True)):
+            row = places.get((digest, key), -1)
+            if row >= 0:
+                found[index] = row
+                taken.add(row)
+        for index in np.flatnonzero(found < 0).tolist():
+            rows = rows_of.get(digests[index])
+            if rows is not None:
+                found[index] = next((row for row in rows if row not in taken), rows[0])
+                taken.add(int(found[index]))
+        return Recognition(self, found, tuple(source.keys))
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """Which images a run knows.
+
+    Attributes:
+        known: What it knows.
+        rows: Number of each image among the known, -1 where it is new, shape ``(N,)``.
+        keys: What the images are called now.
+    """
+
+    known: KnownImages
+    rows: npt.NDArray[np.int64]
+    keys: tuple[str, ...]
+
+    @property
+    def number(self) -> int:
+        """How many images are known."""
+        return int((self.rows >= 0).sum())
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images are known."""
+        return bool((self.rows >= 0).all())
+
+    @property
+    def lacking(self) -> int:
+        """How many of the run's images are not among these."""
+        return len(self.known) - len(set(self.rows[self.rows >= 0].tolist()))
+
+    def splits(self) -> list[str]:
+        """The split of each image when the run was made, :data:`NEW` for those that it does not know."""
+        return [self.known.splits[row] if row >= 0 else NEW for row in self.rows.tolist()]
+
+    def counts(self, indices: Sequence[int]) -> Counter[str]:
+        """How many of some images are of each split of the run, and how many are new."""
+        splits = self.splits()
+        return Counter(splits[i] for i in indices)
+
+    def has_all_of(self, split: str) -> bool:
+        """Whether all of the run's images of a split are among these."""
+        wanted = {row for row, name in enumerate(self.known.splits) if name == split}
+        return wanted <= set(self.rows.tolist())
+
+    def namesakes(self) -> int:
+        """How many new images are called like a known one: copies with other bytes, or chance."""
+        names = set(self.known.keys)
+        return sum(key in names for key, row in zip(self.keys, self.rows.tolist(), strict=True) if row < 0)
+
+    def in_order(self, indices: Sequence[int]) -> list[int]:
+        """Images in the order in which the run had them, new ones last."""
+        last = len(self.known)
+        rows = self.rows.tolist()
+        return sorted(indices, key=lambda i: (rows[i] if rows[i] >= 0 else last, i))

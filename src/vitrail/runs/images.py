@@ -1,0 +1,280 @@
+"""The images of a run: what it records of them, and how it recognises them wherever they lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vitrail.config.data import FORM_SETTINGS, DataConfig
+from vitrail.data.dataset import ImageData, by_rule, open_data
+from vitrail.data.identity import NEW, KnownImages, Recognition
+from vitrail.data.sources import ImageSource
+from vitrail.data.sources.base import WrappedSource
+from vitrail.errors import ConfigError, DataError, RunError
+from vitrail.files import replacing
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.trained import ModelCard
+
+# Settings that say where a run's images lie and how they are listed there: another place may need others.
+PLACE_SETTINGS = (*FORM_SETTINGS, "subset", "group_pattern", "repeated_files")
+# Sources whose path is a file or a folder of this machine.
+_ON_DISK = ("folder", "unlabelled", "table", "parquet", "arrays")
+
+
+def write_known(run: RunFolder, data: ImageData) -> None:
+    """Record the images that a run is made from: the content, the name and the split of each."""
+    splits = [""] * len(data.source)
+    for name in ("train", "val", "test", "unlabelled"):
+        for index in data.splits.get(name, ()):
+            splits[index] = name
+    digests = [digest.hex() for digest in data.source.digests()]
+    table = pd.DataFrame({"digest": digests, "path": data.source.keys, "split": splits})
+    with replacing(run.images) as temporary:
+        table.to_parquet(temporary)
+
+
+def read_known(run: RunFolder) -> KnownImages | None:
+    """The images that a run was made from; None where it is of a version that did not record them.
+
+    Raises:
+        RunError: The record is damaged.
+    """
+    if not run.images.is_file():
+        return None
+    try:
+        table = pd.read_parquet(run.images)
+        digests = tuple(bytes.fromhex(text) for text in table["digest"])
+        return KnownImages(digests, tuple(table["path"]), tuple(table["split"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run.images} is damaged ({error}); restore it, or remove it and resume the run") from error
+
+
+def lies_elsewhere(data: DataConfig, own: DataConfig) -> bool:
+    """Whether settings name another place than a run's own."""
+    return any(_place(getattr(data, name)) != _place(getattr(own, name)) for name in PLACE_SETTINGS)
+
+
+def _place(value: Any) -> Any:
+    return os.path.realpath(value) if isinstance(value, str) and os.path.exists(value) else value
+
+
+def open_prepared(
+    card: ModelCard,
+    data: DataConfig,
+    *,
+    split: bool,
+    labelled: bool = True,
+    known: KnownImages | None = None,
+    size: tuple[int, int] | None = None,
+) -> ImageData:
+    """Images brought to the model exactly as they were in training.
+
+    Args:
+        card: The model's.
+        data: The images.
+        split: Split them as for training.
+        labelled: Whether they are of the model's classes.
+        known: The run's own images.
+        size: Height and width, where that is not the run's.
+
+    Raises:
+        DataError: Images that are missing, unreadable, of unknown classes or of other bands.
+    """
+    classes = card.classes if labelled and card.classes else None
+    images = open_data(
+        card.as_trained(data), size or card.img_size, classes, split=split, fill=card.filling(), known=known
+    )
+    if classes and (images.source.targets.ndim == 2) != card.several_labels:
+        wanted = "several labels an image" if card.several_labels else "one label an image"
+        raise DataError(f"the run was trained with {wanted}, the data is of the other kind; see data.label_separator")
+    trained_on = {name: stream.bands for name, stream in card.streams.items()}
+    if images.source.bands != trained_on:
+        raise DataError(
+            f"the run was trained on the bands {_bands(trained_on)}, the data has {_bands(images.source.bands)}"
+        )
+    return images
+
+
+def _bands(streams: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{stream}: {', '.join(names)}" for stream, names in streams.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class RunImages:
+    """Images beside the run whose they may be.
+
+    Attributes:
+        data: The images. Where they are the run's own, wherever they lie, their splits are those of the run.
+        moved: Whether they lie elsewhere than the run's recipe says.
+        own: Whether they lie where the run has them, or all of them are known.
+        lines: Facts that a reader of results must know.
+    """
+
+    data: ImageData
+    moved: bool
+    own: bool
+    lines: tuple[str, ...]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some of them are the run's own and others are not."""
+        found = self.data.recognition
+        return self.moved and not self.own and found is not None and found.number > 0
+
+    def default_split(self) -> str:
+        """The split that is measured unless another is named."""
+        order = ("all",) if self.mixed else ("test", "val", "all", "train", "unlabelled", NEW)
+        return next(name for name in order if name in self.data.splits)
+
+    def primary_split(self) -> str:
+        """The split whose evaluation speaks for the run."""
+        found = self.data.recognition
+        if not self.moved or found is None or not found.number:
+            return self.default_split()
+        return next((name for name in ("test", "val", "train") if name in found.known.splits), self.default_split())
+
+    def speaks_for_run(self, split: str) -> bool:
+        """Whether a split is the run's own, all of it and nothing else."""
+        found = self.data.recognition
+        if not self.moved or found is None:
+            return self.own
+        return found.has_all_of(split) and set(found.counts(self.data.splits.get(split, ()))) == {split}
+
+
+def open_images(
+    run: RunFolder,
+    card: ModelCard,
+    data: DataConfig,
+    own: DataConfig | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    verb: str = "evaluate",
+) -> RunImages:
+    """Open a run's images where its recipe has them, or others, and recognise the run's own among them by content.
+
+    Args:
+        run: Whose images they are.
+        card: Of the model that they are prepared for.
+        data: The images.
+        own: What the run's recipe says; the same as ``data`` when not given.
+        size: Height and width, where that is not the model's.
+        verb: What is done with them, for the remedy.
+
+    Raises:
+        DataError: Images that are missing, unreadable, of unknown classes or of other bands.
+    """
+    moved = own is not None and lies_elsewhere(data, own)
+    _refuse_absent(run, data, moved, verb)
+    known = read_known(run)
+    images = open_prepared(card, data, split=not moved, known=known, size=size)
+    if known is None:
+        return _by_names(run, images, moved)
+    found = images.recognition
+    assert found is not None, "they were compared"
+    lines = _lines(run, images, found, moved)
+    return RunImages(images, moved, not moved or found.complete, lines)
+
+
+def _refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> None:
+    """Name the setting for data that does not lie where the recipe says."""
+    if moved or data.source not in _ON_DISK:
+        return
+    for name in ("path", "spectral_path"):
+        value = getattr(data, name)
+        if value is not None and not Path(value).exists():
+            where = "" if Path(value).is_absolute() else f" (seen from {Path.cwd()})"
+            raise DataError(
+                f"the images of {run} are not at {value}{where}, where its recipe has them; "
+                f"`vitrail {verb} {run} --data.{name} NEW` names their new place"
+            )
+
+
+def _by_names(run: RunFolder, images: ImageData, moved: bool) -> RunImages:
+    """Of a run that recorded no contents: its images are those of the same names, classes and rule, or unknown."""
+    recorded = (run.read_json(run.environment) if run.environment.is_file() else {}).get("images") or {}
+    try:
+        split = by_rule(images) if moved else images
+    except (ConfigError, DataError):
+        split = images
+    same = "listing" not in recorded and recorded.get("fingerprint") == split.listing()
+    if not moved:
+        changed = "fingerprint" in recorded and not same
+        line = f"the names, classes or splits of the images are not those that {run} was made from"
+        return RunImages(images, False, True, (line,) if changed else ())
+    if same:
+        line = f"{len(images.source)} images have the names and classes of those of {run}: they keep their split"
+        return RunImages(split, True, True, (line,))
+    line = f"{run} did not record the contents of its images: which of these it was trained on is not known"
+    return RunImages(images, True, False, (line,))
+
+
+def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -> tuple[str, ...]:
+    number, new = len(images.source), len(images.source) - found.number
+    if not moved:
+        if not new and not found.lacking:
+            return ()
+        gone = f"{found.lacking} of the {len(found.known)} images of {run} are gone"
+        added = f"{new} of {number} images are not those that {run} was made from, and are split by its rule"
+        return ("; ".join([*([added] if new else []), *([gone] if found.lacking else [])]),)
+    if not found.number:
+        alike = found.namesakes()
+        if 2 * alike < number:
+            return (f"none of {number} images is one that {run} was made from",)
+        return (
+            f"none of {number} images is one that {run} was made from, by content, but {alike} have the names of "
+            "those; copies that were written anew are no test (`vitrail data audit` finds them)",
+        )
+    if not new:
+        lacking = f" ({found.lacking} others are not there)" if found.lacking else ""
+        return (f"all {number} images are known to {run}, by content{lacking}: they keep their split",)
+    counts = found.counts(range(number))
+    seen = in_words(counts["train"], counts["val"])
+    parts = [*([seen] if seen else []), f"{counts['test']} are its test images", f"{new} are new"]
+    return (f"{found.number} of {number} images are known to {run}, by content: {', '.join(parts)}",)
+
+
+def seen_in_training(run: RunFolder, images: ImageData) -> str | None:
+    """A line on how many images a run was trained on; None where it knows none of them or recorded none."""
+    known = read_known(run)
+    if known is None:
+        return None
+    counts = known.recognise(images.source).counts(range(len(images.source)))
+    if not counts["train"] + counts["val"]:
+        return None
+    number = len(images.source)
+    return f"of {number} images {in_words(counts['train'], counts['val'])}: what {run} makes of those is no test"
+
+
+def in_words(trained: int, chosen: int) -> str:
+    """How many images training has seen, for a sentence."""
+    parts = ((trained, "trained on"), (chosen, "used to choose the best epoch"))
+    return " and ".join(f"{number} {'was' if number == 1 else 'were'} {what}" for number, what in parts if number)
+
+
+class _Renamed(WrappedSource):
+    """The images of another source by other names."""
+
+    def __init__(self, source: ImageSource, keys: list[str]) -> None:
+        super().__init__(source)
+        self.keys = keys
+
+    def read(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Images at the size for the model; see :meth:`ImageSource.read`."""
+        return self.inner.read(indices)
+
+
+def as_recorded(images: ImageData) -> ImageData:
+    """The same images by the names that they had when the run was made, as far as it knows them."""
+    found = images.recognition
+    if found is None:
+        return images
+    keys = [
+        found.known.keys[row] if row >= 0 else key
+        for row, key in zip(found.rows.tolist(), images.source.keys, strict=True)
+    ]
+    return dataclasses.replace(images, source=_Renamed(images.source, keys))
