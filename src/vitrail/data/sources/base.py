@@ -34,6 +34,10 @@ class Scene:
     block: int
 
 
+# Digests that a thread computes at a time: one by one, handing them over takes longer.
+_TOGETHER = 256
+
+
 class ImageSource(ABC):
     """Labelled images, in a fixed order.
 
@@ -133,8 +137,10 @@ class ImageSource(ABC):
     def digests(self) -> list[bytes]:
         """The digest of each image, computed once: the identity of its content, whatever it is called."""
         if self._digests is None:
+            parts = [range(i, min(i + _TOGETHER, len(self))) for i in range(0, len(self), _TOGETHER)]
             with ThreadPoolExecutor() as pool:
-                self._digests = list(pool.map(self.digest, range(len(self))))
+                found = pool.map(lambda rows: [self.digest(i) for i in rows], parts)
+                self._digests = [digest for part in found for digest in part]
         return self._digests
 
 
