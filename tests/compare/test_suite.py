@@ -169,6 +169,21 @@ def test_the_command_line_has_the_last_word_and_equal_variants_are_refused(place
         plan(load_suite(file, None, {"model.embed_dim": 32}))
 
 
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"model.mlp_ratio": 4}, {"model.drop_path_rate": 0}, {"data.augment_settings": {"mixup": 0}},
+        {"data.augment_settings.rotate": 0.0}, {"data.num_workers": 1}, {"data.cache": True}, {"task.focal_gamma": 2},
+    ],
+)  # fmt: skip
+def test_variants_that_differ_in_nothing_are_refused(place, same):
+    """A default that is given, a whole number for a fraction, and what has no effect on a result."""
+    with pytest.raises(ConfigError, match="a and b are the same recipe"):
+        plan(load_suite(place(variants={"a": {}, "b": same}, seeds=1)))
+    differs = {"a": {}, "b": {"model.mlp_ratio": 3}, "c": {"data.augment_settings.mixup": 0.1}}
+    assert len({run.identity for run in plan(load_suite(place(variants=differs, seeds=1)))}) == 3
+
+
 def test_variants_that_differ_in_their_evaluation_alone_share_a_run(place):
     runs = plan(load_suite(place(variants={"one": {}, "views": {"evaluate.tta": "flips"}}, seeds=1)))
     assert runs[0].identity == runs[1].identity

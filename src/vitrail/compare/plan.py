@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitrail.compare.suite import PRETRAINED, Suite, settle
+from vitrail.config.augment import augment_settings
 from vitrail.config.data import DataConfig
-from vitrail.config.schema import PRETRAINING, Recipe
+from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
+from vitrail.models.registry import complete_settings, find_family
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.inputs import input_codes, weights_code
 from vitrail.runs.lock import holder
@@ -33,6 +35,9 @@ _WITHOUT_EFFECT = (
     ("run", "dir"), ("run", "overwrite"), ("run", "tensorboard"), ("data", "num_workers"), ("data", "cache"),
     ("data", "check_copies"),
 )  # fmt: skip
+
+# Settings of a model that the data decides where the recipe does not.
+_BY_DATA = ("num_classes", "in_chans", "spectral_chans", "img_size")
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,8 @@ def identity(
     content = recipe.to_dict()
     for part, key in _WITHOUT_EFFECT:
         content[part].pop(key)
+    content["model"] |= _whole_model(recipe.model)
+    content["data"] |= _whole_augmentation(recipe.data)
     weights = recipe.model.weights
     if needs is not None:
         content["model"]["weights"] = f"run {needs}"
@@ -194,6 +201,25 @@ def identity(
         part, key = name.split(".")
         content[part][key] = code
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _whole_model(config: ModelConfig) -> dict[str, Any]:
+    """Family and all settings, so that a default counts alike whether it is given or not."""
+    family, _ = find_family(config.name)
+    try:
+        settings = complete_settings(config.name, config.settings)
+    except ConfigError:  # what the data decides may be what is missing
+        return {}
+    return {
+        "name": family.name,
+        **{key: value for key, value in settings.items() if key in config.settings or key not in _BY_DATA},
+    }
+
+
+def _whole_augmentation(config: DataConfig) -> dict[str, Any]:
+    """All settings of the augmentation, whether they are the preset's or single ones."""
+    whole = augment_settings(config.augment, config.augment_settings)
+    return {"augment": None, "augment_settings": dataclasses.asdict(whole)}
 
 
 def _codes(data: DataConfig, weights: str | None, who: str, known: dict[object, dict[str, str]]) -> dict[str, str]:
