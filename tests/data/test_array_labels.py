@@ -185,3 +185,34 @@ def test_names_in_a_file_of_matlab(tmp_path):
     scipy.io.savemat(tmp_path / "t.mat", content)
     other = of_scene(tmp_path / "t.mat", NAMES, labels="gt", **settings)
     assert [other.label(i) for i in range(len(other))] == [NAMES[3 - v] for v in centres(other, plane)]
+
+
+@pytest.mark.parametrize("name", ["group", "groups"])
+def test_an_array_of_groups_is_respected(tmp_path, name):
+    groups = np.repeat(np.arange(12), 5)
+    source = opened(save(tmp_path / "t.npz", stack(), np.arange(60) % 3, **{name: groups.astype(np.float32)}))
+    assert source.groups == [str(g) for g in groups]
+
+
+def test_labels_in_a_file_of_several_arrays_are_asked_for(tmp_path):
+    np.save(tmp_path / "x.npy", stack(shape=(8, 8, 3)))
+    target = np.arange(60) % 3
+    np.savez(tmp_path / "l.npz", ids=np.arange(60), y=target)
+    with pytest.raises(ConfigError, match=r"which array of .*l\.npz holds the labels.* call it labels"):
+        opened(tmp_path / "x.npy", labels=str(tmp_path / "l.npz"))
+    np.savez(tmp_path / "l.npz", ids=np.arange(60), labels=target)
+    assert opened(tmp_path / "x.npy", labels=str(tmp_path / "l.npz")).targets.tolist() == target.tolist()
+    np.savez(tmp_path / "l.npz", other=np.arange(100), y=target)
+    assert opened(tmp_path / "x.npy", labels=str(tmp_path / "l.npz")).targets.tolist() == target.tolist()
+
+
+@pytest.mark.parametrize("kind", ["U4", "S4"])
+def test_names_in_the_file_may_be_bytes(tmp_path, kind):
+    path = save(tmp_path / "t.npz", stack(), np.arange(60) % 3, names=np.array(["ant", "bee", "cat"], kind))
+    assert opened(path).classes == ("ant", "bee", "cat")
+
+
+def test_a_character_matrix_of_matlab_holds_names(tmp_path):
+    names = np.array(["ant", "bee ", "wasp"])[np.arange(60) % 3]
+    scipy.io.savemat(tmp_path / "t.mat", {"X": stack(shape=(8, 8, 3)), "y": names})
+    assert opened(tmp_path / "t.mat").classes == ("ant", "bee", "wasp")

@@ -193,3 +193,60 @@ def test_targets_of_several_labels():
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(ConfigError, match=message):
         DataConfig(source="table", path="t.csv", **settings)
+
+
+@pytest.mark.parametrize("kind", [int, str, float])
+def test_names_that_are_numbers_are_their_own_labels(kind):
+    found, named = resolve([kind(v) for v in (0, 1, 2, 0)], ClassRules(("2", "1", "0")))
+    assert (found.names, named) == (("2", "1", "0"), ["0", "1", "2", "0"])
+    assert found.numbering.label_values == (2, 1, 0)
+    assert resolve([1, 2, 10], ClassRules(("1", "2", "10")))[1] == ["1", "2", "10"]
+    with pytest.raises(DataError, match=r"data.class_names are numbers too, 1; 2; 3: .* Give data.label_values"):
+        resolve([0, 1, 2], ClassRules(("1", "2", "3")))
+    assert resolve([0, 1, 2], ClassRules(("1", "2", "3"), (0, 1, 2)))[1] == ["1", "2", "3"]
+
+
+def test_a_name_given_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.class_names has 'a' twice"):
+        resolve([0, 1, 2], ClassRules(("a", "a ", "c")))
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "NULL", "NA", "<NA>"])
+def test_words_for_no_value_among_numbers_are_no_class(word):
+    with pytest.raises(DataError, match=rf"the labels are numbers, and '{word}' where there is none; fill or remove"):
+        resolve(["0.0", "1.0", word])
+    assert word in resolve(["ant", "bee", word])[0].names
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("an\u200bt", "ant"), ("red\u00adant", "redant"), ("st. john\u2019s", "st. john's"), ("\u2066ant\u2069", "ant")],
+)
+def test_names_that_look_the_same_are_similar(one, other):
+    assert similar_names([one, other, "bee"]) == [tuple(sorted((one, other)))]
+
+
+def test_labels_that_are_fractions_or_truths_have_names_by_their_values():
+    config = DataConfig(class_names=("good", "worn", "bad"), label_values=(0.0, 0.5, 1))
+    rules = ClassRules.of(config, None)
+    found, named = resolve(["0.0", "0.5", "1.0"], rules)
+    assert (named, found.numbering.label_values) == (["good", "worn", "bad"], (0, "0.5", 1))
+    assert resolve(["0.5", "1"], ClassRules(found.names, found.numbering.label_values))[1] == ["worn", "bad"]
+    truths = ClassRules(("neg", "pos"), ("False", "True"))
+    assert resolve([False, True], truths)[1] == resolve(["False", "True"], truths)[1] == ["neg", "pos"]
+
+
+def test_the_remedy_names_the_settings_that_help():
+    with pytest.raises(DataError, match=r"merge them with data.merge_labels similar"):
+        resolve(["Ant", "bee"], ClassRules(known=("ant", "bee")))
+    with pytest.raises(DataError, match=r"data.class_names and data.label_values say which number is which class"):
+        resolve([1, 2], ClassRules(known=("ant", "bee")))
+    assert resolve([1, 2], ClassRules(("ant", "bee"), (1, 2), known=("ant", "bee")))[1] == ["ant", "bee"]
+    with pytest.raises(DataError, match=r"data.label_values, such as \['n1', 'n2'\]"):
+        resolve(["n1", "n2"], ClassRules(("tench", "goldfish")))
+
+
+def test_other_spellings_of_names_in_the_data_are_no_order():
+    own = {0: "ant", 1: "bee", 2: "cat"}
+    found, named = resolve([0, 1, 2], ClassRules(("Cat", "Bee", "Ant")), own=own)
+    assert (found.names, named) == (("Cat", "Bee", "Ant"), ["Ant", "Bee", "Cat"])

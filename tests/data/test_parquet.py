@@ -198,3 +198,47 @@ def test_what_is_no_parquet(tmp_path):
 def test_settings_of_other_sources_are_refused():
     with pytest.raises(ConfigError, match=r"data.label_column 'x' has no meaning for data.source digits"):
         open_data(DataConfig(label_column="x"), (8, 8))
+
+
+def test_each_file_names_its_own_numbers(tmp_path):
+    write(tmp_path / "d" / "train-0.parquet", names=("cat", "dog", "emu"))
+    write(tmp_path / "d" / "test-0.parquet", names=("emu", "dog", "cat"), seed=1)
+    source = opened(tmp_path / "d").source
+    assert source.classes == ("cat", "dog", "emu")
+    labels = [source.label(i) for i in range(len(source))]
+    of_split = {
+        s: [x for x, own in zip(labels, source.given_split, strict=True) if own == s] for s in ("train", "test")
+    }
+    assert of_split == {"train": ["cat", "dog", "emu"] * 8, "test": ["emu", "dog", "cat"] * 8}
+    write(tmp_path / "d" / "test-0.parquet", names=None, seed=1)
+    with pytest.raises(DataError, match="are numbers without names, and other files name theirs"):
+        opened(tmp_path / "d")
+
+
+@pytest.mark.parametrize("kind", [pa.uint64(), pa.int8(), pa.float64(), pa.string()])
+def test_files_may_store_their_labels_in_other_types(tmp_path, kind):
+    numbers = [i % 3 for i in range(24)]
+    write(tmp_path / "d" / "train-0.parquet", names=None)
+    write(tmp_path / "d" / "test-0.parquet", names=None, labels=pa.array(numbers).cast(kind), seed=1)
+    source = opened(tmp_path / "d").source
+    assert source.classes == ("0", "1", "2")
+    assert sorted(source.targets.tolist()) == sorted(numbers * 2)
+
+
+def test_groups_and_splits_of_images_inside(tmp_path):
+    groups = [f"p{i // 2} " if i % 2 else f"p{i // 2}" for i in range(24)]
+    splits = [("train", "Val", "testing")[i // 8] for i in range(24)]
+    write(tmp_path / "t.parquet", extra={"Group": groups, "Split": splits})
+    source = opened(tmp_path / "t.parquet").source
+    assert source.groups == [f"p{i // 2}" for i in range(24)]
+    assert source.given_split == [("train", "val", "test")[i // 8] for i in range(24)]
+    write(tmp_path / "t.parquet", extra={"group": [None if i < 3 else float(i // 2) for i in range(24)]})
+    with pytest.raises(DataError, match="3 images have no group"):
+        opened(tmp_path / "t.parquet")
+    assert opened(tmp_path / "t.parquet", split="stratified").source.groups[3:5] == ["1", "2"]
+
+
+def test_missing_numbers_are_counted(tmp_path):
+    write(tmp_path / "t.parquet", labels=[float("nan") if i % 3 == 0 else 1.0 for i in range(24)], names=None)
+    with pytest.raises(DataError, match="8 of 24 labels are missing"):
+        opened(tmp_path / "t.parquet")

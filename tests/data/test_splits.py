@@ -289,3 +289,9 @@ def test_rules_without_a_meaning_are_refused(tmp_path):
         open_data(DataConfig(split="block"), (8, 8))
     with pytest.raises(ConfigError, match=r"data\.split exact has no folds"):
         open_data(DataConfig(split="exact", fold=1), (8, 8))
+
+
+def test_groups_that_differ_in_spelling_alone_are_reported(tmp_path):
+    settings = _table(tmp_path, [f"{'Pp'[i % 2]}{i // 8}" for i in range(96)])
+    line = describe_split(open_data(DataConfig(**settings), (8, 8)))[0]
+    assert line.startswith("24 groups differ from others only in letter case, blanks, '_' or '-', for example 'P")

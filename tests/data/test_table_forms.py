@@ -370,3 +370,69 @@ def test_a_group_pattern_holds_for_other_images_only_where_it_is_found(images):
     with pytest.raises(DataError, match=r"data.group_pattern .* finds nothing in 12 of 12 paths: i0.png"):
         open_data(config, (8, 8))
     assert open_data(config, (8, 8), ("0", "1", "2"), split=False).source.groups is None
+
+
+@pytest.mark.parametrize("name", ["Group", "GROUP", " group "])
+def test_columns_of_groups_and_splits_are_found_in_any_letter_case(images, name):
+    rows = [f"i{i}.png,{i % 2},{i // 2},{('Train', 'VAL', 'test')[i // 4]}" for i in range(12)]
+    (images / "t.csv").write_text("\n".join([f"path,label,{name},{name.upper().replace('GROUP', 'SPLIT')}", *rows]))
+    source = opened(images / "t.csv")
+    assert source.groups == [str(i // 2) for i in range(12)]
+    assert source.given_split == [("train", "val", "test")[i // 4] for i in range(12)]
+
+
+@pytest.mark.parametrize("written", [["1", "1.0"], ["1.0", "1.00"], [" 1", "1"]])
+def test_a_group_is_the_same_however_its_number_is_written(images, written):
+    rows = [f"i{i}.png,{i % 2},{written[i % 2] if i < 6 else i}" for i in range(12)]
+    (images / "t.csv").write_text("\n".join(["path,label,group", *rows]))
+    assert opened(images / "t.csv").groups == ["1"] * 6 + [str(i) for i in range(6, 12)]
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "<NA>", ""])
+def test_words_for_no_value_are_no_group(images, word):
+    rows = [f"i{i}.png,{i % 2},{word if i < 3 else f'p{i}'}" for i in range(12)]
+    (images / "t.csv").write_text("\n".join(["path,label,group", *rows]))
+    with pytest.raises(DataError, match="3 images have no group"):
+        opened(images / "t.csv")
+
+
+def test_columns_that_look_like_groups_or_splits_are_reported(images, capsys):
+    rows = [f"i{i}.png,{i % 2},{i // 2},{i % 3}" for i in range(12)]
+    (images / "t.csv").write_text("\n".join(["path,label,Patient_ID,fold", *rows]))
+    opened(images / "t.csv")
+    told = capsys.readouterr().err
+    assert "the column 'Patient_ID' is not used" in told
+    assert "the column 'fold' is not used" in told
+    opened(images / "t.csv", group_column="Patient_ID")
+    assert "Patient_ID" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cells", "plain"),
+    [
+        (["['red ant']", "['bee']", "['bee', 'red ant']"], "bee;red ant"),
+        (['["ant"]', '["bee"]', '["ant","bee"]'], "ant;bee"),
+        (["[0]", "[1]", "[0, 1]"], "0;1"),
+    ],
+)
+@pytest.mark.parametrize("separator", [None, ";"])
+def test_printed_lists_are_no_names(images, cells, plain, separator):
+    pd.DataFrame({"path": [f"i{i}.png" for i in range(12)], "label": cells * 4}).to_csv(images / "t.csv", index=False)
+    with pytest.raises(DataError, match=f"label holds printed lists .* write the labels as {plain}"):
+        opened(images / "t.csv", label_separator=separator)
+
+
+def test_a_missing_list_is_not_an_empty_one(images):
+    table = pd.DataFrame({"path": [f"i{i}.png" for i in range(12)], "label": [["ant", "bee"], [], ["bee"]] * 4})
+    table.to_parquet(images / "t.parquet")
+    assert opened(images / "t.parquet").targets.sum() == 12
+    table.loc[3, "label"] = None
+    table.to_parquet(images / "t.parquet")
+    with pytest.raises(DataError, match="label is empty in 1 rows"):
+        opened(images / "t.parquet")
+
+
+def test_classes_without_an_image_are_reported(images, capsys):
+    (images / "t.csv").write_text("\n".join(["path,label", *(f"i{i}.png,{i % 2}" for i in range(12))]))
+    opened(images / "t.csv", class_names=("ant", "bee", "cat"))
+    assert "1 of 3 classes have no image: cat; a model cannot learn them" in capsys.readouterr().err

@@ -193,7 +193,7 @@ class DataConfig:
     label_pattern: str | None = None
     group_pattern: str | None = None
     class_names: tuple[str, ...] | None = None
-    label_values: tuple[int | str, ...] | None = None
+    label_values: tuple[int | float | str, ...] | None = None
     unlabelled_value: int | Literal["none"] | None = None
     merge_labels: Literal["none", "similar"] = "none"
     cube: str | None = None
@@ -280,6 +280,8 @@ class DataConfig:
         if self.label_pattern is not None:
             column = self.label_column
             require(column is None, "data.label_column", "left out beside data.label_pattern", column)
+        if self.label_values is not None:
+            object.__setattr__(self, "label_values", tuple(map(_plain_label, self.label_values)))
         names, values = self.class_names, self.label_values
         if names is not None:
             require(len(set(names)) == len(names) > 0, "data.class_names", "different names, at least one", names)
@@ -350,3 +352,10 @@ class DataConfig:
                 require(False, f"data.{name}", "numbers, nan, inf or -inf", given)
             marks.append(value if math.isfinite(value) else str(value))
         object.__setattr__(self, name, tuple(marks) if several else marks[0])
+
+
+def _plain_label(value: int | float | bool | str) -> int | str:
+    """A label as a whole number or a text: 1.0 as 1, 0.5 and true as they are spelled."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return str(value) if isinstance(value, (bool, float)) else value

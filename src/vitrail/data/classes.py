@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from vitrail.config.data import DataConfig
 from vitrail.data.faults import some
-from vitrail.errors import DataError
+from vitrail.errors import ConfigError, DataError
 
 # A label as a source hands it over: a cleaned name or a whole number.
 Label = str | int
@@ -24,6 +24,10 @@ _BLANKS_AROUND = re.compile(rf"^{_AROUND}|{_AROUND}$")
 # Blanks, underscores and dashes between two words of a name.
 _BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-\u2010-\u2015]+(?=\w)")
 _DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+# Texts that programs write where a value is missing.
+MISSING = frozenset(("nan", "none", "null", "na", "n/a", "<na>", "nat"))
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u00b4`", "''\"\"''")
+_NAMED_BY = "; data.class_names and data.label_values say which number is which class"
 _TRUTH = {"false": "0", "true": "1", "0": "false", "1": "true"}
 
 
@@ -47,7 +51,9 @@ class ClassRules:
     def of(cls, config: DataConfig, known: Sequence[str] | None) -> ClassRules:
         """The rules of a config, and the classes of a run where there is one."""
         merge = config.merge_labels == "similar"
-        return cls(config.class_names, config.label_values, merge, None if known is None else tuple(known))
+        given = config.label_values
+        values = None if given is None else tuple(v if isinstance(v, (int, str)) else str(v) for v in given)
+        return cls(config.class_names, values, merge, None if known is None else tuple(known))
 
 
 @dataclass(frozen=True)
@@ -117,11 +123,32 @@ def as_label(value: object, where: object) -> Label:
 
 
 def similar_key(name: str) -> str:
-    """Text that is equal for names that differ only in letter case, width, or the blanks, "_" and "-" between words."""
-    number = _number(name)
+    """Text that is equal for names that hardly look different.
+
+    They differ only in letter case, width, quotation marks, invisible characters, or the blanks, "_" and "-" between
+    words.
+    """
+    number = number_of(name)
     if number is not None:
         return str(number)
-    return _BETWEEN_WORDS.sub(" ", clean_name(unicodedata.normalize("NFKC", name)).casefold())
+    text = clean_name(unicodedata.normalize("NFKC", name)).casefold()
+    if not text.isascii():
+        text = "".join(c for c in text.translate(_QUOTES) if unicodedata.category(c) != "Cf")
+    return _BETWEEN_WORDS.sub(" ", text)
+
+
+def refuse_missingnumber_of(labels: Iterable[Label], where: object) -> None:
+    """Refuse "nan", "None" and the like among labels that are numbers otherwise: a program wrote them for no value.
+
+    Raises:
+        DataError: There are such labels.
+    """
+    texts = {label for label in labels if isinstance(label, str) and number_of(label) is None}
+    if texts and all(text.casefold() in MISSING for text in texts) and len(texts) < len(set(labels)):
+        raise DataError(
+            f"{where}: the labels are numbers, and {', '.join(map(repr, sorted(texts)))} where there is none; fill or "
+            "remove these rows, or name that class by another word"
+        )
 
 
 def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
@@ -167,7 +194,9 @@ def resolve_classes(
     Raises:
         DataError: Labels without a name, classes that a run does not know, numbers that could be read in two ways, or
             fewer than two classes.
+        ConfigError: A name that is given twice.
     """
+    refuse_missingnumber_of(list(found), where)
     values = None if own is not None else _numbers(found)
     if own is not None:
         names = _own_names(found, own, where)
@@ -178,10 +207,13 @@ def resolve_classes(
     numbering: Numbering | None = None
     if rules.names is not None:
         given = tuple(clean_name(name) for name in rules.names)
+        if len(set(given)) < len(given):
+            twice = some([repr(name) for name, count in Counter(given).items() if count > 1])
+            raise ConfigError(f"data.class_names has {twice} twice (without blanks around); name each class once")
         if values is not None:
             order = _values_of(given, rules.values, numbers, values, where)
             names = _name_numbers(values, dict(zip(order, given, strict=True)), where)
-            numbering = Numbering(given, order)
+            numbering = Numbering(given, tuple(str(v) if isinstance(v, float) else v for v in order))
         else:
             names, numbering = _rename(names, given, rules, own, where)
         classes = given
@@ -256,7 +288,8 @@ def count_labels(labels: Iterable[Label | tuple[Label, ...]]) -> Counter[Label]:
     return Counter(one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
 
 
-def _number(text: str) -> int | float | None:
+def number_of(text: str) -> int | float | None:
+    """The number that a text is, as an integer where it is whole ("1.0"); None where it is none."""
     if not _DECIMAL.fullmatch(text):
         return None
     whole, _, fraction = text.partition(".")
@@ -267,7 +300,7 @@ def _numbers(found: Iterable[Label]) -> dict[Label, int | float] | None:
     """The labels as numbers; None where one is no number."""
     values: dict[Label, int | float] = {}
     for label in found:
-        value = label if isinstance(label, int) else _number(label)
+        value = label if isinstance(label, int) else number_of(label)
         if value is None:
             return None
         values[label] = value
@@ -301,23 +334,40 @@ def _values_of(
     numbers: Sequence[int] | None,
     found: Mapping[Label, int | float],
     where: Path,
-) -> tuple[Label, ...]:
+) -> tuple[Label | float, ...]:
     """The number of each given name."""
     if values is not None:
         own = _numbers(values)
-        return tuple(values) if own is None else tuple(int(own[value]) for value in values)
+        if own is not None:
+            return tuple(own[value] for value in values)
+        truth = [_TRUTH.get(str(value).casefold(), "") for value in values]
+        return tuple(int(v) for v in truth) if sorted(truth) == ["0", "1"] else tuple(values)
+    if numbers is None and (themselves := _numbers(given)) is not None and set(found.values()) & {*themselves.values()}:
+        # Names that are numbers: each is its own label.
+        if set(found.values()) <= {*themselves.values()}:
+            return tuple(themselves[name] for name in given)
+        raise DataError(
+            f"{where}: the labels are {_some_numbers(found)} and data.class_names are numbers too, {some(given, 6)}: "
+            "which label does each belong to? Give data.label_values"
+        )
     if numbers is not None:
         return tuple(numbers[: len(given)]) if len(numbers) >= len(given) else tuple(range(len(given)))
     whole = [value for value in found.values() if isinstance(value, int)]
     if len(whole) < len(found):
         raise DataError(
             f"{where}: labels such as {next(v for v in found.values() if not isinstance(v, int))} are no whole "
-            "numbers, so data.class_names cannot name them in order; write the names into the data"
+            "numbers, so data.class_names cannot name them in order; give the label of each name with data.label_values"
         )
     return number_names(whole, given, where) if whole else tuple(range(len(given)))
 
 
-def _name_numbers(values: Mapping[Label, int | float], names: Mapping[Label, str], where: Path) -> dict[Label, str]:
+def _some_numbers(found: Mapping[Label, int | float]) -> str:
+    return some([str(value) for value in sorted(set(found.values()))], 6)
+
+
+def _name_numbers(
+    values: Mapping[Label, int | float], names: Mapping[Label | float, str], where: Path
+) -> dict[Label, str]:
     strangers = sorted({value for value in values.values() if value not in names})
     if strangers:
         raise DataError(
@@ -325,7 +375,7 @@ def _name_numbers(values: Mapping[Label, int | float], names: Mapping[Label, str
             f"{some([f'{value} {name}' for value, name in names.items()])}; correct them, or name all of them "
             "(data.class_names, data.label_values)"
         )
-    return {label: names[value] for label, value in values.items() if isinstance(value, int)}
+    return {label: names[value] for label, value in values.items()}
 
 
 def _rename(
@@ -334,6 +384,11 @@ def _rename(
     """The given names of labels that are texts, or that the data itself names."""
     spelled = {} if own is None else {value: clean_name(name) for value, name in own.items()}
     renamed = {clean_name(v): n for v, n in zip(rules.values or (), given, strict=False) if isinstance(v, str)}
+    if own is not None and not renamed and not set(spelled.values()) & set(given):
+        near = {similar_key(name): name for name in given}
+        alike = {name: near[similar_key(name)] for name in spelled.values() if similar_key(name) in near}
+        if alike and set(alike.values()) == set(given):
+            renamed = alike  # other spellings of the same names
     if own is not None and not renamed and not set(spelled.values()) & set(given):
         if len(own) != len(given):
             raise DataError(
@@ -347,9 +402,15 @@ def _rename(
         if rules.merge and all(similar_key(name) in known for name in strangers):
             renamed |= {name: known[similar_key(name)] for name in strangers}
         else:
+            values = (
+                f"; where {some(given)} are their names, give the label of each with data.label_values, such as "
+                f"{strangers}"
+            )
+            whole = len(strangers) == len(given) and not set(names.values()) & set(given)
             raise DataError(
                 f"{where} has the classes {_with_similar(strangers, given, 'data.class_names')} that data.class_names "
-                f"does not name: {', '.join(given)}; rename them, or add them to data.class_names"
+                f"does not name: {', '.join(given)}; rename them{_merging(strangers, given)}, or add them to "
+                f"data.class_names{values if whole and rules.values is None else ''}"
             )
     numbering = Numbering(given, tuple(renamed)) if renamed and len(renamed) == len(given) else None
     if own is not None and not renamed and set(spelled.values()) == set(given):
@@ -371,7 +432,7 @@ def _merge(names: dict[Label, str], found: Mapping[Label, int]) -> dict[Label, s
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Numbers in numeric order, where all names are numbers; else alphabetical."""
-    values = {name: _number(name) for name in names}
+    values = {name: number_of(name) for name in names}
     if all(value is not None for value in values.values()):
         return tuple(sorted(values, key=lambda name: (values[name] or 0, name)))
     return tuple(sorted(values))
@@ -380,11 +441,11 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[Label, int]:
     """The index among a run's classes of each label."""
     known = rules.known or ()
-    exact, numeric, similar = (_unique(known, key) for key in (clean_name, _number, similar_key))
+    exact, numeric, similar = (_unique(known, key) for key in (clean_name, number_of, similar_key))
     index: dict[Label, int] = {}
     unknown: set[str] = set()
     for label, name in names.items():
-        value = _number(name)
+        value = number_of(name)
         place = exact.get(name)
         if place is None and value is not None:
             place = numeric.get(value)
@@ -400,7 +461,8 @@ def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[L
     if unknown:
         raise DataError(
             f"{where} has the classes {_with_similar(sorted(unknown), known, 'the run')} that the run does not know: "
-            f"{', '.join(known)}; rename or remove them"
+            f"{', '.join(known)}; rename them{_merging(sorted(unknown), known)} or remove them"
+            + (_NAMED_BY if rules.names is None and all(number_of(name) is not None for name in unknown) else "")
         )
     return index
 
@@ -418,6 +480,12 @@ def _with_similar(names: Sequence[str], known: Sequence[str], whose: str) -> str
     return ", ".join(
         f"{name} ({whose} has {near[similar_key(name)]})" if similar_key(name) in near else name for name in names
     )
+
+
+def _merging(names: Sequence[str], known: Sequence[str]) -> str:
+    """The remedy for names of which all have another spelling among those that are known."""
+    near = {similar_key(name) for name in known}
+    return ", merge them with data.merge_labels similar" if all(similar_key(name) in near for name in names) else ""
 
 
 def _few_numbers(numbers: range, most: int = 6) -> str:

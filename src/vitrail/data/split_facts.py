@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vitrail.data.classes import similar_names
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
 
@@ -59,6 +60,22 @@ def _on_groups(data: ImageData, held_out: Sequence[str]) -> list[str]:
     divided, number = divided_groups(data)
     if not number:
         return []
+    return [*_on_spelling(data), *_on_division(data, held_out, divided, number)]
+
+
+def _on_spelling(data: ImageData) -> list[str]:
+    """Groups that differ in spelling alone."""
+    alike = similar_names(set(_groups(data) or ()) - {""})
+    if not alike:
+        return []
+    return [
+        f"{sum(map(len, alike))} groups differ from others only in letter case, blanks, '_' or '-', for example "
+        f"{' and '.join(map(repr, alike[0]))}: where they are the same, spell them alike, or their images lie in "
+        "several splits"
+    ]
+
+
+def _on_division(data: ImageData, held_out: Sequence[str], divided: int, number: int) -> list[str]:
     if divided:
         given = any(data.source.given_split)
         remedy = (

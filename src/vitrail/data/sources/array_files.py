@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitrail.data.classes import as_label
 from vitrail.data.faults import refuse_pointer
 from vitrail.data.sources import hdf5
 from vitrail.errors import ConfigError, DataError, closest
@@ -53,12 +54,18 @@ def _read(path: Path, wanted: set[str] | None) -> dict[str, Array]:
             return hdf5.read_hdf5(path, wanted)
         content = _read_mat(path)
     except (OSError, ValueError, EOFError, TypeError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"{path} cannot be read: it holds Python objects, which may run code; save texts as labels.astype(str)"
+            ) from error
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from error
     texts = {
         name: np.array([str(item.ravel()[0]) for item in value.ravel()])
         for name, value in content.items()
         if value.dtype == object and value.size and all(i.dtype.kind == "U" and i.size == 1 for i in value.ravel())
     }
+    # Rows of a character matrix are texts; a single text is none of a list.
+    texts |= {name: value for name, value in content.items() if value.dtype.kind == "U" and value.size > 1}
     return {name: value for name, value in content.items() if value.dtype.kind in "buif"} | texts
 
 
@@ -95,5 +102,5 @@ def pick_array(arrays: Mapping[str, Array], name: str, path: Path, setting: str,
 
 def own_names(arrays: Mapping[str, Array]) -> list[str] | None:
     """Names of the classes, where a file holds just one list of texts."""
-    lists = [array.tolist() for array in arrays.values() if array.dtype.kind == "U" and array.ndim == 1]
-    return lists[0] if len(lists) == 1 else None
+    lists = [array.tolist() for array in arrays.values() if array.dtype.kind in "US" and array.ndim == 1]
+    return [str(as_label(name, "names of classes")) for name in lists[0]] if len(lists) == 1 else None

@@ -40,6 +40,15 @@ def read_labels(config: DataConfig, arrays: Mapping[str, Array], cube: str, path
         for file in (other, path.parent / other):
             if file.is_file():
                 inside = read_arrays(file)
+                length = len(arrays[cube])
+                fits = [name for name, own in inside.items() if own.ndim in (1, 2) and len(own) == length]
+                if arrays[cube].ndim == 4 and len(fits) > 1 and "labels" not in fits:
+                    raise ConfigError(
+                        f"which array of {file} holds the labels? {', '.join(fits)} fit {cube}; call it labels, or "
+                        "keep it alone in the file"
+                    )
+                if arrays[cube].ndim == 4 and fits:
+                    return _squeeze(inside["labels" if "labels" in fits else fits[0]])
                 return _squeeze(inside[max(inside, key=lambda name: inside[name].size)])
     if config.labels is None:
         rest = [name for name in arrays if name != cube and arrays[name].size > 1]

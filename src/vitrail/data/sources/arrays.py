@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
-from vitrail.data.classes import ClassRules
+from vitrail.data.classes import ClassRules, as_label
 from vitrail.data.no_data import no_data_mask
 from vitrail.data.rasters import resize_tensor
 from vitrail.data.sources.array_files import Array, pick_array, read_arrays
 from vitrail.data.sources.array_labels import (
+    Integers,
     are_images,
     find_patches,
     label_images,
@@ -31,6 +32,7 @@ from vitrail.data.sources.array_values import (
     survey_array,
 )
 from vitrail.data.sources.base import ImageSource, Scene
+from vitrail.data.sources.columns import groups_of_cells
 from vitrail.data.values import to_unit_range, value_rules
 from vitrail.errors import ConfigError, DataError
 
@@ -78,6 +80,7 @@ class ArraySource(ImageSource):
             values, self.value_notes = survey_array(cube, invalid, rule, bands, what)
             found, self.targets = label_images(labels, config, rules, arrays, path)
             self.keys = [f"{path.stem}/{i:08d}" for i in kept]
+            self.groups = _groups(arrays, kept)
         elif cube.ndim == 4:
             raise DataError(
                 f"{path}: {cube_name} holds {len(cube)} images, shape {cube.shape}, and the labels have the shape "
@@ -135,6 +138,15 @@ class ArraySource(ImageSource):
         if self._corners is not None:
             return self.patch, self.patch
         return self._images.shape[2], self._images.shape[3]
+
+
+def _groups(arrays: Mapping[str, Array], kept: Integers) -> list[str] | None:
+    """The groups of images where the file has an array of them, "group" or "groups", with an entry an image."""
+    for name in ("group", "groups"):
+        if name in arrays and arrays[name].size > kept.max(initial=0) and arrays[name].size in arrays[name].shape:
+            cells = arrays[name].reshape(-1)[kept].tolist()
+            return groups_of_cells([as_label(cell, name) if isinstance(cell, bytes) else cell for cell in cells])
+    return None
 
 
 def _grid(given: tuple[int, int] | None, arrays: Mapping[str, Array]) -> tuple[int, int] | None:

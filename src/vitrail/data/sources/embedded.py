@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from vitrail.data.classes import ClassRules, Label, as_targets, count_labels, resolve_classes
-from vitrail.data.faults import BandError, bands_message, unreadable_message
+from vitrail.data.classes import ClassRules, Label, as_targets, clean_name, count_labels, resolve_classes
+from vitrail.data.faults import BandError, bands_message, some, unreadable_message
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
-from vitrail.data.sources.table_file import cells_of, unreadable
+from vitrail.data.sources.columns import are_splits, describe_unused, find_column, groups_of_cells, splits_of_cells
+from vitrail.data.sources.table_file import Cell, cells_of, unreadable
 from vitrail.data.surveys import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError, closest
@@ -67,6 +68,7 @@ class EmbeddedSource(ImageSource):
         group: A column of groups, or a regular expression on the paths; "group" where there is one, when not given.
         skip: Leave out images that cannot be read.
         group_column: A column of groups that must be there.
+        split_column: A column of splits that must be there; "split" where it holds nothing else, when not given.
 
     Raises:
         DataError: A column that is missing or of another kind; images that cannot be read or have other bands; labels
@@ -84,6 +86,7 @@ class EmbeddedSource(ImageSource):
         group: str | None = None,
         skip: bool = False,
         group_column: str | None = None,
+        split_column: str | None = None,
     ) -> None:
         self.root, self.reader = Path(root), reader
         self.bands = {"image": reader.bands}
@@ -92,26 +95,25 @@ class EmbeddedSource(ImageSource):
         schema, title = parts[0].schema, parts[0].title
         image_column = image_column or _image_column(schema, title)
         label_column = label_column or "label"
-        for column in (image_column, label_column, *([] if group_column is None else [group_column])):
-            if column not in schema.names:
+        for column in (image_column, label_column, group_column, split_column):
+            if column is not None and column not in schema.names:
                 raise DataError(
                     f"{title} has no column {column!r}, only {', '.join(schema.names)}{closest(column, schema.names)}"
                 )
-        group_column = group_column or (group if group is not None and group in schema.names else "group")
-        columns = {image_column, label_column, *([group_column] if group_column in schema.names else [])}
-        tables = [part.read(sorted(columns)) for part in parts]
-        table = pa.concat_tables(tables, promote_options="default")
+        own_group = find_column(schema.names, "group") if group is None or group not in schema.names else group
+        group_column = group_column or own_group
+        split_given = split_column is not None
+        split_column = split_column or find_column(schema.names, "split")
+        columns = {image_column, label_column, group_column, split_column} - {None}
+        tables = [part.read(sorted(name for name in columns if name is not None)) for part in parts]
         self._has_files = any(part.has_files for part in parts)
-        self._bytes, self._paths = _bytes_and_paths(table[image_column], image_column, self.root)
+        self._bytes, self._paths = _bytes_and_paths(_joined(tables, image_column, self.root), image_column, self.root)
         origins = [(part, row) for part, rows in zip(parts, tables, strict=True) for row in range(rows.num_rows)]
         keys = [path or f"{part.name}/{row:08d}" for path, (part, row) in zip(self._paths, origins, strict=True)]
         if len(set(keys)) < len(keys):  # the paths inside are not unique: their rows are
             keys = [f"{part.name}/{row:08d}" for part, row in origins]
-        labels = _labels(table[label_column], label_column, self.root)
-        counts = count_labels(labels)
-        names = None if any(isinstance(label, str) for label in counts) else _hub_names(schema, label_column)
-        own = None if names is None else dict(enumerate(names))
-        found = resolve_classes(counts, rules or ClassRules(), self.root, own)
+        labels, own = _labels_of_parts(parts, tables, label_column)
+        found = resolve_classes(count_labels(labels), rules or ClassRules(), self.root, own)
         self.classes, self.numbering = found.names, found.numbering
         targets = as_targets(labels, found.index, len(found.names))
         self._decoded: Tensor | None = None
@@ -119,9 +121,16 @@ class EmbeddedSource(ImageSource):
         self._rows = np.array(kept, dtype=np.int64)
         self.keys, self.targets = [keys[i] for i in kept], targets[self._rows]
         self.given_split = [origins[i][0].split for i in kept]
-        if group_column in schema.names:
-            groups = table[group_column].to_pylist()
-            self.groups = [str(groups[i]) for i in kept]
+        if split_column is not None:
+            cells = _cells_of_parts(parts, tables, split_column)
+            if split_given or (not any(self.given_split) and are_splits(cells)):
+                splits = splits_of_cells(cells, self.root)
+                self.given_split = [splits[i] for i in kept]
+        if group_column is not None:
+            groups = groups_of_cells(_cells_of_parts(parts, tables, group_column))
+            self.groups = [groups[i] for i in kept]
+        rest = [name for name in schema.names if name not in (image_column, label_column)]
+        self.notes = describe_unused(rest, split_column, group_column or group)
 
     def _check(self, keys: Sequence[str], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
         """Decode all images, and keep them where they are small; gives what is left out and why, and what stays."""
@@ -242,12 +251,74 @@ def _bytes_and_paths(column: pa.ChunkedArray, name: str, path: Path) -> tuple[pa
     return column, [""] * len(column)
 
 
-def _labels(column: pa.ChunkedArray, name: str, path: Path) -> list[Label | tuple[Label, ...]]:
+def _joined(tables: Sequence[pa.Table], name: str, path: Path) -> pa.ChunkedArray:
+    """One column of several tables."""
+    try:
+        return pa.concat_tables([table.select([name]) for table in tables], promote_options="permissive")[name]
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: the column {name!r} is of other types in other files ({error})") from error
+
+
+def _cells_of_parts(parts: Sequence[Part], tables: Sequence[pa.Table], name: str) -> list[Cell]:
+    """The cells of a column of all parts."""
+    cells: list[Cell] = []
+    for part, table in zip(parts, tables, strict=True):
+        reason = unreadable(table[name].type)
+        if reason is not None:
+            raise DataError(f"{part.title}: the column {name!r} {reason}")
+        cells += cells_of(table[name], Path(part.title))
+    return cells
+
+
+_Labels = list[Label | tuple[Label, ...]]
+
+
+def _labels_of_parts(
+    parts: Sequence[Part], tables: Sequence[pa.Table], name: str
+) -> tuple[_Labels, dict[int, str] | None]:
+    """The label (or labels) of each image, and the names that the data has for numbers.
+
+    Where the files name their numbers differently, the labels are these names.
+
+    Raises:
+        DataError: Labels that cannot be read, or numbers without names in one file that others name.
+    """
+    of_parts = [
+        _labels(table[name], name, Path(part.title)) for part, table in zip(parts, tables, strict=True) if len(table)
+    ]
+    filled = [part for part, table in zip(parts, tables, strict=True) if len(table)]
+    named = [
+        None if any(isinstance(label, str) for label in count_labels(own)) else _hub_names(part.schema, name)
+        for part, own in zip(filled, of_parts, strict=True)
+    ]
+    joined = [label for own in of_parts for label in own]
+    if all(names == named[0] for names in named):
+        return joined, None if not named or named[0] is None else dict(enumerate(named[0]))
+    texts: _Labels = []
+    for part, own, names in zip(filled, of_parts, named, strict=True):
+        counts = count_labels(own)
+        if names is None and any(isinstance(label, int) for label in counts):
+            raise DataError(
+                f"{part.title}: the labels ({name}) are numbers without names, and other files name theirs; store the "
+                "names as labels there"
+            )
+        names = names or []
+        strangers = sorted(v for v in counts if isinstance(v, int) and not 0 <= v < len(names))
+        if strangers:
+            raise DataError(
+                f"{part.title}: the labels {some([str(v) for v in strangers])} have no name, there are {len(names)}: "
+                f"{some(names)}; correct them"
+            )
+        by_label: dict[Label, Label] = {v: clean_name(names[v]) if isinstance(v, int) else v for v in counts}
+        texts += [tuple(by_label[v] for v in x) if isinstance(x, tuple) else by_label[x] for x in own]
+    return texts, None
+
+
+def _labels(column: pa.ChunkedArray, name: str, path: Path) -> _Labels:
     """The label of each image, or labels."""
-    if column.null_count:
-        raise DataError(
-            f"{path}: {column.null_count} of {len(column)} labels are missing ({name}); fill or remove them"
-        )
+    missing = column.null_count + (pc.sum(pc.is_nan(column)).as_py() or 0 if pa.types.is_floating(column.type) else 0)
+    if missing:
+        raise DataError(f"{path}: {missing} of {len(column)} labels are missing ({name}); fill or remove them")
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
@@ -256,7 +327,13 @@ def _labels(column: pa.ChunkedArray, name: str, path: Path) -> list[Label | tupl
         raise DataError(f"{path}: the column {name!r} {reason}; numbers or texts are wanted as labels")
     while pa.types.is_nested(kind):
         kind = kind.value_type
-    plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
+    plain = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_integer,
+        pa.types.is_boolean,
+    )
     whole = pa.types.is_floating(kind) and (
         pa.types.is_nested(column.type) or bool(pc.all(pc.equal(pc.floor(column), column)).as_py())
     )

@@ -56,7 +56,7 @@ _ONLY_FOR = {
     "image_column": ("table", "parquet", "hf"),
     "label_column": ("table", "parquet", "hf"),
     "group_column": ("table", "parquet", "hf"),
-    "split_column": ("table",),
+    "split_column": ("table", "parquet", "hf"),
     "separator": ("table",),
     "header": ("table",),
     "encoding": ("table",),
@@ -173,7 +173,7 @@ def _openers(
     def embedded(parts: Sequence[Part]) -> ImageSource:
         reader = file_readers(config, size)["image"]
         columns = config.image_column, config.label_column, config.group
-        return EmbeddedSource(parts, path, reader, rules, *columns, skip, config.group_column)
+        return EmbeddedSource(parts, path, reader, rules, *columns, skip, config.group_column, config.split_column)
 
     return {
         "digits": lambda: DigitsSource(size),

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitrail.data.classes import ClassRules, Label, as_label, clean_name, count_labels, resolve_classes
 from vitrail.data.faults import some
 from vitrail.data.reading import FileReader
+from vitrail.data.sources.columns import describe_unused, find_column, groups_of_cells, splits_of_cells
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.listed_files import ListedFiles
 from vitrail.data.sources.patterns import by_pattern
 from vitrail.data.sources.table_file import Cell, Table, TableForm, read_table
 from vitrail.errors import ConfigError, DataError, closest
 
-# What a split is called in a table, in any letter case.
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    "": "",
-}
+_PRINTED_LIST = re.compile(r"\[.*\]|\{['\"].*['\"]\}|\(['\"].*\)", re.DOTALL)
 
 
 class TableSource(FileSource):
@@ -84,7 +80,11 @@ class TableSource(FileSource):
         rows = [(splits[i], name, files[i]) for i, name in zip(kept, found.named(labels), strict=True)]
         second = None if second is None else [second[i] for i in kept]
         groups = None if groups is None else [groups[i] for i in kept]
-        super().__init__(listed.folder, rows, found.names, readers, second, groups, skip)
+        notes = []
+        if table.header:
+            rest = [name for name in table.names if name not in (form.image_column, form.label_column)]
+            notes = describe_unused(rest, _split_column(table, form), _group_column(table, form, group) or group)
+        super().__init__(listed.folder, rows, found.names, readers, second, groups, skip, notes=notes)
         self.numbering = found.numbering
 
 
@@ -146,23 +146,28 @@ def _refuse_empty(table: Table, name: str, rows: Sequence[int]) -> None:
 
 
 def _splits_of(table: Table, form: TableForm) -> list[str]:
-    if form.split_column is None and "split" not in table.names:
-        return [""] * len(table.lines)
-    cells = table.texts(_find(table, "split", form.split_column, "data.split_column"))
-    unknown = sorted({cell for cell in cells if cell.casefold() not in _SPLITS})
-    if unknown:
-        raise DataError(
-            f"{table.path}: split must be train, val, test or empty, got {some([repr(cell) for cell in unknown])}"
-        )
-    return [_SPLITS[cell.casefold()] for cell in cells]
+    column = _split_column(table, form)
+    return [""] * len(table.lines) if column is None else splits_of_cells(table.column(column), table.path)
+
+
+def _split_column(table: Table, form: TableForm) -> str | None:
+    if form.split_column is None:
+        return find_column(table.names, "split")
+    return _find(table, "split", form.split_column, "data.split_column")
 
 
 def _groups_of(table: Table, form: TableForm, group: str | None) -> list[str] | None:
+    column = _group_column(table, form, group)
+    return None if column is None else groups_of_cells(table.column(column))
+
+
+def _group_column(table: Table, form: TableForm, group: str | None) -> str | None:
     if form.group_column is not None:
-        return table.texts(_find(table, "group", form.group_column, "data.group_column"))
+        return _find(table, "group", form.group_column, "data.group_column")
+    if group is None:
+        return find_column(table.names, "group")
     # A name that is no column is a regular expression on the paths.
-    column = group if group is not None else "group"
-    return table.texts(column) if column in table.names else None
+    return group if group in table.names else None
 
 
 def _labels_of(
@@ -177,6 +182,9 @@ def _labels_of(
     name = _find(table, "label", form.label_column, "data.label_column")
     cells: list[Cell] = table.column(name)
     lists = any(isinstance(cell, tuple) for cell in cells)
+    _refuse_printed_lists(table, name, cells, separator)
+    if separator is None and lists:
+        _refuse_empty(table, name, [i for i, cell in enumerate(cells) if cell == ""])
     if separator is None and not lists:
         empty = [i for i, cell in enumerate(cells) if cell == ""]
         if not form.multi_label:
@@ -185,6 +193,18 @@ def _labels_of(
             return [() if cell == "" else cell if isinstance(cell, tuple) else (cell,) for cell in cells]
         return list(cells)
     return [cell if isinstance(cell, tuple) else _several(cell, separator) for cell in cells]
+
+
+def _refuse_printed_lists(table: Table, name: str, cells: Sequence[Cell], separator: str | None) -> None:
+    """Texts such as "['ant', 'bee']", as programs print lists into a cell, are no names of classes."""
+    printed = [cell for cell in cells if isinstance(cell, str) and _PRINTED_LIST.fullmatch(cell)]
+    if printed and len(printed) == sum(cell != "" for cell in cells):
+        longest = max(printed, key=len)
+        plain = (separator or ";").join(item.strip(" '\"") for item in longest.strip("[](){}").split(","))
+        raise DataError(
+            f"{table.path}: {name} holds printed lists ({longest}); write the labels as {plain}, with "
+            f"data.label_separator {(separator or ';')!r} where an image has several, or lists into a Parquet file"
+        )
 
 
 def _several(cell: Label, separator: str | None) -> tuple[Label, ...]:

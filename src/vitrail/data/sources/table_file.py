@@ -22,8 +22,15 @@ from vitrail.errors import ConfigError, DataError, closest
 
 _NAMED = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|"}
 _FOUND = (",", ";", "\t", "|")
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-_SPREADSHEETS = {b"PK\x03\x04": "a spreadsheet (or another zip archive)", b"\xd0\xcf\x11\xe0": "a spreadsheet"}
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+_SPREADSHEETS = {
+    b"\x1f\x8b": "a gzip archive",
+    b"PK\x03\x04": "a spreadsheet (or another zip archive)",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet",
+}
 _PARQUET = b"PAR1"
 # Rows by which the separator is found.
 _LOOKED_AT = 200

@@ -1,0 +1,97 @@
+"""Columns beside image and label: splits, groups, and what is not used though its name says that it is one of these."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from vitrail.data.classes import MISSING, number_of, similar_key
+from vitrail.data.faults import some
+from vitrail.errors import DataError
+
+# What a split is called in a table, in any letter case.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    "": "",
+}
+_SPLIT_LIKE = frozenset("splits set subset partition fold folds phase usage datasplit traintest istrain istest".split())
+_GROUP_LIKE = frozenset(
+    "groups patient subject person individual animal donor case study plant tree leaf plot field farm site station "
+    "camera video clip sequence session scene slide specimen".split()
+)
+
+
+def find_column(names: Sequence[str], wanted: str) -> str | None:
+    """The column of a name: as it is written, or else the only one that differs in letter case and blanks alone."""
+    if wanted in names:
+        return wanted
+    alike = [name for name in names if similar_key(name) == wanted]
+    return alike[0] if len(alike) == 1 else None
+
+
+def are_splits(cells: Iterable[object]) -> bool:
+    """Whether all cells of a column are names of splits."""
+    return all(str(cell).casefold() in _SPLITS for cell in cells)
+
+
+def splits_of_cells(cells: Sequence[object], where: object) -> list[str]:
+    """The split of each row, from the cells of a column.
+
+    Args:
+        cells: "train", "val", "test" and their longer names, in any letter case; empty for no split.
+        where: The table, for errors.
+
+    Raises:
+        DataError: A cell is none of these.
+    """
+    if not are_splits(cells):
+        unknown = sorted({str(cell) for cell in cells if str(cell).casefold() not in _SPLITS})
+        raise DataError(
+            f"{where}: split must be train, val, test or empty, got {some([repr(cell) for cell in unknown])}"
+        )
+    return [_SPLITS[str(cell).casefold()] for cell in cells]
+
+
+def groups_of_cells(cells: Sequence[object]) -> list[str]:
+    """The group of each row, from the cells of a column: ``1``, ``"1"`` and ``"1.0"`` are one group.
+
+    Returns:
+        Names of the groups; empty where a cell is empty or holds what programs write for no value ("nan", "None").
+    """
+    texts = ["" if str(cell).casefold() in MISSING else str(cell) for cell in cells]
+    numbers = {text: number_of(text) for text in set(texts) - {""}}
+    if any(number is None for number in numbers.values()):
+        return texts
+    return [str(numbers[text]) if "." in text else text for text in texts]
+
+
+def describe_unused(names: Iterable[str], split: str | None, group: str | None) -> list[str]:
+    """One line on columns named like splits where no split is used, one on groups; nothing where there are none.
+
+    Args:
+        names: Of all columns.
+        split: The column of splits that is used, or None.
+        group: What makes a group, or None.
+    """
+    lines = []
+    if split is None and (found := [name for name in names if _bare(name) in _SPLIT_LIKE]):
+        lines.append(
+            f"the column {some([repr(name) for name in found])} is not used; where it says which images are tested on, "
+            "write train, val and test into it and name it with data.split_column"
+        )
+    if group is None and (found := [name for name in names if _bare(name) in _GROUP_LIKE]):
+        lines.append(
+            f"the column {some([repr(name) for name in found])} is not used; where images of one value belong "
+            "together, name it with data.group_column"
+        )
+    return lines
+
+
+def _bare(name: str) -> str:
+    """A column's name in small letters without "id", "name" or "number" at its end: "Patient_ID" is "patient"."""
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    while len(words) > 1 and words[-1] in ("id", "ids", "name", "number", "no", "nr", "code", "key", "index"):
+        words.pop()
+    return "".join(words)
