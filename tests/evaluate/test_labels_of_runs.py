@@ -14,7 +14,7 @@ from tests.data.test_parquet import encode
 from vitrail.cli.main import main
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.errors import DataError
-from vitrail.evaluate.run import open_for
+from vitrail.runs.images import open_prepared
 from vitrail.runs.trained import load_trained
 
 TINY = (
@@ -59,7 +59,7 @@ def numbered(run, path, *settings):
     """The class indices of other data, opened as every verb opens it."""
     card = load_trained(run).card
     config = load_run_recipe(run / "recipe.yaml", ["--data.path", str(path), *settings]).data
-    return open_for(card, config, split=False).source.targets.tolist()
+    return open_prepared(card, config, split=False).source.targets.tolist()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint64, np.float32, str, "one-hot"])
