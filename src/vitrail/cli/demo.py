@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         recipe = make_recipe(content)
         RunFolder.create(recipe.run_dir, overwrite=True)
         plan.append(Run(name, name, recipe.run.seed, None, recipe))
-    # Models this small gain little from a second thread: side by side, one thread each, they take about 0.6 of the time.
+    # Models this small gain little from a second thread: side by side, a thread each, they take about 0.6 of the time.
     pool = LocalPool(min(cores(), len(plan)))
     print(
         f"training {len(plan)} models on 1,797 handwritten digits, {pool.size} at a time with {pool.threads} "

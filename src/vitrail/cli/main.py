@@ -137,7 +137,8 @@ def _dispatch(arguments: list[str]) -> int:
 def entry_point() -> None:
     """What the installed script runs."""
     if len(sys.argv) > 2:
-        from vitrail.machine import keep_large_buffers
+        from vitrail.machine import keep_large_buffers, let_waiting_threads_sleep
 
         keep_large_buffers()
+        let_waiting_threads_sleep()
     sys.exit(main())

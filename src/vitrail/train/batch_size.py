@@ -6,8 +6,7 @@ import copy
 import os
 import resource
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from vitrail.config.schema import TrainerConfig
 from vitrail.errors import ConfigError
 from vitrail.tasks.base import Task
+from vitrail.train.trial_steps import TrialSteps
 
 _SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # An epoch has at least as many steps.
@@ -53,12 +53,12 @@ def find_batch_size(
     speeds: dict[int, float] = {}
     stopped = ""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        stepper = _Stepper(copy.deepcopy(task).train(), config, device)
+        steps = TrialSteps(copy.deepcopy(task).train(), config, device)
         for size in sizes:
             share = size // processes
             before = _peak_memory()
             try:
-                seconds = stepper.measure(load(share))
+                seconds = _fastest(steps, load(share), config.precision.startswith("bf16"))
             except torch.OutOfMemoryError:
                 stopped = f"; {size} do not fit into memory"
                 break
@@ -69,7 +69,7 @@ def find_batch_size(
                 break
             if speeds[size] < 0.8 * max(speeds.values()):
                 break
-        del stepper
+        del steps
     if not speeds:
         raise ConfigError(f"data.batch_size auto: no size divides among {processes} processes and fits; give a number")
     return _smallest_fast(speeds, stopped)
@@ -82,33 +82,15 @@ def _smallest_fast(speeds: Mapping[int, float], stopped: str = "") -> tuple[int,
     return size, f"the smallest within {1 - _ENOUGH:.0%} of the fastest (images/s by size: {tried}{stopped})"
 
 
-class _Stepper:
-    """Takes whole training steps on one batch."""
-
-    def __init__(self, task: Task, config: TrainerConfig, device: torch.device) -> None:
-        self.task, self.config, self.device = task, config, device
-        # Steps that move nothing, and cost the same.
-        self.optimizer = torch.optim.AdamW(task.parameter_groups(config.weight_decay, 0.0), lr=0.0)
-
-    def measure(self, batch: Mapping[str, Tensor], most: int = 3, enough: float = 2.0) -> float:
-        """Seconds of the fastest of a few steps; the first, which prepares, does not count."""
-        self._step(batch)
-        times: Sequence[float] = ()
-        while len(times) < most and sum(times) < enough:
-            start = time.perf_counter()
-            self._step(batch)
-            times = (*times, time.perf_counter() - start)
-        return min(times)
-
-    def _step(self, batch: Mapping[str, Tensor]) -> None:
-        prepared = self.task.prepare({name: value.to(self.device) for name, value in batch.items()})
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision.startswith("bf16")):
-            loss = self.task.loss(self.task(prepared), prepared)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+def _fastest(
+    steps: TrialSteps, batch: Mapping[str, Tensor], bfloat16: bool, most: int = 3, enough: float = 2.0
+) -> float:
+    """Seconds of the fastest of a few steps; the first one is a warm-up and does not count."""
+    steps.seconds(batch, bfloat16)
+    times: list[float] = []
+    while len(times) < most and sum(times) < enough:
+        times.append(steps.seconds(batch, bfloat16))
+    return min(times)
 
 
 def _peak_memory() -> int:

@@ -60,7 +60,7 @@ from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
 from vitrail.train.progressive import ProgressiveSize
 from vitrail.train.resuming import nothing_left, recipe_of, refuse_changes, refuse_lost_checkpoint, refuse_other_inputs
-from vitrail.train.settle import settle_as_begun, settle_labels, settle_precision, settle_sizes
+from vitrail.train.settle import settle_as_begun, settle_labels, settle_sizes
 from vitrail.train.sharding import ShardedStrategy
 from vitrail.train.starting import choose_normalization, load_start
 from vitrail.train.stopping import Patience
@@ -134,8 +134,8 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
             if is_first_process():
                 print(f"{run} is finished: {done}; nothing is changed")
             return run
-    kept = "the run began in it" if known.trainer.precision != recipe.trainer.precision else None
-    recipe, why = settle_precision(known)
+    why = "the recipe asks for it" if known.trainer.precision == recipe.trainer.precision else "the run began in it"
+    recipe = known
     # Everything that can be refused is refused before the run folder is made, and what needs no images before these
     # are opened, which decodes every file once.
     if not begun:
@@ -173,7 +173,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     data = dataclasses.replace(data, config=recipe.data)
     refuse_accumulation(recipe, data)
     refuse_single_values(recipe, data, model, card)
-    reasons = {"precision": f"{recipe.trainer.precision}: {kept or why}", **reasons}
+    reasons = {"precision": f"{recipe.trainer.precision}: {why}", **reasons}
     if recipe.trainer.compile:
         assert isinstance(task, ClassificationTask), "pre-training refuses it"
         task.compile_model()

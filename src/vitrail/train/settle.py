@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,15 +16,10 @@ from vitrail.tasks.base import Task
 from vitrail.train.batch_size import find_batch_size
 from vitrail.train.environment import is_first_process
 from vitrail.train.learning_rate import find_learning_rate
-from vitrail.train.precision import choose_precision
+from vitrail.train.precision import Precision, hardware_precision, resolve_precision
 
-
-def settle_precision(recipe: Recipe) -> tuple[Recipe, str]:
-    """Replace "auto", so that the run's own recipe names what it was trained in; also gives the reason."""
-    if recipe.trainer.precision != "auto":
-        return recipe, "the recipe asks for it"
-    precision, why = choose_precision(recipe.trainer.accelerator)
-    return dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, precision=precision)), why
+# Images of the steps that precision is measured in, where the batch size is not known yet.
+_TRIAL_IMAGES = 32
 
 
 def settle_as_begun(recipe: Recipe, begun: Recipe | None) -> Recipe:
@@ -65,10 +60,10 @@ def settle_labels(recipe: Recipe, data: ImageData) -> Recipe:
 
 
 def settle_sizes(recipe: Recipe, data: ImageData, task: Task) -> tuple[Recipe, dict[str, str]]:
-    """Replace "auto" for the batch size and then the learning rate, by short trials on copies of the model.
+    """Resolve "auto" of precision, batch size and learning rate, in this order, by short trials on copies of the model.
 
     Args:
-        recipe: Its precision is settled.
+        recipe: The recipe.
         data: The images.
         task: As it will be trained, with its first weights; it is not changed.
 
@@ -89,14 +84,18 @@ def settle_sizes(recipe: Recipe, data: ImageData, task: Task) -> tuple[Recipe, d
     origin = next(task.parameters()).device
     reasons: dict[str, str] = {}
     task.to(device)
+    indices = data.indices("train")
+
+    def load(count: int) -> Mapping[str, Tensor]:
+        rows = [indices[i % len(indices)] for i in range(count)]
+        return data.batch(rows)
+
     try:
+        if recipe.trainer.precision == "auto":
+            precision, why = _resolve_precision(recipe, task, load)
+            recipe = dataclasses.replace(recipe, trainer=dataclasses.replace(recipe.trainer, precision=precision))
+            reasons["precision"] = f"{precision}: {why}"
         if recipe.data.batch_size == "auto":
-            indices = data.indices("train")
-
-            def load(count: int) -> Mapping[str, Tensor]:
-                rows = [indices[i % len(indices)] for i in range(count)]
-                return data.batch(rows)
-
             size, why = find_batch_size(task, recipe.trainer, load, len(indices), recipe.trainer.devices)
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, batch_size=size))
             reasons["data.batch_size"] = f"{size}: {why}"
@@ -111,6 +110,17 @@ def settle_sizes(recipe: Recipe, data: ImageData, task: Task) -> tuple[Recipe, d
     finally:
         task.to(origin)
     return recipe, reasons
+
+
+def _resolve_precision(
+    recipe: Recipe, task: Task, load: Callable[[int], Mapping[str, Tensor]]
+) -> tuple[Precision, str]:
+    # Several machines must not disagree, so they decide by their hardware alone.
+    if recipe.trainer.num_nodes > 1 or not is_first_process():
+        return hardware_precision(recipe.trainer.accelerator)
+    size = recipe.data.batch_size
+    images = _TRIAL_IMAGES if size == "auto" else size // recipe.trainer.devices
+    return resolve_precision(task, recipe.trainer, load(images))
 
 
 def _device(accelerator: str) -> torch.device:
