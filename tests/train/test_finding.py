@@ -16,7 +16,7 @@ from vitrail.errors import ConfigError, RunError
 from vitrail.layers.drop_path import DropPath
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask
-from vitrail.train import learning_rate, train
+from vitrail.train import learning_rate, precision, train
 from vitrail.train.batch_size import _smallest_fast, find_batch_size
 from vitrail.train.learning_rate import _choose, _range_test, find_learning_rate
 from vitrail.train.module import TaskModule
@@ -262,3 +262,52 @@ def test_the_found_rate_trains_better_than_far_ones(tmp_path, seed):
     best, rate = loss("auto")
     assert best < loss(rate / 30)[0]
     assert best < loss(min(rate * 100, 2.0))[0]
+
+
+class _Clock:
+    """Steps that take the times that a test gives them."""
+
+    def __init__(self, single, half):
+        self.seconds_of = {False: iter(single), True: iter(half)}
+
+    def __call__(self, task, config, device):
+        return self
+
+    def seconds(self, batch, bfloat16):
+        return next(self.seconds_of[bfloat16])
+
+
+@pytest.mark.parametrize(
+    ("single", "half", "wanted"),
+    [
+        ([9.0, *[1.0] * 7], [9.0, *[0.8] * 7], "bf16-mixed"),  # 1.25 times as fast
+        ([9.0, *[1.0] * 7], [9.0, *[0.95] * 7], "32-true"),  # not worth the precision
+        ([9.0, *[1.0] * 7], [9.0, *[2.0] * 7], "32-true"),
+        ([9.0, 1.0, 1.0, 50.0, 1.0, 1.0, 1.0, 1.0], [9.0, *[1.5] * 7], "32-true"),  # one step that was disturbed
+        ([9.0, 6.0, 6.0], [9.0, 3.0, 3.0], "bf16-mixed"),  # slow steps: two of each are enough
+    ],
+)
+def test_bfloat16_is_chosen_where_it_gains(monkeypatch, single, half, wanted):
+    monkeypatch.setattr(precision, "hardware_precision", lambda accelerator: ("bf16-mixed", "this CPU multiplies it"))
+    monkeypatch.setattr(precision, "TrialSteps", _Clock(single, half))
+    found, why = precision.resolve_precision(_task(), _recipe("x").trainer, {})
+    assert found == wanted
+    assert "ms in bfloat16" in why
+
+
+def test_measuring_the_precision_leaves_no_trace(monkeypatch):
+    monkeypatch.setattr(precision, "hardware_precision", lambda accelerator: ("bf16-mixed", "this CPU multiplies it"))
+    task = _task().eval()
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    batch = {"image": torch.rand(4, 1, 8, 8), "target": torch.arange(4) % 3}
+    state = torch.get_rng_state()
+    found, _ = precision.resolve_precision(task, _recipe("x").trainer, batch)
+    assert found in ("bf16-mixed", "32-true")
+    assert torch.equal(state, torch.get_rng_state())
+    assert not task.training
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+def test_hardware_without_bfloat16_measures_nothing(monkeypatch):
+    monkeypatch.setattr(precision, "hardware_precision", lambda accelerator: ("32-true", "in software"))
+    assert precision.resolve_precision(_task(), _recipe("x").trainer, {}) == ("32-true", "in software")

@@ -169,6 +169,8 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         for note in data.source.value_notes:
             print(note, file=sys.stderr)
     task = plan.task(recipe, data, model, card)
+    if recipe.data.batch_size != "auto":
+        refuse_single_values(recipe, data, model, card)  # before trial steps meet it
     recipe, reasons = settle_sizes(recipe, data, task)
     data = dataclasses.replace(data, config=recipe.data)
     refuse_accumulation(recipe, data)
