@@ -238,7 +238,8 @@ def test_training_sees_the_small_images_and_validation_the_large(tmp_path, monke
     monkeypatch.setattr(ClassificationTask, "forward", watch)
     model = {"name": "hvt", "img_size": 16, "patch_size": 4, "embed_dim": 16, "depths": [1], "num_heads": [2]}
     data = {"spectral": "edges", "batch_size": 600, "augment": "standard"}
-    train(_recipe(tmp_path / "x", model, data=data, trainer={"max_epochs": 2, "progressive_sizes": [8]}))
+    trainer = {"max_epochs": 2, "progressive_sizes": [8], "precision": "32-true"}
+    train(_recipe(tmp_path / "x", model, data=data, trainer=trainer))
     assert [s for s in seen if s[0]] == [(True, 8, 8, 8, 8)] * 2 + [(True, 16, 16, 16, 16)] * 2
     assert {s[1:] for s in seen if not s[0]} == {(16, 16, 16, 16)}
 
