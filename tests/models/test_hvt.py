@@ -417,7 +417,7 @@ def test_drop_path_only_in_training():
     assert not torch.equal(model(*inputs), model(*inputs))
     model.eval()
     assert torch.equal(model(*inputs), model(*inputs))
-    assert [b.drop_path.rate for s in model.spectral.stages for b in s.blocks] == [0.0, 0.25, 0.5]
+    assert [b.drop_path1.rate for s in model.spectral.stages for b in s.blocks] == [0.0, 0.25, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_easy_and_hard_batches_are_levelled(gathered, monkeypatch):
     monkeypatch.setattr(learning_rate, "_HIGH", 1e-11)  # nothing is learned
     task = _task().train()
     task.augment = _Holes()
-    task.model.blocks[0].drop_path = DropPath(0.5)
+    task.model.blocks[0].drop_path1 = DropPath(0.5)
     torch.nn.init.normal_(task.model.head.weight)
     batches = _batches([2, 5, 3], 1)
     single = [task.loss(task(task.prepare(batch)), batch).item() for batch in batches]

@@ -177,10 +177,7 @@ def _site(model: VisionModel, level: Level) -> nn.Module:
         number = level.index - model.learn_at  # type: ignore[operator]  # a number
         if number >= 0:
             return cast(nn.Module, fusers[number])
-    module = model.get_submodule(level.name)
-    if isinstance(model, MaxViT) and level.index:
-        return cast(nn.Sequential, module.blocks)[-1]  # a stage itself is never called
-    return module
+    return model.get_submodule(level.name)
 
 
 def _as_map(model: VisionModel, gradient: Tensor, values: Tensor) -> Tensor:

@@ -12,9 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.errors import ShapeError
 from vitrail.layers.drop_path import DropPath
 from vitrail.layers.gelu import Approximate, Gelu, gelu, infers_on_cpu
+from vitrail.layers.modes import in_transform
 from vitrail.layers.patch_merging import report_merge
+from vitrail.layers.patches import check_images
+from vitrail.layers.plain import is_plain
 from vitrail.layers.relative_position import in_graph
 from vitrail.layers.shapes import divide_up, known, padding_to_multiple
 from vitrail.layers.tap import AttentionTap
@@ -133,13 +137,9 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-def plain_and_unwatched(*modules: nn.Module) -> bool:
-    """Whether modules are torch's own, without hooks, so that a calculation may go past their ``forward``."""
-    return all(
-        type(module) in (nn.Conv2d, Conv3x3, nn.BatchNorm2d, Gelu)
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        for module in modules
-    )
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether a convolution maps each place alone, all channels to all."""
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
 class SqueezeExcite(nn.Module):
@@ -157,6 +157,10 @@ class SqueezeExcite(nn.Module):
         self.fc1 = nn.Conv2d(dim, hidden_dim, 1)
         self.act = nn.SiLU()
         self.fc2 = nn.Conv2d(hidden_dim, dim, 1)
+
+    def is_plain(self) -> bool:
+        """Whether :meth:`scale` computes all of this layer, and no hook observes the parts."""
+        return is_plain(SqueezeExcite, self) and is_plain(nn.Conv2d, self.fc1, self.fc2) and is_plain(nn.SiLU, self.act)
 
     def scale(self, x: Tensor) -> Tensor:
         """The channels' factors, shape ``(B, C, 1, 1)``, of a map ``(B, C, H, W)``."""
@@ -254,7 +258,7 @@ class MBConv(nn.Module):
         """
         if self.stride == 2 and self.tap.armed:
             report_merge(self.tap, x.permute(0, 2, 3, 1))
-        if in_graph(x) or not plain_and_unwatched(*self._bypassed()):
+        if in_graph(x) or not self._is_plain():
             branch = self._branch(x)
         # On a small map, folding the norms into the weights would cost more than applying them.
         elif infers_on_cpu(x) and foldable(*self._norms()) and x.shape[0] * x.shape[2:].numel() >= 4 * x.shape[1]:
@@ -265,16 +269,25 @@ class MBConv(nn.Module):
         return out
 
     def _branch(self, x: Tensor, turned: list[int] | None = None) -> Tensor:
-        """All layers in turn; the wide maps turned around along the given axes, to spare the padding a copy."""
+        """All layers in turn.
+
+        Args:
+            x: Map, shape ``(B, dim, H, W)``.
+            turned: Axes along which the wide maps are turned around, to spare the padding a copy; None: every part is
+                called as it is, whatever its class.
+        """
+        if turned is None:
+            y = self.conv2_kxk(self.act1(self.norm1(self.conv1_1x1(self.pre_norm(x)))))
+            plain: Tensor = self.conv3_1x1(self.se(self.act2(self.norm2(y))))
+            return plain
         y = self.pre_norm(x.flip(turned) if turned else x)
         wide = self.conv1_1x1.out_channels * x.shape[0] * x.shape[2] * x.shape[3]
         norm = self.norm1
         usual = norm.momentum is not None and norm.affine and norm.track_running_stats
-        if turned is not None and wide > _WIDE_MAP and x.device.type == "cpu" and usual:
+        if wide > _WIDE_MAP and x.device.type == "cpu" and usual:
             y = self._mix_in_groups(y, turned, -(-2 * wide // _WIDE_MAP))
         else:
-            y = self.act1(self.norm1(self.conv1_1x1(y)))
-            y = self._depthwise(y, self.conv2_kxk.weight, turned) if turned else self.conv2_kxk(y)
+            y = self._depthwise(self.act1(self.norm1(self.conv1_1x1(y))), self.conv2_kxk.weight, turned)
         y = self.conv3_1x1(self.se(self.act2(self.norm2(y))))
         out: Tensor = y.flip(turned) if turned else y
         return out
@@ -303,8 +316,23 @@ class MBConv(nn.Module):
     def _norms(self) -> tuple[nn.BatchNorm2d, ...]:
         return self.pre_norm, self.norm1, self.norm2
 
-    def _bypassed(self) -> tuple[nn.Module, ...]:
-        return (*self._norms(), self.conv1_1x1, self.conv2_kxk, self.conv3_1x1, self.act1, self.act2)
+    def _is_plain(self) -> bool:
+        """Whether the parts may be passed by, called in pieces or on a map that is turned around."""
+        parts = self._modules
+        expand, mix, project, se = parts["conv1_1x1"], parts["conv2_kxk"], parts["conv3_1x1"], parts["se"]
+        return (
+            is_plain(nn.BatchNorm2d, *(parts[name] for name in ("pre_norm", "norm1", "norm2")))
+            and is_plain(Gelu, parts["act1"], parts["act2"])
+            and is_plain(nn.Conv2d, expand, project)
+            and is_plain(Conv3x3, mix)
+            and isinstance(se, SqueezeExcite)
+            and se.is_plain()
+            and all(_is_pointwise(conv) for conv in (expand, project))
+            and expand.bias is None
+            and mix.bias is None
+            and mix.stride == (self.stride, self.stride)
+            and mix.groups == mix.in_channels == expand.out_channels
+        )
 
     def _infer(self, x: Tensor) -> Tensor:
         """The same with folded norms, some samples and rows at a time."""
@@ -362,18 +390,31 @@ class Stem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, flavour: ConvFlavour, first_bias: bool) -> None:
         super().__init__()
-        self.flavour = flavour
+        self.in_chans, self.flavour = in_chans, flavour
         self.conv1 = Conv3x3(in_chans, dim, 2, flavour.same_padding, bias=first_bias)
         self.norm1 = nn.BatchNorm2d(dim, eps=flavour.norm_eps, momentum=flavour.norm_momentum)
         self.act1 = Gelu(flavour.approximate)
         self.conv2 = Conv3x3(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``."""
-        fast = infers_on_cpu(x) and foldable(self.norm1)
-        if fast and plain_and_unwatched(self.conv1, self.norm1, self.act1):
+        """Map images ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``, in channels_last memory.
+
+        Raises:
+            ShapeError: As for :func:`~vitrail.layers.patches.check_images`, or no pixels.
+        """
+        check_images(x, self.in_chans, self.conv1)
+        if x.shape[2] < 1 or x.shape[3] < 1:
+            raise ShapeError(f"an image of {x.shape[2]} x {x.shape[3]} has no pixels")
+        x = _channels_last(x)
+        fast = infers_on_cpu(x) and is_plain(nn.BatchNorm2d, self.norm1) and foldable(self.norm1)
+        if fast and is_plain(Conv3x3, self.conv1) and is_plain(Gelu, self.act1):
             y = self.conv1.convolve(x, *fold_norm(self.conv1.weight, self.conv1.bias, self.norm1))
-            out: Tensor = self.conv2(gelu(y, self.flavour.approximate))
+            out: Tensor = self.conv2(gelu(_channels_last(y), self.act1.approximate))
         else:
-            out = self.conv2(self.act1(self.norm1(self.conv1(x))))
+            out = self.conv2(self.act1(self.norm1(_channels_last(self.conv1(x)))))
         return out
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The map in the tokens' own order of memory; torch reads an image of one band as contiguous and keeps it so."""
+    return x if in_transform() else x.contiguous(memory_format=torch.channels_last)

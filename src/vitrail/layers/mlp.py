@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.layers.gelu import Approximate, Gelu, gelu_, infers_on_cpu
+from vitrail.layers.plain import is_plain
 
 # Numbers in the hidden layer above which a CPU takes the tokens a piece at a time, and numbers in a piece.
 # Without gradients a piece stays in the caches between the layers. With them only what the allocator would
@@ -38,8 +39,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., dim)`` to ``(..., out_dim)``."""
         rows = self._rows_at_once(x)
-        infers = infers_on_cpu(x) and self._is_plain()
-        if rows is None and not infers:
+        infers = infers_on_cpu(x)
+        if (rows is None and not infers) or not self._is_plain():
             out: Tensor = self.fc2(self.act(self.fc1(x)))
             return out
         tokens = x.reshape(-1, x.shape[-1])
@@ -60,12 +61,12 @@ class Mlp(nn.Module):
         return out
 
     def _is_plain(self) -> bool:
-        """Whether the parts are what this class made them, watched by nobody."""
-        kinds = zip(self.children(), (nn.Linear, Gelu, nn.Linear), strict=True)
-        return all(type(part) is kind and not _is_watched(part) for part, kind in kinds)
+        """Whether the parts may be passed by, or called a piece at a time."""
+        fc1, act, fc2 = self.fc1, self.act, self.fc2
+        return is_plain(nn.Linear, fc1, fc2) and is_plain(Gelu, act) and fc2.bias is not None
 
     def _rows_at_once(self, x: Tensor) -> int | None:
-        """Tokens to take at a time; None for all of them, which whoever compiles, traces or watches sees."""
+        """Tokens to take at a time; None for all of them: few, or in a graph."""
         if (
             x.device.type != "cpu"
             or torch.compiler.is_compiling()
@@ -77,10 +78,4 @@ class Mlp(nn.Module):
         large, piece = (_LARGE_TRAINING, _PIECE_TRAINING) if torch.is_grad_enabled() else (_LARGE, _PIECE)
         if hidden <= large:
             return None
-        if any(_is_watched(part) for part in self.children()):
-            return None
         return max(1, piece // self.hidden_dim)
-
-
-def _is_watched(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks)

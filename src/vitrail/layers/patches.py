@@ -16,23 +16,25 @@ from vitrail.layers.shapes import Size, known, padding_to_multiple, to_pair
 _SMALL_PATCH = 64
 
 
-def check_images(x: Tensor, weight: Tensor) -> None:
+def check_images(x: Tensor, bands: int, kernel: nn.Module) -> None:
     """Refuse what is no batch of images for the convolution that sees them first.
 
     Args:
         x: Images, to be of shape ``(B, C, H, W)``.
-        weight: Of that convolution, shape ``(out, C, kh, kw)``.
+        bands: C.
+        kernel: That convolution, or a module in its place; with a ``weight``, the images must be of its type.
 
     Raises:
-        ShapeError: Not four dimensions, another number of bands, or another type of number.
+        ShapeError: No tensor, not four dimensions, another number of bands, or another type of number.
     """
-    bands = weight.shape[1]
-    if x.ndim != 4 or x.shape[1] != bands:
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != bands:
+        given = str(tuple(x.shape)) if isinstance(x, Tensor) else "None" if x is None else type(x).__name__
         raise ShapeError(
-            f"expected images of shape (B, {bands}, H, W), got {tuple(x.shape)}; "
+            f"expected images of shape (B, {bands}, H, W), got {given}; "
             "build the model with in_chans equal to the number of bands"
         )
-    if x.dtype != weight.dtype and not _autocast_converts(x):
+    weight = getattr(kernel, "weight", None)
+    if isinstance(weight, Tensor) and x.dtype != weight.dtype and not _autocast_converts(x):
         whole = not (x.is_floating_point() or x.is_complex())
         advice = "bring them to 0..1 and normalise them" if whole else f"convert with .to({weight.dtype})"
         raise ShapeError(f"expected images of {weight.dtype}, as the model's weights, got {x.dtype}; {advice}")
@@ -75,7 +77,7 @@ class PatchEmbed(nn.Module):
         Raises:
             ShapeError: As for :func:`check_images`, or smaller than a patch.
         """
-        check_images(x, self.proj.weight)
+        check_images(x, self.in_chans, self.proj)
         H, W = x.shape[2:]
         ph, pw = self.patch_size
         if H < ph or W < pw:

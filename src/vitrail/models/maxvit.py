@@ -12,17 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, ShapeError
+from vitrail.errors import ConfigError
 from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mlp import Mlp
-from vitrail.layers.modes import in_transform
 from vitrail.layers.partition_attention import Kind, PartitionAttention
-from vitrail.layers.patches import check_images
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import (
@@ -143,14 +140,15 @@ class PartitionBlock(nn.Module):
         by_width = config.flavour == "torchvision"
         self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.attn = PartitionAttention(dim, config.dim_head, window, kind, config.qkv_bias, by_width)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), approximate=_FLAVOURS[config.flavour].approximate)
+        self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
         return out
 
 
@@ -189,6 +187,16 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(
             *(Block(out_dim if i else dim, out_dim, 1 if i else 2, config, rate) for i, rate in enumerate(rates))
         )
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``."""
+        if not (self.grad_checkpointing and self.training):
+            out: Tensor = self.blocks(x)
+            return out
+        for block in self.blocks:
+            x = run_checkpointed(block, x)
+        return x
 
 
 class Head(nn.Module):
@@ -228,7 +236,7 @@ def _flatten_table(table: Tensor) -> Tensor:
 class MaxViT(VisionModel):
     """Multi-axis vision transformer.
 
-    Convolutions keep their weights and maps in ``channels_last`` memory, which is the tokens' own order.
+    Maps are in ``channels_last`` memory, which is the tokens' own order; weights are contiguous.
 
     Args:
         config: The settings.
@@ -260,11 +268,7 @@ class MaxViT(VisionModel):
         # Without a hidden layer the norm comes before the pooling, as in timm.
         self.norm = nn.Identity() if hidden else nn.LayerNorm(dim, eps=_NORM_EPS)
         self.head = Head(dim, hidden, config.num_classes, bias=published)
-        self.grad_checkpointing = False
         self._init_weights()
-        for parameter in self.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -286,29 +290,11 @@ class MaxViT(VisionModel):
         """One image."""
         return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
 
-    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and self.training:
-            return run_checkpointed(block, x)
-        out: Tensor = block(x)
-        return out
-
-    def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Run stem and stages; also give the wanted levels' maps, in order of the levels."""
-        return self._run_stages(self._run_stem(x), levels)
-
-    def _run_stem(self, x: Tensor) -> Tensor:
-        check_images(x, self.stem.conv1.weight)
-        if x.shape[2] < 1 or x.shape[3] < 1:
-            raise ShapeError(f"an image of {x.shape[2]} x {x.shape[3]} has no pixels")
-        out: Tensor = self.stem(x if in_transform() else x.contiguous(memory_format=torch.channels_last))
-        return out
-
     def _run_stages(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Run the stages on the stem's map; also give the wanted levels' maps, in order of the levels."""
         maps = [x] if 0 in levels else []
         for i, stage in enumerate(self.stages):
-            assert isinstance(stage, Stage)
-            for block in stage.blocks:
-                x = self._run_block(block, x)
+            x = stage(x)
             if i + 1 in levels:
                 maps.append(x)
         return x, maps
@@ -335,7 +321,7 @@ class MaxViT(VisionModel):
 
     def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The stem's map ``(B, H, W, C)``, as :meth:`VisionModel.embed`; its places see their neighbours' pixels."""
-        return (self._run_stem(self.only_input(inputs)).permute(0, 2, 3, 1),)
+        return (self.stem(self.only_input(inputs)).permute(0, 2, 3, 1),)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
         """The last stage's map ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
@@ -362,7 +348,7 @@ class MaxViT(VisionModel):
             ShapeError: As :meth:`forward_features`.
         """
         x = self.only_input(inputs)
-        return self._walk(x, self.level_indices(indices))[1]
+        return self._run_stages(self.stem(x), self.level_indices(indices))[1]
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
@@ -380,7 +366,9 @@ class MaxViT(VisionModel):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Tables of relative positions."""

@@ -154,14 +154,15 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.attn = Attention(dim, num_heads, qkv_bias)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None, num_prefix: int) -> Tensor:
         """Map tokens ``(B, N, C)`` to tokens of the same shape; grid and prefix are for the attention's tap."""
-        x = x + self.drop_path(self.attn(self.norm1(x), grid, num_prefix))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path1(self.attn(self.norm1(x), grid, num_prefix))
+        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
         return out
 
 

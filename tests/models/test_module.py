@@ -1,0 +1,209 @@
+"""A model is an ordinary nn.Module: contiguous parameters, hooks on any part, parts of other classes."""
+
+import copy
+import random
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import vitrail
+from tests.tiers import fast_first
+from vitrail.layers import mbconv, mlp
+from vitrail.layers.plain import is_plain
+from vitrail.models import families
+
+CASES = {
+    **{name: (name, {}) for name in families()},
+    "vit with TokenLearner": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1}}),
+    "vit with fuser": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1, "fuse": True}}),
+    "vit, mean": ("vit", {"class_token": False, "global_pool": "avg"}),
+    "maxvit as torchvision": ("maxvit", {"flavour": "torchvision"}),
+    "hvt in windows": ("hvt", {"attention": 3}),
+    "hvt, streams side by side": ("hvt", {"fusion": "concat"}),
+    "hvt of one stream": ("hvt", {"spectral_chans": 0, "spectral_embed_dim": None}),
+}
+
+
+def build(case, **settings):
+    torch.manual_seed(0)
+    name, changes = CASES[case]
+    return vitrail.create_model(name, **{**families()[name].test_config, **changes, **settings})
+
+
+def inputs_of(model, batch=2, seed=0):
+    torch.manual_seed(seed)
+    return [torch.randn(batch, chans, *size) for _, chans, size in model.streams]
+
+
+@pytest.fixture(params=CASES)
+def model(request):
+    return build(request.param)
+
+
+@pytest.fixture
+def _small_pieces(monkeypatch):
+    """Every part of the fast paths runs in pieces, as on large images."""
+    for name in ("_LARGE", "_PIECE", "_LARGE_TRAINING", "_PIECE_TRAINING"):
+        monkeypatch.setattr(mlp, name, 64)
+    monkeypatch.setattr(mbconv, "_WIDE_MAP", 400)
+    monkeypatch.setattr(mbconv, "_WORKING_SET", 400)
+
+
+def test_the_state_dict_is_contiguous(model):
+    for name, value in model.state_dict().items():
+        assert value.is_contiguous(), name
+        assert value.stride() == torch.empty(value.shape).stride(), name
+    assert nn.utils.parameters_to_vector(model.parameters()).ndim == 1
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("gradients", fast_first([False, True], 1))
+@pytest.mark.parametrize("training", [False, True])
+def test_a_hook_on_any_module_sees_the_plain_computation_once(model, training, gradients):
+    model.train(training)
+    inputs = inputs_of(model)
+    start = copy.deepcopy(model.state_dict())
+
+    def run(names):
+        model.load_state_dict(start)
+        seen = {}
+        modules = dict(model.named_modules())
+        handles = [modules[n].register_forward_hook(partial(_keep, seen, n)) for n in names]
+        with torch.set_grad_enabled(gradients):
+            model(*inputs)
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    callable_ = [n for n, m in model.named_modules() if not isinstance(m, nn.ModuleList)]
+    together = run(callable_)
+    assert {name: len(outputs) for name, outputs in together.items()} == dict.fromkeys(callable_, 1)
+    for info in model.feature_info:
+        assert info.name in together
+    # Alone, a hook must stop the fast paths of all modules around it.
+    for name in random.Random(f"{training}{gradients}").sample(callable_, 10):
+        (alone,) = run([name]).pop(name)
+        torch.testing.assert_close(alone, together[name][0], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def _keep(seen, name, _module, _args, output):
+    seen.setdefault(name, []).append(output.detach().clone() if isinstance(output, torch.Tensor) else output)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+def test_backward_hooks_run_once(model):
+    model.train()
+    counts = {}
+
+    def count(name, *_):
+        counts[name] = counts.get(name, 0) + 1
+
+    # RelativePositionBias takes no tensor, so torch has no gradient of its input to report.
+    skipped = ("ModuleList", "RelativePositionBias")
+    names = [name for name, module in model.named_modules() if type(module).__name__ not in skipped]
+    for name in names:
+        model.get_submodule(name).register_full_backward_hook(partial(count, name))
+    inputs = [x.requires_grad_() for x in inputs_of(model)]
+    model(*inputs).square().sum().backward()
+    assert counts == dict.fromkeys(names, 1)
+
+
+HOOKS = {
+    "forward": lambda m: m.register_forward_hook(lambda *_: None),
+    "forward pre": lambda m: m.register_forward_pre_hook(lambda *_: None),
+    "full backward": lambda m: m.register_full_backward_hook(lambda *_: None),
+    "full backward pre": lambda m: m.register_full_backward_pre_hook(lambda *_: None),
+    "global forward": lambda _: nn.modules.module.register_module_forward_hook(lambda *_: None),
+    "global backward": lambda _: nn.modules.module.register_module_full_backward_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
+def test_a_module_with_a_hook_is_not_plain(register):
+    module = nn.Linear(2, 3)
+    assert is_plain(nn.Linear, module)
+    handle = register(module)
+    assert not is_plain(nn.Linear, module)
+    handle.remove()
+    assert is_plain(nn.Linear, module)
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, *args):
+        return self.base(*args)
+
+
+def _own_forward(parent, name):
+    part = getattr(parent, name)
+    usual = part.forward
+    part.forward = lambda *args: 2 * usual(*args)
+
+
+def _parametrized(parent, name):
+    part = getattr(parent, name)
+    if isinstance(getattr(part, "weight", None), nn.Parameter):
+        nn.utils.parametrizations.weight_norm(part)
+
+
+PART_CHANGES = {
+    "wrapped": lambda parent, name: setattr(parent, name, _Wrapped(getattr(parent, name))),
+    "with a forward of its own": _own_forward,
+    "parametrised": _parametrized,
+}
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("change", PART_CHANGES.values(), ids=PART_CHANGES)
+def test_a_part_of_another_class_is_called(model, change):
+    """Some leaves changed alone: with and without gradients the model gives what it gives with hooks everywhere."""
+    inputs = inputs_of(model)
+    model.eval()
+    leaves = [n for n, m in model.named_modules() if n and not list(m.children())]
+    for path in random.Random(len(leaves)).sample(leaves, 6):
+        changed = copy.deepcopy(model)
+        parent, _, name = path.rpartition(".")
+        change(changed.get_submodule(parent), name)
+        hooked = copy.deepcopy(changed)
+        for module in hooked.modules():
+            module.register_forward_hook(lambda *_: None)
+        with torch.no_grad():
+            expected = hooked(*inputs)
+            torch.testing.assert_close(changed(*inputs), expected, rtol=1e-4, atol=1e-4, msg=path)
+        torch.testing.assert_close(changed(*inputs).detach(), expected, rtol=1e-4, atol=1e-4, msg=path)
+
+
+REPLACED = {
+    "no squeeze and excitation": lambda conv: setattr(conv, "se", nn.Identity()),
+    "biased expansion": lambda conv: setattr(conv, "conv1_1x1", nn.Conv2d(conv.conv1_1x1.in_channels, 64, 1)),
+    "5 x 5": lambda conv: setattr(conv, "conv2_kxk", nn.Conv2d(64, 64, 5, padding=2, groups=64)),
+    "group norm": lambda conv: setattr(conv, "norm1", nn.GroupNorm(4, 64)),
+    "another activation": lambda conv: setattr(conv, "act2", nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("replace", REPLACED.values(), ids=REPLACED)
+def test_replaced_parts_of_mbconv(replace):
+    layer = mbconv.MBConv(16, 16).eval()
+    replace(layer)
+    x = torch.randn(2, 16, 12, 12)
+    y = layer.norm1(layer.conv1_1x1(layer.pre_norm(x)))
+    y = layer.se(layer.act2(layer.norm2(layer.conv2_kxk(layer.act1(y)))))
+    expected = x + layer.conv3_1x1(y)
+    torch.testing.assert_close(layer(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+    layer.train()(x).sum().backward()
+
+
+def test_an_mlp_without_bias_infers():
+    layer = mlp.Mlp(4, 8)
+    layer.fc2 = nn.Linear(8, 4, bias=False)
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer.fc2(layer.act(layer.fc1(x))))
