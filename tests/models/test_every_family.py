@@ -167,7 +167,7 @@ def test_exports_for_any_batch(model):
     model.eval()
     inputs = _inputs(model)
     batch = torch.export.Dim("batch", min=1, max=64)
-    shapes = (tuple({0: batch} for _ in inputs),)
+    shapes = tuple({0: batch} for _ in inputs)
     program = torch.export.export(model, tuple(inputs), dynamic_shapes=shapes)
     inputs = _inputs(model, batch=5)
     with torch.no_grad():

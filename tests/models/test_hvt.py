@@ -250,8 +250,10 @@ def test_a_missing_stream_is_an_error():
         for method in (model, model.forward_features, model.forward_intermediates):
             with pytest.raises(ShapeError, match="missing_spectral='learned'"):
                 method(*inputs)
-    for inputs in ((), (None, spectral), (rgb, spectral, spectral)):
-        with pytest.raises(ShapeError, match="expected an image and at most one spectral input"):
+    with pytest.raises(ShapeError, match="expected an image and at most one spectral input"):
+        model(None, spectral)
+    for inputs in ((), (rgb, spectral, spectral)):
+        with pytest.raises(TypeError, match="positional argument"):
             model(*inputs)
     with pytest.raises(ShapeError, match="one batch"):
         model(rgb, spectral[:1])

@@ -61,16 +61,19 @@ def test_the_right_number_of_tensors_or_a_reason(model, method):
     call, inputs = getattr(model, method), _inputs(model, 2)
     image, *others = inputs
     wrong = {
-        "nothing": [],
         "None": [None, *others],
         "ndarray": [image.numpy(), *others],
         "list": [*inputs[:-1], [1.0, 2.0]],
-        f"{tuple(image.shape)} and": [*inputs, image],
     }
     for given, values in wrong.items():
         with pytest.raises(ShapeError, match="image") as caught:
             call(*values)
         assert given in str(caught.value)
+    # A missing argument, or one too many, is Python's error, as of any module.
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        call()
+    with pytest.raises(TypeError, match="positional argument"):
+        call(*inputs, *[None] * 8)
 
 
 OTHER_TYPES = [torch.uint8, torch.int64, torch.bool, torch.float16, torch.float64, torch.complex64]

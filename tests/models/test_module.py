@@ -1,7 +1,9 @@
 """A model is an ordinary nn.Module: contiguous parameters, hooks on any part, parts of other classes."""
 
 import copy
+import inspect
 import random
+import warnings
 from functools import partial
 
 import pytest
@@ -38,8 +40,13 @@ def inputs_of(model, batch=2, seed=0):
 
 
 @pytest.fixture(params=CASES)
-def model(request):
-    return build(request.param)
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def model(case):
+    return build(case)
 
 
 @pytest.fixture
@@ -207,3 +214,60 @@ def test_an_mlp_without_bias_infers():
     x = torch.randn(5, 4)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), layer.fc2(layer.act(layer.fc1(x))))
+
+
+def test_arguments_have_names(model):
+    model.eval()
+    inputs = inputs_of(model)
+    names = ("image", "spectral") if "spectral" in model.forward.__code__.co_varnames else ("x",)
+    with torch.no_grad():
+        assert torch.equal(model(**dict(zip(names, inputs, strict=False))), model(*inputs))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_symbolic_graph_serves_other_images(case, training):
+    model = build(case, drop_path_rate=0.1 * training).train(training)
+    graph = torch.fx.symbolic_trace(model)
+    for batch in (2, 3):
+        inputs = inputs_of(model, batch)
+        torch.manual_seed(1)
+        expected = model(*inputs)
+        torch.manual_seed(1)
+        torch.testing.assert_close(graph(*inputs), expected)
+    expected.sum().backward()
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_traced_by_jit_with_its_check(model, gradients):
+    inputs = tuple(inputs_of(model))
+    model.eval()
+    with torch.set_grad_enabled(gradients), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, inputs)
+        torch.testing.assert_close(traced(*inputs), model(*inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_properties_never_raise(model):
+    assert dict(inspect.getmembers(model))["ends"] == model.ends
+    assert hasattr(model, "streams")
+
+
+def test_the_number_of_classes_follows_the_classifier(case):
+    heads = {
+        9: lambda dim: nn.Linear(dim, 9),
+        4: lambda dim: nn.Sequential(nn.Linear(dim, 6), nn.ReLU(), nn.Linear(6, 4)),
+        3: lambda dim: _Wrapped(nn.Linear(dim, 3)),
+    }
+    for classes, head in heads.items():
+        for path in {"head", build(case).classifier}:
+            model = build(case).eval()
+            name, _, child = path.partition(".")
+            setattr(model.head if child else model, child or name, head(model.num_features))
+            inputs = inputs_of(model)
+            assert model.num_classes == classes
+            assert model(*inputs).shape == (2, classes)
+            assert model.forward_head(model.forward_features(*inputs), pre_logits=True).shape == (2, model.num_features)
+            model.reset_classifier(7)
+            assert model.num_classes == model(*inputs).shape[1] == 7
+            model.reset_classifier(0)
+            assert model.num_classes == 0

@@ -158,3 +158,90 @@ def test_a_model_of_no_family(tmp_path):
     with pytest.raises(ConfigError, match="no registered family"):
         vitrail.save_pretrained(model, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def _norm(model):
+    return next((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.LayerNorm))
+
+
+def _replace(model, path, part):
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, part)
+
+
+def _other_epsilon(model):
+    _norm(model)[1].eps = 1e-3
+
+
+def _norm_without_bias(model):
+    path, norm = _norm(model)
+    _replace(model, path, torch.nn.LayerNorm(norm.normalized_shape, bias=False))
+
+
+def _other_activation(model):
+    path = next(name for name, m in model.named_modules() if type(m).__name__ == "Gelu")
+    _replace(model, path, torch.nn.ReLU())
+
+
+def _overlapping(model):
+    path, old = next((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d))
+    size, width = old.kernel_size, old.out_channels
+    _replace(model, path, torch.nn.Conv2d(old.in_channels, width, size, padding=1, stride=old.stride[0] - 1))
+
+
+def _own_mixer(model):
+    path = next(name for name, _ in model.named_modules() if name.endswith(".attn"))
+    _replace(model, path, torch.nn.Identity())
+
+
+def _own_forward(model):
+    path = next(name for name, _ in model.named_modules() if name.endswith(".mlp"))
+    mlp = model.get_submodule(path)
+    usual = mlp.forward
+    mlp.forward = lambda x: 2 * usual(x)
+
+
+CHANGED_PARTS = {
+    "epsilon": (_other_epsilon, "norm.*is LayerNorm.* instead of LayerNorm"),
+    "no bias": (_norm_without_bias, "bias is missing"),
+    "activation": (_other_activation, "is ReLU instead of Gelu"),
+    "overlapping patches": (_overlapping, r"(stride|shape|missing|does not run|instead of)"),
+    "own mixer": (_own_mixer, "attn"),
+    "own forward": (_own_forward, "mlp gives another output"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("change", "message"), CHANGED_PARTS.values(), ids=CHANGED_PARTS)
+def test_a_changed_model_is_not_saved_as_what_it_is_not(family, change, message, tmp_path):
+    model = build(family, 1)
+    for parameter in model.parameters():  # so that every part counts
+        parameter.data.normal_(std=0.2)
+    change(model.train())
+    with pytest.raises(ConfigError, match=f"its settings build another one: .*{message}"):
+        vitrail.save_pretrained(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    assert model.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_replaced_classifier_is_saved_with_its_classes(family, tmp_path):
+    model = build(family, 1).eval()
+    path = model.classifier
+    _replace(model, path, torch.nn.Linear(model.num_features, 9))
+    state = torch.random.get_rng_state()
+    vitrail.save_pretrained(model, tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    again = vitrail.from_pretrained(tmp_path)
+    assert again.num_classes == 9
+    assert torch.equal(_answer(again), _answer(model))
+    _replace(model, path, torch.nn.Sequential(torch.nn.Linear(model.num_features, 6), torch.nn.Linear(6, 9)))
+    with pytest.raises(ConfigError, match=r"head.*is not part of it"):
+        vitrail.save_pretrained(model, tmp_path)
+
+
+def test_a_model_with_shared_batch_norms_is_saved(tmp_path):
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build("maxvit", 1)).half()
+    model.stages[0].blocks[0].conv.norm1.momentum = 0.3
+    vitrail.save_pretrained(model.float(), tmp_path)
+    assert unchanged(vitrail.from_pretrained(tmp_path), snapshot(model))

@@ -188,7 +188,7 @@ def test_exports_for_any_batch_and_size(learner):
     ).eval()  # fmt: skip
     dim = torch.export.Dim
     # Traced at the very size that the model was built for, which must not become the only one.
-    shapes = (({0: dim("batch", min=1, max=64), 2: dim.AUTO, 3: dim.AUTO},),)
+    shapes = ({0: dim("batch", min=1, max=64), 2: dim.AUTO, 3: dim.AUTO},)
     program = torch.export.export(model, (torch.randn(2, 3, 16, 16),), dynamic_shapes=shapes).module()
     with torch.no_grad():
         for shape in ((5, 3, 16, 16), (1, 3, 23, 37)):

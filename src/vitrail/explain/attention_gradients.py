@@ -146,7 +146,7 @@ def _roll_graded(model: VisionModel, inputs: Sequence[Tensor | None], target: Te
     # The inputs alone ask for a gradient: that of the parameters would have every layer keep what it was given.
     inputs = [None if image is None else image.detach().requires_grad_() for image in inputs]
     with torch.enable_grad(), _frozen(model), capture_attention(model, keep=graded) as record:
-        features = model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
+        features = model.forward_features(*inputs)
         score = model.forward_head(features).gather(1, target[:, None]).sum()
         sources = [features, *(image for image in inputs if image is not None), *graded.constants]
         gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]

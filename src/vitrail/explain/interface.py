@@ -271,6 +271,8 @@ def _inputs(model: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
         given = tuple(images if isinstance(images, list | tuple) else [cast(Any, images)])
     if not given or not isinstance(given[0], Tensor) or given[0].ndim != 4 or not len(given[0]):
         raise ShapeError(f"expected images of shape (B, C, H, W) with at least one image, got {describe(given)}")
+    if len(given) > len(names):
+        raise ShapeError(f"expected one input for each stream ({', '.join(names)}), got {describe(given)}")
     for stream, x in zip(model.streams, given, strict=False):
         # A map of such an image would be of such values too, and look like a map of a model that looks nowhere.
         if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):

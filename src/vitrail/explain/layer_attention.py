@@ -84,7 +84,7 @@ def attention_maps(
         return _row(model, step, asked[step.name], inputs)
 
     with torch.no_grad(), capture_attention(model, name or "*", keep=answer) as record:
-        model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
+        model.forward_features(*inputs)
     own = next(iter(model.stream_prefixes.values()), "")
     steps = [step for step in record.steps if name is not None or step.name.startswith(own)]
     if not steps:
@@ -125,7 +125,7 @@ def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[Atte
         return _distance(step, layer_stride(model, step.name))
 
     with torch.no_grad(), capture_attention(model, keep=measure) as record:
-        model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
+        model.forward_features(*inputs)
     if not record.steps:
         raise ConfigError("every layer attends among learned tokens, which have no places and so no distances")
     return [AttentionDistance(step.name, layer_stride(model, step.name), step.weights) for step in record.steps]

@@ -52,7 +52,7 @@ def attention_rollout(
     check_fusion(head_fusion, discard_ratio)
     keep = partial(fuse_for_rollout, head_fusion=head_fusion, discard_ratio=discard_ratio)
     with torch.no_grad(), capture_attention(model, keep=keep) as record:
-        features = model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
+        features = model.forward_features(*inputs)
     return roll_back(model, reading_row(model, features, record.steps[-1].layout), record.steps, inputs)
 
 

@@ -37,7 +37,7 @@ def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> 
     if not 0 <= learner < count:
         raise ConfigError(f"the model has {count} TokenLearner{'s' * (count > 1)}, numbered from 0; got {learner}")
     with torch.no_grad(), capture_attention(model, f"token_learners.{learner}") as record:
-        model.forward_features(*inputs)  # type: ignore[arg-type]  # None is for the model to judge
+        model.forward_features(*inputs)
     (step,) = record.steps
     assert step.layout.key_grid is not None, "a TokenLearner works on the patch grid"
     weights = normalize_rows(step.weights.float())

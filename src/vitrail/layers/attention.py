@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError
 from vitrail.layers.modes import in_transform
 from vitrail.layers.shapes import known
+from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
 # Numbers of a bias from which it costs more to repeat it for each image than to call the kernel once for each.
@@ -53,6 +54,8 @@ def attend(
     """
     # On the CPU a bias with a gradient sends the fused kernel to a fallback slower than the plain products.
     slow = bias is not None and bias.requires_grad and bias.device.type == "cpu"
+    if torch._C._get_tracing_state():
+        slow = False  # torch.jit.trace checks its graph by a second run, without gradients
     if not tap.armed and not slow and not in_transform():
         return _fused(q, k, v, bias)
     weights = attention_weights(q, k, bias)
@@ -106,6 +109,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.tap = AttentionTap()
 
+    @one_node
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None, num_prefix: int = 0) -> Tensor:
         """Mix tokens.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
+from vitrail.layers.symbolic import one_node
 
 
 class DropPath(nn.Module):
@@ -25,6 +26,7 @@ class DropPath(nn.Module):
             raise ConfigError(f"drop_path_rate must be at least 0 and below 1, got {rate}")
         self.rate = rate
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` of shape ``(B, ...)`` with some samples set to zero; unchanged in evaluation."""
         if self.rate == 0.0 or not self.training:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import attend
 from vitrail.layers.mlp import Mlp
+from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
 
@@ -49,6 +50,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.tap = AttentionTap()
 
+    @one_node
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Let each token of ``x`` gather from all tokens of ``context``.
 
@@ -135,6 +137,7 @@ class ConcatFusion(nn.Module):
         self.proj = nn.Linear(dim + context_dim, dim)
         self.tap = AttentionTap()
 
+    @one_node
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Fuse ``(B, H, W, dim)`` with ``(B, h, w, context_dim)`` into ``(B, H, W, dim)``.
 

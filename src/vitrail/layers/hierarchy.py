@@ -19,6 +19,7 @@ from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import divide_up, known
+from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.window_attention import ShiftedWindowAttention
 
@@ -53,6 +54,7 @@ class MapAttention(ShiftedWindowAttention):
         super().__init__(dim, num_heads, size, (size[0] // 2, size[1] // 2) if shifted else (0, 0), qkv_bias)
         self.everywhere = window is None
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
         """Mix tokens.
 

@@ -21,6 +21,7 @@ from vitrail.layers.patches import check_images
 from vitrail.layers.plain import is_plain
 from vitrail.layers.relative_position import in_graph
 from vitrail.layers.shapes import divide_up, known, padding_to_multiple
+from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap
 
 # Numbers that an intermediate of the inference route may hold: about what the caches of a small CPU keep.
@@ -247,6 +248,7 @@ class MBConv(nn.Module):
     def _norm(self, dim: int) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(dim, eps=self.flavour.norm_eps, momentum=self.flavour.norm_momentum)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Convolve.
 
@@ -318,11 +320,10 @@ class MBConv(nn.Module):
 
     def _is_plain(self) -> bool:
         """Whether the parts may be passed by, called in pieces or on a map that is turned around."""
-        parts = self._modules
-        expand, mix, project, se = parts["conv1_1x1"], parts["conv2_kxk"], parts["conv3_1x1"], parts["se"]
+        expand, mix, project, se = self.conv1_1x1, self.conv2_kxk, self.conv3_1x1, self.se
         return (
-            is_plain(nn.BatchNorm2d, *(parts[name] for name in ("pre_norm", "norm1", "norm2")))
-            and is_plain(Gelu, parts["act1"], parts["act2"])
+            is_plain(nn.BatchNorm2d, *self._norms())
+            and is_plain(Gelu, self.act1, self.act2)
             and is_plain(nn.Conv2d, expand, project)
             and is_plain(Conv3x3, mix)
             and isinstance(se, SqueezeExcite)
@@ -396,6 +397,7 @@ class Stem(nn.Module):
         self.act1 = Gelu(flavour.approximate)
         self.conv2 = Conv3x3(dim, dim)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(B, in_chans, H, W)`` to ``(B, dim, ceil(H / 2), ceil(W / 2))``, in channels_last memory.
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vitrail.layers.gelu import Approximate, Gelu, gelu_, infers_on_cpu
 from vitrail.layers.plain import is_plain
+from vitrail.layers.symbolic import one_node
 
 # Numbers in the hidden layer above which a CPU takes the tokens a piece at a time, and numbers in a piece.
 # Without gradients a piece stays in the caches between the layers. With them only what the allocator would
@@ -36,6 +37,7 @@ class Mlp(nn.Module):
         self.act = Gelu(approximate)
         self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., dim)`` to ``(..., out_dim)``."""
         rows = self._rows_at_once(x)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vitrail.layers.attention import Attention
 from vitrail.layers.relative_position import RelativePositionBias, in_graph
 from vitrail.layers.shapes import KEEPS_TENSORS, changing, compiled_on_cpu, known
+from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -125,6 +126,7 @@ class PartitionAttention(Attention):
             self.factor = (dim_head / dim) ** 0.5
         self.rel_pos = RelativePositionBias(window, self.num_heads)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
         """Mix the tokens of each group.
 

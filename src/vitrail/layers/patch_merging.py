@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
 from vitrail.layers.shapes import divide_up, known, padding_to_multiple
+from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
 # The parents of a merged token as (row, column), in the order in which they are concatenated.
@@ -65,6 +66,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim if out_dim is None else out_dim, bias=False)
         self.tap = AttentionTap()
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Merge.
 

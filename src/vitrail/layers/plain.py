@@ -7,7 +7,7 @@ class that the fast path knows and where nothing is attached to the call.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 _OF_TORCH = (nn.Parameter, Tensor, type(None))
 
@@ -22,7 +22,7 @@ def is_plain(kind: type[nn.Module], *modules: nn.Module) -> bool:
         kind: The class that the fast path knows.
         *modules: The modules that it would not call, or call more than once.
     """
-    if _has_any_global_hook():
+    if torch_module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return False
     for module in modules:
         if type(module) is not kind:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.layers.shapes import changing, known
+from vitrail.layers.symbolic import one_node
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
@@ -36,6 +37,7 @@ def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | Non
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[None]
 
 
+@one_node
 def resample_positions(
     table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int = 0
 ) -> Tensor:

@@ -98,7 +98,12 @@ def expand_table(table: Tensor, window: Pair, table_window: Pair | None = None) 
 
 def in_graph(x: Tensor) -> bool:
     """Whether ``x`` is being traced or stands for another tensor, so that nothing may be kept beside it."""
-    return torch.compiler.is_compiling() or in_transform() or type(x) not in (Tensor, nn.Parameter)
+    return (
+        torch.compiler.is_compiling()
+        or bool(torch._C._get_tracing_state())
+        or in_transform()
+        or type(x) not in (Tensor, nn.Parameter)
+    )
 
 
 def masked_bias(bias: Tensor, blocked: Tensor | None) -> Tensor:

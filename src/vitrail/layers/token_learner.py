@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.mlp import Mlp
+from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 from vitrail.weights.rules import Convert, KeyMap, Rename, transpose_conv, transpose_dense
 
@@ -97,6 +98,7 @@ class TokenLearner(nn.Module):
         scores: Tensor = self.masks(normed.flatten(1, 2))
         return scores.transpose(1, 2).softmax(dim=-1)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Pool the tokens into a few.
 
@@ -193,6 +195,7 @@ class TokenFuser(nn.Module):
         init_masks(self.masks)
         self.tap = AttentionTap()
 
+    @one_node
     def forward(self, tokens: Tensor, original: Tensor) -> Tensor:
         """Mix the learned tokens and hand each position its share.
 

@@ -14,6 +14,7 @@ from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import Attention, mask_to_bias
 from vitrail.layers.relative_position import RelativeBiasCache, in_graph, relative_table
 from vitrail.layers.shapes import KEEPS_TENSORS, Size, changing, compiled_on_cpu, known, padding_to_multiple, to_pair
+from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     count_groups,
@@ -291,6 +292,7 @@ class ShiftedWindowAttention(Attention):
         """
         return plan.bias(dtype)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
         """Mix the tokens of each window.
 

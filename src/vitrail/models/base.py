@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, ShapeError
+from vitrail.errors import ConfigError
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
@@ -74,7 +74,6 @@ class VisionModel(nn.Module, ABC):
         channels_first: Whether :meth:`forward_features` gives a map ``(B, C, H, W)`` instead of tokens.
         name: What the model was created as, a variant or a family.
         config: The settings the model was built with.
-        num_classes: Width of the logits.
         num_features: Width of what the classifier sees.
         num_prefix: Class and other tokens before those of the patches.
         feature_info: The levels that :meth:`forward_intermediates` can return, in order.
@@ -86,11 +85,37 @@ class VisionModel(nn.Module, ABC):
     stream_prefixes: ClassVar[Mapping[str, str]] = {}
     channels_first: ClassVar[bool] = False
     name: str = ""
+    _num_classes: int = 0
     config: Any
-    num_classes: int
     num_features: int
     num_prefix: int = 0
     feature_info: list[FeatureInfo]
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits, as the classifier at hand has it; 0 without one."""
+        head = self.get_classifier()
+        if head is None or isinstance(head, nn.Identity):
+            return 0 if head is not None else self._num_classes
+        # The last linear layer decides: a classifier may be wrapped or have hidden layers.
+        found = (getattr(part, "out_features", None) for part in head.modules())
+        widths = [width for width in found if isinstance(width, int)]
+        return widths[-1] if widths else self._num_classes
+
+    @num_classes.setter
+    def num_classes(self, value: int) -> None:
+        # For a classifier that does not tell its width.
+        self._num_classes = value
+
+    def get_classifier(self) -> nn.Module | None:
+        """The module that gives the logits, also where another has taken its place; None for a family without one."""
+        module: nn.Module = self
+        for name in self.classifier.split("."):
+            part = module._modules.get(name)
+            if part is None:
+                break
+            module = part
+        return None if module is self else module
 
     @property
     @abstractmethod
@@ -98,7 +123,15 @@ class VisionModel(nn.Module, ABC):
         """The inputs that ``forward`` takes, in order."""
 
     @abstractmethod
-    def forward_features(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Classify: one tensor ``(B, C, H, W)`` for each of :attr:`streams` to logits ``(B, num_classes)``.
+
+        Raises:
+            ShapeError: Another number of bands, another type of number, or an image smaller than a patch.
+        """
+
+    @abstractmethod
+    def forward_features(self, *args: Any, **kwargs: Any) -> Tensor:
         """Tokens after the last norm: ``(B, N, C)``, ``(B, H, W, C)`` or ``(B, C, H, W)``, as the family has them."""
 
     @property
@@ -106,19 +139,15 @@ class VisionModel(nn.Module, ABC):
     def ends(self) -> tuple[Ends, ...]:
         """What :meth:`embed` gives and :meth:`forward_embedded` returns, for each of :attr:`streams`.
 
-        Raises:
-            ConfigError: The last tokens lie on no grid.
+        Empty where the last tokens lie on no grid.
         """
 
     @abstractmethod
-    def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def embed(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """The first tokens of each stream, ``(B, H, W, C)``, before positions are added.
 
         Between this and :meth:`forward_embedded`, which together are the model without its head, tokens can be
-        replaced: masked image modelling does so.
-
-        Args:
-            *inputs: As for :meth:`forward`; none may be left out.
+        replaced: masked image modelling does so. Inputs are those of :meth:`forward`; none may be left out.
         """
 
     @abstractmethod
@@ -134,7 +163,7 @@ class VisionModel(nn.Module, ABC):
         """Pool and classify what :meth:`forward_features` gave; ``pre_logits`` stops before the classifier."""
 
     @abstractmethod
-    def forward_intermediates(self, *inputs: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Feature pyramid: one ``(B, C, H, W)`` for each wanted level of :attr:`feature_info`."""
 
     @abstractmethod
@@ -197,34 +226,6 @@ class VisionModel(nn.Module, ABC):
                 if grid is not None:
                     settings[f"{prefix}img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
         return settings
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Classify.
-
-        Args:
-            *inputs: One tensor ``(B, C, H, W)`` for each of :attr:`streams`.
-
-        Returns:
-            Logits, shape ``(B, num_classes)``.
-
-        Raises:
-            ShapeError: Another number of inputs or bands, another type of number, or an image smaller than a
-                patch.
-        """
-        return self.forward_head(self.forward_features(*inputs))
-
-    def only_input(self, inputs: Sequence[object]) -> Tensor:
-        """The one input of a model of one stream.
-
-        Raises:
-            ShapeError: Another number of inputs, or something else than a tensor.
-        """
-        if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-            (stream,) = self.streams
-            raise ShapeError(
-                f"expected one input, {stream.name!r} of shape (B, {stream.chans}, H, W), got {describe(inputs)}"
-            )
-        return inputs[0]
 
     def level_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         """Which levels of :attr:`feature_info` are wanted.

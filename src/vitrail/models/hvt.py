@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
@@ -205,11 +206,13 @@ class HVT(VisionModel):
         names = ("image", "spectral")
         return tuple(Stream(n, e.in_chans, e.img_size) for n, (_, e) in zip(names, self._encoders(), strict=False))
 
-    def _check_inputs(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor | None]:
+    def _check_inputs(self, image: Tensor, spectral: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The image and the spectral input; None where there is no such stream, or it may be missing."""
-        image = inputs[0] if inputs else None
-        spectral = inputs[1] if len(inputs) > 1 else None
-        if not isinstance(image, Tensor) or not isinstance(spectral, Tensor | None) or len(inputs) > 2:
+        inputs = (image, spectral)
+        if issubclass(type(image), Proxy):
+            # A symbolic graph has a place for every argument; of one stream the second stays unused.
+            return image, None if self.spectral is None else spectral
+        if not isinstance(image, Tensor) or not isinstance(spectral, Tensor | None):
             raise ShapeError(f"expected an image and at most one spectral input, got {describe(inputs)}")
         if self.spectral is None:
             if spectral is not None:
@@ -228,11 +231,12 @@ class HVT(VisionModel):
             raise ShapeError(f"image and spectral input must be of one batch, got {describe(inputs)}")
         return image, spectral
 
-    def encode(self, *inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def encode(self, image: Tensor, spectral: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Each stream by itself.
 
         Args:
-            *inputs: Image, ``(B, in_chans, H, W)``; spectral input, ``(B, spectral_chans, h, w)``.
+            image: Image, shape ``(B, in_chans, H, W)``.
+            spectral: Spectral input, shape ``(B, spectral_chans, h, w)``.
 
         Returns:
             Tokens of both streams after their last norms, ``(B, H, W, C)`` each. In place of the second: None
@@ -242,7 +246,7 @@ class HVT(VisionModel):
             ShapeError: A stream too few or too many, other bands, another type of number, or an image smaller
                 than a patch.
         """
-        image, spectral = self._check_inputs(inputs)
+        image, spectral = self._check_inputs(image, spectral)
         tokens: Tensor = self.rgb(image)
         if self.spectral is None:
             return tokens, None
@@ -255,11 +259,12 @@ class HVT(VisionModel):
         assert self.spectral_token is not None  # _check_inputs refuses otherwise
         return tokens, self.spectral_token.expand(tokens.shape[0], -1, -1, -1)
 
-    def forward_features(self, *inputs: Tensor | None) -> Tensor:
+    def forward_features(self, image: Tensor, spectral: Tensor | None = None) -> Tensor:
         """Image tokens after the last norm, fused with the spectral tokens where there is such a stream.
 
         Args:
-            *inputs: Image, ``(B, in_chans, H, W)``; spectral input, ``(B, spectral_chans, h, w)``.
+            image: Image, shape ``(B, in_chans, H, W)``.
+            spectral: Spectral input, shape ``(B, spectral_chans, h, w)``.
 
         Returns:
             Shape ``(B, N, C)``, row-major over the last stage's grid.
@@ -267,9 +272,9 @@ class HVT(VisionModel):
         Raises:
             ShapeError: As for :meth:`encode`.
         """
-        tokens, spectral = self.encode(*inputs)
+        tokens, context = self.encode(image, spectral)
         if self.fusion is not None:
-            tokens = self.fusion(tokens, spectral)
+            tokens = self.fusion(tokens, context)
         return tokens.flatten(1, 2)
 
     @property
@@ -282,13 +287,13 @@ class HVT(VisionModel):
             for name, width, (_, encoder) in zip(names, widths, self._encoders(), strict=False)
         )
 
-    def embed(self, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    def embed(self, image: Tensor, spectral: Tensor | None = None) -> tuple[Tensor, ...]:
         """Patches of each stream, ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
-        image, spectral = self._check_inputs(inputs)
+        image, spectral = self._check_inputs(image, spectral)
         if self.spectral is None:
             return (self.rgb.patch_embed(image),)
         if spectral is None:
-            raise ShapeError(f"the patches of both streams are wanted, got {describe(inputs)}")
+            raise ShapeError(f"the patches of both streams are wanted, got {describe((image, spectral))}")
         return self.rgb.patch_embed(image), self.spectral.patch_embed(spectral)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
@@ -314,12 +319,13 @@ class HVT(VisionModel):
         pooled: Tensor = self.head_norm(features.mean(dim=1))
         return pooled if pre_logits else self.head(pooled)
 
-    def forward(self, *inputs: Tensor | None) -> Tensor:
+    def forward(self, image: Tensor, spectral: Tensor | None = None) -> Tensor:
         """Classify.
 
         Args:
-            *inputs: Image, shape ``(B, in_chans, H, W)``; for two streams also ``(B, spectral_chans, h, w)``,
-                which may be None or left out if the model was built with ``missing_spectral="learned"``.
+            image: Image, shape ``(B, in_chans, H, W)``.
+            spectral: For two streams, shape ``(B, spectral_chans, h, w)``; may be None or left out if the model was
+                built with ``missing_spectral="learned"``.
 
         Returns:
             Logits, shape ``(B, num_classes)``.
@@ -327,13 +333,16 @@ class HVT(VisionModel):
         Raises:
             ShapeError: As for :meth:`encode`.
         """
-        return self.forward_head(self.forward_features(*inputs))
+        return self.forward_head(self.forward_features(image, spectral))
 
-    def forward_intermediates(self, *inputs: Tensor | None, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_intermediates(
+        self, image: Tensor, spectral: Tensor | None = None, indices: int | Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Outputs of the stages, those of the image stream first.
 
         Args:
-            *inputs: As for :meth:`forward`.
+            image: As for :meth:`forward`.
+            spectral: The same.
             indices: Levels of :attr:`feature_info` by number (negative: from the end), how many of the last,
                 or None for all; without a spectral input, where it may be missing, all of the image stream.
 
@@ -344,7 +353,7 @@ class HVT(VisionModel):
             ConfigError: A level that does not exist.
             ShapeError: As for :meth:`encode`; also a level of the spectral stream without its input.
         """
-        image, spectral = self._check_inputs(inputs)
+        image, spectral = self._check_inputs(image, spectral)
         own = len(self.rgb.stages)
         wanted = sorted(set(self.level_indices(range(own) if indices is None and spectral is None else indices)))
         levels: list[Tensor] = self.rgb.levels(image) if wanted and wanted[0] < own else [image] * own
@@ -366,7 +375,8 @@ class HVT(VisionModel):
             head = nn.Linear(self.num_features, num_classes)
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
-        self.head = head.to(self.head_norm.weight.device, self.head_norm.weight.dtype)
+        parameter = next(self.parameters())
+        self.head = head.to(parameter.device, parameter.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -217,15 +217,26 @@ class Head(nn.Module):
             self.pre_logits = nn.Sequential()
             self.pre_logits.add_module("fc", nn.Linear(dim, hidden_dim))
             self.pre_logits.add_module("act", nn.Tanh())
-        self.bias = bias
         self.fc: nn.Module = nn.Identity()
         if num_classes:
             self.fc = nn.Linear(hidden_dim or dim, num_classes, bias=bias)
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map pooled features ``(B, dim)`` to logits, or to what the classifier sees."""
-        x = self.pre_logits(self.norm(x))
-        return x if pre_logits else self.fc(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pooled features ``(B, dim)`` to logits."""
+        out: Tensor = self.fc(self.hidden(x))
+        return out
+
+    def init_classifier(self) -> None:
+        """Initialise the classifier alone."""
+        if isinstance(self.fc, nn.Linear):
+            nn.init.trunc_normal_(self.fc.weight, std=0.02)
+            if self.fc.bias is not None:
+                nn.init.zeros_(self.fc.bias)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Map pooled features ``(B, dim)`` to what the classifier sees."""
+        out: Tensor = self.pre_logits(self.norm(x))
+        return out
 
 
 def _flatten_table(table: Tensor) -> Tensor:
@@ -267,7 +278,7 @@ class MaxViT(VisionModel):
             dim = out_dim
         # Without a hidden layer the norm comes before the pooling, as in timm.
         self.norm = nn.Identity() if hidden else nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.head = Head(dim, hidden, config.num_classes, bias=published)
+        self.head: nn.Module = self._fresh_head(config.num_classes)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -279,11 +290,14 @@ class MaxViT(VisionModel):
                 nn.init.xavier_uniform_(module.weight)
             if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        self._init_classifier()
+        if isinstance(self.head, Head):
+            self.head.init_classifier()
 
-    def _init_classifier(self) -> None:
-        if isinstance(self.head.fc, nn.Linear):
-            nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
+    def _fresh_head(self, num_classes: int) -> Head:
+        config = self.config
+        head = Head(config.embed_dim[-1], config.head_hidden_size or 0, num_classes, bias=config.flavour == "tf")
+        head.init_classifier()
+        return head
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -299,19 +313,27 @@ class MaxViT(VisionModel):
                 maps.append(x)
         return x, maps
 
-    def forward_features(self, *inputs: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images ``(B, in_chans, H, W)``: logits ``(B, num_classes)``.
+
+        Raises:
+            ShapeError: As :meth:`forward_features`.
+        """
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
         """The last stage's map, normalised where the head has no norm of its own.
 
         Args:
-            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            x: Images, shape ``(B, in_chans, H, W)``.
 
         Returns:
             Map, shape ``(B, C, ceil(H / stride), ceil(W / stride))``, in channels_last memory.
 
         Raises:
-            ShapeError: Not one batch of images of the right number of bands and type, or no pixels.
+            ShapeError: No batch of images of the right number of bands and type, or no pixels.
         """
-        return self.forward_embedded(*self.embed(*inputs))[0].permute(0, 3, 1, 2)
+        return self.forward_embedded(*self.embed(x))[0].permute(0, 3, 1, 2)
 
     @property
     def ends(self) -> tuple[Ends, ...]:
@@ -319,9 +341,9 @@ class MaxViT(VisionModel):
         first, last = self.feature_info[0], self.feature_info[-1]
         return (Ends("image", first.channels, first.stride, last.channels, last.stride),)
 
-    def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """The stem's map ``(B, H, W, C)``, as :meth:`VisionModel.embed`; its places see their neighbours' pixels."""
-        return (self.stem(self.only_input(inputs)).permute(0, 2, 3, 1),)
+        return (self.stem(x).permute(0, 2, 3, 1),)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
         """The last stage's map ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
@@ -330,14 +352,16 @@ class MaxViT(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, C, H, W)`` and classify; ``(B, num_features)`` with ``pre_logits``."""
-        out: Tensor = self.head(features.mean(dim=(2, 3)), pre_logits)
-        return out
+        pooled = features.mean(dim=(2, 3))
+        if not pre_logits:
+            return self.head(pooled)  # type: ignore[no-any-return]  # a module of any kind may stand there
+        return self.head.hidden(pooled) if isinstance(self.head, Head) else pooled
 
-    def forward_intermediates(self, *inputs: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Maps after the stem (level 0) and after each stage.
 
         Args:
-            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            x: Images, shape ``(B, in_chans, H, W)``.
             indices: Levels by number (negative: from the end), how many of the last, or None for all.
 
         Returns:
@@ -347,22 +371,18 @@ class MaxViT(VisionModel):
             ConfigError: A level that does not exist.
             ShapeError: As :meth:`forward_features`.
         """
-        x = self.only_input(inputs)
         return self._run_stages(self.stem(x), self.level_indices(indices))[1]
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         self.num_classes = num_classes
-        weight = self.stem.conv1.weight
-        self.head.fc = nn.Identity()
-        if num_classes:
-            self.head.fc = nn.Linear(
-                self.num_features, num_classes, bias=self.head.bias, device=weight.device, dtype=weight.dtype
-            )
-            if self.head.fc.bias is not None:
-                nn.init.zeros_(self.head.fc.bias)
-            self._init_classifier()
+        parameter = next(self.parameters())
+        fresh = self._fresh_head(num_classes).to(parameter.device, parameter.dtype)
+        if isinstance(self.head, Head):
+            self.head.fc = fresh.fc
+        else:
+            self.head = fresh
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -12,6 +12,7 @@ from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.files import write_json
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import complete_settings, create_model, families
+from vitrail.models.twin import check_rebuilt
 from vitrail.weights.load import load_weights
 from vitrail.weights.places import CARD_FILE, WEIGHTS_FILE, Place, find_weights, read_card
 from vitrail.weights.read import read_checkpoint
@@ -34,7 +35,9 @@ def model_settings(model: VisionModel) -> tuple[str, dict[str, Any]]:
     if family is None:
         raise ConfigError(f"{type(model).__name__} belongs to no registered family, so that it cannot be built again")
     name = model.name if model.name in family.variants else family.name
-    return name, json.loads(json.dumps(dataclasses.asdict(model.config)))
+    # The classifier may have been replaced since the model was built.
+    settings = {**dataclasses.asdict(model.config), "num_classes": model.num_classes}
+    return name, json.loads(json.dumps(settings))
 
 
 def save_pretrained(model: VisionModel, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
@@ -49,7 +52,8 @@ def save_pretrained(model: VisionModel, folder: str | Path, facts: Mapping[str, 
         The folder.
 
     Raises:
-        ConfigError: A model of no registered family, or facts that JSON cannot hold.
+        ConfigError: A model of no registered family, facts that JSON cannot hold, or a model with changed parts
+            (another patch embedding, mixer or norm), which its settings would build as another one.
         RunError: The folder cannot be written.
     """
     folder = Path(folder)
@@ -64,6 +68,7 @@ def save_pretrained(model: VisionModel, folder: str | Path, facts: Mapping[str, 
         json.dumps(card)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"facts must be plain values that JSON can hold: {error}") from error
+    check_rebuilt(model, name, settings)
     write_weights(folder / WEIGHTS_FILE, model.state_dict(), name, settings)
     write_json(folder / CARD_FILE, card)
     return folder

@@ -189,21 +189,21 @@ class SwinStage(nn.Module):
 
 
 class Head(nn.Module):
-    """Mean over the map, then a linear classifier.
+    """Linear classifier of pooled tokens.
 
     Args:
         dim: Width of a token.
-        num_classes: Width of the logits; 0 leaves the mean as it is.
+        num_classes: Width of the logits; 0 leaves the pooled tokens as they are.
     """
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
         self.fc: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map tokens ``(B, H, W, C)`` to logits, or to their mean ``(B, C)`` with ``pre_logits``."""
-        pooled = x.mean(dim=(1, 2))
-        return pooled if pre_logits else self.fc(pooled)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pooled tokens ``(B, C)`` to logits."""
+        out: Tensor = self.fc(x)
+        return out
 
 
 # More stages than any published Swin has.
@@ -310,7 +310,7 @@ class Swin(VisionModel):
             SwinStage(config, i, [next(rates) for _ in range(depth)]) for i, depth in enumerate(config.depths)
         )
         self.norm = nn.LayerNorm(dims[-1])
-        self.head = Head(dims[-1], config.num_classes)
+        self.head: nn.Module = Head(dims[-1], config.num_classes)
         self.feature_info = [FeatureInfo(f"layers.{i}", dim, (ph * 2**i, pw * 2**i)) for i, dim in enumerate(dims)]
         self._init_weights()
 
@@ -330,19 +330,27 @@ class Swin(VisionModel):
         """One image."""
         return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
 
-    def forward_features(self, *inputs: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images ``(B, in_chans, H, W)``: logits ``(B, num_classes)``.
+
+        Raises:
+            ShapeError: As :meth:`forward_features`.
+        """
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
         """Tokens after the last norm.
 
         Args:
-            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            x: Images, shape ``(B, in_chans, H, W)``.
 
         Returns:
             Shape ``(B, H / stride, W / stride, C)``, rounded up, with the stride of the last stage.
 
         Raises:
-            ShapeError: Not one batch of images of the right number of bands and type, or smaller than a patch.
+            ShapeError: No batch of images of the right number of bands and type, or smaller than a patch.
         """
-        return self.forward_embedded(*self.embed(*inputs))[0]
+        return self.forward_embedded(*self.embed(x))[0]
 
     @property
     def ends(self) -> tuple[Ends, ...]:
@@ -350,9 +358,9 @@ class Swin(VisionModel):
         first, last = self.feature_info[0], self.feature_info[-1]
         return (Ends("image", first.channels, first.stride, last.channels, last.stride),)
 
-    def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """Patches ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
-        return (self.patch_embed(self.only_input(inputs)),)
+        return (self.patch_embed(x),)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
         """The last stage's tokens after the norm, ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
@@ -363,14 +371,14 @@ class Swin(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, H, W, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        out: Tensor = self.head(features, pre_logits)
-        return out
+        pooled = features.mean(dim=(1, 2))
+        return pooled if pre_logits else self.head(pooled)
 
-    def forward_intermediates(self, *inputs: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Outputs of the stages, before the last norm.
 
         Args:
-            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            x: Images, shape ``(B, in_chans, H, W)``.
             indices: Stages by number (negative: from the end), how many of the last, or None for all.
 
         Returns:
@@ -380,7 +388,6 @@ class Swin(VisionModel):
             ConfigError: A level that does not exist.
             ShapeError: As :meth:`forward_features`.
         """
-        x = self.only_input(inputs)
         wanted = self.level_indices(indices)
         tokens = self.patch_embed(x)
         maps: list[Tensor] = []
@@ -398,7 +405,8 @@ class Swin(VisionModel):
         if isinstance(head.fc, nn.Linear):
             nn.init.trunc_normal_(head.fc.weight, std=0.02)
             nn.init.zeros_(head.fc.bias)
-        self.head = head.to(self.norm.weight.device, self.norm.weight.dtype)
+        parameter = next(self.parameters())
+        self.head = head.to(parameter.device, parameter.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

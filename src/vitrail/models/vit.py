@@ -259,18 +259,15 @@ class ViT(VisionModel):
 
     @property
     def ends(self) -> tuple[Ends, ...]:
-        """Patches at both ends; refused where a TokenLearner leaves no grid."""
+        """Patches at both ends; none where a TokenLearner without fuser leaves no grid."""
         if self.learn_at <= len(self.blocks) and not self.token_fusers:
-            raise ConfigError(
-                "after a TokenLearner without fuser no token stands for a place in the image, so that none can be "
-                "reconstructed; give token_learner.fuse true, or leave token_learner out"
-            )
+            return ()
         size = self.patch_embed.patch_size
         return (Ends("image", self.num_features, size, self.num_features, size),)
 
-    def embed(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """Patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
-        return (self.patch_embed(self.only_input(inputs)),)
+        return (self.patch_embed(x),)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
         """Patches after the last norm, ``(B, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
@@ -346,19 +343,26 @@ class ViT(VisionModel):
             tokens = self._learn(tokens, grid, 0)
         return tokens, maps
 
-    def forward_features(self, *inputs: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images ``(B, in_chans, H, W)``: logits ``(B, num_classes)``.
+
+        Raises:
+            ShapeError: As :meth:`forward_features`.
+        """
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
         """Tokens after the last norm.
 
         Args:
-            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            x: Images, shape ``(B, in_chans, H, W)``.
 
         Returns:
             Shape ``(B, N, C)``, prefix tokens first; ``N`` counts the learned tokens where there are any.
 
         Raises:
-            ShapeError: Not one batch of images of the right number of bands and type, or smaller than a patch.
+            ShapeError: No batch of images of the right number of bands and type, or smaller than a patch.
         """
-        x = self.only_input(inputs)
         tokens: Tensor = self.norm(self._walk(x)[0])
         return tokens
 
@@ -372,11 +376,11 @@ class ViT(VisionModel):
         out: Tensor = pooled if pre_logits else self.head(pooled)
         return out
 
-    def forward_intermediates(self, *inputs: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
         """Outputs of blocks on the patch grid.
 
         Args:
-            *inputs: Images, shape ``(B, in_chans, H, W)``.
+            x: Images, shape ``(B, in_chans, H, W)``.
             indices: Blocks by number (negative: from the end), how many of the last, or None for all. After a
                 TokenLearner without fuser tokens have no grid, so :attr:`feature_info` ends there.
 
@@ -387,7 +391,6 @@ class ViT(VisionModel):
             ConfigError: A level that does not exist.
             ShapeError: As :meth:`forward_features`.
         """
-        x = self.only_input(inputs)
         return self._walk(x, self.level_indices(indices))[1]
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -399,7 +402,8 @@ class ViT(VisionModel):
             head = nn.Linear(self.num_features, num_classes)
             nn.init.trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
-        self.head = head.to(self.pos_embed.device, self.pos_embed.dtype)
+        parameter = next(self.parameters())
+        self.head = head.to(parameter.device, parameter.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -108,6 +108,11 @@ class SimMIMTask(PretrainingTask):
     ) -> None:
         super().__init__(model, normalize, augment)
         self.ends = {end.stream: end for end in model.ends}
+        if not self.ends:
+            raise ConfigError(
+                "after a TokenLearner without fuser no token stands for a place in the image, so that none can be "
+                "reconstructed; give token_learner.fuse true, or leave token_learner out"
+            )
         self.ratios = dict(mask_ratios)
         if set(self.ratios) != set(self.ends):
             raise ConfigError(

@@ -1,0 +1,45 @@
+"""torch.fx: layers whose steps depend on the size of the map stand in a symbolic graph as one node each.
+
+``torch.fx.symbolic_trace`` runs a model on stand-ins that have no size, so that no decision by size can be recorded.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.fx import Proxy
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def one_node(function: Function) -> Function:
+    """Make a function, or a module's ``forward``, a single node of torch.fx graphs; elsewhere it runs as it is.
+
+    The node of a ``forward`` is a call of the module, that of a function a call of the function.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = _find_proxy((*args, *kwargs.values()))
+        if proxy is None:
+            return function(*args, **kwargs)
+        tracer: Any = proxy.tracer
+        if args and isinstance(args[0], nn.Module):
+            return tracer.create_proxy("call_module", tracer.path_of_module(args[0]), args[1:], kwargs)
+        return tracer.create_proxy("call_function", call, args, kwargs)
+
+    return call  # type: ignore[return-value]  # the signature is the function's
+
+
+def _find_proxy(values: Iterable[Any]) -> Proxy | None:
+    for value in values:
+        if isinstance(value, Proxy):
+            return value
+        if isinstance(value, tuple):
+            for part in value:
+                if isinstance(part, Proxy):
+                    return part
+    return None
