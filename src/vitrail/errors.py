@@ -21,6 +21,14 @@ class ConfigError(VitrailError, ValueError):
     """A setting, name or option that is unknown, repeated, of the wrong type or out of range."""
 
 
+class UnknownNameError(ConfigError, KeyError):
+    """A key that a mapping does not have; a KeyError too, so that ``in`` and ``get`` work as for any mapping."""
+
+    def __str__(self) -> str:
+        """The message as it is; a KeyError's own form would quote it."""
+        return str(self.args[0])
+
+
 class ShapeError(VitrailError, ValueError):
     """A tensor whose shape does not fit; the message gives the shape that came and the one that was wanted."""
 

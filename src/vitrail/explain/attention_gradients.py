@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from vitrail.explain.capture import CapturedMixing, capture_attention
+from vitrail.explain.capture import CapturedMixing, capture_attention, check_reports, running_mixers
 from vitrail.explain.carrier import (
     HeadFusion,
     Rollout,
@@ -147,6 +147,7 @@ def _roll_graded(model: VisionModel, inputs: Sequence[Tensor | None], target: Te
     inputs = [None if image is None else image.detach().requires_grad_() for image in inputs]
     with torch.enable_grad(), _frozen(model), capture_attention(model, keep=graded) as record:
         features = model.forward_features(*inputs)
+        check_reports(model, running_mixers(model, inputs), record)
         score = model.forward_head(features).gather(1, target[:, None]).sum()
         sources = [features, *(image for image in inputs if image is not None), *graded.constants]
         gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, UnknownNameError, closest
+from vitrail.explain.wrapped import unwrapped
 from vitrail.layers.attention import Attention
 from vitrail.layers.fusion import CrossAttention
 from vitrail.layers.patches import PatchEmbed
@@ -50,10 +51,14 @@ class AttentionRecord:
     Attributes:
         steps: The layers.
         memory_budget: Most bytes that their weights may take; None for any number.
+        reported: Names of all layers that reported, also of those of which nothing was kept.
+
+    Its length, iteration and indices are those of ``steps``; a name gives the layer of that name.
     """
 
     steps: list[CapturedMixing] = field(default_factory=list)
     memory_budget: int | None = None
+    reported: set[str] = field(default_factory=set)
 
     def add(self, step: CapturedMixing) -> None:
         """Append one layer's mixing.
@@ -73,27 +78,82 @@ class AttentionRecord:
                 )
         self.steps.append(step)
 
-    def __getitem__(self, name: str) -> CapturedMixing:
-        """The mixing of the layer of that name.
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[CapturedMixing]:
+        return iter(self.steps)
+
+    def __contains__(self, name: object) -> bool:
+        return any(step.name == name or step is name for step in self.steps)
+
+    def __getitem__(self, name: str | int) -> CapturedMixing:
+        """The mixing of the layer of that name, or at that index of ``steps``.
 
         Raises:
-            ConfigError: It was not captured.
+            ConfigError: No layer of that name was captured.
+            IndexError: No such index.
         """
+        if isinstance(name, int):
+            return self.steps[name]
         for step in self.steps:
             if step.name == name:
                 return step
-        raise ConfigError(f"no layer {name!r} was captured{closest(name, [s.name for s in self.steps])}")
+        raise UnknownNameError(f"no layer {name!r} was captured{closest(name, [s.name for s in self.steps])}")
 
 
 def tapped_layers(model: nn.Module) -> dict[str, AttentionTap]:
     """The taps of a model by the names of their layers; a compiled model's too."""
-    return named_taps(getattr(model, "_orig_mod", model))
+    return named_taps(unwrapped(model))
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention | CrossAttention]:
     """The layers of a model in which tokens attend to tokens, by name."""
-    network = getattr(model, "_orig_mod", model)
-    return {name: layer for name, layer in network.named_modules() if isinstance(layer, Attention | CrossAttention)}
+    return {
+        name: layer for name, layer in unwrapped(model).named_modules() if isinstance(layer, Attention | CrossAttention)
+    }
+
+
+def numbered_layers(model: VisionModel) -> list[str]:
+    """Names of the layers in which tokens attend to tokens, in the model's order: a block keeps its number.
+
+    A block whose mixer has no tap stands with the mixer's name.
+    """
+    taps = tapped_layers(model)
+    layers = [next((tap for tap in taps if _is_in(tap, mixer)), mixer) for mixer in model.mixers()]
+    return layers + [name for name in attention_layers(model) if not any(_is_in(name, layer) for layer in layers)]
+
+
+def check_reports(model: VisionModel, mixers: Sequence[str], record: AttentionRecord) -> None:
+    """Refuse a forward pass in which a block mixed tokens without reporting how.
+
+    Args:
+        model: The model.
+        mixers: Names of modules that must have reported, or a module in them.
+        record: Of the pass.
+
+    Raises:
+        ConfigError: Naming the module and the contract.
+    """
+    for mixer in mixers:
+        if not any(_is_in(name, mixer) for name in record.reported):
+            kind = type(model.get_submodule(mixer)).__name__
+            raise ConfigError(
+                f"{mixer} ({kind}) does not report how it mixes tokens: give it `tap = AttentionTap()` and call "
+                "`tap.report(weights, layout)` in its forward (docs/attention.md, 'A mixer of your own'), or choose a "
+                "method that needs no mixing weights, 'gradcam' for instance"
+            )
+
+
+def running_mixers(model: VisionModel, inputs: Sequence[Tensor | None]) -> list[str]:
+    """Names of the modules that mix tokens in the streams that have an input."""
+    streams = zip(model.streams, [*inputs, *[None] * len(model.streams)], strict=False)
+    left_out = [model.stream_prefixes[stream.name] for stream, x in streams if x is None]
+    return [name for name in model.mixers() if not any(name.startswith(prefix) for prefix in left_out)]
+
+
+def _is_in(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
 
 
 def layer_stride(model: VisionModel, layer: str) -> tuple[int, int]:
@@ -161,6 +221,7 @@ def _add(
 ) -> None:
     if threading.get_ident() != thread:
         return  # somebody else's images
+    record.reported.add(name)
     step = CapturedMixing(name, weights, layout)
     kept = weights if keep is None else keep(step)
     if kept is not None:

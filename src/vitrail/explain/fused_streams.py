@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture import capture_attention, first_stride
+from vitrail.explain.capture import capture_attention, check_reports, first_stride
 from vitrail.explain.carrier import Carrier, HeadFusion, check_fusion, through
 from vitrail.explain.interface import upsample
 from vitrail.explain.rollout import fuse_for_rollout
@@ -81,6 +81,7 @@ def spectral_regions(
     keep = partial(fuse_for_rollout, head_fusion=head_fusion, discard_ratio=discard_ratio)
     with torch.no_grad(), capture_attention(model, keep=keep) as record:
         model.forward_features(image, spectral)
+    check_reports(model, model.mixers(), record)
     (cross,) = (step for step in record.steps if step.layout.kind == "cross")
     grid, asked = cross.layout.query_grid, cross.layout.key_grid
     assert grid is not None, "the streams meet on grids"

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, ShapeError, closest
+from vitrail.errors import ConfigError, ShapeError, UnknownNameError, closest
 from vitrail.explain.settings import check_settings
+from vitrail.explain.wrapped import network_of
 from vitrail.models.base import VisionModel, describe
 
 _NO_CLASS = "a model without classes (num_classes=0) has no class to explain"
@@ -23,7 +24,7 @@ _ONE_AT_A_TIME = threading.RLock()
 Images = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StreamMap:
     """What an explanation says of one input.
 
@@ -41,7 +42,7 @@ class StreamMap:
     parts: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation(Mapping[str, StreamMap]):
     """Maps by stream, and how they were made; ``.map`` and ``.tokens`` are those of the first stream.
 
@@ -59,7 +60,7 @@ class Explanation(Mapping[str, StreamMap]):
 
     def __getitem__(self, stream: str) -> StreamMap:
         if stream not in self.streams:
-            raise ConfigError(f"no map of the stream {stream!r}{closest(stream, self.streams)}")
+            raise UnknownNameError(f"no map of the stream {stream!r}{closest(stream, self.streams)}")
         return self.streams[stream]
 
     def __iter__(self) -> Iterator[str]:
@@ -168,7 +169,7 @@ def explain(
     several that explain, one at a time does.
 
     Args:
-        model: Any model of vitrail.
+        model: Any model of vitrail; also compiled, in DataParallel or DistributedDataParallel, or in a LightningModule.
         images: Normalised images, shape ``(B, C, H, W)``; of a model of two streams one tensor for each, in order or by
             name.
         method: One of :func:`list_methods`.
@@ -184,7 +185,7 @@ def explain(
     if unknown:
         raise ConfigError(f"{method} has no setting {unknown[0]!r}{closest(unknown[0], chosen.settings)}")
     check_settings(method, chosen.compute, settings)
-    network = _network(model)
+    network = network_of(model)
     refusal = chosen.refusal(network)
     if refusal is not None:
         possible = ", ".join(list_methods(network))
@@ -214,20 +215,12 @@ def opened(
         ConfigError: No model of vitrail, or a class that it does not have.
         ShapeError: Images that the model does not take.
     """
-    network = _network(model)
+    network = network_of(model)
     if by_class and network.num_classes < 1:
         raise ConfigError(_NO_CLASS)
     with left_as_it_was(network):
         inputs = _inputs(network, images)
         yield network, inputs, _classes(network, inputs, target) if by_class else None
-
-
-def _network(model: nn.Module) -> VisionModel:
-    """The model as it was before it was compiled."""
-    network = getattr(model, "_orig_mod", model)
-    if not isinstance(network, VisionModel):
-        raise ConfigError(f"only models of vitrail can be explained, not {type(network).__name__}")
-    return network
 
 
 @contextmanager

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError, closest
-from vitrail.explain.capture import CapturedMixing, attention_layers, capture_attention, layer_stride
+from vitrail.explain.capture import (
+    CapturedMixing,
+    capture_attention,
+    check_reports,
+    layer_stride,
+    numbered_layers,
+    running_mixers,
+    tapped_layers,
+)
 from vitrail.explain.groups import from_groups, group_members, real_tokens, to_groups
 from vitrail.explain.interface import StreamMap, register_method, upsample
 from vitrail.layers.tap import TokenLayout
@@ -73,8 +81,9 @@ def attention_maps(
     Raises:
         ConfigError: No such layer, no such place, no class token, or a layer whose tokens have no places.
     """
-    layers = list(attention_layers(model))
+    layers = numbered_layers(model)
     name = None if layer is None else _layer_name(layers, layer)
+    own = next(iter(model.stream_prefixes.values()), "")
     asked: dict[str, Query] = {}
 
     def answer(step: CapturedMixing) -> Tensor | None:
@@ -83,9 +92,12 @@ def attention_maps(
         asked[step.name] = _who(step, query)
         return _row(model, step, asked[step.name], inputs)
 
-    with torch.no_grad(), capture_attention(model, name or "*", keep=answer) as record:
+    # Only a layer without a tap is named as its mixer: every tap is armed then, and that it does not report is found.
+    pattern = name if name in tapped_layers(model) else "*"
+    with torch.no_grad(), capture_attention(model, pattern or "*", keep=answer) as record:
         model.forward_features(*inputs)
-    own = next(iter(model.stream_prefixes.values()), "")
+    asked_for = [name] if name else [mixer for mixer in model.mixers() if mixer.startswith(own)][-1:]
+    check_reports(model, asked_for, record)
     steps = [step for step in record.steps if name is not None or step.name.startswith(own)]
     if not steps:
         raise ConfigError(
@@ -117,7 +129,7 @@ def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[Atte
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7, right.
     """
-    layers = attention_layers(model)
+    layers = numbered_layers(model)
 
     def measure(step: CapturedMixing) -> Tensor | None:
         if step.name not in layers or step.layout.kind == "cross" or step.layout.query_grid is None:
@@ -126,6 +138,7 @@ def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[Atte
 
     with torch.no_grad(), capture_attention(model, keep=measure) as record:
         model.forward_features(*inputs)
+    check_reports(model, running_mixers(model, inputs), record)
     if not record.steps:
         raise ConfigError("every layer attends among learned tokens, which have no places and so no distances")
     return [AttentionDistance(step.name, layer_stride(model, step.name), step.weights) for step in record.steps]

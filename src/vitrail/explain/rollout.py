@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vitrail.explain.capture import CapturedMixing, capture_attention
+from vitrail.explain.capture import CapturedMixing, capture_attention, check_reports, running_mixers
 from vitrail.explain.carrier import (
     HeadFusion,
     Rollout,
@@ -45,7 +45,7 @@ def attention_rollout(
         discard_ratio: Share of the smallest weights of each row set to zero before the residual is added.
 
     Raises:
-        ConfigError: Settings out of range.
+        ConfigError: Settings out of range, or a block that does not report how it mixes tokens.
 
     Source: Abnar & Zuidema 2020, arXiv:2005.00928, section 3.
     """
@@ -53,6 +53,7 @@ def attention_rollout(
     keep = partial(fuse_for_rollout, head_fusion=head_fusion, discard_ratio=discard_ratio)
     with torch.no_grad(), capture_attention(model, keep=keep) as record:
         features = model.forward_features(*inputs)
+    check_reports(model, running_mixers(model, inputs), record)
     return roll_back(model, reading_row(model, features, record.steps[-1].layout), record.steps, inputs)
 
 

@@ -107,6 +107,20 @@ class VisionModel(nn.Module, ABC):
         # For a classifier that does not tell its width.
         self._num_classes = value
 
+    def mixers(self) -> list[str]:
+        """Names of the modules in which blocks mix tokens, in the order of the blocks.
+
+        Of each block in a container ``blocks`` those children whose names begin with ``attn``; a block without such a
+        child stands for itself.
+        """
+        found: list[str] = []
+        for name, module in self.named_modules():
+            if name.rpartition(".")[2] == "blocks":
+                for index, block in module.named_children():
+                    parts = [child for child, _ in block.named_children() if child.startswith("attn")]
+                    found += [f"{name}.{index}.{part}" for part in parts] or [f"{name}.{index}"]
+        return found
+
     def get_classifier(self) -> nn.Module | None:
         """The module that gives the logits, also where another has taken its place; None for a family without one."""
         module: nn.Module = self
