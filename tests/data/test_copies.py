@@ -5,7 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from vitrail.data.copies import find_across, find_copies
 from vitrail.data.look_alikes import ORIENTATIONS, orient, similar_pairs
@@ -74,6 +76,14 @@ def test_copies_are_found_and_nothing_else(change, seed):
     made = [recompressed(change(original, rng), rng) for original in originals[:20]]
     found = find_copies(small([*originals, *made]))
     assert {(copy.first, copy.second) for copy in found.copies} == {(i, 30 + i) for i in range(20)}
+
+
+@pytest.mark.parametrize("size", [8, 20, 40, 64, 90])
+def test_digits_of_any_size_are_no_copies_of_each_other(size):
+    """Scikit-learn's digits are 8 x 8; enlarged, they have no more detail."""
+    digits = torch.from_numpy(load_digits().images[:600]).float()[:, None] / 16
+    images = F.interpolate(digits, size=(size, size), mode="bilinear")
+    assert find_copies(thumbnails(images)).copies == []
 
 
 @pytest.mark.parametrize("kind", TURNS)

@@ -33,8 +33,11 @@ def thumbnails(images: Tensor, stretch: bool = False) -> Thumbnails:
     if gray.isnan().any():
         mean = gray.nanmean((2, 3), keepdim=True).nan_to_num(0.0)
         gray = torch.where(gray.isnan(), mean, gray)
-    if gray.shape[2:] != (SIDE, SIDE):
+    if min(gray.shape[2:]) >= 2 * SIDE:
         gray = F.interpolate(gray, size=(SIDE, SIDE), mode="area")
+    elif gray.shape[2:] != (SIDE, SIDE):
+        # Means over areas repeat pixels of small images, and the edges of such squares look like detail.
+        gray = F.interpolate(gray, size=(SIDE, SIDE), mode="bilinear", antialias=True)
     if stretch:
         low, high = (gray.flatten(1).quantile(share, dim=1)[:, None, None, None] for share in (_CUT, 1 - _CUT))
         # Rounding alone is no contrast.
