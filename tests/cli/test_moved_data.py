@@ -279,3 +279,28 @@ def test_inspect_reads_what_a_run_was_trained_on(tmp_path, capsys, second):
     other = tmp_path / "d" / "a" / "x.tif"
     tifffile.imwrite(other, np.zeros((3, 16, 16), "uint16"), photometric="minisblack")
     assert "where 5 are wanted" in _do(capsys, "inspect", tmp_path / "r", "--image", other, *given, code=1)
+
+
+def test_images_that_changed_their_class_are_counted(moved, capsys):
+    one, other = sorted(folder for folder in (moved / "there").iterdir() if folder.is_dir())[:2]
+    changed = sorted(one.iterdir())[:7]
+    for file in changed:
+        file.rename(other / f"from_{file.name}")
+    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
+    line = f"7 of 80 known images have other labels than when {moved / 'r'} was made"
+    assert line in told
+    assert f"({one.name}, now {other.name}): they are measured by their labels of now" in told
+    for file in changed:
+        (other / f"from_{file.name}").rename(file)
+    assert "other labels" not in _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
+
+
+def test_a_split_that_other_images_lack_is_an_error_with_a_remedy(moved, capsys):
+    for file in (moved / "there").rglob("*.*"):
+        Image.open(file).save(file.with_suffix(".bmp"))
+        file.unlink()
+    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK, "--split", "test", code=1)
+    assert "no 'test' split, only all; leave --split out to measure all images" in told
+    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
+    number = len(list((moved / "there").rglob("*.bmp")))
+    assert f"but {number} have the names of those; copies that were written anew are no test" in told

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vitrail.config import DataConfig
+from vitrail.data.class_facts import describe_doubtful
 from vitrail.data.classes import (
     ClassRules,
     as_label,
@@ -239,7 +240,7 @@ def test_labels_that_are_fractions_or_truths_have_names_by_their_values():
 def test_the_remedy_names_the_settings_that_help():
     with pytest.raises(DataError, match=r"merge them with data.merge_labels similar"):
         resolve(["Ant", "bee"], ClassRules(known=("ant", "bee")))
-    with pytest.raises(DataError, match=r"data.class_names and data.label_values say which number is which class"):
+    with pytest.raises(DataError, match=r"data.class_names and data.label_values say which label is which class"):
         resolve([1, 2], ClassRules(known=("ant", "bee")))
     assert resolve([1, 2], ClassRules(("ant", "bee"), (1, 2), known=("ant", "bee")))[1] == ["ant", "bee"]
     with pytest.raises(DataError, match=r"data.label_values, such as \['n1', 'n2'\]"):
@@ -250,3 +251,16 @@ def test_other_spellings_of_names_in_the_data_are_no_order():
     own = {0: "ant", 1: "bee", 2: "cat"}
     found, named = resolve([0, 1, 2], ClassRules(("Cat", "Bee", "Ant")), own=own)
     assert (found.names, named) == (("Cat", "Bee", "Ant"), ["Ant", "Bee", "Cat"])
+
+
+@pytest.mark.parametrize("mark", ["|", ";", ", "])
+def test_names_that_join_others_are_reported(mark):
+    (line,) = describe_doubtful(["ant", "bee", f"ant{mark}bee"])
+    assert f"1 class names join others, such as 'ant{mark}bee'; data.label_separator '{mark.strip()}'" in line
+    assert describe_doubtful(["ant", "bee", f"ant{mark}wasp", "a,b"]) == []
+    assert "a class is called 'NaN'" in describe_doubtful(["ant", "NaN"])[0]
+
+
+def test_no_merging_is_offered_where_it_cannot_decide():
+    with pytest.raises(DataError, match="does not know: ANT, Ant; rename them or remove them"):
+        resolve(["aNt"], ClassRules(known=("ANT", "Ant"), merge=True))

@@ -65,6 +65,11 @@ def test_a_copy_of_a_training_image_counts_as_one():
     assert known.recognise(_Source(["c", "d"], ["1", "z"])).namesakes() == 1
 
 
+def test_files_of_another_format_are_namesakes():
+    known = _known(["a", "b"], ["x/1.png", "x/2.png"], ["train", "test"])
+    assert known.recognise(_Source(["c", "d"], ["x/1.jpg", "y/2.jpg"])).namesakes() == 1
+
+
 def _record(data):
     splits = [""] * len(data.source)
     for name, rows in data.splits.items():

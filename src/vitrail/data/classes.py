@@ -27,7 +27,7 @@ _DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 # Texts that programs write where a value is missing.
 MISSING = frozenset(("nan", "none", "null", "na", "n/a", "<na>", "nat"))
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u00b4`", "''\"\"''")
-_NAMED_BY = "; data.class_names and data.label_values say which number is which class"
+_NAMED_BY = "; data.class_names and data.label_values say which label is which class"
 _TRUTH = {"false": "0", "true": "1", "0": "false", "1": "true"}
 
 
@@ -409,8 +409,8 @@ def _rename(
             whole = len(strangers) == len(given) and not set(names.values()) & set(given)
             raise DataError(
                 f"{where} has the classes {_with_similar(strangers, given, 'data.class_names')} that data.class_names "
-                f"does not name: {', '.join(given)}; rename them{_merging(strangers, given)}, or add them to "
-                f"data.class_names{values if whole and rules.values is None else ''}"
+                f"does not name: {', '.join(given)}; rename them{'' if rules.merge else _merging(strangers, given)}, or "
+                f"add them to data.class_names{values if whole and rules.values is None else ''}"
             )
     numbering = Numbering(given, tuple(renamed)) if renamed and len(renamed) == len(given) else None
     if own is not None and not renamed and set(spelled.values()) == set(given):
@@ -461,8 +461,8 @@ def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[L
     if unknown:
         raise DataError(
             f"{where} has the classes {_with_similar(sorted(unknown), known, 'the run')} that the run does not know: "
-            f"{', '.join(known)}; rename them{_merging(sorted(unknown), known)} or remove them"
-            + (_NAMED_BY if rules.names is None and all(number_of(name) is not None for name in unknown) else "")
+            f"{', '.join(known)}; rename them{'' if rules.merge else _merging(sorted(unknown), known)} or remove them"
+            + (_NAMED_BY if rules.names is None and (not index or None not in map(number_of, unknown)) else "")
         )
     return index
 

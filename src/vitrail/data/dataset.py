@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
+from vitrail.data.class_facts import describe_doubtful, describe_empty
 from vitrail.data.classes import describe_similar
-from vitrail.data.faults import some
 from vitrail.data.identity import NEW, KnownImages, Recognition
 from vitrail.data.names import describe_band_files, describe_families
 from vitrail.data.no_data import fill_no_data
@@ -58,7 +58,8 @@ class ImageData:
             DataError: There is no such split; the message says which there are.
         """
         if split not in self.splits:
-            raise DataError(f"the data has no {split!r} split, only {', '.join(self.splits)}")
+            remedy = "; leave --split out to measure all images" if "all" in self.splits else ""
+            raise DataError(f"the data has no {split!r} split, only {', '.join(self.splits)}{remedy}")
         return self.splits[split]
 
     def loader(
@@ -307,7 +308,7 @@ def open_data(
     told = list(source.notes)
     similar = describe_similar(source.classes) if classes is None else None
     told += [] if similar is None else [f"warning: {similar}"]
-    told += describe_empty(source) if classes is None else []
+    told += [*describe_doubtful(source.classes), *describe_empty(source)] if classes is None else []
     if split:
         told += describe_families(source.keys, splits, given=any(source.given_split))
         told += describe_band_files(source.keys) if config.band_files is None else []
@@ -333,14 +334,6 @@ def by_rule(data: ImageData) -> ImageData:
     assigned = _assign(data.source, data.config, True)
     splits = {name: [i for i, found in enumerate(assigned) if found == name] for name in _SPLIT_NAMES}
     return dataclasses.replace(data, splits={name: indices for name, indices in splits.items() if indices})
-
-
-def describe_empty(source: ImageSource) -> list[str]:
-    """One line on classes that have a name and no image; nothing where there are none."""
-    empty = [name for i, name in enumerate(source.classes) if not source.is_of(i).any()]
-    if not empty:
-        return []
-    return [f"{len(empty)} of {len(source.classes)} classes have no image: {some(empty)}; a model cannot learn them"]
 
 
 class _SplitDataset(Dataset[Any]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,13 @@ class KnownImages:
         digests: What identifies the content of each; see :meth:`ImageSource.digest`.
         keys: What each was called.
         splits: The split of each, "" where it was in none.
+        labels: The label of each, as :meth:`ImageSource.label` gives it; None where they were not recorded.
     """
 
     digests: tuple[bytes, ...]
     keys: tuple[str, ...]
     splits: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -106,12 +109,31 @@ class Recognition:
         return wanted <= set(self.rows.tolist())
 
     def namesakes(self) -> int:
-        """How many new images are called like a known one: copies with other bytes, or chance."""
-        names = set(self.known.keys)
-        return sum(key in names for key, row in zip(self.keys, self.rows.tolist(), strict=True) if row < 0)
+        """How many new images are called like a known one, but for the suffix: copies with other bytes, or chance."""
+        names = {_without_suffix(key) for key in self.known.keys}
+        rows = self.rows.tolist()
+        return sum(_without_suffix(key) in names for key, row in zip(self.keys, rows, strict=True) if row < 0)
+
+    def relabelled(self, source: ImageSource) -> list[int]:
+        """The known images whose label is another than the run recorded.
+
+        Args:
+            source: The images, of the run's classes.
+        """
+        if self.known.labels is None or not source.classes:
+            return []
+        labels: dict[bytes, set[str]] = {}  # copies of one image may have several
+        for digest, label in zip(self.known.digests, self.known.labels, strict=True):
+            labels.setdefault(digest, set()).add(label)
+        known = enumerate(self.rows.tolist())
+        return [i for i, row in known if row >= 0 and source.label(i) not in labels[self.known.digests[row]]]
 
     def in_order(self, indices: Sequence[int]) -> list[int]:
         """Images in the order in which the run had them, new ones last."""
         last = len(self.known)
         rows = self.rows.tolist()
         return sorted(indices, key=lambda i: (rows[i] if rows[i] >= 0 else last, i))
+
+
+def _without_suffix(key: str) -> str:
+    return PurePosixPath(key).with_suffix("").as_posix() if PurePosixPath(key).name else key

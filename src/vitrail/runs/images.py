@@ -27,13 +27,14 @@ _ON_DISK = ("folder", "unlabelled", "table", "parquet", "arrays")
 
 
 def write_known(run: RunFolder, data: ImageData) -> None:
-    """Record the images that a run is made from: the content, the name and the split of each."""
+    """Record the images that a run is made from: the content, the name, the split and the label of each."""
     splits = [""] * len(data.source)
     for name in ("train", "val", "test", "unlabelled"):
         for index in data.splits.get(name, ()):
             splits[index] = name
     digests = [digest.hex() for digest in data.source.digests()]
-    table = pd.DataFrame({"digest": digests, "path": data.source.keys, "split": splits})
+    labels = [data.source.label(index) for index in range(len(data.source))]
+    table = pd.DataFrame({"digest": digests, "path": data.source.keys, "split": splits, "label": labels})
     with replacing(run.images) as temporary:
         table.to_parquet(temporary)
 
@@ -49,7 +50,8 @@ def read_known(run: RunFolder) -> KnownImages | None:
     try:
         table = pd.read_parquet(run.images)
         digests = tuple(bytes.fromhex(text) for text in table["digest"])
-        return KnownImages(digests, tuple(table["path"]), tuple(table["split"]))
+        labels = tuple(table["label"]) if "label" in table else None
+        return KnownImages(digests, tuple(table["path"]), tuple(table["split"]), labels)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{run.images} is damaged ({error}); restore it, or remove it and resume the run") from error
 
@@ -176,7 +178,7 @@ def open_images(
         return _by_names(run, images, moved)
     found = images.recognition
     assert found is not None, "they were compared"
-    lines = _lines(run, images, found, moved)
+    lines = (*_lines(run, images, found, moved), *_on_labels(run, images, found))
     return RunImages(images, moved, not moved or found.complete, lines)
 
 
@@ -236,6 +238,22 @@ def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -
     seen = in_words(counts["train"], counts["val"])
     parts = [*([seen] if seen else []), f"{counts['test']} are its test images", f"{new} are new"]
     return (f"{found.number} of {number} images are known to {run}, by content: {', '.join(parts)}",)
+
+
+def _on_labels(run: RunFolder, images: ImageData, found: Recognition) -> tuple[str, ...]:
+    """A line on images that have other labels than when the run was made."""
+    source = images.source
+    changed = found.relabelled(source)
+    if not changed:
+        return ()
+    assert found.known.labels is not None, "they were compared"
+    first = changed[0]
+    then = found.known.labels[int(found.rows[first])]
+    return (
+        f"{len(changed)} of {found.number} known images have other labels than when {run} was made, "
+        f"{source.keys[first]} is the first ({then}, now {source.label(first)}): they are measured by their labels of "
+        "now",
+    )
 
 
 def seen_in_training(run: RunFolder, images: ImageData) -> str | None:

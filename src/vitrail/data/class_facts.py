@@ -1,0 +1,35 @@
+"""Facts about the classes of opened images that a reader of results must know: no image, no value, several in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitrail.data.classes import clean_name
+from vitrail.data.faults import some
+from vitrail.data.sources.base import ImageSource
+
+
+def describe_empty(source: ImageSource) -> list[str]:
+    """One line on classes that have a name and no image; nothing where there are none."""
+    empty = [name for i, name in enumerate(source.classes) if not source.is_of(i).any()]
+    if not empty:
+        return []
+    return [f"{len(empty)} of {len(source.classes)} classes have no image: {some(empty)}; a model cannot learn them"]
+
+
+def describe_doubtful(names: Sequence[str]) -> list[str]:
+    """A line on names that seem to join several classes ("ant|bee"), and one on names that stand for no value."""
+    lines = []
+    for mark in "|;,":
+        joined = [
+            name for name in names if mark in name and {clean_name(part) for part in name.split(mark)} <= {*names}
+        ]
+        if joined:
+            lines.append(
+                f"warning: {len(joined)} class names join others, such as {joined[0]!r}; data.label_separator {mark!r} "
+                "gives an image each of them (in a table, with task.loss bce)"
+            )
+    missing = [repr(name) for name in names if name.casefold() in ("nan", "<na>", "nat")]
+    if missing:
+        lines.append(f"warning: a class is called {some(missing)}, which programs write where a label is missing")
+    return lines
