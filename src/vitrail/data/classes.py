@@ -409,8 +409,8 @@ def _rename(
             whole = len(strangers) == len(given) and not set(names.values()) & set(given)
             raise DataError(
                 f"{where} has the classes {_with_similar(strangers, given, 'data.class_names')} that data.class_names "
-                f"does not name: {', '.join(given)}; rename them{'' if rules.merge else _merging(strangers, given)}, or "
-                f"add them to data.class_names{values if whole and rules.values is None else ''}"
+                f"does not name: {', '.join(given)}; rename them{'' if rules.merge else _merging(strangers, given)}, "
+                f"or add them to data.class_names{values if whole and rules.values is None else ''}"
             )
     numbering = Numbering(given, tuple(renamed)) if renamed and len(renamed) == len(given) else None
     if own is not None and not renamed and set(spelled.values()) == set(given):
