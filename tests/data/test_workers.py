@@ -69,6 +69,26 @@ def test_what_ends_a_worker_is_one_line(fault, kind, message, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_the_end_of_a_worker_may_interrupt_its_explanation(monkeypatch):
+    """The handler of SIGCHLD raises at whichever statement is reached when the worker ends."""
+    original = workers._forgotten_iterator
+    raised = []
+
+    def interrupted(traceback):
+        if not raised:
+            raised.append(True)
+            raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly with exit code 3")
+        return original(traceback)
+
+    monkeypatch.setattr(workers, "_forgotten_iterator", interrupted)
+    loader = _UnitLoader(
+        _Faulty(lambda: os._exit(3)), batch_size=1, num_workers=1, collate_fn=lambda items: items[0],
+        worker_init_fn=start_worker,
+    )  # fmt: skip
+    with pytest.raises(RunError, match="with exit code 3"):
+        list(loader)
+
+
 def test_a_fault_of_the_program_stays_as_it_is():
     loader = _UnitLoader(_Faulty(_raise(IndexError("a bug"))), batch_size=1, num_workers=1, worker_init_fn=start_worker)
     with pytest.raises(IndexError):

@@ -104,8 +104,10 @@ def explained_faults() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError, MemoryError, DataError) as error:
-        iterator = _iterator_of(error.__traceback__)
-        _forget(iterator)
+        try:
+            iterator = _forgotten_iterator(error.__traceback__)
+        except RuntimeError:  # torch's handler of SIGCHLD may interrupt any statement, once
+            iterator = _forgotten_iterator(error.__traceback__)
         # The connection of a worker that dies is lost first.
         lost = iterator is not None and isinstance(error, (ConnectionError, EOFError))
         ended = _exit_code(iterator, _DYING if lost else 0.0)
@@ -198,11 +200,13 @@ def _exit_code(iterator: Any, seconds: float) -> int | None:
     return next((code for code in codes if code), None)
 
 
-def _forget(iterator: Any) -> None:
-    """Keep torch from raising an error at any later moment because a worker has ended."""
+def _forgotten_iterator(traceback: TracebackType | None) -> Any:
+    """Torch's iterator, which no longer raises an error at any later moment because a worker has ended."""
+    iterator = _iterator_of(traceback)
     if getattr(iterator, "_worker_pids_set", False):
         torch._C._remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
+    return iterator
 
 
 def _shut_down(iterator: Any) -> None:
