@@ -155,3 +155,88 @@ def test_names_of_folders():
     assert not images_and_masks({"images", "cats"})
     assert not images_and_masks({"masks", "labels"})
     assert not are_bands({"red", "apple"})
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("imgs", "anns"), ("img_dir", "ann_dir"), ("train_images", "train_masks"), ("images_png", "masks_png"),
+     ("leftImg8bit", "gtFine"), ("Original", "Ground Truth"), ("CXR_png", "masks")],
+)  # fmt: skip
+def test_masks_by_other_names_are_no_class(tmp_path, images, masks):
+    for i in range(8):
+        save_image(tmp_path / images / f"scan_{i}.png", (9, 9), seed=i)
+        save_image(tmp_path / masks / f"scan_{i}_mask.png", (9, 9), seed=20 + i)
+    with pytest.raises(DataError, match=r"what was drawn on them|look like masks of them"):
+        folder(tmp_path)
+
+
+def test_a_class_may_be_called_masks(tmp_path):
+    for label in ("mask", "no_mask"):
+        for i in range(8):
+            save_image(tmp_path / label / f"{i}.png", (9, 9), seed=i)
+    assert folder(tmp_path).source.classes == ("mask", "no_mask")
+
+
+@pytest.mark.parametrize(
+    ("names", "missed", "split"),
+    [(("train", "val2017"), "val2017", "val"), (("trainval", "test"), "trainval", "train"),
+     (("train", "valid", "holdout"), "holdout", "test")],
+)  # fmt: skip
+def test_a_split_by_another_name_beside_splits_is_not_passed_over(tmp_path, names, missed, split):
+    fill(tmp_path, *(f"{name}/{label}" for name in names for label in "ab"), number=4)
+    with pytest.raises(DataError, match=f"{missed} .* named like the split {split}; rename it {split}"):
+        folder(tmp_path)
+    (tmp_path / missed).rename(tmp_path / split)
+    assert split in folder(tmp_path).splits
+
+
+def test_unlabelled_images_beside_training_by_any_split_name(tmp_path, capsys):
+    fill(tmp_path, "train/a", "train/b", "test1")
+    assert len(folder(tmp_path).source) == 24
+    assert f"`vitrail predict RUN {tmp_path}/test1`" in capsys.readouterr().err
+
+
+def test_training_images_without_class_folders_are_classed_by_their_names(tmp_path):
+    for i in range(24):
+        save_image(tmp_path / "train" / f"{('cat', 'dog')[i % 2]}.{i}.png", (9, 9), seed=i)
+    fill(tmp_path, "test1", number=3)
+    with pytest.raises(DataError, match=r"train holds 24 images and no class folders.*--data\.label_pattern REGEX"):
+        folder(tmp_path)
+    assert folder(tmp_path / "train", label_pattern=r"^(\w+)\.").source.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("labels", [("a", "b"), ("0", "1", "2")])
+def test_a_set_inside_itself_is_no_class(tmp_path, labels):
+    fill(tmp_path, *labels, *(f"set/{label}" for label in labels), number=6)
+    with pytest.raises(DataError, match=r"set holds folders named like the classes beside it.*label_pattern"):
+        folder(tmp_path)
+    assert folder(tmp_path, label_pattern="([^/]+)/[^/]+$").source.classes == labels
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_one_folder_between_splits_and_classes_is_named(tmp_path, splits):
+    fill(tmp_path, *(f"{split}/images/{label}" for split in splits for label in "ab"))
+    with pytest.raises(
+        DataError, match=r"one class only \(images\).*classes \(a; b\).*'\(\[\^/\]\+\)/\[\^/\]\+\$' takes"
+    ):
+        folder(tmp_path)
+    assert folder(tmp_path, label_pattern="([^/]+)/[^/]+$").source.classes == ("a", "b")
+
+
+def test_folds_and_objects_with_splits_inside_are_no_classes(tmp_path):
+    fill(tmp_path / "folds", *(f"fold{k}/{s}/{c}" for k in (1, 2) for s in ("train", "test") for c in "ab"), number=4)
+    with pytest.raises(DataError, match=r"fold1, fold2 in .* hold the splits test, train, and these a, b.*data\.path"):
+        folder(tmp_path / "folds")
+    assert folder(tmp_path / "folds" / "fold1").source.classes == ("a", "b")
+    parts = ("train/good", "test/good", "test/bent", "ground_truth/bent")
+    fill(tmp_path / "parts", *(f"{thing}/{part}" for thing in ("bottle", "cable") for part in parts), number=2)
+    with pytest.raises(DataError, match=r"holds ground_truth, test, train, which are named like splits or masks"):
+        folder(tmp_path / "parts")
+
+
+def test_images_of_classes_beside_annotations_have_a_path(tmp_path):
+    fill(tmp_path, "images/train/a", "images/train/b", number=6)
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError, match=rf"what was drawn on them.*--data\.path {tmp_path}/images takes"):
+        folder(tmp_path)
+    assert folder(tmp_path / "images").source.classes == ("a", "b")

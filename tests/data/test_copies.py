@@ -110,10 +110,20 @@ def test_what_differs_is_named():
     original = photo(8)
     crop = original.crop((8, 6, 160, 120))
     dark = Image.fromarray((np.asarray(original) * 0.8).astype(np.uint8))
-    kinds = {(c.first, c.second): c.kind for c in find_copies(small([original, crop, dark, original])).copies}
-    assert kinds[0, 3] == "recompressed or scaled"
-    assert kinds[0, 1] == "cropped"
-    assert kinds[0, 2] == "darker"
+    for changed, kind in ((original, "recompressed or scaled"), (crop, "cropped"), (dark, "darker")):
+        assert [copy.kind for copy in find_copies(small([original, changed])).copies] == [kind]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gray_copies_of_colour_images_are_found(seed):
+    rng = np.random.default_rng(seed)
+    colour = [
+        Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+        for _ in range(12)
+    ]
+    gray = [image.convert("L").convert("RGB").rotate(90 * (i % 4)) for i, image in enumerate(colour)]
+    found = find_copies(small(colour + gray)).copies
+    assert {(copy.first, copy.second) for copy in found} == {(i, i + 12) for i in range(12)}
 
 
 def test_candidates_are_those_of_brute_force():

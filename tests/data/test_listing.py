@@ -302,3 +302,23 @@ def test_a_run_inside_its_images_resumes_and_is_no_data_of_the_next(tmp_path):
     assert main(["pretrain", str(run / "recipe.yaml"), "--resume", "--trainer.max_epochs", "2"]) == 0
     data = open_data(DataConfig(source="unlabelled", path=str(tmp_path / "pile")), (8, 8))
     assert len(data.source) == 20
+
+
+def test_a_hard_link_is_the_same_file(tmp_path, capsys):
+    make_folder(tmp_path, splits=(), per_class=8)
+    first = sorted((tmp_path / "dark").iterdir())[0]
+    (tmp_path / "dark" / f"more{first.suffix}").hardlink_to(first)
+    assert len(folder(tmp_path).source) == 16
+    assert "1 image reached through links a second time, taken once" in capsys.readouterr().err
+    (tmp_path / "light" / f"too{first.suffix}").hardlink_to(first)
+    with pytest.raises(DataError, match=r"1 file in several classes or splits through links: .*\(dark\).*\(light\)"):
+        folder(tmp_path)
+
+
+def test_of_many_damaged_files_the_first_are_named(tmp_path):
+    make_folder(tmp_path, splits=(), per_class=8)
+    for i in range(40):
+        (tmp_path / "dark" / f"page{i:02d}.jpg").write_text("<!DOCTYPE html><title>404</title>")
+    with pytest.raises(DataError, match=r"40 of 56 files .*page09\.jpg .*and 30 more; remove or replace") as caught:
+        folder(tmp_path)
+    assert "page10" not in str(caught.value)

@@ -9,7 +9,7 @@ from tests.images import save_image
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.names import describe_families, find_families
+from vitrail.data.names import describe_band_files, describe_families, find_families
 
 
 def halves(keys):
@@ -135,3 +135,79 @@ def test_the_audit_names_families(tmp_path, capsys):
     main(["data", "audit", "--data.source", "folder", "--data.path", str(tmp_path)])
     told = capsys.readouterr().err
     assert re.search(r"\d+ of 24 families of names \(96 images.* lie in several splits: --data\.group", told)
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [("", "~2", "~3"), ("", "-edited"), ("", "_90deg", "_270deg", "_flipLR"), ("", "_new30degFlipLR")],
+    ids=lambda marks: marks[-1],
+)
+def test_marks_of_photo_tools_and_public_sets(marks):
+    keys = [f"{label}/RS_HL {i}{mark}.JPG" for label in "ab" for i in range(9) for mark in marks]
+    found = find_families(keys)
+    assert len({re.search(found.pattern, key).group(1) for key in keys}) == 18
+    assert all(found.family)
+
+
+@pytest.mark.parametrize("before", ["flip_", "rotated_", "crop_1_", "rot_"])
+@pytest.mark.parametrize("stem", ["leaf{}", "{}"])
+def test_words_before_a_name_are_marks_where_the_name_is_there(before, stem):
+    keys = [f"a/{mark}{stem.format(i)}.jpg" for i in range(8) for mark in ("", before)]
+    found = find_families(keys)
+    assert [name.rpartition("/")[2] for name in found.family] == [stem.format(i) for i in range(8) for _ in "ab"]
+    assert not find_families([key for key in keys if before in key])
+
+
+def test_the_copies_of_augmentor_are_families():
+    rng = random.Random(5)
+    keys = [
+        f"a/a_original_leaf{i}.jpg_{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}.jpg"
+        for i in range(6)
+        for h in (rng.randbytes(16).hex() for _ in range(3))
+    ]
+    assert [name.split("leaf")[1][0] for name in find_families(keys).family] == [
+        str(i) for i in range(6) for _ in "abc"
+    ]
+
+
+def test_copies_in_another_split_than_their_original():
+    keys = [f"{split}/a/leaf{i}{mark}.jpg" for i in range(8) for split, mark in (("train", ""), ("test", "_aug_1"))]
+    splits = {"train": range(0, 16, 2), "test": range(1, 16, 2)}
+    (line,) = describe_families(keys, splits, given=True)
+    assert "8 of 8 families of names" in line
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{{}}_0_{n}" for n in (31, 870, 2204, 4409, 9001)],
+        [f"{{}}_aug_{n}" for n in range(9)],
+        [f"{year}_{month}_{day}" for year in (2020, 2021) for month in ("Jul", "Aug", "Sep") for day in range(3)],
+        [f"{month}_{day}_{year}" for year in (2020, 2021) for month in ("jul", "aug") for day in range(3)],
+        [f"sample{i}_30deg" for i in range(9)],
+    ],
+    ids=lambda names: names[1],
+)
+def test_series_dates_and_measurements_are_no_families(names):
+    keys = [f"{label}/{name.format(label)}.jpg" for label in ("cat", "dog") for name in names]
+    assert not find_families(keys)
+
+
+def test_names_are_read_where_images_are_files_alone(capsys):
+    config = DataConfig(source="synthetic_leaves", num_images=60)
+    assert not open_data(config, (16, 16)).source.named
+    assert "consecutive frames" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "bands", [("GRE", "NIR", "RED", "REG"), ("G", "NIR", "R", "RE"), ("NIR", "RE", "red"), ("R", "G", "B"), "12345"]
+)
+def test_bands_of_cameras_are_proposed_where_a_few_lack_or_have_more(bands):
+    keys = [f"a/IMG_{i:04d}_{band}.tif" for i in range(9) for band in bands]
+    lines = [
+        describe_band_files(some) for some in (keys, keys[1:], [*keys, *(f"a/IMG_{i:04d}_thumb.jpg" for i in range(9))])
+    ]
+    assert [len(line) for line in lines] == [1, 1, 1]
+    pattern = re.search(r"--data\.band_files '(.*?)' --data", lines[0][0]).group(1)
+    assert {re.search(pattern, key.rpartition("/")[2])["band"] for key in keys} == set(bands)
+    assert describe_band_files([f"a/knee{i}_{side}.png" for i in range(9) for side in "RL"]) == []

@@ -180,3 +180,27 @@ def test_a_raised_limit_admits_what_pillow_alone_would_not(tmp_path, monkeypatch
         read_image(tmp_path / "x.png", "gray")
     assert read_image(tmp_path / "x.png", "gray", max_pixels=3600).shape == (1, 60, 60)
     assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_mask_beside_an_image_takes_its_pixels_out(tmp_path, named, orientation):
+    """As GDAL writes it: NAME.tif.msk, 0 where there is no data."""
+    for label in "xy":
+        for i in range(6):
+            path = tmp_path / label / f"{i}.tif"
+            path.parent.mkdir(exist_ok=True)
+            image, mask = RNG.integers(50, 200, (16, 16, 3)).astype("uint8"), np.full((16, 16), 255, "uint8")
+            image[:4], mask[:4] = 0, 0
+            turned = [(274, "H", 1, orientation, True)]
+            tifffile.imwrite(path, image, photometric="rgb", metadata=None, extratags=turned)
+            tifffile.imwrite(f"{path}.msk", mask, photometric="minisblack", metadata=None)
+    names = {"band_names": ("r", "g", "b")} if named else {}
+    data = open_data(DataConfig(source="folder", path=str(tmp_path), **names), (16, 16))
+    image = data.source.load([0])["image"][0]
+    assert image.isnan().float().mean() == 0.25
+    assert image[~image.isnan()].min() >= 50 / 255
+    assert image[:, :4].isnan().all() if orientation == 1 else image[:, :, -4:].isnan().all()
+    (tmp_path / "x" / "0.tif.msk").write_bytes(b"II*\0")
+    with pytest.raises(DataError, match=r"1 of 12 files .*0\.tif\.msk is no TIFF that can be read"):
+        open_data(DataConfig(source="folder", path=str(tmp_path), **names), (16, 16))

@@ -327,3 +327,60 @@ def test_the_second_stream_has_settings_of_its_own(tmp_path):
     bands = mixed.measure().streams["image"]
     assert [band.name for band in bands] == ["vh", "db"]
     assert bands[0].no_data == 0 < bands[1].no_data
+
+
+def test_scaled_files_among_files_in_other_units_are_refused(tmp_path):
+    x = np.random.default_rng(7).integers(1000, 8000, (2, 8, 8)).astype("uint16")
+    write_classes(tmp_path / "d", lambda c: x, scale=0.0001)
+    write_tiff(tmp_path / "d" / "0" / "0.tif", x)
+    # A range in the units of the one file would turn all the others into 0.
+    with pytest.raises(DataError, match=r"go from 0\.1\d* to 0\.[78]\d* once its own scale.*all files in one unit"):
+        folder(tmp_path / "d", scale=10000)
+    with pytest.raises(DataError, match=r"several types.*write all files in one unit"):
+        folder(tmp_path / "d")
+
+
+@pytest.mark.parametrize("side", [9, 50, 300])
+def test_a_constant_band_is_found_whatever_size_it_has(tmp_path, side):
+    rng = np.random.default_rng(12)
+    write_classes(
+        tmp_path / "d",
+        lambda c: np.stack([np.full((side, side), 60007), rng.integers(0, 60000, (side, side))]).astype("uint16"),
+    )
+    with pytest.raises(DataError, match=r"one value throughout in vv \("):
+        folder(tmp_path / "d").statistics()
+
+
+def test_masks_of_one_bit_are_0_and_1(tmp_path):
+    rng = np.random.default_rng(13)
+    images = rng.random((12, 2, 8, 8)) > 0.5
+    stack = iter(images)
+    write_classes(tmp_path / "d", lambda c: next(stack))
+    data = folder(tmp_path / "d")
+    assert sorted(values_of(data).sum((1, 2, 3))) == sorted(images.sum((1, 2, 3)))
+    assert data.source.values["image"].limits.kind == "bool"
+    without = folder(tmp_path / "d", nodata=1).source.values["image"].tally
+    assert without.no_data.sum() == images.sum()
+    kept = arrays(tmp_path / "x.npz", np.concatenate([images] * 2))
+    assert np.array_equal(values_of(kept), np.concatenate([images] * 2))
+
+
+def test_complex_values_have_a_remedy(tmp_path):
+    write_classes(tmp_path / "d", lambda c: np.ones((2, 8, 8), "complex64"))
+    with pytest.raises(DataError, match=r"complex64 values; .*write the parts of complex numbers as bands"):
+        folder(tmp_path / "d")
+    with pytest.raises(ConfigError, match="holds complex numbers"):
+        arrays(tmp_path / "x.npz", np.ones((20, 8, 8, 3), "complex64"))
+
+
+def test_a_run_is_given_no_setting_of_training(tmp_path):
+    rng = np.random.default_rng(14)
+    write_classes(tmp_path / "d", lambda c: rng.integers(500, 900, (2, 8, 8)).astype("uint16"))
+    config = DataConfig(source="folder", path=str(tmp_path / "d"), band_names=BANDS, scale=100)
+    with pytest.raises(DataError, match=r"cut off; --data\.scale 900 holds all"):
+        open_data(config, SIZE)
+    with pytest.raises(DataError, match=r"cut off; bring the images to the units .* train with --data\.scale 900"):
+        open_data(config, SIZE, ("0", "1"))
+    write_tiff(tmp_path / "d" / "0" / "0.tif", np.full((2, 8, 8), np.nan, "float32"))
+    with pytest.raises(DataError, match=r"not finite.*fill them, or leave the image out$"):
+        open_data(config, SIZE, ("0", "1"))

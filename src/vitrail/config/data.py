@@ -66,7 +66,7 @@ class DataConfig:
             declare (GDAL_NODATA, masks, alpha); ``[]`` ignores what files declare. Such pixels are left out of
             statistics and filled with the mean of their band.
         allow_constant: Bands that may have one value throughout the training images, by name.
-        value_type: What decided the range of the values where it was not stated: a type (uint8, uint16, int16) or
+        value_type: What decided the range of the values where it was not stated: a type (bool, uint8, uint16, int16) or
             "physical", the files' own scale and offset. Runs record it and refuse files of another type.
         layout: Axes of images in a file of arrays: "channels_first" or "channels_last"; found from the shape and the
             names of the bands where only one is possible.
@@ -125,7 +125,7 @@ class DataConfig:
             searched in the path, whose first parenthesis (or whole match) names the group.
         fold: Number of the fold, from 0, that is the test split (or the validation split, where a test split is given).
         num_folds: How many folds there are.
-        on_unreadable: What to do with files that cannot be read: "error" names them all before anything begins;
+        on_unreadable: What to do with files that cannot be read: "error" counts them before anything begins;
             "skip" goes on without them and lists them in the run folder.
         repeated_files: How often an image of a folder counts that several links lead to: "once" a class, or "each" time
             (oversampling; for folders that are split already).
@@ -168,7 +168,7 @@ class DataConfig:
     range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     nodata: float | Mark | tuple[float | Mark, ...] | None = None
     allow_constant: tuple[str, ...] = ()
-    value_type: Literal["uint8", "uint16", "int16", "physical"] | None = None
+    value_type: Literal["bool", "uint8", "uint16", "int16", "physical"] | None = None
     layout: Literal["channels_first", "channels_last"] | None = None
     max_pixels: int = 178_956_970
     spectral_path: str | None = None
@@ -178,7 +178,7 @@ class DataConfig:
     spectral_offset: float | tuple[float, ...] | None = None
     spectral_range: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     spectral_nodata: float | Mark | tuple[float | Mark, ...] | None = None
-    spectral_value_type: Literal["uint8", "uint16", "int16", "physical"] | None = None
+    spectral_value_type: Literal["bool", "uint8", "uint16", "int16", "physical"] | None = None
     statistics: str | None = None
     subset: str | None = None
     image_column: str | None = None

@@ -309,7 +309,7 @@ def open_data(
     similar = describe_similar(source.classes) if classes is None else None
     told += [] if similar is None else [f"warning: {similar}"]
     told += [*describe_doubtful(source.classes), *describe_empty(source)] if classes is None else []
-    if split:
+    if split and source.named:
         told += describe_families(source.keys, splits, given=any(source.given_split))
         told += describe_band_files(source.keys) if config.band_files is None else []
     print_notes(told)

@@ -16,7 +16,10 @@ from vitrail.files import LFS_REMEDY, is_lfs_pointer
 GRAY, RGB, DEEP, BAND_COUNT = "gray", "rgb", "deep", "band count"
 # What is offered only where a recipe is at hand follows these words.
 TRAINING_ONLY = ", or name its bands"
+IF_NO_DATA = ", or, if they are no data, say so with "
 SKIP = "--data.on_unreadable skip goes on without them"
+# Damaged files in a message; with skip the run lists all.
+_MOST_NAMED = 10
 CONVERT = "pass --data.on_band_mismatch convert"
 
 
@@ -66,7 +69,7 @@ Fault = tuple[str, DataError]
 def unreadable_message(
     faults: Sequence[Fault], total: int, of: str, *, skipped: bool = False, of_run: bool = False
 ) -> str:
-    """One message about all images that cannot be read: pointers are counted, the others named.
+    """One message about all images that cannot be read: pointers are counted, of the others the first are named.
 
     Args:
         faults: Name and fault of each.
@@ -88,8 +91,8 @@ def unreadable_message(
         # Of remedies that begin alike the longest says all.
         remedies = [r for r in dict.fromkeys(offered) if not any(o != r and o.startswith(r) for o in offered)]
         if of_run:
-            remedies = [r.split(TRAINING_ONLY)[0] for r in remedies]
-        named = "; ".join(e.problem if isinstance(e, ImageFault) else str(e) for e in damaged)
+            remedies = list(dict.fromkeys(r.split(TRAINING_ONLY)[0].split(IF_NO_DATA)[0] for r in remedies))
+        named = some([e.problem if isinstance(e, ImageFault) else str(e) for e in damaged], _MOST_NAMED)
         parts.append(
             f"{len(damaged):,} of {of} are no images that can be read{skip}: {named}"
             + "".join(f"; {remedy}" for remedy in remedies)

@@ -295,10 +295,10 @@ def _pages(image: Image.Image, file: Path | bytes) -> tuple[int, npt.NDArray[np.
         return 1, None
     if image.format != "TIFF":
         return getattr(image, "n_frames", 1), None
-    if not image.tag_v2.next:  # type: ignore[attr-defined]
-        return 1, None
-    from vitrail.data.rasters import inspect_pages  # which needs this module for everything else
+    from vitrail.data.rasters import inspect_pages, mask_beside  # which need this module for everything else
 
+    if not image.tag_v2.next and (isinstance(file, bytes) or mask_beside(file) is None):  # type: ignore[attr-defined]
+        return 1, None
     return inspect_pages(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 

@@ -20,7 +20,8 @@ _AUGMENTED = r"aug|augm|augment|augmented|augmentation"
 _CHANGED = (
     r"flip|flipped|[hv]flip|lrflip|udflip|fliplr|flipud|flip[hvxy]|mirror|mirrored|rot|rotate|rotated|rotation|blur|"
     r"blurred|noise|noisy|bright|brightness|brighter|darker|contrast|zoom|zoomed|shear|sheared|shift|shifted|translate|"
-    r"translated|jitter|elastic|hue|saturation|gamma|sharpen|crop|cropped|cutout"
+    r"translated|jitter|elastic|hue|saturation|gamma|sharpen|crop|cropped|cutout|edited|"
+    r"(?:new)?\d{1,3}deg(?:flip(?:lr|ud))?"
 )
 _SIDE = r"(?:[_-]?(?:lr|ud|horizontal|vertical|left|right|[hvxy]))?"
 _NUMBERS = r"(?:[_ -]?-?\d+)*"
@@ -30,7 +31,7 @@ _MARKS = {
     "augmented": (("aug",), rf"[ _.-]+(?:WORDS){_NUMBERS}", _AUGMENTED),
     "changed": (
         ("flip", "mirror", "rot", "blur", "nois", "bright", "darker", "contrast", "zoom", "shear", "shift", "transl",
-         "jitter", "elastic", "hue", "satur", "gamma", "sharpen", "crop", "cutout"),
+         "jitter", "elastic", "hue", "satur", "gamma", "sharpen", "crop", "cutout", "edited", "deg"),
         rf"[ _.-]+(?:WORDS){_SIDE}{_NUMBERS}",
         _CHANGED,
     ),
@@ -38,18 +39,23 @@ _MARKS = {
     "roboflow": ((".rf.",), r"(?:[_.](?:jpe?g|png|bmp|webp))?\.rf\.\w{8,}", ""),
     # File managers.
     "copy": (("cop", "kop"), r"(?: - |[ _-])(?:WORDS)(?:[ _-]?\(?\d+\)?)?", "copy|copie|kopie|copia"),
-    "numbered": ((")",), r" ?\(\d+\)", ""),
+    "numbered": ((")", "~"), r"(?: ?\(\d+\)|~\d{1,2})", ""),
+    # Augmentor: CLASS_original_NAME.jpg_UUID.jpg.
+    "augmentor": (("_original_",), r"\.[a-z]{3,4}_[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", ""),
     # Keras' ImageDataGenerator: PREFIX_0_1234, the number at random.
     "keras": (("_0_",), r"_0_\d{1,7}", ""),
 }  # fmt: skip
 _BEFORE = {
-    "augmented before": (("aug",), rf"(?:WORDS){_NUMBERS}[ _.-]+", _AUGMENTED),
+    "augmented before": (("aug",), rf"(?:WORDS){_NUMBERS}[ _-]+", _AUGMENTED),
+    "changed before": (_MARKS["changed"][0], rf"(?:WORDS){_SIDE}{_NUMBERS}[ _-]+", _CHANGED),
     "copy before": (("copy of ",), r"copy of ", ""),
 }
 # More numbered files than these beside one without a number were numbered, not copied.
 _MOST_COPIES = 10
 # Families that are all of consecutive numbers were numbered, too.
 _DENSE = 0.5
+# Beside names of other months "aug" is one, too.
+_MONTH = re.compile(r"(?<![a-z])(?:jan|feb|mar|apr|jun|jul|sept?|oct|nov|dec)(?![a-z])")
 _MASK = re.compile(
     r"(?i)^(?P<stem>.+?)[ _.-]+(?:mask|masks|seg|segmentation|label|labels|annotation|gt)(?:[ _-]?\d+)?$"
 )
@@ -82,7 +88,8 @@ def find_families(keys: Sequence[str]) -> Families:
     Args:
         keys: Paths of the images.
     """
-    lower = [key.lower() for key in keys]
+    # Copies may lie in another split than their original.
+    lower = [f"{_without_split(key)}/{key.rpartition('/')[2]}".lstrip("/").lower() for key in keys]
     end = [mark for kind in _MARKS if (mark := _used(kind, lower)) is not None]
     start = [mark for kind in _BEFORE if (mark := _used_before(kind, lower)) is not None]
     if not end and not start:
@@ -127,8 +134,11 @@ def _used(kind: str, keys: Sequence[str]) -> str | None:
     several = [marks for marks in found.values() if len(marks) > 1]
     if kind == "numbered" and not beside:
         return None
-    # One stem with numbers is a series; several, each with numbers of its own, are copies.
-    if kind in ("augmented", "changed") and not beside and len(several) < 2:
+    # One stem with numbers is a series; several in one class, each with numbers of its own, are copies.
+    stems_of = Counter(stem.partition("/")[0] for stem, marks in found.items() if len(marks) > 1)
+    if kind in ("augmented", "changed", "keras") and not beside and max(stems_of.values(), default=0) < 2:
+        return None
+    if kind == "augmented" and any(_MONTH.search(key) for key in keys):
         return None
     if kind == "keras":
         groups = [sorted(int(mark.rsplit("_", 1)[1]) for mark in marks) for marks in several]
@@ -197,14 +207,14 @@ def describe_families(keys: Sequence[str], splits: Mapping[str, Sequence[int]], 
 
 # Marks of bands: "Ch3", "B02", "nir"; a number alone at the end of TIFF files' names.
 _EDGE, _OTHER_EDGE = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
-_BAND_WORDS = r"red_?edge|red|green|blue|nir|swir\d?|lwir|tir|thermal|dapi|gfp|pan|coastal|cirrus"
+_BAND_WORDS = r"red_?edge|red|green|blue|nir|swir\d?|lwir|tir|thermal|dapi|gfp|pan|coastal|cirrus|gre|reg|re|r|g|b"
 _BAND_MARKS = (
     re.compile(rf"(?i){_EDGE}(?:ch|channel|band|b|c)[_-]?\d{{1,2}}a?{_OTHER_EDGE}"),
     re.compile(rf"(?i){_EDGE}(?:{_BAND_WORDS}){_OTHER_EDGE}"),
     re.compile(r"(?i)(?<=[_-])\d{1,2}(?=\.tiff?$)"),
 )
-# So many images must have the same bands for a proposal, and so large a share of all.
-_IMAGES_AT_LEAST, _MOST = 3, 0.9
+# So many images must have the same bands for a proposal, and so large a share of all images and of all files.
+_IMAGES_AT_LEAST, _MOST = 3, 0.7
 
 
 def describe_band_files(keys: Sequence[str]) -> list[str]:

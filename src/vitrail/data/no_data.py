@@ -43,6 +43,8 @@ def no_data_mask(
 
 
 def _equal(values: Array, mark: float) -> Mask | bool:
+    if values.dtype.kind == "b":
+        values = values.view(np.uint8)
     if math.isnan(mark):
         return np.isnan(values) if values.dtype.kind == "f" else False
     if values.dtype.kind == "f":

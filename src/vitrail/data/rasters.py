@@ -80,7 +80,8 @@ def open_raster(
 ) -> Raster:
     """Read a TIFF file.
 
-    Overviews (images of reduced size) and masks are not images of their own. An alpha band beyond the wanted bands is
+    Overviews (images of reduced size) and masks are not images of their own; a mask may be a file beside it
+    (``NAME.tif.msk``). An alpha band beyond the wanted bands is
     a mask.
 
     Args:
@@ -93,7 +94,7 @@ def open_raster(
         BandError: A file that holds several images of several bands.
         UnreadableError: Not a TIFF that can be read, one whose pages are of different sizes, or too large a one.
     """
-    return _with_pages(path, lambda file: _open(file, path, bands, max_pixels, size))
+    return _with_masks(path, lambda file, masks: _open(file, masks, path, bands, max_pixels, size))
 
 
 def inspect_pages(path: File) -> tuple[int, npt.NDArray[np.bool_] | None]:
@@ -107,14 +108,29 @@ def inspect_pages(path: File) -> tuple[int, npt.NDArray[np.bool_] | None]:
         UnreadableError: Not a TIFF that can be read.
     """
 
-    def look(file: TiffFile) -> tuple[int, npt.NDArray[np.bool_] | None]:
+    def look(file: TiffFile, beside: Sequence[TiffPage]) -> tuple[int, npt.NDArray[np.bool_] | None]:
         images, masks = _sort_pages(file)
+        masks = masks or list(beside)
         if not masks:
             return len(images), None
         invalid = _planes(masks[0], path)[0] == 0
         return len(images), _turn(invalid, int(_tag(images[0], _ORIENTATION) or 1))
 
-    return _with_pages(path, look)
+    return _with_masks(path, look)
+
+
+def mask_beside(path: File) -> Path | None:
+    """The file in which GDAL keeps an image's mask, beside it; None where there is none."""
+    beside = Path(f"{path}.msk") if isinstance(path, Path) else None
+    return beside if beside is not None and beside.is_file() else None
+
+
+def _with_masks(path: File, look: Callable[[TiffFile, Sequence[TiffPage]], Result]) -> Result:
+    """Open a TIFF file together with the mask beside it."""
+    beside = mask_beside(path)
+    if beside is None:
+        return _with_pages(path, lambda file: look(file, []))
+    return _with_pages(beside, lambda mask: _with_pages(path, lambda file: look(file, _sort_pages(mask)[0])))
 
 
 def _with_pages(path: File, look: Callable[[TiffFile], Result]) -> Result:
@@ -147,8 +163,16 @@ def _sort_pages(file: TiffFile) -> tuple[list[TiffPage], list[TiffPage]]:
     return images, [page for page in pages if page not in images and _kind(page) & (_MASK | _REDUCED) == _MASK]
 
 
-def _open(file: TiffFile, path: File, bands: int | None, max_pixels: int | None, size: tuple[int, int]) -> Raster:
+def _open(
+    file: TiffFile,
+    beside: Sequence[TiffPage],
+    path: File,
+    bands: int | None,
+    max_pixels: int | None,
+    size: tuple[int, int],
+) -> Raster:
     images, masks = _sort_pages(file)
+    masks = masks or list(beside)
     if not images:
         raise UnreadableError(f"{path} is no TIFF that can be read (it holds no image)", "remove or replace it")
     first = images[0]

@@ -25,6 +25,8 @@ _PERCENTILES = (1, 5, 50, 95, 99)
 MANY_SATURATED = 0.01
 # More of the images than this with blue brighter than red are unusual in nature: see `swapped_red_and_blue`.
 _MOSTLY_BLUE = 2 / 3
+# Resizing rounds: a band of one value varies by less than this share of it, and a step of 16 bits by at least 1.5e-5.
+_ROUNDING = 4e-6
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class StreamStatistics:
         none = np.zeros(len(self.bands))
         cut = (none, none) if tally is None else tally.cut_shares()
         lost = none if tally is None else tally.no_data_shares()
-        same = (self._extent[0] >= self._extent[1]).tolist()
+        low, high = self._extent
+        same = (high - low <= _ROUNDING * high).tolist()
         return [
             BandStatistics(
                 name=name,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrail.data.faults import UnreadableError
+from vitrail.data.faults import IF_NO_DATA, UnreadableError
 from vitrail.data.values import KNOWN_TYPE, LEAST_FILLED, PHYSICAL, ValueRange, ValueRule, resolve_range
 from vitrail.errors import DataError
 
@@ -105,8 +105,10 @@ def survey(values: Array, invalid: Mask | None, rule: ValueRule, what: str, phys
         UnreadableError: Values that are not finite and not declared no data.
     """
     kind = values.dtype.name
-    if values.dtype.kind not in "uif":
-        raise DataError(f"{what} holds {kind} values; integers or floats are wanted")
+    if values.dtype.kind not in "buif":
+        raise DataError(
+            f"{what} holds {kind} values; integers or floats are wanted: write the parts of complex numbers as bands"
+        )
     images = values if values.ndim == 4 else values[None]
     lost = None if invalid is None else (invalid if values.ndim == 4 else invalid[None])
     if kind[0] == "f":
@@ -146,7 +148,7 @@ def _refuse_not_finite(images: Array, lost: Mask | None, rule: ValueRule, what: 
     marks = "nan" if not infinite else ("[nan, inf, -inf]" if nan else "[inf, -inf]")
     raise UnreadableError(
         f"{what} holds values that are not finite ({told})",
-        f"if they are no data, say so with --{rule.prefix}nodata '{marks}', else fill them, or leave it out",
+        f"fill them, or leave the image out{IF_NO_DATA}--{rule.prefix}nodata '{marks}'",
     )
 
 
@@ -159,12 +161,14 @@ class Surveys:
         kinds: Type of the values -> how many images are of it, and the name of the first.
         low: Smallest value of each band.
         high: Largest.
+        own_extent: Smallest and largest value of the images to which their own scale and offset were applied.
     """
 
     bands: tuple[str, ...]
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
     low: Array = field(init=False)
     high: Array = field(init=False)
+    own_extent: tuple[float, float] = (np.inf, -np.inf)
 
     def __post_init__(self) -> None:
         """Begin with nothing."""
@@ -189,6 +193,9 @@ class Surveys:
             self._sizes.append(seen)
             return
         self.low, self.high = np.minimum(self.low, seen.low), np.maximum(self.high, seen.high)
+        if seen.physical:
+            low, high = self.own_extent
+            self.own_extent = min(low, float(seen.low.min())), max(high, float(seen.high.max()))
         self._rows[index] = seen.counts
 
     def add_array(self, name: str, seen: Survey) -> None:
@@ -216,7 +223,7 @@ class Surveys:
             rule: What the recipe states.
             kept: The images that the source goes on with.
         """
-        limits, notes = resolve_range(rule, self.kinds, self.extent, len(self.bands))
+        limits, notes = resolve_range(rule, self.kinds, self.extent, len(self.bands), self.own_extent)
         if limits.kind is None and self._pictures:
             notes.append(
                 f"{len(self._pictures)} of the images are pictures of 8 bits, whose values 0 to 255 become 0 to 1; "
@@ -250,20 +257,21 @@ class StreamValues:
     high: Array
     tally: Tally | None = None
 
-    def check(self, keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    def check(self, keys: Sequence[str], *, of_run: bool = False) -> tuple[list[str], list[str]]:
         """Notes and warnings on pixels without data and those that the range cuts off.
 
         Args:
             keys: What each image is called.
+            of_run: Whether a trained run reads them, whose range no setting changes any more.
 
         Raises:
             DataError: The range cuts off more than 50 % of a band's values.
         """
         notes: list[str] = []
-        warnings = [] if (dim := self._barely_filled()) is None else [dim]
+        warnings = [] if (dim := self._barely_filled(of_run)) is None else [dim]
         if self.tally is None:
             return notes, warnings
-        cut = self._cut_off(self.tally)
+        cut = self._cut_off(self.tally, of_run)
         if cut is not None:
             warnings.append(cut)
         lost = self.tally.no_data.sum(1) / np.maximum(self.tally.pixels.sum(1), 1)
@@ -280,7 +288,16 @@ class StreamValues:
             )
         return notes, warnings
 
-    def _barely_filled(self) -> str | None:
+    def _fitting(self, of_run: bool) -> str:
+        """An option that fits the values that were seen; of a trained run the range is what it was trained with."""
+        fitting = self.rule.suggest(float(self.low.min()), float(self.high.max()))
+        return (
+            f"bring the images to the units that the run was trained in, or train with {fitting}: it"
+            if of_run
+            else fitting
+        )
+
+    def _barely_filled(self, of_run: bool) -> str | None:
         """A warning where the values fill next to nothing of a range that the recipe states."""
         low, high = float(self.low.min()), float(self.high.max())
         if self.limits.kind is not None or not low <= high:
@@ -290,17 +307,17 @@ class StreamValues:
             return None
         return (
             f"{self.rule.setting}: the images' values, {low:g} to {high:g}, fill {(high - low) / whole:.2%} of the "
-            f"stated range; {self.rule.suggest(low, high)} fills it"
+            f"stated range; {self._fitting(of_run)} fills it"
         )
 
-    def _cut_off(self, tally: Tally) -> str | None:
+    def _cut_off(self, tally: Tally, of_run: bool) -> str | None:
         below, above = tally.cut_shares()
         worst = below + above
         many = [i for i in np.argsort(-worst, kind="stable").tolist() if worst[i] > MANY_CUT_OFF]
         if not many:
             return None
         told = _few([f"{self.bands[i]} ({below[i]:.1%} below, {above[i]:.1%} above)" for i in many])
-        fitting = self.rule.suggest(float(self.low.min()), float(self.high.max()))
+        fitting = self._fitting(of_run)
         setting = f"{self.rule.prefix}{'range' if self.rule.limits is not None else 'scale'}: "
         outside = f"values of {told} lie outside of the range and"
         if worst[many[0]] > MOST_CUT_OFF:

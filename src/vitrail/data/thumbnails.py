@@ -16,10 +16,14 @@ Thumbnails = npt.NDArray[np.uint8]
 SIDE = 32
 # Share of the pixels that a stretched contrast cuts off at either end.
 _CUT = 0.01
+# ITU-R BT.601: red, green, blue.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 def thumbnails(images: Tensor, stretch: bool = False) -> Thumbnails:
-    """Gray images of 32 x 32 pixels, the mean of all bands.
+    """Gray images of 32 x 32 pixels: the luma of three bands, the mean of any other number.
+
+    Gray copies of colour images are made by luma, by nearly every tool.
 
     Args:
         images: Shape ``(B, C, H, W)``, 0..1; NaN where there is no data.
@@ -29,7 +33,9 @@ def thumbnails(images: Tensor, stretch: bool = False) -> Thumbnails:
     Returns:
         Shape ``(B, 32, 32)``.
     """
-    gray = images.nanmean(1, keepdim=True)
+    weights = images.new_tensor(_LUMA if images.shape[1] == 3 else [1.0] * images.shape[1])[:, None, None]
+    known = ~images.isnan() * weights
+    gray = (images.nan_to_num(0.0) * weights).sum(1, keepdim=True) / known.sum(1, keepdim=True)
     if gray.isnan().any():
         mean = gray.nanmean((2, 3), keepdim=True).nan_to_num(0.0)
         gray = torch.where(gray.isnan(), mean, gray)

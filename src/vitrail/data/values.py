@@ -25,13 +25,16 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 # The largest value of the types whose range may be that of the type.
-_TYPE_RANGES = {"uint8": 255.0, "uint16": 65535.0, "int16": 32767.0}
-# The type whose range needs no statement and no remark.
+_TYPE_RANGES = {"bool": 1.0, "uint8": 255.0, "uint16": 65535.0, "int16": 32767.0}
+# The type of pictures, whose range needs no statement and no remark; and all such types.
 KNOWN_TYPE = "uint8"
+_KNOWN_TYPES = ("bool", KNOWN_TYPE)
 # Values to which the file's own scale and offset were applied, whatever type they are stored as.
 PHYSICAL = "physical"
 # Images that fill less than this share of the type's range were not stored to fill it.
 LEAST_FILLED = 0.01
+# What helps where some files have a scale and offset of their own and others have not.
+_ONE_UNIT = "write all files in one unit (with the same scale and offset, or without)"
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class ValueRange:
     Attributes:
         low: Value that becomes 0, one for all bands or one a band.
         high: Value that becomes 1, likewise.
-        kind: What decided it: a type ("uint8", "uint16", "int16"), or "physical" (the files' own scale and offset);
-            None where the recipe states it.
+        kind: What decided it: a type ("bool", "uint8", "uint16", "int16"), or "physical" (the files' own scale and
+            offset); None where the recipe states it.
     """
 
     low: tuple[float, ...]
@@ -146,7 +149,11 @@ def value_rules(config: DataConfig) -> dict[str, ValueRule]:
 
 
 def resolve_range(
-    rule: ValueRule, kinds: Mapping[str, tuple[int, str]], extent: tuple[float, float], bands: int
+    rule: ValueRule,
+    kinds: Mapping[str, tuple[int, str]],
+    extent: tuple[float, float],
+    bands: int,
+    own_extent: tuple[float, float] | None = None,
 ) -> tuple[ValueRange, list[str]]:
     """Decide the range of a stream's values once for all its images.
 
@@ -156,6 +163,7 @@ def resolve_range(
             were applied) -> how many images are of it, and the name of the first.
         extent: Smallest and largest value of all images.
         bands: Number of bands.
+        own_extent: The same of the images to which their own scale and offset were applied; of all when not given.
 
     Returns:
         The range, and what to log of it.
@@ -168,12 +176,14 @@ def resolve_range(
     stated = rule.stated(bands)
     own_units = [first for kind, (_, first) in kinds.items() if kind == PHYSICAL]
     if stated is not None:
-        filled = max(high - low, 0.0) / max(b - a for a, b in zip(stated.low, stated.high, strict=True))
+        own_low, own_high = own_extent or extent
+        filled = max(own_high - own_low, 0.0) / max(b - a for a, b in zip(stated.low, stated.high, strict=True))
         if own_units and filled < LEAST_FILLED:
+            remedy = f"state it in these units ({rule.suggest(own_low, own_high)})"
             raise DataError(
-                f"{rule.setting}: the values of {own_units[0]} go from {low:g} to {high:g} once its own scale and "
-                f"offset are applied, {filled:.2%} of the stated range; state it in these units "
-                f"({rule.suggest(low, high)}), or leave it out"
+                f"{rule.setting}: the values of {own_units[0]} go from {own_low:g} to {own_high:g} once its own scale "
+                f"and offset are applied, {filled:.2%} of the stated range; "
+                + (f"{remedy}, or leave it out" if len(kinds) == 1 else f"{_ONE_UNIT}, and {remedy}")
             )
         return stated, []
     strangers = [kind for kind in kinds if kind != rule.recorded]
@@ -185,9 +195,10 @@ def resolve_range(
         )
     if len(kinds) > 1:
         told = ", ".join(f"{kind} ({count}, first {first})" for kind, (count, first) in kinds.items())
+        remedy = f"{rule.suggest(low, high)} ({rule.setting}, the value that shall become 1)"
         raise DataError(
-            f"the images are of several types: {told}; the range of their values is not known; give "
-            f"{rule.suggest(low, high)} ({rule.setting}, the value that shall become 1)"
+            f"the images are of several types: {told}; the range of their values is not known; "
+            + (f"{_ONE_UNIT}, and give its range (data.scale)" if own_units else f"give {remedy}")
         )
     ((kind, (count, first)),) = kinds.items()
     others = f" (as do {count - 1} others)" if count > 1 else ""
@@ -204,7 +215,7 @@ def resolve_range(
         )
     top = _TYPE_RANGES[kind]
     found = ValueRange((0.0,), (top,), kind)
-    if kind == KNOWN_TYPE or rule.recorded is not None or not math.isfinite(low):
+    if kind in _KNOWN_TYPES or rule.recorded is not None or not math.isfinite(low):
         return found, []
     filled = max(high - low, 0.0) / top
     if filled < LEAST_FILLED:

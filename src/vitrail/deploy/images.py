@@ -99,7 +99,7 @@ def open_files(
     for name, stream in card.streams.items():
         if source.bands.get(name) != stream.bands:
             _refuse_bands(card, name)
-    check_values(source)
+    check_values(source, of_run=True)
     return ImageData(source, {"all": list(range(len(source)))}, config, card.filling())
 
 

@@ -42,7 +42,7 @@ class StreamCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     img_size: tuple[int, int]
-    value_type: Literal["uint8", "uint16", "int16", "physical"] | None = None
+    value_type: Literal["bool", "uint8", "uint16", "int16", "physical"] | None = None
 
 
 @dataclass(frozen=True)

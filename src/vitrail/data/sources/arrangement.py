@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,19 @@ from vitrail.data.listing import (
     list_images,
     subfolders,
 )
-from vitrail.data.sources.folder_names import are_bands, are_variants, images_and_masks, split_like, split_of
+from vitrail.data.sources.folder_names import (
+    are_bands,
+    are_masks,
+    are_variants,
+    images_and_masks,
+    split_like,
+    split_of,
+)
 from vitrail.errors import DataError
 
 _VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".mpeg", ".mpg", ".webm", ".m4v", ".wmv")
 _NUMBERED = re.compile(r"[^\d]*\d+")
+_MASK_MARK = re.compile(r"(?i)[ _.-]+(?:mask|masks|seg|segmentation|label|labels|annotation|gt)(?:[ _-]?\d+)?$")
 _ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".parquet")
 
 
@@ -85,6 +94,7 @@ def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
         if split is not None:
             parts[split] = folder
     others = [folder for folder in folders if folder not in parts.values()]
+    _refuse_missed_splits(root, parts, others)
     if parts and others and not ("train" in parts and subfolders(parts["train"])):
         # Perhaps train and test are vehicles and exams here, or the images to predict lie beside the classes.
         raise DataError(
@@ -95,6 +105,9 @@ def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
     if not parts:
         _refuse_splits_by_other_names(root, folders)
         return {"": root}
+    for folder in [folder for folder in others if split_like(folder.name)]:
+        _note_unlabelled(folder, list_images(folder).files, found)
+        others.remove(folder)
     if others:
         found.notes.append(
             f"passed over {count_of(len(others), 'folder')} beside {', '.join(p.name for p in parts.values())}: "
@@ -103,12 +116,50 @@ def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
     for split in [split for split in ("val", "test") if split in parts and "train" in parts]:
         images = _unlabelled(parts[split], parts["train"])
         if images:
-            found.notes.append(
-                f"passed over {parts[split]}: its {count_of(len(images), 'image')} lie in no class folders and look "
-                f"unlabelled; `vitrail predict RUN {parts[split]}` classifies them after training"
-            )
-            del parts[split]
+            _note_unlabelled(parts.pop(split), images, found)
     return {"": parts["train"]} if set(parts) == {"train"} else parts
+
+
+def _note_unlabelled(folder: Path, images: Sequence[Path], found: Arrangement) -> None:
+    found.notes.append(
+        f"passed over {folder}: its {count_of(len(images), 'image')} lie in no class folders and look unlabelled; "
+        f"`vitrail predict RUN {shlex.quote(str(folder))}` classifies them after training"
+    )
+
+
+def _refuse_missed_splits(root: Path, parts: dict[str, Path], others: Sequence[Path]) -> None:
+    """Beside folders of splits: splits by other names, masks, and training images without class folders.
+
+    Raises:
+        DataError: There are some.
+    """
+    if not parts:
+        return
+    for folder in others:
+        split = split_like(folder.name)
+        if (
+            split is not None
+            and split not in parts
+            and ("train" not in parts or not _unlabelled(folder, parts["train"]))
+        ):
+            raise DataError(
+                f"{root} has {folder.name} beside {', '.join(part.name for part in parts.values())}: it is named like "
+                f"the split {split}; rename it {split}, or move it out of {root}"
+            )
+    # Perhaps train is a vehicle here, and the others are too.
+    if all(split_like(folder.name) or are_masks(folder.name) for folder in others) and "train" in parts:
+        _refuse_flat_training(parts["train"])
+
+
+def _refuse_flat_training(train: Path) -> None:
+    if not subfolders(train):
+        number = len(list_images(train, deep=False).files)
+        if number:
+            raise DataError(
+                f"{train} holds {count_of(number, 'image')} and no class folders; put each class's images "
+                "into a folder of its own, or take the class from a table (data.source table) or from the images' "
+                f"names: --data.path {shlex.quote(str(train))} --data.label_pattern REGEX"
+            )
 
 
 def _unlabelled(folder: Path, train: Path) -> list[Path]:
@@ -178,7 +229,7 @@ def _refuse_splits_by_other_names(root: Path, folders: Sequence[Path]) -> None:
     train = next(folder for folder in folders if likely[folder.name] == "train")
     inner, classes = _unwrap(train)
     told = f"their classes seem to be {_listed(classes)}; " if classes else ""
-    places = f"--data.path {inner} splits that folder by itself, or " if classes else ""
+    places = f"--data.path {shlex.quote(str(inner))} splits that folder by itself, or " if classes else ""
     names = ", ".join(name for name in ("train", "val", "test") if name in likely.values())
     raise DataError(
         f"the folders {_listed([folder.name for folder in folders])} in {root} are named like splits, not like "
@@ -198,8 +249,15 @@ def _refuse_other_things(root: Path, folders: Sequence[Path], stacked: bool, fou
         raise DataError(
             f"the folders {_listed(sorted(names))} in {root} look like images and what was drawn on them, not like "
             "classes; put each class's images into a folder of its own, or list path and label in a table (data.source "
-            "table)"
+            f"table){_classes_inside(folders)}"
         )
+    for folder in folders:
+        if are_masks(folder.name) and (other := _drawn_on(folder, folders)):
+            raise DataError(
+                f"the files of {folder} are named like those of {other} and look like masks of them, not like a "
+                f"class; move {folder.name} out of {root}; if it is a class, --data.label_pattern '^([^/]+)/' takes all"
+            )
+    _refuse_nested_classes(root, folders)
     if not stacked and are_bands(names) and _same_stems(folders):
         raise DataError(
             f"the folders {_listed(sorted(names))} in {root} hold files of the same names and look like bands of the "
@@ -227,6 +285,50 @@ def _refuse_other_things(root: Path, folders: Sequence[Path], stacked: bool, fou
         )
 
 
+def _classes_inside(folders: Sequence[Path]) -> str:
+    """A remedy where the folder of images has folders inside, perhaps of classes or splits."""
+    for folder in [folder for folder in folders if not are_masks(folder.name)]:
+        inside = subfolders(folder)
+        classes = [path for path in inside if not split_of(path.name)] or [
+            p for path in inside for p in subfolders(path)
+        ]
+        if len(classes) > 1:
+            return f"; --data.path {shlex.quote(str(folder))} takes the folders inside"
+    return ""
+
+
+def _drawn_on(masks: Path, folders: Sequence[Path]) -> Path | None:
+    """The folder whose images' names are those of a folder of masks."""
+    files = [file.stem.lower() for file in list_images(masks).files]
+    stems = {_MASK_MARK.sub("", stem) for stem in files}
+    if all(stem.isdigit() for stem in files):  # numbers are the names of any images: "mask" may be a class
+        return None
+    for folder in folders:
+        if folder != masks and stems and stems <= {file.stem.lower() for file in list_images(folder).files}:
+            return folder
+    return None
+
+
+def _refuse_nested_classes(root: Path, folders: Sequence[Path]) -> None:
+    """A class folder that holds folders named like the classes beside it, as of an archive unpacked twice.
+
+    Raises:
+        DataError: There is one.
+    """
+    names = {folder.name for folder in folders}
+    for folder in folders:
+        nested = sorted(names & {path.name for path in subfolders(folder)})
+        # Numbers inside numbers may be days or patients.
+        if all(_NUMBERED.fullmatch(name) for name in (folder.name, *nested)):
+            continue
+        if len(nested) > 1 and names - {folder.name} <= set(nested):
+            raise DataError(
+                f"{folder} holds folders named like the classes beside it ({_listed(nested)}); move it out of {root}, "
+                "or say which folder is the class, --data.label_pattern '([^/]+)/[^/]+$' (the lowest) or '^([^/]+)/' "
+                "(the highest)"
+            )
+
+
 def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, shared: list[str], stacked: bool) -> None:
     names = _listed([folder.name for folder in folders])
     if images_and_masks(set(shared)):
@@ -242,6 +344,17 @@ def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, share
             "stack them with --data.band_files '(?P<band>[^/]+)/[^/]+$' and --data.band_names "
             f"'[{', '.join(shared)}]'"
         )
+    if any(split_of(name) or are_masks(name) for name in shared) and not all(split_of(name) for name in shared):
+        raise DataError(
+            f"each class folder in {root} ({names}) holds {_listed(shared)}, which are named like splits or masks, not "
+            f"like classes; --data.path {shlex.quote(str(folders[0]))} takes {folders[0].name} alone"
+        )
+    inside = [path.name for path in subfolders(folders[0] / shared[0])] if first == folders[0] else []
+    if len(inside) > 1 and all(split_of(name) for name in shared):
+        raise DataError(
+            f"the folders {names} in {root} hold the splits {_listed(shared)}, and these {_listed(inside)}, which seem "
+            f"to be the classes; --data.path {shlex.quote(str(folders[0]))} takes {folders[0].name} alone"
+        )
     if all(split_of(name) for name in shared):
         raise DataError(
             f"each class folder in {root} ({names}) holds the splits {_listed(shared)}; put the classes into the "
@@ -250,8 +363,8 @@ def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, share
     raise DataError(
         f"all class folders in {root} ({names}) hold the same sub-folders and no image of their own: the classes seem "
         f"to be {_listed(shared)}. Name splits train, val and test; or say which folder is the class, "
-        f"--data.label_pattern '([^/]+)/[^/]+$' (the lowest) or '^([^/]+)/' (the highest); --data.path {first} takes "
-        f"{folders[0].name} alone"
+        "--data.label_pattern '([^/]+)/[^/]+$' (the lowest) or '^([^/]+)/' (the highest); "
+        f"--data.path {shlex.quote(str(first))} takes {folders[0].name} alone"
     )
 
 

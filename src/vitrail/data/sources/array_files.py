@@ -96,7 +96,8 @@ def pick_array(arrays: Mapping[str, Array], name: str, path: Path, setting: str,
     if name not in arrays:
         raise ConfigError(f"{setting}: {path} has no array {name!r}, only {', '.join(arrays)}{closest(name, arrays)}")
     if not texts and arrays[name].dtype.kind not in "buif":
-        raise ConfigError(f"{setting}: {name!r} in {path} holds texts; numbers are wanted")
+        held = "complex numbers" if arrays[name].dtype.kind == "c" else "texts"
+        raise ConfigError(f"{setting}: {name!r} in {path} holds {held}; integers or floats are wanted")
     return arrays[name]
 
 

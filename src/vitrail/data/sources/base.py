@@ -46,6 +46,7 @@ class ImageSource(ABC):
         bands: Names of the bands of each stream, "image" first and "spectral" where there is a second.
         wavelengths: Those of a stream's bands in nm, where they are known.
         keys: What identifies each image: a path relative to the source, or a number.
+        named: Whether keys are paths of files, whose names may say what an image is.
         targets: Class of each image, shape ``(N,)``; where images have several labels 1 for those that each has and 0
             for the others, shape ``(N, K)``.
         given_split: Split of each image where the source says so ("train", "val", "test"), "" where not.
@@ -64,6 +65,7 @@ class ImageSource(ABC):
     bands: dict[str, tuple[str, ...]]
     wavelengths: Mapping[str, tuple[float, ...]] = MappingProxyType({})
     keys: list[str]
+    named: bool = False
     targets: npt.NDArray[np.int64]
     given_split: list[str]
     groups: Sequence[str] | None = None
@@ -155,6 +157,7 @@ class WrappedSource(ImageSource):
         self.inner = source
         self.classes, self.keys, self.targets = source.classes, source.keys, source.targets
         self.given_split, self.groups, self.scene = source.given_split, source.groups, source.scene
+        self.named = source.named
         self.bands, self.wavelengths, self.numbering = source.bands, source.wavelengths, source.numbering
         self.in_memory, self.fixed = source.in_memory, source.fixed
         self.left_out, self.notes = source.left_out, source.notes

@@ -112,6 +112,7 @@ class EmbeddedSource(ImageSource):
         keys = [path or f"{part.name}/{row:08d}" for path, (part, row) in zip(self._paths, origins, strict=True)]
         if len(set(keys)) < len(keys):  # the paths inside are not unique: their rows are
             keys = [f"{part.name}/{row:08d}" for part, row in origins]
+        self.named = keys == self._paths
         labels, own = _labels_of_parts(parts, tables, label_column)
         found = resolve_classes(count_labels(labels), rules or ClassRules(), self.root, own)
         self.classes, self.numbering = found.names, found.numbering

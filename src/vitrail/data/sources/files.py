@@ -45,9 +45,11 @@ class FileSource(ImageSource):
         of_run: Whether the files are given to a trained run, for remedies.
 
     Raises:
-        DataError: Files that are no images (all are named) or have other bands (all are counted, the first are named);
+        DataError: Files that are no images or have other bands (all are counted, the first are named);
             one file in several classes or splits; a class without an image that can be read.
     """
+
+    named = True
 
     def __init__(
         self,
@@ -236,7 +238,10 @@ def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) 
 
 
 def _resolver() -> Callable[[Path], str]:
-    """A function that gives a file's real path; folders, which hold many files, are resolved once."""
+    """A function that identifies a file, whatever links lead to it: by its real path, or its number among hard links.
+
+    Folders, which hold many files, are resolved once.
+    """
     folders: dict[str, str] = {}
 
     def resolve(file: Path) -> str:
@@ -244,7 +249,12 @@ def _resolver() -> Callable[[Path], str]:
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
         path = os.path.join(folders[folder], name)
-        return os.path.realpath(path) if os.path.islink(path) else path
+        path = os.path.realpath(path) if os.path.islink(path) else path
+        try:
+            status = os.stat(path)
+        except OSError:  # a fault of its own, found when the file is read
+            return path
+        return path if status.st_nlink == 1 or status.st_ino == 0 else f"{status.st_dev}:{status.st_ino}"
 
     return resolve
 

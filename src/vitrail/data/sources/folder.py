@@ -80,7 +80,8 @@ class FolderSource(FileSource):
         files = [file for *_, file in rows]
         partners = None if second is None else find_partners(files, root, Path(second))
         named = list(zip(splits, names, files, strict=True))
-        super().__init__(root, named, found.names, readers, partners, skip=skip, notes=notes, each=each)
+        of_run = classes is not None
+        super().__init__(root, named, found.names, readers, partners, None, skip, notes, each, of_run)
         self.numbering = found.numbering
 
 
@@ -119,10 +120,21 @@ def _by_name(root: Path, pattern: str, each: bool) -> tuple[_Rows, Sequence[str]
 
 
 def _refuse_lone_class(root: Path, names: Set[Label]) -> None:
-    folders = [p for p in root.iterdir() if p.is_dir() and clean_name(p.name) in names]
-    if len(names) == 1 and any(p.is_dir() for folder in folders for p in folder.glob("*")):
-        name, inner = next(iter(names)), folders[0]
-        raise DataError(f"{root} has one class only ({name}), two are needed; is {inner} the folder that you mean?")
+    if len(names) != 1:
+        return
+    (name,) = names
+    splits = [path for path in subfolders(root) if split_of(path.name)]
+    folders = [p for part in splits or [root] for p in subfolders(part) if clean_name(p.name) == name]
+    inside = [path.name for path in subfolders(folders[0])] if folders else []
+    if not inside:
+        return
+    told = f"{root} has one class only ({name}), two are needed"
+    if splits:
+        raise DataError(
+            f"{told}; are the folders in {folders[0]} the classes ({some(inside)})? --data.label_pattern "
+            "'([^/]+)/[^/]+$' takes the lowest folders"
+        )
+    raise DataError(f"{told}; is {folders[0]} the folder that you mean?")
 
 
 def _refuse_untrained(root: Path, splits: Sequence[str], names: Sequence[str | tuple[str, ...]]) -> None:

@@ -12,19 +12,24 @@ SPLIT_NAMES = {
 }
 _SPLIT_WORDS = {word: split for split, words in SPLIT_NAMES.items() for word in words} | {
     "trainset": "train", "testset": "test", "valset": "val", "dev": "val", "eval": "test", "pred": "test",
-    "holdout": "test", "unseen": "test", "query": "test", "gallery": "test",
+    "holdout": "test", "unseen": "test", "query": "test", "gallery": "test", "trainval": "train",
 }  # fmt: skip
 # Words beside which a split's word still means a split.
 _NEUTRAL = frozenset(
     "a all and crop cropped data dataset file files final folder full image images img imgs new of original photo "
     "photos pic pics picture pictures png jpg raw resized seg set sets split the v".split()
 )
-_IMAGES = frozenset("image images img imgs jpegimages photo photos picture pictures rgb input inputs".split())
+_IMAGES = frozenset(
+    "image images img imgs jpegimages leftimgbit orig original originals photo photos picture pictures raw rgb input "
+    "inputs".split()
+)
 _MASKS = frozenset(
     "mask masks label labels annotation annotations annotated segmentation segmentations segmentationclass "
     "segmentationobject seg gt groundtruth truth trimap trimaps bbox bboxes boxes xml xmls json imagesets "
-    "boundingboxes target targets output outputs".split()
+    "boundingboxes target targets output outputs ann anns annot annots gtfine gtcoarse".split()
 )
+# Words that leave such a name what it is: "img_dir", "train_masks", "masks_png".
+_BESIDE = frozenset("all data dir directory file files folder gif jpg original png raw set tif".split())
 _ORIGINALS = frozenset("orig origs original originals raw source clean unaugmented".split())
 _CHANGED = re.compile(
     r"(?:rotat|turn|flip|mirror|aug|crop|blur|nois|bright|dark|contrast|zoom|shear|shift|transl|scal|resiz|copy|copies|"
@@ -54,9 +59,16 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z]", "", name.lower())
 
 
+def _essence(name: str) -> str:
+    """A name without the words that change nothing in what a folder of images or masks is."""
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
+    essential = [word for word in words if word not in _BESIDE and word not in _SPLIT_WORDS]
+    return "".join(essential) or "".join(words)
+
+
 def images_and_masks(names: set[str]) -> bool:
     """Whether folders are images and what was drawn on them: "images" beside "masks", "labels" or "annotations"."""
-    bare = {_bare(name) for name in names}
+    bare = {_essence(name) for name in names}
     return len(bare) > 1 and bool(bare & _IMAGES) and bool(bare & _MASKS) and bare <= _IMAGES | _MASKS
 
 
@@ -69,7 +81,7 @@ def are_variants(names: set[str]) -> bool:
 
 def are_masks(name: str) -> bool:
     """Whether a folder's name says that it holds masks or annotations."""
-    return _bare(name) in _MASKS
+    return _essence(name) in _MASKS
 
 
 def are_bands(names: set[str]) -> bool:

@@ -125,7 +125,7 @@ def open_source(
         raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {found}")
     if config.bands is not None or config.spectral_bands is not None:
         source = ChosenBands(source, config.bands, config.spectral_bands)
-    check_values(source)
+    check_values(source, of_run=classes is not None)
     if config.spectral == "edges":
         if "spectral" in source.bands:
             raise ConfigError("data.spectral edges makes a second stream and the data brings one; choose one of them")
@@ -133,15 +133,19 @@ def open_source(
     return InMemory(source) if config.cache and not source.in_memory else source
 
 
-def check_values(source: ImageSource) -> None:
+def check_values(source: ImageSource, *, of_run: bool = False) -> None:
     """Note pixels without data, and warn of images that mostly lack it and of values that the range cuts off.
+
+    Args:
+        source: The images.
+        of_run: Whether a trained run reads them, for remedies.
 
     Raises:
         DataError: The range cuts off more than half of a band's values.
     """
     notes = list(source.value_notes)
     for values in source.values.values():
-        told, suspicious = values.check(source.keys)
+        told, suspicious = values.check(source.keys, of_run=of_run)
         notes += told
         warn_of(suspicious)
     source.value_notes = notes

@@ -84,7 +84,8 @@ class TableSource(FileSource):
         if table.header:
             rest = [name for name in table.names if name not in (form.image_column, form.label_column)]
             notes = describe_unused(rest, _split_column(table, form), _group_column(table, form, group) or group)
-        super().__init__(listed.folder, rows, found.names, readers, second, groups, skip, notes=notes)
+        of_run = classes is not None
+        super().__init__(listed.folder, rows, found.names, readers, second, groups, skip, notes, of_run=of_run)
         self.numbering = found.numbering
 
 
