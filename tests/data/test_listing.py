@@ -269,6 +269,10 @@ def test_a_figure_of_vitrail_is_no_image(tmp_path, capsys):
     finish_picture(Picture("curves", "", ""), Figure(), tmp_path / "d" / "light")
     assert len(folder(tmp_path / "d").source) == 24
     assert "passed over 2 figures that vitrail drew" in capsys.readouterr().err
+    # The folder of a report's figures, which are SVG as well, is no class.
+    finish_picture(Picture("curves", "", ""), Figure(), tmp_path / "d" / "report_figures")
+    (tmp_path / "d" / "report_figures" / "curves.svg").write_text("<svg/>")
+    assert folder(tmp_path / "d").source.classes == ("dark", "light")
 
 
 @pytest.mark.parametrize(("source", "name"), [("table", "t.csv"), ("parquet", "t.parquet"), ("arrays", "x.npz")])

@@ -67,7 +67,8 @@ def thumbnail_of_stored(values: npt.NDArray[Any], invalid: npt.NDArray[np.bool_]
     """
     # Every pixel of a large image adds nothing: four by four for each of the thumbnail's are enough.
     step = max(1, min(values.shape[1:]) // (4 * SIDE))
-    part = torch.from_numpy(np.ascontiguousarray(values[:, ::step, ::step]).astype(np.float32))
+    with np.errstate(over="ignore"):  # of values without data
+        part = torch.from_numpy(np.ascontiguousarray(values[:, ::step, ::step]).astype(np.float32))
     if invalid is not None:
         hidden = torch.from_numpy(np.ascontiguousarray(invalid[..., ::step, ::step]))
         part = part.masked_fill(hidden, torch.nan)

@@ -253,7 +253,8 @@ def to_unit_range(values: Array, invalid: Mask | None, limits: ValueRange) -> Te
     if not low.any() and len(high) == 1 and values.dtype.itemsize < 8:
         unit = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).div_(float(high.item()))
     else:
-        unit = torch.from_numpy(np.ascontiguousarray((values.astype(np.float64) - low) / (high - low), np.float32))
+        with np.errstate(over="ignore"):  # of values without data, or far outside of the range
+            unit = torch.from_numpy(np.ascontiguousarray((values.astype(np.float64) - low) / (high - low), np.float32))
     if np.may_share_memory(unit.numpy(), values):
         unit = unit.clone()
     unit.clamp_(0, 1)

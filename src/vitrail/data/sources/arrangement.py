@@ -189,6 +189,8 @@ def _class_folders(folder: Path, each: bool, listings: list[Listing], found: Arr
     for listing in own:
         if listing.files:
             classes[listing.root.name] = listing.files
+        elif listing.figures or listing.outputs:  # what vitrail wrote, beside what it drew or noted: counted, no class
+            continue
         elif not listing.passed_over:
             raise DataError(
                 f"the class folder {listing.root} holds no file; fill it or remove it ({listing.root.name!r} would be "
