@@ -109,7 +109,7 @@ def test_layers_of_every_family(name):
             model(*inputs)
             assert torch.allclose(features, seen[0][0], atol=1e-5)
         else:
-            level = model.forward_intermediates(*inputs, indices=[number])[0]
+            level = model.forward_intermediates(*inputs, indices=[number], intermediates_only=True)[0]
             assert torch.allclose(features, level.mean((2, 3)), atol=1e-5)
     with pytest.raises(ConfigError, match=f"no layer 'nowhere'.*{layers_of(model)[0]}"):
         layer_features(model, inputs, "nowhere")

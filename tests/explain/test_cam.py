@@ -81,7 +81,7 @@ def test_equal_the_definitions_by_another_graph(name):
     assert [level.stream for level in levels] == [stream.name for stream in model.streams]
     for level in levels:
         with torch.no_grad():
-            (values,) = model.forward_intermediates(*inputs, indices=[level.index])
+            (values,) = model.forward_intermediates(*inputs, indices=[level.index], intermediates_only=True)
         gradient = _gradient(model, kept, level, values)
         assert gradient is not None, level
         assert gradient.abs().amax() > 1e-7, level
@@ -155,7 +155,7 @@ def test_eigencam_is_the_direction_of_greatest_energy():
     model = tiny_model("swin")
     (x,) = tiny_inputs(model)
     with torch.no_grad():
-        (values,) = model.forward_intermediates(x, indices=[1])
+        (values,) = model.forward_intermediates(x, indices=[1], intermediates_only=True)
     for b, tokens in enumerate(explain(model, x, "eigencam").tokens):
         rows = values[b].flatten(1).T.double()
         _, vectors = torch.linalg.eigh(rows.T @ rows)

@@ -55,7 +55,7 @@ def test_any_height_and_width(family, model, resize):
     model.eval()
     with torch.no_grad():
         logits = model(*inputs)
-        levels = model.forward_intermediates(*inputs)
+        levels = model.forward_intermediates(*inputs, intermediates_only=True)
     assert torch.isfinite(logits).all()
     assert len(levels) == len(model.feature_info) > 0
     sizes = {x.shape[2:] for x in inputs}
@@ -95,16 +95,16 @@ def test_levels_can_be_chosen(model):
     model.eval()
     inputs = _inputs(model)
     with torch.no_grad():
-        levels = model.forward_intermediates(*inputs)
-        last = model.forward_intermediates(*inputs, indices=1)
-        first = model.forward_intermediates(*inputs, indices=[0])
-        negative = model.forward_intermediates(*inputs, indices=[-1])
+        levels = model.forward_intermediates(*inputs, intermediates_only=True)
+        last = model.forward_intermediates(*inputs, indices=1, intermediates_only=True)
+        first = model.forward_intermediates(*inputs, indices=[0], intermediates_only=True)
+        negative = model.forward_intermediates(*inputs, indices=[-1], intermediates_only=True)
     assert len(last) == len(first) == len(negative) == 1
     assert torch.equal(last[0], levels[-1])
     assert torch.equal(negative[0], levels[-1])
     assert torch.equal(first[0], levels[0])
     with pytest.raises(ConfigError, match="feature levels"):
-        model.forward_intermediates(*inputs, indices=[len(levels)])
+        model.forward_intermediates(*inputs, indices=[len(levels)], intermediates_only=True)
 
 
 def test_layer_groups_hold_every_parameter_once(model):

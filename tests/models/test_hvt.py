@@ -153,7 +153,7 @@ def test_any_settings_any_size(seed):
         model.eval()
         with torch.no_grad():
             logits = model(*inputs)
-            levels = model.forward_intermediates(*inputs)
+            levels = model.forward_intermediates(*inputs, intermediates_only=True)
         assert logits.shape == (2, settings["num_classes"])
         assert torch.isfinite(logits).all()
         assert len(levels) == len(model.feature_info) == len(settings["depths"]) * len(inputs)
@@ -281,14 +281,17 @@ def test_learned_stand_in(fusion):
     model(rgb).sum().backward()
     assert model.spectral_token.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.spectral.parameters())
-    own, both = model.forward_intermediates(rgb, indices=[0, 1]), model.forward_intermediates(rgb, spectral)
+    own, both = (
+        model.forward_intermediates(rgb, indices=[0, 1], intermediates_only=True),
+        model.forward_intermediates(rgb, spectral, intermediates_only=True),
+    )
     for given in ((rgb,), (rgb, None)):
-        levels = model.forward_intermediates(*given)
+        levels = model.forward_intermediates(*given, intermediates_only=True)
         assert len(levels) == 2
         assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(levels, own, both[:2], strict=True))
         for indices in ([2], [0, -1], 1, range(4)):
             with pytest.raises(ShapeError, match="ask for indices from 0 to 1"):
-                model.forward_intermediates(*given, indices=indices)
+                model.forward_intermediates(*given, indices=indices, intermediates_only=True)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -316,12 +319,12 @@ def test_levels_by_stream():
     for info in model.feature_info:
         module = model.get_submodule(info.name)
         module.register_forward_hook(lambda _m, _a, out, name=info.name: seen.update({name: out}))
-    levels = model.forward_intermediates(rgb, spectral)
+    levels = model.forward_intermediates(rgb, spectral, intermediates_only=True)
     for level, info in zip(levels, model.feature_info, strict=True):
         assert torch.equal(level, seen[info.name].permute(0, 3, 1, 2))
     for indices in ([3], [0, -1], 1, [2, 0]):
         wanted = model.level_indices(indices)
-        some = model.forward_intermediates(rgb, spectral, indices=indices)
+        some = model.forward_intermediates(rgb, spectral, indices=indices, intermediates_only=True)
         assert all(torch.equal(a, levels[i]) for a, i in zip(some, sorted(wanted), strict=True))
 
 

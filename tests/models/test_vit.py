@@ -84,7 +84,7 @@ def test_any_settings_any_size(seed):
         x = torch.randn(2, settings["in_chans"], H, W)
         with torch.no_grad():
             logits = model(x)
-            levels = model.forward_intermediates(x)
+            levels = model.forward_intermediates(x, intermediates_only=True)
         assert logits.shape == (2, settings["num_classes"])
         assert torch.isfinite(logits).all()
         assert len(levels) == len(model.feature_info)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -16,19 +15,21 @@ from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
 
 
-@dataclass(frozen=True)
-class FeatureInfo:
-    """One level of a feature pyramid.
+class FeatureInfo(dict[str, Any]):
+    """One level of a feature pyramid; also timm's dictionary with ``module``, ``num_chs`` and ``reduction``.
 
-    Attributes:
+    Args:
         name: The module that produces it.
         channels: Its channels.
         stride: Input pixels per position, height and width.
     """
 
-    name: str
-    channels: int
-    stride: tuple[int, int]
+    def __init__(self, name: str, channels: int, stride: tuple[int, int]) -> None:
+        super().__init__(module=name, num_chs=channels, reduction=stride[0])
+        self.name, self.channels, self.stride = name, channels, stride
+
+    def __reduce__(self) -> tuple[type[FeatureInfo], tuple[str, int, tuple[int, int]], None, None, Iterator[Any]]:
+        return FeatureInfo, (self.name, self.channels, self.stride), None, None, iter(self.items())
 
 
 class Stream(NamedTuple):
@@ -88,6 +89,7 @@ class VisionModel(nn.Module, ABC):
     _num_classes: int = 0
     config: Any
     num_features: int
+    norm: nn.Module
     num_prefix: int = 0
     feature_info: list[FeatureInfo]
 
@@ -177,16 +179,94 @@ class VisionModel(nn.Module, ABC):
         """Pool and classify what :meth:`forward_features` gave; ``pre_logits`` stops before the classifier."""
 
     @abstractmethod
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        """Feature pyramid: one ``(B, C, H, W)`` for each wanted level of :attr:`feature_info`."""
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Feature pyramid: the last features, and one map for each wanted level of :attr:`feature_info`.
+
+        Arguments and results are timm's: ``indices``, ``norm``, ``stop_early``, ``output_fmt``, ``intermediates_only``.
+        """
 
     @abstractmethod
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one; 0 classes leaves the features as they are."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one; 0 classes leaves the features as they are.
+
+        Args:
+            num_classes: Width of the logits.
+            global_pool: How tokens are pooled from now on; as they were when not given.
+        """
 
     @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Turn gradient checkpointing on, as Hugging Face's Trainer asks for it; its settings are not used."""
+        self.set_grad_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Turn gradient checkpointing off."""
+        self.set_grad_checkpointing(False)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Width of what the classifier sees."""
+        return self.num_features
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm's tools read of a model: input size, classifier, first convolution."""
+        first = self.streams[0]
+        return {
+            "architecture": self.name,
+            "url": "",
+            "num_classes": self.num_classes,
+            "input_size": (first.chans, *first.size),
+            "fixed_input_size": False,
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "mean": (0.485, 0.456, 0.406) if first.chans == 3 else (0.5,) * first.chans,
+            "std": (0.229, 0.224, 0.225) if first.chans == 3 else (0.5,) * first.chans,
+            "first_conv": next(iter(self.input_kernels)).removesuffix(".weight"),
+            "classifier": self.classifier,
+        }
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """The same, under timm's older name."""
+        return self.pretrained_cfg
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove the layers after the last wanted level.
+
+        Args:
+            indices: Levels as for :meth:`forward_intermediates`.
+            prune_norm: Whether the last norm is removed too; it always is where it would not fit.
+            prune_head: Whether the classifier is removed too; it always is where it would not fit.
+
+        Returns:
+            The wanted levels.
+
+        Raises:
+            ConfigError: A level that the model does not have, or a family that cannot be pruned.
+        """
+        wanted = self.level_indices(indices)
+        last = max(wanted)
+        shortened = last < len(self.feature_info) - 1
+        self._keep_levels(last + 1)
+        self.feature_info = self.feature_info[: last + 1]
+        if prune_norm or (shortened and self.feature_info[-1].channels != self.num_features):
+            self.norm = nn.Identity()
+        if prune_head or shortened:
+            if shortened:
+                self.num_features = self.feature_info[-1].channels
+            self.reset_classifier(0, "")
+        return wanted
+
+    def _keep_levels(self, count: int) -> None:
+        """Keep the layers up to a number of levels."""
+        raise ConfigError(f"{type(self).__name__} cannot be pruned; give forward_intermediates the indices")
 
     @abstractmethod
     def no_weight_decay(self) -> set[str]:
@@ -258,6 +338,40 @@ class VisionModel(nn.Module, ABC):
             if not -levels <= index < levels or (isinstance(indices, int) and index < 0):
                 raise ConfigError(f"{type(self).__name__} has {levels} feature levels, asked for {indices}")
         return [index % levels for index in wanted]
+
+
+def as_config(kind: type[Any], config: Any) -> Any:
+    """A config from its settings as a mapping, as a file of Hugging Face's hub holds them; a config as it is."""
+    return kind(**config) if isinstance(config, Mapping) else config
+
+
+def as_format(x: Tensor, output_fmt: str) -> Tensor:
+    """Bring a map ``(B, H, W, C)`` into another format.
+
+    Args:
+        x: The map.
+        output_fmt: "NCHW", "NHWC" or "NLC".
+
+    Raises:
+        ConfigError: Another format.
+    """
+    if output_fmt == "NCHW":
+        return x.permute(0, 3, 1, 2)
+    if output_fmt == "NLC":
+        return x.flatten(1, 2)
+    if output_fmt != "NHWC":
+        raise ConfigError(f"output_fmt must be 'NCHW', 'NHWC' or 'NLC', got {output_fmt!r}")
+    return x
+
+
+def check_pool(pool: str, pools: Sequence[str]) -> None:
+    """Refuse another way of pooling.
+
+    Raises:
+        ConfigError: Naming the ways that there are and the value.
+    """
+    if pool not in pools:
+        raise ConfigError(f"global_pool must be {' or '.join(map(repr, pools))}, got {pool!r}")
 
 
 def describe(inputs: Sequence[object]) -> str:

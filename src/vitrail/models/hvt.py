@@ -20,6 +20,7 @@ from torch.fx import Proxy
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.hierarchy import HierarchicalEncoder, Stage
+from vitrail.layers.pooling import POOLS, Pool, pool_tokens
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import Size, to_pair
 from vitrail.models.base import (
@@ -27,8 +28,11 @@ from vitrail.models.base import (
     FeatureInfo,
     Stream,
     VisionModel,
+    as_config,
+    as_format,
     check_at_least,
     check_mlp_ratio,
+    check_pool,
     describe,
     group_parameters,
     old_grid,
@@ -52,6 +56,8 @@ class HVTConfig:
         num_heads: Attention heads of each stage.
         mlp_ratio: Hidden width of the perceptrons over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
+        global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
+            of these two; "" classifies each token.
         drop_path_rate: Stochastic depth of the last block.
         attention: "global", or the height and width of a window in tokens for large images: attention then
             stays inside windows that shift by half from block to block.
@@ -76,6 +82,7 @@ class HVTConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     drop_path_rate: float = 0.0
+    global_pool: Pool = "avg"
     attention: Literal["global"] | int | tuple[int, int] = "global"
     spectral_chans: int = 0
     spectral_embed_dim: int | None = None
@@ -95,6 +102,7 @@ class HVTConfig:
         object.__setattr__(self, "patch_size", to_pair(self.patch_size, "patch_size"))
         check_at_least(self, 1, "in_chans", "embed_dim")
         check_at_least(self, 0, "num_classes", "spectral_chans")
+        check_pool(self.global_pool, POOLS)
         for name in ("depths", "num_heads"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
@@ -155,7 +163,7 @@ class HVT(VisionModel):
 
     def __init__(self, config: HVTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = as_config(HVTConfig, config)
         self.num_classes = config.num_classes
         self.rgb = _encoder(config, config.in_chans, config.img_size, config.patch_size, config.embed_dim)
         dim = self.num_features = self.rgb.dims[-1]
@@ -248,16 +256,25 @@ class HVT(VisionModel):
         """
         image, spectral = self._check_inputs(image, spectral)
         tokens: Tensor = self.rgb(image)
+        own = self.spectral(spectral) if self.spectral is not None and spectral is not None else None
+        return tokens, self._context(tokens, own)
+
+    def _context(self, tokens: Tensor, spectral: Tensor | None) -> Tensor | None:
+        """Tokens for the fusion: the spectral ones, or the learned token in their place; None without that stream."""
         if self.spectral is None:
-            return tokens, None
+            return None
         if spectral is not None:
-            context: Tensor = self.spectral(spectral)
             if self.training and self.spectral_token is not None:
                 # It takes part, if with no weight: data-parallel training waits for a gradient of every parameter.
-                context = context + 0.0 * self.spectral_token
-            return tokens, context
+                spectral = spectral + 0.0 * self.spectral_token
+            return spectral
         assert self.spectral_token is not None  # _check_inputs refuses otherwise
-        return tokens, self.spectral_token.expand(tokens.shape[0], -1, -1, -1)
+        return self.spectral_token.expand(tokens.shape[0], -1, -1, -1)
+
+    def _fuse(self, tokens: Tensor, context: Tensor | None) -> Tensor:
+        if self.fusion is not None:
+            tokens = self.fusion(tokens, context)
+        return tokens.flatten(1, 2)
 
     def forward_features(self, image: Tensor, spectral: Tensor | None = None) -> Tensor:
         """Image tokens after the last norm, fused with the spectral tokens where there is such a stream.
@@ -272,10 +289,7 @@ class HVT(VisionModel):
         Raises:
             ShapeError: As for :meth:`encode`.
         """
-        tokens, context = self.encode(image, spectral)
-        if self.fusion is not None:
-            tokens = self.fusion(tokens, context)
-        return tokens.flatten(1, 2)
+        return self._fuse(*self.encode(image, spectral))
 
     @property
     def ends(self) -> tuple[Ends, ...]:
@@ -316,7 +330,7 @@ class HVT(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Average ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        pooled: Tensor = self.head_norm(features.mean(dim=1))
+        pooled: Tensor = self.head_norm(pool_tokens(features, self.config.global_pool, (1,)))
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, image: Tensor, spectral: Tensor | None = None) -> Tensor:
@@ -336,8 +350,15 @@ class HVT(VisionModel):
         return self.forward_head(self.forward_features(image, spectral))
 
     def forward_intermediates(
-        self, image: Tensor, spectral: Tensor | None = None, indices: int | Sequence[int] | None = None
-    ) -> list[Tensor]:
+        self,
+        image: Tensor,
+        spectral: Tensor | None = None,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
         """Outputs of the stages, those of the image stream first.
 
         Args:
@@ -345,9 +366,13 @@ class HVT(VisionModel):
             spectral: The same.
             indices: Levels of :attr:`feature_info` by number (negative: from the end), how many of the last,
                 or None for all; without a spectral input, where it may be missing, all of the image stream.
+            norm: Whether the last norm is applied to the last level of each stream.
+            stop_early: For timm's sake: stages after the last wanted level run all the same.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: Whether to return the levels alone.
 
         Returns:
-            For each wanted level, in the model's order, shape ``(B, C, H / stride, W / stride)``.
+            The features of :meth:`forward_features` and the list of levels, or that list alone.
 
         Raises:
             ConfigError: A level that does not exist.
@@ -356,19 +381,31 @@ class HVT(VisionModel):
         image, spectral = self._check_inputs(image, spectral)
         own = len(self.rgb.stages)
         wanted = sorted(set(self.level_indices(range(own) if indices is None and spectral is None else indices)))
-        levels: list[Tensor] = self.rgb.levels(image) if wanted and wanted[0] < own else [image] * own
-        if wanted and wanted[-1] >= own:
-            if spectral is None or self.spectral is None:
-                raise ShapeError(
-                    f"levels {own} to {2 * own - 1} are of the spectral stream, whose input is missing; "
-                    f"give it, or ask for indices from 0 to {own - 1}"
-                )
-            levels = levels + self.spectral.levels(spectral)
-        return [levels[i].permute(0, 3, 1, 2) for i in wanted]
+        if wanted and wanted[-1] >= own and (spectral is None or self.spectral is None):
+            raise ShapeError(
+                f"levels {own} to {2 * own - 1} are of the spectral stream, whose input is missing; "
+                f"give it, or ask for indices from 0 to {own - 1}"
+            )
+        whole = not intermediates_only
+        levels = self.rgb.levels(image) if whole or (wanted and wanted[0] < own) else []
+        others: list[Tensor] = []
+        if self.spectral is not None and spectral is not None and (whole or (wanted and wanted[-1] >= own)):
+            others = self.spectral.levels(spectral)
+        # Normed where the features need it, or the levels ask for it.
+        last = self.rgb.norm(levels[-1]) if levels and (whole or norm) else None
+        other_last = (
+            self.spectral.norm(others[-1]) if self.spectral is not None and others and (whole or norm) else None
+        )
+        if norm:
+            levels = levels[:-1] + [x for x in (last,) if x is not None]
+            others = others[:-1] + [x for x in (other_last,) if x is not None]
+        maps = [as_format(levels[i] if i < own else others[i - own], output_fmt) for i in wanted]
+        return (self._fuse(last, self._context(last, other_last)), maps) if last is not None and whole else maps
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
-        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        pool: Any = self.config.global_pool if global_pool is None else global_pool
+        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
         self.num_classes = num_classes
         head: nn.Module = nn.Identity()
         if num_classes:

@@ -20,6 +20,7 @@ from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.partition_attention import Kind, PartitionAttention
+from vitrail.layers.pooling import POOLS, Pool, pool_tokens
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import (
@@ -27,8 +28,11 @@ from vitrail.models.base import (
     FeatureInfo,
     Stream,
     VisionModel,
+    as_config,
+    as_format,
     check_at_least,
     check_mlp_ratio,
+    check_pool,
     group_parameters,
     old_window,
 )
@@ -62,6 +66,8 @@ class MaxViTConfig:
             given, 0 for none (the norm then comes before the pooling).
         mlp_ratio: Hidden width of the perceptrons over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
+        global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
+            of these two; "" classifies each token.
         drop_path_rate: Stochastic depth of the last block.
         flavour: "tf" computes what the published TensorFlow models do (and timm's "tf"); "torchvision" has
             the exact GELU, symmetric padding, a 3 x 3 average and always a projection in the shortcut,
@@ -81,6 +87,7 @@ class MaxViTConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     drop_path_rate: float = 0.0
+    global_pool: Pool = "avg"
     flavour: Literal["tf", "torchvision"] = "tf"
 
     def __post_init__(self) -> None:
@@ -107,6 +114,7 @@ class MaxViTConfig:
             )
         check_at_least(self, 1, "in_chans", "stem_width", "dim_head")
         check_at_least(self, 0, "num_classes")
+        check_pool(self.global_pool, POOLS)
         if self.head_hidden_size is None:
             object.__setattr__(self, "head_hidden_size", self.embed_dim[-1])
         check_at_least(self, 0, "head_hidden_size")
@@ -262,7 +270,7 @@ class MaxViT(VisionModel):
 
     def __init__(self, config: MaxViTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = as_config(MaxViTConfig, config)
         self.num_classes = config.num_classes
         hidden = config.head_hidden_size or 0
         self.num_features = hidden or config.embed_dim[-1]
@@ -304,10 +312,12 @@ class MaxViT(VisionModel):
         """One image."""
         return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
 
-    def _run_stages(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+    def _run_stages(
+        self, x: Tensor, levels: Sequence[int] = (), stop: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Run the stages on the stem's map; also give the wanted levels' maps, in order of the levels."""
         maps = [x] if 0 in levels else []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self.stages[:stop]):
             x = stage(x)
             if i + 1 in levels:
                 maps.append(x)
@@ -352,30 +362,59 @@ class MaxViT(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, C, H, W)`` and classify; ``(B, num_features)`` with ``pre_logits``."""
-        pooled = features.mean(dim=(2, 3))
+        pool = self.config.global_pool
+        if not pool:
+            # Each place is classified, as a map again.
+            places = features.permute(0, 2, 3, 1)
+            if not pre_logits:
+                return self.head(places).permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # as below
+            return (self.head.hidden(places) if isinstance(self.head, Head) else places).permute(0, 3, 1, 2)
+        pooled = pool_tokens(features, pool, (2, 3))
         if not pre_logits:
             return self.head(pooled)  # type: ignore[no-any-return]  # a module of any kind may stand there
         return self.head.hidden(pooled) if isinstance(self.head, Head) else pooled
 
-    def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
         """Maps after the stem (level 0) and after each stage.
 
         Args:
             x: Images, shape ``(B, in_chans, H, W)``.
             indices: Levels by number (negative: from the end), how many of the last, or None for all.
+            norm: Whether the last norm is applied to the last level.
+            stop_early: Whether to stop after the last wanted level.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: Whether to return the levels alone.
 
         Returns:
-            For each wanted level, in the model's order, shape ``(B, C, ceil(H / stride), ceil(W / stride))``.
+            The features of :meth:`forward_features` and the list of levels, or that list alone.
 
         Raises:
             ConfigError: A level that does not exist.
             ShapeError: As :meth:`forward_features`.
         """
-        return self._run_stages(self.stem(x), self.level_indices(indices))[1]
+        wanted = self.level_indices(indices)
+        stop = max(wanted, default=0) if stop_early else len(self.stages)
+        last, found = self._run_stages(self.stem(x), wanted, stop)
+        maps = [level.permute(0, 2, 3, 1) for level in found]
+        if norm and maps and wanted[-1] == len(self.stages):
+            maps[-1] = self.norm(maps[-1])
+        maps = [as_format(level, output_fmt) for level in maps]
+        if intermediates_only:
+            return maps
+        return self.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if stop == len(self.stages) else last, maps
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
-        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        pool: Any = self.config.global_pool if global_pool is None else global_pool
+        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
         self.num_classes = num_classes
         parameter = next(self.parameters())
         fresh = self._fresh_head(num_classes).to(parameter.device, parameter.dtype)
@@ -383,6 +422,19 @@ class MaxViT(VisionModel):
             self.head.fc = fresh.fc
         else:
             self.head = fresh
+
+    def _keep_levels(self, count: int) -> None:
+        if count < 2:
+            raise ConfigError("a MaxViT keeps its stem and a stage at least; give indices from 1")
+        stages, config = count - 1, self.config
+        if stages == len(self.stages):
+            return
+        self.stages = self.stages[:stages]
+        # The head's norm and hidden layer are as wide as the last stage was.
+        self.config = dataclasses.replace(
+            config, embed_dim=config.embed_dim[:stages], depths=config.depths[:stages], head_hidden_size=0
+        )
+        self.head = self._fresh_head(0)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -9,10 +9,11 @@ import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from vitrail.errors import ConfigError, closest
 from vitrail.models.base import VisionModel
+from vitrail.models.features_only import FeatureEncoder
 from vitrail.models.settings import check_settings
 
 
@@ -121,10 +122,13 @@ def create_model(name: str, **settings: Any) -> VisionModel:
 
     Args:
         name: A variant (``"vit_tiny_patch16_224"``) or a family (``"vit"``).
-        **settings: Settings of the family; they override the variant's. See the family's config class.
+        **settings: Settings of the family; they override the variant's. See the family's config class. As in timm,
+            ``features_only=True`` builds an encoder that returns feature maps instead of logits, ``out_indices``
+            chooses its levels (by index, or how many of the last; all when not given).
 
     Returns:
-        The model, on the CPU, in training mode.
+        The model, on the CPU, in training mode; with ``features_only`` a
+        :class:`~vitrail.models.features_only.FeatureEncoder` around it.
 
     Raises:
         ConfigError: An unknown name or setting (the message gives the closest), or a value out of range.
@@ -132,9 +136,15 @@ def create_model(name: str, **settings: Any) -> VisionModel:
     Example:
         >>> model = create_model("vit_tiny_patch16_224", num_classes=10, in_chans=5)
     """
+    features_only, out_indices = settings.pop("features_only", False), settings.pop("out_indices", None)
     family, config = _configure(name, settings)
     model = family.build(config)
     model.name = name
+    if features_only:
+        # Typed as the usual result, so that a model is one wherever settings come as a mapping.
+        return cast(VisionModel, FeatureEncoder(model, out_indices))
+    if out_indices is not None:
+        raise ConfigError("out_indices chooses the levels of an encoder; give features_only=True too")
     return model
 
 

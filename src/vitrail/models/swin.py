@@ -20,6 +20,7 @@ from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.pooling import POOLS, Pool, pool_tokens
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.window_attention import WindowAttention
@@ -28,8 +29,11 @@ from vitrail.models.base import (
     FeatureInfo,
     Stream,
     VisionModel,
+    as_config,
+    as_format,
     check_at_least,
     check_mlp_ratio,
+    check_pool,
     group_parameters,
     old_window,
 )
@@ -58,6 +62,8 @@ class SwinConfig:
             to it, as in timm: with ``mask_padding=False`` the model then equals timm's where there is padding.
         mlp_ratio: Hidden width of the perceptrons over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
+        global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
+            of these two; "" classifies each token.
         drop_path_rate: Stochastic depth of the last block.
     """
 
@@ -74,6 +80,7 @@ class SwinConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     drop_path_rate: float = 0.0
+    global_pool: Pool = "avg"
 
     def __post_init__(self) -> None:
         """Check what the layers do not check themselves.
@@ -85,6 +92,7 @@ class SwinConfig:
             object.__setattr__(self, name, to_pair(getattr(self, name), name))
         check_at_least(self, 1, "in_chans", "embed_dim")
         check_at_least(self, 0, "num_classes")
+        check_pool(self.global_pool, POOLS)
         for name in ("depths", "num_heads"):
             object.__setattr__(self, name, _counts(getattr(self, name), name))
         if len(self.depths) != len(self.num_heads):
@@ -297,7 +305,7 @@ class Swin(VisionModel):
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = as_config(SwinConfig, config)
         (height, width), (ph, pw) = to_pair(config.img_size), to_pair(config.patch_size)
         if height < ph or width < pw:
             raise ConfigError(f"img_size {height} x {width} is smaller than one patch of {ph} x {pw}")
@@ -371,18 +379,30 @@ class Swin(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, H, W, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        pooled = features.mean(dim=(1, 2))
+        pooled = pool_tokens(features, self.config.global_pool, (1, 2))
         return pooled if pre_logits else self.head(pooled)
 
-    def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
         """Outputs of the stages, before the last norm.
 
         Args:
             x: Images, shape ``(B, in_chans, H, W)``.
             indices: Stages by number (negative: from the end), how many of the last, or None for all.
+            norm: Whether the last norm is applied to the last level.
+            stop_early: Whether to stop after the last wanted level.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: Whether to return the levels alone.
 
         Returns:
-            For each wanted stage, in the model's order, shape ``(B, C, H / stride, W / stride)``, rounded up.
+            The features of :meth:`forward_features` and the list of levels, or that list alone.
 
         Raises:
             ConfigError: A level that does not exist.
@@ -391,15 +411,19 @@ class Swin(VisionModel):
         wanted = self.level_indices(indices)
         tokens = self.patch_embed(x)
         maps: list[Tensor] = []
+        last = len(self.layers) - 1
         for i, stage in enumerate(self.layers):
             tokens = stage(tokens)
             if i in wanted:
-                maps.append(tokens.permute(0, 3, 1, 2))
-        return maps
+                maps.append(as_format(self.norm(tokens) if norm and i == last else tokens, output_fmt))
+            if stop_early and i == max(wanted, default=0):
+                break
+        return maps if intermediates_only else (self.norm(tokens) if i == last else tokens, maps)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
-        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        pool: Any = self.config.global_pool if global_pool is None else global_pool
+        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
         self.num_classes = num_classes
         head = Head(self.num_features, num_classes)
         if isinstance(head.fc, nn.Linear):
@@ -407,6 +431,12 @@ class Swin(VisionModel):
             nn.init.zeros_(head.fc.bias)
         parameter = next(self.parameters())
         self.head = head.to(parameter.device, parameter.dtype)
+
+    def _keep_levels(self, count: int) -> None:
+        self.layers = self.layers[:count]
+        self.config = dataclasses.replace(
+            self.config, depths=self.config.depths[:count], num_heads=self.config.num_heads[:count]
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

@@ -20,6 +20,7 @@ from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.pooling import POOLS, pool_tokens
 from vitrail.layers.positions import resample_positions, sincos_positions
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
@@ -28,8 +29,11 @@ from vitrail.models.base import (
     FeatureInfo,
     Stream,
     VisionModel,
+    as_config,
+    as_format,
     check_at_least,
     check_mlp_ratio,
+    check_pool,
     group_parameters,
     old_grid,
 )
@@ -74,7 +78,9 @@ class ViTConfig:
         mlp_ratio: Hidden width of the perceptrons over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         class_token: Whether a class token is prepended.
-        global_pool: "token" reads the class token, "avg" the mean over the other tokens.
+        global_pool: "token" reads the class token, "avg" the mean over the other tokens, "max" the largest value of
+            each channel, "avgmax" the mean of these two; "" classifies each token.
+        fc_norm: Whether the last norm comes after the pooling; where "avg", "max" or "avgmax" pools when not given.
         drop_path_rate: Stochastic depth of the last block.
         pos_embed_init: What the learned positions begin as: "normal" (close to nothing) or "sincos" (sines and cosines
             of the place, from which few images teach more).
@@ -91,7 +97,8 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     class_token: bool = True
-    global_pool: Literal["token", "avg"] = "token"
+    global_pool: Literal["token", "avg", "max", "avgmax", ""] = "token"
+    fc_norm: bool | None = None
     drop_path_rate: float = 0.0
     pos_embed_init: Literal["normal", "sincos"] = "normal"
     token_learner: TokenLearnerConfig | None = None
@@ -107,8 +114,7 @@ class ViTConfig:
         check_at_least(self, 1, "in_chans", "embed_dim", "depth", "num_heads")
         check_at_least(self, 0, "num_classes")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
-        if self.global_pool not in ("token", "avg"):
-            raise ConfigError(f"global_pool must be 'token' or 'avg', got {self.global_pool!r}")
+        check_pool(self.global_pool, ("token", *POOLS))
         if self.pos_embed_init not in ("normal", "sincos"):
             raise ConfigError(f"pos_embed_init must be 'normal' or 'sincos', got {self.pos_embed_init!r}")
         if self.global_pool == "token" and not self.class_token:
@@ -195,7 +201,7 @@ class ViT(VisionModel):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = as_config(ViTConfig, config)
         dim = config.embed_dim
         self.num_classes = config.num_classes
         self.num_features = dim
@@ -223,8 +229,8 @@ class ViT(VisionModel):
                 )
                 if learner.fuse:
                     self.token_fusers.append(TokenFuser(dim, learner.num_tokens, learner.bottleneck_dim))
-        # Where tokens are averaged the norm comes after the mean, as in timm.
-        pooled = config.global_pool == "avg"
+        # Where tokens are pooled the norm comes after the pooling, as in timm.
+        pooled = config.global_pool not in ("token", "") if config.fc_norm is None else config.fc_norm
         self.norm = nn.Identity() if pooled else nn.LayerNorm(dim, eps=_NORM_EPS)
         self.fc_norm = nn.LayerNorm(dim, eps=_NORM_EPS) if pooled else nn.Identity()
         self.head: nn.Module = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
@@ -319,14 +325,13 @@ class ViT(VisionModel):
         out: Tensor = block(x, grid, self.num_prefix)
         return out
 
-    def _walk(self, x: Tensor, levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Run all blocks; also give the wanted blocks' tokens as maps ``(B, C, H, W)``."""
-        return self._run(*self._embed(x), levels)
-
-    def _run(self, tokens: Tensor, grid: tuple[int, int], levels: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        maps: list[Tensor] = []
+    def _run(
+        self, tokens: Tensor, grid: tuple[int, int], levels: Sequence[int] = (), stop: int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run all blocks, or a number of them; also give the tokens after the wanted blocks."""
+        found: list[Tensor] = []
         P = self.num_prefix
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.blocks[:stop]):
             if self.token_fusers and i >= self.learn_at:
                 learned = self._run_block(block, self._learn(tokens, grid, i - self.learn_at), None)
                 spread = self.token_fusers[i - self.learn_at](learned[:, P:], tokens[:, P:])
@@ -338,10 +343,10 @@ class ViT(VisionModel):
             else:
                 tokens = self._run_block(block, tokens, grid)
             if i in levels:
-                maps.append(tokens[:, P:].transpose(1, 2).reshape(tokens.shape[0], self.num_features, *grid))
-        if self.learn_at == len(self.blocks):
+                found.append(tokens)
+        if self.learn_at == len(self.blocks) and stop is None:
             tokens = self._learn(tokens, grid, 0)
-        return tokens, maps
+        return tokens, found
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify images ``(B, in_chans, H, W)``: logits ``(B, num_classes)``.
@@ -363,39 +368,65 @@ class ViT(VisionModel):
         Raises:
             ShapeError: No batch of images of the right number of bands and type, or smaller than a patch.
         """
-        tokens: Tensor = self.norm(self._walk(x)[0])
+        tokens: Tensor = self.norm(self._run(*self._embed(x))[0])
         return tokens
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        if self.config.global_pool == "avg":
-            pooled = features[:, self.num_prefix :].mean(dim=1)
-        else:
+        pool = self.config.global_pool
+        if pool == "token":
             pooled = features[:, 0]
+        else:
+            pooled = pool_tokens(features[:, self.num_prefix :] if pool else features, pool, (1,))
         pooled = self.fc_norm(pooled)
         out: Tensor = pooled if pre_logits else self.head(pooled)
         return out
 
-    def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
         """Outputs of blocks on the patch grid.
 
         Args:
             x: Images, shape ``(B, in_chans, H, W)``.
             indices: Blocks by number (negative: from the end), how many of the last, or None for all. After a
                 TokenLearner without fuser tokens have no grid, so :attr:`feature_info` ends there.
+            return_prefix_tokens: Whether each level is a pair of its map and its prefix tokens.
+            norm: Whether the last norm is applied to each level.
+            stop_early: Whether to stop after the last wanted level.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: Whether to return the levels alone.
 
         Returns:
-            For each wanted block, in the model's order, shape ``(B, C, H / patch, W / patch)``.
+            The features of :meth:`forward_features` and the list of levels, or that list alone.
 
         Raises:
             ConfigError: A level that does not exist.
             ShapeError: As :meth:`forward_features`.
         """
-        return self._walk(x, self.level_indices(indices))[1]
+        levels = self.level_indices(indices)
+        tokens, grid = self._embed(x)
+        tokens, found = self._run(tokens, grid, levels, max(levels, default=0) + 1 if stop_early else None)
+        P = self.num_prefix
+        rows = [self.norm(level) if norm else level for level in found]
+        maps: list[Any] = [as_format(row[:, P:].reshape(row.shape[0], *grid, row.shape[2]), output_fmt) for row in rows]
+        if return_prefix_tokens and P:
+            maps = list(zip(maps, (row[:, :P] for row in rows), strict=True))
+        return maps if intermediates_only else (self.norm(tokens), maps)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
-        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        pool: Any = self.config.global_pool if global_pool is None else global_pool
+        # The norm stays where it is.
+        fc_norm = self.config.fc_norm if global_pool is None else not isinstance(self.fc_norm, nn.Identity)
+        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool, fc_norm=fc_norm)
         self.num_classes = num_classes
         head: nn.Module = nn.Identity()
         if num_classes:
@@ -404,6 +435,15 @@ class ViT(VisionModel):
             nn.init.zeros_(head.bias)
         parameter = next(self.parameters())
         self.head = head.to(parameter.device, parameter.dtype)
+
+    def _keep_levels(self, count: int) -> None:
+        learner = self.config.token_learner
+        if count <= self.learn_at:
+            learner, self.learn_at = None, count + 1
+        self.blocks = self.blocks[:count]
+        kept = max(0, count - self.learn_at) if self.token_fusers else 0
+        self.token_learners, self.token_fusers = self.token_learners[:kept], self.token_fusers[:kept]
+        self.config = dataclasses.replace(self.config, depth=count, token_learner=learner)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""

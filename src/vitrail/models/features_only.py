@@ -1,0 +1,68 @@
+"""A model as an encoder for segmentation and detection: images in, a list of feature maps out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitrail.models.base import FeatureInfo, VisionModel
+
+
+class FeatureLevels(list[FeatureInfo]):
+    """All levels of a model, and those that an encoder returns.
+
+    Args:
+        levels: All levels of the model.
+        out_indices: Indices of those that are returned.
+    """
+
+    def __init__(self, levels: Sequence[FeatureInfo], out_indices: Sequence[int]) -> None:
+        super().__init__(levels)
+        self.out_indices = tuple(out_indices)
+
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """The value of a key at the returned levels, or at the levels ``idx`` of the model."""
+        if isinstance(idx, int):
+            return self[idx][key]
+        return [self[index][key] for index in (self.out_indices if idx is None else idx)]
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Channels of the returned levels, or of the levels ``idx`` of the model."""
+        return self.get("num_chs", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Input pixels per position of the returned levels, or of the levels ``idx`` of the model."""
+        return self.get("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Names of the modules that produce the returned levels, or the levels ``idx`` of the model."""
+        return self.get("module", idx)
+
+
+class FeatureEncoder(nn.Module):
+    """A model without its classifier that returns the levels of its feature pyramid.
+
+    Args:
+        model: The model; its classifier is removed.
+        out_indices: Levels to return, as for :meth:`VisionModel.forward_intermediates`; all when not given.
+
+    Attributes:
+        feature_info: The levels; ``feature_info.channels()`` are the channels of the returned maps.
+
+    Raises:
+        ConfigError: A level that the model does not have.
+    """
+
+    def __init__(self, model: VisionModel, out_indices: int | Sequence[int] | None = None) -> None:
+        super().__init__()
+        model.reset_classifier(0)
+        self.model = model
+        self.feature_info = FeatureLevels(model.feature_info, sorted(model.level_indices(out_indices)))
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
+        """Map images, one tensor ``(B, C, H, W)`` a stream, to maps ``(B, C, H / stride, W / stride)``."""
+        indices = self.feature_info.out_indices
+        maps: list[Tensor] = self.model.forward_intermediates(*args, indices=indices, intermediates_only=True, **kwargs)
+        return maps

@@ -1,0 +1,206 @@
+"""What timm's tools ask of a model: pooling, classifiers, intermediates, feature encoders, pruning."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import vitrail
+from tests.models.test_module import CASES, build, inputs_of
+from vitrail.errors import ConfigError
+from vitrail.models import families
+
+FORMS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def model(case):
+    return build(case).eval()
+
+
+def _positions(features, model):
+    """Tokens of the map, ``(B, N, C)``."""
+    if model.channels_first:
+        return features.flatten(2).transpose(1, 2)
+    return features.reshape(features.shape[0], -1, features.shape[-1])[:, model.num_prefix :]
+
+
+POOLS = {
+    "avg": lambda x: x.mean(1),
+    "max": lambda x: x.amax(1),
+    "avgmax": lambda x: (x.mean(1) + x.amax(1)) / 2,
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_pooling_by_hand(case, pool):
+    model = build(case, global_pool=pool).eval()
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        pooled = POOLS[pool](_positions(model.forward_features(*inputs), model))
+        if hasattr(model, "fc_norm"):
+            pooled = model.fc_norm(pooled)
+        if hasattr(model, "head_norm"):
+            pooled = model.head_norm(pooled)
+        torch.testing.assert_close(model(*inputs), model.head(pooled))
+        # The same after a reset of a model that pools otherwise, whose norm stays where it is.
+        other = build(case).eval()
+        other.reset_classifier(3, global_pool=pool)
+        assert other.config.global_pool == pool
+        assert other(*inputs).shape == (2, 3)
+
+
+def test_without_pooling_every_token_is_classified(case):
+    model = build(case, global_pool="").eval()
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        features, logits = model.forward_features(*inputs), model(*inputs)
+        shape = list(features.shape)
+        shape[1 if model.channels_first else -1] = model.num_classes
+        assert list(logits.shape) == shape
+        model.reset_classifier(0, "")
+        assert model(*inputs).shape[1 if model.channels_first else -1] == model.num_features
+
+
+def test_unknown_pools_are_refused(case):
+    with pytest.raises(ConfigError, match="global_pool must be"):
+        build(case, global_pool="mean")
+
+
+def test_pooled_models_are_saved(case, tmp_path):
+    model = build(case, global_pool="avgmax")
+    model.reset_classifier(3, "max")
+    vitrail.save_pretrained(model, tmp_path)
+    again, inputs = vitrail.from_pretrained(tmp_path), inputs_of(model)
+    assert again.config.global_pool == "max"
+    assert torch.equal(again(*inputs), model.eval()(*inputs))
+
+
+def test_the_configuration_names_modules(model):
+    cfg = model.default_cfg
+    assert cfg == model.pretrained_cfg
+    assert f"{cfg['classifier']}.weight" in model.state_dict()
+    assert f"{cfg['first_conv']}.weight" in model.state_dict()
+    assert cfg["input_size"][0] == model.streams[0].chans
+    assert model.get_classifier().out_features == cfg["num_classes"] == 5
+    assert model.head_hidden_size == model.get_classifier().in_features
+
+
+@torch.no_grad()
+def test_intermediates_have_timms_forms(model):
+    inputs = inputs_of(model)
+    features, maps = model.forward_intermediates(*inputs)
+    torch.testing.assert_close(features, model.forward_features(*inputs))
+    assert [x.shape[1] for x in maps] == [info["num_chs"] for info in model.feature_info]
+    nhwc = model.forward_intermediates(*inputs, output_fmt="NHWC", intermediates_only=True)
+    nlc = model.forward_intermediates(*inputs, output_fmt="NLC", intermediates_only=True)
+    for first, second, third in zip(maps, nhwc, nlc, strict=True):
+        assert torch.equal(first.permute(0, 2, 3, 1), second)
+        assert torch.equal(second.flatten(1, 2), third)
+    first = model.forward_intermediates(*inputs, indices=[0], stop_early=True, intermediates_only=True)
+    assert torch.equal(first[0], maps[0])
+    normed = model.forward_intermediates(*inputs, norm=True, intermediates_only=True)
+    assert [x.shape for x in normed] == [x.shape for x in maps]
+    with pytest.raises(ConfigError, match="output_fmt must be"):
+        model.forward_intermediates(*inputs, output_fmt="NCL")
+
+
+@torch.no_grad()
+def test_early_stops_run_no_later_block():
+    for family in ("vit", "swin", "maxvit"):
+        model = build(family).eval()
+        later = model.get_submodule(model.feature_info[-1].name)
+        later.register_forward_hook(lambda *_: pytest.fail("ran"))
+        features, maps = model.forward_intermediates(*inputs_of(model), indices=[0], stop_early=True)
+        assert len(maps) == 1
+        assert features.shape[0] == 2
+
+
+@torch.no_grad()
+def test_prefix_tokens_and_norms_of_vit():
+    model = build("vit").eval()
+    x = inputs_of(model)[0]
+    features, pairs = model.forward_intermediates(x, return_prefix_tokens=True, norm=True, output_fmt="NLC")
+    tokens, prefix = pairs[-1]
+    torch.testing.assert_close(torch.cat([prefix, tokens], 1), features)
+
+
+def test_levels_are_timms_dictionaries(model):
+    for info in copy.deepcopy(model.feature_info):
+        assert (info["module"], info["num_chs"], info["reduction"]) == (info.name, info.channels, info.stride[0])
+        assert info.setdefault("index", 3) == 3
+
+
+@torch.no_grad()
+def test_feature_encoders(case):
+    name, changes = CASES[case]
+    settings = {**families()[name].test_config, **changes}
+    encoder = vitrail.create_model(name, features_only=True, **settings).eval()
+    inputs = inputs_of(encoder.model)
+    maps = encoder(*inputs)
+    assert [x.shape[1] for x in maps] == encoder.feature_info.channels()
+    assert len(encoder.feature_info.reduction()) == len(encoder.feature_info.module_name()) == len(maps)
+    last = vitrail.create_model(name, features_only=True, out_indices=(-1,), **settings).eval()
+    assert [x.shape[1] for x in last(*inputs)] == last.feature_info.channels() == encoder.feature_info.channels()[-1:]
+    with pytest.raises(ConfigError, match="features_only=True"):
+        vitrail.create_model(name, out_indices=(0,), **settings)
+
+
+def test_a_feature_pyramid_decodes_every_family(case):
+    name, changes = CASES[case]
+    encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes})
+    laterals = nn.ModuleList(nn.Conv2d(channels, 8, 1) for channels in encoder.feature_info.channels())
+    inputs = inputs_of(encoder.model)
+    maps = [lateral(x) for lateral, x in zip(laterals, encoder(*inputs), strict=True)]
+    size = maps[0].shape[2:]
+    out = sum(nn.functional.interpolate(x, size, mode="bilinear") for x in maps)
+    out.sum().backward()
+    assert out.shape == (2, 8, *size)
+
+
+@torch.no_grad()
+def test_pruned_models_give_the_same_levels(model):
+    inputs = inputs_of(model)
+    if len(model.streams) == 2 or type(model).__name__ == "HVT":
+        with pytest.raises(ConfigError, match="cannot be pruned"):
+            model.prune_intermediate_layers(1)
+        return
+    keep = 1 if type(model).__name__ == "MaxViT" else 0
+    expected = model.forward_intermediates(*inputs, indices=[keep], intermediates_only=True)
+    count = sum(p.numel() for p in model.parameters())
+    assert model.prune_intermediate_layers([keep]) == [keep]
+    assert sum(p.numel() for p in model.parameters()) < count
+    features, maps = model.forward_intermediates(*inputs, indices=[keep])
+    assert torch.equal(maps[0], expected[0])
+    assert model(*inputs).shape == features.shape
+    assert model.num_classes == 0
+
+
+def test_checkpointing_as_hugging_face_asks(model):
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enabled = [m for m in model.modules() if getattr(m, "grad_checkpointing", False)]
+    assert enabled
+    model(*inputs_of(model)).sum().backward()
+    model.gradient_checkpointing_disable()
+    assert not any(m.grad_checkpointing for m in enabled)
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_reloaded_by_hugging_faces_mixin(name, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    kind = type(vitrail.create_model(name, **families()[name].test_config))
+    mixed = type(f"My{kind.__name__}", (kind, hub.PyTorchModelHubMixin), {})
+    config = families()[name].config(**families()[name].test_config)
+    model = mixed(config)
+    model.save_pretrained(tmp_path)
+    again = mixed.from_pretrained(tmp_path)
+    assert again.config == config
+    inputs = inputs_of(model)
+    assert torch.equal(again.eval()(*inputs), model.eval()(*inputs))
