@@ -18,8 +18,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from vitrail.evaluate.memory import Step, peak_memory
-from vitrail.evaluate.speed import Spread, alternate, device_name, speedup
+from vitrail.bench.memory import Step, peak_memory
+from vitrail.bench.speed import Spread, alternate, device_name, speedup
 from vitrail.explain import explain
 from vitrail.files import replacing, write_text
 from vitrail.models import create_model

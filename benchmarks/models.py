@@ -21,8 +21,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from vitrail.evaluate.side_by_side import Plan, Subject, measure
-from vitrail.evaluate.speed import Spread, Workload, alternate, device_name, make_step
+from vitrail.bench.side_by_side import Plan, Subject, measure
+from vitrail.bench.speed import Spread, Workload, alternate, device_name, make_step
 from vitrail.files import replacing, write_text
 from vitrail.machine import keep_large_buffers
 from vitrail.models.profile import count_multiply_adds

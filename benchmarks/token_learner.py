@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vitrail.bench.speed import time_ratio
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.config import Recipe
 from vitrail.data import open_data
@@ -33,7 +34,6 @@ from vitrail.data.augment import build_augmentation
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.evaluate import statistics
 from vitrail.evaluate.metrics import accuracy_interval
-from vitrail.evaluate.speed import time_ratio
 from vitrail.files import replacing, write_text
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask, parameter_groups, warmup_cosine

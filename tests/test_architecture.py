@@ -12,6 +12,7 @@ FLOORS = (
     ("layers",),
     ("models",),
     ("tasks", "explain", "runs"),
+    ("bench",),
     ("train", "evaluate", "deploy"),
     ("compare", "report"),
     ("cli",),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vitrail.evaluate.side_by_side import Row
+from vitrail.bench.side_by_side import Row
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "models.py"
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from tests.images import make_folder
+from vitrail.bench import side_by_side
 from vitrail.cli.main import main
-from vitrail.evaluate import side_by_side
 
 TINY = [
     "--img-size", "16", "--set", "patch_size=8", "--set", "embed_dim=16", "--set", "depth=1", "--set", "num_heads=2",

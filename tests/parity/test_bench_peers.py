@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.peers import define_missing_operators, import_peer
+from vitrail.bench import peers, side_by_side
+from vitrail.bench.peers import build_counterpart, pair_up
+from vitrail.bench.side_by_side import Plan, Subject, measure
+from vitrail.bench.speed import Workload
 from vitrail.cli.main import main
 from vitrail.errors import VitrailError
-from vitrail.evaluate import peers, side_by_side
-from vitrail.evaluate.peers import build_counterpart, pair_up
-from vitrail.evaluate.side_by_side import Plan, Subject, measure
-from vitrail.evaluate.speed import Workload
 from vitrail.models.profile import count_parameters
 from vitrail.models.registry import create_model
 

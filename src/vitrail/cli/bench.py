@@ -16,7 +16,7 @@ from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitrail.evaluate.side_by_side import Plan, Row
+    from vitrail.bench.side_by_side import Plan, Row
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     if "img_size" in settings:
         raise ConfigError("give the size of the images as --img-size, not with --set")
 
-    from vitrail.evaluate.side_by_side import Subject, measure
+    from vitrail.bench.side_by_side import Subject, measure
 
     plan = _plan(arguments)
     size = _size(arguments.img_size)
@@ -117,8 +117,8 @@ def _parser() -> VerbParser:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    from vitrail.evaluate.side_by_side import Plan
-    from vitrail.evaluate.speed import Workload
+    from vitrail.bench.side_by_side import Plan
+    from vitrail.bench.speed import Workload
     from vitrail.runs.trained import choose_device
 
     workloads = [
@@ -145,7 +145,7 @@ def _size(values: Sequence[int] | None) -> tuple[int, int] | None:
 def _give(rows: Sequence[Row], plan: Plan, arguments: argparse.Namespace) -> None:
     import torch
 
-    from vitrail.evaluate.speed import device_name
+    from vitrail.bench.speed import device_name
     from vitrail.files import write_text
 
     machine = device_name(plan.device)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
+from vitrail.bench.side_by_side import Subject
+from vitrail.bench.speed import Workload, alternate, make_step, time_ratio
 from vitrail.compare.plan import Run
 from vitrail.compare.results import Tables
-from vitrail.evaluate.side_by_side import Subject
-from vitrail.evaluate.speed import Workload, alternate, make_step, time_ratio
 
 # Images of a batch, rounds in which the two take turns, and seconds of each in a round.
 _BATCH, _ROUNDS, _LEAST = 16, 9, 0.1

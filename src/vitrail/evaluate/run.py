@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from vitrail.bench.efficiency import measure_efficiency
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, VitrailError
-from vitrail.evaluate.efficiency import measure_efficiency
 from vitrail.evaluate.saved import HeldOut, Intervals, Saved, held_out_for, is_current, measure_saved, origin_of
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import RunImages, open_images

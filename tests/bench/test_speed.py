@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import vitrail
+from vitrail.bench import side_by_side
+from vitrail.bench.memory import peak_memory
+from vitrail.bench.peers import Pair, check_counterpart, pair_up
+from vitrail.bench.side_by_side import Plan, Subject, measure
+from vitrail.bench.speed import Spread, Workload, alternate, make_step, matrix_peak, speedup, time_ratio
 from vitrail.errors import ConfigError, RunError, VitrailError
-from vitrail.evaluate import side_by_side
-from vitrail.evaluate.memory import peak_memory
-from vitrail.evaluate.peers import Pair, check_counterpart, pair_up
-from vitrail.evaluate.side_by_side import Plan, Subject, measure
-from vitrail.evaluate.speed import Spread, Workload, alternate, make_step, matrix_peak, speedup, time_ratio
 from vitrail.extras import import_extra
 from vitrail.models.profile import count_multiply_adds
 from vitrail.runs.folder import RunFolder

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitrail.evaluate.memory import peak_memory
-from vitrail.evaluate.speed import alternate, synchronize
+from vitrail.bench.memory import peak_memory
+from vitrail.bench.speed import alternate, synchronize
 from vitrail.models.profile import count_multiply_adds, count_parameters
 from vitrail.runs.trained import TrainedModel, load_classifier
 

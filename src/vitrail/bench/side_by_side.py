@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, VitrailError
-from vitrail.evaluate.memory import Memory, peak_memory
-from vitrail.evaluate.peers import build_counterpart, check_counterpart, own_settings, pair_up
-from vitrail.evaluate.speed import (
+from vitrail.bench.memory import Memory, peak_memory
+from vitrail.bench.peers import build_counterpart, check_counterpart, own_settings, pair_up
+from vitrail.bench.speed import (
     PASSES,
     Mode,
     Precision,
@@ -30,6 +29,7 @@ from vitrail.evaluate.speed import (
     matrix_peak,
     speedup,
 )
+from vitrail.errors import ConfigError, VitrailError
 from vitrail.models.base import VisionModel
 from vitrail.models.profile import count_multiply_adds
 from vitrail.models.registry import create_model, families
@@ -116,7 +116,7 @@ class Row:
         peak_gflops: The same of the machine's quickest matrix product at this precision.
         share_of_peak: The former over the latter.
         memory_before_mb: 10^6 bytes in use before the first step, or None; see
-            :class:`~vitrail.evaluate.memory.Memory`.
+            :class:`~vitrail.bench.memory.Memory`.
         memory_peak_mb: At most in use during a step.
         against: Library that was measured in turn with it, if any, on the same weights.
         ratio: How many times as fast as that ours is; median over the rounds.

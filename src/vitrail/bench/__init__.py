@@ -1,0 +1,1 @@
+"""Speed and memory of models, alone and beside the same models of other libraries."""
