@@ -16,7 +16,7 @@ from tests.images import make_folder
 from vitrail.cli.main import main
 from vitrail.errors import RunError
 from vitrail.runs import RunFolder
-from vitrail.weights.identity import tensors_code
+from vitrail.weights.hashes import tensors_code
 
 TINY = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 1 "

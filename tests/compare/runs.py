@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from vitrail.config.load import dump_recipe
-from vitrail.evaluate.saved import Intervals, evaluate_saved
+from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
 
 CLASSES = ["a", "b", "c"]
 

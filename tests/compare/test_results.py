@@ -11,8 +11,8 @@ from scipy import stats
 from tests.compare.runs import finish
 from vitrail.compare import load_suite, plan
 from vitrail.compare.execute import Failure
+from vitrail.compare.findings import sentences
 from vitrail.compare.results import tabulate
-from vitrail.compare.words import sentences
 from vitrail.compare.write import write_suite
 from vitrail.config.load import load_recipe
 from vitrail.errors import DataError

@@ -4,8 +4,8 @@ import pytest
 
 from tests.compare.runs import finish
 from vitrail.compare import load_suite, plan, timing
+from vitrail.compare.findings import sentences
 from vitrail.compare.results import tabulate
-from vitrail.compare.words import sentences
 from vitrail.errors import ConfigError
 from vitrail.models import create_model
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vitrail.evaluate.bootstrap import Bootstrap
 from vitrail.evaluate.confusion import clustered
-from vitrail.evaluate.intervals import Bootstrap
-from vitrail.evaluate.saved import HeldOut, Saved, measure_saved
+from vitrail.evaluate.saved_predictions import HeldOut, Saved, measure_saved
 from vitrail.runs.folder import EvaluationFiles
 
 

@@ -31,7 +31,7 @@ from vitrail.evaluate.metrics import (
     log_odds,
     per_class_table,
 )
-from vitrail.evaluate.several_labels import several_labels_metrics, several_labels_table
+from vitrail.evaluate.multi_label import several_labels_metrics, several_labels_table
 
 
 @pytest.mark.parametrize("seed", fast_first(range(6), 2))

@@ -9,8 +9,8 @@ from scipy import stats
 
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate import statistics as own
+from vitrail.evaluate.image_scores import SCORES, image_scores
 from vitrail.evaluate.metrics import classification_metrics
-from vitrail.evaluate.scores import SCORES, image_scores
 
 
 def _trained(rng, repeats, models, runs, images, seeds=0.3, difficulty=2.0, peculiarity=0.7, gap=()):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vitrail.errors import ConfigError, RunError
 from vitrail.evaluate.calibration import claims_of, reliability_table
-from vitrail.evaluate.saved import Intervals, evaluate_saved
+from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.evaluated import Part, Section, Subject

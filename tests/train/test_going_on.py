@@ -10,7 +10,7 @@ from tests.images import make_folder, save_image
 from tests.train.test_training import TINY, recipe
 from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError
-from vitrail.runs.inputs import input_codes
+from vitrail.runs.input_hashes import input_codes
 from vitrail.train import train
 from vitrail.train.module import TaskModule
 from vitrail.train.stopping import waited

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vitrail.evaluate.metrics import classification_metrics
-from vitrail.evaluate.several_labels import several_labels_metrics
+from vitrail.evaluate.multi_label import several_labels_metrics
 from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss
 from vitrail.train.validation_metrics import make_metrics
 

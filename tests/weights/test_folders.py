@@ -13,7 +13,7 @@ from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.cli.main import main
 from vitrail.errors import WeightsError
 from vitrail.weights import read_state_dict
-from vitrail.weights.places import find_weights
+from vitrail.weights.locations import find_weights
 from vitrail.weights.read import read_metadata
 from vitrail.weights.write import write_tensors
 

@@ -13,7 +13,7 @@ from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.cli.main import main
 from vitrail.errors import WeightsError
 from vitrail.models.recognise import recognise
-from vitrail.weights.contents import unwrap
+from vitrail.weights.checkpoint import unwrap
 
 # -- distillation ----------------------------------------------------------------------------------------
 

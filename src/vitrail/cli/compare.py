@@ -53,11 +53,11 @@ def main(argv: list[str]) -> int:
 
     from vitrail.cli.recipes import load_run_recipe
     from vitrail.compare.execute import execute, states_of, write_recipes
+    from vitrail.compare.findings import about_pretraining
     from vitrail.compare.plan import commands, plan
     from vitrail.compare.results import tabulate
     from vitrail.compare.suite import load_suite
     from vitrail.compare.timing import add_time_ratios
-    from vitrail.compare.words import about_pretraining
     from vitrail.compare.write import write_suite
     from vitrail.report.suite import write_suite_report
     from vitrail.runs.suite import SuiteFolder

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     from vitrail.cli.recipes import load_run_recipe, make_recipe
     from vitrail.compare.execute import LocalPool, execute
     from vitrail.compare.plan import Run
-    from vitrail.evaluate.table import results_table
+    from vitrail.evaluate.results_table import results_table
     from vitrail.files import write_text
     from vitrail.machine import cores
     from vitrail.report.page import write_report

@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from vitrail.config.schema import Recipe
     from vitrail.evaluate.run import Evaluated
-    from vitrail.evaluate.saved import Intervals
+    from vitrail.evaluate.saved_predictions import Intervals
     from vitrail.runs.folder import RunFolder
 
 # What needs the model, and therefore cannot be asked for with --from-predictions.
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     _check(arguments, rest)
 
     from vitrail.cli.recipes import load_run_recipe
-    from vitrail.evaluate.saved import Intervals, evaluate_saved
+    from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
     from vitrail.runs.folder import RunFolder
 
     run = RunFolder.open(arguments.run)
@@ -144,7 +144,7 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
 def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
     """Print the short of an evaluation."""
     from vitrail.runs.images import in_words
-    from vitrail.runs.seen import describe_seen
+    from vitrail.runs.training_images import describe_seen
 
     right = "all labels right" if "map" in metrics else "accuracy"
     trained, chosen = metrics.get("trained_on") or 0, metrics.get("chosen_on") or 0

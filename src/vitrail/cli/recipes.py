@@ -90,7 +90,7 @@ def _with_model_of_weights(file: str | None, settings: Mapping[str, Written]) ->
     if not isinstance(place, str) or not Path(place).expanduser().is_dir():
         return dict(settings)
 
-    from vitrail.weights.places import find_weights, read_card
+    from vitrail.weights.locations import find_weights, read_card
 
     card = find_weights(place).card
     if card is None:

@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
     settings = parse_settings(arguments.set)
 
     from vitrail.models.recognise import recognise
+    from vitrail.weights.locations import find_weights, read_card
     from vitrail.weights.normalisation import read_normalization
-    from vitrail.weights.places import find_weights, read_card
     from vitrail.weights.read import read_checkpoint
     from vitrail.weights.remedies import COMMAND
 

@@ -178,7 +178,7 @@ def execute(
     pool: Pool,
     say: Callable[[str], None],
     look: float = _LOOK,
-    python: Sequence[str] = (sys.executable, "-m", "vitrail.compare.work"),
+    python: Sequence[str] = (sys.executable, "-m", "vitrail.compare.worker"),
 ) -> list[Failure]:
     """Carry out what is missing; a run that fails is reported and the others go on.
 

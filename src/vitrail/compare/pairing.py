@@ -12,8 +12,8 @@ from vitrail.config.schema import Recipe
 from vitrail.data.dataset import open_data
 from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, RunError
-from vitrail.evaluate.guessing import constant_logits
-from vitrail.evaluate.scores import image_scores
+from vitrail.evaluate.constant_predictor import constant_logits
+from vitrail.evaluate.image_scores import image_scores
 from vitrail.runs.folder import RunFolder
 from vitrail.train.fit import image_size
 
@@ -48,7 +48,7 @@ def read_tested(run: Run, measure: str) -> Tested:
 
     Args:
         run: The run.
-        measure: A name of :data:`vitrail.evaluate.scores.SCORES`.
+        measure: A name of :data:`vitrail.evaluate.image_scores.SCORES`.
 
     Raises:
         RunError: It has not been evaluated, or its predictions cannot be read.

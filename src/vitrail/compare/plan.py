@@ -17,7 +17,7 @@ from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.models.registry import complete_settings, find_family
 from vitrail.runs.folder import EvaluationFiles, RunFolder
-from vitrail.runs.inputs import input_codes, weights_code
+from vitrail.runs.input_hashes import input_codes, weights_code
 from vitrail.runs.lock import holder
 from vitrail.weights.hub import HUB_PREFIX
 
@@ -177,7 +177,7 @@ def identity(
     """A hash of all that a run's result depends on, and of nothing else.
 
     Files count by what they hold, whatever they are called: weights by their values, statistics, labels, tables and
-    arrays by their bytes, folders of images as :func:`vitrail.runs.inputs.input_codes` samples them.
+    arrays by their bytes, folders of images as :func:`vitrail.runs.input_hashes.input_codes` samples them.
 
     Args:
         recipe: Resolved.

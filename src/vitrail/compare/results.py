@@ -16,7 +16,7 @@ from vitrail.compare.pairing import Tested, check_same_images, image_groups, rea
 from vitrail.compare.plan import Run, training_seconds
 from vitrail.compare.suite import Suite
 from vitrail.evaluate import statistics
-from vitrail.evaluate.scores import SCORES
+from vitrail.evaluate.image_scores import SCORES
 
 # Measures that results.csv takes from an evaluation, where it has them.
 _MEASURES = ("accuracy", "balanced_accuracy", "f1_macro", "map", "nll", "top_5_accuracy")

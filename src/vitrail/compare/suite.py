@@ -15,7 +15,7 @@ from vitrail.config.load import load_recipe, read_yaml
 from vitrail.config.schema import PRETRAINING, Recipe
 from vitrail.data.augment.views import views_of
 from vitrail.errors import ConfigError, closest
-from vitrail.evaluate.scores import SCORES
+from vitrail.evaluate.image_scores import SCORES
 from vitrail.models.registry import find_family
 
 # What a suite decides for all of its runs.

@@ -7,11 +7,11 @@ from typing import Any
 
 from vitrail import __version__
 from vitrail.compare.execute import Failure
+from vitrail.compare.findings import about_pretraining, markdown, method, metric_name, sentences, unit_of
 from vitrail.compare.plan import Run
 from vitrail.compare.results import Tables
 from vitrail.compare.suite import Suite
-from vitrail.compare.words import about_pretraining, markdown, method, metric_name, sentences, unit_of
-from vitrail.evaluate.scores import SCORES
+from vitrail.evaluate.image_scores import SCORES
 from vitrail.files import write_text
 from vitrail.runs.suite import SuiteFolder
 

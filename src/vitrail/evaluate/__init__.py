@@ -1,6 +1,6 @@
 """How good a trained run is, and how sure that is."""
 
 from vitrail.evaluate.run import evaluate
-from vitrail.evaluate.saved import evaluate_saved
+from vitrail.evaluate.saved_predictions import evaluate_saved
 
 __all__ = ["evaluate", "evaluate_saved"]

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
 from vitrail.errors import DataError
-from vitrail.evaluate.intervals import Doubles
+from vitrail.evaluate.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, check_logits
 
 BINS = 15

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from scipy.stats import betabinom
 
 from vitrail.errors import ConfigError
-from vitrail.evaluate.intervals import Doubles
+from vitrail.evaluate.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, accuracy_interval, check_logits
 
 METHODS = ("lac", "aps")

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.metrics import auc
 
-from vitrail.evaluate.intervals import Doubles
+from vitrail.evaluate.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, log_odds, one_hot
 
 # Points of a curve: of many classes fewer, so that the table stays small.

@@ -18,9 +18,9 @@ from sklearn.metrics import (
 )
 
 from vitrail.errors import DataError
-from vitrail.evaluate.intervals import Bootstrap, Doubles, Interval
+from vitrail.evaluate.bootstrap import Bootstrap, Doubles, Interval
+from vitrail.evaluate.bootstrap_measures import Counter, Ranker, agreement_measures, averaged_measures, defined_measures
 from vitrail.evaluate.rank_intervals import area_interval, average_precision_interval, macro_interval, rank_class
-from vitrail.evaluate.resampled import Counter, Ranker, agreement_measures, averaged_measures, defined_measures
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

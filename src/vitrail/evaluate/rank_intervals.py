@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from vitrail.evaluate.intervals import Doubles, Interval
+from vitrail.evaluate.bootstrap import Doubles, Interval
 
 # Halvings of [0, 1] in search of an interval's end: to 1e-9.
 _HALVINGS = 30

@@ -18,11 +18,11 @@ from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError
 from vitrail.evaluate import statistics
 from vitrail.evaluate.attacks import PGD_STEPS, check_epsilons, fgsm, losses, pgd
+from vitrail.evaluate.bootstrap import Bootstrap
 from vitrail.evaluate.corruptions import SEVERITIES, check_corruptions, corrupt
-from vitrail.evaluate.intervals import Bootstrap
 from vitrail.evaluate.metrics import accuracy_interval
 from vitrail.evaluate.run import Evaluated
-from vitrail.evaluate.saved import Intervals, Saved
+from vitrail.evaluate.saved_predictions import Intervals, Saved
 from vitrail.files import write_text
 from vitrail.runs.trained import TrainedModel
 

@@ -14,11 +14,19 @@ from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, VitrailError
-from vitrail.evaluate.saved import HeldOut, Intervals, Saved, held_out_for, is_current, measure_saved, origin_of
+from vitrail.evaluate.saved_predictions import (
+    HeldOut,
+    Intervals,
+    Saved,
+    held_out_for,
+    is_current,
+    measure_saved,
+    origin_of,
+)
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import RunImages, open_images
-from vitrail.runs.seen import count_seen
 from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
+from vitrail.runs.training_images import count_seen
 
 # Of images of which the run knows some, all together: no test.
 _MIXED = "mixed"

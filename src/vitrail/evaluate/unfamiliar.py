@@ -10,9 +10,9 @@ import numpy as np
 from vitrail.config.data import DataConfig
 from vitrail.data.sources.opening import SOURCES
 from vitrail.errors import ConfigError, DataError, closest
-from vitrail.evaluate.ood import Seen, ood_report, read_seen
+from vitrail.evaluate.out_of_distribution import Seen, ood_report, read_seen
 from vitrail.evaluate.run import Evaluated, name_of_other, predict
-from vitrail.evaluate.saved import Intervals, Saved, is_current
+from vitrail.evaluate.saved_predictions import Intervals, Saved, is_current
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import open_images, open_prepared
 

@@ -14,7 +14,7 @@ from vitrail.models.base import VisionModel
 from vitrail.models.registry import complete_settings, create_model, families
 from vitrail.models.twin import check_rebuilt
 from vitrail.weights.load import load_weights
-from vitrail.weights.places import CARD_FILE, WEIGHTS_FILE, Place, find_weights, read_card
+from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE, Place, find_weights, read_card
 from vitrail.weights.read import read_checkpoint
 from vitrail.weights.write import write_weights
 

@@ -17,16 +17,16 @@ from vitrail.layers.shapes import divide_up
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import Family, create_model, families
-from vitrail.weights.contents import Checkpoint, State
-from vitrail.weights.load import apply_map, count_not_finite, load_weights, outside
-from vitrail.weights.normalisation import Normalization
-from vitrail.weights.readings import (
+from vitrail.weights.candidates import (
     Reading,
     choose_reading,
     find_readings,
     prefixes_of_maps,
     read_by_name,
 )
+from vitrail.weights.checkpoint import Checkpoint, State
+from vitrail.weights.load import apply_map, count_not_finite, load_weights, outside
+from vitrail.weights.normalisation import Normalization
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap

@@ -20,7 +20,7 @@ from vitrail import __version__
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, closest
-from vitrail.evaluate.saved import is_current
+from vitrail.evaluate.saved_predictions import is_current
 from vitrail.explain.features import EMBEDDING, layer_features
 from vitrail.extras import import_extra
 from vitrail.files import write_text

@@ -16,7 +16,7 @@ from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.confusion import clustered_together
-from vitrail.evaluate.table import read_evaluation, results_table
+from vitrail.evaluate.results_table import read_evaluation, results_table
 from vitrail.report import figures, measured, pictures
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from vitrail.errors import RunError
 from vitrail.files import replacing, write_json, write_text
 from vitrail.outputs import CHECKPOINTS, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE
-from vitrail.weights.identity import file_code, tensors_code
-from vitrail.weights.places import CARD_FILE, WEIGHTS_FILE
+from vitrail.weights.hashes import file_code, tensors_code
+from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE
 
 
 class EvaluationFiles:

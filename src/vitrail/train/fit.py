@@ -37,10 +37,10 @@ from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import read_known, write_known
-from vitrail.runs.inputs import input_codes
+from vitrail.runs.input_hashes import input_codes
 from vitrail.runs.lock import only_one
-from vitrail.runs.seen import count_seen, describe_seen, record_seen
 from vitrail.runs.trained import ModelCard, StreamCard
+from vitrail.runs.training_images import count_seen, describe_seen, record_seen
 from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss, balanced_positive_weights, balanced_weights
@@ -64,7 +64,7 @@ from vitrail.train.settle import settle_as_begun, settle_labels, settle_sizes
 from vitrail.train.sharding import ShardedStrategy
 from vitrail.train.starting import choose_normalization, load_start
 from vitrail.train.stopping import Patience
-from vitrail.weights.places import find_weights
+from vitrail.weights.locations import find_weights
 
 
 @dataclass(frozen=True)

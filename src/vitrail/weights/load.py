@@ -15,12 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, WeightsError, closest
-from vitrail.weights.contents import Checkpoint, State, join, unwrap
-from vitrail.weights.kernels import BandRule, InputKernel, Wavelengths, fit_input_kernel, make_band_rule
-from vitrail.weights.normalisation import describe, read_normalization
-from vitrail.weights.places import Place, find_weights, read_card
-from vitrail.weights.read import read_checkpoint
-from vitrail.weights.readings import (
+from vitrail.weights.candidates import (
     Reading,
     choose_reading,
     find_readings,
@@ -28,6 +23,11 @@ from vitrail.weights.readings import (
     prefixes_of_names,
     read_by_name,
 )
+from vitrail.weights.checkpoint import Checkpoint, State, join, unwrap
+from vitrail.weights.kernels import BandRule, InputKernel, Wavelengths, fit_input_kernel, make_band_rule
+from vitrail.weights.locations import Place, find_weights, read_card
+from vitrail.weights.normalisation import describe, read_normalization
+from vitrail.weights.read import read_checkpoint
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap

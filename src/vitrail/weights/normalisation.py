@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.errors import WeightsError
-from vitrail.weights.contents import Checkpoint, as_numbers
-from vitrail.weights.places import Place, read_card
+from vitrail.weights.checkpoint import Checkpoint, as_numbers
+from vitrail.weights.locations import Place, read_card
 
 # Means and standard deviations in 0..1, one value a band, by stream.
 Normalization = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]

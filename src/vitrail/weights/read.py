@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vitrail.errors import WeightsError
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
-from vitrail.weights.contents import Checkpoint, unwrap
+from vitrail.weights.candidates import read_by_name
+from vitrail.weights.checkpoint import Checkpoint, unwrap
 from vitrail.weights.pickles import read_pickle
-from vitrail.weights.readings import read_by_name
 from vitrail.weights.shards import is_index, read_index
 
 # What torch.load is seen to raise on damaged bytes: each of its parsers has its own.

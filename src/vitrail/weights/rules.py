@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import WeightsError
-from vitrail.weights.contents import State
+from vitrail.weights.checkpoint import State
 from vitrail.weights.report import LoadReport
 
 

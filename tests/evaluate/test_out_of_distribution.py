@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from vitrail.errors import DataError
-from vitrail.evaluate.ood import Seen, familiarity, num_neighbours, ood_report, read_seen, separation
+from vitrail.evaluate.out_of_distribution import Seen, familiarity, num_neighbours, ood_report, read_seen, separation
 
 
 def _gaussians(rng, n, shift=0.0, dim=4):

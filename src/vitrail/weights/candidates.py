@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from vitrail.errors import WeightsError
-from vitrail.weights.contents import Checkpoint, State, join
+from vitrail.weights.checkpoint import Checkpoint, State, join
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.rules import KeyMap
 

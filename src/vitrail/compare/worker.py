@@ -1,4 +1,4 @@
-"""Carries out one run of a suite in a process of its own: ``python -m vitrail.compare.work RECIPE VIEWS``."""
+"""Carries out one run of a suite in a process of its own: ``python -m vitrail.compare.worker RECIPE VIEWS``."""
 
 from __future__ import annotations
 

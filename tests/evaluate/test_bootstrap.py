@@ -13,9 +13,9 @@ from sklearn.metrics import (
 )
 
 from vitrail.errors import ConfigError, DataError
-from vitrail.evaluate.intervals import Bootstrap
+from vitrail.evaluate.bootstrap import Bootstrap
+from vitrail.evaluate.bootstrap_measures import Counter, Ranker, agreement_measures, averaged_measures, class_measures
 from vitrail.evaluate.metrics import accuracy_interval, classification_intervals, one_hot, rank_intervals
-from vitrail.evaluate.resampled import Counter, Ranker, agreement_measures, averaged_measures, class_measures
 
 
 def _drawn(weights):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from vitrail.runs import RunFolder
-from vitrail.weights.identity import file_code, tensors_code
+from vitrail.weights.hashes import file_code, tensors_code
 
 TENSORS = {"a.weight": torch.arange(12.0).reshape(3, 4), "b": torch.tensor(3), "c": torch.zeros(0, 2)}
 

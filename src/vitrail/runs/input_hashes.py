@@ -10,9 +10,9 @@ import numpy as np
 
 from vitrail.config.data import DataConfig
 from vitrail.data.listing import list_files
+from vitrail.weights.hashes import tensors_code
 from vitrail.weights.hub import HUB_PREFIX
-from vitrail.weights.identity import tensors_code
-from vitrail.weights.places import find_weights
+from vitrail.weights.locations import find_weights
 
 # A file up to this size is read whole; of a larger one, and of the files in a folder, samples of so many bytes.
 _WHOLE, _SAMPLE = 1 << 28, 1 << 16

@@ -13,9 +13,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from vitrail.errors import DataError
-from vitrail.evaluate.intervals import Bootstrap, Doubles, Interval
+from vitrail.evaluate.bootstrap import Bootstrap, Doubles, Interval
+from vitrail.evaluate.bootstrap_measures import Ranker
 from vitrail.evaluate.metrics import Floats, Ints
-from vitrail.evaluate.resampled import Ranker
 
 _NEIGHBOURS = 50
 

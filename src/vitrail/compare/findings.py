@@ -10,7 +10,7 @@ import pandas as pd
 
 from vitrail.compare.results import NOT_SHOWN, Tables
 from vitrail.compare.suite import PRETRAINED, Suite
-from vitrail.evaluate.scores import SCORES
+from vitrail.evaluate.image_scores import SCORES
 from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, cell_text, shown_columns
 
 _NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss"}

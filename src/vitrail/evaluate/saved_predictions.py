@@ -11,6 +11,7 @@ import pandas as pd
 
 from vitrail.config.data import DataConfig
 from vitrail.errors import RunError
+from vitrail.evaluate.bootstrap import Bootstrap, Interval
 from vitrail.evaluate.calibration import (
     COLDEST,
     WARMEST,
@@ -23,7 +24,6 @@ from vitrail.evaluate.conformal import conformal_report
 from vitrail.evaluate.confusion import clustered, confusion_table, normalized_by_row
 from vitrail.evaluate.curves import rank_curves, true_and_scores
 from vitrail.evaluate.groups import groups_of_predictions
-from vitrail.evaluate.intervals import Bootstrap, Interval
 from vitrail.evaluate.metrics import (
     Floats,
     Ints,
@@ -35,8 +35,8 @@ from vitrail.evaluate.metrics import (
     per_class_table,
 )
 from vitrail.evaluate.mistakes import mistakes_table
+from vitrail.evaluate.multi_label import several_labels_intervals, several_labels_metrics, several_labels_table
 from vitrail.evaluate.selective import confidence_and_right, risk_coverage, selective_summary, thinned
-from vitrail.evaluate.several_labels import several_labels_intervals, several_labels_metrics, several_labels_table
 from vitrail.files import write_text
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 

@@ -11,7 +11,8 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.metrics import precision_recall_fscore_support
 
-from vitrail.evaluate.intervals import Bootstrap, Doubles, Interval
+from vitrail.evaluate.bootstrap import Bootstrap, Doubles, Interval
+from vitrail.evaluate.bootstrap_measures import Counter, averaged_measures, defined_measures
 from vitrail.evaluate.metrics import (
     Floats,
     Ints,
@@ -22,7 +23,6 @@ from vitrail.evaluate.metrics import (
     rank_intervals,
     rank_measures,
 )
-from vitrail.evaluate.resampled import Counter, averaged_measures, defined_measures
 
 
 def several_labels_metrics(logits: Floats, targets: Ints, classes: Sequence[str]) -> dict[str, Any]:
