@@ -65,7 +65,7 @@ class KnownModel(VisionModel):
         return torch.stack([torch.zeros_like(logit), logit], dim=1)
 
     ends = property(lambda self: ())
-    embed = forward_embedded = forward_features = forward_intermediates = None
+    embed = forward_embedded = forward_features = run_levels = None
     forward_head = reset_classifier = set_grad_checkpointing = no_weight_decay = layer_groups = None
 
 

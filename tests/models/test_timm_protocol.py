@@ -8,7 +8,7 @@ from torch import nn
 
 import vitrail
 from tests.models.test_module import CASES, build, inputs_of
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, ShapeError
 from vitrail.models import families
 
 FORMS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}
@@ -112,14 +112,40 @@ def test_intermediates_have_timms_forms(model):
 
 
 @torch.no_grad()
-def test_early_stops_run_no_later_block():
-    for family in ("vit", "swin", "maxvit"):
-        model = build(family).eval()
-        later = model.get_submodule(model.feature_info[-1].name)
-        later.register_forward_hook(lambda *_: pytest.fail("ran"))
-        features, maps = model.forward_intermediates(*inputs_of(model), indices=[0], stop_early=True)
-        assert len(maps) == 1
-        assert features.shape[0] == 2
+@pytest.mark.parametrize("options", [{"stop_early": True}, {"intermediates_only": True}], ids=str)
+def test_early_stops_run_no_later_block(model, options):
+    inputs = inputs_of(model)
+    for info in model.feature_info[1:]:
+        model.get_submodule(info.name).register_forward_hook(_fail)
+    features, maps = _pair(model.forward_intermediates(inputs, indices=[0], **options))
+    assert len(maps) == 1
+    assert features is None or features.shape[0] == 2
+
+
+def _pair(result):
+    return result if isinstance(result, tuple) else (None, result)
+
+
+def _fail(*_):
+    raise AssertionError("a later layer ran")
+
+
+@torch.no_grad()
+def test_indices_may_follow_the_images(model):
+    inputs = inputs_of(model)
+    expected = model.forward_intermediates(*inputs, indices=[0])
+    if type(model).__name__ == "HVT":
+        inputs = [*inputs, None][:2]  # the second input comes before the indices
+    for given in (model.forward_intermediates(*inputs, [0]), model.forward_intermediates(inputs, indices=[0])):
+        assert torch.equal(given[0], expected[0])
+        assert torch.equal(given[1][0], expected[1][0])
+
+
+@torch.no_grad()
+def test_prefix_tokens_only_where_there_are_some(model):
+    for level in model.forward_intermediates(inputs_of(model), return_prefix_tokens=True, intermediates_only=True):
+        assert isinstance(level, tuple) == bool(model.num_prefix)
+        assert not model.num_prefix or level[1].shape[1] == model.num_prefix
 
 
 @torch.no_grad()
@@ -150,6 +176,20 @@ def test_feature_encoders(case):
     assert [x.shape[1] for x in last(*inputs)] == last.feature_info.channels() == encoder.feature_info.channels()[-1:]
     with pytest.raises(ConfigError, match="features_only=True"):
         vitrail.create_model(name, out_indices=(0,), **settings)
+
+
+@torch.no_grad()
+def test_symbolic_graphs_of_feature_encoders(case):
+    name, changes = CASES[case]
+    encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes}).eval()
+    graph, inputs = torch.fx.symbolic_trace(encoder), inputs_of(encoder.model, 3)
+    assert all(torch.equal(a, b) for a, b in zip(graph(*inputs), encoder(*inputs), strict=True))
+
+
+def test_an_encoder_of_one_stream_refuses_a_second_input():
+    encoder = vitrail.create_model("swin", features_only=True, **families()["swin"].test_config)
+    with pytest.raises(ShapeError, match="the model has one stream"):
+        encoder(torch.randn(1, 3, 32, 32), torch.randn(1, 3, 32, 32))
 
 
 def test_a_feature_pyramid_decodes_every_family(case):

@@ -215,7 +215,7 @@ def dissect(model: VisionModel, inputs: Sequence[Tensor]) -> Anatomy:
         model.forward_features(*inputs)
         steps = list(record.steps)
     with torch.no_grad():
-        maps = model.forward_intermediates(*inputs, intermediates_only=True)
+        maps = model.forward_intermediates(inputs, intermediates_only=True)
     levels = [Level(info.name, info.stride, map_[0]) for info, map_ in zip(model.feature_info, maps, strict=True)]
     modules = dict(model.named_modules())
     patches = [

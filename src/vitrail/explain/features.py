@@ -39,5 +39,5 @@ def layer_features(model: VisionModel, inputs: Sequence[Tensor], layer: str = EM
     with torch.no_grad():
         if layer == EMBEDDING:
             return model.forward_head(model.forward_features(*inputs), pre_logits=True).float()
-        (level,) = model.forward_intermediates(*inputs, indices=[known.index(layer)], intermediates_only=True)
+        (level,) = model.forward_intermediates(inputs, indices=[known.index(layer)], intermediates_only=True)
         return nn.functional.adaptive_avg_pool2d(level.float(), 1).flatten(1)

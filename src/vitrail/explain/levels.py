@@ -155,7 +155,7 @@ def level_gradients(
 def level_values(model: VisionModel, inputs: Sequence[Tensor | None], levels: Sequence[Level]) -> list[Tensor]:
     """Values of some levels, ``(B, C, h, w)`` each, in float32."""
     with torch.no_grad():
-        maps = model.forward_intermediates(*inputs, indices=[level.index for level in levels], intermediates_only=True)
+        maps = model.forward_intermediates(inputs, indices=[level.index for level in levels], intermediates_only=True)
     return [x.float() for x in maps]
 
 

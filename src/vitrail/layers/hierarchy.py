@@ -223,23 +223,24 @@ class HierarchicalEncoder(nn.Module):
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
 
-    def levels(self, x: Tensor) -> list[Tensor]:
+    def levels(self, x: Tensor, count: int | None = None) -> list[Tensor]:
         """Outputs of all stages, before the last norm.
 
         Args:
             x: Images, shape ``(B, in_chans, H, W)``.
+            count: How many stages run; all when not given.
 
         Returns:
             For each stage, shape ``(B, ceil(H / stride), ceil(W / stride), dim)``.
         """
-        return self.levels_of(self.patch_embed(x))
+        return self.levels_of(self.patch_embed(x), count)
 
-    def levels_of(self, tokens: Tensor) -> list[Tensor]:
+    def levels_of(self, tokens: Tensor, count: int | None = None) -> list[Tensor]:
         """As :meth:`levels`, from patches ``(B, H, W, C)`` that have no positions yet."""
         _, H, W, C = tokens.shape
         tokens = tokens + resample_positions(self.pos_embed, self.grid, (H, W)).view(1, H, W, C)
         levels: list[Tensor] = []
-        for stage in self.stages:
+        for stage in self.stages[:count]:
             tokens = stage(tokens)
             levels.append(tokens)
         return levels

@@ -34,6 +34,11 @@ def one_node(function: Function) -> Function:
     return call  # type: ignore[return-value]  # the signature is the function's
 
 
+def is_symbolic(value: object) -> bool:
+    """Whether a value stands for another one in a graph that torch.fx records."""
+    return issubclass(type(value), Proxy)
+
+
 def _find_proxy(values: Iterable[Any]) -> Proxy | None:
     for value in values:
         if isinstance(value, Proxy):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
@@ -44,6 +44,18 @@ class Stream(NamedTuple):
     name: str
     chans: int
     size: tuple[int, int]
+
+
+class LevelTokens(NamedTuple):
+    """Tokens at one level of a feature pyramid.
+
+    Attributes:
+        map: Those of the grid, shape ``(B, H, W, C)``.
+        prefix: Class and other tokens before the grid, shape ``(B, P, C)``; None without any.
+    """
+
+    map: Tensor
+    prefix: Tensor | None = None
 
 
 class Ends(NamedTuple):
@@ -178,12 +190,70 @@ class VisionModel(nn.Module, ABC):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify what :meth:`forward_features` gave; ``pre_logits`` stops before the classifier."""
 
-    @abstractmethod
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        """Feature pyramid: the last features, and one map for each wanted level of :attr:`feature_info`.
+    def forward_intermediates(
+        self,
+        x: Tensor | Sequence[Tensor | None],
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Compute the feature pyramid; arguments and results are timm's.
 
-        Arguments and results are timm's: ``indices``, ``norm``, ``stop_early``, ``output_fmt``, ``intermediates_only``.
+        Args:
+            x: Images, shape ``(B, C, H, W)``, or a list with a tensor for each of :attr:`streams`.
+            indices: Levels of :attr:`feature_info` by index (negative: from the end), how many of the last, or None for
+                all.
+            return_prefix_tokens: Whether each level is a pair of its map and its prefix tokens, where the model has
+                prefix tokens.
+            norm: Whether the last norm is applied to the levels that it fits, see :meth:`norm_level`.
+            stop_early: Whether to stop after the last wanted level. Without the features no layer after it runs either.
+            output_fmt: "NCHW", "NHWC" or "NLC".
+            intermediates_only: Whether to return the levels alone.
+
+        Returns:
+            The features of :meth:`forward_features` (with ``stop_early`` the tokens at the last wanted level) and the
+            list of levels, in order of their indices; or that list alone.
+
+        Raises:
+            ConfigError: A level that does not exist, or another format.
+            ShapeError: As :meth:`forward_features`.
         """
+        wanted = sorted(set(self.level_indices(indices)))
+        stop = wanted[-1] + 1 if wanted and (stop_early or intermediates_only) else None
+        inputs = x if isinstance(x, list | tuple) else (x,)
+        if len(inputs) != len(self.streams):
+            names = ", ".join(stream.name for stream in self.streams)
+            raise ShapeError(f"expected one tensor for each input ({names}), got the list {describe(inputs)}")
+        features, levels = self.run_levels(inputs, wanted, stop)
+        maps: list[Any] = []
+        for index in wanted:
+            parts = [self.norm_level(index, part) if norm else part for part in levels[index] if part is not None]
+            level = as_format(parts[0], output_fmt)
+            maps.append((level, parts[1]) if return_prefix_tokens and len(parts) > 1 else level)
+        return maps if intermediates_only else (features, maps)
+
+    @abstractmethod
+    def run_levels(
+        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
+    ) -> tuple[Tensor, dict[int, LevelTokens]]:
+        """Run the layers up to a level.
+
+        Args:
+            inputs: One tensor for each of :attr:`streams`.
+            wanted: Indices of the wanted levels.
+            stop: How many levels to run; None for the whole model without its head.
+
+        Returns:
+            The features of :meth:`forward_features`, or with ``stop`` those so far; the wanted levels, before any norm.
+        """
+
+    def norm_level(self, index: int, tokens: Tensor) -> Tensor:
+        """Apply the last norm to tokens ``(..., C)`` of a level; only the last level has the width that it fits."""
+        out: Tensor = self.norm(tokens) if index == len(self.feature_info) - 1 else tokens
+        return out
 
     @abstractmethod
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

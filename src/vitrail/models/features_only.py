@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrail.models.base import FeatureInfo, VisionModel
+from vitrail.errors import ShapeError
+from vitrail.layers.symbolic import is_symbolic
+from vitrail.models.base import FeatureInfo, VisionModel, describe
 
 
 class FeatureLevels(list[FeatureInfo]):
@@ -61,8 +63,25 @@ class FeatureEncoder(nn.Module):
         self.model = model
         self.feature_info = FeatureLevels(model.feature_info, sorted(model.level_indices(out_indices)))
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
-        """Map images, one tensor ``(B, C, H, W)`` a stream, to maps ``(B, C, H / stride, W / stride)``."""
+    def forward(self, x: Tensor, spectral: Tensor | None = None) -> list[Tensor]:
+        """Map images to the returned levels.
+
+        Args:
+            x: Images, shape ``(B, C, H, W)``.
+            spectral: Input of the second stream of a model that has two, as the model takes it.
+
+        Returns:
+            Maps, shape ``(B, C, H / stride, W / stride)``, of the levels ``feature_info.out_indices``.
+
+        Raises:
+            ShapeError: Images that the model does not take, or a second input for a model of one stream.
+        """
+        if len(self.model.streams) > 1:
+            inputs: list[Tensor | None] = [x, spectral]
+        elif spectral is None or is_symbolic(spectral):
+            inputs = [x]  # a symbolic graph has a place for every argument
+        else:
+            raise ShapeError(f"expected one input, got {describe((x, spectral))}; the model has one stream")
         indices = self.feature_info.out_indices
-        maps: list[Tensor] = self.model.forward_intermediates(*args, indices=indices, intermediates_only=True, **kwargs)
+        maps: list[Tensor] = self.model.forward_intermediates(inputs, indices=indices, intermediates_only=True)
         return maps

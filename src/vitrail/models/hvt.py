@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
@@ -23,13 +22,14 @@ from vitrail.layers.hierarchy import HierarchicalEncoder, Stage
 from vitrail.layers.pooling import POOLS, Pool, pool_tokens
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import Size, to_pair
+from vitrail.layers.symbolic import is_symbolic
 from vitrail.models.base import (
     Ends,
     FeatureInfo,
+    LevelTokens,
     Stream,
     VisionModel,
     as_config,
-    as_format,
     check_at_least,
     check_mlp_ratio,
     check_pool,
@@ -214,10 +214,10 @@ class HVT(VisionModel):
         names = ("image", "spectral")
         return tuple(Stream(n, e.in_chans, e.img_size) for n, (_, e) in zip(names, self._encoders(), strict=False))
 
-    def _check_inputs(self, image: Tensor, spectral: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _check_inputs(self, image: Any, spectral: Any) -> tuple[Tensor, Tensor | None]:
         """The image and the spectral input; None where there is no such stream, or it may be missing."""
         inputs = (image, spectral)
-        if issubclass(type(image), Proxy):
+        if is_symbolic(image):
             # A symbolic graph has a place for every argument; of one stream the second stays unused.
             return image, None if self.spectral is None else spectral
         if not isinstance(image, Tensor) or not isinstance(spectral, Tensor | None):
@@ -349,58 +349,65 @@ class HVT(VisionModel):
         """
         return self.forward_head(self.forward_features(image, spectral))
 
-    def forward_intermediates(
+    def forward_intermediates(  # type: ignore[override]  # a second stream before the options
         self,
-        image: Tensor,
+        image: Tensor | Sequence[Tensor | None],
         spectral: Tensor | None = None,
         indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
+        **options: Any,
     ) -> Any:
-        """Outputs of the stages, those of the image stream first.
+        """Compute the feature pyramid: the stages of the image stream, then those of the spectral stream.
 
         Args:
-            image: As for :meth:`forward`.
-            spectral: The same.
-            indices: Levels of :attr:`feature_info` by number (negative: from the end), how many of the last,
-                or None for all; without a spectral input, where it may be missing, all of the image stream.
-            norm: Whether the last norm is applied to the last level of each stream.
-            stop_early: For timm's sake: stages after the last wanted level run all the same.
-            output_fmt: "NCHW", "NHWC" or "NLC".
-            intermediates_only: Whether to return the levels alone.
-
-        Returns:
-            The features of :meth:`forward_features` and the list of levels, or that list alone.
+            image: As for :meth:`forward`, or a list of both inputs.
+            spectral: As for :meth:`forward`.
+            indices: As for :meth:`VisionModel.forward_intermediates`; None without a spectral input, where it may be
+                missing, for all levels of the image stream.
+            **options: Of :meth:`VisionModel.forward_intermediates`.
 
         Raises:
-            ConfigError: A level that does not exist.
+            ConfigError: A level that does not exist, or another format.
             ShapeError: As for :meth:`encode`; also a level of the spectral stream without its input.
         """
+        if isinstance(image, list | tuple):
+            if spectral is not None or not all(isinstance(x, Tensor | None) or is_symbolic(x) for x in image):
+                given = describe((*image, spectral))
+                raise ShapeError(f"expected an image and a spectral input, as two arguments or in a list, got {given}")
+            image, spectral = (*image, None)[:2]
         image, spectral = self._check_inputs(image, spectral)
         own = len(self.rgb.stages)
-        wanted = sorted(set(self.level_indices(range(own) if indices is None and spectral is None else indices)))
-        if wanted and wanted[-1] >= own and (spectral is None or self.spectral is None):
+        wanted = range(own) if indices is None and spectral is None else indices
+        if spectral is None and max(self.level_indices(wanted), default=0) >= own:
             raise ShapeError(
                 f"levels {own} to {2 * own - 1} are of the spectral stream, whose input is missing; "
                 f"give it, or ask for indices from 0 to {own - 1}"
             )
-        whole = not intermediates_only
-        levels = self.rgb.levels(image) if whole or (wanted and wanted[0] < own) else []
-        others: list[Tensor] = []
-        if self.spectral is not None and spectral is not None and (whole or (wanted and wanted[-1] >= own)):
-            others = self.spectral.levels(spectral)
-        # Normed where the features need it, or the levels ask for it.
-        last = self.rgb.norm(levels[-1]) if levels and (whole or norm) else None
-        other_last = (
-            self.spectral.norm(others[-1]) if self.spectral is not None and others and (whole or norm) else None
-        )
-        if norm:
-            levels = levels[:-1] + [x for x in (last,) if x is not None]
-            others = others[:-1] + [x for x in (other_last,) if x is not None]
-        maps = [as_format(levels[i] if i < own else others[i - own], output_fmt) for i in wanted]
-        return (self._fuse(last, self._context(last, other_last)), maps) if last is not None and whole else maps
+        inputs = (image,) if self.spectral is None else (image, spectral)
+        return super().forward_intermediates(inputs, wanted, **options)
+
+    def run_levels(
+        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
+    ) -> tuple[Tensor, dict[int, LevelTokens]]:
+        """Run the stages of each stream that has a wanted level, or of both, as :meth:`VisionModel.run_levels`."""
+        own = len(self.rgb.stages)
+        found: dict[int, Tensor] = {}
+        for start, x, (_, encoder) in zip((0, own), inputs, self._encoders(), strict=False):
+            count = own if stop is None else max((i - start + 1 for i in wanted if i < start + own), default=0)
+            if x is not None and count > 0:
+                found |= dict(enumerate(encoder.levels(x, count), start))
+        levels = {index: LevelTokens(found[index]) for index in wanted}
+        if stop is not None:
+            return found[stop - 1], levels
+        tokens, last = self.rgb.norm(found[own - 1]), found.get(2 * own - 1)
+        context = self.spectral.norm(last) if self.spectral is not None and last is not None else None
+        return self._fuse(tokens, self._context(tokens, context)), levels
+
+    def norm_level(self, index: int, tokens: Tensor) -> Tensor:
+        """Apply the last norm of a stream to tokens ``(..., C)`` of its last stage."""
+        stream, stage = divmod(index, len(self.rgb.stages))
+        encoder = self._encoders()[stream][1]
+        out: Tensor = encoder.norm(tokens) if stage == len(encoder.stages) - 1 else tokens
+        return out
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""

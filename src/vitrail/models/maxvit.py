@@ -26,10 +26,10 @@ from vitrail.layers.shapes import to_pair
 from vitrail.models.base import (
     Ends,
     FeatureInfo,
+    LevelTokens,
     Stream,
     VisionModel,
     as_config,
-    as_format,
     check_at_least,
     check_mlp_ratio,
     check_pool,
@@ -374,42 +374,14 @@ class MaxViT(VisionModel):
             return self.head(pooled)  # type: ignore[no-any-return]  # a module of any kind may stand there
         return self.head.hidden(pooled) if isinstance(self.head, Head) else pooled
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Maps after the stem (level 0) and after each stage.
-
-        Args:
-            x: Images, shape ``(B, in_chans, H, W)``.
-            indices: Levels by number (negative: from the end), how many of the last, or None for all.
-            norm: Whether the last norm is applied to the last level.
-            stop_early: Whether to stop after the last wanted level.
-            output_fmt: "NCHW", "NHWC" or "NLC".
-            intermediates_only: Whether to return the levels alone.
-
-        Returns:
-            The features of :meth:`forward_features` and the list of levels, or that list alone.
-
-        Raises:
-            ConfigError: A level that does not exist.
-            ShapeError: As :meth:`forward_features`.
-        """
-        wanted = self.level_indices(indices)
-        stop = max(wanted, default=0) if stop_early else len(self.stages)
-        last, found = self._run_stages(self.stem(x), wanted, stop)
-        maps = [level.permute(0, 2, 3, 1) for level in found]
-        if norm and maps and wanted[-1] == len(self.stages):
-            maps[-1] = self.norm(maps[-1])
-        maps = [as_format(level, output_fmt) for level in maps]
-        if intermediates_only:
-            return maps
-        return self.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if stop == len(self.stages) else last, maps
+    def run_levels(
+        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
+    ) -> tuple[Tensor, dict[int, LevelTokens]]:
+        """Run the stem (level 0) and the stages, as :meth:`VisionModel.run_levels`."""
+        stages = len(self.stages) if stop is None else stop - 1
+        last, found = self._run_stages(self.stem(*inputs), wanted, stages)
+        levels = {index: LevelTokens(level.permute(0, 2, 3, 1)) for index, level in zip(wanted, found, strict=True)}
+        return self.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if stages == len(self.stages) else last, levels
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""

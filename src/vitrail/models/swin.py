@@ -27,10 +27,10 @@ from vitrail.layers.window_attention import WindowAttention
 from vitrail.models.base import (
     Ends,
     FeatureInfo,
+    LevelTokens,
     Stream,
     VisionModel,
     as_config,
-    as_format,
     check_at_least,
     check_mlp_ratio,
     check_pool,
@@ -382,43 +382,17 @@ class Swin(VisionModel):
         pooled = pool_tokens(features, self.config.global_pool, (1, 2))
         return pooled if pre_logits else self.head(pooled)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Outputs of the stages, before the last norm.
-
-        Args:
-            x: Images, shape ``(B, in_chans, H, W)``.
-            indices: Stages by number (negative: from the end), how many of the last, or None for all.
-            norm: Whether the last norm is applied to the last level.
-            stop_early: Whether to stop after the last wanted level.
-            output_fmt: "NCHW", "NHWC" or "NLC".
-            intermediates_only: Whether to return the levels alone.
-
-        Returns:
-            The features of :meth:`forward_features` and the list of levels, or that list alone.
-
-        Raises:
-            ConfigError: A level that does not exist.
-            ShapeError: As :meth:`forward_features`.
-        """
-        wanted = self.level_indices(indices)
-        tokens = self.patch_embed(x)
-        maps: list[Tensor] = []
-        last = len(self.layers) - 1
-        for i, stage in enumerate(self.layers):
+    def run_levels(
+        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
+    ) -> tuple[Tensor, dict[int, LevelTokens]]:
+        """Run the stages, as :meth:`VisionModel.run_levels`."""
+        tokens = self.patch_embed(*inputs)
+        levels = {}
+        for i, stage in enumerate(self.layers[:stop]):
             tokens = stage(tokens)
             if i in wanted:
-                maps.append(as_format(self.norm(tokens) if norm and i == last else tokens, output_fmt))
-            if stop_early and i == max(wanted, default=0):
-                break
-        return maps if intermediates_only else (self.norm(tokens) if i == last else tokens, maps)
+                levels[i] = LevelTokens(tokens)
+        return self.norm(tokens) if stop in (None, len(self.layers)) else tokens, levels
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""

@@ -27,10 +27,10 @@ from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import (
     Ends,
     FeatureInfo,
+    LevelTokens,
     Stream,
     VisionModel,
     as_config,
-    as_format,
     check_at_least,
     check_mlp_ratio,
     check_pool,
@@ -382,44 +382,25 @@ class ViT(VisionModel):
         out: Tensor = pooled if pre_logits else self.head(pooled)
         return out
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Outputs of blocks on the patch grid.
+    def run_levels(
+        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
+    ) -> tuple[Tensor, dict[int, LevelTokens]]:
+        """Run blocks on the patch grid, as :meth:`VisionModel.run_levels`.
 
-        Args:
-            x: Images, shape ``(B, in_chans, H, W)``.
-            indices: Blocks by number (negative: from the end), how many of the last, or None for all. After a
-                TokenLearner without fuser tokens have no grid, so :attr:`feature_info` ends there.
-            return_prefix_tokens: Whether each level is a pair of its map and its prefix tokens.
-            norm: Whether the last norm is applied to each level.
-            stop_early: Whether to stop after the last wanted level.
-            output_fmt: "NCHW", "NHWC" or "NLC".
-            intermediates_only: Whether to return the levels alone.
-
-        Returns:
-            The features of :meth:`forward_features` and the list of levels, or that list alone.
-
-        Raises:
-            ConfigError: A level that does not exist.
-            ShapeError: As :meth:`forward_features`.
+        After a TokenLearner without fuser tokens have no grid, so :attr:`feature_info` ends there.
         """
-        levels = self.level_indices(indices)
-        tokens, grid = self._embed(x)
-        tokens, found = self._run(tokens, grid, levels, max(levels, default=0) + 1 if stop_early else None)
+        (x,) = inputs
         P = self.num_prefix
-        rows = [self.norm(level) if norm else level for level in found]
-        maps: list[Any] = [as_format(row[:, P:].reshape(row.shape[0], *grid, row.shape[2]), output_fmt) for row in rows]
-        if return_prefix_tokens and P:
-            maps = list(zip(maps, (row[:, :P] for row in rows), strict=True))
-        return maps if intermediates_only else (self.norm(tokens), maps)
+        tokens, grid = self._embed(x)
+        tokens, found = self._run(tokens, grid, wanted, stop)
+        maps = [row[:, P:].reshape(row.shape[0], *grid, row.shape[2]) for row in found]
+        prefixes = [row[:, :P] if P else None for row in found]
+        return self.norm(tokens), dict(zip(wanted, map(LevelTokens, maps, prefixes), strict=True))
+
+    def norm_level(self, index: int, tokens: Tensor) -> Tensor:
+        """Apply the last norm to tokens ``(..., C)``; it fits those of every block."""
+        out: Tensor = self.norm(tokens)
+        return out
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
