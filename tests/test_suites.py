@@ -29,7 +29,7 @@ def test_they_are_all_there():
 def test_suite(path, size):
     suite = load_suite(path, size)
     runs = plan(suite)
-    trained = [run for run in runs if not run.without_labels]
+    trained = [run for run in runs if not run.is_pretraining]
     assert len(suite.variants) == WANTED[path.stem]
     assert len(trained) == WANTED[path.stem] * len(suite.seeds) * (suite.folds or 1)
     assert len(suite.seeds) * (suite.folds or 1) >= 3
@@ -56,7 +56,7 @@ def test_the_ablation_takes_out_one_part_at_a_time():
     assert runs["no pre-training"].needs is None
     assert runs["no pre-training"].recipe.model.weights is None
     assert (full.model.name, full.model.settings) == (pretrained.recipe.model.name, pretrained.recipe.model.settings)
-    assert {name: run.tta for name, run in runs.items() if not run.without_labels} == {
+    assert {name: run.tta for name, run in runs.items() if not run.is_pretraining} == {
         name: "none" if name == "no average, no views" else "flips" for name in WANTED_PARTS
     }
     assert runs["plain loss"].recipe.task.loss == "cross_entropy"

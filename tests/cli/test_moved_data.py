@@ -16,7 +16,7 @@ from tests.images import make_folder
 from vitrail.cli.main import main
 from vitrail.errors import RunError
 from vitrail.runs import RunFolder
-from vitrail.weights.hashes import tensors_code
+from vitrail.weights.hashes import tensors_hash
 
 TINY = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 1 "
@@ -212,7 +212,7 @@ def test_a_run_goes_on_with_images_that_moved_as_if_they_had_not(trained, moved,
     more = ["--resume", "--trainer.max_epochs", "3"]
     _do(capsys, "train", moved / "straight" / "recipe.yaml", *more)
     _do(capsys, "train", moved / "r" / "recipe.yaml", *more, "--data.path", moved / "there")
-    assert tensors_code(moved / "r" / "model.safetensors") == tensors_code(moved / "straight" / "model.safetensors")
+    assert tensors_hash(moved / "r" / "model.safetensors") == tensors_hash(moved / "straight" / "model.safetensors")
     assert RunFolder(moved / "r").read_metrics()["val_loss"].tolist() == pytest.approx(
         RunFolder(moved / "straight").read_metrics()["val_loss"].tolist()
     )

@@ -14,7 +14,7 @@ from vitrail.compare import load_suite, plan
 from vitrail.compare.execute import write_recipes
 from vitrail.compare.plan import commands, expect
 from vitrail.errors import RunError
-from vitrail.runs.lock import holder, only_one
+from vitrail.runs.lock import lock_holder, lock_run_folder
 from vitrail.runs.suite import SuiteFolder
 
 
@@ -30,7 +30,7 @@ def test_states_are_read_from_the_folders(place):
     finish(runs[2], finished=False)
     runs[3].folder.path.mkdir()  # killed before it wrote anything
     (runs[3].folder.path / ".recipe.yaml.abcdefgh.tmp").write_text("half")
-    with only_one(runs[4].folder.path):
+    with lock_run_folder(runs[4].folder.path):
         assert _states(runs) == ["done", "evaluate", "resume", "run", "elsewhere", "run"]
     assert _states(runs)[4] == "run"
 
@@ -64,7 +64,7 @@ def test_a_run_without_labels_tells_nothing_of_the_time_of_others(place):
     first, *rest = plan(load_suite(place()))
     task = dataclasses.replace(first.recipe.task, name="simmim")
     first = dataclasses.replace(first, variant="pre-training", recipe=dataclasses.replace(first.recipe, task=task))
-    assert first.without_labels
+    assert first.is_pretraining
     finish(first, seconds=1000.0)
     states = {first.task: "done", **{run.task: "run" for run in rest}}
     assert expect([first, *rest], states).seconds is None
@@ -86,18 +86,21 @@ def test_commands_for_a_scheduler(place):
 
 
 def test_a_lock_is_one_processs(tmp_path):
-    assert holder(tmp_path / "run") is None
-    with only_one(tmp_path / "run"):
-        assert f"process {os.getpid()} on" in holder(tmp_path / "run")
-        with pytest.raises(RunError, match=r"is being trained by process \d+ on .* since"), only_one(tmp_path / "run"):
+    assert lock_holder(tmp_path / "run") is None
+    with lock_run_folder(tmp_path / "run"):
+        assert f"process {os.getpid()} on" in lock_holder(tmp_path / "run")
+        with (
+            pytest.raises(RunError, match=r"is being trained by process \d+ on .* since"),
+            lock_run_folder(tmp_path / "run"),
+        ):
             pass
-        assert holder(tmp_path / "run") is not None  # the one turned away took nothing along
-    assert holder(tmp_path / "run") is None
+        assert lock_holder(tmp_path / "run") is not None  # the one turned away took nothing along
+    assert lock_holder(tmp_path / "run") is None
     assert list(tmp_path.iterdir()) == []
 
 
 def _hold(path):
-    with only_one(path):
+    with lock_run_folder(path):
         time.sleep(60)
 
 
@@ -105,14 +108,14 @@ def test_the_lock_of_a_killed_process_hinders_nobody(tmp_path):
     process = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path / "run",))
     process.start()
     for _ in range(500):
-        if holder(tmp_path / "run") is not None:
+        if lock_holder(tmp_path / "run") is not None:
             break
         time.sleep(0.01)
-    assert holder(tmp_path / "run") is not None
+    assert lock_holder(tmp_path / "run") is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert holder(tmp_path / "run") is None
-    with only_one(tmp_path / "run"):
+    assert lock_holder(tmp_path / "run") is None
+    with lock_run_folder(tmp_path / "run"):
         pass
 
 
@@ -121,6 +124,9 @@ def test_a_full_disk_names_the_lock_and_leaves_none(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(RunError, match=r"cannot write the lock .*run.*No space left"), only_one(tmp_path / "run"):
+    with (
+        pytest.raises(RunError, match=r"cannot write the lock .*run.*No space left"),
+        lock_run_folder(tmp_path / "run"),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []

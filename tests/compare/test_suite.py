@@ -103,7 +103,7 @@ def _pretrained(place, tmp_path, **entry):
 def test_shared_pretraining_comes_first_and_once(place, tmp_path):
     file = _pretrained(place, tmp_path, shared=True)
     first, *rest = plan(load_suite(file))
-    assert (first.variant, first.without_labels, first.recipe.trainer.max_epochs) == ("mae", True, 3)
+    assert (first.variant, first.is_pretraining, first.recipe.trainer.max_epochs) == ("mae", True, 3)
     assert [r.needs for r in rest] == [first.identity, first.identity, None, None]
     assert rest[0].recipe.model.weights == first.recipe.run.dir
     # The folder moves, the identity stays; another pre-training is another run.
@@ -120,13 +120,13 @@ def test_shared_pretraining_comes_first_and_once(place, tmp_path):
     assert plan(load_suite(file, None, {"data.test_fraction": 0.4}))[0].recipe.data.test_fraction == 0.4
     file.write_text(yaml.safe_dump({**content, "folds": 2}, sort_keys=False))
     folds = plan(load_suite(file, None, {"data.split": "stratified"}))
-    assert [r.recipe.data.fold for r in folds if r.without_labels] == [0, 1]
+    assert [r.recipe.data.fold for r in folds if r.is_pretraining] == [0, 1]
 
 
 def test_each_seed_has_its_own_pretraining(place, tmp_path, capsys):
     file = _pretrained(place, tmp_path)
     runs = plan(load_suite(file))
-    before = [run for run in runs if run.without_labels]
+    before = [run for run in runs if run.is_pretraining]
     assert [run.seed for run in before] == [run.recipe.run.seed for run in before] == [0, 1]
     needing = [run for run in runs if run.variant == "with"]
     assert [run.needs for run in needing] == [run.identity for run in before]

@@ -10,18 +10,18 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.calibration import (
-    Claims,
+    Confidences,
     calibration_error,
-    calibration_error_of_chance,
+    calibration_error_by_resampling,
     calibration_summary,
-    claims_of,
+    confidences_of,
     fit_temperature,
     reliability_table,
     temperature_report,
 )
 from vitrail.evaluate.conformal import conformal_report, prediction_sets
 from vitrail.evaluate.mistakes import mistakes_table
-from vitrail.evaluate.selective import confidence_and_right, risk_coverage, selective_summary, thinned
+from vitrail.evaluate.selective import confidence_and_correct, risk_coverage, selective_summary, thinned
 
 
 def _drawn(rng, n, k, temperature=1.0, spread=2.0):
@@ -36,13 +36,13 @@ def _drawn(rng, n, k, temperature=1.0, spread=2.0):
 def test_calibration_error_equals_torchmetrics(seed):
     rng = np.random.default_rng(seed)
     logits, targets = _drawn(rng, int(rng.integers(40, 400)), int(rng.integers(2, 9)), rng.uniform(0.4, 3))
-    table = reliability_table(claims_of(logits, targets))
+    table = reliability_table(confidences_of(logits, targets))
     p = torch.from_numpy(softmax(logits.astype(float), axis=1))
     wanted = multiclass_calibration_error(p, torch.from_numpy(targets), logits.shape[1], n_bins=15).item()
     assert calibration_error(table) == pytest.approx(wanted, abs=1e-6)
     assert table["count"].sum() == len(targets)
     several = (rng.random(logits.shape) < 0.4).astype(np.int64)
-    claims = claims_of(logits, several)
+    claims = confidences_of(logits, several)
     wanted = binary_calibration_error(
         torch.from_numpy(claims.confidence), torch.from_numpy(several.ravel()), n_bins=15
     ).item()
@@ -51,7 +51,7 @@ def test_calibration_error_equals_torchmetrics(seed):
 
 def test_bins_of_equally_many_claims():
     rng = np.random.default_rng(0)
-    claims = Claims(rng.beta(8, 1, 307), rng.random(307) < 0.8)
+    claims = Confidences(rng.beta(8, 1, 307), rng.random(307) < 0.8)
     table = reliability_table(claims, 10, adaptive=True)
     assert set(table["count"]) == {30, 31}
     order = np.argsort(claims.confidence)
@@ -60,16 +60,16 @@ def test_bins_of_equally_many_claims():
         for part in np.array_split(order, 10)
     )
     assert calibration_error(table) == pytest.approx(by_hand)
-    assert len(reliability_table(Claims(np.ones(3), np.ones(3, bool)), 10, adaptive=True)) == 3
+    assert len(reliability_table(Confidences(np.ones(3), np.ones(3, bool)), 10, adaptive=True)) == 3
 
 
 def test_the_error_of_chance_is_what_calibrated_models_show():
     rng = np.random.default_rng(1)
     confidence = rng.uniform(0.4, 1, 300)
     errors = [
-        calibration_error(reliability_table(Claims(confidence, rng.random(300) < confidence))) for _ in range(200)
+        calibration_error(reliability_table(Confidences(confidence, rng.random(300) < confidence))) for _ in range(200)
     ]
-    mean, most = calibration_error_of_chance(Claims(confidence, np.zeros(300, bool)), draws=400)
+    mean, most = calibration_error_by_resampling(Confidences(confidence, np.zeros(300, bool)), draws=400)
     assert mean == pytest.approx(np.mean(errors), rel=0.1)
     assert most == pytest.approx(np.quantile(errors, 0.95), rel=0.1)
 
@@ -175,7 +175,7 @@ def test_risk_and_coverage_by_brute_force(seed):
 
 def test_of_several_labels_all_must_be_right():
     logits = np.array([[2.0, -1.0], [-3.0, 0.5]], np.float32)
-    confidence, right = confidence_and_right(logits, np.array([[1, 0], [1, 1]]))
+    confidence, right = confidence_and_correct(logits, np.array([[1, 0], [1, 1]]))
     sigmoid = 1 / (1 + np.exp(-np.abs(logits.astype(float))))
     assert confidence == pytest.approx(sigmoid.prod(1))
     assert right.tolist() == [True, False]

@@ -242,7 +242,7 @@ def test_robustness_from_the_command_line(run, capsys):
     assert attacks["accuracy"].iloc[-1] <= attacks["accuracy"].iloc[0]
     summary = _json(run.evaluation / "robustness.json")
     assert summary["corruptions"]["of_each"]["fog"] == pytest.approx(corruptions["accuracy"].iloc[1:6].mean())
-    assert {part["weights"] for part in summary.values()} == {run.weights_code()}
+    assert {part["weights"] for part in summary.values()} == {run.weights_hash()}
     told = capsys.readouterr().out
     assert "pixelate" in told
     fails(capsys, ["evaluate", run, "--corruptions", "foggy"], 2, "did you mean 'fog'")

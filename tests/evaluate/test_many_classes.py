@@ -8,7 +8,7 @@ import pytest
 
 from vitrail.evaluate.bootstrap import Bootstrap
 from vitrail.evaluate.confusion import clustered
-from vitrail.evaluate.saved_predictions import HeldOut, Saved, measure_saved
+from vitrail.evaluate.saved_predictions import HeldOut, SavedPredictions, measure_saved
 from vitrail.runs.folder import EvaluationFiles
 
 
@@ -30,7 +30,7 @@ def test_an_evaluation_of_1000_classes_is_quick(tmp_path):
     logits, targets = rng.normal(size=(1500, 1000)).astype(np.float32), rng.integers(0, 1000, 1500)
     logits[np.arange(1500), targets] += 2
     table = pd.DataFrame({"path": [f"{i}.png" for i in range(1500)], "target": targets})
-    saved = Saved("test", table, logits, targets, tuple(f"class {i}" for i in range(1000)))
+    saved = SavedPredictions("test", table, logits, targets, tuple(f"class {i}" for i in range(1000)))
     start = time.process_time()
     metrics = measure_saved(saved, HeldOut(saved), EvaluationFiles(tmp_path), Bootstrap(1500))
     assert time.process_time() - start < 10  # 3 s on a quiet machine

@@ -31,7 +31,7 @@ from vitrail.evaluate.metrics import (
     log_odds,
     per_class_table,
 )
-from vitrail.evaluate.multi_label import several_labels_metrics, several_labels_table
+from vitrail.evaluate.multi_label import multi_label_metrics, multi_label_table
 
 
 @pytest.mark.parametrize("seed", fast_first(range(6), 2))
@@ -82,7 +82,7 @@ def test_several_labels_equal_torchmetrics(seed):
     targets = (rng.random((n, k)) < rng.uniform(0.1, 0.9, k)).astype(np.int64)
     targets[0], targets[1] = 0, 1
     logits = (2 * rng.normal(size=(n, k)) + targets).astype(np.float32)
-    metrics = several_labels_metrics(logits, targets, [str(i) for i in range(k)])
+    metrics = multi_label_metrics(logits, targets, [str(i) for i in range(k)])
     p, labels = torch.from_numpy(logits).double().sigmoid(), torch.from_numpy(targets)
     for name, function in {
         "precision": multilabel_precision, "recall": multilabel_recall, "f1": multilabel_f1_score,
@@ -94,7 +94,7 @@ def test_several_labels_equal_torchmetrics(seed):
     assert metrics["roc_auc_macro"] == pytest.approx(multilabel_auroc(p, labels, k).item(), abs=1e-6)
     assert metrics["label_accuracy"] == pytest.approx(((p > 0.5) == labels.bool()).double().mean().item())
     assert metrics["brier"] == pytest.approx(((p - labels) ** 2).mean().item())
-    table = several_labels_table(logits, targets, [str(i) for i in range(k)])
+    table = multi_label_table(logits, targets, [str(i) for i in range(k)])
     assert table["f1"].to_numpy() == pytest.approx(f1_score(targets, logits >= 0, average=None))
 
 
@@ -121,7 +121,7 @@ def test_one_class_alone_has_no_ranks_and_no_agreement():
     metrics = classification_metrics(np.eye(2, dtype=np.float32)[[0, 0]], np.array([0, 0]), ["a", "b"])
     assert metrics["cohen_kappa"] is metrics["mcc"] is metrics["roc_auc_macro"] is None
     assert metrics["average_precision_macro"] == 1.0
-    assert several_labels_metrics(-np.ones((3, 2), np.float32), np.zeros((3, 2), np.int64), "ab")["map"] == 0.0
+    assert multi_label_metrics(-np.ones((3, 2), np.float32), np.zeros((3, 2), np.int64), "ab")["map"] == 0.0
 
 
 def test_odds_tell_apart_what_probabilities_round_to_one():

@@ -1,4 +1,4 @@
-"""Scores of familiarity on Gaussians whose separation is known."""
+"""Out-of-distribution scores on Gaussians whose separation is known."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,14 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from vitrail.errors import DataError
-from vitrail.evaluate.out_of_distribution import Seen, familiarity, num_neighbours, ood_report, read_seen, separation
+from vitrail.evaluate.out_of_distribution import (
+    ModelOutputs,
+    check_outputs,
+    in_distribution_scores,
+    num_neighbours,
+    ood_report,
+    separation,
+)
 
 
 def _gaussians(rng, n, shift=0.0, dim=4):
@@ -17,14 +24,14 @@ def _gaussians(rng, n, shift=0.0, dim=4):
     x[:, 0] += np.where(targets == 0, -10, 10)
     x[:, -1] += shift
     logits = np.stack([-x[:, 0], x[:, 0]], 1)
-    return Seen(logits.astype(np.float32), x.astype(np.float32)), targets
+    return ModelOutputs(logits.astype(np.float32), x.astype(np.float32)), targets
 
 
 def test_mahalanobis_is_the_distance_by_the_true_covariance():
     rng = np.random.default_rng(0)
     train, targets = _gaussians(rng, 20_000)
     seen, own = _gaussians(rng, 50)
-    scores = familiarity(seen, train, targets)["mahalanobis"]
+    scores = in_distribution_scores(seen, train, targets)["mahalanobis"]
     away = seen.embeddings.astype(float).copy()
     away[:, 0] -= np.where(own == 0, -10, 10)
     exact = -((away / [2, 2, 2, 0.5]) ** 2).sum(1)
@@ -50,14 +57,16 @@ def test_what_lies_off_is_noticed_by_distances_and_not_by_logits():
 
 def test_scores_of_logits_by_hand():
     logits = np.array([[1.0, 2.0, 0.5], [-1, 0, 3]], np.float32)
-    seen = Seen(logits, np.eye(2, 3, dtype=np.float32))
-    train = Seen(np.zeros((30, 3), np.float32), np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32))
-    scores = familiarity(seen, train, np.arange(30) % 3)
+    seen = ModelOutputs(logits, np.eye(2, 3, dtype=np.float32))
+    train = ModelOutputs(
+        np.zeros((30, 3), np.float32), np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+    )
+    scores = in_distribution_scores(seen, train, np.arange(30) % 3)
     e = np.exp(logits.astype(float))
     assert scores["energy"] == pytest.approx(np.log(e.sum(1)))
     assert scores["msp"] == pytest.approx((e / e.sum(1, keepdims=True)).max(1))
     assert scores["max_logit"].tolist() == [2, 3]
-    several = familiarity(seen, train, np.ones((30, 3), np.int64))
+    several = in_distribution_scores(seen, train, np.ones((30, 3), np.int64))
     assert several["energy"] == pytest.approx(np.log(1 + e).sum(1))
     unit = train.embeddings / np.linalg.norm(train.embeddings, axis=1, keepdims=True)
     by_hand = -np.sort(np.linalg.norm(unit[None] - seen.embeddings[:, None], axis=2), axis=1)[:, 2]
@@ -86,9 +95,9 @@ def test_at_least_95_percent_pass_and_one_more_would_be_too_many():
 def test_damaged_embeddings_are_refused():
     logits, embeddings = np.zeros((3, 2), np.float32), np.zeros((2, 4), np.float32)
     with pytest.raises(DataError, match="2 embeddings for 3 predictions"):
-        read_seen(logits, embeddings, "test")
+        check_outputs(logits, embeddings, "test")
     with pytest.raises(DataError, match="are no numbers"):
-        read_seen(logits[:2], embeddings * np.nan, "test")
-    train = Seen(logits[:2], np.zeros((2, 5), np.float32))
+        check_outputs(logits[:2], embeddings * np.nan, "test")
+    train = ModelOutputs(logits[:2], np.zeros((2, 5), np.float32))
     with pytest.raises(DataError, match="4 and 5 numbers"):
-        familiarity(Seen(logits[:2], embeddings), train, np.array([0, 1]))
+        in_distribution_scores(ModelOutputs(logits[:2], embeddings), train, np.array([0, 1]))

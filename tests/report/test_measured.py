@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from vitrail.errors import ConfigError, RunError
-from vitrail.evaluate.calibration import claims_of, reliability_table
+from vitrail.evaluate.calibration import confidences_of, reliability_table
 from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
 from vitrail.report import measured
 from vitrail.report.curves import ranking
@@ -50,7 +50,7 @@ def test_the_bins_of_several_runs_are_those_of_all_their_images(parts):
     tables = [part.run.read_predictions("test") for part in parts]
     logits = np.stack([row for table in tables for row in table["logits"]])
     targets = np.concatenate([table["target"] for table in tables])
-    pd.testing.assert_frame_equal(pooled, reliability_table(claims_of(logits, targets)), check_dtype=False)
+    pd.testing.assert_frame_equal(pooled, reliability_table(confidences_of(logits, targets)), check_dtype=False)
 
 
 def test_numbers_of_a_variant_are_means_over_its_runs_without_the_intervals_of_one(parts):

@@ -10,7 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from vitrail.tasks.losses import (
     ClassificationLoss,
-    SeveralLabelsLoss,
+    MultiLabelLoss,
     balanced_positive_weights,
     balanced_weights,
 )
@@ -91,7 +91,7 @@ def test_several_labels(seed):
     logits, target = torch.randn(40, 4), (torch.rand(40, 4) < 0.3).float()
     target[:, 3] = 0
     weights = balanced_positive_weights(target)
-    loss = SeveralLabelsLoss(0.1, weights)
+    loss = MultiLabelLoss(0.1, weights)
     p = logits.sigmoid()
     wanted = target * 0.9 + 0.05
     expected = -(weights * wanted * p.log() + (1 - wanted) * (1 - p).log()).mean()

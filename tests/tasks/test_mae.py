@@ -6,7 +6,7 @@ import torch
 from tests.tasks.models import batch_for, statistics, tiny
 from vitrail.errors import ConfigError
 from vitrail.tasks.mae import MAETask
-from vitrail.tasks.masking import cut_squares, join_squares, random_masks, spread_mask
+from vitrail.tasks.masking import patchify, random_masks, unpatchify, upsample_mask
 
 VITS = ["vit", "vit_pooled"]
 
@@ -23,7 +23,7 @@ def test_masked_pixels_do_not_reach_the_encoder(name, value):
     x = torch.randn(3, 3, 37, 30)  # no multiple of the patch
     mask = random_masks(3, (5, 4), 0.5)
     plain = task.reconstruct(x, mask)
-    hidden = spread_mask(mask, (8, 8), (37, 30))[:, None].expand_as(x)
+    hidden = upsample_mask(mask, (8, 8), (37, 30))[:, None].expand_as(x)
     changed = torch.where(hidden, value, x)
     assert torch.equal(task.reconstruct(changed, mask), plain)
     visible = torch.where(~hidden, x + 0.1, x)
@@ -73,7 +73,7 @@ def test_the_loss_is_the_authors(loss_on, normalize_target, monkeypatch):
     loss = task(batch)["loss"]
     x = (batch["image"] - 0.4) / 0.3
     # As in the authors' code: the mean over a patch's pixels, then over the masked patches.
-    target, predicted = cut_squares(x, (8, 8)), cut_squares(prediction, (8, 8))
+    target, predicted = patchify(x, (8, 8)), patchify(prediction, (8, 8))
     if normalize_target:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6) ** 0.5
     by_patch = (predicted - target).square().mean(-1)
@@ -85,7 +85,7 @@ def test_the_loss_counts_masked_pixels_alone(monkeypatch):
     task = made(normalize_target=False)
 
     def reconstruct(x, mask):
-        return torch.where(spread_mask(mask, (8, 8), (32, 32))[:, None], x, torch.inf)
+        return torch.where(upsample_mask(mask, (8, 8), (32, 32))[:, None], x, torch.inf)
 
     monkeypatch.setattr(task, "reconstruct", reconstruct)
     assert task(batch_for(task.model))["loss"] == 0
@@ -108,7 +108,7 @@ def test_it_learns_and_every_parameter_moves():
     torch.manual_seed(0)
     task = made(normalize_target=False, decoder_dim=32)
     squares = torch.rand(4, 1, 1, 3).repeat_interleave(16, 1).view(4, 4, 4, 3).repeat_interleave(64, -1)
-    batch = {"image": join_squares(squares, (8, 8), (32, 32))}  # plain colours: what is visible tells the rest
+    batch = {"image": unpatchify(squares, (8, 8), (32, 32))}  # plain colours: what is visible tells the rest
     groups = task.parameter_groups(0.05, 3e-3)
     chosen = [p for group in groups for p in group["params"]]
     assert len(chosen) == len({id(p) for p in chosen}) == len(list(task.parameters()))

@@ -41,8 +41,8 @@ def test_masks_hide_the_same_number_anywhere(seed):
 @pytest.mark.parametrize(("height", "width", "size"), [(8, 8, (4, 4)), (7, 10, (4, 3)), (5, 5, (5, 5))])
 def test_cutting_joins_again_and_is_a_loop(height, width, size):
     x = torch.randn(2, 3, height, width)
-    squares = masking.cut_squares(x, size)
-    assert torch.equal(masking.join_squares(squares, size, (height, width)), x)
+    squares = masking.patchify(x, size)
+    assert torch.equal(masking.unpatchify(squares, size, (height, width)), x)
     for i in range(squares.shape[1]):
         for j in range(squares.shape[2]):
             piece = x[:, :, i * size[0] : (i + 1) * size[0], j * size[1] : (j + 1) * size[1]]
@@ -54,7 +54,7 @@ def test_cutting_joins_again_and_is_a_loop(height, width, size):
 def test_normalised_squares_are_a_loop():
     x = torch.randn(2, 3, 7, 10) * 5 + 2
     x[0, :, :4, :4] = 1.5  # a square without deviation
-    result = masking.normalize_squares(x, (4, 4))
+    result = masking.normalize_patches(x, (4, 4))
     for b in range(2):
         for top in (0, 4):
             for left in (0, 4, 8):

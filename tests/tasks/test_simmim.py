@@ -6,7 +6,7 @@ import torch
 from tests.tasks.models import SETTINGS, batch_for, statistics, tiny
 from vitrail.errors import ConfigError
 from vitrail.models import families
-from vitrail.tasks.masking import spread_mask
+from vitrail.tasks.masking import upsample_mask
 from vitrail.tasks.simmim import PixelHead, SimMIMTask
 
 
@@ -31,7 +31,7 @@ def test_masked_pixels_do_not_reach_the_model(name, size):
     task = made(name)
     inputs = _inputs(task, size)
     masks = task.draw_masks(inputs)
-    hidden = {n: spread_mask(masks[n], task.sizes[n], tuple(x.shape[2:]))[:, None] for n, x in inputs.items()}
+    hidden = {n: upsample_mask(masks[n], task.sizes[n], tuple(x.shape[2:]))[:, None] for n, x in inputs.items()}
     with torch.no_grad():
         plain = task.reconstruct(inputs, masks)
         for value in (3.7, float("nan"), float("-inf")):
@@ -95,7 +95,7 @@ def test_the_loss_is_the_authors(name, loss_on, monkeypatch):
     wanted = []
     for n, x in inputs.items():
         # As in the authors' code: |x - y| * mask, summed, over the masked pixels and the bands.
-        mask = spread_mask(kept[0][n], task.sizes[n], tuple(x.shape[2:]))[:, None].float()
+        mask = upsample_mask(kept[0][n], task.sizes[n], tuple(x.shape[2:]))[:, None].float()
         if loss_on == "all":
             mask = torch.ones_like(mask)
         wanted.append(((x - predicted[n]).abs() * mask).sum() / mask.sum() / x.shape[1])

@@ -10,7 +10,7 @@ from tests.images import make_folder, save_image
 from tests.train.test_training import TINY, recipe
 from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError
-from vitrail.runs.input_hashes import input_codes
+from vitrail.runs.input_hashes import input_hashes
 from vitrail.train import train
 from vitrail.train.module import TaskModule
 from vitrail.train.stopping import waited
@@ -154,15 +154,15 @@ def test_files_count_by_what_they_hold(tmp_path, capsys):
 def test_codes_of_inputs(tmp_path):
     images = make_folder(tmp_path / "images", per_class=2)
     data = make_recipe({"data": {"source": "folder", "path": str(images)}}).data
-    first = input_codes(data)
-    assert input_codes(data) == first
+    first = input_hashes(data)
+    assert input_hashes(data) == first
     save_image(images / "train" / "dark" / "new.png")
-    assert input_codes(data) != first
+    assert input_hashes(data) != first
     # Weights count by their values: the same under another name and with other metadata.
     paths = [tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
     for path, value, depth in zip(paths, (0.0, 0.0, 1.0), (1, 2, 1), strict=True):
         write_weights(path, {"w": torch.full((3,), value)}, "vit", {"depth": depth})
-    a, b, c = (input_codes(data, str(path))["model.weights"] for path in paths)
+    a, b, c = (input_hashes(data, str(path))["model.weights"] for path in paths)
     assert a == b != c
 
 

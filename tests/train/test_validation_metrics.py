@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from vitrail.evaluate.metrics import classification_metrics
-from vitrail.evaluate.multi_label import several_labels_metrics
-from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss
+from vitrail.evaluate.multi_label import multi_label_metrics
+from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss
 from vitrail.train.validation_metrics import make_metrics
 
 
@@ -49,7 +49,7 @@ def test_labels(seed):
     targets = (rng.random((n, k)) < 0.4).astype(np.int64)
     targets[:, 0] = 0
     logits[:, 0] = -1  # neither occurs nor is predicted
-    expected = several_labels_metrics(logits, targets, [str(i) for i in range(k)])
+    expected = multi_label_metrics(logits, targets, [str(i) for i in range(k)])
     x, y = torch.from_numpy(logits), torch.from_numpy(targets)
     first, second = (make_metrics(k, True)[1] for _ in range(2))
     half = n // 2
@@ -57,7 +57,7 @@ def test_labels(seed):
     assert set(found) == {"val_accuracy", "val_map", "val_f1_macro"}
     for name, value in found.items():
         assert value == pytest.approx(expected[name.removeprefix("val_")], abs=1e-6), name
-    loss = SeveralLabelsLoss(label_smoothing=0.1).eval()(x, y.float())
+    loss = MultiLabelLoss(label_smoothing=0.1).eval()(x, y.float())
     assert float(loss) == pytest.approx(expected["nll"], rel=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_no_label_at_all():
     logits, targets = torch.full((4, 2), -1.0), torch.zeros(4, 2, dtype=torch.long)
     metrics = make_metrics(2, True)[1]
     metrics.update(logits, targets)
-    expected = several_labels_metrics(logits.numpy(), targets.numpy(), ["a", "b"])
+    expected = multi_label_metrics(logits.numpy(), targets.numpy(), ["a", "b"])
     for name, value in metrics.compute().items():
         assert float(value) == expected[name.removeprefix("val_")], name
 

@@ -134,7 +134,7 @@ def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], Sta
 
 
 def _print_commands(listed: Sequence[tuple[Run, list[str]]]) -> None:
-    first = {run.identity for run, _ in listed if run.without_labels}
+    first = {run.identity for run, _ in listed if run.is_pretraining}
     told = False
     for run, words in listed:
         if run.needs in first and not told:

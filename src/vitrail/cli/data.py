@@ -176,7 +176,7 @@ def _audit(argv: list[str]) -> int:
         raise ConfigError(f"--distance must be from 0 to 15, got {arguments.distance}")
 
     from vitrail.data.audit import audit
-    from vitrail.runs.images import read_known
+    from vitrail.runs.images import read_image_record
 
     inputs = _inputs(arguments, recipe)
     if arguments.out is not None:
@@ -184,7 +184,7 @@ def _audit(argv: list[str]) -> int:
     if arguments.groups is not None:
         arguments.groups = str(output_file(arguments.groups, SPLIT_TABLE, inputs, "--groups"))
     classes = run.read_json(run.card)["classes"] if run is not None and run.card.is_file() else None
-    known = None if run is None else read_known(run)
+    known = None if run is None else read_image_record(run)
     found, data = audit(recipe.data, arguments.distance, classes or None, known)
     if run is not None:
         run.write_json(run.audit, {**found.plain(), "distance": arguments.distance, **data.identity()})

@@ -143,14 +143,14 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
 
 def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
     """Print the short of an evaluation."""
-    from vitrail.runs.images import in_words
-    from vitrail.runs.training_images import describe_seen
+    from vitrail.runs.images import describe_counts
+    from vitrail.runs.training_images import describe_pretraining_images
 
     right = "all labels right" if "map" in metrics else "accuracy"
     trained, chosen = metrics.get("trained_on") or 0, metrics.get("chosen_on") or 0
     if trained or (chosen and metrics["split"] == "all"):
         only = "; --split test measures the test images alone" if metrics["split"] == "all" else ""
-        print(f"of {metrics['images']} images {in_words(trained, chosen)}: not a test{only}")
+        print(f"of {metrics['images']} images {describe_counts(trained, chosen)}: not a test{only}")
         right += " (not a test)"
     drawn = metrics["intervals"]
     groups = f" over {drawn['units']} groups" if drawn.get("unit") == "group" else ""
@@ -160,7 +160,7 @@ def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
         + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
         + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
-    if line := describe_seen(metrics.get("seen_in_pretraining"), metrics["images"], metrics["name"]):
+    if line := describe_pretraining_images(metrics.get("seen_in_pretraining"), metrics["images"], metrics["name"]):
         print(f"  {line}")
     calibration, conformal, selective = (metrics[name] for name in ("calibration", "conformal", "selective"))
     told = f"calibration error {calibration['ece']:.3f} (up to {calibration['ece_of_chance_95']:.3f} is chance)"

@@ -135,7 +135,7 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequen
     from vitrail.cli.recipes import data_for_files
     from vitrail.deploy.images import open_files
     from vitrail.runs.folder import RunFolder
-    from vitrail.runs.images import open_images, seen_in_training
+    from vitrail.runs.images import describe_training_images, open_images
 
     card, run = trained.card, RunFolder.open(arguments.run)
     size = _size(arguments.size)
@@ -146,7 +146,7 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequen
             raise ConfigError(f"{settings[0]} is of the run's own images; leave it out, or the files")
         data = data_for_files(run, arguments)
         opened = open_files(card, data, arguments.images, size=size, spectral=arguments.spectral)
-        if (line := seen_in_training(run, opened)) is not None:
+        if (line := describe_training_images(run, opened)) is not None:
             print(line)
         return opened, opened.indices("all")
     if arguments.spectral is not None:
@@ -172,7 +172,7 @@ def _measure(
     from vitrail.cli.tables import format_table
     from vitrail.deploy.images import mask_reader
     from vitrail.files import write_text
-    from vitrail.report.faithfulness import in_words, measure_methods, own_masks, stack_masks
+    from vitrail.report.faithfulness import describe_counts, measure_methods, own_masks, stack_masks
 
     masks = own_masks(data)
     if arguments.masks is not None:
@@ -182,5 +182,5 @@ def _measure(
     )
     out = Path(arguments.out) / "measures.csv"
     write_text(out, table.to_csv(index=False))
-    print("\n" + format_table(*in_words(table)))
+    print("\n" + format_table(*describe_counts(table)))
     print(f"\nmeans over {len(indices)} images with 95 % intervals; written to {out}")

@@ -35,9 +35,9 @@ def divide(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> tuple[lis
     Raises:
         ConfigError: A setting that decides how images are prepared or split, which is as in training.
     """
-    from vitrail.runs.images import PLACE_SETTINGS
+    from vitrail.runs.images import PATH_SETTINGS
 
-    changeable = [name for name in (*PLACE_SETTINGS, *_MACHINE, *UNFIT) if name not in own]
+    changeable = [name for name in (*PATH_SETTINGS, *_MACHINE, *UNFIT) if name not in own]
     options: list[str] = []
     settings: list[str] = []
     words = iter(argv)

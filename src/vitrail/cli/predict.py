@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     from vitrail.deploy.predict import predict_files
     from vitrail.files import write_text
     from vitrail.runs.folder import RunFolder
-    from vitrail.runs.images import seen_in_training
+    from vitrail.runs.images import describe_training_images
     from vitrail.runs.trained import choose_device, load_classifier
 
     out = None if arguments.out is None else output_file(arguments.out, PREDICTIONS, arguments.images)
@@ -56,6 +56,6 @@ def main(argv: list[str]) -> int:
     else:
         write_text(out, text)
         print(f"{len(table)} images classified; written to {arguments.out}")
-    if (line := seen_in_training(run, images)) is not None:
+    if (line := describe_training_images(run, images)) is not None:
         print(line, file=sys.stderr)
     return 0

@@ -16,7 +16,7 @@ from vitrail.errors import VitrailError
 from vitrail.extras import import_extra
 from vitrail.files import write_text
 from vitrail.machine import cores
-from vitrail.runs.lock import holder
+from vitrail.runs.lock import lock_holder
 from vitrail.runs.suite import SuiteFolder
 
 # Seconds between two looks at the processes, and at runs that others train.
@@ -239,7 +239,8 @@ def execute(
                 elif state == "elsewhere":
                     if run.identity not in busy and run.task not in waiting:
                         waiting.add(run.task)
-                        say(f"waiting: {run.label} is being trained by {holder(run.folder.path) or 'another process'}")
+                        other = lock_holder(run.folder.path) or "another process"
+                        say(f"waiting: {run.label} is being trained by {other}")
                 elif len(active) < pool.size and run.identity not in busy and not _needs_others(run, runs):
                     todo.remove(run)
                     busy.add(run.identity)

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedRun:
     """Predictions of one run, in the order of the images' names.
 
     Attributes:
@@ -43,7 +43,7 @@ class Tested:
     metrics: dict[str, object]
 
 
-def read_tested(run: Run, measure: str) -> Tested:
+def read_tested(run: Run, measure: str) -> TestedRun:
     """Read the predictions of a run that is done.
 
     Args:
@@ -62,10 +62,10 @@ def read_tested(run: Run, measure: str) -> Tested:
     scores = image_scores(measure, logits, targets)
     right = scores if measure == "accuracy" else image_scores("accuracy", logits, targets)
     guess = image_scores(measure, constant_logits(targets, logits.shape[1], measure == "nll"), targets)
-    return Tested(run, tuple(map(str, table["path"])), targets, scores, right > 0.5, guess, metrics)
+    return TestedRun(run, tuple(map(str, table["path"])), targets, scores, right > 0.5, guess, metrics)
 
 
-def check_same_images(first: Tested, other: Tested) -> None:
+def check_same_images(first: TestedRun, other: TestedRun) -> None:
     """Predictions of different images cannot be paired.
 
     Raises:
@@ -101,7 +101,7 @@ def _groups_by_recipe(recipe: Recipe) -> dict[str, str] | None:
     return dict(zip(source.keys, groups_of(source, config.group), strict=True))
 
 
-def image_groups(tested: Tested) -> npt.NDArray[np.object_] | None:
+def image_groups(tested: TestedRun) -> npt.NDArray[np.object_] | None:
     """Which test images belong together: those of a group, or of a block of a scene; None where each is on its own.
 
     Args:
@@ -114,7 +114,7 @@ def image_groups(tested: Tested) -> npt.NDArray[np.object_] | None:
     return None if known is None else np.array([known[image] for image in tested.images], dtype=object)
 
 
-def test_share(tested: Tested) -> float:
+def test_share(tested: TestedRun) -> float:
     """Test images of a fold divided by its training images."""
     folder: RunFolder = tested.run.folder
     data = tested.run.recipe.data

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitrail.compare.suite import PRETRAINED, Suite, settle
+from vitrail.compare.suite import PRETRAINED, Suite, resolve_run
 from vitrail.config.augment import augment_settings
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.models.registry import complete_settings, find_family
 from vitrail.runs.folder import EvaluationFiles, RunFolder
-from vitrail.runs.input_hashes import input_codes, weights_code
-from vitrail.runs.lock import holder
+from vitrail.runs.input_hashes import input_hashes, weights_hash
+from vitrail.runs.lock import lock_holder
 from vitrail.weights.hub import HUB_PREFIX
 
 State = Literal["done", "evaluate", "resume", "run", "elsewhere"]
@@ -68,7 +68,7 @@ class Run:
         return RunFolder(self.recipe.run_dir)
 
     @property
-    def without_labels(self) -> bool:
+    def is_pretraining(self) -> bool:
         """Whether it is a pre-training, which is not evaluated."""
         return self.recipe.task.name in PRETRAINING
 
@@ -100,13 +100,13 @@ class Run:
     def state(self) -> State:
         """How far it is."""
         run = self.folder
-        if holder(run.path) is not None:
+        if lock_holder(run.path) is not None:
             return "elsewhere"
         if not run.recipe.is_file():
             return "run"
         if not run.finished:
             return "resume"
-        return "done" if self.without_labels or self.evaluation() is not None else "evaluate"
+        return "done" if self.is_pretraining or self.evaluation() is not None else "evaluate"
 
 
 def plan(suite: Suite) -> list[Run]:
@@ -137,8 +137,8 @@ def plan(suite: Suite) -> list[Run]:
                     model = dataclasses.replace(recipe.model, weights=needed.recipe.run_dir)
                     recipe = dataclasses.replace(recipe, model=model)
                 needs = None if needed is None else needed.identity
-                code = identity(settle(recipe, None, seed, fold, who), needs, who, known)
-                recipe = settle(recipe, suite.runs_dir / code, seed, fold, who)
+                code = identity(resolve_run(recipe, None, seed, fold, who), needs, who, known)
+                recipe = resolve_run(recipe, suite.runs_dir / code, seed, fold, who)
                 number = None if fold is None else fold[0]
                 runs.append(
                     Run(
@@ -166,8 +166,8 @@ def _plan_pretraining(
     who = f"{suite.file}: pretrained.{name}"
     begun = suite.pretrained[name]
     seed = begun.run.seed if name in suite.shared else seed
-    code = identity(settle(begun, None, seed, fold, who), None, who, known)
-    recipe = settle(begun, suite.runs_dir / code, seed, fold, who)
+    code = identity(resolve_run(begun, None, seed, fold, who), None, who, known)
+    recipe = resolve_run(begun, suite.runs_dir / code, seed, fold, who)
     return Run(code, name, seed, None if fold is None else fold[0], recipe)
 
 
@@ -177,7 +177,7 @@ def identity(
     """A hash of all that a run's result depends on, and of nothing else.
 
     Files count by what they hold, whatever they are called: weights by their values, statistics, labels, tables and
-    arrays by their bytes, folders of images as :func:`vitrail.runs.input_hashes.input_codes` samples them.
+    arrays by their bytes, folders of images as :func:`vitrail.runs.input_hashes.input_hashes` samples them.
 
     Args:
         recipe: Resolved.
@@ -227,9 +227,9 @@ def _codes(data: DataConfig, weights: str | None, who: str, known: dict[object, 
     key = (data.path, data.spectral_path, data.statistics, data.labels, weights)
     if key not in known:
         try:
-            codes = input_codes(data)
+            codes = input_hashes(data)
             if weights is not None and not weights.startswith(HUB_PREFIX):
-                codes["model.weights"] = weights_code(weights)
+                codes["model.weights"] = weights_hash(weights)
         except WeightsError as error:
             raise ConfigError(f"{who}: model.weights: {error}") from error
         except DataError as error:
@@ -278,12 +278,12 @@ def expect(runs: Iterable[Run], states: Mapping[tuple[str, str], State]) -> Expe
     for run in runs:
         if states[run.task] in ("done", "evaluate"):
             times.setdefault(run.variant, []).append(training_seconds(run.folder))
-    kind = {run.variant: run.without_labels for run in runs}
+    kind = {run.variant: run.is_pretraining for run in runs}
     total, basis = 0.0, sum(map(len, times.values()))
     for run in runs:
         if states[run.task] not in ("run", "resume"):
             continue
-        alike = [t for name, values in times.items() if kind[name] == run.without_labels for t in values]
+        alike = [t for name, values in times.items() if kind[name] == run.is_pretraining for t in values]
         own = times.get(run.variant, alike)
         if not own:
             return Expectation(None, basis)
@@ -323,7 +323,7 @@ def commands(runs: Iterable[Run], recipes: Mapping[str, Path]) -> list[tuple[Run
     for run in runs:
         state = run.state()
         if state in ("run", "resume") and run.identity not in result:
-            verb = "pretrain" if run.without_labels else "train"
+            verb = "pretrain" if run.is_pretraining else "train"
             words = ["vitrail", verb, str(recipes[run.identity])] + (["--resume"] if state == "resume" else [])
             result[run.identity] = (run, words)
     return list(result.values())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vitrail.compare.pairing import Tested, check_same_images, image_groups, read_tested, test_share
+from vitrail.compare.pairing import TestedRun, check_same_images, image_groups, read_tested, test_share
 from vitrail.compare.plan import Run, training_seconds
 from vitrail.compare.suite import Suite
 from vitrail.evaluate import statistics
@@ -58,11 +58,11 @@ def tabulate(suite: Suite, runs: Sequence[Run]) -> Tables:
         DataError: Runs that were tested on different images.
         RunError: A run folder that is damaged.
     """
-    done = [run for run in runs if not run.without_labels and run.state() == "done"]
+    done = [run for run in runs if not run.is_pretraining and run.state() == "done"]
     tested = [read_tested(run, suite.metric) for run in done]
     of_variant = {v.name: [t for t in tested if t.run.variant == v.name] for v in suite.variants}
     of_variant = {name: found for name, found in of_variant.items() if found}
-    by_fold: dict[int | None, Tested] = {}
+    by_fold: dict[int | None, TestedRun] = {}
     for t in tested:
         check_same_images(by_fold.setdefault(t.run.fold, t), t)
     results = pd.DataFrame([_row_of_run(t, suite.metric) for t in tested])
@@ -93,7 +93,7 @@ def _largest(metric: str) -> float | None:
     return 1.0 if SCORES[metric] else None
 
 
-def _against_guess(found: Sequence[Tested], suite: Suite, groups: Mapping[int | None, Any]) -> dict[str, Any]:
+def _against_guess(found: Sequence[TestedRun], suite: Suite, groups: Mapping[int | None, Any]) -> dict[str, Any]:
     """Compare a variant's runs with the constant predictor on the same images."""
     own = {(t.run.fold, t.run.seed): t for t in found}
     guess = {key: dataclasses.replace(t, scores=t.guess) for key, t in own.items()}
@@ -105,8 +105,8 @@ def _against_guess(found: Sequence[Tested], suite: Suite, groups: Mapping[int | 
 
 
 def _difference(
-    mine: Mapping[Any, Tested],
-    other: Mapping[Any, Tested],
+    mine: Mapping[Any, TestedRun],
+    other: Mapping[Any, TestedRun],
     common: Sequence[Any],
     suite: Suite,
     groups: Mapping[int | None, Any],
@@ -126,7 +126,7 @@ def _difference(
     return statistics.over_folds(means, share, math.inf if largest is None else largest)
 
 
-def _row_of_run(tested: Tested, metric: str) -> dict[str, Any]:
+def _row_of_run(tested: TestedRun, metric: str) -> dict[str, Any]:
     run, metrics = tested.run, tested.metrics
     folder = run.folder
     environment = folder.read_json(folder.environment)
@@ -181,7 +181,7 @@ def _row_of_variant(name: str, rows: pd.DataFrame, metric: str) -> dict[str, Any
 
 
 def _row_of_pair(
-    first: Sequence[Tested], second: Sequence[Tested], suite: Suite, groups: Mapping[int | None, Any]
+    first: Sequence[TestedRun], second: Sequence[TestedRun], suite: Suite, groups: Mapping[int | None, Any]
 ) -> dict[str, Any] | None:
     """One comparison, but for what needs all of them; None where no seed was trained for both."""
     mine = {(t.run.fold, t.run.seed): t for t in first}
@@ -246,7 +246,7 @@ def _row_of_pair(
 
 
 def _mean_units(
-    mine: Mapping[Any, Tested], other: Mapping[Any, Tested], fold: int | None, seeds: Sequence[int], groups: Any
+    mine: Mapping[Any, TestedRun], other: Mapping[Any, TestedRun], fold: int | None, seeds: Sequence[int], groups: Any
 ) -> Any:
     differences = np.mean(
         [mine[fold, s].scores - other[fold, s].scores for s in seeds if (fold, s) in mine and (fold, s) in other],

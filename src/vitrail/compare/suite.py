@@ -181,7 +181,7 @@ def load_suite(
     )
 
 
-def settle(recipe: Recipe, place: Path | None, seed: int, fold: tuple[int, int] | None, who: str) -> Recipe:
+def resolve_run(recipe: Recipe, place: Path | None, seed: int, fold: tuple[int, int] | None, who: str) -> Recipe:
     """The recipe of one run.
 
     Args:

@@ -30,7 +30,7 @@ def add_time_ratios(tables: Tables, runs: Sequence[Run]) -> Tables:
         The tables, with the columns ``time_ratio`` (time of a over time of b), ``time_low`` and ``time_high`` of the
         comparisons.
     """
-    first = {run.variant: run for run in reversed(runs) if not run.without_labels and run.state() == "done"}
+    first = {run.variant: run for run in reversed(runs) if not run.is_pretraining and run.state() == "done"}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ratios = []
     for a, b in zip(tables.pairs.get("a", []), tables.pairs.get("b", []), strict=True):

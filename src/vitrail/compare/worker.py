@@ -14,7 +14,7 @@ from vitrail.models.registry import find_family
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 
 
-def carry_out(recipe: Recipe, tta: str = "none") -> RunFolder:
+def run_recipe(recipe: Recipe, tta: str = "none") -> RunFolder:
     """Train a run, or go on with it, and evaluate it; what is done already is not done again.
 
     Args:
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         recipe = load_recipe(Path(argv[0]), settings_of=lambda name: find_family(name)[0].config)
-        run = carry_out(recipe, argv[1])
+        run = run_recipe(recipe, argv[1])
     except VitrailError as error:
         print(f"vitrail: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -43,7 +43,7 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
     ):
         folder.write_table(file, table)
     write_text(folder.text, markdown(suite, tables, failed))
-    wanted = [run for run in runs if not run.without_labels]
+    wanted = [run for run in runs if not run.is_pretraining]
     curve = _CURVES.get(suite.metric, "val_accuracy")
     facts: dict[str, Any] = {
         "title": suite.title,

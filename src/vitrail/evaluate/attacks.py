@@ -44,7 +44,7 @@ def losses(trained: TrainedModel, streams: Mapping[str, Tensor], target: Tensor)
     if trained.card.spectral == "edges":
         streams = {"image": streams["image"], "spectral": edges(streams["image"])}
     logits = trained.model(*trained.normalize(streams)).float()
-    if trained.card.several_labels:
+    if trained.card.multi_label:
         return logits, F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").mean(dim=1)
     return logits, F.cross_entropy(logits, target, reduction="none")
 

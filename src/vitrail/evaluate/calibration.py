@@ -17,11 +17,11 @@ from vitrail.evaluate.metrics import Floats, Ints, check_logits
 
 BINS = 15
 # Temperatures that are looked at.
-COLDEST, WARMEST = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 @dataclass(frozen=True)
-class Claims:
+class Confidences:
     """What a model claimed, and whether it was so.
 
     With one label an image there is a claim an image: that the most likely class is the true one. With several there
@@ -36,7 +36,7 @@ class Claims:
     right: npt.NDArray[np.bool_]
 
 
-def claims_of(logits: Floats | Doubles, targets: Ints) -> Claims:
+def confidences_of(logits: Floats | Doubles, targets: Ints) -> Confidences:
     """The claims of logits.
 
     Args:
@@ -45,11 +45,11 @@ def claims_of(logits: Floats | Doubles, targets: Ints) -> Claims:
     """
     wide = logits.astype(np.float64)
     if targets.ndim == 2:
-        return Claims(expit(wide).ravel(), targets.ravel() > 0)
-    return Claims(softmax(wide, axis=1).max(axis=1), wide.argmax(axis=1) == targets)
+        return Confidences(expit(wide).ravel(), targets.ravel() > 0)
+    return Confidences(softmax(wide, axis=1).max(axis=1), wide.argmax(axis=1) == targets)
 
 
-def reliability_table(claims: Claims, bins: int = BINS, adaptive: bool = False) -> pd.DataFrame:
+def reliability_table(claims: Confidences, bins: int = BINS, adaptive: bool = False) -> pd.DataFrame:
     """The data of a reliability diagram.
 
     Args:
@@ -98,7 +98,7 @@ def calibration_error(table: pd.DataFrame) -> float:
     return float((distance * table["count"]).sum() / table["count"].sum())
 
 
-def calibration_error_of_chance(claims: Claims, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+def calibration_error_by_resampling(claims: Confidences, draws: int = 200, seed: int = 0) -> tuple[float, float]:
     """The error (of equal-width bins) that a perfectly calibrated model would show on as many claims.
 
     Whether each claim comes true is drawn with the probability that was claimed. The error is never 0, because a bin
@@ -148,8 +148,10 @@ def fit_temperature(logits: Floats, targets: Ints) -> float | None:
         return _nll(wide / np.exp(log_temperature), targets)
 
     # The likelihood is concave in 1 / T, so it has one peak in log T too.
-    found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(WARMEST)), method="bounded", options={"xatol": 1e-6})
-    if min(loss(limit) for limit in (np.log(COLDEST), np.log(WARMEST))) <= found.fun:
+    found = minimize_scalar(
+        loss, bounds=(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)), method="bounded", options={"xatol": 1e-6}
+    )
+    if min(loss(limit) for limit in (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))) <= found.fun:
         return None
     return float(np.exp(found.x))
 
@@ -163,8 +165,8 @@ def calibration_summary(logits: Floats | Doubles, targets: Ints) -> dict[str, An
     """
     if len(logits) == 0:
         raise DataError("there are no images to measure")
-    claims = claims_of(logits, targets)
-    chance, most = calibration_error_of_chance(claims)
+    claims = confidences_of(logits, targets)
+    chance, most = calibration_error_by_resampling(claims)
     return {
         "ece": calibration_error(reliability_table(claims)),
         "ece_adaptive": calibration_error(reliability_table(claims, adaptive=True)),

@@ -17,7 +17,7 @@ def groups_of_predictions(table: pd.DataFrame, wanted: str | None, data: DataCon
     """The group of each image whose prediction was saved.
 
     Args:
-        table: Saved predictions.
+        table: SavedPredictions predictions.
         wanted: A column of the table that lists the images, or a regular expression that is searched in their paths
             and whose first parenthesis (or whole match) is the group; "none" for no groups. When not given: the groups
             that the images had when they were predicted.

@@ -25,7 +25,7 @@ from vitrail.evaluate.metrics import (
 )
 
 
-def several_labels_metrics(logits: Floats, targets: Ints, classes: Sequence[str]) -> dict[str, Any]:
+def multi_label_metrics(logits: Floats, targets: Ints, classes: Sequence[str]) -> dict[str, Any]:
     """Overall measures; a label counts as predicted from a probability of one half on.
 
     Args:
@@ -75,10 +75,10 @@ def several_labels_metrics(logits: Floats, targets: Ints, classes: Sequence[str]
     }
 
 
-def several_labels_intervals(
+def multi_label_intervals(
     logits: Floats, targets: Ints, bootstrap: Bootstrap
 ) -> tuple[dict[str, Interval | None], dict[str, list[Interval | None]]]:
-    """Intervals of :func:`several_labels_metrics` and of the columns of :func:`several_labels_table`.
+    """Intervals of :func:`multi_label_metrics` and of the columns of :func:`multi_label_table`.
 
     Of which kind, :func:`vitrail.evaluate.metrics.classification_intervals` says.
 
@@ -121,7 +121,7 @@ def several_labels_intervals(
     return {**result, **ranks}, {**each, **ranks_each}
 
 
-def several_labels_table(logits: Floats, targets: Ints, classes: Sequence[str]) -> pd.DataFrame:
+def multi_label_table(logits: Floats, targets: Ints, classes: Sequence[str]) -> pd.DataFrame:
     """Of each label: precision, recall, F1, ROC-AUC, average precision, images, and images predicted to have it."""
     predicted = (logits >= 0).astype(np.int64)
     precision, recall, f1, support = precision_recall_fscore_support(targets, predicted, average=None, zero_division=0)

@@ -21,7 +21,7 @@ _NEIGHBOURS = 50
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModelOutputs:
     """What a model says of some images.
 
     Attributes:
@@ -33,7 +33,7 @@ class Seen:
     embeddings: Floats
 
 
-def familiarity(seen: Seen, train: Seen, targets: Ints) -> dict[str, Doubles]:
+def in_distribution_scores(seen: ModelOutputs, train: ModelOutputs, targets: Ints) -> dict[str, Doubles]:
     """How familiar each image is, by several scores; higher is more so.
 
     "msp": the largest probability (Hendrycks & Gimpel 2017, arXiv:1610.02136). "max_logit": the largest logit
@@ -150,9 +150,9 @@ def _interval(rank: Ranker, positive: npt.NDArray[np.bool_], resamples: int, see
 
 
 def ood_report(
-    known: Seen, other: Seen, train: Seen, targets: Ints, resamples: int = 2000, seed: int = 0
+    known: ModelOutputs, other: ModelOutputs, train: ModelOutputs, targets: Ints, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """Each score of :func:`familiarity` with its :func:`separation`.
+    """Each score of :func:`in_distribution_scores` with its :func:`separation`.
 
     Args:
         known: Images of the kind that the model knows; not the ones it was trained on.
@@ -162,7 +162,7 @@ def ood_report(
         resamples: Of the intervals' bootstrap.
         seed: Of the bootstrap.
     """
-    of_known, of_other = (familiarity(seen, train, targets) for seen in (known, other))
+    of_known, of_other = (in_distribution_scores(seen, train, targets) for seen in (known, other))
     return {
         "images_known": len(known.logits),
         "images_other": len(other.logits),
@@ -172,7 +172,7 @@ def ood_report(
     }
 
 
-def read_seen(logits: npt.NDArray[np.float32], embeddings: npt.NDArray[np.float32], name: str) -> Seen:
+def check_outputs(logits: npt.NDArray[np.float32], embeddings: npt.NDArray[np.float32], name: str) -> ModelOutputs:
     """Predictions and embeddings of the same images.
 
     Raises:
@@ -182,4 +182,4 @@ def read_seen(logits: npt.NDArray[np.float32], embeddings: npt.NDArray[np.float3
         raise DataError(f"{name}: {len(embeddings)} embeddings for {len(logits)} predictions; evaluate the run again")
     if not (np.isfinite(logits).all() and np.isfinite(embeddings).all()):
         raise DataError(f"{name}: some logits or embeddings are no numbers; nothing can be told from them")
-    return Seen(logits, embeddings)
+    return ModelOutputs(logits, embeddings)

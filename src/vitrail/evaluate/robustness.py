@@ -22,11 +22,11 @@ from vitrail.evaluate.bootstrap import Bootstrap
 from vitrail.evaluate.corruptions import SEVERITIES, check_corruptions, corrupt
 from vitrail.evaluate.metrics import accuracy_interval
 from vitrail.evaluate.run import Evaluated
-from vitrail.evaluate.saved_predictions import Intervals, Saved
+from vitrail.evaluate.saved_predictions import Intervals, SavedPredictions
 from vitrail.files import write_text
 from vitrail.runs.trained import TrainedModel
 
-Right = npt.NDArray[np.bool_]
+Correct = npt.NDArray[np.bool_]
 # Of a case's keys, what the model makes of a batch in that case.
 Cases = Mapping[tuple[Any, ...], Callable[[Batch], Tensor]]
 
@@ -248,7 +248,7 @@ def _accuracies(
     indices = evaluated.images.indices(evaluated.split)
     if sample is not None and sample < len(indices):
         indices = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, sample).round().astype(int))]
-    right: dict[tuple[Any, ...], list[Right]] = {case: [] for case in cases}
+    right: dict[tuple[Any, ...], list[Correct]] = {case: [] for case in cases}
     for batch in _counted(evaluated.images.in_order(indices, 64), len(indices), what):
         target = batch["target"].numpy()
         for case, classify in cases.items():
@@ -271,7 +271,7 @@ def _accuracies(
     return table
 
 
-def paired_drops(right: Sequence[Right], groups: Sequence[str] | None) -> pd.DataFrame:
+def paired_drops(right: Sequence[Correct], groups: Sequence[str] | None) -> pd.DataFrame:
     """Compare cases with the first one on the same images, image by image.
 
     Args:
@@ -300,7 +300,7 @@ def paired_drops(right: Sequence[Right], groups: Sequence[str] | None) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def accuracy_with_groups(right: Right, bootstrap: Bootstrap | None) -> tuple[float, float]:
+def accuracy_with_groups(right: Correct, bootstrap: Bootstrap | None) -> tuple[float, float]:
     """95 % interval of an accuracy: Wilson's, or the bootstrap's where groups are drawn.
 
     Args:
@@ -316,7 +316,7 @@ def accuracy_with_groups(right: Right, bootstrap: Bootstrap | None) -> tuple[flo
 def _bootstrap(
     evaluated: Evaluated, data: DataConfig | None, indices: Sequence[int], intervals: Intervals
 ) -> Bootstrap | None:
-    table = Saved.read(evaluated.run, evaluated.name).table.set_index("index").loc[list(indices)]
+    table = SavedPredictions.read(evaluated.run, evaluated.name).table.set_index("index").loc[list(indices)]
     return intervals.bootstrap(table.reset_index(), data)
 
 
@@ -338,4 +338,4 @@ def _record(evaluated: Evaluated, part: str, table: pd.DataFrame, summary: dict[
     write_text(getattr(files, part), table.to_csv(index=False))
     known = run.read_json(files.robustness) if files.robustness.is_file() else {}
     as_it_is = {"images": int(table["images"].iloc[0]), "accuracy": float(table["accuracy"].iloc[0])}
-    run.write_json(files.robustness, {**known, part: {"weights": run.weights_code(), **as_it_is, **summary}})
+    run.write_json(files.robustness, {**known, part: {"weights": run.weights_hash(), **as_it_is, **summary}})

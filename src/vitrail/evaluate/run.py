@@ -17,8 +17,8 @@ from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.saved_predictions import (
     HeldOut,
     Intervals,
-    Saved,
-    held_out_for,
+    SavedPredictions,
+    calibration_predictions,
     is_current,
     measure_saved,
     origin_of,
@@ -26,7 +26,7 @@ from vitrail.evaluate.saved_predictions import (
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import RunImages, open_images
 from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
-from vitrail.runs.training_images import count_seen
+from vitrail.runs.training_images import count_pretraining_images
 
 # Of images of which the run knows some, all together: no test.
 _MIXED = "mixed"
@@ -64,7 +64,7 @@ class Evaluated:
     @property
     def of_others(self) -> bool:
         """Whether the result is not one on the run's own split."""
-        return not self.opened.speaks_for_run(self.split)
+        return not self.opened.is_own_split(self.split)
 
     @property
     def files(self) -> EvaluationFiles:
@@ -126,7 +126,7 @@ def open_evaluation(
     opened = open_images(run, trained.card, data, own)
     chosen = split or opened.default_split()
     opened.data.indices(chosen)
-    speaks = opened.speaks_for_run(chosen)
+    speaks = opened.is_own_split(chosen)
     told = _MIXED if opened.mixed and chosen == "all" else chosen
     name = chosen if speaks or not data.path else name_of_other(data.path, told)
     if tta != "none":
@@ -159,10 +159,10 @@ def measure(
     """
     run, trained, tta = evaluated.run, evaluated.trained, evaluated.tta
     predict(run, trained, evaluated.images, evaluated.split, evaluated.name, tta)
-    saved = Saved.read(run, evaluated.name)
+    saved = SavedPredictions.read(run, evaluated.name)
     metrics = measure_saved(saved, _held_out(evaluated, own), evaluated.files, intervals.bootstrap(saved.table, data))
     metrics |= origin_of(saved)
-    metrics["seen_in_pretraining"] = count_seen(run, evaluated.images, evaluated.split)
+    metrics["seen_in_pretraining"] = count_pretraining_images(run, evaluated.images, evaluated.split)
     metrics["efficiency"] = measure_efficiency(trained, memory_of=run.path if memory else None)
     drop_what_is_of_other_weights(run, evaluated.files)
     run.write_json(evaluated.files.metrics, metrics)
@@ -190,12 +190,12 @@ def _held_out(evaluated: Evaluated, own: DataConfig) -> HeldOut:
     run, tta, images = evaluated.run, evaluated.tta, evaluated.images
     name = "val" if tta == "none" else f"val-{tta}"
     if evaluated.name == name:
-        return held_out_for(run, evaluated.name, evaluated.split, tta)
-    if not evaluated.opened.speaks_for_run("val") or "val" not in images.splits:
+        return calibration_predictions(run, evaluated.name, evaluated.split, tta)
+    if not evaluated.opened.is_own_split("val") or "val" not in images.splits:
         if is_current(run, name):
-            return held_out_for(run, evaluated.name, evaluated.split, tta)
+            return calibration_predictions(run, evaluated.name, evaluated.split, tta)
         if not evaluated.opened.moved:
-            return held_out_for(run, evaluated.name, evaluated.split, tta)
+            return calibration_predictions(run, evaluated.name, evaluated.split, tta)
         try:
             images = open_images(run, evaluated.trained.card, own).data
         except VitrailError as error:
@@ -203,7 +203,7 @@ def _held_out(evaluated: Evaluated, own: DataConfig) -> HeldOut:
             return HeldOut(None, f"the run's own images cannot be opened ({error})")
     if "val" in images.splits and not is_current(run, name, **images.identity()):
         predict(run, evaluated.trained, images, "val", name, tta)
-    return held_out_for(run, evaluated.name, evaluated.split, tta)
+    return calibration_predictions(run, evaluated.name, evaluated.split, tta)
 
 
 def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str, tta: str) -> None:
@@ -235,7 +235,7 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
             "tta": tta,
             "data": images.config.form(),
             "unreadable": [path for path, _ in images.source.left_out],
-            "weights": run.weights_code(),
+            "weights": run.weights_hash(),
             "trained_on": None if counts is None else counts["train"],
             "chosen_on": None if counts is None else counts["val"],
             **images.identity(),

@@ -13,10 +13,10 @@ from vitrail.config.data import DataConfig
 from vitrail.errors import RunError
 from vitrail.evaluate.bootstrap import Bootstrap, Interval
 from vitrail.evaluate.calibration import (
-    COLDEST,
-    WARMEST,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     calibration_summary,
-    claims_of,
+    confidences_of,
     reliability_table,
     temperature_report,
 )
@@ -35,8 +35,8 @@ from vitrail.evaluate.metrics import (
     per_class_table,
 )
 from vitrail.evaluate.mistakes import mistakes_table
-from vitrail.evaluate.multi_label import several_labels_intervals, several_labels_metrics, several_labels_table
-from vitrail.evaluate.selective import confidence_and_right, risk_coverage, selective_summary, thinned
+from vitrail.evaluate.multi_label import multi_label_intervals, multi_label_metrics, multi_label_table
+from vitrail.evaluate.selective import confidence_and_correct, risk_coverage, selective_summary, thinned
 from vitrail.files import write_text
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 
@@ -69,7 +69,7 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedPredictions:
     """Predictions that were saved.
 
     Attributes:
@@ -87,7 +87,7 @@ class Saved:
     classes: tuple[str, ...]
 
     @classmethod
-    def read(cls, run: RunFolder, name: str) -> Saved:
+    def read(cls, run: RunFolder, name: str) -> SavedPredictions:
         """Read them.
 
         Raises:
@@ -108,7 +108,7 @@ class Saved:
         return cls(name, table, logits, targets, classes)
 
     @property
-    def several_labels(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether an image has any number of labels."""
         return self.targets.ndim == 2
 
@@ -122,7 +122,7 @@ class HeldOut:
         why: The reason where there is none, and what to do about it.
     """
 
-    saved: Saved | None
+    saved: SavedPredictions | None
     why: str = ""
 
 
@@ -134,7 +134,7 @@ def is_current(run: RunFolder, name: str, **origin: Any) -> bool:
     return run.made_with(attributes.get("weights")) and all(attributes.get(k) == v for k, v in origin.items())
 
 
-def held_out_for(run: RunFolder, name: str, split: str, tta: str) -> HeldOut:
+def calibration_predictions(run: RunFolder, name: str, split: str, tta: str) -> HeldOut:
     """The saved predictions that those of ``name`` may be calibrated on: the validation split's, and never their own.
 
     Args:
@@ -158,11 +158,11 @@ def held_out_for(run: RunFolder, name: str, split: str, tta: str) -> HeldOut:
         )
     if not is_current(run, wanted):
         return HeldOut(None, f"the predictions of {wanted} are not of these weights; evaluate the run with the model")
-    return HeldOut(Saved.read(run, wanted))
+    return HeldOut(SavedPredictions.read(run, wanted))
 
 
 def measure_saved(
-    saved: Saved, held_out: HeldOut, files: EvaluationFiles, bootstrap: Bootstrap | None
+    saved: SavedPredictions, held_out: HeldOut, files: EvaluationFiles, bootstrap: Bootstrap | None
 ) -> dict[str, Any]:
     """Measure predictions, write the tables into an evaluation's folder, and return what metrics.json is to say.
 
@@ -183,7 +183,7 @@ def measure_saved(
     curves, areas = rank_curves(true, scores, saved.classes)
     write_text(files.curves, curves.to_csv(index=False))
     metrics |= areas
-    if not saved.several_labels:
+    if not saved.multi_label:
         counts = confusion_table(saved.logits, saved.targets, saved.classes)
         write_text(files.confusion, counts.to_csv())
         write_text(files.confusion_shares, normalized_by_row(counts).to_csv())
@@ -193,7 +193,7 @@ def measure_saved(
     if files.mistakes.is_file() and files.mistakes.read_text(encoding="utf-8") != written:
         files.mistakes_sheet.unlink(missing_ok=True)  # it shows others
     write_text(files.mistakes, written)
-    curve = risk_coverage(*confidence_and_right(saved.logits, saved.targets))
+    curve = risk_coverage(*confidence_and_correct(saved.logits, saved.targets))
     write_text(files.selective, thinned(curve).to_csv(index=False))
     metrics["intervals"] = {
         **({} if bootstrap is None else bootstrap.describe()),
@@ -208,15 +208,15 @@ def measure_saved(
 
 
 def _measures(
-    saved: Saved, bootstrap: Bootstrap | None
+    saved: SavedPredictions, bootstrap: Bootstrap | None
 ) -> tuple[dict[str, Any], pd.DataFrame, dict[str, Interval | None]]:
     logits, targets, classes = saved.logits, saved.targets, saved.classes
     overall: dict[str, Interval | None] = {}
-    if saved.several_labels:
-        metrics = several_labels_metrics(logits, targets, classes)
-        table = several_labels_table(logits, targets, classes)
+    if saved.multi_label:
+        metrics = multi_label_metrics(logits, targets, classes)
+        table = multi_label_table(logits, targets, classes)
         if bootstrap is not None:
-            overall, each = several_labels_intervals(logits, targets, bootstrap)
+            overall, each = multi_label_intervals(logits, targets, bootstrap)
             table = add_intervals(table, each)
     else:
         odds = log_odds(logits)  # takes a second for 1,000 classes
@@ -236,7 +236,7 @@ def _group_accuracy(metrics: dict[str, Any], interval: Interval | None, bootstra
     metrics["accuracy_low"], metrics["accuracy_high"] = interval
 
 
-def _calibrate(saved: Saved, held_out: HeldOut, files: EvaluationFiles) -> dict[str, Any]:
+def _calibrate(saved: SavedPredictions, held_out: HeldOut, files: EvaluationFiles) -> dict[str, Any]:
     """Write calibration.json and reliability.csv; give the short of it."""
     logits, targets = saved.logits, saved.targets
     before = calibration_summary(logits, targets)
@@ -250,12 +250,13 @@ def _calibrate(saved: Saved, held_out: HeldOut, files: EvaluationFiles) -> dict[
             scaled["temperature"] = logits.astype(np.float64) / temperature["temperature"]
         else:
             why = (
-                f"the {len(other.logits)} images of {other.name} have no best temperature between {COLDEST:g} and "
-                f"{WARMEST:g} (all are right, or the logits tell nothing); more validation images may have one"
+                f"no temperature between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g} minimises the log-loss of the "
+                f"{len(other.logits)} images of {other.name} (all are classified correctly, or the logits carry no "
+                "information); more validation images may have one"
             )
     tables = []
     for name, values in scaled.items():
-        claims = claims_of(values, targets)
+        claims = confidences_of(values, targets)
         for bins, adaptive in (("equal width", False), ("equal count", True)):
             table = reliability_table(claims, adaptive=adaptive)
             table.insert(0, "bins", bins)
@@ -280,10 +281,10 @@ def _numbers_of_groups(*tables: pd.DataFrame) -> tuple[int, int] | None:
     return None if first & second else (len(first), len(second))
 
 
-def _conform(saved: Saved, held_out: HeldOut, files: EvaluationFiles) -> Any:
+def _conform(saved: SavedPredictions, held_out: HeldOut, files: EvaluationFiles) -> Any:
     """Write conformal.json; give the short of it."""
-    why = "sets are of classes that exclude each other" if saved.several_labels else held_out.why
-    if saved.several_labels or held_out.saved is None:
+    why = "sets are of classes that exclude each other" if saved.multi_label else held_out.why
+    if saved.multi_label or held_out.saved is None:
         RunFolder.write_json(files.conformal, {"name": saved.name, "sets": None, "why": why})
         return {"sets": None, "why": why}
     other = held_out.saved
@@ -335,14 +336,14 @@ def evaluate_saved(
             f"{run.predictions(found[0])} was not made with the weights that {run} holds now; leave out "
             "--from-predictions"
         )
-    saved = Saved.read(run, found[0])
+    saved = SavedPredictions.read(run, found[0])
     origin = saved.table.attrs
     known_folders = run.evaluations()
     folder = known_folders.get(saved.name, run.evaluation_of(saved.name, primary=saved.name == "test"))
     files = EvaluationFiles(folder)
     intervals = intervals or Intervals()
     chosen = str(origin.get("split", saved.name))
-    held_out = held_out_for(run, saved.name, chosen, tta)
+    held_out = calibration_predictions(run, saved.name, chosen, tta)
     metrics = measure_saved(saved, held_out, files, intervals.bootstrap(saved.table, data))
     metrics |= origin_of(saved)
     earlier = run.read_json(files.metrics) if files.metrics.is_file() else {}
@@ -352,7 +353,7 @@ def evaluate_saved(
     return folder, metrics
 
 
-def origin_of(saved: Saved) -> dict[str, Any]:
+def origin_of(saved: SavedPredictions) -> dict[str, Any]:
     """What metrics.json says of where predictions are from."""
     origin = saved.table.attrs
     keys = ("split", "tta", "data", "unreadable", "weights", "trained_on", "chosen_on")

@@ -15,7 +15,7 @@ from vitrail.evaluate.metrics import Floats, Ints
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
-def confidence_and_right(logits: Floats, targets: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+def confidence_and_correct(logits: Floats, targets: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:
     """How sure the answer to each image is, and whether it is right.
 
     Args:

@@ -10,9 +10,9 @@ import numpy as np
 from vitrail.config.data import DataConfig
 from vitrail.data.sources.opening import SOURCES
 from vitrail.errors import ConfigError, DataError, closest
-from vitrail.evaluate.out_of_distribution import Seen, ood_report, read_seen
+from vitrail.evaluate.out_of_distribution import ModelOutputs, check_outputs, ood_report
 from vitrail.evaluate.run import Evaluated, name_of_other, predict
-from vitrail.evaluate.saved_predictions import Intervals, Saved, is_current
+from vitrail.evaluate.saved_predictions import Intervals, SavedPredictions, is_current
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import open_images, open_prepared
 
@@ -26,7 +26,7 @@ def measure_ood(
     spectral_path: str | None = None,
     intervals: Intervals | None = None,
 ) -> dict[str, Any]:
-    """Compare the evaluated images with others by scores of familiarity; writes ood.json.
+    """Compare the evaluated images with others by out-of-distribution scores; writes ood.json.
 
     Both are predicted where their predictions are not saved yet, and so are the training images, which the scores of
     embeddings are fitted to.
@@ -78,7 +78,7 @@ def measure_ood(
     predict(run, trained, every, "all", name, evaluated.tta)
     train = f"train{suffix}"
     images = evaluated.images
-    if not evaluated.opened.speaks_for_run("train") or "train" not in images.splits:
+    if not evaluated.opened.is_own_split("train") or "train" not in images.splits:
         images = open_images(run, trained.card, own).data
     if not is_current(run, train, **images.identity()):
         predict(run, trained, images, "train", train, evaluated.tta)
@@ -88,11 +88,11 @@ def measure_ood(
         _seen(run, evaluated.name), _seen(run, name), _seen(run, train), targets, intervals.resamples, intervals.seed
     )
     report = {
-        "known": evaluated.name, "other": name, "source": source, "path": path, "weights": run.weights_code(), **report,
+        "known": evaluated.name, "other": name, "source": source, "path": path, "weights": run.weights_hash(), **report,
     }  # fmt: skip
     run.write_json(evaluated.files.ood, report)
     return report
 
 
-def _seen(run: RunFolder, name: str) -> Seen:
-    return read_seen(Saved.read(run, name).logits, run.read_embeddings(name), name)
+def _seen(run: RunFolder, name: str) -> ModelOutputs:
+    return check_outputs(SavedPredictions.read(run, name).logits, run.read_embeddings(name), name)

@@ -14,7 +14,7 @@ from vitrail.models.base import VisionModel
 from vitrail.models.registry import complete_settings, create_model, families
 from vitrail.models.twin import check_rebuilt
 from vitrail.weights.load import load_weights
-from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE, Place, find_weights, read_card
+from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE, Location, find_weights, read_card
 from vitrail.weights.read import read_checkpoint
 from vitrail.weights.write import write_weights
 
@@ -132,7 +132,7 @@ def from_pretrained(
     return model.eval()
 
 
-def _described(place: Place, where: str) -> tuple[str, dict[str, Any]]:
+def _described(place: Location, where: str) -> tuple[str, dict[str, Any]]:
     """Name and settings of what lies there, from model.json or the file's own metadata."""
     if place.card is not None:
         card = read_card(place.card)

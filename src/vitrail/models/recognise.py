@@ -18,9 +18,9 @@ from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import Family, create_model, families
 from vitrail.weights.candidates import (
-    Reading,
-    choose_reading,
-    find_readings,
+    Candidate,
+    choose_candidate,
+    find_candidates,
     prefixes_of_maps,
     read_by_name,
 )
@@ -148,7 +148,7 @@ class _Found:
         mapped: Tensors by our names.
     """
 
-    reading: Reading
+    reading: Candidate
     notes: tuple[str, ...]
     family: Family | None
     layer: str
@@ -215,9 +215,9 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
             if _find_family(_below(state, p), known, where, refusals) is not None
         ]
 
-    readings = find_readings(checkpoint, of_families)
+    readings = find_candidates(checkpoint, of_families)
     if readings:
-        reading, notes = choose_reading(readings, checkpoint, key, where, spelling)
+        reading, notes = choose_candidate(readings, checkpoint, key, where, spelling)
         best = _find_family(reading.state, known, where, refusals)
         assert best is not None
         return _Found(reading, tuple(notes), best[0], "", *best[1:])
@@ -225,9 +225,9 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
         raise refusals[0]
     layers = {layer: list(layer.key_maps) for layer in (TokenFuser, TokenLearner)}
     for layer, layer_maps in layers.items():
-        readings = find_readings(checkpoint, partial(prefixes_of_maps, maps=layer_maps))
+        readings = find_candidates(checkpoint, partial(prefixes_of_maps, maps=layer_maps))
         if readings:
-            reading, notes = choose_reading(readings, checkpoint, key, where, spelling)
+            reading, notes = choose_candidate(readings, checkpoint, key, where, spelling)
             key_map = next(m for m in layer_maps if m.recognises(list(reading.state)))
             return _Found(reading, tuple(notes), None, layer.__name__, key_map, {})
     state = read_by_name(checkpoint).state

@@ -49,7 +49,7 @@ class Part:
         """
         code = content.get("weights")
         return bool(code == self.metrics.get("weights")) or (
-            self.run.weights_code() is not None and self.run.made_with(code)
+            self.run.weights_hash() is not None and self.run.made_with(code)
         )
 
     def table(self, file: Path, *columns: str) -> pd.DataFrame | None:

@@ -63,7 +63,7 @@ def measure_methods(
 
     parts = []
     done = 0
-    score = "independent" if trained.card.several_labels else "probability"
+    score = "independent" if trained.card.multi_label else "probability"
     for batch in data.in_order(list(indices), batch_size):
         inputs = model_inputs(trained, batch)
         rows = batch["index"].tolist()
@@ -83,7 +83,7 @@ def measure_methods(
     return table
 
 
-def in_words(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def describe_counts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """A table of :func:`measure_methods` for a terminal: a row a method, a column a measure."""
     measures = list(dict.fromkeys(table["measure"]))
     better = dict(zip(table["measure"], table["better"], strict=True))

@@ -29,7 +29,7 @@ from vitrail.report.eye import as_pictures
 from vitrail.report.figures import class_colors, feature_space
 from vitrail.report.pictures import FEWEST_POINTS, embed_in_plane
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.images import open_images, seen_in_training
+from vitrail.runs.images import describe_training_images, open_images
 from vitrail.runs.trained import TrainedModel, load_trained
 from vitrail.tasks.representation import knn_predict
 
@@ -98,7 +98,7 @@ def open_space(
     other = owner is not None and owner.path.resolve() != run.path.resolve()
     opened = open_images(owner if owner is not None and other else run, card, data, own, verb="features")
     images, lines = opened.data, list(opened.lines)
-    if other and (line := seen_in_training(run, images)) is not None:
+    if other and (line := describe_training_images(run, images)) is not None:
         lines.append(line)
     if not images.source.classes:
         raise DataError(
@@ -111,7 +111,7 @@ def open_space(
     chosen = images.evenly_spaced(split, most)
     if len(chosen) < FEWEST_POINTS:
         raise DataError(f"{split} has {len(chosen)} images; a layout needs at least {FEWEST_POINTS}")
-    stored = not other and layer == EMBEDDING and opened.speaks_for_run(split)
+    stored = not other and layer == EMBEDDING and opened.is_own_split(split)
     features = _stored(run, images, split, chosen) if stored else None
     if features is None:
         features = _compute(trained.to(device), images, chosen, layer)

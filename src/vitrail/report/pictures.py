@@ -20,7 +20,7 @@ from vitrail.explain.interface import METHODS, explain, upsample
 from vitrail.explain.token_maps import token_maps
 from vitrail.report.eye import as_pictures
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.images import as_recorded, lies_elsewhere, open_images, open_prepared
+from vitrail.runs.images import as_recorded, has_other_paths, open_images, open_prepared
 from vitrail.runs.trained import ModelCard, TrainedModel
 
 # Fewer points than these have no neighbourhoods to lay out.
@@ -91,10 +91,10 @@ def open_evaluated_images(
     there = dataclasses.replace(own, **form)
     if str(metrics.get("name", "")).startswith(OTHER):
         return open_prepared(card, there, split=False)
-    if not lies_elsewhere(now, own):
+    if not has_other_paths(now, own):
         now = there  # where the evaluation found them
     opened = open_images(run, card, now, own, verb="report").data
-    return opened if not lies_elsewhere(now, there) else as_recorded(opened)
+    return opened if not has_other_paths(now, there) else as_recorded(opened)
 
 
 def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, split: str, most: int = 10) -> Examples:
@@ -108,7 +108,7 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
         most: How many.
     """
     predictions = run.read_predictions(split)
-    if trained.card.several_labels:
+    if trained.card.multi_label:
         chosen = predictions.sort_values("index").head(most)
     else:
         per_class = max(1, most // len(trained.card.classes))
@@ -138,7 +138,7 @@ def places_of(data: ImageData, keys: Sequence[str]) -> list[int]:
 def _in_words(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str]:
     """The true and the predicted class or labels."""
     classes = trained.card.classes
-    if not trained.card.several_labels:
+    if not trained.card.multi_label:
         return classes[target], classes[int(np.argmax(logits))]
     chosen = (np.asarray(target) > 0, np.asarray(logits) >= 0)
     true, said = (", ".join(classes[i] for i in np.flatnonzero(rows)) or "no label" for rows in chosen)

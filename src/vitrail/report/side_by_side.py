@@ -227,7 +227,7 @@ def explained(subjects: Sequence[Subject], shelf: Shelf) -> list[Section]:
 def _chosen(part: Part, trained: TrainedModel) -> list[str]:
     """The first image of each class, then the second of each, by their names."""
     table = part.run.read_predictions(str(part.metrics["name"])).sort_values(["path"])
-    if trained.card.several_labels:
+    if trained.card.multi_label:
         return list(table["path"].head(_MOST_IMAGES))
     turn = table.groupby("target").cumcount()
     chosen = table.assign(turn=turn).sort_values(["turn", "target"], kind="stable").head(_MOST_IMAGES)

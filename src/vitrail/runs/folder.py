@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from vitrail.errors import RunError
 from vitrail.files import replacing, write_json, write_text
 from vitrail.outputs import CHECKPOINTS, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE
-from vitrail.weights.hashes import file_code, tensors_code
+from vitrail.weights.hashes import file_hash, tensors_hash
 from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE
 
 
@@ -265,14 +265,14 @@ class RunFolder:
         """Names of the splits and other data that predictions were saved of."""
         return sorted(path.stem for path in (self.path / "predictions").glob("*.parquet"))
 
-    def weights_code(self) -> str | None:
+    def weights_hash(self) -> str | None:
         """A hash of this run's weights by their values; None where there are none."""
         if not self.weights.is_file():
             return None
         status = self.weights.stat()
         state = status.st_ino, status.st_mtime_ns, status.st_size
         if self._code is None or self._code[0] != state:
-            self._code = state, tensors_code(self.weights)
+            self._code = state, tensors_hash(self.weights)
         return self._code[1]
 
     def made_with(self, code: object) -> bool:
@@ -281,14 +281,14 @@ class RunFolder:
         All that is read from a run folder and depends on its weights passes this check.
 
         Args:
-            code: :meth:`weights_code` at that time, as the result recorded it.
+            code: :meth:`weights_hash` at that time, as the result recorded it.
 
         Returns:
             True also where the run holds no weights to compare with.
         """
-        now = self.weights_code()
+        now = self.weights_hash()
         # Earlier versions recorded the hash of the file.
-        return now is None or code == now or (code is not None and code == file_code(self.weights))
+        return now is None or code == now or (code is not None and code == file_hash(self.weights))
 
     def origin_of_predictions(self, split: str) -> dict[str, Any]:
         """What saved predictions were made from, without reading them; empty where there are none.
@@ -350,7 +350,7 @@ class RunFolder:
         """
         measures: dict[str, Any] = self.read_json(EvaluationFiles(folder).metrics)
         code = measures.get("weights")
-        if code is not None and (self.weights_code() is None or not self.made_with(code)):
+        if code is not None and (self.weights_hash() is None or not self.made_with(code)):
             raise RunError(
                 f"{self} was evaluated with other weights than it holds now; `vitrail evaluate {self}` does it"
             )

@@ -21,12 +21,12 @@ from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
 
 # Settings that say where a run's images lie and how they are listed there: another place may need others.
-PLACE_SETTINGS = (*FORM_SETTINGS, "subset", "group_pattern", "repeated_files")
+PATH_SETTINGS = (*FORM_SETTINGS, "subset", "group_pattern", "repeated_files")
 # Sources whose path is a file or a folder of this machine.
 _ON_DISK = ("folder", "unlabelled", "table", "parquet", "arrays")
 
 
-def write_known(run: RunFolder, data: ImageData) -> None:
+def write_image_record(run: RunFolder, data: ImageData) -> None:
     """Record the images that a run is made from: the content, the name, the split and the label of each."""
     splits = [""] * len(data.source)
     for name in ("train", "val", "test", "unlabelled"):
@@ -39,7 +39,7 @@ def write_known(run: RunFolder, data: ImageData) -> None:
         table.to_parquet(temporary)
 
 
-def read_known(run: RunFolder) -> KnownImages | None:
+def read_image_record(run: RunFolder) -> KnownImages | None:
     """The images that a run was made from; None where it is of a version that did not record them.
 
     Raises:
@@ -56,9 +56,9 @@ def read_known(run: RunFolder) -> KnownImages | None:
         raise RunError(f"{run.images} is damaged ({error}); restore it, or remove it and resume the run") from error
 
 
-def lies_elsewhere(data: DataConfig, own: DataConfig) -> bool:
+def has_other_paths(data: DataConfig, own: DataConfig) -> bool:
     """Whether settings name another place than a run's own."""
-    return any(_place(getattr(data, name)) != _place(getattr(own, name)) for name in PLACE_SETTINGS)
+    return any(_place(getattr(data, name)) != _place(getattr(own, name)) for name in PATH_SETTINGS)
 
 
 def _place(value: Any) -> Any:
@@ -91,8 +91,8 @@ def open_prepared(
     images = open_data(
         card.as_trained(data), size or card.img_size, classes, split=split, fill=card.filling(), known=known
     )
-    if classes and (images.source.targets.ndim == 2) != card.several_labels:
-        wanted = "several labels an image" if card.several_labels else "one label an image"
+    if classes and (images.source.targets.ndim == 2) != card.multi_label:
+        wanted = "several labels an image" if card.multi_label else "one label an image"
         raise DataError(f"the run was trained with {wanted}, the data is of the other kind; see data.label_separator")
     trained_on = {name: stream.bands for name, stream in card.streams.items()}
     if images.source.bands != trained_on:
@@ -140,7 +140,7 @@ class RunImages:
             return self.default_split()
         return next((name for name in ("test", "val", "train") if name in found.known.splits), self.default_split())
 
-    def speaks_for_run(self, split: str) -> bool:
+    def is_own_split(self, split: str) -> bool:
         """Whether a split is the run's own, all of it and nothing else."""
         found = self.data.recognition
         if not self.moved or found is None:
@@ -170,9 +170,9 @@ def open_images(
     Raises:
         DataError: Images that are missing, unreadable, of unknown classes or of other bands.
     """
-    moved = own is not None and lies_elsewhere(data, own)
+    moved = own is not None and has_other_paths(data, own)
     _refuse_absent(run, data, moved, verb)
-    known = read_known(run)
+    known = read_image_record(run)
     images = open_prepared(card, data, split=not moved, known=known, size=size)
     if known is None:
         return _by_names(run, images, moved)
@@ -235,7 +235,7 @@ def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -
         lacking = f" ({found.lacking} others are not there)" if found.lacking else ""
         return (f"all {number} images are known to {run}, by content{lacking}: they keep their split",)
     counts = found.counts(range(number))
-    seen = in_words(counts["train"], counts["val"])
+    seen = describe_counts(counts["train"], counts["val"])
     parts = [*([seen] if seen else []), f"{counts['test']} are its test images", f"{new} are new"]
     return (f"{found.number} of {number} images are known to {run}, by content: {', '.join(parts)}",)
 
@@ -256,19 +256,19 @@ def _on_labels(run: RunFolder, images: ImageData, found: Recognition) -> tuple[s
     )
 
 
-def seen_in_training(run: RunFolder, images: ImageData) -> str | None:
+def describe_training_images(run: RunFolder, images: ImageData) -> str | None:
     """A line on how many images a run was trained on; None where it knows none of them or recorded none."""
-    known = read_known(run)
+    known = read_image_record(run)
     if known is None:
         return None
     counts = known.recognise(images.source).counts(range(len(images.source)))
     if not counts["train"] + counts["val"]:
         return None
     number = len(images.source)
-    return f"of {number} images {in_words(counts['train'], counts['val'])}: what {run} makes of those is no test"
+    return f"of {number} images {describe_counts(counts['train'], counts['val'])}: what {run} makes of those is no test"
 
 
-def in_words(trained: int, chosen: int) -> str:
+def describe_counts(trained: int, chosen: int) -> str:
     """How many images training has seen, for a sentence."""
     parts = ((trained, "trained on"), (chosen, "used to choose the best epoch"))
     return " and ".join(f"{number} {'was' if number == 1 else 'were'} {what}" for number, what in parts if number)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitrail.config.data import DataConfig
 from vitrail.data.listing import list_files
-from vitrail.weights.hashes import tensors_code
+from vitrail.weights.hashes import tensors_hash
 from vitrail.weights.hub import HUB_PREFIX
 from vitrail.weights.locations import find_weights
 
@@ -22,7 +22,7 @@ _SAMPLES = 200
 _OF_DATA = ("path", "spectral_path", "statistics", "labels")
 
 
-def input_codes(data: DataConfig, weights: str | None = None) -> dict[str, str]:
+def input_hashes(data: DataConfig, weights: str | None = None) -> dict[str, str]:
     """Hash the files that a recipe names.
 
     A file counts by its bytes (beyond 256 MB by its size and 200 samples); weights by the values of their tensors; a
@@ -46,13 +46,13 @@ def input_codes(data: DataConfig, weights: str | None = None) -> dict[str, str]:
         value = getattr(data, name)
         if isinstance(value, str) and os.path.exists(value):
             path = Path(value)
-            codes[f"data.{name}"] = _file_code(path) if path.is_file() else _folder_code(path)
+            codes[f"data.{name}"] = _file_hash(path) if path.is_file() else _folder_hash(path)
     if weights is not None and not weights.startswith(HUB_PREFIX) and os.path.exists(weights):
-        codes["model.weights"] = weights_code(weights)
+        codes["model.weights"] = weights_hash(weights)
     return codes
 
 
-def weights_code(weights: str) -> str:
+def weights_hash(weights: str) -> str:
     """Hash the weights that a path leads to, by the values of their tensors.
 
     Args:
@@ -61,11 +61,11 @@ def weights_code(weights: str) -> str:
     Raises:
         WeightsError: There are none.
     """
-    codes = [tensors_code(file) for file in find_weights(weights).files]
+    codes = [tensors_hash(file) for file in find_weights(weights).files]
     return codes[0] if len(codes) == 1 else hashlib.sha256(" ".join(codes).encode()).hexdigest()[:16]
 
 
-def _file_code(path: Path) -> str:
+def _file_hash(path: Path) -> str:
     code = hashlib.sha256()
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -78,7 +78,7 @@ def _file_code(path: Path) -> str:
     return code.hexdigest()[:16]
 
 
-def _folder_code(folder: Path) -> str:
+def _folder_hash(folder: Path) -> str:
     code = hashlib.sha256()
     files = list_files(folder) or sorted(path for path in folder.rglob("*.parquet") if path.is_file())
     sampled = set(np.linspace(0, len(files) - 1, min(_SAMPLES, len(files))).astype(int).tolist())

@@ -15,7 +15,7 @@ from vitrail.errors import RunError
 
 
 @contextmanager
-def only_one(folder: str | Path) -> Iterator[None]:
+def lock_run_folder(folder: str | Path) -> Iterator[None]:
     """Hold the lock of a run folder.
 
     The system itself gives the lock back when its process ends, however it ends: what a killed process leaves behind
@@ -35,7 +35,9 @@ def only_one(folder: str | Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"cannot write the run folder {folder}: {error.strerror or error}") from error
     if handle is None:
-        raise RunError(f"{folder} is being trained by {holder(folder) or 'another process'}; wait for it or stop it")
+        raise RunError(
+            f"{folder} is being trained by {lock_holder(folder) or 'another process'}; wait for it or stop it"
+        )
     try:
         note = {
             "process": os.getpid(),
@@ -56,7 +58,7 @@ def only_one(folder: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
-def holder(folder: str | Path) -> str | None:
+def lock_holder(folder: str | Path) -> str | None:
     """Who trains in a run folder at the moment, in words; None where nobody does.
 
     Args:
@@ -70,7 +72,7 @@ def holder(folder: str | Path) -> str | None:
     except OSError as error:
         raise RunError(f"cannot read the lock {file}: {error.strerror or error}") from error
     try:
-        # A shared lock: two that only look do not take each other for a holder.
+        # A shared lock: two that only look do not take each other for a lock_holder.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         try:

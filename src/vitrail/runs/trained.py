@@ -72,13 +72,13 @@ class ModelCard:
     label_separator: str | None = None
 
     @property
-    def several_labels(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether each class is there or not on its own, instead of one of all."""
         return self.label_separator is not None
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """What logits ``(B, K)`` say of each class."""
-        return logits.sigmoid() if self.several_labels else logits.softmax(dim=1)
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -147,7 +147,7 @@ class TrainedModel:
         if len(seen) == 1:
             return seen[0][0], embedding
         logits = torch.stack([logits for logits, _ in seen]).double()
-        if self.card.several_labels:
+        if self.card.multi_label:
             # The mean of p and of 1 - p, each from its own logarithm: no probability of 1 is rounded to no doubt.
             there, lacking = (torch.logsumexp(F.logsigmoid(v), dim=0) for v in (logits, -logits))
             return (there - lacking).float(), embedding

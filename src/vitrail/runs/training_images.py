@@ -15,7 +15,7 @@ _DIGITS = 16
 _OWN, _EARLIER = "own", "weights"
 
 
-def record_seen(run: RunFolder, data: ImageData, weights: str | None) -> None:
+def record_training_images(run: RunFolder, data: ImageData, weights: str | None) -> None:
     """Write the hashes of a run's training images, and of those that its weights began with.
 
     Args:
@@ -29,7 +29,7 @@ def record_seen(run: RunFolder, data: ImageData, weights: str | None) -> None:
     write_text(run.seen, "".join(f"{line}\n" for line in lines))
 
 
-def count_seen(run: RunFolder, data: ImageData, split: str) -> int | None:
+def count_pretraining_images(run: RunFolder, data: ImageData, split: str) -> int | None:
     """Count the images of a split that a run's weights had been trained on before the run began.
 
     Args:
@@ -44,11 +44,11 @@ def count_seen(run: RunFolder, data: ImageData, split: str) -> int | None:
     return sum(code in earlier for code in _hashes(data, data.splits[split])) if earlier else None
 
 
-def describe_seen(seen: int | None, total: int, split: str) -> str | None:
+def describe_pretraining_images(seen: int | None, total: int, split: str) -> str | None:
     """One line on images of a split that the weights were pre-trained on; None where there are none.
 
     Args:
-        seen: As :func:`count_seen` counts.
+        seen: As :func:`count_pretraining_images` counts.
         total: Images of the split.
         split: Its name.
     """

@@ -13,7 +13,7 @@ from vitrail.data.augment import Mixing
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.models.base import VisionModel
 from vitrail.tasks.base import Task
-from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss
+from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss
 
 # Sizes, in training and in evaluation, each before and after layers are unfrozen.
 _MOST_GRAPHS = 256
@@ -49,9 +49,9 @@ class ClassificationTask(Task):
         self.compiled = False
 
     @property
-    def several_labels(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether an image may have any number of the classes."""
-        return isinstance(self.criterion, SeveralLabelsLoss)
+        return isinstance(self.criterion, MultiLabelLoss)
 
     def prepare(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch as the model is to see it: changed at random in training, as it is in evaluation.

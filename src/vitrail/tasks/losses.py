@@ -55,7 +55,7 @@ class ClassificationLoss(nn.Module):
         return (losses * self.class_weights).sum() / (shares * self.class_weights).sum()
 
 
-class SeveralLabelsLoss(nn.Module):
+class MultiLabelLoss(nn.Module):
     """Binary cross-entropy of each class on its own; plain in evaluation.
 
     Args:

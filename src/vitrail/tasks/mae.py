@@ -14,14 +14,14 @@ from vitrail.layers.positions import sincos_positions
 from vitrail.models.base import VisionModel
 from vitrail.models.vit import Block, ViT
 from vitrail.tasks.masking import (
-    cut_squares,
-    hidden_squares,
-    hide_pixels,
-    join_squares,
+    mask_pixels,
     masked_mean,
-    normalize_squares,
+    normalize_patches,
+    num_masked,
+    patchify,
     random_masks,
-    spread_mask,
+    unpatchify,
+    upsample_mask,
 )
 from vitrail.tasks.pretraining import PretrainingTask
 
@@ -128,7 +128,7 @@ class MAETask(PretrainingTask):
             )
         if not 0 < mask_ratio < 1:
             raise ConfigError(f"task.mask_ratio must be above 0 and below 1 for mae, got {mask_ratio}")
-        hidden_squares(model.grid[0] * model.grid[1], mask_ratio)
+        num_masked(model.grid[0] * model.grid[1], mask_ratio)
         self.mask_ratio, self.normalize_target, self.loss_on = mask_ratio, normalize_target, loss_on
         self.patch = model.patch_embed.patch_size
         dim = decoder_dim or max(_DIM_HEAD, model.num_features // 2 // _DIM_HEAD * _DIM_HEAD)
@@ -146,20 +146,20 @@ class MAETask(PretrainingTask):
             Shape ``(B, C, H, W)``; each patch by its own mean and deviation where targets are normalised so.
         """
         assert isinstance(self.model, ViT)
-        (patches,) = self.model.embed(hide_pixels(x, mask, self.patch))
+        (patches,) = self.model.embed(mask_pixels(x, mask, self.patch))
         flat = mask.flatten(1)
         visible = int((~flat[0]).sum())
         keep = flat.to(torch.uint8).argsort(dim=1, stable=True)[:, :visible]
         tokens = self.model.forward_visible(patches, keep)
         squares = self.decoder(tokens, keep, (mask.shape[1], mask.shape[2]))
-        return join_squares(squares.float(), self.patch, (x.shape[2], x.shape[3]))
+        return unpatchify(squares.float(), self.patch, (x.shape[2], x.shape[3]))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Mean squared error of the reconstruction."""
         (x,) = self.normalize(self.streams(batch))
-        grid = tuple(cut_squares(x[:1, :1], self.patch).shape[1:3])
+        grid = tuple(patchify(x[:1, :1], self.patch).shape[1:3])
         mask = random_masks(len(x), (grid[0], grid[1]), self.mask_ratio, x.device)
         predicted = self.reconstruct(x, mask)
-        target = normalize_squares(x, self.patch) if self.normalize_target else x
-        pixels = spread_mask(mask, self.patch, (x.shape[2], x.shape[3])) if self.loss_on == "masked" else None
+        target = normalize_patches(x, self.patch) if self.normalize_target else x
+        pixels = upsample_mask(mask, self.patch, (x.shape[2], x.shape[3])) if self.loss_on == "masked" else None
         return {"loss": masked_mean((predicted - target).square(), pixels)}

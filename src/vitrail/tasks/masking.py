@@ -45,7 +45,7 @@ def choose_mask_size(img_size: Pair, stride: Pair, wanted: int | None = None) ->
     return size
 
 
-def grid_of(img_size: Pair, size: Pair) -> Pair:
+def grid_size(img_size: Pair, size: Pair) -> Pair:
     """How many squares of a size cover an image, the last ones beyond its edge where need be."""
     return -(-img_size[0] // size[0]), -(-img_size[1] // size[1])
 
@@ -68,13 +68,13 @@ def random_masks(batch: int, grid: Pair, ratio: float, device: torch.device | st
     Source: He et al. 2022, arXiv:2111.06377, section 3, "Simple implementation".
     """
     count = grid[0] * grid[1]
-    hidden = hidden_squares(count, ratio)
+    hidden = num_masked(count, ratio)
     order = torch.rand(batch, count).argsort(dim=1)
     masks = torch.zeros(batch, count, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
     return masks.view(batch, *grid).to(device)
 
 
-def hidden_squares(count: int, ratio: float) -> int:
+def num_masked(count: int, ratio: float) -> int:
     """How many of ``count`` squares are hidden.
 
     Raises:
@@ -90,7 +90,7 @@ def hidden_squares(count: int, ratio: float) -> int:
     return hidden
 
 
-def spread_mask(mask: Tensor, factor: Pair, size: Pair) -> Tensor:
+def upsample_mask(mask: Tensor, factor: Pair, size: Pair) -> Tensor:
     """Bring a mask from squares to what they consist of.
 
     Args:
@@ -105,7 +105,7 @@ def spread_mask(mask: Tensor, factor: Pair, size: Pair) -> Tensor:
     return whole[:, : size[0], : size[1]]
 
 
-def hide_pixels(x: Tensor, mask: Tensor, size: Pair) -> Tensor:
+def mask_pixels(x: Tensor, mask: Tensor, size: Pair) -> Tensor:
     """Replace what is masked by zeros, the mean of a normalised image.
 
     What comes out does not depend on the masked pixels at all, be they infinite or no number.
@@ -115,11 +115,11 @@ def hide_pixels(x: Tensor, mask: Tensor, size: Pair) -> Tensor:
         mask: Shape ``(B, h, w)``, True where hidden.
         size: Height and width of a square in pixels.
     """
-    pixels = spread_mask(mask, size, (x.shape[2], x.shape[3]))
+    pixels = upsample_mask(mask, size, (x.shape[2], x.shape[3]))
     return torch.where(pixels[:, None], 0.0, x)
 
 
-def replace_tokens(tokens: Tensor, mask: Tensor, size: Pair, stride: Pair, mask_token: Tensor) -> Tensor:
+def insert_mask_tokens(tokens: Tensor, mask: Tensor, size: Pair, stride: Pair, mask_token: Tensor) -> Tensor:
     """Put the mask token where squares are hidden.
 
     Args:
@@ -130,11 +130,11 @@ def replace_tokens(tokens: Tensor, mask: Tensor, size: Pair, stride: Pair, mask_
         mask_token: Shape ``(C,)``.
     """
     factor = (size[0] // stride[0], size[1] // stride[1])
-    hidden = spread_mask(mask, factor, (tokens.shape[1], tokens.shape[2]))
+    hidden = upsample_mask(mask, factor, (tokens.shape[1], tokens.shape[2]))
     return torch.where(hidden[..., None], mask_token.to(tokens.dtype), tokens)
 
 
-def cut_squares(x: Tensor, size: Pair) -> Tensor:
+def patchify(x: Tensor, size: Pair) -> Tensor:
     """Cut images into squares, with zeros beyond the edge where the size does not divide them.
 
     Args:
@@ -145,21 +145,21 @@ def cut_squares(x: Tensor, size: Pair) -> Tensor:
         Shape ``(B, h, w, C * sh * sw)``, bands first.
     """
     B, C, H, W = x.shape
-    h, w = grid_of((H, W), size)
+    h, w = grid_size((H, W), size)
     x = F.pad(x, (0, w * size[1] - W, 0, h * size[0] - H))
     squares = x.view(B, C, h, size[0], w, size[1]).permute(0, 2, 4, 1, 3, 5)
     return squares.reshape(B, h, w, C * size[0] * size[1])
 
 
-def join_squares(squares: Tensor, size: Pair, img_size: Pair) -> Tensor:
-    """What :func:`cut_squares` cut, put together: ``(B, h, w, C * sh * sw)`` to ``(B, C, *img_size)``."""
+def unpatchify(squares: Tensor, size: Pair, img_size: Pair) -> Tensor:
+    """What :func:`patchify` cut, put together: ``(B, h, w, C * sh * sw)`` to ``(B, C, *img_size)``."""
     B, h, w, values = squares.shape
     C = values // (size[0] * size[1])
     x = squares.view(B, h, w, C, *size).permute(0, 3, 1, 4, 2, 5).reshape(B, C, h * size[0], w * size[1])
     return x[:, :, : img_size[0], : img_size[1]]
 
 
-def normalize_squares(x: Tensor, size: Pair) -> Tensor:
+def normalize_patches(x: Tensor, size: Pair) -> Tensor:
     """Bring each square of each image to mean 0 and deviation 1 over its pixels and bands.
 
     Args:
@@ -170,13 +170,13 @@ def normalize_squares(x: Tensor, size: Pair) -> Tensor:
     are the authors' code's.
     """
     img_size = (x.shape[2], x.shape[3])
-    inside = cut_squares(torch.ones_like(x), size)
-    squares = cut_squares(x, size)
+    inside = patchify(torch.ones_like(x), size)
+    squares = patchify(x, size)
     number = inside.sum(-1, keepdim=True)
     mean = squares.sum(-1, keepdim=True) / number
     offset = (squares - mean) * inside
     variance = offset.square().sum(-1, keepdim=True) / (number - 1).clamp_min(1)
-    return join_squares(offset / (variance + 1e-6).sqrt(), size, img_size)
+    return unpatchify(offset / (variance + 1e-6).sqrt(), size, img_size)
 
 
 def masked_mean(errors: Tensor, pixels: Tensor | None) -> Tensor:

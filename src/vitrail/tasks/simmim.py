@@ -14,15 +14,15 @@ from vitrail.layers.gelu import Gelu
 from vitrail.models.base import VisionModel
 from vitrail.tasks.masking import (
     choose_mask_size,
-    grid_of,
-    hidden_squares,
-    hide_pixels,
-    join_squares,
+    grid_size,
+    insert_mask_tokens,
+    mask_pixels,
     masked_mean,
-    normalize_squares,
+    normalize_patches,
+    num_masked,
     random_masks,
-    replace_tokens,
-    spread_mask,
+    unpatchify,
+    upsample_mask,
 )
 from vitrail.tasks.pretraining import PretrainingTask
 
@@ -64,7 +64,7 @@ class PixelHead(nn.Module):
             x = doubling(x)
             B, h, w, C = x.shape
             x = x.view(B, h, w, 2, 2, C // 4).permute(0, 1, 3, 2, 4, 5).reshape(B, 2 * h, 2 * w, C // 4)
-        return join_squares(self.pixels(x).float(), self.stride, img_size)
+        return unpatchify(self.pixels(x).float(), self.stride, img_size)
 
 
 class SimMIMTask(PretrainingTask):
@@ -131,9 +131,9 @@ class SimMIMTask(PretrainingTask):
             end, ratio = self.ends[stream.name], self.ratios[stream.name]
             size = choose_mask_size(stream.size, end.first_stride, mask_size)
             self.sizes[stream.name] = size
-            grid = grid_of(stream.size, size)
+            grid = grid_size(stream.size, size)
             if ratio:
-                hidden_squares(grid[0] * grid[1], ratio)
+                num_masked(grid[0] * grid[1], ratio)
                 self.mask_tokens[stream.name] = nn.Parameter(
                     nn.init.trunc_normal_(torch.empty(end.first_dim), std=0.02)
                 )
@@ -144,7 +144,7 @@ class SimMIMTask(PretrainingTask):
         masks: dict[str, Tensor] = {}
         for name, x in inputs.items():
             if self.ratios[name]:
-                grid = grid_of((x.shape[2], x.shape[3]), self.sizes[name])
+                grid = grid_size((x.shape[2], x.shape[3]), self.sizes[name])
                 masks[name] = random_masks(len(x), grid, self.ratios[name], x.device)
         return masks
 
@@ -158,9 +158,9 @@ class SimMIMTask(PretrainingTask):
         Returns:
             For each masked stream, shape ``(B, C, H, W)``.
         """
-        shown = [hide_pixels(x, masks[n], self.sizes[n]) if n in masks else x for n, x in inputs.items()]
+        shown = [mask_pixels(x, masks[n], self.sizes[n]) if n in masks else x for n, x in inputs.items()]
         embedded = [
-            replace_tokens(tokens, masks[n], self.sizes[n], self.ends[n].first_stride, self.mask_tokens[n])
+            insert_mask_tokens(tokens, masks[n], self.sizes[n], self.ends[n].first_stride, self.mask_tokens[n])
             if n in masks
             else tokens
             for n, tokens in zip(inputs, self.model.embed(*shown), strict=True)
@@ -176,8 +176,8 @@ class SimMIMTask(PretrainingTask):
         losses: dict[str, Tensor] = {}
         for name, predicted in self.reconstruct(inputs, masks).items():
             x, size = inputs[name], self.sizes[name]
-            target = normalize_squares(x, size) if self.normalize_target else x
-            pixels = spread_mask(masks[name], size, (x.shape[2], x.shape[3])) if self.loss_on == "masked" else None
+            target = normalize_patches(x, size) if self.normalize_target else x
+            pixels = upsample_mask(masks[name], size, (x.shape[2], x.shape[3])) if self.loss_on == "masked" else None
             losses[name] = masked_mean((predicted - target).abs(), pixels)
         total = torch.stack(list(losses.values())).mean()
         several = {f"loss_{name}": loss.detach() for name, loss in losses.items()} if len(losses) > 1 else {}

@@ -36,14 +36,14 @@ from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.images import read_known, write_known
-from vitrail.runs.input_hashes import input_codes
-from vitrail.runs.lock import only_one
+from vitrail.runs.images import read_image_record, write_image_record
+from vitrail.runs.input_hashes import input_hashes
+from vitrail.runs.lock import lock_run_folder
 from vitrail.runs.trained import ModelCard, StreamCard
-from vitrail.runs.training_images import count_seen, describe_seen, record_seen
+from vitrail.runs.training_images import count_pretraining_images, describe_pretraining_images, record_training_images
 from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
-from vitrail.tasks.losses import ClassificationLoss, SeveralLabelsLoss, balanced_positive_weights, balanced_weights
+from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss, balanced_positive_weights, balanced_weights
 from vitrail.train.callbacks import (
     EpochMetrics,
     RunCheckpoints,
@@ -143,7 +143,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         if recipe.model.weights is not None:
             find_weights(recipe.model.weights)
         _refuse_settings(recipe)
-    data = plan.open(recipe, read_known(run) if resume else None)
+    data = plan.open(recipe, read_image_record(run) if resume else None)
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, split=data.config.split))
     classes = plan.classes(data)
     if classes:
@@ -186,7 +186,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     if recipe.run.explain_images:
         callbacks.append(Explaining(run, data, recipe, task, draw))
     trainer = _make_trainer(recipe, run, callbacks, unused)
-    with only_one(run.path) if is_first_process() else contextlib.nullcontext():
+    with lock_run_folder(run.path) if is_first_process() else contextlib.nullcontext():
         # Other processes begin when the first has made the folder, and only read it.
         checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
         _fit(recipe, trainer, module, data, checkpoint, run)
@@ -282,13 +282,13 @@ def _refuse_other_labels(recipe: Recipe, data: ImageData) -> None:
             raise ConfigError(f"trainer.{name} {value!r} is not measured where images have {has}; use val_f1_macro")
 
 
-def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss | SeveralLabelsLoss:
+def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss | MultiLabelLoss:
     config = recipe.task
     weights = None
     training = torch.from_numpy(data.source.targets[data.indices("train")])
     if config.loss == "bce":
         positive = balanced_positive_weights(training) if config.class_weights == "balanced" else None
-        return SeveralLabelsLoss(config.label_smoothing, positive)
+        return MultiLabelLoss(config.label_smoothing, positive)
     if config.class_weights == "balanced":
         weights = balanced_weights(training, len(data.source.classes))
     return ClassificationLoss(config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0, weights)
@@ -372,7 +372,7 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     environment = describe_environment(recipe.run.seed)
     environment.update(reasons)
     environment["images"] = {"number": len(data.source), **data.identity()}
-    environment["inputs"] = input_codes(recipe.data, recipe.model.weights)
+    environment["inputs"] = input_hashes(recipe.data, recipe.model.weights)
     if resume:
         run.remove_leftovers()
         if run.environment.is_file():
@@ -384,12 +384,14 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     write_text(run.recipe, dump_recipe(settled))
     run.write_json(run.environment, environment)
     if not (resume and run.images.is_file()):
-        write_known(run, data)
+        write_image_record(run, data)
     if not resume or not run.seen.is_file():
-        record_seen(run, data, recipe.model.weights)
+        record_training_images(run, data, recipe.model.weights)
     for split in ("val", "test"):
         if split in data.splits and (
-            line := describe_seen(count_seen(run, data, split), len(data.splits[split]), split)
+            line := describe_pretraining_images(
+                count_pretraining_images(run, data, split), len(data.splits[split]), split
+            )
         ):
             print(f"warning: {line}", file=sys.stderr)
     # A run that goes on has stated the copies and the warm-up.

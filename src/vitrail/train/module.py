@@ -54,7 +54,7 @@ class TaskModule(LightningModule):
     def _make_metrics(self) -> None:
         # Metrics, unlike logged numbers, are exact over several processes and batches of different sizes.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.train_accuracy, self.val_metrics = _metrics(self.task.model.num_classes, self.task.several_labels)
+        self.train_accuracy, self.val_metrics = _metrics(self.task.model.num_classes, self.task.multi_label)
 
     def configure_model(self) -> None:
         """Share the parameters out among the processes, where the strategy is to."""
@@ -120,7 +120,7 @@ class TaskModule(LightningModule):
 
     def _countable(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """What metrics count: of a mixed image the class with the largest share, or the labels of a half and more."""
-        if self.task.several_labels:
+        if self.task.multi_label:
             return logits.detach(), (target >= 0.5).long()
         return logits, target if target.ndim == 1 else target.argmax(dim=1)
 

@@ -10,7 +10,7 @@ from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.images import PLACE_SETTINGS
+from vitrail.runs.images import PATH_SETTINGS
 from vitrail.train.stopping import waited
 
 # What may differ when a run goes on; that the files are the same is checked on the files themselves.
@@ -75,7 +75,7 @@ def refuse_changes(recipe: Recipe, run: RunFolder) -> None:
             f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: {trained} epochs are trained"
         )
     recorded = run.read_json(run.environment).get("inputs", {}) if run.environment.is_file() else {}
-    places = {f"data.{name}" for name in PLACE_SETTINGS} if run.images.is_file() else set()
+    places = {f"data.{name}" for name in PATH_SETTINGS} if run.images.is_file() else set()
     free = _MAY_CHANGE | (_BY_CONTENT & recorded.keys()) | places
     before = begun.to_dict()
     for part, values in recipe.to_dict().items():

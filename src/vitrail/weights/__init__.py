@@ -1,4 +1,4 @@
-"""Reading weights safely, and key maps for the checkpoints of other libraries."""
+"""Safe reading of weights, and key maps for the checkpoints of other libraries."""
 
 from vitrail.weights.kernels import BandRule, InputKernel, resize_patches
 from vitrail.weights.load import load_weights

@@ -34,7 +34,7 @@ _ENOUGH = 0.8
 
 
 @dataclass(frozen=True)
-class Reading:
+class Candidate:
     """One model's weights in a checkpoint.
 
     Attributes:
@@ -57,7 +57,7 @@ class Reading:
         return join(self.path, self.prefix)
 
 
-def find_readings(checkpoint: Checkpoint, recognise: Callable[[State], Iterable[str]]) -> list[Reading]:
+def find_candidates(checkpoint: Checkpoint, recognise: Callable[[State], Iterable[str]]) -> list[Candidate]:
     """All readings of a checkpoint.
 
     Args:
@@ -74,7 +74,7 @@ def find_readings(checkpoint: Checkpoint, recognise: Callable[[State], Iterable[
     return readings
 
 
-def _read(path: str, state: State, clean: dict[str, str], prefix: str, others: Sequence[str]) -> Reading:
+def _read(path: str, state: State, clean: dict[str, str], prefix: str, others: Sequence[str]) -> Candidate:
     start = f"{prefix}." if prefix else ""
     # Weights below this prefix may hold another model's, which are not this one's.
     below = tuple(f"{other}." for other in others if other != prefix and other.startswith(start))
@@ -88,7 +88,7 @@ def _read(path: str, state: State, clean: dict[str, str], prefix: str, others: S
         for part in {part for part in rest if part in _AROUND}:
             inner[part] = inner.get(part, 0) + 1
     taken = set(mine.values())
-    return Reading(
+    return Candidate(
         path,
         whole,
         {short[len(start) :]: state[key] for short, key in mine.items()},
@@ -170,7 +170,7 @@ def prefixes_of_names(state: State, names: Iterable[str]) -> list[str]:
     return [prefix for prefix, count in counts.items() if count == most]
 
 
-def read_by_name(checkpoint: Checkpoint) -> Reading:
+def read_by_name(checkpoint: Checkpoint) -> Candidate:
     """Weights of no known model: the mapping of the most customary name, without the customary prefixes."""
     path = min(checkpoint.states, key=lambda path: (_rank(path), -len(checkpoint.states[path])))
     state = checkpoint.states[path]
@@ -181,12 +181,12 @@ def read_by_name(checkpoint: Checkpoint) -> Reading:
         if part not in (*_AROUND, *_PLAIN):
             break
         prefix += f"{part}."
-    return Reading(path, prefix[:-1], {key[len(prefix) :]: value for key, value in state.items()})
+    return Candidate(path, prefix[:-1], {key[len(prefix) :]: value for key, value in state.items()})
 
 
-def choose_reading(
-    readings: Sequence[Reading], checkpoint: Checkpoint, key: str | None, where: str, spelling: Spelling = PYTHON
-) -> tuple[Reading, list[str]]:
+def choose_candidate(
+    readings: Sequence[Candidate], checkpoint: Checkpoint, key: str | None, where: str, spelling: Spelling = PYTHON
+) -> tuple[Candidate, list[str]]:
     """Choose one of the readings of a checkpoint.
 
     Averages of weights (and teachers) come before the weights themselves, and these before mappings of other names.
@@ -226,7 +226,7 @@ def choose_reading(
     return reading, _describe(reading, readings, checkpoint, spelling)
 
 
-def _equal(one: Reading, other: Reading) -> bool:
+def _equal(one: Candidate, other: Candidate) -> bool:
     return one.state.keys() == other.state.keys() and all(v is other.state[k] for k, v in one.state.items())
 
 
@@ -247,7 +247,9 @@ def _rank(key: str) -> tuple[int, int]:
     return 2, 0
 
 
-def _describe(reading: Reading, readings: Sequence[Reading], checkpoint: Checkpoint, spelling: Spelling) -> list[str]:
+def _describe(
+    reading: Candidate, readings: Sequence[Candidate], checkpoint: Checkpoint, spelling: Spelling
+) -> list[str]:
     notes = []
     others = [other.key for other in readings if other is not reading]
     if others:
@@ -270,7 +272,7 @@ def _describe(reading: Reading, readings: Sequence[Reading], checkpoint: Checkpo
     return notes
 
 
-def _beside(reading: Reading, checkpoint: Checkpoint) -> list[str]:
+def _beside(reading: Candidate, checkpoint: Checkpoint) -> list[str]:
     """What else the file holds, each as far up as it is not part of the path to the weights."""
     path = reading.path.split(".") if reading.path else []
     tensors: dict[str, int] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 _PREFIX = 8  # bytes that hold the length of the header
 
 
-def tensors_code(path: Path) -> str:
+def tensors_hash(path: Path) -> str:
     """Hash the tensors of a safetensors file: names, types, shapes and values.
 
     The order of tensors and of metadata, which safetensors leaves open, has no influence; nor have the metadata.
@@ -23,11 +23,11 @@ def tensors_code(path: Path) -> str:
     """
     with path.open("rb") as file:
         if path.stat().st_size <= _PREFIX:
-            return file_code(path)
+            return file_hash(path)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
             entries = _entries(view)
             if entries is None:
-                return file_code(path)
+                return file_hash(path)
             code = hashlib.sha256()
             for name, (kind, shape, start, end) in sorted(entries.items()):
                 code.update(f"{name}\0{kind}\0{shape}\0".encode())
@@ -35,7 +35,7 @@ def tensors_code(path: Path) -> str:
             return code.hexdigest()[:16]
 
 
-def file_code(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """Hash the bytes of a file, 16 hexadecimal digits: the identity of weights in earlier versions."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

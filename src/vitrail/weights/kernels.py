@@ -75,9 +75,9 @@ class BandRule:
             if self.name != "wavelength":
                 raise ConfigError(f"{label} needs {self._rule}, got {self.spelling.give('bands', self.name)}")
             plain: Wavelengths = (
-                {stream: _read_wavelengths(values, label) for stream, values in given.items()}
+                {stream: _parse_wavelengths(values, label) for stream, values in given.items()}
                 if isinstance(given, Mapping)
-                else _read_wavelengths(given, label)
+                else _parse_wavelengths(given, label)
             )
             object.__setattr__(self, name, plain)
 
@@ -148,7 +148,7 @@ class BandRule:
         return values
 
 
-def _read_wavelengths(values: Any, label: str) -> tuple[float, ...]:
+def _parse_wavelengths(values: Any, label: str) -> tuple[float, ...]:
     """Numbers of any library, as plain ones."""
     try:
         plain = () if isinstance(values, str) else tuple(math.nan if isinstance(v, bool) else float(v) for v in values)

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, WeightsError, closest
 from vitrail.weights.candidates import (
-    Reading,
-    choose_reading,
-    find_readings,
+    Candidate,
+    choose_candidate,
+    find_candidates,
     prefixes_of_maps,
     prefixes_of_names,
     read_by_name,
 )
 from vitrail.weights.checkpoint import Checkpoint, State, join, unwrap
 from vitrail.weights.kernels import BandRule, InputKernel, Wavelengths, fit_input_kernel, make_band_rule
-from vitrail.weights.locations import Place, find_weights, read_card
+from vitrail.weights.locations import Location, find_weights, read_card
 from vitrail.weights.normalisation import describe, read_normalization
 from vitrail.weights.read import read_checkpoint
 from vitrail.weights.remedies import PYTHON, Spelling
@@ -145,7 +145,7 @@ def load_weights(
     wishes = _Wishes(
         new_head, rule, spectral_from_image, _patterns(allow_missing), _patterns(allow_unexpected), key, spelling
     )
-    place: Place | None = None
+    place: Location | None = None
     if isinstance(weights, (str, Path)):
         where = str(weights)
         place = find_weights(weights)
@@ -198,7 +198,7 @@ def _plan(
 
 def _choose(
     model: nn.Module, checkpoint: Checkpoint, source: str, wishes: _Wishes, where: str
-) -> tuple[Reading, KeyMap, list[str]]:
+) -> tuple[Candidate, KeyMap, list[str]]:
     """The weights of a model in a checkpoint, their key map, and what to report of the choice.
 
     Raises:
@@ -211,9 +211,11 @@ def _choose(
         raise ConfigError(f"unknown source {source!r} for {type(model).__name__}{closest(source, known)}")
     maps = list(cast(Loadable, model).key_maps) if source == "auto" else [known[source]]
     names = model.state_dict() if source in ("auto", "vitrail") else {}
-    readings = find_readings(checkpoint, lambda state: prefixes_of_maps(state, maps) or prefixes_of_names(state, names))
+    readings = find_candidates(
+        checkpoint, lambda state: prefixes_of_maps(state, maps) or prefixes_of_names(state, names)
+    )
     if readings:
-        reading, notes = choose_reading(readings, checkpoint, wishes.key, where, wishes.spelling)
+        reading, notes = choose_candidate(readings, checkpoint, wishes.key, where, wishes.spelling)
         keys = list(reading.state)
         return reading, next((m for m in maps if m.recognised_by and m.recognises(keys)), known["vitrail"]), notes
     reading = read_by_name(checkpoint)
@@ -227,7 +229,7 @@ def _choose(
     )
 
 
-def outside(reading: Reading) -> dict[str, str]:
+def outside(reading: Candidate) -> dict[str, str]:
     """Tensors beside a model's weights, with the reason why they are left out."""
     start = f"not under {reading.prefix + '.'!r}, no tensor of the model"
     return {join(reading.path, key): start for key in reading.outside}

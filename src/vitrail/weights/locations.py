@@ -24,7 +24,7 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.\w+")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A file of weights, and what stands beside it.
 
     Attributes:
@@ -50,7 +50,7 @@ class Place:
         return (self.weights, *(self.weights.parent / name for name in shards))
 
 
-def find_weights(where: str | Path) -> Place:
+def find_weights(where: str | Path) -> Location:
     """Find the file of weights that a path or a hub name stands for; downloads what lies on the hub.
 
     Args:
@@ -70,9 +70,9 @@ def find_weights(where: str | Path) -> Place:
                     raise WeightsError(f"{where} on the hub lacks the shard {shard} that {weights.name} names")
         # A file named by itself stands for itself; only a whole repository may be a saved model.
         if split_hub_name(where)[2]:
-            return Place(weights)
+            return Location(weights)
         found = (fetch_file(where, name) for name in NORMALISATION_FILES)
-        return Place(weights, fetch_file(where, CARD_FILE), tuple(path for path in found if path is not None))
+        return Location(weights, fetch_file(where, CARD_FILE), tuple(path for path in found if path is not None))
     path = Path(where)
     if path.is_dir():
         return _in_folder(path)
@@ -81,10 +81,10 @@ def find_weights(where: str | Path) -> Place:
     part = _SHARD.fullmatch(path.name)
     if part is not None and (path.parent / f"{part[1]}{path.suffix}.index.json").is_file():
         raise WeightsError(f"{path} is one shard of several; give the folder {path.parent}, whose index names them all")
-    return Place(path)
+    return Location(path)
 
 
-def _in_folder(folder: Path) -> Place:
+def _in_folder(folder: Path) -> Location:
     known = [folder / name for name in WEIGHTS_FILES if (folder / name).is_file()]
     files = known or sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
     if not files:
@@ -108,7 +108,7 @@ def _in_folder(folder: Path) -> Place:
         notes.append(f"took {files[0].name} of the folder{others}")
     card = folder / CARD_FILE
     beside = tuple(p for p in (folder / name for name in NORMALISATION_FILES) if p.is_file())
-    return Place(files[0], card if card.is_file() else None, beside, tuple(notes))
+    return Location(files[0], card if card.is_file() else None, beside, tuple(notes))
 
 
 def read_card(card: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitrail.errors import WeightsError
 from vitrail.weights.checkpoint import Checkpoint, as_numbers
-from vitrail.weights.locations import Place, read_card
+from vitrail.weights.locations import Location, read_card
 
 # Means and standard deviations in 0..1, one value a band, by stream.
 Normalization = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
@@ -17,7 +17,7 @@ Normalization = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
 _NAMES = (("mean", "std"), ("image_mean", "image_std"))
 
 
-def read_normalization(place: Place | None, checkpoint: Checkpoint) -> tuple[Normalization, str]:
+def read_normalization(place: Location | None, checkpoint: Checkpoint) -> tuple[Normalization, str]:
     """Find the normalisation of a checkpoint's images.
 
     Looked for in vitrail's ``model.json``, Hugging Face's ``preprocessor_config.json`` and timm's ``config.json``

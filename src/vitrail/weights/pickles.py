@@ -1,4 +1,4 @@
-"""Reading pickles without running them: unknown classes and functions become inert stand-ins."""
+"""Read pickles without executing them: unknown classes and functions become inert placeholders."""
 
 from __future__ import annotations
 

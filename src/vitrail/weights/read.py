@@ -1,4 +1,4 @@
-"""Reading a file of weights, never with a pickle that can run code."""
+"""Read files of weights, never with a pickle that can execute code."""
 
 from __future__ import annotations
 
