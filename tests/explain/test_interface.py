@@ -1,5 +1,7 @@
 """Asking for an explanation: targets, settings, streams, errors; the model afterwards as before."""
 
+import re
+
 import pytest
 import torch
 
@@ -7,9 +9,12 @@ import vitrail
 from tests.explain.tiny_models import tiny_inputs, tiny_model
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain import (
+    attention_rollout,
+    attribution,
     band_importance,
     deletion,
     explain,
+    gradient_rollout,
     infidelity,
     insertion,
     list_methods,
@@ -224,3 +229,52 @@ def test_maps_of_odd_images_are_those_of_the_image_with_its_padding(name, method
         full = [count * step for count, step in zip(found.tokens.shape[1:], stride, strict=True)]
         whole = torch.nn.functional.interpolate(found.tokens[:, None], full, mode="bilinear")[:, 0]
         assert torch.equal(found.map, whole[:, : image.shape[2], : image.shape[3]])
+
+
+BY_FIXED_ROW = {"rollout", "attribution"}
+
+
+@pytest.mark.parametrize("name", ["vit token", "vit mean", "vit fuser", "swin", "maxvit", "hvt", "hvt two streams"])
+@pytest.mark.parametrize("pool", ["max", "avgmax", ""])
+def test_methods_that_read_a_mean_refuse_other_pooling(name, pool):
+    model = tiny_model(name)
+    available = set(list_methods(model))
+    model.reset_classifier(4, pool)
+    inputs = tiny_inputs(model)
+    refused = available - set(list_methods(model))
+    assert refused == (BY_FIXED_ROW if pool else {"rollout", *(m for m in available if METHODS[m].by_class)})
+    for method in refused:
+        with pytest.raises(ConfigError, match=rf"{re.escape(method)} cannot .*: global_pool='{pool}' .*'avg'"):
+            explain(model, inputs, method, target=1)
+    for method in available - refused:
+        assert torch.isfinite(explain(model, inputs, method, target=1).map).all()
+
+
+@pytest.mark.parametrize("name", ["vit token", "swin", "maxvit", "hvt two streams"])
+def test_functions_refuse_as_the_interface_does(name):
+    model = tiny_model(name)
+    inputs, target = tiny_inputs(model), torch.tensor([1, 2])
+    model.reset_classifier(4, "max")
+    with pytest.raises(ConfigError, match="global_pool='max'"):
+        attention_rollout(model, *inputs)
+    with pytest.raises(ConfigError, match="global_pool='max'"):
+        attribution(model, *inputs, target=target)
+    model.reset_classifier(4, "")
+    with pytest.raises(ConfigError, match="logits for each token"):
+        gradient_rollout(model, *inputs, target=target)
+
+
+@pytest.mark.parametrize("name", ["vit mean", "swin", "maxvit", "hvt"])
+def test_gradient_rollout_starts_at_the_tokens_that_a_maximum_reads(name):
+    """The last tokens that are the maximum of no channel have no part in the class."""
+    model = tiny_model(name)
+    model.reset_classifier(4, "max")
+    inputs = tiny_inputs(model, 1)
+    features = model.forward_features(*inputs).detach().requires_grad_()
+    score = model.forward_head(features)[0, 2]
+    (gradient,) = torch.autograd.grad(score, features)
+    read = gradient.abs().sum(1 if model.channels_first else -1).flatten() > 0
+    assert 0 < int(read.sum()) <= read.numel()
+    result = gradient_rollout(model, *inputs, target=torch.tensor([2]))
+    assert torch.isfinite(result.tokens).all()
+    assert float(result.tokens.sum()) == pytest.approx(1, abs=1e-4)

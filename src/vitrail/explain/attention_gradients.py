@@ -15,20 +15,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.errors import ConfigError
 from vitrail.explain.capture import CapturedMixing, capture_attention, check_reports, running_mixers
 from vitrail.explain.carrier import (
     HeadFusion,
     Rollout,
     check_fusion,
     fuse_heads,
+    lacks_mean,
     normalize_rows,
     reading_row,
     reads_class_token,
     roll_back,
 )
-from vitrail.explain.interface import StreamMap, register_method
+from vitrail.explain.interface import StreamMap, lacks_class, register_method
 from vitrail.layers.tap import TokenLayout
 from vitrail.models.base import VisionModel
 
@@ -47,9 +50,9 @@ def gradient_rollout(
     gradient. A row without positive weights leaves its token to the residual connection alone. TokenLearner's
     selection weights, TokenFuser's and those of the fusion of streams are weighted in the same way.
 
-    A class token is read by its row. A model that averages its last tokens is read as if that mean were one more
-    attention, with one query and weights of 1 / N: the product of weight and gradient is then that of the token and
-    its gradient, x . dy/dx, whose positive part, scaled to sum to one, is the row that is carried.
+    A class token is read by its row. A model that pools its last tokens, by mean or maximum, is read as if that were
+    one more attention with one query: the product of weight and gradient is then that of the token and its gradient,
+    x . dy/dx, whose positive part, scaled to sum to one, is the row that is carried.
 
     Args:
         model: The model, in evaluation mode; its parameters may be frozen and get no gradients.
@@ -62,7 +65,7 @@ def gradient_rollout(
         Maps whose tokens sum to one, or to zero where nothing speaks for the class.
 
     Raises:
-        ConfigError: Settings out of range.
+        ConfigError: Settings out of range, or a model whose logits are of tokens (``global_pool=""``).
 
     Source: Abnar & Zuidema 2020, arXiv:2005.00928, section 3; weights: Chefer et al. 2021, arXiv:2103.15679,
     section 3.
@@ -143,6 +146,9 @@ class _Graded:
 
 
 def _roll_graded(model: VisionModel, inputs: Sequence[Tensor | None], target: Tensor, graded: _Graded) -> Rollout:
+    lack = lacks_class(model) or (None if graded.scaled else lacks_mean(model))
+    if lack is not None:
+        raise ConfigError(f"this explanation is not possible: {lack}")
     # The inputs alone ask for a gradient: that of the parameters would have every layer keep what it was given.
     inputs = [None if image is None else image.detach().requires_grad_() for image in inputs]
     with torch.enable_grad(), _frozen(model), capture_attention(model, keep=graded) as record:
@@ -151,10 +157,10 @@ def _roll_graded(model: VisionModel, inputs: Sequence[Tensor | None], target: Te
         score = model.forward_head(features).gather(1, target[:, None]).sum()
         sources = [features, *(image for image in inputs if image is not None), *graded.constants]
         gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]
-    row = reading_row(model, features, record.steps[-1].layout)
     if graded.scaled and not reads_class_token(model):
-        row[:, model.num_prefix :] = _spoken_for(model, features.detach(), gradient)
-        row = normalize_rows(row)
+        row = normalize_rows(F.pad(_spoken_for(model, features.detach(), gradient), (model.num_prefix, 0)))
+    else:
+        row = reading_row(model, features, record.steps[-1].layout)
     return roll_back(model, row, record.steps, inputs, averaged=graded.scaled)
 
 
@@ -192,7 +198,7 @@ def _gradient_rollout(
     return rollout.by_stream(model)
 
 
-@register_method("attribution", by_class=True)
+@register_method("attribution", by_class=True, lacks=lacks_mean)
 def _attribution(model: VisionModel, inputs: Sequence[Tensor | None], target: Tensor) -> dict[str, StreamMap]:
     """Relevance for a class, from attention times its gradient, added up over layers (Chefer et al. 2021)."""
     return attribution(model, *inputs, target=target).by_stream(model)

@@ -112,6 +112,16 @@ def _unmoved(row: Tensor, steps: Sequence[CapturedMixing], prefix: int) -> Tenso
     return row
 
 
+def lacks_mean(model: VisionModel) -> str | None:
+    """Why no fixed weights of the last tokens give what the classifier reads; None where they do."""
+    if model.global_pool in ("token", "avg"):
+        return None
+    return (
+        f"global_pool={model.global_pool!r} does not read the class token or the mean of the last tokens, where the "
+        "method starts; build the model with global_pool='avg', or use 'gradcam', which follows the gradient"
+    )
+
+
 def reading_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tensor:
     """Where the model reads its last tokens: the class token, or all others alike.
 
@@ -122,7 +132,13 @@ def reading_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tens
 
     Returns:
         Shape ``(B, N)``; sums to one.
+
+    Raises:
+        ConfigError: Another pooling, see :func:`lacks_mean`.
     """
+    lack = lacks_mean(model)
+    if lack is not None:
+        raise ConfigError(f"this explanation is not possible: {lack}")
     grid = last.query_grid
     number = features.shape[1] if features.ndim == 3 or grid is None else grid[0] * grid[1]
     row = torch.zeros(features.shape[0], number, dtype=torch.float32, device=features.device)

@@ -18,7 +18,6 @@ from vitrail.explain.settings import check_settings
 from vitrail.explain.wrapped import network_of
 from vitrail.models.base import VisionModel, describe
 
-_NO_CLASS = "a model without classes (num_classes=0) has no class to explain"
 # Explaining sets up a model for a while, and tells torch to run no compiled code: one thread at a time.
 _ONE_AT_A_TIME = threading.RLock()
 Images = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
@@ -106,15 +105,22 @@ class Method:
 
     def refusal(self, model: VisionModel) -> str | None:
         """Why a model cannot be explained in this way, in words; None where it can."""
-        if self.by_class and model.num_classes < 1:
-            return _NO_CLASS
-        return self.lacks(model)
+        return (lacks_class(model) if self.by_class else None) or self.lacks(model)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Its settings with their defaults."""
         parameters = list(inspect.signature(self.compute).parameters.values())[3:]
         return {parameter.name: parameter.default for parameter in parameters}
+
+
+def lacks_class(model: VisionModel) -> str | None:
+    """Why a model gives no image a class; None where it does."""
+    if model.num_classes < 1:
+        return "a model without classes (num_classes=0) has no class to explain"
+    if not model.global_pool:
+        return "global_pool='' gives logits for each token, not for the image; build the model with global_pool='avg'"
+    return None
 
 
 METHODS: dict[str, Method] = {}
@@ -216,8 +222,9 @@ def opened(
         ShapeError: Images that the model does not take.
     """
     network = network_of(model)
-    if by_class and network.num_classes < 1:
-        raise ConfigError(_NO_CLASS)
+    lack = lacks_class(network) if by_class else None
+    if lack is not None:
+        raise ConfigError(lack)
     with left_as_it_was(network):
         inputs = _inputs(network, images)
         yield network, inputs, _classes(network, inputs, target) if by_class else None

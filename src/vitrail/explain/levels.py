@@ -117,8 +117,7 @@ def _number(model: VisionModel, own: Sequence[int], layer: int | str | None) -> 
 
 def _is_read(model: VisionModel, index: int) -> bool:
     """Whether anything after a level looks at its patches."""
-    by_token = getattr(model.config, "global_pool", "avg") == "token"
-    return not (by_token and index == len(cast(nn.ModuleList, model.blocks)) - 1)
+    return not (model.global_pool == "token" and index == len(cast(nn.ModuleList, model.blocks)) - 1)
 
 
 def level_gradients(

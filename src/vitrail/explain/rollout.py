@@ -14,6 +14,7 @@ from vitrail.explain.carrier import (
     Rollout,
     check_fusion,
     fuse_heads,
+    lacks_mean,
     normalize_rows,
     reading_row,
     roll_back,
@@ -45,7 +46,8 @@ def attention_rollout(
         discard_ratio: Share of the smallest weights of each row set to zero before the residual is added.
 
     Raises:
-        ConfigError: Settings out of range, or a block that does not report how it mixes tokens.
+        ConfigError: Settings out of range, a pooling other than the class token and the mean, or a block that does not
+            report how it mixes tokens.
 
     Source: Abnar & Zuidema 2020, arXiv:2005.00928, section 3.
     """
@@ -66,7 +68,7 @@ def fuse_for_rollout(step: CapturedMixing, head_fusion: HeadFusion, discard_rati
     return normalize_rows(weights.float()) if kind == "pool" else weights.float()
 
 
-@register_method("rollout", by_class=False)
+@register_method("rollout", by_class=False, lacks=lacks_mean)
 def _rollout(
     model: VisionModel,
     inputs: Sequence[Tensor | None],

@@ -277,6 +277,11 @@ class VisionModel(nn.Module, ABC):
         self.set_grad_checkpointing(False)
 
     @property
+    def global_pool(self) -> str:
+        """Pooling of the last tokens, as the setting says; "avg" for a family without that setting."""
+        return str(getattr(getattr(self, "config", None), "global_pool", "avg"))
+
+    @property
     def head_hidden_size(self) -> int:
         """Width of what the classifier sees."""
         return self.num_features
