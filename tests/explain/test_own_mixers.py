@@ -11,6 +11,7 @@ import vitrail
 from vitrail.errors import ConfigError
 from vitrail.explain import attention_maps, capture_attention, explain
 from vitrail.explain.layer_attention import attention_distances
+from vitrail.layers import AttentionTap, TokenLayout
 from vitrail.models import families
 
 DOCS = Path(__file__).parents[2] / "docs" / "attention.md"
@@ -171,3 +172,52 @@ def test_results_are_the_collections_that_they_look_like():
         record[2]
     with pytest.raises(KeyError, match="no layer 'head' was captured"):
         record["head"]
+
+
+class ReportsAnything(nn.Module):
+    """A mixer that reports the weights it is given."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights, self.tap = weights, AttentionTap()
+
+    def forward(self, x, grid=None, num_prefix=0):
+        layout = TokenLayout("global", query_grid=grid, key_grid=grid, num_prefix=num_prefix)
+        self.tap.report(self.weights.expand(len(x), *self.weights.shape[1:]), layout)
+        return x
+
+
+_SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
+_TOKENS = 10  # a class token and a grid of 3 x 3
+
+
+@pytest.mark.parametrize(
+    ("weights", "fault"),
+    [
+        (torch.randn(1, 2, _TOKENS, _TOKENS).softmax(-2), "have rows that sum to"),
+        (torch.ones(1, 1, _TOKENS, _TOKENS), "sum to 10 to 10"),
+        (torch.randn(1, 1, _TOKENS, _TOKENS) * 0.1 + 1 / _TOKENS, "negative values"),
+        (torch.full((1, 1, _TOKENS, _TOKENS), torch.nan), "not a number"),
+        (torch.randn(1, 1, _TOKENS - 1, _TOKENS - 1).softmax(-1), "9 queries and 9 keys where the layout has"),
+        (torch.randn(1, _TOKENS, _TOKENS).softmax(-1), "have the shape"),
+    ],
+)
+def test_reported_weights_that_are_no_mean_are_refused(weights, fault):
+    torch.manual_seed(7)
+    model = vitrail.create_model("vit", **_SMALL).eval()
+    model.blocks[1].attn = ReportsAnything(weights)
+    x = torch.rand(2, 3, 24, 24)
+    model(x)  # without a capture nothing is checked
+    with pytest.raises(ConfigError, match=f"(?s)blocks.1.attn.*{fault}"), capture_attention(model):
+        model(x)
+
+
+def test_a_record_prints_as_a_list_of_layers():
+    model = vitrail.create_model("vit", **_SMALL).eval()
+    with capture_attention(model) as record:
+        model(torch.rand(2, 3, 24, 24))
+    assert repr(record).splitlines() == [
+        "AttentionRecord of 2 layers",
+        "  blocks.0.attn: (2, 2, 10, 10), global",
+        "  blocks.1.attn: (2, 2, 10, 10), global",
+    ]

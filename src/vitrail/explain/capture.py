@@ -16,6 +16,7 @@ from vitrail.errors import ConfigError, UnknownNameError, closest
 from vitrail.explain.wrapped import unwrapped
 from vitrail.layers.attention import Attention
 from vitrail.layers.fusion import CrossAttention
+from vitrail.layers.modes import in_transform
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.tap import AttentionTap, TokenLayout, named_taps
 from vitrail.models.base import VisionModel
@@ -44,7 +45,7 @@ class CapturedMixing:
 Keep = Callable[[CapturedMixing], Tensor | None]
 
 
-@dataclass
+@dataclass(repr=False)
 class AttentionRecord:
     """What was captured, in the order in which the layers ran.
 
@@ -77,6 +78,11 @@ class AttentionRecord:
                     "layers (layers=...), fewer images at once or smaller ones, or keep less of each layer (keep=...)"
                 )
         self.steps.append(step)
+
+    def __repr__(self) -> str:
+        """List the captured layers with the shape of their weights and the kind of their layout; no values."""
+        lines = [f"  {step.name}: {tuple(step.weights.shape)}, {step.layout.kind}" for step in self.steps]
+        return "\n".join([f"AttentionRecord of {len(self.steps)} layers", *lines])
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -221,11 +227,57 @@ def _add(
 ) -> None:
     if threading.get_ident() != thread:
         return  # somebody else's images
+    _check_weights(name, weights, layout)
     record.reported.add(name)
     step = CapturedMixing(name, weights, layout)
     kept = weights if keep is None else keep(step)
     if kept is not None:
         record.add(replace(step, weights=kept))
+
+
+# Kinds of layouts whose rows are the weights of a mean. Those of TokenLearner 1.0 and of its fuser are not.
+_MEANS = ("global", "window", "grid", "cross")
+# Largest deviation of a row's sum from one: rows of bfloat16 have three significant digits.
+_ROW_TOLERANCE = 0.03
+
+
+def _check_weights(name: str, weights: Tensor, layout: TokenLayout) -> None:
+    """Refuse mixing weights that break the contract of :class:`~vitrail.layers.tap.AttentionTap`.
+
+    Raises:
+        ConfigError: Naming the layer, what is wrong with its weights, and what the contract asks for.
+    """
+    if layout.kind not in _MEANS or in_transform():
+        return
+    fault = _fault_of_shape(weights.shape, layout)
+    if not fault:
+        rows, least = weights.detach().sum(-1), weights.detach().amin()
+        if not bool(torch.isfinite(rows).all()):
+            fault = "have values that are infinite or not a number"
+        elif float(least) < 0:
+            fault = f"have negative values, as low as {float(least):.3g}"
+        elif float((rows - 1).abs().amax()) > _ROW_TOLERANCE:
+            fault = f"have rows that sum to {float(rows.amin()):.3g} to {float(rows.amax()):.3g}"
+    if fault:
+        raise ConfigError(
+            f"the mixing weights that {name} reports {fault}; report a softmax over the keys, shape (B, heads, "
+            "queries, keys), or for signed weights their absolute values with each row divided by its sum "
+            "(docs/attention.md, 'A mixer of your own')"
+        )
+
+
+def _fault_of_shape(shape: torch.Size, layout: TokenLayout) -> str:
+    if len(shape) != 4:
+        return f"have the shape {tuple(shape)}"
+    if layout.window is not None:
+        wanted = (layout.window[0] * layout.window[1],) * 2
+    elif layout.query_grid is not None and layout.key_grid is not None:
+        queries, keys = (grid[0] * grid[1] + layout.num_prefix for grid in (layout.query_grid, layout.key_grid))
+        wanted = (queries, keys)
+    else:
+        return ""  # tokens without a grid: any number of them
+    found = (shape[2], shape[3])
+    return "" if found == wanted else f"have {found[0]} queries and {found[1]} keys where the layout has {wanted}"
 
 
 def _amount(number: int) -> str:
