@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import io
 import random
 import warnings
 from functools import partial
@@ -245,6 +246,49 @@ def test_traced_by_jit_with_its_check(model, gradients):
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(model, inputs)
         torch.testing.assert_close(traced(*inputs), model(*inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("case", fast_first(CASES, len(families())))
+def test_scripted_by_jit(case, training):
+    model = build(case, drop_path_rate=0.2 * training).train(training)
+    start = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    scripted = torch.jit.script(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    loaded, inputs = torch.jit.load(file), inputs_of(model, batch=3)
+    outputs = []
+    for network in (model, scripted, loaded):
+        torch.manual_seed(1)
+        outputs.append(network(*inputs))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs[2], outputs[0], rtol=1e-4, atol=1e-5)
+    outputs[1].sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(torch.jit.Error, match=r"scripted for inputs of 32 x 32; build the model with another img_size"):
+        scripted(*(x[..., :-1] for x in inputs))
+    with pytest.raises(torch.jit.Error, match=r"scripted in another mode; call train\(\) or eval\(\) before"):
+        scripted.train(not training)(*inputs)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("case", fast_first(CASES, len(families())))
+def test_scripted_encoders_and_parts_of_scripted_modules(case):
+    name, changes = CASES[case]
+    encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes}).eval()
+    inputs = inputs_of(encoder.model)
+    with torch.no_grad():
+        for ours, scripted in zip(encoder(*inputs), torch.jit.script(encoder)(*inputs), strict=True):
+            torch.testing.assert_close(scripted, ours, rtol=1e-4, atol=1e-5)
+        if len(inputs) == 1:
+            model = build(case).eval()
+            expected, whole = model(*inputs), torch.jit.script(nn.Sequential(model, nn.Softmax(1)).eval())
+            torch.testing.assert_close(whole(*inputs), expected.softmax(1), rtol=1e-4, atol=1e-5)
 
 
 def test_properties_never_raise(model):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.shapes import divide_up, to_pair
+from vitrail.models.scripting import as_traced
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
 
@@ -275,6 +276,10 @@ class VisionModel(nn.Module, ABC):
     def gradient_checkpointing_disable(self) -> None:
         """Turn gradient checkpointing off."""
         self.set_grad_checkpointing(False)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Trace the model for ``torch.jit.script``, in its mode and for images of its own size."""
+        return as_traced(self, [(stream.chans, *stream.size) for stream in self.streams])
 
     @property
     def global_pool(self) -> str:

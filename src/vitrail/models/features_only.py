@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vitrail.errors import ShapeError
 from vitrail.layers.symbolic import is_symbolic
 from vitrail.models.base import FeatureInfo, VisionModel, describe
+from vitrail.models.scripting import as_traced
 
 
 class FeatureLevels(list[FeatureInfo]):
@@ -62,6 +63,10 @@ class FeatureEncoder(nn.Module):
         model.reset_classifier(0)
         self.model = model
         self.feature_info = FeatureLevels(model.feature_info, sorted(model.level_indices(out_indices)))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Trace the encoder for ``torch.jit.script``, in its mode and for images of the model's own size."""
+        return as_traced(self, [(stream.chans, *stream.size) for stream in self.model.streams], encoder=True)
 
     def forward(self, x: Tensor, spectral: Tensor | None = None) -> list[Tensor]:
         """Map images to the returned levels.
