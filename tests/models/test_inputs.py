@@ -107,3 +107,23 @@ def test_autocast_takes_any_type_that_it_converts(model, dtype):
                 with pytest.raises(ShapeError, match=r"expected images of torch\.float32"):
                     model(*(x.to(wrong) for x in inputs))
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        (lambda c, size: (c, *size), r"x\[None\]"),
+        (lambda c, size: (*size, c), r"x\.permute\(2, 0, 1\)\[None\]"),
+        (lambda c, size: (2, *size, c), r"x\.permute\(0, 3, 1, 2\)"),
+        (lambda c, size: (2, c + 1, *size), "in_chans"),
+    ],
+    ids=["no batch", "no batch, bands last", "bands last", "bands"],
+)
+def test_the_error_of_a_wrong_shape_names_its_remedy(family, shape, remedy):
+    settings = {**families()[family].test_config, "in_chans": 5}
+    settings |= {"spectral_chans": 0} if "spectral_chans" in settings else {}
+    model = vitrail.create_model(family, **settings).eval()
+    first = model.streams[0]
+    with pytest.raises(ShapeError, match=remedy):
+        model(torch.rand(shape(first.chans, first.size)))

@@ -247,7 +247,7 @@ def _check_weights(name: str, weights: Tensor, layout: TokenLayout) -> None:
     Raises:
         ConfigError: Naming the layer, what is wrong with its weights, and what the contract asks for.
     """
-    if layout.kind not in _MEANS or in_transform():
+    if layout.kind not in _MEANS or not weights.numel() or in_transform():
         return
     fault = _fault_of_shape(weights.shape, layout)
     if not fault:

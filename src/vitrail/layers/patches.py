@@ -30,15 +30,22 @@ def check_images(x: Tensor, bands: int, kernel: nn.Module) -> None:
     """
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != bands:
         given = str(tuple(x.shape)) if isinstance(x, Tensor) else "None" if x is None else type(x).__name__
-        raise ShapeError(
-            f"expected images of shape (B, {bands}, H, W), got {given}; "
-            "build the model with in_chans equal to the number of bands"
-        )
+        raise ShapeError(f"expected images of shape (B, {bands}, H, W), got {given}; {_shape_remedy(x, bands)}")
     weight = getattr(kernel, "weight", None)
     if isinstance(weight, Tensor) and x.dtype != weight.dtype and not _autocast_converts(x):
         whole = not (x.is_floating_point() or x.is_complex())
         advice = "bring them to 0..1 and normalise them" if whole else f"convert with .to({weight.dtype})"
         raise ShapeError(f"expected images of {weight.dtype}, as the model's weights, got {x.dtype}; {advice}")
+
+
+def _shape_remedy(x: object, bands: int) -> str:
+    if not isinstance(x, Tensor):
+        return "pass a tensor"
+    if x.ndim == 3 and bands in (x.shape[0], x.shape[2]):
+        return "add a batch dimension: x[None]" if x.shape[0] == bands else "use x.permute(2, 0, 1)[None]"
+    if x.ndim == 4 and x.shape[3] == bands:
+        return "move the bands to the second dimension: x.permute(0, 3, 1, 2)"
+    return "build the model with in_chans equal to the number of bands"
 
 
 def _autocast_converts(x: Tensor) -> bool:
