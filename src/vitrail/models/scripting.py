@@ -87,7 +87,7 @@ def as_traced(model: nn.Module, shapes: Sequence[tuple[int, int, int]], encoder:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         # The trace depends on the sizes, which are checked at each call.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
         # A second run would draw other samples for stochastic depth and count batches twice.
         traced = torch.jit.trace(model, inputs, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
         for name, buffer in model.named_buffers():
