@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.layers.modes import in_transform
+from vitrail.layers.symbolic import is_symbolic
 
 Approximate = Literal["none", "tanh"]
 
@@ -24,7 +25,8 @@ def infers_on_cpu(x: Tensor) -> bool:
     compiler arranges that better by itself, and what is exported or differentiated should be what is written.
     """
     return (
-        x.device.type == "cpu"
+        not is_symbolic(x)
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()

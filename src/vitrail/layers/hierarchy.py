@@ -208,7 +208,7 @@ class HierarchicalEncoder(nn.Module):
             Stage(dim, i > 0, heads, mlp_ratio, qkv_bias, [next(rates) for _ in range(depth)], window)
             for i, (dim, heads, depth) in enumerate(zip(self.dims, num_heads, depths, strict=True))
         )
-        self.norm = nn.LayerNorm(self.dims[-1])
+        self.norm: nn.Module = nn.LayerNorm(self.dims[-1])
         self._init_weights()
 
     def _init_weights(self) -> None:

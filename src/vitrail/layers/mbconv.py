@@ -85,6 +85,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(dim, out_dim, 3, stride=stride, padding=1, groups=groups, bias=bias)
         self.same = same and stride == 2
 
+    @one_node
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / stride), ceil(W / stride))``."""
         return self.convolve(input, self.weight, self.bias)
@@ -189,6 +190,7 @@ class Shortcut(nn.Module):
         project = dim != out_dim or flavour.always_project
         self.expand = nn.Conv2d(dim, out_dim, 1) if project else nn.Identity()
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``."""
         if self.same_padding:
@@ -248,7 +250,6 @@ class MBConv(nn.Module):
     def _norm(self, dim: int) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(dim, eps=self.flavour.norm_eps, momentum=self.flavour.norm_momentum)
 
-    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Convolve.
 

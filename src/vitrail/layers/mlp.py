@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from vitrail.layers.gelu import Approximate, Gelu, gelu_, infers_on_cpu
 from vitrail.layers.plain import is_plain
-from vitrail.layers.symbolic import one_node
 
 # Numbers in the hidden layer above which a CPU takes the tokens a piece at a time, and numbers in a piece.
 # Without gradients a piece stays in the caches between the layers. With them only what the allocator would
@@ -37,7 +36,6 @@ class Mlp(nn.Module):
         self.act = Gelu(approximate)
         self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
 
-    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., dim)`` to ``(..., out_dim)``."""
         rows = self._rows_at_once(x)
@@ -70,10 +68,10 @@ class Mlp(nn.Module):
     def _rows_at_once(self, x: Tensor) -> int | None:
         """Tokens to take at a time; None for all of them: few, or in a graph."""
         if (
-            x.device.type != "cpu"
+            type(x) is not Tensor
+            or x.device.type != "cpu"
             or torch.compiler.is_compiling()
             or torch._C._get_tracing_state()
-            or type(x) is not Tensor
         ):
             return None
         hidden = self.hidden_dim * (x.numel() // x.shape[-1])

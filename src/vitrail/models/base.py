@@ -287,6 +287,11 @@ class VisionModel(nn.Module, ABC):
         return str(getattr(getattr(self, "config", None), "global_pool", "avg"))
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """:attr:`num_prefix` under timm's name."""
+        return self.num_prefix
+
+    @property
     def head_hidden_size(self) -> int:
         """Width of what the classifier sees."""
         return self.num_features
@@ -337,7 +342,7 @@ class VisionModel(nn.Module, ABC):
         self._keep_levels(last + 1)
         self.feature_info = self.feature_info[: last + 1]
         if prune_norm or (shortened and self.feature_info[-1].channels != self.num_features):
-            self.norm = nn.Identity()
+            self._drop_norm()
         if prune_head or shortened:
             if shortened:
                 self.num_features = self.feature_info[-1].channels
@@ -347,6 +352,10 @@ class VisionModel(nn.Module, ABC):
     def _keep_levels(self, count: int) -> None:
         """Keep the layers up to a number of levels."""
         raise ConfigError(f"{type(self).__name__} cannot be pruned; give forward_intermediates the indices")
+
+    def _drop_norm(self) -> None:
+        """Replace the last norm by nothing."""
+        self.norm = nn.Identity()
 
     @abstractmethod
     def no_weight_decay(self) -> set[str]:

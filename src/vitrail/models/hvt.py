@@ -186,7 +186,7 @@ class HVT(VisionModel):
                 self.fusion = CrossAttentionFusion(dim, width, heads, config.mlp_ratio, config.qkv_bias)
             if config.missing_spectral == "learned":
                 self.spectral_token = nn.Parameter(torch.zeros(1, 1, 1, width))
-        self.head_norm = nn.LayerNorm(dim)
+        self.head_norm: nn.Module = nn.LayerNorm(dim)
         self.head: nn.Module = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
         self.feature_info = [
             FeatureInfo(f"{name}.stages.{i}", channels, stride)
@@ -421,6 +421,21 @@ class HVT(VisionModel):
             nn.init.zeros_(head.bias)
         parameter = next(self.parameters())
         self.head = head.to(parameter.device, parameter.dtype)
+
+    def _keep_levels(self, count: int) -> None:
+        if count == len(self.feature_info):
+            return
+        if self.spectral is not None:
+            raise ConfigError("an HVT of two streams cannot be pruned; give forward_intermediates the indices")
+        encoder, config = self.rgb, self.config
+        encoder.stages = encoder.stages[:count]
+        encoder.dims, encoder.strides = encoder.dims[:count], encoder.strides[:count]
+        self.head_norm = nn.Identity()
+        self.config = dataclasses.replace(config, depths=config.depths[:count], num_heads=config.num_heads[:count])
+
+    def _drop_norm(self) -> None:
+        for _, encoder in self._encoders():
+            encoder.norm = nn.Identity()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
