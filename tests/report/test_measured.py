@@ -147,7 +147,7 @@ def test_a_page_is_also_markdown_and_csv(tmp_path):
     figure = Figure()
     figure.subplots().plot([0, 1])
     section = Section("Title", [], [(picture, figure)], [table])
-    out = write_page(tmp_path / "mine.html", "Page", [section], "page.html.j2", {"runs": []})
+    out = write_page(tmp_path / "mine.html", "Page", [], [section], "page.html.j2", {"runs": []})
     page, text = out.read_text(), (tmp_path / "mine.md").read_text()
     assert '<td data-sort="0.25">0.250 (0.100 to 0.500)</td>' in page
     assert "&lt;c&gt;" in page
@@ -159,7 +159,7 @@ def test_a_page_is_also_markdown_and_csv(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "mine_tables" / "t.csv"), frame)
     assert beside(tmp_path / "report.html", "figures") == tmp_path / "figures"
     with pytest.raises(ConfigError, match=r"must be called NAME.html"):
-        write_page(tmp_path / "page.md", "Page", [section], "page.html.j2", {"runs": []})
+        write_page(tmp_path / "page.md", "Page", [], [section], "page.html.j2", {"runs": []})
 
 
 def test_curves_that_were_not_recorded_are_named_and_change_no_colour(tmp_path):

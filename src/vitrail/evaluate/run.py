@@ -13,6 +13,7 @@ from vitrail.bench.efficiency import measure_efficiency
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
+from vitrail.data.split_facts import divided_groups
 from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.saved_predictions import (
     HeldOut,
@@ -181,6 +182,7 @@ def _describe_data(images: ImageData) -> dict[str, Any]:
         "splits": {split: len(own) for split, own in images.splits.items()},
         "balance": images.balance(),
         "several_labels": images.source.targets.ndim == 2,
+        "groups": dict(zip(("divided", "number"), divided_groups(images), strict=True)),
         "unreadable": [list(pair) for pair in images.source.left_out],
     }
 

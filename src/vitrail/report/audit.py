@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from PIL import Image
 
-from vitrail import __version__
 from vitrail.data.audit import Audit, DuplicateGroup, LookAlikes
 from vitrail.data.dataset import ImageData
 from vitrail.files import write_text
+from vitrail.report.audit_brief import audit_brief
+from vitrail.report.brief import brief_markdown
+from vitrail.report.templates import render
+from vitrail.report.words import words_on
 
 # Groups drawn of each kind, and images of a group; the rest is counted.
 _MOST_GROUPS = 60
@@ -53,12 +55,13 @@ def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
         "Possible leaks": "Images in different splits that look alike and that an alignment did not confirm as copies. "
         f"Their hashes differ in at most {found.distance} of 64 bits (--distance); the closest come first."
     }
-    template = jinja2.Environment(
-        loader=jinja2.PackageLoader("vitrail.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("audit.html.j2")
-    text = template.render(
-        version=__version__,
-        place=data.config.path or data.config.source,
+    place = str(data.config.path or data.config.source)
+    brief = audit_brief(found, place)
+    text = render(
+        "audit.html.j2",
+        f"Audit of {place}",
+        brief=brief,
+        words=words_on(f"{brief_markdown(brief)} {' '.join(notes.values())}"),
         found=found,
         splits=list(found.splits),
         kinds=[

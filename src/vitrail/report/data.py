@@ -37,7 +37,7 @@ Look = Callable[[Sequence[str]], Sequence[npt.NDArray[Any]]]
 
 
 @dataclass
-class _Known:
+class Known:
     """One data set, and the runs that were trained on it.
 
     Attributes:
@@ -56,6 +56,11 @@ class _Known:
     stale: bool = False
     stale_audit: bool = False
 
+    @property
+    def leaks(self) -> list[dict[str, Any]]:
+        """Groups of copies that lie in several splits."""
+        return [] if self.audit is None else [group for group in self.audit["duplicates"] if _leaks(group)]
+
 
 def data_sections(subjects: Sequence[Subject], look: Callable[[Part], Look] | None = None) -> list[Section]:
     """A section for each data set that the runs were trained on.
@@ -70,10 +75,10 @@ def data_sections(subjects: Sequence[Subject], look: Callable[[Part], Look] | No
     Raises:
         RunError: A record that is damaged.
     """
-    known: dict[str, _Known] = {}
+    known: dict[str, Known] = {}
     for subject in subjects:
         for part in subject.parts:
-            found = _read(part)
+            found = read_known(part)
             if found is None:
                 continue
             code = f"{found.record['fingerprint']} {found.record['splits']} {found.audit is not None}"
@@ -92,7 +97,15 @@ def data_sections(subjects: Sequence[Subject], look: Callable[[Part], Look] | No
     return sections
 
 
-def _read(part: Part) -> _Known | None:
+def read_known(part: Part) -> Known | None:
+    """Read what a run recorded of its data.
+
+    Returns:
+        None where nothing was recorded.
+
+    Raises:
+        RunError: A record that is damaged.
+    """
     record = part.content(part.run.balance)
     audit = part.content(part.run.audit)
     if record is None and audit is None:
@@ -107,7 +120,7 @@ def _read(part: Part) -> _Known | None:
     assert chosen is not None, "one of them is there"
     environment = part.content(part.run.environment) or {}
     trained_on = environment.get("images") or {}
-    return _Known(
+    return Known(
         chosen,
         None if stale_audit else audit,
         part,
@@ -123,7 +136,7 @@ def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return bool(one.get("listing", one["fingerprint"]) == other.get("listing", other["fingerprint"]))
 
 
-def _words(found: _Known) -> list[str]:
+def _words(found: Known) -> list[str]:
     record, audit, run = found.record, found.audit, found.part.run
     splits = ", ".join(f"{_NAMES.get(name, name)} {number:,}" for name, number in record["splits"].items())
     classes = f" of {len(record['balance'])} classes" if record["balance"] else ""
@@ -148,7 +161,7 @@ def _words(found: _Known) -> list[str]:
         why = "the audit that is recorded is of other images" if found.stale_audit else "the data was not audited"
         words.append(f"Duplicates, leaks, sizes and constant bands: {why}; `vitrail data audit --run {run}` does it.")
         return words
-    across = [g for g in audit["duplicates"] if _leaks(g)]
+    across = found.leaks
     if audit["split_leaks"]:
         parts = [
             *([f"{_count(len(across), 'group')} of the same or nearly the same images"] if across else []),
@@ -172,7 +185,7 @@ def _conflicts(group: dict[str, Any]) -> bool:
     return len(set(group["labels"])) > 1
 
 
-def _balance(found: _Known, name: str) -> tuple[Picture, Figure]:
+def _balance(found: Known, name: str) -> tuple[Picture, Figure]:
     balance = found.record["balance"]
     order = sorted(balance, key=lambda key: -sum(balance[key].values()))
     told = ""
@@ -210,11 +223,11 @@ def _balance(found: _Known, name: str) -> tuple[Picture, Figure]:
     return Picture(name, "Balance", caption, alt), figure
 
 
-def _origin(found: _Known) -> str:
+def _origin(found: Known) -> str:
     return found.part.run.audit.name if found.record is found.audit else found.part.run.balance.name
 
 
-def _sizes(found: _Known, name: str) -> list[tuple[Picture, Figure | None]]:
+def _sizes(found: Known, name: str) -> list[tuple[Picture, Figure | None]]:
     """Height against width, where there are several."""
     assert found.audit is not None
     sizes = found.audit["sizes"]
@@ -238,7 +251,7 @@ def _sizes(found: _Known, name: str) -> list[tuple[Picture, Figure | None]]:
     return [(Picture(name, "Sizes", caption, f"Height against width; {caption}"), figure)]
 
 
-def _copies(found: _Known, name: str, look: Callable[[Part], Look] | None) -> list[tuple[Picture, Figure | None]]:
+def _copies(found: Known, name: str, look: Callable[[Part], Look] | None) -> list[tuple[Picture, Figure | None]]:
     """The first duplicates that matter, as images: across splits, or of several classes."""
     assert found.audit is not None
     groups = [g for g in found.audit["duplicates"] if _leaks(g) or _conflicts(g)][:_MOST_GROUPS]
@@ -279,7 +292,7 @@ def _apart(group: dict[str, Any]) -> list[int]:
     return [*first, *(i for i in range(len(kinds)) if i not in first)]
 
 
-def _tables(found: _Known, more: str) -> list[Table]:
+def _tables(found: Known, more: str) -> list[Table]:
     record, audit = found.record, found.audit
     whose = ", ".join(found.names)
     tables = []

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from vitrail import __version__
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, closest
@@ -28,6 +26,7 @@ from vitrail.report.anatomy.canvas import save
 from vitrail.report.eye import as_pictures
 from vitrail.report.figures import class_colors, feature_space
 from vitrail.report.pictures import FEWEST_POINTS, embed_in_plane
+from vitrail.report.templates import render
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import describe_training_images, open_images
 from vitrail.runs.trained import TrainedModel, load_trained
@@ -316,13 +315,12 @@ def _page(spaces: Sequence[Space], points: Mapping[str, Sequence[Array]], titles
         for space in spaces
         for key, target in zip(space.keys, space.targets, strict=True)
     ]
-    template = jinja2.Environment(
-        loader=jinja2.PackageLoader("vitrail.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("features.html.j2")
     space = spaces[0]
-    return template.render(
-        version=__version__,
-        title="Feature space of " + ", ".join(s.label for s in spaces),
+    return render(
+        "features.html.j2",
+        "Feature space of " + ", ".join(s.label for s in spaces),
+        brief=(),
+        words={},
         told=f"What the layer {space.layer!r} makes of {len(space.indices)} {space.split} images.",
         library=get_plotlyjs(),
         figure=_for_script(figure.to_json()),

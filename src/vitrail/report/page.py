@@ -26,6 +26,8 @@ from vitrail.report.heatmaps import RANK, Cell, draw_cells, explained_cells, map
 from vitrail.report.mistakes import mistakes_figure
 from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
+from vitrail.report.run_brief import run_brief
+from vitrail.report.run_facts import read_facts
 from vitrail.report.side_by_side import (
     EXPLANATIONS,
     FEATURES,
@@ -132,8 +134,9 @@ def write_report(
         }
         for run in loaded
     ]
+    brief = run_brief([read_facts(run.part, run.recipe, run.label) for run in loaded])
     return write_page(
-        out, title or _names(loaded), sections, "page.html.j2", {"runs": details, "facts": _facts(loaded)}
+        out, title or _names(loaded), brief, sections, "page.html.j2", {"runs": details, "facts": _facts(loaded)}
     )
 
 

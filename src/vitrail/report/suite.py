@@ -21,6 +21,7 @@ from vitrail.report.evaluated import Part, Section, Subject, mixed_up
 from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
 from vitrail.report.side_by_side import EXPLANATIONS, FEATURES, Shelf, check_without, explained, feature_spaces
+from vitrail.report.suite_brief import suite_brief
 from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.suite import SuiteFolder
@@ -81,7 +82,8 @@ def write_suite_report(
     titles = ["Summary", *(["Failed"] if facts["failures"] else []), *(title for title, _, _ in more["tables"])]
     more["before"] = [(title.lower(), title) for title in titles]
     more["after"] = [("what", "What the variants are"), ("runs", "Runs")]
-    return write_page(out, facts["title"], sections, "suite.html.j2", more, folder.read_text())
+    brief = suite_brief(facts, results, summary, pairs)
+    return write_page(out, facts["title"], brief, sections, "suite.html.j2", more, folder.read_text())
 
 
 def _subjects(results: pd.DataFrame) -> list[Subject]:

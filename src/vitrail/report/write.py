@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from vitrail import __version__
 from vitrail.errors import ConfigError
 from vitrail.files import write_text
+from vitrail.report.brief import Answer, brief_markdown
 from vitrail.report.evaluated import Section
 from vitrail.report.picture import Picture, finish_picture
 from vitrail.report.tables import escaped
+from vitrail.report.templates import render
+from vitrail.report.words import words_on
 
 _DEFAULT = "report"
 
@@ -41,13 +42,20 @@ def beside(out: Path, what: str) -> Path:
 
 
 def write_page(
-    out: Path, title: str, sections: Sequence[Section], template: str, more: Mapping[str, Any], lead: str = ""
+    out: Path,
+    title: str,
+    brief: Sequence[Answer],
+    sections: Sequence[Section],
+    template: str,
+    more: Mapping[str, Any],
+    lead: str = "",
 ) -> Path:
     """Write a page and all that lies beside it.
 
     Args:
         out: The page.
         title: Of the page.
+        brief: What it begins with.
         sections: What is on it, in order.
         template: Its template's file.
         more: What else the template needs.
@@ -62,9 +70,6 @@ def write_page(
         finished[id(section)] = [finish_picture(p, figure, beside(out, "figures")) for p, figure in section.shown]
         for table in section.tables:
             write_text(beside(out, "tables") / f"{table.name}.csv", table.frame.to_csv(index=False))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vitrail.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     shown = [
         {
             "title": section.title,
@@ -75,15 +80,31 @@ def write_page(
         }
         for number, section in enumerate(sections, start=1)
     ]
-    given = {"before": (), "after": (("runs", "Runs"),), **more}
-    text = environment.get_template(template).render(title=title, version=__version__, sections=shown, **given)
-    write_text(out, text)
-    write_text(out.with_suffix(".md"), _markdown(out, title, sections, more.get("runs", ()), lead))
+    text = _markdown(out, title, brief, sections, lead)
+    facts = ", ".join(fact["name"] for fact in more.get("facts", ()))
+    words = words_on(f"{text} {facts}")
+    after = (*more.get("after", (("runs", "Runs"),)), *((("words", "Words"),) if words else ()))
+    given = {"before": (), "facts": (), **more, "after": after, "brief": brief, "words": words, "sections": shown}
+    write_text(out, render(template, title, **given))
+    write_text(out.with_suffix(".md"), _finished(text, words, more.get("runs", ())))
     return out
 
 
-def _markdown(out: Path, title: str, sections: Sequence[Section], runs: Any, lead: str) -> str:
-    parts = [lead.strip() or f"# {escaped(title)}"]
+def _finished(text: str, words: Mapping[str, str], runs: Sequence[Mapping[str, Any]]) -> str:
+    """The Markdown with the runs and the words below it."""
+    parts = [text]
+    if runs:
+        parts.append("## Runs")
+        parts += [f"{escaped(run['name'])}: `{run['path']}`\n\n```yaml\n{run['recipe'].strip()}\n```" for run in runs]
+    if words:
+        explained = "\n".join(f"- **{word}**: {told}" for word, told in words.items())
+        parts.append(f"## Words used on this page\n\n{explained}")
+    return "\n\n".join([*parts, f"Made by vitrail {__version__}."]) + "\n"
+
+
+def _markdown(out: Path, title: str, brief: Sequence[Answer], sections: Sequence[Section], lead: str) -> str:
+    heading, _, rest = (lead.strip() or f"# {escaped(title)}").partition("\n")
+    parts = [part for part in (heading, brief_markdown(brief), rest.strip()) if part]
     for section in sections:
         parts.append(f"## {escaped(section.title)}")
         if section.words:
@@ -98,7 +119,4 @@ def _markdown(out: Path, title: str, sections: Sequence[Section], runs: Any, lea
             parts += [f"![{alt}](<{file}>)", escaped(picture.caption)]
         for table in section.tables:
             parts += [table.markdown(), escaped(table.told)]
-    if runs:
-        parts.append("## Runs")
-        parts += [f"{escaped(run['name'])}: `{run['path']}`\n\n```yaml\n{run['recipe'].strip()}\n```" for run in runs]
-    return "\n\n".join([*parts, f"Made by vitrail {__version__}."]) + "\n"
+    return "\n\n".join(parts)

@@ -1,0 +1,89 @@
+"""The answers a page begins with: what was trained, how good it is, what to be careful about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vitrail.report.tables import escaped
+
+# Cautions in sight; the others are folded away below them.
+_MOST_IN_SIGHT = 4
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question of a reader and what the records answer.
+
+    Attributes:
+        question: The question.
+        lines: Plain sentences.
+    """
+
+    question: str
+    lines: Sequence[str]
+
+    @property
+    def in_sight(self) -> list[str]:
+        """The sentences that a page shows at once."""
+        return list(self.lines[:_MOST_IN_SIGHT])
+
+    @property
+    def folded(self) -> list[str]:
+        """The sentences that a page shows on demand."""
+        return list(self.lines[_MOST_IN_SIGHT:])
+
+
+def brief_markdown(answers: Sequence[Answer]) -> str:
+    """The answers as Markdown."""
+    parts = []
+    for answer in answers:
+        lines = [escaped(line) for line in answer.lines]
+        shown = lines[0] if len(lines) == 1 else "\n\n" + "\n".join(f"- {line}" for line in lines)
+        parts.append(f"**{answer.question}** {shown}")
+    return "\n\n".join(parts)
+
+
+def per_hundred(share: float, what: str) -> str:
+    """A share as people say it: "about 94 of 100 images"; exact at none and all.
+
+    Args:
+        share: From 0 to 1.
+        what: What it is a share of, in the plural.
+    """
+    if share in (0, 1):
+        return f"none of the {what}" if share == 0 else f"all {what}"
+    rounded = round(100 * share)
+    if rounded in (0, 100):
+        return f"fewer than 1 of 100 {what}" if rounded == 0 else f"more than 99 of 100 {what}"
+    return f"about {rounded} of 100 {what}"
+
+
+def per_hundred_between(low: float, high: float) -> str:
+    """An interval of a share, rounded outwards: "between 91 and 96 of 100".
+
+    Args:
+        low: Lower end, from 0 to 1.
+        high: Upper end, from 0 to 1.
+    """
+    # A share that is 0.29 in decimals is a little more or less in binary.
+    return f"between {math.floor(round(100 * low, 6))} and {math.ceil(round(100 * high, 6))} of 100"
+
+
+def count(number: int, what: str) -> str:
+    """A number with its noun, in the plural where it is not one."""
+    plural = f"{what}es" if what.endswith(("s", "ch")) else f"{what}s"
+    return f"{number:,} {what if number == 1 else plural}"
+
+
+def lie(number: int) -> str:
+    """The verb for so many things."""
+    return "lies" if number == 1 else "lie"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """Names in a sentence, the first of them where there are many."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
