@@ -16,13 +16,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)" -e ".[dev]"
 	touch $(STAMP)
 
-# timm, torchvision and transformers see the main environment and live in one of their own: torchvision's wheel
+# timm, torchvision, transformers and the libraries built on them see the main environment and live in one of their own: torchvision's wheel
 # fails to import beside a CPU build of torch, and whatever finds it installed would fail with it.
 $(PEERS_STAMP): $(STAMP) pyproject.toml
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
 	$(BIN)/python -c "import pathlib; print(pathlib.Path('src').resolve())" >> "$$($(PEERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0 transformers==5.23.0 tokenizers regex
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.28.0 transformers==5.23.0 tokenizers regex \
+		accelerate==1.15.0 psutil==7.2.2 grad-cam==1.5.7 ttach==0.0.3 opencv-python-headless==5.0.0.93 segmentation-models-pytorch==0.6.0
 	touch $(PEERS_STAMP)
 
 demo: $(STAMP)

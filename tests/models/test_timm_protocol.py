@@ -230,6 +230,11 @@ def test_checkpointing_as_hugging_face_asks(model):
     model(*inputs_of(model)).sum().backward()
     model.gradient_checkpointing_disable()
     assert not any(m.grad_checkpointing for m in enabled)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=None, every_n_layers=1, offload=False)
+    assert all(m.grad_checkpointing for m in enabled)
+    model.activation_checkpointing_disable()
+    with pytest.raises(ConfigError, match="use every_n_layers=1"):
+        model.gradient_checkpointing_enable(every_n_layers=2)
 
 
 @pytest.mark.parametrize("name", sorted(families()))

@@ -269,9 +269,38 @@ class VisionModel(nn.Module, ABC):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Turn gradient checkpointing on, as Hugging Face's Trainer asks for it; its settings are not used."""
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Turn gradient checkpointing on, as Hugging Face's Trainer calls it.
+
+        Args:
+            activation_checkpointing_kwargs: Settings of ``torch.utils.checkpoint``, which every block has already.
+            every_n_layers: 1; every block is recomputed.
+            offload: False; the inputs of the blocks stay on the device.
+
+        Raises:
+            ConfigError: Another value.
+        """
+        if every_n_layers != 1 or offload:
+            raise ConfigError(
+                f"every_n_layers {every_n_layers} and offload {offload} are not supported: every block is recomputed, "
+                "on its device; use every_n_layers=1 and offload=False"
+            )
         self.set_grad_checkpointing(True)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Turn gradient checkpointing off."""
+        self.set_grad_checkpointing(False)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """Turn gradient checkpointing on, by :meth:`activation_checkpointing_enable` under its older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
     def gradient_checkpointing_disable(self) -> None:
         """Turn gradient checkpointing off."""
