@@ -204,7 +204,7 @@ def test_what_was_found_is_said_and_kept(tmp_path, capsys):
     words += ["--trainer.accelerator=cpu", f"--run.dir={tmp_path / 'x'}", "--run.tensorboard=false"]
     words += ["--trainer.max_epochs=1"]
     assert main(["train", *words]) == 0
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     recipe = yaml.safe_load((tmp_path / "x" / "recipe.yaml").read_text())
     size, rate = recipe["data"]["batch_size"], recipe["trainer"]["learning_rate"]
     assert f"data.batch_size {size}: the smallest within 5%" in said

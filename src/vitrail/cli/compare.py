@@ -105,8 +105,8 @@ def _pool(ray: str | None, jobs: int) -> Pool:
 
 def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], State], jobs: int) -> str:
     from vitrail.cli.tables import format_table
-    from vitrail.compare.execute import format_time
     from vitrail.compare.plan import STATES, epochs_done, expect
+    from vitrail.durations import format_duration
 
     rows = []
     for run in runs:
@@ -125,7 +125,7 @@ def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], Sta
     else:
         at_once = min(jobs, missing)
         when = (
-            f"expected time: about {format_time(expected.seconds / at_once)} of training, from {expected.basis} "
+            f"expected time: about {format_duration(expected.seconds / at_once)} of training, from {expected.basis} "
             "finished " + ("run" if expected.basis == 1 else "runs")
         )
     table = format_table(["variant", "seed", "fold", "run", "state"], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vitrail.cli.recipes import drawer, read_recipe_arguments, say_what_was_decided
+from vitrail.cli.recipes import drawer, read_recipe_arguments
 
 
 def main(argv: list[str]) -> int:
@@ -27,7 +27,6 @@ def main(argv: list[str]) -> int:
     run = pretrain(recipe, resume="--resume" in options, draw=drawer(recipe))
     if not is_first_process():
         return 0
-    say_what_was_decided(recipe, run)
     metrics = run.read_metrics()
     last = metrics.iloc[-1]
     said = {"val_loss": "validation loss", "knn_accuracy": "nearest neighbours", "probe_accuracy": "linear probe",

@@ -101,18 +101,6 @@ def _with_model_of_weights(file: str | None, settings: Mapping[str, Written]) ->
     return {**more, "model.name": content["name"], **settings}
 
 
-def say_what_was_decided(recipe: Recipe, run: RunFolder) -> None:
-    """Print what a run chose where the recipe left it to the run ("auto")."""
-    decided = run.read_json(run.environment)
-    for name, asked in (
-        ("precision", recipe.trainer.precision),
-        ("data.batch_size", recipe.data.batch_size),
-        ("trainer.learning_rate", recipe.trainer.learning_rate),
-    ):
-        if asked == "auto" and name in decided:
-            print(f"{name} {decided[name]}")
-
-
 def drawer(recipe: Recipe) -> Draw | None:
     """What draws explanations while a recipe is trained; None where it asks for none."""
     if not recipe.run.explain_images:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vitrail.cli.recipes import drawer, read_recipe_arguments, say_what_was_decided
+from vitrail.cli.recipes import drawer, read_recipe_arguments
 
 
 def main(argv: list[str]) -> int:
@@ -27,13 +27,12 @@ def main(argv: list[str]) -> int:
     run = train(recipe, resume="--resume" in options, draw=drawer(recipe))
     if not is_first_process():
         return 0
-    say_what_was_decided(recipe, run)
     metrics = run.read_metrics()
     column = metrics[recipe.trainer.monitor]
     row = int(column.argmin() if recipe.trainer.monitor == "val_loss" else column.argmax())
     best = metrics.iloc[row]
     print(
-        f"{run}: {len(metrics)} epochs; best epoch {int(best['epoch'])} with validation accuracy "
+        f"{run}: {len(metrics)} epochs; best epoch {int(best['epoch']) + 1} with validation accuracy "
         f"{best['val_accuracy']:.4f} and loss {best['val_loss']:.4f}"
     )
     print(f"next: vitrail evaluate {run}", file=sys.stderr)

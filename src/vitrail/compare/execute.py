@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vitrail.compare.plan import Run, State
+from vitrail.durations import format_duration
 from vitrail.errors import VitrailError
 from vitrail.extras import import_extra
 from vitrail.files import write_text
@@ -213,7 +214,7 @@ def execute(
                     number += 1
                     took.append(time.monotonic() - began)
                     left = _time_left(took, total - number - len(failures), pool.size)
-                    say(f"[{number}/{total}] {run.label}: {_result(run)}({format_time(took[-1])}){left}")
+                    say(f"[{number}/{total}] {run.label}: {_result(run)}({format_duration(took[-1])}){left}")
                 elif state == "elsewhere":
                     todo.append(run)  # another was faster to begin it
                 else:
@@ -264,15 +265,6 @@ def write_recipes(runs: Iterable[Run], folder: SuiteFolder) -> dict[str, Path]:
     return result
 
 
-def format_time(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def _job(run: Run, folder: SuiteFolder, python: Sequence[str]) -> Job:
     recipe = write_recipes([run], folder)[run.identity]
     log = folder.log(run.identity)
@@ -294,7 +286,7 @@ def _result(run: Run) -> str:
 def _time_left(took: Sequence[float], missing: int, at_once: int) -> str:
     if missing <= 0:
         return ""
-    return f"; about {format_time(sum(took) / len(took) * missing / min(at_once, missing))} left"
+    return f"; about {format_duration(sum(took) / len(took) * missing / min(at_once, missing))} left"
 
 
 def _last_error(log: Path, status: int) -> str:

@@ -134,7 +134,7 @@ class EpochMetrics(Callback):
             self.run.write_metrics(self.rows)
         if not math.isfinite(metrics.get("val_loss", 0.0)):
             raise RunError(
-                f"the validation loss became {metrics['val_loss']} in epoch {trainer.current_epoch}; {_REMEDY}"
+                f"the validation loss became {metrics['val_loss']} in epoch {trainer.current_epoch + 1}; {_REMEDY}"
             )
 
 
@@ -156,7 +156,8 @@ class StopOnNonFinite(Callback):
         assert pl_module.batch is not None, "a loss comes from a batch"
         write_tensors(self.run.diverged_batch, pl_module.batch)
         raise RunError(
-            f"the training loss became {loss.item()} in epoch {trainer.current_epoch}, step {trainer.global_step}; "
+            f"the training loss became {loss.item()} in epoch {trainer.current_epoch + 1}, "
+            f"step {trainer.global_step}; "
             f"{_REMEDY}; its batch is in {self.run.diverged_batch}"
         )
 

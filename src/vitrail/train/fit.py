@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import shlex
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
@@ -44,6 +42,7 @@ from vitrail.runs.training_images import count_pretraining_images, describe_pret
 from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss, balanced_positive_weights, balanced_weights
+from vitrail.train.announcement import describe_start
 from vitrail.train.callbacks import (
     EpochMetrics,
     RunCheckpoints,
@@ -58,7 +57,9 @@ from vitrail.train.environment import describe_environment, is_first_process
 from vitrail.train.explaining import Draw, Explaining
 from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
+from vitrail.train.progress import Progress
 from vitrail.train.progressive import ProgressiveSize
+from vitrail.train.quiet import silence_libraries
 from vitrail.train.resuming import nothing_left, recipe_of, refuse_changes, refuse_lost_checkpoint, refuse_other_inputs
 from vitrail.train.settle import settle_as_begun, settle_labels, settle_sizes
 from vitrail.train.sharding import ShardedStrategy
@@ -119,7 +120,8 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
         resume: Go on from the last checkpoint of the recipe's run folder.
         draw: Draws explanations.
     """
-    _quiet_libraries()
+    silence_libraries()
+    torch.set_float32_matmul_precision("high")
     run = RunFolder(recipe.run_dir)
     if resume:
         RunFolder.open(run.path)  # there must be something to go on with
@@ -175,7 +177,7 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     data = dataclasses.replace(data, config=recipe.data)
     refuse_accumulation(recipe, data)
     refuse_single_values(recipe, data, model, card)
-    reasons = {"precision": f"{recipe.trainer.precision}: {why}", **reasons}
+    decided, reasons = reasons, {"precision": f"{recipe.trainer.precision}: {why}", **reasons}
     if recipe.trainer.compile:
         assert isinstance(task, ClassificationTask), "pre-training refuses it"
         task.compile_model()
@@ -189,6 +191,9 @@ def carry_out(recipe: Recipe, plan: Plan, *, resume: bool = False, draw: Draw | 
     with lock_run_folder(run.path) if is_first_process() else contextlib.nullcontext():
         # Other processes begin when the first has made the folder, and only read it.
         checkpoint = _open_run(recipe, run, data, resume, reasons) if is_first_process() else _checkpoint(run, resume)
+        if is_first_process():
+            for line in describe_start(recipe, data, card, model, trainer, decided):
+                print(line, file=sys.stderr)
         _fit(recipe, trainer, module, data, checkpoint, run)
         if is_first_process():
             ended = {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -429,9 +434,9 @@ def _make_trainer(recipe: Recipe, run: RunFolder, callbacks: list[Callback], unu
     assert config.precision != "auto", "it has been settled"
     if config.max_minutes:
         callbacks.append(Timer(timedelta(minutes=config.max_minutes), verbose=False))
-    interactive = sys.stderr.isatty() and is_first_process()
-    if interactive:
-        callbacks.append(TQDMProgressBar())
+    (metrics,) = (callback for callback in callbacks if isinstance(callback, EpochMetrics))
+    # After the metrics, whose rows it shows.
+    callbacks.append(Progress(metrics, config.monitor))
     logger = TensorBoardLogger(str(run.path), name="", version="tensorboard") if recipe.run.tensorboard else False
     try:
         trainer = Trainer(
@@ -449,7 +454,7 @@ def _make_trainer(recipe: Recipe, run: RunFolder, callbacks: list[Callback], unu
             callbacks=callbacks,
             logger=logger,
             plugins=[WholeCheckpoints()],
-            enable_progress_bar=interactive,
+            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             # What a sharded model gathers under inference_mode could not be trained with later.
@@ -487,29 +492,3 @@ _WITH_LABELS = Plan(
     module=TaskModule,
     callbacks=_watch_classifier,
 )
-
-
-def _quiet_libraries() -> None:
-    """Lightning's advice about itself is for its own users."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for pattern in (
-        r".*does not have many workers.*",
-        r"This DataLoader will create.*",
-        r".*isinstance\(treespec, LeafSpec\).*",
-        r".*number of training batches.*",
-        r".*Checkpoint directory.*exists and is not empty.*",
-        # A patience that has been taken back.
-        r".*callbacks used to create the checkpoint need to be provided.*",
-        r".*torch.jit.script.*",
-        r".*sync_dist=True.*",
-        r".*defined a `validation_step` but have no `val_dataloader`.*",
-        # An average of shards is refused.
-        r".*You're using the WeightAveraging callback with a model that overrides.*",
-        # No model changes in place what a block gives.
-        r".*FSDP2-wrapped module .* returned a view tensor.*",
-        # These two are refused with a message of our own.
-        r"Encountered `nan` values in tensor.*",
-        r".*AMP with fp16 is not supported on CPU.*",
-    ):
-        warnings.filterwarnings("ignore", message=pattern)
-    torch.set_float32_matmul_precision("high")

@@ -97,7 +97,7 @@ class TaskModule(LightningModule):
         self.train_loss.update(loss.detach(), len(logits))
         options = _by_epoch(logits)
         self.log("train_loss", self.train_loss, **options)
-        self.log("train_accuracy", self.train_accuracy, **options, prog_bar=True)
+        self.log("train_accuracy", self.train_accuracy, **options)
         return self._of_its_group(loss, batch_idx)
 
     def _of_its_group(self, loss: Tensor, batch_idx: int) -> Tensor:
@@ -115,7 +115,7 @@ class TaskModule(LightningModule):
         self.val_metrics.update(*self._countable(logits, batch["target"]))
         self.val_loss.update(self.task.loss(logits, batch), len(logits))
         options = _by_epoch(logits)
-        self.log("val_loss", self.val_loss, **options, prog_bar=True)
+        self.log("val_loss", self.val_loss, **options)
         self.log_dict(self.val_metrics, **options)
 
     def _countable(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

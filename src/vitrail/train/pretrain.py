@@ -176,8 +176,7 @@ class PretrainModule(TaskModule):
             metric = self.means[f"{part}_{name}"]
             assert isinstance(metric, MeanMetric)
             metric.update(value.detach(), len(batch["index"]))
-            shown = name == "loss" and part == "val"
-            self.log(f"{part}_{name}", metric, on_step=False, on_epoch=True, prog_bar=shown)
+            self.log(f"{part}_{name}", metric, on_step=False, on_epoch=True)
         return self.task.loss(result, batch)
 
 

@@ -88,7 +88,7 @@ class Watching(Callback):
             pl_module.log(name, value, rank_zero_only=True)
         if problem is not None:
             warnings.warn(
-                f"epoch {trainer.current_epoch}: the model may have collapsed: {problem}; try another "
+                f"epoch {trainer.current_epoch + 1}: the model may have collapsed: {problem}; try another "
                 "trainer.learning_rate, a larger data.batch_size or another task",
                 CollapseWarning,
                 stacklevel=2,

@@ -1,0 +1,55 @@
+"""The lines that a run prints before its first epoch: what is trained, on which images, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import Trainer
+
+from vitrail.config.schema import Recipe
+from vitrail.data.dataset import ImageData
+from vitrail.machine import processor
+from vitrail.models.base import VisionModel
+from vitrail.models.profile import count_parameters
+from vitrail.runs.trained import ModelCard
+
+_PURPOSES = {"train": "training", "val": "validation", "test": "testing"}
+
+
+def describe_start(
+    recipe: Recipe, data: ImageData, card: ModelCard, model: VisionModel, trainer: Trainer, reasons: Mapping[str, str]
+) -> list[str]:
+    """Describe a run that is about to train.
+
+    Args:
+        recipe: With every "auto" resolved.
+        data: The images.
+        card: The model's classes and inputs.
+        model: The model.
+        trainer: Holds the device.
+        reasons: Setting -> its value and why, of those that were resolved.
+
+    Returns:
+        A line each on the model, the images and the device, and one for each resolved setting.
+    """
+    streams = " and ".join(f"{len(s.bands)} band{'s' * (len(s.bands) != 1)}" for s in card.streams.values())
+    height, width = card.img_size
+    classes = f", {len(card.classes)} classes" if card.classes else ""
+    images = [f"{len(data.splits[name]):,} for {what}" for name, what in _PURPOSES.items() if name in data.splits]
+    device = trainer.strategy.root_device
+    processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
+    return [
+        f"model: {card.name}, {count_parameters(model):,} parameters; input {streams}, {height} x {width} pixels"
+        f"{classes}",
+        f"images: {', '.join(images)}",
+        f"device: {_name(device)}{processes}; precision {recipe.trainer.precision}, {recipe.data.batch_size} images a "
+        f"batch, learning rate {recipe.trainer.peak_learning_rate:g}",
+        *(f"{name} {reason}" for name, reason in reasons.items()),
+    ]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"GPU ({torch.cuda.get_device_name(device)})"
+    return f"CPU ({processor()}, {torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
