@@ -65,8 +65,13 @@ def check_command(words):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_accepted(page, folder):
+    recipes = [block.text for block in snippets(page, "yaml") if "variants:" not in block.text]
     refused = []
     for snippet, words in commands(page):
+        for word in words:
+            if word.endswith(".yaml") and "/" not in word and recipes:
+                # The file that the page shows.
+                (folder / word).write_text(recipes[0], encoding="utf-8")
         try:
             check_command(words)
         except VitrailError as error:
@@ -103,8 +108,8 @@ def test_a_renamed_option_is_found(words, fault, folder):
 
 
 def test_continued_lines_and_comments(monkeypatch, tmp_path):
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "page.md").write_text("```sh\nvitrail a \\\n    --b c   # why\nls\n```\n\n```sh\nvitrail d 'e #'\n```\n")
+    text = "```sh\nvitrail a \\\n    --b c   # why\nls\n```\n\n```sh\nvitrail d 'e #'\n```\n"
+    (tmp_path / "page.md").write_text(text)
     monkeypatch.setattr("tests.docs.pages.ROOT", tmp_path)
     found = [(snippet.line, words) for snippet, words in commands("page.md")]
     assert found == [(2, ["a", "--b", "c"]), (8, ["d", "e #"])]

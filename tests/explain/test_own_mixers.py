@@ -14,7 +14,7 @@ from vitrail.explain.layer_attention import attention_distances
 from vitrail.layers import AttentionTap, TokenLayout
 from vitrail.models import families
 
-DOCS = Path(__file__).parents[2] / "docs" / "attention.md"
+DOCS = Path(__file__).parents[2] / "docs" / "extend.md"
 
 
 def _build(family, **settings):
@@ -83,9 +83,10 @@ def test_numbers_of_layers_stay(family):
 
 
 def test_the_mixer_of_the_docs_is_explained():
-    section = DOCS.read_text(encoding="utf-8").split("## A mixer of your own")[1]
+    page = DOCS.read_text(encoding="utf-8")
     names = {}
-    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    for part in (page, page.split("## A mixer of your own")[1]):
+        exec(re.search(r"```python\n(.*?)```", part, re.DOTALL)[1], names)
     assert names["maps"].shape == (2, 32, 32)
     model, images = names["model"], torch.rand(2, 3, 32, 32)
     assert attention_maps(model, images, layer=2).layer == "blocks.2.attn"

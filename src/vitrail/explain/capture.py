@@ -146,7 +146,7 @@ def check_reports(model: VisionModel, mixers: Sequence[str], record: AttentionRe
             kind = type(model.get_submodule(mixer)).__name__
             raise ConfigError(
                 f"{mixer} ({kind}) does not report how it mixes tokens: give it `tap = AttentionTap()` and call "
-                "`tap.report(weights, layout)` in its forward (docs/attention.md, 'A mixer of your own'), or choose a "
+                "`tap.report(weights, layout)` in its forward (docs/extend.md, 'A mixer of your own'), or choose a "
                 "method that needs no mixing weights, 'gradcam' for instance"
             )
 
@@ -262,7 +262,7 @@ def _check_weights(name: str, weights: Tensor, layout: TokenLayout) -> None:
         raise ConfigError(
             f"the mixing weights that {name} reports {fault}; report a softmax over the keys, shape (B, heads, "
             "queries, keys), or for signed weights their absolute values with each row divided by its sum "
-            "(docs/attention.md, 'A mixer of your own')"
+            "(docs/extend.md, 'A mixer of your own')"
         )
 
 
