@@ -64,8 +64,8 @@ def test_numbers_of_a_variant_are_means_over_its_runs_without_the_intervals_of_o
     assert alone.tables[0].frame["coverage_low"].notna().all()
 
 
-def test_the_curve_of_refusing_ends_at_the_share_of_mistakes(parts):
-    (section,) = measured.refusing([Subject(part.run.name, [part]) for part in parts])
+def test_the_risk_coverage_curve_ends_at_the_share_of_mistakes(parts):
+    (section,) = measured.selective([Subject(part.run.name, [part]) for part in parts])
     frame = section.tables[0].frame
     assert frame["at_100"].tolist() == pytest.approx([part.metrics["accuracy"] for part in parts])
     assert [c for c in frame if c.startswith("at_")] == ["at_100", "at_95", "at_90", "at_80", "at_70", "at_50"]
@@ -126,7 +126,7 @@ def test_damaged_tables_are_said_in_one_line(tmp_path):
     part = _make(tmp_path / "x")
     part.files.selective.write_text("coverage\n0.5\n")
     with pytest.raises(RunError, match=r"selective.csv holds no risk; `vitrail evaluate"):
-        measured.refusing([Subject("x", [part])])
+        measured.selective([Subject("x", [part])])
     part.files.reliability.write_text("")
     with pytest.raises(RunError, match=r"reliability.csv is damaged"):
         measured.calibration([Subject("x", [part])])

@@ -59,6 +59,12 @@ def test_tables_and_figures_scroll_in_a_frame_that_marks_both_edges(tmp_path):
     assert "<noscript>" in page
 
 
+def test_commands_are_code_and_names_are_no_mark_up():
+    from vitrail.report.templates import _with_code
+
+    assert _with_code("`vitrail data audit` of <b>") == "<code>vitrail data audit</code> of &lt;b&gt;"
+
+
 def test_a_page_begins_with_its_answers_and_ends_with_its_words(tmp_path):
     page = _page(tmp_path).read_text()
     order = [page.index(mark) for mark in ('id="brief"', "<nav", 'class="sortable"', 'id="words"', "<footer")]

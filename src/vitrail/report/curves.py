@@ -66,9 +66,8 @@ def _compared(
     whose = [subject for subject, _ in there]
     told = "; ".join(f"{name}: {_told(roc)} and {_told(average)}" for name, (roc, average) in areas.items())
     caption = (
-        "Means over the classes, each against the rest: how many of a class are found at the price of how many others "
-        "(left), and how many of what is found is right (right). From curves.csv of "
-        f"{names_of(whose)}.{several(whose)}"
+        "Means over the classes, each against the rest: recall against false positive rate (left), and precision "
+        f"against recall (right). From curves.csv of {names_of(whose)}.{several(whose)}"
     )
     if gone := [subject.label for subject in subjects if subject.label not in areas]:
         caption += f" Not recorded for {', '.join(gone)}: `vitrail evaluate` the runs again."
@@ -112,8 +111,8 @@ def _of_classes(subject: Subject, table: pd.DataFrame, alone: bool) -> tuple[Pic
     many = f" The {_NAMED} classes of least average precision are named." if len(named) < len(weakest) else ""
     means = [(curve, found["macro"]) for curve, found in lines.items() if "macro" in found]
     caption = (
-        f"Each class of {subject.label} against the rest: how many of a class are found at the price of how many "
-        "others (left), and how many of what is found is right (right). Macro: mean of the classes; micro: all answers "
+        f"Each class of {subject.label} against the rest: recall against false positive rate (left), and precision "
+        "against recall (right). Macro: mean of the classes; micro: all decisions "
         f"together. AUC: area below the ROC curve, AP: average precision.{many} From curves.csv of "
         f"{names_of([subject])}."
     )
@@ -153,8 +152,8 @@ def _draw(
             plain(inset)
             axis.indicate_inset_zoom(inset, edgecolor="#8a939c")
         plain(axis)
-    axes[0].set(xlabel="share of the others that pass (false positives)", ylabel="share that is found (recall)")
-    axes[1].set(xlabel="share that is found (recall)", ylabel="share of the found that is right (precision)")
+    axes[0].set(xlabel="false positive rate", ylabel="recall (true positive rate)")
+    axes[1].set(xlabel="recall", ylabel="precision")
     axes[0].set_title("ROC", fontsize=10)
     axes[1].set_title("Precision against recall", fontsize=10)
     keys = [Line2D([], [], label=told, **looks[name]) for name, told in names.items()]

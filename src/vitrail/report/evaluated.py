@@ -95,7 +95,7 @@ class Part:
         return table.set_index(table.columns[0])
 
     def mistakes(self) -> pd.DataFrame | None:
-        """The surest mistakes; no row where there was none."""
+        """The most confident mistakes; no row where there was none."""
         if not self.files.mistakes.is_file():
             return None
         texts = {"path": str, "true": str, "predicted": str}
@@ -178,17 +178,17 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 
 
 def mixed_up(counts: pd.DataFrame) -> str:
-    """A confusion matrix in words: how many are right, and what is most often taken for what.
+    """A confusion matrix in words: how many are correct, and the most frequent confusion.
 
     Args:
         counts: A row a true class.
     """
     table = counts.to_numpy().copy()
-    right, whole = int(table.trace()), int(table.sum())
+    correct, whole = int(table.trace()), int(table.sum())
     for i in range(len(table)):
         table[i, i] = 0
-    told = f"{right} of {whole} right"
+    told = f"{correct} of {whole} correct"
     if table.sum() == 0:
         return told
     i, j = divmod(int(table.argmax()), len(table))
-    return f"{told}, most often {counts.index[i]} is read as {counts.columns[j]} ({table[i, j]} times)"
+    return f"{told}, most often {counts.index[i]} is predicted as {counts.columns[j]} ({table[i, j]} times)"

@@ -78,7 +78,7 @@ class Seen:
         said = f"{self.predicted} {self.probability:.0%}" if self.predicted else "no classes"
         if not self.true or not self.predicted:
             return f"{said} (true: {self.true})" if self.true else said
-        return said + (" (right)" if self.true == self.predicted else f"\n(true: {self.true})")
+        return said + (" (correct)" if self.true == self.predicted else f"\n(true: {self.true})")
 
     def caption(self) -> str:
         """What it is called, and :meth:`told` in one line."""

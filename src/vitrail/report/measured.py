@@ -1,4 +1,4 @@
-"""What saved predictions told of the runs on a page: calibration, refusing, sets, classes, cost, other images."""
+"""Measures of saved predictions on a page: calibration, selective prediction, sets, classes, cost, other images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def calibration(subjects: Sequence[Subject]) -> list[Section]:
     ]
     pooling = " The bins of a variant's runs are pooled." if any(len(s.parts) > 1 for s in there) else ""
     caption = (
-        "Reliability: how often answers of each confidence are right; on the diagonal it is as often as was claimed. "
+        "Reliability: accuracy of the predictions of each confidence; on the diagonal the two are equal. "
         "Larger marks are of more images, the gray bars say how many. From reliability.csv and calibration.json of "
         f"{names_of(there)}.{pooling}"
     )
@@ -115,7 +115,7 @@ def _calibration_row(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def refusing(subjects: Sequence[Subject]) -> list[Section]:
+def selective(subjects: Sequence[Subject]) -> list[Section]:
     """Risk against coverage.
 
     Args:
@@ -144,23 +144,24 @@ def refusing(subjects: Sequence[Subject]) -> list[Section]:
         return []
     frame = pd.DataFrame(rows)
     caption = (
-        "What is wrong among the images that are answered, if the least sure are refused. From selective.csv of "
+        "Error rate (risk) among the most confident predictions, against their share of the images (coverage); the "
+        "model abstains on the others. From selective.csv of "
         f"{names_of(there)}.{several(there)}"
     )
     ats = [str(name) for name in frame if str(name).startswith("at_")]
     last = ats[-1]
-    alt = f"Risk against coverage; right among the surest {last.removeprefix('at_')} %: " + "; ".join(
+    alt = f"Risk against coverage; accuracy at {last.removeprefix('at_')} % coverage: " + "; ".join(
         f"{row['name']} {row[last]:.1%}" for row in rows
     )
     table = Table(
         "selective",
-        "Right among the surest part of the images; AURC is the mean risk over all coverages, E-AURC what of it a "
+        "Accuracy at several coverages; AURC is the mean risk over all coverages, E-AURC what of it a "
         f"perfect order would save. Runs: {names_of(there)}.{several(there)}",
         frame,
         [who(subjects), Column("aurc", "AURC", "error"), Column("e_aurc", "E-AURC", "error"),
-         *(Column(name, f"surest {name.removeprefix('at_')} %") for name in ats)],
+         *(Column(name, f"at {name.removeprefix('at_')} % coverage") for name in ats)],
     )  # fmt: skip
-    picture = Picture("selective", "Refusing to answer", caption, alt)
+    picture = Picture("selective", "Selective prediction", caption, alt)
     return [Section(picture.title, [], [(picture, draw.risk_coverage(curves))], [table])]
 
 
@@ -212,7 +213,7 @@ def prediction_sets(subjects: Sequence[Subject]) -> list[Section]:
     )
     table = Table(
         "prediction_sets",
-        f"How often sets hold the true class, and how large they are. Runs: {names_of(there)}.{several(there)}",
+        f"Coverage and size of the sets. Runs: {names_of(there)}.{several(there)}",
         pd.DataFrame(rows),
         [who(subjects), Column("method", "method", "text"), Column("wanted", "wanted"),
          Column("coverage", "holds the true class", "share", "coverage_low", "coverage_high"),

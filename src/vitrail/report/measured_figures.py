@@ -71,7 +71,7 @@ def reliability(bins: Mapping[str, Mapping[str, pd.DataFrame]], titles: Sequence
             size = 12 + 70 * full["count"] / full["count"].max()
             axis.plot(full["confidence"], full["accuracy"], color=color, linestyle=line, linewidth=1.2)
             axis.scatter(full["confidence"], full["accuracy"], s=size, color=color, marker=mark, alpha=0.85)
-        axis.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="share that is right", aspect="equal")
+        axis.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy", aspect="equal")
         axis.set_title(title, fontsize=9)
         plain(axis)
     for axis in axes.flat[len(bins) :]:
@@ -88,12 +88,12 @@ def reliability(bins: Mapping[str, Mapping[str, pd.DataFrame]], titles: Sequence
 
 
 def risk_coverage(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Figure:
-    """Share of wrong answers against the share of images that are answered, the surest first."""
+    """Error rate of the most confident predictions against their share of the images."""
     figure = Figure(figsize=(4.8, 3.7), layout="constrained")
     axis = figure.subplots()
     for number, (coverage, risk) in enumerate(curves.values()):
         axis.plot(coverage, risk, linewidth=1.6, **{**style(number), "marker": ""})
-    axis.set(xlabel="images answered, the surest first", ylabel="wrong among them", xlim=(0, 1))
+    axis.set(xlabel="coverage, the most confident first", ylabel="risk (error rate)", xlim=(0, 1))
     axis.set_ylim(bottom=0)
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -26,7 +26,7 @@ def draw_mistakes(source: ImageSource, mistakes: pd.DataFrame, out: Path, most: 
 
     Args:
         source: The images that were evaluated.
-        mistakes: A table with the columns ``path``, ``true``, ``predicted`` and ``confidence``, the surest first.
+        mistakes: A table with the columns ``path``, ``true``, ``predicted`` and ``confidence``, by falling confidence.
         out: PNG file to write; removed where there is no mistake.
         most: Images at most.
 
@@ -68,7 +68,7 @@ def mistakes_figure(source: ImageSource, mistakes: pd.DataFrame, most: int = 24)
     columns = min(_COLUMNS, len(rows))
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(1.7 * columns, 2.2 * lines + 0.4), layout="constrained")
-    figure.suptitle(f"Wrong and sure of it: the first {len(rows)} of the mistakes, by confidence", fontsize=9)
+    figure.suptitle(f"The {len(rows)} most confident mistakes", fontsize=9)
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()

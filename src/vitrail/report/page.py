@@ -41,7 +41,7 @@ from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
 
-# Of the surest, as many as are told apart on a phone.
+# Mistakes shown: as many as a phone shows legibly.
 _MISTAKES = 12
 _RESULTS = (
     Column("model", "model", "text"),
@@ -116,7 +116,7 @@ def write_report(
         *measured.classes(subjects),
         *ranking(subjects),
         *measured.calibration(subjects),
-        *measured.refusing(subjects),
+        *measured.selective(subjects),
         *measured.prediction_sets(subjects),
         *([] if MISTAKES in without else _sections(_mistakes(loaded, shelf))),
         *robustness(subjects),
@@ -158,13 +158,13 @@ def _results(table: pd.DataFrame, runs: list[_Run]) -> Section:
 
 
 def _mistakes(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure | None]]:
-    """The surest mistakes of each run as images; nothing where a run made none."""
+    """The most confident mistakes of each run as images; nothing where a run made none."""
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
         table = run.part.mistakes()
         if table is None or len(table) == 0:
             continue
-        picture = Picture(f"mistakes_{run.label}", f"What {run.label} was sure of and wrong about", "")
+        picture = Picture(f"mistakes_{run.label}", f"Confident mistakes of {run.label}", "")
         try:
             figure = mistakes_figure(shelf.images(run.part).source, table, most=_MISTAKES)
         except DataError as error:
@@ -173,11 +173,11 @@ def _mistakes(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure | No
             continue
         shown = table.head(_MISTAKES)
         picture.caption = (
-            f"The wrong answers that {run.label} was surest of, on {_split_name(run)} images: mislabelled images, and "
-            "what the model is blind to. From mistakes.csv."
+            f"The incorrect predictions of highest confidence on {_split_name(run)} images: mislabelled images, or a "
+            "weakness of the model. From mistakes.csv."
         )
-        picture.alt = "Images with wrong answers: " + "; ".join(
-            f"{row.true} read as {row.predicted}, {row.confidence:.0%}" for row in shown.itertuples(index=False)
+        picture.alt = "Incorrect predictions: " + "; ".join(
+            f"{row.true} predicted as {row.predicted}, {row.confidence:.0%}" for row in shown.itertuples(index=False)
         )
         result.append((picture, figure))
     return result
@@ -188,7 +188,7 @@ def _summary(table: pd.DataFrame, runs: list[_Run]) -> list[str]:
     sentences = []
     for run, (_, row) in zip(runs, table.iterrows(), strict=True):
         sentences.append(
-            f"{run.label}: {row['accuracy']:.1%} of {run.metrics['images']} {_split_name(run)} images right "
+            f"{run.label}: {row['accuracy']:.1%} of {run.metrics['images']} {_split_name(run)} images correct "
             + ("in all their labels " if "map" in run.metrics else "")
             + f"(95 % interval {row['accuracy_low']:.1%} to {row['accuracy_high']:.1%}), "
             f"{row['parameters']:,} parameters."
@@ -206,9 +206,9 @@ def _facts(runs: list[_Run]) -> list[dict[str, str]]:
     def between(pair: Sequence[float] | None) -> str:
         return "" if pair is None else f"{pair[0]:.3f} to {pair[1]:.3f}"
 
-    right = "all labels right" if "map" in metrics else "accuracy"
+    share = "all labels correct" if "map" in metrics else "accuracy"
     interval = (metrics["accuracy_low"], metrics["accuracy_high"])
-    facts = [{"name": right, "value": f"{metrics['accuracy']:.3f}", "note": between(interval)}]
+    facts = [{"name": share, "value": f"{metrics['accuracy']:.3f}", "note": between(interval)}]
     for key, name in (("map", "mean average precision"), ("f1_macro", "macro F1")):
         if metrics.get(key) is not None:
             facts.append({"name": name, "value": f"{metrics[key]:.3f}", "note": between(intervals.get(key))})
@@ -252,14 +252,14 @@ def _several_labels(run: _Run) -> bool:
 def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
     runs = [run for run in runs if not _several_labels(run)]
     if not runs:
-        problem = "Not drawn: where an image has several labels, none of them is taken for another."
+        problem = "Not drawn: labels of a multi-label run do not exclude each other."
         return Picture("confusion", "Confusion matrices", "", problem=problem), None
     tables = {run.label: run.part.confusion() for run in runs}
     return Picture(
         "confusion",
         "Confusion matrices",
-        f"Images of {_names_with_splits(runs)}: counts, and per cent of the true class with the classes that are taken "
-        "for each other side by side. The colour is the share of the true class. From confusion.csv.",
+        f"Images of {_names_with_splits(runs)}: counts, and per cent of the true class with classes that are often "
+        "confused side by side. The colour is the share of the true class. From confusion.csv.",
         "Confusion matrix of each run; " + "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items()),
     ), figures.confusion(tables, clustered_together(tables))
 
@@ -293,7 +293,7 @@ def _explanations(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure 
             tokens = pictures.learned_token_maps(trained, examples)
             picture = Picture(
                 f"tokens_{run.label}",
-                f"What each learned token of {run.label} looks at",
+                f"What each learned token of {run.label} attends to",
                 f"Selection weights of {run.label}'s TokenLearner, relative to an even spread (Ryoo et al. 2021)."
                 + (" Only the first eight tokens are drawn." if tokens.shape[1] > 8 else ""),
                 "Images with the selection map of each learned token laid over them",
@@ -330,9 +330,9 @@ def _compared(
         f"What {run.label} looks at, by several methods",
         f"{len(chosen)} of these images, by each method in the same way: by rank of its values, with a "
         "line around the tenth of the image with the largest; those that explain a class explain the predicted one. "
-        "That a map looks right does not show that it is: `vitrail explain --measure` measures that."
+        "A plausible map need not be faithful: `vitrail explain --measure` measures that."
         + (f" Not for this model: {'; '.join(refused)}." if refused else ""),
-        "Images beside what several methods say that the model looked at",
+        "Images beside the attributions of several methods",
     )
     return picture, draw_cells(cells, labels, RANK)
 

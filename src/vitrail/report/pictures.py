@@ -118,7 +118,7 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, said = _in_words(trained, target, logits)
-        titles.append(true if true == said else f"{true}\nread as {said}")
+        titles.append(true if true == said else f"{true}\npredicted: {said}")
     return Examples(as_pictures(streams["image"]), titles, trained.normalize(streams), indices)
 
 

@@ -192,8 +192,8 @@ def _unfamiliar(subjects: Sequence[Subject]) -> list[Section]:
         return []
     frame = pd.DataFrame(rows)
     caption = (
-        "How well scores of familiarity tell the evaluated images from others, with 95 % intervals; at 0.5 not at all. "
-        f"From ood.json of {names_of(there)}."
+        "AUROC of out-of-distribution scores between the evaluated images and others, with 95 % intervals; 0.5 is "
+        f"chance. From ood.json of {names_of(there)}."
     )
     alt = "AUROC of known against other images; " + "; ".join(
         f"{r['name']} {r['score']}: {r['auroc']:.3f}" for r in rows
@@ -208,15 +208,15 @@ def _unfamiliar(subjects: Sequence[Subject]) -> list[Section]:
     ]
     table = Table(
         "unfamiliar",
-        f"Telling known images from others; FPR: others that pass a bar that 95 % of the known pass. Runs: "
-        f"{names_of(there)}.",
+        "Out-of-distribution detection; FPR: share of the others above a threshold that 95 % of the known images pass. "
+        f"Runs: {names_of(there)}.",
         frame,
         [Column("score", "score", "text"), *([who(subjects)] if len(there) > 1 else []),
          Column("auroc", "AUROC", "share", "auroc_low", "auroc_high"), Column("fpr_at_95_tpr", "FPR at 95 % TPR"),
          Column("images_known", "known images", "count"), Column("images_other", "other images", "count"),
          Column("other", "the others", "text")],
     )  # fmt: skip
-    picture = Picture("unfamiliar", "Images of another kind", caption, alt)
+    picture = Picture("unfamiliar", "Out-of-distribution images", caption, alt)
     return [Section(picture.title, [], [(picture, draw.spans(drawn, "AUROC", 0.5))], [table])]
 
 

@@ -82,7 +82,12 @@ def how_good(facts: RunFacts) -> str:
 def unseen(facts: RunFacts) -> bool:
     """Whether no evaluated image had a part in training, as far as it is recorded."""
     apart = facts.split in ("test", OTHER) and not facts.trained_on and not facts.chosen_on
-    return apart and facts.trained_on is not None and not facts.pretrained_on
+    return (
+        apart
+        and facts.trained_on is not None
+        and not facts.pretrained_on
+        and (facts.split == OTHER or not any(facts.leaking))
+    )
 
 
 def _evaluated(facts: RunFacts) -> str:
@@ -117,6 +122,8 @@ def _how_unseen(facts: RunFacts) -> str:
         return f" The starting weights were pre-trained on {facts.pretrained_on:,} of them."
     if facts.trained_on is None:
         return " Whether training used any of them is not recorded."
+    if facts.leaking[0] and facts.split != OTHER:
+        return " None of these files was used in training, but copies of some of them may have been."
     where = f" They lie in {facts.path}." if facts.split == OTHER and facts.path else ""
     if facts.groups is None or facts.split == OTHER:
         return where or " None of them was used in training."

@@ -216,8 +216,8 @@ def explained(subjects: Sequence[Subject], shelf: Shelf) -> list[Section]:
     caption = (
         f"Attention rollout (Abnar & Zuidema 2020) of the same {images} test images through {told}, in multiples of an "
         "even spread over the image, all on one scale; a line encloses the tenth with the largest values. Above each "
-        "what the model said. A row for each stream where a model has several. That two maps differ does not show that "
-        "one of them is right: `vitrail explain --measure` measures that."
+        "the prediction. A row for each stream where a model has several. That two maps differ does not show that "
+        "one of them is faithful: `vitrail explain --measure` measures that."
     )
     alt = f"{images} images, and below them what {', '.join(label for label, _ in drawn)} looked at"
     picture = Picture("explanations", title, caption, alt)
@@ -245,8 +245,8 @@ def _rows(seen: Sequence[Seen], label: str) -> tuple[list[list[Cell | None]], li
             heat = in_even_spreads(maps_of(one.explanations[_METHOD], one.row)[stream])
             said = ""
             if number == 0 and one.predicted:
-                wrong = "" if not one.true or one.true == one.predicted else "read as "
-                said = f"{wrong}{shorten(one.predicted, _MOST_LETTERS)} {one.probability:.0%}"
+                mark = "" if not one.true or one.true == one.predicted else "predicted: "
+                said = f"{mark}{shorten(one.predicted, _MOST_LETTERS)} {one.probability:.0%}"
             row.append(Cell(one.pictures.get(stream, _picture(one)), heat, METHODS[_METHOD].signed, said))
         rows.append(row)
         name = label.replace(", ", ",\n")

@@ -82,7 +82,9 @@ def write_suite_report(
     titles = ["Summary", *(["Failed"] if facts["failures"] else []), *(title for title, _, _ in more["tables"])]
     more["before"] = [(title.lower(), title) for title in titles]
     more["after"] = [("what", "What the variants are"), ("runs", "Runs")]
-    brief = suite_brief(facts, results, summary, pairs)
+    evaluated = (subjects[0].parts[0].metrics.get("data") or {}) if subjects else {}
+    data = str(evaluated.get("path") or evaluated.get("source") or "")
+    brief = suite_brief(facts, results, summary, pairs, data)
     return write_page(out, facts["title"], brief, sections, "suite.html.j2", more, folder.read_text())
 
 
@@ -103,7 +105,7 @@ def _measured(subjects: Sequence[Subject], shelf: Shelf, without: Sequence[str])
     return [
         *ranking(subjects),
         *measured.calibration(subjects),
-        *measured.refusing(subjects),
+        *measured.selective(subjects),
         *measured.prediction_sets(subjects),
         *robustness(subjects),
         *measured.cost(subjects),
@@ -178,7 +180,7 @@ def _confusion(results: pd.DataFrame, runs_of: Mapping[str, list[Path]]) -> tupl
         for path, evaluated in zip(rows["run"], rows["evaluated_on"], strict=True):
             part = Part.read(RunFolder(path), _evaluation(path, evaluated))
             if not part.files.confusion.is_file():
-                problem = "Not drawn: where an image has several labels, none of them is taken for another."
+                problem = "Not drawn: labels of a multi-label run do not exclude each other."
                 return Picture("confusion", title, "", problem=problem), None
             counts = part.confusion()
             added = counts if added is None else added + counts
@@ -187,7 +189,7 @@ def _confusion(results: pd.DataFrame, runs_of: Mapping[str, list[Path]]) -> tupl
     told = "; ".join(f"{name}: {', '.join(p.name for p in paths)}" for name, paths in runs_of.items())
     caption = (
         f"Test images, added up over the runs of each variant: {told}. Counts, and per cent of the true class with the "
-        "classes that are taken for each other side by side; the colour is the share of the true class. From "
+        "classes that are often confused side by side; the colour is the share of the true class. From "
         "confusion.csv of each."
     )
     alt = "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items())

@@ -18,7 +18,7 @@ _MOST_PAIRS = 3
 
 
 def suite_brief(
-    facts: Mapping[str, Any], results: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame
+    facts: Mapping[str, Any], results: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, data: str = ""
 ) -> list[Answer]:
     """Answer the three questions of a reader for a suite.
 
@@ -27,18 +27,19 @@ def suite_brief(
         results: results.csv, a row a run.
         summary: summary.csv, a row a variant.
         pairs: pairs.csv, a row a comparison.
+        data: Name of the data.
 
     Returns:
         An answer to each question.
     """
     return [
-        Answer(QUESTIONS[0], [_compared(facts, results)]),
+        Answer(QUESTIONS[0], [_compared(facts, results, data)]),
         Answer(QUESTIONS[1], _shown(facts, summary, pairs)),
         Answer(QUESTIONS[2], _cautions(facts, results, pairs)),
     ]
 
 
-def _compared(facts: Mapping[str, Any], results: pd.DataFrame) -> str:
+def _compared(facts: Mapping[str, Any], results: pd.DataFrame, data: str) -> str:
     names = [variant["name"] for variant in facts["variants"]]
     told = f"{count(len(names), 'variant')} of one recipe ({listed(names)})"
     if not len(results):
@@ -48,10 +49,11 @@ def _compared(facts: Mapping[str, Any], results: pd.DataFrame) -> str:
     each = "once" if times == "1" else f"{times} times"
     folds = "" if facts["folds"] is None else f" in {facts['folds']} folds"
     groups = "" if not facts.get("groups") else f" from {count(facts['groups'], 'group')}"
+    of = f" of {data}" if data else ""
     number = "" if facts.get("images") is None else f"{facts['images']:,} "
     return (
         f"{told} were each trained {each}{folds} and compared by {facts['metric_name']} on the same {number}"
-        f"{_split_name(results)} images{groups}."
+        f"{_split_name(results)} images{of}{groups}."
     )
 
 
@@ -61,7 +63,7 @@ def _split_name(results: pd.DataFrame) -> str:
 
 
 def _amount(value: float, unit: float) -> str:
-    return f"{unit * value:.1f} %" if unit == 100 else f"{value:.3f}"
+    return f"{unit * value:.1f}\u00a0%" if unit == 100 else f"{value:.3f}"
 
 
 def _points(value: float, unit: float) -> str:

@@ -15,6 +15,7 @@ _WORDS: dict[str, tuple[str, str]] = {
         "Mean precision over all thresholds of a class; 1 is perfect. mAP is its mean over classes.",
         r"average precision|mAP",
     ),
+    "block": ("A square part of a scene; all its images lie in one split.", r"\d+ blocks?"),
     "calibration error (ECE)": (
         "Mean gap between a claimed probability and how often it is correct; 0 is perfect.",
         r"calibration error|ECE",
