@@ -28,3 +28,8 @@ def test_settings():
     assert closest("heads", known) == "; did you mean 'num_heads'?"
     assert closest("xyz", known) == "; known: depth, drop_path_rate, embed_dim, num_heads"
     assert closest("xyz", [f"{c}{n}" for c in "abc" for n in range(9)]) == ""
+
+
+@pytest.mark.parametrize(("name", "known"), [("--batch", ["--out", "--json", "--run"]), ("--zz", ["--tta", "--out"])])
+def test_dashes_make_no_option_alike(name, known):
+    assert "did you mean" not in closest(name, known)

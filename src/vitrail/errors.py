@@ -60,12 +60,23 @@ def closest(name: str, choices: Iterable[str]) -> str:
         ``"; did you mean 'x'?"``, or the choices themselves where none is near and there are few of them.
     """
     known = sorted(set(choices))
-    near = {choice: score for choice in known if (score := _likeness(name, choice))[0] >= _ALIKE}
-    if near:
-        return f"; did you mean {max(near, key=near.__getitem__)!r}?"
+    if (found := nearest(name, known)) is not None:
+        return f"; did you mean {found!r}?"
     if 0 < len(known) <= 12:
         return f"; known: {', '.join(known)}"
     return ""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The known spelling nearest to a mistaken one; None where none is near.
+
+    Args:
+        name: What the user wrote.
+        choices: What would have been understood; the dashes of options do not count.
+    """
+    plain = name.lstrip("-")
+    near = {c: score for c in sorted(set(choices)) if (score := _likeness(plain, c.lstrip("-")))[0] >= _ALIKE}
+    return max(near, key=near.__getitem__) if near else None
 
 
 def _likeness(name: str, choice: str) -> tuple[float, float]:

@@ -47,6 +47,9 @@ def read_recipe_arguments(
     given = {word for word in words if word in own}
     words = [word for word in words if word not in own]
     settings, others = split_words(words)
+    strange = {name: value for name, value in settings.items() if "." not in name}
+    if strange:
+        load_recipe(None, strange, settings_of=_settings_of, prog=prog, flags=own)  # names what was meant
     file = others.pop(0) if others else None
     if others:
         raise ConfigError(f"unexpected argument {others[0]!r}; {prog} takes one recipe and settings (`{prog} --help`)")

@@ -19,6 +19,7 @@ from vitrail.config.data import DataConfig
 from vitrail.config.schema import ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
 from vitrail.config.text import dump_yaml, parse_yaml
 from vitrail.config.typed import check_value, spelling
+from vitrail.config.vocabulary import suggest
 from vitrail.errors import ConfigError, closest
 
 _PARTS: dict[str, type[Any]] = {
@@ -191,7 +192,7 @@ def _check_fields(
     hints = _hints(kind)
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{prefix}{key}{of}{closest(str(key), known)}")
+            raise ConfigError(f"{prefix}{key}{of}{suggest(str(key), known)}")
         nested = [t for t in typing.get_args(hints.get(key)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
         if nested and isinstance(value, Mapping):
             _check_fields(value, nested[0], f"{prefix}{key}.")
@@ -216,7 +217,7 @@ def _check_options(changes: Iterable[str], settings_type: type[Any], prog: str, 
         # A nested setting (--model.token_learner.num_tokens) belongs to the option that it continues.
         if not any(option == k or option.startswith(k + ".") for k in known):
             raise ConfigError(
-                f"unknown setting {option!r}{closest(option, [*known, *flags])} (`{prog} --help` lists all)"
+                f"unknown setting {option!r}{suggest(option, [*known, *flags])} (`{prog} --help` lists all)"
             )
 
 

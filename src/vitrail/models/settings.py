@@ -9,7 +9,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, Union
 
-from vitrail.errors import ConfigError, closest
+from vitrail.config.vocabulary import suggest
+from vitrail.errors import ConfigError
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "none"}
 
@@ -33,7 +34,7 @@ def check_settings(kind: type[Any], settings: Mapping[str, Any], owner: str, pre
     names = [field.name for field in dataclasses.fields(kind)]
     for name, value in settings.items():
         if name not in names:
-            raise ConfigError(f"{owner} has no setting {prefix + name!r}{closest(name, names)}")
+            raise ConfigError(f"{owner} has no setting {prefix + name!r}{suggest(name, names)}")
         if not _fits(value, hints[name]):
             raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {value!r}")
         for part in _alternatives(hints[name]):
