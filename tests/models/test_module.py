@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import pickle
 import random
 import warnings
 from functools import partial
@@ -13,6 +14,7 @@ from torch import nn
 
 import vitrail
 from tests.tiers import fast_first
+from vitrail.errors import ConfigError
 from vitrail.layers import mbconv, mlp
 from vitrail.layers.plain import is_plain
 from vitrail.models import families
@@ -236,6 +238,24 @@ def test_a_symbolic_graph_serves_other_images(case, training):
         torch.manual_seed(1)
         torch.testing.assert_close(graph(*inputs), expected)
     expected.sum().backward()
+
+
+def test_symbolic_graphs_are_copied_and_pickled(case):
+    model = build(case).eval()
+    inputs = inputs_of(model)
+    graph = torch.fx.symbolic_trace(model)
+    graph.graph.lint()
+    for again in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        torch.testing.assert_close(again(*inputs), model(*inputs))
+    name, changes = CASES[case]
+    encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes})
+    again = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(encoder.eval())))
+    torch.testing.assert_close(again(*inputs), encoder(*inputs))
+
+
+def test_a_layer_of_one_node_alone_is_no_graph():
+    with pytest.raises(ConfigError, match=r"torch\.fx cannot trace a PatchEmbed by itself"):
+        torch.fx.symbolic_trace(build("swin").patch_embed)
 
 
 @pytest.mark.parametrize("gradients", [False, True])

@@ -183,7 +183,7 @@ def test_symbolic_graphs_of_feature_encoders(case):
     name, changes = CASES[case]
     encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes}).eval()
     graph, inputs = torch.fx.symbolic_trace(encoder), inputs_of(encoder.model, 3)
-    assert all(torch.equal(a, b) for a, b in zip(graph(*inputs), encoder(*inputs), strict=True))
+    torch.testing.assert_close(graph(*inputs), encoder(*inputs))
 
 
 def test_an_encoder_of_one_stream_refuses_a_second_input():
@@ -249,3 +249,10 @@ def test_reloaded_by_hugging_faces_mixin(name, tmp_path):
     assert again.config == config
     inputs = inputs_of(model)
     assert torch.equal(again.eval()(*inputs), model.eval()(*inputs))
+
+
+def test_layers_by_name_as_timm_groups_them(model):
+    layer_of, groups = model.group_matcher(coarse=False), model.layer_groups()
+    assert [[name for name, _ in model.named_parameters() if layer_of(name) == i] for i in range(len(groups))] == groups
+    assert layer_of(model.classifier) == len(groups) - 1
+    assert layer_of("not a part") == 0

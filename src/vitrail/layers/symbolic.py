@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import typing
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.fx import Proxy
+
+from vitrail.errors import ConfigError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,10 +32,22 @@ def one_node(function: Function) -> Function:
             return function(*args, **kwargs)
         tracer: Any = proxy.tracer
         if args and isinstance(args[0], nn.Module):
+            if args[0] is tracer.root:
+                raise ConfigError(
+                    f"torch.fx cannot trace a {type(args[0]).__name__} by itself: its steps depend on the size of the "
+                    "input; trace the model, in which it is one node"
+                )
             return tracer.create_proxy("call_module", tracer.path_of_module(args[0]), args[1:], kwargs)
         return tracer.create_proxy("call_function", call, args, kwargs)
 
     return call  # type: ignore[return-value]  # the signature is the function's
+
+
+def resolve_annotations(function: Function) -> Function:
+    """Replace annotations that are text by their types, which torch.fx writes into its graphs and pickles."""
+    with contextlib.suppress(NameError):  # a type that is imported for type checkers alone
+        function.__annotations__ = typing.get_type_hints(function)
+    return function
 
 
 def is_symbolic(value: object) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.shapes import divide_up, to_pair
+from vitrail.layers.symbolic import resolve_annotations
 from vitrail.models.scripting import as_traced
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
@@ -105,6 +106,11 @@ class VisionModel(nn.Module, ABC):
     norm: nn.Module
     num_prefix: int = 0
     feature_info: list[FeatureInfo]
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "forward" in cls.__dict__:
+            resolve_annotations(cls.forward)
 
     @property
     def num_classes(self) -> int:
@@ -393,6 +399,20 @@ class VisionModel(nn.Module, ABC):
     @abstractmethod
     def layer_groups(self) -> list[list[str]]:
         """Names of all parameters in groups from the input to the head, for layer-wise learning rates."""
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Give the layer of a parameter or module by its name, as timm's layer-wise learning rates take it.
+
+        Args:
+            coarse: Not used; layers are those of :meth:`layer_groups`.
+        """
+        layers = {name: layer for layer, group in enumerate(self.layer_groups()) for name in group}
+
+        def find(name: str) -> int:
+            inside = (layer for parameter, layer in layers.items() if parameter.startswith(f"{name}."))
+            return layers[name] if name in layers else next(inside, 0)
+
+        return find
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
-from vitrail.layers.symbolic import is_symbolic
+from vitrail.layers.symbolic import is_symbolic, resolve_annotations
 from vitrail.models.base import FeatureInfo, VisionModel, describe
 from vitrail.models.scripting import as_traced
 
@@ -68,6 +68,7 @@ class FeatureEncoder(nn.Module):
         """Trace the encoder for ``torch.jit.script``, in its mode and for images of the model's own size."""
         return as_traced(self, [(stream.chans, *stream.size) for stream in self.model.streams], encoder=True)
 
+    @resolve_annotations
     def forward(self, x: Tensor, spectral: Tensor | None = None) -> list[Tensor]:
         """Map images to the returned levels.
 
