@@ -109,7 +109,7 @@ def test_pairs_are_classified_with_their_second_files(tmp_path, capsys):
     second = ["--data.spectral_path", tmp_path / "second", "--data.spectral_band_names", "[nir, swir]"]
     words = ["train", "--data.source", "folder", "--data.path", tmp_path / "photos", *second, *SMALL, *HVT]
     assert main([*map(str, words), "--run.dir", str(run)]) == 0
-    assert "name their folder with --spectral" in predicted(capsys, run, tmp_path / "photos", code=2).err
+    assert "give their folder with --spectral" in predicted(capsys, run, tmp_path / "photos", code=2).err
     captured = predicted(capsys, run, tmp_path / "photos", "--spectral", tmp_path / "second")
     assert captured.out.count("\n") == 1 + 10
     (tmp_path / "second" / "dark" / "1.tif").unlink()

@@ -34,7 +34,7 @@ def test_masks_hide_the_same_number_anywhere(seed):
     assert torch.equal(masking.random_masks(4000, (3, 5), 0.6), masks)
     assert not masking.random_masks(2, (3, 5), 0.0).any()
     assert masking.random_masks(2, (3, 5), 1.0).all()
-    with pytest.raises(ConfigError, match=r"0.9 of 4 squares leaves none visible"):
+    with pytest.raises(ConfigError, match=r"0.9 of 4 patches leaves none visible"):
         masking.random_masks(2, (2, 2), 0.9)
 
 

@@ -171,9 +171,9 @@ def test_the_head_gives_each_token_its_own_square(stride, doublings):
 @pytest.mark.parametrize(
     ("name", "ratio", "settings", "message"),
     [
-        ("vit", 0.5, {"token_learner": {"num_tokens": 3}}, "no token stands for a place"),
-        ("swin", 0.0, {}, "something to see and something to reconstruct"),
-        ("swin", 1.0, {}, "something to see and something to reconstruct"),
+        ("vit", 0.5, {"token_learner": {"num_tokens": 3}}, "form no grid"),
+        ("swin", 0.0, {}, "must leave visible and masked patches"),
+        ("swin", 1.0, {}, "must leave visible and masked patches"),
         ("hvt_two", {"image": 0.5}, {}, "a mask ratio for each of the streams image, spectral"),
         ("hvt_two", 1.0, {}, "1 of image, 1 of spectral"),
         ("swin", 0.5, {"task": {"mask_size": 6}}, "multiple of the model's first stride 4 x 4, got 6"),

@@ -268,7 +268,7 @@ def test_a_collapse_is_said_aloud(tmp_path, monkeypatch):
         ("simclr", {"data__batch_size": 1}, "at least 2 for simclr"),
         ("simmim", {"task__mask_size": 3, "model__patch_size": 2}, "multiple of the model's first stride 2 x 2, got 3"),
         ("simmim", {"task__spectral_mask_ratio": 0.5}, "needs a second stream"),
-        ("two_streams", {"task__mask_ratio": 1.0, "task__spectral_mask_ratio": 1.0}, "something to see"),
+        ("two_streams", {"task__mask_ratio": 1.0, "task__spectral_mask_ratio": 1.0}, "visible and masked patches"),
         ("simmim", {"task__name": "mae"}, "mae needs a ViT"),
     ],
 )  # fmt: skip

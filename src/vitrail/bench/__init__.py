@@ -1,1 +1,1 @@
-"""Speed and memory of models, alone and beside the same models of other libraries."""
+"""Speed and memory of models, alone and in comparison with other libraries."""

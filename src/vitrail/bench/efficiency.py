@@ -1,4 +1,4 @@
-"""What a model costs."""
+"""Parameters, multiply-adds, throughput, latency and memory of a trained model."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from vitrail.models.profile import count_multiply_adds, count_parameters
 from vitrail.runs.trained import TrainedModel, load_classifier
 
 _ROUNDS = 5
-# As many single passes as give a 99th percentile, but no more seconds than these.
+# Forward passes that give a 99th percentile, and a time limit in seconds.
 _PASSES, _SECONDS = 200, 1.0
 
 
 def measure_efficiency(
     trained: TrainedModel, batch_size: int = 64, seconds: float = 2.0, memory_of: Path | None = None
 ) -> dict[str, Any]:
-    """Parameters, multiply-adds of one image, throughput and latency of the forward pass.
+    """Measure parameters, multiply-adds, throughput and latency of the forward pass.
 
     Args:
         trained: The model, on the device to measure.
-        batch_size: Images a pass.
-        seconds: How long to measure after the warm-up, at least.
-        memory_of: The run folder that the model is from, to measure the memory of a pass too (in a fresh process,
-            which takes seconds to start).
+        batch_size: Batch size of the throughput.
+        seconds: Minimum time of the measurement after the warm-up.
+        memory_of: Run folder of the model. If given, peak memory is measured too, in a fresh process.
 
     Returns:
-        ``parameters``, ``gmacs``, ``inference_images_per_second`` (the median), ``batch_size``, ``device``;
-        ``latency_ms``: of one image alone the percentiles ``p50``, ``p90`` and ``p99``, the ``mean`` and how many
-        ``passes`` they are from; ``memory_mb`` and ``memory_before_mb`` where memory was measured and the system
-        tells: the most of the process during a pass of ``batch_size`` images, and before it.
+        ``parameters``; ``gmacs`` of one image; ``inference_images_per_second`` (median), ``batch_size``, ``device``;
+        ``latency_ms`` of a single image: ``p50``, ``p90``, ``p99``, ``mean`` and number of ``passes``; and where
+        memory is measured and the system supports it, ``memory_mb`` (peak of the process during a forward pass of
+        ``batch_size`` images) and ``memory_before_mb`` (before it).
     """
     model = trained.model
     device = trained.device
@@ -64,13 +63,13 @@ def measure_efficiency(
 def latency(
     step: Callable[[], object], device: torch.device, passes: int = _PASSES, seconds: float = _SECONDS
 ) -> dict[str, float]:
-    """Time of single passes, in milliseconds; each is waited for.
+    """Measure the latency of a step in milliseconds, synchronised after each pass.
 
     Args:
-        step: The pass.
-        device: Where it computes.
-        passes: How many.
-        seconds: After these it is enough, from ten passes on.
+        step: The forward pass.
+        device: Device of the step.
+        passes: Maximum number of passes.
+        seconds: Time limit after the first ten passes.
     """
     for _ in range(3):
         step()

@@ -1,4 +1,4 @@
-"""Peak memory of a step: of the GPU's allocator, or of a process that did nothing else."""
+"""Peak memory of a step: by the GPU's allocator, or as resident memory of a fresh process."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Memory:
     """Memory of a step.
 
     Attributes:
-        before: Bytes that were in use when everything was built and nothing had run: on a GPU weights and
-            inputs; of a process also Python, torch and the other packages.
-        peak: Most bytes in use during the step, all of ``before`` included. In training the optimiser's state is
-            there from the beginning, as in every step but the first.
+        before: Bytes in use after the step is built and before it runs: on a GPU weights and inputs; on the CPU also
+            Python, torch and the other packages.
+        peak: Peak bytes in use during the step, including ``before``. In training it includes the optimiser's state,
+            as in every step but the first.
     """
 
     before: int
@@ -36,21 +36,21 @@ class Memory:
 
 
 def peak_memory(build: Callable[[], Step], device: torch.device) -> Memory | None:
-    """Build a step and measure the memory that it takes the second time it runs.
+    """Measure the peak memory of a step's second run.
 
-    On the CPU everything happens in a fresh process, whose resident memory counts, so that nothing that was
-    computed earlier blurs the number; ``build`` travels there and must be a function of a module (or a
-    :func:`functools.partial` of one). On a GPU it happens here, by the allocator's count.
+    On the CPU the step runs in a fresh process, and its resident memory counts. ``build`` is pickled: it must be a
+    module-level function or a :func:`functools.partial` of one. On a GPU the step runs in this process, and the
+    allocator's statistics count.
 
     Args:
-        build: Gives the step; runs in the process that is measured.
-        device: Where the step computes.
+        build: Returns the step; called in the measured process.
+        device: Device of the step.
 
     Returns:
-        The memory, or None where the system does not tell.
+        The memory; None where the system does not report it.
 
     Raises:
-        VitrailError: The process was killed, most likely for want of memory.
+        VitrailError: The process was killed, most likely out of memory.
     """
     if device.type == "cuda":
         return _on_cuda(build, device)
@@ -76,7 +76,7 @@ def _on_cuda(build: Callable[[], Step], device: torch.device) -> Memory:
     torch.cuda.reset_peak_memory_stats(device)
     step()
     torch.cuda.synchronize(device)
-    # What others hold on the device does not belong to the step.
+    # Earlier allocations on the device do not belong to the step.
     return Memory(before - held, torch.cuda.max_memory_allocated(device) - held)
 
 
@@ -86,19 +86,19 @@ def _in_process(build: Callable[[], Step], threads: int) -> Memory | None:
     before = _resident("VmRSS")
     step()
     if _CLEAR.exists():
-        _CLEAR.write_text("5")  # from now on the peak counts anew
+        _CLEAR.write_text("5")  # resets the peak
     step()
     peak = _resident("VmHWM")
     return None if before is None or peak is None else Memory(before, peak)
 
 
 def _resident(field: str) -> int | None:
-    """Resident bytes of this process: now ("VmRSS") or at most so far ("VmHWM")."""
+    """Read the resident bytes of this process: current ("VmRSS") or peak ("VmHWM")."""
     if _STATUS.exists():
         lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         return int(lines[field].split()[0]) * 1024
     if sys.platform == "darwin":
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the most so far is all that it tells
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS reports the peak only
     return None

@@ -1,4 +1,4 @@
-"""Tables of speed and memory: models by name or by run folder, alone or beside other libraries' counterparts."""
+"""Speed and memory of models by name or run folder, alone or in alternation with their peers in other libraries."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ OURS = "vitrail"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured.
+    """A model to measure.
 
     Attributes:
         name: A variant, a family, or the folder of a trained run.
-        settings: Settings of the model that differ from its own; none for a run.
-        img_size: Height and width of the inputs; those that the model is made for when not given. A model by
-            name is built for them; a run's is asked for another size as it is.
+        settings: Overrides of the model's settings; not for a run.
+        img_size: Height and width of the inputs; by default those of the model. A model by name is built for this size;
+            a run's model runs on it unchanged.
     """
 
     name: str
@@ -55,17 +55,17 @@ class Subject:
 
     @property
     def is_run(self) -> bool:
-        """Whether the name is that of a run folder: of an existing folder, and of no model."""
+        """Whether the name is a run folder and not a model."""
         known = families()
         is_model = self.name in known or any(self.name in family.variants for family in known.values())
         return not is_model and (Path(self.name).is_dir() or "/" in self.name)
 
     def build(self) -> VisionModel:
-        """The model: a run's with its weights, any other with random ones.
+        """Build the model: a run's with its weights, any other with random weights.
 
         Raises:
-            ConfigError: An unknown name or setting, or settings for a run.
-            RunError: No run in that folder.
+            ConfigError: Unknown name or setting, or settings for a run.
+            RunError: There is no run in that folder.
         """
         if not self.is_run:
             size = {} if self.img_size is None else {"img_size": self.img_size}
@@ -75,16 +75,16 @@ class Subject:
         return load_trained(self.name).model
 
     def architecture(self) -> tuple[str, dict[str, Any]]:
-        """The model's name and all its settings, for the size that is measured; raises as :meth:`build`."""
+        """Resolve the model's name and all settings for the measured size; raises as :meth:`build`."""
         with contextlib.nullcontext() if self.is_run else torch.device("meta"):
             model = self.build()
         settings = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
         return model.name, settings | ({} if self.img_size is None else {"img_size": self.img_size})
 
     def inputs(self, model: VisionModel, batch: int) -> list[Tensor]:
-        """Random inputs of ``model``, one ``(batch, C, H, W)`` for each stream; the same ones every time.
+        """Sample inputs of ``model``, ``(batch, C, H, W)`` for each stream, from a fixed seed.
 
-        Streams of another size than the first keep theirs, whatever size is asked for.
+        ``img_size`` applies to the streams that have the size of the first one.
         """
         generator = torch.Generator().manual_seed(0)
         first = model.streams[0].size
@@ -97,32 +97,32 @@ class Subject:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one model at one work.
+    """Measurements of one model and workload.
 
     Attributes:
-        model: Name of the model, as it was asked for.
-        library: Whose code ran.
+        model: Name of the model, as given.
+        library: Library of the implementation.
         mode: "forward" or "train".
         precision: "32" or "bf16".
         compiled: Whether it was compiled.
         device: Type of the device.
-        batch_size: Images a step.
+        batch_size: Batch size.
         img_size: Height and width of the first input.
-        images_per_second: Median over the rounds.
-        images_per_second_low: Of the slowest round.
-        images_per_second_high: Of the quickest round.
-        milliseconds: Of a step, median.
-        gflops: Billions of floating-point operations a second, by our model's count.
-        peak_gflops: The same of the machine's quickest matrix product at this precision.
-        share_of_peak: The former over the latter.
+        images_per_second: Median over rounds.
+        images_per_second_low: Slowest round.
+        images_per_second_high: Fastest round.
+        milliseconds: Median time of a step.
+        gflops: 10^9 floating-point operations per second, counted on our model.
+        peak_gflops: The machine's peak at this precision; see :func:`~vitrail.bench.speed.matrix_peak`.
+        share_of_peak: ``gflops / peak_gflops``.
         memory_before_mb: 10^6 bytes in use before the first step, or None; see
             :class:`~vitrail.bench.memory.Memory`.
-        memory_peak_mb: At most in use during a step.
-        against: Library that was measured in turn with it, if any, on the same weights.
-        ratio: How many times as fast as that ours is; median over the rounds.
-        ratio_low: In the round that was worst for it.
-        ratio_high: In the round that was best for it.
-        difference: Between the two outputs, over the largest value.
+        memory_peak_mb: Peak 10^6 bytes in use during a step.
+        against: Library measured in alternation with the same weights, if any.
+        ratio: Speed of our model relative to that library; median over rounds.
+        ratio_low: Lowest ratio of a round.
+        ratio_high: Highest ratio of a round.
+        difference: Largest difference of the two outputs, relative to the largest output.
     """
 
     model: str
@@ -149,7 +149,7 @@ class Row:
     difference: float | None = None
 
     def cells(self) -> dict[str, Any]:
-        """The row for a file: the size as ``HxW``, numbers rounded to what was measured."""
+        """Format the row for a file: the size as ``HxW``, numbers rounded to four digits."""
         values = dataclasses.asdict(self)
         values["img_size"] = f"{self.img_size[0]}x{self.img_size[1]}"
         return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
@@ -157,16 +157,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure of each subject.
+    """Settings of a benchmark.
 
     Attributes:
-        workloads: The works.
-        batch_size: Images a step.
-        device: Where.
-        rounds: Rounds in which contenders take turns.
-        least: Seconds of each in a round, at least.
-        memory: Whether to measure memory too; on the CPU a process is started for each number.
-        prepare: Called before a counterpart is built in a new process, where its library needs that.
+        workloads: Workloads of each model.
+        batch_size: Batch size.
+        device: Device.
+        rounds: Rounds of alternation.
+        least: Minimum seconds of each model in a round.
+        memory: Whether to measure memory too; on the CPU this starts a process for each model and workload.
+        prepare: Called before a peer is built in a new process, for libraries that need preparation.
     """
 
     workloads: Sequence[Workload] = (Workload(),)
@@ -179,11 +179,11 @@ class Plan:
 
 
 def check(subjects: Sequence[Subject], libraries: Sequence[str], plan: Plan) -> None:
-    """Refuse what cannot be measured, before minutes are spent on the rest.
+    """Validate models and settings before the first measurement.
 
     Raises:
-        ConfigError: An unknown model or setting, no counterpart of one of them, or a number below 1.
-        RunError: No run in a folder.
+        ConfigError: Unknown model or setting, a model without a peer in the library, or a number below 1.
+        RunError: There is no run in a folder.
         VitrailError: A library is not installed.
     """
     for name, value in (("batch size", plan.batch_size), ("number of rounds", plan.rounds)):
@@ -196,20 +196,19 @@ def check(subjects: Sequence[Subject], libraries: Sequence[str], plan: Plan) -> 
 
 
 def measure(subjects: Sequence[Subject], libraries: Sequence[str], plan: Plan) -> Iterator[Row]:
-    """Measure models, each alone, or in turn with its counterpart in each of some libraries.
+    """Measure models, each alone or in alternation with its peer in each library.
 
     Args:
         subjects: The models.
-        libraries: "timm", "torchvision", both, or none. Both models of a pair have the weights of the
-            counterpart, also where the subject is a trained run.
-        plan: What to measure.
+        libraries: "timm", "torchvision", both, or none. Both models of a pair have the peer's weights, also if the
+            subject is a trained run.
+        plan: Settings of the benchmark.
 
     Yields:
-        Rows, as they are measured: ours, then the counterpart's, for each subject, library and work.
+        Rows as they are measured: our model, then the peer, for each subject, library and workload.
 
     Raises:
-        VitrailError: Something of :func:`check`, a counterpart that does not compute the same, or a step that
-            fails (for want of memory, for instance).
+        VitrailError: An error of :func:`check`, a peer whose outputs differ, or a failing step (out of memory).
     """
     check(subjects, libraries, plan)
     peaks = {w.precision: matrix_peak(plan.device, w.precision) for w in plan.workloads}
@@ -260,7 +259,7 @@ def measure(subjects: Sequence[Subject], libraries: Sequence[str], plan: Plan) -
 
 
 def _contenders(subject: Subject, library: str) -> tuple[dict[str, nn.Module], float | None]:
-    """The model, and its counterpart with the same weights if there is one, by library; how much they differ."""
+    """Build our model and, of another library, its peer with the same weights; with their difference."""
     if library == OURS:
         return {OURS: subject.build()}, None
     name, settings = subject.architecture()
@@ -271,11 +270,11 @@ def _contenders(subject: Subject, library: str) -> tuple[dict[str, nn.Module], f
 def _times(
     subject: Subject, contenders: dict[str, nn.Module], inputs: list[Tensor], workload: Workload, plan: Plan
 ) -> dict[str, list[float]]:
-    """Seconds of a step in each round, by library."""
+    """Measure seconds of a step by library and round."""
     try:
         steps = [make_step(copy.deepcopy(model), inputs, workload, plan.device) for model in contenders.values()]
         times = alternate(steps, plan.device, plan.rounds, plan.least)
-    except RuntimeError as error:  # torch's errors of memory, compilation and devices are of this kind
+    except RuntimeError as error:  # out of memory, failed compilation, unsupported device
         raise VitrailError(
             f"{subject.name} ({workload.mode}, {workload.precision}{', compiled' if workload.compiled else ''}, batch "
             f"{plan.batch_size}) cannot run here: {str(error).strip().splitlines()[0]}"
@@ -288,7 +287,7 @@ def _memory(subject: Subject, library: str, own: str, workload: Workload, plan: 
 
 
 def _build_alone(subject: Subject, library: str, own: str, workload: Workload, plan: Plan) -> Step:
-    """Build one contender without the other; what a process of its own runs."""
+    """Build one model of a pair; called in a process of its own."""
     if library == OURS:
         ours = subject.build()
         return make_step(ours, subject.inputs(ours, plan.batch_size), workload, plan.device)

@@ -1,11 +1,10 @@
-"""How fast a step runs, against other steps in turn and against what the machine can do at all.
+"""Speed of forward passes and training steps, in alternation with other models and relative to the machine's peak.
 
-A machine that slows down, or is shared, slows all contenders of a round; so ratios are taken within rounds, and
-their median over rounds is what counts. Operations are those of matrix products, convolutions and attention, as
-:func:`~vitrail.models.profile.count_multiply_adds` counts them (two for each multiply-add); a training step is
-counted as three forward passes, because the backward pass computes a product for the inputs and one for the
-weights of each. The machine's peak is measured, with square matrix products: a share of it is never more than
-a good kernel could reach here.
+Ratios are computed within rounds, because a machine that slows down slows all steps of a round; their median over
+rounds is reported. Operations are those of matrix products, convolutions and attention, two for each multiply-add that
+:func:`~vitrail.models.profile.count_multiply_adds` counts. A training step counts as three forward passes: the backward
+pass computes one product for the inputs and one for the weights. The machine's peak is measured with square matrix
+products.
 """
 
 from __future__ import annotations
@@ -32,20 +31,18 @@ Precision = Literal["32", "bf16"]
 Step = Callable[[], object]
 
 DTYPES: dict[Precision, torch.dtype] = {"32": torch.float32, "bf16": torch.bfloat16}
-# What the forward pass counts for; see the top of this file.
+# Operations of a step, in forward passes; see the docstring of this module.
 PASSES: dict[Mode, int] = {"forward": 1, "train": 3}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a model is asked to do.
+    """The computation to time.
 
     Attributes:
-        mode: "forward" in evaluation mode without gradients, or "train": forward, cross-entropy, backward and a
-            fused AdamW.
-        precision: "32", or "bf16": weights and inputs of a forward pass in bfloat16; training under autocast,
-            its weights in float32.
-        compiled: Whether ``torch.compile`` comes first, with its default settings.
+        mode: "forward" (evaluation mode, no gradients) or "train" (forward, cross-entropy, backward, fused AdamW).
+        precision: "32" or "bf16": bfloat16 weights and inputs in forward mode, autocast in training.
+        compiled: Whether the model is compiled with the default settings of ``torch.compile``.
     """
 
     mode: Mode = "forward"
@@ -55,12 +52,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of some numbers, and how far they go.
+    """Median and range.
 
     Attributes:
-        median: The middle.
-        low: The lowest.
-        high: The highest.
+        median: Median.
+        low: Minimum.
+        high: Maximum.
     """
 
     median: float
@@ -69,23 +66,23 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one number."""
+        """Summarise at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
 
 def make_step(
     model: nn.Module, inputs: Sequence[Tensor], workload: Workload, device: torch.device | str = "cpu"
 ) -> Step:
-    """A function without arguments that makes a model do its work once.
+    """Build a function without arguments that runs a workload once.
 
     Args:
-        model: The model; it is moved and converted to what the work asks for, and trained if that is the work.
-        inputs: For each of its streams, shape ``(B, C, H, W)``.
-        workload: The work.
-        device: Where to do it.
+        model: The model; it is moved and converted in place, and trained in mode "train".
+        inputs: Input of each stream, shape ``(B, C, H, W)``.
+        workload: The workload.
+        device: Device to run on.
 
     Returns:
-        The function; it does not wait for a GPU to finish.
+        The step; it does not synchronise the GPU.
     """
     device = torch.device(device)
     images = [x.to(device) for x in inputs]
@@ -126,19 +123,19 @@ def _training(model: nn.Module, images: list[Tensor], workload: Workload) -> Ste
 def alternate(
     steps: Sequence[Step], device: torch.device | str = "cpu", rounds: int = 7, least: float = 0.3
 ) -> list[list[float]]:
-    """Time steps in turn, round by round; every second round in the opposite order.
+    """Time steps in alternation, round by round; every second round in reverse order.
 
     Args:
-        steps: The contenders; each runs twice before its time counts.
-        device: Where they compute.
-        rounds: Rounds.
-        least: Seconds that a contender computes in a round at least; a quick one runs several times.
+        steps: The steps; each runs twice as warm-up.
+        device: Device of the steps.
+        rounds: Number of rounds, at least 1.
+        least: Minimum seconds of a step in a round; a shorter step is repeated.
 
     Returns:
-        For each contender, seconds of one run in each round.
+        Seconds of one run, by step and round.
 
     Raises:
-        ConfigError: Fewer rounds than one.
+        ConfigError: ``rounds`` is below 1.
     """
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
@@ -148,15 +145,15 @@ def alternate(
         _seconds(step, 1, device)  # compiles, chooses kernels, fills caches
         calls.append(max(1, math.ceil(least / _seconds(step, 1, device))))
     times: list[list[float]] = [[] for _ in steps]
-    for number in range(rounds):
-        order = range(len(steps)) if number % 2 == 0 else reversed(range(len(steps)))
+    for round_index in range(rounds):
+        order = range(len(steps)) if round_index % 2 == 0 else reversed(range(len(steps)))
         for i in order:
             times[i].append(_seconds(steps[i], calls[i], device) / calls[i])
     return times
 
 
 def _seconds(step: Step, calls: int, device: torch.device) -> float:
-    gc.collect(1)  # what the last step left; all else would be looked through each time for nothing
+    gc.collect(1)  # young generations only: a full collection takes longer than a short step
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -172,7 +169,7 @@ def _seconds(step: Step, calls: int, device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The device's name, with the number of threads on a CPU."""
+    """Name a device, with the number of threads on a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -180,29 +177,29 @@ def device_name(device: torch.device) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was asked; the CPU always has."""
+    """Wait for pending kernels of a device; no-op on the CPU."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def speedup(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """How many times as fast as theirs ours is, round by round.
+    """Compute the speed of ``ours`` relative to ``theirs``, by round.
 
     Args:
-        ours: Seconds, one number a round.
-        theirs: The same of the other contender, in the same rounds.
+        ours: Seconds of each round.
+        theirs: Seconds of the other step in the same rounds.
     """
     return Spread.of([b / a for a, b in zip(ours, theirs, strict=True)])
 
 
 @dataclass(frozen=True)
 class TimeRatio:
-    """A ratio of two times and its interval.
+    """A ratio of two times and its confidence interval.
 
     Attributes:
         ratio: Geometric mean over rounds.
-        low: Lower end.
-        high: Upper end.
+        low: Lower bound.
+        high: Upper bound.
     """
 
     ratio: float
@@ -211,15 +208,15 @@ class TimeRatio:
 
 
 def time_ratio(times: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> TimeRatio:
-    """Compute the ratio of two contenders' times that were taken in turn, with Student's interval over rounds.
+    """Compute the ratio of two alternated steps' times, with Student's interval over rounds.
 
     Args:
-        times: Seconds of the one, one number a round.
-        others: Seconds of the other, in the same rounds.
-        confidence: Coverage wanted.
+        times: Seconds of the first step, by round.
+        others: Seconds of the second step in the same rounds.
+        confidence: Confidence level.
 
     Returns:
-        The ratio; its ends are NaN for a single round.
+        The ratio; its bounds are NaN for a single round.
 
     Source: Kalibera & Jones 2013, ISMM, 63-74 (ratios of execution times; here of paired rounds, by logarithms).
     """
@@ -231,13 +228,12 @@ def time_ratio(times: Sequence[float], others: Sequence[float], confidence: floa
 
 
 def matrix_peak(device: torch.device | str = "cpu", precision: Precision = "32", seconds: float = 1.5) -> float:
-    """Operations a second of the quickest square matrix product, over several sizes.
+    """Measure the machine's peak: operations per second of the fastest square matrix product of several sizes.
 
     Args:
-        device: Where to compute.
-        precision: Of the matrices; on a GPU, whether float32 products may use TF32 is torch's setting of the
-            moment (by default they may not).
-        seconds: About how long to try.
+        device: Device to measure.
+        precision: Precision of the matrices; TF32 on a GPU follows torch's current setting (off by default).
+        seconds: Approximate duration.
 
     Returns:
         Floating-point operations a second.
@@ -251,8 +247,8 @@ def matrix_peak(device: torch.device | str = "cpu", precision: Precision = "32",
         multiply = _Product(a, b, out)
         once = min(_seconds(multiply, 1, device) for _ in range(2))
         calls = max(1, int(seconds / len(sizes) / 4 / once))
-        quickest = min(_seconds(multiply, calls, device) / calls for _ in range(4))
-        best = max(best, 2 * size**3 / quickest)
+        fastest = min(_seconds(multiply, calls, device) / calls for _ in range(4))
+        best = max(best, 2 * size**3 / fastest)
         if 8 * once > seconds:  # the next size takes eight times as long
             break
     return best

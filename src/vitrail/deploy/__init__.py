@@ -1,4 +1,4 @@
-"""Putting a trained run to work."""
+"""Prediction on image files."""
 
 from vitrail.deploy.images import open_files
 from vitrail.deploy.predict import predict_files

@@ -1,4 +1,4 @@
-"""Image files as a trained run takes them: pictures, rasters of its bands, second files of its second stream."""
+"""Open image files with the size, bands and streams of a trained run."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from vitrail.runs.trained import ModelCard
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """The files named, and the images in the folders named, each once and in order.
+    """List files, and the images in folders, in order and without duplicates.
 
-    A file that is named is taken to be an image; inside folders :func:`vitrail.data.listing.list_images` decides.
+    Every file in ``paths`` counts as an image; in folders :func:`vitrail.data.listing.list_images` decides.
 
     Raises:
-        DataError: A path that does not exist, or a folder without images.
+        DataError: A path does not exist, or a folder holds no images.
     """
     return list(dict.fromkeys(file for path in map(Path, paths) for file in _list(path).files))
 
 
 def _list(path: Path) -> Listing:
-    """The images of a folder, or a file by itself."""
+    """List the images of a folder, or a single file."""
     if path.is_dir():
         listing = list_images(path)
         if not listing.files:
@@ -52,41 +52,41 @@ def _list(path: Path) -> Listing:
 def open_files(
     card: ModelCard,
     data: DataConfig,
-    places: Sequence[str | Path],
+    paths: Sequence[str | Path],
     *,
     size: tuple[int, int] | None = None,
     spectral: str | Path | None = None,
 ) -> ImageData:
-    """Files, and those of folders, brought to a run's size, bands and streams as they were in training.
+    """Open files and folders of images with the size, bands and streams of a run.
 
-    An image in a folder that is named like one of the run's classes is of that class; the target of others is -1.
-    Every file is decoded once, small, so that all faults are known before anything begins.
+    The target of an image is the run's class with the name of its folder, or -1. Every file is decoded once at low
+    resolution, so that unreadable files are reported before any work.
 
     Args:
-        card: Of the run.
-        data: The run's own data: how the bands of its files are called, and which make which stream.
-        places: Files and folders.
-        size: Height and width, where that is not the run's.
-        spectral: A folder with the second stream's file for each image, at the same place and of the same stem; of one
-            image the file.
+        card: Model card of the run.
+        data: Data settings of the run: names of the bands, and bands of each stream.
+        paths: Files and folders.
+        size: Height and width; by default the run's.
+        spectral: Folder with the spectral file of each image, at the same relative path and with the same stem; or the
+            file of a single image.
 
     Returns:
         The images in one split, "all"; their keys are their paths.
 
     Raises:
-        ConfigError: A run whose streams no file can bring, or second files that it has no use for.
-        DataError: Files that are missing, unreadable or of other bands; all that cannot be read are named.
+        ConfigError: Files cannot provide a stream of the run, or ``spectral`` is given to a run without such files.
+        DataError: Files are missing, unreadable or have other bands; all unreadable files are listed.
     """
     second = "spectral" in card.streams and card.spectral == "none"
-    # A second stream may also be of the image files' own bands.
+    # The spectral stream may also consist of bands of the image files.
     in_files = second and not set(card.streams["spectral"].bands) <= set(data.band_names or ())
     if spectral is not None and not in_files:
-        raise ConfigError(f"the run takes no second files; leave out {spectral}")
+        raise ConfigError(f"the run has no stream of spectral files; leave out --spectral {spectral}")
     if in_files and data.spectral_band_names is None:
         _refuse_bands(card, "spectral")
     if in_files and spectral is None:
         raise ConfigError(
-            f"the run takes a second file for each image ({', '.join(card.streams['spectral'].bands)}); name their "
+            f"the run needs a spectral file for each image ({', '.join(card.streams['spectral'].bands)}); give their "
             "folder with --spectral"
         )
     config = dataclasses.replace(
@@ -95,7 +95,7 @@ def open_files(
         spectral_band_names=data.spectral_band_names if in_files else None,
         band_names=data.band_names or _names_of(card, data),
     )
-    source = _chosen(config, _read(card, config, places, size or card.img_size, spectral))
+    source = _chosen(config, _read(card, config, paths, size or card.img_size, spectral))
     for name, stream in card.streams.items():
         if source.bands.get(name) != stream.bands:
             _refuse_bands(card, name)
@@ -104,23 +104,22 @@ def open_files(
 
 
 def _names_of(card: ModelCard, data: DataConfig) -> tuple[str, ...] | None:
-    """Names of a file's bands, where the run was trained on arrays: those of the model, which takes them all."""
+    """Default names of a file's bands for a run trained on arrays: the model's bands."""
     bands = card.streams["image"].bands
     return bands if data.bands is None and bands not in BANDS.values() else None
 
 
 def _read(
-    card: ModelCard, config: DataConfig, places: Sequence[str | Path], size: tuple[int, int], spectral: object
+    card: ModelCard, config: DataConfig, paths: Sequence[str | Path], size: tuple[int, int], spectral: object
 ) -> FileSource:
     files: dict[Path, None] = {}
     partners: list[Path] = []
     listings: list[Listing] = []
-    for listing, new in _by_root(places):
+    for listing, new in _by_root(paths):
         listings.append(listing)
         files.update(dict.fromkeys(new))
         if spectral is not None:
             other = Path(str(spectral))
-            # One image may come with one file.
             single = len(new) == 1 and other.is_file()
             partners += [other] if single else find_partners(new, listing.root, other, setting="--spectral")
     rows = [("", "", file) for file in files]
@@ -135,38 +134,38 @@ def _read(
     return source
 
 
-def _by_root(places: Sequence[str | Path]) -> Iterator[tuple[Listing, list[Path]]]:
-    """What lies at each place, and its images that are not among those of a place before."""
+def _by_root(paths: Sequence[str | Path]) -> Iterator[tuple[Listing, list[Path]]]:
+    """List each path, with its images that no earlier path holds."""
     seen: set[Path] = set()
-    for place in map(Path, places):
-        listing = _list(place)
+    for path in map(Path, paths):
+        listing = _list(path)
         new = [file for file in dict.fromkeys(listing.files) if file not in seen]
         seen.update(new)
         yield listing, new
 
 
 def mask_reader(
-    card: ModelCard, data: ImageData, places: Sequence[str | Path], folder: str | Path
+    card: ModelCard, data: ImageData, paths: Sequence[str | Path], folder: str | Path
 ) -> Callable[[int], Tensor]:
-    """Masks of files that :func:`open_files` opened, brought to their size in the same way.
+    """Build a reader of the masks of images, resized and cropped as the images.
 
     Args:
-        card: Of the run.
-        data: What :func:`open_files` gave.
-        places: The files and folders that it was given.
-        folder: Holds a mask for each image, at the same place and of the same stem: a picture as large as the image
-            whose bright pixels (above half of its brightest) are what should matter.
+        card: Model card of the run.
+        data: Result of :func:`open_files`.
+        paths: Files and folders given to :func:`open_files`.
+        folder: Folder with a mask for each image, at the same relative path, with the same stem and size; the object
+            is where pixels exceed half of the mask's maximum.
 
     Returns:
-        Index of an image -> its mask, shape ``(H, W)``, bool.
+        Function from the index of an image to its mask, shape ``(H, W)``, bool.
 
     Raises:
-        DataError: An image without a mask, or a mask that cannot be read or has another size than its image.
+        DataError: An image has no mask, or a mask is unreadable or has another size than its image.
     """
     source = innermost(data.source)
-    assert isinstance(source, FileSource), "open_files gives files"
+    assert isinstance(source, FileSource), "open_files returns files"
     found: dict[str, Path] = {}
-    for listing, files in _by_root(places):
+    for listing, files in _by_root(paths):
         names = list(dict.fromkeys(source.readers["image"].name(file.as_posix()) for file in files))
         masks = find_partners(list(map(Path, names)), listing.root, Path(folder), "mask", "--masks")
         found.update(zip(names, masks, strict=True))
@@ -187,7 +186,7 @@ def mask_reader(
 
 
 def _chosen(config: DataConfig, source: ImageSource) -> ImageSource:
-    """The streams of the recipe, made of the files' bands."""
+    """Build the streams of the recipe from the bands of the files."""
     if config.bands is not None or config.spectral_bands is not None:
         source = ChosenBands(source, config.bands, config.spectral_bands)
     return WithEdges(source) if config.spectral == "edges" else source

@@ -1,4 +1,4 @@
-"""Classifying image files with a trained run."""
+"""Classify image files with a trained run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ def predict_files(
 
     Args:
         trained: The model.
-        images: The files, as :func:`vitrail.deploy.open_files` gives them: brought to the model's size, bands and
-            streams as in training.
-        top_k: Most likely classes to give; the number of classes where there are fewer.
-        batch_size: Images a pass.
-        tta: Test-time augmentation, as :meth:`TrainedModel.classify` has it.
+        images: Images from :func:`vitrail.deploy.open_files`.
+        top_k: Number of most likely classes, at most the number of classes.
+        batch_size: Batch size.
+        tta: Test-time augmentation; see :meth:`TrainedModel.classify`.
 
     Returns:
-        A row a file: ``path``, ``class``, ``probability``, and ``class_2``, ``probability_2``, ... up to ``k``. Of a
-        run with several labels an image also ``labels``, those of a probability of one half and more, after the path.
+        One row per file: ``path``, ``class``, ``probability``, ``class_2``, ``probability_2``, ... up to ``top_k``. For
+        a multi-label run also ``labels`` after the path: all labels with a probability of at least 0.5.
 
     Raises:
         ConfigError: ``top_k`` or ``batch_size`` below 1.

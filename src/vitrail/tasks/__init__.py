@@ -1,4 +1,4 @@
-"""What is optimised: losses, parameter groups and schedules."""
+"""Training objectives: losses, parameter groups and learning-rate schedules."""
 
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.optim import parameter_groups, warmup_cosine

@@ -1,4 +1,4 @@
-"""What every task has in common, with labels or without."""
+"""Base class of all tasks, supervised and pre-training."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vitrail.tasks.optim import parameter_groups
 
 
 class Task(nn.Module, ABC):
-    """A model between its normalisation and its loss.
+    """A model with its input normalisation, augmentation and loss.
 
-    A step of training is ``loss(task(batch), batch)`` of the batch that :meth:`prepare` gives.
+    A training step computes ``loss(task(batch), batch)`` on the output of :meth:`prepare`.
 
     Args:
-        model: Is trained.
-        normalize: Makes its inputs from a batch whose streams are in 0..1.
-        augment: Changes a batch's streams before that, in training only.
+        model: Model to train.
+        normalize: Normalises streams in 0..1 to the model's inputs.
+        augment: Augmentation of a batch's streams in 0..1, in training only.
 
     Attributes:
-        betas: Of AdamW.
-        unused: Whether parts of the model take no part in the loss.
+        betas: Betas of AdamW.
+        unused: Whether some parameters of the model get no gradient from the loss.
     """
 
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
@@ -38,14 +38,14 @@ class Task(nn.Module, ABC):
         self.augment = augment
 
     def streams(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch's streams, without what else is in it."""
+        """Select the streams of a batch."""
         return {name: batch[name] for name in self.normalize if name in batch}
 
     def prepare(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch as a step is to take it: augmented in training, as it is in evaluation.
+        """Augment a batch in training; return it unchanged in evaluation.
 
         Args:
-            batch: Streams in 0..1; other keys stay as they are.
+            batch: Streams in 0..1, shape ``(B, C, H, W)`` each; other keys are passed through.
         """
         if not self.training or self.augment is None:
             return dict(batch)
@@ -53,17 +53,17 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss of what the task made of a batch."""
+        """Compute the loss from the task's output."""
 
     def parameter_groups(
         self, weight_decay: float, learning_rate: float, layer_decay: float = 1.0
     ) -> list[dict[str, Any]]:
-        """The model's groups, and those of what stands around it: one dimension or a token does not decay.
+        """Build the optimiser's parameter groups: the model's, and those of the task's own modules.
 
         Args:
-            weight_decay: Of the others.
-            learning_rate: Of what stands around the model; with a layer decay the model's layers have less.
-            layer_decay: As for :func:`~vitrail.tasks.optim.parameter_groups`.
+            weight_decay: Weight decay of parameters with more than one dimension.
+            learning_rate: Learning rate of the task's own modules; layer decay lowers that of the model's layers.
+            layer_decay: See :func:`~vitrail.tasks.optim.parameter_groups`.
         """
         own = [p for name, p in self.named_parameters() if not name.startswith("model.") and p.requires_grad]
         groups = parameter_groups(self.model, weight_decay, learning_rate, layer_decay)

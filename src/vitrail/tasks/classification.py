@@ -1,4 +1,4 @@
-"""Classification, with one label an image or several."""
+"""Single-label and multi-label classification."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vitrail.models.base import VisionModel
 from vitrail.tasks.base import Task
 from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss
 
-# Sizes, in training and in evaluation, each before and after layers are unfrozen.
+# One graph for each image size, in training and evaluation, before and after layers are unfrozen.
 _MOST_GRAPHS = 256
 
 
 class ClassificationTask(Task):
-    """A model between its normalisation and its loss.
+    """Supervised classification.
 
     Args:
-        model: Gives logits ``(B, K)``.
-        normalize: Makes the model's inputs from a batch whose streams are in 0..1, always.
-        augment: Changes a batch's streams before that, in training only.
-        criterion: The loss of logits ``(B, K)`` and classes ``(B,)`` or shares of classes ``(B, K)``.
-        mix: Mixes the images of a batch after augmentation, in training only.
+        model: Returns logits ``(B, K)``.
+        normalize: Normalises streams in 0..1 to the model's inputs.
+        augment: Augmentation of a batch's streams in 0..1, in training only.
+        criterion: Loss of logits ``(B, K)`` and classes ``(B,)`` or soft targets ``(B, K)``.
+        mix: MixUp or CutMix, applied after ``augment``, in training only.
 
     Attributes:
-        train_size: Height and width that training images are brought to before anything else; their own when None.
+        train_size: Height and width that training images are resized to before augmentation; None keeps theirs.
         compiled: Whether the model is compiled, see :meth:`compile_model`.
     """
 
@@ -50,17 +50,17 @@ class ClassificationTask(Task):
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image may have any number of the classes."""
+        """Whether targets are multi-label."""
         return isinstance(self.criterion, MultiLabelLoss)
 
     def prepare(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch as the model is to see it: changed at random in training, as it is in evaluation.
+        """Resize, augment and mix a batch in training; return it unchanged in evaluation.
 
         Args:
-            batch: Streams in 0..1, and their ``target``.
+            batch: Streams in 0..1, shape ``(B, C, H, W)`` each, and ``target``.
 
         Returns:
-            The batch with other streams and, where images are mixed, with a target of shares ``(B, K)``.
+            The batch; ``target`` is soft, shape ``(B, K)``, where images are mixed.
         """
         if not self.training:
             return dict(batch)
@@ -76,37 +76,37 @@ class ClassificationTask(Task):
         return changed
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits ``(B, K)`` of a batch whose streams are in 0..1, as :meth:`prepare` gives it."""
+        """Compute logits ``(B, K)`` of the output of :meth:`prepare`, streams in 0..1."""
         images = self.normalize(self.streams(batch))
         if self.compiled:
             for image in images:
-                # Batches have one size in training; the last one of an evaluation may be smaller.
+                # Training batches have one size; the last batch of an evaluation may be smaller.
                 torch._dynamo.mark_static(image, [0, 2, 3] if self.training else [2, 3])
         logits: Tensor = self.model(*images)
         return logits
 
     def compile_model(self, **settings: Any) -> None:
-        """Compile the model with torch.compile: a graph for each size of images, of which training knows few.
+        """Compile the model with torch.compile, one static graph for each image size.
 
-        The compiler would by itself make a graph for changing sizes after the second one: a slower graph, and one that
-        it cannot make of the step of a model with convolutions (torch 2.13).
+        After a second size torch.compile switches to dynamic shapes by default. That graph is slower, and it fails for
+        training steps of models with convolutions (torch 2.13).
 
         Args:
-            **settings: Of :func:`torch.compile`.
+            **settings: Arguments of :func:`torch.compile`.
         """
-        # After this many graphs the compiler would go on without compiling, and only log it.
+        # Beyond this limit torch.compile falls back to eager mode and only logs it.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
         self.model.compile(**settings)
         self.compiled = True
 
     def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """The criterion's value of logits; the plain loss in evaluation, so that runs can be compared."""
+        """Compute the loss; in evaluation without smoothing or weights, so that runs are comparable."""
         loss: Tensor = self.criterion(output, batch["target"])
         return loss
 
 
 def _resized(streams: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    """All streams in the proportion in which the image changes; nothing is invented between bands or streams."""
+    """Resize all streams by the factor that brings the first one to ``size``."""
     first = next(iter(streams.values()))
     result = {}
     for name, x in streams.items():

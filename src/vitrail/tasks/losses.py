@@ -1,4 +1,4 @@
-"""Losses on logits."""
+"""Classification losses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class ClassificationLoss(nn.Module):
-    """Cross-entropy or focal loss with one label an image; plain cross-entropy in evaluation.
+    """Single-label cross-entropy or focal loss; plain cross-entropy in evaluation.
 
     Args:
-        label_smoothing: Share of the target spread over all classes.
-        focal_gamma: Power of the focal loss; 0 is cross-entropy.
-        class_weights: Weight of each class, shape ``(K,)``; all alike when not given.
+        label_smoothing: Share of the target that is spread evenly over all classes.
+        focal_gamma: Focusing exponent of the focal loss; 0 is cross-entropy.
+        class_weights: Weight of each class, shape ``(K,)``; 1 by default.
 
     Source: focal loss: Lin et al. 2017, arXiv:1708.02002, equation 4, summed over the classes with the smoothed target
     as weights; label smoothing: Szegedy et al. 2016, arXiv:1512.00567, section 7.
@@ -28,11 +28,11 @@ class ClassificationLoss(nn.Module):
         self.class_weights: Tensor | None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The mean over images, weighted by class in training.
+        """Average the loss over images, weighted by class in training.
 
         Args:
             logits: Shape ``(B, K)``.
-            target: Classes, shape ``(B,)``, or the share of each class, shape ``(B, K)``.
+            target: Classes, shape ``(B,)``, or soft targets, shape ``(B, K)``.
         """
         logits = logits.float()
         if not self.training:
@@ -45,22 +45,21 @@ class ClassificationLoss(nn.Module):
         wanted = shares * (1 - self.label_smoothing) + spread
         losses = -(wanted * log)
         if self.focal_gamma:
-            # A power below one has no slope at zero, where a class is certain.
-            doubt = (1 - log.exp()).clamp_min(torch.finfo(log.dtype).eps)
-            losses = losses * doubt**self.focal_gamma
+            # For gamma < 1 the gradient is infinite at probability 1.
+            modulation = (1 - log.exp()).clamp_min(torch.finfo(log.dtype).eps)
+            losses = losses * modulation**self.focal_gamma
         if self.class_weights is None:
             return losses.sum(dim=1).mean()
-        # As torch's cross-entropy does with classes: each class's term by its weight, over the weights of the true
-        # classes; of shares, each weight counts by its share.
+        # Normalised as torch's cross-entropy with class indices: by the sum of the targets' weights.
         return (losses * self.class_weights).sum() / (shares * self.class_weights).sum()
 
 
 class MultiLabelLoss(nn.Module):
-    """Binary cross-entropy of each class on its own; plain in evaluation.
+    """Multi-label binary cross-entropy; without smoothing and weights in evaluation.
 
     Args:
-        label_smoothing: How far targets move from 0 and 1 towards a half: 0.1 makes them 0.05 and 0.95.
-        positive_weights: Weight of a class's label where it is there, shape ``(K,)``; 1 when not given.
+        label_smoothing: Smoothing of the targets 0 and 1 towards 0.5: 0.1 gives 0.05 and 0.95.
+        positive_weights: Weight of positive targets of each class, shape ``(K,)``; 1 by default.
 
     Source: binary cross-entropy with smoothing for images: Wightman et al. 2021, arXiv:2110.00476, section 2.
     """
@@ -72,11 +71,11 @@ class MultiLabelLoss(nn.Module):
         self.positive_weights: Tensor | None
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The mean over images and classes.
+        """Average the loss over images and classes.
 
         Args:
             logits: Shape ``(B, K)``.
-            target: 1 where the image has the label, else 0, or a share between; shape ``(B, K)``, float.
+            target: Targets in 0..1, shape ``(B, K)``, float.
         """
         logits = logits.float()
         if not self.training:
@@ -86,7 +85,7 @@ class MultiLabelLoss(nn.Module):
 
 
 def balanced_weights(target: Tensor, num_classes: int) -> Tensor:
-    """Weights in inverse proportion to the number of images of each class; 1 on average over the images.
+    """Compute class weights inverse to the class frequencies, with mean 1 over the images.
 
     Args:
         target: Classes of the training images, shape ``(N,)``.
@@ -102,13 +101,13 @@ def balanced_weights(target: Tensor, num_classes: int) -> Tensor:
 
 
 def balanced_positive_weights(target: Tensor) -> Tensor:
-    """How many images lack a label for each that has it.
+    """Compute the ratio of negative to positive images of each label.
 
     Args:
         target: Labels of the training images, 1 or 0, shape ``(N, K)``.
 
     Returns:
-        Shape ``(K,)``, float32; 1 for a label that no image or every image has.
+        Shape ``(K,)``, float32; 1 for a label without positive or without negative images.
     """
     there = target.float().sum(dim=0)
     lacking = len(target) - there

@@ -1,4 +1,4 @@
-"""MAE: a ViT sees a few patches of an image, and a small decoder reconstructs the others."""
+"""MAE: the encoder runs on the visible patches, and a small decoder reconstructs the masked ones."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from vitrail.tasks.masking import (
 )
 from vitrail.tasks.pretraining import PretrainingTask
 
-# As the authors': heads of 32, tokens normalised as in the encoder.
+# As in the authors' code: 32 channels a head, LayerNorm as in the encoder.
 _DIM_HEAD = 32
 _NORM_EPS = 1e-6
 
 
 class Decoder(nn.Module):
-    """From the visible tokens to the pixels of all patches.
+    """Reconstruct the pixels of all patches from the visible tokens.
 
     Args:
-        in_dim: Width of the encoder's tokens.
-        dim: Width of the decoder's, a multiple of 32.
-        depth: Blocks.
-        values: Numbers of a patch.
+        in_dim: Channels of the encoder's tokens.
+        dim: Channels of the decoder's tokens, a multiple of 32.
+        depth: Number of blocks.
+        values: Values of a patch, ``ph * pw * C``.
 
     Source: He et al. 2022, arXiv:2111.06377, section 3, "MAE decoder".
     """
@@ -57,12 +57,12 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, visible: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Reconstruct.
+        """Insert mask tokens, add positions and decode.
 
         Args:
             visible: The encoder's tokens, shape ``(B, P + K, C)``, prefix tokens first.
-            keep: Places of the K visible patches, row-major, shape ``(B, K)``.
-            grid: Of the patches.
+            keep: Indices of the K visible patches, row-major, shape ``(B, K)``.
+            grid: Rows and columns of patches.
 
         Returns:
             Shape ``(B, *grid, values)``.
@@ -82,17 +82,17 @@ class Decoder(nn.Module):
 class MAETask(PretrainingTask):
     """Masked autoencoding.
 
-    Masked pixels are replaced by zeros before the model is called, and the tokens of masked patches are left out.
+    Masked pixels are set to 0 before the patch embedding, and the encoder skips the tokens of masked patches.
 
     Args:
-        model: Is trained.
-        normalize: Makes its inputs from a batch whose streams are in 0..1.
-        augment: Changes a batch's streams before that, in training only.
-        mask_ratio: Share of the patches that are hidden.
-        normalize_target: Whether each patch is reconstructed by its own mean and deviation.
+        model: Model to train.
+        normalize: Normalises streams in 0..1 to the model's inputs.
+        augment: Augmentation of a batch's streams in 0..1, in training only.
+        mask_ratio: Share of masked patches.
+        normalize_target: Whether the target is normalised by patch (:func:`normalize_patches`).
         loss_on: "masked" or "all" pixels.
-        decoder_dim: Width of the decoder; half the model's, as a multiple of 32, when not given.
-        decoder_depth: Its blocks.
+        decoder_dim: Channels of the decoder; by default half of the model's, as a multiple of 32.
+        decoder_depth: Number of decoder blocks.
 
     Raises:
         ConfigError: A model that is no ViT, one with a TokenLearner, or a ratio that leaves no patch visible.
@@ -136,14 +136,14 @@ class MAETask(PretrainingTask):
         self.decoder = Decoder(model.num_features, dim, decoder_depth, values)
 
     def reconstruct(self, x: Tensor, mask: Tensor) -> Tensor:
-        """All pixels from those that are visible.
+        """Reconstruct images from their visible patches.
 
         Args:
             x: Normalised images, shape ``(B, C, H, W)``.
-            mask: Hidden patches, shape ``(B, h, w)``, as many in each image.
+            mask: Shape ``(B, h, w)``, True where masked, with equally many masked patches in each image.
 
         Returns:
-            Shape ``(B, C, H, W)``; each patch by its own mean and deviation where targets are normalised so.
+            Shape ``(B, C, H, W)``, in the units of the target.
         """
         assert isinstance(self.model, ViT)
         (patches,) = self.model.embed(mask_pixels(x, mask, self.patch))
@@ -151,11 +151,11 @@ class MAETask(PretrainingTask):
         visible = int((~flat[0]).sum())
         keep = flat.to(torch.uint8).argsort(dim=1, stable=True)[:, :visible]
         tokens = self.model.forward_visible(patches, keep)
-        squares = self.decoder(tokens, keep, (mask.shape[1], mask.shape[2]))
-        return unpatchify(squares.float(), self.patch, (x.shape[2], x.shape[3]))
+        patches_out = self.decoder(tokens, keep, (mask.shape[1], mask.shape[2]))
+        return unpatchify(patches_out.float(), self.patch, (x.shape[2], x.shape[3]))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean squared error of the reconstruction."""
+        """Compute the mean squared error of the reconstruction."""
         (x,) = self.normalize(self.streams(batch))
         grid = tuple(patchify(x[:1, :1], self.patch).shape[1:3])
         mask = random_masks(len(x), (grid[0], grid[1]), self.mask_ratio, x.device)

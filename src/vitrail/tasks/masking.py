@@ -1,4 +1,4 @@
-"""Hiding squares of an image: which, from whom, and what must be reconstructed."""
+"""Random masks for masked image modelling, and the reconstruction target."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from vitrail.errors import ConfigError
 
 Pair = tuple[int, int]
 
-# Squares along the shorter side that the chosen mask size leaves: the published 32 pixels at 224 are seven.
-_LEAST_SQUARES = 6
+# Masked patches along the shorter side, at least; the published 32 pixels at 224 give seven.
+_MIN_PATCHES = 6
 
 
 def choose_mask_size(img_size: Pair, stride: Pair, wanted: int | None = None) -> Pair:
-    """Height and width in pixels of the squares that are masked.
+    """Choose the size of masked patches.
 
     Args:
-        img_size: Of the images.
-        stride: Pixels per first token of the model.
-        wanted: The side, where it is given.
+        img_size: Height and width of the images in pixels.
+        stride: Pixels per token after the patch embedding.
+        wanted: Side of a masked patch in pixels, if it is set.
 
     Returns:
-        ``wanted``, or the largest doubling of the stride of which six fit along the image's shorter side (the stride
-        itself where none does).
+        Height and width in pixels: ``wanted``, or the largest ``stride * 2 ** n`` that fits six times along each side
+        (at least the stride).
 
     Raises:
-        ConfigError: ``wanted`` is no multiple of the stride.
+        ConfigError: ``wanted`` is not a multiple of the stride.
 
     Source: 32 pixels at 224 for every architecture: Xie et al. 2022, arXiv:2111.09886, section 4.1.
     """
@@ -40,63 +40,62 @@ def choose_mask_size(img_size: Pair, stride: Pair, wanted: int | None = None) ->
             )
         return wanted, wanted
     size = stride
-    while all(side // (2 * s) >= _LEAST_SQUARES for side, s in zip(img_size, size, strict=True)):
+    while all(side // (2 * s) >= _MIN_PATCHES for side, s in zip(img_size, size, strict=True)):
         size = (2 * size[0], 2 * size[1])
     return size
 
 
 def grid_size(img_size: Pair, size: Pair) -> Pair:
-    """How many squares of a size cover an image, the last ones beyond its edge where need be."""
+    """Compute the grid of patches that covers an image; the last row and column may extend beyond it."""
     return -(-img_size[0] // size[0]), -(-img_size[1] // size[1])
 
 
 def random_masks(batch: int, grid: Pair, ratio: float, device: torch.device | str | None = None) -> Tensor:
-    """Draw masks of which each hides the same number of squares, from torch's generator on the CPU.
+    """Sample random masks with the same number of masked patches each, from torch's CPU generator.
 
     Args:
-        batch: How many.
-        grid: Squares, height and width.
-        ratio: Share to hide, rounded up to whole squares; 0 hides none and 1 all.
-        device: Where they are wanted.
+        batch: Number of masks.
+        grid: Rows and columns of patches.
+        ratio: Share of masked patches, rounded up.
+        device: Device of the result.
 
     Returns:
-        Shape ``(batch, *grid)``, bool, True where hidden.
+        Shape ``(batch, *grid)``, bool, True where masked.
 
     Raises:
-        ConfigError: A ratio below 1 that leaves no square visible, or one above 0 without squares.
+        ConfigError: A ratio below 1 leaves no patch visible.
 
     Source: He et al. 2022, arXiv:2111.06377, section 3, "Simple implementation".
     """
     count = grid[0] * grid[1]
-    hidden = num_masked(count, ratio)
     order = torch.rand(batch, count).argsort(dim=1)
-    masks = torch.zeros(batch, count, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
+    masks = torch.zeros(batch, count, dtype=torch.bool).scatter_(1, order[:, : num_masked(count, ratio)], True)
     return masks.view(batch, *grid).to(device)
 
 
 def num_masked(count: int, ratio: float) -> int:
-    """How many of ``count`` squares are hidden.
+    """Compute the number of masked patches among ``count``.
 
     Raises:
-        ConfigError: A ratio below 1 that leaves none visible.
+        ConfigError: A ratio below 1 leaves no patch visible.
     """
-    # A product such as 0.6 * 5 may lie a hair above the whole number that it stands for.
-    hidden = math.ceil(ratio * count - 1e-9)
-    if ratio < 1 and hidden == count:
+    # Floating point: 0.6 * 5 may exceed 3.
+    masked = math.ceil(ratio * count - 1e-9)
+    if ratio < 1 and masked == count:
         raise ConfigError(
-            f"task.mask_ratio {ratio} of {count} squares leaves none visible; give a lower ratio, smaller squares "
-            "(task.mask_size) or larger images (data.img_size)"
+            f"task.mask_ratio {ratio} of {count} patches leaves none visible; use a lower ratio, a smaller "
+            "task.mask_size or a larger data.img_size"
         )
-    return hidden
+    return masked
 
 
 def upsample_mask(mask: Tensor, factor: Pair, size: Pair) -> Tensor:
-    """Bring a mask from squares to what they consist of.
+    """Upsample a mask by nearest neighbours.
 
     Args:
         mask: Shape ``(B, h, w)``.
-        factor: Rows and columns of a square.
-        size: Height and width wanted; what lies beyond is cut off.
+        factor: Vertical and horizontal factor.
+        size: Height and width of the result; the rest is cropped.
 
     Returns:
         Shape ``(B, *size)``.
@@ -106,88 +105,88 @@ def upsample_mask(mask: Tensor, factor: Pair, size: Pair) -> Tensor:
 
 
 def mask_pixels(x: Tensor, mask: Tensor, size: Pair) -> Tensor:
-    """Replace what is masked by zeros, the mean of a normalised image.
+    """Replace masked pixels by 0, the mean of normalised images.
 
-    What comes out does not depend on the masked pixels at all, be they infinite or no number.
+    The result does not depend on the masked pixels, not even where they are infinite or NaN.
 
     Args:
         x: Normalised images, shape ``(B, C, H, W)``.
-        mask: Shape ``(B, h, w)``, True where hidden.
-        size: Height and width of a square in pixels.
+        mask: Shape ``(B, h, w)``, True where masked.
+        size: Height and width of a masked patch in pixels.
     """
     pixels = upsample_mask(mask, size, (x.shape[2], x.shape[3]))
     return torch.where(pixels[:, None], 0.0, x)
 
 
 def insert_mask_tokens(tokens: Tensor, mask: Tensor, size: Pair, stride: Pair, mask_token: Tensor) -> Tensor:
-    """Put the mask token where squares are hidden.
+    """Replace the tokens of masked patches by the mask token.
 
     Args:
-        tokens: A model's first tokens, shape ``(B, H, W, C)``.
-        mask: Shape ``(B, h, w)``, True where hidden.
-        size: Height and width of a square in pixels, multiples of the stride.
+        tokens: Tokens after the patch embedding, shape ``(B, H, W, C)``.
+        mask: Shape ``(B, h, w)``, True where masked.
+        size: Height and width of a masked patch in pixels, multiples of the stride.
         stride: Pixels per token.
         mask_token: Shape ``(C,)``.
     """
     factor = (size[0] // stride[0], size[1] // stride[1])
-    hidden = upsample_mask(mask, factor, (tokens.shape[1], tokens.shape[2]))
-    return torch.where(hidden[..., None], mask_token.to(tokens.dtype), tokens)
+    masked = upsample_mask(mask, factor, (tokens.shape[1], tokens.shape[2]))
+    return torch.where(masked[..., None], mask_token.to(tokens.dtype), tokens)
 
 
 def patchify(x: Tensor, size: Pair) -> Tensor:
-    """Cut images into squares, with zeros beyond the edge where the size does not divide them.
+    """Split images into patches; the last row and column are padded with zeros.
 
     Args:
         x: Shape ``(B, C, H, W)``.
-        size: Height and width of a square.
+        size: Height and width of a patch in pixels.
 
     Returns:
-        Shape ``(B, h, w, C * sh * sw)``, bands first.
+        Shape ``(B, h, w, C * ph * pw)``, bands first.
     """
     B, C, H, W = x.shape
     h, w = grid_size((H, W), size)
     x = F.pad(x, (0, w * size[1] - W, 0, h * size[0] - H))
-    squares = x.view(B, C, h, size[0], w, size[1]).permute(0, 2, 4, 1, 3, 5)
-    return squares.reshape(B, h, w, C * size[0] * size[1])
+    patches = x.view(B, C, h, size[0], w, size[1]).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(B, h, w, C * size[0] * size[1])
 
 
-def unpatchify(squares: Tensor, size: Pair, img_size: Pair) -> Tensor:
-    """What :func:`patchify` cut, put together: ``(B, h, w, C * sh * sw)`` to ``(B, C, *img_size)``."""
-    B, h, w, values = squares.shape
+def unpatchify(patches: Tensor, size: Pair, img_size: Pair) -> Tensor:
+    """Invert :func:`patchify`: ``(B, h, w, C * ph * pw)`` to ``(B, C, *img_size)``."""
+    B, h, w, values = patches.shape
     C = values // (size[0] * size[1])
-    x = squares.view(B, h, w, C, *size).permute(0, 3, 1, 4, 2, 5).reshape(B, C, h * size[0], w * size[1])
+    x = patches.view(B, h, w, C, *size).permute(0, 3, 1, 4, 2, 5).reshape(B, C, h * size[0], w * size[1])
     return x[:, :, : img_size[0], : img_size[1]]
 
 
 def normalize_patches(x: Tensor, size: Pair) -> Tensor:
-    """Bring each square of each image to mean 0 and deviation 1 over its pixels and bands.
+    """Normalise each patch to mean 0 and standard deviation 1 over its pixels and bands.
 
     Args:
-        x: Shape ``(B, C, H, W)``; pixels beyond the edge do not count.
-        size: Height and width of a square.
+        x: Shape ``(B, C, H, W)``; padding of the last patches does not count.
+        size: Height and width of a patch in pixels.
 
-    Source: He et al. 2022, arXiv:2111.06377, section 3, "Reconstruction target"; the unbiased variance and the 1e-6
-    are the authors' code's.
+    Source: He et al. 2022, arXiv:2111.06377, section 3, "Reconstruction target"; unbiased variance and 1e-6 as in
+    the authors' code.
     """
     img_size = (x.shape[2], x.shape[3])
     inside = patchify(torch.ones_like(x), size)
-    squares = patchify(x, size)
-    number = inside.sum(-1, keepdim=True)
-    mean = squares.sum(-1, keepdim=True) / number
-    offset = (squares - mean) * inside
-    variance = offset.square().sum(-1, keepdim=True) / (number - 1).clamp_min(1)
+    patches = patchify(x, size)
+    count = inside.sum(-1, keepdim=True)
+    mean = patches.sum(-1, keepdim=True) / count
+    offset = (patches - mean) * inside
+    variance = offset.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)
     return unpatchify(offset / (variance + 1e-6).sqrt(), size, img_size)
 
 
 def masked_mean(errors: Tensor, pixels: Tensor | None) -> Tensor:
-    """Mean error of the masked pixels.
+    """Average errors over the masked pixels.
 
     Args:
-        errors: Of each band of each pixel, shape ``(B, C, H, W)``.
-        pixels: Shape ``(B, H, W)``, True where they count; all of them when None.
+        errors: Shape ``(B, C, H, W)``.
+        pixels: Mask, shape ``(B, H, W)``; None averages over all pixels.
     """
     if pixels is None:
         return errors.mean()
     weight = pixels[:, None].expand_as(errors)
-    # Not a product: what is not counted may be infinite.
+    # torch.where instead of a product: errors outside of the mask may be infinite.
     return torch.where(weight, errors, 0.0).sum() / weight.sum().clamp_min(1)

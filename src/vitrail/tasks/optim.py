@@ -1,4 +1,4 @@
-"""Which parameters decay, and how the learning rate moves."""
+"""Parameter groups for weight decay and layer-wise learning rates, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from vitrail.models.base import VisionModel
 def parameter_groups(
     model: VisionModel, weight_decay: float, learning_rate: float = 1e-3, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Sort trainable parameters by whether they decay and, with a layer decay, by their layer.
+    """Group trainable parameters by weight decay and, with layer-wise learning-rate decay, by layer.
 
-    Biases, norms (all parameters of one dimension) and what the model names (positions, class tokens) do not decay.
+    One-dimensional parameters (biases, norms) and those of ``model.no_weight_decay()`` (positions, class tokens) have
+    no weight decay.
 
     Args:
-        model: The model.
-        weight_decay: Of the others.
-        learning_rate: Of the classifier; with a layer decay d, the group k before it has d ** k times as much.
-        layer_decay: Above 0 and at most 1.
+        model: Model to train.
+        weight_decay: Weight decay of all other parameters.
+        learning_rate: Learning rate of the classifier; the group k layers below it has ``layer_decay ** k`` times this.
+        layer_decay: Layer-wise learning-rate decay, above 0 and at most 1.
 
     Returns:
-        Groups for an optimiser, the fastest first, empty ones left out.
+        Non-empty groups for an optimiser, highest learning rate first.
 
-    Source: Loshchilov & Hutter 2019, arXiv:1711.05101; what is exempt: Touvron et al. 2021, arXiv:2012.12877; layer
+    Source: Loshchilov & Hutter 2019, arXiv:1711.05101; exemptions: Touvron et al. 2021, arXiv:2012.12877; layer
     decay: Clark et al. 2020, arXiv:2003.10555, section 3.1, and Bao et al. 2022, arXiv:2106.08254, appendix.
     """
     exempt = model.no_weight_decay()
@@ -44,15 +45,15 @@ def parameter_groups(
 
 
 def warmup_cosine(total_steps: int, warmup_steps: int, floor: float) -> Callable[[int], float]:
-    """Factor on the learning rate: linear rise over the warm-up, then half a cosine down to ``floor``.
+    """Build a schedule: linear warm-up, then cosine decay to ``floor``.
 
     Args:
         total_steps: Optimiser steps of the whole training.
-        warmup_steps: Of which for the rise; fewer than the total.
-        floor: Factor at the end, 0 to 1.
+        warmup_steps: Warm-up steps among these, fewer than ``total_steps``.
+        floor: Final factor on the learning rate, in 0..1.
 
     Returns:
-        A function of the step, for :class:`torch.optim.lr_scheduler.LambdaLR`.
+        Factor on the learning rate as a function of the step, for :class:`torch.optim.lr_scheduler.LambdaLR`.
 
     Raises:
         ConfigError: The warm-up takes all steps.

@@ -1,4 +1,4 @@
-"""What every task without labels has in common."""
+"""Base class of the pre-training tasks."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from vitrail.tasks.base import Task
 
 
 class PretrainingTask(Task):
-    """A model, and around it what its pre-training needs and its later life does not."""
+    """A model with the modules that only its pre-training needs."""
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            batch: Its streams in 0..1, shape ``(B, C, H, W)`` each, as :meth:`prepare` gives it; other keys are
-                passed over.
+            batch: Output of :meth:`prepare`: streams in 0..1, shape ``(B, C, H, W)`` each; other keys are ignored.
 
         Returns:
-            "loss", and what else is worth recording, by name.
+            ``loss``, and further values to log, by name.
         """
 
     def loss(self, output: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        """What is optimised of a batch's results."""
+        """Return the loss that :meth:`forward` computed."""
         return output["loss"]
 
     def represent(self, streams: Mapping[str, Tensor]) -> Tensor:
-        """What a classifier would see, ``(B, num_features)``, of streams in 0..1."""
+        """Compute pre-logit features ``(B, num_features)`` of streams in 0..1."""
         features = self.model.forward_features(*self.normalize(streams))
         return self.model.forward_head(features, pre_logits=True)

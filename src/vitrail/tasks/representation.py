@@ -1,4 +1,4 @@
-"""What a model has learned without labels: how well classes can be told apart, and how its features are spread."""
+"""Quality of representations: linear probe, k-NN, rank, alignment, uniformity and collapse."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
-# The features have collapsed where their spread is less than this share of what it was before training ...
+# Features have collapsed if their spread is below this share of the spread before training ...
 COLLAPSED_SHARE = 0.1
-# ... or RankMe about their mean is below this: they lie on one line. It takes some images to tell.
+# ... or RankMe of the centred features is below this: they lie on one line.
 COLLAPSED_RANK = 1.05
-_LEAST_IMAGES = 16
+_MIN_IMAGES = 16
 
 
 def rank_me(features: Tensor) -> float:
-    """Effective number of dimensions of features: e to the entropy of their singular values.
+    """Compute RankMe, the effective rank of features: exp of the entropy of their singular values.
 
     Args:
         features: Shape ``(N, C)``.
 
     Returns:
-        From 1 (all on one line through zero) to the smaller of N and C.
+        1 (all features on one line through 0) to ``min(N, C)``.
 
     Source: Garrido et al. 2023, arXiv:2210.02885, equation 1.
     """
@@ -35,11 +35,11 @@ def rank_me(features: Tensor) -> float:
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance of the features of two views of an image, on the unit sphere: 0 to 4, less is better.
+    """Compute the alignment: mean squared distance of two views on the unit sphere, 0 to 4, lower is better.
 
     Args:
         first: Features of one view of each image, shape ``(N, C)``.
-        second: Those of the other.
+        second: Features of the other view, shape ``(N, C)``.
 
     Source: Wang & Isola 2020, arXiv:2005.10242, equation for L_align with alpha = 2.
     """
@@ -48,14 +48,13 @@ def alignment(first: Tensor, second: Tensor) -> float:
 
 
 def uniformity(features: Tensor) -> float:
-    """Logarithm of the mean of e to -2 times the squared distance of two images, on the unit sphere.
+    """Compute the uniformity: log of the mean of ``exp(-2 * squared distance)`` over pairs on the unit sphere.
 
     Args:
-        features: One row an image, shape ``(N, C)``, at least two.
+        features: Shape ``(N, C)``, N at least 2.
 
     Returns:
-        0 where all features are alike, and near -4 where they are spread evenly over a sphere of many dimensions; less
-        is better.
+        0 for identical features, about -4 for features spread evenly over a high-dimensional sphere; lower is better.
 
     Source: Wang & Isola 2020, arXiv:2005.10242, equation for L_uniform with t = 2.
     """
@@ -64,13 +63,13 @@ def uniformity(features: Tensor) -> float:
 
 
 def spread(features: Tensor) -> float:
-    """Mean deviation of the features' numbers on the unit sphere, times the square root of their number.
+    """Compute the mean standard deviation of features on the unit sphere, times ``sqrt(C)``.
 
     Args:
         features: Shape ``(N, C)``.
 
     Returns:
-        0 where all images have the same features, about 1 where they are spread evenly.
+        0 for identical features, about 1 for features spread evenly.
 
     Source: Chen & He 2021, arXiv:2011.10566, section 4.1.
     """
@@ -79,20 +78,19 @@ def spread(features: Tensor) -> float:
 
 
 def collapse(features: Tensor, first_spread: float) -> str | None:
-    """Whether training has made features say next to nothing about which image they are of.
+    """Detect collapsed features.
 
-    The rule: their :func:`spread` is less than a tenth of what it was before training (all images have nearly the same
-    features; a random network may begin with little spread), or RankMe of the features less their mean is below 1.05
-    (they differ along one line only). Fewer than 16 images are not judged.
+    Features have collapsed if their :func:`spread` is below a tenth of the spread before training, or RankMe of the
+    centred features is below 1.05. Fewer than 16 images are not judged.
 
     Args:
         features: Shape ``(N, C)``.
-        first_spread: Of the features before training.
+        first_spread: Spread before training.
 
     Returns:
-        What is the matter; None where nothing is.
+        A description of the collapse; None without collapse.
     """
-    if len(features) < _LEAST_IMAGES:
+    if len(features) < _MIN_IMAGES:
         return None
     found = spread(features)
     if found < COLLAPSED_SHARE * first_spread:
@@ -107,23 +105,23 @@ def collapse(features: Tensor, first_spread: float) -> str | None:
 
 
 def knn_predict(train: Array, labels: Labels, test: Array, neighbours: int = 20) -> Labels:
-    """Classes by the vote of the most alike labelled images.
+    """Classify by weighted k nearest neighbours with cosine similarity.
 
     Args:
-        train: Features of labelled images, shape ``(N, C)``.
-        labels: Their classes, shape ``(N,)``.
-        test: Features of others, shape ``(M, C)``.
-        neighbours: How many vote, each with its cosine as weight; all where there are fewer.
+        train: Features of the training images, shape ``(N, C)``.
+        labels: Classes of the training images, shape ``(N,)``.
+        test: Features of the test images, shape ``(M, C)``.
+        neighbours: Number of neighbours, at most N.
 
     Returns:
-        Shape ``(M,)``.
+        Predicted classes, shape ``(M,)``.
 
-    Source: Wu et al. 2018, arXiv:1805.01978, section 3.4 (weighted by e to the cosine over 0.07).
+    Source: Wu et al. 2018, arXiv:1805.01978, section 3.4 (weights ``exp(cosine / 0.07)``).
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     def weights(distances: Array) -> Array:
-        # scikit-learn's cosine distance is one minus the cosine.
+        # scikit-learn's cosine distance is 1 - cosine.
         result: Array = np.exp((1 - distances) / 0.07)
         return result
 
@@ -133,17 +131,17 @@ def knn_predict(train: Array, labels: Labels, test: Array, neighbours: int = 20)
 
 
 def probe_predict(train: Array, labels: Labels, test: Array) -> Labels:
-    """Classes by a logistic regression on features of deviation 1.
+    """Classify by a linear probe: logistic regression on standardised features.
 
     Args:
-        train: Features of labelled images, shape ``(N, C)``.
-        labels: Their classes, shape ``(N,)``; at least two.
-        test: Features of others, shape ``(M, C)``.
+        train: Features of the training images, shape ``(N, C)``.
+        labels: Classes of the training images, shape ``(N,)``; at least two classes.
+        test: Features of the test images, shape ``(M, C)``.
 
     Returns:
-        Shape ``(M,)``.
+        Predicted classes, shape ``(M,)``.
 
-    Source: the linear evaluation of Chen et al. 2020, arXiv:2002.05709, section 2.1, solved to the end.
+    Source: linear evaluation: Chen et al. 2020, arXiv:2002.05709, section 2.1.
     """
     import warnings
 
@@ -154,7 +152,7 @@ def probe_predict(train: Array, labels: Labels, test: Array) -> Labels:
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=200))
     with warnings.catch_warnings():
-        # A probe that watches training need not be exact to the last digit.
+        # A probe that only monitors training need not converge to the last digit.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found: Labels = probe.fit(train, labels).predict(test)
     return found

@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image are to be alike, views of two images are not."""
+"""SimCLR: contrastive learning of pairs of augmented views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitrail.tasks.pretraining import PretrainingTask
 
 
 class _Gather(torch.autograd.Function):
-    """Tensors of all processes, each as long as the own one, below each other; gradients come back summed."""
+    """All-gather along the first dimension; the backward pass sums gradients over processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)  # the reduction writes into it
+        total = gradient.clone(memory_format=torch.contiguous_format)  # all_reduce works in place
         dist.all_reduce(total)
         own = len(total) // dist.get_world_size()
         start = dist.get_rank() * own
@@ -34,12 +34,10 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """What all processes hold, ``(world * N, C)`` in their order; ``x`` itself where there is one process.
-
-    A gradient that any process has with respect to these rows reaches the process that they come from.
+    """Gather rows of all processes, ``(world * N, C)`` by rank; gradients flow back to the process of each row.
 
     Args:
-        x: This process's rows, shape ``(N, C)``, as many in each.
+        x: Rows of this process, shape ``(N, C)``, equally many in each process.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
@@ -51,18 +49,17 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, *, gather: bool =
     """Normalised temperature-scaled cross-entropy.
 
     For each of the 2 N views i with its partner j, -log(exp(s_ij / t) / sum over k != i of exp(s_ik / t)), where s is
-    the cosine of two vectors; the mean over the views. With several processes the sum runs over the views of all of
-    them, and the mean of the processes' losses, whose gradient data-parallel training takes, is what one process
-    would have got.
+    the cosine similarity, averaged over the views. With several processes the sum runs over the views of all of them:
+    the mean of their losses, which data-parallel training optimises, equals the loss of one process.
 
     Args:
-        first: Vectors of one view of each image, shape ``(N, C)``.
-        second: Those of the other view.
-        temperature: t.
-        gather: Whether to take in the views of other processes; each then has as many.
+        first: Projections of one view of each image, shape ``(N, C)``.
+        second: Projections of the other view, shape ``(N, C)``.
+        temperature: Temperature t.
+        gather: Whether negatives include the views of other processes, which then have equally many.
 
     Returns:
-        The loss, and the share of views whose partner is the most alike of all, both over this process's views.
+        Loss, and accuracy (share of views whose partner is the most similar view), both over this process's views.
 
     Source: Chen et al. 2020, arXiv:2002.05709, equation 1 and algorithm 1.
     """
@@ -71,7 +68,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float, *, gather: bool =
     own = z.flatten(0, 1)
     everyone, start, total = own, 0, N
     if gather:
-        # Views of one image lie as far apart as there are images: the rows of a process are first, then second.
+        # Rows of each process: its first views, then its second views.
         everyone = gather_with_gradient(own)
         total = len(everyone) // 2
         start = dist.get_rank() * 2 * N if total > N else 0
@@ -87,14 +84,14 @@ class SimCLRTask(PretrainingTask):
     """Contrastive learning.
 
     Args:
-        model: Is trained.
-        normalize: Makes its inputs from a batch whose streams are in 0..1.
-        views: Draws a view of each image from a batch's streams, another at each call.
-        temperature: Of the loss.
-        projection_dim: Width of the vectors that are compared.
+        model: Model to train.
+        normalize: Normalises streams in 0..1 to the model's inputs.
+        views: Samples an augmented view of each image from a batch's streams, a different one at each call.
+        temperature: Temperature of the loss.
+        projection_dim: Channels of the projections.
 
-    Source: Chen et al. 2020, arXiv:2002.05709, section 2.1; the projection has a hidden layer as wide as the features,
-    with ReLU, and no BatchNorm, so that several processes give what one does.
+    Source: Chen et al. 2020, arXiv:2002.05709, section 2.1; the projection head has one hidden layer, ReLU and no
+    BatchNorm, so that several processes compute the same loss as one.
     """
 
     def __init__(
@@ -111,12 +108,12 @@ class SimCLRTask(PretrainingTask):
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The loss of a batch, and the share of views that find their partner ("partner_accuracy")."""
+        """Compute the loss of a batch, and the accuracy of finding each view's partner ("partner_accuracy")."""
         streams = self.streams(batch)
         pair = [self.views(streams) for _ in range(2)]
-        # One pass: what a BatchNorm sees does not tell the two views apart.
+        # One forward pass, so that BatchNorm statistics cover both views.
         both = {name: torch.cat([view[name] for view in pair]) for name in streams}
         first, second = self.projection(self.represent(both)).chunk(2)
-        # The last batch of a validation may be another size in each process.
+        # The last validation batch may differ in size between processes.
         loss, accuracy = nt_xent(first, second, self.temperature, gather=self.training)
         return {"loss": loss, "partner_accuracy": accuracy}

@@ -1,4 +1,4 @@
-"""SimMIM: squares of an image are masked, and a light head on the model's last tokens reconstructs their pixels."""
+"""SimMIM: patches are masked, and a light head on the last feature map reconstructs their pixels."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from vitrail.tasks.pretraining import PretrainingTask
 
 Pair = tuple[int, int]
 
-# The stride up to which one linear layer gives the pixels; the published head's.
+# Largest stride that one linear layer predicts, as in the published head.
 _DIRECT_STRIDE = 32
 
 
 class PixelHead(nn.Module):
-    """From last tokens to pixels: one linear layer, whose outputs are the pixels of a token's square.
+    """Predict pixels from the last feature map with one linear layer.
 
-    Where a token stands for more than 32 pixels a side, the map is first doubled: a linear layer gives four tokens of
-    half the width each, as often as it takes.
+    For strides above 32 the feature map is first upsampled: a linear layer splits each token into 2 x 2 tokens of half
+    the channels, until the stride is 32 or odd.
 
     Args:
-        dim: Width of the tokens.
+        dim: Channels of the feature map.
         stride: Pixels per token, height and width.
-        chans: Bands.
+        chans: Number of bands.
 
     Source: Xie et al. 2022, arXiv:2111.09886, section 3.3 (the linear layer).
     """
@@ -70,24 +70,22 @@ class PixelHead(nn.Module):
 class SimMIMTask(PretrainingTask):
     """Masked image modelling with any model, of one or two streams.
 
-    Masked pixels are replaced by zeros before the model is called, so that none reaches it through overlapping
-    kernels either, and the first tokens of masked squares by a learned mask token, so that a masked square is no
-    grey one. Each stream has masks of its own. A stream whose ratio is 1 is reconstructed from the other alone; one
-    whose ratio is 0 is shown whole and not reconstructed.
+    Masked pixels are set to 0 before the patch embedding, so that they do not leak through overlapping kernels. The
+    tokens of masked patches are replaced by a learned mask token. Each stream has its own masks. A stream with ratio 1
+    is reconstructed from the other stream alone; a stream with ratio 0 is fully visible and not reconstructed.
 
     Args:
-        model: Is trained.
-        normalize: Makes its inputs from a batch whose streams are in 0..1.
-        augment: Changes a batch's streams before that, in training only.
-        mask_ratios: For each stream the share that is hidden.
-        mask_size: Side of a masked square in pixels; chosen by :func:`~vitrail.tasks.masking.choose_mask_size` when
-            not given.
-        normalize_target: Whether each square is reconstructed by its own mean and deviation.
+        model: Model to train.
+        normalize: Normalises streams in 0..1 to the model's inputs.
+        augment: Augmentation of a batch's streams in 0..1, in training only.
+        mask_ratios: Share of masked patches, by stream.
+        mask_size: Side of a masked patch in pixels; by default :func:`~vitrail.tasks.masking.choose_mask_size`.
+        normalize_target: Whether the target is normalised by patch.
         loss_on: "masked" or "all" pixels.
 
     Raises:
-        ConfigError: A model whose last tokens lie on no grid, ratios that hide nothing or everything, or a size that
-            is no multiple of the model's first stride.
+        ConfigError: The model's last tokens form no grid, the ratios mask nothing or everything, or the mask size is
+            not a multiple of the model's first stride.
 
     Source: Xie et al. 2022, arXiv:2111.09886, section 3; masks and losses of two streams, each reconstructed from
     both, after Bachmann et al. 2022, arXiv:2204.01678.
@@ -110,8 +108,8 @@ class SimMIMTask(PretrainingTask):
         self.ends = {end.stream: end for end in model.ends}
         if not self.ends:
             raise ConfigError(
-                "after a TokenLearner without fuser no token stands for a place in the image, so that none can be "
-                "reconstructed; give token_learner.fuse true, or leave token_learner out"
+                "the tokens after a TokenLearner without fuser form no grid, which task.name simmim reconstructs; set "
+                "token_learner.fuse true, or leave token_learner out"
             )
         self.ratios = dict(mask_ratios)
         if set(self.ratios) != set(self.ends):
@@ -121,7 +119,7 @@ class SimMIMTask(PretrainingTask):
             )
         if not any(self.ratios.values()) or all(ratio == 1 for ratio in self.ratios.values()):
             raise ConfigError(
-                "task.mask_ratio must leave something to see and something to reconstruct, got "
+                "task.mask_ratio must leave visible and masked patches, got "
                 + ", ".join(f"{ratio:g} of {name}" for name, ratio in self.ratios.items())
             )
         self.normalize_target, self.loss_on = normalize_target, loss_on
@@ -140,7 +138,7 @@ class SimMIMTask(PretrainingTask):
                 self.heads[stream.name] = PixelHead(end.last_dim, end.last_stride, stream.chans)
 
     def draw_masks(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Random masks for each stream of which something is hidden, ``(B, h, w)``."""
+        """Sample masks ``(B, h, w)`` of each stream whose ratio is above 0."""
         masks: dict[str, Tensor] = {}
         for name, x in inputs.items():
             if self.ratios[name]:
@@ -149,14 +147,14 @@ class SimMIMTask(PretrainingTask):
         return masks
 
     def reconstruct(self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All pixels of the masked streams, from what is visible of all streams.
+        """Reconstruct the masked streams from the visible patches of all streams.
 
         Args:
             inputs: Normalised streams, in the model's order, shape ``(B, C, H, W)`` each.
-            masks: For each masked stream what is hidden, shape ``(B, h, w)``.
+            masks: Mask of each masked stream, shape ``(B, h, w)``, True where masked.
 
         Returns:
-            For each masked stream, shape ``(B, C, H, W)``.
+            Pixels of each masked stream, shape ``(B, C, H, W)``.
         """
         shown = [mask_pixels(x, masks[n], self.sizes[n]) if n in masks else x for n, x in inputs.items()]
         embedded = [
@@ -169,7 +167,7 @@ class SimMIMTask(PretrainingTask):
         return {n: self.heads[n](last[n], (inputs[n].shape[2], inputs[n].shape[3])) for n in masks}
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean absolute error of the reconstruction, the mean over the streams; with two also that of each."""
+        """Compute the mean absolute error, averaged over streams; with two streams also that of each."""
         streams = self.streams(batch)
         inputs = dict(zip(streams, self.normalize(streams), strict=True))
         masks = self.draw_masks(inputs)
