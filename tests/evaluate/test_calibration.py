@@ -56,7 +56,7 @@ def test_bins_of_equally_many_claims():
     assert set(table["count"]) == {30, 31}
     order = np.argsort(claims.confidence)
     by_hand = sum(
-        len(part) / 307 * abs(claims.confidence[part].mean() - claims.right[part].mean())
+        len(part) / 307 * abs(claims.confidence[part].mean() - claims.correct[part].mean())
         for part in np.array_split(order, 10)
     )
     assert calibration_error(table) == pytest.approx(by_hand)

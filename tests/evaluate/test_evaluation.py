@@ -190,7 +190,7 @@ def test_groups(run, capsys):
     assert metrics["intervals"]["unit"] == "group"
     pair = metrics["intervals"]["measures"]["accuracy"]
     assert pair is None or [metrics["accuracy_low"], metrics["accuracy_high"]] == pair
-    fails(capsys, ["evaluate", run, "--groups", "plant_9"], 1, r"found in 0 of 22 paths")
+    fails(capsys, ["evaluate", run, "--groups", "plant_9"], 1, r"matches 0 of 22 paths")
     fails(capsys, ["evaluate", run, "--groups", "("], 2, "neither a column nor a regular expression")
     fails(capsys, ["evaluate", run, "--groups", r"(test)?"], 1, "at least 2 groups")
 
@@ -206,9 +206,9 @@ def test_groups_of_tables(tmp_path):
     assert groups_of_predictions(table, "none", data) is None
     assert groups_of_predictions(table, r"(.)\.png", data) == ["b", "a"]
     assert groups_of_predictions(table[["path"]], None, data) is None
-    with pytest.raises(DataError, match="no column either; did you mean 'plant'"):
+    with pytest.raises(DataError, match="no column has this name; did you mean 'plant'"):
         groups_of_predictions(table, "plants", data)
-    with pytest.raises(DataError, match=r"1 images have no 'plant', c\.png"):
+    with pytest.raises(DataError, match=r"1 images have no .plant. .first: c\.png"):
         groups_of_predictions(pd.DataFrame({"path": ["a.png", "c.png"]}), "plant", data)
     with pytest.raises(ConfigError, match="regular expression"):
         groups_of_predictions(table, "(", data)

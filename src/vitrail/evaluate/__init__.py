@@ -1,4 +1,4 @@
-"""How good a trained run is, and how sure that is."""
+"""Measures of trained runs, with confidence intervals."""
 
 from vitrail.evaluate.run import evaluate
 from vitrail.evaluate.saved_predictions import evaluate_saved

@@ -1,4 +1,4 @@
-"""Intervals of one run's measures by the bootstrap: images drawn anew, or whole groups of them."""
+"""Bootstrap confidence intervals of one run's measures, over images or groups of images."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ from vitrail.errors import ConfigError, DataError
 Doubles = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
-# Numbers held at a time, so that many images and resamples need no more memory than few.
+# Elements of a chunk of weights; bounds the memory.
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How images are drawn anew.
+    """Settings of the bootstrap.
 
     Attributes:
-        images: How many there are.
-        groups: The group of each image where images belong together (of one plant, one patient, one scene): groups
-            are then drawn whole. Each image is a group of its own when not given.
-        resamples: How often.
-        seed: Of the drawing.
-        confidence: Coverage wanted.
+        images: Number of images.
+        groups: Group of each image (plant, patient, scene), for resampling of whole groups; None resamples images.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+        confidence: Confidence level.
 
     Raises:
-        ConfigError: Settings out of range.
-        DataError: Another number of groups than images, or a single group.
+        ConfigError: A setting is out of range.
+        DataError: ``groups`` has another length than images, or holds a single group.
     """
 
     images: int
@@ -57,18 +56,18 @@ class Bootstrap:
 
     @property
     def units(self) -> int:
-        """How many things are drawn: images, or groups."""
+        """Number of resampled units: images or groups."""
         return self.images if self.groups is None else len(set(self.groups))
 
     def weights(self, resamples: int | None = None, at_a_time: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
-        """How often each image is drawn.
+        """Sample the weight of each image in each resample.
 
         Args:
-            resamples: How many of the resamples; all when not given.
-            at_a_time: How many to give at once; as many as memory holds easily when not given.
+            resamples: Number of resamples; all by default.
+            at_a_time: Resamples in a chunk; by default bounded by memory.
 
         Yields:
-            Shape ``(N, r)``, a column a resample, until all are there.
+            Chunks of shape ``(N, r)``.
         """
         rng = np.random.default_rng(self.seed)
         left = self.resamples if resamples is None else min(resamples, self.resamples)
@@ -83,17 +82,16 @@ class Bootstrap:
             left -= count
 
     def interval(self, values: npt.ArrayLike) -> Interval | None:
-        """Where a measure lies, from its values over the resamples.
+        """Compute the expanded percentile interval of a measure.
 
-        The percentile interval, its tails moved outwards as far as Student's t lies outside the normal distribution
-        and a variance over n instead of n - 1 is too small; with few units the plain one is too narrow.
+        The tails are widened from normal to Student quantiles and by ``sqrt(n / (n - 1))``, because the plain
+        percentile interval is too narrow for few units.
 
         Args:
-            values: One a resample; those that are no numbers (a class that was not drawn) do not count.
+            values: Measure of each resample; values that are not finite (an absent class) are ignored.
 
         Returns:
-            Lowest and highest; None where they are the same, because nothing that could vary was seen, or where less
-            than half of the resamples give a number.
+            Low and high; None where they are equal, or where fewer than half of the values are finite.
 
         Source: Efron 1979, Ann. Stat. 7, 1-26; Hesterberg 2015, Am. Stat. 69, 371-386, section 4.3 ("expanded").
         """
@@ -108,17 +106,17 @@ class Bootstrap:
         return None if low == high else (float(low), float(high))
 
     def mean(self, values: npt.ArrayLike) -> Interval | None:
-        """Interval of the mean of one number an image.
+        """Compute the interval of a mean over images.
 
         Args:
-            values: Shape ``(N,)``.
+            values: Value of each image, shape ``(N,)``.
         """
         values = np.asarray(values, dtype=np.float64)
         means = [(values @ weights) / weights.sum(axis=0) for weights in self.weights()]
         return self.interval(np.concatenate(means))
 
     def describe(self) -> dict[str, object]:
-        """What a reader of the intervals must know."""
+        """Describe the method, for a JSON file."""
         return {
             "method": "expanded percentile bootstrap",
             "confidence": self.confidence,

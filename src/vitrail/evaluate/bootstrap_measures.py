@@ -1,7 +1,7 @@
-"""Measures of many resamples at once: from how often each image was drawn instead of from the images again.
+"""Measures of all bootstrap resamples at once, from the weight of each image in each resample.
 
-Images are the rows of all arrays and resamples the columns, so that sums over images are products with sparse
-matrices of zeros and ones. Each function equals scikit-learn's on the images repeated as often as they were drawn.
+Rows of the arrays are images and columns are resamples, so that sums over images are products with sparse indicator
+matrices. Each function equals scikit-learn's on the resampled images.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ Weights = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Counts:
-    """What was drawn of each class, each of shape ``(K, r)``.
+    """Counts of each class in each resample, shape ``(K, r)`` each.
 
     Attributes:
-        right: Images of the class that are predicted as such.
+        correct: True positives.
         true: Images of the class.
-        predicted: Images that are predicted as such.
-        total: Images in all, shape ``(r,)``.
+        predicted: Images predicted as the class.
+        total: All images, shape ``(r,)``.
     """
 
-    right: Doubles
+    correct: Doubles
     true: Doubles
     predicted: Doubles
     total: Doubles
 
 
 class Counter:
-    """Counts classes in resamples.
+    """Count classes in resamples.
 
     Args:
-        true: Whether each image has each class, shape ``(N, K)``.
-        predicted: Whether it is predicted to have it, shape ``(N, K)``.
+        true: Targets, shape ``(N, K)``.
+        predicted: Predictions, shape ``(N, K)``.
     """
 
     def __init__(self, true: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_]) -> None:
@@ -49,60 +49,60 @@ class Counter:
         """Count.
 
         Args:
-            weights: How often each image was drawn, shape ``(N, r)``.
+            weights: Weight of each image in each resample, shape ``(N, r)``.
         """
-        right, true, predicted = (np.asarray(sums @ weights, dtype=np.float64) for sums in self._sums)
-        return Counts(right, true, predicted, weights.sum(axis=0, dtype=np.float64))
+        correct, true, predicted = (np.asarray(sums @ weights, dtype=np.float64) for sums in self._sums)
+        return Counts(correct, true, predicted, weights.sum(axis=0, dtype=np.float64))
 
 
 def class_measures(counts: Counts) -> dict[str, Doubles]:
-    """Precision, recall and F1 of each class, shape ``(K, r)``; 0 where nothing is there to divide by."""
+    """Compute precision, recall and F1 of each class, shape ``(K, r)``; 0 where undefined (0/0)."""
     return {
-        "precision": _ratio(counts.right, counts.predicted),
-        "recall": _ratio(counts.right, counts.true),
-        "f1": _ratio(2 * counts.right, counts.true + counts.predicted),
+        "precision": _ratio(counts.correct, counts.predicted),
+        "recall": _ratio(counts.correct, counts.true),
+        "f1": _ratio(2 * counts.correct, counts.true + counts.predicted),
     }
 
 
 def defined_measures(counts: Counts) -> dict[str, Doubles]:
-    """Compute :func:`class_measures`, NaN where a measure is 0/0: such a resample says nothing of the measure."""
+    """Compute :func:`class_measures` with NaN where undefined (0/0)."""
     totals = {"precision": counts.predicted, "recall": counts.true, "f1": counts.true + counts.predicted}
     return {name: np.where(totals[name] > 0, values, np.nan) for name, values in class_measures(counts).items()}
 
 
 def averaged_measures(counts: Counts) -> dict[str, Doubles]:
-    """Macro, micro and weighted averages of precision, recall and F1, each of shape ``(r,)``.
+    """Compute macro, micro and weighted averages of precision, recall and F1, shape ``(r,)`` each.
 
-    Macro averages run over the classes that were drawn or predicted.
+    Macro averages run over the classes among the targets or predictions of a resample.
     """
     result: dict[str, Doubles] = {}
     present = (counts.true + counts.predicted) > 0
     for name, values in class_measures(counts).items():
         result[f"{name}_macro"] = _ratio((values * present).sum(axis=0), present.sum(axis=0))
         result[f"{name}_weighted"] = _ratio((values * counts.true).sum(axis=0), counts.true.sum(axis=0))
-    right, true, predicted = (x.sum(axis=0) for x in (counts.right, counts.true, counts.predicted))
-    micro = class_measures(Counts(right, true, predicted, counts.total))
+    correct, true, predicted = (x.sum(axis=0) for x in (counts.correct, counts.true, counts.predicted))
+    micro = class_measures(Counts(correct, true, predicted, counts.total))
     return {**result, **{f"{name}_micro": values for name, values in micro.items()}}
 
 
 def agreement_measures(counts: Counts) -> dict[str, Doubles]:
-    """Accuracy, balanced accuracy, Cohen's kappa and Matthews' correlation where an image has one class, ``(r,)``.
+    """Compute accuracy, balanced accuracy, Cohen's kappa and MCC of single-label targets, shape ``(r,)`` each.
 
     Source: Cohen 1960, Educ. Psychol. Meas. 20, 37-46; Gorodkin 2004, Comput. Biol. Chem. 28, 367-374 (equation 8).
     """
     n = counts.total
-    right = counts.right.sum(axis=0)
-    seen = counts.true > 0
-    chance = (counts.true * counts.predicted).sum(axis=0)
+    correct = counts.correct.sum(axis=0)
+    present = counts.true > 0
+    expected = (counts.true * counts.predicted).sum(axis=0)
     spread = [n**2 - (x**2).sum(axis=0) for x in (counts.true, counts.predicted)]
     with np.errstate(invalid="ignore", divide="ignore"):
-        kappa = 1 - (1 - right / n) / (1 - chance / n**2)
-    several = ((counts.true + counts.predicted) > 0).sum(axis=0) > 1  # with one class there is no agreement to measure
+        kappa = 1 - (1 - correct / n) / (1 - expected / n**2)
+    several = ((counts.true + counts.predicted) > 0).sum(axis=0) > 1  # MCC is undefined for one class
     return {
-        "accuracy": right / n,
-        "balanced_accuracy": (_ratio(counts.right, counts.true) * seen).sum(axis=0) / seen.sum(axis=0),
+        "accuracy": correct / n,
+        "balanced_accuracy": (_ratio(counts.correct, counts.true) * present).sum(axis=0) / present.sum(axis=0),
         "cohen_kappa": kappa,
-        "mcc": np.where(several, _ratio(right * n - chance, np.sqrt(spread[0] * spread[1])), np.nan),
+        "mcc": np.where(several, _ratio(correct * n - expected, np.sqrt(spread[0] * spread[1])), np.nan),
     }
 
 
@@ -110,33 +110,33 @@ class Ranker:
     """ROC-AUC and average precision of one class against the rest in resamples.
 
     Args:
-        positive: Whether each image has the class, shape ``(N,)``; at least one has.
-        scores: Higher means rather this class, shape ``(N,)``; equal ones are ties.
+        positive: Binary targets, shape ``(N,)``, at least one positive.
+        scores: Scores of the class, shape ``(N,)``; equal scores are ties.
     """
 
     def __init__(self, positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> None:
-        thresholds, where = np.unique(-scores[positive], return_inverse=True)
+        thresholds, rank = np.unique(-scores[positive], return_inverse=True)
         m = self._thresholds = len(thresholds)
-        # Rows 0..2m: negatives between two thresholds (even) and on one (odd); the others: positives on each.
+        # Rows 0..2m: negatives between two thresholds (even) and at one (odd); other rows: positives at each.
         rows = np.empty(len(scores), dtype=np.int64)
         below = np.searchsorted(thresholds, -scores[~positive], side="left")
         tied = (below < m) & (thresholds[np.minimum(below, m - 1)] == -scores[~positive])
         rows[~positive] = 2 * below + tied
-        rows[positive] = 2 * m + 1 + where
+        rows[positive] = 2 * m + 1 + rank
         n = len(scores)
         self._sums = csr_array((np.ones(n, np.float32), (rows, np.arange(n))), shape=(3 * m + 1, n))
 
     def __call__(self, weights: Weights) -> tuple[Doubles, Doubles]:
-        """ROC-AUC and average precision, each of shape ``(r,)``; no number where a side was not drawn.
+        """Compute ROC-AUC and average precision, shape ``(r,)`` each; NaN without positives or negatives.
 
         Args:
-            weights: How often each image was drawn, shape ``(N, r)``.
+            weights: Weight of each image in each resample, shape ``(N, r)``.
         """
         m = self._thresholds
         sums = np.asarray(self._sums @ weights, dtype=np.float64)
         negative, positive = sums[: 2 * m + 1], sums[2 * m + 1 :]
         reached = np.cumsum(negative, axis=0)
-        above, until = reached[:-1:2], reached[1::2]  # negatives before each threshold, and with those on it
+        above, until = reached[:-1:2], reached[1::2]  # negatives above each threshold, and with those at it
         negatives, positives = reached[-1], positive.sum(axis=0)
         found = np.cumsum(positive, axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):

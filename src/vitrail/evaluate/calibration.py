@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and the one number that mends them."""
+"""Calibration: reliability diagrams, expected calibration error and temperature scaling."""
 
 from __future__ import annotations
 
@@ -16,28 +16,27 @@ from vitrail.evaluate.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, check_logits
 
 BINS = 15
-# Temperatures that are looked at.
+# Range of temperatures.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 @dataclass(frozen=True)
 class Confidences:
-    """What a model claimed, and whether it was so.
+    """Confidences of predictions, and whether they are correct.
 
-    With one label an image there is a claim an image: that the most likely class is the true one. With several there
-    is one for each image and label: that the image has it.
+    Single-label: probability of the predicted class of each image. Multi-label: probability of each label and image.
 
     Attributes:
-        confidence: Probability that was given, shape ``(n,)``.
-        right: Whether it was so, shape ``(n,)``.
+        confidence: Shape ``(n,)``.
+        correct: Whether the class is the true one, or the label present, shape ``(n,)``.
     """
 
     confidence: Doubles
-    right: npt.NDArray[np.bool_]
+    correct: npt.NDArray[np.bool_]
 
 
 def confidences_of(logits: Floats | Doubles, targets: Ints) -> Confidences:
-    """The claims of logits.
+    """Compute confidences from logits.
 
     Args:
         logits: Shape ``(N, K)``.
@@ -49,29 +48,28 @@ def confidences_of(logits: Floats | Doubles, targets: Ints) -> Confidences:
     return Confidences(softmax(wide, axis=1).max(axis=1), wide.argmax(axis=1) == targets)
 
 
-def reliability_table(claims: Confidences, bins: int = BINS, adaptive: bool = False) -> pd.DataFrame:
-    """The data of a reliability diagram.
+def reliability_table(confidences: Confidences, bins: int = BINS, adaptive: bool = False) -> pd.DataFrame:
+    """Compute the table of a reliability diagram.
 
     Args:
-        claims: What was claimed.
-        bins: How many bins the confidences are sorted into.
-        adaptive: Bins of equally many claims instead of equal width.
+        confidences: Confidences of predictions.
+        bins: Number of bins.
+        adaptive: Whether bins hold equally many predictions instead of having equal width.
 
     Returns:
-        A row a bin: ``low`` and ``high`` (its borders), ``count``, ``confidence`` and ``accuracy`` (means over it;
-        no number where it is empty).
+        One row per bin: ``low`` and ``high`` (edges), ``count``, and mean ``confidence`` and ``accuracy`` (NaN in empty
+        bins).
 
     Source: Niculescu-Mizil & Caruana 2005, ICML; Guo et al. 2017, arXiv:1706.04599, section 2.
     """
-    confidence, right = claims.confidence, claims.right
+    confidence, correct = confidences.confidence, confidences.correct
     if adaptive:
         order = np.argsort(confidence, kind="stable")
         parts = [part for part in np.array_split(order, bins) if len(part)]
         borders = [(float(confidence[part[0]]), float(confidence[part[-1]])) for part in parts]
     else:
-        # (low, high], the first with 0.
-        place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-        parts = [np.flatnonzero(place == b) for b in range(bins)]
+        bin_of = _bin_of(confidence, bins)
+        parts = [np.flatnonzero(bin_of == b) for b in range(bins)]
         borders = [(b / bins, (b + 1) / bins) for b in range(bins)]
     rows = [
         {
@@ -79,62 +77,68 @@ def reliability_table(claims: Confidences, bins: int = BINS, adaptive: bool = Fa
             "high": high,
             "count": len(part),
             "confidence": confidence[part].mean() if len(part) else np.nan,
-            "accuracy": right[part].mean() if len(part) else np.nan,
+            "accuracy": correct[part].mean() if len(part) else np.nan,
         }
         for part, (low, high) in zip(parts, borders, strict=True)
     ]
     return pd.DataFrame(rows)
 
 
+def _bin_of(confidence: Doubles, bins: int) -> Ints:
+    """Assign confidences to bins ``(low, high]`` of equal width; 0 belongs to the first bin."""
+    found: Ints = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    return found
+
+
 def calibration_error(table: pd.DataFrame) -> float:
-    """Expected calibration error: the mean distance of confidence and accuracy over claims, bin by bin.
+    """Compute the expected calibration error (ECE): ``|confidence - accuracy|`` averaged over predictions, by bin.
 
     Args:
-        table: Of :func:`reliability_table`.
+        table: Output of :func:`reliability_table`.
 
-    Source: Naeini et al. 2015, AAAI; bins of equally many claims: Nguyen & O'Connor 2015, arXiv:1508.05154.
+    Source: Naeini et al. 2015, AAAI; adaptive bins: Nguyen & O'Connor 2015, arXiv:1508.05154.
     """
     distance = (table["confidence"] - table["accuracy"]).abs().fillna(0)
     return float((distance * table["count"]).sum() / table["count"].sum())
 
 
-def calibration_error_by_resampling(claims: Confidences, draws: int = 200, seed: int = 0) -> tuple[float, float]:
-    """The error (of equal-width bins) that a perfectly calibrated model would show on as many claims.
+def calibration_error_by_resampling(confidences: Confidences, draws: int = 200, seed: int = 0) -> tuple[float, float]:
+    """Compute the ECE (equal-width bins) of a perfectly calibrated model with the same confidences.
 
-    Whether each claim comes true is drawn with the probability that was claimed. The error is never 0, because a bin
-    holds finitely many images; one that is not above these values says nothing against the model.
+    Outcomes are sampled with the confidences as probabilities. The ECE of finitely many images is above 0: only a
+    larger one is evidence of miscalibration.
 
     Args:
-        claims: What was claimed; only the confidences count.
-        draws: How often.
-        seed: Of the drawing.
+        confidences: Confidences of predictions; ``correct`` is not used.
+        draws: Number of samples.
+        seed: Seed of the sampling.
 
     Returns:
-        The mean, and the value that 95 % of the draws stay below.
+        Mean and 95 % quantile.
 
     Source: consistency resampling: Bröcker & Smith 2007, Weather Forecast. 22, 651-661.
     """
     rng = np.random.default_rng(seed)
-    confidence = claims.confidence
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    expected = np.bincount(place, confidence, BINS)
+    confidence = confidences.confidence
+    bin_of = _bin_of(confidence, BINS)
+    expected = np.bincount(bin_of, confidence, BINS)
     errors = [
-        np.abs(np.bincount(place, rng.random(len(confidence)) < confidence, BINS) - expected).sum() / len(confidence)
+        np.abs(np.bincount(bin_of, rng.random(len(confidence)) < confidence, BINS) - expected).sum() / len(confidence)
         for _ in range(draws)
     ]
     return float(np.mean(errors)), float(np.quantile(errors, 0.95))
 
 
 def fit_temperature(logits: Floats, targets: Ints) -> float | None:
-    """The number by which to divide logits so that their likelihood is the highest.
+    """Fit the temperature that minimises the log-loss.
 
     Args:
-        logits: Of images that the model was not trained on and that it is not judged by, shape ``(N, K)``.
+        logits: Logits of held-out images, shape ``(N, K)``; neither training nor test images.
         targets: Classes ``(N,)``, or labels ``(N, K)``.
 
     Returns:
-        The temperature, in 0.05..20; above 1 where the model was too sure. None where the best one is not in that
-        range: where all images are right it is 0, and where the logits tell nothing it is infinite.
+        The temperature in 0.05..20, above 1 for an overconfident model. None where the minimum lies outside of this
+        range: at 0 if all images are correct, at infinity if the logits carry no information.
 
     Raises:
         DataError: No images, or logits that are not finite.
@@ -147,7 +151,7 @@ def fit_temperature(logits: Floats, targets: Ints) -> float | None:
     def loss(log_temperature: float) -> float:
         return _nll(wide / np.exp(log_temperature), targets)
 
-    # The likelihood is concave in 1 / T, so it has one peak in log T too.
+    # The log-loss is convex in 1 / T, so that it has one minimum in log T too.
     found = minimize_scalar(
         loss, bounds=(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)), method="bounded", options={"xatol": 1e-6}
     )
@@ -157,41 +161,43 @@ def fit_temperature(logits: Floats, targets: Ints) -> float | None:
 
 
 def calibration_summary(logits: Floats | Doubles, targets: Ints) -> dict[str, Any]:
-    """``ece``, ``ece_adaptive``, ``ece_of_chance`` with ``ece_of_chance_95``, ``nll``, ``brier``, ``mean_confidence``.
+    """Compute ``ece``, ``ece_adaptive``, ``nll``, ``brier`` and ``mean_confidence``.
+
+    ``ece_of_chance`` and ``ece_of_chance_95`` are those of :func:`calibration_error_by_resampling`.
 
     Args:
         logits: Shape ``(N, K)``.
         targets: Classes ``(N,)``, or labels ``(N, K)``.
     """
     if len(logits) == 0:
-        raise DataError("there are no images to measure")
-    claims = confidences_of(logits, targets)
-    chance, most = calibration_error_by_resampling(claims)
+        raise DataError("there are no images to evaluate")
+    confidences = confidences_of(logits, targets)
+    mean, quantile = calibration_error_by_resampling(confidences)
     return {
-        "ece": calibration_error(reliability_table(claims)),
-        "ece_adaptive": calibration_error(reliability_table(claims, adaptive=True)),
-        "ece_of_chance": chance,
-        "ece_of_chance_95": most,
+        "ece": calibration_error(reliability_table(confidences)),
+        "ece_adaptive": calibration_error(reliability_table(confidences, adaptive=True)),
+        "ece_of_chance": mean,
+        "ece_of_chance_95": quantile,
         "nll": _nll(logits.astype(np.float64), targets),
         "brier": _brier(logits.astype(np.float64), targets),
-        "mean_confidence": float(claims.confidence.mean()),
+        "mean_confidence": float(confidences.confidence.mean()),
     }
 
 
 def temperature_report(
     logits: Floats, targets: Ints, held_out: tuple[Floats, Ints], source: str
 ) -> dict[str, Any] | None:
-    """The temperature of other images, and what it does for these.
+    """Fit a temperature on held-out images, and measure calibration before and after.
 
     Args:
-        logits: Of the images that are judged, shape ``(N, K)``.
+        logits: Logits of the evaluated images, shape ``(N, K)``.
         targets: Classes ``(N,)``, or labels ``(N, K)``.
-        held_out: Logits and targets of the images that the temperature is fitted on.
-        source: What those are called.
+        held_out: Logits and targets of the held-out images.
+        source: Name of the held-out images.
 
     Returns:
         ``temperature``, ``fitted_on``, ``images``, ``before`` and ``after`` (:func:`calibration_summary`); None where
-        there is no best temperature.
+        :func:`fit_temperature` finds none.
     """
     temperature = fit_temperature(*held_out)
     if temperature is None:

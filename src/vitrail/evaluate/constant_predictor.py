@@ -1,4 +1,4 @@
-"""The constant predictor: logits of a guess that looks at no image, to compare models with."""
+"""Constant predictor, the baseline that ignores the image."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy.typing as npt
 
 
 def constant_logits(targets: npt.NDArray[np.int64], num_classes: int, of_probability: bool) -> npt.NDArray[np.float32]:
-    """Compute the logits of the best guess that is the same for all images.
+    """Compute the logits of the best constant prediction.
 
     Args:
         targets: Classes ``(N,)``, or labels ``(N, K)``.
         num_classes: K.
-        of_probability: Whether the guess is judged by its probabilities (log-loss): it has the frequencies of the
-            targets. Otherwise it is the most frequent class, or the most frequent combination of labels.
+        of_probability: Whether to predict the frequencies of the targets, which minimise the log-loss; otherwise the
+            most frequent class or combination of labels.
 
     Returns:
         Shape ``(N, K)``.

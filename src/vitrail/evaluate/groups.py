@@ -1,4 +1,4 @@
-"""Which images belong together, when an interval is to say so."""
+"""Groups of images, for intervals over groups."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ NONE = "none"
 
 
 def groups_of_predictions(table: pd.DataFrame, wanted: str | None, data: DataConfig | None) -> list[str] | None:
-    """The group of each image whose prediction was saved.
+    """Determine the group of each image of saved predictions.
 
     Args:
-        table: SavedPredictions predictions.
-        wanted: A column of the table that lists the images, or a regular expression that is searched in their paths
-            and whose first parenthesis (or whole match) is the group; "none" for no groups. When not given: the groups
-            that the images had when they were predicted.
-        data: Where the images came from; only tables are looked at for a column.
+        table: Saved predictions.
+        wanted: A column of the data's table; or a regular expression on paths, whose first group (or whole match) names
+            the group; or "none". By default the groups saved with the predictions.
+        data: Data settings; a column is looked up in a table only.
 
     Returns:
-        One for each image; None where there are none.
+        Group of each image; None without groups.
 
     Raises:
-        ConfigError: Neither a column nor a regular expression.
-        DataError: Images that have no group.
+        ConfigError: ``wanted`` is neither a column nor a regular expression.
+        DataError: Some images have no group.
     """
     if wanted == NONE:
         return None
@@ -44,11 +43,11 @@ def groups_of_predictions(table: pd.DataFrame, wanted: str | None, data: DataCon
     except re.error as error:
         raise ConfigError(f"--groups {wanted!r} is neither a column nor a regular expression ({error})") from error
     found = [pattern.search(path) for path in table["path"]]
-    strangers = [path for path, match in zip(table["path"], found, strict=True) if match is None]
-    if strangers:
+    lacking = [path for path, match in zip(table["path"], found, strict=True) if match is None]
+    if lacking:
         raise DataError(
-            f"--groups {wanted!r} is found in {len(found) - len(strangers)} of {len(found)} paths; {strangers[0]} is "
-            f"one that has no group{_columns_known(data, wanted)}"
+            f"--groups {wanted!r} matches {len(found) - len(lacking)} of {len(found)} paths; the first without a group "
+            f"is {lacking[0]}{_unknown_column(data, wanted)}"
         )
     return [(match.group(1) or "" if pattern.groups else match.group()) for match in found if match is not None]
 
@@ -62,12 +61,12 @@ def _column(table: pd.DataFrame, wanted: str, data: DataConfig | None) -> list[s
     groups = [values.get(str(root / path), "") for path in table["path"]]
     lacking = [path for path, group in zip(table["path"], groups, strict=True) if group == ""]
     if lacking:
-        raise DataError(f"{len(lacking)} images have no {wanted!r}, {lacking[0]} is the first; fill the column")
+        raise DataError(f"{len(lacking)} images have no {wanted!r} (first: {lacking[0]}); fill the column")
     return groups
 
 
 def _listing(data: DataConfig | None) -> pd.DataFrame | None:
-    """The table that lists the images, all values as text."""
+    """Read the data's table, all values as text."""
     if data is None or data.source != "table" or data.path is None or not Path(data.path).is_file():
         return None
     if Path(data.path).suffix.lower() in (".parquet", ".pq"):
@@ -76,6 +75,6 @@ def _listing(data: DataConfig | None) -> pd.DataFrame | None:
     return pd.read_csv(data.path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 
-def _columns_known(data: DataConfig | None, wanted: str) -> str:
+def _unknown_column(data: DataConfig | None, wanted: str) -> str:
     listing = _listing(data)
-    return "" if listing is None else f"; it is no column either{closest(wanted, map(str, listing.columns))}"
+    return "" if listing is None else f"; no column has this name{closest(wanted, map(str, listing.columns))}"

@@ -1,4 +1,4 @@
-"""The images that a model was surest of and wrong about."""
+"""Misclassified images with the highest confidence."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from vitrail.evaluate.metrics import Floats, Ints
 def mistakes_table(
     paths: Sequence[str], logits: Floats, targets: Ints, classes: Sequence[str], most: int = 200
 ) -> pd.DataFrame:
-    """The wrong answers, the surest first: mislabelled images, and what the model is blind to.
+    """List misclassified images in order of descending confidence.
 
     Args:
-        paths: What identifies each image, ``N`` of them.
+        paths: Key of each image, length N.
         logits: Shape ``(N, K)``.
         targets: Classes ``(N,)``, or labels ``(N, K)``.
-        classes: Names.
-        most: Rows at most.
+        classes: Class names.
+        most: Maximum number of rows.
 
     Returns:
-        ``path``, ``true``, ``predicted``, ``confidence`` and ``probability_of_true``. With several labels an image
-        comes once for each label that is wrong: ``true`` and ``predicted`` say "NAME" or "no NAME".
+        ``path``, ``true``, ``predicted``, ``confidence`` and ``probability_of_true``. Multi-label: one row per image
+        and incorrect label, ``true`` and ``predicted`` are "NAME" or "no NAME".
     """
     wide = logits.astype(np.float64)
     names = np.asarray(list(classes), dtype=object)
     if targets.ndim == 2:
-        said = wide >= 0
-        images, labels = np.nonzero(said != (targets > 0))
+        positive = wide >= 0
+        images, labels = np.nonzero(positive != (targets > 0))
         p = expit(wide)[images, labels]
-        confidence = np.where(said[images, labels], p, 1 - p)
+        confidence = np.where(positive[images, labels], p, 1 - p)
         true, predicted = (
-            np.where(rows[images, labels], names[labels], "no " + names[labels]) for rows in (targets > 0, said)
+            np.where(rows[images, labels], names[labels], "no " + names[labels]) for rows in (targets > 0, positive)
         )
         of_true = 1 - confidence
     else:
-        answer = wide.argmax(axis=1)
-        images = np.flatnonzero(answer != targets)
+        best = wide.argmax(axis=1)
+        images = np.flatnonzero(best != targets)
         p = softmax(wide, axis=1)
-        confidence, of_true = p[images, answer[images]], p[images, targets[images]]
-        true, predicted = names[targets[images]], names[answer[images]]
+        confidence, of_true = p[images, best[images]], p[images, targets[images]]
+        true, predicted = names[targets[images]], names[best[images]]
     table = pd.DataFrame(
         {
             "path": np.asarray(list(paths), dtype=object)[images],

@@ -1,4 +1,4 @@
-"""How a run's accuracy holds: under corruptions, with bands or a stream missing, under attack."""
+"""Accuracy under corruptions, missing bands or streams, and adversarial attacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
-from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError
 from vitrail.evaluate import statistics
 from vitrail.evaluate.attacks import PGD_STEPS, check_epsilons, fgsm, losses, pgd
@@ -24,10 +23,10 @@ from vitrail.evaluate.metrics import accuracy_interval
 from vitrail.evaluate.run import Evaluated
 from vitrail.evaluate.saved_predictions import Intervals, SavedPredictions
 from vitrail.files import write_text
-from vitrail.runs.trained import TrainedModel
+from vitrail.runs.trained import with_derived_streams
 
 Correct = npt.NDArray[np.bool_]
-# Of a case's keys, what the model makes of a batch in that case.
+# Key of a case -> function from a batch to logits in that case.
 Cases = Mapping[tuple[Any, ...], Callable[[Batch], Tensor]]
 
 
@@ -40,36 +39,34 @@ def measure_corruptions(
     sample: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy under each corruption at each severity; writes corruptions.csv and its part of robustness.json.
+    """Measure accuracy under corruptions; writes corruptions.csv and its part of robustness.json.
 
     Args:
-        evaluated: An evaluation whose predictions are saved.
-        data: Where the images are from, for groups.
-        names: Which corruptions; all when there are none.
-        intervals: How intervals are made.
-        sample: How many images, evenly spaced over the split; all when not given.
-        seed: Of the corruptions' chance.
+        evaluated: An evaluation with saved predictions.
+        data: Data settings, for groups.
+        names: Corruptions; all by default.
+        intervals: Settings of the intervals.
+        sample: Number of images, evenly spaced over the split; all by default.
+        seed: Seed of the corruptions.
 
     Returns:
-        ``corruption``, ``severity``, ``images``, ``accuracy``, ``low``, ``high``; first the images as they are ("none",
-        severity 0).
+        ``corruption``, ``severity``, ``images``, ``accuracy``, ``low``, ``high``; the first row is without corruption
+        ("none", severity 0).
 
     Raises:
-        ConfigError: An unknown corruption, or a sample of no images.
+        ConfigError: Unknown corruption, or a sample below 1.
     """
     names = check_corruptions(names)
     trained = evaluated.trained
 
     def corrupted(name: str, severity: int) -> Callable[[Batch], Tensor]:
         def classify(batch: Batch) -> Tensor:
-            made = trained.card.spectral == "edges"
             indices = batch["index"].tolist()
             streams = {
                 stream: corrupt(batch[stream], name, severity, indices, seed, stream)
-                for stream in trained.card.streams
-                if not (made and stream == "spectral")
+                for stream in trained.card.input_streams
             }
-            return trained.classify(_with_edges(trained, streams), evaluated.tta)[0]
+            return trained.classify(with_derived_streams(trained.card, streams), evaluated.tta)[0]
 
         return classify
 
@@ -99,20 +96,20 @@ def measure_missing(
     intervals: Intervals | None = None,
     sample: int | None = None,
 ) -> pd.DataFrame:
-    """Accuracy with each band missing, and of several streams with each stream; writes missing.csv and its summary.
+    """Measure accuracy without each band and each stream; writes missing.csv and its part of robustness.json.
 
-    A band is replaced by its mean over the training images. So is a stream, unless the model has learned to do without
-    (``missing_spectral="learned"``): then the stream is left out.
+    A missing band or stream is replaced by its mean over the training images. A spectral stream is omitted if the model
+    has a learned substitute (``missing_spectral="learned"``).
 
     Args:
-        evaluated: An evaluation whose predictions are saved.
-        data: Where the images are from, for groups.
-        intervals: How intervals are made.
-        sample: How many images, evenly spaced over the split; all when not given.
+        evaluated: An evaluation with saved predictions.
+        data: Data settings, for groups.
+        intervals: Settings of the intervals.
+        sample: Number of images, evenly spaced over the split; all by default.
 
     Returns:
-        ``stream``, ``band`` ("all" for a stream), ``how``, ``images``, ``accuracy``, ``low``, ``high``; first the
-        images as they are ("none"). Of the others also :func:`paired_drops`.
+        ``stream``, ``band`` ("all" for a stream), ``how``, ``images``, ``accuracy``, ``low``, ``high``, and the columns
+        of :func:`paired_drops`; the first row is with all inputs ("none").
     """
     trained = evaluated.trained
     streams = trained.card.streams
@@ -128,7 +125,7 @@ def measure_missing(
                     x[:, band] = streams[stream].mean[band]
                 inputs[stream] = x
                 if stream == "image" and len(bands) < len(streams[stream].bands):
-                    inputs = _with_edges(trained, inputs)
+                    inputs = with_derived_streams(trained.card, inputs)
             return trained.classify(inputs, evaluated.tta)[0]
 
         return classify
@@ -168,26 +165,25 @@ def measure_attacks(
     sample: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Accuracy under FGSM and PGD; writes attacks.csv and its part of robustness.json.
+    """Measure accuracy under FGSM and PGD; writes attacks.csv and its part of robustness.json.
 
     Args:
-        evaluated: An evaluation whose predictions are saved.
-        data: Where the images are from, for groups.
-        epsilons: Largest changes of a pixel's value, in units of 0..1; 1, 2, 4 and 8 of 255 when there are none.
-        intervals: How intervals are made.
-        sample: How many images, evenly spaced over the split; all when not given.
-        seed: Of PGD's random start.
+        evaluated: An evaluation with saved predictions.
+        data: Data settings, for groups.
+        epsilons: Radii of the L-infinity ball, in units of pixel values in 0..1; by default 1, 2, 4 and 8 of 255.
+        intervals: Settings of the intervals.
+        sample: Number of images, evenly spaced over the split; all by default.
+        seed: Seed of PGD's random start.
 
     Returns:
-        ``attack``, ``epsilon``, ``epsilon_of_255``, ``steps``, ``images``, ``accuracy``, ``low``, ``high``; first the
-        images as they are ("none").
+        ``attack``, ``epsilon``, ``epsilon_of_255``, ``steps``, ``images``, ``accuracy``, ``low``, ``high``; the first
+        row is without attack ("none").
 
     Raises:
-        ConfigError: An epsilon out of range, test-time augmentation (which the attacks do not know of), or a sample of
-            no images.
+        ConfigError: An epsilon out of range, test-time augmentation, or a sample below 1.
     """
     if evaluated.tta != "none":
-        raise ConfigError(f"attacks are made on the model itself, without --tta {evaluated.tta}; leave one of them out")
+        raise ConfigError(f"attacks need the model without --tta {evaluated.tta}; leave one of them out")
     sizes = check_epsilons(epsilons)
     trained = evaluated.trained
 
@@ -225,13 +221,6 @@ def measure_attacks(
     return table
 
 
-def _with_edges(trained: TrainedModel, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs, a second stream that is made from the image made anew."""
-    if trained.card.spectral != "edges":
-        return dict(streams)
-    return {**streams, "spectral": edges(streams["image"])}
-
-
 def _accuracies(
     evaluated: Evaluated,
     data: DataConfig | None,
@@ -242,23 +231,23 @@ def _accuracies(
     what: str,
     paired: bool = False,
 ) -> pd.DataFrame:
-    """A row a case: its keys, images, accuracy and interval; paired, its drop against the first."""
+    """Compute one row per case: keys, images, accuracy, interval and, if ``paired``, the drop against the first."""
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be at least 1 image, got {sample}")
     indices = evaluated.images.indices(evaluated.split)
     if sample is not None and sample < len(indices):
         indices = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, sample).round().astype(int))]
-    right: dict[tuple[Any, ...], list[Correct]] = {case: [] for case in cases}
-    for batch in _counted(evaluated.images.in_order(indices, 64), len(indices), what):
+    correct: dict[tuple[Any, ...], list[Correct]] = {case: [] for case in cases}
+    for batch in _with_progress(evaluated.images.in_order(indices, 64), len(indices), what):
         target = batch["target"].numpy()
         for case, classify in cases.items():
             logits = classify(batch).cpu().numpy()
-            right[case].append(
+            correct[case].append(
                 ((logits >= 0) == (target > 0)).all(axis=1) if target.ndim == 2 else logits.argmax(axis=1) == target
             )
     bootstrap = _bootstrap(evaluated, data, indices, intervals or Intervals())
     rows = []
-    for case, parts in right.items():
+    for case, parts in correct.items():
         own = np.concatenate(parts)
         low, high = accuracy_with_groups(own, bootstrap)
         rows.append(
@@ -267,25 +256,25 @@ def _accuracies(
     table = pd.DataFrame(rows)
     if paired and len(rows[0]) and rows[0]["images"] > 1:
         groups = None if bootstrap is None else bootstrap.groups
-        table = pd.concat([table, paired_drops([np.concatenate(parts) for parts in right.values()], groups)], axis=1)
+        table = pd.concat([table, paired_drops([np.concatenate(parts) for parts in correct.values()], groups)], axis=1)
     return table
 
 
-def paired_drops(right: Sequence[Correct], groups: Sequence[str] | None) -> pd.DataFrame:
-    """Compare cases with the first one on the same images, image by image.
+def paired_drops(correct: Sequence[Correct], groups: Sequence[str] | None) -> pd.DataFrame:
+    """Compare the accuracy of each case with that of the first, paired by image.
 
     Args:
-        right: Whether each image is correct, shape ``(N,)``, of each case.
-        groups: Of each image, where images belong together.
+        correct: Whether each image is correct, shape ``(N,)``, by case.
+        groups: Group of each image, if any.
 
     Returns:
-        A row a case: ``drop`` of the accuracy with its 95 % interval ``drop_low`` and ``drop_high``, ``p_drop``
-        corrected for the number of cases (Holm), and ``verdict``: "needed" (the accuracy is shown to drop),
-        "disturbs" (it is shown to rise) or "not shown"; the first row is empty. It is about this model on other images.
+        One row per case: ``drop`` of the accuracy, its 95 % interval ``drop_low`` and ``drop_high``, ``p_drop`` with
+        Holm's correction, and ``verdict``: "needed" (significant drop), "disturbs" (significant rise) or "not shown".
+        The first row is empty. Inference is about this model on other images.
     """
-    first = right[0].astype(np.float64)
+    first = correct[0].astype(np.float64)
     found = []
-    for own in right[1:]:
+    for own in correct[1:]:
         difference = (first - own)[None]
         if groups is not None:
             difference = statistics.join_groups(difference, np.asarray(groups, dtype=object))
@@ -300,17 +289,17 @@ def paired_drops(right: Sequence[Correct], groups: Sequence[str] | None) -> pd.D
     return pd.DataFrame(rows)
 
 
-def accuracy_with_groups(right: Correct, bootstrap: Bootstrap | None) -> tuple[float, float]:
-    """95 % interval of an accuracy: Wilson's, or the bootstrap's where groups are drawn.
+def accuracy_with_groups(correct: Correct, bootstrap: Bootstrap | None) -> tuple[float, float]:
+    """Compute the interval of an accuracy: Wilson's for images, the bootstrap's for groups.
 
     Args:
-        right: Whether each image is right, shape ``(N,)``.
-        bootstrap: How images are drawn anew.
+        correct: Whether each image is correct, shape ``(N,)``.
+        bootstrap: Settings of the bootstrap.
     """
     if bootstrap is None or bootstrap.groups is None:
-        return accuracy_interval(int(right.sum()), len(right))
-    interval = bootstrap.mean(right)
-    return interval or accuracy_interval(round(float(right.mean()) * bootstrap.units), bootstrap.units)
+        return accuracy_interval(int(correct.sum()), len(correct))
+    interval = bootstrap.mean(correct)
+    return interval or accuracy_interval(round(float(correct.mean()) * bootstrap.units), bootstrap.units)
 
 
 def _bootstrap(
@@ -320,8 +309,8 @@ def _bootstrap(
     return intervals.bootstrap(table.reset_index(), data)
 
 
-def _counted(batches: Iterator[Batch], images: int, what: str) -> Iterator[Batch]:
-    """The same batches, with a line on a terminal that says how far it is."""
+def _with_progress(batches: Iterator[Batch], images: int, what: str) -> Iterator[Batch]:
+    """Yield the batches, and print progress on a terminal."""
     done = 0
     for batch in batches:
         yield batch
@@ -333,7 +322,7 @@ def _counted(batches: Iterator[Batch], images: int, what: str) -> Iterator[Batch
 
 
 def _record(evaluated: Evaluated, part: str, table: pd.DataFrame, summary: dict[str, Any]) -> None:
-    """Write a part's table, and its short in robustness.json; the first row is of the images as they are."""
+    """Write a table, and its summary with the accuracy of the first row into robustness.json."""
     run, files = evaluated.run, evaluated.files
     write_text(getattr(files, part), table.to_csv(index=False))
     known = run.read_json(files.robustness) if files.robustness.is_file() else {}

@@ -1,4 +1,4 @@
-"""What a model gains by not answering where it is not sure."""
+"""Selective prediction: risk-coverage curves and accuracy at given coverages."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
 def confidence_and_correct(logits: Floats, targets: Ints) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """How sure the answer to each image is, and whether it is right.
+    """Compute the confidence of each prediction, and whether it is correct.
 
     Args:
         logits: Shape ``(N, K)``.
         targets: Classes ``(N,)``, or labels ``(N, K)``.
 
     Returns:
-        The probability of the answer ``(N,)``: of the most likely class, or (labels taken as independent) of all
-        answers to the labels together; and whether it is right in all.
+        Confidence ``(N,)``: probability of the predicted class, or joint probability of the predicted labels as if
+        independent; and whether the prediction (all labels) is correct, ``(N,)``.
     """
     wide = logits.astype(np.float64)
     if targets.ndim == 2:
@@ -34,44 +34,45 @@ def confidence_and_correct(logits: Floats, targets: Ints) -> tuple[Doubles, npt.
     return most, wide.argmax(axis=1) == targets
 
 
-def risk_coverage(confidence: Doubles, right: npt.NDArray[np.bool_]) -> pd.DataFrame:
-    """The risk (share of wrong answers) if only the surest images are answered, for each number of them.
+def risk_coverage(confidence: Doubles, correct: npt.NDArray[np.bool_]) -> pd.DataFrame:
+    """Compute the risk-coverage curve: error rate of the most confident predictions, by their share.
 
-    Images of the same confidence are in no order; their errors are spread evenly over them.
+    Errors of images with equal confidence are averaged over these.
 
     Args:
         confidence: Shape ``(N,)``.
-        right: Shape ``(N,)``.
+        correct: Shape ``(N,)``.
 
     Returns:
-        ``coverage`` (1/N, 2/N, ..., 1), ``confidence`` (of the last image answered) and ``risk``.
+        ``coverage`` (1/N, 2/N, ..., 1), ``confidence`` (lowest among the accepted images) and ``risk``.
     """
     order = np.argsort(-confidence, kind="stable")
-    sure = confidence[order]
-    _, first, counts = np.unique(-sure, return_index=True, return_counts=True)
-    wrong = np.repeat(np.add.reduceat((~right[order]).astype(np.float64), first) / counts, counts)
-    number = np.arange(1, len(sure) + 1)
-    return pd.DataFrame({"coverage": number / len(sure), "confidence": sure, "risk": np.cumsum(wrong) / number})
+    descending = confidence[order]
+    _, first, counts = np.unique(-descending, return_index=True, return_counts=True)
+    errors = np.repeat(np.add.reduceat((~correct[order]).astype(np.float64), first) / counts, counts)
+    accepted = np.arange(1, len(order) + 1)
+    risk = np.cumsum(errors) / accepted
+    return pd.DataFrame({"coverage": accepted / len(order), "confidence": descending, "risk": risk})
 
 
 def selective_summary(curve: pd.DataFrame) -> dict[str, Any]:
-    """The curve in numbers.
+    """Summarise a risk-coverage curve.
 
     Args:
-        curve: Of :func:`risk_coverage`.
+        curve: Output of :func:`risk_coverage`.
 
     Returns:
-        ``aurc``, the mean risk over coverages; ``e_aurc``, how much of it a perfect order of the images would save;
-        ``accuracy_at``: a list of ``coverage`` (at least as much as asked), ``accuracy`` and ``confidence`` needed.
+        ``aurc`` (area under the curve), ``e_aurc`` (excess over the perfect order of the images) and ``accuracy_at``:
+        ``coverage``, ``accuracy`` and ``confidence`` (threshold) for each of :data:`COVERAGES`.
 
     Source: Geifman & El-Yaniv 2017, arXiv:1705.08500; Geifman et al. 2019, arXiv:1805.08206, section 3 (E-AURC, here
-    with the exact risk of the perfect order instead of its integral).
+    with the exact risk of the perfect order).
     """
     n = len(curve)
     risk = curve["risk"].to_numpy()
-    wrong = round(float(risk[-1]) * n)
-    number = np.arange(1, n + 1)
-    perfect = np.maximum(number - (n - wrong), 0) / number
+    errors = round(float(risk[-1]) * n)
+    accepted = np.arange(1, n + 1)
+    perfect = np.maximum(accepted - (n - errors), 0) / accepted
     rows = []
     for coverage in COVERAGES:
         i = min(n, int(np.ceil(coverage * n - 1e-9))) - 1
@@ -86,5 +87,5 @@ def selective_summary(curve: pd.DataFrame) -> dict[str, Any]:
 
 
 def thinned(curve: pd.DataFrame, most: int = 2000) -> pd.DataFrame:
-    """At most so many rows of a curve, evenly spaced, first and last among them."""
+    """Select at most ``most`` evenly spaced rows of a curve, including the first and the last."""
     return curve.iloc[np.unique(np.linspace(0, len(curve) - 1, min(most, len(curve))).round().astype(int))]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.augment.views import views_of
+from vitrail.data.sources.edges import edges
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models.base import VisionModel
@@ -79,6 +80,12 @@ class ModelCard:
     def probabilities(self, logits: Tensor) -> Tensor:
         """What logits ``(B, K)`` say of each class."""
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    @property
+    def input_streams(self) -> tuple[str, ...]:
+        """Streams that are not derived from the image."""
+        derived = ("spectral",) if self.spectral == "edges" else ()
+        return tuple(name for name in self.streams if name not in derived)
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -167,6 +174,16 @@ class TrainedModel:
     def to(self, device: str | torch.device) -> TrainedModel:
         """The same on another device."""
         return TrainedModel(self.model.to(device), self.normalize.to(device), self.card)
+
+
+def with_derived_streams(card: ModelCard, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Recompute the streams that are derived from the image.
+
+    Args:
+        card: The model's card.
+        streams: Inputs in 0..1, shape ``(B, C, H, W)`` each.
+    """
+    return {**streams, "spectral": edges(streams["image"])} if card.spectral == "edges" else dict(streams)
 
 
 def write_trained(run: RunFolder, state: Mapping[str, Tensor], card: ModelCard) -> None:
