@@ -77,7 +77,7 @@ def test_a_suite_that_is_done_is_reported_again(suite, capsys, tmp_path):
         (["--trainer.max_epoch", "2"], "did you mean '--trainer.max_epochs'"),
         (["--trainer.max_epochs"], "--trainer.max_epochs lacks its value"),
         (["--data.seed=1", "--data.seed", "2"], "--data.seed is given twice"),
-        (["--run.dir", "x"], "run.dir is the suite's to decide"),
+        (["--run.dir", "x"], "run.dir is set by the suite"),
     ],
 )  # fmt: skip
 def test_misuse(suite, capsys, words, message):

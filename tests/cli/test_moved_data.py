@@ -236,8 +236,8 @@ def test_what_was_stored_of_other_weights_is_not_read(trained, tmp_path, capsys)
     told = _do(capsys, "report", run, code=1)
     assert "was evaluated with other weights than it holds now" in told
     told = _do(capsys, "evaluate", run, "--from-predictions", code=1)
-    assert "was not made with the weights" in told
-    with pytest.raises(RunError, match="was not made with the weights that"):
+    assert "is of other weights than" in told
+    with pytest.raises(RunError, match="is of other weights than"):
         run.read_embeddings("test")
     _do(capsys, *words, tmp_path / "with")
     shutil.rmtree(tmp_path / "r" / "predictions")
@@ -273,7 +273,7 @@ def test_inspect_reads_what_a_run_was_trained_on(tmp_path, capsys, second):
     assert f"{image}, as in training" in told
     assert "noise" not in told
     if second:
-        assert "name their folder with --spectral" in _do(
+        assert "give their folder with --spectral" in _do(
             capsys, "inspect", tmp_path / "r", "--image", image, "--repeats", 1, code=2
         )
     other = tmp_path / "d" / "a" / "x.tif"

@@ -9,7 +9,8 @@ import pytest
 from tests.compare.runs import finish
 from vitrail.compare import execute as module
 from vitrail.compare import load_suite, plan
-from vitrail.compare.execute import LocalPool, RayPool, execute
+from vitrail.compare.execute import execute
+from vitrail.compare.pools import LocalPool, RayPool
 from vitrail.errors import VitrailError
 from vitrail.extras import importlib as extras_importlib
 from vitrail.runs.suite import SuiteFolder
@@ -44,7 +45,7 @@ class _Pool:
 
 
 def test_what_is_missing_is_carried_out_once(place, monkeypatch):
-    monkeypatch.setattr(module, "_GLANCE", 0)
+    monkeypatch.setattr(module, "_POLL", 0)
     suite = load_suite(place())
     runs = plan(suite)
     finish(runs[3])
@@ -60,7 +61,7 @@ def test_what_is_missing_is_carried_out_once(place, monkeypatch):
 
 
 def test_a_failure_is_reported_and_stops_nobody(place, monkeypatch):
-    monkeypatch.setattr(module, "_GLANCE", 0)
+    monkeypatch.setattr(module, "_POLL", 0)
     suite = load_suite(place())
     runs = plan(suite)
     pool = _Pool(runs, failing={runs[1].identity})
@@ -72,7 +73,7 @@ def test_a_failure_is_reported_and_stops_nobody(place, monkeypatch):
 
 
 def test_what_needs_a_failed_run_is_not_begun(place, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_GLANCE", 0)
+    monkeypatch.setattr(module, "_POLL", 0)
     text = (tmp_path / "base.yaml").read_text()
     (tmp_path / "pre.yaml").write_text(text + "task: {name: mae, decoder_dim: 32}\n")
     variants = {"with": {"model.weights": "pretrained:mae"}, "without": {}}
@@ -85,7 +86,7 @@ def test_what_needs_a_failed_run_is_not_begun(place, monkeypatch, tmp_path):
 
 
 def test_a_run_that_another_trains_is_waited_for(place, monkeypatch):
-    monkeypatch.setattr(module, "_GLANCE", 0)
+    monkeypatch.setattr(module, "_POLL", 0)
     suite = load_suite(place(variants={"a": {}, "b": {"model.depth": 1}}, seeds=1))
     runs = plan(suite)
     said = []

@@ -4,7 +4,8 @@ import pytest
 
 from vitrail.cli.main import main
 from vitrail.compare import load_suite, plan
-from vitrail.compare.execute import RayPool, execute
+from vitrail.compare.execute import execute
+from vitrail.compare.pools import RayPool
 from vitrail.runs.suite import SuiteFolder
 
 pytestmark = pytest.mark.slow

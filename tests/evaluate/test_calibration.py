@@ -213,7 +213,7 @@ def test_sets_of_other_images_are_called_unreliable_with_the_cause():
     logits[200:] = rng.normal(size=(200, 3))  # a place where the model guesses
     found = (logits[200:], targets[200:], "abc", (logits[:200], targets[:200]), "val")
     report = conformal_report(*found)
-    assert "not drawn alike" in report["unreliable"]
+    assert "not exchangeable" in report["unreliable"]
     assert "not 90%" in report["unreliable"]
     assert "6 groups" in conformal_report(*found, groups=(6, 4))["unreliable"]
     assert all(0 <= row["empty"] <= 1 for row in report["sets"])

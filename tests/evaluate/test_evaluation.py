@@ -132,7 +132,7 @@ def test_from_predictions_the_same_comes_out_without_the_model(run, capsys, monk
     assert main(["evaluate", str(run), "--resamples", "200", "--from-predictions"]) == 0
     assert {path.name: path.read_text() for path in files} == before
     assert main(["evaluate", str(run), "--from-predictions", "--split", "val"]) == 0
-    assert "no temperature and no sets: these are the validation images" in capsys.readouterr().out
+    assert "no temperature and no sets: the evaluated images are the validation images" in capsys.readouterr().out
     assert _json(run.evaluation / "metrics.json")["efficiency"] == {"parameters": 1}  # kept
     assert "efficiency" not in _json(run.evaluation / "val" / "metrics.json")
     fails(capsys, ["evaluate", run, "--from-predictions", "--split", "train"], 1, "no predictions of train; there are")
@@ -311,7 +311,7 @@ def test_other_kinds_of_images(run, tmp_path, capsys):
     Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8)).save(folder / "gray.png")
     fails(capsys, ["evaluate", run, "--ood", folder], 1, r"--ood .*noise: .*gray\.png.*on_band_mismatch")
     fails(capsys, ["evaluate", run, "--ood", tmp_path / "x"], 1, "no folder of images")
-    fails(capsys, ["evaluate", run, "--ood", folder, "--ood-source", "digits"], 2, "kind of data with a path")
+    fails(capsys, ["evaluate", run, "--ood", folder, "--ood-source", "digits"], 2, "data.source with a path")
     fails(capsys, ["evaluate", run, "--ood-source", "folder"], 2, "give that too")
     assert (
         main(["evaluate", str(run), "--resamples", "100", "--ood", str(folder), "--data.on_band_mismatch", "convert"])

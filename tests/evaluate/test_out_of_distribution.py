@@ -96,8 +96,8 @@ def test_damaged_embeddings_are_refused():
     logits, embeddings = np.zeros((3, 2), np.float32), np.zeros((2, 4), np.float32)
     with pytest.raises(DataError, match="2 embeddings for 3 predictions"):
         check_outputs(logits, embeddings, "test")
-    with pytest.raises(DataError, match="are no numbers"):
+    with pytest.raises(DataError, match="infinite or NaN"):
         check_outputs(logits[:2], embeddings * np.nan, "test")
     train = ModelOutputs(logits[:2], np.zeros((2, 5), np.float32))
-    with pytest.raises(DataError, match="4 and 5 numbers"):
+    with pytest.raises(DataError, match="4 and 5 dimensions"):
         in_distribution_scores(ModelOutputs(logits[:2], embeddings), train, np.array([0, 1]))

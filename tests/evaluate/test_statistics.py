@@ -249,7 +249,7 @@ def test_scores_of_several_labels():
     assert image_scores("accuracy", logits, targets).tolist() == [1, 0]
     expected = np.logaddexp(0, logits) - targets * logits
     assert image_scores("nll", logits, targets) == pytest.approx(expected.mean(1))
-    with pytest.raises(ConfigError, match="one label"):
+    with pytest.raises(ConfigError, match="single-label"):
         image_scores("f1_macro", logits, targets)
     with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
         image_scores("acuracy", logits, targets)

@@ -13,8 +13,8 @@ from vitrail.config.changes import PARTS, split_words
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitrail.compare.execute import Pool
     from vitrail.compare.plan import Run, State
+    from vitrail.compare.pools import Pool
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
 
     from vitrail.cli.recipes import load_run_recipe
-    from vitrail.compare.execute import execute, states_of, write_recipes
+    from vitrail.compare.execute import execute, write_recipes
     from vitrail.compare.findings import about_pretraining
     from vitrail.compare.plan import commands, plan
     from vitrail.compare.results import tabulate
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     if arguments.list:
         _print_commands(commands(runs, write_recipes(runs, folder)))
         return 0
-    states = states_of(runs)
+    states = {run.task: run.state() for run in runs}
     print(_describe(suite.title, runs, states, arguments.jobs), flush=True)
     for sentence in about_pretraining(suite):
         print(sentence, flush=True)
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
 def _pool(ray: str | None, jobs: int) -> Pool:
     import torch
 
-    from vitrail.compare.execute import LocalPool, RayPool
+    from vitrail.compare.pools import LocalPool, RayPool
 
     gpus = torch.cuda.device_count()
     return RayPool(ray, jobs, min(gpus, 1)) if ray else LocalPool(jobs, gpus)

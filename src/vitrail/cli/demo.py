@@ -61,8 +61,9 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from vitrail.cli.recipes import load_run_recipe, make_recipe
-    from vitrail.compare.execute import LocalPool, execute
+    from vitrail.compare.execute import execute
     from vitrail.compare.plan import Run
+    from vitrail.compare.pools import LocalPool
     from vitrail.evaluate.results_table import results_table
     from vitrail.files import write_text
     from vitrail.machine import cores

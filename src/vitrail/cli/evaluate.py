@@ -191,7 +191,7 @@ def _tell_more(
 ) -> None:
     """Do and print what was asked for beyond the predictions."""
     from vitrail.evaluate import robustness
-    from vitrail.evaluate.unfamiliar import measure_ood
+    from vitrail.evaluate.out_of_distribution import measure_ood
 
     data, sample, seed = changed.data, arguments.sample, arguments.seed
     if arguments.corruptions is not None:

@@ -1,4 +1,4 @@
-"""Suites of runs: planned, carried out, tabulated and compared with paired statistics."""
+"""Suites of runs: plan, execution, tables and paired statistics."""
 
 from vitrail.compare.plan import plan
 from vitrail.compare.suite import load_suite

@@ -1,4 +1,4 @@
-"""Pair the predictions of two variants' runs on the same test images."""
+"""Predictions of runs, paired by test image."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TestedRun:
-    """Predictions of one run, in the order of the images' names.
+    """Predictions of one run, sorted by the keys of the images.
 
     Attributes:
         run: The run.
-        images: Name of each image, shape ``(N,)``.
-        targets: Shape ``(N,)``, or ``(N, K)`` of labels.
+        images: Key of each image, length N.
+        targets: Classes ``(N,)``, or labels ``(N, K)``.
         scores: Contribution of each image to the measure, shape ``(N,)``.
-        right: Whether each image is correct, shape ``(N,)``.
+        correct: Whether each image is correct, shape ``(N,)``.
         guess: Contribution of each image to the measure of the constant predictor, shape ``(N,)``.
-        metrics: Of its evaluation.
+        metrics: Overall measures of the evaluation.
     """
 
     run: Run
     images: tuple[str, ...]
     targets: npt.NDArray[np.int64]
     scores: Floats
-    right: npt.NDArray[np.bool_]
+    correct: npt.NDArray[np.bool_]
     guess: Floats
     metrics: dict[str, object]
 
 
 def read_tested(run: Run, measure: str) -> TestedRun:
-    """Read the predictions of a run that is done.
+    """Read the predictions of a finished run.
 
     Args:
         run: The run.
-        measure: A name of :data:`vitrail.evaluate.image_scores.SCORES`.
+        measure: A key of :data:`vitrail.evaluate.image_scores.SCORES`.
 
     Raises:
-        RunError: It has not been evaluated, or its predictions cannot be read.
+        RunError: The run is not evaluated, or its predictions are unreadable.
     """
     metrics = run.evaluation()
     if metrics is None:
@@ -60,16 +60,16 @@ def read_tested(run: Run, measure: str) -> TestedRun:
     logits = np.stack(table["logits"].tolist()).astype(np.float32)
     targets = np.stack(table["target"].tolist()).astype(np.int64)
     scores = image_scores(measure, logits, targets)
-    right = scores if measure == "accuracy" else image_scores("accuracy", logits, targets)
+    correct = scores if measure == "accuracy" else image_scores("accuracy", logits, targets)
     guess = image_scores(measure, constant_logits(targets, logits.shape[1], measure == "nll"), targets)
-    return TestedRun(run, tuple(map(str, table["path"])), targets, scores, right > 0.5, guess, metrics)
+    return TestedRun(run, tuple(map(str, table["path"])), targets, scores, correct > 0.5, guess, metrics)
 
 
 def check_same_images(first: TestedRun, other: TestedRun) -> None:
-    """Predictions of different images cannot be paired.
+    """Check that predictions can be paired.
 
     Raises:
-        DataError: They are; the message names an image.
+        DataError: Images or labels differ; the message names an image.
     """
     where = f"{first.run.label} ({first.run.folder}) and {other.run.label} ({other.run.folder})"
     if first.images != other.images:
@@ -102,10 +102,10 @@ def _groups_by_recipe(recipe: Recipe) -> dict[str, str] | None:
 
 
 def image_groups(tested: TestedRun) -> npt.NDArray[np.object_] | None:
-    """Which test images belong together: those of a group, or of a block of a scene; None where each is on its own.
+    """Determine the group (or block of a scene) of each test image; None without groups.
 
     Args:
-        tested: A run's test images.
+        tested: Predictions of a run.
     """
     table = tested.run.folder.read_predictions(str(tested.metrics["name"]))
     if "group" in table and table["group"].notna().all():
@@ -115,7 +115,7 @@ def image_groups(tested: TestedRun) -> npt.NDArray[np.object_] | None:
 
 
 def test_share(tested: TestedRun) -> float:
-    """Test images of a fold divided by its training images."""
+    """Compute the ratio of test to training images of a fold."""
     folder: RunFolder = tested.run.folder
     data = tested.run.recipe.data
     whole = int(folder.read_json(folder.environment)["images"]["number"])

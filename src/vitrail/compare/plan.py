@@ -1,16 +1,17 @@
-"""Which runs a suite needs, and which of them are done: known from the run folders alone, at any moment."""
+"""The runs of a suite and their states, derived from the run folders alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vitrail.compare.suite import PRETRAINED, Suite, resolve_run
+from vitrail.compare.suite import PRETRAINED, Fold, Suite, resolve_run
 from vitrail.config.augment import augment_settings
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
@@ -21,8 +22,10 @@ from vitrail.runs.input_hashes import input_hashes, weights_hash
 from vitrail.runs.lock import lock_holder
 from vitrail.weights.hub import HUB_PREFIX
 
+# Identity and test-time augmentation of a run.
+Task = tuple[str, str]
 State = Literal["done", "evaluate", "resume", "run", "elsewhere"]
-# What a state is, for people.
+# States for people.
 STATES: dict[State, str] = {
     "done": "done",
     "evaluate": "to evaluate",
@@ -30,28 +33,32 @@ STATES: dict[State, str] = {
     "run": "to run",
     "elsewhere": "being trained",
 }
-# What a result does not depend on: where it is written, what is written beside it, and how images are fetched.
+# Settings without effect on results.
 _WITHOUT_EFFECT = (
     ("run", "dir"), ("run", "overwrite"), ("run", "tensorboard"), ("data", "num_workers"), ("data", "cache"),
     ("data", "check_copies"),
 )  # fmt: skip
 
-# Settings of a model that the data decides where the recipe does not.
-_BY_DATA = ("num_classes", "in_chans", "spectral_chans", "img_size")
+# Settings of a model that default to those of the data.
+_DATA_SETTINGS = ("num_classes", "in_chans", "spectral_chans", "img_size")
+
+
+# Hashes of the files of a recipe, by their paths.
+_Hashes = dict[object, dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run that a suite needs.
+    """One run of a suite.
 
     Attributes:
-        identity: A hash of all that its result depends on.
-        variant: Of which variant it is; of a run without labels the name it has in the suite.
-        seed: Of the run.
-        fold: Number of the fold; None where there is one split.
-        recipe: Resolved.
-        tta: Views that are averaged when it is evaluated; several variants may evaluate a run in different ways.
-        needs: Identity of the run that must be done before; None where there is none.
+        identity: Hash of everything that the result depends on.
+        variant: Name of the variant, or of the pre-training.
+        seed: Seed.
+        fold: Index of the fold; None without folds.
+        recipe: Resolved recipe.
+        tta: Test-time augmentation of the evaluation; variants may share a run and differ in it.
+        needs: Identity of the pre-training that must be done before; None without one.
     """
 
     identity: str
@@ -64,33 +71,33 @@ class Run:
 
     @property
     def folder(self) -> RunFolder:
-        """Where it lies."""
+        """The run folder."""
         return RunFolder(self.recipe.run_dir)
 
     @property
     def is_pretraining(self) -> bool:
-        """Whether it is a pre-training, which is not evaluated."""
+        """Whether the run is a pre-training, which is not evaluated."""
         return self.recipe.task.name in PRETRAINING
 
     @property
     def label(self) -> str:
-        """What it is called."""
+        """Name for people."""
         return f"{self.variant}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
 
     @property
-    def task(self) -> tuple[str, str]:
-        """What carrying it out consists of; runs that several variants share are carried out once."""
+    def task(self) -> Task:
+        """Key of the work; variants may share it."""
         return self.identity, self.tta
 
     def evaluation(self) -> dict[str, Any] | None:
-        """The measures of its evaluation; None where there is none yet."""
+        """Read the overall measures of the evaluation; None before it."""
         run = self.folder
         top = EvaluationFiles(run.evaluation_of("", primary=True)).metrics
         if not top.is_file():
             return None
         metrics: dict[str, Any] = run.read_json(top)
         if self.tta != "none":
-            # The evaluation without views says on which split the run is judged.
+            # The evaluation without augmentation determines the split.
             file = EvaluationFiles(run.evaluation_of(f"{metrics['name']}-{self.tta}")).metrics
             if not file.is_file():
                 return None
@@ -98,7 +105,7 @@ class Run:
         return metrics if run.predictions(metrics["name"]).is_file() else None
 
     def state(self) -> State:
-        """How far it is."""
+        """Determine the state of the run from its folder."""
         run = self.folder
         if lock_holder(run.path) is not None:
             return "elsewhere"
@@ -110,168 +117,160 @@ class Run:
 
 
 def plan(suite: Suite) -> list[Run]:
-    """All runs of a suite, those that others need first.
+    """List all runs of a suite, in an order in which they can be executed.
 
     Args:
         suite: The suite.
 
     Returns:
-        The runs without labels, each once, then the variants' in order; of equal variants' seeds and folds both.
+        Pre-trainings, each once, then the runs of the variants by fold and seed.
 
     Raises:
-        ConfigError: Two variants that are the same, a setting that does not fit, or weights that are not there.
+        ConfigError: Two variants are equal, a setting is invalid, or weights are missing.
     """
     folds = [None] if suite.folds is None else [(i, suite.folds) for i in range(suite.folds)]
-    before: dict[str, Run] = {}
+    pretrainings: dict[str, Run] = {}
     runs: list[Run] = []
-    known: dict[object, dict[str, str]] = {}
-    for variant in suite.variants:
-        for fold in folds:
-            for seed in suite.seeds:
-                who = f"{suite.file}: variant {variant.name}"
-                recipe, needed = variant.recipe, None
-                weights = recipe.model.weights
-                if weights is not None and weights.startswith(PRETRAINED):
-                    needed = _plan_pretraining(suite, weights.removeprefix(PRETRAINED), fold, seed, known)
-                    before.setdefault(needed.identity, needed)
-                    model = dataclasses.replace(recipe.model, weights=needed.recipe.run_dir)
-                    recipe = dataclasses.replace(recipe, model=model)
-                needs = None if needed is None else needed.identity
-                code = identity(resolve_run(recipe, None, seed, fold, who), needs, who, known)
-                recipe = resolve_run(recipe, suite.runs_dir / code, seed, fold, who)
-                number = None if fold is None else fold[0]
-                runs.append(
-                    Run(
-                        code,
-                        variant.name,
-                        seed,
-                        number,
-                        recipe,
-                        variant.tta,
-                        needs,
-                    )
-                )
-    _refuse_equals(suite, runs)
-    return [*before.values(), *runs]
+    known: _Hashes = {}
+    for variant, fold, seed in itertools.product(suite.variants, folds, suite.seeds):
+        where = f"{suite.file}: variant {variant.name}"
+        recipe, needs = variant.recipe, None
+        weights = recipe.model.weights
+        if weights is not None and weights.startswith(PRETRAINED):
+            pretraining = _plan_pretraining(suite, weights.removeprefix(PRETRAINED), fold, seed, known)
+            needs = pretraining.identity
+            pretrainings.setdefault(needs, pretraining)
+            model = dataclasses.replace(recipe.model, weights=pretraining.recipe.run_dir)
+            recipe = dataclasses.replace(recipe, model=model)
+        runs.append(_plan_run(suite, variant.name, recipe, fold, seed, where, known, variant.tta, needs))
+    _refuse_equal_variants(suite, runs)
+    return [*pretrainings.values(), *runs]
 
 
-def _plan_pretraining(
-    suite: Suite, name: str, fold: tuple[int, int] | None, seed: int, known: dict[object, dict[str, str]]
-) -> Run:
-    """Plan the pre-training of a seed, on the images of the fold; one with the recipe's own seed where it is shared.
+def _plan_pretraining(suite: Suite, name: str, fold: Fold | None, seed: int, known: _Hashes) -> Run:
+    """Plan the pre-training of a seed on the images of the fold; a shared one has the seed of its recipe.
 
-    The seed of pre-training decides results as that of fine-tuning does: an interval holds both only where each seed
-    has its own.
+    Intervals over seeds include the variance of the pre-training only if each seed has its own.
     """
-    who = f"{suite.file}: pretrained.{name}"
-    begun = suite.pretrained[name]
-    seed = begun.run.seed if name in suite.shared else seed
-    code = identity(resolve_run(begun, None, seed, fold, who), None, who, known)
-    recipe = resolve_run(begun, suite.runs_dir / code, seed, fold, who)
-    return Run(code, name, seed, None if fold is None else fold[0], recipe)
+    recipe = suite.pretrained[name]
+    seed = recipe.run.seed if name in suite.shared else seed
+    return _plan_run(suite, name, recipe, fold, seed, f"{suite.file}: pretrained.{name}", known)
 
 
-def identity(
-    recipe: Recipe, needs: str | None = None, who: str = "recipe", known: dict[object, dict[str, str]] | None = None
-) -> str:
-    """A hash of all that a run's result depends on, and of nothing else.
+def _plan_run(
+    suite: Suite,
+    name: str,
+    recipe: Recipe,
+    fold: Fold | None,
+    seed: int,
+    where: str,
+    known: _Hashes,
+    tta: str = "none",
+    needs: str | None = None,
+) -> Run:
+    """Resolve a recipe for a fold and seed; its folder is named by its identity."""
+    own = identity(resolve_run(recipe, None, seed, fold, where), needs, where, known)
+    resolved = resolve_run(recipe, suite.runs_dir / own, seed, fold, where)
+    return Run(own, name, seed, None if fold is None else fold[0], resolved, tta, needs)
 
-    Files count by what they hold, whatever they are called: weights by their values, statistics, labels, tables and
-    arrays by their bytes, folders of images as :func:`vitrail.runs.input_hashes.input_hashes` samples them.
+
+def identity(recipe: Recipe, needs: str | None = None, where: str = "recipe", known: _Hashes | None = None) -> str:
+    """Hash everything that a run's result depends on.
+
+    Files count by content, not by name: weights by their values, statistics, labels, tables and arrays by their bytes,
+    folders of images by samples (:func:`vitrail.runs.input_hashes.input_hashes`).
 
     Args:
-        recipe: Resolved.
-        needs: Identity of the run that ``model.weights`` is.
-        who: Whose recipe, for errors.
-        known: Codes of files that were read already, for several recipes with the same files.
+        recipe: Resolved recipe.
+        needs: Identity of the run that ``model.weights`` refers to.
+        where: Origin of the recipe, for errors.
+        known: Cache of hashes of files, shared by recipes.
 
     Raises:
-        ConfigError: ``model.weights`` is not there, or a file cannot be read.
+        ConfigError: ``model.weights`` is missing, or a file is unreadable.
     """
     content = recipe.to_dict()
     for part, key in _WITHOUT_EFFECT:
         content[part].pop(key)
-    content["model"] |= _whole_model(recipe.model)
-    content["data"] |= _whole_augmentation(recipe.data)
+    content["model"] |= _complete_model(recipe.model)
+    content["data"] |= _complete_augmentation(recipe.data)
     weights = recipe.model.weights
     if needs is not None:
         content["model"]["weights"] = f"run {needs}"
         weights = None
-    for name, code in _codes(recipe.data, weights, who, {} if known is None else known).items():
+    for name, digest in _input_hashes(recipe.data, weights, where, {} if known is None else known).items():
         part, key = name.split(".")
-        content[part][key] = code
+        content[part][key] = digest
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _whole_model(config: ModelConfig) -> dict[str, Any]:
-    """Family and all settings, so that a default counts alike whether it is given or not."""
+def _complete_model(config: ModelConfig) -> dict[str, Any]:
+    """Complete the settings of a model, so that explicit defaults do not change the identity."""
     family, _ = find_family(config.name)
     try:
         settings = complete_settings(config.name, config.settings)
-    except ConfigError:  # what the data decides may be what is missing
+    except ConfigError:  # required settings may come from the data
         return {}
     return {
         "name": family.name,
-        **{key: value for key, value in settings.items() if key in config.settings or key not in _BY_DATA},
+        **{key: value for key, value in settings.items() if key in config.settings or key not in _DATA_SETTINGS},
     }
 
 
-def _whole_augmentation(config: DataConfig) -> dict[str, Any]:
-    """All settings of the augmentation, whether they are the preset's or single ones."""
-    whole = augment_settings(config.augment, config.augment_settings)
-    return {"augment": None, "augment_settings": dataclasses.asdict(whole)}
+def _complete_augmentation(config: DataConfig) -> dict[str, Any]:
+    """Complete the settings of the augmentation, from preset and overrides."""
+    complete = augment_settings(config.augment, config.augment_settings)
+    return {"augment": None, "augment_settings": dataclasses.asdict(complete)}
 
 
-def _codes(data: DataConfig, weights: str | None, who: str, known: dict[object, dict[str, str]]) -> dict[str, str]:
-    """Hashes of the files that a recipe names, each set of files read once."""
+def _input_hashes(data: DataConfig, weights: str | None, where: str, known: _Hashes) -> dict[str, str]:
+    """Hash the files of a recipe; each set of files is read once."""
     key = (data.path, data.spectral_path, data.statistics, data.labels, weights)
     if key not in known:
         try:
-            codes = input_hashes(data)
+            hashes = input_hashes(data)
             if weights is not None and not weights.startswith(HUB_PREFIX):
-                codes["model.weights"] = weights_hash(weights)
+                hashes["model.weights"] = weights_hash(weights)
         except WeightsError as error:
-            raise ConfigError(f"{who}: model.weights: {error}") from error
+            raise ConfigError(f"{where}: model.weights: {error}") from error
         except DataError as error:
-            raise ConfigError(f"{who}: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error
         except OSError as error:
-            raise ConfigError(f"{who}: cannot read {error.filename}: {error.strerror or error}") from error
-        known[key] = codes
+            raise ConfigError(f"{where}: cannot read {error.filename}: {error.strerror or error}") from error
+        known[key] = hashes
     return known[key]
 
 
-def _refuse_equals(suite: Suite, runs: Iterable[Run]) -> None:
-    seen: dict[tuple[str, str], Run] = {}
+def _refuse_equal_variants(suite: Suite, runs: Iterable[Run]) -> None:
+    first: dict[Task, Run] = {}
     for run in runs:
-        other = seen.setdefault(run.task, run)
+        other = first.setdefault(run.task, run)
         if other is not run:
             raise ConfigError(
-                f"{suite.file}: the variants {other.variant} and {run.variant} are the same recipe and would not "
-                "differ; take one out, or see whether a setting on the command line made them equal"
+                f"{suite.file}: the variants {other.variant} and {run.variant} are the same recipe; remove one, or "
+                "check whether a setting on the command line made them equal"
             )
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """How long what is missing will take.
+    """Estimated time of the missing runs.
 
     Attributes:
-        seconds: Of all missing runs one after the other; None where nothing is known yet.
-        basis: How many finished runs that is told from.
+        seconds: Total time of the missing runs in sequence; None before the first finished run.
+        basis: Number of finished runs that the estimate is based on.
     """
 
     seconds: float | None
     basis: int
 
 
-def expect(runs: Iterable[Run], states: Mapping[tuple[str, str], State]) -> Expectation:
-    """Guess the time from the recorded times of finished runs: of the same variant, else of all of its kind.
-
-    A run without labels sees other images than one with labels, and tells nothing of its time.
+def expect(runs: Iterable[Run], states: Mapping[Task, State]) -> Expectation:
+    """Estimate the time from finished runs of the same variant, else of all pre-trainings or of all other runs.
 
     Args:
-        runs: Of the suite.
-        states: What a run consists of (:attr:`Run.task`) -> state.
+        runs: Runs of the suite.
+        states: States by task.
     """
     runs = list({run.identity: run for run in runs}.values())
     times: dict[str, list[float]] = {}
@@ -283,8 +282,8 @@ def expect(runs: Iterable[Run], states: Mapping[tuple[str, str], State]) -> Expe
     for run in runs:
         if states[run.task] not in ("run", "resume"):
             continue
-        alike = [t for name, values in times.items() if kind[name] == run.is_pretraining for t in values]
-        own = times.get(run.variant, alike)
+        same_kind = [t for name, values in times.items() if kind[name] == run.is_pretraining for t in values]
+        own = times.get(run.variant, same_kind)
         if not own:
             return Expectation(None, basis)
         total += sum(own) / len(own) * (1 - _share_done(run) if states[run.task] == "resume" else 1.0)
@@ -292,10 +291,10 @@ def expect(runs: Iterable[Run], states: Mapping[tuple[str, str], State]) -> Expe
 
 
 def training_seconds(run: RunFolder) -> float:
-    """Time of all epochs of a run, validation among it.
+    """Sum the time of all epochs of a run, including validation.
 
     Raises:
-        RunError: It was trained by a version that did not record it.
+        RunError: The run was trained by a version that did not record it.
     """
     rows = run.read_metrics()
     if "epoch_seconds" not in rows:
@@ -304,7 +303,7 @@ def training_seconds(run: RunFolder) -> float:
 
 
 def epochs_done(run: RunFolder) -> int:
-    """How many epochs of a run are trained."""
+    """Count the finished epochs of a run."""
     return len(run.read_metrics()) if run.metrics.is_file() else 0
 
 
@@ -313,11 +312,11 @@ def _share_done(run: Run) -> float:
 
 
 def commands(runs: Iterable[Run], recipes: Mapping[str, Path]) -> list[tuple[Run, list[str]]]:
-    """One command line a run that is still to be trained, for a scheduler.
+    """Build the command line of each run that is still to be trained, for a scheduler.
 
     Args:
-        runs: Of the suite.
-        recipes: Identity -> file of its recipe.
+        runs: Runs of the suite.
+        recipes: Files of the recipes by identity.
     """
     result: dict[str, tuple[Run, list[str]]] = {}
     for run in runs:

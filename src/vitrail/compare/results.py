@@ -1,15 +1,16 @@
-"""The tables of a suite: one row a run, one a variant, one a comparison; each number from a recorded run."""
+"""Tables of a suite: runs, variants and comparisons, computed from recorded runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from vitrail.compare.pairing import TestedRun, check_same_images, image_groups, read_tested, test_share
@@ -18,7 +19,7 @@ from vitrail.compare.suite import Suite
 from vitrail.evaluate import statistics
 from vitrail.evaluate.image_scores import SCORES
 
-# Measures that results.csv takes from an evaluation, where it has them.
+# Measures of an evaluation that results.csv includes if available.
 _MEASURES = ("accuracy", "balanced_accuracy", "f1_macro", "map", "nll", "top_5_accuracy")
 NOT_SHOWN = "not shown"
 
@@ -28,14 +29,14 @@ class Tables:
     """Tables of a suite.
 
     Attributes:
-        results: One row a run.
-        summary: One row a variant.
-        pairs: One row a comparison.
-        images: How many test images a comparison is on; of folds, all together.
-        groups: How many groups they are; None where each image is on its own.
-        guess: Measure of the constant predictor (the most frequent class; for the log-loss, the frequencies); None
-            where no run is done.
-        near_guess: Whether no variant is shown to be better than that.
+        results: One row per run.
+        summary: One row per variant.
+        pairs: One row per comparison.
+        images: Number of test images, over all folds.
+        groups: Number of groups of test images; None without groups.
+        guess: Measure of the constant predictor (most frequent class; for the log-loss, class frequencies); None before
+            the first finished run.
+        near_guess: Whether no variant is significantly better than the constant predictor.
     """
 
     results: pd.DataFrame
@@ -47,83 +48,156 @@ class Tables:
     near_guess: bool = False
 
 
+# Fold and seed of a run.
+_Key = tuple[int | None, int]
+# Group of each test image by fold; None without groups.
+_Groups = Mapping[int | None, npt.NDArray[np.object_] | None]
+
+
 def tabulate(suite: Suite, runs: Sequence[Run]) -> Tables:
-    """Make the tables from the runs that are done.
+    """Compute the tables of the finished runs.
 
     Args:
         suite: The suite.
-        runs: Its plan.
+        runs: Plan of the suite.
 
     Raises:
-        DataError: Runs that were tested on different images.
-        RunError: A run folder that is damaged.
+        DataError: Runs were tested on different images.
+        RunError: A run folder is damaged.
     """
     done = [run for run in runs if not run.is_pretraining and run.state() == "done"]
     tested = [read_tested(run, suite.metric) for run in done]
-    of_variant = {v.name: [t for t in tested if t.run.variant == v.name] for v in suite.variants}
-    of_variant = {name: found for name, found in of_variant.items() if found}
     by_fold: dict[int | None, TestedRun] = {}
     for t in tested:
         check_same_images(by_fold.setdefault(t.run.fold, t), t)
-    results = pd.DataFrame([_row_of_run(t, suite.metric) for t in tested])
     groups = {fold: image_groups(t) for fold, t in by_fold.items()}
+
+    by_variant = {v.name: [t for t in tested if t.run.variant == v.name] for v in suite.variants}
+    by_variant = {name: found for name, found in by_variant.items() if found}
+    results = pd.DataFrame([_row_of_run(t, suite.metric) for t in tested])
     summary = pd.DataFrame(
         [
             _row_of_variant(name, results[results["variant"] == name], suite.metric)
             | _against_guess(found, suite, groups)
-            for name, found in of_variant.items()
+            for name, found in by_variant.items()
         ]
     )
-    names = list(of_variant)
+    compared = [_row_of_pair(by_variant[a], by_variant[b], suite, groups) for a, b in _comparisons(suite, by_variant)]
+    pairs = pd.DataFrame(_add_conclusions([row for row in compared if row is not None], suite))
+
+    num_groups = sum(len(set(g)) for g in groups.values() if g is not None)
+    return Tables(
+        results=results,
+        summary=summary,
+        pairs=pairs,
+        images=sum(len(t.images) for t in by_fold.values()),
+        groups=num_groups or None,
+        guess=float(np.mean([t.guess.mean() for t in by_fold.values()])) if by_fold else None,
+        near_guess=bool(tested) and not summary["better_than_guess"].any(),
+    )
+
+
+def _comparisons(suite: Suite, names: Iterable[str]) -> list[tuple[str, str]]:
+    """List the pairs of variants to compare: all, or each with ``suite.against``."""
     if suite.against is None:
-        wanted = list(itertools.combinations(names, 2))
-    else:
-        wanted = [(name, suite.against) for name in names if name != suite.against and suite.against in names]
-    rows = [_row_of_pair(of_variant[a], of_variant[b], suite, groups) for a, b in wanted]
-    known = [len(set(g)) for g in groups.values() if g is not None]
-    pairs = pd.DataFrame(_decide([row for row in rows if row is not None], suite))
-    guess = float(np.mean([t.guess.mean() for t in by_fold.values()])) if by_fold else None
-    near = bool(tested) and not summary["better_than_guess"].any()
-    images = sum(len(t.images) for t in by_fold.values())
-    return Tables(results, summary, pairs, images, sum(known) if known else None, guess, near)
+        return list(itertools.combinations(names, 2))
+    names = list(names)
+    return [(name, suite.against) for name in names if name != suite.against and suite.against in names]
 
 
-def _largest(metric: str) -> float | None:
-    """Largest possible difference of a measure: shares lie between 0 and 1, the log-loss has no limit."""
-    return 1.0 if SCORES[metric] else None
+@dataclass(frozen=True)
+class _PairedRuns:
+    """Runs of two variants, paired by fold and seed.
 
+    Attributes:
+        first: Runs of the first variant.
+        second: Runs of the second variant.
+        groups: Groups of the test images.
+        keys: Folds and seeds that both have, in order.
+    """
 
-def _against_guess(found: Sequence[TestedRun], suite: Suite, groups: Mapping[int | None, Any]) -> dict[str, Any]:
-    """Compare a variant's runs with the constant predictor on the same images."""
-    own = {(t.run.fold, t.run.seed): t for t in found}
-    guess = {key: dataclasses.replace(t, scores=t.guess) for key, t in own.items()}
-    difference = _difference(own, guess, sorted(own, key=str), suite, groups)
-    value = float(difference.value) * (1 if SCORES[suite.metric] else -1)
-    return {"guess": float(np.mean([t.guess.mean() for t in found])),
-            "p_guess": float(difference.p_value()),
-            "better_than_guess": bool(difference.p_value() < suite.alpha and value > 0)}  # fmt: skip
+    first: Mapping[_Key, TestedRun]
+    second: Mapping[_Key, TestedRun]
+    groups: _Groups
+    keys: list[_Key]
 
+    @classmethod
+    def of(cls, first: Sequence[TestedRun], second: Sequence[TestedRun], groups: _Groups) -> _PairedRuns:
+        """Pair runs."""
+        mine, other = ({(t.run.fold, t.run.seed): t for t in runs} for runs in (first, second))
+        keys = sorted(mine.keys() & other.keys(), key=lambda key: (str(key[0]), key[1]))
+        return cls(mine, other, groups, keys)
 
-def _difference(
-    mine: Mapping[Any, TestedRun],
-    other: Mapping[Any, TestedRun],
-    common: Sequence[Any],
-    suite: Suite,
-    groups: Mapping[int | None, Any],
-) -> statistics.PairedDifference:
-    """Compute the difference of two variants over the runs that both have."""
-    largest = _largest(suite.metric)
-    if suite.folds is None:
-        differences = np.stack([mine[key].scores - other[key].scores for key in common])
-        own = groups[None]
-        return statistics.runs_and_images(
-            differences if own is None else statistics.join_groups(differences, own), largest
+    @property
+    def folds(self) -> list[int | None]:
+        """Folds with common runs, in order."""
+        return list(dict.fromkeys(fold for fold, _ in self.keys))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds with common runs, in order."""
+        return sorted({seed for _, seed in self.keys})
+
+    @property
+    def complete_seeds(self) -> list[int]:
+        """Seeds with common runs in all folds."""
+        return [seed for seed in self.seeds if all((fold, seed) in self.keys for fold in self.folds)]
+
+    @property
+    def num_images(self) -> int:
+        """Number of test images of all folds."""
+        return sum({fold: len(self.first[fold, seed].images) for fold, seed in self.keys}.values())
+
+    def mean_differences(self) -> npt.NDArray[np.float64]:
+        """Compute the difference of the measure for each pair of runs."""
+        return np.array([self.first[key].scores.mean() - self.second[key].scores.mean() for key in self.keys])
+
+    def differences(self, fold: int | None, seeds: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Compute differences by seed and image (or group) of a fold, shape ``(S, N)``."""
+        keys = [(fold, seed) for seed in seeds if (fold, seed) in self.keys]
+        scores = np.stack([self.first[key].scores - self.second[key].scores for key in keys])
+        groups = self.groups[fold]
+        return scores if groups is None else statistics.join_groups(scores, groups)
+
+    def mean_by_unit(self) -> npt.NDArray[np.float64]:
+        """Compute the mean difference over seeds of each image (or group) of all folds."""
+        seeds = self.complete_seeds or self.seeds
+        return np.concatenate([self.differences(fold, seeds).mean(0) for fold in self.folds])
+
+    def difference(self, suite: Suite) -> statistics.PairedDifference:
+        """Estimate the difference of the two recipes with its variance components."""
+        largest = 1.0 if SCORES[suite.metric] else None  # the log-loss is unbounded
+        if suite.folds is None:
+            return statistics.runs_and_images(self.differences(None, self.seeds), largest)
+        means = self.mean_differences()
+        if len(means) < 2:  # a single fold allows no inference
+            unknown = np.array(math.nan)
+            return statistics.PairedDifference(np.asarray(means.mean()), unknown, unknown, 1, 1, 1, "this fold alone")
+        share = float(np.mean([test_share(self.first[key]) for key in self.keys]))
+        return statistics.over_folds(means, share, math.inf if largest is None else largest)
+
+    def mcnemar(self) -> statistics.McNemar:
+        """Compare the correct images of the trained models, over all folds."""
+        seeds = self.complete_seeds or self.seeds[:1]
+        folds = [fold for fold in self.folds if (fold, seeds[0]) in self.keys]
+        first, second = (
+            np.stack([np.concatenate([side[fold, seed].correct for fold in folds]) for seed in seeds])
+            for side in (self.first, self.second)
         )
-    means = np.array([mine[key].scores.mean() - other[key].scores.mean() for key in common])
-    if len(common) < 2:
-        return _nothing(means)
-    share = float(np.mean([test_share(mine[key]) for key in common]))
-    return statistics.over_folds(means, share, math.inf if largest is None else largest)
+        return statistics.mcnemar(first, second)
+
+
+def _against_guess(found: Sequence[TestedRun], suite: Suite, groups: _Groups) -> dict[str, Any]:
+    """Compare a variant's runs with the constant predictor on the same images."""
+    guesses = [dataclasses.replace(t, scores=t.guess) for t in found]
+    difference = _PairedRuns.of(found, guesses, groups).difference(suite)
+    p = float(difference.p_value())
+    better = (float(difference.value) > 0) == SCORES[suite.metric] and difference.value != 0
+    return {
+        "guess": float(np.mean([t.guess.mean() for t in found])),
+        "p_guess": p,
+        "better_than_guess": bool(p < suite.alpha and better),
+    }
 
 
 def _row_of_run(tested: TestedRun, metric: str) -> dict[str, Any]:
@@ -160,9 +234,9 @@ def _row_of_run(tested: TestedRun, metric: str) -> dict[str, Any]:
 
 
 def _row_of_variant(name: str, rows: pd.DataFrame, metric: str) -> dict[str, Any]:
-    # The seeds of one fold are one sample, the folds are not independent of each other: of folds the mean of each seed.
+    # Folds are not independent: the interval is over seeds, each with its mean over folds.
     values = rows.groupby("seed")[metric].mean().to_numpy()
-    # All measures but the loss are shares.
+    # All measures but the log-loss are in 0..1.
     mean, low, high = statistics.mean_interval(values, least=0.0, most=1.0 if SCORES[metric] else math.inf)
     return {
         "variant": name,
@@ -181,46 +255,29 @@ def _row_of_variant(name: str, rows: pd.DataFrame, metric: str) -> dict[str, Any
 
 
 def _row_of_pair(
-    first: Sequence[TestedRun], second: Sequence[TestedRun], suite: Suite, groups: Mapping[int | None, Any]
+    first: Sequence[TestedRun], second: Sequence[TestedRun], suite: Suite, groups: _Groups
 ) -> dict[str, Any] | None:
-    """One comparison, but for what needs all of them; None where no seed was trained for both."""
-    mine = {(t.run.fold, t.run.seed): t for t in first}
-    other = {(t.run.fold, t.run.seed): t for t in second}
-    common = sorted(mine.keys() & other.keys(), key=str)
-    if not common:
+    """Compute one comparison without the corrections for multiple comparisons; None without common runs."""
+    pair = _PairedRuns.of(first, second, groups)
+    if not pair.keys:
         return None
-    seeds = sorted({seed for _, seed in common})
-    folds = sorted({fold for fold, _ in common}, key=str)
-    common = [(f, s) for f in folds for s in seeds if (f, s) in mine and (f, s) in other]
-    means = np.array([mine[key].scores.mean() - other[key].scores.mean() for key in common])
-    row: dict[str, Any] = {"a": first[0].run.variant, "b": second[0].run.variant, "metric": suite.metric,
-                           "runs": len(common), "seeds": len(seeds)}  # fmt: skip
-    found = _difference(mine, other, common, suite, groups)
-    if suite.folds is None:
-        differences = np.stack([mine[key].scores - other[key].scores for key in common])
-        images = differences.shape[1]
-        own = groups[None]
-        units = differences if own is None else statistics.join_groups(differences, own)
-        per_unit = units.mean(0)
-        ways = statistics.bootstrap_runs_and_images(units) if len(common) > 1 else (math.nan, math.nan)
-        as_they_are = statistics.bootstrap_images(units)
-    else:
-        complete = [s for s in seeds if all((f, s) in common for f in folds)]
-        parts = [_mean_units(mine, other, f, complete or seeds, groups[f]) for f in folds]
-        per_unit = np.concatenate(parts)
-        images = sum(len(next(mine[f, s] for s in seeds if (f, s) in mine).images) for f in folds)
-        ways = (math.nan, math.nan)
-        as_they_are = statistics.bootstrap_images(per_unit[None])
+    found = pair.difference(suite)
     low, high = found.interval(1 - suite.alpha)
-    complete = [s for s in seeds if all((f, s) in common for f in folds)] or seeds[:1]
-    rights = [
-        np.stack([np.concatenate([side[f, s].right for f in folds if (f, s) in common]) for s in complete])
-        for side in (mine, other)
-    ]
-    exact = statistics.mcnemar(*rights)
-    return row | {
-        "images": images,
-        "groups": None if all(groups[f] is None for f in folds) else len(per_unit),
+    means, by_unit = pair.mean_differences(), pair.mean_by_unit()
+    of_both = (math.nan, math.nan)
+    if suite.folds is None and len(pair.keys) > 1:
+        of_both = statistics.bootstrap_runs_and_images(pair.differences(None, pair.seeds))
+    of_images = statistics.bootstrap_images(by_unit[None])
+    exact = pair.mcnemar()
+    variance = float(found.runs + found.images)
+    return {
+        "a": first[0].run.variant,
+        "b": second[0].run.variant,
+        "metric": suite.metric,
+        "runs": len(pair.keys),
+        "seeds": len(pair.seeds),
+        "images": pair.num_images,
+        "groups": None if all(groups[fold] is None for fold in pair.folds) else len(by_unit),
         "difference": float(found.value),
         "low": float(low),
         "high": float(high),
@@ -229,12 +286,12 @@ def _row_of_pair(
         "p_equal": math.nan if suite.margin is None else float(found.equivalence_p(suite.margin)),
         "p_equal_holm": math.nan,
         "cohens_dz": statistics.cohens_dz(means),
-        "share_of_variance_from_runs": _share(found),
-        "bootstrap_low": ways[0],
-        "bootstrap_high": ways[1],
-        "images_low": as_they_are[0],
-        "images_high": as_they_are[1],
-        "p_sign_flip_images": statistics.sign_flip(per_unit),
+        "share_of_variance_from_runs": float(found.runs) / variance if variance > 0 else math.nan,
+        "bootstrap_low": of_both[0],
+        "bootstrap_high": of_both[1],
+        "images_low": of_images[0],
+        "images_high": of_images[1],
+        "p_sign_flip_images": statistics.sign_flip(by_unit),
         "p_sign_flip_runs": statistics.sign_flip(means),
         "a_alone_right": exact.first,
         "b_alone_right": exact.second,
@@ -245,40 +302,18 @@ def _row_of_pair(
     }
 
 
-def _mean_units(
-    mine: Mapping[Any, TestedRun], other: Mapping[Any, TestedRun], fold: int | None, seeds: Sequence[int], groups: Any
-) -> Any:
-    differences = np.mean(
-        [mine[fold, s].scores - other[fold, s].scores for s in seeds if (fold, s) in mine and (fold, s) in other],
-        axis=0,
-    )
-    return differences if groups is None else statistics.join_groups(differences, groups)
-
-
-def _nothing(means: Any) -> statistics.PairedDifference:
-    """A single fold says nothing of others."""
-    unknown = np.array(math.nan)
-    return statistics.PairedDifference(np.asarray(means.mean()), unknown, unknown, 1, 1, 1, "this fold alone")
-
-
-def _share(found: statistics.PairedDifference) -> float:
-    whole = float(found.runs + found.images)
-    return float(found.runs) / whole if whole > 0 else math.nan
-
-
-def _decide(rows: list[dict[str, Any]], suite: Suite) -> list[dict[str, Any]]:
-    """Correct for the number of comparisons, state what is shown, and how many runs the rest would need."""
+def _add_conclusions(rows: list[dict[str, Any]], suite: Suite) -> list[dict[str, Any]]:
+    """Add corrected p-values, conclusions, and the number of runs that inconclusive comparisons need."""
     if not rows:
         return rows
     corrected = statistics.holm([1.0 if math.isnan(row["p"]) else row["p"] for row in rows])
-    # Of a pair either the difference or the equality can be claimed falsely, never both: each has its own correction.
+    # Difference and equality exclude each other, so that each family has its own correction.
     equal = statistics.holm([1.0 if math.isnan(row["p_equal"]) else row["p_equal"] for row in rows])
     for row, p, p_equal in zip(rows, corrected, equal, strict=True):
         found: statistics.PairedDifference = row.pop("_found")
         row["p_holm"] = float(p)
         several = found.num_runs > 1
-        needed = statistics.runs_needed(found, suite.alpha / len(rows)) if several else None
-        row["runs_needed"] = needed
+        row["runs_needed"] = statistics.runs_needed(found, suite.alpha / len(rows)) if several else None
         shown = several and p < suite.alpha and row["difference"] != 0
         row["equal"] = False
         if suite.margin is not None:
@@ -289,19 +324,20 @@ def _decide(rows: list[dict[str, Any]], suite: Suite) -> list[dict[str, Any]]:
         row["statement"] = (
             f"{winner} beats {loser}" if shown else f"{row['a']} equals {row['b']}" if row["equal"] else NOT_SHOWN
         )
-        row["why"] = _why(row, shown or row["equal"], several)
+        row["why"] = _reason(row, shown or row["equal"], several)
     return rows
 
 
-def _why(row: Mapping[str, Any], shown: bool, several: bool) -> str:
+def _reason(row: Mapping[str, Any], shown: bool, several: bool) -> str:
+    """Explain an inconclusive comparison."""
     if shown:
         return ""
     if not several:
-        return "one run of each cannot tell the variants from their seeds"
+        return "one run of each cannot separate the variants from their seeds"
     if row["difference"] == 0:
         return "no difference was found"
     if math.isnan(row["low"]):
-        return "all folds differ alike, which leaves no spread to judge by; it needs more test images"
+        return "all folds differ equally, which leaves no variance to infer from; it needs more test images"
     if row["runs_needed"] is None:
         more = "test images" if row["groups"] is None else "groups of test images"
         return f"more runs alone would not show a difference of this size: it needs more {more}"

@@ -18,42 +18,45 @@ from vitrail.errors import ConfigError, closest
 from vitrail.evaluate.image_scores import SCORES
 from vitrail.models.registry import find_family
 
-# What a suite decides for all of its runs.
+# Settings that the suite sets for all of its runs.
 _OWN = ("run.dir", "run.seed", "run.overwrite", "data.fold", "data.num_folds")
 _KEYS = {
-    "title": "what is compared, for people",
-    "about": "why, and what to expect of it",
-    "recipe": "the recipe that all variants begin with, relative to the suite's file",
-    "changes": "dotted settings in which all variants differ from the recipe",
+    "title": "title of the comparison",
+    "about": "purpose and expectations",
+    "recipe": "recipe of all variants, relative to the suite's file",
+    "changes": "dotted settings of all variants that differ from the recipe",
     "variants": "name -> dotted settings",
-    "pretrained": "name -> recipe and changes of a run without labels that variants begin with, one a seed unless "
-    "shared",
-    "seeds": "how many, or which",
-    "folds": "of a cross-validation; one split when not given",
-    "metric": "what decides",
-    "against": "the variant that all others are compared with; every pair when not given",
-    "tta": "views that are averaged when a variant is evaluated",
-    "alpha": "how often a claim may be false, over all comparisons together",
-    "margin": "largest difference that counts as equal; no claim of equality when not given",
-    "speed": "whether to time the variants' models in turn (true or false)",
-    "runs_dir": "where the runs lie, shared by all suites",
-    "dir": "where the results of this suite lie",
-    "sizes": "name -> other values of these keys",
+    "pretrained": "name -> recipe and changes of a pre-training, one for each seed unless shared",
+    "seeds": "number of seeds, or a list of seeds",
+    "folds": "number of folds of a cross-validation; by default one split",
+    "metric": "measure of the comparison",
+    "against": "variant that all others are compared with; by default every pair",
+    "tta": "test-time augmentation",
+    "alpha": "significance level over all comparisons (family-wise)",
+    "margin": "largest difference that counts as equal; by default equality is not tested",
+    "speed": "whether to time the variants' models in alternation (true or false)",
+    "runs_dir": "folder of the runs, shared by all suites",
+    "dir": "folder of this suite's results",
+    "sizes": "name -> overrides of these keys",
 }
 _DEFAULT_RUNS = "runs/compare"
 # A reference to an entry of ``pretrained``, as a value of model.weights.
 PRETRAINED = "pretrained:"
 
 
+# Index of a fold and number of folds.
+Fold = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Variant:
-    """One of the things compared.
+    """One variant of a suite.
 
     Attributes:
-        name: What it is called in tables and figures.
-        recipe: Its whole recipe but for seed, fold and place.
-        changes: In which settings it differs from the others, for people.
-        tta: Views that are averaged when it is evaluated.
+        name: Name in tables and figures.
+        recipe: Recipe without seed, fold and run folder.
+        changes: Settings that differ from the other variants, for people.
+        tta: Test-time augmentation.
     """
 
     name: str
@@ -67,25 +70,25 @@ class Suite:
     """A suite at one of its sizes.
 
     Attributes:
-        name: Of the file and, where there are several, the size.
-        title: What is compared.
-        about: Why.
-        file: Where it is written.
-        size: Which size; empty where there are none.
-        recipe: What all variants begin with, but those that have another.
-        variants: What is compared, in order.
-        pretrained: Recipes of runs that variants begin with, one run a seed.
-        shared: Names of those that are run once, for all seeds.
-        seeds: Of every variant.
-        folds: How many; None for one split.
-        metric: What decides.
-        against: The variant that the others are compared with; None for every pair.
-        alpha: How often a claim may be false.
-        margin: Largest difference of the metric that counts as equal (0.01 is one percentage point of accuracy); None
-            for no claims of equality.
-        speed: Whether to time the variants' models in turn.
-        runs_dir: Where the runs lie.
-        dir: Where the results lie.
+        name: Name of the file and, of several sizes, the size.
+        title: Title.
+        about: Purpose.
+        file: File of the suite.
+        size: Name of the size; empty without sizes.
+        recipe: Recipe of the variants that have none of their own.
+        variants: Variants in order.
+        pretrained: Recipes of pre-trainings by name.
+        shared: Names of pre-trainings that all seeds share.
+        seeds: Seeds of every variant.
+        folds: Number of folds; None for one split.
+        metric: Measure of the comparison.
+        against: Variant that the others are compared with; None for every pair.
+        alpha: Family-wise significance level.
+        margin: Equivalence margin of the metric (0.01 is one percentage point of accuracy); None without equivalence
+            tests.
+        speed: Whether to time the variants' models in alternation.
+        runs_dir: Folder of the runs.
+        dir: Folder of the results.
     """
 
     name: str
@@ -120,17 +123,16 @@ def load_suite(
     """Read a suite file.
 
     Args:
-        file: YAML.
-        size: One of its sizes; may be left out where it has none or one.
-        changes: Dotted settings that all variants take, whatever the file says; those that say which images there are
-            go to pre-training too.
-        runs_dir: Where the runs lie, in place of what the file says.
-        out: Where the results lie, in place of what the file says.
-        margin: Largest difference that counts as equal, in place of what the file says.
+        file: YAML file.
+        size: One of the suite's sizes; optional if it has at most one.
+        changes: Dotted settings of all variants that override the file; those that select images apply to pre-training
+            too.
+        runs_dir: Folder of the runs; overrides the file.
+        out: Folder of the results; overrides the file.
+        margin: Equivalence margin; overrides the file.
 
     Raises:
-        ConfigError: A key or setting that is unknown (the closest is named), repeated or mistyped; the message names
-            the variant.
+        ConfigError: A key or setting is unknown, repeated or has a wrong type; the message names the variant.
     """
     file = Path(file)
     content = read_yaml(file, "suite")
@@ -181,53 +183,53 @@ def load_suite(
     )
 
 
-def resolve_run(recipe: Recipe, place: Path | None, seed: int, fold: tuple[int, int] | None, who: str) -> Recipe:
-    """The recipe of one run.
+def resolve_run(recipe: Recipe, folder: Path | None, seed: int, fold: Fold | None, where: str) -> Recipe:
+    """Resolve the recipe of one run.
 
     Args:
-        recipe: Without seed, fold and place.
-        place: The run folder, once it is known.
-        seed: Of the run.
-        fold: Number of the fold and how many there are.
-        who: What it is for, for errors.
+        recipe: Recipe without seed, fold and run folder.
+        folder: The run folder, if it is known.
+        seed: Seed.
+        fold: Index of the fold and number of folds.
+        where: Origin of the recipe, for errors.
 
     Raises:
-        ConfigError: A setting that does not go with folds.
+        ConfigError: A setting is incompatible with folds.
     """
-    run = dataclasses.replace(recipe.run, dir=None if place is None else str(place), seed=seed, overwrite=False)
+    run = dataclasses.replace(recipe.run, dir=None if folder is None else str(folder), seed=seed, overwrite=False)
     try:
         data = recipe.data if fold is None else dataclasses.replace(recipe.data, fold=fold[0], num_folds=fold[1])
     except ConfigError as error:
-        raise ConfigError(f"{who}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
     return dataclasses.replace(recipe, run=run, data=data)
 
 
-def _read_recipe(content: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], who: str) -> Recipe:
-    """A recipe's values with layers of dotted settings on top; the last layer is the command line's."""
+def _read_recipe(content: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: str) -> Recipe:
+    """Apply layers of dotted settings to a recipe; the last layer is the command line's."""
     for layer in layers:
-        _refuse_own(layer, who)
+        _refuse_own(layer, where)
     try:
         *below, last = layers
         changed = apply_changes(content, *below)
         return load_recipe(changed, last, settings_of=lambda name: find_family(name)[0].config, prog="vitrail compare")
     except ConfigError as error:
-        raise ConfigError(f"{who}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _refuse_own(changes: Mapping[str, Any], where: str) -> None:
-    """Refuse settings that the suite itself decides."""
+    """Reject settings that the suite sets itself."""
     for dotted in _OWN:
         if dotted in changes:
             remedy = {"run.seed": "seeds", "data.fold": "folds", "data.num_folds": "folds"}.get(dotted, "runs_dir")
-            raise ConfigError(f"{where}: {dotted} is the suite's to decide; see the key {remedy!r}")
+            raise ConfigError(f"{where}: {dotted} is set by the suite; use the key {remedy!r}")
 
 
 def _read_pretrained(
     given: Any, file: Path, shared: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
 ) -> tuple[dict[str, Recipe], frozenset[str]]:
-    """Read the runs without labels, and the names of those that all seeds share."""
+    """Read the pre-trainings, and the names of those that all seeds share."""
     result = {}
-    once = set()
+    shared_names = set()
     for name, entry in _mapping(given, f"{file}: pretrained").items():
         where = f"{file}: pretrained.{name}"
         entry = _mapping(entry, where)
@@ -235,7 +237,7 @@ def _read_pretrained(
         if not isinstance(entry.get("shared", False), bool):
             raise ConfigError(f"{where}.shared must be true (one run for all seeds) or false, got {entry['shared']!r}")
         if entry.get("shared", False):
-            once.add(str(name))
+            shared_names.add(str(name))
         if "recipe" not in entry:
             raise ConfigError(f"{where} lacks the key 'recipe'")
         content = read_yaml(_beside(file, entry["recipe"], where))
@@ -244,10 +246,10 @@ def _read_pretrained(
         if recipe.task.name not in PRETRAINING:
             raise ConfigError(f"{where}: its task needs labels; task.name must be one of {', '.join(PRETRAINING)}")
         result[str(name)] = recipe
-    return result, frozenset(once)
+    return result, frozenset(shared_names)
 
 
-# Settings of all variants that are pre-training's too: which images there are, not how many or how they are changed.
+# Settings of all variants that apply to pre-training too: those that select images.
 _PRETRAINING_DATA = (
     "data.source", "data.path", "data.num_images", "data.seed", "data.split", "data.group", "data.val_fraction",
     "data.test_fraction", "data.on_unreadable", "data.num_workers", "data.cache", "data.block",
@@ -280,8 +282,8 @@ def _read_variants(
             if wanted not in pretrained:
                 raise ConfigError(f"{where}: model.weights {weights!r} names no entry of pretrained"
                                   f"{closest(wanted, pretrained)}")  # fmt: skip
-        told = changes if tta == "none" else {**changes, "evaluate.tta": tta}
-        result.append(Variant(str(name), recipe, told, tta))
+        shown = changes if tta == "none" else {**changes, "evaluate.tta": tta}
+        result.append(Variant(str(name), recipe, shown, tta))
     return tuple(result)
 
 
@@ -304,7 +306,7 @@ def _read_seeds(given: Any, where: str) -> tuple[int, ...]:
         if len(set(given)) == len(given):
             return tuple(given)
         raise ConfigError(f"{where}seeds must differ, got {given}")
-    raise ConfigError(f"{where}seeds must be how many (at least 1) or a list of whole numbers, got {given!r}")
+    raise ConfigError(f"{where}seeds must be a number (at least 1) or a list of integers, got {given!r}")
 
 
 def _choose_size(file: Path, sizes: Mapping[str, Any], size: str | None) -> str:

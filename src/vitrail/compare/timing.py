@@ -1,4 +1,4 @@
-"""Ratios of the variants' times for a forward pass, from models that run in turn on one machine."""
+"""Ratios of forward-pass times of variants, measured in alternation on one machine."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from vitrail.bench.speed import Workload, alternate, make_step, time_ratio
 from vitrail.compare.plan import Run
 from vitrail.compare.results import Tables
 
-# Images of a batch, rounds in which the two take turns, and seconds of each in a round.
+# Batch size, rounds of alternation, and minimum seconds of each model in a round.
 _BATCH, _ROUNDS, _LEAST = 16, 9, 0.1
 
 
 def add_time_ratios(tables: Tables, runs: Sequence[Run]) -> Tables:
-    """Time the models of each comparison in turn, the first run of each variant.
+    """Time the models of each comparison in alternation, with the first run of each variant.
 
-    A machine that slows down slows both in a round; the interval is over rounds, and about this machine.
+    Intervals are over rounds, for this machine.
 
     Args:
-        tables: A suite's tables.
-        runs: Its plan.
+        tables: Tables of a suite.
+        runs: Plan of the suite.
 
     Returns:
-        The tables, with the columns ``time_ratio`` (time of a over time of b), ``time_low`` and ``time_high`` of the
-        comparisons.
+        The tables; ``pairs`` has the columns ``time_ratio`` (time of a / time of b), ``time_low`` and ``time_high``.
     """
     first = {run.variant: run for run in reversed(runs) if not run.is_pretraining and run.state() == "done"}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

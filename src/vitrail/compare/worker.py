@@ -1,4 +1,4 @@
-"""Carries out one run of a suite in a process of its own: ``python -m vitrail.compare.worker RECIPE VIEWS``."""
+"""Execute one run of a suite in a process of its own: ``python -m vitrail.compare.worker RECIPE VIEWS``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vitrail.runs.folder import EvaluationFiles, RunFolder
 
 
 def run_recipe(recipe: Recipe, tta: str = "none") -> RunFolder:
-    """Train a run, or go on with it, and evaluate it; what is done already is not done again.
+    """Train or resume a run and evaluate it; finished parts are skipped.
 
     Args:
-        recipe: Resolved, with its run folder.
-        tta: Views that are averaged when it is evaluated, besides an evaluation without.
+        recipe: Resolved recipe with its run folder.
+        tta: Test-time augmentation of an evaluation in addition to the one without.
 
     Returns:
         The run folder.
 
     Raises:
-        VitrailError: Whatever training or evaluating meets.
+        VitrailError: Training or evaluation failed.
     """
     from vitrail.evaluate.run import evaluate
     from vitrail.train.fit import train
@@ -33,10 +33,10 @@ def run_recipe(recipe: Recipe, tta: str = "none") -> RunFolder:
 
     run = RunFolder(recipe.run_dir)
     if not run.finished:
-        begun = run.recipe.is_file()
-        if not begun:
-            run.remove_leftovers()  # of a kill before anything was there to go on with
-        (pretrain if recipe.task.name in PRETRAINING else train)(recipe, resume=begun)
+        started = run.recipe.is_file()
+        if not started:
+            run.remove_leftovers()  # of a process that was killed before its first checkpoint
+        (pretrain if recipe.task.name in PRETRAINING else train)(recipe, resume=started)
     if recipe.task.name in PRETRAINING:
         return run
     top = EvaluationFiles(run.evaluation_of("", primary=True)).metrics
@@ -48,10 +48,10 @@ def run_recipe(recipe: Recipe, tta: str = "none") -> RunFolder:
 
 
 def main(argv: list[str]) -> int:
-    """Carry out the run of a recipe.
+    """Execute a recipe.
 
     Args:
-        argv: The recipe's file, and the views of its evaluation.
+        argv: File of the recipe, and test-time augmentation.
     """
     keep_large_buffers()
     for stream in (sys.stdout, sys.stderr):

@@ -15,21 +15,21 @@ from vitrail.evaluate.image_scores import SCORES
 from vitrail.files import write_text
 from vitrail.runs.suite import SuiteFolder
 
-# Column of metrics.csv that follows the measure, where training records it.
+# Column of metrics.csv with the validation curve of a measure.
 _CURVES = {"accuracy": "val_accuracy", "balanced_accuracy": "val_balanced_accuracy", "f1_macro": "val_f1_macro"}
 
 
 def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Sequence[Failure]) -> SuiteFolder:
-    """Write the tables, the same as Markdown, and the facts that a report is made from.
+    """Write the tables, their Markdown version, and suite.json for the report.
 
     Args:
         suite: The suite.
-        runs: Its plan.
-        tables: What it found.
-        failures: Runs that came to no end.
+        runs: Plan of the suite.
+        tables: Tables of the suite.
+        failures: Failed runs.
 
     Returns:
-        The suite's folder.
+        Folder of the suite.
     """
     folder = SuiteFolder(suite.dir)
     failed = [
@@ -43,7 +43,6 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
     ):
         folder.write_table(file, table)
     write_text(folder.text, markdown(suite, tables, failed))
-    wanted = [run for run in runs if not run.is_pretraining]
     curve = _CURVES.get(suite.metric, "val_accuracy")
     facts: dict[str, Any] = {
         "title": suite.title,
@@ -67,7 +66,7 @@ def write_suite(suite: Suite, runs: Sequence[Run], tables: Tables, failures: Seq
         "folds": suite.folds,
         "images": tables.images,
         "groups": tables.groups,
-        "runs_planned": len(wanted),
+        "runs_planned": sum(not run.is_pretraining for run in runs),
         "runs_done": len(tables.results),
         "sentences": sentences(suite, tables),
         "method": " ".join([*([method(suite, tables)] if len(tables.pairs) else []), *about_pretraining(suite)]),

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
+from scipy.special import expit, softmax
 
 from vitrail.errors import DataError
 from vitrail.evaluate.bootstrap import Doubles
-from vitrail.evaluate.metrics import Floats, Ints, check_logits
+from vitrail.evaluate.metrics import Floats, Ints, brier_scores, check_logits, log_losses
 
 BINS = 15
 # Range of temperatures.
@@ -149,7 +149,7 @@ def fit_temperature(logits: Floats, targets: Ints) -> float | None:
     wide = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        return _nll(wide / np.exp(log_temperature), targets)
+        return float(log_losses(wide / np.exp(log_temperature), targets).mean())
 
     # The log-loss is convex in 1 / T, so that it has one minimum in log T too.
     found = minimize_scalar(
@@ -178,8 +178,8 @@ def calibration_summary(logits: Floats | Doubles, targets: Ints) -> dict[str, An
         "ece_adaptive": calibration_error(reliability_table(confidences, adaptive=True)),
         "ece_of_chance": mean,
         "ece_of_chance_95": quantile,
-        "nll": _nll(logits.astype(np.float64), targets),
-        "brier": _brier(logits.astype(np.float64), targets),
+        "nll": float(log_losses(logits, targets).mean()),
+        "brier": float(brier_scores(logits, targets).mean()),
         "mean_confidence": float(confidences.confidence.mean()),
     }
 
@@ -209,16 +209,3 @@ def temperature_report(
         "before": calibration_summary(logits, targets),
         "after": calibration_summary(logits.astype(np.float64) / temperature, targets),
     }
-
-
-def _nll(logits: Doubles, targets: Ints) -> float:
-    if targets.ndim == 2:
-        return float((np.logaddexp(0, logits) - targets * logits).mean())
-    return float(-log_softmax(logits, axis=1)[np.arange(len(targets)), targets].mean())
-
-
-def _brier(logits: Doubles, targets: Ints) -> float:
-    if targets.ndim == 2:
-        return float(((expit(logits) - targets) ** 2).mean())
-    truth = np.arange(logits.shape[1]) == targets[:, None]
-    return float(((softmax(logits, axis=1) - truth) ** 2).sum(axis=1).mean())

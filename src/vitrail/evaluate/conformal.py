@@ -1,6 +1,6 @@
-"""Sets of classes that hold the true one as often as was asked for, whatever the model is like.
+"""Conformal prediction sets: sets of classes with guaranteed coverage, for any model.
 
-The promise holds for images drawn like those that the sets were calibrated on, on the mean over all such draws.
+The guarantee is marginal: it holds on average over calibration and test images that are exchangeable.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ METHODS = ("lac", "aps")
 def prediction_sets(
     logits: Floats, held_out: tuple[Floats, Ints], alpha: float, method: str, seed: int = 0
 ) -> tuple[npt.NDArray[np.bool_], float]:
-    """Which classes belong to each image's set.
+    """Compute prediction sets by split conformal prediction.
 
-    "lac" takes the classes whose probability is high enough: the smallest sets on the mean. "aps" takes classes from
-    the most likely on until enough probability is together, the last one by chance as its share says: larger sets
-    that cover hard images about as well as easy ones.
+    "lac" includes classes whose probability exceeds a threshold: the smallest sets on average. "aps" accumulates
+    classes in order of probability up to a threshold, with randomised inclusion of the last one: larger sets, with
+    similar coverage of easy and hard images.
 
     Args:
         logits: Shape ``(N, K)``.
-        held_out: Logits ``(n, K)`` and classes ``(n,)`` of images that the model was not trained on.
-        alpha: Share of images whose set may lack the true class.
+        held_out: Logits ``(n, K)`` and classes ``(n,)`` of the calibration images.
+        alpha: Miscoverage rate.
         method: "lac" or "aps".
-        seed: Of the chance in "aps".
+        seed: Seed of the randomisation of "aps".
 
     Returns:
-        Whether each class is in the set, shape ``(N, K)``; and the threshold, which is infinite (all classes in every
-        set) where fewer than ``1 / alpha - 1`` images were held out.
+        Membership of each class, shape ``(N, K)``; and the threshold, infinite (all classes in every set) for fewer
+        than ``1 / alpha - 1`` calibration images.
 
     Raises:
         ConfigError: Alpha out of range, or an unknown method.
@@ -54,9 +54,9 @@ def prediction_sets(
 
 
 def _both_scores(logits: Floats, held_out: tuple[Floats, Ints], method: str, seed: int = 0) -> tuple[Doubles, Doubles]:
-    """Scores of the true classes of the held-out images ``(n,)``, and of all classes of the others ``(N, K)``."""
+    """Compute nonconformity scores: of the held-out images' true classes ``(n,)``, of all classes ``(N, K)``."""
     if method not in METHODS:
-        raise ConfigError(f"prediction sets are made by {' or '.join(METHODS)}, not by {method!r}")
+        raise ConfigError(f"the method of prediction sets must be {' or '.join(METHODS)}, got {method!r}")
     calibration, targets = held_out
     for x in (logits, calibration):
         check_logits(x)
@@ -68,16 +68,16 @@ def _both_scores(logits: Floats, held_out: tuple[Floats, Ints], method: str, see
 def _threshold(scores: Doubles, alpha: float) -> float:
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha must be between 0 and 1, got {alpha}")
-    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # 0.9 x 10 must not become 10
+    rank = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # floating point: 0.9 * 10 may exceed 9
     return math.inf if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])
 
 
 def _scores(logits: Floats, method: str, rng: np.random.Generator) -> Doubles:
-    """How strange each class would be, shape ``(N, K)``."""
+    """Compute the nonconformity score of each class, shape ``(N, K)``."""
     p = softmax(logits.astype(np.float64), axis=1)
     if method == "lac":
-        strange: Doubles = 1 - p
-        return strange
+        complement: Doubles = 1 - p
+        return complement
     order = np.argsort(-p, axis=1, kind="stable")
     sorted_p = np.take_along_axis(p, order, axis=1)
     before = np.cumsum(sorted_p, axis=1) - sorted_p
@@ -95,21 +95,21 @@ def conformal_report(
     alphas: Sequence[float] = (0.1, 0.05),
     groups: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Compute coverage and size of prediction sets, and whether the coverage is as promised.
+    """Measure coverage and size of prediction sets, and test the coverage.
 
     Args:
-        logits: Of the images that are judged, shape ``(N, K)``.
+        logits: Logits of the evaluated images, shape ``(N, K)``.
         targets: Their classes, shape ``(N,)``.
         classes: Names.
-        held_out: Logits and classes of the images that sets are calibrated on.
-        source: What those are called.
-        alphas: Shares of images whose set may lack the true class.
-        groups: Number of groups of the held-out and of the evaluated images, where images belong to groups.
+        held_out: Logits and classes of the calibration images.
+        source: Name of the calibration images.
+        alphas: Miscoverage rates.
+        groups: Number of groups of the calibration and of the evaluated images, if they have groups.
 
     Returns:
-        ``calibrated_on``, ``images``, ``unreliable`` (a sentence with the likely cause where a coverage is below its
-        promise, else None), and a list ``sets``, for each method and alpha: ``method``, ``alpha``,
-        ``wanted`` (1 - alpha), ``threshold`` (None: too few images were held out, every set has all classes),
+        ``calibrated_on``, ``images``, ``unreliable`` (the likely cause where a coverage is significantly
+        too low, else None), and a list ``sets``, for each method and alpha: ``method``, ``alpha``,
+        ``wanted`` (1 - alpha), ``threshold`` (None: too few calibration images, every set has all classes),
         ``coverage`` with its 95 % Wilson interval ``coverage_low`` and ``coverage_high``, ``mean_size``, ``sizes``
         (how many images have a set of 0, 1, 2, ... classes), ``empty`` (share of images with an empty set),
         ``unreliable`` (:func:`is_unreliable`), and ``per_class`` (``class``, ``images``, ``coverage``, ``mean_size``).
@@ -155,16 +155,16 @@ def conformal_report(
 
 
 def is_unreliable(covered: int, total: int, held_out: int, alpha: float) -> bool:
-    """Test whether fewer sets hold the true class than images drawn alike would ever give.
+    """Test whether the coverage is too low for exchangeable images.
 
-    Of images drawn alike the number of covered ones follows a beta-binomial distribution, in which few held-out images
-    count as well as few evaluated ones.
+    For exchangeable images the number of covered ones follows a beta-binomial distribution, which accounts for the
+    numbers of calibration and evaluated images.
 
     Args:
-        covered: Images whose set holds the true class.
-        total: Images.
-        held_out: Images that the sets were calibrated on.
-        alpha: Share of images whose set may lack the true class.
+        covered: Number of covered images.
+        total: Number of evaluated images.
+        held_out: Number of calibration images.
+        alpha: Miscoverage rate.
 
     Returns:
         Whether the number is below the distribution's 0.5 % quantile.
@@ -178,14 +178,14 @@ def is_unreliable(covered: int, total: int, held_out: int, alpha: float) -> bool
 
 
 def _cause(row: Mapping[str, Any], source: str, groups: tuple[int, int] | None) -> str:
-    """Explain a coverage below the promise."""
-    found = f"{row['coverage']:.0%} of the sets hold the true class, not {row['wanted']:.0%}"
+    """Explain a coverage that is too low."""
+    found = f"the coverage is {row['coverage']:.0%}, not {row['wanted']:.0%}"
     if groups is not None:
         return (
-            f"{found}: the images of {source} ({groups[0]} groups) and those evaluated ({groups[1]} groups) are of "
-            "different groups, and the promise needs images drawn alike; calibrate on more groups"
+            f"{found}: the images of {source} ({groups[0]} groups) and those evaluated ({groups[1]} groups) belong to "
+            "different groups, so that they are not exchangeable; calibrate on more groups"
         )
     return (
-        f"{found}: the images of {source} and those evaluated are not drawn alike (another place, time, camera or "
-        "split by groups); calibrate on images like those that are predicted"
+        f"{found}: the images of {source} and those evaluated are not exchangeable (another site, time, camera or "
+        "split by groups); calibrate on images like those to predict"
     )

@@ -1,4 +1,4 @@
-"""ROC and precision-recall curves: each class against the rest, and their means."""
+"""ROC and precision-recall curves: one-vs-rest, micro and macro."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sklearn.metrics import auc
 from vitrail.evaluate.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, log_odds, one_hot
 
-# Points of a curve: of many classes fewer, so that the table stays small.
+# Maximum points of a curve, its minimum for many classes, and maximum points of all curves.
 _MOST, _FEWEST, _TOGETHER = 200, 25, 20_000
 ROC, PRECISION_RECALL = "roc", "precision_recall"
 COLUMNS = ("curve", "of", "class", "x", "y", "threshold")
 
 Curve = tuple[Doubles, Doubles, Doubles]
-# Which curve, of what, of which class, and its points.
+# Curve, average ("class", "micro", "macro"), class, and points.
 _Named = tuple[str, str, str, Curve]
 
 
 def true_and_scores(logits: Floats, targets: Ints) -> tuple[npt.NDArray[np.bool_], Doubles]:
-    """What ranks images: whether each has each class, and by what it is ordered, both ``(N, K)``.
+    """Compute one-vs-rest targets and scores, both ``(N, K)``.
 
     Args:
         logits: Shape ``(N, K)``.
@@ -39,24 +39,22 @@ def true_and_scores(logits: Floats, targets: Ints) -> tuple[npt.NDArray[np.bool_
 def rank_curves(
     true: npt.NDArray[np.bool_], scores: Doubles, classes: Sequence[str]
 ) -> tuple[pd.DataFrame, dict[str, float | None]]:
-    """The curves of each class, of all answers together (micro), and the mean over classes (macro), thinned.
+    """Compute ROC and precision-recall curves of each class, micro- and macro-averaged, thinned.
 
-    Of the ROC, ``x`` is the share of the others that pass and ``y`` that of the class's own, joined by straight lines.
-    Of precision and recall, ``x`` is the recall and ``y`` the precision at the highest threshold that reaches it: it
-    holds for the recalls since the point before, as average precision takes it. The macro mean is of ``y`` at the
-    same ``x``, so that the area below it is the mean of the classes' areas. A class that no image has, or all have,
-    has no ROC; one that no image has has no precision either.
+    ROC: ``x`` is the false positive rate, ``y`` the true positive rate, linear between points. Precision-recall: ``x``
+    is the recall, ``y`` the precision at the highest threshold with this recall, constant since the previous point as
+    in average precision. Macro curves average ``y`` at equal ``x``, so that their area is the mean area of the classes.
+    A class without positives has no curves, a class without negatives no ROC curve.
 
     Args:
-        true: Whether each image has each class, shape ``(N, K)``.
-        scores: What orders images: logarithms of odds, shape ``(N, K)``.
-        classes: Names, ``K`` of them.
+        true: One-vs-rest targets, shape ``(N, K)``.
+        scores: Log-odds, shape ``(N, K)``.
+        classes: Class names, length K.
 
     Returns:
-        A table with ``curve`` ("roc" or "precision_recall"), ``of`` ("class", "micro" or "macro"), ``class`` (empty
-        for means), ``x``, ``y``, and ``threshold``, the probability from which on an answer counts as yes (none for
-        macro); and the areas ``roc_auc_micro`` and ``average_precision_micro`` before thinning, None where there are
-        none.
+        A table with ``curve`` ("roc" or "precision_recall"), ``of`` ("class", "micro" or "macro"), ``class`` (empty for
+        averages), ``x``, ``y`` and ``threshold`` on the probability (NaN for macro); and the areas ``roc_auc_micro``
+        and ``average_precision_micro`` before thinning, None where undefined.
     """
     most = int(np.clip(_TOGETHER // max(len(classes), 1), _FEWEST, _MOST))
     grid = np.linspace(0, 1, most)
@@ -91,22 +89,22 @@ def _each(
 
 
 def _curves(true: npt.NDArray[np.bool_], scores: Doubles) -> dict[str, Curve]:
-    """Both curves from one sort, as far as there are any."""
+    """Compute both curves from one sort; undefined curves are left out."""
     positives = int(true.sum())
     negatives = len(true) - positives
     if positives == 0:
         return {}
     order = np.argsort(-scores)
     ordered = scores[order]
-    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of each run of ties
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # last index of each group of ties
     found_until = np.cumsum(true[order])[last]
     hits = np.concatenate([[0], found_until]).astype(np.float64)
-    wrong = np.concatenate([[0], last + 1 - found_until]).astype(np.float64)
+    false_alarms = np.concatenate([[0], last + 1 - found_until]).astype(np.float64)
     threshold = np.concatenate([[1.0], expit(ordered[last])])
-    recall, others = hits / positives, wrong / max(negatives, 1)
-    # Of one recall the first: the highest threshold that reaches it.
+    recall, others = hits / positives, false_alarms / max(negatives, 1)
+    # First point of each recall: the highest threshold.
     first = np.flatnonzero(np.diff(hits, prepend=0) > 0)
-    precision = hits[first] / (hits[first] + wrong[first])
+    precision = hits[first] / (hits[first] + false_alarms[first])
     found = {
         PRECISION_RECALL: (
             np.concatenate([[0], recall[first]]),
@@ -115,15 +113,15 @@ def _curves(true: npt.NDArray[np.bool_], scores: Doubles) -> dict[str, Curve]:
         )
     }
     if negatives:
-        # What lies on a straight line between its neighbours says nothing.
-        bent = (np.diff(hits, 2) != 0) | (np.diff(wrong, 2) != 0)
+        # Points on a straight line between their neighbours are redundant.
+        bent = (np.diff(hits, 2) != 0) | (np.diff(false_alarms, 2) != 0)
         kept = np.flatnonzero(np.concatenate([[True], bent, [True]]))
         found[ROC] = others[kept], recall[kept], threshold[kept]
     return found
 
 
 def _height(curve: str, grid: Doubles, x: Doubles, y: Doubles) -> Doubles:
-    """A curve at each place of a grid, where it rises at a place its upper end."""
+    """Evaluate a curve on a grid, at the upper end of vertical steps."""
     if curve == ROC:
         result: Doubles = np.interp(grid, x, y)
         return result
@@ -132,11 +130,11 @@ def _height(curve: str, grid: Doubles, x: Doubles, y: Doubles) -> Doubles:
 
 
 def _thinned(curve: str, points: Curve, most: int) -> Curve:
-    """At most so many points, the ends among them, evenly spaced along the curve."""
+    """Select at most ``most`` points, evenly spaced along the curve, including its ends."""
     x, y, threshold = points
     if len(x) <= most:
         return points
-    # A ROC curve rises in both directions; a step belongs to its recall.
+    # A ROC curve grows in x and y; a precision-recall curve is parametrised by its recall.
     way = x + y if curve == ROC else x
     wanted = np.searchsorted(way, np.linspace(way[0], way[-1], most))
     kept = np.unique(np.concatenate([[0], wanted.clip(max=len(x) - 1), [len(x) - 1]]))
@@ -144,7 +142,7 @@ def _thinned(curve: str, points: Curve, most: int) -> Curve:
 
 
 def _joined(parts: Sequence[_Named]) -> pd.DataFrame:
-    """All curves as one table; a table for each class would take ten times as long."""
+    """Join all curves into one table; one DataFrame per class takes ten times as long."""
     if not parts:
         return pd.DataFrame(columns=list(COLUMNS))
     lengths = [len(points[0]) for *_, points in parts]

@@ -1,15 +1,15 @@
-"""Measures of a classification, from logits and targets alone."""
+"""Single-label classification metrics with confidence intervals, from logits and targets."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
 from scipy.stats import binomtest, norm
 from sklearn.metrics import (
     cohen_kappa_score,
@@ -19,23 +19,30 @@ from sklearn.metrics import (
 
 from vitrail.errors import DataError
 from vitrail.evaluate.bootstrap import Bootstrap, Doubles, Interval
-from vitrail.evaluate.bootstrap_measures import Counter, Ranker, agreement_measures, averaged_measures, defined_measures
+from vitrail.evaluate.bootstrap_measures import (
+    Counter,
+    Counts,
+    Ranker,
+    agreement_measures,
+    averaged_measures,
+    defined_measures,
+)
 from vitrail.evaluate.rank_intervals import area_interval, average_precision_interval, macro_interval, rank_class
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-# Images x classes x resamples that intervals of ranks over groups may cost.
+# Maximum of images x classes x resamples for intervals of rank measures over groups.
 _RANK_WORK = 10_000_000_000
 
 
 def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion.
+    """Compute Wilson's score interval of a proportion.
 
     Args:
-        correct: Successes.
-        total: Trials, at least 1.
-        confidence: Coverage wanted.
+        correct: Number of successes.
+        total: Number of trials, at least 1.
+        confidence: Confidence level.
 
     Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212.
     """
@@ -44,7 +51,7 @@ def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tup
 
 
 def check_logits(logits: Floats) -> None:
-    """Refuse what cannot be measured.
+    """Validate logits.
 
     Args:
         logits: Shape ``(N, K)``.
@@ -53,32 +60,32 @@ def check_logits(logits: Floats) -> None:
         DataError: No images, or logits that are not finite.
     """
     if len(logits) == 0:
-        raise DataError("there are no images to measure")
+        raise DataError("there are no images to evaluate")
     if not np.isfinite(logits).all():
         raise DataError(
-            f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have logits that are no numbers"
+            f"{int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have logits that are infinite or NaN"
         )
 
 
 def classification_metrics(
     logits: Floats, targets: Ints, classes: Sequence[str], odds: Doubles | None = None
 ) -> dict[str, Any]:
-    """Overall measures.
+    """Compute overall single-label metrics.
 
     Args:
         logits: Shape ``(N, K)``.
         targets: Shape ``(N,)``, in 0..K-1.
-        classes: Names, ``K`` of them.
-        odds: :func:`log_odds` of the logits, where they are known.
+        classes: Class names, length K.
+        odds: Precomputed :func:`log_odds` of the logits.
 
     Returns:
         ``images``, ``accuracy`` with its 95 % Wilson interval ``accuracy_low`` and ``accuracy_high``,
-        ``balanced_accuracy``, ``top_2_accuracy``, ``top_3_accuracy`` and ``top_5_accuracy`` (where there are more
-        classes than that), ``precision_macro``, ``_micro`` and ``_weighted`` and the same of ``recall`` and ``f1``,
-        ``cohen_kappa``, ``mcc``, ``roc_auc_macro`` and ``average_precision_macro`` (each class against the rest),
-        ``nll`` and ``brier`` (a sum over classes, 0 to 2). Macro averages run over the classes that occur in the
-        targets or the predictions, those of ranks over the classes that occur in the targets (and not in all of
-        them, for the ROC). What is not defined is None: kappa, MCC and the ROC where there is one class.
+        ``balanced_accuracy``, ``top_2_accuracy``, ``top_3_accuracy`` and ``top_5_accuracy`` (for k < K),
+        ``precision_macro``, ``_micro`` and ``_weighted`` and the same of ``recall`` and ``f1``, ``cohen_kappa``,
+        ``mcc``, ``roc_auc_macro`` and ``average_precision_macro`` (one-vs-rest), ``nll`` and ``brier`` (summed over
+        classes, 0 to 2). Macro averages run over the classes in targets or predictions; those of rank measures over the
+        classes with positives (and negatives, for the ROC). Undefined measures are None: kappa, MCC and ROC-AUC of a
+        single class.
 
     Raises:
         DataError: No images, or logits that are not finite.
@@ -104,16 +111,15 @@ def classification_metrics(
             f"{name}_{average}": float(x) for name, x in zip(("precision", "recall", "f1"), values, strict=False)
         }
     area, precision = rank_measures(one_hot(targets, len(classes)), log_odds(logits) if odds is None else odds)
-    nll, brier = proper_scores(logits, targets)
     return {
         **result,
-        # With one class there is no agreement beyond chance to speak of.
+        # Undefined for one class.
         "cohen_kappa": number(cohen_kappa_score(targets, predicted)) if len(present) > 1 else None,
         "mcc": float(matthews_corrcoef(targets, predicted)) if len(present) > 1 else None,
         "roc_auc_macro": mean_of_numbers(area),
         "average_precision_macro": mean_of_numbers(precision),
-        "nll": float(nll.mean()),
-        "brier": float(brier.mean()),
+        "nll": float(log_losses(logits, targets).mean()),
+        "brier": float(brier_scores(logits, targets).mean()),
     }
 
 
@@ -128,23 +134,48 @@ def classification_intervals(
     Args:
         logits: Shape ``(N, K)``.
         targets: Shape ``(N,)``.
-        classes: Names.
-        bootstrap: How to draw anew.
-        odds: :func:`log_odds` of the logits, where they are known.
+        classes: Class names.
+        bootstrap: Settings of the bootstrap.
+        odds: Precomputed :func:`log_odds` of the logits.
 
     Returns:
-        Overall, and for each class in turn.
+        Intervals of the overall measures, and of each class.
     """
-    predicted = logits.argmax(1)
-    true = one_hot(targets, len(classes))
-    count = Counter(true, one_hot(predicted, len(classes)))
-    means: dict[str, Any] = dict(zip(("nll", "brier"), proper_scores(logits, targets), strict=True))
+    true, predicted = (one_hot(labels, len(classes)) for labels in (targets, logits.argmax(1)))
+    means: dict[str, Any] = {"nll": log_losses(logits, targets), "brier": brier_scores(logits, targets)}
     means |= {f"top_{k}_accuracy": in_top(logits, targets, k) for k in top_ks(len(classes))}
+    result, each = resampled_intervals(
+        true, predicted, lambda counts: agreement_measures(counts) | averaged_measures(counts), means, bootstrap
+    )
+    ranks, ranks_each = rank_intervals(true, log_odds(logits) if odds is None else odds, bootstrap)
+    return {**result, **ranks}, {**each, **ranks_each}
+
+
+def resampled_intervals(
+    true: npt.NDArray[np.bool_],
+    predicted: npt.NDArray[np.bool_],
+    measures: Callable[[Counts], Mapping[str, Doubles]],
+    means: Mapping[str, npt.NDArray[Any]],
+    bootstrap: Bootstrap,
+) -> tuple[dict[str, Interval | None], dict[str, list[Interval | None]]]:
+    """Compute bootstrap intervals of overall measures, and :func:`class_intervals`.
+
+    Args:
+        true: Targets, shape ``(N, K)``.
+        predicted: Predictions, shape ``(N, K)``.
+        measures: Overall measures ``(r,)`` as a function of the counts of resamples.
+        means: Values ``(N,)`` of measures that are means over images.
+        bootstrap: Settings of the bootstrap.
+
+    Returns:
+        Intervals of the overall measures, and of each class.
+    """
+    count = Counter(true, predicted)
     overall: dict[str, list[Any]] = defaultdict(list)
     single: dict[str, list[Any]] = defaultdict(list)
     for weights in bootstrap.weights():
         counts = count(weights)
-        for name, values in {**agreement_measures(counts), **averaged_measures(counts)}.items():
+        for name, values in measures(counts).items():
             overall[name].append(values)
         for name, values in means.items():
             overall[name].append(values @ weights / counts.total)
@@ -153,13 +184,11 @@ def classification_intervals(
                 single[name].append(values)
     result = {name: bootstrap.interval(np.concatenate(values)) for name, values in overall.items()}
     each = {name: _intervals(values, bootstrap) for name, values in single.items()}
-    each = class_intervals(true, one_hot(predicted, len(classes)), each, bootstrap)
-    ranks, ranks_each = rank_intervals(true, log_odds(logits) if odds is None else odds, bootstrap)
-    return {**result, **ranks}, {**each, **ranks_each}
+    return result, class_intervals(true, predicted, each, bootstrap)
 
 
 def per_class_table(logits: Floats, targets: Ints, classes: Sequence[str], odds: Doubles | None = None) -> pd.DataFrame:
-    """Of each class: precision, recall, F1, ROC-AUC, average precision, images, and images predicted as such."""
+    """Tabulate precision, recall, F1, ROC-AUC, average precision, images and predicted images of each class."""
     labels = np.arange(len(classes))
     predicted = logits.argmax(1)
     precision, recall, f1, support = precision_recall_fscore_support(targets, predicted, labels=labels, zero_division=0)
@@ -174,7 +203,7 @@ def per_class_table(logits: Floats, targets: Ints, classes: Sequence[str], odds:
 
 
 def add_intervals(table: pd.DataFrame, intervals: Mapping[str, Sequence[Interval | None]]) -> pd.DataFrame:
-    """A table of classes with the columns NAME_low and NAME_high beside each NAME that has intervals."""
+    """Insert the columns NAME_low and NAME_high after each column NAME with intervals."""
     columns: dict[str, Any] = {}
     for name in table:
         columns[str(name)] = table[name]
@@ -185,12 +214,12 @@ def add_intervals(table: pd.DataFrame, intervals: Mapping[str, Sequence[Interval
 
 
 def top_ks(num_classes: int) -> tuple[int, ...]:
-    """The k of top-k accuracies worth telling."""
+    """Choose the k of top-k accuracies."""
     return tuple(k for k in (2, 3, 5) if k < num_classes)
 
 
 def in_top(logits: Floats, targets: Ints, k: int) -> npt.NDArray[np.bool_]:
-    """Whether the true class is among the k most likely, shape ``(N,)``; of equal ones the first come first."""
+    """Test whether the true class is among the top k, shape ``(N,)``; ties are broken by class index."""
     own = logits[np.arange(len(targets)), targets][:, None]
     earlier = np.arange(logits.shape[1]) < targets[:, None]
     before = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
@@ -199,15 +228,15 @@ def in_top(logits: Floats, targets: Ints, k: int) -> npt.NDArray[np.bool_]:
 
 
 def one_hot(targets: Ints, num_classes: int) -> npt.NDArray[np.bool_]:
-    """Whether each image is of each class, shape ``(N, K)``."""
+    """Encode classes as booleans, shape ``(N, K)``."""
     same: npt.NDArray[np.bool_] = np.arange(num_classes) == targets[:, None]
     return same
 
 
 def log_odds(logits: Floats) -> Doubles:
-    """Logarithm of each class's probability over that of all others together, ``(N, K)``.
+    """Compute log-odds of each class, ``log(p / (1 - p))``, shape ``(N, K)``.
 
-    It orders images as the probability does, but where that is so near to 1 that doubles cannot tell.
+    They rank images as the probabilities do, without ties where probabilities round to 1.
     """
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
@@ -224,26 +253,47 @@ def log_odds(logits: Floats) -> Doubles:
     return odds
 
 
-def proper_scores(logits: Floats, targets: Ints) -> tuple[Doubles, Doubles]:
-    """Negative log-likelihood and Brier score (summed over classes) of each image, ``(N,)`` each.
+def log_losses(logits: Floats | Doubles, targets: Ints) -> Doubles:
+    """Compute the negative log-likelihood of each image, shape ``(N,)``; multi-label: mean over labels.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        targets: Classes ``(N,)``, or labels ``(N, K)``.
+    """
+    wide = logits.astype(np.float64)
+    if targets.ndim == 2:
+        losses: Doubles = (np.logaddexp(0, wide) - targets * wide).mean(axis=1)
+    else:
+        losses = -log_softmax(wide, axis=1)[np.arange(len(targets)), targets]
+    return losses
+
+
+def brier_scores(logits: Floats | Doubles, targets: Ints) -> Doubles:
+    """Compute the Brier score of each image, shape ``(N,)``: sum over classes; multi-label: mean over labels.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        targets: Classes ``(N,)``, or labels ``(N, K)``.
 
     Source: Brier 1950, Mon. Weather Rev. 78, 1-3.
     """
     wide = logits.astype(np.float64)
-    nll: Doubles = -log_softmax(wide, axis=1)[np.arange(len(targets)), targets]
-    brier: Doubles = ((softmax(wide, axis=1) - one_hot(targets, wide.shape[1])) ** 2).sum(axis=1)
-    return nll, brier
+    if targets.ndim == 2:
+        scores: Doubles = ((expit(wide) - targets) ** 2).mean(axis=1)
+    else:
+        scores = ((softmax(wide, axis=1) - one_hot(targets, wide.shape[1])) ** 2).sum(axis=1)
+    return scores
 
 
 def rank_measures(true: npt.NDArray[np.bool_], scores: Doubles | Floats) -> tuple[Doubles, Doubles]:
-    """ROC-AUC and average precision of each class against the rest.
+    """Compute one-vs-rest ROC-AUC and average precision.
 
     Args:
-        true: Whether each image has each class, shape ``(N, K)``.
+        true: Targets, shape ``(N, K)``.
         scores: Shape ``(N, K)``.
 
     Returns:
-        Each of shape ``(K,)``; no number where no image has the class, and for the ROC where all have it.
+        Shape ``(K,)`` each; NaN without positives, and for the ROC without negatives.
     """
     area, precision = (np.full(true.shape[1], np.nan) for _ in range(2))
     for k in np.flatnonzero(true.any(axis=0)):
@@ -260,7 +310,7 @@ def _ranked(positive: npt.NDArray[np.bool_], scores: Doubles | Floats) -> tuple[
     precision = float(((m - own_below) / (n - below)).mean())
     if m == n:
         return float("nan"), precision
-    others = (below - own_below + until - own_until) / 2  # below each, and half of those tied with it
+    others = (below - own_below + until - own_until) / 2  # below each, plus half of the ties
     return float(others.mean() / (n - m)), precision
 
 
@@ -269,17 +319,17 @@ def rank_intervals(
 ) -> tuple[dict[str, Interval | None], dict[str, list[Interval | None]]]:
     """Compute intervals of the measures of :func:`rank_measures`: macro averages and each class.
 
-    Single images have score intervals (:mod:`vitrail.evaluate.rank_intervals`). Groups are resampled, and the interval
-    is at least the score interval of as many images as there are groups; resampling costs classes x images x resamples,
-    and is left out where it would take more than a minute.
+    Without groups: score intervals (:mod:`vitrail.evaluate.rank_intervals`). With groups: the hull of the bootstrap
+    interval over groups and the score interval of as many images as groups; the bootstrap is skipped where it would
+    take more than a minute.
 
     Args:
-        true: Whether each image has each class, shape ``(N, K)``.
+        true: Targets, shape ``(N, K)``.
         scores: Shape ``(N, K)``.
-        bootstrap: Groups, and resampling of these.
+        bootstrap: Settings of the bootstrap.
 
     Returns:
-        Macro averages, and each class; None where there is nothing to compute, or too few images.
+        Intervals of the macro averages, and of each class; None where undefined or with too few images.
     """
     names = ("roc_auc", "average_precision")
     each: dict[str, list[Interval | None]] = {name: [None] * true.shape[1] for name in names}
@@ -309,7 +359,7 @@ def rank_intervals(
 
 
 class _RankCounts:
-    """How many images, or groups of images, have a class, and how many lack it."""
+    """Number of images (or groups) with and without a class."""
 
     def __init__(self, true: npt.NDArray[np.bool_], bootstrap: Bootstrap) -> None:
         self.true = true
@@ -352,7 +402,7 @@ def _widen_by_groups(
 
 
 def _hull(score: Interval | None, resampled: Interval | None) -> Interval | None:
-    """Both intervals together; None where there is no score interval."""
+    """Compute the hull of two intervals; None without a score interval."""
     if score is None or resampled is None:
         return score
     return min(score[0], resampled[0]), max(score[1], resampled[1])
@@ -366,14 +416,14 @@ def class_intervals(
 ) -> dict[str, list[Interval | None]]:
     """Choose the intervals of precision, recall and F1 of each class.
 
-    Wilson's for single images. For groups those of resampled groups, and Wilson's of as many images as there are
-    groups where resamples do not vary (all predictions of a class are correct).
+    Without groups Wilson's. With groups the bootstrap's; where resamples do not vary (all predictions of a class are
+    correct), Wilson's of as many images as groups.
 
     Args:
-        true: Whether each image has each class, shape ``(N, K)``.
-        predicted: Whether it is predicted to have it, shape ``(N, K)``.
-        resampled: Measure -> interval of each class over resampled groups.
-        bootstrap: Groups and confidence.
+        true: Targets, shape ``(N, K)``.
+        predicted: Predictions, shape ``(N, K)``.
+        resampled: Measure -> bootstrap interval of each class.
+        bootstrap: Settings of the bootstrap.
     """
     if bootstrap.groups is None:
         return wilson_intervals(true, predicted, bootstrap.confidence)
@@ -392,17 +442,16 @@ def class_intervals(
 
 
 def _f1(share: float) -> float:
-    """F1 from the share of images that are of the class and predicted as such among those that are either."""
+    """Convert the Jaccard index to F1."""
     return 2 * share / (1 + share)
 
 
 def wilson_intervals(
     true: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], confidence: float
 ) -> dict[str, list[Interval | None]]:
-    """Wilson intervals of precision, recall and F1 of each class; None where there is nothing to divide by.
+    """Compute Wilson intervals of precision, recall and F1 of each class; None where undefined (0/0).
 
-    F1 is 2 J / (1 + J), where J is the share of images that are both of the class and predicted as such among those
-    that are either.
+    F1 is 2 J / (1 + J) with the Jaccard index J, a proportion.
     """
     both, either = (true & predicted).sum(axis=0), (true | predicted).sum(axis=0)
     result: dict[str, list[Interval | None]] = {}
@@ -426,15 +475,15 @@ def _wilson(correct: Ints, totals: Ints, confidence: float) -> list[Interval | N
 
 
 def _intervals(chunks: Sequence[Doubles], bootstrap: Bootstrap) -> list[Interval | None]:
-    """Of arrays ``(K, r)`` side by side, one interval a row."""
+    """Join chunks ``(K, r)`` and compute the interval of each row."""
     return [bootstrap.interval(row) for row in np.concatenate(list(chunks), axis=1)]
 
 
 def number(value: float) -> float | None:
-    """A number, or None where it is none: JSON knows no other word for that."""
+    """Convert a value to float, NaN and infinity to None, for JSON."""
     return float(value) if np.isfinite(value) else None
 
 
 def mean_of_numbers(values: Doubles) -> float | None:
-    """Mean of those that are numbers; None where none is."""
+    """Average the finite values; None without any."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else None

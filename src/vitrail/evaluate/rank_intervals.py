@@ -1,8 +1,7 @@
-"""Intervals of ROC-AUC and average precision that hold for classes with few images, without resampling.
+"""Score intervals of ROC-AUC and average precision, with correct coverage for classes with few images.
 
-The bootstrap of a class with five images draws the same five again: its intervals hold the true value in 60 to 90 of
-100 cases. Score intervals solve for the values that the estimate does not contradict, as Wilson's does for a
-proportion. Simulated coverages: ``benchmarks/results/claims.md``.
+Bootstrap intervals of a class with five images have coverages of 60 to 90 %. Score intervals invert a test, as
+Wilson's does for a proportion. Simulated coverages: ``benchmarks/results/claims.md``.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from scipy.stats import t as student
 
 from vitrail.evaluate.bootstrap import Doubles, Interval
 
-# Halvings of [0, 1] in search of an interval's end: to 1e-9.
+# Bisection steps on [0, 1]: precision 1e-9.
 _HALVINGS = 30
-# Images x classes of which correlations are computed.
+# Maximum of images x classes for correlations.
 _MOST_NUMBERS = 20_000_000
 
 
 @dataclass(frozen=True)
 class ClassRanks:
-    """Images of one class among the others, as ROC-AUC sees them.
+    """ROC-AUC of one class against the rest.
 
     Attributes:
         area: ROC-AUC.
-        variance: DeLong's variance of it; NaN for a single image on either side.
-        influence: Contribution of each image to the area's error, shape ``(N,)``.
+        variance: DeLong's variance; NaN for a single positive or negative image.
+        influence: Influence of each image on the area, shape ``(N,)``.
     """
 
     area: float
@@ -40,11 +39,11 @@ class ClassRanks:
 
 
 def rank_class(positive: npt.NDArray[np.bool_], scores: Doubles) -> ClassRanks:
-    """Compute the placements of one class's images among the others, and of the others among these.
+    """Compute ROC-AUC, DeLong's variance and influences from placement values.
 
     Args:
-        positive: Whether each image has the class, shape ``(N,)``; some have it and some do not.
-        scores: Higher means rather this class, shape ``(N,)``; equal scores are ties.
+        positive: Binary targets, shape ``(N,)``, with positives and negatives.
+        scores: Scores of the class, shape ``(N,)``; equal scores are ties.
 
     Source: DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44, 837-845.
     """
@@ -74,16 +73,15 @@ def area_interval(
 ) -> Interval:
     """Compute the score interval of a ROC-AUC.
 
-    The variance at a value is Hanley and McNeil's of exponential scores, on the side that makes it larger, multiplied
-    by DeLong's over it at the estimate where that is larger; for few images it moves towards the largest variance that
-    any scores can have, with the weight 1 / m.
+    The variance at a value is the larger of Hanley and McNeil's two (exponential scores), scaled by DeLong's over it at
+    the estimate where this ratio exceeds 1, and averaged with the largest possible variance with weight 1 / m.
 
     Args:
-        area: The estimate.
-        images: Images with the class, at least 1.
-        others: Images without it, at least 1.
-        variance: DeLong's; NaN where it is unknown.
-        confidence: Coverage wanted.
+        area: Estimated ROC-AUC.
+        images: Number of positives, at least 1.
+        others: Number of negatives, at least 1.
+        variance: DeLong's variance; NaN if unknown.
+        confidence: Confidence level.
 
     Source: Newcombe 2006, Stat. Med. 25, 559-573 (score intervals of the area); Hanley & McNeil 1982, Radiology 143,
     29-36; largest variance: Birnbaum & Klose 1957, Ann. Math. Stat. 28, 933-945.
@@ -109,7 +107,7 @@ def _exponential_variance(area: float, m: int, n: int) -> float:
 
 
 def _solve(estimate: float, spread: Callable[[float], float], limit: float) -> Interval:
-    """Values that lie at most so many of their own standard errors away from the estimate."""
+    """Find the values within ``limit`` of their own standard errors of the estimate, by bisection."""
     ends = []
     for end in (0.0, 1.0):
         outside, inside = end, estimate
@@ -126,14 +124,13 @@ def _solve(estimate: float, spread: Callable[[float], float], limit: float) -> I
 def average_precision_interval(value: float, images: int, confidence: float = 0.95) -> Interval | None:
     """Compute the interval of an average precision, as a proportion of the class's images.
 
-    Wilson's interval with Student's quantile of two degrees more than images. Average precision is too high on average
-    for few images; the interval is about test splits with as many of them. It holds the limit of many images, too,
-    where there is one class.
+    Wilson's interval with Student's quantile of ``images + 2`` degrees of freedom. Average precision is biased upwards
+    for few images; the interval is about test splits with equally many positives.
 
     Args:
-        value: The estimate.
-        images: Images with the class.
-        confidence: Coverage wanted.
+        value: Estimated average precision.
+        images: Number of positives.
+        confidence: Confidence level.
 
     Returns:
         Low and high; None for fewer than 2 images.
@@ -151,16 +148,15 @@ def average_precision_interval(value: float, images: int, confidence: float = 0.
 def macro_interval(
     values: Doubles, intervals: Sequence[Interval | None], influences: Sequence[Doubles]
 ) -> Interval | None:
-    """Compute the interval of a mean over classes from those of the classes.
+    """Compute the interval of a macro average from the intervals of the classes (MOVER).
 
-    The distances to the ends are added up as standard errors are, with the correlations of the classes' areas. A
-    correlation that the images do not show (of classes without an error, or where there are too many numbers to hold)
-    is taken as 1 / (K - 1): two classes are each the other's mirror.
+    Distances to the bounds are combined as standard errors, with the correlations of the classes' areas. An unknown
+    correlation (a class without errors, or too many values) is taken as 1 / (K - 1): two classes mirror each other.
 
     Args:
-        values: Of each class, shape ``(K,)``.
-        intervals: Of each class.
-        influences: Contributions of the images to each class's area, ``K`` of shape ``(N,)``; or none.
+        values: Value of each class, shape ``(K,)``.
+        intervals: Interval of each class, length K.
+        influences: Influence of the images on each class's area, K of shape ``(N,)``; or empty.
 
     Returns:
         Low and high; None where a class has no interval.

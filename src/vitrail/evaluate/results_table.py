@@ -1,4 +1,4 @@
-"""One row a run: what it is, how good, how fast."""
+"""Table of runs: model, accuracy and speed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ RESULT_COLUMNS = (
 
 
 def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
-    """The runs side by side, from what they recorded.
+    """Tabulate evaluated runs, one row each.
 
     Args:
         runs: Evaluated runs.
 
     Returns:
-        The columns of ``RESULT_COLUMNS``; ``model`` is the run folder's name. Training speed is the median epoch's.
+        The columns of ``RESULT_COLUMNS``; ``model`` is the name of the run folder, training speed that of the median
+        epoch.
 
     Raises:
-        RunError: A run that has not been trained or evaluated.
+        RunError: A run is not trained or not evaluated.
     """
     rows: list[dict[str, Any]] = []
     for run in runs:
@@ -46,7 +47,7 @@ def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
             raise RunError(f"{run} was written by another program or version (no {what}); evaluate or train it again")
         efficiency = metrics["efficiency"]
         speeds = curves["train_images_per_second"]
-        # The first epoch pays for warming up, where there are others to take.
+        # The first epoch includes the warm-up.
         train_speed = float(speeds.iloc[1:].median() if len(speeds) > 1 else speeds.median())
         rows.append(
             {
@@ -62,10 +63,10 @@ def results_table(runs: Sequence[RunFolder]) -> pd.DataFrame:
 
 
 def read_evaluation(run: RunFolder) -> tuple[Path, dict[str, Any]]:
-    """The evaluation that speaks for a run, or another where there is none: its folder and overall measures.
+    """Read the folder and overall measures of a run's primary evaluation, or of another where there is none.
 
     Raises:
-        RunError: The run has not been evaluated, or with other weights than it holds now.
+        RunError: The run is not evaluated, or was evaluated with other weights.
     """
     folders = run.evaluations()
     if not folders:

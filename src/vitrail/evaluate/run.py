@@ -1,4 +1,4 @@
-"""Evaluating a run on a split of its own data or on other images."""
+"""Evaluate a run on a split of its own data or on other images."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from vitrail.runs.images import RunImages, open_images
 from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
 from vitrail.runs.training_images import count_pretraining_images
 
-# Of images of which the run knows some, all together: no test.
+# Name of results on images some of which belong to the run.
 _MIXED = "mixed"
-# Results on other images than a split of the run's own are called so, and by their folder.
+# Prefix of the name of results on images that are not a split of the run.
 OTHER = "other"
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run together with the images that it is measured on.
+    """An evaluation: a run, images and the folder of the results.
 
     Attributes:
         run: The run.
         trained: Its model.
-        opened: The images, and which of them are the run's own.
-        split: Which of them.
-        name: What the results are called.
+        opened: The images, and which of them belong to the run.
+        split: Split of the images.
+        name: Name of the results.
         tta: Test-time augmentation.
-        folder: Where the results are.
+        folder: Folder of the results.
     """
 
     run: RunFolder
@@ -64,12 +64,12 @@ class Evaluated:
 
     @property
     def of_others(self) -> bool:
-        """Whether the result is not one on the run's own split."""
+        """Whether the images are not a split of the run."""
         return not self.opened.is_own_split(self.split)
 
     @property
     def files(self) -> EvaluationFiles:
-        """The results' files."""
+        """Files of the results."""
         return EvaluationFiles(self.folder)
 
 
@@ -84,29 +84,28 @@ def evaluate(
     intervals: Intervals | None = None,
     memory: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
-    """Predict a split, measure the predictions, and write both into the run folder.
+    """Predict a split, compute all measures, and write both into the run folder.
 
-    The validation split is predicted too where there is one, to calibrate on.
+    The validation split is predicted too, for calibration.
 
     Args:
         run: A trained run.
-        data: The images: the run's own config, or another.
-        split: "test", "val" or "train", or "new" for images that the run does not know among its own. When not given:
-            the test split, or the validation split where there is none; of other data all images, where they are not
-            split, and of data of which the run knows some all images.
+        data: Data settings of the images: the run's own, or others.
+        split: "test", "val", "train", or "new" for images that do not belong to the run. By default the test split,
+            else the validation split; for other data, all images.
         device: "auto", "cpu", "cuda", ...
-        tta: Test-time augmentation: "none", "mirror", "flips", "turns" or "crops"; its results get a name of their own.
-        own: What the run's recipe says, where ``data`` may lie elsewhere. The run's own images are recognised by their
-            content and keep their split; results on other images get a name of their own.
-        intervals: How intervals are made.
-        memory: Measure the memory of a pass too, which takes seconds.
+        tta: Test-time augmentation: "none", "mirror", "flips", "turns" or "crops".
+        own: Data settings of the run's recipe, if ``data`` differs. The run's images are recognised by content and keep
+            their split.
+        intervals: Settings of the intervals.
+        memory: Whether to measure peak memory too, which takes seconds.
 
     Returns:
-        The folder with the results, and the overall measures.
+        Folder of the results, and the overall measures.
 
     Raises:
-        RunError: The run folder lacks a file or holds a damaged one.
-        DataError: Images that are missing, unreadable or of unknown classes, or no such split.
+        RunError: A file of the run folder is missing or damaged.
+        DataError: Images are missing, unreadable or of unknown classes, or the split does not exist.
     """
     evaluated = open_evaluation(run, data, split=split, own=own, device=device, tta=tta)
     metrics = measure(evaluated, data, own or data, intervals or Intervals(), memory)
@@ -122,41 +121,41 @@ def open_evaluation(
     device: str = "auto",
     tta: str = "none",
 ) -> Evaluated:
-    """The model and the images of an evaluation; what the arguments are and what is raised, :func:`evaluate` says."""
+    """Open the model and the images of an evaluation; arguments and errors as in :func:`evaluate`."""
     trained = load_classifier(run).to(choose_device(device))
     opened = open_images(run, trained.card, data, own)
     chosen = split or opened.default_split()
     opened.data.indices(chosen)
-    speaks = opened.is_own_split(chosen)
-    told = _MIXED if opened.mixed and chosen == "all" else chosen
-    name = chosen if speaks or not data.path else name_of_other(data.path, told)
+    own_split = opened.is_own_split(chosen)
+    suffix = _MIXED if opened.mixed and chosen == "all" else chosen
+    name = chosen if own_split or not data.path else name_of_other(data.path, suffix)
     if tta != "none":
         name += f"-{tta}"
-    folder = run.evaluation_of(name, primary=speaks and chosen == opened.primary_split() and tta == "none")
+    folder = run.evaluation_of(name, primary=own_split and chosen == opened.primary_split() and tta == "none")
     return Evaluated(run, trained, opened, chosen, name, tta, folder)
 
 
-def name_of_other(path: str, split: str, what: str = OTHER) -> str:
-    """A name of its own for each folder of other images: two folders may be called the same."""
-    place = Path(path).resolve()
-    code = hashlib.sha256(str(place).encode()).hexdigest()[:6]
-    return f"{what}-{place.name}-{code}" + ("" if split == "all" else f"-{split}")
+def name_of_other(path: str, split: str, prefix: str = OTHER) -> str:
+    """Name the results on other images, with a hash of their path: folders may share a name."""
+    resolved = Path(path).resolve()
+    digest = hashlib.sha256(str(resolved).encode()).hexdigest()[:6]
+    return f"{prefix}-{resolved.name}-{digest}" + ("" if split == "all" else f"-{split}")
 
 
 def measure(
     evaluated: Evaluated, data: DataConfig, own: DataConfig, intervals: Intervals, memory: bool = False
 ) -> dict[str, Any]:
-    """Predict, measure and write; gives the overall measures.
+    """Predict, compute all measures, write them, and return the overall ones.
 
     Args:
-        evaluated: What is measured.
-        data: Where its images are from.
-        own: What the run was trained on.
-        intervals: How intervals are made.
-        memory: Whether to measure memory.
+        evaluated: The evaluation.
+        data: Data settings of the evaluated images.
+        own: Data settings of the run.
+        intervals: Settings of the intervals.
+        memory: Whether to measure peak memory.
 
     Raises:
-        DataError: An image that cannot be read, or that has no group.
+        DataError: An image is unreadable or has no group.
     """
     run, trained, tta = evaluated.run, evaluated.trained, evaluated.tta
     predict(run, trained, evaluated.images, evaluated.split, evaluated.name, tta)
@@ -165,7 +164,7 @@ def measure(
     metrics |= origin_of(saved)
     metrics["seen_in_pretraining"] = count_pretraining_images(run, evaluated.images, evaluated.split)
     metrics["efficiency"] = measure_efficiency(trained, memory_of=run.path if memory else None)
-    drop_what_is_of_other_weights(run, evaluated.files)
+    delete_stale_results(run, evaluated.files)
     run.write_json(evaluated.files.metrics, metrics)
     found = evaluated.images.recognition
     if not evaluated.of_others and (not evaluated.opened.moved or found is None or not found.lacking):
@@ -174,7 +173,7 @@ def measure(
 
 
 def _describe_data(images: ImageData) -> dict[str, Any]:
-    """What a report says of a run's own data; no pixel is read for it."""
+    """Describe the run's own data for the report, without reading pixels."""
     return {
         "source": images.config.source,
         "path": images.config.path,
@@ -188,7 +187,7 @@ def _describe_data(images: ImageData) -> dict[str, Any]:
 
 
 def _held_out(evaluated: Evaluated, own: DataConfig) -> HeldOut:
-    """The validation split's predictions, made where they are not there."""
+    """Return the validation split's predictions, computed if they are missing."""
     run, tta, images = evaluated.run, evaluated.tta, evaluated.images
     name = "val" if tta == "none" else f"val-{tta}"
     if evaluated.name == name:
@@ -201,7 +200,7 @@ def _held_out(evaluated: Evaluated, own: DataConfig) -> HeldOut:
         try:
             images = open_images(run, evaluated.trained.card, own).data
         except VitrailError as error:
-            # The images that the run was trained on need not be here to measure it on others.
+            # An evaluation on other images does not need those of the run.
             return HeldOut(None, f"the run's own images cannot be opened ({error})")
     if "val" in images.splits and not is_current(run, name, **images.identity()):
         predict(run, evaluated.trained, images, "val", name, tta)
@@ -209,10 +208,10 @@ def _held_out(evaluated: Evaluated, own: DataConfig) -> HeldOut:
 
 
 def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str, tta: str) -> None:
-    """Save what the model says of a split's images.
+    """Compute and save logits and embeddings of a split.
 
     Raises:
-        DataError: An image that cannot be read.
+        DataError: An image is unreadable.
     """
     logits: list[torch.Tensor] = []
     embeddings: list[torch.Tensor] = []
@@ -246,7 +245,7 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
 
 
 def _groups(images: ImageData) -> list[str] | None:
-    """Which images belong together: as the source says, as the split was made, or by the blocks of a scene."""
+    """Determine groups of images: from the source, the grouped split, or the blocks of a scene."""
     source, config = images.source, images.config
     if source.scene is not None:
         block = source.scene.block
@@ -257,12 +256,12 @@ def _groups(images: ImageData) -> list[str] | None:
         try:
             return groups_of(source, config.group)
         except DataError:
-            return None  # other images may be called otherwise; then each is on its own, and metrics.json says so
+            return None  # other images may have other names; metrics.json records that intervals are over images
     return None
 
 
-def drop_what_is_of_other_weights(run: RunFolder, files: EvaluationFiles) -> None:
-    """Remove results of an earlier training that nothing would tell from those of this one."""
+def delete_stale_results(run: RunFolder, files: EvaluationFiles) -> None:
+    """Delete robustness and out-of-distribution results of earlier weights of the run."""
     known = run.read_json(files.robustness) if files.robustness.is_file() else {}
     kept = {name: part for name, part in known.items() if run.made_with(part.get("weights"))}
     for name in set(known) - set(kept):

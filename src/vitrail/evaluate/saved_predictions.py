@@ -1,4 +1,4 @@
-"""What saved predictions tell, without the model: measures, calibration, sets, selection, mistakes."""
+"""Measures of saved predictions: metrics, curves, calibration, conformal sets, selective prediction, mistakes."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from vitrail.runs.folder import EvaluationFiles, RunFolder
 
 @dataclass(frozen=True)
 class Intervals:
-    """How intervals are made.
+    """Settings of confidence intervals.
 
     Attributes:
-        groups: What makes a group, as :func:`vitrail.evaluate.groups.groups_of_predictions` takes it.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        groups: ``wanted`` of :func:`vitrail.evaluate.groups.groups_of_predictions`.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
     """
 
     groups: str | None = None
@@ -56,28 +56,28 @@ class Intervals:
     seed: int = 0
 
     def bootstrap(self, table: pd.DataFrame, data: DataConfig | None) -> Bootstrap | None:
-        """How the images of saved predictions are drawn anew; None for a single image.
+        """Set up the bootstrap for saved predictions; None for a single image.
 
         Raises:
-            DataError: All images are in one group that was asked for, or some in none.
-            ConfigError: Settings out of range.
+            DataError: All images are in one group that was set explicitly, or some have no group.
+            ConfigError: A setting is out of range.
         """
         groups = groups_of_predictions(table, self.groups, data)
         if self.groups is None and groups is not None and len(set(groups)) < 2:
-            groups = None  # one group tells nothing about others; metrics.json says that images were drawn
+            groups = None  # no inference over groups; metrics.json records that images are the unit
         return Bootstrap(len(table), groups, self.resamples, self.seed) if len(table) > 1 else None
 
 
 @dataclass(frozen=True)
 class SavedPredictions:
-    """Predictions that were saved.
+    """Predictions of a run folder.
 
     Attributes:
-        name: Of the split, or of other data.
-        table: Path, target and logits of each image, its group where there are any.
+        name: Name of the split or of the other data.
+        table: Path, target, logits and, if any, group of each image.
         logits: Shape ``(N, K)``.
         targets: Classes ``(N,)``, or labels ``(N, K)``.
-        classes: Names.
+        classes: Class names.
     """
 
     name: str
@@ -88,10 +88,10 @@ class SavedPredictions:
 
     @classmethod
     def read(cls, run: RunFolder, name: str) -> SavedPredictions:
-        """Read them.
+        """Read predictions by name.
 
         Raises:
-            RunError: There are none of that name, or they are damaged.
+            RunError: They are missing or damaged.
         """
         classes = tuple(run.read_json(run.card)["classes"])
         table = run.read_predictions(name)
@@ -102,32 +102,32 @@ class SavedPredictions:
         targets = np.stack(table["target"].tolist()).astype(np.int64)
         if logits.shape[1] != len(classes):
             raise RunError(
-                f"{run.predictions(name)} holds {logits.shape[1]} logits an image and the model knows {len(classes)} "
+                f"{run.predictions(name)} holds {logits.shape[1]} logits per image, the model has {len(classes)} "
                 "classes; evaluate the run again"
             )
         return cls(name, table, logits, targets, classes)
 
     @property
     def multi_label(self) -> bool:
-        """Whether an image has any number of labels."""
+        """Whether targets are multi-label."""
         return self.targets.ndim == 2
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What calibration is done on.
+    """Predictions for calibration.
 
     Attributes:
-        saved: Predictions of the validation split; None where there is none to calibrate on.
-        why: The reason where there is none, and what to do about it.
+        saved: Predictions of the validation split; None where they are unavailable.
+        reason: Reason and remedy where they are unavailable.
     """
 
     saved: SavedPredictions | None
-    why: str = ""
+    reason: str = ""
 
 
 def is_current(run: RunFolder, name: str, **origin: Any) -> bool:
-    """Whether predictions of that name were saved, with the weights that the run has now and from that origin."""
+    """Whether predictions of this name and origin are saved for the current weights of the run."""
     if not run.predictions(name).is_file() or not run.embeddings(name).is_file():
         return False
     attributes = run.origin_of_predictions(name)
@@ -135,45 +135,45 @@ def is_current(run: RunFolder, name: str, **origin: Any) -> bool:
 
 
 def calibration_predictions(run: RunFolder, name: str, split: str, tta: str) -> HeldOut:
-    """The saved predictions that those of ``name`` may be calibrated on: the validation split's, and never their own.
+    """Find saved predictions of the validation split for calibration; never the evaluated images themselves.
 
     Args:
         run: The run.
-        name: What is evaluated.
-        split: The split that it is.
-        tta: The test-time augmentation that it was predicted with.
+        name: Name of the evaluated predictions.
+        split: Their split.
+        tta: Their test-time augmentation.
     """
     suffix = "" if tta == "none" else f"-{tta}"
     if name == f"val{suffix}":
         return HeldOut(
-            None, "these are the validation images themselves; a data set with a test split leaves them to calibrate on"
+            None, "the evaluated images are the validation images; calibration needs a test split besides them"
         )
     wanted = f"val{suffix}"
     if not run.predictions(wanted).is_file():
-        remedy = f"`vitrail evaluate {run} --split val{'' if tta == 'none' else f' --tta {tta}'}` makes them"
+        remedy = f"`vitrail evaluate {run} --split val{'' if tta == 'none' else f' --tta {tta}'}` computes them"
         return HeldOut(
             None,
-            f"there are no predictions of a validation split; {remedy}, and where the data has none, "
-            "data.val_fraction or a folder val sets images apart before training",
+            f"there are no predictions of a validation split; {remedy}; if the data has none, set data.val_fraction or "
+            "add a folder val before training",
         )
     if not is_current(run, wanted):
-        return HeldOut(None, f"the predictions of {wanted} are not of these weights; evaluate the run with the model")
+        return HeldOut(None, f"the predictions of {wanted} are of other weights; `vitrail evaluate {run}` renews them")
     return HeldOut(SavedPredictions.read(run, wanted))
 
 
 def measure_saved(
     saved: SavedPredictions, held_out: HeldOut, files: EvaluationFiles, bootstrap: Bootstrap | None
 ) -> dict[str, Any]:
-    """Measure predictions, write the tables into an evaluation's folder, and return what metrics.json is to say.
+    """Compute all measures of predictions, write their tables, and return the content of metrics.json.
 
     Args:
         saved: The predictions.
-        held_out: What to calibrate on.
-        files: Where to write.
-        bootstrap: How to draw images anew; no intervals but accuracy's when not given.
+        held_out: Predictions for calibration.
+        files: Files of the evaluation.
+        bootstrap: Settings of the bootstrap; without it only accuracy has an interval.
 
     Raises:
-        DataError: Logits that are not finite.
+        DataError: Some logits are not finite.
     """
     metrics, per_class, intervals = _measures(saved, bootstrap)
     if bootstrap is not None and bootstrap.groups is not None:
@@ -191,7 +191,7 @@ def measure_saved(
     mistakes = mistakes_table(saved.table["path"].tolist(), saved.logits, saved.targets, saved.classes)
     written = mistakes.to_csv(index=False)
     if files.mistakes.is_file() and files.mistakes.read_text(encoding="utf-8") != written:
-        files.mistakes_sheet.unlink(missing_ok=True)  # it shows others
+        files.mistakes_sheet.unlink(missing_ok=True)  # it shows other mistakes
     write_text(files.mistakes, written)
     curve = risk_coverage(*confidence_and_correct(saved.logits, saved.targets))
     write_text(files.selective, thinned(curve).to_csv(index=False))
@@ -219,7 +219,7 @@ def _measures(
             overall, each = multi_label_intervals(logits, targets, bootstrap)
             table = add_intervals(table, each)
     else:
-        odds = log_odds(logits)  # takes a second for 1,000 classes
+        odds = log_odds(logits)  # shared: a second for 1,000 classes
         metrics = classification_metrics(logits, targets, classes, odds)
         table = per_class_table(logits, targets, classes, odds)
         if bootstrap is not None:
@@ -229,27 +229,27 @@ def _measures(
 
 
 def _group_accuracy(metrics: dict[str, Any], interval: Interval | None, bootstrap: Bootstrap) -> None:
-    """Accuracy's own interval where images belong together: Wilson's takes them for independent."""
-    if interval is None:  # all right, or all wrong: groups are all that was seen
+    """Replace the accuracy's interval by that over groups: Wilson's assumes independent images."""
+    if interval is None:  # all correct or all incorrect
         n = bootstrap.units
         interval = accuracy_interval(round(metrics["accuracy"] * n), n, bootstrap.confidence)
     metrics["accuracy_low"], metrics["accuracy_high"] = interval
 
 
 def _calibrate(saved: SavedPredictions, held_out: HeldOut, files: EvaluationFiles) -> dict[str, Any]:
-    """Write calibration.json and reliability.csv; give the short of it."""
+    """Write calibration.json and reliability.csv; return a summary."""
     logits, targets = saved.logits, saved.targets
     before = calibration_summary(logits, targets)
     temperature: dict[str, Any] | None = None
     scaled = {"as it is": logits.astype(np.float64)}
-    why = held_out.why
+    reason = held_out.reason
     if held_out.saved is not None:
         other = held_out.saved
         temperature = temperature_report(logits, targets, (other.logits, other.targets), other.name)
         if temperature is not None:
             scaled["temperature"] = logits.astype(np.float64) / temperature["temperature"]
         else:
-            why = (
+            reason = (
                 f"no temperature between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g} minimises the log-loss of the "
                 f"{len(other.logits)} images of {other.name} (all are classified correctly, or the logits carry no "
                 "information); more validation images may have one"
@@ -263,18 +263,18 @@ def _calibrate(saved: SavedPredictions, held_out: HeldOut, files: EvaluationFile
             table.insert(0, "logits", name)
             tables.append(table)
     write_text(files.reliability, pd.concat(tables).to_csv(index=False))
-    content = {"name": saved.name, **before, "temperature": temperature, "why_no_temperature": why or None}
+    content = {"name": saved.name, **before, "temperature": temperature, "why_no_temperature": reason or None}
     RunFolder.write_json(files.calibration, content)
-    short: dict[str, Any] = {key: before[key] for key in ("ece", "ece_adaptive", "ece_of_chance_95")}
-    short["temperature"] = None if temperature is None else temperature["temperature"]
-    short["ece_after"] = None if temperature is None else temperature["after"]["ece"]
-    short["nll_after"] = None if temperature is None else temperature["after"]["nll"]
-    short["why_no_temperature"] = why or None
-    return short
+    summary: dict[str, Any] = {key: before[key] for key in ("ece", "ece_adaptive", "ece_of_chance_95")}
+    summary["temperature"] = None if temperature is None else temperature["temperature"]
+    summary["ece_after"] = None if temperature is None else temperature["after"]["ece"]
+    summary["nll_after"] = None if temperature is None else temperature["after"]["nll"]
+    summary["why_no_temperature"] = reason or None
+    return summary
 
 
 def _numbers_of_groups(*tables: pd.DataFrame) -> tuple[int, int] | None:
-    """Groups in either of two tables of predictions; None where images are not in groups, or share some."""
+    """Count the groups of two tables of predictions; None without groups, or with common ones."""
     if any("group" not in table or table["group"].isna().any() or (table["group"] == "").any() for table in tables):
         return None
     first, second = (set(table["group"].astype(str)) for table in tables)
@@ -282,11 +282,11 @@ def _numbers_of_groups(*tables: pd.DataFrame) -> tuple[int, int] | None:
 
 
 def _conform(saved: SavedPredictions, held_out: HeldOut, files: EvaluationFiles) -> Any:
-    """Write conformal.json; give the short of it."""
-    why = "sets are of classes that exclude each other" if saved.multi_label else held_out.why
+    """Write conformal.json; return a summary."""
+    reason = "conformal sets need single-label images" if saved.multi_label else held_out.reason
     if saved.multi_label or held_out.saved is None:
-        RunFolder.write_json(files.conformal, {"name": saved.name, "sets": None, "why": why})
-        return {"sets": None, "why": why}
+        RunFolder.write_json(files.conformal, {"name": saved.name, "sets": None, "why": reason})
+        return {"sets": None, "why": reason}
     other = held_out.saved
     report = conformal_report(
         saved.logits, saved.targets, saved.classes, (other.logits, other.targets), other.name,
@@ -305,36 +305,35 @@ def evaluate_saved(
     tta: str = "none",
     intervals: Intervals | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Measure predictions that an earlier evaluation saved; no weights and no images are read.
+    """Evaluate saved predictions, without reading weights or images.
 
     Args:
-        run: A run that was evaluated.
-        data: What it was trained on; only a table's columns are looked at, for groups.
-        split: Name of the predictions: "test", "val", "train" or that of other data. The first there is of test, val
-            and train when not given.
-        tta: The test-time augmentation that they were made with.
-        intervals: How intervals are made.
+        run: An evaluated run.
+        data: Data settings of the run, for groups by a column of its table.
+        split: Name of the predictions: "test", "val", "train" or that of other data. By default the first available of
+            test, val and train.
+        tta: Test-time augmentation of the predictions.
+        intervals: Settings of the intervals.
 
     Returns:
-        The folder with the results, and the overall measures.
+        Folder of the results, and the overall measures.
 
     Raises:
-        RunError: There are no such predictions, they are damaged, or of other weights than the run holds.
-        DataError: Logits that are not finite, or images without a group.
+        RunError: The predictions are missing, damaged, or of other weights.
+        DataError: Some logits are not finite, or some images have no group.
     """
     suffix = "" if tta == "none" else f"-{tta}"
-    there = run.saved_predictions()
+    available = run.saved_predictions()
     names = [f"{split}{suffix}"] if split is not None else [f"{s}{suffix}" for s in ("test", "val", "train")]
-    found = [name for name in names if name in there]
+    found = [name for name in names if name in available]
     if not found:
-        known = f"; there are {', '.join(there)}" if there else ""
+        known = f"; saved are {', '.join(available)}" if available else ""
         raise RunError(
-            f"{run} holds no predictions of {' or '.join(names)}{known}; without --from-predictions they are made"
+            f"{run} holds no predictions of {' or '.join(names)}{known}; leave out --from-predictions to compute them"
         )
     if not run.made_with(run.origin_of_predictions(found[0]).get("weights")):
         raise RunError(
-            f"{run.predictions(found[0])} was not made with the weights that {run} holds now; leave out "
-            "--from-predictions"
+            f"{run.predictions(found[0])} is of other weights than {run} holds now; leave out --from-predictions"
         )
     saved = SavedPredictions.read(run, found[0])
     origin = saved.table.attrs
@@ -354,7 +353,7 @@ def evaluate_saved(
 
 
 def origin_of(saved: SavedPredictions) -> dict[str, Any]:
-    """What metrics.json says of where predictions are from."""
+    """Describe the origin of predictions for metrics.json."""
     origin = saved.table.attrs
     keys = ("split", "tta", "data", "unreadable", "weights", "trained_on", "chosen_on")
     return {"name": saved.name, **{key: origin.get(key) for key in keys}}

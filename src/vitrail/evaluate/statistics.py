@@ -1,7 +1,7 @@
 """Paired statistics of trained models, over training runs and test images.
 
-Two random factors decide which of two recipes looks better: the seed of the training and the images of the test split.
-A claim about recipes holds against both.
+Which of two recipes looks better depends on two random factors: the training seed and the test images. Inference about
+recipes accounts for both.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from vitrail.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 
-# Beyond this many runs of each, "more seeds" is no advice any more.
-MOST_SEEDS = 1000
-# Spread below this share of the values is rounding of equal numbers.
+# Maximum number of runs that a recommendation names.
+MAX_SEEDS = 1000
+# Relative spread below which values count as equal up to rounding.
 _ROUNDING = 1e-12
 
 
@@ -30,14 +30,14 @@ def mean_interval(
     """Compute the mean of independent runs and its Student interval.
 
     Args:
-        values: One a run, shape ``(S,)``.
-        confidence: Coverage wanted.
-        least: Smallest possible value; the interval is cut there, which leaves its coverage as it is.
+        values: Value of each run, shape ``(S,)``.
+        confidence: Confidence level.
+        least: Smallest possible value; the interval is clipped there, which does not change its coverage.
         most: Largest possible value.
 
     Returns:
-        Mean, low and high. The ends are NaN where nothing can be inferred: for a single run, and for runs without any
-        spread (accuracies are counts and agree at random).
+        Mean, low and high. The bounds are NaN for a single run, and for runs without spread (accuracies are counts and
+        may agree by coincidence).
 
     Raises:
         DataError: No values.
@@ -56,22 +56,21 @@ def mean_interval(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A mean difference and its variance components; fields are arrays where several are computed at once.
+    """A mean difference and its variance components; fields are arrays for several differences at once.
 
-    Two variances of few and of many degrees of freedom are tested together by Student's quantiles of both, weighted by
-    the variances (Cochran and Cox). This is conservative; Satterthwaite's approximation is not, for two or three runs.
+    The quantile of the sum of two variances with different degrees of freedom is Cochran and Cox's weighted mean of
+    Student's quantiles. It is conservative, unlike Satterthwaite's approximation for two or three runs.
 
     Attributes:
         value: The mean difference.
-        runs: Squared standard error that more runs make smaller.
-        images: Squared standard error that only more test images make smaller.
-        df_runs: Degrees of freedom of the one.
-        df_images: Degrees of freedom of the other.
+        runs: Variance component that decreases with the number of runs.
+        images: Variance component that decreases with the number of test images only.
+        df_runs: Degrees of freedom of ``runs``.
+        df_images: Degrees of freedom of ``images``.
         num_runs: Number of pairs of runs.
-        what: Population of the difference, for people.
-        centre: Middle of the interval, moved towards 0 by pseudo-images (:func:`with_pseudo_images`); the value itself
-            when not given.
-        largest: Largest possible absolute difference, at which intervals are cut; 1 for accuracy.
+        what: Population of the inference, for people.
+        centre: Centre of the interval, shrunk by pseudo-images (:func:`with_pseudo_images`); by default the value.
+        largest: Largest possible absolute difference, at which intervals are clipped; 1 for accuracy.
 
     Source: Cochran & Cox 1957, Experimental Designs, section 4.14.
     """
@@ -98,12 +97,12 @@ class PairedDifference:
 
     @property
     def _inferable(self) -> npt.NDArray[np.bool_]:
-        """Whether there is any spread: without, nothing can be inferred."""
+        """Whether there is any spread to infer from."""
         known: npt.NDArray[np.bool_] = self.error > _ROUNDING * np.abs(self.value)
         return known
 
     def limit(self, alpha: float | Floats = 0.05) -> Floats:
-        """Compute how many standard errors a difference must be away from 0, two-sided."""
+        """Compute the two-sided critical value in standard errors."""
         variance = self.runs + self.images
         share = np.where(variance > 0, self.runs / np.where(variance > 0, variance, 1), 1.0)
         half = np.asarray(alpha) / 2
@@ -112,20 +111,20 @@ class PairedDifference:
         return mixed
 
     def interval(self, confidence: float = 0.95) -> tuple[Floats, Floats]:
-        """Compute the low and high end; NaN where there is no spread, and so no interval."""
+        """Compute the confidence interval; NaN without spread."""
         half = np.where(self._inferable, self.limit(1 - confidence) * self.error, np.nan)
         low = np.maximum(np.minimum(self._middle - half, self.value), -self.largest)
         high = np.minimum(np.maximum(self._middle + half, self.value), self.largest)
         return low, high
 
     def p_value(self) -> Floats:
-        """Compute the two-sided p-value: the level at which the interval ends at 0; 1 without spread."""
+        """Compute the two-sided p-value; 1 without spread."""
         return self._level(np.abs(self._middle))
 
     def equivalence_p(self, margin: float) -> Floats:
-        """Compute the p-value of the claim that the true difference is smaller than a margin, by two one-sided tests.
+        """Compute the p-value of equivalence by two one-sided tests (TOST).
 
-        It is below ``alpha`` where the interval of confidence ``1 - 2 alpha`` lies inside of the margin.
+        It is below ``alpha`` where the interval of confidence ``1 - 2 alpha`` lies within the margin.
 
         Args:
             margin: Largest absolute difference that counts as equal, above 0.
@@ -140,24 +139,24 @@ class PairedDifference:
         return np.where(self._inferable, p, 1.0)
 
     def _level(self, distance: Floats) -> Floats:
-        """Two-sided level of a distance from the middle of the interval."""
+        """Invert :meth:`limit`: the two-sided level of a distance from the centre, by bisection."""
         error = self.error
         t = np.where(self._inferable, distance / np.where(error > 0, error, 1.0), 0.0)
         low, high = np.full(t.shape, -690.0), np.zeros(t.shape)  # logarithms of p
         for _ in range(45):
             middle = (low + high) / 2
-            sure = t > self.limit(np.exp(middle))
-            low, high = np.where(sure, low, middle), np.where(sure, middle, high)
+            beyond = t > self.limit(np.exp(middle))
+            low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
         p: Floats = np.exp(high)
         return p
 
 
 def with_pseudo_images(scores: npt.ArrayLike, typical: float = 1.0) -> tuple[Floats, Floats]:
-    """Compute the mean of paired scores and its variance with two pseudo-images, one for either side.
+    """Compute mean and variance of paired scores with two pseudo-images, one in favour of each model.
 
-    Counts have no spread by coincidence: five images that the one model alone has correct have a standard error of 0.
-    One more image for each side keeps the error above 0, and the test close to the exact one of McNemar. The two are as
-    large as the images that differ at all (their root mean square).
+    Five images that only one model classifies correctly have a standard error of 0 by coincidence. The pseudo-images
+    keep the error above 0, and the test close to McNemar's exact test. Their size is the root mean square of the images
+    that differ.
 
     Args:
         scores: Mean difference of each image, shape ``(..., N)``.
@@ -179,7 +178,7 @@ def with_pseudo_images(scores: npt.ArrayLike, typical: float = 1.0) -> tuple[Flo
 
 
 def _largest_of_counts(differences: Floats, largest: float | None) -> float | None:
-    """The largest possible difference where it is known, or seen: differences of counts are -1, 0 and 1."""
+    """Determine the largest possible difference; differences that are all -1, 0 or 1 are of counts."""
     if largest is not None:
         return largest
     counts = np.isin(differences, (-1.0, 0.0, 1.0)).all() and bool(differences.any())
@@ -189,21 +188,20 @@ def _largest_of_counts(differences: Floats, largest: float | None) -> float | No
 def runs_and_images(differences: npt.ArrayLike, largest: float | None = None) -> PairedDifference:
     """Compute the difference of two recipes from several runs of each on the same test images.
 
-    Runs and images are both random samples: the result is about other seeds and other images of the same kind. With
+    Runs and images are random effects: inference is about other seeds and other images of the same population. With
     D[s, n] = mu + run[s] + image[n] + rest[s, n], the mean squares MS of the three give the variance of the mean,
     (MS_run + max(MS_image - MS_rest, 0)) / (S N). This is the analysis that radiology uses for several readers and
-    cases. For scores with a largest possible difference, it is at least the variance of the image means with two
-    pseudo-images (:func:`with_pseudo_images`), because counts agree by coincidence. One run of each says nothing of
-    other seeds: the result is then about these two models alone.
+    cases. For bounded scores it is at least the variance of the image means with two pseudo-images
+    (:func:`with_pseudo_images`). With one run of each, inference is about these two models on other images.
 
     Args:
-        differences: Score of the one minus score of the other on each image, shape ``(..., S, N)``: a row a pair of
-            runs. Images that belong together (groups) are to be joined first (:func:`join_groups`).
-        largest: Largest possible absolute difference of the means, 1 for accuracy; differences that are all -1, 0 or 1
-            are taken for counts. None for scores without a limit (log-loss).
+        differences: Differences of scores by pair of runs and image, shape ``(..., S, N)``. Groups of images are joined
+            before (:func:`join_groups`).
+        largest: Largest possible absolute difference of the means, 1 for accuracy; None for unbounded scores (log-loss)
+            and for counts, which are recognised by their differences -1, 0 and 1.
 
     Returns:
-        For each of the leading dimensions.
+        The difference, with the leading dimensions.
 
     Raises:
         DataError: Fewer than two images.
@@ -237,12 +235,11 @@ def runs_and_images(differences: npt.ArrayLike, largest: float | None = None) ->
 def over_folds(differences: npt.ArrayLike, test_share: float, largest: float = math.inf) -> PairedDifference:
     """Compute the difference of two recipes from cross-validation.
 
-    The training images of two folds overlap, so their results vary less than those of independent trainings; the
-    variance is raised by the ratio of test to training images. Folds that agree exactly have no spread: they show
-    nothing.
+    Training images of folds overlap, so that results vary less than those of independent training sets: the variance is
+    corrected by the ratio of test to training images. Folds without spread allow no inference.
 
     Args:
-        differences: Score of the one minus score of the other, one a pair of runs (fold and seed), shape ``(..., J)``.
+        differences: Difference of scores of each pair of runs (fold and seed), shape ``(..., J)``.
         test_share: Test images of a fold divided by its training images.
         largest: Largest possible absolute difference, 1 for accuracy.
 
@@ -262,20 +259,20 @@ def over_folds(differences: npt.ArrayLike, test_share: float, largest: float = m
 
 
 def join_groups(scores: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.object_]) -> Floats:
-    """One score a group of images that belong together, so that their mean is still the mean over images.
+    """Aggregate scores by group, scaled so that their mean equals the mean over images.
 
     Args:
         scores: Shape ``(..., N)``.
-        groups: Of each image.
+        groups: Group of each image, length N.
 
     Returns:
         Shape ``(..., G)``.
     """
     x = np.asarray(scores, dtype=np.float64)
-    _, number = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    count = int(number.max()) + 1
+    _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    count = int(index.max()) + 1
     joined: Floats = np.zeros((*x.shape[:-1], count))
-    np.add.at(joined.reshape(-1, count).T, number, x.reshape(-1, x.shape[-1]).T)
+    np.add.at(joined.reshape(-1, count).T, index, x.reshape(-1, x.shape[-1]).T)
     joined *= count / x.shape[-1]
     return joined
 
@@ -283,13 +280,13 @@ def join_groups(scores: npt.ArrayLike, groups: Sequence[str] | npt.NDArray[np.ob
 def bootstrap_images(
     differences: npt.ArrayLike, confidence: float = 0.95, repeats: int = 9999, seed: int = 0
 ) -> tuple[float, float]:
-    """Compute the percentile interval of the mean difference over other test images, with the runs as they are.
+    """Compute the bootstrap percentile interval of the mean difference over test images, with fixed runs.
 
     Args:
         differences: Shape ``(S, N)``.
-        confidence: Coverage wanted.
-        repeats: Resamples.
-        seed: Of the resampling.
+        confidence: Confidence level.
+        repeats: Number of resamples.
+        seed: Seed of the resampling.
 
     Source: Efron 1979, Ann. Stat. 7, 1-26; computed by :func:`scipy.stats.bootstrap`.
     """
@@ -305,16 +302,15 @@ def bootstrap_images(
 def bootstrap_runs_and_images(
     differences: npt.ArrayLike, confidence: float = 0.95, repeats: int = 4999, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of the mean difference over other runs and other images: both are drawn anew, each on its own.
+    """Compute the bootstrap interval of the mean difference over runs and images, both resampled independently.
 
-    The quantiles are moved outwards as Student's are for as few runs, since a bootstrap of few is too narrow. What is
-    left errs on the wide side where most of the variance is neither of the runs nor of the images.
+    Quantiles are widened as Student's for few runs. The interval is conservative if most of the variance is residual.
 
     Args:
         differences: Shape ``(S, N)``, at least two runs.
-        confidence: Coverage wanted.
-        repeats: Resamples.
-        seed: Of the resampling.
+        confidence: Confidence level.
+        repeats: Number of resamples.
+        seed: Seed of the resampling.
 
     Raises:
         DataError: One run.
@@ -325,7 +321,7 @@ def bootstrap_runs_and_images(
     d = np.asarray(differences, dtype=np.float64)
     S, N = d.shape
     if S < 2:
-        raise DataError("the seeds of 1 run cannot be resampled; use bootstrap_images")
+        raise DataError("1 run cannot be resampled; use bootstrap_images")
     rng = np.random.default_rng(seed)
     rows = rng.multinomial(S, np.full(S, 1 / S), size=repeats) / S
     means = np.empty(repeats)
@@ -340,14 +336,14 @@ def bootstrap_runs_and_images(
 
 
 def sign_flip(values: npt.ArrayLike, repeats: int = 9999, seed: int = 0) -> float:
-    """Two-sided p-value of differences whose signs are as likely as their opposites: exact where there are few.
+    """Compute the two-sided p-value of the sign-flip permutation test, exact for few differences.
 
-    Over the images of given models it is about these models alone; over the runs of given images, about these images.
+    Over images, inference is about these models; over runs, about these images.
 
     Args:
         values: Paired differences, shape ``(N,)``.
-        repeats: Random flips, where there are more ways than that.
-        seed: Of the flips.
+        repeats: Number of random flips, if there are more possible ones.
+        seed: Seed of the flips.
 
     Returns:
         The p-value; 1 where all differences are 0.
@@ -355,11 +351,9 @@ def sign_flip(values: npt.ArrayLike, repeats: int = 9999, seed: int = 0) -> floa
     Source: Fisher 1935, The Design of Experiments, section 21; computed by :func:`scipy.stats.permutation_test`.
     """
     x = np.asarray(values, dtype=np.float64)
-    x = x[x != 0]  # flipping these changes nothing
-    if len(x) == 0:
+    x = x[x != 0]  # sign-symmetric
+    if len(x) < 2:
         return 1.0
-    if len(x) == 1:
-        return 1.0  # both signs are as far from 0
     found = stats.permutation_test(
         (x,), lambda v, axis: v.sum(axis=axis), permutation_type="samples", vectorized=True, n_resamples=repeats,
         batch=max(1, 4_000_000 // len(x)), rng=np.random.default_rng(seed),
@@ -369,13 +363,13 @@ def sign_flip(values: npt.ArrayLike, repeats: int = 9999, seed: int = 0) -> floa
 
 @dataclass(frozen=True)
 class McNemar:
-    """Images that one of two models alone has right.
+    """Discordant images of two models.
 
     Attributes:
-        first: Right by the first alone, over all pairs of runs.
-        second: Right by the second alone.
-        odds_ratio: The first divided by the second; no number where both are 0.
-        p: Exact; of several pairs of runs twice the median of theirs.
+        first: Images that only the first model classifies correctly, over all pairs of runs.
+        second: Images that only the second model classifies correctly.
+        odds_ratio: ``first / second``; NaN where both are 0.
+        p: Exact p-value; for several pairs of runs twice their median.
     """
 
     first: int
@@ -385,14 +379,14 @@ class McNemar:
 
 
 def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
-    """Exact test of whether two models have equally many images right, on the same images.
+    """Compute McNemar's exact test of equal accuracy on the same images.
 
-    It is about these trained models. Several pairs of runs are not independent, as they are tested on the same images;
-    twice the median of their p-values is valid whatever they share.
+    Inference is about these trained models. Pairs of runs share test images; twice the median of their p-values is
+    valid under any dependence.
 
     Args:
-        first: Whether each image is right, shape ``(S, N)``: a row a run.
-        second: The same for the other.
+        first: Whether each image is correct, by run, shape ``(S, N)``.
+        second: The same for the second model.
 
     Source: McNemar 1947, Psychometrika 12, 153-157, as an exact binomial test; twice the median: Rüger 1978, Metrika
     25, 171-178.
@@ -410,13 +404,13 @@ def mcnemar(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:
-    """P-values raised so that the chance of any false claim among all of them stays at the level of one.
+    """Correct p-values by Holm's method, which controls the family-wise error rate.
 
     Args:
         p_values: Shape ``(m,)``.
 
     Returns:
-        Corrected, in the same order.
+        Corrected p-values in the same order.
 
     Source: Holm 1979, Scand. J. Stat. 6, 65-70.
     """
@@ -429,7 +423,7 @@ def holm(p_values: npt.ArrayLike) -> Floats:
 
 
 def cohens_dz(differences: npt.ArrayLike) -> float:
-    """Mean of paired differences in units of their standard deviation; no number for fewer than two, or without spread.
+    """Compute Cohen's d_z, mean over standard deviation of paired differences; NaN for one value or without spread.
 
     Source: Cohen 1988, Statistical Power Analysis, section 2.3.5.
     """
@@ -439,14 +433,14 @@ def cohens_dz(differences: npt.ArrayLike) -> float:
 
 
 def power(difference: float, runs: float, images: float, num_runs: int, alpha: float = 0.05) -> float:
-    """Chance that a two-sided test shows a true difference of this size.
+    """Compute the power of the two-sided test for a true difference.
 
     Args:
-        difference: The true difference.
-        runs: Variance of the difference from one pair of runs to another.
-        images: Squared standard error that comes from the test images, whatever the number of runs.
-        num_runs: Pairs of runs, at least 2.
-        alpha: Level of the test.
+        difference: True difference.
+        runs: Variance of the difference between pairs of runs.
+        images: Variance component of the test images, independent of the number of runs.
+        num_runs: Number of pairs of runs, at least 2.
+        alpha: Significance level.
 
     Source: Cohen 1988, chapter 2, by the noncentral t distribution (:data:`scipy.stats.nct`).
     """
@@ -455,40 +449,40 @@ def power(difference: float, runs: float, images: float, num_runs: int, alpha: f
     error = float(found.error)
     if error == 0:
         return 1.0 if difference else alpha
-    # Satterthwaite's degrees of freedom for how the ratio spreads; the limit is the test's own.
+    # Satterthwaite's degrees of freedom for the distribution of t; the critical value is the test's.
     df = 1e6 if runs == 0 else min(1e6, (error**2 / float(own)) ** 2 * (num_runs - 1))
     shift, limit = abs(difference) / error, float(found.limit(alpha))
     if shift > 37:
-        return 1.0  # beyond what the noncentral distribution can be computed for, and long certain
-    # Far in the tail it cannot be computed either, and is nothing.
+        return 1.0  # scipy.stats.nct fails beyond; the power is 1 to machine precision
+    # scipy.stats.nct fails in the far tail, which is negligible.
     wrong_side = float(stats.nct.cdf(-limit, df, shift)) if shift < 5 else 0.0
     return float(stats.nct.sf(limit, df, shift)) + wrong_side
 
 
 def runs_needed(found: PairedDifference, alpha: float = 0.05, wanted: float = 0.8) -> int | None:
-    """How many pairs of runs would show a difference as large as the one found.
+    """Compute the number of pairs of runs for a given power at the estimated difference and variances.
 
-    The difference and its variances are taken as they were estimated, which few runs do badly: a guide, no promise.
+    Estimates from few runs are imprecise: the number is a guide.
 
     Args:
         found: A single difference from at least two pairs of runs.
-        alpha: Level of the test, corrected for the number of comparisons where there are several.
-        wanted: Chance of showing it.
+        alpha: Significance level, corrected for multiple comparisons.
+        wanted: Power.
 
     Returns:
-        The smallest number from 2 on; None where no number up to :data:`MOST_SEEDS` will do: the test images are too
-        few, or there is no difference to show.
+        The smallest number from 2 on; None where :data:`MAX_SEEDS` are not enough: there are too few test images, or
+        the difference is 0.
 
     Raises:
         DataError: One run.
     """
     if found.num_runs < 2:
-        raise DataError("how many runs are needed cannot be told from 1; train another seed")
+        raise DataError("the number of runs needed cannot be estimated from 1 run; train another seed")
     difference, images = float(found.value), float(found.images)
     runs = float(found.runs) * found.num_runs
-    if difference == 0 or power(difference, runs, images, MOST_SEEDS, alpha) < wanted:
+    if difference == 0 or power(difference, runs, images, MAX_SEEDS, alpha) < wanted:
         return None
-    low, high = 1, MOST_SEEDS
+    low, high = 1, MAX_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(difference, runs, images, middle, alpha) >= wanted else (middle, high)

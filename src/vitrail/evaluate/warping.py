@@ -1,4 +1,4 @@
-"""Blurring and moving pixels by amounts that need not be whole pixels: what corruptions are made of."""
+"""Blur, warp and noise with sub-pixel amounts, the building blocks of corruptions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from vitrail.evaluate.bootstrap import Doubles
 
 
 def disc_kernel(radius: float) -> Tensor:
-    """An even disc, as a kernel ``(1, k, k)`` that sums to 1.
+    """Build a uniform disc kernel ``(1, k, k)`` with sum 1.
 
     Args:
-        radius: In pixels; any positive number.
+        radius: Radius in pixels, above 0.
     """
     step = np.arange(-31.5, 32) / 32
     y, x = np.meshgrid(step, step, indexing="ij")
@@ -26,12 +26,12 @@ def disc_kernel(radius: float) -> Tensor:
 
 
 def streak_kernel(length: float, sigma: float, angle: float) -> Tensor:
-    """A streak that begins at the centre and fades, as a kernel ``(1, k, k)`` that sums to 1.
+    """Build the kernel ``(1, k, k)`` of a fading line that begins at the centre, with sum 1.
 
     Args:
-        length: In pixels.
-        sigma: Of the Gaussian by which it fades, in pixels.
-        angle: In degrees.
+        length: Length in pixels.
+        sigma: Standard deviation of the Gaussian fade in pixels.
+        angle: Angle in degrees.
     """
     t = np.linspace(0, length, max(2, math.ceil(4 * length) + 1))
     weights = np.exp(-(t**2) / (2 * sigma**2))
@@ -40,7 +40,7 @@ def streak_kernel(length: float, sigma: float, angle: float) -> Tensor:
 
 
 def _spread(y: Doubles, x: Doubles, weights: Doubles, reach: float) -> npt.NDArray[np.float32]:
-    """Each point given to the four pixels around it, by how near they are."""
+    """Splat points bilinearly onto the pixels of a kernel."""
     half = math.ceil(reach) + 1
     kernel = np.zeros((2 * half + 1, 2 * half + 1))
     top, left = np.floor(y).astype(int), np.floor(x).astype(int)
@@ -53,28 +53,28 @@ def _spread(y: Doubles, x: Doubles, weights: Doubles, reach: float) -> npt.NDArr
 
 
 def convolve(images: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve all bands of each image with its kernel; the border repeats the outermost pixels.
+    """Convolve all bands of each image with its kernel, with replicate padding.
 
     Args:
         images: Shape ``(B, C, H, W)``.
-        kernels: Odd sizes, shape ``(B, k, k)`` or ``(1, k, k)`` for all.
+        kernels: Shape ``(B, k, k)``, or ``(1, k, k)`` for all images; k odd.
     """
     height, width = images.shape[2:]
     half = kernels.shape[1] // 2
     padded = F.pad(images, (half, half, half, half), mode="replicate")
     size = (height + 2 * half, width + 2 * half)
     product = torch.fft.rfft2(padded) * torch.fft.rfft2(kernels.to(images), s=size)[:, None]
-    # A circular convolution; its beginning is wrapped around, and exactly that is cut off.
+    # Circular convolution; the crop removes the wrapped rows and columns.
     result: Tensor = torch.fft.irfft2(product, s=size)[:, :, 2 * half :, 2 * half :]
     return result
 
 
 def gaussian(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur; the border repeats the outermost pixels.
+    """Blur with a Gaussian, with replicate padding.
 
     Args:
         images: Shape ``(B, C, H, W)``.
-        sigma: In pixels.
+        sigma: Standard deviation in pixels.
     """
     half = max(1, math.ceil(4 * sigma))
     t = torch.arange(-half, half + 1, dtype=torch.float32)
@@ -84,23 +84,23 @@ def gaussian(images: Tensor, sigma: float) -> Tensor:
 
 
 def move(images: Tensor, dy: Tensor, dx: Tensor, border: str = "border") -> Tensor:
-    """Take each pixel from another place, bilinearly.
+    """Warp images: sample each pixel bilinearly at an offset.
 
     Args:
         images: Shape ``(B, C, H, W)``.
-        dy: How far down that place is, in pixels, shape ``(B, H, W)`` or broadcast to it.
-        dx: How far right.
-        border: What is outside: "border" repeats the outermost pixels, "reflection" mirrors.
+        dy: Vertical offset in pixels, downwards, broadcastable to ``(B, H, W)``.
+        dx: Horizontal offset in pixels, rightwards, broadcastable to ``(B, H, W)``.
+        border: Padding mode of :func:`torch.nn.functional.grid_sample`: "border" or "reflection".
     """
     b, _, height, width = images.shape
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = [(2 * (p + d + 0.5) / n - 1).expand(b, height, width) for p, d, n in ((x, dx, width), (y, dy, height))]
-    grid = torch.stack(places, dim=3).to(images)
+    positions = [(2 * (p + d + 0.5) / n - 1).expand(b, height, width) for p, d, n in ((x, dx, width), (y, dy, height))]
+    grid = torch.stack(positions, dim=3).to(images)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode=border, align_corners=False)
 
 
 def enlarge(images: Tensor, factor: float) -> Tensor:
-    """Enlarge around the centre, size kept."""
+    """Zoom into the centre; the size stays."""
     height, width = images.shape[2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     pull = 1 / factor - 1
@@ -108,7 +108,7 @@ def enlarge(images: Tensor, factor: float) -> Tensor:
 
 
 def cloud(rng: np.random.Generator, size: tuple[int, int], decay: float) -> Tensor:
-    """Random clouds: noise of all scales, that of half the scale ``decay`` times weaker; in 0..1, shape ``(H, W)``.
+    """Sample fractal noise in 0..1, shape ``(H, W)``; each octave is ``decay`` times weaker.
 
     Source: fractal sums as in Fournier et al. 1982, Commun. ACM 25, 371-384.
     """

@@ -308,8 +308,8 @@ class RunFolder:
     def _refuse_stale(self, split: str) -> None:
         if not self.made_with(self.origin_of_predictions(split).get("weights")):
             raise RunError(
-                f"{self.predictions(split)} was not made with the weights that {self.path} holds now; "
-                f"`vitrail evaluate {self.path}` makes it anew"
+                f"{self.predictions(split)} is of other weights than {self.path} holds now; "
+                f"`vitrail evaluate {self.path}` renews it"
             )
 
     def read_predictions(self, split: str) -> pd.DataFrame:
