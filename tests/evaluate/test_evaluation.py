@@ -135,11 +135,11 @@ def test_from_predictions_the_same_comes_out_without_the_model(run, capsys, monk
     assert "no temperature and no sets: the evaluated images are the validation images" in capsys.readouterr().out
     assert _json(run.evaluation / "metrics.json")["efficiency"] == {"parameters": 1}  # kept
     assert "efficiency" not in _json(run.evaluation / "val" / "metrics.json")
-    fails(capsys, ["evaluate", run, "--from-predictions", "--split", "train"], 1, "no predictions of train; there are")
+    fails(capsys, ["evaluate", run, "--from-predictions", "--split", "train"], 1, "no predictions of train; saved are")
     fails(capsys, ["evaluate", run, "--from-predictions", "--corruptions"], 2, "leave out --from-predictions")
     fails(capsys, ["evaluate", run, "--from-predictions", "--data.path", "x"], 2, "leave out --from-predictions")
     run.weights.write_bytes(run.weights.read_bytes() + b" ")
-    fails(capsys, ["evaluate", run, "--from-predictions"], 1, "not made with the weights")
+    fails(capsys, ["evaluate", run, "--from-predictions"], 1, "is of other weights")
     run.weights.unlink()  # predictions alone will do
     assert main(["evaluate", str(run), "--from-predictions"]) == 0
 
