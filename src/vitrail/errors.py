@@ -60,11 +60,22 @@ def closest(name: str, choices: Iterable[str]) -> str:
         ``"; did you mean 'x'?"``, or the choices themselves where none is near and there are few of them.
     """
     known = sorted(set(choices))
-    if (found := nearest(name, known)) is not None:
-        return f"; did you mean {found!r}?"
-    if 0 < len(known) <= 12:
-        return f"; known: {', '.join(known)}"
-    return ""
+    near = did_you_mean(name, known)
+    return f"; known: {', '.join(known)}" if not near and 0 < len(known) <= 12 else near
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Phrase that names the known spelling nearest to a mistaken one, where the message lists the choices itself.
+
+    Args:
+        name: What the user wrote.
+        choices: What would have been understood.
+
+    Returns:
+        ``"; did you mean 'x'?"``, or nothing where none is near.
+    """
+    found = nearest(name, choices)
+    return "" if found is None else f"; did you mean {found!r}?"
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

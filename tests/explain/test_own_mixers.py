@@ -145,10 +145,12 @@ def test_distributed_models_are_explained(tmp_path):
 
 
 def test_a_module_beside_the_model_is_not_left_out():
-    with pytest.raises(ConfigError, match=r"holds other modules beside a model of vitrail.*\.1$"):
+    with pytest.raises(ConfigError, match=r"holds other modules beside a model of vitrail.*; give \[1\]$"):
         explain(nn.Sequential(nn.BatchNorm2d(3), _build("vit")), torch.rand(1, 3, 32, 32))
     with pytest.raises(ConfigError, match="only models of vitrail"):
         explain(nn.Linear(2, 2), torch.rand(1, 3, 32, 32))
+    with pytest.raises(ConfigError, match=r"several models of vitrail.*give \[0\] or \[1\]$"):
+        explain(nn.Sequential(_build("vit"), _build("swin")), torch.rand(1, 3, 32, 32))
 
 
 def test_results_are_the_collections_that_they_look_like():

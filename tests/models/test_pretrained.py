@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import vitrail
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.errors import ConfigError, RunError, WeightsError
+from vitrail.models import families
+from vitrail.models.features_only import FeatureEncoder
 from vitrail.runs import ModelCard, RunFolder, StreamCard
 from vitrail.runs.trained import write_trained
 from vitrail.weights import BandRule
@@ -245,3 +248,89 @@ def test_a_model_with_shared_batch_norms_is_saved(tmp_path):
     model.stages[0].blocks[0].conv.norm1.momentum = 0.3
     vitrail.save_pretrained(model.float(), tmp_path)
     assert unchanged(vitrail.from_pretrained(tmp_path), snapshot(model))
+
+
+# -- encoders, wrappers and timm's arguments --------------------------------------------------------------
+
+
+def _levels(encoder):
+    generator = torch.Generator().manual_seed(0)
+    inner = encoder.model if isinstance(encoder, FeatureEncoder) else encoder
+    with torch.no_grad():
+        return encoder(*(torch.randn(2, s.chans, *s.size, generator=generator) for s in inner.streams))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pretrained_encoders(family, tmp_path):
+    model = build(family, 1)
+    vitrail.save_pretrained(model, tmp_path / "whole")
+    expected = _levels(FeatureEncoder(build(family, 1)))
+    settings = families()[family].test_config
+    loaded = vitrail.create_model(family, **settings, features_only=True).eval()
+    report = vitrail.load_weights(loaded, tmp_path / "whole")
+    assert set(report.dropped.values()) == {"an encoder has no classifier"}
+    assert not report.missing
+    again = vitrail.from_pretrained(tmp_path / "whole", features_only=True)
+    vitrail.save_pretrained(loaded, tmp_path / "encoder")
+    saved = vitrail.from_pretrained(tmp_path / "encoder", features_only=True)
+    created = vitrail.create_model(
+        family, **settings, features_only=True, checkpoint_path=str(tmp_path / "whole" / "model.safetensors")
+    ).eval()
+    for encoder in (loaded, again, saved, created):
+        assert isinstance(encoder, FeatureEncoder)
+        assert all(map(torch.equal, _levels(encoder), expected))
+    last = vitrail.from_pretrained(tmp_path / "whole", features_only=True, out_indices=(-1,))
+    assert torch.equal(_levels(last)[0], expected[-1])
+
+
+WRAPPERS = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "DataParallel": nn.DataParallel,
+    "Sequential": nn.Sequential,
+    "encoder in parallel": lambda model: nn.DataParallel(FeatureEncoder(model)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrapped_models_are_loaded_and_saved_as_the_model_inside(family, wrap, tmp_path):
+    source, model = build(family, 1), build(family, 2)
+    wrapped = wrap(model)
+    vitrail.load_weights(wrapped, source.state_dict())
+    expected = {key: value for key, value in source.state_dict().items() if key in model.state_dict()}
+    assert unchanged(model, expected)
+    vitrail.save_pretrained(wrapped, tmp_path)
+    assert unchanged(vitrail.from_pretrained(tmp_path), expected)
+
+
+def test_a_module_beside_the_model_is_loaded_past_and_not_saved(tmp_path):
+    model = build("vit", 2)
+    both = nn.Sequential(nn.BatchNorm2d(3), model)
+    vitrail.load_weights(both, build("vit", 1).state_dict())
+    assert unchanged(model, build("vit", 1).state_dict())
+    with pytest.raises(ConfigError, match=r"holds other modules beside a model .* can be saved; give \[1\]$"):
+        vitrail.save_pretrained(both, tmp_path)
+    with pytest.raises(ConfigError, match="only models of vitrail can be given weights, not Linear"):
+        vitrail.load_weights(nn.Linear(2, 2), {})
+
+
+@pytest.mark.parametrize("argument", [{"pretrained": True}, {"pretrained_cfg": {"file": "x"}}, {"cache_dir": "x"}])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin", "maxvit", "hvt"])
+def test_weights_that_come_with_a_library(name, argument):
+    with pytest.raises(
+        ConfigError, match=r"no weights come with vitrail; use from_pretrained\(.*load_weights\("
+    ) as caught:
+        vitrail.create_model(name, **argument)
+    assert ("hf://timm/vit_tiny_patch16_224.TAG" in str(caught.value)) == name.startswith("vit")
+    assert vitrail.create_model("vit", **families()["vit"].test_config, pretrained=False, pretrained_cfg=None)
+
+
+def test_a_checkpoint_path_is_loaded(tmp_path):
+    source = build("vit", 1)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    settings = families()["vit"].test_config
+    assert unchanged(
+        vitrail.create_model("vit", **settings, checkpoint_path=tmp_path / "weights.pth"), snapshot(source)
+    )
+    with pytest.raises(WeightsError, match="no file"):
+        vitrail.create_model("vit", **settings, checkpoint_path=str(tmp_path / "none.pth"))

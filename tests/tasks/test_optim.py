@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import vitrail
 from tests.weights.models import FAMILIES, build
 from vitrail.errors import ConfigError
+from vitrail.models.features_only import FeatureEncoder
 from vitrail.tasks import parameter_groups, warmup_cosine
 
 
@@ -54,3 +56,48 @@ def test_warmup_and_cosine():
     optimizer = torch.optim.AdamW([{"params": [parameter], "lr": 0.25}], lr=1.0)
     torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.25 / 11)
+
+
+WRAPPERS = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "DataParallel": nn.DataParallel,
+    "Sequential": lambda model: nn.Sequential(nn.Flatten(0, 0), model),
+    "encoder": FeatureEncoder,
+    "compiled encoder": lambda model: torch.compile(FeatureEncoder(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_wrapper_has_the_groups_of_the_model_inside(family, wrap):
+    model = build(family, 1)
+    wrapped = wrap(model)
+    found, expected = (parameter_groups(one, 0.1, 0.01, 0.6) for one in (wrapped, model))
+    assert [[id(p) for p in group["params"]] for group in found] == [[id(p) for p in g["params"]] for g in expected]
+    assert {id(p) for group in found for p in group["params"]} == {id(p) for p in wrapped.parameters()}
+
+
+def test_parameters_beside_the_model_are_not_left_out():
+    both = nn.Sequential(nn.Linear(2, 2), build("vit", 1))
+    with pytest.raises(ConfigError, match=r"^0.weight is trained beside the model"):
+        parameter_groups(both, 0.1)
+    both[0].requires_grad_(False)
+    assert parameter_groups(both, 0.1)
+    with pytest.raises(ConfigError, match="only models of vitrail can be sorted into groups, not Linear"):
+        parameter_groups(nn.Linear(2, 2), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("layer_decay", 75), ("layer_decay", 0.0), ("layer_decay", -0.5), ("layer_decay", math.nan), ("learning_rate", -1),
+     ("learning_rate", math.inf), ("weight_decay", -0.1), ("weight_decay", math.nan)],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=rf"^{name} must be .*, got {value!r}$"):
+        parameter_groups(build("vit", 1), **{"weight_decay": 0.1, name: value})
+
+
+@pytest.mark.parametrize(("warmup", "floor"), [(-1, 0.0), (1, -0.1), (1, 1.5), (1, math.nan)])
+def test_schedules_out_of_range_are_refused(warmup, floor):
+    with pytest.raises(ConfigError, match="must be"):
+        warmup_cosine(10, warmup, floor)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, closest, did_you_mean
 
 Padding = Literal["zeros", "border", "reflection"]
 Auto = Literal["none", "randaugment", "trivialaugment"]
@@ -127,7 +127,7 @@ def _checked(name: str, value: Any) -> Any:
         choices = get_args(get_type_hints(AugmentSettings)[name])
         if value not in choices:
             raise ConfigError(
-                f"{place} must be one of {', '.join(choices)}, got {value!r}{closest(str(value), choices)}"
+                f"{place} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(str(value), choices)}"
             )
         return value
     if isinstance(default, tuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.stats import t as student
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.forwarding import check_count, given, in_batches
@@ -15,6 +15,7 @@ from vitrail.explain.input_gradients import integrated_gradients
 from vitrail.explain.interface import Images, opened
 from vitrail.explain.intervals import mean_interval
 from vitrail.explain.scoring import Target, check_score, score_class, slice_inputs
+from vitrail.explain.trained import Explainable
 from vitrail.models.base import VisionModel
 
 WAYS = ("zero", "mean", "noise", "permutation", "integrated_gradients")
@@ -73,7 +74,7 @@ class BandImportance:
 
 
 def band_importance(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     target: Target = None,
     by: str = "mean",

@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.baselines import make_baseline
 from vitrail.explain.forwarding import check_count, forward_of, given
-from vitrail.explain.interface import Images, explain, opened
+from vitrail.explain.interface import Images, explain, get_method, opened
 from vitrail.explain.scoring import Maps, Target, check_score, maps_of, slice_inputs, target_of, to_scores
+from vitrail.explain.trained import Explainable
 
 # Sides of the squares that are covered, over the sides of the image.
 _SMALLEST, _LARGEST = 1 / 8, 1 / 2
 
 
 def infidelity(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     explanation: Maps,
     target: Target = None,
@@ -129,7 +130,7 @@ class _Squares:
 
 
 def sensitivity(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     method: str,
     target: Target = None,
@@ -167,14 +168,15 @@ def sensitivity(
         raise ConfigError(f"radius must be above 0, got {radius}")
     check_count("samples", samples)
     check_count("batch_size", batch_size)
-    values = []
+    chosen, values = get_method(method), []
     with opened(model, images, target) as (network, inputs, classes):
         assert classes is not None, "asked for by class"
         present = [x is not None for x in inputs]
         for number in range(len(classes)):
             tensors = tuple(x[number : number + 1] for x in inputs if x is not None)
+            explained = int(classes[number]) if chosen.by_class else None
 
-            def maps(x: Tensor | tuple[Tensor, ...], target: int = int(classes[number])) -> tuple[Tensor, ...]:
+            def maps(x: Tensor | tuple[Tensor, ...], target: int | None = explained) -> tuple[Tensor, ...]:
                 remaining = iter(x if isinstance(x, tuple) else (x,))
                 given_again = [next(remaining) if there else None for there in present]
                 found = explain(network, given_again, method, target, **(settings or {}))

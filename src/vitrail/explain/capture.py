@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, UnknownNameError, closest
-from vitrail.explain.wrapped import unwrapped
 from vitrail.layers.attention import Attention
 from vitrail.layers.fusion import CrossAttention
 from vitrail.layers.modes import in_transform
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.tap import AttentionTap, TokenLayout, named_taps
 from vitrail.models.base import VisionModel
+from vitrail.weights.wrapped import unwrapped
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,15 @@ class AttentionRecord:
 
 def tapped_layers(model: nn.Module) -> dict[str, AttentionTap]:
     """The taps of a model by the names of their layers; a compiled model's too."""
-    return named_taps(unwrapped(model))
+    return named_taps(unwrapped(model, VisionModel))
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention | CrossAttention]:
     """The layers of a model in which tokens attend to tokens, by name."""
     return {
-        name: layer for name, layer in unwrapped(model).named_modules() if isinstance(layer, Attention | CrossAttention)
+        name: layer
+        for name, layer in unwrapped(model, VisionModel).named_modules()
+        if isinstance(layer, Attention | CrossAttention)
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.explain.baselines import make_baseline
 from vitrail.explain.forwarding import check_count, in_batches
@@ -24,6 +24,7 @@ from vitrail.explain.scoring import (
     slice_inputs,
     target_of,
 )
+from vitrail.explain.trained import Explainable
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Curve:
 
 
 def deletion(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     explanation: Maps,
     target: Target = None,
@@ -79,7 +80,7 @@ def deletion(
 
 
 def insertion(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     explanation: Maps,
     target: Target = None,
@@ -98,7 +99,7 @@ def insertion(
 
 
 def _curve(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     explanation: Maps,
     target: Target,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, ShapeError, UnknownNameError, closest
+from vitrail.errors import ConfigError, DataWarning, ShapeError, UnknownNameError, closest, did_you_mean
 from vitrail.explain.settings import check_settings
-from vitrail.explain.wrapped import network_of
+from vitrail.explain.trained import Explainable, Trained, as_trained, class_indices, network_of
 from vitrail.models.base import VisionModel, describe
 
 # Explaining sets up a model for a while, and tells torch to run no compiled code: one thread at a time.
 _ONE_AT_A_TIME = threading.RLock()
 Images = Tensor | Mapping[str, Tensor | None] | Sequence[Tensor | None]
+Target = int | str | Sequence[int | str] | Tensor | None
+# Normalised values lie a few standard deviations around zero. Images without a negative value that reach beyond this
+# are of the range 0..255 or of raw measurements.
+_UNNORMALIZED = 50.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +112,10 @@ class Method:
         """Why a model cannot be explained in this way, in words; None where it can."""
         return (lacks_class(model) if self.by_class else None) or self.lacks(model)
 
+    def target(self, classes: Tensor | None) -> Tensor | None:
+        """Classes as :func:`explain` takes them for this method: none for a method that explains no class."""
+        return classes if self.by_class else None
+
     @property
     def settings(self) -> dict[str, Any]:
         """Its settings with their defaults."""
@@ -160,30 +169,32 @@ def get_method(name: str) -> Method:
     if not isinstance(name, str):
         raise ConfigError(f"a method is a name, got {name!r}; methods: {', '.join(list_methods())}")
     if name not in METHODS:
-        raise ConfigError(f"no method {name!r}{closest(name, METHODS)}; methods: {', '.join(list_methods())}")
+        raise ConfigError(f"no method {name!r}{did_you_mean(name, METHODS)}; methods: {', '.join(list_methods())}")
     return METHODS[name]
 
 
 def explain(
-    model: nn.Module, images: Images, method: str = "rollout", target: int | Sequence[int] | Tensor | None = None,
-    **settings: Any,
+    model: Explainable, images: Images, method: str = "rollout", target: Target = None, **settings: Any
 ) -> Explanation:  # fmt: skip
-    """What a model looks at.
+    """Explain what a model looks at.
 
     The model is left as it was: its mode, its gradients and its taps, also after an error. A compiled model is
     explained as it was before it was compiled. Other threads may meanwhile use a model that is in evaluation mode; of
     several that explain, one at a time does.
 
     Args:
-        model: Any model of vitrail; also compiled, in DataParallel or DistributedDataParallel, or in a LightningModule.
+        model: Any model of vitrail; also compiled, in DataParallel or DistributedDataParallel, or in a LightningModule;
+            or a trained model, as :func:`vitrail.runs.load_trained` returns it.
         images: Normalised images, shape ``(B, C, H, W)``; of a model of two streams one tensor for each, in order or by
-            name.
+            name. Of a trained model images in 0..1, which it normalises itself.
         method: One of :func:`list_methods`.
-        target: The class to explain, one for all images or one for each; the predicted one where it is not given.
+        target: The class to explain, one for all images or one for each, by index or, of a trained model, by name; the
+            predicted one where it is not given. Only for methods that explain a class.
         **settings: Of the method.
 
     Raises:
-        ConfigError: An unknown method, setting or class, or a method that this model cannot have.
+        ConfigError: An unknown method, setting or class, a method that this model cannot have, or a class for a method
+            that explains none.
         ShapeError: Images that the model does not take.
     """
     chosen = get_method(method)
@@ -196,14 +207,20 @@ def explain(
     if refusal is not None:
         possible = ", ".join(list_methods(network))
         raise ConfigError(f"{method} cannot explain this model: {refusal}; what can: {possible}")
-    with opened(network, images, target, by_class=chosen.by_class) as (_, inputs, classes):
+    if target is not None and not chosen.by_class:
+        by_class = ", ".join(name for name in list_methods(network) if METHODS[name].by_class)
+        raise ConfigError(
+            f"{method} explains no class, and target is {target!r}; leave it out, or take a method that explains a "
+            f"class: {by_class or 'none can explain this model'}"
+        )
+    with opened(model, images, target, by_class=chosen.by_class) as (_, inputs, classes):
         streams = chosen.compute(network, inputs, classes, **settings)
     return Explanation(streams, method, classes, {**chosen.settings, **settings})
 
 
 @contextmanager
 def opened(
-    model: nn.Module, images: Images, target: int | Sequence[int] | Tensor | None = None, by_class: bool = True
+    model: Explainable, images: Images, target: Target = None, by_class: bool = True
 ) -> Iterator[tuple[VisionModel, tuple[Tensor | None, ...], Tensor | None]]:
     """A model ready to be asked; afterwards it is as it was before.
 
@@ -226,8 +243,10 @@ def opened(
     if lack is not None:
         raise ConfigError(lack)
     with left_as_it_was(network):
-        inputs = _inputs(network, images)
-        yield network, inputs, _classes(network, inputs, target) if by_class else None
+        trained = as_trained(model)
+        inputs = _inputs(trained, network, images)
+        known = class_indices(target, trained.card.classes if trained else ())
+        yield network, inputs, _classes(network, inputs, known) if by_class else None
 
 
 @contextmanager
@@ -257,8 +276,8 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _inputs(model: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
-    names = [stream.name for stream in model.streams]
+def _inputs(trained: Trained | None, network: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
+    names = [stream.name for stream in network.streams]
     if isinstance(images, Tensor):
         given: tuple[Tensor | None, ...] = (images,)
     elif isinstance(images, Mapping):
@@ -273,12 +292,32 @@ def _inputs(model: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
         raise ShapeError(f"expected images of shape (B, C, H, W) with at least one image, got {describe(given)}")
     if len(given) > len(names):
         raise ShapeError(f"expected one input for each stream ({', '.join(names)}), got {describe(given)}")
-    for stream, x in zip(model.streams, given, strict=False):
+    # Not a list by name: the second stream may be there without the first.
+    present = {name: x for name, x in zip(names, given, strict=False) if isinstance(x, Tensor)}
+    for name, x in present.items():
         # A map of such an image would be of such values too, and look like a map of a model that looks nowhere.
-        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise ConfigError(f"the input {stream.name!r} has values that are not finite")
+        if x.is_floating_point() and x.numel():
+            if not bool(torch.isfinite(x).all()):
+                raise ConfigError(f"the input {name!r} has values that are not finite")
+            _check_range(name, x, trained is not None)
+    if trained is not None:
+        present = dict(zip(present, trained.normalize(present), strict=True))
+    taken = [present.get(name, x) for name, x in zip(names, given, strict=False)]
     # A tensor made in inference mode can take part in no graph, but its copy can.
-    return tuple((x.clone() if x.is_inference() else x.detach()) if isinstance(x, Tensor) else x for x in given)
+    return tuple((x.clone() if x.is_inference() else x.detach()) if isinstance(x, Tensor) else x for x in taken)
+
+
+def _check_range(name: str, x: Tensor, trained: bool) -> None:
+    """Warn of images that were not normalised, or of a trained model not scaled to 0..1."""
+    low, high = float(x.amin()), float(x.amax())
+    if low >= 0 and high > _UNNORMALIZED:
+        wanted = "images in 0..1" if trained else "normalised images (mean 0 and standard deviation 1 in each band)"
+        warnings.warn(
+            f"the input {name!r} has values from {low:.4g} to {high:.4g}, and the model takes {wanted}; "
+            "divide by the largest possible value and normalise as in training",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 def _classes(

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, did_you_mean
 from vitrail.models.base import VisionModel
 from vitrail.models.maxvit import MaxViT
 
@@ -88,7 +88,7 @@ def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: in
         raise ConfigError(lack)
     names = [info.name for info in model.feature_info]
     if isinstance(layer, str) and layer not in names:
-        raise ConfigError(f"no level {layer!r}{closest(layer, names)}; levels: {', '.join(names)}")
+        raise ConfigError(f"no level {layer!r}{did_you_mean(layer, names)}; levels: {', '.join(names)}")
     prefixes = model.stream_prefixes or {model.streams[0].name: ""}
     chosen = []
     for stream, x in zip(model.streams, inputs, strict=False):

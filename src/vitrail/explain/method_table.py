@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, ShapeError, closest
+from vitrail.errors import ConfigError, ShapeError, did_you_mean
 from vitrail.explain.captum_metrics import infidelity, sensitivity
 from vitrail.explain.faithfulness import deletion, insertion
 from vitrail.explain.forwarding import in_batches
@@ -19,6 +19,7 @@ from vitrail.explain.localisation import energy_inside, mask_iou, pointing_game
 from vitrail.explain.randomisation import randomisation_check
 from vitrail.explain.remove_and_debias import FRACTIONS, road
 from vitrail.explain.scoring import Target, slice_inputs
+from vitrail.explain.trained import Explainable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +146,7 @@ _WITH_MASKS = ("pointing", "mask_iou", "energy_inside")
 
 
 def measure(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     methods: Methods,
     masks: Tensor | Mapping[str, Tensor] | None = None,
@@ -188,7 +189,7 @@ def measure(
 
 
 def score_methods(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     methods: Methods,
     masks: Tensor | Mapping[str, Tensor] | None = None,
@@ -244,7 +245,7 @@ def score_methods(
         for part in in_batches(len(classes), batch_size):
             piece = slice_inputs(inputs, part)
             for label, (method, settings) in chosen.items():
-                found = explain(network, piece, method, classes[part], **settings)
+                found = explain(network, piece, method, get_method(method).target(classes[part]), **settings)
                 inside = {name: mask[part] for name, mask in known.items()}
                 case = _Case(
                     network, piece, classes[part], found, inside, method, settings, steps, fractions, score, seed,
@@ -326,7 +327,7 @@ def _measures(measures: Iterable[str] | None, with_masks: bool) -> list[str]:
     chosen = list(dict.fromkeys(measures))
     for name in chosen:
         if name not in MEASURES:
-            raise ConfigError(f"no measure {name!r}{closest(name, MEASURES)}; measures: {', '.join(MEASURES)}")
+            raise ConfigError(f"no measure {name!r}{did_you_mean(name, MEASURES)}; measures: {', '.join(MEASURES)}")
         if MEASURES[name].needs_masks and not with_masks:
             raise ConfigError(f"{name} compares maps with masks of what should matter; give masks, or leave it out")
     return chosen

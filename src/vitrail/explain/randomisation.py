@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.interface import Explanation, Images, explain, get_method, opened
 from vitrail.explain.scoring import Target
+from vitrail.explain.trained import Explainable
 from vitrail.models.base import VisionModel
 
 MODES = ("cascading", "independent")
@@ -41,7 +42,7 @@ class Randomisation:
 
 
 def randomisation_check(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     method: str,
     target: Target = None,

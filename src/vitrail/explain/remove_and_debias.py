@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.forwarding import in_batches
@@ -27,6 +27,7 @@ from vitrail.explain.scoring import (
     slice_inputs,
     target_of,
 )
+from vitrail.explain.trained import Explainable
 
 # The authors' weights: a direct neighbour counts twice a diagonal one.
 _NEIGHBOURS = {
@@ -59,7 +60,7 @@ class Road:
 
 
 def road(
-    model: nn.Module,
+    model: Explainable,
     images: Images,
     explanation: Maps,
     target: Target = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from torch import Tensor
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain.forwarding import Inputs, given
 from vitrail.explain.interface import Explanation, StreamMap
+from vitrail.explain.interface import Target as Target
 from vitrail.models.base import VisionModel
 
 SCORES = ("probability", "independent", "logit")
 # What can be measured: an explanation, or maps (B, H, W) by the names of the streams.
 Maps = Explanation | Mapping[str, Tensor] | Mapping[str, StreamMap]
-Target = int | Sequence[int] | Tensor | None
 
 
 def maps_of(model: VisionModel, inputs: Inputs, explanation: Maps) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -53,10 +53,13 @@ class FeatureEncoder(nn.Module):
 
     Attributes:
         feature_info: The levels; ``feature_info.channels()`` are the channels of the returned maps.
+        headless: That loading leaves the classifier of a checkpoint out.
 
     Raises:
         ConfigError: A level that the model does not have.
     """
+
+    headless: ClassVar[bool] = True
 
     def __init__(self, model: VisionModel, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.files import write_json
 from vitrail.models.base import VisionModel
@@ -16,14 +18,15 @@ from vitrail.models.twin import check_rebuilt
 from vitrail.weights.load import load_weights
 from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE, Location, find_weights, read_card
 from vitrail.weights.read import read_checkpoint
+from vitrail.weights.wrapped import network_inside
 from vitrail.weights.write import write_weights
 
 
-def model_settings(model: VisionModel) -> tuple[str, dict[str, Any]]:
+def model_settings(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """What to give :func:`~vitrail.models.registry.create_model` to build a model again.
 
     Args:
-        model: A model of a registered family.
+        model: A model of a registered family, an encoder, or a wrapper around one.
 
     Returns:
         Its variant's or family's name, and all settings as plain values that JSON has.
@@ -31,20 +34,22 @@ def model_settings(model: VisionModel) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: No registered family builds it.
     """
-    family = next((f for f in families().values() if isinstance(model.config, f.config)), None)
+    network: VisionModel = network_inside(model, VisionModel, "saved")
+    family = next((f for f in families().values() if isinstance(network.config, f.config)), None)
     if family is None:
-        raise ConfigError(f"{type(model).__name__} belongs to no registered family, so that it cannot be built again")
-    name = model.name if model.name in family.variants else family.name
+        raise ConfigError(f"{type(network).__name__} belongs to no registered family, so that it cannot be built again")
+    name = network.name if network.name in family.variants else family.name
     # The classifier may have been replaced since the model was built.
-    settings = {**dataclasses.asdict(model.config), "num_classes": model.num_classes}
+    settings = {**dataclasses.asdict(network.config), "num_classes": network.num_classes}
     return name, json.loads(json.dumps(settings))
 
 
-def save_pretrained(model: VisionModel, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
+def save_pretrained(model: nn.Module, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
     """Write a model's weights and description into a folder, from which :func:`from_pretrained` builds it again.
 
     Args:
-        model: The model.
+        model: The model, or a wrapper around it. Of an encoder the model inside is saved, which has no classifier;
+            ``from_pretrained(folder, features_only=True)`` builds the encoder again.
         folder: Made where there is none; files of the same names are replaced, each whole or not at all.
         facts: What else model.json is to say, for example ``{"classes": [...], "bands": [...]}``.
 
@@ -57,7 +62,8 @@ def save_pretrained(model: VisionModel, folder: str | Path, facts: Mapping[str, 
         RunError: The folder cannot be written.
     """
     folder = Path(folder)
-    name, settings = model_settings(model)
+    network: VisionModel = network_inside(model, VisionModel, "saved")
+    name, settings = model_settings(network)
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; choose a folder")
     taken = {"name", "settings"} & set(facts or ())
@@ -68,8 +74,8 @@ def save_pretrained(model: VisionModel, folder: str | Path, facts: Mapping[str, 
         json.dumps(card)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"facts must be plain values that JSON can hold: {error}") from error
-    check_rebuilt(model, name, settings)
-    write_weights(folder / WEIGHTS_FILE, model.state_dict(), name, settings)
+    check_rebuilt(network, name, settings)
+    write_weights(folder / WEIGHTS_FILE, network.state_dict(), name, settings)
     write_json(folder / CARD_FILE, card)
     return folder
 
@@ -98,7 +104,9 @@ def from_pretrained(
         allow_missing: As for :func:`~vitrail.weights.load.load_weights`.
         allow_unexpected: The same.
         spectral_from_image: The same.
-        **settings: Settings in which the model is to differ (``num_classes``, ``img_size``, ``patch_size``, ...).
+        **settings: Settings in which the model is to differ (``num_classes``, ``img_size``, ``patch_size``, ...), and
+            ``features_only`` and ``out_indices`` as for :func:`~vitrail.models.registry.create_model`: an encoder with
+            the weights, whatever the classifier.
 
     Returns:
         The model, on the CPU, in evaluation mode.

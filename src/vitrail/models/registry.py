@@ -15,6 +15,7 @@ from vitrail.errors import ConfigError, closest
 from vitrail.models.base import VisionModel
 from vitrail.models.features_only import FeatureEncoder
 from vitrail.models.settings import check_settings
+from vitrail.weights.load import load_weights
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Family:
         """Names of the settings that ``create_model`` takes for this family."""
         return tuple(f.name for f in dataclasses.fields(self.config))
 
+
+# Arguments of timm's create_model that choose among weights of its own.
+_BUNDLED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 _FAMILIES: dict[str, Family] = {}
 
@@ -118,34 +122,61 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(name: str, **settings: Any) -> VisionModel:
-    """Build a model with random weights.
+    """Build a model, with random weights unless ``checkpoint_path`` gives others.
 
     Args:
         name: A variant (``"vit_tiny_patch16_224"``) or a family (``"vit"``).
         **settings: Settings of the family; they override the variant's. See the family's config class. As in timm,
             ``features_only=True`` builds an encoder that returns feature maps instead of logits, ``out_indices``
-            chooses its levels (by index, or how many of the last; all when not given).
+            chooses its levels (by index, or how many of the last; all when not given); ``checkpoint_path`` is a file
+            that :func:`~vitrail.weights.load.load_weights` loads.
 
     Returns:
         The model, on the CPU, in training mode; with ``features_only`` a
         :class:`~vitrail.models.features_only.FeatureEncoder` around it.
 
     Raises:
-        ConfigError: An unknown name or setting (the message gives the closest), or a value out of range.
+        ConfigError: An unknown name or setting (the message gives the closest), a value out of range, or
+            ``pretrained=True``: no weights come with vitrail.
+        WeightsError: The checkpoint cannot be read or does not fit.
 
     Example:
         >>> model = create_model("vit_tiny_patch16_224", num_classes=10, in_chans=5)
     """
     features_only, out_indices = settings.pop("features_only", False), settings.pop("out_indices", None)
+    checkpoint_path = settings.pop("checkpoint_path", "")
+    _refuse_bundled(name, settings)
     family, config = _configure(name, settings)
     model = family.build(config)
     model.name = name
+    if checkpoint_path:
+        load_weights(model, checkpoint_path)
     if features_only:
         # Typed as the usual result, so that a model is one wherever settings come as a mapping.
         return cast(VisionModel, FeatureEncoder(model, out_indices))
     if out_indices is not None:
         raise ConfigError("out_indices chooses the levels of an encoder; give features_only=True too")
     return model
+
+
+def _refuse_bundled(name: str, settings: dict[str, Any]) -> None:
+    """Take timm's arguments for weights that come with a library out of the settings.
+
+    Raises:
+        ConfigError: One asks for such weights.
+    """
+    asked = {key: value for key in _BUNDLED if (value := settings.pop(key, None))}
+    if asked:
+        family, _ = find_family(name)
+        maps = getattr(family.build, "key_maps", ())
+        example = (
+            f"hf://timm/{name}.TAG" if any(m.source == "timm" for m in maps) and name in family.variants else "FILE"
+        )
+        raise ConfigError(
+            f"{next(iter(asked))}={next(iter(asked.values()))!r}: no weights come with vitrail; use "
+            f"from_pretrained(FOLDER) for a run or a saved model, or load_weights(model, {example!r}) for a checkpoint "
+            "of timm or another library"
+        )
 
 
 def _configure(name: str, settings: Mapping[str, Any]) -> tuple[Family, Any]:

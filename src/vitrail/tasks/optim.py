@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
+from vitrail.config.checks import require
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
+from vitrail.weights.wrapped import network_inside
 
 
 def parameter_groups(
-    model: VisionModel, weight_decay: float, learning_rate: float = 1e-3, layer_decay: float = 1.0
+    model: nn.Module, weight_decay: float, learning_rate: float = 1e-3, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Group trainable parameters by weight decay and, with layer-wise learning-rate decay, by layer.
 
@@ -19,20 +23,36 @@ def parameter_groups(
     no weight decay.
 
     Args:
-        model: Model to train.
-        weight_decay: Weight decay of all other parameters.
-        learning_rate: Learning rate of the classifier; the group k layers below it has ``layer_decay ** k`` times this.
+        model: Model to train, an encoder, or a wrapper around one (compiled, data-parallel, a LightningModule) without
+            trainable parameters of its own.
+        weight_decay: Weight decay of all other parameters, at least 0.
+        learning_rate: Learning rate of the classifier, at least 0; the group k layers below it has ``layer_decay ** k``
+            times this.
         layer_decay: Layer-wise learning-rate decay, above 0 and at most 1.
 
     Returns:
         Non-empty groups for an optimiser, highest learning rate first.
 
+    Raises:
+        ConfigError: A number out of range, no model of vitrail, or a wrapper with trainable parameters of its own.
+
     Source: Loshchilov & Hutter 2019, arXiv:1711.05101; exemptions: Touvron et al. 2021, arXiv:2012.12877; layer
     decay: Clark et al. 2020, arXiv:2003.10555, section 3.1, and Bao et al. 2022, arXiv:2106.08254, appendix.
     """
-    exempt = model.no_weight_decay()
-    parameters = dict(model.named_parameters())
-    layers = [list(parameters)] if layer_decay == 1.0 else model.layer_groups()
+    require(0 <= weight_decay < math.inf, "weight_decay", "at least 0", weight_decay)
+    require(0 <= learning_rate < math.inf, "learning_rate", "at least 0", learning_rate)
+    require(0 < layer_decay <= 1, "layer_decay", "above 0 and at most 1", layer_decay)
+    network: VisionModel = network_inside(model, VisionModel, "sorted into groups", alone=False)
+    parameters = dict(network.named_parameters())
+    own = {id(parameter) for parameter in parameters.values()}
+    beside = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+    if beside:
+        raise ConfigError(
+            f"{beside[0]} is trained beside the model of vitrail in {type(model).__name__}; group the model alone, and "
+            "add a group for the others"
+        )
+    exempt = network.no_weight_decay()
+    layers = [list(parameters)] if layer_decay == 1.0 else network.layer_groups()
     groups: list[dict[str, Any]] = []
     for depth, names in enumerate(reversed(layers)):
         rate = learning_rate * layer_decay**depth
@@ -56,10 +76,12 @@ def warmup_cosine(total_steps: int, warmup_steps: int, floor: float) -> Callable
         Factor on the learning rate as a function of the step, for :class:`torch.optim.lr_scheduler.LambdaLR`.
 
     Raises:
-        ConfigError: The warm-up takes all steps.
+        ConfigError: The warm-up takes all steps, or a number out of range.
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5; warm-up: Goyal et al. 2017, arXiv:1706.02677.
     """
+    require(warmup_steps >= 0, "warmup_steps", "at least 0", warmup_steps)
+    require(0 <= floor <= 1, "floor", "from 0 to 1", floor)
     if warmup_steps >= total_steps:
         raise ConfigError(f"the warm-up of {warmup_steps} steps leaves none of the {total_steps}; shorten it")
 

@@ -31,6 +31,7 @@ from vitrail.weights.read import read_checkpoint
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap
+from vitrail.weights.wrapped import network_inside
 
 # Names that training scripts give to what stands beside a model and takes no part in its logits.
 _TRAINING = re.compile(
@@ -46,6 +47,7 @@ _MOST_PATTERNS = 6
 _RESTORE = "restore the file: it is not of the model that is described beside it"
 
 
+@runtime_checkable
 class Loadable(Protocol):
     """What a model, or a layer with a life of its own, tells the loader."""
 
@@ -84,6 +86,7 @@ class _Wishes:
     allow_unexpected: tuple[str, ...]
     key: str | None
     spelling: Spelling
+    headless: bool
 
 
 def load_weights(
@@ -109,7 +112,9 @@ def load_weights(
     relative positions and patch kernels of another size are resampled, and the report says so.
 
     Args:
-        model: A model that :func:`vitrail.create_model` made.
+        model: A model that :func:`vitrail.create_model` made, an encoder (``features_only=True``), or either inside of
+            a wrapper: compiled, data-parallel, ``nn.Sequential``, a LightningModule. An encoder leaves the
+            checkpoint's classifier out.
         weights: A file (``.safetensors``, one that ``torch.save`` wrote, or the ``.index.json`` of several), a run
             folder or another with a saved model, ``"hf://owner/name"`` or ``"hf://owner/name/file"`` on the Hugging
             Face hub, or tensors by name, in other mappings or not.
@@ -140,10 +145,18 @@ def load_weights(
             other bands without a rule.
         ConfigError: An unknown source or rule, or a wish that the model cannot fulfil.
     """
-    model = getattr(model, "_orig_mod", model)  # a compiled model's weights are those of the model inside
+    headless = any(getattr(part, "headless", False) for part in model.modules())
+    model = network_inside(model, Loadable, "given weights", alone=False)
     rule = make_band_rule(bands, band_wavelengths, source_wavelengths, spelling)
     wishes = _Wishes(
-        new_head, rule, spectral_from_image, _patterns(allow_missing), _patterns(allow_unexpected), key, spelling
+        new_head,
+        rule,
+        spectral_from_image,
+        _patterns(allow_missing),
+        _patterns(allow_unexpected),
+        key,
+        spelling,
+        headless,
     )
     place: Location | None = None
     if isinstance(weights, (str, Path)):
@@ -184,6 +197,9 @@ def _plan(
         if not isinstance(model, Fitting):
             raise ConfigError(f"new_head needs a model with a classifier, got {type(model).__name__}")
         report.dropped |= {key: "new_head: the model keeps its own classifier" for key in state if key in head}
+        state = {key: value for key, value in state.items() if key not in head}
+    elif wishes.headless:
+        report.dropped |= {key: "an encoder has no classifier" for key in state if key in head}
         state = {key: value for key, value in state.items() if key not in head}
     if wishes.spectral_from_image:
         state = _copy_image_stream(model, own, state, report, where)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vitrail.data.classes import as_label
 from vitrail.data.faults import refuse_pointer
 from vitrail.data.sources import hdf5
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.errors import ConfigError, DataError, did_you_mean
 
 Array = npt.NDArray[Any]
 
@@ -94,7 +94,9 @@ def pick_array(arrays: Mapping[str, Array], name: str, path: Path, setting: str,
     """
     name = name if name in arrays else name.strip("/")
     if name not in arrays:
-        raise ConfigError(f"{setting}: {path} has no array {name!r}, only {', '.join(arrays)}{closest(name, arrays)}")
+        raise ConfigError(
+            f"{setting}: {path} has no array {name!r}, only {', '.join(arrays)}{did_you_mean(name, arrays)}"
+        )
     if not texts and arrays[name].dtype.kind not in "buif":
         held = "complex numbers" if arrays[name].dtype.kind == "c" else "texts"
         raise ConfigError(f"{setting}: {name!r} in {path} holds {held}; integers or floats are wanted")

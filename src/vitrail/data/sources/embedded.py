@@ -24,7 +24,7 @@ from vitrail.data.sources.columns import are_splits, describe_unused, find_colum
 from vitrail.data.sources.table_file import Cell, cells_of, unreadable
 from vitrail.data.surveys import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
-from vitrail.errors import DataError, closest
+from vitrail.errors import DataError, did_you_mean
 
 # Decoded images of this many bytes are kept in memory.
 _SMALL = 512 * 2**20
@@ -98,7 +98,8 @@ class EmbeddedSource(ImageSource):
         for column in (image_column, label_column, group_column, split_column):
             if column is not None and column not in schema.names:
                 raise DataError(
-                    f"{title} has no column {column!r}, only {', '.join(schema.names)}{closest(column, schema.names)}"
+                    f"{title} has no column {column!r}, only {', '.join(schema.names)}"
+                    f"{did_you_mean(column, schema.names)}"
                 )
         own_group = find_column(schema.names, "group") if group is None or group not in schema.names else group
         group_column = group_column or own_group

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import Label, as_label, clean_name
 from vitrail.data.faults import refuse_pointer
-from vitrail.errors import ConfigError, DataError, closest
+from vitrail.errors import ConfigError, DataError, did_you_mean
 
 _NAMED = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|"}
 _FOUND = (",", ";", "\t", "|")
@@ -166,7 +166,8 @@ def _declared_separator(text: str, given: str | None) -> tuple[str, str | None]:
     separator = _NAMED.get(given, given)
     if len(separator) != 1:
         raise ConfigError(
-            f"data.separator {given!r} is neither a character nor one of {', '.join(_NAMED)}{closest(given, _NAMED)}"
+            f"data.separator {given!r} is neither a character nor one of {', '.join(_NAMED)}"
+            f"{did_you_mean(given, _NAMED)}"
         )
     return text, separator
 
