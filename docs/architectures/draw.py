@@ -2,8 +2,9 @@
 
 Usage: python docs/architectures/draw.py [PAGE.md ...]   (all pages when none is named; or `make docs`)
 
-Each ```sh block's lines that begin with `vitrail` are run in an empty folder that holds the three input files; the
-pictures that the pages show are then copied beside the pages, in few colours where they would be large.
+Each ```sh block's lines that begin with `vitrail` are run in an empty folder that holds the three input files (those of
+```bash blocks are not); the pictures that the pages show are then copied beside the pages, in few colours where they
+would be large.
 """
 
 from __future__ import annotations

@@ -29,16 +29,16 @@ class Snippet(NamedTuple):
 
 
 def snippets(page: str, language: str) -> list[Snippet]:
-    """The blocks of a page in a language."""
+    """The blocks of a page in a language, a regular expression."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return [Snippet(page, text.count("\n", 0, match.start(1)) + 1, match[1]) for match in found]
+    found = re.finditer(rf"^```{language}\n(?P<text>.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return [Snippet(page, text.count("\n", 0, match.start("text")) + 1, match["text"]) for match in found]
 
 
 def commands(page: str) -> list[tuple[Snippet, list[str]]]:
     """The ``vitrail`` commands of a page, with the words after ``vitrail``; continued lines are joined."""
     found = []
-    for block in snippets(page, "sh"):
+    for block in snippets(page, "(?:sh|bash)"):
         lines, line = block.text.split("\n"), 0
         while line < len(lines):
             start, text = line, lines[line]

@@ -9,11 +9,9 @@ import pytest
 from PIL import Image
 
 from vitrail.cli.arguments import parse_settings
-from vitrail.cli.explain import _parser as explain_parser
-from vitrail.cli.features import _parser as features_parser
 from vitrail.cli.inspect import _parser
 
-PAGES = Path(__file__).parent.parent / "docs" / "architectures"
+PAGES = Path(__file__).parents[2] / "docs" / "architectures"
 
 
 def _draw_script():
@@ -64,25 +62,9 @@ def test_pictures_are_there_and_small():
             assert min(image.size) > 300
 
 
-@pytest.mark.parametrize("page", ["README.md", *script.PAGES])
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (PAGES / page).read_text()):
-        if not target.startswith("http"):
-            assert (PAGES / target).exists(), target
-
-
-def test_the_page_on_explaining():
-    """Its pictures are there and small, and its commands are understood."""
-    page = PAGES.parent / "explain.md"
-    text = page.read_text()
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (page.parent / target).exists(), target
-        assert not target.endswith(".png") or (page.parent / target).stat().st_size < 150_000
-    verbs = {"explain": explain_parser, "features": features_parser}
-    for line in script.commands(text):
-        _, verb, *words = shlex.split(line, comments=True)
-        if verb in verbs and words != ["--methods"]:
-            verbs[verb]().parse_intermixed_args(words)
+def test_pictures_of_other_pages_are_small():
+    for picture in (PAGES.parent / "images").glob("*.png"):
+        assert picture.stat().st_size < 250_000, picture
 
 
 def test_commands_are_read_with_their_continued_lines():
