@@ -6,7 +6,7 @@ import torch
 from matplotlib.contour import QuadContourSet
 
 from vitrail.explain.interface import METHODS
-from vitrail.report.eye import as_pictures, gray
+from vitrail.report.display import as_pictures, gray
 from vitrail.report.heatmaps import (
     EVEN,
     RANK,
@@ -140,8 +140,28 @@ def test_pictures():
     assert shown.min((1, 2)).tolist() == [0, 0]
     assert np.allclose(shown.max((1, 2)), 1)
     assert as_pictures(many, alike=True)[1].max() < 0.3
-    assert as_pictures(torch.rand(1, 3, 3, 4)).shape == (1, 3, 4, 3)
+    three = torch.rand(1, 3, 3, 4)
+    assert np.allclose(as_pictures(three), three.permute(0, 2, 3, 1))
     assert gray(np.ones((2, 2, 3))) == pytest.approx(np.ones((2, 2)))
+
+
+@pytest.mark.parametrize(
+    "bands", [("blue", "green", "red", "nir"), ("nir", "RED", "Green", "blue"), ("blue", "green", "red")]
+)
+def test_named_colours_are_shown_in_true_colour(bands):
+    names = [name.lower() for name in bands]
+    images = torch.rand(2, len(bands), 20, 20)
+    images[:, names.index("red")] += 0.6
+    images = images * 0.05  # dark, as reflectances are
+    shown = as_pictures(images, bands, stretch=True)
+    assert shown.shape == (2, 20, 20, 3)
+    assert (shown[..., 0] > shown[..., 1:].max(-1)).mean() > 0.6
+    expected = images[:, [names.index(name) for name in ("red", "green", "blue")]].permute(0, 2, 3, 1).numpy()
+    for one, own in zip(shown, expected, strict=True):
+        low, high = np.quantile(own, [0.01, 0.99], method="nearest")
+        assert np.allclose(one, np.clip((own - low) / (high - low), 0, 1), atol=0.02)
+    images[0, :, :2] = float("nan")
+    assert np.isfinite(as_pictures(images, bands)).all()
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from PIL import Image
 
 from vitrail.data.audit import Audit, DuplicateGroup, LookAlikes
 from vitrail.data.dataset import ImageData
 from vitrail.files import write_text
 from vitrail.report.audit_brief import audit_brief
 from vitrail.report.brief import brief_markdown
+from vitrail.report.display import as_pictures, jpeg_uri
 from vitrail.report.templates import render
 from vitrail.report.words import words_on
 
@@ -23,8 +19,6 @@ from vitrail.report.words import words_on
 _MOST_GROUPS = 60
 _MOST_IMAGES = 8
 _SIDE = 112
-# Share of the pixels that a thumbnail's stretched contrast cuts off at either end.
-_CUT = 0.01
 
 
 def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
@@ -101,17 +95,7 @@ def _draw(group: DuplicateGroup | LookAlikes, data: ImageData) -> dict[str, Any]
 
 
 def _thumbnail(data: ImageData, row: int) -> str:
-    """An image as a data URI: in true colour where its bands are named red, green and blue, else the mean of all.
-
-    Its contrast is stretched: the darkest and brightest hundredth become black and white, in all bands alike.
-    """
-    x = data.source.load([row])["image"][0]
-    names = [name.lower() for name in data.source.bands["image"]]
-    colors = ("red", "green", "blue")
-    x = x[[names.index(name) for name in colors]] if set(colors) <= set(names) else x.nanmean(0, keepdim=True)
-    low, high = (float(x.nanquantile(share).nan_to_num()) for share in (_CUT, 1 - _CUT))
-    stretched = ((x.nan_to_num(low) - low) / max(high - low, 1e-3)).clamp(0, 1)
-    pixels = (stretched * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((_SIDE, _SIDE)).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    """An image as a data URI, with stretched contrast."""
+    images = data.source.load([row])["image"]
+    (picture,) = as_pictures(images, data.source.bands["image"], stretch=True)
+    return jpeg_uri(picture, (_SIDE, _SIDE))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from vitrail.outputs import FIGURE_METADATA
-from vitrail.report.eye import as_pictures
+from vitrail.report.display import as_pictures
 from vitrail.report.fonts import save_figure
 from vitrail.report.picture import shorten
 
@@ -40,7 +40,7 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
     for i, row in enumerate(views.rows):
         for j, name in enumerate(names):
             line = axes[i * len(names) + j]
-            pictures = as_pictures(row.streams[name], alike=True)
+            pictures = as_pictures(row.streams[name], views.bands[name], alike=True)
             for k, axis in enumerate(line):
                 axis.imshow(pictures[k], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])

@@ -22,6 +22,8 @@ from vitrail.report.tables import Column, Table
 # Classes with a bar of their own; of more, the largest and the smallest.
 _MOST_BARS = 30
 _MOST_LETTERS = 28
+# Ratio of the largest to the smallest class that is worth a line.
+_WORTH_A_LINE = 1.2
 # Sizes with a mark of their own.
 _MOST_SIZES = 400
 # Duplicates drawn, and images of each.
@@ -146,7 +148,7 @@ def _words(found: Known) -> list[str]:
         most, least = max(own, key=lambda name: own[name]), min(own, key=lambda name: own[name])
         if own[least] == 0:
             words.append(f"{least} has no training image.")
-        elif own[most] > own[least]:
+        elif own[most] >= _WORTH_A_LINE * own[least]:
             words.append(
                 f"{most} has {own[most] / own[least]:.1f} times as many training images as {least} "
                 f"({own[most]:,} and {own[least]:,})."

@@ -24,7 +24,7 @@ from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.interface import Explanation, Method, explain, get_method
 from vitrail.files import replacing, write_json
 from vitrail.outputs import EXPLANATIONS_FILE, FIGURE_METADATA
-from vitrail.report.eye import as_pictures
+from vitrail.report.display import as_pictures
 from vitrail.report.fonts import save_figure
 from vitrail.report.heatmaps import (
     EVEN,
@@ -162,7 +162,7 @@ def explain_images(
             explanations[name] = explain(trained.model, inputs, name, chosen, **settings)
         predicted, probability = _predict(trained, batch)
         streams = [name for name in trained.card.streams if name in batch]
-        pictures = {name: as_pictures(batch[name]) for name in streams}
+        pictures = {name: as_pictures(batch[name], trained.card.streams[name].bands) for name in streams}
         for row, index in enumerate(batch["index"].tolist()):
             yield Seen(
                 key=data.source.keys[index],

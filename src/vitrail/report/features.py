@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
@@ -23,7 +20,7 @@ from vitrail.explain.features import EMBEDDING, layer_features
 from vitrail.extras import import_extra
 from vitrail.files import write_text
 from vitrail.report.anatomy.canvas import save
-from vitrail.report.eye import as_pictures
+from vitrail.report.display import as_pictures, jpeg_uri
 from vitrail.report.figures import class_colors, feature_space
 from vitrail.report.pictures import FEWEST_POINTS, embed_in_plane
 from vitrail.report.templates import render
@@ -307,8 +304,8 @@ def _page(spaces: Sequence[Space], points: Mapping[str, Sequence[Array]], titles
     figure.update_xaxes(showticklabels=False, zeroline=False)
     figure.update_yaxes(showticklabels=False, zeroline=False)
     figure.update_layout(
-        height=560 * len(points), template="plotly_white", margin={"l": 10, "r": 10, "t": 60, "b": 10},
-        legend={"itemsizing": "constant"}, dragmode="pan",
+        height=560 * len(points), template="plotly_white", margin={"l": 10, "r": 10, "t": 90, "b": 10},
+        legend={"itemsizing": "constant", "orientation": "h", "yanchor": "top", "y": -0.02}, dragmode="pan",
     )  # fmt: skip
     told = [
         {"path": key, "label": classes[int(target)], "run": space.label}
@@ -337,12 +334,9 @@ def _thumbnails(space: Space) -> list[str]:
     result = []
     for start in range(0, len(space.indices), _BATCH):
         images = space.data.load(space.indices[start : start + _BATCH])["image"]
-        for picture in as_pictures(images):
-            image = Image.fromarray((picture * 255).round().astype(np.uint8))
-            scale = _SIDE / max(image.size)
-            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            buffer = io.BytesIO()
-            how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-            image.resize(size, how).save(buffer, "JPEG", quality=80)
-            result.append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+        for picture in as_pictures(images, space.data.source.bands["image"]):
+            height, width = picture.shape[:2]
+            scale = _SIDE / max(height, width)
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            result.append(jpeg_uri(picture, size, quality=80))
     return result

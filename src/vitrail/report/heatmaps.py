@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 
 from vitrail.explain.interface import METHODS, Explanation
 from vitrail.report.anatomy.canvas import head
-from vitrail.report.eye import gray
+from vitrail.report.display import gray
 
 Array = npt.NDArray[Any]
 

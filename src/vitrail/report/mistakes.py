@@ -13,7 +13,7 @@ from vitrail.data.sources.base import ImageSource
 from vitrail.errors import DataError
 from vitrail.files import replacing
 from vitrail.outputs import FIGURE_METADATA
-from vitrail.report.eye import as_pictures
+from vitrail.report.display import as_pictures
 from vitrail.report.fonts import save_figure
 from vitrail.report.picture import shorten
 
@@ -73,7 +73,7 @@ def mistakes_figure(source: ImageSource, mistakes: pd.DataFrame, most: int = 24)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, row in zip(axes.flat, rows.itertuples(index=False), strict=False):
-        picture = as_pictures(fill_no_data(source.load([places[str(row.path)]])["image"]))[0]
+        picture = as_pictures(fill_no_data(source.load([places[str(row.path)]])["image"]), source.bands["image"])[0]
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         predicted, true = (shorten(str(name), _MOST_CHARACTERS) for name in (row.predicted, row.true))
         axis.set_title(f"{predicted} {row.confidence:.0%}\ntrue: {true}", fontsize=7, loc="left")

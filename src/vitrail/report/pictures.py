@@ -18,7 +18,7 @@ from vitrail.evaluate.run import OTHER
 from vitrail.explain.capture import first_stride
 from vitrail.explain.interface import METHODS, explain, upsample
 from vitrail.explain.token_maps import token_maps
-from vitrail.report.eye import as_pictures
+from vitrail.report.display import as_pictures
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import as_recorded, has_other_paths, open_images, open_prepared
 from vitrail.runs.trained import ModelCard, TrainedModel
@@ -119,7 +119,9 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, said = _in_words(trained, target, logits)
         titles.append(true if true == said else f"{true}\npredicted: {said}")
-    return Examples(as_pictures(streams["image"]), titles, trained.normalize(streams), indices)
+    return Examples(
+        as_pictures(streams["image"], data.source.bands["image"]), titles, trained.normalize(streams), indices
+    )
 
 
 def places_of(data: ImageData, keys: Sequence[str]) -> list[int]:

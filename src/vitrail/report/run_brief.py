@@ -29,24 +29,24 @@ def run_brief(facts: Sequence[RunFacts]) -> list[Answer]:
     Returns:
         An answer to each question.
     """
-    good = _joined([(one.label, [how_good(one)]) for one in facts])
+    good = _joined([(one.label, [(0, how_good(one))]) for one in facts])
     if len(facts) > 1:
         good.append("This page tests no difference between the models; `vitrail compare` does.")
     return [
-        Answer(QUESTIONS[0], _joined([(one.label, [what_was_trained(one)]) for one in facts])),
+        Answer(QUESTIONS[0], _joined([(one.label, [(0, what_was_trained(one))]) for one in facts])),
         Answer(QUESTIONS[1], good),
-        Answer(QUESTIONS[2], _joined([(one.label, cautions(one)) for one in facts])),
+        Answer(QUESTIONS[2], _joined([(one.label, _ranked_cautions(one)) for one in facts])),
     ]
 
 
-def _joined(lines: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Each sentence once, with the runs that it is about unless it is about all; the most urgent stay first."""
+def _joined(lines: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> list[str]:
+    """Each ranked sentence once, by rank, with the runs that it is about unless it is about all."""
     whose: dict[str, list[str]] = {}
     ranks: dict[str, int] = {}
     for label, sentences in lines:
-        for rank, sentence in enumerate(sentences):
+        for rank, sentence in sentences:
             whose.setdefault(sentence, []).append(label)
-            ranks[sentence] = min(rank, ranks.get(sentence, rank))
+            ranks[sentence] = rank
     return [
         sentence if len(whose[sentence]) == len(lines) else f"{listed(whose[sentence])}: {sentence}"
         for sentence in sorted(whose, key=lambda sentence: ranks[sentence])
@@ -141,8 +141,12 @@ def _plural(facts: RunFacts) -> str:
 
 def cautions(facts: RunFacts) -> list[str]:
     """Say what a reader must know before using the result, the most urgent first."""
-    told = [line for caution in _CAUTIONS if (line := caution(facts))]
-    return told or ["The records of this run show nothing unusual."]
+    return [line for _, line in _ranked_cautions(facts)]
+
+
+def _ranked_cautions(facts: RunFacts) -> list[tuple[int, str]]:
+    told = [(rank, line) for rank, caution in enumerate(_CAUTIONS) if (line := caution(facts))]
+    return told or [(0, "The records of this run show nothing unusual.")]
 
 
 def _unfinished(facts: RunFacts) -> str:

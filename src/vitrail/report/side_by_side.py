@@ -17,9 +17,9 @@ from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.explain.interface import METHODS
 from vitrail.report import figures, pictures
 from vitrail.report.data import Look
+from vitrail.report.display import as_pictures
 from vitrail.report.evaluated import Part, Section, Subject
 from vitrail.report.explanations import Seen, explain_images
-from vitrail.report.eye import as_pictures
 from vitrail.report.features import separation
 from vitrail.report.heatmaps import EVEN, Cell, draw_cells, in_even_spreads, maps_of
 from vitrail.report.picture import Picture, shorten
@@ -94,7 +94,7 @@ class Shelf:
         def shown(keys: Sequence[str]) -> list[npt.NDArray[Any]]:
             data = self.images(part)
             streams = data.load(pictures.places_of(data, keys))
-            return list(as_pictures(streams["image"]))
+            return list(as_pictures(streams["image"], data.source.bands["image"]))
 
         return shown
 

@@ -13,8 +13,8 @@ from vitrail import __version__
 
 
 def _with_code(text: str) -> Markup:
-    """Text whose parts between backticks are code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    """Text whose parts between backticks are code; a number stays beside its per cent sign."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)).replace(" %", "\u00a0%")))
 
 
 @cache
