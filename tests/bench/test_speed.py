@@ -1,5 +1,6 @@
 """How steps are timed, what they do, and what is said of them; never how long they take."""
 
+import dataclasses
 import functools
 import math
 
@@ -8,14 +9,17 @@ import pytest
 import torch
 
 import vitrail
-from vitrail.bench import side_by_side
+from vitrail.bench import peers, side_by_side
 from vitrail.bench.memory import peak_memory
 from vitrail.bench.peers import Pair, check_counterpart, pair_up
 from vitrail.bench.side_by_side import Plan, Subject, measure
 from vitrail.bench.speed import Spread, Workload, alternate, make_step, matrix_peak, speedup, time_ratio
 from vitrail.errors import ConfigError, RunError, VitrailError
 from vitrail.extras import import_extra
+from vitrail.models import registry
+from vitrail.models.peer import Peer
 from vitrail.models.profile import count_multiply_adds
+from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -183,6 +187,23 @@ def test_what_has_no_counterpart(library, name, settings, message):
         check_counterpart(library, name, settings)
     with pytest.raises(ConfigError, match=message):
         pair_up(library, name, settings)
+
+
+def test_a_family_brings_its_own_peer(monkeypatch):
+    build = functools.partial(vitrail.create_model, "vit", img_size=16, **VIT)
+    missing = {3: "", 4: "no fourth class"}
+    peer = Peer(lambda settings: build(), lambda settings: missing[settings["num_classes"]])
+    family = dataclasses.replace(find_family("vit")[0], peers={"json": peer})
+    monkeypatch.setitem(registry._FAMILIES, "vit", family)
+    monkeypatch.setattr(peers, "load_weights", lambda model, state, source: model.load_state_dict(state))
+    check_counterpart("json", "vit", VIT)
+    pair = pair_up("json", "vit", VIT | {"img_size": 16})
+    assert pair.difference == 0
+    assert pair.theirs is not pair.ours
+    with pytest.raises(ConfigError, match=r"json has no counterpart of vit \(no fourth class\)"):
+        check_counterpart("json", "vit", VIT | {"num_classes": 4})
+    with pytest.raises(ConfigError, match=r"json has no counterpart of swin \(no swin\)"):
+        check_counterpart("json", "swin", {})
 
 
 def test_what_cannot_be_measured():

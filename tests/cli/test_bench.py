@@ -115,7 +115,7 @@ def test_what_was_measured_before_a_failure_is_given(capsys, monkeypatch, tmp_pa
         (["vit_tinny_patch16_224"], "did you mean 'vit_tiny_patch16_224'"),
         (["vit", "--mode", "backward"], "invalid choice: 'backward'"),
         (["vit", "--precision", "16"], "invalid choice: '16'"),
-        (["vit", "--against", "keras"], "invalid choice: 'keras'"),
+        (["vit", "--against", "keras"], "not against 'keras'"),
         (["vit", "--btach", "2"], "unknown option '--btach'; did you mean '--batch'"),
         (["vit", "--batch", "0"], "batch size must be at least 1, got 0"),
         (["vit", "--batch", "many"], "invalid int value: 'many'"),

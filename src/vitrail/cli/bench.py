@@ -99,9 +99,9 @@ def _parser() -> VerbParser:
     parser.add_argument(
         "--against",
         nargs="+",
-        choices=("timm", "torchvision"),
+        metavar="LIBRARY",
         default=[],
-        help="measure in turn with this library's model, on the same weights (needs vitrail[peers])",
+        help="alternate with the same model of this library (timm, torchvision), on the same weights (vitrail[peers])",
     )
     parser.add_argument("--no-memory", action="store_true", help="leave out memory, which takes a process a number")
     parser.add_argument(

@@ -36,6 +36,7 @@ from vitrail.models.base import (
     group_parameters,
     old_window,
 )
+from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
@@ -517,6 +518,48 @@ def _variants() -> dict[str, dict[str, Any]]:
     return variants
 
 
+_SHARED_WITH_TIMM = (
+    "img_size", "in_chans", "num_classes", "drop_path_rate", "stem_width", "embed_dim", "depths", "head_hidden_size",
+)  # fmt: skip
+
+
+def _build_timm(settings: Mapping[str, Any]) -> nn.Module:
+    return build_timm(
+        "maxvit_tiny_tf_224",
+        settings,
+        _SHARED_WITH_TIMM,
+        block_type=("M",) * len(settings["depths"]),
+        transformer_window_size=settings["window_size"],
+        transformer_grid_size=settings["window_size"],
+        transformer_dim_head=settings["dim_head"],
+        transformer_expand_ratio=settings["mlp_ratio"],
+        transformer_attn_bias=settings["qkv_bias"],
+    )
+
+
+def _build_torchvision(settings: Mapping[str, Any]) -> nn.Module:
+    return build_torchvision(
+        "MaxVit",
+        input_size=to_pair(settings["img_size"]),
+        stem_channels=settings["stem_width"],
+        partition_size=to_pair(settings["window_size"])[0],
+        block_channels=list(settings["embed_dim"]),
+        block_layers=list(settings["depths"]),
+        head_dim=settings["dim_head"],
+        stochastic_depth_prob=settings["drop_path_rate"],
+        mlp_ratio=int(settings["mlp_ratio"]),
+        num_classes=settings["num_classes"],
+    )
+
+
+def _missing_in_timm(settings: Mapping[str, Any]) -> str:
+    return "" if settings["flavour"] == "tf" else f"no flavour {settings['flavour']!r}"
+
+
+def _missing_in_torchvision(settings: Mapping[str, Any]) -> str:
+    return missing_in_torchvision(settings, "img_size", "window_size")
+
+
 register_family(
     Family(
         name="maxvit",
@@ -534,5 +577,9 @@ register_family(
         },
         published={f"maxvit_{width}_tf_{size}": top1 for size, row in _TOP1.items() for width, top1 in row.items()},
         source="Tu et al. 2022, arXiv:2204.01697",
+        peers={
+            "timm": Peer(_build_timm, _missing_in_timm),
+            "torchvision": Peer(_build_torchvision, _missing_in_torchvision, {"flavour": "torchvision"}),
+        },
     )
 )

@@ -14,6 +14,7 @@ from typing import Any, cast
 from vitrail.errors import ConfigError, closest
 from vitrail.models.base import VisionModel
 from vitrail.models.features_only import FeatureEncoder
+from vitrail.models.peer import Peer
 from vitrail.models.settings import check_settings
 from vitrail.weights.load import load_weights
 
@@ -30,6 +31,7 @@ class Family:
         test_config: Settings of a tiny model, for tests and for trying things out.
         published: Variant name -> the authors' ImageNet-1k top-1 in per cent.
         source: Paper, for the model table.
+        peers: Library -> counterpart of the family there.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Family:
     test_config: Mapping[str, Any]
     published: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    peers: Mapping[str, Peer] = field(default_factory=dict)
 
     @property
     def settings(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from vitrail.models.base import (
     group_parameters,
     old_window,
 )
+from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename, Rule
 
@@ -483,6 +484,30 @@ _SIZES: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
 }
 
+_SHARED_WITH_TIMM = (
+    "img_size", "in_chans", "num_classes", "mlp_ratio", "qkv_bias", "drop_path_rate", "patch_size", "embed_dim",
+    "depths", "num_heads", "window_size",
+)  # fmt: skip
+
+
+def _build_timm(settings: Mapping[str, Any]) -> nn.Module:
+    return build_timm("swin_tiny_patch4_window7_224", settings, _SHARED_WITH_TIMM)
+
+
+def _build_torchvision(settings: Mapping[str, Any]) -> nn.Module:
+    return build_torchvision(
+        "SwinTransformer",
+        patch_size=list(to_pair(settings["patch_size"])),
+        embed_dim=settings["embed_dim"],
+        depths=list(settings["depths"]),
+        num_heads=list(settings["num_heads"]),
+        window_size=list(to_pair(settings["window_size"])),
+        mlp_ratio=settings["mlp_ratio"],
+        stochastic_depth_prob=settings["drop_path_rate"],
+        num_classes=settings["num_classes"],
+    )
+
+
 register_family(
     Family(
         name="swin",
@@ -514,5 +539,9 @@ register_family(
             "swin_base_patch4_window12_384": 84.5,
         },
         source="Liu et al. 2021, arXiv:2103.14030",
+        peers={
+            "timm": Peer(_build_timm, lambda settings: ""),
+            "torchvision": Peer(_build_torchvision, missing_in_torchvision),
+        },
     )
 )

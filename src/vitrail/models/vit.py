@@ -37,6 +37,7 @@ from vitrail.models.base import (
     group_parameters,
     old_grid,
 )
+from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
 from vitrail.weights.rules import Drop, DropToken, KeyMap, MergeQkv, Refuse, Rename
 
@@ -573,6 +574,41 @@ def _variants() -> dict[str, dict[str, Any]]:
     return variants
 
 
+_SHARED_WITH_TIMM = (
+    "img_size", "in_chans", "num_classes", "mlp_ratio", "qkv_bias", "drop_path_rate", "patch_size", "embed_dim",
+    "depth", "num_heads", "class_token", "global_pool",
+)  # fmt: skip
+
+
+def _build_timm(settings: Mapping[str, Any]) -> nn.Module:
+    return build_timm("vit_small_patch16_224", settings, _SHARED_WITH_TIMM)
+
+
+def _build_torchvision(settings: Mapping[str, Any]) -> nn.Module:
+    return build_torchvision(
+        "VisionTransformer",
+        image_size=to_pair(settings["img_size"])[0],
+        patch_size=to_pair(settings["patch_size"])[0],
+        num_layers=settings["depth"],
+        num_heads=settings["num_heads"],
+        hidden_dim=settings["embed_dim"],
+        mlp_dim=int(settings["embed_dim"] * settings["mlp_ratio"]),
+        num_classes=settings["num_classes"],
+    )
+
+
+def _missing_in_timm(settings: Mapping[str, Any]) -> str:
+    return "no TokenLearner" if settings["token_learner"] is not None else ""
+
+
+def _missing_in_torchvision(settings: Mapping[str, Any]) -> str:
+    if settings["token_learner"] is not None:
+        return "no TokenLearner"
+    if settings["global_pool"] != "token":
+        return "no mean over tokens"
+    return missing_in_torchvision(settings, "img_size", "patch_size")
+
+
 register_family(
     Family(
         name="vit",
@@ -589,5 +625,9 @@ register_family(
         },
         published={"vit_base_patch16_384": 77.9},
         source="Dosovitskiy et al. 2021, arXiv:2010.11929; TokenLearner: Ryoo et al. 2021, arXiv:2106.11297",
+        peers={
+            "timm": Peer(_build_timm, _missing_in_timm),
+            "torchvision": Peer(_build_torchvision, _missing_in_torchvision),
+        },
     )
 )
