@@ -1,9 +1,15 @@
 """Settings of other types and values without meaning are one-line errors, never a guess."""
 
+import copy
+import dataclasses
+import json
+import pickle
+
 import pytest
 
 import vitrail
 from vitrail.errors import ConfigError
+from vitrail.models import families
 
 WRONG = [
     ("vit", {"img_size": 32.0}, "img_size must be a whole number or a pair of whole numbers, got 32.0"),
@@ -46,3 +52,17 @@ def test_lists_and_mappings_will_do():
     )  # fmt: skip
     assert model.config.img_size == (16, 24)
     assert vitrail.create_model("vit", **{**vars(model.config)}).config == model.config
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_configs_stand_where_trainer_expects_its_own(name):
+    model = vitrail.create_model(name, **families()[name].test_config)
+    config = copy.deepcopy(model.config)
+    model.config.use_cache = False
+    assert model.config == config
+    assert json.loads(model.config.to_json_string()) == json.loads(json.dumps(model.config.to_dict()))
+    assert "use_cache" not in model.config.to_dict()
+    assert pickle.loads(pickle.dumps(model.config)) == config
+    for wrong in ("num_classes", "num_head"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(model.config, wrong, 3)

@@ -285,3 +285,32 @@ def test_hugging_faces_trainer(name, checkpointing, tmp_path):
     again.load_state_dict({key.removeprefix("model."): value for key, value in saved.items()})
     inputs = inputs_of(model)
     assert torch.equal(again.eval()(*inputs), model.eval()(*inputs))
+
+
+@pytest.mark.parametrize("report_to", [[], ["tensorboard"]], ids=["no log", "tensorboard"])
+@pytest.mark.parametrize("name", sorted(families()))
+def test_hugging_faces_trainer_of_the_model_itself(name, report_to, tmp_path):
+    import_peer("accelerate")
+    transformers = import_peer("transformers")
+
+    class Trainer(transformers.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **_):
+            labels = inputs.pop("labels")
+            logits = model(**inputs)
+            loss = nn.functional.cross_entropy(logits, labels)
+            return (loss, {"logits": logits}) if return_outputs else loss
+
+    model = build(name)
+    names = ["image", "spectral"] if len(model.streams) == 2 else ["x"]
+    rows = [
+        {**{n: x[0] for n, x in zip(names, inputs_of(model, 1, seed), strict=True)}, "labels": seed % 5}
+        for seed in range(4)
+    ]
+    settings = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, save_steps=1, eval_steps=1, eval_strategy="steps", report_to=report_to,
+        use_cpu=True, per_device_train_batch_size=2, load_best_model_at_end=True, gradient_checkpointing=True, bf16=True,
+        label_names=["labels"], disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, settings, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert trainer.predict(rows).predictions.shape == (4, 5)

@@ -240,7 +240,7 @@ class HierarchicalEncoder(nn.Module):
         _, H, W, C = tokens.shape
         tokens = tokens + resample_positions(self.pos_embed, self.grid, (H, W)).view(1, H, W, C)
         levels: list[Tensor] = []
-        for stage in self.stages[:count]:
+        for stage in list(self.stages)[:count]:
             tokens = stage(tokens)
             levels.append(tokens)
         return levels

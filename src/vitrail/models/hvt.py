@@ -38,10 +38,12 @@ from vitrail.models.base import (
     old_grid,
 )
 from vitrail.models.registry import Family, register_family
+from vitrail.models.settings import serves_trainer
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, FoldProjection, KeyMap, Rename, SplitRows
 
 
+@serves_trainer
 @dataclass(frozen=True)
 class HVTConfig:
     """Settings of an HVT.

@@ -38,6 +38,7 @@ from vitrail.models.base import (
 )
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
+from vitrail.models.settings import serves_trainer
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
 
@@ -49,6 +50,7 @@ _LEAST_WIDTH = 4
 _FLAVOURS = {"tf": TENSORFLOW, "torchvision": TORCHVISION}
 
 
+@serves_trainer
 @dataclass(frozen=True)
 class MaxViTConfig:
     """Settings of a MaxViT.

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, Union
+from typing import Any, Literal, TypeVar, Union
 
 from vitrail.config.vocabulary import suggest
 from vitrail.errors import ConfigError
 
+Config = TypeVar("Config")
+
 _NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "none"}
+
+
+def serves_trainer(kind: type[Config]) -> type[Config]:
+    """Let a frozen config stand where Hugging Face's Trainer expects one of its own.
+
+    Trainer sets ``use_cache`` on the config of every model, and its loggers write ``to_dict()`` or
+    ``to_json_string()``. All other attributes stay frozen.
+    """
+    frozen = kind.__setattr__
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        (object.__setattr__ if name == "use_cache" else frozen)(self, name, value)
+
+    def to_dict(self: Any) -> dict[str, Any]:
+        """Give the settings as plain values."""
+        return dataclasses.asdict(self)
+
+    def to_json_string(self: Any) -> str:
+        """Give the settings as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    for name, method in (("__setattr__", set_attribute), ("to_dict", to_dict), ("to_json_string", to_json_string)):
+        setattr(kind, name, method)
+    return kind
 
 
 def check_settings(kind: type[Any], settings: Mapping[str, Any], owner: str, prefix: str = "") -> None:

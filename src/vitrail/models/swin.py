@@ -39,11 +39,13 @@ from vitrail.models.base import (
 )
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
+from vitrail.models.settings import serves_trainer
 from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename, Rule
 
 Pair = tuple[int, int]
 
 
+@serves_trainer
 @dataclass(frozen=True)
 class SwinConfig:
     """Settings of a Swin.

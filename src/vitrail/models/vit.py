@@ -39,6 +39,7 @@ from vitrail.models.base import (
 )
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
+from vitrail.models.settings import serves_trainer
 from vitrail.weights.rules import Drop, DropToken, KeyMap, MergeQkv, Refuse, Rename
 
 _NORM_EPS = 1e-6
@@ -64,6 +65,7 @@ class TokenLearnerConfig:
     fuse: bool = False
 
 
+@serves_trainer
 @dataclass(frozen=True)
 class ViTConfig:
     """Settings of a ViT.
