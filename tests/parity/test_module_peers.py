@@ -308,8 +308,8 @@ def test_hugging_faces_trainer_of_the_model_itself(name, report_to, tmp_path):
     ]
     settings = transformers.TrainingArguments(
         str(tmp_path), max_steps=2, save_steps=1, eval_steps=1, eval_strategy="steps", report_to=report_to,
-        use_cpu=True, per_device_train_batch_size=2, load_best_model_at_end=True, gradient_checkpointing=True, bf16=True,
-        label_names=["labels"], disable_tqdm=True,
+        use_cpu=True, per_device_train_batch_size=2, load_best_model_at_end=True, gradient_checkpointing=True,
+        bf16=True, label_names=["labels"], disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model, settings, train_dataset=rows, eval_dataset=rows)
     trainer.train()
