@@ -81,12 +81,14 @@ def test_commands_are_accepted(page, folder):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_recipes_and_suites_are_accepted(page, tmp_path):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    # The recipe of the README, which other pages name.
+    (tmp_path / "fields.yaml").write_text(snippets("README.md", "yaml")[0].text, encoding="utf-8")
     for block in snippets(page, "yaml"):
         content = yaml.safe_load(block.text)
         if "variants" in content:
             path = tmp_path / "suite.yaml"
-            path.write_text(block.text)
-            (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+            path.write_text(block.text, encoding="utf-8")
             load_suite(path)
         else:
             make_recipe(content)

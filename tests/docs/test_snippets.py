@@ -44,8 +44,8 @@ def folder(tmp_path, monkeypatch):
 def test_snippets_run(page, folder):
     names = {"__name__": "snippets"}
     for snippet in snippets(page, "python"):
-        # Training runs in full, with one block in place of twelve.
-        snippet = snippet._replace(text=snippet.text.replace('"patch_size": 8}', '"patch_size": 8, "depth": 1}'))
+        # Training runs in full, with two blocks in place of twelve.
+        snippet = snippet._replace(text=snippet.text.replace('"patch_size": 8}', '"patch_size": 8, "depth": 2}'))
         run_snippet(snippet, names)
 
 
