@@ -169,6 +169,7 @@ def test_results_are_the_collections_that_they_look_like():
     assert len(record) == len(list(record)) == 2
     assert record[0] is record["blocks.0.attn"] is next(iter(record))
     assert record[-1].name == "blocks.1.attn"
+    assert record[:1] == [record[0]]
     assert "blocks.0.attn" in record
     assert "head" not in record
     with pytest.raises(IndexError):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -93,14 +94,20 @@ class AttentionRecord:
     def __contains__(self, name: object) -> bool:
         return any(step.name == name or step is name for step in self.steps)
 
-    def __getitem__(self, name: str | int) -> CapturedMixing:
-        """The mixing of the layer of that name, or at that index of ``steps``.
+    @overload
+    def __getitem__(self, name: str | int) -> CapturedMixing: ...
+
+    @overload
+    def __getitem__(self, name: slice) -> list[CapturedMixing]: ...
+
+    def __getitem__(self, name: str | int | slice) -> CapturedMixing | list[CapturedMixing]:
+        """The mixing of the layer of that name, or at that index or slice of ``steps``.
 
         Raises:
             ConfigError: No layer of that name was captured.
             IndexError: No such index.
         """
-        if isinstance(name, int):
+        if isinstance(name, int | slice):
             return self.steps[name]
         for step in self.steps:
             if step.name == name:
