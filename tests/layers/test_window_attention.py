@@ -15,9 +15,9 @@ from vitrail.layers.window_attention import (
     ShiftedWindowAttention,
     WindowAttention,
     WindowPlan,
-    blocked_pairs,
     plan_windows,
     reorder,
+    window_mask,
 )
 from vitrail.layers.windows import merge_windows, partition_windows
 
@@ -194,7 +194,7 @@ def test_a_map_that_is_padded_after_the_shift(seed):
     # Unshifted attention on each part that the shift made, from the same windows.
     plain = WindowAttention(8, 2, window, mask_padding=False)
     plain.load_state_dict(layer.state_dict())
-    blocked = blocked_pairs(tuple(rolled.shape[1:3]), window, shift, mask_padding=False)
+    blocked = window_mask(tuple(rolled.shape[1:3]), window, shift, mask_padding=False)
     bias = plain.window_bias(window, WindowPlan(blocked=blocked), x.dtype).repeat(2, 1, 1, 1)
     mixed = plain.mix(partition_windows(rolled, window), TokenLayout("window"), bias)
     mixed = merge_windows(mixed, window, rolled.shape[1:3])[:, :H, :W].roll(shift, (1, 2))
@@ -229,7 +229,7 @@ def test_large_biases_are_not_repeated_for_each_image(make, images, monkeypatch)
 def test_masks_are_made_once(make, monkeypatch):
     layers = [make(8, 2, (3, 4), (1, 2)) for _ in range(3)]
     made = []
-    monkeypatch.setattr(window_attention, "blocked_pairs", lambda *key: made.append(key) or blocked_pairs(*key))
+    monkeypatch.setattr(window_attention, "window_mask", lambda *key: made.append(key) or window_mask(*key))
     plan_windows.cache_clear()
     rng = random.Random(0)
     sizes = list({(rng.randint(4, 30), rng.randint(5, 30)) for _ in range(60)})

@@ -24,7 +24,7 @@ from vitrail.layers.partition_attention import padding_blocked
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.window_attention import blocked_pairs
+from vitrail.layers.window_attention import window_mask
 from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shifted_regions
 from vitrail.models.base import VisionModel
 
@@ -302,7 +302,7 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     if layout.kind == "window":
         partition: Callable[[Tensor, Pair], Tensor] = partition_windows
         regions = shifted_regions(grid, layout.padding, layout.shift, mask_padding)
-        blocked = blocked_pairs(grid, layout.window, layout.shift, mask_padding)
+        blocked = window_mask(grid, layout.window, layout.shift, mask_padding)
     else:
         partition = partition_grid
         regions = padding_regions(grid, layout.padding)

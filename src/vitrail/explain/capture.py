@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, UnknownNameError, closest
+from vitrail.explain.groups import token_positions
 from vitrail.layers.attention import Attention
 from vitrail.layers.fusion import CrossAttention
 from vitrail.layers.modes import in_transform
@@ -41,6 +42,23 @@ class CapturedMixing:
     def nbytes(self) -> int:
         """Bytes of memory that are held for the weights, those of a whole tensor where they are a part of one."""
         return self.weights.untyped_storage().nbytes()
+
+    def positions(self, of: Literal["queries", "keys"] = "queries") -> Tensor:
+        """Return the row and column of each token on the feature map, in the order of the rows of ``weights``.
+
+        ``weights[w, head, i, j]`` is how much the token at ``positions("queries")[w % groups, i]`` attends to the one
+        at ``positions("keys")[w % groups, j]``; for ``window`` and ``grid`` the groups of an image follow each other.
+
+        Args:
+            of: "queries" for the rows of ``weights``, "keys" for the columns.
+
+        Returns:
+            Shape ``(groups, n, 2)``, int64: row and column. -1 for padding and for prefix tokens (class token).
+
+        Raises:
+            ConfigError: Tokens without a grid: learned tokens, or the columns of ``merge``.
+        """
+        return token_positions(self.layout, of, self.weights.device)
 
 
 Keep = Callable[[CapturedMixing], Tensor | None]

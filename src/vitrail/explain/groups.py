@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from vitrail.errors import ConfigError
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
     merge_grid,
@@ -53,6 +54,34 @@ def group_members(layout: TokenLayout, device: torch.device | None = None) -> Te
     with torch.inference_mode(False):  # what is kept must be of use outside of it
         places = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
         return to_groups(places[None], layout) - 1
+
+
+def token_positions(layout: TokenLayout, of: str = "queries", device: torch.device | None = None) -> Tensor:
+    """Return the row and column on the feature map of each token of a layer.
+
+    Args:
+        layout: Of the layer.
+        of: "queries" (rows of the weights) or "keys" (columns).
+        device: Of the result.
+
+    Returns:
+        Shape ``(groups, n, 2)``, int64; -1 for padding and prefix tokens.
+
+    Raises:
+        ConfigError: Tokens without a grid, or another word for ``of``.
+    """
+    if of not in ("queries", "keys"):
+        raise ConfigError(f"of must be 'queries' or 'keys', got {of!r}")
+    grid = layout.query_grid if of == "queries" else layout.key_grid
+    if grid is None or (layout.kind == "merge" and of == "keys"):
+        raise ConfigError(f"the {of} of a layer of kind {layout.kind!r} have no positions on a grid")
+    if layout.kind in ("window", "grid"):
+        index = group_members(layout, device)
+    else:
+        prefix = torch.full((layout.num_prefix,), -1, device=device)
+        index = torch.cat([prefix, torch.arange(grid[0] * grid[1], device=device)])[None]
+    positions = torch.stack([index // grid[1], index % grid[1]], dim=-1)
+    return positions.masked_fill(index[..., None] < 0, -1)
 
 
 def real_tokens(layout: TokenLayout, device: torch.device | None = None) -> Tensor:

@@ -6,8 +6,20 @@ from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.relative_position import relative_coords, relative_position_index
 from vitrail.layers.tap import AttentionTap, TokenLayout
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
+from vitrail.layers.window_attention import window_mask
+from vitrail.layers.windows import (
+    merge_grid,
+    merge_windows,
+    partition_grid,
+    partition_windows,
+    same_region,
+    shift_map,
+    shifted_regions,
+    unshift_map,
+)
 
 __all__ = [
     "Attention",
@@ -21,4 +33,15 @@ __all__ = [
     "TokenFuser",
     "TokenLayout",
     "TokenLearner",
+    "merge_grid",
+    "merge_windows",
+    "partition_grid",
+    "partition_windows",
+    "relative_coords",
+    "relative_position_index",
+    "same_region",
+    "shift_map",
+    "shifted_regions",
+    "unshift_map",
+    "window_mask",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError
 from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
+from vitrail.layers.mixer import call_mixer
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
@@ -111,7 +112,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = x + self.drop_path1(call_mixer(self.attn, self.norm1(x)))
         out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
         return out
 

@@ -23,6 +23,26 @@ Pair = tuple[int, int]
 _MOST_KEPT = 1 << 22
 
 
+def relative_coords(window: Pair, device: torch.device | None = None) -> Tensor:
+    """Compute the offset between each pair of tokens of a window.
+
+    Args:
+        window: Height and width of the window, in tokens.
+        device: Device of the result.
+
+    Returns:
+        Row and column of the query minus those of the key, shape ``(n, n, 2)`` for the ``n`` tokens of the window in
+        row-major order, int64: queries in rows, keys in columns. A positive ``dx`` means that the key lies to the left
+        of the query.
+
+    Source: Liu et al. 2021, arXiv:2103.14030, section 3.2, the range of relative positions.
+    """
+    height, width = window
+    row = torch.arange(height, device=device).repeat_interleave(width)
+    column = torch.arange(width, device=device).repeat(height)
+    return torch.stack([row[:, None] - row[None, :], column[:, None] - column[None, :]], dim=-1)
+
+
 def relative_position_index(
     window: Pair, device: torch.device | None = None, table_window: Pair | None = None
 ) -> Tensor:
@@ -40,13 +60,9 @@ def relative_position_index(
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.2.
     """
-    height, width = window
     wh, ww = table_window or window
-    row = torch.arange(height, device=device).repeat_interleave(width)
-    column = torch.arange(width, device=device).repeat(height)
-    dy = row[:, None] - row[None, :] + wh - 1
-    dx = column[:, None] - column[None, :] + ww - 1
-    return dy * (2 * ww - 1) + dx
+    dy, dx = relative_coords(window, device).unbind(-1)
+    return (dy + wh - 1) * (2 * ww - 1) + (dx + ww - 1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -90,20 +90,25 @@ class WindowPlan:
         return self._biases.get(dtype)
 
 
-def blocked_pairs(
+def window_mask(
     grid: Pair, window: Pair, shift: Pair, mask_padding: bool, device: torch.device | None = None
 ) -> Tensor:
-    """Which tokens of a window may not attend to which.
+    """Compute the attention mask of shifted windows: pairs of tokens from different regions of the map.
+
+    Masked scores are minus infinity here; the authors' code adds -100, which leaves a weight of about 1e-44.
 
     Args:
-        grid: Height and width of the map before padding.
+        grid: Height and width of the map before padding, in tokens.
         window: Height and width of a window.
         shift: Rows and columns by which the windows are shifted.
-        mask_padding: Whether padded tokens are kept from being attended to.
-        device: Where to make it.
+        mask_padding: Whether padded tokens are masked as keys.
+        device: Device of the result.
 
     Returns:
-        True where a token may not attend to another, shape ``(windows, n, n)``; no row is all True.
+        True where a query (row) may not attend to a key (column), shape ``(windows, n, n)``, bool; windows and tokens
+        are row-major on the padded and shifted map. No row is all True.
+
+    Source: Liu et al. 2021, arXiv:2103.14030, section 3.2, figure 4.
     """
     regions = shifted_regions(grid, window_padding(grid, window), shift, mask_padding, device)
     return ~same_region(partition_windows(regions[None, :, :, None], window).squeeze(-1))
@@ -140,7 +145,7 @@ def plan_windows(
             order = partition_windows(places, window).flatten()
             inverse = order.argsort()
         if shift != (0, 0) or (mask_padding and padding != (0, 0)):
-            blocked = blocked_pairs(grid, window, shift, mask_padding, device)
+            blocked = window_mask(grid, window, shift, mask_padding, device)
     return WindowPlan(order, inverse, blocked)
 
 
@@ -344,7 +349,7 @@ class ShiftedWindowAttention(Attention):
             return WindowPlan()
         if compiled_on_cpu(x):
             return WindowPlan(blocked=window_places(x, window, shift, self.mask_padding, self.pad_after_shift)[2])
-        return WindowPlan(blocked=blocked_pairs(grid, window, shift, self.mask_padding, x.device))
+        return WindowPlan(blocked=window_mask(grid, window, shift, self.mask_padding, x.device))
 
     def extra_repr(self) -> str:
         """Show the window when the model is printed."""

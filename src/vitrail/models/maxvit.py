@@ -18,6 +18,7 @@ from vitrail.errors import ConfigError
 from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
+from vitrail.layers.mixer import call_mixer
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.partition_attention import Kind, PartitionAttention
 from vitrail.layers.pooling import POOLS, Pool, pool_tokens
@@ -158,7 +159,7 @@ class PartitionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        x = x + self.drop_path1(call_mixer(self.attn, self.norm1(x)))
         out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
         return out
 
@@ -185,7 +186,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / stride), ceil(W / stride))``."""
         tokens = self.conv(x).permute(0, 2, 3, 1)
-        tokens = self.attn_grid(self.attn_block(tokens))
+        tokens = call_mixer(self.attn_grid, call_mixer(self.attn_block, tokens))
         out: Tensor = tokens.permute(0, 3, 1, 2)
         return out
 

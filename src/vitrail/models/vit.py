@@ -18,6 +18,7 @@ from vitrail.errors import ConfigError, closest
 from vitrail.layers.attention import Attention
 from vitrail.layers.checkpointing import run_checkpointed
 from vitrail.layers.drop_path import DropPath, drop_path_schedule
+from vitrail.layers.mixer import call_mixer
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.pooling import POOLS, pool_tokens
@@ -170,7 +171,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None, num_prefix: int) -> Tensor:
         """Map tokens ``(B, N, C)`` to tokens of the same shape; grid and prefix are for the attention's tap."""
-        x = x + self.drop_path1(self.attn(self.norm1(x), grid, num_prefix))
+        x = x + self.drop_path1(call_mixer(self.attn, self.norm1(x), grid, num_prefix))
         out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
         return out
 
