@@ -10,8 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vitrail.data.copies import find_across, find_copies
+from vitrail.data.duplicates import Groups
 from vitrail.data.look_alikes import ORIENTATIONS, orient, similar_pairs
-from vitrail.data.thumbnails import thumbnails
+from vitrail.data.thumbnails import thumbnail_of_stored, thumbnails
 
 TURNS = {
     "turned 90": Image.Transpose.ROTATE_90,
@@ -192,3 +193,68 @@ def test_the_quick_search_joins_equal_images():
     images = small([original, photo(10), original, original])
     groups = find_across(images, ["train", "val", "val", "train"])
     assert [groups.root(i) for i in range(4)] == [0, 1, 0, 0]
+
+
+def rows_of_a_crop(seed, tiles=150, fields=12, side=48, noise=0.06, turned=True):
+    """Tiles of drilled rows, five bands of 16 bits: each field has its angle and spacing, each tile its phase."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side].astype(float)
+    angle = rng.uniform(0, np.pi, fields) if turned else np.zeros(fields)
+    spacing = rng.uniform(5, 9, fields) if turned else np.full(fields, 8.0)
+    images = []
+    for i in range(tiles):
+        field, vigour = i % fields, 1 - 0.2 * rng.integers(3)
+        along = x * np.cos(angle[field]) + y * np.sin(angle[field])
+        rows = np.cos(2 * np.pi * (along / spacing[field] + rng.uniform())).clip(-0.3)
+        bands = [low + height * vigour * rows + rng.normal(0, noise * abs(height) + 40, rows.shape)
+                 for low, height in ((600, 300), (900, 500), (800, -300), (1500, 1500), (2500, 4000))]  # fmt: skip
+        images.append(np.stack(bands).clip(0, 65535).astype(np.uint16))
+    return np.stack([thumbnail_of_stored(image, None) for image in images])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("seed", "side", "noise"), [(0, 48, 0.06), (1, 64, 0.1), (2, 96, 0.2)])
+def test_tiles_of_regular_rows_are_no_copies(seed, side, noise, turned):
+    images = rows_of_a_crop(seed, side=side, noise=noise, turned=turned)
+    assert find_copies(images).copies == []
+    groups = find_across(images, ["train", "val", "test"] * 50)
+    assert len({groups.root(i) for i in range(len(images))}) == len(images)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_copies_of_regular_rows_are_found(seed):
+    images = rows_of_a_crop(seed)
+    made = np.concatenate([orient(images[i : i + 1], i % 8) for i in range(20)])
+    dark = (made * 0.85).astype(np.uint8)
+    found = find_copies(np.concatenate([images, dark])).copies
+    assert {(copy.first, copy.second) for copy in found} == {(i, 150 + i) for i in range(20)}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_images_that_each_resemble_the_next_are_not_one_group(seed):
+    """Discs on black: a crop of one is the next larger one."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:64, :64]
+    radius = np.linspace(8, 26, 100)
+    images = [
+        Image.fromarray(((np.hypot(y - cy, x - cx) < r) * rng.uniform(150, 255)).astype(np.uint8))
+        for r, (cy, cx) in zip(radius, rng.uniform(28, 36, (100, 2)), strict=True)
+    ]
+    groups = Groups(range(100))
+    for copy in find_copies(small(images)).copies:
+        groups.join(copy.first, copy.second)
+    spans = {}
+    for i in range(100):
+        spans.setdefault(groups.root(i), []).append(radius[i])
+    assert max(max(own) / min(own) for own in spans.values()) < 1.7
+
+
+def test_a_copy_stays_in_a_chain_with_its_original():
+    """A landscape photographed in steps: each view overlaps the next by 95 %; one of them lies there twice."""
+    wide = photo(12, (120, 420))
+    views = [wide.crop((left, 0, left + 160, 120)) for left in range(0, 260, 10)]
+    groups = Groups(range(len(views) + 1))
+    for copy in find_copies(small([*views, views[7].rotate(180)])).copies:
+        groups.join(copy.first, copy.second)
+    assert groups.joined(7, len(views))
+    assert not groups.joined(0, len(views) - 1)

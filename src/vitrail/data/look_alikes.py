@@ -90,14 +90,11 @@ def similar_pairs(small: Thumbnails, starts: Integers) -> Iterator[Candidates]:
     """
     if len(small) < 2:
         return
-    whole, zoomed = _descriptors(small), _descriptors(small, _ZOOM)
-    columns = (whole.flatten(1), zoomed.flatten(1))
-    inside = 1 - 2 * _ZOOM
+    described = _described(small)
+    columns = tuple(waves.flatten(1) for waves in described)
     for low in range(0, len(small), _ROWS):
         rows = slice(low, min(low + _ROWS, len(small)))
-        views = (_orientations(whole[rows]), _orientations(zoomed[rows]))
-        # Whole with whole; the row's image cropped; the column's image cropped.
-        pairings = ((views[0], columns[0], 1.0), (views[1], columns[0], inside), (views[0], columns[1], 1 / inside))
+        pairings = _pairings(tuple(_orientations(waves[rows]) for waves in described), columns)
         hits: list[tuple[Tensor, ...]] = []
         for left in range(int(starts[low]), len(small), _COLUMNS):
             part = slice(left, left + _COLUMNS)
@@ -113,10 +110,22 @@ def similar_pairs(small: Thumbnails, starts: Integers) -> Iterator[Candidates]:
         row, column, score = row[known], column[known], score[known]
         keep = _most_similar(row.numpy(), score.numpy())
         row, column = row[keep], column[keep]
-        every = torch.cat([(view[row] * values[column][:, None]).sum(2) for view, values, _ in pairings], 1)
-        best = every.argmax(1)
-        scale = torch.tensor([zoom for *_, zoom in pairings])[best // 8]
-        yield Candidates((row + low).numpy(), column.numpy(), (best % 8).numpy(), scale.numpy())
+        orientation, scale = _best(pairings, row, column)
+        yield Candidates((row + low).numpy(), column.numpy(), orientation, scale)
+
+
+def orient_pairs(small: Thumbnails, first: Integers, second: Integers) -> Candidates:
+    """Find the orientation and the scale in which the images of each pair resemble each other most.
+
+    Args:
+        small: Gray thumbnails, shape ``(N, 32, 32)``.
+        first: Row of the one image of each pair, shape ``(P,)``.
+        second: Row of the other.
+    """
+    views = tuple(_orientations(waves) for waves in _described(small[first]))
+    columns = tuple(waves.flatten(1) for waves in _described(small[second]))
+    each = torch.arange(len(first))
+    return Candidates(first, second, *_best(_pairings(views, columns), each, each))
 
 
 def hashed_pairs(small: Thumbnails, splits: Sequence[str]) -> Iterator[Candidates]:
@@ -226,6 +235,28 @@ def _descriptors(small: Thumbnails, zoom: float = 0.0) -> Tensor:
     waves = torch.cat([basis @ _unit(part) @ basis.T for part in parts]) * weight
     result: Tensor = waves / waves.flatten(1).norm(dim=1).clamp(min=1e-6)[:, None, None]
     return result
+
+
+# Descriptors of rows in eight orientations, those of columns, and the scale that such a pair has.
+_Pairings = tuple[tuple[Tensor, Tensor, float], ...]
+
+
+def _described(small: Thumbnails) -> tuple[Tensor, Tensor]:
+    """Descriptors of the whole images, and of the images without their margins."""
+    return _descriptors(small), _descriptors(small, _ZOOM)
+
+
+def _pairings(views: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> _Pairings:
+    """Whole with whole; the row's image cropped; the column's image cropped."""
+    inside = 1 - 2 * _ZOOM
+    return ((views[0], columns[0], 1.0), (views[1], columns[0], inside), (views[0], columns[1], 1 / inside))
+
+
+def _best(pairings: _Pairings, row: Tensor, column: Tensor) -> tuple[Integers, npt.NDArray[np.float32]]:
+    """Orientation and scale of the highest similarity of each pair, both of shape ``(P,)``."""
+    every = torch.cat([(view[row] * values[column][:, None]).sum(2) for view, values, _ in pairings], 1)
+    best = every.argmax(1)
+    return (best % 8).numpy(), torch.tensor([zoom for *_, zoom in pairings])[best // 8].numpy()
 
 
 def _orientations(waves: Tensor) -> Tensor:
