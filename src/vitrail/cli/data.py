@@ -22,7 +22,7 @@ from vitrail.errors import ConfigError, closest
 if TYPE_CHECKING:
     from vitrail.config.schema import Recipe
     from vitrail.data import ImageData
-    from vitrail.data.audit import Audit
+    from vitrail.data.audit import Audit, DuplicateGroup
     from vitrail.runs.folder import RunFolder
 
 # Word -> what it does.
@@ -176,6 +176,7 @@ def _audit(argv: list[str]) -> int:
         raise ConfigError(f"--distance must be from 0 to 15, got {arguments.distance}")
 
     from vitrail.data.audit import audit
+    from vitrail.data.split_facts import describe_split
     from vitrail.runs.images import read_image_record
 
     inputs = _inputs(arguments, recipe)
@@ -194,6 +195,10 @@ def _audit(argv: list[str]) -> int:
         print(json.dumps(found.plain(), indent=2))
     else:
         print(_describe(found))
+        for line in describe_split(data):
+            print(line)
+        for line in _on_joined(found):
+            print(f"warning: {line}", file=sys.stderr)
         if found.split_leaks and arguments.groups is None:
             print(f"\n{_advice(argv, recipe, data)}")
     if arguments.out is not None:
@@ -206,8 +211,8 @@ def _audit(argv: list[str]) -> int:
 
         _write_table(data, Path(arguments.groups), merge_groups(found, data))
         print(
-            f"written to {arguments.groups}; --data.source table --data.path {shlex.quote(arguments.groups)} "
-            "--data.split grouped trains with its groups",
+            f"written to {arguments.groups}; train with its groups by\n"
+            f"  {shlex.join(_training(argv, recipe, data, arguments.groups))}",
             file=sys.stderr,
         )
     return 1 if found.split_leaks else 0
@@ -237,7 +242,8 @@ def _describe(found: Audit) -> str:
     counts = {**found.balance, "all": found.splits}
     balance = [(name, *(str(row[split]) for split in splits)) for name, row in counts.items()]
     parts = [format_table(("class", *splits), balance, right=range(1, len(splits) + 1)), ""]
-    kinds = {kind: [g for g in found.duplicates if g.kind == kind] for kind in ("exact", "near")}
+    large_first = sorted(found.duplicates, key=lambda g: -len(g.rows))
+    kinds = {kind: [g for g in large_first if g.kind == kind] for kind in ("exact", "near")}
     sizes = [size for size, _ in found.sizes]
     heights, widths = [h for h, _ in sizes], [w for _, w in sizes]
     rows = [
@@ -246,7 +252,7 @@ def _describe(found: Audit) -> str:
         ("unreadable files", str(len(found.unreadable)), _few([name for name, _ in found.unreadable])),
         ("groups of exact duplicates", str(len(kinds["exact"])), _few([_pair(g.keys) for g in kinds["exact"]])),
         ("groups of near duplicates", str(len(kinds["near"])), _few([_pair(g.keys) for g in kinds["near"]])),
-        ("duplicates of different classes", str(len(found.conflicts)), _few([_pair(g.keys) for g in found.conflicts])),
+        ("duplicates of different classes", str(len(found.conflicts)), _few([_differ(g) for g in found.conflicts])),
         ("duplicates across splits", str(len(found.leaks)), _few([_across(g) for g in found.leaks])),
         *_possible_leaks(found),
         ("groups across splits", str(len(found.shared_groups)), _few(list(found.shared_groups))),
@@ -266,30 +272,65 @@ def _possible_leaks(found: Audit) -> list[tuple[str, str, str]]:
 
 def _advice(argv: Sequence[str], recipe: Recipe, data: ImageData) -> str:
     """What to do about a split that leaks, as commands."""
-    from vitrail.config.data import FORM_SETTINGS
-
     told = "a split leaks: an image of one split is seen in another; "
     if recipe.data.source not in ("folder", "table"):
         return f"{told}remove all images but one of each group, which --json lists and --out shows"
-    # Settings of bands and values hold for the table too; how the images are found and split does not.
-    gone = {*FORM_SETTINGS, "split", "group", "group_pattern", "fold", "num_folds", "repeated_files"}
-    train = ["vitrail", "train"]
-    words = iter(argv)
-    for word in words:
-        name, _, value = word.partition("=")
-        if not word.startswith("-"):
-            train.append(word)
-        elif name.startswith(_PARTS):
-            given = [name, value or next(words, "")]
-            train += given if name.removeprefix("--data.") not in gone else []
-        elif name != "--json" and not value:
-            next(words, None)
-    train += ["--data.source", "table", "--data.path", "groups.csv", "--data.split", "grouped"]
-    train += ["--data.label_separator", _SEPARATOR] if data.source.targets.ndim == 2 else []
+    train = _training(argv, recipe, data, "groups.csv")
     return (
         f"{told}write a table that keeps them together and train on it:\n"
         f"  vitrail data audit {shlex.join(argv)} --groups groups.csv\n  {shlex.join(train)}"
     )
+
+
+def _training(argv: Sequence[str], recipe: Recipe, data: ImageData, table: str) -> list[str]:
+    """The command that trains on a table of groups.
+
+    Args:
+        argv: Arguments of the audit.
+        recipe: Their recipe.
+        data: The images.
+        table: The table, with the columns path, label and group.
+    """
+    from dataclasses import fields
+
+    from vitrail.config.data import FORM_SETTINGS
+
+    # Settings of bands and values hold for the table too; how the images are found and split does not.
+    gone = {*FORM_SETTINGS, "split", "group", "group_pattern", "fold", "num_folds", "repeated_files"}
+    given: list[str] = []
+    settings: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, _, value = word.partition("=")
+        if not word.startswith("-"):
+            given.append(word)
+        elif name == "--run":
+            run = Path(value or next(words, ""))
+            given.append(str(run / "recipe.yaml"))
+            settings += ["--run.dir", f"{run}-grouped"]
+        elif name.startswith(_PARTS):
+            pair = [name, value or next(words, "")]
+            settings += pair if name.removeprefix("--data.") not in gone else []
+        elif name != "--json" and not value:
+            next(words, None)
+    for setting in fields(recipe.data) if given else ():
+        # A recipe's own settings of the form in which the images were given.
+        if setting.name in gone - {"source", "path", "split"} and getattr(recipe.data, setting.name) != setting.default:
+            settings += [f"--data.{setting.name}", json.dumps(setting.default).strip('"')]
+    settings += ["--data.source", "table", "--data.path", table, "--data.split", "grouped"]
+    settings += ["--data.label_separator", _SEPARATOR] if data.source.targets.ndim == 2 else []
+    return ["vitrail", "train", *given, *settings]
+
+
+def _on_joined(found: Audit) -> list[str]:
+    """A line on groups of the data's own that copies join."""
+    if not found.joined_groups:
+        return []
+    number, first = len(found.joined_groups), found.joined_groups[0]
+    return [
+        f"duplicates join {sum(map(len, found.joined_groups))} groups of the data into {number}: {_few(first, 3)} "
+        f"{'are' if number == 1 else 'become'} one; look at them (--out audit.html) before you train on such groups"
+    ]
 
 
 def _few(names: Sequence[str], most: int = 2) -> str:
@@ -297,13 +338,16 @@ def _few(names: Sequence[str], most: int = 2) -> str:
 
 
 def _pair(keys: Sequence[str]) -> str:
-    return f"{keys[0]} = {keys[1]}"
+    return f"{keys[0]} = {keys[1]}" + (f" = ... ({len(keys)} images)" if len(keys) > 2 else "")
 
 
-def _across(group: object) -> str:
-    from vitrail.data.audit import DuplicateGroup
+def _differ(group: DuplicateGroup) -> str:
+    first = group.labels[0]
+    other = next(i for i, label in enumerate(group.labels) if label != first)
+    return f"{group.keys[0]} ({first}) = {group.keys[other]} ({group.labels[other]})"
 
-    assert isinstance(group, DuplicateGroup)
+
+def _across(group: DuplicateGroup) -> str:
     first = group.splits[0]
     other = next(i for i, split in enumerate(group.splits) if split != first)
     return f"{group.keys[0]} ({first}) = {group.keys[other]} ({group.splits[other]})"

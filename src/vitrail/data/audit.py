@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,7 @@ class Audit:
         similar_classes: Groups of class names that differ only in letter case, blanks, "_" or "-".
         look_alikes: Unconfirmed pairs with close hashes, the closest first.
         distance: Bits of 64 in which the hashes of these may differ.
+        joined_groups: Groups (of the data's own) that duplicates join into one, each time more than one.
     """
 
     images: int
@@ -107,6 +108,7 @@ class Audit:
     similar_classes: list[tuple[str, ...]]
     look_alikes: list[LookAlikes]
     distance: int
+    joined_groups: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def possible_leaks(self) -> list[LookAlikes]:
@@ -197,7 +199,7 @@ def audit(
         look_alikes=[LookAlikes(**described(members), distance=bits) for members, bits in pairs],
         distance=distance,
     )
-    return found, data
+    return dataclasses.replace(found, joined_groups=_joined_groups(found, data)), data
 
 
 @dataclass
@@ -299,11 +301,26 @@ def merge_groups(found: Audit, data: ImageData) -> dict[int, str]:
         Name of the group of each image that belongs to one, by its index in the source: the name of the first of the
         data's groups, or the key of the first duplicate.
     """
+    own, names, sets = _merged(found, data)
+    together = {row for group in found.duplicates for row in group.rows}
+    return {row: sets.root(name) for row, name in enumerate(names) if own or row in together}
+
+
+def _merged(found: Audit, data: ImageData) -> tuple[bool, list[str], Groups[str]]:
+    """Whether the data has groups of its own, the group of each image (or its key), and the groups joined."""
     own = data.source.groups is not None or data.config.group is not None
     names = list(groups_of(data.source, data.config.group)) if own else list(data.source.keys)
     sets = Groups(names)
     for group in found.duplicates:
         for row in group.rows[1:]:
             sets.join(names[group.rows[0]], names[row])
-    together = {row for group in found.duplicates for row in group.rows}
-    return {row: sets.root(name) for row, name in enumerate(names) if own or row in together}
+    return own, names, sets
+
+
+def _joined_groups(found: Audit, data: ImageData) -> list[tuple[str, ...]]:
+    """The data's own groups that duplicates join, the longest list first."""
+    own, names, sets = _merged(found, data)
+    members: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names) if own else ():
+        members.setdefault(sets.root(name), []).append(name)
+    return sorted((tuple(group) for group in members.values() if len(group) > 1), key=lambda g: (-len(g), g))
