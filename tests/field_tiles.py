@@ -1,4 +1,4 @@
-"""Field tiles as an agronomist has them: five bands of 16 bits, and a table with a semicolon of file, class and field."""
+"""Tiles of fields in five bands of 16 bits, and a table of their file, class and field with semicolons."""
 
 from pathlib import Path
 
