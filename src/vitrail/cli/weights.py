@@ -39,12 +39,11 @@ def main(argv: list[str]) -> int:
     from vitrail.models.recognise import recognise
     from vitrail.weights.locations import find_weights, read_card
     from vitrail.weights.normalisation import read_normalization
-    from vitrail.weights.read import read_checkpoint
+    from vitrail.weights.read import read_location
     from vitrail.weights.remedies import COMMAND
 
     place = find_weights(arguments.file)
-    checkpoint = read_checkpoint(place.weights)
-    checkpoint = dataclasses.replace(checkpoint, notes=(*place.notes, *checkpoint.notes))
+    checkpoint = read_location(place)
     beside = read_card(place.card)["settings"] if place.card else None
     allowed = {"allow_missing": arguments.allow_missing, "allow_unexpected": arguments.allow_unexpected}
     facts = recognise(checkpoint, arguments.file, beside, key=arguments.key, options=allowed, spelling=COMMAND)

@@ -1,4 +1,4 @@
-"""A suite's result in words and as Markdown; nothing is called better without a test that shows it."""
+"""Findings of a suite in sentences and as Markdown; a variant beats another only by a significant test."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_
 
 
 def metric_name(metric: str) -> str:
-    """A measure's name for people."""
+    """Return the name of a measure for people."""
     return _NAMES.get(metric, metric)
 
 
 def sentences(suite: Suite, tables: Tables) -> list[str]:
-    """The result in words: whether anything was learned, each comparison, then each variant.
+    """Describe the result: comparison with the constant predictor, comparisons, times, variants.
 
     Args:
         suite: The suite.
-        tables: Its tables.
+        tables: Tables of the suite.
     """
     pairs: list[Any] = tables.pairs.to_dict("records")
     times = [line for row in pairs if (line := _time(row))]
@@ -41,7 +41,7 @@ def sentences(suite: Suite, tables: Tables) -> list[str]:
 
 
 def _near_guess(suite: Suite, tables: Tables) -> list[str]:
-    """One sentence where no variant is shown to be better than a guess that looks at no image."""
+    """Write a sentence if no variant is significantly better than the constant predictor."""
     if not tables.near_guess or tables.guess is None:
         return []
     guess = "always the most frequent class" if SCORES[suite.metric] else "the frequencies of the classes"
@@ -53,31 +53,31 @@ def _near_guess(suite: Suite, tables: Tables) -> list[str]:
 
 
 def _seen(tables: Tables) -> list[str]:
-    """One sentence a variant whose weights were pre-trained on test images."""
+    """Write a sentence for each variant whose weights were pre-trained on test images."""
     if "seen_in_pretraining" not in tables.results:
         return []
-    told = []
+    lines = []
     for name, rows in tables.results.groupby("variant", sort=False):
         most = pd.to_numeric(rows["seen_in_pretraining"]).max()
         if most > 0:
-            told.append(
+            lines.append(
                 f"The weights that {name} begins with were pre-trained on {most:.0f} of its {rows['images'].iloc[0]} "
-                "test images: its result is too good for new images."
+                "test images: its result is optimistic for unseen images."
             )
-    return told
+    return lines
 
 
 def method(suite: Suite, tables: Tables) -> str:
-    """How the comparisons were made, in a few sentences."""
+    """Describe the statistical method."""
     level = f"{1 - suite.alpha:.0%}"
     on = f"the same {tables.images} test images" + (
-        "" if tables.groups is None else f", which are {tables.groups} groups that are taken as wholes"
+        "" if tables.groups is None else f", in {tables.groups} groups, which are the units of the analysis"
     )
     if suite.folds is None:
         how = (
-            f"Each comparison pairs runs of one seed on {on}. Its {level} interval and its p-value speak of other "
-            "seeds and other test images: both are taken for samples (analysis of several readers and cases, Dorfman, "
-            "Berbaum & Metz 1992)."
+            f"Each comparison pairs runs of one seed on {on}. Its {level} interval and its p-value generalise to other "
+            "seeds and other test images, both random effects (multi-reader multi-case analysis, Dorfman, Berbaum & "
+            "Metz 1992)."
         )
     else:
         how = (
@@ -93,41 +93,41 @@ def method(suite: Suite, tables: Tables) -> str:
     return (
         f"{how}{equal} P-values are corrected for the number of comparisons, {len(tables.pairs)} (Holm 1979); one "
         f"variant is said to beat another only where the corrected one is below {suite.alpha:g}, the rest is not "
-        "shown. Sign flips over images and McNemar's test speak of these trained models alone and decide nothing."
+        "shown. Sign-flip tests over images and McNemar's test are about these trained models alone and decide nothing."
     )
 
 
 def about_pretraining(suite: Suite) -> list[str]:
-    """Sentences on which pre-trainings the seeds begin with, and what an interval covers then; for plan and page."""
+    """Describe the pre-trainings of the seeds, and what intervals cover."""
     used = {
         str(variant.recipe.model.weights).removeprefix(PRETRAINED)
         for variant in suite.variants
         if str(variant.recipe.model.weights).startswith(PRETRAINED)
     }
-    told = []
+    lines = []
     if own := sorted(used - suite.shared):
-        told.append(f"Each seed has its own pre-training ({', '.join(own)}): intervals cover the seeds of both.")
+        lines.append(f"Each seed has its own pre-training ({', '.join(own)}): intervals cover the seeds of both.")
     if once := sorted(used & suite.shared):
-        told.append(
-            f"All seeds share one pre-training ({', '.join(once)}): intervals cover other seeds of the training with "
-            "labels from these weights, and not other pre-trainings."
+        lines.append(
+            f"All seeds share one pre-training ({', '.join(once)}): intervals cover other seeds of fine-tuning "
+            "from these weights, not other pre-trainings."
         )
-    return told
+    return lines
 
 
 def markdown(suite: Suite, tables: Tables, failures: Sequence[Mapping[str, str]]) -> str:
-    """The whole result as a page of Markdown."""
+    """Write the result as a Markdown page."""
     parts = [f"# {suite.title}", *([suite.about.strip()] if suite.about else []), "## Result",
              "\n".join(f"- {sentence}" for sentence in sentences(suite, tables)) or "No run is done yet.",
              method(suite, tables) if len(tables.pairs) else "", *about_pretraining(suite)]  # fmt: skip
     if failures:
         parts += ["## Failed", "\n".join(f"- {f['run']}: {f['error']} ({f['log']})" for f in failures)]
     unit = unit_of(suite.metric)
-    told = captions(unit, suite.alpha)
+    texts = captions(unit, suite.alpha)
     shown = (
-        ("Variants", tables.summary, SUMMARY, told[0]),
-        ("Comparisons", tables.pairs, PAIRS, told[1]),
-        ("Runs", tables.results, RUNS, told[2]),
+        ("Variants", tables.summary, SUMMARY, texts[0]),
+        ("Comparisons", tables.pairs, PAIRS, texts[1]),
+        ("Runs", tables.results, RUNS, texts[2]),
     )
     for title, table, columns, caption in shown:
         if len(table):
@@ -137,12 +137,12 @@ def markdown(suite: Suite, tables: Tables, failures: Sequence[Mapping[str, str]]
 
 
 def markdown_table(table: pd.DataFrame, headings: Mapping[str, str], unit: float) -> str:
-    """A table as Markdown, numbers as the page of the suite has them.
+    """Format a table as Markdown, with the number formats of the suite's page.
 
     Args:
         table: One of a suite's tables.
-        headings: Column -> heading, of those to show.
-        unit: 100 where the measure is told in per cent, else 1.
+        headings: Headings of the shown columns.
+        unit: 100 for measures in per cent, else 1.
     """
     rows = [[_cell(cell_text(name, row[name], unit)) for name in headings] for row in table.to_dict("records")]
     lines = [list(headings.values()), ["---"] * len(headings), *rows]
@@ -154,7 +154,7 @@ def _cell(text: str) -> str:
 
 
 def unit_of(metric: str) -> int:
-    """100 for measures that are told in per cent, 1 for others."""
+    """Return 100 for measures in per cent, 1 for others."""
     return 1 if metric == "nll" else 100
 
 
@@ -192,30 +192,30 @@ def _pair(row: Mapping[str, Any], suite: Suite) -> str:
     if equal:
         return f"{row['statement']} {equal}: {more} has {found} more than {less} ({between})."
     if size == 0:
-        return f"Not shown: {row['a']} and {row['b']} differ in nothing that was measured."
+        return f"Not shown: {row['a']} and {row['b']} have no measured difference."
     return f"Not shown: {more} has {found} more than {less} ({between}); {row['why']}."
 
 
 def _time(row: Mapping[str, Any]) -> str:
-    """A ratio of times, where models were timed in turn."""
+    """Describe a ratio of times; empty without timing."""
     if "time_ratio" not in row:
         return ""
     return (
         f"{row['a']} takes {row['time_ratio']:.3g} times as long as {row['b']} for a forward pass (95 % interval "
-        f"{row['time_low']:.3g} to {row['time_high']:.3g}, timed in turn on this machine)."
+        f"{row['time_low']:.3g} to {row['time_high']:.3g}, timed in alternation on this machine)."
     )
 
 
 def amount(value: float, metric: str) -> str:
-    """A measure as people write it."""
+    """Format a measure."""
     return f"{value:.4f}" if metric == "nll" else f"{100 * value:.2f} %"
 
 
 def difference(value: float, metric: str) -> str:
-    """A difference as people write it, in percentage points where the measure is a share."""
+    """Format a difference, in percentage points for measures in per cent."""
     return f"{value:.4f}" if metric == "nll" else f"{100 * value:.2f} points"
 
 
 def p_text(p: float) -> str:
-    """A p-value as people write it."""
+    """Format a p-value."""
     return "below 0.0001" if p < 0.0001 else f"{p:.2g}"

@@ -1,4 +1,4 @@
-"""The run folder: all that a run leaves behind, and how to read it."""
+"""The run folder: files of a run, and how to read them."""
 
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel, load_trained

@@ -1,4 +1,4 @@
-"""The names of the files in a run folder, known here and nowhere else."""
+"""The run folder: names of its files, reading and writing. No other module knows these names."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE
 
 
 class EvaluationFiles:
-    """The files that an evaluation may leave behind.
+    """Files of an evaluation.
 
     Args:
-        folder: Where they lie: what :meth:`RunFolder.evaluation_of` gives.
+        folder: The folder; see :meth:`RunFolder.evaluation_of`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,12 +52,12 @@ class EvaluationFiles:
 
     @property
     def of_the_model(self) -> dict[str, Path]:
-        """What was measured with the model and is worth nothing beside other weights."""
+        """Tables that are computed with the model, and invalid for other weights."""
         return {"ood": self.ood, "corruptions": self.corruptions, "missing": self.missing, "attacks": self.attacks}
 
 
 class RunFolder:
-    """A run on disk. Every file is written whole or not at all.
+    """A run on disk. Files are written atomically.
 
     Args:
         path: The folder.
@@ -93,25 +93,25 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The folder's own name, also where the path is "."."""
+        """Name of the folder, also for the path "."."""
         return self.path.resolve().name
 
     @classmethod
     def create(cls, path: str | Path, *, overwrite: bool = False) -> RunFolder:
-        """Make the folder for a new run.
+        """Create the folder of a new run.
 
         Args:
             path: The folder.
-            overwrite: Delete the run that it holds.
+            overwrite: Whether to delete an existing run.
 
         Raises:
-            RunError: It holds a run or other files, or cannot be written.
+            RunError: The folder holds a run or other files, or cannot be written.
         """
         run = cls(path)
         run.refuse_taken(overwrite=overwrite)
         try:
             if run.path.is_dir() and any(run.path.iterdir()):
-                # Aside first: a kill in the middle leaves no half-deleted run under this name.
+                # Renamed first, so that an interruption leaves no half-deleted run under this name.
                 aside = Path(tempfile.mkdtemp(prefix=f".{run.path.name}.", suffix=".tmp", dir=run.path.parent))
                 run.path.rename(aside / run.path.name)
                 shutil.rmtree(aside)
@@ -123,13 +123,13 @@ class RunFolder:
         return run
 
     def refuse_taken(self, *, overwrite: bool = False) -> None:
-        """Refuse a place at which no new run may be made.
+        """Check that a new run may use the folder.
 
         Args:
-            overwrite: Whether a run that lies there may be deleted.
+            overwrite: Whether an existing run may be deleted.
 
         Raises:
-            RunError: It is a file, or holds a run or other files, or cannot be read.
+            RunError: The path is a file, holds a run or other files, or is unreadable.
         """
         try:
             if self.path.exists() and not self.path.is_dir():
@@ -151,7 +151,7 @@ class RunFolder:
         """Open an existing run.
 
         Raises:
-            RunError: No such folder, or it holds no recipe.
+            RunError: The folder does not exist or holds no recipe.
         """
         run = cls(path)
         if not run.path.is_dir():
@@ -160,10 +160,10 @@ class RunFolder:
         return run
 
     def require(self, file: Path, remedy: str = "is this a run folder?") -> Path:
-        """Give ``file`` back if it exists.
+        """Return ``file`` if it exists.
 
         Raises:
-            RunError: It does not.
+            RunError: The file does not exist.
         """
         if not file.is_file():
             raise RunError(f"{self.path} lacks {file.relative_to(self.path)}; {remedy}")
@@ -171,11 +171,11 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether training has come to its end: all epochs, or stopped early or by the clock as the recipe says."""
+        """Whether training is complete: after all epochs, early stopping or the recipe's time limit."""
         return self.environment.is_file() and "finished" in self.read_json(self.environment)
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files of a run that was killed while it wrote, in its own folders and nowhere else."""
+        """Delete temporary files of an interrupted process, in the run's own folders only."""
         figures = self.figures, self.explanation(0).parent
         for folder in (self.path, self.checkpoints, self.evaluation, *figures, self.path / "predictions"):
             for file in folder.glob(".*.????????.tmp"):
@@ -183,13 +183,13 @@ class RunFolder:
                     file.unlink(missing_ok=True)
 
     def explanation(self, epoch: int) -> Path:
-        """The picture of what the model looked at after so many epochs."""
+        """Path of the explanations figure of an epoch."""
         return self.figures / "explanations" / f"epoch_{epoch:03d}.png"
 
     # -- metrics -----------------------------------------------------------------------------------------
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write metrics.csv: one row an epoch."""
+        """Write metrics.csv: one row per epoch."""
         rows = list(rows)
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
@@ -199,19 +199,19 @@ class RunFolder:
         write_text(self.metrics, text.getvalue())
 
     def read_metrics(self) -> pd.DataFrame:
-        """The rows of metrics.csv.
+        """Read metrics.csv.
 
         Raises:
-            RunError: The file is missing or no table.
+            RunError: The file is missing or not a table.
         """
         self.require(self.metrics, "train the run first")
         try:
             return pd.read_csv(self.metrics)
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise RunError(f"{self.metrics} is no table of metrics ({error})") from error
+            raise RunError(f"{self.metrics} is not a table of metrics ({error}); restore it or train again") from error
 
     def write_unreadable(self, files: Iterable[tuple[str, str]]) -> None:
-        """Write unreadable.csv: the files that the run goes on without, and why."""
+        """Write unreadable.csv: files that were skipped, with the reason."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([("path", "problem"), *files])
         write_text(self.unreadable, text.getvalue())
@@ -219,11 +219,11 @@ class RunFolder:
     # -- predictions -------------------------------------------------------------------------------------
 
     def predictions(self, split: str) -> Path:
-        """The file with a split's predictions."""
+        """Path of a split's predictions."""
         return self.path / "predictions" / f"{split}.parquet"
 
     def embeddings(self, split: str) -> Path:
-        """The file with what the classifier saw of a split."""
+        """Path of a split's embeddings (pre-logit features)."""
         return self.path / "predictions" / f"{split}_embeddings.npy"
 
     def write_predictions(
@@ -237,17 +237,17 @@ class RunFolder:
         groups: Sequence[str] | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write a split's predictions: index, path, target and logits of each image, and its embedding beside.
+        """Write the predictions of a split (index, path, target, logits of each image) and its embeddings.
 
         Args:
-            split: Name of the split, or of other data.
-            index: Of each image.
-            paths: What identifies it.
-            targets: Its class, or its labels.
+            split: Name of the split or of other data.
+            index: Index of each image, length N.
+            paths: Key of each image, length N.
+            targets: Class or labels of each image, length N.
             logits: Shape ``(N, K)``.
-            embeddings: Shape ``(N, C)``.
-            groups: Its group, where images belong together.
-            origin: What the predictions were made from, and with which weights; plain values, kept with the table.
+            embeddings: Pre-logit features, shape ``(N, C)``.
+            groups: Group of each image, if any.
+            origin: Data and weights of the predictions, plain values, stored as metadata of the table.
         """
         table = pd.DataFrame(
             {"index": list(index), "path": list(paths), "target": list(targets), "logits": list(logits)}
@@ -255,18 +255,18 @@ class RunFolder:
         if groups is not None:
             table["group"] = list(groups)
         table.attrs.update(origin or {})
-        # The predictions last: they name the weights of both files.
+        # Predictions last: their metadata name the weights of both files.
         with replacing(self.embeddings(split)) as temporary, temporary.open("wb") as file:
             np.save(file, embeddings)
         with replacing(self.predictions(split)) as temporary:
             table.to_parquet(temporary)
 
     def saved_predictions(self) -> list[str]:
-        """Names of the splits and other data that predictions were saved of."""
+        """Names of saved predictions."""
         return sorted(path.stem for path in (self.path / "predictions").glob("*.parquet"))
 
     def weights_hash(self) -> str | None:
-        """A hash of this run's weights by their values; None where there are none."""
+        """Hash the run's weights by their values; None without weights."""
         if not self.weights.is_file():
             return None
         status = self.weights.stat()
@@ -276,25 +276,25 @@ class RunFolder:
         return self._code[1]
 
     def made_with(self, code: object) -> bool:
-        """Check that a result was computed with the weights that the run holds now.
+        """Check that a result was computed with the current weights of the run.
 
-        All that is read from a run folder and depends on its weights passes this check.
+        Every result that depends on the weights is checked when it is read.
 
         Args:
-            code: :meth:`weights_hash` at that time, as the result recorded it.
+            code: :meth:`weights_hash` that the result recorded.
 
         Returns:
-            True also where the run holds no weights to compare with.
+            Whether they match; True for a run without weights.
         """
         now = self.weights_hash()
         # Earlier versions recorded the hash of the file.
         return now is None or code == now or (code is not None and code == file_hash(self.weights))
 
     def origin_of_predictions(self, split: str) -> dict[str, Any]:
-        """What saved predictions were made from, without reading them; empty where there are none.
+        """Read the origin of saved predictions from the file's metadata; empty without predictions.
 
         Raises:
-            RunError: The file cannot be read.
+            RunError: The file is unreadable.
         """
         path = self.predictions(split)
         if not path.is_file():
@@ -313,10 +313,10 @@ class RunFolder:
             )
 
     def read_predictions(self, split: str) -> pd.DataFrame:
-        """Index, path, target and logits of a split's images.
+        """Read index, path, target and logits of a split's images.
 
         Raises:
-            RunError: There are none, they are of other weights than the run holds, or the file cannot be read.
+            RunError: The file is missing or unreadable, or the predictions are of other weights.
         """
         path = self.require(self.predictions(split), f"`vitrail evaluate {self.path}` writes it")
         self._refuse_stale(split)
@@ -326,10 +326,10 @@ class RunFolder:
             raise RunError(f"cannot read {path} ({error}); delete it and evaluate the run again") from error
 
     def read_embeddings(self, split: str) -> npt.NDArray[np.float32]:
-        """What the classifier saw of each image of a split, shape ``(N, C)``, in the order of the predictions.
+        """Read the embeddings of a split, shape ``(N, C)``, in the order of the predictions.
 
         Raises:
-            RunError: There are none, they are of other weights than the run holds, or the file cannot be read.
+            RunError: The file is missing or unreadable, or the embeddings are of other weights.
         """
         path = self.require(self.embeddings(split), f"`vitrail evaluate {self.path}` writes it")
         self._refuse_stale(split)
@@ -340,34 +340,34 @@ class RunFolder:
         return array
 
     def read_measures(self, folder: Path) -> dict[str, Any]:
-        """The overall measures of an evaluation.
+        """Read the overall measures of an evaluation.
 
         Args:
-            folder: The evaluation's.
+            folder: Folder of the evaluation.
 
         Raises:
-            RunError: There are none, they are damaged, or of other weights than the run holds.
+            RunError: They are missing, damaged, or of other weights.
         """
         measures: dict[str, Any] = self.read_json(EvaluationFiles(folder).metrics)
         code = measures.get("weights")
         if code is not None and (self.weights_hash() is None or not self.made_with(code)):
             raise RunError(
-                f"{self} was evaluated with other weights than it holds now; `vitrail evaluate {self}` does it"
+                f"{self} was evaluated with other weights than it holds now; `vitrail evaluate {self}` renews it"
             )
         return measures
 
     def evaluation_of(self, name: str, primary: bool = False) -> Path:
-        """The folder with an evaluation.
+        """Path of an evaluation's folder.
 
         Args:
-            name: Of the split, or of other data.
-            primary: Whether it is the evaluation that speaks for the run (of its test split, or of its validation
-                split where it has no other). That one lies at the top, the others below it by name.
+            name: Name of the split or of other data.
+            primary: Whether it is the run's primary evaluation (test split, or validation split without one), which is
+                in the top folder; others are in sub-folders by name.
         """
         return self.evaluation if primary else self.evaluation / name
 
     def evaluations(self) -> dict[str, Path]:
-        """The folder of each evaluation by its name, the primary one first.
+        """List the folders of evaluations by name, the primary one first.
 
         Raises:
             RunError: The primary evaluation is damaged.

@@ -1,4 +1,4 @@
-"""One process at a time trains in a run folder, also where several suites or jobs want the same run."""
+"""Lock of a run folder: one process at a time trains in it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from vitrail.errors import RunError
 def lock_run_folder(folder: str | Path) -> Iterator[None]:
     """Hold the lock of a run folder.
 
-    The system itself gives the lock back when its process ends, however it ends: what a killed process leaves behind
-    hinders nobody. On folders shared between machines it holds where the file system passes locks on (NFS 4, Lustre
-    with ``flock``).
+    The operating system releases the lock when the process ends, also when it is killed. On folders shared between
+    machines it works if the file system supports locks (NFS 4, Lustre with ``flock``).
 
     Args:
-        folder: The run folder, which need not exist yet; the lock is a hidden file beside it.
+        folder: The run folder, which need not exist; the lock is a hidden file next to it.
 
     Raises:
-        RunError: Another process holds it (the message says which), or the file cannot be written.
+        RunError: Another process holds the lock (the message names it), or the file cannot be written.
     """
     file = _lock_file(folder)
     try:
@@ -53,13 +52,13 @@ def lock_run_folder(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         file.unlink(missing_ok=True)
-        # Told to the system, not left to the closing: forked workers share the handle.
+        # Explicitly: forked workers share the handle, so that closing it does not release the lock.
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 
 def lock_holder(folder: str | Path) -> str | None:
-    """Who trains in a run folder at the moment, in words; None where nobody does.
+    """Describe the process that trains in a run folder; None if there is none.
 
     Args:
         folder: The run folder.
@@ -72,14 +71,14 @@ def lock_holder(folder: str | Path) -> str | None:
     except OSError as error:
         raise RunError(f"cannot read the lock {file}: {error.strerror or error}") from error
     try:
-        # A shared lock: two that only look do not take each other for a lock_holder.
+        # A shared lock, so that concurrent checks do not block each other.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         try:
             note = json.loads(os.pread(handle, 4096, 0))
             return f"process {note['process']} on {note['machine']} since {note['since']}"
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-            return "a process that has just begun"
+            return "a process that has just started"
     else:
         return None
     finally:
@@ -87,12 +86,12 @@ def lock_holder(folder: str | Path) -> str | None:
 
 
 def _acquire(file: Path) -> int | None:
-    """A locked handle of the file, or None where another holds it."""
+    """Lock the file and return its handle; None if another process holds it."""
     for _ in range(20):
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one before may have removed the file between our opening and our locking it.
+            # The previous holder may have removed the file between open and flock.
             if os.path.samestat(os.fstat(handle), os.stat(file)):
                 return handle
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The names of the files in a suite's folder, known here and nowhere else."""
+"""The suite folder: names of its files, reading and writing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitrail.files import write_json, write_text
 
 
 class SuiteFolder:
-    """What a comparison of runs writes; the runs themselves lie elsewhere, and several suites may share them.
+    """Folder of a suite's results; the runs are in folders of their own, which suites may share.
 
     Args:
         path: The folder.
@@ -34,15 +34,15 @@ class SuiteFolder:
 
     @classmethod
     def is_one(cls, path: str | Path) -> bool:
-        """Whether a folder is a suite's."""
+        """Whether a folder is a suite folder."""
         return cls(path).facts.is_file()
 
     def recipe(self, identity: str) -> Path:
-        """The resolved recipe of one of its runs."""
+        """Path of the resolved recipe of a run."""
         return self.path / "recipes" / f"{identity}.yaml"
 
     def log(self, identity: str) -> Path:
-        """What one of its runs said while it was carried out."""
+        """Path of the output of a run."""
         return self.path / "logs" / f"{identity}.log"
 
     def write_table(self, file: Path, table: pd.DataFrame) -> None:
@@ -50,7 +50,7 @@ class SuiteFolder:
         write_text(file, table.to_csv(index=False))
 
     def read_table(self, file: Path) -> pd.DataFrame:
-        """One of the suite's tables.
+        """Read one of the suite's tables.
 
         Raises:
             RunError: It is missing or damaged.
@@ -65,7 +65,7 @@ class SuiteFolder:
             raise RunError(f"{file} is damaged ({error}); `vitrail compare` writes it again") from error
 
     def read_text(self) -> str:
-        """The result as Markdown; nothing where it was not written."""
+        """Read the result as Markdown; empty before it is written."""
         return self.text.read_text(encoding="utf-8") if self.text.is_file() else ""
 
     def write_facts(self, facts: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class SuiteFolder:
         write_json(self.facts, facts)
 
     def read_facts(self) -> dict[str, Any]:
-        """What suite.json says.
+        """Read suite.json.
 
         Raises:
             RunError: It is missing or damaged.

@@ -1,4 +1,4 @@
-"""What the columns of a suite's tables are called for people, and how their numbers are written."""
+"""Headings and number formats of a suite's tables, for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-# Column -> heading, of summary.csv, pairs.csv and results.csv; what is not here is for programs.
+# Column -> heading, of summary.csv, pairs.csv and results.csv; other columns are for programs.
 SUMMARY = {
     "variant": "variant", "runs": "runs", "mean": "{metric}", "low": "from", "high": "to", "parameters": "parameters",
     "guess": "guessing", "gmacs": "G multiply-adds", "milliseconds_per_image": "ms an image",
@@ -31,23 +31,23 @@ _COUNTS = ("parameters", "runs", "runs_needed", "images", "epochs", "seed", "fol
 
 
 def shown_columns(table: pd.DataFrame, columns: Mapping[str, str], metric: str) -> dict[str, str]:
-    """Those of the columns that hold something, with their headings.
+    """Select the columns that are not empty, with their headings.
 
     Args:
         table: One of a suite's tables.
-        columns: Its columns and their headings.
-        metric: The measure's name for people.
+        columns: Headings by column.
+        metric: Name of the measure for people.
     """
     return {n: h.format(metric=metric) for n, h in columns.items() if n in table and table[n].notna().any()}
 
 
 def cell_text(name: str, value: Any, unit: float) -> str:
-    """A cell for people; empty where there is nothing.
+    """Format a cell; empty for missing values.
 
     Args:
-        name: Of the column.
-        value: In it.
-        unit: 100 where the measure is told in per cent, else 1.
+        name: Name of the column.
+        value: Value of the cell.
+        unit: 100 for measures in per cent, else 1.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -66,11 +66,11 @@ def cell_text(name: str, value: Any, unit: float) -> str:
 
 
 def captions(unit: float, alpha: float) -> tuple[str, str, str]:
-    """What stands with summary.csv, pairs.csv and results.csv.
+    """Write the captions of summary.csv, pairs.csv and results.csv.
 
     Args:
-        unit: As :func:`cell_text` has it.
-        alpha: How often a claim may be false.
+        unit: See :func:`cell_text`.
+        alpha: Significance level.
     """
     points = "percentage points" if unit == 100 else "nats"
     return (

@@ -1,4 +1,4 @@
-"""A trained model as a run folder holds it: the network, and all that its input and output mean."""
+"""Trained models of run folders: the network, and the meaning of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ from vitrail.weights.write import write_weights
 
 @dataclass(frozen=True)
 class StreamCard:
-    """What one input of the model means.
+    """Description of one input stream.
 
     Attributes:
         bands: Names of the bands, in the order of the channels.
-        mean: Of each band over the training images, in units of 0..1.
-        std: The same for the standard deviation.
-        img_size: Height and width it was trained on.
-        value_type: What decided the range of the stored values where the recipe does not state it: a type, or
-            "physical"; see ``data.value_type``.
+        mean: Mean of each band over the training images, values in 0..1.
+        std: Standard deviation of each band over the training images.
+        img_size: Height and width in training.
+        value_type: Type that determined the range of the stored values, or "physical"; see ``data.value_type``.
     """
 
     bands: tuple[str, ...]
@@ -48,18 +47,18 @@ class StreamCard:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What model.json says.
+    """Content of model.json.
 
     Attributes:
-        name: The model's variant or family.
-        settings: Its settings, ``num_classes``, ``in_chans`` and ``img_size`` among them.
-        classes: Names of the classes, in the order of the logits.
-        streams: Its inputs, in order: "image", and "spectral" where it has two.
-        resize: How images were brought to their size, "crop" or "squash".
+        name: Variant or family of the model.
+        settings: Settings of the model, including ``num_classes``, ``in_chans`` and ``img_size``.
+        classes: Class names, in the order of the logits.
+        streams: Input streams in order: "image", and "spectral" if there are two.
+        resize: Resizing of images, "crop" or "squash".
         color: "rgb" or "gray".
-        spectral: Where the second stream comes from: "none", or "edges" of the image.
-        epoch: The epoch whose weights these are, from 0.
-        label_separator: What stood between several labels of an image; None where each has one.
+        spectral: Origin of a derived spectral stream: "none", or "edges" of the image.
+        epoch: Epoch of the weights, from 0.
+        label_separator: Separator of multi-label targets; None for single-label targets.
     """
 
     name: str
@@ -74,11 +73,11 @@ class ModelCard:
 
     @property
     def multi_label(self) -> bool:
-        """Whether each class is there or not on its own, instead of one of all."""
+        """Whether targets are multi-label."""
         return self.label_separator is not None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What logits ``(B, K)`` say of each class."""
+        """Convert logits ``(B, K)`` to probabilities."""
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     @property
@@ -93,10 +92,10 @@ class ModelCard:
         return self.streams["image"].img_size
 
     def as_trained(self, config: DataConfig) -> DataConfig:
-        """Data settings under which images are read as those that the model was trained on.
+        """Override data settings so that images are read as in training.
 
         Args:
-            config: Settings of the images.
+            config: Data settings.
         """
         kinds = {name: stream.value_type for name, stream in self.streams.items()}
         return dataclasses.replace(
@@ -109,11 +108,11 @@ class ModelCard:
         )
 
     def filling(self) -> dict[str, tuple[float, ...]]:
-        """What pixels without data are filled with: the mean of each stream's bands."""
+        """Fill values of pixels without data: the mean of each band, by stream."""
         return {name: stream.mean for name, stream in self.streams.items()}
 
     def normalization(self) -> NormalizeStreams:
-        """What the model's inputs go through first."""
+        """Build the normalisation of the inputs."""
         return NormalizeStreams({name: (stream.mean, stream.std) for name, stream in self.streams.items()})
 
 
@@ -123,8 +122,8 @@ class TrainedModel:
 
     Attributes:
         model: The network.
-        normalize: What its inputs go through first.
-        card: What its input and output mean.
+        normalize: Normalisation applied to the inputs.
+        card: Description of inputs and outputs.
     """
 
     model: VisionModel
@@ -133,46 +132,45 @@ class TrainedModel:
 
     @torch.inference_mode()
     def classify(self, batch: Mapping[str, Tensor], tta: str = "none") -> tuple[Tensor, Tensor]:
-        """Logits and embeddings of a batch.
+        """Compute logits and embeddings of a batch.
 
         Args:
-            batch: Stream -> shape ``(B, C, H, W)`` in 0..1, on any device; other keys are passed over.
-            tta: Test-time augmentation: over which views of each image the probabilities are averaged, a name of
-                :data:`vitrail.data.augment.views.VIEWS`.
+            batch: Streams in 0..1, shape ``(B, C, H, W)`` each, on any device; other keys are ignored.
+            tta: Test-time augmentation: a key of :data:`vitrail.data.augment.views.VIEWS`, over whose views
+                probabilities are averaged.
 
         Returns:
-            Logits ``(B, K)`` (of the mean probabilities, where there are several views) and what the classifier saw
-            ``(B, C)`` (its mean), float32.
+            Logits ``(B, K)`` (of the mean probabilities) and pre-logit features ``(B, C)`` (their mean), float32.
 
         Raises:
-            ConfigError: Unknown views.
+            ConfigError: Unknown test-time augmentation.
         """
         views = views_of(tta)
         inputs = self.normalize({name: batch[name].to(self.device) for name in self.normalize if name in batch})
-        seen = [self._see(*(view(x) for x in inputs)) for view in views]
-        embedding = torch.stack([embedding for _, embedding in seen]).mean(dim=0)
-        if len(seen) == 1:
-            return seen[0][0], embedding
-        logits = torch.stack([logits for logits, _ in seen]).double()
+        outputs = [self._forward(*(view(x) for x in inputs)) for view in views]
+        embedding = torch.stack([embedding for _, embedding in outputs]).mean(dim=0)
+        if len(outputs) == 1:
+            return outputs[0][0], embedding
+        logits = torch.stack([logits for logits, _ in outputs]).double()
         if self.card.multi_label:
-            # The mean of p and of 1 - p, each from its own logarithm: no probability of 1 is rounded to no doubt.
-            there, lacking = (torch.logsumexp(F.logsigmoid(v), dim=0) for v in (logits, -logits))
-            return (there - lacking).float(), embedding
-        mean = torch.logsumexp(logits.log_softmax(dim=2), dim=0) - math.log(len(seen))
+            # Means of p and 1 - p are computed in log space, so that 1 - p does not round to 0.
+            positive, negative = (torch.logsumexp(F.logsigmoid(v), dim=0) for v in (logits, -logits))
+            return (positive - negative).float(), embedding
+        mean = torch.logsumexp(logits.log_softmax(dim=2), dim=0) - math.log(len(outputs))
         return mean.float(), embedding
 
-    def _see(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         features = self.model.forward_features(*inputs)
         embedding = self.model.forward_head(features, pre_logits=True)
         return self.model.forward_head(features).float(), embedding.float()
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     def to(self, device: str | torch.device) -> TrainedModel:
-        """The same on another device."""
+        """Move to another device."""
         return TrainedModel(self.model.to(device), self.normalize.to(device), self.card)
 
 
@@ -193,13 +191,13 @@ def write_trained(run: RunFolder, state: Mapping[str, Tensor], card: ModelCard) 
 
 
 def load_trained(path: str | Path | RunFolder) -> TrainedModel:
-    """Read a run's best model.
+    """Load a run's best model.
 
     Args:
         path: The run folder.
 
     Raises:
-        RunError: A file is missing or damaged, or the weights do not fit the card.
+        RunError: A file is missing or damaged, or the weights do not match model.json.
     """
     run = path if isinstance(path, RunFolder) else RunFolder.open(path)
     unfinished = f"train it first (`vitrail train {run.recipe} --resume` goes on with an interrupted run)"
@@ -219,13 +217,13 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
 
 
 def load_classifier(path: str | Path | RunFolder) -> TrainedModel:
-    """Read a run's best model, which must have classes.
+    """Load a run's best model, and check that it has classes.
 
     Args:
         path: The run folder.
 
     Raises:
-        RunError: As for :func:`load_trained`, or the run was pre-trained without labels.
+        RunError: As for :func:`load_trained`, or the run is a pre-training.
     """
     trained = load_trained(path)
     if not trained.card.classes:
@@ -237,15 +235,15 @@ def load_classifier(path: str | Path | RunFolder) -> TrainedModel:
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no tuples."""
+    """Convert lists of JSON to tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes a GPU where there is one.
+    """Select a device; "auto" prefers a GPU.
 
     Raises:
-        ConfigError: No such device here.
+        ConfigError: The device is unavailable.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

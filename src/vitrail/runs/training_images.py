@@ -1,4 +1,4 @@
-"""The images that a run's weights were trained on, by what they hold: known from run to run that begins with them."""
+"""Record of the images that a run's weights were trained on, by content, passed on through fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,59 +10,60 @@ from vitrail.files import write_text
 from vitrail.runs.folder import RunFolder
 from vitrail.weights.hub import HUB_PREFIX
 
-# Hexadecimal digits of a hash: two of a billion images are the same once in forty times.
+# Hexadecimal digits of a hash: a collision among 10^9 images has a probability of 1 in 40.
 _DIGITS = 16
 _OWN, _EARLIER = "own", "weights"
 
 
 def record_training_images(run: RunFolder, data: ImageData, weights: str | None) -> None:
-    """Write the hashes of a run's training images, and of those that its weights began with.
+    """Write the hashes of a run's training images, and of those of its initial weights.
 
     Args:
         run: The run.
-        data: Its images.
-        weights: ``model.weights``; a run's folder or file is asked for its images.
+        data: Images of the run.
+        weights: ``model.weights``; the record of a run folder or its file is passed on.
     """
     earlier = _read(_run_of(weights), (_OWN, _EARLIER))
     own = _hashes(data, data.splits["train"])
-    lines = [f"{_OWN} {code}" for code in own] + [f"{_EARLIER} {code}" for code in sorted(earlier)]
+    lines = [f"{_OWN} {digest}" for digest in own] + [f"{_EARLIER} {digest}" for digest in sorted(earlier)]
     write_text(run.seen, "".join(f"{line}\n" for line in lines))
 
 
 def count_pretraining_images(run: RunFolder, data: ImageData, split: str) -> int | None:
-    """Count the images of a split that a run's weights had been trained on before the run began.
+    """Count the images of a split that a run's initial weights were trained on.
 
     Args:
         run: The run.
-        data: The images, as they are evaluated.
-        split: Which of them.
+        data: The evaluated images.
+        split: Split of the images.
 
     Returns:
-        How many; None where nothing is known of the weights, or the run began without.
+        Number of images; None without initial weights, or without a record of these.
     """
     earlier = _read(run, (_EARLIER,))
-    return sum(code in earlier for code in _hashes(data, data.splits[split])) if earlier else None
+    return sum(digest in earlier for digest in _hashes(data, data.splits[split])) if earlier else None
 
 
 def describe_pretraining_images(seen: int | None, total: int, split: str) -> str | None:
-    """One line on images of a split that the weights were pre-trained on; None where there are none.
+    """Describe the images of a split that the weights were pre-trained on; None without any.
 
     Args:
-        seen: As :func:`count_pretraining_images` counts.
-        total: Images of the split.
-        split: Its name.
+        seen: Result of :func:`count_pretraining_images`.
+        total: Number of images of the split.
+        split: Name of the split.
     """
     if not seen:
         return None
     return (
         f"{seen} of {total} images of the split {split} are among those that the weights were pre-trained on: the "
-        "result is of images that the encoder has seen, and too good for new ones; pre-train without them (data.source "
-        "and data.split as here leave the test split out)"
+        "result is optimistic for unseen images; pre-train without them (the same data.source and data.split leave the "
+        "test split out)"
     )
 
 
 def _hashes(data: ImageData, indices: Iterable[int]) -> list[str]:
-    return [data.source.digest(index).hex()[:_DIGITS] for index in indices]
+    digests = data.source.digests()  # cached: the record of the images needs them too
+    return [digests[index].hex()[:_DIGITS] for index in indices]
 
 
 def _run_of(weights: str | None) -> RunFolder | None:
@@ -76,4 +77,4 @@ def _read(run: RunFolder | None, kinds: tuple[str, ...]) -> set[str]:
     if run is None or not run.seen.is_file():
         return set()
     rows = (line.partition(" ") for line in run.seen.read_text(encoding="utf-8").splitlines())
-    return {code for kind, _, code in rows if kind in kinds}
+    return {digest for kind, _, digest in rows if kind in kinds}

@@ -1,4 +1,4 @@
-"""The identity of weights: a hash of the tensors, not of the bytes around them."""
+"""Hashes of weights by the values of their tensors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import json
 import mmap
 from pathlib import Path
 
-_PREFIX = 8  # bytes that hold the length of the header
+_PREFIX = 8  # bytes of the header's length
 
 
 def tensors_hash(path: Path) -> str:
-    """Hash the tensors of a safetensors file: names, types, shapes and values.
-
-    The order of tensors and of metadata, which safetensors leaves open, has no influence; nor have the metadata.
+    """Hash names, types, shapes and values of the tensors of a safetensors file, independent of order and metadata.
 
     Args:
         path: The file.
 
     Returns:
-        16 hexadecimal digits; the hash of the whole file where it is no intact safetensors file.
+        16 hexadecimal digits; the hash of the whole file if it is not a valid safetensors file.
     """
     with path.open("rb") as file:
         if path.stat().st_size <= _PREFIX:
@@ -28,21 +26,21 @@ def tensors_hash(path: Path) -> str:
             entries = _entries(view)
             if entries is None:
                 return file_hash(path)
-            code = hashlib.sha256()
+            digest = hashlib.sha256()
             for name, (kind, shape, start, end) in sorted(entries.items()):
-                code.update(f"{name}\0{kind}\0{shape}\0".encode())
-                code.update(view[start:end])
-            return code.hexdigest()[:16]
+                digest.update(f"{name}\0{kind}\0{shape}\0".encode())
+                digest.update(view[start:end])
+            return digest.hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:
-    """Hash the bytes of a file, 16 hexadecimal digits: the identity of weights in earlier versions."""
+    """Hash the bytes of a file, 16 hexadecimal digits; earlier versions identified weights so."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _entries(view: memoryview) -> dict[str, tuple[str, list[int], int, int]] | None:
-    """Type, shape, first and last byte of each tensor; None where they do not fill the file."""
+    """Parse the header: type, shape and byte range of each tensor; None if the file is not valid."""
     length = int.from_bytes(view[:_PREFIX], "little")
     first = _PREFIX + length
     if first > len(view):

@@ -1,8 +1,7 @@
-"""Loading foreign or own weights into a model: all of it, or an error and the model as it was."""
+"""Load weights into a model: all of them, or an error and an unchanged model."""
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import math
 import re
@@ -27,41 +26,41 @@ from vitrail.weights.checkpoint import Checkpoint, State, join, unwrap
 from vitrail.weights.kernels import BandRule, InputKernel, Wavelengths, fit_input_kernel, make_band_rule
 from vitrail.weights.locations import Location, find_weights, read_card
 from vitrail.weights.normalisation import describe, read_normalization
-from vitrail.weights.read import read_checkpoint
+from vitrail.weights.read import read_location
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap
 from vitrail.weights.wrapped import network_inside
 
-# Names that training scripts give to what stands beside a model and takes no part in its logits.
+# Names of modules that serve training only and do not affect the logits.
 _TRAINING = re.compile(
     r"(criterion|loss(es|_fn|_fns|_func)?|\w+_(loss|criterion)|loss_\w+|log_vars?|proj(ection|ector)?_?(head|mlp)?s?"
     r"|projector|predict(or|ion_head)|prototypes?|ssl_head|dino_head|ibot_head|mask_token|decoder|decoder_\w+|logit_(scale|bias)"
     r"|queue|queue_ptr|temperature|center|n_averaged|num_updates|(train|val|valid|test)_\w+|metrics?)(\..*)?"
 )
-# Buffers that normalise images inside of a model; here the run does that.
+# Buffers of a normalisation inside of the model; here the run normalises.
 _NORMALISING = re.compile(r"(normali[sz]e(r|ation)?\.)?(pixel_|image_)?(mean|std)")
-# A remedy writes out this many patterns at most.
-_MOST_PATTERNS = 6
-# The remedy for weights whose model is given, as in a run folder.
+# Maximum number of patterns in a remedy.
+_MAX_PATTERNS = 6
+# Remedy for weights of a fixed model, as in a run folder.
 _RESTORE = "restore the file: it is not of the model that is described beside it"
 
 
 @runtime_checkable
 class Loadable(Protocol):
-    """What a model, or a layer with a life of its own, tells the loader."""
+    """A model or layer that the loader can load."""
 
     key_maps: Sequence[KeyMap]
 
 
 @runtime_checkable
 class Fitting(Protocol):
-    """What a model tells the loader besides.
+    """A model whose tensors the loader can resample.
 
     Attributes:
-        classifier: Name of the module that gives the logits.
-        input_kernels: Convolutions that see the bands, by the name of their weight.
-        stream_prefixes: For a model of several streams, what its keys begin with, by stream.
+        classifier: Name of the classifier module.
+        input_kernels: First convolutions, by the name of their weight.
+        stream_prefixes: Prefixes of the keys of each stream, for models with several.
     """
 
     classifier: str
@@ -71,13 +70,13 @@ class Fitting(Protocol):
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
     ) -> tuple[Tensor, str] | None:
-        """Make a tensor of another shape fit our ``key`` (resample positions, say), and say how; None: cannot."""
+        """Resample a tensor for ``key``, and describe how; None if impossible."""
         ...
 
 
 @dataclass(frozen=True)
-class _Wishes:
-    """What the caller of :func:`load_weights` asked for."""
+class _Options:
+    """Options of :func:`load_weights`."""
 
     new_head: bool
     rule: BandRule | None
@@ -138,17 +137,17 @@ def load_weights(
         spelling: How errors write the options of their remedies.
 
     Returns:
-        The account of what happened to each key.
+        Report of what happened to each key.
 
     Raises:
         WeightsError: Unreadable, of another family, missing or unexpected keys, a shape that does not fit, or
             other bands without a rule.
-        ConfigError: An unknown source or rule, or a wish that the model cannot fulfil.
+        ConfigError: Unknown source or rule, or an option that the model does not support.
     """
     headless = any(getattr(part, "headless", False) for part in model.modules())
     model = network_inside(model, Loadable, "given weights", alone=False)
     rule = make_band_rule(bands, band_wavelengths, source_wavelengths, spelling)
-    wishes = _Wishes(
+    options = _Options(
         new_head,
         rule,
         spectral_from_image,
@@ -158,19 +157,18 @@ def load_weights(
         spelling,
         headless,
     )
-    place: Location | None = None
+    location: Location | None = None
     if isinstance(weights, (str, Path)):
         where = str(weights)
-        place = find_weights(weights)
-        checkpoint = read_checkpoint(place.weights)
-        checkpoint = dataclasses.replace(checkpoint, notes=(*place.notes, *checkpoint.notes))
-        made_for = checkpoint.settings or (read_card(place.card)["settings"] if place.card else {})
+        location = find_weights(weights)
+        checkpoint = read_location(location)
+        made_for = checkpoint.settings or (read_card(location.card)["settings"] if location.card else {})
     else:
         where = "the given state dict"
         checkpoint = weights if isinstance(weights, Checkpoint) else unwrap(weights, where)
         made_for = {}
-    accepted, report = _plan(model, checkpoint, source, wishes, settings or made_for, where)
-    report.normalization, giver = read_normalization(place, checkpoint)
+    accepted, report = _plan(model, checkpoint, source, options, settings or made_for, where)
+    report.normalization, giver = read_normalization(location, checkpoint)
     report.notes += [
         f"normalised by {describe(pair)} ({stream} stream, {giver})" for stream, pair in report.normalization.items()
     ]
@@ -184,38 +182,38 @@ def load_weights(
 
 
 def _plan(
-    model: nn.Module, checkpoint: Checkpoint, source: str, wishes: _Wishes, made_for: Mapping[str, Any], where: str
+    model: nn.Module, checkpoint: Checkpoint, source: str, options: _Options, made_for: Mapping[str, Any], where: str
 ) -> tuple[State, LoadReport]:
-    """What is to be loaded under which key, and the account of it; raises where anything does not fit."""
-    reading, key_map, notes = _choose(model, checkpoint, source, wishes, where)
-    report = LoadReport(source=key_map.source, notes=[*checkpoint.notes, *notes], key=reading.key)
-    report.dropped |= outside(reading)
-    state = apply_map(key_map, reading.state, report, where)
+    """Match the checkpoint to the model; return the tensors to load and the report."""
+    candidate, key_map, notes = _choose(model, checkpoint, source, options, where)
+    report = LoadReport(source=key_map.source, notes=[*checkpoint.notes, *notes], key=candidate.key)
+    report.dropped |= outside(candidate)
+    state = apply_map(key_map, candidate.state, report, where)
     own = model.state_dict()
     head = _head_keys(model, {*own, *state})
-    if wishes.new_head:
+    if options.new_head:
         if not isinstance(model, Fitting):
             raise ConfigError(f"new_head needs a model with a classifier, got {type(model).__name__}")
         report.dropped |= {key: "new_head: the model keeps its own classifier" for key in state if key in head}
         state = {key: value for key, value in state.items() if key not in head}
-    elif wishes.headless:
+    elif options.headless:
         report.dropped |= {key: "an encoder has no classifier" for key in state if key in head}
         state = {key: value for key, value in state.items() if key not in head}
-    if wishes.spectral_from_image:
+    if options.spectral_from_image:
         state = _copy_image_stream(model, own, state, report, where)
     state = _drop_training(own, state, report)
-    accepted = _fit(model, own, state, report, wishes, made_for, where)
+    accepted = _fit(model, own, state, report, options, made_for, where)
     report.loaded = list(accepted)
     report.missing = [key for key in own if key not in accepted]
     report.unexpected = [key for key in state if key not in own]
-    _refuse(report, wishes, head, where)
+    _refuse(report, options, head, where)
     return accepted, report
 
 
 def _choose(
-    model: nn.Module, checkpoint: Checkpoint, source: str, wishes: _Wishes, where: str
+    model: nn.Module, checkpoint: Checkpoint, source: str, options: _Options, where: str
 ) -> tuple[Candidate, KeyMap, list[str]]:
-    """The weights of a model in a checkpoint, their key map, and what to report of the choice.
+    """Choose the candidate and its key map, with notes for the report.
 
     Raises:
         ConfigError: An unknown source.
@@ -227,28 +225,28 @@ def _choose(
         raise ConfigError(f"unknown source {source!r} for {type(model).__name__}{closest(source, known)}")
     maps = list(cast(Loadable, model).key_maps) if source == "auto" else [known[source]]
     names = model.state_dict() if source in ("auto", "vitrail") else {}
-    readings = find_candidates(
+    candidates = find_candidates(
         checkpoint, lambda state: prefixes_of_maps(state, maps) or prefixes_of_names(state, names)
     )
-    if readings:
-        reading, notes = choose_candidate(readings, checkpoint, wishes.key, where, wishes.spelling)
-        keys = list(reading.state)
-        return reading, next((m for m in maps if m.recognised_by and m.recognises(keys)), known["vitrail"]), notes
-    reading = read_by_name(checkpoint)
+    if candidates:
+        candidate, notes = choose_candidate(candidates, checkpoint, options.key, where, options.spelling)
+        keys = list(candidate.state)
+        return candidate, next((m for m in maps if m.recognised_by and m.recognises(keys)), known["vitrail"]), notes
+    candidate = read_by_name(checkpoint)
     if source != "auto":
-        return reading, known[source], []
-    advice = f", or name the source with {wishes.spelling.give('source')}" if wishes.spelling.has("source") else ""
+        return candidate, known[source], []
+    advice = f", or name the source with {options.spelling.give('source')}" if options.spelling.has("source") else ""
     raise WeightsError(
         f"{where} is no checkpoint of {type(model).__name__} from {', '.join(known)}; its first keys are "
-        f"{', '.join(list(reading.state)[:3])}. `vitrail weights` reports what a file is; build the model of its "
+        f"{', '.join(list(candidate.state)[:3])}. `vitrail weights` reports what a file is; build the model of its "
         f"family{advice}"
     )
 
 
-def outside(reading: Candidate) -> dict[str, str]:
-    """Tensors beside a model's weights, with the reason why they are left out."""
-    start = f"not under {reading.prefix + '.'!r}, no tensor of the model"
-    return {join(reading.path, key): start for key in reading.outside}
+def outside(candidate: Candidate) -> dict[str, str]:
+    """List tensors outside of the candidate, with the reason why they are dropped."""
+    start = f"not under {candidate.prefix + '.'!r}, no tensor of the model"
+    return {join(candidate.path, key): start for key in candidate.outside}
 
 
 def apply_map(key_map: KeyMap, state: State, report: LoadReport, where: str) -> State:
@@ -303,7 +301,7 @@ def _fit(
     own: State,
     state: State,
     report: LoadReport,
-    wishes: _Wishes,
+    options: _Options,
     made_for: Mapping[str, Any],
     where: str,
 ) -> State:
@@ -315,15 +313,15 @@ def _fit(
             continue
         _check_values(key, value, target, where)
         if isinstance(model, Fitting):
-            value, how = _adapt(model, key, value, target, state, wishes, made_for, where)
+            value, how = _adapt(model, key, value, target, state, options, made_for, where)
             if how:
                 report.resampled[key] = how
         if value.shape == target.shape:
             accepted[key] = _convert(key, value, target, report, casts)
-        elif _allowed(key, wishes.allow_missing):
+        elif _allowed(key, options.allow_missing):
             report.dropped[key] = f"shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
         else:
-            raise WeightsError(f"{where}: {_misfit(model, key, value, target, wishes.spelling)}")
+            raise WeightsError(f"{where}: {_misfit(model, key, value, target, options.spelling)}")
     report.notes += [f"{count} tensors converted from {kind}" for kind, count in casts.items()]
     return accepted
 
@@ -343,13 +341,13 @@ def _adapt(
     value: Tensor,
     target: Tensor,
     state: State,
-    wishes: _Wishes,
+    options: _Options,
     made_for: Mapping[str, Any],
     where: str,
 ) -> tuple[Tensor, str]:
     role = model.input_kernels.get(key)
     if role is not None:
-        return fit_input_kernel(key, value, target.shape, role, wishes.rule, where, wishes.spelling)
+        return fit_input_kernel(key, value, target.shape, role, options.rule, where, options.spelling)
     # Equal in number is not equal in kind: 2 x 8 positions are not 4 x 4, where the settings tell.
     fitted = model.fit_tensor(key, value, state, made_for) if made_for or value.shape != target.shape else None
     if fitted is None or (fitted[0].shape == value.shape and torch.equal(fitted[0], value)):
@@ -368,11 +366,11 @@ def _convert(key: str, value: Tensor, target: Tensor, report: LoadReport, casts:
 
 
 def count_not_finite(value: Tensor) -> int:
-    """How many values are infinite or no number."""
+    """Count infinite and NaN values."""
     if not value.is_floating_point():
         return 0
     wide = value.float() if value.element_size() == 1 else value  # 8-bit floats have no sum
-    # One pass without a copy settles nearly every tensor; a sum that overflows only costs the second look.
+    # A finite sum proves that all values are finite, without a copy.
     return 0 if math.isfinite(wide.sum().item()) else int((~torch.isfinite(wide)).sum())
 
 
@@ -392,21 +390,21 @@ def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, spelling:
     return f"{shapes}; build the model to match, or leave it out with {spelling.give('allow_missing', [key])}"
 
 
-def _refuse(report: LoadReport, wishes: _Wishes, head: set[str], where: str) -> None:
-    kept = head if wishes.new_head else set()
-    missing = [key for key in report.missing if key not in kept and not _allowed(key, wishes.allow_missing)]
-    unexpected = [key for key in report.unexpected if not _allowed(key, wishes.allow_unexpected)]
+def _refuse(report: LoadReport, options: _Options, head: set[str], where: str) -> None:
+    kept = head if options.new_head else set()
+    missing = [key for key in report.missing if key not in kept and not _allowed(key, options.allow_missing)]
+    unexpected = [key for key in report.unexpected if not _allowed(key, options.allow_unexpected)]
     if missing or unexpected:
         parts = [f"{len(missing)} missing ({', '.join(missing[:3])})"] if missing else []
         parts += [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})"] if unexpected else []
         raise WeightsError(
             f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. "
-            f"{_remedy(missing, unexpected, head, wishes.spelling)}"
+            f"{_remedy(missing, unexpected, head, options.spelling)}"
         )
 
 
 def _remedy(missing: list[str], unexpected: list[str], head: set[str], spelling: Spelling) -> str:
-    """How to load weights that lack keys or have others, where that is right."""
+    """Name the options that allow missing and unexpected keys."""
     if not spelling.has("allow_missing"):
         return _RESTORE[0].upper() + _RESTORE[1:]
     if head.issuperset([*missing, *unexpected]):
@@ -420,16 +418,16 @@ def _remedy(missing: list[str], unexpected: list[str], head: set[str], spelling:
 
 
 def _groups(keys: Sequence[str]) -> list[str] | None:
-    """Shell patterns that match keys, one for each first part of their names; None where these are too many."""
+    """Build shell patterns for keys, one for each first part of their names; None if there are too many."""
     firsts: dict[str, list[str]] = {}
     for key in keys:
         firsts.setdefault(key.partition(".")[0], []).append(key)
     patterns = [group[0] if len(group) == 1 else f"{first}.*" for first, group in firsts.items()]
-    return patterns if len(patterns) <= _MOST_PATTERNS else None
+    return patterns if len(patterns) <= _MAX_PATTERNS else None
 
 
 def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
-    # A text is one pattern, not one for each of its signs.
+    # A string is one pattern, not a sequence of characters.
     return (given,) if isinstance(given, str) else tuple(given)
 
 

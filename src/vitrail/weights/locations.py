@@ -1,4 +1,4 @@
-"""Where weights lie: a file, a folder with a model (a run's, or one that was saved), or the hub."""
+"""Find weights: a file, a folder with a model (a run or a saved model), or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from vitrail.weights.shards import is_index, read_index, shard_names
 # The two files of a saved model, in a folder of its own or in a run folder.
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
-# Where Hugging Face's and timm's folders keep the normalisation of the images.
+# Files of Hugging Face and timm with the normalisation of the images.
 NORMALISATION_FILES = ("preprocessor_config.json", "config.json")
-# What files of weights are called, where a folder holds one by another name.
+# Suffixes of files of weights with other names.
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.\w+")
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file of weights, and what stands beside it.
+    """A file of weights and the files next to it.
 
     Attributes:
         weights: The file.
-        card: Its model.json; None where there is none.
-        beside: Files that give the normalisation of the images, where there are any.
-        notes: Which file was taken of several.
+        card: Its model.json, if any.
+        beside: Files with the normalisation of the images, if any.
+        notes: Choice among several files, for the report.
     """
 
     weights: Path
@@ -41,7 +41,7 @@ class Location:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All files that hold the weights: one, or an index and its shards.
+        """List the files of the weights: one, or an index and its shards.
 
         Raises:
             WeightsError: The index is damaged, or a shard is missing.
@@ -51,14 +51,14 @@ class Location:
 
 
 def find_weights(where: str | Path) -> Location:
-    """Find the file of weights that a path or a hub name stands for; downloads what lies on the hub.
+    """Find the file of weights for a path or hub name; downloads files of the hub.
 
     Args:
         where: A file, a folder with ``model.safetensors`` (and ``model.json``), with ``pytorch_model.bin``, with the
             index and shards of either, or with one file of weights of any name; or ``hf://owner/name[/file]``.
 
     Raises:
-        WeightsError: There is none, several could be meant, or the hub cannot be reached.
+        WeightsError: There is none, the choice is ambiguous, or the hub cannot be reached.
     """
     if isinstance(where, str) and where.startswith(HUB_PREFIX):
         weights = fetch_weights(where)
@@ -68,7 +68,7 @@ def find_weights(where: str | Path) -> Location:
             for shard in shard_names(weights):
                 if fetch_file(where, parent + shard) is None:
                     raise WeightsError(f"{where} on the hub lacks the shard {shard} that {weights.name} names")
-        # A file named by itself stands for itself; only a whole repository may be a saved model.
+        # Only a whole repository can be a saved model.
         if split_hub_name(where)[2]:
             return Location(weights)
         found = (fetch_file(where, name) for name in NORMALISATION_FILES)
@@ -112,13 +112,13 @@ def _in_folder(folder: Path) -> Location:
 
 
 def read_card(card: Path) -> dict[str, Any]:
-    """What a model.json says.
+    """Read a model.json.
 
     Returns:
-        Its content; ``name`` and ``settings`` are there, lists of settings as tuples.
+        Its content, with ``name`` and ``settings``; lists among the settings are tuples.
 
     Raises:
-        WeightsError: It is damaged, or no model's.
+        WeightsError: It is damaged, or does not describe a model.
     """
     if is_lfs_pointer(card):
         raise WeightsError(f"{card} is a Git LFS pointer in the place of the model's description; {LFS_REMEDY}")

@@ -1,4 +1,4 @@
-"""The mean and standard deviation by which a checkpoint's images were normalised, where the checkpoint gives them."""
+"""Normalisation of a checkpoint's images: mean and standard deviation from its files or metadata."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from vitrail.weights.locations import Location, read_card
 
 # Means and standard deviations in 0..1, one value a band, by stream.
 Normalization = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
-# How timm and Hugging Face call the two.
+# Names in timm and Hugging Face.
 _NAMES = (("mean", "std"), ("image_mean", "image_std"))
 
 
-def read_normalization(place: Location | None, checkpoint: Checkpoint) -> tuple[Normalization, str]:
+def read_normalization(location: Location | None, checkpoint: Checkpoint) -> tuple[Normalization, str]:
     """Find the normalisation of a checkpoint's images.
 
-    Looked for in vitrail's ``model.json``, Hugging Face's ``preprocessor_config.json`` and timm's ``config.json``
+    Searched in vitrail's ``model.json``, Hugging Face's ``preprocessor_config.json`` and timm's ``config.json``
     beside the weights, then in the metadata of the file, then beside the weights in it (``pretrained_cfg``, ``args``).
 
     Args:
-        place: Where the weights lie; None for those that are no file.
-        checkpoint: What was read.
+        location: Location of the weights; None for weights in memory.
+        checkpoint: The checkpoint.
 
     Returns:
-        Mean and standard deviation by stream, empty where nothing gives them; and what gives them.
+        Mean and standard deviation by stream, empty if unknown; and their origin.
 
     Raises:
-        WeightsError: A ``model.json`` that is damaged.
+        WeightsError: A ``model.json`` is damaged.
     """
-    if place is not None and place.card is not None:
-        found = _of_card(read_card(place.card))
+    if location is not None and location.card is not None:
+        found = _of_card(read_card(location.card))
         if found:
-            return found, place.card.name
-    for path in place.beside if place is not None else ():
+            return found, location.card.name
+    for path in location.beside if location is not None else ():
         pair = _pair(_read_json(path))
         if pair is not None:
             return {"image": pair}, path.name
@@ -77,7 +77,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _pair(content: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The two out of a mapping, or out of its ``pretrained_cfg``."""
+    """Read both from a mapping, or from its ``pretrained_cfg``."""
     if not isinstance(content, Mapping):
         return None
     if content.get("do_normalize") is False:
@@ -90,11 +90,11 @@ def _pair(content: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
 
 
 def _fits(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
-    """Whether these can be statistics of values in 0..1."""
+    """Whether these are plausible for values in 0..1."""
     return len(mean) == len(std) and all(-1 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)
 
 
 def describe(pair: tuple[tuple[float, ...], tuple[float, ...]]) -> str:
-    """Mean and standard deviation in words."""
+    """Format mean and standard deviation."""
     mean, std = (", ".join(f"{value:.3f}" for value in values) for values in pair)
     return f"mean {mean} and std {std}"

@@ -19,6 +19,7 @@ from vitrail.errors import WeightsError
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 from vitrail.weights.candidates import read_by_name
 from vitrail.weights.checkpoint import Checkpoint, unwrap
+from vitrail.weights.locations import Location
 from vitrail.weights.pickles import read_pickle
 from vitrail.weights.shards import is_index, read_index
 
@@ -33,14 +34,14 @@ _DAMAGED = (
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read the tensors of a ``.safetensors`` file, of a file that ``torch.save`` wrote, or of the shards of an index.
 
-    No code of a file runs: objects beside the tensors (``argparse.Namespace``, numbers of NumPy, whole modules) are
-    read without their classes.
+    No code of a file is executed: other objects (``argparse.Namespace``, NumPy scalars, whole modules) are read without
+    their classes.
 
     Args:
         path: The file, or the ``.index.json`` of a checkpoint in several files.
 
     Raises:
-        WeightsError: No such file, a truncated or foreign file, a missing shard, or a pickle that wants to run code.
+        WeightsError: The file is missing, truncated or foreign, a shard is missing, or a pickle would execute code.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,6 +59,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         names = f"{', '.join(foreign[:6])}{f' and {len(foreign) - 6} more' if len(foreign) > 6 else ''}"
         notes = (f"objects of other classes were read as data, without their classes: {names}",)
     return dataclasses.replace(unwrap(content, str(path)), format="torch", notes=notes)
+
+
+def read_location(location: Location) -> Checkpoint:
+    """Read the weights of a location; the checkpoint's notes include those of the location."""
+    checkpoint = read_checkpoint(location.weights)
+    return dataclasses.replace(checkpoint, notes=(*location.notes, *checkpoint.notes))
 
 
 def _read_shards(index: Path) -> Checkpoint:

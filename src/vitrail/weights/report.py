@@ -1,4 +1,4 @@
-"""What happened when weights were loaded."""
+"""Report of loading weights."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-# A printed report names this many keys of a kind, and counts the rest.
+# Maximum number of keys of a kind in a printed report.
 _SHOWN = 12
-# Of keys that share a reason, this many are named.
+# Maximum number of keys named for one reason.
 _NAMED = 4
 
 
 @dataclass
 class LoadReport:
-    """The account of one loading, key by key; prints as a short summary.
+    """What happened to each key of a checkpoint; prints as a short summary.
 
     Attributes:
-        source: Where the checkpoint came from, as detected or given.
-        loaded: Our keys that received a tensor.
-        renamed: The checkpoint's key -> ours, where they differ.
-        resampled: Our key -> what was done to make the tensor fit.
-        dropped: The checkpoint's key -> why it was left out, which changes no output of the model.
-        changes_outputs: The checkpoint's key -> why it was left out, although the checkpoint's model computes with it:
-            the outputs differ.
-        missing: Our keys that the checkpoint did not have, and that keep what they had.
-        unexpected: Keys of the checkpoint that no rule or parameter claims.
-        copied: Our key -> our other key whose tensor it received too, because the caller asked for it.
-        not_finite: Our key -> how many of its loaded values are infinite or no number.
-        notes: What was unpacked or converted on the way.
-        key: Path and prefix under which the weights lay in the checkpoint.
-        normalization: Mean and standard deviation by which the checkpoint's images were normalised, by stream, in 0..1;
-            empty where nothing gives them.
+        source: Library of the checkpoint, detected or given.
+        loaded: Model keys that were loaded.
+        renamed: Checkpoint key -> model key, where they differ.
+        resampled: Model key -> how the tensor was resampled.
+        dropped: Checkpoint key -> reason why it was dropped; the outputs are unaffected.
+        changes_outputs: Checkpoint key -> reason why it was dropped although it affects the outputs.
+        missing: Model keys that the checkpoint lacks; they keep their values.
+        unexpected: Checkpoint keys that match no rule or parameter.
+        copied: Model key -> model key whose tensor it received too, on request.
+        not_finite: Model key -> number of infinite or NaN values.
+        notes: Conversions, and choices among files and candidates.
+        key: Path and prefix of the weights in the checkpoint.
+        normalization: Mean and standard deviation of the checkpoint's images in 0..1, by stream; empty if unknown.
     """
 
     source: str
@@ -56,11 +54,11 @@ class LoadReport:
         self.renamed[original] = new
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
+        """Convert the report to plain values, for JSON."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        """Counts, and every key that is not simply loaded (of many that fared alike, the first few)."""
+        """Format counts, and the keys that were not simply loaded."""
         lines = [
             f"source {self.source}: {len(self.loaded)} loaded, {len(self.renamed)} renamed, "
             f"{len(self.resampled)} resampled, {len(self.dropped) + len(self.changes_outputs)} dropped, "
@@ -81,7 +79,7 @@ class LoadReport:
 
 
 def _by_reason(kind: str, reasons: dict[str, str]) -> list[str]:
-    """One line a key; keys that share a reason in one line."""
+    """Format one line per reason, with its keys."""
     keys: dict[str, list[str]] = {}
     for key, reason in reasons.items():
         keys.setdefault(reason, []).append(key)
