@@ -1,4 +1,4 @@
-"""Runs are carried out once, by whoever comes first, and a failure stops nobody else."""
+"""Runs are executed once, by the first process that locks them; a failed run does not stop the others."""
 
 import os
 import sys

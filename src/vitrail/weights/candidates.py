@@ -202,9 +202,7 @@ def choose_candidate(
     Raises:
         WeightsError: No candidate has the key, or the choice is ambiguous.
     """
-    wanted = (
-        list(candidates) if key is None else [candidate for candidate in candidates if _named_by(candidate.key, key)]
-    )
+    wanted = [candidate for candidate in candidates if key is None or _named_by(candidate.key, key)]
     names = [candidate.key or "the names without a prefix" for candidate in candidates]
     if not wanted:
         assert key is not None
