@@ -116,7 +116,7 @@ def test_a_suite_goes_on_from_wherever_it_was_killed(suite, tmp_path):
     assert process.returncode == 1
     assert "failed: broken, seed 0: trainer.monitor 'val_map' is not measured" in out
     assert all(path.stat().st_mtime == before for path, before in finished.items())  # not done again
-    whole = start("--runs_dir", "elsewhere", "--dir", "whole")
+    whole = start("--runs-dir", "elsewhere", "--dir", "whole")
     whole.communicate(timeout=600)
     rows = [list(csv.DictReader((tmp_path / f).open())) for f in ("runs/suites/suite/results.csv", "whole/results.csv")]
     values = [[(r["variant"], r["seed"], r["accuracy"], r["nll"]) for r in table] for table in rows]

@@ -152,6 +152,8 @@ def test_a_column_of_groups_is_respected_by_default_and_leaks_are_reported(tmp_p
     (line,) = describe_split(data)
     assert line.startswith(f"{divided} of 12 groups lie in several splits: what is measured on val and test is too")
     assert "--data.split grouped keeps" in line
+    (line,) = describe_split(data, of_run=True)
+    assert "data." not in line
     without = open_data(DataConfig(), (8, 8))
     assert without.config.split == "stratified"
     assert describe_split(without) == []

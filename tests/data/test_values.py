@@ -379,7 +379,7 @@ def test_a_run_is_given_no_setting_of_training(tmp_path):
     config = DataConfig(source="folder", path=str(tmp_path / "d"), band_names=BANDS, scale=100)
     with pytest.raises(DataError, match=r"cut off; --data\.scale 900 holds all"):
         open_data(config, SIZE)
-    with pytest.raises(DataError, match=r"cut off; bring the images to the units .* train with --data\.scale 900"):
+    with pytest.raises(DataError, match=r"cut off; bring the images to the units that the run was trained in$"):
         open_data(config, SIZE, ("0", "1"))
     write_tiff(tmp_path / "d" / "0" / "0.tif", np.full((2, 8, 8), np.nan, "float32"))
     with pytest.raises(DataError, match=r"not finite.*fill them, or leave the image out$"):

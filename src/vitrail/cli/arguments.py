@@ -7,8 +7,32 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from typing_extensions import override
+
+from vitrail.cli.tables import text_width
 from vitrail.config.text import read_word
 from vitrail.errors import ConfigError, closest
+
+
+def describe_default(value: object) -> str:
+    """A default as the end of an option's help; empty where the option is off or is decided from elsewhere."""
+    if value is None or value is False or value == argparse.SUPPRESS or (value != 0 and not value):
+        return ""
+    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return f" (default: {text.lower() if value is True else text})"
+
+
+class _Help(argparse.HelpFormatter):
+    """Help with those defaults that say something."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=text_width())
+
+    @override
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help is None or action.nargs == 0 or not action.option_strings:
+            return action.help
+        return action.help + describe_default(action.default).replace("%", "%%")
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -24,7 +48,7 @@ class VerbParser(argparse.ArgumentParser):
             prog=f"vitrail {verb}",
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
         )
 
     def add_unfit_files(self) -> None:
@@ -39,6 +63,13 @@ class VerbParser(argparse.ArgumentParser):
                 choices=("error", remedy),
                 help=f"what to do with {which}; error for files that are named, as in training for the run's own",
             )
+
+    @override
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """As argparse's; a number without a name of its own is N."""
+        if settings.get("type") is int and names[0].startswith("-"):
+            settings.setdefault("metavar", "N")
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--ray", metavar="ADDRESS", help="carry out on a Ray cluster; local starts one on this machine")
     parser.add_argument("--dir", help="folder for the results, in place of the suite's own")
-    parser.add_argument("--runs_dir", help="folder of the runs, in place of the suite's own")
+    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs, in place of the suite's own")
     parser.add_argument(
         "--margin", type=float, metavar="SIZE",
         help="largest difference of the metric that counts as equal (0.01: one percentage point); claims of equality "
@@ -45,8 +45,10 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--speed", action="store_true", help="time the variants' models in turn")
     add_without(parser)
-    parser.epilog = "--PART.SETTING VALUE changes all variants: --data.path PLACE --trainer.max_epochs 2"
+    parser.epilog = "--PART.SETTING VALUE changes all variants: --data.path DIR --trainer.max_epochs 2"
     changes, own = split_words(argv, tuple(f"--{part}." for part in PARTS))
+    # As the option was once spelled.
+    own = [f"--runs-dir{word.removeprefix('--runs_dir')}" if word.startswith("--runs_dir") else word for word in own]
     arguments = parser.parse_args(own)
     if arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")

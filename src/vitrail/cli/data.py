@@ -15,7 +15,7 @@ from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
 from vitrail.cli.places import divide
-from vitrail.cli.tables import format_table
+from vitrail.cli.tables import format_table, format_terms
 from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError, closest
 
@@ -50,9 +50,7 @@ def main(argv: list[str]) -> int:
         "show": data_show.main,
     }
     if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, WORDS))
-        lines = [f"  {word:<{width}}  {what}" for word, what in WORDS.items()]
-        print("usage: vitrail data WORD [RECIPE.yaml] [--data.SETTING VALUE ...]\n\n" + "\n".join(lines))
+        print(f"usage: vitrail data WORD [RECIPE.yaml] [--data.SETTING VALUE ...]\n\n{format_terms(WORDS)}")
         return 0 if argv else 2
     if argv[0] not in words:
         raise ConfigError(f"unknown `vitrail data {argv[0]}`{closest(argv[0], words)}")

@@ -7,13 +7,15 @@ from vitrail.cli.recipes import read_recipe_arguments
 from vitrail.errors import ConfigError
 
 _OPTIONS = {"--out": "data.png", "--images": "6", "--times": "6"}
-_HELP = (
-    "Draw a few training images, each several times as training would change them (data.augment and\n"
-    "data.augment_settings), with both streams and the shares of mixed classes.\n\n"
-    "  --out FILE    the picture to write (default: data.png)\n"
-    "  --images N    how many images, spread over the classes (default: 6)\n"
-    "  --times N     how often each is changed (default: 6)"
+_DESCRIPTION = (
+    "Draw a few training images, each several times as training would change them (data.augment and "
+    "data.augment_settings), with both streams and the shares of mixed classes."
 )
+_MEANINGS = {
+    "--out FILE": "the picture to write (default: data.png)",
+    "--images N": "how many images, spread over the classes (default: 6)",
+    "--times N": "how often each is changed (default: 6)",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +25,7 @@ def main(argv: list[str]) -> int:
         argv: Arguments after ``data show``: a recipe, its settings, and the options above.
     """
     own, rest = _divide(argv)
-    recipe, _ = read_recipe_arguments("vitrail data show", _HELP, rest, flags={})
+    recipe, _ = read_recipe_arguments("vitrail data show", _DESCRIPTION, rest, {}, _MEANINGS)
     if recipe is None:
         return 0
     images, times = (_count(name, own[name]) for name in ("--images", "--times"))

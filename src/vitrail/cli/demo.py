@@ -57,7 +57,14 @@ def main(argv: list[str]) -> int:
     parser = VerbParser("demo", "Train the models on scikit-learn's digits, evaluate and compare them, write a page.")
     parser.add_argument("--dir", default="runs/demo", help="folder for the runs, results.csv and report.html")
     parser.add_argument("--epochs", type=int, help="epochs for every model; each has its own number otherwise")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="which to train")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=list(MODELS),
+        default=list(MODELS),
+        metavar="MODEL",
+        help="which to train",
+    )
     arguments = parser.parse_args(argv)
 
     from vitrail.cli.recipes import load_run_recipe, make_recipe

@@ -43,8 +43,8 @@ def _parser() -> VerbParser:
         help="images that belong together, for intervals: a column of the data's table, or a regular expression on the "
         "path; none for single images; as the data or the run's split says when not given",
     )
-    parser.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap, the corruptions and the attacks")
+    parser.add_argument("--resamples", type=int, default=2000, help="samples of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap, the corruptions and the attacks")
     parser.add_argument("--memory", action="store_true", help="measure the memory of a pass too")
     parser.add_argument(
         "--corruptions", nargs="*", metavar="NAME", help="accuracy under the 15 common corruptions, or under some"
@@ -56,7 +56,9 @@ def _parser() -> VerbParser:
     )  # fmt: skip
     parser.add_argument("--sample", type=int, metavar="N", help="do these three on N evenly spaced images")
     parser.add_argument("--ood", metavar="PATH", help="does it tell other images, of another kind, from its own?")
-    parser.add_argument("--ood-source", default="unlabelled", help="what PATH is: a data.source; a folder of images")
+    parser.add_argument(
+        "--ood-source", default="unlabelled", metavar="SOURCE", help="what PATH is: a data.source; a folder of images"
+    )
     parser.add_argument("--ood-spectral", metavar="PATH", help="of two streams: the folder with their second files")
     parser.epilog = f"{EPILOG} Other labelled images of the same classes: --data.source folder --data.path OTHER"
     return parser
@@ -130,7 +132,7 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
     if arguments.split is None and metrics["split"] != "test" and not other:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
     if not other:
-        for line in describe_split(evaluated.images):
+        for line in describe_split(evaluated.images, of_run=True):
             print(line)
     _tell(run, metrics)
     _draw_mistakes(evaluated)

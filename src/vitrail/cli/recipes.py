@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.cli.recipe_help import describe_recipe_verb
 from vitrail.config.changes import split_words
 from vitrail.config.data import DataConfig
-from vitrail.config.load import dump_recipe, load_recipe, recipe_parser
+from vitrail.config.load import dump_recipe, load_recipe
 from vitrail.config.schema import Recipe
 from vitrail.config.text import Written
 from vitrail.errors import ConfigError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_recipe_arguments(
-    prog: str, description: str, argv: list[str], flags: Mapping[str, str]
+    prog: str, description: str, argv: list[str], flags: Mapping[str, str], more: Mapping[str, str] | None = None
 ) -> tuple[Recipe | None, set[str]]:
     """Read ``[RECIPE.yaml] [--flag] [--part.setting value ...]``.
 
@@ -31,18 +32,21 @@ def read_recipe_arguments(
         description: What it does.
         argv: Arguments after the verb.
         flags: Options without a value -> what they do.
+        more: Options that the verb has read already -> what they do, for its help.
 
     Returns:
         The recipe and the flags that were given; no recipe when the command has already answered
-        (``--help``, ``--print_config``).
+        (``--help``, ``--print-config``).
 
     Raises:
         ConfigError: Wrong usage.
     """
-    own = {**flags, "--print_config": "print the resolved recipe and stop"}
-    words = list(argv)
+    own = {**flags, "--print-config": "print the resolved recipe and stop"}
+    words = ["--print-config" if word == "--print_config" else word for word in argv]  # as it was once spelled
     if {"-h", "--help"} & set(words):
-        print(_help(prog, description, own, _value_of("--model.name", words)))
+        name = _value_of("--model.name", words)
+        of_model = None if name is None else (_settings_of(name), _defaults_of)
+        print(describe_recipe_verb(prog, description, {**(more or {}), **own}, name, of_model))
         return None, set()
     given = {word for word in words if word in own}
     words = [word for word in words if word not in own]
@@ -57,7 +61,7 @@ def read_recipe_arguments(
         # The recipe of a run folder resumes that folder, wherever it has been moved and from wherever it is called.
         settings.setdefault("run.dir", Written(Path(file).parent))
     recipe = load_recipe(file, _with_model_of_weights(file, settings), settings_of=_settings_of, prog=prog, flags=own)
-    if "--print_config" in given:
+    if "--print-config" in given:
         print(dump_recipe(recipe), end="")
         return None, given
     return recipe, given
@@ -147,48 +151,6 @@ def _defaults_of(name: str) -> dict[str, Any]:
     from vitrail.models.registry import complete_settings
 
     return complete_settings(name, {})
-
-
-def _help(prog: str, description: str, flags: Mapping[str, str], model: str | None) -> str:
-    import argparse
-    import inspect
-
-    from vitrail import config
-
-    lines = [f"usage: {prog} [RECIPE.yaml] [--PART.SETTING VALUE ...]", "", description, "", "options:"]
-    width = max(map(len, flags))
-    lines += [f"  {flag:<{width}}  {what}" for flag, what in flags.items()]
-    own = None if model is None else _settings_of(model)
-    defaults = {} if model is None else _defaults_of(model)
-    told = f"those of {model} among them" if model else "`--help --model.name swin` lists those of that model too"
-    lines += ["", f"settings ({told}):"]
-    parser = recipe_parser(own, prog)
-    for action in parser._actions:
-        option = action.option_strings[-1] if action.option_strings else ""
-        if "." not in option or option.endswith("help"):
-            continue
-        part, name = option.removeprefix("--").split(".", 1)
-        of_model = action.default == argparse.SUPPRESS
-        value = defaults[name] if of_model else action.default
-        default = "" if value is None else f" (default: {value})"
-        kind = own if of_model else getattr(config, f"{part.capitalize()}Config")
-        lines += [f"  {option}{default}", f"      {_describe(inspect.getdoc(kind) or '', name)}"]
-    return "\n".join(lines)
-
-
-def _describe(text: str, name: str) -> str:
-    """The setting's lines in its dataclass's docstring."""
-    lines = text.split("Attributes:", 1)[-1].splitlines()
-    wanted: list[str] = []
-    for line in lines:
-        stripped = line.strip()
-        if stripped.startswith(f"{name}:"):
-            wanted = [stripped.split(":", 1)[1].strip()]
-        elif wanted and line.startswith("        "):
-            wanted.append(stripped)
-        elif wanted:
-            break
-    return " ".join(wanted)
 
 
 def load_run_recipe(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -30,3 +32,22 @@ def format_fields(fields: Sequence[tuple[str, str]]) -> str:
     """Lay out names and values, one pair a line, indented."""
     width = max(len(name) for name, _ in fields)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in fields)
+
+
+def text_width() -> int:
+    """Columns of help: the terminal's, at most 100."""
+    return min(shutil.get_terminal_size().columns, 100) - 2
+
+
+def format_terms(terms: Mapping[str, str]) -> str:
+    """Terms in a column, and what each means beside it, wrapped to the terminal.
+
+    Args:
+        terms: Term -> its meaning.
+    """
+    column = max(map(len, terms)) + 4
+    lines: list[str] = []
+    for term, meaning in terms.items():
+        first = f"  {term:<{column - 4}}  "
+        lines += textwrap.wrap(meaning, text_width(), initial_indent=first, subsequent_indent=" " * column)
+    return "\n".join(lines)

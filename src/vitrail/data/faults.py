@@ -5,6 +5,7 @@ A fault keeps what is wrong with a file apart from what helps, so that a message
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from vitrail.files import LFS_REMEDY, is_lfs_pointer
 # Values of `BandError.kind`: bands that `data.color` reads as they are, more than 8 bits a band, and another number of
 # bands than are named.
 GRAY, RGB, DEEP, BAND_COUNT = "gray", "rgb", "deep", "band count"
-# What is offered only where a recipe is at hand follows these words.
-TRAINING_ONLY = ", or name its bands"
-IF_NO_DATA = ", or, if they are no data, say so with "
+# Between the alternatives of a remedy.
+OR = ", or "
+# A setting that is decided in training: a trained run takes those that leave out or convert images alone.
+_TRAINING_SETTING = re.compile(r"\bdata\.(?!on_)[a-z_]")
 SKIP = "--data.on_unreadable skip goes on without them"
 # Damaged files in a message; with skip the run lists all.
 _MOST_NAMED = 10
@@ -91,7 +93,7 @@ def unreadable_message(
         # Of remedies that begin alike the longest says all.
         remedies = [r for r in dict.fromkeys(offered) if not any(o != r and o.startswith(r) for o in offered)]
         if of_run:
-            remedies = list(dict.fromkeys(r.split(TRAINING_ONLY)[0].split(IF_NO_DATA)[0] for r in remedies))
+            remedies = list(dict.fromkeys(filter(None, map(for_run, remedies))))
         named = some([e.problem if isinstance(e, ImageFault) else str(e) for e in damaged], _MOST_NAMED)
         parts.append(
             f"{len(damaged):,} of {of} are no images that can be read{skip}: {named}"
@@ -138,13 +140,21 @@ def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:
         if 2 * len(members) <= total:
             return [fault.remedy]
         return [f"--data.color {fault.kind} reads them as they are; or {CONVERT}"]
-    if of_run and TRAINING_ONLY in fault.remedy:
-        return [fault.remedy.split(TRAINING_ONLY)[0]]
     if fault.kind == DEEP and of_run:
         return ["scale them to 8 bits, as the run's images were"]
     if fault.kind == BAND_COUNT and of_run:
         return ["give the run files of its own bands"]
-    return [fault.remedy]
+    remedy = for_run(fault.remedy) if of_run else fault.remedy
+    return [remedy] if remedy else []
+
+
+def for_run(remedy: str) -> str:
+    """The alternatives of a remedy that are left once a model is trained; empty where there is none.
+
+    Args:
+        remedy: Alternatives with :data:`OR` between them.
+    """
+    return OR.join(part for part in remedy.split(OR) if not _TRAINING_SETTING.search(part))
 
 
 def some(items: Sequence[str], most: int = 3) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.band_files import BandFiles, check_pattern, stack_pictures, stack_rasters
-from vitrail.data.faults import BAND_COUNT, DEEP, TRAINING_ONLY, BandError, PointerError, UnreadableError
+from vitrail.data.faults import BAND_COUNT, DEEP, OR, BandError, PointerError, UnreadableError
 from vitrail.data.images import BANDS, Picture, decode_picture, image_size, resize_picture
 from vitrail.data.listing import is_tiff
 from vitrail.data.no_data import no_data_mask
@@ -185,7 +185,8 @@ class FileReader:
             picture = stack_pictures(self.stack.files(file), lambda band: self._decode(band, str(band), "gray", size))
         elif self.named and len(self.bands) != len(BANDS[self.color]):
             wanted = f"where {len(self.bands)} bands are wanted ({', '.join(self.bands)})"
-            raise BandError(f"{name} is a picture {wanted}", summary=f"are pictures {wanted}")
+            remedy = "give TIFF files of these bands, or leave it out"
+            raise BandError(f"{name} is a picture {wanted}", remedy, summary=f"are pictures {wanted}")
         else:
             picture = self._decode(file, name, self.color, size)
         return picture.planes, picture.invalid, picture.pixels
@@ -198,7 +199,7 @@ class FileReader:
             if tiff and not self.named:
                 remedy = "name its bands with data.band_names to read it as a raster"
                 if error.kind != DEEP:
-                    remedy = f"{error.remedy}{TRAINING_ONLY}{remedy.removeprefix('name its bands')}"
+                    remedy = f"{error.remedy}{OR}{remedy}"
                 raise type(error)(error.problem, remedy, error.kind, error.summary) from error
             raise
 

@@ -17,11 +17,12 @@ _MOST_NAMES = 3
 _UNEVEN = 2.0
 
 
-def describe_split(data: ImageData) -> list[str]:
+def describe_split(data: ImageData, *, of_run: bool = False) -> list[str]:
     """Describe what a split does to groups and rare classes.
 
     Args:
         data: The images with their split.
+        of_run: Whether a model is trained on them already, whose split no setting changes any more.
 
     Returns:
         One plain line for each fact; empty for a split without any.
@@ -29,7 +30,7 @@ def describe_split(data: ImageData) -> list[str]:
     held_out = [name for name in ("val", "test") if name in data.splits]
     if not held_out or "train" not in data.splits:
         return []
-    return [*_on_groups(data, held_out), *_on_classes(data, held_out)]
+    return [*_on_groups(data, held_out, of_run), *_on_classes(data, held_out)]
 
 
 def divided_groups(data: ImageData) -> tuple[int, int]:
@@ -56,11 +57,11 @@ def _groups(data: ImageData) -> list[str] | None:
     return None if data.config.group is None else groups_of(data.source, data.config.group)
 
 
-def _on_groups(data: ImageData, held_out: Sequence[str]) -> list[str]:
+def _on_groups(data: ImageData, held_out: Sequence[str], of_run: bool) -> list[str]:
     divided, number = divided_groups(data)
     if not number:
         return []
-    return [*_on_spelling(data), *_on_division(data, held_out, divided, number)]
+    return [*_on_spelling(data), *_on_division(data, held_out, divided, number, of_run)]
 
 
 def _on_spelling(data: ImageData) -> list[str]:
@@ -75,12 +76,14 @@ def _on_spelling(data: ImageData) -> list[str]:
     ]
 
 
-def _on_division(data: ImageData, held_out: Sequence[str], divided: int, number: int) -> list[str]:
+def _on_division(data: ImageData, held_out: Sequence[str], divided: int, number: int, of_run: bool) -> list[str]:
     if divided:
-        given = any(data.source.given_split)
-        remedy = (
-            "give each group one split in the data" if given else "--data.split grouped keeps each group in one split"
-        )
+        if of_run:
+            remedy = "train on a split that keeps each group in one part, and evaluate that run"
+        elif any(data.source.given_split):
+            remedy = "give each group one split in the data"
+        else:
+            remedy = "--data.split grouped keeps each group in one split"
         return [
             f"{divided} of {number} groups lie in several splits: what is measured on {' and '.join(held_out)} is too "
             f"good; {remedy}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrail.data.faults import IF_NO_DATA, UnreadableError
+from vitrail.data.faults import OR, UnreadableError
 from vitrail.data.values import KNOWN_TYPE, LEAST_FILLED, PHYSICAL, ValueRange, ValueRule, resolve_range
 from vitrail.errors import DataError
 
@@ -148,7 +148,7 @@ def _refuse_not_finite(images: Array, lost: Mask | None, rule: ValueRule, what: 
     marks = "nan" if not infinite else ("[nan, inf, -inf]" if nan else "[inf, -inf]")
     raise UnreadableError(
         f"{what} holds values that are not finite ({told})",
-        f"fill them, or leave the image out{IF_NO_DATA}--{rule.prefix}nodata '{marks}'",
+        f"fill them{OR}leave the image out{OR}say that they are no data (--{rule.prefix}nodata '{marks}')",
     )
 
 
@@ -288,14 +288,11 @@ class StreamValues:
             )
         return notes, warnings
 
-    def _fitting(self, of_run: bool) -> str:
-        """An option that fits the values that were seen; of a trained run the range is what it was trained with."""
-        fitting = self.rule.suggest(float(self.low.min()), float(self.high.max()))
-        return (
-            f"bring the images to the units that the run was trained in, or train with {fitting}: it"
-            if of_run
-            else fitting
-        )
+    def _remedy(self, of_run: bool, does: str) -> str:
+        """An option that fits the values that were seen; a trained run keeps its range."""
+        if of_run:
+            return "bring the images to the units that the run was trained in"
+        return f"{self.rule.suggest(float(self.low.min()), float(self.high.max()))} {does}"
 
     def _barely_filled(self, of_run: bool) -> str | None:
         """A warning where the values fill next to nothing of a range that the recipe states."""
@@ -307,7 +304,7 @@ class StreamValues:
             return None
         return (
             f"{self.rule.setting}: the images' values, {low:g} to {high:g}, fill {(high - low) / whole:.2%} of the "
-            f"stated range; {self._fitting(of_run)} fills it"
+            f"stated range; {self._remedy(of_run, 'fills it')}"
         )
 
     def _cut_off(self, tally: Tally, of_run: bool) -> str | None:
@@ -317,12 +314,12 @@ class StreamValues:
         if not many:
             return None
         told = _few([f"{self.bands[i]} ({below[i]:.1%} below, {above[i]:.1%} above)" for i in many])
-        fitting = self._fitting(of_run)
+        remedy = self._remedy(of_run, "holds all that were seen")
         setting = f"{self.rule.prefix}{'range' if self.rule.limits is not None else 'scale'}: "
         outside = f"values of {told} lie outside of the range and"
         if worst[many[0]] > MOST_CUT_OFF:
-            raise DataError(f"{setting}most {outside} would be cut off; {fitting} holds all that were seen")
-        return f"{setting}{outside} are cut off; {fitting} holds all that were seen"
+            raise DataError(f"{setting}most {outside} would be cut off; {remedy}")
+        return f"{setting}{outside} are cut off; {remedy}"
 
     def chosen(self, places: Sequence[int]) -> StreamValues:
         """Those of some bands, in that order."""

@@ -191,7 +191,7 @@ def resolve_range(
         first = kinds[strangers[0]][1]
         raise DataError(
             f"{first} holds {strangers[0]} values and the run was trained on {rule.recorded}, which decided their "
-            f"range; convert it to {rule.recorded} in the same units, or train with {rule.setting} stated"
+            f"range; convert it to {rule.recorded} in the same units"
         )
     if len(kinds) > 1:
         told = ", ".join(f"{kind} ({count}, first {first})" for kind, (count, first) in kinds.items())

@@ -153,8 +153,8 @@ def calibration_predictions(run: RunFolder, name: str, split: str, tta: str) -> 
         remedy = f"`vitrail evaluate {run} --split val{'' if tta == 'none' else f' --tta {tta}'}` computes them"
         return HeldOut(
             None,
-            f"there are no predictions of a validation split; {remedy}; if the data has none, set data.val_fraction or "
-            "add a folder val before training",
+            f"there are no predictions of a validation split; {remedy}; where the data has none, only a run that is "
+            "trained with validation images has them",
         )
     if not is_current(run, wanted):
         return HeldOut(None, f"the predictions of {wanted} are of other weights; `vitrail evaluate {run}` renews them")

@@ -1,0 +1,54 @@
+"""Help: readable on 80 columns, one spelling of options, defaults that say something, and no torch for it."""
+
+import contextlib
+import re
+
+import pytest
+
+from vitrail.cli.data import WORDS
+from vitrail.cli.main import VERBS, main
+
+COMMANDS = [[verb] for verb in VERBS if verb != "data"] + [["data", word] for word in WORDS] + [["data"]]
+COMMANDS += [["train", "--model.name", family] for family in ("vit", "swin", "maxvit", "hvt")]
+
+
+def _help(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        assert main([*command, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_and_says_only_what_helps(capsys, monkeypatch, command):
+    text = _help(capsys, monkeypatch, command)
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"default: (None|False|\(\)|\[|==SUPPRESS)", " ".join(text.split()))
+    options = re.findall(r"(?<![\w`-])--[a-zA-Z][\w.-]*", text)
+    own = {option for option in options if "." not in option}
+    assert not [option for option in own if "_" in option]
+    assert not [option for option in options if "." in option and "-" in option.removeprefix("--")]
+
+
+def test_settings_are_grouped_by_part(capsys, monkeypatch):
+    text = _help(capsys, monkeypatch, ["train"])
+    headings = re.findall(r"^(data|task|trainer|run|model): ", text, re.MULTILINE)
+    assert headings == ["data", "task", "trainer", "run", "model"]
+    for heading, part in zip(
+        re.split(r"^(?:data|task|trainer|run|model): ", text, flags=re.M)[1:], headings, strict=True
+    ):
+        found = re.findall(r"^  --([a-z]+)\.", heading, re.MULTILINE)
+        assert found
+        assert set(found) == {part}
+
+
+@pytest.mark.parametrize("option", ["--seed", "--resamples"])
+def test_a_default_of_zero_is_a_default(capsys, monkeypatch, option):
+    text = " ".join(_help(capsys, monkeypatch, ["evaluate"]).split())
+    assert re.search(rf"{option} N [^-]*\(default: \d+\)", text)
+
+
+@pytest.mark.parametrize("spelling", ["--print-config", "--print_config"])
+def test_both_spellings_print_the_recipe(capsys, spelling):
+    assert main(["train", spelling]) == 0
+    assert capsys.readouterr().out.startswith("data:\n")
