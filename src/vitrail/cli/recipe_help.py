@@ -55,7 +55,9 @@ def describe_recipe_verb(
         of_model = action.default == argparse.SUPPRESS
         kind = own if of_model else getattr(config, f"{part.capitalize()}Config")
         text = _describe(inspect.getdoc(kind) or "", name)
-        text += describe_default(defaults.get(name) if of_model else action.default)
+        value = defaults.get(name) if of_model else action.default
+        # As it is written on the command line.
+        text += describe_default(str(list(value)) if value and isinstance(value, list | tuple) else value)
         found.setdefault(part, []).append(f"  {option}")
         found[part] += textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     for part, what in _PARTS.items():
