@@ -14,6 +14,8 @@ FLOORS = (
     ("tasks", "explain", "runs"),
     ("bench",),
     ("train", "evaluate", "deploy"),
+    ("figures",),
+    ("analyze",),
     ("compare", "report"),
     ("cli",),
     ("__main__",),

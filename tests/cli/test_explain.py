@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.cli.test_verbs import SMALL, fails
 from tests.images import make_folder, save_image
+from vitrail.analyze.examples import choose_methods
 from vitrail.cli.main import main
 from vitrail.data.images import read_image
 from vitrail.explain import explain
-from vitrail.report.pictures import choose_methods
 from vitrail.runs import load_trained
 
 pytestmark = pytest.mark.usefixtures("probes")
@@ -229,20 +229,20 @@ def test_measure(run, images, tmp_path, capsys):
 def test_the_report_compares_methods(run, tmp_path, monkeypatch):
     copy = shutil.copytree(run, tmp_path / "copy")
     assert main(["evaluate", str(copy)]) == 0
-    monkeypatch.setattr("vitrail.report.pictures._PAGE_METHODS", ("rollout", "probe_signed", "probe_refused", "none"))
+    monkeypatch.setattr("vitrail.analyze.examples._PAGE_METHODS", ("rollout", "probe_signed", "probe_refused", "none"))
     assert main(["report", str(copy)]) == 0
     page = (copy / "report.html").read_text()
     assert "What copy looks at, by several methods" in page
     assert "Not for this model: probe_refused (it fits no model; take another)." in page
     assert (copy / "figures" / "methods_copy.png").is_file()
-    monkeypatch.setattr("vitrail.report.pictures._PAGE_METHODS", ("rollout", "none"))
+    monkeypatch.setattr("vitrail.analyze.examples._PAGE_METHODS", ("rollout", "none"))
     assert main(["report", str(copy), "--out", str(tmp_path / "other.html")]) == 0
     assert "by several methods" not in (tmp_path / "other.html").read_text()
 
 
 def test_the_report_knows_what_fits_before_it_draws(run, monkeypatch):
     trained = load_trained(run)
-    monkeypatch.setattr("vitrail.report.pictures._PAGE_METHODS", ("rollout", "probe_signed", "probe_refused", "none"))
+    monkeypatch.setattr("vitrail.analyze.examples._PAGE_METHODS", ("rollout", "probe_signed", "probe_refused", "none"))
     chosen, refused = choose_methods(trained)
     assert chosen == ["rollout", "probe_signed"]
     assert refused == ["probe_refused (it fits no model; take another)"]

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import vitrail
 from tests.images import make_folder, save_image
+from vitrail.analyze.examples import _PAGE_METHODS
 from vitrail.cli.demo import MODELS, demo_recipe
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.explain import list_methods
-from vitrail.report.pictures import _PAGE_METHODS
 
 SMALL = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 2 "

@@ -14,9 +14,9 @@ from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.listing import describe_passed_over, is_tiff, list_by_suffix, list_images
 from vitrail.errors import DataError
+from vitrail.figures.anatomy.canvas import save as save_figure
+from vitrail.figures.picture import Picture, finish_picture
 from vitrail.files import is_lfs_pointer
-from vitrail.report.anatomy.canvas import save as save_figure
-from vitrail.report.picture import Picture, finish_picture
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a" * 16 + "\nsize 12345\n"
 

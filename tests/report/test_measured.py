@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from vitrail.errors import ConfigError, RunError
 from vitrail.evaluate.calibration import confidences_of, reliability_table
 from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
+from vitrail.figures.evaluation import style
+from vitrail.figures.picture import Picture
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.evaluated import Part, Section, Subject
-from vitrail.report.measured_figures import style
 from vitrail.report.page import write_report
-from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
 from vitrail.report.tables import Column, Table
 from vitrail.report.write import beside, write_page

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from vitrail.figures.picture import Picture
 from vitrail.report.brief import Answer
 from vitrail.report.evaluated import Section
-from vitrail.report.picture import Picture
 from vitrail.report.tables import Column, Table
 from vitrail.report.write import write_page
 
@@ -60,7 +60,7 @@ def test_tables_and_figures_scroll_in_a_frame_that_marks_both_edges(tmp_path):
 
 
 def test_commands_are_code_and_names_are_no_mark_up():
-    from vitrail.report.templates import _with_code
+    from vitrail.report.rendering import _with_code
 
     assert _with_code("`vitrail data audit` of <b>") == "<code>vitrail data audit</code> of &lt;b&gt;"
 
@@ -80,6 +80,6 @@ def test_a_page_begins_with_its_answers_and_ends_with_its_words(tmp_path):
 def test_every_page_stands_on_one_base(template):
     from importlib.resources import files
 
-    text = (files("vitrail.report") / f"{template}.html.j2").read_text()
+    text = (files("vitrail.report") / "templates" / f"{template}.html.j2").read_text()
     assert text.startswith('{% extends "base.html.j2" %}')
     assert 'class="scroll' not in text

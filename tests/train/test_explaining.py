@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.train.test_exact_resume import _interrupted, assert_same_end
 from tests.train.test_training import recipe
+from vitrail.analyze.explanations import draw_glimpse
 from vitrail.errors import ConfigError
-from vitrail.report.explanations import draw_glimpse
 from vitrail.train import pretrain, train
 
 pytestmark = pytest.mark.usefixtures("probes")
@@ -129,7 +129,7 @@ def test_pretraining_too(tmp_path):
     [
         ({"run__explain_method": "rolout"}, True, "did you mean 'rollout'"),
         ({"run__explain_method": "probe_refused"}, True, "fits no model"),
-        ({}, False, "draw=vitrail.report.explanations.draw_glimpse"),
+        ({}, False, "draw=vitrail.analyze.explanations.draw_glimpse"),
         ({"run__explain_images": 33}, True, "from 0 to 32"),
         ({"run__explain_every": 0}, True, "at least 1"),
     ],

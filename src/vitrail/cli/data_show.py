@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
         return 0
     images, times = (_count(name, own[name]) for name in ("--images", "--times"))
 
+    from vitrail.figures.contact_sheet import draw_contact_sheet
     from vitrail.files import replacing
-    from vitrail.report.contact_sheet import draw_contact_sheet
     from vitrail.train.preview import training_views
 
     out = output_file(own["--out"], CONTACT_SHEET, (recipe.data.path,))

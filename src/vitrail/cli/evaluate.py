@@ -262,7 +262,7 @@ def _interval(low: float | None, high: float | None) -> str:
 def _draw_mistakes(evaluated: Evaluated) -> None:
     import pandas as pd
 
-    from vitrail.report.mistakes import draw_mistakes
+    from vitrail.figures.mistakes import draw_mistakes
 
     files = evaluated.files
     table = pd.read_csv(files.mistakes, dtype={"path": str, "true": str, "predicted": str}, keep_default_na=False)

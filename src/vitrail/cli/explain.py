@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     settings = _by_method(parse_settings(arguments.set))
     arguments.out = str(output_folder(arguments.out, [arguments.run, *(arguments.images or [])]))
 
-    from vitrail.report.explanations import check_methods, find_class, write_explanations
+    from vitrail.analyze.explanations import check_methods, find_class, write_explanations
     from vitrail.runs.trained import choose_device, load_trained
 
     methods = check_methods(arguments.method, settings)
@@ -169,10 +169,10 @@ def _measure(
     target: int | None,
 ) -> None:
     """Measure the methods on the same images, beside a random map and a blob in the centre."""
+    from vitrail.analyze.faithfulness import describe_counts, measure_methods, own_masks, stack_masks
     from vitrail.cli.tables import format_table
     from vitrail.deploy.images import mask_reader
     from vitrail.files import write_text
-    from vitrail.report.faithfulness import describe_counts, measure_methods, own_masks, stack_masks
 
     masks = own_masks(data)
     if arguments.masks is not None:

@@ -226,7 +226,7 @@ def _build(name: str, settings: dict[str, Any]) -> VisionModel:
 
 def _draw(model: VisionModel, prepared: Prepared, folder: str, told: str) -> str:
     """Draw the figures; a text that lists them."""
-    from vitrail.report.anatomy import View, draw_anatomy
+    from vitrail.figures.anatomy import View, draw_anatomy
 
     views = [View(pixels, title) for pixels, title in zip(prepared.shown, prepared.titles, strict=True)]
     written, omitted = draw_anatomy(model, [x[:1] for x in prepared.inputs], views, folder, told)

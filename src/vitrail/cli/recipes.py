@@ -112,7 +112,7 @@ def drawer(recipe: Recipe) -> Draw | None:
     """What draws explanations while a recipe is trained; None where it asks for none."""
     if not recipe.run.explain_images:
         return None
-    from vitrail.report.explanations import draw_glimpse
+    from vitrail.analyze.explanations import draw_glimpse
 
     return draw_glimpse
 

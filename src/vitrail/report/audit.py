@@ -8,11 +8,11 @@ from typing import Any
 
 from vitrail.data.audit import Audit, DuplicateGroup, LookAlikes
 from vitrail.data.dataset import ImageData
+from vitrail.figures.display import as_pictures, jpeg_uri
 from vitrail.files import write_text
 from vitrail.report.audit_brief import audit_brief
 from vitrail.report.brief import brief_markdown
-from vitrail.report.display import as_pictures, jpeg_uri
-from vitrail.report.templates import render
+from vitrail.report.rendering import render
 from vitrail.report.words import words_on
 
 # Groups drawn of each kind, and images of a group; the rest is counted.

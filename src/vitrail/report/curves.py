@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vitrail.evaluate.curves import COLUMNS, PRECISION_RECALL, ROC
+from vitrail.figures.evaluation import plain, style
+from vitrail.figures.labels import legend_below
+from vitrail.figures.picture import Picture
 from vitrail.report.evaluated import Part, Section, Subject, mean_of, names_of, several
-from vitrail.report.labels import legend_below
-from vitrail.report.measured_figures import plain, style
-from vitrail.report.picture import Picture
 
 _CURVES = (ROC, PRECISION_RECALL)
 _GRID = np.linspace(0, 1, 201)

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vitrail.errors import DataError, RunError
+from vitrail.figures.confusion import PALETTE
+from vitrail.figures.evaluation import plain
+from vitrail.figures.picture import Picture, shorten
 from vitrail.report.evaluated import Part, Section, Subject
-from vitrail.report.figures import PALETTE
-from vitrail.report.measured_figures import plain
-from vitrail.report.picture import Picture, shorten
 from vitrail.report.tables import Column, Table
 
 # Classes with a bar of their own; of more, the largest and the smallest.

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vitrail.errors import RunError
-from vitrail.report.picture import Picture
+from vitrail.figures.picture import Picture
 from vitrail.report.tables import Column, Table
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 

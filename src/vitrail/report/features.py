@@ -12,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vitrail.analyze.examples import FEWEST_POINTS, embed_in_plane
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.evaluate.saved_predictions import is_current
 from vitrail.explain.features import EMBEDDING, layer_features
 from vitrail.extras import import_extra
+from vitrail.figures.anatomy.canvas import save
+from vitrail.figures.confusion import class_colors, feature_space
+from vitrail.figures.display import as_pictures, jpeg_uri
 from vitrail.files import write_text
-from vitrail.report.anatomy.canvas import save
-from vitrail.report.display import as_pictures, jpeg_uri
-from vitrail.report.figures import class_colors, feature_space
-from vitrail.report.pictures import FEWEST_POINTS, embed_in_plane
-from vitrail.report.templates import render
+from vitrail.report.rendering import render
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import describe_training_images, open_images
 from vitrail.runs.trained import TrainedModel, load_trained

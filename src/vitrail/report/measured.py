@@ -11,9 +11,9 @@ import pandas as pd
 
 from vitrail.evaluate.confusion import most_confused
 from vitrail.evaluate.selective import COVERAGES
-from vitrail.report import measured_figures as draw
+from vitrail.figures import evaluation as draw
+from vitrail.figures.picture import Picture
 from vitrail.report.evaluated import Part, Section, Subject, mean_of, names_of, several, who
-from vitrail.report.picture import Picture
 from vitrail.report.tables import Column, Table, is_nothing
 from vitrail.runs.folder import EvaluationFiles
 

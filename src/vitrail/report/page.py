@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitrail.analyze import examples as pictures
+from vitrail.analyze.explanations import explain_images
 from vitrail.config.data import DataConfig
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
@@ -17,14 +19,14 @@ from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.confusion import clustered_together
 from vitrail.evaluate.results_table import read_evaluation, results_table
-from vitrail.report import figures, measured, pictures
+from vitrail.figures import confusion as figures
+from vitrail.figures.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of
+from vitrail.figures.mistakes import mistakes_figure
+from vitrail.figures.picture import Picture
+from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
 from vitrail.report.evaluated import Part, Section, Subject, mixed_up
-from vitrail.report.explanations import explain_images
-from vitrail.report.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of
-from vitrail.report.mistakes import mistakes_figure
-from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
 from vitrail.report.run_brief import run_brief
 from vitrail.report.run_facts import read_facts

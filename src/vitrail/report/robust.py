@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from vitrail.report import measured_figures as draw
+from vitrail.figures import evaluation as draw
+from vitrail.figures.picture import Picture
 from vitrail.report.evaluated import Part, Section, Subject, names_of, several, who
-from vitrail.report.picture import Picture
 from vitrail.report.tables import Column, Table, is_nothing
 
 _SCORES = {

@@ -10,19 +10,20 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from vitrail.analyze import examples as pictures
+from vitrail.analyze.explanations import Seen, explain_images
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.explain.interface import METHODS
-from vitrail.report import figures, pictures
+from vitrail.figures import confusion as figures
+from vitrail.figures.display import as_pictures
+from vitrail.figures.heatmaps import EVEN, Cell, draw_cells, in_even_spreads, maps_of
+from vitrail.figures.picture import Picture, shorten
 from vitrail.report.data import Look
-from vitrail.report.display import as_pictures
 from vitrail.report.evaluated import Part, Section, Subject
-from vitrail.report.explanations import Seen, explain_images
 from vitrail.report.features import separation
-from vitrail.report.heatmaps import EVEN, Cell, draw_cells, in_even_spreads, maps_of
-from vitrail.report.picture import Picture, shorten
 from vitrail.runs.trained import TrainedModel, load_trained
 
 # What a reader takes in, and what takes seconds and not minutes.

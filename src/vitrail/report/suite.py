@@ -14,11 +14,13 @@ from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
 from vitrail.errors import RunError
 from vitrail.evaluate.confusion import clustered_together
-from vitrail.report import figures, measured, suite_figures
+from vitrail.figures import comparison as suite_figures
+from vitrail.figures import confusion as figures
+from vitrail.figures.picture import Picture
+from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
 from vitrail.report.evaluated import Part, Section, Subject, mixed_up
-from vitrail.report.picture import Picture
 from vitrail.report.robust import robustness
 from vitrail.report.side_by_side import EXPLANATIONS, FEATURES, Shelf, check_without, explained, feature_spaces
 from vitrail.report.suite_brief import suite_brief

@@ -71,7 +71,7 @@ class Explaining(Callback):
         if draw is None:
             raise ConfigError(
                 f"run.explain_images {recipe.run.explain_images} needs something that draws: "
-                "train(recipe, draw=vitrail.report.explanations.draw_glimpse), or the command line"
+                "train(recipe, draw=vitrail.analyze.explanations.draw_glimpse), or the command line"
             )
         self.run, self.draw = run, draw
         split = "val" if "val" in data.splits else "train"

@@ -95,7 +95,7 @@ def train(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) -> 
         recipe: What to train.
         resume: Go on from the last checkpoint of the recipe's run folder (or start, where there is none yet).
         draw: Draws explanations while it trains, where ``run.explain_images`` asks for them:
-            ``vitrail.report.explanations.draw_glimpse``.
+            ``vitrail.analyze.explanations.draw_glimpse``.
 
     Returns:
         The run folder.

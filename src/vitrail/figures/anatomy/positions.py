@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vitrail.explain.positions import RelativeBias
-from vitrail.report.anatomy.canvas import INK, Array, blank, head, label, pair_ticks, star, where
+from vitrail.figures.anatomy.canvas import INK, Array, blank, head, label, pair_ticks, star, where
 
 # Numbers in more cells than these cannot be read.
 _MOST_NUMBERS = 9

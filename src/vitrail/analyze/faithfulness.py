@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vitrail.analyze.explanations import Settings, model_inputs
 from vitrail.data.dataset import ImageData
 from vitrail.data.sources.base import innermost
 from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
-from vitrail.report.explanations import Settings, model_inputs
 from vitrail.runs.trained import TrainedModel
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vitrail.report.figures import PALETTE
-from vitrail.report.labels import legend_below
+from vitrail.figures.confusion import PALETTE
+from vitrail.figures.labels import legend_below
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")

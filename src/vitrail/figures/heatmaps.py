@@ -23,8 +23,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
 from vitrail.explain.interface import METHODS, Explanation
-from vitrail.report.anatomy.canvas import head
-from vitrail.report.display import gray
+from vitrail.figures.anatomy.canvas import head
+from vitrail.figures.display import gray
 
 Array = npt.NDArray[Any]
 

@@ -18,7 +18,7 @@ from vitrail.evaluate.run import OTHER
 from vitrail.explain.capture import first_stride
 from vitrail.explain.interface import METHODS, explain, upsample
 from vitrail.explain.token_maps import token_maps
-from vitrail.report.display import as_pictures
+from vitrail.figures.display import as_pictures
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import as_recorded, has_other_paths, open_images, open_prepared
 from vitrail.runs.trained import ModelCard, TrainedModel

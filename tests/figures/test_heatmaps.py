@@ -6,8 +6,8 @@ import torch
 from matplotlib.contour import QuadContourSet
 
 from vitrail.explain.interface import METHODS
-from vitrail.report.display import as_pictures, gray
-from vitrail.report.heatmaps import (
+from vitrail.figures.display import as_pictures, gray
+from vitrail.figures.heatmaps import (
     EVEN,
     RANK,
     Cell,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from vitrail.figures.fonts import save_figure
 from vitrail.files import replacing
 from vitrail.outputs import FIGURE_METADATA
-from vitrail.report.fonts import save_figure
 
 # Inches that a phone shows with letters that can be read.
 _NARROW = 5.0

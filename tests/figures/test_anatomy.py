@@ -8,14 +8,14 @@ from matplotlib.figure import Figure
 import vitrail
 from vitrail.errors import RunError
 from vitrail.explain.anatomy import PatchGrid, dissect, group_tokens
+from vitrail.figures.anatomy import View, draw_anatomy
+from vitrail.figures.anatomy.canvas import hatch_cells, inside, outline, show_rolled, where
+from vitrail.figures.anatomy.draw import plan_pictures
+from vitrail.figures.anatomy.hierarchy import asking_tokens, choose_levels, token_colors
+from vitrail.figures.anatomy.tokens import choose_layers, cut, pull_apart
+from vitrail.figures.anatomy.windows import four_groups, mask_types
 from vitrail.layers.tap import TokenLayout
 from vitrail.models.registry import families
-from vitrail.report.anatomy import View, draw_anatomy
-from vitrail.report.anatomy.canvas import hatch_cells, inside, outline, show_rolled, where
-from vitrail.report.anatomy.draw import plan_pictures
-from vitrail.report.anatomy.hierarchy import asking_tokens, choose_levels, token_colors
-from vitrail.report.anatomy.tokens import choose_layers, cut, pull_apart
-from vitrail.report.anatomy.windows import four_groups, mask_types
 
 
 def _plan(name, **settings):

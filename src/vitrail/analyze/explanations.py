@@ -22,11 +22,9 @@ from vitrail import __version__
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.interface import Explanation, Method, explain, get_method
-from vitrail.files import replacing, write_json
-from vitrail.outputs import EXPLANATIONS_FILE, FIGURE_METADATA
-from vitrail.report.display import as_pictures
-from vitrail.report.fonts import save_figure
-from vitrail.report.heatmaps import (
+from vitrail.figures.display import as_pictures
+from vitrail.figures.fonts import save_figure
+from vitrail.figures.heatmaps import (
     EVEN,
     RANK,
     Cell,
@@ -37,6 +35,8 @@ from vitrail.report.heatmaps import (
     overlay,
     part_cells,
 )
+from vitrail.files import replacing, write_json
+from vitrail.outputs import EXPLANATIONS_FILE, FIGURE_METADATA
 from vitrail.runs.trained import ModelCard, TrainedModel
 from vitrail.train.explaining import Glimpse
 

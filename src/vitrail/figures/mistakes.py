@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.sources.base import ImageSource
 from vitrail.errors import DataError
+from vitrail.figures.display import as_pictures
+from vitrail.figures.fonts import save_figure
+from vitrail.figures.picture import shorten
 from vitrail.files import replacing
 from vitrail.outputs import FIGURE_METADATA
-from vitrail.report.display import as_pictures
-from vitrail.report.fonts import save_figure
-from vitrail.report.picture import shorten
 
 _COLUMNS = 6
 _MOST_CHARACTERS = 20

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from vitrail.explain.anatomy import Asked, LearnedTokens, PatchGrid
-from vitrail.report.anatomy.canvas import (
+from vitrail.figures.anatomy.canvas import (
     INK,
     Array,
     View,
@@ -27,7 +27,7 @@ from vitrail.report.anatomy.canvas import (
     where,
     write,
 )
-from vitrail.report.figures import PALETTE
+from vitrail.figures.confusion import PALETTE
 
 _MOST_PULLED_APART = 64
 _FIRST_IN_ROW, _LAST_IN_ROW = 9, 2

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from vitrail.explain.anatomy import Groups, middle
-from vitrail.report.anatomy.canvas import (
+from vitrail.figures.anatomy.canvas import (
     ACCENT,
     INK,
     REGION_COLORS,
@@ -35,7 +35,7 @@ from vitrail.report.anatomy.canvas import (
     where,
     write,
 )
-from vitrail.report.figures import PALETTE
+from vitrail.figures.confusion import PALETTE
 
 _MOST_STAGES = 4
 _MOST_TYPES = 6

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from vitrail.figures.display import as_pictures
+from vitrail.figures.fonts import save_figure
+from vitrail.figures.picture import shorten
 from vitrail.outputs import FIGURE_METADATA
-from vitrail.report.display import as_pictures
-from vitrail.report.fonts import save_figure
-from vitrail.report.picture import shorten
 
 if TYPE_CHECKING:
     from vitrail.train.preview import Views

@@ -15,8 +15,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
-from vitrail.report.figures import PALETTE
-from vitrail.report.labels import legend_below
+from vitrail.figures.confusion import PALETTE
+from vitrail.figures.labels import legend_below
 
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
 

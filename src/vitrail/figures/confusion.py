@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from vitrail.evaluate.confusion import most_confused
-from vitrail.report.labels import distinct_names, legend_below, legend_beside
+from vitrail.figures.labels import distinct_names, legend_below, legend_beside
 
 # Class and run names are text, whatever signs they hold.
 matplotlib.rcParams["text.parse_math"] = False

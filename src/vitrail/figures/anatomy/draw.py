@@ -10,9 +10,9 @@ from torch import Tensor
 
 from vitrail.explain.anatomy import Anatomy, Level, dissect
 from vitrail.explain.capture import layer_stride
+from vitrail.figures.anatomy import hierarchy, positions, tokens, windows
+from vitrail.figures.anatomy.canvas import View, save
 from vitrail.models.base import VisionModel
-from vitrail.report.anatomy import hierarchy, positions, tokens, windows
-from vitrail.report.anatomy.canvas import View, save
 
 
 def draw_anatomy(

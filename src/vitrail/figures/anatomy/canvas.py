@@ -19,10 +19,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, withStroke
 from matplotlib.ticker import MaxNLocator
 
+from vitrail.figures.confusion import PALETTE
+from vitrail.figures.fonts import save_figure
 from vitrail.files import replacing
 from vitrail.outputs import FIGURE_METADATA
-from vitrail.report.figures import PALETTE
-from vitrail.report.fonts import save_figure
 
 Pair = tuple[int, int]
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from vitrail.report.picture import shorten
+from vitrail.figures.picture import shorten
 
 # Inches of a legend at 8 points: of a letter, of a key's mark with the spaces around it, of a line.
 _LETTER, _MARK, _LINE = 0.066, 0.55, 0.17

@@ -13,8 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from vitrail.explain.anatomy import FusedStreams, Level, Merge, principal_colors
-from vitrail.layers.patch_merging import PARENTS
-from vitrail.report.anatomy.canvas import (
+from vitrail.figures.anatomy.canvas import (
     Array,
     View,
     blank,
@@ -30,7 +29,8 @@ from vitrail.report.anatomy.canvas import (
     where,
     write,
 )
-from vitrail.report.figures import PALETTE
+from vitrail.figures.confusion import PALETTE
+from vitrail.layers.patch_merging import PARENTS
 
 # A map with more cells is shown in part: the step is the same everywhere.
 _MOST_CELLS = 12

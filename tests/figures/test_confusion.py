@@ -12,9 +12,10 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from vitrail.evaluate.confusion import clustered, most_confused
-from vitrail.report import fonts, suite_figures
-from vitrail.report.figures import confusion, feature_space
-from vitrail.report.labels import distinct_names
+from vitrail.figures import comparison as suite_figures
+from vitrail.figures import fonts
+from vitrail.figures.confusion import confusion, feature_space
+from vitrail.figures.labels import distinct_names
 
 
 @pytest.mark.parametrize("labels", [[str(i) for i in range(10)], [f"quite a long name {i}" for i in range(5)]])

@@ -1,0 +1,1 @@
+"""Tables and arrays computed from runs: feature spaces, examples, mistakes, explanations."""
