@@ -14,7 +14,7 @@ from tests.cli.test_verbs import fails
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError
 from vitrail.explain.features import layer_features, layers_of
-from vitrail.models.registry import families
+from vitrail.models.registry import list_families
 from vitrail.report.features import separation
 from vitrail.runs import RunFolder, load_trained
 
@@ -97,7 +97,7 @@ def test_what_is_computed_is_what_was_stored(runs, tmp_path, layer):
 
 @pytest.mark.parametrize("name", ["vit", "swin", "maxvit", "hvt"])
 def test_layers_of_every_family(name):
-    model = vitrail.create_model(name, **families()[name].test_config).eval()
+    model = vitrail.create_model(name, **list_families()[name].test_config).eval()
     inputs = [torch.randn(2, s.chans, *s.size) for s in model.streams]
     for number, layer in enumerate(layers_of(model)):
         features = layer_features(model, inputs, layer)

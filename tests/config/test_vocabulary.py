@@ -7,7 +7,7 @@ from vitrail.cli.main import main
 from vitrail.config import vocabulary
 from vitrail.config.vocabulary import suggest
 from vitrail.errors import ConfigError
-from vitrail.models.registry import families
+from vitrail.models.registry import list_families
 
 _DROPOUT = "dropout of single activations is no setting of this model; "
 
@@ -47,12 +47,12 @@ def test_nothing_is_suggested_where_nothing_is_near(capsys):
     assert "unknown setting '--model.zzz' (`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("family", sorted(families()))
+@pytest.mark.parametrize("family", sorted(list_families()))
 @pytest.mark.parametrize(
     "name", ["drop_rate", "dropout", "attn_drop_rate", "heads", "classes", "channels", "drop_path"]
 )
 def test_settings_of_a_model(family, name):
-    known = families()[family].settings
+    known = list_families()[family].settings
     if name in known:
         pytest.skip(f"{family} has it")
     with pytest.raises(ConfigError) as caught:
@@ -77,7 +77,7 @@ def test_every_entry_names_a_setting():
 
     parts = (DataConfig, ModelConfig, RunConfig, TaskConfig, TrainerConfig)
     known = {name for kind in parts for name in kind.__dataclass_fields__}
-    known |= {name for family in families().values() for name in family.settings} | {"drop_rate", "attn_drop_rate"}
+    known |= {name for family in list_families().values() for name in family.settings} | {"drop_rate", "attn_drop_rate"}
     for name, others in vocabulary._SAME.items():
         assert set(others) <= known, name
     assert {other for other, _ in vocabulary._DIFFERENT.values()} <= known

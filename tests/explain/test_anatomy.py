@@ -24,7 +24,7 @@ from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.window_attention import WindowAttention
-from vitrail.models.registry import families
+from vitrail.models.registry import list_families
 
 
 def _layer(kind, rng):
@@ -199,7 +199,7 @@ def test_merging_takes_its_parents_in_order(grid):
 
 
 def _dissect(name, extra=(0, 0), **settings):
-    model = vitrail.create_model(name, **{**families()[name].test_config, **settings}).eval()
+    model = vitrail.create_model(name, **{**list_families()[name].test_config, **settings}).eval()
     inputs = [torch.randn(1, s.chans, s.size[0] + extra[0], s.size[1] + extra[1]) for s in model.streams]
     return model, inputs, dissect(model, inputs)
 
@@ -278,7 +278,7 @@ def test_fusion(fusion):
 
 
 def test_one_image_at_a_time():
-    model = vitrail.create_model("vit", **families()["vit"].test_config)
+    model = vitrail.create_model("vit", **list_families()["vit"].test_config)
     with pytest.raises(ConfigError, match="one image at a time"):
         dissect(model, [torch.zeros(2, 3, 32, 32)])
 

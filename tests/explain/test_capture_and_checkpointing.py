@@ -7,10 +7,10 @@ import torch
 
 import vitrail
 from vitrail.explain import capture_attention
-from vitrail.models import families
+from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in families()},
+    **{name: (name, {}) for name in list_families()},
     "vit with learned tokens": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1}}),
     "hvt in windows": ("hvt", {"attention": 3}),
     "maxvit as torchvision": ("maxvit", {"flavour": "torchvision"}),
@@ -23,7 +23,7 @@ def case(request):
     name, settings = CASES[request.param]
     rng = random.Random(request.param)
     torch.manual_seed(rng.randrange(1000))
-    model = vitrail.create_model(name, **{**families()[name].test_config, **settings}).train()
+    model = vitrail.create_model(name, **{**list_families()[name].test_config, **settings}).train()
     batches = [_inputs(model, rng) for _ in range(2)]
     gradients = [_gradients(model, model(*batch)) for batch in batches]
     model.set_grad_checkpointing()

@@ -10,10 +10,10 @@ import vitrail
 from vitrail.errors import ConfigError
 from vitrail.explain import capture_attention, explain
 from vitrail.explain.capture import tapped_layers
-from vitrail.models import families
+from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in families()},
+    **{name: (name, {}) for name in list_families()},
     "vit with learned tokens": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1}}),
     "vit with fused tokens": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1, "fuse": True}}),
     "hvt concatenated": ("hvt", {"fusion": "concat", "attention": 3}),
@@ -24,7 +24,7 @@ METHODS = ["rollout", "gradient_rollout", "attribution", "attention"]
 def _case(name):
     family, settings = CASES[name]
     torch.manual_seed(3)
-    model = vitrail.create_model(family, **{**families()[family].test_config, **settings}).eval()
+    model = vitrail.create_model(family, **{**list_families()[family].test_config, **settings}).eval()
     return model, [torch.randn(2, stream.chans, 30, 25) for stream in model.streams]
 
 

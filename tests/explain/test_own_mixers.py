@@ -12,14 +12,14 @@ from vitrail.errors import ConfigError
 from vitrail.explain import attention_maps, capture_attention, explain
 from vitrail.explain.layer_attention import attention_distances
 from vitrail.layers import AttentionTap, TokenLayout
-from vitrail.models import families
+from vitrail.models import list_families
 
 DOCS = Path(__file__).parents[2] / "docs" / "extend.md"
 
 
 def _build(family, **settings):
     torch.manual_seed(0)
-    return vitrail.create_model(family, **{**families()[family].test_config, **settings}).eval()
+    return vitrail.create_model(family, **{**list_families()[family].test_config, **settings}).eval()
 
 
 def _inputs(model):
@@ -44,7 +44,7 @@ def test_every_block_has_its_mixers():
 
 
 @pytest.mark.parametrize("method", ["rollout", "attribution", "gradient_rollout"])
-@pytest.mark.parametrize("family", sorted(families()))
+@pytest.mark.parametrize("family", sorted(list_families()))
 def test_a_block_that_does_not_report_is_named(family, method):
     from vitrail.explain import list_methods
 
@@ -65,7 +65,7 @@ def test_a_whole_block_is_named():
         explain(model, _inputs(model), "rollout")
 
 
-@pytest.mark.parametrize("family", sorted(families()))
+@pytest.mark.parametrize("family", sorted(list_families()))
 def test_numbers_of_layers_stay(family):
     model = _build(family)
     inputs = _inputs(model)

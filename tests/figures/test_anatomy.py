@@ -15,12 +15,12 @@ from vitrail.figures.anatomy.hierarchy import asking_tokens, choose_levels, toke
 from vitrail.figures.anatomy.tokens import choose_layers, cut, pull_apart
 from vitrail.figures.anatomy.windows import four_groups, mask_types
 from vitrail.layers.tap import TokenLayout
-from vitrail.models.registry import families
+from vitrail.models.registry import list_families
 
 
 def _plan(name, **settings):
     torch.manual_seed(0)
-    model = vitrail.create_model(name, **{**families()[name].test_config, **settings}).eval()
+    model = vitrail.create_model(name, **{**list_families()[name].test_config, **settings}).eval()
     inputs = [torch.randn(1, s.chans, *s.size) for s in model.streams]
     views = [View(np.zeros(s.size), s.name) for s in model.streams]
     return model, inputs, views, plan_pictures(model, dissect(model, inputs), views, "told")

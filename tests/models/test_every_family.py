@@ -9,14 +9,14 @@ import torch
 import vitrail
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers import AttentionTap
-from vitrail.models import families
+from vitrail.models import list_families
 
-FAMILIES = sorted(families())
+FAMILIES = sorted(list_families())
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
-    return families()[request.param]
+    return list_families()[request.param]
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import vitrail
 from tests.tiers import fast_first
 from vitrail.errors import ShapeError
 from vitrail.explain import capture_attention
-from vitrail.models import families
+from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in families()},
+    **{name: (name, {}) for name in list_families()},
     **{
         f"vit with TokenLearner {version}{' and fuser' if fuse else ''}": (
             "vit",
@@ -31,7 +31,7 @@ CASES = {
 @pytest.fixture(params=CASES)
 def model(request):
     name, settings = CASES[request.param]
-    return vitrail.create_model(name, **{**families()[name].test_config, **settings}).eval()
+    return vitrail.create_model(name, **{**list_families()[name].test_config, **settings}).eval()
 
 
 def _inputs(model, batch, seed=0):
@@ -109,7 +109,7 @@ def test_autocast_takes_any_type_that_it_converts(model, dtype):
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", list_families())
 @pytest.mark.parametrize(
     ("shape", "remedy"),
     [
@@ -121,7 +121,7 @@ def test_autocast_takes_any_type_that_it_converts(model, dtype):
     ids=["no batch", "no batch, bands last", "bands last", "bands"],
 )
 def test_the_error_of_a_wrong_shape_names_its_remedy(family, shape, remedy):
-    settings = {**families()[family].test_config, "in_chans": 5}
+    settings = {**list_families()[family].test_config, "in_chans": 5}
     settings |= {"spectral_chans": 0} if "spectral_chans" in settings else {}
     model = vitrail.create_model(family, **settings).eval()
     first = model.streams[0]

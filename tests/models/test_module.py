@@ -17,10 +17,10 @@ from tests.tiers import fast_first
 from vitrail.errors import ConfigError
 from vitrail.layers import mbconv, mlp
 from vitrail.layers.plain import is_plain
-from vitrail.models import families
+from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in families()},
+    **{name: (name, {}) for name in list_families()},
     "vit with TokenLearner": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1}}),
     "vit with fuser": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1, "fuse": True}}),
     "vit, mean": ("vit", {"class_token": False, "global_pool": "avg"}),
@@ -34,7 +34,7 @@ CASES = {
 def build(case, **settings):
     torch.manual_seed(0)
     name, changes = CASES[case]
-    return vitrail.create_model(name, **{**families()[name].test_config, **changes, **settings})
+    return vitrail.create_model(name, **{**list_families()[name].test_config, **changes, **settings})
 
 
 def inputs_of(model, batch=2, seed=0):
@@ -248,7 +248,7 @@ def test_symbolic_graphs_are_copied_and_pickled(case):
     for again in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
         torch.testing.assert_close(again(*inputs), model(*inputs))
     name, changes = CASES[case]
-    encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes})
+    encoder = vitrail.create_model(name, features_only=True, **{**list_families()[name].test_config, **changes})
     again = pickle.loads(pickle.dumps(torch.fx.symbolic_trace(encoder.eval())))
     torch.testing.assert_close(again(*inputs), encoder(*inputs))
 
@@ -270,7 +270,7 @@ def test_traced_by_jit_with_its_check(model, gradients):
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("case", fast_first(CASES, len(families())))
+@pytest.mark.parametrize("case", fast_first(CASES, len(list_families())))
 def test_scripted_by_jit(case, training):
     model = build(case, drop_path_rate=0.2 * training).train(training)
     start = copy.deepcopy(model.state_dict())
@@ -297,10 +297,10 @@ def test_scripted_by_jit(case, training):
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
-@pytest.mark.parametrize("case", fast_first(CASES, len(families())))
+@pytest.mark.parametrize("case", fast_first(CASES, len(list_families())))
 def test_scripted_encoders_and_parts_of_scripted_modules(case):
     name, changes = CASES[case]
-    encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes}).eval()
+    encoder = vitrail.create_model(name, features_only=True, **{**list_families()[name].test_config, **changes}).eval()
     inputs = inputs_of(encoder.model)
     with torch.no_grad():
         for ours, scripted in zip(encoder(*inputs), torch.jit.script(encoder)(*inputs), strict=True):

@@ -12,7 +12,7 @@ from torch import nn
 import vitrail
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.errors import ConfigError, RunError, WeightsError
-from vitrail.models import families
+from vitrail.models import list_families
 from vitrail.models.features_only import FeatureEncoder
 from vitrail.runs import ModelCard, RunFolder, StreamCard
 from vitrail.runs.trained import write_trained
@@ -71,7 +71,7 @@ def test_the_variant_is_remembered(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_folder_is_a_model(family, tmp_path):
     model = build(family, 1)
-    settings = dict(vitrail.models.families()[family].test_config)
+    settings = dict(vitrail.models.list_families()[family].test_config)
     stream = StreamCard(("red", "green", "blue"), (0.0,) * 3, (1.0,) * 3, (32, 32))
     card = ModelCard(family, settings, tuple("abcde"), {"image": stream})
     write_trained(RunFolder(tmp_path), model.state_dict(), card)
@@ -265,7 +265,7 @@ def test_pretrained_encoders(family, tmp_path):
     model = build(family, 1)
     vitrail.save_pretrained(model, tmp_path / "whole")
     expected = _levels(FeatureEncoder(build(family, 1)))
-    settings = families()[family].test_config
+    settings = list_families()[family].test_config
     loaded = vitrail.create_model(family, **settings, features_only=True).eval()
     report = vitrail.load_weights(loaded, tmp_path / "whole")
     assert set(report.dropped.values()) == {"an encoder has no classifier"}
@@ -322,13 +322,13 @@ def test_weights_that_come_with_a_library(name, argument):
     ) as caught:
         vitrail.create_model(name, **argument)
     assert ("hf://timm/vit_tiny_patch16_224.TAG" in str(caught.value)) == name.startswith("vit")
-    assert vitrail.create_model("vit", **families()["vit"].test_config, pretrained=False, pretrained_cfg=None)
+    assert vitrail.create_model("vit", **list_families()["vit"].test_config, pretrained=False, pretrained_cfg=None)
 
 
 def test_a_checkpoint_path_is_loaded(tmp_path):
     source = build("vit", 1)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
-    settings = families()["vit"].test_config
+    settings = list_families()["vit"].test_config
     assert unchanged(
         vitrail.create_model("vit", **settings, checkpoint_path=tmp_path / "weights.pth"), snapshot(source)
     )

@@ -10,7 +10,7 @@ from vitrail.catalogue import read_catalogue
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers import Attention
 from vitrail.models.profile import count_multiply_adds, count_parameters, example_inputs, walk
-from vitrail.models.registry import families
+from vitrail.models.registry import list_families
 
 # Counted on the reference implementations: variant, parameters, G multiply-adds of one image.
 REFERENCE = """
@@ -84,13 +84,13 @@ def test_counts_of_the_smallest(name):
 
 
 def _tiny(family, **settings):
-    settings = {**families()[family].test_config, **settings}
+    settings = {**list_families()[family].test_config, **settings}
     return vitrail.create_model(family, **settings)
 
 
 def _tiny_models():
     yield _tiny("hvt", spectral_chans=5)
-    for family in families():
+    for family in list_families():
         yield _tiny(family)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import vitrail
 from vitrail.errors import ConfigError
-from vitrail.models import families
+from vitrail.models import list_families
 
 WRONG = [
     ("vit", {"img_size": 32.0}, "img_size must be a whole number or a pair of whole numbers, got 32.0"),
@@ -54,9 +54,9 @@ def test_lists_and_mappings_will_do():
     assert vitrail.create_model("vit", **{**vars(model.config)}).config == model.config
 
 
-@pytest.mark.parametrize("name", sorted(families()))
+@pytest.mark.parametrize("name", sorted(list_families()))
 def test_configs_stand_where_trainer_expects_its_own(name):
-    model = vitrail.create_model(name, **families()[name].test_config)
+    model = vitrail.create_model(name, **list_families()[name].test_config)
     config = copy.deepcopy(model.config)
     model.config.use_cache = False
     assert model.config == config

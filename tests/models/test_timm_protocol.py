@@ -9,7 +9,7 @@ from torch import nn
 import vitrail
 from tests.models.test_module import CASES, build, inputs_of
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.models import families
+from vitrail.models import list_families
 
 FORMS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}
 
@@ -166,7 +166,7 @@ def test_levels_are_timms_dictionaries(model):
 @torch.no_grad()
 def test_feature_encoders(case):
     name, changes = CASES[case]
-    settings = {**families()[name].test_config, **changes}
+    settings = {**list_families()[name].test_config, **changes}
     encoder = vitrail.create_model(name, features_only=True, **settings).eval()
     inputs = inputs_of(encoder.model)
     maps = encoder(*inputs)
@@ -181,20 +181,20 @@ def test_feature_encoders(case):
 @torch.no_grad()
 def test_symbolic_graphs_of_feature_encoders(case):
     name, changes = CASES[case]
-    encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes}).eval()
+    encoder = vitrail.create_model(name, features_only=True, **{**list_families()[name].test_config, **changes}).eval()
     graph, inputs = torch.fx.symbolic_trace(encoder), inputs_of(encoder.model, 3)
     torch.testing.assert_close(graph(*inputs), encoder(*inputs))
 
 
 def test_an_encoder_of_one_stream_refuses_a_second_input():
-    encoder = vitrail.create_model("swin", features_only=True, **families()["swin"].test_config)
+    encoder = vitrail.create_model("swin", features_only=True, **list_families()["swin"].test_config)
     with pytest.raises(ShapeError, match="the model has one stream"):
         encoder(torch.randn(1, 3, 32, 32), torch.randn(1, 3, 32, 32))
 
 
 def test_a_feature_pyramid_decodes_every_family(case):
     name, changes = CASES[case]
-    encoder = vitrail.create_model(name, features_only=True, **{**families()[name].test_config, **changes})
+    encoder = vitrail.create_model(name, features_only=True, **{**list_families()[name].test_config, **changes})
     laterals = nn.ModuleList(nn.Conv2d(channels, 8, 1) for channels in encoder.feature_info.channels())
     inputs = inputs_of(encoder.model)
     maps = [lateral(x) for lateral, x in zip(laterals, encoder(*inputs), strict=True)]
@@ -237,12 +237,12 @@ def test_checkpointing_as_hugging_face_asks(model):
         model.gradient_checkpointing_enable(every_n_layers=2)
 
 
-@pytest.mark.parametrize("name", sorted(families()))
+@pytest.mark.parametrize("name", sorted(list_families()))
 def test_reloaded_by_hugging_faces_mixin(name, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
-    kind = type(vitrail.create_model(name, **families()[name].test_config))
+    kind = type(vitrail.create_model(name, **list_families()[name].test_config))
     mixed = type(f"My{kind.__name__}", (kind, hub.PyTorchModelHubMixin), {})
-    config = families()[name].config(**families()[name].test_config)
+    config = list_families()[name].config(**list_families()[name].test_config)
     model = mixed(config)
     model.save_pretrained(tmp_path)
     again = mixed.from_pretrained(tmp_path)

@@ -8,10 +8,10 @@ from torch.func import functional_call, grad, hessian, jvp, stack_module_state, 
 
 import vitrail
 from tests.tiers import fast_first
-from vitrail.models import families
+from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in families()},
+    **{name: (name, {}) for name in list_families()},
     **{
         f"vit with TokenLearner {version}{' and fuser' if fuse else ''}": (
             "vit",
@@ -30,7 +30,7 @@ WITHOUT_AND_WITH_GRADIENTS = pytest.mark.parametrize("gradients", fast_first([Tr
 @pytest.fixture(params=CASES)
 def build(request):
     name, settings = CASES[request.param]
-    return lambda: vitrail.create_model(name, **{**families()[name].test_config, **settings}).eval()
+    return lambda: vitrail.create_model(name, **{**list_families()[name].test_config, **settings}).eval()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import vitrail
 from tests.models.test_module import CASES, build, inputs_of
 from tests.peers import import_peer
 from vitrail.explain import explain
-from vitrail.models import families
+from vitrail.models import list_families
 
 pytestmark = pytest.mark.peers
 
@@ -176,7 +176,7 @@ def test_torchvisions_pyramid_network_over_every_family(case):
     name, changes = CASES[case]
     rng = random.Random(case)
     bands = rng.randint(1, 7)
-    settings = {**families()[name].test_config, **changes, "in_chans": bands}
+    settings = {**list_families()[name].test_config, **changes, "in_chans": bands}
     encoder = vitrail.create_model(name, features_only=True, **settings)
     inputs = [torch.rand(2, s.chans, 40, 48) for s in encoder.model.streams]
     pyramid = FeaturePyramidNetwork(encoder.feature_info.channels(), 8)
@@ -261,7 +261,7 @@ class _Labelled(nn.Module):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", sorted(families()))
+@pytest.mark.parametrize("name", sorted(list_families()))
 def test_hugging_faces_trainer(name, checkpointing, tmp_path):
     import_peer("accelerate")
     transformers = import_peer("transformers")
@@ -288,7 +288,7 @@ def test_hugging_faces_trainer(name, checkpointing, tmp_path):
 
 
 @pytest.mark.parametrize("report_to", [[], ["tensorboard"]], ids=["no log", "tensorboard"])
-@pytest.mark.parametrize("name", sorted(families()))
+@pytest.mark.parametrize("name", sorted(list_families()))
 def test_hugging_faces_trainer_of_the_model_itself(name, report_to, tmp_path):
     import_peer("accelerate")
     transformers = import_peer("transformers")

@@ -4,7 +4,7 @@ import torch
 
 import vitrail
 from vitrail.data.transforms import NormalizeStreams
-from vitrail.models import families
+from vitrail.models import list_families
 
 # A model of each family, without a classifier, as pre-training has it; the fusions of HVT and a ViT with a fuser too.
 SETTINGS = {
@@ -20,7 +20,7 @@ SETTINGS = {
 
 
 def tiny(name, seed=0, **settings):
-    family = families()[name.split("_")[0]]
+    family = list_families()[name.split("_")[0]]
     torch.manual_seed(seed)
     return vitrail.create_model(
         family.name, **{**family.test_config, **SETTINGS.get(name, {}), "num_classes": 0, **settings}

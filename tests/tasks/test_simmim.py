@@ -5,7 +5,7 @@ import torch
 
 from tests.tasks.models import SETTINGS, batch_for, statistics, tiny
 from vitrail.errors import ConfigError
-from vitrail.models import families
+from vitrail.models import list_families
 from vitrail.tasks.masking import upsample_mask
 from vitrail.tasks.simmim import PixelHead, SimMIMTask
 
@@ -17,7 +17,7 @@ def made(name, seed=0, ratio=0.5, task=None, **settings):
 
 
 def test_every_family_is_tried():
-    assert {name.split("_")[0] for name in SETTINGS} == set(families())
+    assert {name.split("_")[0] for name in SETTINGS} == set(list_families())
 
 
 def _inputs(task, size=None, seed=0):

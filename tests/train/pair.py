@@ -100,7 +100,7 @@ def steps(family, task, settings=None, checkpointing=False):
 
     rank = torch.distributed.get_rank()
     torch.manual_seed(3)
-    tiny = {**vitrail.models.families()[family].test_config, **(settings or {})}
+    tiny = {**vitrail.models.list_families()[family].test_config, **(settings or {})}
     model = vitrail.create_model(family, **tiny)
     model.set_grad_checkpointing(checkpointing)
     normalize = NormalizeStreams({s.name: ((0.4,) * s.chans, (0.3,) * s.chans) for s in model.streams})

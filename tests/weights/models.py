@@ -3,14 +3,14 @@
 import torch
 
 import vitrail
-from vitrail.models import families
+from vitrail.models import list_families
 
-FAMILIES = sorted(families())
+FAMILIES = sorted(list_families())
 
 
 def build(family, seed=0, **settings):
     torch.manual_seed(seed)
-    return vitrail.create_model(family, **{**families()[family].test_config, **settings}).eval()
+    return vitrail.create_model(family, **{**list_families()[family].test_config, **settings}).eval()
 
 
 def snapshot(model):

@@ -15,7 +15,7 @@ from vitrail.extras import import_extra
 from vitrail.models.base import VisionModel
 from vitrail.models.peer import Peer
 from vitrail.models.profile import example_inputs
-from vitrail.models.registry import create_model, families, find_family
+from vitrail.models.registry import create_model, find_family, list_families
 from vitrail.weights.load import load_weights
 
 # Maximum difference of outputs, relative to the largest output.
@@ -124,7 +124,7 @@ def _randomise(model: nn.Module) -> None:
 
 def _plan(library: str, name: str, settings: Settings) -> tuple[Peer, dict[str, Any]]:
     """Find the family's peer and complete the settings, before anything is imported."""
-    libraries = sorted({known for family in families().values() for known in family.peers})
+    libraries = sorted({known for family in list_families().values() for known in family.peers})
     if library not in libraries:
         raise ConfigError(f"models are measured against {' and '.join(libraries)}, not against {library!r}")
     family, base = find_family(name)

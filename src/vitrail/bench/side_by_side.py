@@ -32,7 +32,7 @@ from vitrail.bench.speed import (
 from vitrail.errors import ConfigError, VitrailError
 from vitrail.models.base import VisionModel
 from vitrail.models.profile import count_multiply_adds
-from vitrail.models.registry import create_model, families
+from vitrail.models.registry import create_model, list_families
 from vitrail.runs.trained import load_trained
 
 OURS = "vitrail"
@@ -56,7 +56,7 @@ class Subject:
     @property
     def is_run(self) -> bool:
         """Whether the name is a run folder and not a model."""
-        known = families()
+        known = list_families()
         is_model = self.name in known or any(self.name in family.variants for family in known.values())
         return not is_model and (Path(self.name).is_dir() or "/" in self.name)
 

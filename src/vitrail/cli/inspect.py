@@ -195,9 +195,9 @@ class _Opened(NamedTuple):
 def _open(name: str, settings: dict[str, Any], img_size: tuple[int, int] | None, meta: bool) -> _Opened:
     import torch
 
-    from vitrail.models.registry import families
+    from vitrail.models.registry import list_families
 
-    known = families()
+    known = list_families()
     is_model = name in known or any(name in family.variants for family in known.values())
     if is_model or not (Path(name).exists() or "/" in name):
         torch.manual_seed(0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, did_you_mean
 from vitrail.models.base import VisionModel
-from vitrail.models.maxvit import MaxViT
+from vitrail.models.families.maxvit import MaxViT
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The model families and the registry that lists them."""
 
 from vitrail.models.base import FeatureInfo, Stream, VisionModel
-from vitrail.models.registry import Family, create_model, families, find_family, list_models, register_family
+from vitrail.models.registry import Family, create_model, find_family, list_families, list_models, register_family
 
 __all__ = [
     "Family",
@@ -9,8 +9,8 @@ __all__ = [
     "Stream",
     "VisionModel",
     "create_model",
-    "families",
     "find_family",
+    "list_families",
     "list_models",
     "register_family",
 ]

@@ -18,7 +18,7 @@ import torch
 from vitrail.catalogue import Catalogue, FamilyFacts, Part, Setting, StreamFacts, Variant, to_json
 from vitrail.files import write_text
 from vitrail.models.profile import Step, count_parameters, example_inputs, walk
-from vitrail.models.registry import Family, create_model, families, find_family
+from vitrail.models.registry import Family, create_model, find_family, list_families
 
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
 
@@ -67,7 +67,7 @@ def describe_variant(name: str) -> Variant:
 
 def build_catalogue() -> Catalogue:
     """The catalogue of everything that is registered."""
-    known = families()
+    known = list_families()
     names = sorted(name for family in known.values() for name in family.variants)
     return Catalogue(
         {name: describe_family(family) for name, family in known.items()},

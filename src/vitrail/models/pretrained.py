@@ -13,7 +13,7 @@ from torch import nn
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.files import write_json
 from vitrail.models.base import VisionModel
-from vitrail.models.registry import complete_settings, create_model, families
+from vitrail.models.registry import complete_settings, create_model, list_families
 from vitrail.models.twin import check_rebuilt
 from vitrail.weights.load import load_weights
 from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE, Location, find_weights, read_card
@@ -35,7 +35,7 @@ def model_settings(model: nn.Module) -> tuple[str, dict[str, Any]]:
         ConfigError: No registered family builds it.
     """
     network: VisionModel = network_inside(model, VisionModel, "saved")
-    family = next((f for f in families().values() if isinstance(network.config, f.config)), None)
+    family = next((f for f in list_families().values() if isinstance(network.config, f.config)), None)
     if family is None:
         raise ConfigError(f"{type(network).__name__} belongs to no registered family, so that it cannot be built again")
     name = network.name if network.name in family.variants else family.name

@@ -16,7 +16,7 @@ from vitrail.errors import ConfigError, WeightsError
 from vitrail.layers.shapes import divide_up
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel
-from vitrail.models.registry import Family, create_model, families
+from vitrail.models.registry import Family, create_model, list_families
 from vitrail.weights.candidates import (
     Candidate,
     choose_candidate,
@@ -204,7 +204,7 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
     Raises:
         WeightsError: There are none, they are refused with a reason, or several could be meant.
     """
-    known = [(family, _known_names(family)) for family in families().values()]
+    known = [(family, _known_names(family)) for family in list_families().values()]
     refusals: list[WeightsError] = []
     maps = [key_map for family, _ in known for key_map in _model_class(family).key_maps]
 
@@ -232,7 +232,7 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
             return _Found(reading, tuple(notes), None, layer.__name__, key_map, {})
     state = read_by_name(checkpoint).state
     raise WeightsError(
-        f"{where} is of no family that vitrail knows ({', '.join(families())}); it holds {len(state)} tensors, "
+        f"{where} is of no family that vitrail knows ({', '.join(list_families())}); it holds {len(state)} tensors, "
         f"the first of them {', '.join(list(state)[:3])}"
     )
 

@@ -69,11 +69,11 @@ def register_family(family: Family) -> Family:
     return family
 
 
-def families() -> dict[str, Family]:
+def list_families() -> dict[str, Family]:
     """All families by name; imports the files of this package on the first call, which registers them."""
-    package = importlib.import_module("vitrail.models")
+    package = importlib.import_module("vitrail.models.families")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"vitrail.models.{module.name}")
+        importlib.import_module(f"{package.__name__}.{module.name}")
     return dict(sorted(_FAMILIES.items()))
 
 
@@ -83,7 +83,7 @@ def find_family(name: str) -> tuple[Family, dict[str, Any]]:
     Raises:
         ConfigError: An unknown name; the message gives the closest.
     """
-    known = families()
+    known = list_families()
     if name in known:
         return known[name], {}
     for family in known.values():
@@ -117,7 +117,7 @@ def list_models(pattern: str = "*") -> list[str]:
     Args:
         pattern: For example ``"vit_small*"``; a family's name stands for its variants.
     """
-    known = families()
+    known = list_families()
     if pattern in known:
         return sorted(known[pattern].variants)
     names = [name for family in known.values() for name in family.variants]

@@ -12,7 +12,7 @@ from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError
 from vitrail.layers.positions import sincos_positions
 from vitrail.models.base import VisionModel
-from vitrail.models.vit import Block, ViT
+from vitrail.models.families.vit import Block, ViT
 from vitrail.tasks.masking import (
     mask_pixels,
     masked_mean,
