@@ -91,7 +91,7 @@ def test_trying_a_model(tiny, capsys):
     assert code == 0
     assert "resampled pos_embed: positions from 14 x 14 to 12 x 12, bicubic" in out
     assert "bands from 4 to 3: mean of all kernels, times 4/3; patches from 16 x 16 to 32 x 32" in out
-    assert "missing head.weight" in out
+    assert "new head: the model keeps its own head.weight" in out
     code, out, _ = _ask(capsys, tiny, *words, "--json")
     assert code == 0
     assert set(json.loads(out)["report"]["resampled"]) == {"pos_embed", "patch_embed.proj.weight"}

@@ -103,4 +103,4 @@ def test_hugging_faces_models_without_a_head_are_recognised():
     settings = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 6}
     model = vitrail.create_model("vit", **settings)
     report = vitrail.load_weights(model, vit, new_head=True)
-    assert set(report.missing) == {"head.weight", "head.bias"}
+    assert set(report.new_head) == {"head.weight", "head.bias"}

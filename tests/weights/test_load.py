@@ -91,7 +91,8 @@ def test_a_new_head_is_asked_for(family, classes):
     for key, value in after.items():
         # The head keeps its own values, also where the other would fit; all else is the checkpoint's.
         assert torch.equal(value, before[key] if key in head else theirs[key]), key
-    assert set(report.missing) == {key for key in head if key in after}
+    assert set(report.new_head) == {key for key in head if key in after}
+    assert not report.missing
     assert set(report.dropped) == {key for key in head if key in theirs}
     assert "new_head" in str(report)
     with torch.no_grad():
@@ -108,7 +109,8 @@ def test_weights_without_a_head(family):
         vitrail.load_weights(other, headless.state_dict())
     assert unchanged(other, before)
     report = vitrail.load_weights(other, headless.state_dict(), new_head=True)
-    assert set(report.missing) == set(before) - set(headless.state_dict())
+    assert set(report.new_head) == set(before) - set(headless.state_dict())
+    assert not report.missing
 
 
 def test_a_new_head_needs_a_model_with_one():

@@ -17,6 +17,7 @@ from vitrail.cli.main import main
 from vitrail.cli.weights import _parser
 from vitrail.config import ModelConfig
 from vitrail.errors import WeightsError
+from vitrail.models import families
 from vitrail.weights.remedies import COMMAND, PYTHON, RECIPE, spellings
 
 SOURCE = Path(vitrail.__file__).parent
@@ -175,3 +176,76 @@ def test_the_weights_of_a_run_have_no_options(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "estore the file" in message
     assert "allow" not in message
+
+
+# -- depth and width ---------------------------------------------------------------------------------------
+
+OTHERS = {
+    "vit": ({"depth": 4}, {"embed_dim": 36}),
+    "swin": ({"depths": (2, 3)}, {"num_heads": (4, 4)}, {"embed_dim": 24}),
+    "maxvit": ({"depths": (2, 2)}, {"stem_width": 24}),
+    "hvt": ({"depths": (2, 2)}, {"embed_dim": 24}),
+}
+CASES = [(family, other) for family, all_others in OTHERS.items() for other in all_others]
+
+
+@pytest.mark.parametrize(("family", "other"), CASES)
+def test_another_depth_or_width_is_named_as_the_setting(family, other):
+    settings = families()[family].test_config
+    source = vitrail.create_model(family, **{**settings, **other})
+    model = build(family, 1)
+    with pytest.raises(WeightsError) as caught:
+        vitrail.load_weights(model, source.state_dict())
+    (name, value), *_ = other.items()
+    assert f"uild the model with {name}={json.dumps(value, separators=(',', ':'))}, as that of the weights" in str(
+        caught.value
+    )
+    assert type(model).read_structure(source.state_dict()).items() >= other.items()
+    for spelling, written in ((RECIPE, f"model.{name} "), (COMMAND, f"--set {name}=")):
+        with pytest.raises(WeightsError, match=f"uild the model with {written}"):
+            vitrail.load_weights(model, source.state_dict(), spelling=spelling)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_what_can_be_read_off_a_model_is_its_own(family):
+    model = build(family, 1)
+    read = type(model).read_structure(model.state_dict())
+    assert read
+    assert {name: getattr(model.config, name) for name in read} == read
+    unchanged = vitrail.load_weights(model, model.state_dict())
+    assert not unchanged.missing
+
+
+@pytest.mark.parametrize(("family", "start"), [("vit", "blocks.1"), ("swin", "layers.0.blocks.1")])
+def test_the_missing_keys_of_one_block_are_allowed_as_that_block(family, start):
+    settings = {**families()[family].test_config, **({"depth": 3} if family == "vit" else {})}
+    source = vitrail.create_model(family, **settings).state_dict()
+    state = _without(source, start + ".")
+    if family == "swin":
+        state |= {key: value for key, value in source.items() if key == start + ".norm1.weight"}
+    lacking = len(source) - len(state)
+    model = vitrail.create_model(family, **settings)
+    names = rf"{lacking} missing \({re.escape(start)}.* and {lacking - 3} more\)"
+    pattern = names + rf".*allow_missing=\['{re.escape(start)}\.\*'\]"
+    with pytest.raises(WeightsError, match=pattern):
+        vitrail.load_weights(model, state)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_the_command_line_prints_settings_that_fit(family, tmp_path, capsys):
+    model = build(family, 1)
+    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    assert main(["weights", str(tmp_path / "x.safetensors")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "--model" in line)
+    advised = shlex.split(line.partition("try")[2].replace("(no shape shows it)", "").replace("as it was trained", ""))
+    config = families()[family].test_config
+    words = []
+    for word in advised:
+        name, _, value = word.partition("=")
+        words.append(f"{name}={json.dumps(config[name])}" if value == "N" else word)
+    if family == "swin":
+        words += ["--set", f"img_size={config['img_size']}"]
+    assert main(["weights", str(tmp_path / "x.safetensors"), *words]) == 0, capsys.readouterr()
+    out = capsys.readouterr().out
+    assert "no variant" not in out
+    assert f"loading into {family}:" in out

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
             record["refused"] = refused or None
         print(json.dumps(record, indent=2, ensure_ascii=False))
     else:
-        print(_describe(arguments.file, facts))
+        print(_describe(arguments.file, facts, fits=report is not None))
         if arguments.model:
             print(f"\nloading into {arguments.model}:")
             print(f"  refused: {refused}" if report is None else _indented(report))
@@ -130,13 +130,25 @@ def _dry_run(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[L
     return report, ""
 
 
-def _describe(file: str, facts: WeightsFacts) -> str:
+def _describe(file: str, facts: WeightsFacts, fits: bool) -> str:
+    """The facts, and what loading into the first fitting variant does.
+
+    Args:
+        file: Name of the file.
+        facts: What it is.
+        fits: Whether the model that was asked for fits, so that no advice on another is needed.
+    """
     from vitrail.weights.normalisation import describe
+    from vitrail.weights.remedies import COMMAND
 
     fields = [("source", facts.source), ("family", facts.family)]
     fields += [("variant" if i == 0 else "", _model(fit.name, fit.settings)) for i, fit in enumerate(facts.fits)]
-    if facts.problem:
+    if facts.problem and not fits:
         fields.append(("variant", facts.problem))
+        if facts.settings:
+            unread = [f"--set {name}=N as it was trained (no shape shows it)" for name in facts.unread]
+            words = " ".join([f"--model {facts.family}", COMMAND.settings(facts.settings), *unread])
+            fields.append(("try", words))
     if facts.num_classes is not None:
         fields.append(("classes", str(facts.num_classes) if facts.num_classes else "no classifier"))
     for entry in facts.inputs:

@@ -459,6 +459,15 @@ class VisionModel(nn.Module, ABC):
                     settings[f"{prefix}img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
         return settings
 
+    @classmethod
+    def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read settings of depth and width off a checkpoint; none for a family that does not say how.
+
+        Args:
+            state: Tensors by our names.
+        """
+        return {}
+
     def level_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         """Which levels of :attr:`feature_info` are wanted.
 
@@ -481,6 +490,24 @@ class VisionModel(nn.Module, ABC):
 def as_config(kind: type[Any], config: Any) -> Any:
     """A config from its settings as a mapping, as a file of Hugging Face's hub holds them; a config as it is."""
     return kind(**config) if isinstance(config, Mapping) else config
+
+
+def count_numbered(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of the modules ``prefix.0``, ``prefix.1``, ... in a checkpoint, up to the highest index."""
+    indices = {key[len(prefix) + 1 :].partition(".")[0] for key in state if key.startswith(f"{prefix}.")}
+    return max((int(index) + 1 for index in indices if index.isdigit()), default=0)
+
+
+def read_width(state: Mapping[str, Tensor], kernel: str, setting: str = "embed_dim") -> dict[str, int]:
+    """Channels that a convolution in a checkpoint returns, under the name of the setting; empty without it."""
+    weight = state.get(kernel)
+    return {} if weight is None or weight.ndim != 4 else {setting: weight.shape[0]}
+
+
+def read_stages(state: Mapping[str, Tensor], stages: str) -> dict[str, tuple[int, ...]]:
+    """Number of blocks of each of ``stages.0``, ``stages.1``, ... in a checkpoint, as ``depths``; empty without any."""
+    depths = tuple(count_numbered(state, f"{stages}.{i}.blocks") for i in range(count_numbered(state, stages)))
+    return {"depths": depths} if depths and all(depths) else {}
 
 
 def as_format(x: Tensor, output_fmt: str) -> Tensor:

@@ -35,6 +35,8 @@ from vitrail.weights.rules import KeyMap
 _ENOUGH = 0.6
 # Settings in which every use of a variant differs; they make it no other variant.
 _FREE = ("num_classes", "in_chans")
+# Settings that change a model's outputs and may show in no shape.
+_STRUCTURE = ("num_heads", "dim_head")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class WeightsFacts:
         notes: What was unpacked to find the tensors.
         fits: Models it can be loaded into as it is, the nearest variants.
         problem: Why there is none.
+        settings: Settings of the family that the tensors show, those that differ from its defaults.
+        unread: Settings of depth and width that no tensor shows.
         normalization: Mean and standard deviation by which the images were normalised, by stream; empty where nothing
             gives them.
     """
@@ -115,6 +119,8 @@ class WeightsFacts:
     notes: tuple[str, ...]
     fits: tuple[Fit, ...] = ()
     problem: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
     normalization: Normalization = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,7 +201,12 @@ def recognise(
     if not search.fits:
         why = f" ({search.reasons[0]})" if search.reasons else ""
         problem = f"no variant of {family.name} fits{why}; build the family with the settings it was made with"
-    return _facts(checkpoint, found, source, family.name, read, tuple(search.fits), problem)
+    facts = _facts(checkpoint, found, source, family.name, read, tuple(search.fits), problem)
+    shown = {**read, **_model_class(family).read_structure(found.mapped)}
+    defaults = {f.name: f.default for f in dataclasses.fields(family.config)}
+    differing = {key: value for key, value in shown.items() if key in defaults and defaults[key] != value}
+    unread = tuple(name for name in _STRUCTURE if name in defaults and name not in shown)
+    return dataclasses.replace(facts, settings=differing, unread=unread)
 
 
 def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spelling) -> _Found:

@@ -40,6 +40,8 @@ _TRAINING = re.compile(
 )
 # Buffers of a normalisation inside of the model; here the run normalises.
 _NORMALISING = re.compile(r"(normali[sz]e(r|ation)?\.)?(pixel_|image_)?(mean|std)")
+# Maximum number of keys of a kind that an error names; it counts the rest.
+_NAMED = 3
 # Maximum number of patterns in a remedy.
 _MAX_PATTERNS = 6
 # Remedy for weights of a fixed model, as in a run folder.
@@ -71,6 +73,15 @@ class Fitting(Protocol):
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
     ) -> tuple[Tensor, str] | None:
         """Resample a tensor for ``key``, and describe how; None if impossible."""
+        ...
+
+
+@runtime_checkable
+class Structured(Protocol):
+    """A model whose depth and width can be read off a checkpoint."""
+
+    def read_structure(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Settings of depth and width, from tensors by our names."""
         ...
 
 
@@ -204,9 +215,11 @@ def _plan(
     state = _drop_training(own, state, report)
     accepted = _fit(model, own, state, report, options, made_for, where)
     report.loaded = list(accepted)
-    report.missing = [key for key in own if key not in accepted]
+    lacking = [key for key in own if key not in accepted]
+    report.new_head = [key for key in lacking if options.new_head and key in head]
+    report.missing = [key for key in lacking if key not in report.new_head]
     report.unexpected = [key for key in state if key not in own]
-    _refuse(report, options, head, where)
+    _refuse(report, options, head, where, _differing_structure(model, state, options.spelling))
     return accepted, report
 
 
@@ -321,7 +334,7 @@ def _fit(
         elif _allowed(key, options.allow_missing):
             report.dropped[key] = f"shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
         else:
-            raise WeightsError(f"{where}: {_misfit(model, key, value, target, options.spelling)}")
+            raise WeightsError(f"{where}: {_misfit(model, key, value, target, state, options.spelling)}")
     report.notes += [f"{count} tensors converted from {kind}" for kind, count in casts.items()]
     return accepted
 
@@ -378,7 +391,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, spelling: Spelling) -> str:
+def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, state: State, spelling: Spelling) -> str:
     shapes = f"{key} has shape {tuple(value.shape)} where the model has {tuple(target.shape)}"
     if not spelling.has("allow_missing"):
         return f"{shapes}; {_RESTORE}"
@@ -387,24 +400,37 @@ def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, spelling:
             f"{shapes}: another number of classes. {spelling.on('new_head')} leaves the checkpoint's out; or build the "
             "model with as many classes"
         )
+    if settings := _differing_structure(model, state, spelling):
+        return f"{shapes}; build the model with {settings}, as that of the weights"
     return f"{shapes}; build the model to match, or leave it out with {spelling.give('allow_missing', [key])}"
 
 
-def _refuse(report: LoadReport, options: _Options, head: set[str], where: str) -> None:
-    kept = head if options.new_head else set()
-    missing = [key for key in report.missing if key not in kept and not _allowed(key, options.allow_missing)]
+def _differing_structure(model: nn.Module, state: State, spelling: Spelling) -> str:
+    """Settings of depth and width that the weights show and the model has otherwise, as they are written."""
+    read = model.read_structure(state) if isinstance(model, Structured) else {}
+    config = getattr(model, "config", None)
+    return spelling.settings({name: value for name, value in read.items() if getattr(config, name, value) != value})
+
+
+def _refuse(report: LoadReport, options: _Options, head: set[str], where: str, settings: str) -> None:
+    missing = [key for key in report.missing if not _allowed(key, options.allow_missing)]
     unexpected = [key for key in report.unexpected if not _allowed(key, options.allow_unexpected)]
     if missing or unexpected:
-        parts = [f"{len(missing)} missing ({', '.join(missing[:3])})"] if missing else []
-        parts += [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})"] if unexpected else []
+        kinds = (("missing", missing), ("unexpected", unexpected))
+        parts = [f"{len(keys)} {kind} ({_named(keys)})" for kind, keys in kinds if keys]
         raise WeightsError(
             f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. "
-            f"{_remedy(missing, unexpected, head, options.spelling)}"
+            f"{_remedy(missing, unexpected, head, options.spelling, settings)}"
         )
 
 
-def _remedy(missing: list[str], unexpected: list[str], head: set[str], spelling: Spelling) -> str:
-    """Name the options that allow missing and unexpected keys."""
+def _named(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return ", ".join(keys[:_NAMED]) + more
+
+
+def _remedy(missing: list[str], unexpected: list[str], head: set[str], spelling: Spelling, settings: str) -> str:
+    """Name the settings that would fit, and the options that allow missing and unexpected keys."""
     if not spelling.has("allow_missing"):
         return _RESTORE[0].upper() + _RESTORE[1:]
     if head.issuperset([*missing, *unexpected]):
@@ -414,16 +440,35 @@ def _remedy(missing: list[str], unexpected: list[str], head: set[str], spelling:
         for option, keys in (("allow_missing", missing), ("allow_unexpected", unexpected))
         if keys
     ]
-    return f"Where their absence is right, {' and '.join(remedies)}"
+    build = f"Build the model with {settings}, as that of the weights; or w" if settings else "W"
+    return f"{build}here their absence is right, {' and '.join(remedies)}"
 
 
 def _groups(keys: Sequence[str]) -> list[str] | None:
-    """Build shell patterns for keys, one for each first part of their names; None if there are too many."""
-    firsts: dict[str, list[str]] = {}
-    for key in keys:
-        firsts.setdefault(key.partition(".")[0], []).append(key)
-    patterns = [group[0] if len(group) == 1 else f"{first}.*" for first, group in firsts.items()]
-    return patterns if len(patterns) <= _MAX_PATTERNS else None
+    """Build shell patterns for keys, one for each block or, if there are too many, for each first part of the names.
+
+    Returns:
+        The patterns; None if there are too many.
+    """
+    for start_of in (_block_of, _first_of):
+        groups: dict[str, list[str]] = {}
+        for key in keys:
+            groups.setdefault(start_of(key), []).append(key)
+        patterns = [group[0] if len(group) == 1 else f"{start}.*" for start, group in groups.items()]
+        if len(patterns) <= _MAX_PATTERNS:
+            return patterns
+    return None
+
+
+def _first_of(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _block_of(key: str) -> str:
+    """The beginning of a name up to its last number, ``layers.0.blocks.1``; its first part without a number."""
+    parts = key.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else parts[0]
 
 
 def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:

@@ -16,10 +16,19 @@ class Spelling:
         options: Option -> how it is written with a value, which ``{}`` stands for. An option that is not there does
             not exist there, and no error may advise it.
         switches: Option that is on or off -> how it is switched on.
+        setting: How a setting of the model is written, with its name and value; empty where the model is given.
     """
 
     options: Mapping[str, str]
     switches: Mapping[str, str]
+    setting: str = ""
+
+    def settings(self, values: Mapping[str, Any]) -> str:
+        """Settings of the model with their values; nothing where the model is given."""
+        if not self.setting:
+            return ""
+        joint = " " if self.setting.startswith("--") else ", "
+        return joint.join(self.setting.format(name, _as_text(value)) for name, value in values.items())
 
     def has(self, option: str) -> bool:
         """Whether the option exists."""
@@ -51,6 +60,10 @@ class Spelling:
         )
 
 
+def _as_text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
 PYTHON = Spelling(
     options={
         "source": "source={}",
@@ -62,6 +75,7 @@ PYTHON = Spelling(
         "allow_unexpected": "allow_unexpected={}",
     },
     switches={"new_head": "new_head=True", "spectral_from_image": "spectral_from_image=True"},
+    setting="{}={}",
 )
 RECIPE = Spelling(
     options={
@@ -73,6 +87,7 @@ RECIPE = Spelling(
         "allow_unexpected": "model.allow_unexpected {}",
     },
     switches={"new_head": "model.new_head true"},
+    setting="model.{} {}",
 )
 COMMAND = Spelling(
     options={
@@ -85,6 +100,7 @@ COMMAND = Spelling(
         "allow_unexpected": "--allow-unexpected {}",
     },
     switches={"new_head": "--new-head"},
+    setting="--set {}={}",
 )
 
 # Weights of a run or a saved model: their model is described beside them, and nothing about them is an option.

@@ -24,6 +24,7 @@ class LoadReport:
         dropped: Checkpoint key -> reason why it was dropped; the outputs are unaffected.
         changes_outputs: Checkpoint key -> reason why it was dropped although it affects the outputs.
         missing: Model keys that the checkpoint lacks; they keep their values.
+        new_head: Model keys of the classifier, kept because a new head was asked for.
         unexpected: Checkpoint keys that match no rule or parameter.
         copied: Model key -> model key whose tensor it received too, on request.
         not_finite: Model key -> number of infinite or NaN values.
@@ -44,6 +45,7 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
     changes_outputs: dict[str, str] = field(default_factory=dict)
     key: str = ""
+    new_head: list[str] = field(default_factory=list)
     normalization: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
 
     def note_rename(self, old: str, new: str) -> None:
@@ -70,6 +72,7 @@ class LoadReport:
         lines += _by_reason("dropped", self.dropped)
         lines += _by_reason("changes outputs: dropped", self.changes_outputs)
         lines += _shortened([f"  copied {key} from {other}" for key, other in self.copied.items()])
+        lines += [f"  new head: the model keeps its own {', '.join(self.new_head)}"] if self.new_head else []
         lines += _shortened([f"  missing {key}" for key in self.missing])
         lines += _shortened([f"  unexpected {key}" for key in self.unexpected])
         lines += _shortened(

@@ -36,6 +36,8 @@ from vitrail.models.base import (
     describe,
     group_parameters,
     old_grid,
+    read_stages,
+    read_width,
 )
 from vitrail.models.registry import Family, register_family
 from vitrail.models.settings import serves_trainer
@@ -474,6 +476,11 @@ class HVT(VisionModel):
             return None
         how = f"positions from {old[0]} x {old[1]} to {encoder.grid[0]} x {encoder.grid[1]}, bicubic"
         return resample_positions(value, old, encoder.grid), how
+
+    @classmethod
+    def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Depth and width, as far as the shapes show them."""
+        return {**read_width(state, "rgb.patch_embed.proj.weight"), **read_stages(state, "rgb.stages")}
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from vitrail.models.base import (
     check_pool,
     group_parameters,
     old_window,
+    read_stages,
+    read_width,
 )
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
@@ -440,6 +442,15 @@ class MaxViT(VisionModel):
             return None
         how = f"relative positions from {old[0]} x {old[1]} to {new[0]} x {new[1]}, bicubic"
         return resample_relative_table(value, old, new), how
+
+    @classmethod
+    def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Depth and width, as far as the shapes show them."""
+        depths = read_stages(state, "stages")
+        names = [f"stages.{i}.blocks.0.attn_block.norm1.weight" for i in range(len(depths.get("depths", ())))]
+        norms = [state[name] for name in names if name in state and state[name].ndim == 1]
+        widths = {"embed_dim": tuple(map(len, norms))} if len(norms) == len(names) > 0 else {}
+        return {**read_width(state, "stem.conv1.weight", "stem_width"), **widths, **depths}
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from vitrail.models.base import (
     check_pool,
     group_parameters,
     old_window,
+    read_stages,
+    read_width,
 )
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
@@ -463,6 +465,15 @@ class Swin(VisionModel):
             return None
         how = f"relative positions from {old[0]} x {old[1]} to {window[0]} x {window[1]}, bicubic"
         return resample_relative_table(value, old, window), how
+
+    @classmethod
+    def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Depth and width, as far as the shapes show them."""
+        depths = read_stages(state, "layers")
+        names = [f"layers.{i}.blocks.0.attn.relative_position_bias_table" for i in range(len(depths.get("depths", ())))]
+        tables = [state[name] for name in names if name in state and state[name].ndim == 2]
+        heads = {"num_heads": tuple(table.shape[1] for table in tables)} if len(tables) == len(names) > 0 else {}
+        return {**read_width(state, "patch_embed.proj.weight"), **depths, **heads}
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -35,8 +35,10 @@ from vitrail.models.base import (
     check_at_least,
     check_mlp_ratio,
     check_pool,
+    count_numbered,
     group_parameters,
     old_grid,
+    read_width,
 )
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
@@ -458,6 +460,12 @@ class ViT(VisionModel):
             return None
         how = f"positions from {old[0]} x {old[1]} to {self.grid[0]} x {self.grid[1]}, bicubic"
         return resample_positions(value, old, self.grid, prefix), how
+
+    @classmethod
+    def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Depth and width, as far as the shapes show them."""
+        depth = count_numbered(state, "blocks")
+        return read_width(state, "patch_embed.proj.weight") | ({"depth": depth} if depth else {})
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
