@@ -1,6 +1,7 @@
 """Every ``vitrail`` command of the documentation is one that the command line accepts."""
 
 import argparse
+import re
 import shutil
 
 import pytest
@@ -115,3 +116,11 @@ def test_continued_lines_and_comments(monkeypatch, tmp_path):
     monkeypatch.setattr("tests.docs.pages.ROOT", tmp_path)
     found = [(snippet.line, words) for snippet, words in commands("page.md")]
     assert found == [(2, ["a", "--b", "c"]), (8, ["d", "e #"])]
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+    for page in [*PAGES, "CONTRIBUTING.md"]:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for names in re.findall(r"(?:^|`)make ([a-z-]+(?: [a-z-]+)*)(?:`|\s{2,}#|$)", text, flags=re.M):
+            assert set(names.split()) <= set(targets), f"{page}: make {names}"
