@@ -14,8 +14,8 @@ from vitrail.cli.recipes import load_run_recipe, make_recipe
 from vitrail.config.schema import PRETRAINING
 from vitrail.data import open_data
 from vitrail.models import create_model
+from vitrail.models.image_size import image_size
 from vitrail.train import pretrain, train
-from vitrail.train.fit import image_size
 
 
 def stand_in(recipe, folder):

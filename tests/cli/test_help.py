@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -23,7 +25,7 @@ def _help(capsys, monkeypatch, command):
 def test_help_fits_and_says_only_what_helps(capsys, monkeypatch, command):
     text = _help(capsys, monkeypatch, command)
     assert max(map(len, text.splitlines())) <= 80
-    assert not re.search(r"default: (None|False|\(\)|\[|==SUPPRESS)", " ".join(text.split()))
+    assert not re.search(r"default: (None|False|\(\)|\[\]|==SUPPRESS)", " ".join(text.split()))
     options = re.findall(r"(?<![\w`-])--[a-zA-Z][\w.-]*", text)
     own = {option for option in options if "." not in option}
     assert not [option for option in own if "_" in option]
@@ -52,3 +54,28 @@ def test_a_default_of_zero_is_a_default(capsys, monkeypatch, option):
 def test_both_spellings_print_the_recipe(capsys, spelling):
     assert main(["train", spelling]) == 0
     assert capsys.readouterr().out.startswith("data:\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "absent"),
+    [
+        ([], "torch"),
+        (["--help"], "torch"),
+        (["models"], "torch"),
+        (["models", "vit*"], "torch"),
+        (["train", "--help"], "torch"),
+        (["evaluate", "--help"], "torch"),
+        (["data", "audit", "--help"], "torch"),
+        (["compare", "--help"], "torch"),
+        (["train", "--print-config"], "lightning"),
+        (["data", "split", "--data.source", "digits"], "lightning"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_what_needs_no_library_does_not_import_it(words, absent):
+    code = (
+        "import sys\nfrom vitrail.cli.main import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"sys.exit(9 if {absent!r} in sys.modules else 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.images import make_folder
 from vitrail.cli.main import main
-from vitrail.runs.images import PATH_SETTINGS
+from vitrail.config.data import PATH_SETTINGS
 
 SETTINGS = (
     "--data.batch_size 8 --data.num_workers 0 --model.name vit --model.img_size 16 --model.patch_size 8 "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.next_steps import print_next
 from vitrail.cli.report import add_without
 from vitrail.config.changes import PARTS, split_words
 from vitrail.errors import ConfigError
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> int:
     for sentence in about_pretraining(suite):
         print(sentence, flush=True)
     if arguments.plan:
+        print_next(["vitrail", "compare", *(word for word in argv if word != "--plan")])
         return 0
     failures = []
     if any(state != "done" for state in states.values()):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.next_steps import data_words, print_next
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
 from vitrail.cli.places import divide
 from vitrail.cli.tables import format_table, format_terms
@@ -83,7 +84,7 @@ def _inputs(arguments: argparse.Namespace, recipe: Recipe) -> list[str | None]:
 
 def _open(recipe: Recipe) -> ImageData:
     from vitrail.data import open_data
-    from vitrail.train.fit import image_size
+    from vitrail.models.image_size import image_size
 
     return open_data(recipe.data, image_size(recipe))
 
@@ -213,6 +214,8 @@ def _audit(argv: list[str]) -> int:
             f"  {shlex.join(_training(argv, recipe, data, arguments.groups))}",
             file=sys.stderr,
         )
+    if run is None and not found.split_leaks and not found.unreadable:
+        print_next(["vitrail", "train", *data_words(arguments.recipe, argv)])
     return 1 if found.split_leaks else 0
 
 

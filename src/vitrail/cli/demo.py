@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.next_steps import print_next
 from vitrail.errors import RunError
 
 # What all recipes of the demo share. Of 179 validation images a few more or less decide on the best accuracy by chance;
@@ -105,4 +106,8 @@ def main(argv: list[str]) -> int:
     print()
     print(table.to_string(index=False))
     print(f"\nreport: {page} (results: {folder / 'results.csv'}; {time.perf_counter() - start:.0f} s)")
+    print_next(
+        ["vitrail", "explain", runs[0], "--out", folder / "explanations"],
+        ["vitrail", "data", "audit", "--data.source", "folder", "--data.path", "DIR"],
+    )
     return 0

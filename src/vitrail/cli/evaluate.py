@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.next_steps import print_next
 from vitrail.cli.places import EPILOG, divide
 from vitrail.errors import ConfigError
 
@@ -87,6 +88,7 @@ def main(argv: list[str]) -> int:
         )
         _tell(run, metrics)
         print(f"written to {folder}, from saved predictions")
+        print_next(["vitrail", "report", run])
         return 0
     changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
     return _with_model(arguments, run, recipe, changed, intervals)
@@ -140,6 +142,7 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
     if metrics["unreadable"]:
         print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")
     print(f"written to {evaluated.folder}")
+    print_next(["vitrail", "report", run], ["vitrail", "explain", run, "--out", run.path / "explanations"])
     return 0
 
 

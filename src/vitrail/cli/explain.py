@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.next_steps import print_next
 from vitrail.cli.outputs import output_folder
 from vitrail.cli.places import EPILOG, UNFIT, data_of_run, divide
 from vitrail.errors import ConfigError
@@ -69,6 +70,7 @@ def main(argv: list[str]) -> int:
         print(f"left out: {path} ({problem})")
     if arguments.measure:
         _measure(arguments, trained, data, indices, methods, target)
+    print_next(["vitrail", "report", arguments.run])
     return 0
 
 

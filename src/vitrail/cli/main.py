@@ -9,6 +9,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from vitrail.cli.next_steps import BEGIN
+from vitrail.cli.tables import format_terms
 from vitrail.errors import ConfigError, DataWarning, VitrailError, closest
 
 # Verb -> what it does. The verb's code is vitrail/cli/VERB.py, imported when the verb is used and not before.
@@ -32,16 +34,16 @@ VERBS = {
 
 def usage() -> str:
     """The text of ``vitrail --help``."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
+    begin = "\n".join(f"  {command}\n      {what}" for command, what in BEGIN.items())
     return (
         "usage: vitrail VERB ...\n\n"
         "Build, train, compare, explain and ship vision transformers.\n\n"
-        f"verbs:\n{verbs}\n\n"
+        f"verbs:\n{format_terms(VERBS)}\n\n"
         "options:\n"
         "  -h, --help  show this text; `vitrail VERB --help` shows the verb's\n"
         "  --version   show the version\n"
-        "  --debug     show the traceback of an error\n"
+        "  --debug     show the traceback of an error\n\n"
+        f"begin with:\n{begin}\n"
     )
 
 

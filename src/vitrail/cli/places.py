@@ -35,7 +35,7 @@ def divide(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> tuple[lis
     Raises:
         ConfigError: A setting that decides how images are prepared or split, which is as in training.
     """
-    from vitrail.runs.images import PATH_SETTINGS
+    from vitrail.config.data import PATH_SETTINGS
 
     changeable = [name for name in (*PATH_SETTINGS, *_MACHINE, *UNFIT) if name not in own]
     options: list[str] = []

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from vitrail.cli.next_steps import print_next
 from vitrail.cli.recipes import drawer, read_recipe_arguments
 
 
@@ -33,5 +32,5 @@ def main(argv: list[str]) -> int:
             "rank_me": "RankMe"}  # fmt: skip
     values = "".join(f", {what} {last[name]:.4f}" for name, what in said.items() if name in metrics)
     print(f"{run}: {len(metrics)} epochs of {recipe.task.name}; training loss {last['train_loss']:.4f}{values}")
-    print(f"next: vitrail train --model.weights {run} --data.source ... --run.dir ...", file=sys.stderr)
+    print_next(["vitrail", "train", "--model.weights", run, "--data.source", "folder", "--data.path", "DIR"])
     return 0

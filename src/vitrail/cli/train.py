@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from vitrail.cli.next_steps import print_next
 from vitrail.cli.recipes import drawer, read_recipe_arguments
 
 
@@ -35,5 +34,5 @@ def main(argv: list[str]) -> int:
         f"{run}: {len(metrics)} epochs; best epoch {int(best['epoch']) + 1} with validation accuracy "
         f"{best['val_accuracy']:.4f} and loss {best['val_loss']:.4f}"
     )
-    print(f"next: vitrail evaluate {run}", file=sys.stderr)
+    print_next(["vitrail", "evaluate", run])
     return 0

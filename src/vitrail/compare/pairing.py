@@ -14,8 +14,8 @@ from vitrail.data.groups import groups_of
 from vitrail.errors import DataError, RunError
 from vitrail.evaluate.constant_predictor import constant_logits
 from vitrail.evaluate.image_scores import image_scores
+from vitrail.models.image_size import image_size
 from vitrail.runs.folder import RunFolder
-from vitrail.train.fit import image_size
 
 Floats = npt.NDArray[np.float64]
 

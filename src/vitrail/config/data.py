@@ -17,7 +17,8 @@ FORM_SETTINGS = (
     "split_column", "separator", "header", "encoding", "image_folder", "multi_label", "label_separator",
     "label_pattern", "class_names", "label_values", "unlabelled_value", "merge_labels",
 )  # fmt: skip
-
+# Settings that say where a run's images lie and how they are listed there: another place may need others.
+PATH_SETTINGS = (*FORM_SETTINGS, "subset", "group_pattern", "repeated_files")
 
 # Stored values without a number of their own that mean "no data".
 Mark = Literal["nan", "inf", "-inf"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitrail.config.data import FORM_SETTINGS, DataConfig
+from vitrail.config.data import PATH_SETTINGS, DataConfig
 from vitrail.data.dataset import ImageData, by_rule, open_data
 from vitrail.data.identity import NEW, KnownImages, Recognition
 from vitrail.data.sources import ImageSource
@@ -20,8 +20,6 @@ from vitrail.files import replacing
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
 
-# Settings that say where a run's images lie and how they are listed there: another place may need others.
-PATH_SETTINGS = (*FORM_SETTINGS, "subset", "group_pattern", "repeated_files")
 # Sources whose path is a file or a folder of this machine.
 _ON_DISK = ("folder", "unlabelled", "table", "parquet", "arrays")
 

@@ -32,6 +32,7 @@ from vitrail.errors import ConfigError, DataError, VitrailError
 from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
+from vitrail.models.image_size import image_size
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import read_image_record, write_image_record
@@ -297,17 +298,6 @@ def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss | MultiLab
     if config.class_weights == "balanced":
         weights = balanced_weights(training, len(data.source.classes))
     return ClassificationLoss(config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0, weights)
-
-
-def image_size(recipe: Recipe) -> tuple[int, int]:
-    """Height and width of the images: the data's setting, else the model's, else the variant's."""
-    if recipe.data.img_size is not None:
-        return to_pair(recipe.data.img_size, "data.img_size")
-    family, variant = find_family(recipe.model.name)
-    settings = {**variant, **recipe.model.settings}
-    if "img_size" in settings:
-        return to_pair(settings["img_size"], "model.img_size")
-    return to_pair(family.config().img_size)
 
 
 def _given_settings(recipe: Recipe) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vitrail.data.identity import KnownImages
 from vitrail.data.views import build_views
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
+from vitrail.models.image_size import image_size
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
 from vitrail.tasks.mae import MAETask
@@ -24,7 +25,7 @@ from vitrail.tasks.simclr import SimCLRTask
 from vitrail.tasks.simmim import SimMIMTask
 from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, StopOnNonFinite
 from vitrail.train.explaining import Draw
-from vitrail.train.fit import Plan, augmentation, carry_out, image_size
+from vitrail.train.fit import Plan, augmentation, carry_out
 from vitrail.train.module import TaskModule, seed_from
 from vitrail.train.watching import Watching
 

@@ -13,7 +13,7 @@ from vitrail.config.schema import Recipe
 from vitrail.data.augment import Mixing, build_augmentation
 from vitrail.data.augment.mixing import soft
 from vitrail.data.dataset import open_data
-from vitrail.train.fit import image_size
+from vitrail.models.image_size import image_size
 
 
 @dataclass(frozen=True)

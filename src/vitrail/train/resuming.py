@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from vitrail.config.data import PATH_SETTINGS
 from vitrail.config.load import load_recipe
 from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
-from vitrail.runs.images import PATH_SETTINGS
 from vitrail.train.stopping import waited
 
 # What may differ when a run goes on; that the files are the same is checked on the files themselves.
