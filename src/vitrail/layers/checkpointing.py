@@ -12,6 +12,14 @@ from torch.utils.checkpoint import checkpoint
 from vitrail.layers.tap import named_taps
 
 
+def run_block(block: nn.Module, *inputs: object, checkpointing: bool) -> Tensor:
+    """Run a block, with gradient checkpointing or without."""
+    if checkpointing:
+        return run_checkpointed(block, *inputs)
+    out: Tensor = block(*inputs)
+    return out
+
+
 def run_checkpointed(block: nn.Module, *inputs: object) -> Tensor:
     """Run a block, keeping of it no more than its inputs for the backward pass.
 

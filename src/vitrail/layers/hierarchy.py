@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.layers.checkpointing import run_checkpointed
-from vitrail.layers.drop_path import DropPath, drop_path_schedule
-from vitrail.layers.mixer import call_mixer
-from vitrail.layers.mlp import Mlp
+from vitrail.layers.block import Block, Stage
+from vitrail.layers.drop_path import drop_path_schedule
+from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions
@@ -77,89 +76,6 @@ class MapAttention(ShiftedWindowAttention):
         return "" if self.everywhere else super().extra_repr()
 
 
-class Block(nn.Module):
-    """Transformer block with the norms first, on a grid of tokens.
-
-    Args:
-        dim: Width of a token.
-        num_heads: Attention heads.
-        mlp_ratio: Hidden width of the perceptron over ``dim``.
-        qkv_bias: Whether queries, keys and values have a bias.
-        drop_path: Probability of dropping a branch.
-        window: As for :class:`MapAttention`.
-        shifted: As for :class:`MapAttention`.
-
-    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, equations 2 and 3.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_path: float = 0.0,
-        window: Pair | None = None,
-        shifted: bool = False,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = MapAttention(dim, num_heads, qkv_bias, window, shifted)
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path2 = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
-        x = x + self.drop_path1(call_mixer(self.attn, self.norm1(x)))
-        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return out
-
-
-class Stage(nn.Module):
-    """Patch merging (except in the first stage), then blocks on one grid; every second shifts its windows.
-
-    Args:
-        dim: Width of a token in the blocks.
-        merge: Whether the tokens come from twice the grid at half the width.
-        num_heads: Attention heads.
-        mlp_ratio: Hidden width of the perceptrons over ``dim``.
-        qkv_bias: Whether queries, keys and values have a bias.
-        drop_path: Probability of dropping a branch, for each block.
-        window: As for :class:`MapAttention`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        merge: bool,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        drop_path: Sequence[float],
-        window: Pair | None = None,
-    ) -> None:
-        super().__init__()
-        self.dim = dim
-        self.downsample = PatchMerging(dim // 2, dim) if merge else nn.Identity()
-        self.blocks = nn.ModuleList(
-            Block(dim, num_heads, mlp_ratio, qkv_bias, rate, window, shifted=i % 2 == 1)
-            for i, rate in enumerate(drop_path)
-        )
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), dim)``; the first keeps the grid."""
-        x = self.downsample(x)
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = run_checkpointed(block, x)
-            else:
-                x = block(x)
-        return x
-
-
 class HierarchicalEncoder(nn.Module):
     """Patch embedding with a norm, learned positions, stages, and a last norm.
 
@@ -205,24 +121,18 @@ class HierarchicalEncoder(nn.Module):
         rates = iter(drop_path_schedule(drop_path_rate, sum(depths)))
         self.dims = [embed_dim * 2**i for i in range(len(depths))]
         self.strides = [(patch_size[0] * 2**i, patch_size[1] * 2**i) for i in range(len(depths))]
-        self.stages = nn.ModuleList(
-            Stage(dim, i > 0, heads, mlp_ratio, qkv_bias, [next(rates) for _ in range(depth)], window)
-            for i, (dim, heads, depth) in enumerate(zip(self.dims, num_heads, depths, strict=True))
-        )
+        self.stages = nn.ModuleList()
+        for i, (dim, heads, depth) in enumerate(zip(self.dims, num_heads, depths, strict=True)):
+            downsample = PatchMerging(dim // 2, dim) if i else None
+            blocks = (
+                Block(dim, MapAttention(dim, heads, qkv_bias, window, shifted=j % 2 == 1), mlp_ratio, next(rates))
+                for j in range(depth)
+            )
+            self.stages.append(Stage(blocks, downsample))
         self.norm: nn.Module = nn.LayerNorm(self.dims[-1])
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        projection = self.patch_embed.proj
-        nn.init.trunc_normal_(projection.weight, std=projection.weight[0].numel() ** -0.5)
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
+        init_patch_projection(self.patch_embed.proj)
 
     def levels(self, x: Tensor, count: int | None = None) -> list[Tensor]:
         """Outputs of all stages, before the last norm.

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError
+from vitrail.layers.attention import Attention
+from vitrail.layers.block import Block
 from vitrail.layers.positions import sincos_positions
 from vitrail.models.base import VisionModel
-from vitrail.models.families.vit import Block, ViT
+from vitrail.models.families.vit import ViT
 from vitrail.tasks.masking import (
     mask_pixels,
     masked_mean,
@@ -47,7 +49,9 @@ class Decoder(nn.Module):
         self.norm_in = nn.LayerNorm(in_dim, eps=_NORM_EPS)
         self.embed = nn.Linear(in_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(dim))
-        self.blocks = nn.ModuleList(Block(dim, dim // _DIM_HEAD, 4.0, True, 0.0) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, Attention(dim, dim // _DIM_HEAD), norm_eps=_NORM_EPS) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.head = nn.Linear(dim, values)
         for module in self.modules():

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.block import Stage
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
-from vitrail.layers.hierarchy import HierarchicalEncoder, Stage
-from vitrail.layers.pooling import POOLS, Pool, pool_tokens
+from vitrail.layers.head import POOLS, Pool, linear_classifier, pool_tokens
+from vitrail.layers.hierarchy import HierarchicalEncoder
+from vitrail.layers.init import init_linears
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import Size, to_pair
 from vitrail.layers.symbolic import is_symbolic
@@ -191,7 +193,7 @@ class HVT(VisionModel):
             if config.missing_spectral == "learned":
                 self.spectral_token = nn.Parameter(torch.zeros(1, 1, 1, width))
         self.head_norm: nn.Module = nn.LayerNorm(dim)
-        self.head: nn.Module = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
+        self.head: nn.Module = linear_classifier(dim, config.num_classes)
         self.feature_info = [
             FeatureInfo(f"{name}.stages.{i}", channels, stride)
             for name, encoder in self._encoders()
@@ -203,12 +205,7 @@ class HVT(VisionModel):
         return [("rgb", self.rgb)] + ([("spectral", self.spectral)] if self.spectral is not None else [])
 
     def _init_weights(self) -> None:
-        for part in (self.fusion, self.head):
-            for module in part.modules() if part is not None else ():
-                if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
+        init_linears(*(part for part in (self.fusion, self.head) if part is not None))
         if self.spectral_token is not None:
             nn.init.trunc_normal_(self.spectral_token, std=0.02)
 
@@ -418,11 +415,8 @@ class HVT(VisionModel):
         pool: Any = self.config.global_pool if global_pool is None else global_pool
         self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
         self.num_classes = num_classes
-        head: nn.Module = nn.Identity()
-        if num_classes:
-            head = nn.Linear(self.num_features, num_classes)
-            nn.init.trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
+        head = linear_classifier(self.num_features, num_classes)
+        init_linears(head)
         parameter = next(self.parameters())
         self.head = head.to(parameter.device, parameter.dtype)
 

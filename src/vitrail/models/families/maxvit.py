@@ -15,13 +15,13 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.layers.checkpointing import run_checkpointed
-from vitrail.layers.drop_path import DropPath, drop_path_schedule
+from vitrail.layers.block import Block, Stage
+from vitrail.layers.drop_path import drop_path_schedule
+from vitrail.layers.head import POOLS, Head, Pool, pool_tokens
+from vitrail.layers.init import init_linears
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mixer import call_mixer
-from vitrail.layers.mlp import Mlp
 from vitrail.layers.partition_attention import Kind, PartitionAttention
-from vitrail.layers.pooling import POOLS, Pool, pool_tokens
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import (
@@ -138,40 +138,12 @@ def _is_positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-class PartitionBlock(nn.Module):
-    """Transformer block, norms first: attention in groups and a perceptron, each on a residual branch.
-
-    Args:
-        dim: Width of a token.
-        config: Head width, group size, perceptron, biases, flavour.
-        kind: "window" or "grid".
-        drop_path: Probability of dropping a branch.
-    """
-
-    def __init__(self, dim: int, config: MaxViTConfig, kind: Kind, drop_path: float) -> None:
-        super().__init__()
-        window = to_pair(config.window_size or 1)
-        by_width = config.flavour == "torchvision"
-        self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.attn = PartitionAttention(dim, config.dim_head, window, kind, config.qkv_bias, by_width)
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), approximate=_FLAVOURS[config.flavour].approximate)
-        self.drop_path2 = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
-        x = x + self.drop_path1(call_mixer(self.attn, self.norm1(x)))
-        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return out
-
-
-class Block(nn.Module):
+class MaxViTBlock(nn.Module):
     """MBConv, attention in windows, attention in grids.
 
     Args:
-        dim: Channels that come.
-        out_dim: Channels that leave.
+        dim: Channels of the input.
+        out_dim: Channels of the output.
         stride: Of the MBConv.
         config: The model's settings.
         drop_path: Probability of dropping a branch.
@@ -182,8 +154,8 @@ class Block(nn.Module):
     def __init__(self, dim: int, out_dim: int, stride: int, config: MaxViTConfig, drop_path: float) -> None:
         super().__init__()
         self.conv = MBConv(dim, out_dim, stride, _FLAVOURS[config.flavour], drop_path)
-        self.attn_block = PartitionBlock(out_dim, config, "window", drop_path)
-        self.attn_grid = PartitionBlock(out_dim, config, "grid", drop_path)
+        self.attn_block = _build_block(out_dim, config, "window", drop_path)
+        self.attn_grid = _build_block(out_dim, config, "grid", drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / stride), ceil(W / stride))``."""
@@ -193,64 +165,12 @@ class Block(nn.Module):
         return out
 
 
-class Stage(nn.Module):
-    """Blocks of one width with these rates of stochastic depth; the first halves the map."""
-
-    def __init__(self, dim: int, out_dim: int, config: MaxViTConfig, rates: Sequence[float]) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(
-            *(Block(out_dim if i else dim, out_dim, 1 if i else 2, config, rate) for i, rate in enumerate(rates))
-        )
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, dim, H, W)`` to ``(B, out_dim, ceil(H / 2), ceil(W / 2))``."""
-        if not (self.grad_checkpointing and self.training):
-            out: Tensor = self.blocks(x)
-            return out
-        for block in self.blocks:
-            x = run_checkpointed(block, x)
-        return x
-
-
-class Head(nn.Module):
-    """Norm of the pooled features, a hidden layer with tanh, the classifier.
-
-    Args:
-        dim: Width of the pooled features.
-        hidden_dim: Width of the hidden layer; 0: neither norm nor hidden layer here.
-        num_classes: Width of the logits; 0: no classifier.
-        bias: Whether the classifier has a bias.
-    """
-
-    def __init__(self, dim: int, hidden_dim: int, num_classes: int, bias: bool) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=_NORM_EPS) if hidden_dim else nn.Identity()
-        self.pre_logits: nn.Module = nn.Identity()
-        if hidden_dim:
-            self.pre_logits = nn.Sequential()
-            self.pre_logits.add_module("fc", nn.Linear(dim, hidden_dim))
-            self.pre_logits.add_module("act", nn.Tanh())
-        self.fc: nn.Module = nn.Identity()
-        if num_classes:
-            self.fc = nn.Linear(hidden_dim or dim, num_classes, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map pooled features ``(B, dim)`` to logits."""
-        out: Tensor = self.fc(self.hidden(x))
-        return out
-
-    def init_classifier(self) -> None:
-        """Initialise the classifier alone."""
-        if isinstance(self.fc, nn.Linear):
-            nn.init.trunc_normal_(self.fc.weight, std=0.02)
-            if self.fc.bias is not None:
-                nn.init.zeros_(self.fc.bias)
-
-    def hidden(self, x: Tensor) -> Tensor:
-        """Map pooled features ``(B, dim)`` to what the classifier sees."""
-        out: Tensor = self.pre_logits(self.norm(x))
-        return out
+def _build_block(dim: int, config: MaxViTConfig, kind: Kind, drop_path: float) -> Block:
+    """A transformer block whose tokens attend inside windows, or inside grids spread over the map."""
+    by_width = config.flavour == "torchvision"
+    window = to_pair(config.window_size or 1)
+    attn = PartitionAttention(dim, config.dim_head, window, kind, config.qkv_bias, by_width)
+    return Block(dim, attn, config.mlp_ratio, drop_path, _NORM_EPS, _FLAVOURS[config.flavour].approximate)
 
 
 def _flatten_table(table: Tensor) -> Tensor:
@@ -287,7 +207,10 @@ class MaxViT(VisionModel):
         self.feature_info = [FeatureInfo("stem", config.stem_width, (2, 2))]
         dim = config.stem_width
         for i, (out_dim, depth) in enumerate(zip(config.embed_dim, config.depths, strict=True)):
-            self.stages.append(Stage(dim, out_dim, config, [next(rates) for _ in range(depth)]))
+            blocks = (
+                MaxViTBlock(out_dim if j else dim, out_dim, 1 if j else 2, config, next(rates)) for j in range(depth)
+            )
+            self.stages.append(Stage(blocks))
             self.feature_info.append(FeatureInfo(f"stages.{i}", out_dim, (4 << i, 4 << i)))
             dim = out_dim
         # Without a hidden layer the norm comes before the pooling, as in timm.
@@ -305,12 +228,13 @@ class MaxViT(VisionModel):
             if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if isinstance(self.head, Head):
-            self.head.init_classifier()
+            init_linears(self.head.fc)
 
     def _fresh_head(self, num_classes: int) -> Head:
         config = self.config
-        head = Head(config.embed_dim[-1], config.head_hidden_size or 0, num_classes, bias=config.flavour == "tf")
-        head.init_classifier()
+        hidden, published = config.head_hidden_size or 0, config.flavour == "tf"
+        head = Head(config.embed_dim[-1], num_classes, hidden, bias=published, norm_eps=_NORM_EPS)
+        init_linears(head.fc)
         return head
 
     @property

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.layers.checkpointing import run_checkpointed
-from vitrail.layers.drop_path import DropPath, drop_path_schedule
-from vitrail.layers.mixer import call_mixer
-from vitrail.layers.mlp import Mlp
+from vitrail.layers.block import Block, Stage
+from vitrail.layers.drop_path import drop_path_schedule
+from vitrail.layers.head import POOLS, Head, Pool, pool_tokens
+from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.pooling import POOLS, Pool, pool_tokens
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.window_attention import WindowAttention
@@ -116,108 +115,23 @@ def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:
     return tuple(values)
 
 
-class SwinBlock(nn.Module):
-    """Transformer block with the norms first: window attention and a perceptron, each on a residual branch.
+def _build_stage(config: SwinConfig, index: int, drop_path: Sequence[float]) -> Stage:
+    """Patch merging, except in the first stage, then blocks; every second one shifts its windows.
 
-    Args:
-        dim: Width of a token.
-        num_heads: Attention heads.
-        window: Height and width of a window in tokens.
-        shift: Rows and columns by which the windows are shifted.
-        mlp_ratio: Hidden width of the perceptron over ``dim``.
-        qkv_bias: Whether queries, keys and values have a bias.
-        mask_padding: As for :class:`~vitrail.layers.window_attention.WindowAttention`.
-        pad_after_shift: As there.
-        drop_path: Probability of dropping a branch.
-
-    Source: arXiv:2103.14030, equation 3.
+    Source: arXiv:2103.14030, section 3.1 and equation 3.
     """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window: Pair,
-        shift: Pair,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        mask_padding: bool = True,
-        pad_after_shift: bool = False,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, num_heads, window, shift, qkv_bias, mask_padding, pad_after_shift)
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path2 = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens ``(B, H, W, C)`` to tokens of the same shape."""
-        x = x + self.drop_path1(call_mixer(self.attn, self.norm1(x)))
-        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return out
-
-
-class SwinStage(nn.Module):
-    """Patch merging, except in the first stage, then blocks on one grid; every second one shifts its windows.
-
-    Args:
-        config: The model's settings.
-        index: Number of the stage, from 0.
-        drop_path: Probability of dropping a branch, for each block.
-    """
-
-    def __init__(self, config: SwinConfig, index: int, drop_path: Sequence[float]) -> None:
-        super().__init__()
-        dim = config.embed_dim * 2**index
-        window = to_pair(config.window_size)
-        shifts = ((0, 0), (window[0] // 2, window[1] // 2))
-        self.downsample = PatchMerging(dim // 2, dim) if index else nn.Identity()
-        self.blocks = nn.ModuleList(
-            SwinBlock(
-                dim,
-                config.num_heads[index],
-                window,
-                shifts[i % 2],
-                config.mlp_ratio,
-                config.qkv_bias,
-                config.mask_padding,
-                config.pad_after_shift,
-                rate,
-            )
-            for i, rate in enumerate(drop_path)
+    dim, heads = config.embed_dim * 2**index, config.num_heads[index]
+    window = to_pair(config.window_size)
+    shifts = ((0, 0), (window[0] // 2, window[1] // 2))
+    padding = (config.mask_padding, config.pad_after_shift)
+    downsample = PatchMerging(dim // 2, dim) if index else None
+    blocks = (
+        Block(
+            dim, WindowAttention(dim, heads, window, shifts[i % 2], config.qkv_bias, *padding), config.mlp_ratio, rate
         )
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens ``(B, H, W, C)`` to ``(B, ceil(H / 2), ceil(W / 2), 2 C)``; the first keeps both."""
-        x = self.downsample(x)
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = run_checkpointed(block, x)
-            else:
-                x = block(x)
-        return x
-
-
-class Head(nn.Module):
-    """Linear classifier of pooled tokens.
-
-    Args:
-        dim: Width of a token.
-        num_classes: Width of the logits; 0 leaves the pooled tokens as they are.
-    """
-
-    def __init__(self, dim: int, num_classes: int) -> None:
-        super().__init__()
-        self.fc: nn.Module = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map pooled tokens ``(B, C)`` to logits."""
-        out: Tensor = self.fc(x)
-        return out
+        for i, rate in enumerate(drop_path)
+    )
+    return Stage(blocks, downsample)
 
 
 # More stages than any published Swin has.
@@ -321,23 +235,13 @@ class Swin(VisionModel):
         self.patch_embed = PatchEmbed(config.in_chans, dims[0], (ph, pw), norm=True)
         rates = iter(drop_path_schedule(config.drop_path_rate, sum(config.depths)))
         self.layers = nn.ModuleList(
-            SwinStage(config, i, [next(rates) for _ in range(depth)]) for i, depth in enumerate(config.depths)
+            _build_stage(config, i, [next(rates) for _ in range(depth)]) for i, depth in enumerate(config.depths)
         )
         self.norm = nn.LayerNorm(dims[-1])
         self.head: nn.Module = Head(dims[-1], config.num_classes)
         self.feature_info = [FeatureInfo(f"layers.{i}", dim, (ph * 2**i, pw * 2**i)) for i, dim in enumerate(dims)]
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        projection = self.patch_embed.proj
-        nn.init.trunc_normal_(projection.weight, std=projection.weight[0].numel() ** -0.5)
-        if projection.bias is not None:
-            nn.init.zeros_(projection.bias)
+        init_linears(self)
+        init_patch_projection(self.patch_embed.proj)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -406,9 +310,7 @@ class Swin(VisionModel):
         self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
         self.num_classes = num_classes
         head = Head(self.num_features, num_classes)
-        if isinstance(head.fc, nn.Linear):
-            nn.init.trunc_normal_(head.fc.weight, std=0.02)
-            nn.init.zeros_(head.fc.bias)
+        init_linears(head)
         parameter = next(self.parameters())
         self.head = head.to(parameter.device, parameter.dtype)
 
@@ -421,7 +323,7 @@ class Swin(VisionModel):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         for stage in self.layers:
-            assert isinstance(stage, SwinStage)
+            assert isinstance(stage, Stage)
             stage.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, closest
 from vitrail.layers.attention import Attention
-from vitrail.layers.checkpointing import run_checkpointed
-from vitrail.layers.drop_path import DropPath, drop_path_schedule
-from vitrail.layers.mixer import call_mixer
-from vitrail.layers.mlp import Mlp
+from vitrail.layers.block import Block
+from vitrail.layers.checkpointing import run_block
+from vitrail.layers.drop_path import drop_path_schedule
+from vitrail.layers.head import POOLS, linear_classifier, pool_tokens
+from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.pooling import POOLS, pool_tokens
 from vitrail.layers.positions import resample_positions, sincos_positions
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
@@ -149,35 +149,6 @@ def _complete_token_learner(value: TokenLearnerConfig | Mapping[str, Any], depth
     return dataclasses.replace(value, layer=layer)
 
 
-class Block(nn.Module):
-    """Transformer block with the norms first: attention and a perceptron, each on a residual branch.
-
-    Args:
-        dim: Width of a token.
-        num_heads: Attention heads.
-        mlp_ratio: Hidden width of the perceptron over ``dim``.
-        qkv_bias: Whether queries, keys and values have a bias.
-        drop_path: Probability of dropping a branch.
-
-    Source: arXiv:2010.11929, equations 2 and 3.
-    """
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.attn = Attention(dim, num_heads, qkv_bias)
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path2 = DropPath(drop_path)
-
-    def forward(self, x: Tensor, grid: tuple[int, int] | None, num_prefix: int) -> Tensor:
-        """Map tokens ``(B, N, C)`` to tokens of the same shape; grid and prefix are for the attention's tap."""
-        x = x + self.drop_path1(call_mixer(self.attn, self.norm1(x), grid, num_prefix))
-        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return out
-
-
 # Touvron et al. 2021, arXiv:2012.12877, section 4: its output is averaged with the class token's.
 _DISTILLATION = DropToken(
     "dist_token",
@@ -222,7 +193,8 @@ class ViT(VisionModel):
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix + self.grid[0] * self.grid[1], dim))
         rates = drop_path_schedule(config.drop_path_rate, config.depth)
         self.blocks = nn.ModuleList(
-            Block(dim, config.num_heads, config.mlp_ratio, config.qkv_bias, rate) for rate in rates
+            Block(dim, Attention(dim, config.num_heads, config.qkv_bias), config.mlp_ratio, rate, _NORM_EPS)
+            for rate in rates
         )
         learner = config.token_learner
         self.learn_at = config.depth + 1 if learner is None or learner.layer is None else learner.layer
@@ -239,7 +211,7 @@ class ViT(VisionModel):
         pooled = config.global_pool not in ("token", "") if config.fc_norm is None else config.fc_norm
         self.norm = nn.Identity() if pooled else nn.LayerNorm(dim, eps=_NORM_EPS)
         self.fc_norm = nn.LayerNorm(dim, eps=_NORM_EPS) if pooled else nn.Identity()
-        self.head: nn.Module = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
+        self.head: nn.Module = linear_classifier(dim, config.num_classes)
         self.grad_checkpointing = False
         on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
         self.feature_info = [FeatureInfo(f"blocks.{i}", dim, (ph, pw)) for i in range(on_grid)]
@@ -247,22 +219,14 @@ class ViT(VisionModel):
 
     def _init_weights(self) -> None:
         # TokenLearner and TokenFuser have begun as their authors have them.
-        for part in (self.blocks, self.head):
-            for module in part.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
+        init_linears(self.blocks, self.head)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.config.pos_embed_init == "sincos":
             with torch.no_grad():
                 self.pos_embed[:, self.num_prefix :] = sincos_positions(self.grid, self.config.embed_dim)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
-        fan_in = self.patch_embed.proj.weight[0].numel()
-        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)
-        if self.patch_embed.proj.bias is not None:
-            nn.init.zeros_(self.patch_embed.proj.bias)
+        init_patch_projection(self.patch_embed.proj)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -326,10 +290,8 @@ class ViT(VisionModel):
         return torch.cat([prefix, learned], dim=1)
 
     def _run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        if self.grad_checkpointing and self.training:
-            return run_checkpointed(block, x, grid, self.num_prefix)
-        out: Tensor = block(x, grid, self.num_prefix)
-        return out
+        checkpointing = self.grad_checkpointing and self.training
+        return run_block(block, x, grid, self.num_prefix, checkpointing=checkpointing)
 
     def _run(
         self, tokens: Tensor, grid: tuple[int, int], levels: Sequence[int] = (), stop: int | None = None
@@ -379,12 +341,7 @@ class ViT(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        pool = self.config.global_pool
-        if pool == "token":
-            pooled = features[:, 0]
-        else:
-            pooled = pool_tokens(features[:, self.num_prefix :] if pool else features, pool, (1,))
-        pooled = self.fc_norm(pooled)
+        pooled = self.fc_norm(pool_tokens(features, self.config.global_pool, (1,), self.num_prefix))
         out: Tensor = pooled if pre_logits else self.head(pooled)
         return out
 
@@ -415,11 +372,8 @@ class ViT(VisionModel):
         fc_norm = self.config.fc_norm if global_pool is None else not isinstance(self.fc_norm, nn.Identity)
         self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool, fc_norm=fc_norm)
         self.num_classes = num_classes
-        head: nn.Module = nn.Identity()
-        if num_classes:
-            head = nn.Linear(self.num_features, num_classes)
-            nn.init.trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
+        head = linear_classifier(self.num_features, num_classes)
+        init_linears(head)
         parameter = next(self.parameters())
         self.head = head.to(parameter.device, parameter.dtype)
 

@@ -1,0 +1,86 @@
+"""The transformer block of all families, and the stage that runs blocks on one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from vitrail.layers.checkpointing import run_block
+from vitrail.layers.drop_path import DropPath
+from vitrail.layers.gelu import Approximate
+from vitrail.layers.mixer import call_mixer
+from vitrail.layers.mlp import Mlp
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention and an MLP, each on a residual branch.
+
+    Args:
+        dim: Number of channels.
+        attn: Attention, or another module that mixes tokens.
+        mlp_ratio: Hidden width of the MLP over ``dim``.
+        drop_path: Probability of dropping a branch.
+        norm_eps: Epsilon of the LayerNorms.
+        approximate: Form of the GELU, "none" or "tanh".
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, equations 2 and 3; Liu et al. 2021, arXiv:2103.14030, equation 3.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attn: nn.Module,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-5,
+        approximate: Approximate = "none",
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = attn
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), approximate=approximate)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None, num_prefix: int | None = None) -> Tensor:
+        """Mix the tokens, then the channels of each.
+
+        Args:
+            x: Tokens, shape ``(B, N, C)`` or ``(B, H, W, C)``.
+            grid: Height and width of the grid of a sequence ``(B, N, C)``, for the attention's tap.
+            num_prefix: Tokens before the grid of a sequence.
+
+        Returns:
+            Tokens, shape of ``x``.
+        """
+        layout = () if num_prefix is None else (grid, num_prefix)
+        x = x + self.drop_path1(call_mixer(self.attn, self.norm1(x), *layout))
+        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return out
+
+
+class Stage(nn.Module):
+    """Downsampling, then blocks on one grid, with gradient checkpointing where wanted.
+
+    Args:
+        blocks: Run one after the other.
+        downsample: Comes before them; the identity when not given.
+
+    Attributes:
+        grad_checkpointing: Whether training recomputes each block in the backward pass.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.downsample = nn.Identity() if downsample is None else downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the stage; feature map ``(B, H, W, C)`` to ``(B, H', W', C')`` as ``downsample`` gives it."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            x = run_block(block, x, checkpointing=self.grad_checkpointing and self.training)
+        return x
