@@ -120,8 +120,6 @@ def test_gradients_of_every_level_agree_with_finite_differences(name):
         (read,) = level_gradients(model, inputs, target, [level])
         # Move the values themselves, by a hook on whatever module reads them unchanged from the level's module.
         direction = torch.randn(read.values.shape, dtype=torch.float64)
-        from vitrail.explain.levels import _site
-
         def moved(step, level=level, direction=direction):
             def hook(module, arguments, output):
                 d = direction
@@ -131,7 +129,7 @@ def test_gradients_of_every_level_agree_with_finite_differences(name):
                     return output + step * tail
                 return output + step * (d if name == "maxvit" else d.permute(0, 2, 3, 1))
 
-            handle = _site(model, level).register_forward_hook(hook)
+            handle = model.level_module(level.index).register_forward_hook(hook)
             with torch.no_grad():
                 logit = model(*inputs)[0, 1]
             handle.remove()

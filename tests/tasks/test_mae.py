@@ -128,8 +128,12 @@ def test_it_learns_and_every_parameter_moves():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("swin", {}, "mae needs a ViT.*take task.name simmim"),
-        ("vit", {"token_learner": {"num_tokens": 3}}, "TokenLearner needs them all"),
+        ("swin", {}, "runs on visible patches alone.*whole grids.*use task.name simmim"),
+        (
+            "vit",
+            {"token_learner": {"num_tokens": 3}},
+            "TokenLearner needs all patches; leave token_learner out; or use task.name simclr",
+        ),
         ("vit", {"img_size": 16, "patch_size": 16}, "leaves none visible"),
     ],
 )

@@ -269,7 +269,7 @@ def test_a_collapse_is_said_aloud(tmp_path, monkeypatch):
         ("simmim", {"task__mask_size": 3, "model__patch_size": 2}, "multiple of the model's first stride 2 x 2, got 3"),
         ("simmim", {"task__spectral_mask_ratio": 0.5}, "needs a second stream"),
         ("two_streams", {"task__mask_ratio": 1.0, "task__spectral_mask_ratio": 1.0}, "visible and masked patches"),
-        ("simmim", {"task__name": "mae"}, "mae needs a ViT"),
+        ("simmim", {"task__name": "mae"}, "mae needs a model that runs on visible patches"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_before_a_folder_is_made(tmp_path, way, changes, message):

@@ -94,7 +94,7 @@ class TaskConfig:
 
     Attributes:
         name: "classification" for `vitrail train`; for `vitrail pretrain`, which needs no labels, "simclr" (two views
-            of an image are to be alike, those of two images are not), "mae" (a ViT sees a few patches and a decoder
+            of an image are to be alike, those of two images are not), "mae" (the model sees a few patches and a decoder
             reconstructs the others) or "simmim" (any model reconstructs what was masked).
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
         loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well; "bce",

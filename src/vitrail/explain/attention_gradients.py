@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture import CapturedMixing, capture_attention, check_reports, running_mixers
+from vitrail.explain.capture import CapturedMixing, capture_attention, check_reports, lacks_taps, running_mixers
 from vitrail.explain.carrier import (
     HeadFusion,
     Rollout,
     check_fusion,
     fuse_heads,
     lacks_mean,
+    lacks_rollout,
     normalize_rows,
     reading_row,
     reads_class_token,
@@ -183,7 +184,7 @@ def _spoken_for(model: VisionModel, features: Tensor, gradient: Tensor) -> Tenso
     return product.flatten(1)[:, model.num_prefix :].float()
 
 
-@register_method("gradient_rollout", by_class=True)
+@register_method("gradient_rollout", by_class=True, lacks=lacks_taps)
 def _gradient_rollout(
     model: VisionModel,
     inputs: Sequence[Tensor | None],
@@ -198,7 +199,7 @@ def _gradient_rollout(
     return rollout.by_stream(model)
 
 
-@register_method("attribution", by_class=True, lacks=lacks_mean)
+@register_method("attribution", by_class=True, lacks=lacks_rollout)
 def _attribution(model: VisionModel, inputs: Sequence[Tensor | None], target: Tensor) -> dict[str, StreamMap]:
     """Relevance for a class, from attention times its gradient, added up over layers (Chefer et al. 2021)."""
     return attribution(model, *inputs, target=target).by_stream(model)

@@ -138,6 +138,14 @@ def tapped_layers(model: nn.Module) -> dict[str, AttentionTap]:
     return named_taps(unwrapped(model, VisionModel))
 
 
+def lacks_taps(model: VisionModel) -> str | None:
+    """Reason why no mixing weights can be captured; None where a layer reports them."""
+    if tapped_layers(model):
+        return None
+    kind = type(model).__name__
+    return f"no layer of this {kind} reports how it mixes tokens (docs/extend.md, 'A mixer of your own')"
+
+
 def attention_layers(model: nn.Module) -> dict[str, Attention | CrossAttention]:
     """The layers of a model in which tokens attend to tokens, by name."""
     return {

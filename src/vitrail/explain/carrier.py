@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture import CapturedMixing, first_stride
+from vitrail.explain.capture import CapturedMixing, first_stride, lacks_taps
 from vitrail.explain.groups import from_groups, real_tokens, to_groups
 from vitrail.explain.interface import StreamMap, upsample
 from vitrail.layers.patch_merging import PARENTS
@@ -120,6 +120,11 @@ def lacks_mean(model: VisionModel) -> str | None:
         f"global_pool={model.global_pool!r} does not read the class token or the mean of the last tokens, where the "
         "method starts; build the model with global_pool='avg', or use 'gradcam', which follows the gradient"
     )
+
+
+def lacks_rollout(model: VisionModel) -> str | None:
+    """Reason why the mixing of all layers cannot be composed up to the classifier; None where it can."""
+    return lacks_taps(model) or lacks_mean(model)
 
 
 def reading_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tensor:

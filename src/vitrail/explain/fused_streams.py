@@ -159,7 +159,7 @@ def fusion_of(model: VisionModel) -> CrossAttentionFusion | ConcatFusion:
     for module in model.modules():
         if isinstance(module, CrossAttentionFusion | ConcatFusion):
             return module
-    raise ConfigError(f"this {type(model).__name__} has one stream; only an HVT with spectral_chans fuses two")
+    raise ConfigError(f"this {type(model).__name__} has one stream; spectral_chans gives a family with two the second")
 
 
 def _both(inputs: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:

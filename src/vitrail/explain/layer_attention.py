@@ -14,6 +14,7 @@ from vitrail.explain.capture import (
     CapturedMixing,
     capture_attention,
     check_reports,
+    lacks_taps,
     layer_stride,
     numbered_layers,
     running_mixers,
@@ -238,14 +239,12 @@ def _distance(step: CapturedMixing, stride: tuple[int, int]) -> Tensor:
     return torch.stack(sums, dim=1)
 
 
-def _lacks_places(model: VisionModel) -> str | None:
-    """That attention has no places in any layer, in words; None where it has."""
-    if getattr(model, "learn_at", None) == 0:
-        return "every layer attends among learned tokens, which have no places"
-    return None
+def _lacks_positions(model: VisionModel) -> str | None:
+    """Reason why no layer attends among tokens with positions; None where one does."""
+    return lacks_taps(model) or model.lacks_positions() or None
 
 
-@register_method("attention", by_class=False, lacks=_lacks_places)
+@register_method("attention", by_class=False, lacks=_lacks_positions)
 def _attention(
     model: VisionModel,
     inputs: Sequence[Tensor | None],

@@ -1,4 +1,4 @@
-"""Levels of a model's feature pyramid as places where a class's gradient can be read."""
+"""Levels of a model's feature pyramid: their values, and the gradient of a class with respect to them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, did_you_mean
 from vitrail.models.base import VisionModel
-from vitrail.models.families.maxvit import MaxViT
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def lacks_levels(model: VisionModel) -> str | None:
-    """That no level of a model can be read, in words; None where one can."""
+    """Reason why no level of a model can be explained; None where one can."""
     if not model.feature_info:
-        return "this model has no level with a grid: its TokenLearner comes before the first block"
-    if len(model.feature_info) == 1 and not _is_read(model, 0):
+        return f"this model has no level with a grid: {model.lacks_grid()}"
+    if len(model.feature_info) == 1 and not model.reads_level(0):
         name = model.feature_info[0].name
         return f"the class token alone is read after {name}, and this model has no earlier level"
     return None
@@ -96,7 +95,7 @@ def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: in
         if x is None or (isinstance(layer, str) and names.index(layer) not in own):
             continue
         index = names.index(layer) if isinstance(layer, str) else own[_number(model, own, layer)]
-        if not _is_read(model, index):
+        if not model.reads_level(index):
             raise ConfigError(
                 f"the class does not depend on the patches of {names[index]}: after it the class token alone is read; "
                 + (f"take {names[index - 1]} or an earlier level" if index else "this model has no earlier level")
@@ -109,15 +108,10 @@ def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: in
 
 def _number(model: VisionModel, own: Sequence[int], layer: int | str | None) -> int:
     if layer is None:
-        return -1 if _is_read(model, own[-1]) or len(own) == 1 else -2
+        return -1 if model.reads_level(own[-1]) or len(own) == 1 else -2
     if isinstance(layer, bool) or not isinstance(layer, int) or not -len(own) <= layer < len(own):
         raise ConfigError(f"layer is a level from 0 to {len(own) - 1}, counted from the end below 0, got {layer!r}")
     return layer
-
-
-def _is_read(model: VisionModel, index: int) -> bool:
-    """Whether anything after a level looks at its patches."""
-    return not (model.global_pool == "token" and index == len(cast(nn.ModuleList, model.blocks)) - 1)
 
 
 def level_gradients(
@@ -134,7 +128,8 @@ def level_gradients(
     probes: dict[str, Tensor] = {}
     thread = threading.get_ident()
     handles = [
-        _site(model, level).register_forward_hook(partial(_probe, probes, thread, level.name)) for level in levels
+        model.level_module(level.index).register_forward_hook(partial(_probe, probes, thread, level.name))
+        for level in levels
     ]
     try:
         with frozen(model), torch.enable_grad():
@@ -146,7 +141,7 @@ def level_gradients(
             handle.remove()
     values = level_values(model, inputs, levels)
     return [
-        LevelGradient(level, value, _as_map(model, gradient, value).float())
+        LevelGradient(level, value, model.level_as_map(level.index, gradient, (value.shape[2], value.shape[3])).float())
         for level, value, gradient in zip(levels, values, gradients, strict=True)
     ]
 
@@ -166,22 +161,3 @@ def _probe(
         return output  # another thread uses the model meanwhile
     probes[name] = torch.zeros_like(output, requires_grad=True)
     return output + probes[name]
-
-
-def _site(model: VisionModel, level: Level) -> nn.Module:
-    """The module that adds a level's values to the model's tokens."""
-    fusers = getattr(model, "token_fusers", None)
-    if fusers:
-        # A fused block adds what its fuser gives to the patches, so that both have one gradient.
-        number = level.index - model.learn_at  # type: ignore[operator]  # a number
-        if number >= 0:
-            return cast(nn.Module, fusers[number])
-    return model.get_submodule(level.name)
-
-
-def _as_map(model: VisionModel, gradient: Tensor, values: Tensor) -> Tensor:
-    """Bring a gradient from the layout of its module to that of the level, ``(B, C, h, w)``."""
-    if gradient.ndim == 3:
-        patches = gradient[:, -values.shape[2] * values.shape[3] :]  # prefix tokens come first
-        return patches.transpose(1, 2).reshape(values.shape)
-    return gradient if isinstance(model, MaxViT) else gradient.permute(0, 3, 1, 2)

@@ -14,7 +14,7 @@ from vitrail.explain.carrier import (
     Rollout,
     check_fusion,
     fuse_heads,
-    lacks_mean,
+    lacks_rollout,
     normalize_rows,
     reading_row,
     roll_back,
@@ -68,7 +68,7 @@ def fuse_for_rollout(step: CapturedMixing, head_fusion: HeadFusion, discard_rati
     return normalize_rows(weights.float()) if kind == "pool" else weights.float()
 
 
-@register_method("rollout", by_class=False, lacks=lacks_mean)
+@register_method("rollout", by_class=False, lacks=lacks_rollout)
 def _rollout(
     model: VisionModel,
     inputs: Sequence[Tensor | None],

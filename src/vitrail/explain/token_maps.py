@@ -11,6 +11,7 @@ from vitrail.errors import ConfigError
 from vitrail.explain.capture import capture_attention, first_stride
 from vitrail.explain.carrier import normalize_rows
 from vitrail.explain.interface import StreamMap, register_method, upsample
+from vitrail.layers.token_learner import TokenLearner
 from vitrail.models.base import VisionModel
 
 
@@ -33,10 +34,11 @@ def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> 
     lack = lacks_learned_tokens(model)
     if lack is not None:
         raise ConfigError(lack)
-    count = len(model.token_learners)  # type: ignore[arg-type]  # it has some, as was asked
+    learners = token_learners(model)
+    count = len(learners)
     if not 0 <= learner < count:
         raise ConfigError(f"the model has {count} TokenLearner{'s' * (count > 1)}, numbered from 0; got {learner}")
-    with torch.no_grad(), capture_attention(model, f"token_learners.{learner}") as record:
+    with torch.no_grad(), capture_attention(model, learners[learner]) as record:
         model.forward_features(*inputs)
     (step,) = record.steps
     assert step.layout.key_grid is not None, "a TokenLearner works on the patch grid"
@@ -44,11 +46,16 @@ def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> 
     return weights.reshape(*weights.shape[:2], *step.layout.key_grid)
 
 
+def token_learners(model: VisionModel) -> list[str]:
+    """Names of a model's TokenLearners, in order."""
+    return [name for name, module in model.named_modules() if isinstance(module, TokenLearner)]
+
+
 def lacks_learned_tokens(model: VisionModel) -> str | None:
     """That a model learns no tokens, in words; None where it does."""
-    if getattr(model, "token_learners", None):
+    if token_learners(model):
         return None
-    remedy = "; build it with token_learner settings" if hasattr(model, "token_learners") else ""
+    remedy = "; build it with token_learner settings" if hasattr(model.config, "token_learner") else ""
     return f"this {type(model).__name__} learns no tokens{remedy}"
 
 

@@ -193,6 +193,70 @@ class VisionModel(nn.Module, ABC):
             *embedded: What :meth:`embed` gave.
         """
 
+    @property
+    def mask_unit(self) -> tuple[int, int]:
+        """Height and width in pixels of the smallest part of the image that :meth:`forward_visible` can leave out.
+
+        The first tokens' stride, unless a family leaves out larger parts (windows).
+        """
+        return self.ends[0].first_stride
+
+    def lacks_visible(self) -> str:
+        """Reason why :meth:`forward_visible` is not possible; empty where it is."""
+        return f"{type(self).__name__} runs on whole grids of tokens"
+
+    def lacks_grid(self) -> str:
+        """Reason why the last tokens form no grid, with the remedy; empty where they do."""
+        return "" if self.ends else f"the last tokens of this {type(self).__name__} form no grid"
+
+    def lacks_positions(self) -> str:
+        """Reason why no layer with attention works on tokens of a grid; empty where one does."""
+        return ""
+
+    def forward_visible(self, embedded: Tensor, keep: Tensor) -> Tensor:
+        """Run a subset of the first tokens, as if the image had no others.
+
+        Args:
+            embedded: Output of :meth:`embed`, shape ``(B, H, W, C)``.
+            keep: Indices of the visible parts, row-major on the grid of :attr:`mask_unit`, shape ``(B, K)``.
+
+        Returns:
+            Tokens after the last norm, shape ``(B, num_prefix + K, C)``, prefix tokens first.
+
+        Raises:
+            ConfigError: The family cannot, with :meth:`lacks_visible`.
+        """
+        raise ConfigError(f"forward_visible is not possible: {self.lacks_visible()}")
+
+    def level_module(self, index: int) -> nn.Module:
+        """Return the module whose output carries the values of a level of :attr:`feature_info`.
+
+        A gradient with respect to its output is the gradient with respect to the level. It is the module of the
+        level's name, unless the level is a sum to which a later module adds.
+        """
+        return self.get_submodule(self.feature_info[index].name)
+
+    def level_as_map(self, index: int, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """Bring an output of :meth:`level_module`, or a gradient of its shape, into the layout of a feature map.
+
+        Args:
+            index: Index of the level in :attr:`feature_info`.
+            output: Shape ``(B, N, C)`` with prefix tokens first; or ``(B, h, w, C)``, or ``(B, C, h, w)`` where
+                :attr:`channels_first` is true.
+            size: Height and width of the level's map.
+
+        Returns:
+            Shape ``(B, C, h, w)``.
+        """
+        if output.ndim == 3:
+            patches = output[:, output.shape[1] - size[0] * size[1] :]
+            return patches.transpose(1, 2).reshape(len(output), -1, *size)
+        return output if self.channels_first else output.permute(0, 3, 1, 2)
+
+    def reads_level(self, index: int) -> bool:
+        """Whether the logits depend on the patches of a level; not where only a class token is read after it."""
+        return True
+
     @abstractmethod
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify what :meth:`forward_features` gave; ``pre_logits`` stops before the classifier."""
@@ -429,6 +493,15 @@ class VisionModel(nn.Module, ABC):
             The fitting tensor and what was done, or None where that is impossible.
         """
         return None
+
+    @classmethod
+    def first_width(cls, config: Any) -> int | None:
+        """Channels of the first tokens that a config asks for; None where the config does not show it.
+
+        Recognising a checkpoint skips the variants of another width.
+        """
+        width = getattr(config, "embed_dim", None)
+        return width if isinstance(width, int) else None
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -14,8 +14,6 @@ import torch
 
 from vitrail.errors import ConfigError, WeightsError
 from vitrail.layers.shapes import divide_up
-from vitrail.layers.token_learner import TokenFuser, TokenLearner
-from vitrail.models.base import VisionModel
 from vitrail.models.registry import Family, create_model, list_families
 from vitrail.weights.candidates import (
     Candidate,
@@ -193,7 +191,7 @@ def recognise(
     source = "vitrail" if checkpoint.settings is not None else found.key_map.source
     search = _Search({**(options or {}), "spelling": spelling})
     try:
-        read = _model_class(family).read_settings(found.mapped)
+        read = family.build.read_settings(found.mapped)
         _search(search, family, read, found, checkpoint, own)
     except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{where} has the names of {family.name} and tensors of shapes that it never has") from error
@@ -202,7 +200,7 @@ def recognise(
         why = f" ({search.reasons[0]})" if search.reasons else ""
         problem = f"no variant of {family.name} fits{why}; build the family with the settings it was made with"
     facts = _facts(checkpoint, found, source, family.name, read, tuple(search.fits), problem)
-    shown = {**read, **_model_class(family).read_structure(found.mapped)}
+    shown = {**read, **family.build.read_structure(found.mapped)}
     defaults = {f.name: f.default for f in dataclasses.fields(family.config)}
     differing = {key: value for key, value in shown.items() if key in defaults and defaults[key] != value}
     unread = tuple(name for name in _STRUCTURE if name in defaults and name not in shown)
@@ -217,7 +215,7 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
     """
     known = [(family, _known_names(family)) for family in list_families().values()]
     refusals: list[WeightsError] = []
-    maps = [key_map for family, _ in known for key_map in _model_class(family).key_maps]
+    maps = [key_map for family, _ in known for key_map in family.build.key_maps]
 
     def of_families(state: State) -> list[str]:
         return [
@@ -234,8 +232,8 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
         return _Found(reading, tuple(notes), best[0], "", *best[1:])
     if refusals:
         raise refusals[0]
-    layers = {layer: list(layer.key_maps) for layer in (TokenFuser, TokenLearner)}
-    for layer, layer_maps in layers.items():
+    for layer in (layer for family, _ in known for layer in family.layers):
+        layer_maps = list(layer.key_maps)
         readings = find_candidates(checkpoint, partial(prefixes_of_maps, maps=layer_maps))
         if readings:
             reading, notes = choose_candidate(readings, checkpoint, key, where, spelling)
@@ -283,7 +281,7 @@ def _find_family(
     best: tuple[Family, KeyMap, State] | None = None
     best_share = _ENOUGH
     for family, names in known:
-        for key_map in _model_class(family).key_maps:
+        for key_map in family.build.key_maps:
             if not key_map.recognises(list(state)):
                 continue
             try:
@@ -299,11 +297,6 @@ def _find_family(
     return best
 
 
-def _model_class(family: Family) -> type[VisionModel]:
-    assert isinstance(family.build, type)
-    return family.build
-
-
 def _pattern(key: str) -> str:
     return re.sub(r"\d+", "#", key)
 
@@ -315,13 +308,13 @@ def _try_variants(
     found: _Found,
 ) -> None:
     """Try the variants of the checkpoint's width, those first that differ least from what was read."""
-    kernels = (found.mapped[key].shape[0] for key in _model_class(family).input_kernels if key in found.mapped)
+    kernels = (found.mapped[key].shape[0] for key in family.build.input_kernels if key in found.mapped)
     width = next(kernels, None)
     tried: list[Any] = []
     fewest: int | None = None
     for count, name, differing, config in sorted(_candidates(family, read), key=lambda item: item[:2]):
-        first = getattr(config, "stem_width", config.embed_dim)
-        if first != width or config in tried:
+        first = family.build.first_width(config)
+        if first not in (width, None) or config in tried:
             continue
         if fewest is not None and count > fewest:
             break

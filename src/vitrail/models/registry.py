@@ -7,7 +7,7 @@ import fnmatch
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,27 +26,34 @@ class Family:
     Attributes:
         name: The family's name, lower case (``"vit"``).
         config: Its frozen dataclass of settings; each field is a setting of ``create_model``.
-        build: Makes the model from a config.
+        build: The model's class; called with a config it builds a model.
         variants: Variant name -> the settings in which it differs from the config's defaults.
         test_config: Settings of a tiny model, for tests and for trying things out.
         published: Variant name -> the authors' ImageNet-1k top-1 in per cent.
         source: Paper, for the model table.
         peers: Library -> counterpart of the family there.
+        layers: Layers of the family whose weights may stand alone in a checkpoint, with key maps of their own.
     """
 
     name: str
     config: type[Any]
-    build: Callable[[Any], VisionModel]
+    build: type[VisionModel]
     variants: Mapping[str, Mapping[str, Any]]
     test_config: Mapping[str, Any]
     published: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     peers: Mapping[str, Peer] = field(default_factory=dict)
+    layers: Sequence[type[Any]] = ()
 
     @property
     def settings(self) -> tuple[str, ...]:
         """Names of the settings that ``create_model`` takes for this family."""
         return tuple(f.name for f in dataclasses.fields(self.config))
+
+    @property
+    def takes_spectral(self) -> bool:
+        """Whether its models can have a second stream, whose bands the setting ``spectral_chans`` counts."""
+        return "spectral_chans" in self.settings
 
 
 # Arguments of timm's create_model that choose among weights of its own.
@@ -171,10 +178,8 @@ def _refuse_bundled(name: str, settings: dict[str, Any]) -> None:
     asked = {key: value for key in _BUNDLED if (value := settings.pop(key, None))}
     if asked:
         family, _ = find_family(name)
-        maps = getattr(family.build, "key_maps", ())
-        example = (
-            f"hf://timm/{name}.TAG" if any(m.source == "timm" for m in maps) and name in family.variants else "FILE"
-        )
+        from_timm = any(key_map.source == "timm" for key_map in family.build.key_maps) and name in family.variants
+        example = f"hf://timm/{name}.TAG" if from_timm else "FILE"
         raise ConfigError(
             f"{next(iter(asked))}={next(iter(asked.values()))!r}: no weights come with vitrail; use "
             f"from_pretrained(FOLDER) for a run or a saved model, or load_weights(model, {example!r}) for a checkpoint "

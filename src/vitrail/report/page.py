@@ -19,6 +19,8 @@ from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.confusion import clustered_together
 from vitrail.evaluate.results_table import read_evaluation, results_table
+from vitrail.explain.interface import METHODS
+from vitrail.explain.token_maps import lacks_learned_tokens
 from vitrail.figures import confusion as figures
 from vitrail.figures.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of
 from vitrail.figures.mistakes import mistakes_figure
@@ -274,24 +276,19 @@ def _explanations(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure 
         try:
             data = shelf.images(run.part)
             examples = pictures.choose_examples(run.folder, trained, data, run.name)
-            maps = pictures.rollout_maps(trained, examples)
         except DataError as error:
             result.append((Picture(f"attention_{run.label}", what, "", problem=f"Not drawn: {error}."), None))
             continue
-        picture = Picture(
-            f"attention_{run.label}",
-            what,
-            f"Attention rollout of {run.label} on {_split_name(run)} images, relative to an even spread over the image "
-            "(Abnar & Zuidema 2020)."
-            + (" A row for each stream; both are laid over the image." if len(maps) > 1 else ""),
-            "Images with attention rollout laid over them",
-        )
-        named = {run.label: maps["image"]} if len(maps) == 1 else {f"{run.label}\n{s}": m for s, m in maps.items()}
-        result.append((picture, figures.attention(examples.images, named, examples.titles)))
+        refusal = METHODS["rollout"].refusal(trained.model)
+        if refusal is not None:
+            picture = Picture(f"attention_{run.label}", what, "", problem=f"No attention rollout: {refusal}.")
+            result.append((picture, None))
+        else:
+            result.append(_rollouts(run, trained, examples, what))
         compared = _compared(run, trained, data, examples)
         if compared is not None:
             result.append(compared)
-        if getattr(trained.model, "token_learners", None):
+        if lacks_learned_tokens(trained.model) is None:
             tokens = pictures.learned_token_maps(trained, examples)
             picture = Picture(
                 f"tokens_{run.label}",
@@ -308,6 +305,22 @@ def _explanations(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure 
                 )
             )
     return result
+
+
+def _rollouts(
+    run: _Run, trained: TrainedModel, examples: pictures.Examples, title: str
+) -> tuple[Picture, Figure | None]:
+    """Attention rollout of each example, a row for each stream."""
+    maps = pictures.rollout_maps(trained, examples)
+    picture = Picture(
+        f"attention_{run.label}",
+        title,
+        f"Attention rollout of {run.label} on {_split_name(run)} images, relative to an even spread over the image "
+        "(Abnar & Zuidema 2020)." + (" A row for each stream; both are laid over the image." if len(maps) > 1 else ""),
+        "Images with attention rollout laid over them",
+    )
+    named = {run.label: maps["image"]} if len(maps) == 1 else {f"{run.label}\n{s}": m for s, m in maps.items()}
+    return picture, figures.attention(examples.images, named, examples.titles)
 
 
 def _compared(

@@ -14,8 +14,8 @@ from vitrail.layers.attention import Attention
 from vitrail.layers.block import Block
 from vitrail.layers.positions import sincos_positions
 from vitrail.models.base import VisionModel
-from vitrail.models.families.vit import ViT
 from vitrail.tasks.masking import (
+    grid_size,
     mask_pixels,
     masked_mean,
     normalize_patches,
@@ -99,7 +99,7 @@ class MAETask(PretrainingTask):
         decoder_depth: Number of decoder blocks.
 
     Raises:
-        ConfigError: A model that is no ViT, one with a TokenLearner, or a ratio that leaves no patch visible.
+        ConfigError: A model that cannot run on visible patches alone, or a ratio that leaves no patch visible.
 
     Source: He et al. 2022, arXiv:2111.06377, section 3.
     """
@@ -120,21 +120,18 @@ class MAETask(PretrainingTask):
         decoder_depth: int = 4,
     ) -> None:
         super().__init__(model, normalize, augment)
-        if not isinstance(model, ViT):
+        if lack := model.lacks_visible():
+            other = "simclr" if model.lacks_grid() else "simmim"
             raise ConfigError(
-                f"task.name mae needs a ViT, whose blocks run on any set of patches, got {model.name or type(model)}; "
-                "take task.name simmim"
-            )
-        if len(model.token_learners):
-            raise ConfigError(
-                "task.name mae runs on visible patches alone, and a TokenLearner needs them all; leave "
-                "model.token_learner out, or take task.name simclr"
+                f"task.name mae needs a model that runs on visible patches alone, and {model.name} cannot: {lack}; or "
+                f"use task.name {other}"
             )
         if not 0 < mask_ratio < 1:
             raise ConfigError(f"task.mask_ratio must be above 0 and below 1 for mae, got {mask_ratio}")
-        num_masked(model.grid[0] * model.grid[1], mask_ratio)
         self.mask_ratio, self.normalize_target, self.loss_on = mask_ratio, normalize_target, loss_on
-        self.patch = model.patch_embed.patch_size
+        self.patch = model.mask_unit
+        grid = grid_size(model.streams[0].size, self.patch)
+        num_masked(grid[0] * grid[1], mask_ratio)
         dim = decoder_dim or max(_DIM_HEAD, model.num_features // 2 // _DIM_HEAD * _DIM_HEAD)
         values = self.patch[0] * self.patch[1] * model.streams[0].chans
         self.decoder = Decoder(model.num_features, dim, decoder_depth, values)
@@ -149,7 +146,6 @@ class MAETask(PretrainingTask):
         Returns:
             Shape ``(B, C, H, W)``, in the units of the target.
         """
-        assert isinstance(self.model, ViT)
         (patches,) = self.model.embed(mask_pixels(x, mask, self.patch))
         flat = mask.flatten(1)
         visible = int((~flat[0]).sum())

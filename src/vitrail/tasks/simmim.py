@@ -107,10 +107,7 @@ class SimMIMTask(PretrainingTask):
         super().__init__(model, normalize, augment)
         self.ends = {end.stream: end for end in model.ends}
         if not self.ends:
-            raise ConfigError(
-                "the tokens after a TokenLearner without fuser form no grid, which task.name simmim reconstructs; set "
-                "token_learner.fuse true, or leave token_learner out"
-            )
+            raise ConfigError(f"task.name simmim reconstructs the grid of the last tokens: {model.lacks_grid()}")
         self.ratios = dict(mask_ratios)
         if set(self.ratios) != set(self.ends):
             raise ConfigError(

@@ -33,7 +33,7 @@ from vitrail.files import write_text
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size
-from vitrail.models.registry import create_model, find_family
+from vitrail.models.registry import create_model, find_family, list_families
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import read_image_record, write_image_record
 from vitrail.runs.input_hashes import input_hashes
@@ -305,11 +305,6 @@ def _given_settings(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in recipe.to_dict()["model"].items() if k in recipe.model.settings}
 
 
-def _may_have_second_stream(recipe: Recipe) -> bool:
-    family, _ = find_family(recipe.model.name)
-    return any(field.name == "spectral_chans" for field in dataclasses.fields(family.config))
-
-
 def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:
     """Settings of the model that follow from the data, unless the recipe gives them."""
     bands = data.source.bands
@@ -318,12 +313,13 @@ def _data_settings(recipe: Recipe, data: ImageData, num_classes: int) -> dict[st
         "in_chans": len(bands["image"]),
         "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
     }
-    if _may_have_second_stream(recipe):
+    if find_family(recipe.model.name)[0].takes_spectral:
         settings["spectral_chans"] = len(bands.get("spectral", ()))
     elif "spectral" in bands:
+        others = " or ".join(name for name, family in list_families().items() if family.takes_spectral)
         raise ConfigError(
             f"the data has a second stream ({len(bands['spectral'])} bands) and {recipe.model.name} takes the image "
-            "alone; use hvt, or leave the stream out (data.spectral none, no spectral_path, spectral_bands [])"
+            f"alone; use {others}, or leave the stream out (data.spectral none, no spectral_path, spectral_bands [])"
         )
     return settings
 
@@ -336,7 +332,7 @@ def _refuse_settings(recipe: Recipe) -> None:
     """
     settings = {"img_size": image_size(recipe), **recipe.model.settings}
     tries = [settings]
-    if _may_have_second_stream(recipe):
+    if find_family(recipe.model.name)[0].takes_spectral:
         tries.append({**settings, "spectral_chans": settings.get("spectral_chans") or 1})
     errors = []
     for settings in tries:

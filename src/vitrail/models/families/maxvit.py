@@ -377,6 +377,11 @@ class MaxViT(VisionModel):
         return {**read_width(state, "stem.conv1.weight", "stem_width"), **widths, **depths}
 
     @classmethod
+    def first_width(cls, config: MaxViTConfig) -> int | None:
+        """Channels after the stem."""
+        return config.stem_width
+
+    @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Also the window, with the image it is a 32nd of, the flavour, and the head's hidden width."""
         settings: dict[str, Any] = {"head_hidden_size": len(state.get("head.pre_logits.fc.weight", ()))}

@@ -251,19 +251,40 @@ class ViT(VisionModel):
         tokens = self.norm(self._run(*self._place(patches))[0])
         return (tokens[:, self.num_prefix :].reshape(patches.shape),)
 
-    def forward_visible(self, patches: Tensor, keep: Tensor) -> Tensor:
-        """Run some of the patches alone, as if the image had no others.
+    def lacks_grid(self) -> str:
+        """A TokenLearner without fuser leaves no grid."""
+        if self.ends:
+            return ""
+        return (
+            "the tokens after a TokenLearner without fuser form no grid; set token_learner.fuse true, or leave "
+            "token_learner out"
+        )
 
-        Args:
-            patches: What :meth:`embed` gave, shape ``(B, H, W, C)``.
-            keep: Numbers of the patches to run, row-major, shape ``(B, K)``.
+    def lacks_visible(self) -> str:
+        """A TokenLearner needs all patches."""
+        return "a TokenLearner needs all patches; leave token_learner out" if len(self.token_learners) else ""
 
-        Returns:
-            Tokens after the last norm, shape ``(B, num_prefix + K, C)``, prefix tokens first.
+    def lacks_positions(self) -> str:
+        """Learned tokens have no positions."""
+        return "every layer attends among learned tokens, which have no positions" if self.learn_at == 0 else ""
+
+    def level_module(self, index: int) -> nn.Module:
+        """The block, or after a TokenLearner the fuser, which adds to the patches beside the block."""
+        learner = index - self.learn_at
+        return self.token_fusers[learner] if self.token_fusers and learner >= 0 else self.blocks[index]
+
+    def reads_level(self, index: int) -> bool:
+        """After the last block a class token alone is read."""
+        return not (self.global_pool == "token" and index == len(self.blocks) - 1)
+
+    def forward_visible(self, embedded: Tensor, keep: Tensor) -> Tensor:
+        """Run a subset of the patches, as :meth:`VisionModel.forward_visible`.
 
         Source: He et al. 2022, arXiv:2111.06377, section 3, "MAE encoder".
         """
-        tokens, _ = self._place(patches)
+        if lack := self.lacks_visible():
+            raise ConfigError(f"forward_visible is not possible: {lack}")
+        tokens, _ = self._place(embedded)
         P = self.num_prefix
         chosen = tokens[:, P:].gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
         x = torch.cat([tokens[:, :P], chosen], dim=1)
@@ -589,6 +610,7 @@ register_family(
             "num_classes": 5,
         },
         published={"vit_base_patch16_384": 77.9},
+        layers=(TokenFuser, TokenLearner),
         source="Dosovitskiy et al. 2021, arXiv:2010.11929; TokenLearner: Ryoo et al. 2021, arXiv:2106.11297",
         peers={
             "timm": Peer(_build_timm, _missing_in_timm),
