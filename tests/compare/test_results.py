@@ -11,7 +11,7 @@ from scipy import stats
 from tests.compare.runs import finish
 from vitrail.compare import load_suite, plan
 from vitrail.compare.execute import Failure
-from vitrail.compare.findings import sentences
+from vitrail.compare.findings import markdown, sentences
 from vitrail.compare.results import tabulate
 from vitrail.compare.write import write_suite
 from vitrail.config.load import load_recipe
@@ -63,6 +63,20 @@ def test_numbers_are_those_of_the_runs(place):
     expected = statistics.mcnemar(np.stack(right[:3]), np.stack(right[3:]))
     assert (row["a_alone_right"], row["b_alone_right"], row["p_mcnemar"]) == (expected.first, expected.second,
                                                                                expected.p)  # fmt: skip
+
+
+def test_validation_images_are_not_called_test_images(place):
+    suite = load_suite(place(seeds=2, variants={"a": {}, "b": {"model.depth": 1}}))
+    runs = _carry_out(suite, {"a": 1.0, "b": 0.0})
+    tested = markdown(suite, tabulate(suite, runs), [])
+    assert "test images" in tested
+    assert "validation" not in tested
+    for run in runs:
+        file = run.folder.evaluation / "metrics.json"
+        run.folder.write_json(file, run.folder.read_json(file) | {"split": "val"})
+    told = markdown(suite, tabulate(suite, runs), [])
+    assert "validation images, which also chose the best epoch" in told
+    assert "test images" not in told
 
 
 def test_of_the_log_loss_less_is_better(place):

@@ -62,6 +62,35 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert len(order(1, 2)) == 1200  # whole batches only
 
 
+def test_each_pass_of_a_plain_loop_has_another_order():
+    data = open_data(DataConfig(batch_size=100), (8, 8))
+    loader = data.loader("train", shuffle_seed=3)
+    passes = [torch.cat([b["index"] for b in loader]) for _ in range(3)]
+    assert not torch.equal(passes[0], passes[1])
+    assert not torch.equal(passes[1], passes[2])
+    again = data.loader("train", shuffle_seed=3)
+    for epoch, seen in enumerate(passes):
+        again.sampler.set_epoch(epoch)
+        assert torch.equal(torch.cat([b["index"] for b in again]), seen)
+    assert torch.equal(torch.cat([b["index"] for b in data.loader("train", shuffle_seed=3)]), passes[0])
+
+
+def test_one_number_is_both_sides_and_the_data_is_printed_in_one_line():
+    data = open_data(DataConfig(), 12)
+    assert data.batch([0])["image"].shape == (1, 1, 12, 12)
+    sizes = {split: f"{split} {len(rows):,}" for split, rows in data.splits.items()}
+    assert repr(data) == f"ImageData(digits, 1,797 images: {', '.join(sizes.values())})"
+
+
+def test_augmentation_for_a_loop_of_ones_own():
+    assert open_data(DataConfig(), 8).augmentation() is None
+    data = open_data(DataConfig(augment="standard", batch_size=16), 8)
+    batch = next(iter(data.loader("train", shuffle_seed=0)))
+    changed = data.augmentation()({"image": batch["image"]})["image"]
+    assert changed.shape == batch["image"].shape
+    assert not torch.equal(changed, batch["image"])
+
+
 def test_statistics_are_those_of_the_training_images():
     data = open_data(DataConfig(), (8, 8))
     ((name, (mean, std)),) = data.statistics(most=10**6).items()

@@ -143,7 +143,10 @@ def test_a_column_of_groups_is_respected_by_default_and_leaks_are_reported(tmp_p
     data = open_data(DataConfig(**settings), (8, 8))
     assert data.config.split == "grouped"
     assert divided_groups(data) == (0, 12)
-    assert re.match(r"each of 12 groups lies in one split: train \d+, val \d+, test \d+$", describe_split(data)[0])
+    line = describe_split(data)[0]
+    assert re.match(
+        r"each of 12 groups lies in one split: train \d+, val \d+ \(field_.*\), test \d+ \(field_.*\)$", line
+    )
     data = open_data(DataConfig(**settings, split="stratified"), (8, 8))
     assert data.config.split == "stratified"
     divided, number = divided_groups(data)
@@ -165,9 +168,9 @@ def test_groups_of_a_given_split_and_of_uneven_sizes(tmp_path):
     assert "10 of 20 groups lie in several splits" in describe_split(data)[0]
     assert "give each group one split in the data" in describe_split(data)[0]
     large = next(name for name in (f"large{i}" for i in range(99)) if position(name) < 0.2)  # a test group
-    groups = [f"g{i}" if i < 12 else large for i in range(60)]
+    groups = [f"g{i}" if i < 25 else large for i in range(73)]
     lines = describe_split(open_data(DataConfig(**_table(tmp_path, groups), val_fraction=0.05), (8, 8)))
-    assert any("test has 8" in line and f"its largest group {large!r} has 48 of its" in line for line in lines)
+    assert any("test has 7" in line and f"its largest group {large!r} has 48 of its" in line for line in lines)
 
 
 def test_a_class_that_no_held_out_group_has_is_named(tmp_path):
@@ -297,3 +300,22 @@ def test_groups_that_differ_in_spelling_alone_are_reported(tmp_path):
     settings = _table(tmp_path, [f"{'Pp'[i % 2]}{i // 8}" for i in range(96)])
     line = describe_split(open_data(DataConfig(**settings), (8, 8)))[0]
     assert line.startswith("24 groups differ from others only in letter case, blanks, '_' or '-', for example 'P")
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "fractions", [{"test": 0.2, "val": 0.1}, {"test": 0.4, "val": 0.2}, {"test": 0.25, "val": 0.25}]
+)
+def test_few_groups_come_as_near_to_the_shares_as_they_can(seed, fractions):
+    """Twelve groups of about one size: no share is off by more than half a group and a little."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(11, 15, 12)
+    units = [f"field {seed}-{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    targets = rng.integers(0, 3, len(units))
+    found = hashed_split(units, targets, fractions, ["a", "b", "c"], grouped=True)
+    for split, share in fractions.items():
+        assert abs(found.count(split) / len(units) - share) <= 0.6 / 12 + 0.01
+    assert all(len({s for u, s in zip(units, found, strict=True) if u == unit}) == 1 for unit in set(units))
+    order = rng.permutation(len(units))
+    again = hashed_split([units[i] for i in order], targets[order], fractions, ["a", "b", "c"], grouped=True)
+    assert dict(zip(units, found, strict=True)) == dict(zip([units[i] for i in order], again, strict=True))

@@ -169,6 +169,16 @@ def test_other_images_are_calibrated_on_the_runs_own(run, images, tmp_path, caps
     assert "own images cannot be opened" in capsys.readouterr().out
 
 
+def test_missing_bands_are_printed_by_their_drop(run, capsys):
+    assert main(["evaluate", str(run), "--missing", *QUICK]) == 0
+    table = pd.read_csv(run.evaluation / "missing.csv").iloc[1:].sort_values("drop", ascending=False, kind="stable")
+    told = capsys.readouterr().out
+    printed = [line.split()[:2] for line in told.splitlines() if line.startswith(("image ", "spectral "))]
+    assert printed == table[["stream", "band"]].to_numpy().tolist()
+    assert ("no band is shown to be needed on" in told) == (not (table["verdict"] == "needed").any())
+    assert table["verdict"].iloc[0] in told
+
+
 def test_new_weights_make_new_predictions_and_drop_old_results(run):
     assert main(["evaluate", str(run), "--missing", *QUICK]) == 0
     assert (run.evaluation / "missing.csv").is_file()

@@ -55,7 +55,7 @@ class VerbParser(argparse.ArgumentParser):
         """What verbs that read image files for a trained run do with those that do not fit."""
         for name, remedy, which in (
             ("on_band_mismatch", "convert", "an image of other bands than the run's"),
-            ("on_unreadable", "skip", "files that cannot be read"),
+            ("on_unreadable", "skip", "files that cannot be read or have another number of bands"),
         ):
             self.add_argument(
                 f"--data.{name}",

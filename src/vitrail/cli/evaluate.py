@@ -205,7 +205,7 @@ def _tell_more(
         )
         print(_grid(table))
     if arguments.missing:
-        print(_rows(robustness.measure_missing(evaluated, data, intervals=intervals, sample=sample), "stream", "band"))
+        print(_drops(robustness.measure_missing(evaluated, data, intervals=intervals, sample=sample)))
     if arguments.attacks is not None:
         table = robustness.measure_attacks(
             evaluated, data, arguments.attacks, intervals=intervals, sample=sample, seed=seed
@@ -256,6 +256,34 @@ def _rows(table: Any, *keys: str) -> str:
         for _, row in table.iterrows()
     ]  # fmt: skip
     return format_table([*keys, "accuracy", "95 % interval"], rows, right=(len(keys),))
+
+
+def _drops(table: Any) -> str:
+    """A line a band or stream, by its drop; what follows where none is shown to matter."""
+    from vitrail.cli.tables import format_table
+
+    if "drop" not in table:
+        return _rows(table, "stream", "band")
+    whole, rest = table.iloc[0], table.iloc[1:].sort_values("drop", ascending=False, kind="stable")
+    rows = [
+        [str(row["stream"]), str(row["band"]), f"{row['accuracy']:.3f}", f"{row['drop']:.3f}",
+         _interval(row["drop_low"], row["drop_high"]), str(row["verdict"])]
+        for _, row in rest.iterrows()
+    ]  # fmt: skip
+    header = ["stream", "band", "accuracy", "drop", "95 % interval", "verdict"]
+    lines = [
+        f"accuracy {whole['accuracy']:.3f} with all bands; without one:",
+        format_table(header, rows, right=(2, 3)),
+    ]
+    if not (rest["verdict"] == "needed").any():
+        first, groups = rest.iloc[0], table.attrs.get("groups")
+        units = f"{groups} groups" if groups else f"{whole['images']} images"
+        lines.append(
+            f"no band is shown to be needed on {units}; the largest drop, {first['drop']:.3f} without {first['band']}, "
+            f"may be random: measure more {'groups' if groups else 'images'} (data.test_fraction), or all of them once "
+            "by folds (`vitrail compare` with folds)"
+        )
+    return "\n".join(lines)
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -32,11 +32,27 @@ def sentences(suite: Suite, tables: Tables) -> list[str]:
     times = [line for row in pairs if (line := _time(row))]
     variants: list[Any] = tables.summary.to_dict("records")
     return [
+        *_on_validation(tables),
         *_near_guess(suite, tables),
         *_seen(tables),
         *(_pair(row, suite) for row in pairs),
         *times,
         *(_variant(row, suite) for row in variants),
+    ]
+
+
+def _kind(tables: Tables) -> str:
+    """What the measured images are called."""
+    return "validation images" if tables.split == "val" else "test images"
+
+
+def _on_validation(tables: Tables) -> list[str]:
+    """One sentence where the measured images also chose the best epoch."""
+    if tables.split != "val":
+        return []
+    return [
+        "The data has no test split: the runs are measured on validation images, which also chose the best epoch of "
+        "each. On new images they may do worse and differ otherwise; set data.test_fraction, or give a test split."
     ]
 
 
@@ -62,7 +78,7 @@ def _seen(tables: Tables) -> list[str]:
         if most > 0:
             lines.append(
                 f"The weights that {name} begins with were pre-trained on {most:.0f} of its {rows['images'].iloc[0]} "
-                "test images: its result is optimistic for unseen images."
+                f"{_kind(tables)}: its result is optimistic for unseen images."
             )
     return lines
 
@@ -70,13 +86,14 @@ def _seen(tables: Tables) -> list[str]:
 def method(suite: Suite, tables: Tables) -> str:
     """Describe the statistical method."""
     level = f"{1 - suite.alpha:.0%}"
-    on = f"the same {tables.images} test images" + (
+    chosen = ", which also chose the best epoch" if tables.split == "val" else ""
+    on = f"the same {tables.images} {_kind(tables)}{chosen}" + (
         "" if tables.groups is None else f", in {tables.groups} groups, which are the units of the analysis"
     )
     if suite.folds is None:
         how = (
             f"Each comparison pairs runs of one seed on {on}. Its {level} interval and its p-value generalise to other "
-            "seeds and other test images, both random effects (multi-reader multi-case analysis, Dorfman, Berbaum & "
+            f"seeds and other {_kind(tables)}, both random effects (multi-reader multi-case analysis, Dorfman, Berbaum & "
             "Metz 1992)."
         )
     else:

@@ -37,6 +37,7 @@ class Tables:
         guess: Measure of the constant predictor (most frequent class; for the log-loss, class frequencies); None before
             the first finished run.
         near_guess: Whether no variant is significantly better than the constant predictor.
+        split: Split whose images were measured; "val" where any run has no other.
     """
 
     results: pd.DataFrame
@@ -46,6 +47,7 @@ class Tables:
     groups: int | None
     guess: float | None = None
     near_guess: bool = False
+    split: str = "test"
 
 
 # Fold and seed of a run.
@@ -94,6 +96,7 @@ def tabulate(suite: Suite, runs: Sequence[Run]) -> Tables:
         groups=num_groups or None,
         guess=float(np.mean([t.guess.mean() for t in by_fold.values()])) if by_fold else None,
         near_guess=bool(tested) and not summary["better_than_guess"].any(),
+        split="val" if any(t.metrics["split"] == "val" for t in tested) else "test",
     )
 
 

@@ -126,8 +126,8 @@ class DataConfig:
             searched in the path, whose first parenthesis (or whole match) names the group.
         fold: Number of the fold, from 0, that is the test split (or the validation split, where a test split is given).
         num_folds: How many folds there are.
-        on_unreadable: What to do with files that cannot be read: "error" counts them before anything begins;
-            "skip" goes on without them and lists them in the run folder.
+        on_unreadable: What to do with files that are missing, cannot be read or have another number of bands: "error"
+            counts them before anything begins; "skip" goes on without them and lists them in the run folder.
         repeated_files: How often an image of a folder counts that several links lead to: "once" a class, or "each" time
             (oversampling; for folders that are split already).
         check_copies: Look for copies of training images in other splits before training begins, and print their number.

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
+from vitrail.data.augment import Augmentation, build_augmentation
 from vitrail.data.class_facts import describe_doubtful, describe_empty
 from vitrail.data.classes import describe_similar
 from vitrail.data.identity import NEW, KnownImages, Recognition
@@ -31,7 +32,7 @@ from vitrail.errors import ConfigError, DataError
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageData:
     """A source together with its split.
 
@@ -51,6 +52,10 @@ class ImageData:
     fill: Mapping[str, Sequence[float]] | None = None
     recognition: Recognition | None = None
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name} {len(rows):,}" for name, rows in self.splits.items())
+        return f"ImageData({self.config.source}, {len(self.source):,} images: {splits})"
+
     def indices(self, split: str) -> list[int]:
         """Indices of a split's images.
 
@@ -65,7 +70,16 @@ class ImageData:
     def loader(
         self, split: str, *, shuffle_seed: int | None = None, rank: int = 0, world: int = 1
     ) -> DataLoader[Batch]:
-        """Batches of a split, in order, or shuffled anew each epoch (the last incomplete batch is then left out).
+        """Batches of a split, in order, or shuffled anew in each pass (the last incomplete batch is then left out).
+
+        Each pass over the loader has another order, which the seed and the number of the pass decide;
+        ``loader.sampler.set_epoch(n)`` chooses a pass. Images are as the files have them, in 0..1: neither normalised
+        nor augmented (``data.augment`` is applied to whole batches, on the device, by the training task). In a loop of
+        your own::
+
+            augment = data.augmentation()
+            for batch in data.loader("train", shuffle_seed=0):
+                images = augment({"image": batch["image"]})["image"]
 
         Several processes share each shuffled batch, so that together they see the batches that one would; of a split
         in order each has every ``world``-th image.
@@ -103,6 +117,20 @@ class ImageData:
             worker_init_fn=start_worker,
             fill=self._filling(),
         )
+
+    def augmentation(self) -> Augmentation | None:
+        """Build the random changes of ``data.augment`` for a training loop of your own.
+
+        MixUp and CutMix are not among them (:class:`vitrail.data.augment.Mixing`).
+
+        Returns:
+            A module from the streams of a batch, in 0..1, to changed ones; None where ``data.augment`` is "none".
+        """
+        settings, bands = self.config.augment_settings, len(self.source.bands["image"])
+        if build_augmentation(self.config.augment, bands, settings) is None:
+            return None
+        means = {name: mean for name, (mean, _) in self.statistics().items()}
+        return build_augmentation(self.config.augment, bands, settings, means)
 
     def _filling(self) -> Mapping[str, Sequence[float]] | None:
         return self.fill if self.source.has_no_data else None
@@ -257,7 +285,7 @@ class ImageData:
 
 def open_data(
     config: DataConfig,
-    img_size: tuple[int, int],
+    img_size: int | tuple[int, int],
     classes: Sequence[str] | None = None,
     *,
     split: bool = True,
@@ -266,9 +294,11 @@ def open_data(
 ) -> ImageData:
     """Open the images that a config names, and split them; facts about them are printed to standard error.
 
+    Batches are not augmented; :meth:`ImageData.loader` says how to augment them.
+
     Args:
         config: Which.
-        img_size: Height and width to bring them to.
+        img_size: Height and width to bring them to; one number for both.
         classes: Names of the classes where a run gives them.
         split: Split what is not split already; otherwise all images that belong to no split form one named "all".
         fill: Stream -> what pixels without data get; see :class:`ImageData`.
@@ -280,6 +310,7 @@ def open_data(
         ConfigError: An unknown source, or a path missing or out of place.
         DataError: Images that are missing, unreadable or inconsistent.
     """
+    img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
     # A run's settings go with other images as far as they concern them.
     source = open_source(config, img_size, classes, strict=split)
     if config.label_fraction < 1 and split and not source.classes:
@@ -410,6 +441,8 @@ def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]
 class EpochShuffle(Sampler[int]):
     """An order that depends on the seed and the epoch alone, so that a resumed run sees the same.
 
+    Each pass is the next epoch unless :meth:`set_epoch` chooses one.
+
     Args:
         length: Images.
         seed: Of the permutations.
@@ -434,11 +467,12 @@ class EpochShuffle(Sampler[int]):
         self.weights = weights
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's permutation; the training loop calls it."""
+        """Choose the permutation of the next pass; the training loop calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
+        self.epoch += 1
         order = rng.permutation(self.length)
         if self.weights is not None:
             # Images of one weight side by side: then each class, too, comes as often as it should.

@@ -83,7 +83,7 @@ def unreadable_message(
     pointers = [name for name, error in faults if isinstance(error, PointerError)]
     damaged = [error for _, error in faults if not isinstance(error, PointerError)]
     parts = []
-    skip = "" if skipped else f" ({SKIP})"
+    skip = "" if skipped or len(faults) == total else f" ({SKIP})"
     if pointers:
         parts.append(
             f"{len(pointers):,} of {of} are Git LFS pointers in the place of images ({some(pointers)}): {LFS_REMEDY}"
@@ -94,12 +94,18 @@ def unreadable_message(
         remedies = [r for r in dict.fromkeys(offered) if not any(o != r and o.startswith(r) for o in offered)]
         if of_run:
             remedies = list(dict.fromkeys(filter(None, map(for_run, remedies))))
-        named = some([e.problem if isinstance(e, ImageFault) else str(e) for e in damaged], _MOST_NAMED)
+        problems = [e.problem if isinstance(e, ImageFault) else str(e) for e in damaged]
+        names = [name for name, error in faults if not isinstance(error, PointerError)]
+        reasons = {text.replace(name, "", 1).strip() for name, text in zip(names, problems, strict=True)}
+        # One reason for all is said once.
+        same = len(damaged) == total > 1 and len(reasons) == 1
+        named = f"{reasons.pop()}: {some(names)}" if same else some(problems, _MOST_NAMED)
         parts.append(
-            f"{len(damaged):,} of {of} are no images that can be read{skip}: {named}"
+            (f"each of {of} " if same else f"{len(damaged):,} of {of} are no images that can be read{skip}: ")
+            + named
             + "".join(f"; {remedy}" for remedy in remedies)
         )
-    elif len(pointers) < total and not skipped:
+    elif 0 < len(pointers) < total and not skipped:
         parts.append(SKIP)
     return "; ".join(parts)
 
@@ -142,8 +148,9 @@ def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:
         return [f"--data.color {fault.kind} reads them as they are; or {CONVERT}"]
     if fault.kind == DEEP and of_run:
         return ["scale them to 8 bits, as the run's images were"]
-    if fault.kind == BAND_COUNT and of_run:
-        return ["give the run files of its own bands"]
+    if fault.kind == BAND_COUNT:
+        remedy = "give the run files of its own bands" if of_run else fault.remedy
+        return [remedy if len(members) == total else f"{remedy}; {SKIP}"]
     remedy = for_run(fault.remedy) if of_run else fault.remedy
     return [remedy] if remedy else []
 

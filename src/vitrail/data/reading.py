@@ -166,7 +166,7 @@ class FileReader:
             wanted = f"where {len(self.bands)} are wanted ({', '.join(self.bands)})"
             raise BandError(
                 f"{path} has {bands} {wanted}",
-                "remove it, or correct the names of the bands",
+                "correct the names of the bands, or remove it",
                 BAND_COUNT,
                 f"have {bands} {wanted}",
             )
@@ -196,12 +196,42 @@ class FileReader:
             return decode_picture(file, color, size, self.convert, name, self.max_pixels, self.rule.no_data)
         except (BandError, UnreadableError) as error:
             tiff = isinstance(file, Path) and not isinstance(error, PointerError) and is_tiff(file)
+            whole = isinstance(error, UnreadableError) or error.kind == DEEP
+            if tiff and not self.named and whole and isinstance(file, Path):
+                _ask_for_names(file, self.max_pixels)
             if tiff and not self.named:
                 remedy = "name its bands with data.band_names to read it as a raster"
                 if error.kind != DEEP:
                     remedy = f"{error.remedy}{OR}{remedy}"
                 raise type(error)(error.problem, remedy, error.kind, error.summary) from error
             raise
+
+
+# Names for an example, by the number of bands: the usual order of cameras.
+_USUAL = {3: "red, green, blue", 4: "blue, green, red, nir", 5: "blue, green, red, red_edge, nir"}
+
+
+def _ask_for_names(path: Path, max_pixels: int) -> None:
+    """Ask for the names of the bands of a file of several bands that is whole but no picture.
+
+    Raises:
+        BandError: It is such a file.
+    """
+    try:
+        raster = open_raster(path, None, max_pixels)
+    except (BandError, UnreadableError):
+        return
+    number = len(raster.values)
+    if number == 1:
+        return
+    bands = f"of {number} bands ({raster.values.dtype.name})"
+    example = _USUAL.get(number) or ", ".join(f"b{i + 1}" for i in range(number))
+    raise BandError(
+        f"{path} is a TIFF file {bands}",
+        f"name them in the files' order: --data.band_names '[{example}]' (for example)",
+        BAND_COUNT,
+        f"are TIFF files {bands}",
+    )
 
 
 def _by_band(invalid: npt.NDArray[np.bool_] | None, bands: int) -> npt.NDArray[np.bool_] | None:

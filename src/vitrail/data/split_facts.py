@@ -10,6 +10,7 @@ import numpy as np
 from vitrail.data.classes import similar_names
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
+from vitrail.data.splits import FEW_GROUPS
 
 # Names of classes in a line.
 _MOST_NAMES = 3
@@ -90,8 +91,10 @@ def _on_division(data: ImageData, held_out: Sequence[str], divided: int, number:
         ]
     groups = _groups(data)
     assert groups is not None, "they were counted"
-    counts = {split: len({groups[row] for row in rows}) for split, rows in data.splits.items() if split in _SHOWN}
-    told = ", ".join(f"{split} {count}" for split, count in counts.items())
+    members = {split: sorted({groups[row] for row in rows}) for split, rows in data.splits.items() if split in _SHOWN}
+    named = {split: f" ({', '.join(own)})" for split, own in members.items() if split != "train"}
+    few = number <= FEW_GROUPS
+    told = ", ".join(f"{split} {len(own)}{named.get(split, '') if few else ''}" for split, own in members.items())
     return [f"each of {number} groups lies in one split: {told}", *_on_shares(data, groups, held_out)]
 
 
@@ -109,10 +112,15 @@ def _on_shares(data: ImageData, groups: list[str], held_out: Sequence[str]) -> l
         rows = data.splits[split]
         wanted, got = getattr(config, f"{split}_fraction"), len(rows) / total
         if wanted and not wanted / _UNEVEN <= got <= wanted * _UNEVEN:
-            name, count = Counter(groups[row] for row in rows).most_common(1)[0]
+            sizes = Counter(groups[row] for row in rows)
+            name, count = sizes.most_common(1)[0]
+            if count / total > wanted:
+                why = f"its largest group {name!r} has {count} of its {len(rows)} images"
+            else:
+                why = f"{len(set(groups))} groups divide no better" if len(set(groups)) <= FEW_GROUPS else "by chance"
             lines.append(
-                f"{split} has {got:.0%} of the images where data.{split}_fraction asks for {wanted:.0%}: its largest "
-                f"group {name!r} has {count} of its {len(rows)} images"
+                f"{split} has {got:.0%} of the images where data.{split}_fraction asks for {wanted:.0%}: {why}; a "
+                "column of splits (data.split_column) divides them otherwise, folds (data.fold) test every group once"
             )
     return lines
 

@@ -18,6 +18,8 @@ from vitrail.errors import ConfigError, DataError
 SPLITS = ("train", "val", "test")
 # Of a patch that reaches into blocks of different splits.
 LEFT_OUT = "left out"
+# Of so many groups or fewer hashes alone miss the wanted shares by far: groups are exchanged until none comes nearer.
+FEW_GROUPS = 20
 _WITHOUT_GROUPS = ", or split without regard to groups (data.split stratified)"
 
 Integers = npt.NDArray[np.int64]
@@ -202,7 +204,8 @@ def hashed_split(
 
     A split's share of a class is about the wanted one: of n images it differs by the square root of n times the share
     or so. Only where a split would get no image of a class (no group at all, for groups) does it take one: the one
-    with the lowest hash, from the split that has most.
+    with the lowest hash, from the split that has most. Of 20 groups or fewer, groups then change places while that
+    brings the splits nearer to their shares of each class.
 
     Each image is in ``first`` in exactly one of the folds, however few there are of its class: of a class with fewer
     images than folds, some folds have none there.
@@ -255,10 +258,64 @@ def hashed_split(
         )
     if not grouped:
         return [filled[i] for i in range(len(names))]
+    if fold is None and len(names) <= FEW_GROUPS:
+        number = {name: i for i, name in enumerate(names)}
+        counts = np.zeros((len(names), len(classes)))
+        np.add.at(counts, ([number[unit] for unit in units], targets), 1)
+        filled = _exchange(names, filled, counts, {**fractions, "train": 1 - sum(fractions.values())})
     of_group = {name: filled[i] for i, name in enumerate(names)}
     result = [of_group[unit] for unit in units]
     _require_classes(result, targets, classes, "groups")
     return result
+
+
+def _exchange(
+    names: Sequence[str], assigned: Mapping[int, str], counts: npt.NDArray[np.float64], shares: Mapping[str, float]
+) -> dict[int, str]:
+    """Move single groups and swap pairs of them, the best change first, while the shares come nearer.
+
+    Args:
+        names: Name of each group; what stands first by its hash is changed first where two changes are as good.
+        assigned: Split of each group; no split becomes empty.
+        counts: Images of each group and class, shape ``(N, K)``.
+        shares: Share of each split.
+    """
+    splits = list(shares)
+    totals = counts.sum(0)
+    counts = np.concatenate(
+        [counts[:, totals > 0] / totals[totals > 0], counts.sum(1, keepdims=True) / counts.sum()], 1
+    )
+    # The number of images counts as much as all classes together.
+    weight = np.append(np.full(counts.shape[1] - 1, 1 / max(1, counts.shape[1] - 1)), 1.0)
+    target = np.array(list(shares.values()))[:, None]
+    order = sorted(range(len(names)), key=lambda i: position(names[i]))
+    held = np.array([splits.index(assigned[i]) for i in range(len(names))])
+
+    def cost(candidate: Integers) -> float:
+        parts = np.stack([counts[candidate == split].sum(0) for split in range(len(splits))])
+        if len(np.unique(candidate)) < len(splits):
+            return np.inf
+        return float(((parts - target) ** 2 / target * weight).sum())
+
+    best = cost(held)
+    while True:
+        candidates = []
+        for place, i in enumerate(order):
+            for split in range(len(splits)):
+                if split != held[i]:
+                    moved = held.copy()
+                    moved[i] = split
+                    candidates.append(moved)
+            for j in order[place + 1 :]:
+                if held[i] != held[j]:
+                    swapped = held.copy()
+                    swapped[[i, j]] = held[[j, i]]
+                    candidates.append(swapped)
+        costs = [cost(candidate) for candidate in candidates]
+        if not costs or min(costs) > best - 1e-9:
+            return {i: splits[held[i]] for i in range(len(names))}
+        best = min(costs)
+        held = candidates[costs.index(best)]
 
 
 def _folds(keys: Mapping[int, str], count: int, needed: Sequence[str], who: str, what: str) -> dict[int, int]:

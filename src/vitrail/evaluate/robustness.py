@@ -257,6 +257,7 @@ def _accuracies(
     if paired and len(rows[0]) and rows[0]["images"] > 1:
         groups = None if bootstrap is None else bootstrap.groups
         table = pd.concat([table, paired_drops([np.concatenate(parts) for parts in correct.values()], groups)], axis=1)
+        table.attrs["groups"] = None if groups is None else len(set(groups))
     return table
 
 

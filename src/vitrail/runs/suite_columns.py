@@ -22,7 +22,7 @@ PAIRS = {
     "p_mcnemar": "p, McNemar", "p_sign_flip_images": "p, sign flips", "why": "why not",
 }  # fmt: skip
 RUNS = {
-    "variant": "variant", "seed": "seed", "fold": "fold", "run": "folder", "images": "test images",
+    "variant": "variant", "seed": "seed", "fold": "fold", "run": "folder", "images": "images",
     "epochs": "epochs", "best_epoch": "best epoch", "training_seconds": "training, s", "device": "device",
     "vitrail": "vitrail", "git_commit": "commit", "finished": "finished",
 }  # fmt: skip

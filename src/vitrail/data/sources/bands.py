@@ -85,7 +85,9 @@ def _choose(
     for name in wanted:
         if not _is_pattern(name):
             if name not in known:
-                raise ConfigError(f"the images have no band {name!r}{closest(name, known)}")
+                same = [band for band in known if band.casefold() == name.casefold()]
+                near = f"; did you mean {same[0]!r}?" if same else closest(name, known)
+                raise ConfigError(f"the images have no band {name!r}{near}")
             names.append(name)
             continue
         matches = [band for band in known if fnmatch.fnmatchcase(band, name) and band not in taken | kept]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitrail.data.band_files import gather
 from vitrail.data.classes import Label, as_targets
-from vitrail.data.faults import BandError, UnreadableError, bands_message, some, unreadable_message
+from vitrail.data.faults import BAND_COUNT, BandError, UnreadableError, bands_message, some, unreadable_message
 from vitrail.data.listing import count_of
 from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
@@ -39,7 +39,8 @@ class FileSource(ImageSource):
         readers: How the files of each stream are read.
         second: The second file of each image, where there are two streams.
         groups: The group of each image, where these are known.
-        skip: Leave out files that cannot be read instead of refusing to begin.
+        skip: Leave out files that are missing, cannot be read or have another number of bands, instead of refusing
+            to begin.
         notes: What was passed over while the files were listed.
         each: Take a file as often as links lead to it, instead of once.
         of_run: Whether the files are given to a trained run, for remedies.
@@ -124,6 +125,8 @@ class FileSource(ImageSource):
 
         def survey(item: tuple[int, str, Path]) -> tuple[Survey | int, Thumbnails] | DataError:
             i, name, file = item
+            if skip and not file.exists():
+                return UnreadableError(f"{file} does not exist")
             try:
                 found = self.readers[name].survey(file)
                 # While the file's pages are in memory.
@@ -140,8 +143,19 @@ class FileSource(ImageSource):
                     seen[name].add(i, str(file), found[0])
                     if name == "image":
                         small[i] = found[1]
-        other_bands = [(str(file), error) for _, file, error in faults if isinstance(error, BandError)]
-        unreadable = [(i, file, error) for i, file, error in faults if isinstance(error, UnreadableError)]
+        # What no setting but the names of the bands converts is left out as if it could not be read.
+        left = [skip and isinstance(error, BandError) and error.kind == BAND_COUNT for *_, error in faults]
+        left = left if sum(left) < len(files["image"]) else [False] * len(left)
+        other_bands = [
+            (str(file), error)
+            for (_, file, error), out in zip(faults, left, strict=True)
+            if isinstance(error, BandError) and not out
+        ]
+        unreadable = [
+            (i, file, error)
+            for (i, file, error), out in zip(faults, left, strict=True)
+            if isinstance(error, UnreadableError) or out
+        ]
         unset = [error for *_, error in faults if not isinstance(error, (BandError, UnreadableError))]
         if unset:  # files that are whole, for which the recipe lacks a setting: leaving them out is no answer
             raise type(unset[0])(f"{len(unset)} of {len(work)} files: {unset[0]}")

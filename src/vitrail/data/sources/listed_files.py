@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from vitrail.data.faults import some
+from vitrail.data.faults import SKIP, some
 from vitrail.data.listing import list_files
 from vitrail.errors import DataError
 
@@ -34,18 +34,23 @@ class ListedFiles:
         except OSError:  # longer than a file name may be
             return False
 
-    def find(self, names: Sequence[str]) -> list[Path]:
+    def find(self, names: Sequence[str], skip: bool = False) -> list[Path]:
         """The file of each name.
+
+        Args:
+            names: The names.
+            skip: Give a path where nothing lies for a name of no file, unless that holds for all names.
 
         Raises:
             DataError: Names of no file, or of several.
         """
         found = [[self.folder / name] if self.is_image(name) else self._fitting(name) for name in names]
         missing = [str(self.folder / name) for name, files in zip(names, found, strict=True) if not files]
-        if missing:
+        if missing and (not skip or len(missing) == len(names)):
+            remedy = "" if len(missing) == len(names) else f"; {SKIP}"
             raise DataError(
                 f"{len(missing)} of {len(names)} images that {self.table} lists do not exist: {some(missing)}; paths "
-                f"are relative to {self.folder} (data.image_folder)"
+                f"are relative to {self.folder} (data.image_folder){remedy}"
             )
         several = [
             f"{name} ({' and '.join(str(file.relative_to(self.folder)) for file in files[:2])})"
@@ -57,7 +62,7 @@ class ListedFiles:
                 f"{len(several)} of {len(names)} names in {self.table} fit several files: {some(several)}; write the "
                 "path and the suffix of one"
             )
-        return [files[0] for files in found]
+        return [files[0] if files else self.folder / name for name, files in zip(names, found, strict=True)]
 
     def _fitting(self, name: str) -> list[Path]:
         """The files that fit a name which is no path, by the first reading that any file fits."""

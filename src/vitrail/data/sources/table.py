@@ -31,7 +31,7 @@ class TableSource(FileSource):
         readers: How the files of each stream are read.
         classes: Names of the classes where they are given (by a run); those of the table otherwise.
         group: The column that names the groups; "group" where there is one, when not given.
-        skip: Leave out files that cannot be read.
+        skip: Leave out files that are missing, cannot be read or have another number of bands.
         separator: What stands between several labels of an image; one label an image when not given.
         form: How the table is written.
         rules: How labels become classes; by their names when not given.
@@ -63,13 +63,13 @@ class TableSource(FileSource):
         paths = _filled(table, _path_column(table, form, listed))
         second = None
         if "spectral" in readers:
-            second = listed.find(_filled(table, _find(table, "spectral", None, "data.spectral_band_names")))
+            second = listed.find(_filled(table, _find(table, "spectral", None, "data.spectral_band_names")), skip)
         if not table.lines:
             raise DataError(f"{file} lists no images; it has columns and no rows")
-        files = listed.find(paths)
+        files = listed.find(paths, skip)
         splits = _splits_of(table, form)
         labels = _labels_of(table, form, separator, paths)
-        groups = _groups_of(table, form, group)
+        groups = _groups_of(table, form, group, listed)
         kept = list(range(len(files)))
         if form.multi_label:
             kept, labels = _join_rows(file, files, labels, splits, groups)
@@ -83,7 +83,9 @@ class TableSource(FileSource):
         notes = []
         if table.header:
             rest = [name for name in table.names if name not in (form.image_column, form.label_column)]
-            notes = describe_unused(rest, _split_column(table, form), _group_column(table, form, group) or group)
+            notes = describe_unused(
+                rest, _split_column(table, form), _group_column(table, form, group, listed) or group
+            )
         of_run = classes is not None
         super().__init__(listed.folder, rows, found.names, readers, second, groups, skip, notes, of_run=of_run)
         self.numbering = found.numbering
@@ -157,18 +159,34 @@ def _split_column(table: Table, form: TableForm) -> str | None:
     return _find(table, "split", form.split_column, "data.split_column")
 
 
-def _groups_of(table: Table, form: TableForm, group: str | None) -> list[str] | None:
-    column = _group_column(table, form, group)
+def _groups_of(table: Table, form: TableForm, group: str | None, listed: ListedFiles) -> list[str] | None:
+    column = _group_column(table, form, group, listed)
     return None if column is None else groups_of_cells(table.column(column))
 
 
-def _group_column(table: Table, form: TableForm, group: str | None) -> str | None:
+def _group_column(table: Table, form: TableForm, group: str | None, listed: ListedFiles) -> str | None:
     if form.group_column is not None:
         return _find(table, "group", form.group_column, "data.group_column")
     if group is None:
         return find_column(table.names, "group")
+    if group not in table.names and re.fullmatch(r"\w[\w .-]*", group):
+        _refuse_unfound(table, group, _filled(table, _path_column(table, form, listed)))
     # A name that is no column is a regular expression on the paths.
     return group if group in table.names else None
+
+
+def _refuse_unfound(table: Table, group: str, paths: Sequence[str]) -> None:
+    """Refuse a plain word for groups that is neither a column nor found in a path.
+
+    Raises:
+        DataError: It is neither.
+    """
+    if not any(group in path for path in paths):
+        near = closest(group, table.names)
+        raise DataError(
+            f"data.group {group!r} is no column of {table.path} (it has {', '.join(map(repr, table.names))}) and is "
+            f"found in no path{near if near.endswith('?') else ''}"
+        )
 
 
 def _labels_of(
