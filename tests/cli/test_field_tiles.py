@@ -40,14 +40,14 @@ def test_the_printed_command_reads_the_tiles_as_the_audit_did(tiles, tmp_path, c
     """A tile lies, turned, in two more fields, once under another class."""
     table = pd.read_csv("tiles.csv", sep=";")
     first = tifffile.imread("tiles/tile_000.tif")
-    for i, turns in ((1, 1), (2, 2)):
+    for i, turns in ((1, 1), (3, 2)):
         tifffile.imwrite(f"tiles/tile_{i:03d}.tif", np.ascontiguousarray(np.rot90(first, turns, axes=(1, 2))))
-    table.loc[:2, "class"] = ["healthy", "healthy", "diseased"]
+    table.loc[[0, 1, 3], "class"] = ["healthy", "healthy", "diseased"]
     table.to_csv("tiles.csv", sep=";", index=False)
     found = _do(capsys, "data", "audit", *tiles, "--groups", "groups.csv", code=1)
     assert "tile_000.tif = tile_001.tif = ... (3 images)" in found.out
-    assert "tile_000.tif (healthy) = tile_002.tif (diseased)" in found.out
-    assert "duplicates join 3 groups of the data into 1: F00, F01, F02" in found.err
+    assert "tile_000.tif (healthy) = tile_003.tif (diseased)" in found.out
+    assert "duplicates join 3 groups of the data into 1: F00, F01, F03" in found.err
     groups = pd.read_csv("groups.csv")
     assert groups["group"].nunique() == 10
     [command] = [shlex.split(line) for line in found.err.splitlines() if line.startswith("  vitrail train")]

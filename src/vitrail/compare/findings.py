@@ -93,8 +93,8 @@ def method(suite: Suite, tables: Tables) -> str:
     if suite.folds is None:
         how = (
             f"Each comparison pairs runs of one seed on {on}. Its {level} interval and its p-value generalise to other "
-            f"seeds and other {_kind(tables)}, both random effects (multi-reader multi-case analysis, Dorfman, Berbaum & "
-            "Metz 1992)."
+            f"seeds and other {_kind(tables)}, both random effects (multi-reader multi-case analysis, Dorfman, "
+            "Berbaum & Metz 1992)."
         )
     else:
         how = (

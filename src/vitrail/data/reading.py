@@ -211,7 +211,7 @@ class FileReader:
 _USUAL = {3: "red, green, blue", 4: "blue, green, red, nir", 5: "blue, green, red, red_edge, nir"}
 
 
-def _ask_for_names(path: Path, max_pixels: int) -> None:
+def _ask_for_names(path: Path, max_pixels: int | None) -> None:
     """Ask for the names of the bands of a file of several bands that is whole but no picture.
 
     Raises:
