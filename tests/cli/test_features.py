@@ -13,7 +13,7 @@ import vitrail
 from tests.cli.test_verbs import fails
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError
-from vitrail.explain.features import layer_features, layers_of
+from vitrail.explain.structure.features import layer_features, layers_of
 from vitrail.models.registry import list_families
 from vitrail.report.features import separation
 from vitrail.runs import RunFolder, load_trained

@@ -9,7 +9,7 @@ import torch
 import vitrail
 from vitrail.errors import ConfigError
 from vitrail.explain import capture_attention, explain
-from vitrail.explain.capture import tapped_layers
+from vitrail.explain.capture.record import tapped_layers
 from vitrail.models import list_families
 
 CASES = {

@@ -10,7 +10,7 @@ from torch import nn
 import vitrail
 from vitrail.errors import ConfigError
 from vitrail.explain import attention_maps, capture_attention, explain
-from vitrail.explain.layer_attention import attention_distances
+from vitrail.explain.methods.layer_attention import attention_distances
 from vitrail.layers import AttentionTap, TokenLayout
 from vitrail.models import list_families
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 import vitrail
 from vitrail.errors import RunError
-from vitrail.explain.anatomy import PatchGrid, dissect, group_tokens
+from vitrail.explain.structure.anatomy import PatchGrid, dissect, group_tokens
 from vitrail.figures.anatomy import View, draw_anatomy
 from vitrail.figures.anatomy.canvas import hatch_cells, inside, outline, show_rolled, where
 from vitrail.figures.anatomy.draw import plan_pictures

@@ -15,9 +15,9 @@ from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.errors import DataError
 from vitrail.evaluate.run import OTHER
-from vitrail.explain.capture import first_stride
+from vitrail.explain.capture.record import first_stride
 from vitrail.explain.interface import METHODS, explain, upsample
-from vitrail.explain.token_maps import token_maps
+from vitrail.explain.methods.token_maps import token_maps
 from vitrail.figures.display import as_pictures
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import as_recorded, has_other_paths, open_images, open_prepared

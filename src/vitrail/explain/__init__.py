@@ -1,21 +1,30 @@
 """What a model looks at: captured from the model as it is, composed through all of its layers."""
 
-from vitrail.explain import cam as cam
-from vitrail.explain import controls as controls
-from vitrail.explain import input_gradients as input_gradients
-from vitrail.explain import occlusion as occlusion
-from vitrail.explain.attention_gradients import attribution, gradient_rollout
-from vitrail.explain.bands import BandImportance, BandScores, band_importance
-from vitrail.explain.captum_metrics import infidelity, sensitivity
-from vitrail.explain.capture import AttentionRecord, CapturedMixing, capture_attention
-from vitrail.explain.carrier import Rollout
-from vitrail.explain.faithfulness import Curve, deletion, insertion
-from vitrail.explain.fused_streams import SpectralRegions, StreamShares, spectral_regions, stream_shares
+from vitrail.explain.capture.record import AttentionRecord, CapturedMixing, capture_attention
 from vitrail.explain.interface import Explanation, StreamMap, explain, list_methods
-from vitrail.explain.layer_attention import AttentionDistance, AttentionMaps, attention_distances, attention_maps
-from vitrail.explain.localisation import energy_inside, mask_iou, pointing_game
-from vitrail.explain.method_table import compare_methods, measure, score_methods
-from vitrail.explain.positions import (
+from vitrail.explain.methods import cam as cam
+from vitrail.explain.methods import controls as controls
+from vitrail.explain.methods import input_gradients as input_gradients
+from vitrail.explain.methods import occlusion as occlusion
+from vitrail.explain.methods.attention_gradients import attribution, gradient_rollout
+from vitrail.explain.methods.bands import BandImportance, BandScores, band_importance
+from vitrail.explain.methods.fused_streams import SpectralRegions, StreamShares, spectral_regions, stream_shares
+from vitrail.explain.methods.layer_attention import (
+    AttentionDistance,
+    AttentionMaps,
+    attention_distances,
+    attention_maps,
+)
+from vitrail.explain.methods.relevance import Rollout
+from vitrail.explain.methods.rollout import attention_rollout
+from vitrail.explain.methods.token_maps import token_maps
+from vitrail.explain.metrics.captum_metrics import infidelity, sensitivity
+from vitrail.explain.metrics.faithfulness import Curve, deletion, insertion
+from vitrail.explain.metrics.localisation import energy_inside, mask_iou, pointing_game
+from vitrail.explain.metrics.method_table import compare_methods, measure, score_methods
+from vitrail.explain.metrics.randomisation import Randomisation, randomisation_check
+from vitrail.explain.metrics.remove_and_debias import Road, road
+from vitrail.explain.structure.positions import (
     BiasAndContent,
     PositionSimilarity,
     RelativeBias,
@@ -23,10 +32,6 @@ from vitrail.explain.positions import (
     position_similarities,
     relative_biases,
 )
-from vitrail.explain.randomisation import Randomisation, randomisation_check
-from vitrail.explain.remove_and_debias import Road, road
-from vitrail.explain.rollout import attention_rollout
-from vitrail.explain.token_maps import token_maps
 
 __all__ = [
     "AttentionDistance",

@@ -17,7 +17,7 @@ from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.evaluate.saved_predictions import is_current
-from vitrail.explain.features import EMBEDDING, layer_features
+from vitrail.explain.structure.features import EMBEDDING, layer_features
 from vitrail.extras import import_extra
 from vitrail.figures.anatomy.canvas import save
 from vitrail.figures.confusion import class_colors, feature_space

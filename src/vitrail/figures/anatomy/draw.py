@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vitrail.explain.anatomy import Anatomy, Level, dissect
-from vitrail.explain.capture import layer_stride
+from vitrail.explain.capture.record import layer_stride
+from vitrail.explain.structure.anatomy import Anatomy, Level, dissect
 from vitrail.figures.anatomy import hierarchy, positions, tokens, windows
 from vitrail.figures.anatomy.canvas import View, save
 from vitrail.models.base import VisionModel

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from vitrail.explain.anatomy import FusedStreams, Level, Merge, principal_colors
+from vitrail.explain.structure.anatomy import FusedStreams, Level, Merge, principal_colors
 from vitrail.figures.anatomy.canvas import (
     Array,
     View,

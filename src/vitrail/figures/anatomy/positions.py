@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from vitrail.explain.positions import RelativeBias
+from vitrail.explain.structure.positions import RelativeBias
 from vitrail.figures.anatomy.canvas import INK, Array, blank, head, label, pair_ticks, star, where
 
 # Numbers in more cells than these cannot be read.

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vitrail.explain.anatomy import Asked, LearnedTokens, PatchGrid
+from vitrail.explain.structure.anatomy import Asked, LearnedTokens, PatchGrid
 from vitrail.figures.anatomy.canvas import (
     INK,
     Array,

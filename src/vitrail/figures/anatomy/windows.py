@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vitrail.explain.anatomy import Groups, middle
+from vitrail.explain.structure.anatomy import Groups, middle
 from vitrail.figures.anatomy.canvas import (
     ACCENT,
     INK,

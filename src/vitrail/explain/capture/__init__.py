@@ -1,0 +1,1 @@
+"""Capture how layers mix their tokens while a model runs."""

@@ -1,0 +1,320 @@
+"""Arming the taps of a model for the length of a ``with`` block."""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError, UnknownNameError, closest
+from vitrail.explain.capture.groups import token_positions
+from vitrail.layers.attention import Attention
+from vitrail.layers.fusion import CrossAttention
+from vitrail.layers.modes import in_transform
+from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.tap import AttentionTap, TokenLayout, named_taps
+from vitrail.models.base import VisionModel
+from vitrail.weights.wrapped import unwrapped
+
+
+@dataclass(frozen=True)
+class CapturedMixing:
+    """How one layer mixed its tokens in one forward pass.
+
+    Attributes:
+        name: The layer's name in the model.
+        weights: As :meth:`vitrail.layers.tap.AttentionTap.report` describes them.
+        layout: What their rows and columns are.
+    """
+
+    name: str
+    weights: Tensor
+    layout: TokenLayout
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that are held for the weights, those of a whole tensor where they are a part of one."""
+        return self.weights.untyped_storage().nbytes()
+
+    def positions(self, of: Literal["queries", "keys"] = "queries") -> Tensor:
+        """Return the row and column of each token on the feature map, in the order of the rows of ``weights``.
+
+        ``weights[w, head, i, j]`` is how much the token at ``positions("queries")[w % groups, i]`` attends to the one
+        at ``positions("keys")[w % groups, j]``; for ``window`` and ``grid`` the groups of an image follow each other.
+
+        Args:
+            of: "queries" for the rows of ``weights``, "keys" for the columns.
+
+        Returns:
+            Shape ``(groups, n, 2)``, int64: row and column. -1 for padding and for prefix tokens (class token).
+
+        Raises:
+            ConfigError: Tokens without a grid: learned tokens, or the columns of ``merge``.
+        """
+        return token_positions(self.layout, of, self.weights.device)
+
+
+Keep = Callable[[CapturedMixing], Tensor | None]
+
+
+@dataclass(repr=False)
+class AttentionRecord:
+    """What was captured, in the order in which the layers ran.
+
+    Attributes:
+        steps: The layers.
+        memory_budget: Most bytes that their weights may take; None for any number.
+        reported: Names of all layers that reported, also of those of which nothing was kept.
+
+    Its length, iteration and indices are those of ``steps``; a name gives the layer of that name.
+    """
+
+    steps: list[CapturedMixing] = field(default_factory=list)
+    memory_budget: int | None = None
+    reported: set[str] = field(default_factory=set)
+
+    def add(self, step: CapturedMixing) -> None:
+        """Append one layer's mixing.
+
+        Raises:
+            ConfigError: It would take more memory than may be kept; nothing is kept then.
+        """
+        if self.memory_budget is not None:
+            wanted, count = step.nbytes, len(self.steps)
+            kept = sum({s.weights.untyped_storage().data_ptr(): s.nbytes for s in self.steps}.values())
+            if kept + wanted > self.memory_budget:
+                self.steps.clear()
+                raise ConfigError(
+                    f"the weights of {step.name} take {_amount(wanted)} and those of the {count} layers before it "
+                    f"{_amount(kept)}, more than the memory budget of {_amount(self.memory_budget)}; capture fewer "
+                    "layers (layers=...), fewer images at once or smaller ones, or keep less of each layer (keep=...)"
+                )
+        self.steps.append(step)
+
+    def __repr__(self) -> str:
+        """List the captured layers with the shape of their weights and the kind of their layout; no values."""
+        lines = [f"  {step.name}: {tuple(step.weights.shape)}, {step.layout.kind}" for step in self.steps]
+        return "\n".join([f"AttentionRecord of {len(self.steps)} layers", *lines])
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[CapturedMixing]:
+        return iter(self.steps)
+
+    def __contains__(self, name: object) -> bool:
+        return any(step.name == name or step is name for step in self.steps)
+
+    @overload
+    def __getitem__(self, name: str | int) -> CapturedMixing: ...
+
+    @overload
+    def __getitem__(self, name: slice) -> list[CapturedMixing]: ...
+
+    def __getitem__(self, name: str | int | slice) -> CapturedMixing | list[CapturedMixing]:
+        """The mixing of the layer of that name, or at that index or slice of ``steps``.
+
+        Raises:
+            ConfigError: No layer of that name was captured.
+            IndexError: No such index.
+        """
+        if isinstance(name, int | slice):
+            return self.steps[name]
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise UnknownNameError(f"no layer {name!r} was captured{closest(name, [s.name for s in self.steps])}")
+
+
+def tapped_layers(model: nn.Module) -> dict[str, AttentionTap]:
+    """The taps of a model by the names of their layers; a compiled model's too."""
+    return named_taps(unwrapped(model, VisionModel))
+
+
+def lacks_taps(model: VisionModel) -> str | None:
+    """Reason why no mixing weights can be captured; None where a layer reports them."""
+    if tapped_layers(model):
+        return None
+    kind = type(model).__name__
+    return f"no layer of this {kind} reports how it mixes tokens (docs/extend.md, 'A mixer of your own')"
+
+
+def attention_layers(model: nn.Module) -> dict[str, Attention | CrossAttention]:
+    """The layers of a model in which tokens attend to tokens, by name."""
+    return {
+        name: layer
+        for name, layer in unwrapped(model, VisionModel).named_modules()
+        if isinstance(layer, Attention | CrossAttention)
+    }
+
+
+def numbered_layers(model: VisionModel) -> list[str]:
+    """Names of the layers in which tokens attend to tokens, in the model's order: a block keeps its number.
+
+    A block whose mixer has no tap stands with the mixer's name.
+    """
+    taps = tapped_layers(model)
+    layers = [next((tap for tap in taps if _is_in(tap, mixer)), mixer) for mixer in model.mixers()]
+    return layers + [name for name in attention_layers(model) if not any(_is_in(name, layer) for layer in layers)]
+
+
+def check_reports(model: VisionModel, mixers: Sequence[str], record: AttentionRecord) -> None:
+    """Refuse a forward pass in which a block mixed tokens without reporting how.
+
+    Args:
+        model: The model.
+        mixers: Names of modules that must have reported, or a module in them.
+        record: Of the pass.
+
+    Raises:
+        ConfigError: Naming the module and the contract.
+    """
+    for mixer in mixers:
+        if not any(_is_in(name, mixer) for name in record.reported):
+            kind = type(model.get_submodule(mixer)).__name__
+            raise ConfigError(
+                f"{mixer} ({kind}) does not report how it mixes tokens: give it `tap = AttentionTap()` and call "
+                "`tap.report(weights, layout)` in its forward (docs/extend.md, 'A mixer of your own'), or choose a "
+                "method that needs no mixing weights, 'gradcam' for instance"
+            )
+
+
+def running_mixers(model: VisionModel, inputs: Sequence[Tensor | None]) -> list[str]:
+    """Names of the modules that mix tokens in the streams that have an input."""
+    streams = zip(model.streams, [*inputs, *[None] * len(model.streams)], strict=False)
+    left_out = [model.stream_prefixes[stream.name] for stream, x in streams if x is None]
+    return [name for name in model.mixers() if not any(name.startswith(prefix) for prefix in left_out)]
+
+
+def _is_in(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def layer_stride(model: VisionModel, layer: str) -> tuple[int, int]:
+    """Pixels from one token to the next in a layer, by its name; where it begins a stage, after that."""
+    return next(info.stride for info in model.feature_info if layer.startswith(info.name + "."))
+
+
+def first_stride(model: VisionModel, stream: str) -> tuple[int, int]:
+    """Pixels from one of the first tokens of a stream to the next; also where no level of the model has a grid."""
+    prefix = model.stream_prefixes.get(stream, "")
+    for name, module in model.named_modules():
+        if name.startswith(prefix) and isinstance(module, PatchEmbed):
+            return module.patch_size
+    return next(info.stride for info in model.feature_info if info.name.startswith(prefix))
+
+
+@contextmanager
+def capture_attention(
+    model: nn.Module,
+    layers: str = "*",
+    keep: Keep | None = None,
+    memory_budget: int | None = None,
+) -> Iterator[AttentionRecord]:
+    """Capture how layers mix tokens during forward passes inside the block.
+
+    The results of the model stay the same to rounding, gradients reach the captured weights, and the taps are
+    restored however the block ends. A compiled model runs uncompiled inside the block, and with gradient
+    checkpointing the blocks that are watched keep their activations. What other threads run meanwhile is not captured;
+    two that capture at once need a model each.
+
+    Args:
+        model: Any model of vitrail.
+        layers: Shell pattern of layer names, for example ``"blocks.3.attn"``.
+        keep: Gets each layer's weights as soon as the layer has them and gives what to keep in their place, where all
+            of them would take too much memory; None: nothing of this layer. Everything is kept without it.
+        memory_budget: Most bytes that what is kept may take; any number without it.
+
+    Yields:
+        The record, which fills as the model runs.
+
+    Raises:
+        ConfigError: The pattern matches no layer (the message gives the closest); from the model's forward pass: what
+            is to be kept exceeds the memory budget.
+    """
+    taps = tapped_layers(model)
+    chosen = {name: tap for name, tap in taps.items() if fnmatch.fnmatchcase(name, layers)}
+    if not chosen:
+        raise ConfigError(f"no layer with attention matches {layers!r}{closest(layers, taps)}")
+    if memory_budget is not None and memory_budget < 0:
+        raise ConfigError(f"memory_budget is a number of bytes, at least 0, got {memory_budget}")
+    record = AttentionRecord(memory_budget=memory_budget)
+    before = {name: tap.consumer for name, tap in chosen.items()}
+    try:
+        for name, tap in chosen.items():
+            tap.consumer = partial(_add, record, keep, threading.get_ident(), name)
+        with torch.compiler.set_stance("force_eager"):
+            yield record
+    finally:
+        for name, tap in chosen.items():
+            tap.consumer = before[name]
+
+
+def _add(
+    record: AttentionRecord, keep: Keep | None, thread: int, name: str, weights: Tensor, layout: TokenLayout
+) -> None:
+    if threading.get_ident() != thread:
+        return  # somebody else's images
+    _check_weights(name, weights, layout)
+    record.reported.add(name)
+    step = CapturedMixing(name, weights, layout)
+    kept = weights if keep is None else keep(step)
+    if kept is not None:
+        record.add(replace(step, weights=kept))
+
+
+# Kinds of layouts whose rows are the weights of a mean. Those of TokenLearner 1.0 and of its fuser are not.
+_MEANS = ("global", "window", "grid", "cross")
+# Largest deviation of a row's sum from one: rows of bfloat16 have three significant digits.
+_ROW_TOLERANCE = 0.03
+
+
+def _check_weights(name: str, weights: Tensor, layout: TokenLayout) -> None:
+    """Refuse mixing weights that break the contract of :class:`~vitrail.layers.tap.AttentionTap`.
+
+    Raises:
+        ConfigError: Naming the layer, what is wrong with its weights, and what the contract asks for.
+    """
+    if layout.kind not in _MEANS or not weights.numel() or in_transform():
+        return
+    fault = _fault_of_shape(weights.shape, layout)
+    if not fault:
+        rows, least = weights.detach().sum(-1), weights.detach().amin()
+        if not bool(torch.isfinite(rows).all()):
+            fault = "have values that are infinite or not a number"
+        elif float(least) < 0:
+            fault = f"have negative values, as low as {float(least):.3g}"
+        elif float((rows - 1).abs().amax()) > _ROW_TOLERANCE:
+            fault = f"have rows that sum to {float(rows.amin()):.3g} to {float(rows.amax()):.3g}"
+    if fault:
+        raise ConfigError(
+            f"the mixing weights that {name} reports {fault}; report a softmax over the keys, shape (B, heads, "
+            "queries, keys), or for signed weights their absolute values with each row divided by its sum "
+            "(docs/extend.md, 'A mixer of your own')"
+        )
+
+
+def _fault_of_shape(shape: torch.Size, layout: TokenLayout) -> str:
+    if len(shape) != 4:
+        return f"have the shape {tuple(shape)}"
+    if layout.window is not None:
+        wanted = (layout.window[0] * layout.window[1],) * 2
+    elif layout.query_grid is not None and layout.key_grid is not None:
+        queries, keys = (grid[0] * grid[1] + layout.num_prefix for grid in (layout.query_grid, layout.key_grid))
+        wanted = (queries, keys)
+    else:
+        return ""  # tokens without a grid: any number of them
+    found = (shape[2], shape[3])
+    return "" if found == wanted else f"have {found[0]} queries and {found[1]} keys where the layout has {wanted}"
+
+
+def _amount(number: int) -> str:
+    """Bytes for a reader."""
+    return f"{number / 1e6:.4g} MB"

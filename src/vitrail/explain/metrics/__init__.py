@@ -1,0 +1,1 @@
+"""Measures of explanations: faithfulness, robustness, agreement with masks."""

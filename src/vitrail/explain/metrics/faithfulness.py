@@ -1,0 +1,136 @@
+"""Deletion and insertion: does the class fall when what a map calls relevant is taken away, and rise when it is given?
+
+Every stream that has a map takes part: at each step the same share of its own pixels is replaced, in the order of its
+own map, since the maps of two streams have no common scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vitrail.explain.capture.forwarding import check_count, in_batches
+from vitrail.explain.interface import Images, opened
+from vitrail.explain.methods.baselines import make_baseline
+from vitrail.explain.metrics.scoring import (
+    Maps,
+    Target,
+    check_score,
+    maps_of,
+    rank_pixels,
+    score_class,
+    slice_inputs,
+    target_of,
+)
+from vitrail.explain.trained import Explainable
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The class's score while pixels change.
+
+    Attributes:
+        fractions: Share of the pixels that were changed, from 0 to 1, shape ``(S,)``.
+        scores: Shape ``(B, S)``.
+    """
+
+    fractions: Tensor
+    scores: Tensor
+
+    @property
+    def area(self) -> Tensor:
+        """Area under each curve, shape ``(B,)``, by the trapezoidal rule; between 0 and 1 for probabilities."""
+        return torch.trapezoid(self.scores, self.fractions, dim=1)
+
+
+def deletion(
+    model: Explainable,
+    images: Images,
+    explanation: Maps,
+    target: Target = None,
+    *,
+    steps: int = 20,
+    baseline: str = "zero",
+    score: str = "probability",
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Curve:
+    """The score of the class while pixels are taken away, the most relevant first; a small area is good.
+
+    Args:
+        model: Any model of vitrail.
+        images: As for :func:`vitrail.explain.explain`.
+        explanation: What is measured: an explanation, or maps ``(B, H, W)`` by stream.
+        target: The class; that of the explanation, or the predicted one, where it is not given.
+        steps: Steps from the whole image to none of it.
+        baseline: What pixels are replaced by: "zero" (the data set's mean), "mean" (the image's) or "blur".
+        score: "probability" (softmax), "independent" (sigmoid, for several labels an image) or "logit".
+        seed: Of the order among pixels that the map calls equal.
+        batch_size: Images that run at once.
+
+    Raises:
+        ConfigError: A setting out of range, or a map that fits no stream.
+        ShapeError: A map of another size than its images.
+
+    Source: Petsiuk et al. 2018, arXiv:1806.07421, section 3.4.
+    """
+    return _curve(model, images, explanation, target, True, steps, baseline, score, seed, batch_size)
+
+
+def insertion(
+    model: Explainable,
+    images: Images,
+    explanation: Maps,
+    target: Target = None,
+    *,
+    steps: int = 20,
+    baseline: str = "blur",
+    score: str = "probability",
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Curve:
+    """The score of the class while pixels are given back to a blurred image, the most relevant first.
+
+    A large area is good. Arguments, errors and source as for :func:`deletion`.
+    """
+    return _curve(model, images, explanation, target, False, steps, baseline, score, seed, batch_size)
+
+
+def _curve(
+    model: Explainable,
+    images: Images,
+    explanation: Maps,
+    target: Target,
+    delete: bool,
+    steps: int,
+    baseline: str,
+    score: str,
+    seed: int,
+    batch_size: int,
+) -> Curve:
+    check_count("steps", steps)
+    check_score(score)
+    with opened(model, images, target_of(explanation, target)) as (network, inputs, classes):
+        assert classes is not None, "asked for by class"
+        maps = maps_of(network, inputs, explanation)
+        names = [stream.name for stream in network.streams]
+        fractions = torch.linspace(0, 1, steps + 1)
+        rows = []
+        for part in in_batches(len(classes), batch_size):
+            piece = slice_inputs(inputs, part)
+            ranks = {name: rank_pixels(one[part], seed) for name, one in maps.items()}
+            empty = {name: make_baseline(x, baseline) for name, x in zip(names, piece, strict=False) if x is not None}
+            columns = []
+            for step in range(steps + 1):
+                changed = list(piece)
+                for number, (name, x) in enumerate(zip(names, piece, strict=False)):
+                    if x is None or name not in ranks:
+                        continue
+                    first = ranks[name] < round(step / steps * ranks[name][0].numel())
+                    changed[number] = torch.where(first[:, None] == delete, empty[name], x)
+                columns.append(score_class(network, changed, classes[part], score))
+            rows.append(torch.stack(columns, dim=1))
+    scores = torch.cat(rows)
+    return Curve(fractions.to(scores.device), scores)

@@ -1,0 +1,1 @@
+"""Structure of a model: patches, groups, positions, features."""
