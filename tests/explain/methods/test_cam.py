@@ -120,6 +120,7 @@ def test_gradients_of_every_level_agree_with_finite_differences(name):
         (read,) = level_gradients(model, inputs, target, [level])
         # Move the values themselves, by a hook on whatever module reads them unchanged from the level's module.
         direction = torch.randn(read.values.shape, dtype=torch.float64)
+
         def moved(step, level=level, direction=direction):
             def hook(module, arguments, output):
                 d = direction
