@@ -119,3 +119,29 @@ def test_a_group_that_is_no_column_names_the_columns(tiles, capsys):
 def test_a_band_in_other_letter_case_is_suggested(tiles, capsys):
     err = _do(capsys, "data", "split", *tiles, "--data.bands", "[red, NIR]", code=2).err
     assert "no band 'NIR'; did you mean 'nir'?" in err
+
+
+@pytest.mark.parametrize("table_too", [False, True])
+def test_a_moved_folder_of_images_is_named_by_the_path(tiles, tmp_path, capsys, table_too):
+    _do(capsys, "train", *tiles, *TINY, "--run.dir", "r")
+    before = _do(capsys, "evaluate", "r", "--resamples", "100").out
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "tiles").rename(tmp_path / "archive" / "june")
+    if table_too:
+        (tmp_path / "tiles.csv").rename(tmp_path / "archive" / "june" / "tiles.csv")
+    err = _do(capsys, "evaluate", "r", code=1).err
+    assert "--data.path NEW" in err
+    assert ("'tiles'" in err) != table_too
+    found = _do(capsys, "evaluate", "r", "--data.path", "archive/june", "--resamples", "100")
+    assert "all 48 images are known to r, by content: they keep their split" in found.out + found.err
+    accuracy = re.search(r"accuracy (\d\.\d+)", before)[1]
+    assert f"accuracy {accuracy}" in found.out
+    _do(capsys, "data", "audit", "--run", "r", "--data.path", "archive/june")
+
+
+def test_images_that_nothing_changes_are_shown_as_such(tiles, capsys):
+    assert "nothing changes them" in _do(capsys, "data", "show", *tiles, "--model.img_size", "16").out
+    told = _do(
+        capsys, "data", "show", *tiles, "--model.img_size", "16", "--data.augment", "light", "--out", "b.png"
+    ).out
+    assert "nothing changes them" not in told

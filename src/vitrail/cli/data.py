@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import data_words, print_next
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
-from vitrail.cli.places import divide
+from vitrail.cli.places import divide, place_images
 from vitrail.cli.tables import format_table, format_terms
 from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError, closest
@@ -234,7 +235,9 @@ def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace
     if arguments.recipe is not None:
         raise ConfigError(f"--run {arguments.run} has a recipe of its own; leave out {arguments.recipe}")
     run = RunFolder.open(arguments.run)
-    return arguments, load_run_recipe(run.recipe, settings, parser.prog), run
+    recipe = load_run_recipe(run.recipe, settings, parser.prog)
+    own = load_run_recipe(run.recipe, prog=parser.prog).data
+    return arguments, dataclasses.replace(recipe, data=place_images(own, recipe.data)), run
 
 
 def _describe(found: Audit) -> str:

@@ -41,6 +41,8 @@ def main(argv: list[str]) -> int:
     with replacing(out) as temporary:
         draw_contact_sheet(views, temporary)
     print(f"{len(views.rows)} training images, {times} times each with data.augment {recipe.data.augment}: {out}")
+    if not views.changed:
+        print("nothing changes them: --data.augment light, standard, strong or leaf does")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
-from vitrail.cli.places import EPILOG, divide
+from vitrail.cli.places import EPILOG, divide, place_images
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def main(argv: list[str]) -> int:
         print_next(["vitrail", "report", run])
         return 0
     changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
+    changed = dataclasses.replace(changed, data=place_images(recipe.data, changed.data))
     return _with_model(arguments, run, recipe, changed, intervals)
 
 

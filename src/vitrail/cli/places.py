@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.errors import ConfigError
@@ -17,7 +19,8 @@ UNFIT = ("on_band_mismatch", "on_unreadable")
 
 EPILOG = (
     "--data.path NEW names the place of the run's images where that is not the one of its recipe; they are recognised "
-    "by their content and keep their split. --data.source and other settings of a place are taken too."
+    "by their content and keep their split. Of images that a table lists it is their folder (or another table). "
+    "--data.source and other settings of a place are taken too."
 )
 
 
@@ -68,4 +71,23 @@ def data_of_run(run: RunFolder, settings: Sequence[str], prog: str) -> tuple[Dat
     from vitrail.cli.recipes import load_run_recipe
 
     own = load_run_recipe(run.recipe, prog=prog).data
-    return own, load_run_recipe(run.recipe, list(settings), prog).data if settings else own
+    return own, place_images(own, load_run_recipe(run.recipe, list(settings), prog).data) if settings else own
+
+
+def place_images(own: DataConfig, data: DataConfig) -> DataConfig:
+    """Read ``data.path`` as the folder of a table's images where it is a folder: the table is the run's own.
+
+    A table of the same name in that folder is taken where the run's is gone.
+
+    Args:
+        own: The data of the run's recipe.
+        data: The same with settings changed.
+    """
+    if own.source != "table" or data.source != "table" or own.path is None or data.path is None:
+        return data
+    if data.path == own.path or not Path(data.path).is_dir():
+        return data
+    beside = Path(data.path) / Path(own.path).name
+    table = own.path if Path(own.path).is_file() or not beside.is_file() else str(beside)
+    folder = data.path if data.image_folder == own.image_folder else data.image_folder
+    return dataclasses.replace(data, path=table, image_folder=folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.outputs import PAGE, output_file
-from vitrail.cli.places import EPILOG, divide
+from vitrail.cli.places import EPILOG, divide, place_images
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     def read_moved(recipe: Path) -> DataConfig:
         """The data of a run's recipe where it lies now."""
-        return load_run_recipe(recipe, settings, "vitrail report").data
+        return place_images(load_run_recipe(recipe).data, load_run_recipe(recipe, settings, "vitrail report").data)
 
     suites = [path for path in arguments.runs if SuiteFolder.is_one(path)]
     out = output_file(arguments.out, PAGE) if arguments.out else None

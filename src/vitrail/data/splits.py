@@ -261,7 +261,7 @@ def hashed_split(
     if fold is None and len(names) <= FEW_GROUPS:
         row = {name: i for i, name in enumerate(names)}
         counts = np.zeros((len(names), len(classes)))
-        np.add.at(counts, ([row[unit] for unit in units], targets), 1)
+        np.add.at(counts, (np.array([row[unit] for unit in units]), targets), 1)
         filled = _exchange(names, filled, counts, {**fractions, "train": 1 - sum(fractions.values())})
     of_group = {name: filled[i] for i, name in enumerate(names)}
     result = [of_group[unit] for unit in units]

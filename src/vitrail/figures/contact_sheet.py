@@ -61,4 +61,6 @@ def draw_contact_sheet(views: Views, out: Path) -> None:
 def _stream_title(name: str, bands: tuple[str, ...]) -> str:
     if len(bands) in (1, 3):
         return f"{name}\n{shorten(', '.join(bands), _MOST_CHARACTERS)}"
+    if {"red", "green", "blue"} <= set(bands):
+        return f"{name}\n(red, green, blue of {len(bands)} bands)"
     return f"{name}\n(mean of {len(bands)} bands)"

@@ -192,6 +192,18 @@ def _refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> 
                 f"the images of {run} are not at {value}{where}, where its recipe has them; "
                 f"`vitrail {verb} {run} --data.{name} NEW` names their new place"
             )
+    _refuse_absent_folder(run, data, verb)
+
+
+def _refuse_absent_folder(run: RunFolder, data: DataConfig, verb: str) -> None:
+    """The same for the folder of images that a table lists."""
+    if data.source != "table" or data.path is None or data.image_folder is None:
+        return
+    if not any(folder.is_dir() for folder in (Path(data.image_folder), Path(data.path).parent / data.image_folder)):
+        raise DataError(
+            f"the images of {run} are not in {data.image_folder!r}, where its recipe has them (the table is "
+            f"{data.path} still); `vitrail {verb} {run} --data.path NEW` names their new folder"
+        )
 
 
 def _by_names(run: RunFolder, images: ImageData, moved: bool) -> RunImages:

@@ -38,10 +38,12 @@ class Views:
     Attributes:
         rows: One an image.
         bands: Names of the bands of each stream.
+        changed: Whether training changes images at all.
     """
 
     rows: list[Row]
     bands: dict[str, tuple[str, ...]]
+    changed: bool = True
 
 
 def training_views(recipe: Recipe, images: int, times: int) -> Views:
@@ -82,7 +84,7 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
         )
         for i, index in enumerate(chosen)
     ]
-    return Views(rows, source.bands)
+    return Views(rows, source.bands, augment is not None or mix is not None)
 
 
 def _in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
