@@ -132,6 +132,9 @@ def test_a_moved_folder_of_images_is_named_by_the_path(tiles, tmp_path, capsys, 
     err = _do(capsys, "evaluate", "r", code=1).err
     assert "--data.path NEW" in err
     assert ("'tiles'" in err) != table_too
+    err = _do(capsys, "report", "r").err
+    assert "sections that show images are left out" in err
+    assert "vitrail report r --data.path NEW" in err
     found = _do(capsys, "evaluate", "r", "--data.path", "archive/june", "--resamples", "100")
     assert "all 48 images are known to r, by content: they keep their split" in found.out + found.err
     accuracy = re.search(r"accuracy (\d\.\d+)", before)[1]
@@ -145,3 +148,13 @@ def test_images_that_nothing_changes_are_shown_as_such(tiles, capsys):
         capsys, "data", "show", *tiles, "--model.img_size", "16", "--data.augment", "light", "--out", "b.png"
     ).out
     assert "nothing changes them" not in told
+
+
+def test_an_epoch_that_leaves_out_many_images_is_printed(tiles, capsys):
+    at = TINY.index("--data.batch_size") + 1
+    words = [*tiles, *TINY[:at], "24", *TINY[at + 1 :]]
+    err = _do(capsys, "train", *words, "--run.dir", "r").err
+    assert "an epoch is 1 step of 24 images, and leaves out 12 of 36 training images" in err
+    assert "--data.batch_size 4 leaves out 0" in err
+    words[len(tiles) + at] = "4"
+    assert "an epoch is" not in _do(capsys, "train", *words, "--run.dir", "s").err

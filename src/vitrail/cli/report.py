@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.outputs import PAGE, output_file
 from vitrail.cli.places import EPILOG, divide, place_images
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from vitrail.config.data import DataConfig
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
     from vitrail.report.page import write_report
     from vitrail.report.suite import write_suite_report
     from vitrail.runs.folder import RunFolder
+    from vitrail.runs.images import has_other_paths, refuse_absent
     from vitrail.runs.suite import SuiteFolder
 
     def read_moved(recipe: Path) -> DataConfig:
@@ -58,4 +60,10 @@ def main(argv: list[str]) -> int:
     beside = runs[0].report if len(runs) == 1 else runs[0].path.parent / "report.html"
     page = write_report(runs, out or beside, load_run_recipe, without=arguments.without, read_moved=read_moved)
     print(f"written to {page}")
+    for run in runs:
+        own, now = load_run_recipe(run.recipe).data, read_moved(run.recipe)
+        try:
+            refuse_absent(run, now, has_other_paths(now, own), "report")
+        except DataError as error:
+            print(f"warning: sections that show images are left out: {error}", file=sys.stderr)
     return 0

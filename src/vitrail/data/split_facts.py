@@ -16,6 +16,8 @@ from vitrail.data.splits import FEW_GROUPS
 _MOST_NAMES = 3
 # A grouped split whose share differs by more than this factor from the wanted one is worth a line.
 _UNEVEN = 2.0
+# Share of the training images that an epoch may leave out without a line.
+_MOST_DROPPED = 0.1
 
 
 def describe_split(data: ImageData, *, of_run: bool = False) -> list[str]:
@@ -32,6 +34,19 @@ def describe_split(data: ImageData, *, of_run: bool = False) -> list[str]:
     if not held_out or "train" not in data.splits:
         return []
     return [*_on_groups(data, held_out, of_run), *_on_classes(data, held_out)]
+
+
+def describe_steps(data: ImageData) -> list[str]:
+    """A line where the last incomplete batch, which training drops, holds more than a tenth of the images."""
+    count, size = len(data.splits.get("train", ())), data.config.images_a_step
+    steps, left = divmod(count, size)
+    if not steps or left <= _MOST_DROPPED * count:
+        return []
+    smaller = max(1, 2 ** int(np.log2(max(1, count // 8))))
+    return [
+        f"an epoch is {steps} {'step' if steps == 1 else 'steps'} of {size} images, and leaves out {left} of {count} "
+        f"training images (others each time); --data.batch_size {smaller} leaves out {count % smaller}"
+    ]
 
 
 def divided_groups(data: ImageData) -> tuple[int, int]:

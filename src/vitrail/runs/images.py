@@ -169,7 +169,7 @@ def open_images(
         DataError: Images that are missing, unreadable, of unknown classes or of other bands.
     """
     moved = own is not None and has_other_paths(data, own)
-    _refuse_absent(run, data, moved, verb)
+    refuse_absent(run, data, moved, verb)
     known = read_image_record(run)
     images = open_prepared(card, data, split=not moved, known=known, size=size)
     if known is None:
@@ -180,8 +180,18 @@ def open_images(
     return RunImages(images, moved, not moved or found.complete, lines)
 
 
-def _refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> None:
-    """Name the setting for data that does not lie where the recipe says."""
+def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> None:
+    """Name the setting for data that does not lie where the recipe says.
+
+    Args:
+        run: Whose data it is.
+        data: Its settings.
+        moved: Whether these name another place already, where nothing is checked.
+        verb: What is done with the images, for the remedy.
+
+    Raises:
+        DataError: The images, or the table that lists them, are not there.
+    """
     if moved or data.source not in _ON_DISK:
         return
     for name in ("path", "spectral_path"):

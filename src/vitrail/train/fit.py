@@ -26,7 +26,7 @@ from vitrail.data.augment import Augmentation, Mixing, build_augmentation
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.identity import KnownImages
 from vitrail.data.images import BANDS
-from vitrail.data.split_facts import describe_split
+from vitrail.data.split_facts import describe_split, describe_steps
 from vitrail.data.workers import explain_fault
 from vitrail.errors import ConfigError, DataError, VitrailError
 from vitrail.files import write_text
@@ -388,7 +388,7 @@ def _open_run(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool, rea
     # A run that goes on has stated the copies and the warm-up.
     warmup = describe_warmup(recipe.trainer)
     of_start = [] if resume else [*describe_copies(data, shlex.quote(str(run.recipe))), *([warmup] if warmup else [])]
-    for line in [*describe_split(data), *of_start]:
+    for line in [*describe_split(data), *describe_steps(data), *of_start]:
         print(line, file=sys.stderr)
     if data.source.left_out:
         run.write_unreadable(data.source.left_out)
