@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vitrail.explain.interface import METHODS, StreamMap, register_method
+from vitrail.explain.methods.maps import StreamMap
+from vitrail.explain.methods.registry import METHODS, register_method
 
 
 def _probe_signed(model, inputs, target, power: int = 1):

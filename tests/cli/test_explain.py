@@ -163,7 +163,7 @@ def test_two_streams(two_streams, tmp_path, capsys):
         (["--set", "rollout.discard_ratio=2"], 2, "below 1, got 2"),
         (["--set", "gradcam.layer=x"], 2, "'gradcam' is given, which is none of the methods"),
         (["--set", "layer=x"], 2, "METHOD.KEY=VALUE"),
-        (["--method", "probe_signed", "--target", "green"], 2, "no class 'green'.*dark, light .or by number, 0 to 1"),
+        (["--method", "probe_signed", "--target", "green"], 2, "no class 'green'.*dark, light .or by index, 0 to 1"),
         (["--method", "probe_signed", "--target", "2"], 2, "no class '2'"),
         (["--target", "dark"], 2, "rollout explains no class"),
         (["--method", "rollout", "probe_refused"], 2, "it fits no model"),

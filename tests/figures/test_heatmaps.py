@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.contour import QuadContourSet
 
-from vitrail.explain.interface import METHODS
+from vitrail.explain.methods.registry import METHODS
 from vitrail.figures.display import as_pictures, gray
 from vitrail.figures.heatmaps import (
     EVEN,

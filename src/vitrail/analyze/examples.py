@@ -16,7 +16,9 @@ from vitrail.data.dataset import ImageData
 from vitrail.errors import DataError
 from vitrail.evaluate.run import OTHER
 from vitrail.explain.capture.record import first_stride
-from vitrail.explain.interface import METHODS, explain, upsample
+from vitrail.explain.interface import explain
+from vitrail.explain.methods.maps import upsample
+from vitrail.explain.methods.registry import METHODS
 from vitrail.explain.methods.token_maps import token_maps
 from vitrail.figures.display import as_pictures
 from vitrail.runs.folder import RunFolder

@@ -21,7 +21,10 @@ from tqdm import tqdm
 from vitrail import __version__
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
-from vitrail.explain.interface import Explanation, Method, explain, get_method
+from vitrail.explain.capture.prepare import class_index
+from vitrail.explain.interface import explain
+from vitrail.explain.methods.maps import Explanation
+from vitrail.explain.methods.registry import Method, get_method
 from vitrail.figures.display import as_pictures
 from vitrail.figures.fonts import save_figure
 from vitrail.figures.heatmaps import (
@@ -86,7 +89,7 @@ class Seen:
 
 
 def check_methods(names: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
-    """The settings of each method, in the order of the methods.
+    """Return the settings of each method, in the order of the methods.
 
     Args:
         names: Methods.
@@ -96,26 +99,20 @@ def check_methods(names: Sequence[str], settings: Settings) -> dict[str, dict[st
         ConfigError: An unknown method or setting, a method named twice, or settings for one that is not named.
     """
     for name in names:
-        method = get_method(name)
-        unknown = [key for key in settings.get(name, {}) if key not in method.settings]
-        if unknown:
-            known = ", ".join(method.settings) or "none"
-            raise ConfigError(
-                f"{name} has no setting {unknown[0]!r}{closest(unknown[0], method.settings)}; its settings: {known}"
-            )
+        get_method(name).check_settings(settings.get(name, {}))
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ConfigError(f"the method {twice[0]} is named twice; keep one of them")
-    strange = [name for name in settings if name not in names]
-    if strange:
+    unknown = [name for name in settings if name not in names]
+    if unknown:
         raise ConfigError(
-            f"a setting of {strange[0]!r} is given, which is none of the methods asked for{closest(strange[0], names)}"
+            f"a setting of {unknown[0]!r} is given, which is none of the methods asked for{closest(unknown[0], names)}"
         )
     return {name: dict(settings.get(name, {})) for name in names}
 
 
 def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
-    """The number of a class, from its name or number.
+    """Return the index of a class, from its name or index.
 
     Raises:
         ConfigError: No such class, or no method that explains one.
@@ -124,17 +121,7 @@ def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
         raise ConfigError(
             f"--target {name} has no use: {', '.join(methods)} explains no class but the model as a whole; leave it out"
         )
-    if name in card.classes:
-        return card.classes.index(name)
-    if name.isdecimal() and int(name) < len(card.classes):
-        return int(name)
-    if not card.classes:
-        raise ConfigError(f"no class {name!r}: the run was pre-trained without labels and knows none")
-    some = ", ".join(card.classes[:12]) + (", ..." if len(card.classes) > 12 else "")
-    raise ConfigError(
-        f"no class {name!r}{closest(name, card.classes[12:])}; the run has {len(card.classes)}: {some} "
-        f"(or by number, 0 to {len(card.classes) - 1})"
-    )
+    return class_index(name, card.classes)
 
 
 def explain_images(

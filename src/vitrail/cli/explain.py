@@ -103,7 +103,7 @@ def _parser() -> VerbParser:
 
 def _list_methods() -> int:
     from vitrail.cli.tables import format_table
-    from vitrail.explain.interface import METHODS, list_methods
+    from vitrail.explain.methods.registry import METHODS, list_methods
 
     rows = []
     for name in list_methods():

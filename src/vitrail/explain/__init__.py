@@ -1,7 +1,7 @@
 """What a model looks at: captured from the model as it is, composed through all of its layers."""
 
 from vitrail.explain.capture.record import AttentionRecord, CapturedMixing, capture_attention
-from vitrail.explain.interface import Explanation, StreamMap, explain, list_methods
+from vitrail.explain.interface import explain
 from vitrail.explain.methods import cam as cam
 from vitrail.explain.methods import controls as controls
 from vitrail.explain.methods import input_gradients as input_gradients
@@ -15,6 +15,8 @@ from vitrail.explain.methods.layer_attention import (
     attention_distances,
     attention_maps,
 )
+from vitrail.explain.methods.maps import Explanation, StreamMap
+from vitrail.explain.methods.registry import list_methods
 from vitrail.explain.methods.relevance import Rollout
 from vitrail.explain.methods.rollout import attention_rollout
 from vitrail.explain.methods.token_maps import token_maps

@@ -22,7 +22,8 @@ from matplotlib.patheffects import Normal, withStroke
 from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
-from vitrail.explain.interface import METHODS, Explanation
+from vitrail.explain.methods.maps import Explanation
+from vitrail.explain.methods.registry import METHODS
 from vitrail.figures.anatomy.canvas import head
 from vitrail.figures.display import gray
 

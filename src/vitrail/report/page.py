@@ -19,7 +19,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.confusion import clustered_together
 from vitrail.evaluate.results_table import read_evaluation, results_table
-from vitrail.explain.interface import METHODS
+from vitrail.explain.methods.registry import METHODS
 from vitrail.explain.methods.token_maps import lacks_learned_tokens
 from vitrail.figures import confusion as figures
 from vitrail.figures.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of

@@ -16,7 +16,7 @@ from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError, RunError
-from vitrail.explain.interface import METHODS
+from vitrail.explain.methods.registry import METHODS
 from vitrail.figures import confusion as figures
 from vitrail.figures.display import as_pictures
 from vitrail.figures.heatmaps import EVEN, Cell, draw_cells, in_even_spreads, maps_of

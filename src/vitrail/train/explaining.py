@@ -18,7 +18,9 @@ from typing_extensions import override
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError
-from vitrail.explain.interface import Explanation, explain, get_method
+from vitrail.explain.interface import explain
+from vitrail.explain.methods.maps import Explanation
+from vitrail.explain.methods.registry import get_method
 from vitrail.files import replacing
 from vitrail.models.base import VisionModel
 from vitrail.runs.folder import RunFolder

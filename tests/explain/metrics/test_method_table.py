@@ -9,7 +9,8 @@ import torch
 from tests.explain.tiny_models import known_case, tiny_inputs, tiny_model
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain import compare_methods, explain, measure, score_methods
-from vitrail.explain.interface import METHODS, Method, StreamMap
+from vitrail.explain.methods.maps import StreamMap
+from vitrail.explain.methods.registry import METHODS, Method
 from vitrail.explain.metrics.intervals import mean_interval
 from vitrail.explain.metrics.method_table import MEASURES
 

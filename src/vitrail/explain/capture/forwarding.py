@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.interface import StreamMap
 from vitrail.models.base import VisionModel
 
 Inputs = Sequence[Tensor | None]
+SCORES = ("probability", "independent", "logit")
 
 
 def given(model: VisionModel, inputs: Inputs) -> dict[str, Tensor]:
@@ -41,12 +42,6 @@ def in_batches(count: int, batch_size: int) -> Iterator[slice]:
         yield slice(start, min(start + batch_size, count))
 
 
-def as_streams(names: Sequence[str], maps: Sequence[Tensor]) -> dict[str, StreamMap]:
-    """Maps of pixels, whose own grid is that of the pixels, in single precision as those of all methods."""
-    maps = [x.float() for x in maps]
-    return {name: StreamMap(x, x) for name, x in zip(names, maps, strict=True)}
-
-
 def check_count(name: str, value: int, minimum: int = 1) -> None:
     """Refuse what is no whole number or too small.
 
@@ -55,3 +50,32 @@ def check_count(name: str, value: int, minimum: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+def slice_inputs(inputs: Inputs, part: slice) -> tuple[Tensor | None, ...]:
+    """Some of the images of every stream."""
+    return tuple(None if x is None else x[part] for x in inputs)
+
+
+def check_score(score: str) -> None:
+    """Refuse a score that there is not.
+
+    Raises:
+        ConfigError: Naming those that there are.
+    """
+    if score not in SCORES:
+        raise ConfigError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+
+
+def to_scores(logits: Tensor, score: str) -> Tensor:
+    """Logits as they are, as probabilities of one class out of all, or of each label independently."""
+    if score == "logit":
+        return logits
+    return logits.softmax(dim=1) if score == "probability" else logits.sigmoid()
+
+
+def score_class(model: VisionModel, inputs: Inputs, target: Tensor, score: str) -> Tensor:
+    """The score of each image's class, shape ``(B,)``, without a graph."""
+    with torch.no_grad():
+        logits: Tensor = model(*inputs)
+        return to_scores(logits.float(), score).gather(1, target[:, None])[:, 0]

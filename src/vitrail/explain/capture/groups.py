@@ -87,3 +87,8 @@ def token_positions(layout: TokenLayout, of: str = "queries", device: torch.devi
 def real_tokens(layout: TokenLayout, device: torch.device | None = None) -> Tensor:
     """Which tokens of each group are none of the padding, bool, shape ``(groups, n)``."""
     return group_members(layout, device) >= 0
+
+
+def normalize_rows(matrix: Tensor) -> Tensor:
+    """Scale each row (last dimension) to sum to one; a row of zeros stays one."""
+    return matrix / matrix.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)

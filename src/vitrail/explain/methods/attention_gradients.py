@@ -19,8 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
+from vitrail.explain.capture.groups import normalize_rows
+from vitrail.explain.capture.prepare import lacks_class
 from vitrail.explain.capture.record import CapturedMixing, capture_attention, check_reports, lacks_taps, running_mixers
-from vitrail.explain.interface import StreamMap, lacks_class, register_method
+from vitrail.explain.methods.maps import StreamMap
+from vitrail.explain.methods.registry import register_method
 from vitrail.explain.methods.relevance import (
     HeadFusion,
     Rollout,
@@ -28,7 +31,6 @@ from vitrail.explain.methods.relevance import (
     fuse_heads,
     lacks_mean,
     lacks_rollout,
-    normalize_rows,
     reading_row,
     reads_class_token,
     roll_back,

@@ -10,12 +10,10 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import check_count, given, in_batches
-from vitrail.explain.interface import Images, opened
+from vitrail.explain.capture.forwarding import check_count, check_score, given, in_batches, score_class, slice_inputs
+from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
 from vitrail.explain.methods.input_gradients import integrated_gradients
 from vitrail.explain.metrics.intervals import mean_interval
-from vitrail.explain.metrics.scoring import Target, check_score, score_class, slice_inputs
-from vitrail.explain.trained import Explainable
 from vitrail.models.base import VisionModel
 
 WAYS = ("zero", "mean", "noise", "permutation", "integrated_gradients")
@@ -119,7 +117,7 @@ def band_importance(
     check_count("repeats", repeats)
     if by == "integrated_gradients" and score != "logit":
         raise ConfigError(f"integrated gradients are of the logit, not of the score {score!r}")
-    with opened(model, images, target) as (network, inputs, classes):
+    with prepared(model, images, target) as (network, inputs, classes):
         assert classes is not None, "asked for by class"
         if by == "integrated_gradients":
             parts = integrated_gradients(network, inputs, classes, steps, "zero", batch_size)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vitrail.explain.interface import StreamMap, register_method, upsample
 from vitrail.explain.methods.levels import (
     Level,
     LevelGradient,
@@ -23,6 +22,8 @@ from vitrail.explain.methods.levels import (
     level_gradients,
     level_values,
 )
+from vitrail.explain.methods.maps import StreamMap, upsample
+from vitrail.explain.methods.registry import register_method
 from vitrail.models.base import VisionModel
 
 Inputs = Sequence[Tensor | None]

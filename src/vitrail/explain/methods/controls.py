@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import Inputs, as_streams, check_count, given
-from vitrail.explain.interface import StreamMap, register_method, upsample
+from vitrail.explain.capture.forwarding import Inputs, check_count, given
+from vitrail.explain.methods.maps import StreamMap, as_streams, upsample
+from vitrail.explain.methods.registry import register_method
 from vitrail.models.base import VisionModel
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.record import capture_attention, check_reports, first_stride
-from vitrail.explain.interface import upsample
+from vitrail.explain.methods.maps import upsample
 from vitrail.explain.methods.relevance import Carrier, HeadFusion, check_fusion, through
 from vitrail.explain.methods.rollout import fuse_for_rollout
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion

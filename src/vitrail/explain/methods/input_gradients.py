@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import Inputs, as_streams, check_count, forward_of, given, in_batches
-from vitrail.explain.interface import StreamMap, register_method
+from vitrail.explain.capture.forwarding import Inputs, check_count, forward_of, given, in_batches
 from vitrail.explain.methods.baselines import blur, make_baseline
 from vitrail.explain.methods.levels import frozen
+from vitrail.explain.methods.maps import StreamMap, as_streams
+from vitrail.explain.methods.registry import register_method
 from vitrail.models.base import VisionModel
 
 # Attributions of some images, one tensor for each stream, and the target of each image.

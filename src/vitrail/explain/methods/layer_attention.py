@@ -21,7 +21,8 @@ from vitrail.explain.capture.record import (
     running_mixers,
     tapped_layers,
 )
-from vitrail.explain.interface import StreamMap, register_method, upsample
+from vitrail.explain.methods.maps import StreamMap, upsample
+from vitrail.explain.methods.registry import register_method
 from vitrail.layers.tap import TokenLayout
 from vitrail.models.base import VisionModel
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import Inputs, as_streams, forward_of, given, in_batches
-from vitrail.explain.interface import StreamMap, register_method
+from vitrail.explain.capture.forwarding import Inputs, forward_of, given, in_batches
 from vitrail.explain.methods.baselines import make_baseline
+from vitrail.explain.methods.maps import StreamMap, as_streams
+from vitrail.explain.methods.registry import register_method
 from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
 

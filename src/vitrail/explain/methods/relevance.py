@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.groups import from_groups, real_tokens, to_groups
+from vitrail.explain.capture.groups import from_groups, normalize_rows, real_tokens, to_groups
 from vitrail.explain.capture.record import CapturedMixing, first_stride, lacks_taps
-from vitrail.explain.interface import StreamMap, upsample
+from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.layers.patch_merging import PARENTS
 from vitrail.layers.tap import TokenLayout
 from vitrail.models.base import VisionModel
@@ -285,8 +285,3 @@ def check_fusion(head_fusion: str, discard_ratio: float) -> None:
         raise ConfigError(f"discard_ratio must be at least 0 and below 1, got {discard_ratio}")
     if head_fusion not in ("mean", "max", "min"):
         raise ConfigError(f"head_fusion must be 'mean', 'max' or 'min', got {head_fusion!r}")
-
-
-def normalize_rows(matrix: Tensor) -> Tensor:
-    """Scale each row (last dimension) to sum to one; a row of zeros stays one."""
-    return matrix / matrix.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)

@@ -8,15 +8,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vitrail.explain.capture.groups import normalize_rows
 from vitrail.explain.capture.record import CapturedMixing, capture_attention, check_reports, running_mixers
-from vitrail.explain.interface import StreamMap, register_method
+from vitrail.explain.methods.maps import StreamMap
+from vitrail.explain.methods.registry import register_method
 from vitrail.explain.methods.relevance import (
     HeadFusion,
     Rollout,
     check_fusion,
     fuse_heads,
     lacks_rollout,
-    normalize_rows,
     reading_row,
     roll_back,
 )

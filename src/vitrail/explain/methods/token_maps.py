@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
+from vitrail.explain.capture.groups import normalize_rows
 from vitrail.explain.capture.record import capture_attention, first_stride
-from vitrail.explain.interface import StreamMap, register_method, upsample
-from vitrail.explain.methods.relevance import normalize_rows
+from vitrail.explain.methods.maps import StreamMap, upsample
+from vitrail.explain.methods.registry import register_method
 from vitrail.layers.token_learner import TokenLearner
 from vitrail.models.base import VisionModel
 

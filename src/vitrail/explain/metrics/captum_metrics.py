@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import check_count, forward_of, given
-from vitrail.explain.interface import Images, explain, get_method, opened
+from vitrail.explain.capture.forwarding import check_count, check_score, forward_of, given, slice_inputs, to_scores
+from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
+from vitrail.explain.interface import explain
 from vitrail.explain.methods.baselines import make_baseline
-from vitrail.explain.metrics.scoring import Maps, Target, check_score, maps_of, slice_inputs, target_of, to_scores
-from vitrail.explain.trained import Explainable
+from vitrail.explain.methods.registry import get_method
+from vitrail.explain.metrics.scoring import Maps, maps_of, target_of
 
 # Sides of the squares that are covered, over the sides of the image.
 _SMALLEST, _LARGEST = 1 / 8, 1 / 2
@@ -63,7 +64,7 @@ def infidelity(
     check_count("samples", samples)
     check_count("batch_size", batch_size)
     values = []
-    with opened(model, images, target_of(explanation, target)) as (network, inputs, classes):
+    with prepared(model, images, target_of(explanation, target)) as (network, inputs, classes):
         assert classes is not None, "asked for by class"
         maps = maps_of(network, inputs, explanation)
         mapped = [name in maps for name in given(network, inputs)]
@@ -169,7 +170,7 @@ def sensitivity(
     check_count("samples", samples)
     check_count("batch_size", batch_size)
     chosen, values = get_method(method), []
-    with opened(model, images, target) as (network, inputs, classes):
+    with prepared(model, images, target) as (network, inputs, classes):
         assert classes is not None, "asked for by class"
         present = [x is not None for x in inputs]
         for number in range(len(classes)):

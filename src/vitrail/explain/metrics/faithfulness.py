@@ -11,20 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitrail.explain.capture.forwarding import check_count, in_batches
-from vitrail.explain.interface import Images, opened
+from vitrail.explain.capture.forwarding import check_count, check_score, in_batches, score_class, slice_inputs
+from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
 from vitrail.explain.methods.baselines import make_baseline
-from vitrail.explain.metrics.scoring import (
-    Maps,
-    Target,
-    check_score,
-    maps_of,
-    rank_pixels,
-    score_class,
-    slice_inputs,
-    target_of,
-)
-from vitrail.explain.trained import Explainable
+from vitrail.explain.metrics.scoring import Maps, maps_of, rank_pixels, target_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,7 @@ def _curve(
 ) -> Curve:
     check_count("steps", steps)
     check_score(score)
-    with opened(model, images, target_of(explanation, target)) as (network, inputs, classes):
+    with prepared(model, images, target_of(explanation, target)) as (network, inputs, classes):
         assert classes is not None, "asked for by class"
         maps = maps_of(network, inputs, explanation)
         names = [stream.name for stream in network.streams]

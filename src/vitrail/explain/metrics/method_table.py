@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError, did_you_mean
-from vitrail.explain.capture.forwarding import in_batches
-from vitrail.explain.interface import Explanation, Images, explain, get_method, opened
+from vitrail.explain.capture.forwarding import in_batches, slice_inputs
+from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
+from vitrail.explain.interface import explain
+from vitrail.explain.methods.maps import Explanation
+from vitrail.explain.methods.registry import get_method
 from vitrail.explain.metrics.captum_metrics import infidelity, sensitivity
 from vitrail.explain.metrics.faithfulness import deletion, insertion
 from vitrail.explain.metrics.intervals import mean_interval
 from vitrail.explain.metrics.localisation import energy_inside, mask_iou, pointing_game
 from vitrail.explain.metrics.randomisation import randomisation_check
 from vitrail.explain.metrics.remove_and_debias import FRACTIONS, road
-from vitrail.explain.metrics.scoring import Target, slice_inputs
-from vitrail.explain.trained import Explainable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,7 +238,7 @@ def score_methods(
     chosen = _rows(methods)
     names = _measures(measures, masks is not None)
     rows: list[tuple[int, str, str, float]] = []
-    with opened(model, images, target) as (network, inputs, classes):
+    with prepared(model, images, target) as (network, inputs, classes):
         assert classes is not None, "asked for by class"
         known = _masks(
             masks, network.streams[0].name, {s.name: x for s, x in zip(network.streams, inputs, strict=False)}

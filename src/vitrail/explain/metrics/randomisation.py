@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.interface import Explanation, Images, explain, get_method, opened
-from vitrail.explain.metrics.scoring import Target
-from vitrail.explain.trained import Explainable
+from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
+from vitrail.explain.interface import explain
+from vitrail.explain.methods.maps import Explanation
+from vitrail.explain.methods.registry import get_method
 from vitrail.models.base import VisionModel
 
 MODES = ("cascading", "independent")
@@ -80,7 +81,7 @@ def randomisation_check(
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if parts is not None and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
         raise ConfigError(f"parts must be a whole number of at least 1, got {parts!r}")
-    with opened(model, images, target, by_class=get_method(method).by_class) as (network, inputs, classes):
+    with prepared(model, images, target, by_class=get_method(method).by_class) as (network, inputs, classes):
         original = explain(network, inputs, method, classes, **(settings or {}))
         fresh = _fresh(network, seed)
         groups = _top_down(network, parts)

@@ -15,19 +15,9 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import in_batches
-from vitrail.explain.interface import Images, opened
-from vitrail.explain.metrics.scoring import (
-    Maps,
-    Target,
-    check_score,
-    maps_of,
-    rank_pixels,
-    score_class,
-    slice_inputs,
-    target_of,
-)
-from vitrail.explain.trained import Explainable
+from vitrail.explain.capture.forwarding import check_score, in_batches, score_class, slice_inputs
+from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
+from vitrail.explain.metrics.scoring import Maps, maps_of, rank_pixels, target_of
 
 # The authors' weights: a direct neighbour counts twice a diagonal one.
 _NEIGHBOURS = {
@@ -96,7 +86,7 @@ def road(
     check_score(score)
     if not fractions or not all(0 < fraction < 1 for fraction in fractions):
         raise ConfigError(f"fractions must lie above 0 and below 1, got {tuple(fractions)}")
-    with opened(model, images, target_of(explanation, target)) as (network, inputs, classes):
+    with prepared(model, images, target_of(explanation, target)) as (network, inputs, classes):
         assert classes is not None, "asked for by class"
         maps = maps_of(network, inputs, explanation)
         names = [stream.name for stream in network.streams]

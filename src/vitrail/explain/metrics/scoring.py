@@ -9,11 +9,10 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain.capture.forwarding import Inputs, given
-from vitrail.explain.interface import Explanation, StreamMap
-from vitrail.explain.interface import Target as Target
+from vitrail.explain.capture.prepare import Target
+from vitrail.explain.methods.maps import Explanation, StreamMap
 from vitrail.models.base import VisionModel
 
-SCORES = ("probability", "independent", "logit")
 # What can be measured: an explanation, or maps (B, H, W) by the names of the streams.
 Maps = Explanation | Mapping[str, Tensor] | Mapping[str, StreamMap]
 
@@ -50,30 +49,6 @@ def target_of(explanation: Maps, target: Target) -> Target:
     return explanation.target if target is None and isinstance(explanation, Explanation) else target
 
 
-def check_score(score: str) -> None:
-    """Refuse a score that there is not.
-
-    Raises:
-        ConfigError: Naming those that there are.
-    """
-    if score not in SCORES:
-        raise ConfigError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
-
-
-def to_scores(logits: Tensor, score: str) -> Tensor:
-    """Logits as they are, as probabilities of one class out of all, or of each label independently."""
-    if score == "logit":
-        return logits
-    return logits.softmax(dim=1) if score == "probability" else logits.sigmoid()
-
-
-def score_class(model: VisionModel, inputs: Inputs, target: Tensor, score: str) -> Tensor:
-    """The score of each image's class, shape ``(B,)``, without a graph."""
-    with torch.no_grad():
-        logits: Tensor = model(*inputs)
-        return to_scores(logits.float(), score).gather(1, target[:, None])[:, 0]
-
-
 def rank_pixels(maps: Tensor, seed: int = 0) -> Tensor:
     """The place of every pixel in the order of relevance.
 
@@ -91,8 +66,3 @@ def rank_pixels(maps: Tensor, seed: int = 0) -> Tensor:
     order = shuffle[flat[:, shuffle].argsort(dim=1, descending=True, stable=True)]
     places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).reshape(maps.shape)
-
-
-def slice_inputs(inputs: Inputs, part: slice) -> tuple[Tensor | None, ...]:
-    """Some of the images of every stream."""
-    return tuple(None if x is None else x[part] for x in inputs)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.groups import group_members
+from vitrail.explain.capture.groups import group_members, normalize_rows
 from vitrail.explain.capture.record import CapturedMixing, capture_attention, layer_stride
-from vitrail.explain.methods.relevance import normalize_rows
 from vitrail.explain.structure.positions import RelativeBias, relative_bias
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.partition_attention import padding_blocked
