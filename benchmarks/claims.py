@@ -23,8 +23,8 @@ from scipy import stats
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
 
+from vitrail.bootstrap import Bootstrap
 from vitrail.evaluate import statistics
-from vitrail.evaluate.bootstrap import Bootstrap
 from vitrail.evaluate.bootstrap_measures import Ranker
 from vitrail.evaluate.rank_intervals import area_interval, average_precision_interval, rank_class
 from vitrail.files import write_text

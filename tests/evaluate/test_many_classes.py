@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitrail.evaluate.bootstrap import Bootstrap
+from vitrail.bootstrap import Bootstrap
 from vitrail.evaluate.confusion import clustered
 from vitrail.evaluate.saved_predictions import HeldOut, SavedPredictions, measure_saved
 from vitrail.runs.folder import EvaluationFiles

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vitrail.evaluate.bootstrap import Bootstrap
+from vitrail.bootstrap import Bootstrap
 from vitrail.evaluate.metrics import classification_intervals, log_odds, one_hot, rank_intervals, rank_measures
 from vitrail.evaluate.rank_intervals import area_interval, average_precision_interval, rank_class
 

@@ -310,7 +310,7 @@ def test_a_trained_model_normalises_and_knows_its_classes(name):
     for given in (images, {stream.name: x for stream, x in zip(model.streams, images, strict=True)}):
         torch.testing.assert_close(deletion(trained, given, expected, "bees", steps=3).scores,
                                    deletion(model, inputs, expected, 1, steps=3).scores)  # fmt: skip
-    with pytest.raises(ConfigError, match=r"no class 'bee'; did you mean 'bees'\?; classes: ants, bees, wasps, flies .or by index"):
+    with pytest.raises(ConfigError, match=r"no class 'bee'; did you mean 'bees'\?; classes: ants, .* .or by index"):
         explain(trained, images, "saliency", "bee")
     with pytest.raises(ConfigError, match=r"the model has no class names .* give the index .* load_trained"):
         explain(model, inputs, "saliency", "bees")

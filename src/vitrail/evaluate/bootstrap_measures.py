@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from vitrail.evaluate.bootstrap import Doubles
+from vitrail.bootstrap import Doubles
 
 Weights = npt.NDArray[np.float32]
 

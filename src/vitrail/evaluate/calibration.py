@@ -11,8 +11,8 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
 
+from vitrail.bootstrap import Doubles
 from vitrail.errors import DataError
-from vitrail.evaluate.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, brier_scores, check_logits, log_losses
 
 BINS = 15

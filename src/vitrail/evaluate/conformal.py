@@ -14,8 +14,8 @@ import numpy.typing as npt
 from scipy.special import softmax
 from scipy.stats import betabinom
 
+from vitrail.bootstrap import Doubles
 from vitrail.errors import ConfigError
-from vitrail.evaluate.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, accuracy_interval, check_logits
 
 METHODS = ("lac", "aps")

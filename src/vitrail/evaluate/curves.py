@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.metrics import auc
 
-from vitrail.evaluate.bootstrap import Doubles
+from vitrail.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints, log_odds, one_hot
 
 # Maximum points of a curve, its minimum for many classes, and maximum points of all curves.

@@ -17,8 +17,8 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
+from vitrail.bootstrap import Bootstrap, Doubles, Interval
 from vitrail.errors import DataError
-from vitrail.evaluate.bootstrap import Bootstrap, Doubles, Interval
 from vitrail.evaluate.bootstrap_measures import (
     Counter,
     Counts,

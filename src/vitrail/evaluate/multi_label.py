@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support
 
-from vitrail.evaluate.bootstrap import Bootstrap, Interval
+from vitrail.bootstrap import Bootstrap, Interval
 from vitrail.evaluate.bootstrap_measures import averaged_measures
 from vitrail.evaluate.metrics import (
     Floats,

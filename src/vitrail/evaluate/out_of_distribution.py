@@ -13,10 +13,10 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from vitrail.bootstrap import Bootstrap, Doubles, Interval
 from vitrail.config.data import DataConfig
 from vitrail.data.sources.opening import SOURCES
 from vitrail.errors import ConfigError, DataError, closest
-from vitrail.evaluate.bootstrap import Bootstrap, Doubles, Interval
 from vitrail.evaluate.bootstrap_measures import Ranker
 from vitrail.evaluate.metrics import Floats, Ints
 from vitrail.evaluate.run import Evaluated, name_of_other, predict

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from vitrail.evaluate.bootstrap import Doubles, Interval
+from vitrail.bootstrap import Doubles, Interval
 
 # Bisection steps on [0, 1]: precision 1e-9.
 _HALVINGS = 30

@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from vitrail.bootstrap import Bootstrap
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
 from vitrail.errors import ConfigError
 from vitrail.evaluate import statistics
 from vitrail.evaluate.attacks import PGD_STEPS, check_epsilons, fgsm, losses, pgd
-from vitrail.evaluate.bootstrap import Bootstrap
 from vitrail.evaluate.corruptions import SEVERITIES, check_corruptions, corrupt
 from vitrail.evaluate.metrics import accuracy_interval
 from vitrail.evaluate.run import Evaluated

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vitrail.bootstrap import Bootstrap, Interval
 from vitrail.config.data import DataConfig
 from vitrail.errors import RunError
-from vitrail.evaluate.bootstrap import Bootstrap, Interval
 from vitrail.evaluate.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import log_expit, softmax
 
-from vitrail.evaluate.bootstrap import Doubles
+from vitrail.bootstrap import Doubles
 from vitrail.evaluate.metrics import Floats, Ints
 
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)

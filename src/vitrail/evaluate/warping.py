@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.evaluate.bootstrap import Doubles
+from vitrail.bootstrap import Doubles
 
 
 def disc_kernel(radius: float) -> Tensor:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.explain.tiny_models import known_case, tiny_inputs, tiny_model
+from vitrail.bootstrap import bootstrap_mean
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain import compare_methods, explain, measure, score_methods
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import METHODS, Method
-from vitrail.explain.metrics.intervals import mean_interval
 from vitrail.explain.metrics.method_table import MEASURES
 
 
@@ -112,10 +112,10 @@ def test_pairs_and_intervals_by_hand():
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(1)
     draws = rng.exponential(size=(300, 40))
-    found = [mean_interval(row, 0.9, 400, seed) for seed, row in enumerate(draws)]
+    found = [bootstrap_mean(row, 0.9, 400, seed) for seed, row in enumerate(draws)]
     covered = np.mean([low <= 1 <= high for _, low, high in found])
     assert 0.8 < covered < 0.95
-    both = mean_interval(draws[:2].T, 0.9, 400, 0)
+    both = bootstrap_mean(draws[:2].T, 0.9, 400, 0)
     assert both.mean.shape == both.low.shape == (2,)
 
 

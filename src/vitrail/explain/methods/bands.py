@@ -9,11 +9,11 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from vitrail.bootstrap import bootstrap_mean
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.forwarding import check_count, check_score, given, in_batches, score_class, slice_inputs
 from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
 from vitrail.explain.methods.input_gradients import integrated_gradients
-from vitrail.explain.metrics.intervals import mean_interval
 from vitrail.models.base import VisionModel
 
 WAYS = ("zero", "mean", "noise", "permutation", "integrated_gradients")
@@ -130,7 +130,7 @@ def band_importance(
     streams = {}
     corrected = _corrected_p(found)
     for name, scores in found.items():
-        interval = mean_interval(scores.double().cpu().numpy(), confidence, resamples, seed)
+        interval = bootstrap_mean(scores.double().cpu().numpy(), confidence, resamples, seed)
         mean, low, high = (torch.from_numpy(np.asarray(end)).to(scores) for end in interval)
         streams[name] = BandScores(scores, mean, low, high, corrected[name])
     return BandImportance(streams, by, classes)

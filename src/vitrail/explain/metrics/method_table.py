@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vitrail.bootstrap import bootstrap_mean
 from vitrail.errors import ConfigError, ShapeError, did_you_mean
 from vitrail.explain.capture.forwarding import in_batches, slice_inputs
 from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
@@ -17,7 +18,6 @@ from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import get_method
 from vitrail.explain.metrics.captum_metrics import infidelity, sensitivity
 from vitrail.explain.metrics.faithfulness import deletion, insertion
-from vitrail.explain.metrics.intervals import mean_interval
 from vitrail.explain.metrics.localisation import energy_inside, mask_iou, pointing_game
 from vitrail.explain.metrics.randomisation import randomisation_check
 from vitrail.explain.metrics.remove_and_debias import FRACTIONS, road
@@ -284,7 +284,7 @@ def compare_methods(
         better = MEASURES[measured].higher_is_better
         for method in scores["method"].unique():
             own = values[method].dropna()
-            mean, low, high = mean_interval(own.to_numpy(), confidence, resamples, seed)
+            mean, low, high = bootstrap_mean(own.to_numpy(), confidence, resamples, seed)
             row: dict[str, Any] = {
                 "measure": measured,
                 "method": method,
@@ -296,7 +296,7 @@ def compare_methods(
             }
             for control in (name for name in CONTROLS if name in values):
                 difference = (values[method] - values[control]).dropna().to_numpy()
-                mean, low, high = mean_interval(difference, confidence, resamples, seed)
+                mean, low, high = bootstrap_mean(difference, confidence, resamples, seed)
                 row |= {
                     f"vs_{control}": float(mean),
                     f"vs_{control}_low": float(low),

@@ -1,10 +1,11 @@
-"""Bootstrap confidence intervals of one run's measures, over images or groups of images."""
+"""Bootstrap confidence intervals over images or groups of images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -125,3 +126,45 @@ class Bootstrap:
             "unit": "image" if self.groups is None else "group",
             "units": self.units,
         }
+
+
+class MeanInterval(NamedTuple):
+    """A mean over images and its interval, scalars or arrays.
+
+    Attributes:
+        mean: The mean.
+        low: Lower bound; NaN for fewer than two images.
+        high: Upper bound.
+    """
+
+    mean: Doubles
+    low: Doubles
+    high: Doubles
+
+
+def bootstrap_mean(values: Doubles, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> MeanInterval:
+    """Compute the mean over images and its expanded percentile interval, see :meth:`Bootstrap.interval`.
+
+    Args:
+        values: One value or array for each image, shape ``(N,)`` or ``(N, ...)``.
+        confidence: Confidence level.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        Arrays of shape ``values.shape[1:]``; low and high equal the mean where all images have the same value.
+
+    Raises:
+        ConfigError: ``confidence`` or ``resamples`` is out of range.
+    """
+    count, shape = len(values), values.shape[1:]
+    mean = np.asarray(values.mean(axis=0) if count else np.full(shape, np.nan))
+    # Checks the settings for a single image, too, which has no interval.
+    bootstrap = Bootstrap(max(count, 2), None, resamples, seed, confidence)
+    if count < 2:
+        return MeanInterval(mean, np.full(shape, np.nan), np.full(shape, np.nan))
+    columns = values.reshape(count, -1)
+    resampled = np.concatenate([columns.T @ weights for weights in bootstrap.weights()], axis=1) / count
+    ends = [bootstrap.interval(row) or (own, own) for row, own in zip(resampled, mean.ravel(), strict=True)]
+    low, high = np.array(ends).reshape(-1, 2).T
+    return MeanInterval(mean, low.reshape(shape), high.reshape(shape))

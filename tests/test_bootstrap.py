@@ -12,8 +12,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from vitrail.bootstrap import Bootstrap, bootstrap_mean
 from vitrail.errors import ConfigError, DataError
-from vitrail.evaluate.bootstrap import Bootstrap
 from vitrail.evaluate.bootstrap_measures import Counter, Ranker, agreement_measures, averaged_measures, class_measures
 from vitrail.evaluate.metrics import accuracy_interval, classification_intervals, one_hot, rank_intervals
 
@@ -175,3 +175,22 @@ def test_what_cannot_be_drawn_is_refused():
         Bootstrap(3, None, 10)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         Bootstrap(3, None, 100, 0, 95)
+
+
+def test_the_mean_of_columns_is_that_of_each_column():
+    values = np.random.default_rng(0).normal(size=(9, 2, 3))
+    values[:, 0, 0] = 4.0
+    found = bootstrap_mean(values, 0.9, 300, 5)
+    assert found.mean.shape == found.low.shape == found.high.shape == (2, 3)
+    assert found.low[0, 0] == found.high[0, 0] == 4.0
+    low, high = Bootstrap(9, None, 300, 5, 0.9).mean(values[:, 1, 2])
+    assert (found.low[1, 2], found.high[1, 2]) == pytest.approx((low, high))
+    one = bootstrap_mean(values[:1])
+    assert np.array_equal(one.mean, values[0])
+    assert np.isnan([one.low, one.high]).all()
+
+
+def test_the_mean_of_eight_images_is_covered_as_often_as_stated():
+    draws = np.random.default_rng(2).normal(size=(8, 400))
+    found = bootstrap_mean(draws, 0.9, 300)
+    assert 0.86 < np.mean((found.low <= 0) & (found.high >= 0)) < 0.94
