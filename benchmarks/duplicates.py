@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from vitrail.data.copies import find_across, find_copies
 from vitrail.data.images import read_image
+from vitrail.data.near_duplicates import find_across, find_copies
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 
 COPIES = 500

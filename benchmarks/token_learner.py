@@ -31,7 +31,7 @@ from vitrail.cli.recipes import load_run_recipe
 from vitrail.config import Recipe
 from vitrail.data import open_data
 from vitrail.data.augment import build_augmentation
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.evaluate import statistics
 from vitrail.evaluate.metrics import accuracy_interval
 from vitrail.files import replacing, write_text

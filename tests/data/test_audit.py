@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from vitrail.config import DataConfig
 from vitrail.data.audit import audit, merge_groups
-from vitrail.data.duplicates import Groups, clusters, perceptual_hashes
+from vitrail.data.perceptual_hash import Groups, clusters, perceptual_hashes
 
 
 def test_clusters_are_the_connected_rows():

@@ -12,7 +12,7 @@ from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.band_files import BandFiles
-from vitrail.data.names import describe_band_files
+from vitrail.data.file_names import describe_band_files
 from vitrail.errors import ConfigError, DataError
 
 TINY = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vitrail.config import DataConfig
-from vitrail.data.class_facts import describe_doubtful
+from vitrail.data.class_checks import describe_doubtful
 from vitrail.data.classes import (
     ClassRules,
     as_label,

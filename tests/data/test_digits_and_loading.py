@@ -8,9 +8,9 @@ import torch
 
 from vitrail.config import DataConfig
 from vitrail.data import open_data
+from vitrail.data.normalization import Normalize, NormalizeStreams
 from vitrail.data.sources.edges import edges
 from vitrail.data.splits import stratified_split
-from vitrail.data.transforms import Normalize, NormalizeStreams
 from vitrail.errors import DataError, ShapeError
 
 

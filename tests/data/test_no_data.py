@@ -16,7 +16,7 @@ from vitrail.data import open_data
 from vitrail.data.images import decode_picture
 from vitrail.data.no_data import fill_no_data, no_data_mask
 from vitrail.data.rasters import open_raster, resize_tensor
-from vitrail.data.values import ValueRule
+from vitrail.data.value_range import ValueRule
 from vitrail.errors import DataError, DataWarning
 
 SIZE = (8, 8)

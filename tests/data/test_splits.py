@@ -14,7 +14,7 @@ from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.groups import groups_of
 from vitrail.data.sources.base import Scene
-from vitrail.data.split_facts import describe_split, divided_groups
+from vitrail.data.split_checks import describe_split, divided_groups
 from vitrail.data.splits import LEFT_OUT, block_split, hashed_split, position
 from vitrail.errors import ConfigError, DataError
 

@@ -6,7 +6,7 @@ import torch
 
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.leaves import CLASSES, class_of, draw_leaf
+from vitrail.data.leaf_renderer import CLASSES, class_of, draw_leaf
 from vitrail.data.sources.base import innermost
 from vitrail.errors import ConfigError
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from vitrail.data import workers
 from vitrail.data.dataset import _UnitLoader
-from vitrail.data.faults import UnreadableError
+from vitrail.data.image_errors import UnreadableError
 from vitrail.data.workers import choose_workers, explain_fault, start_worker
 from vitrail.errors import ConfigError, DataError, RunError
 

@@ -9,7 +9,7 @@ import torch
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.data import open_data
-from vitrail.data.augment.views import VIEWS, views_of
+from vitrail.data.augment.test_time import VIEWS, views_of
 from vitrail.errors import ConfigError
 from vitrail.models import create_model
 from vitrail.runs import ModelCard, StreamCard, TrainedModel

@@ -9,7 +9,7 @@ import torch
 
 import vitrail
 from tests.explain.tiny_models import SETTINGS, tiny_inputs, tiny_model
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.errors import ConfigError, DataWarning, ShapeError
 from vitrail.explain import (
     attention_rollout,

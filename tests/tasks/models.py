@@ -3,7 +3,7 @@
 import torch
 
 import vitrail
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.models import list_families
 
 # A model of each family, without a classifier, as pre-training has it; the fusions of HVT and a ViT with a fuser too.

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from tests.tasks.models import SETTINGS, batch_for, statistics, tiny
-from vitrail.data.views import build_views
+from vitrail.data.augment.contrastive import build_views
 from vitrail.tasks.simclr import SimCLRTask, nt_xent
 
 

@@ -91,7 +91,7 @@ def steps(family, task, settings=None, checkpointing=False):
     from torch.distributed.tensor import DTensor
 
     import vitrail
-    from vitrail.data.transforms import NormalizeStreams
+    from vitrail.data.normalization import NormalizeStreams
     from vitrail.tasks.classification import ClassificationTask
     from vitrail.tasks.mae import MAETask
     from vitrail.tasks.simclr import SimCLRTask
@@ -151,7 +151,7 @@ def peak(strategy):
     from torch.distributed.device_mesh import init_device_mesh
 
     import vitrail
-    from vitrail.data.transforms import NormalizeStreams
+    from vitrail.data.normalization import NormalizeStreams
     from vitrail.machine import keep_large_buffers
     from vitrail.tasks.classification import ClassificationTask
     from vitrail.train.sharding import shard

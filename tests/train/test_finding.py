@@ -11,7 +11,7 @@ from torch import nn
 
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.errors import ConfigError, RunError
 from vitrail.layers.drop_path import DropPath
 from vitrail.models import create_model

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import vitrail
 from tests.train import pair
 from vitrail.cli.recipes import make_recipe
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.errors import ConfigError
 from vitrail.runs import RunFolder
 from vitrail.tasks.classification import ClassificationTask

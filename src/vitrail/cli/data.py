@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.data_location import divide, place_images
 from vitrail.cli.next_steps import data_words, print_next
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
-from vitrail.cli.places import divide, place_images
 from vitrail.cli.tables import format_table, format_terms
 from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError, closest
@@ -176,7 +176,7 @@ def _audit(argv: list[str]) -> int:
         raise ConfigError(f"--distance must be from 0 to 15, got {arguments.distance}")
 
     from vitrail.data.audit import audit
-    from vitrail.data.split_facts import describe_split
+    from vitrail.data.split_checks import describe_split
     from vitrail.runs.images import read_image_record
 
     inputs = _inputs(arguments, recipe)
@@ -363,7 +363,7 @@ def _split(argv: list[str]) -> int:
     arguments, recipe = _read(parser, argv)
     if arguments.out is not None:
         arguments.out = str(output_file(arguments.out, SPLIT_TABLE, _inputs(arguments, recipe)))
-    from vitrail.data.split_facts import describe_split
+    from vitrail.data.split_checks import describe_split
 
     data = _open(recipe)
     source, splits = data.source, list(data.splits)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.data_location import EPILOG, divide, place_images
 from vitrail.cli.next_steps import print_next
-from vitrail.cli.places import EPILOG, divide, place_images
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _check(arguments: Namespace, rest: list[str]) -> None:
 
 
 def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: Recipe, intervals: Intervals) -> int:
-    from vitrail.data.split_facts import describe_split
+    from vitrail.data.split_checks import describe_split
     from vitrail.evaluate.attacks import check_epsilons
     from vitrail.evaluate.corruptions import check_corruptions
     from vitrail.evaluate.run import measure, open_evaluation

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.data_location import EPILOG, UNFIT, data_of_run, divide
 from vitrail.cli.next_steps import print_next
 from vitrail.cli.outputs import output_folder
-from vitrail.cli.places import EPILOG, UNFIT, data_of_run, divide
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.data_location import EPILOG, data_of_run, divide
 from vitrail.cli.outputs import output_folder
-from vitrail.cli.places import EPILOG, data_of_run, divide
 from vitrail.errors import ConfigError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
+from vitrail.cli.data_location import EPILOG, divide, place_images
 from vitrail.cli.outputs import PAGE, output_file
-from vitrail.cli.places import EPILOG, divide, place_images
 from vitrail.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from vitrail.config.changes import apply_changes
 from vitrail.config.checks import expand_home
 from vitrail.config.load import load_recipe, read_yaml
 from vitrail.config.schema import PRETRAINING, Recipe
-from vitrail.data.augment.views import views_of
+from vitrail.data.augment.test_time import views_of
 from vitrail.errors import ConfigError, closest
 from vitrail.evaluate.image_scores import SCORES
 from vitrail.models.registry import find_family

@@ -13,12 +13,12 @@ import numpy as np
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import similar_names
-from vitrail.data.copies import Copy, find_copies
 from vitrail.data.dataset import ImageData, open_data
-from vitrail.data.duplicates import Groups, clusters
 from vitrail.data.groups import groups_of
 from vitrail.data.identity import KnownImages
+from vitrail.data.near_duplicates import Copy, find_copies
 from vitrail.data.no_data import fill_no_data
+from vitrail.data.perceptual_hash import Groups, clusters
 from vitrail.data.sources.opening import understands
 from vitrail.data.thumbnails import Thumbnails
 
@@ -145,8 +145,8 @@ def audit(
 
     Exact duplicates have the same bytes. Near duplicates are copies that are turned, mirrored, cropped by up to 5 % a
     side, recompressed, scaled, brighter or darker: images whose pixels agree after an alignment
-    (:func:`vitrail.data.copies.find_copies`). Pairs with close hashes that do not agree are look-alikes. Patches of a
-    scene overlap by construction; of these only pairs in different splits are compared.
+    (:func:`vitrail.data.near_duplicates.find_copies`). Pairs with close hashes that do not agree are look-alikes.
+    Patches of a scene overlap by construction; of these only pairs in different splits are compared.
 
     Args:
         config: Which images, and how they are split.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vitrail.data.faults import BandError, UnreadableError, some
+from vitrail.data.image_errors import BandError, UnreadableError, some
 from vitrail.data.images import Picture
 from vitrail.data.rasters import Raster
 from vitrail.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.config.data import DataConfig
-from vitrail.data.faults import some
+from vitrail.data.image_errors import some
 from vitrail.errors import ConfigError, DataError
 
 # A label as a source hands it over: a cleaned name or a whole number.

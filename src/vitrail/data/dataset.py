@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vitrail.config.data import DataConfig
 from vitrail.data.augment import Augmentation, build_augmentation
-from vitrail.data.class_facts import describe_doubtful, describe_empty
+from vitrail.data.class_checks import describe_doubtful, describe_empty
 from vitrail.data.classes import describe_similar
+from vitrail.data.file_names import describe_band_files, describe_families
 from vitrail.data.identity import NEW, KnownImages, Recognition
-from vitrail.data.names import describe_band_files, describe_families
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.notes import print_notes, warn_of
 from vitrail.data.sources import ImageSource, open_source

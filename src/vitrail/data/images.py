@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vitrail.data.faults import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError
+from vitrail.data.image_errors import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError
 from vitrail.errors import DataError
 from vitrail.files import is_lfs_pointer
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitrail.data.values import ValueRule
+from vitrail.data.value_range import ValueRule
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data.faults import BandError, PointerError, UnreadableError
+from vitrail.data.image_errors import BandError, PointerError, UnreadableError
 from vitrail.data.images import parse_no_data, too_large
 from vitrail.files import is_lfs_pointer
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.surveys import Tally
+from vitrail.data.stored_values import Tally
 from vitrail.errors import DataError
 from vitrail.files import write_json
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
+from vitrail.data.file_reader import file_readers
 from vitrail.data.images import BANDS, image_size, read_image
 from vitrail.data.listing import Listing, by_suffix, describe_passed_over, list_images
 from vitrail.data.notes import print_notes
-from vitrail.data.reading import file_readers
 from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource, innermost
 from vitrail.data.sources.edges import WithEdges

@@ -13,7 +13,7 @@ from vitrail.bench.efficiency import measure_efficiency
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
-from vitrail.data.split_facts import divided_groups
+from vitrail.data.split_checks import divided_groups
 from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.saved_predictions import (
     HeldOut,

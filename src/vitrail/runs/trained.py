@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
-from vitrail.data.augment.views import views_of
+from vitrail.data.augment.test_time import views_of
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.data.sources.edges import edges
-from vitrail.data.transforms import NormalizeStreams
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import complete_settings, create_model
@@ -136,7 +136,7 @@ class TrainedModel:
 
         Args:
             batch: Streams in 0..1, shape ``(B, C, H, W)`` each, on any device; other keys are ignored.
-            tta: Test-time augmentation: a key of :data:`vitrail.data.augment.views.VIEWS`, over whose views
+            tta: Test-time augmentation: a key of :data:`vitrail.data.augment.test_time.VIEWS`, over whose views
                 probabilities are averaged.
 
         Returns:

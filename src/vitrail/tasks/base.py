@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.models.base import VisionModel
 from vitrail.tasks.optim import parameter_groups
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.models.base import VisionModel
 from vitrail.tasks.pretraining import PretrainingTask
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.errors import ConfigError
 from vitrail.layers.gelu import Gelu
 from vitrail.models.base import VisionModel

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vitrail.data.copies import find_across
 from vitrail.data.dataset import ImageData
+from vitrail.data.near_duplicates import find_across
 
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 

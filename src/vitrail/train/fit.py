@@ -26,7 +26,7 @@ from vitrail.data.augment import Augmentation, Mixing, build_augmentation
 from vitrail.data.dataset import EpochShuffle, ImageData, open_data
 from vitrail.data.identity import KnownImages
 from vitrail.data.images import BANDS
-from vitrail.data.split_facts import describe_split, describe_steps
+from vitrail.data.split_checks import describe_split, describe_steps
 from vitrail.data.workers import explain_fault
 from vitrail.errors import ConfigError, DataError, VitrailError
 from vitrail.files import write_text

@@ -11,9 +11,9 @@ from torchmetrics import MeanMetric
 
 from vitrail.config.augment import augment_settings
 from vitrail.config.schema import PRETRAINING, Recipe, TaskConfig, TrainerConfig
+from vitrail.data.augment.contrastive import build_views
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.identity import KnownImages
-from vitrail.data.views import build_views
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size

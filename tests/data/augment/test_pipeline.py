@@ -7,8 +7,8 @@ from scipy.ndimage import gaussian_filter
 from vitrail.config import DataConfig
 from vitrail.config.augment import PRESETS, AugmentSettings, augment_settings
 from vitrail.data.augment import Mixing, build_augmentation
-from vitrail.data.augment.hiding import blur
-from vitrail.data.transforms import NormalizeStreams
+from vitrail.data.augment.erasing import blur
+from vitrail.data.normalization import NormalizeStreams
 from vitrail.errors import ConfigError
 
 CHANGING = [name for name in PRESETS if name != "none"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.chance import either_way, happens
+from vitrail.data.augment.random_numbers import either_way, happens
 
 # Rec. 601, as Pillow and kornia weigh the bands of a gray image.
 GRAY = (0.299, 0.587, 0.114)

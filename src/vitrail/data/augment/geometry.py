@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings, Padding
-from vitrail.data.augment.chance import either_way, happens, uniform
+from vitrail.data.augment.random_numbers import either_way, happens, uniform
 from vitrail.errors import ConfigError
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.chance import beta, happens
-from vitrail.data.augment.hiding import inside
+from vitrail.data.augment.erasing import inside
+from vitrail.data.augment.random_numbers import beta, happens
 
 
 class Mixing(nn.Module):

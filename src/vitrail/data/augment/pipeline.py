@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from vitrail.config.augment import AugmentSettings, augment_settings
 from vitrail.data.augment import auto
 from vitrail.data.augment.color import jitter
+from vitrail.data.augment.erasing import drop_bands, drop_streams, random_blur, random_erasing
 from vitrail.data.augment.geometry import move, random_motions
-from vitrail.data.augment.hiding import drop_bands, drop_streams, random_blur, random_erasing
 
 
 class Augmentation(nn.Module):

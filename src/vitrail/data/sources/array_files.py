@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.data.classes import as_label
-from vitrail.data.faults import refuse_pointer
+from vitrail.data.image_errors import refuse_pointer
 from vitrail.data.sources import hdf5
 from vitrail.errors import ConfigError, DataError, did_you_mean
 

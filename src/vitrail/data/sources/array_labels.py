@@ -22,7 +22,7 @@ from vitrail.data.classes import (
     number_names,
     resolve_classes,
 )
-from vitrail.data.faults import some
+from vitrail.data.image_errors import some
 from vitrail.data.sources.array_files import Array, own_names, pick_array, read_arrays
 from vitrail.errors import ConfigError, DataError
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from vitrail.data.no_data import no_data_mask
 from vitrail.data.sources.array_files import Array
-from vitrail.data.surveys import StreamValues, Surveys, Tally, survey
-from vitrail.data.values import ValueRule, resolve_range
+from vitrail.data.stored_values import StreamValues, Surveys, Tally, survey
+from vitrail.data.value_range import ValueRule, resolve_range
 from vitrail.errors import DataError
 
 Mask = npt.NDArray[np.bool_]

@@ -33,7 +33,7 @@ from vitrail.data.sources.array_values import (
 )
 from vitrail.data.sources.base import ImageSource, Scene
 from vitrail.data.sources.columns import groups_of_cells
-from vitrail.data.values import to_unit_range, value_rules
+from vitrail.data.value_range import to_unit_range, value_rules
 from vitrail.errors import ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.sources.base import ImageSource, WrappedSource, to_unit
-from vitrail.data.surveys import join_bands
+from vitrail.data.stored_values import join_bands
 from vitrail.errors import ConfigError, closest
 
 

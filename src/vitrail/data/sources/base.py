@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.classes import Numbering
-from vitrail.data.surveys import StreamValues
+from vitrail.data.stored_values import StreamValues
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from vitrail.data.classes import MISSING, number_of, similar_key
-from vitrail.data.faults import some
+from vitrail.data.image_errors import some
 from vitrail.errors import DataError
 
 # What a split is called in a table, in any letter case.

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from vitrail.data.classes import ClassRules, Label, as_targets, clean_name, count_labels, resolve_classes
-from vitrail.data.faults import BandError, bands_message, some, unreadable_message
-from vitrail.data.reading import FileReader
+from vitrail.data.file_reader import FileReader
+from vitrail.data.image_errors import BandError, bands_message, some, unreadable_message
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.data.sources.columns import are_splits, describe_unused, find_column, groups_of_cells, splits_of_cells
 from vitrail.data.sources.table_file import Cell, cells_of, unreadable
-from vitrail.data.surveys import Survey, Surveys
+from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError, did_you_mean
 

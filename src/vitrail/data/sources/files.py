@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vitrail.data.band_files import gather
 from vitrail.data.classes import Label, as_targets
-from vitrail.data.faults import BAND_COUNT, BandError, UnreadableError, bands_message, some, unreadable_message
+from vitrail.data.file_reader import FileReader
+from vitrail.data.image_errors import BAND_COUNT, BandError, UnreadableError, bands_message, some, unreadable_message
 from vitrail.data.listing import count_of
-from vitrail.data.reading import FileReader
 from vitrail.data.sources.base import ImageSource, to_unit
-from vitrail.data.surveys import Survey, Surveys
+from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError
 

@@ -15,12 +15,12 @@ from vitrail.data.classes import (
     describe_similar,
     resolve_classes,
 )
-from vitrail.data.faults import some
+from vitrail.data.file_reader import FileReader
+from vitrail.data.image_errors import some
 from vitrail.data.listing import describe_passed_over, list_files, list_images, subfolders
-from vitrail.data.reading import FileReader
-from vitrail.data.sources.arrangement import read_arrangement
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.files import FileSource
+from vitrail.data.sources.folder_layout import read_arrangement
 from vitrail.data.sources.folder_names import split_of
 from vitrail.data.sources.patterns import by_pattern
 from vitrail.errors import ConfigError, DataError

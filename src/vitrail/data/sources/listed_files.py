@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from vitrail.data.faults import SKIP, some
+from vitrail.data.image_errors import SKIP, some
 from vitrail.data.listing import list_files
 from vitrail.errors import DataError
 

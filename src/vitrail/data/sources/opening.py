@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import ClassRules
+from vitrail.data.file_reader import FileReader, file_readers
 from vitrail.data.notes import warn_of
-from vitrail.data.reading import FileReader, file_readers
 from vitrail.data.sources.arrays import ArraySource
 from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource

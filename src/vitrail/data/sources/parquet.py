@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitrail.data.faults import refuse_pointer
+from vitrail.data.image_errors import refuse_pointer
 from vitrail.data.listing import list_by_suffix
 from vitrail.data.sources.embedded import Part
 from vitrail.errors import DataError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vitrail.data.faults import some
+from vitrail.data.image_errors import some
 from vitrail.errors import ConfigError, DataError
 
 

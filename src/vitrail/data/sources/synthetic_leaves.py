@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.leaves import BANDS, CLASSES, IMAGE_BANDS, SPECTRAL_BANDS, class_of, draw_leaf
+from vitrail.data.leaf_renderer import BANDS, CLASSES, IMAGE_BANDS, SPECTRAL_BANDS, class_of, draw_leaf
 from vitrail.data.sources.base import ImageSource
 
 

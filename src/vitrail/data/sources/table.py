@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitrail.data.classes import ClassRules, Label, as_label, clean_name, count_labels, resolve_classes
-from vitrail.data.faults import some
-from vitrail.data.reading import FileReader
+from vitrail.data.file_reader import FileReader
+from vitrail.data.image_errors import some
 from vitrail.data.sources.columns import describe_unused, find_column, groups_of_cells, splits_of_cells
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.listed_files import ListedFiles

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import Label, as_label, clean_name
-from vitrail.data.faults import refuse_pointer
+from vitrail.data.image_errors import refuse_pointer
 from vitrail.errors import ConfigError, DataError, did_you_mean
 
 _NAMED = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vitrail.data.file_reader import FileReader
 from vitrail.data.listing import by_suffix, describe_passed_over, list_images, subfolders
-from vitrail.data.reading import FileReader
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder import find_partners
 from vitrail.data.sources.folder_names import split_like

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.band_files import BandFiles, check_pattern, stack_pictures, stack_rasters
-from vitrail.data.faults import BAND_COUNT, DEEP, OR, BandError, PointerError, UnreadableError
+from vitrail.data.image_errors import BAND_COUNT, DEEP, OR, BandError, PointerError, UnreadableError
 from vitrail.data.images import BANDS, Picture, decode_picture, image_size, resize_picture
 from vitrail.data.listing import is_tiff
 from vitrail.data.no_data import no_data_mask
 from vitrail.data.rasters import Raster, open_raster, resize_tensor
-from vitrail.data.surveys import Survey, survey
+from vitrail.data.stored_values import Survey, survey
 from vitrail.data.thumbnails import SIDE, Thumbnails, thumbnail_of_stored
-from vitrail.data.values import ValueRange, ValueRule, to_unit_range, value_rules
+from vitrail.data.value_range import ValueRange, ValueRule, to_unit_range, value_rules
 from vitrail.errors import ConfigError, DataError
 
 

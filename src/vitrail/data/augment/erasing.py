@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.chance import happens, uniform
+from vitrail.data.augment.random_numbers import happens, uniform
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vitrail.data.alignment import Alignment, align, self_similarity
-from vitrail.data.duplicates import Groups, clusters, perceptual_hashes
-from vitrail.data.look_alikes import ORIENTATIONS, Candidates, Integers, hashed_pairs, orient_pairs, similar_pairs
+from vitrail.data.candidate_pairs import ORIENTATIONS, Candidates, Integers, hashed_pairs, orient_pairs, similar_pairs
+from vitrail.data.perceptual_hash import Groups, clusters, perceptual_hashes
 from vitrail.data.thumbnails import Thumbnails
 
 # Confirmed are pairs whose aligned gradients correlate by more than these, as a whole and in most blocks, and pixels.

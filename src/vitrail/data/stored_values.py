@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrail.data.faults import OR, UnreadableError
-from vitrail.data.values import KNOWN_TYPE, LEAST_FILLED, PHYSICAL, ValueRange, ValueRule, resolve_range
+from vitrail.data.image_errors import OR, UnreadableError
+from vitrail.data.value_range import KNOWN_TYPE, LEAST_FILLED, PHYSICAL, ValueRange, ValueRule, resolve_range
 from vitrail.errors import DataError
 
 Array = npt.NDArray[Any]

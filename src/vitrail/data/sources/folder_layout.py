@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitrail.data.classes import clean_name
-from vitrail.data.faults import some
+from vitrail.data.image_errors import some
 from vitrail.data.listing import (
     TEXT_SUFFIXES,
     Listing,

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitrail.data.copies import find_across, find_copies
-from vitrail.data.duplicates import Groups
-from vitrail.data.look_alikes import ORIENTATIONS, orient, similar_pairs
+from vitrail.data.candidate_pairs import ORIENTATIONS, orient, similar_pairs
+from vitrail.data.near_duplicates import find_across, find_copies
+from vitrail.data.perceptual_hash import Groups
 from vitrail.data.thumbnails import thumbnail_of_stored, thumbnails
 
 TURNS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitrail.data.classes import clean_name
-from vitrail.data.faults import some
+from vitrail.data.image_errors import some
 from vitrail.data.sources.base import ImageSource
 
 

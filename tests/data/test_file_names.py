@@ -9,7 +9,7 @@ from tests.images import save_image
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.names import describe_band_files, describe_families, find_families
+from vitrail.data.file_names import describe_band_files, describe_families, find_families
 
 
 def halves(keys):

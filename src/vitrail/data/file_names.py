@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vitrail.data.band_files import natural_order
-from vitrail.data.faults import some
+from vitrail.data.image_errors import some
 from vitrail.data.sources.folder_names import are_masks, split_of
 
 # Words of programs that change images, at the end of a stem or, some, before it.
