@@ -16,9 +16,11 @@ from tests.images import make_folder, save_image
 from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.runs import RunFolder, load_trained
-from vitrail.train import callbacks, fit, precision, train
+from vitrail.train import fit, train
+from vitrail.train.auto import precision
+from vitrail.train.auto.trial_steps import TrialSteps
+from vitrail.train.callbacks import checkpoints
 from vitrail.train.module import TaskModule
-from vitrail.train.trial_steps import TrialSteps
 
 TINY = {
     "data": {"source": "digits", "augment": "light", "batch_size": 128, "num_workers": 0},
@@ -88,7 +90,7 @@ class _Killed(BaseException):
 def test_a_run_that_stopped_anywhere_ends_the_same(tmp_path, whole_run, monkeypatch, moment):
     folder = tmp_path / "stopped"
     epoch = random.Random(moment).randrange(3)
-    written = {"after metrics": RunFolder, "after weights": callbacks, "last": callbacks.WholeCheckpoints}
+    written = {"after metrics": RunFolder, "after weights": checkpoints, "last": checkpoints.WholeCheckpoints}
 
     def stop_in(owner, name, wanted, before=False):
         original = getattr(owner, name)
@@ -285,7 +287,7 @@ def test_every_way_of_training_resumes_exactly(tmp_path, monkeypatch):
         return make_recipe(content)
 
     whole = train(made(tmp_path / "whole"))
-    original, calls = callbacks.WholeCheckpoints.save_checkpoint, []
+    original, calls = checkpoints.WholeCheckpoints.save_checkpoint, []
 
     def stop(self, checkpoint, path, *args, **kwargs):
         original(self, checkpoint, path, *args, **kwargs)
@@ -293,7 +295,7 @@ def test_every_way_of_training_resumes_exactly(tmp_path, monkeypatch):
         if str(path).endswith("last.ckpt") and sum(str(p).endswith("last.ckpt") for p in calls) == 2:
             raise _Killed
 
-    monkeypatch.setattr(callbacks.WholeCheckpoints, "save_checkpoint", stop)
+    monkeypatch.setattr(checkpoints.WholeCheckpoints, "save_checkpoint", stop)
     with pytest.raises(_Killed):
         train(made(tmp_path / "stopped"))
     monkeypatch.undo()

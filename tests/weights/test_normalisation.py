@@ -12,7 +12,7 @@ import vitrail
 from tests.weights.models import build
 from vitrail.cli.main import main
 from vitrail.errors import WeightsError
-from vitrail.train.starting import choose_normalization
+from vitrail.train.start_weights import choose_normalization
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 

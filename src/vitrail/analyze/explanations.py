@@ -41,7 +41,7 @@ from vitrail.figures.heatmaps import (
 from vitrail.files import replacing, write_json
 from vitrail.outputs import EXPLANATIONS_FILE, FIGURE_METADATA
 from vitrail.runs.trained import ModelCard, TrainedModel
-from vitrail.train.explaining import Glimpse
+from vitrail.train.callbacks.explanations import Glimpse
 
 Array = npt.NDArray[Any]
 Settings = Mapping[str, Mapping[str, Any]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vitrail.runs.folder import RunFolder
-    from vitrail.train.explaining import Draw
+    from vitrail.train.callbacks.explanations import Draw
 
 
 def read_recipe_arguments(

@@ -29,7 +29,7 @@ def run_recipe(recipe: Recipe, tta: str = "none") -> RunFolder:
     """
     from vitrail.evaluate.run import evaluate
     from vitrail.train.fit import train
-    from vitrail.train.pretrain import pretrain
+    from vitrail.train.pretraining import pretrain
 
     run = RunFolder(recipe.run_dir)
     if not run.finished:

@@ -12,7 +12,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
 from vitrail.runs.trained import ModelCard
-from vitrail.train.progressive import ProgressiveSize
+from vitrail.train.callbacks.progressive_size import ProgressiveSize
 
 # The beginning of torch's error.
 ONE_VALUE = "Expected more than 1 value per channel"

@@ -44,7 +44,8 @@ from vitrail.tasks.base import Task
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss, balanced_positive_weights, balanced_weights
 from vitrail.train.announcement import describe_start
-from vitrail.train.callbacks import (
+from vitrail.train.auto.resolve import settle_as_begun, settle_labels, settle_sizes
+from vitrail.train.callbacks.checkpoints import (
     EpochMetrics,
     RunCheckpoints,
     StopOnNonFinite,
@@ -52,20 +53,19 @@ from vitrail.train.callbacks import (
     WholeCheckpoints,
     bad_checkpoint,
 )
+from vitrail.train.callbacks.early_stopping import Patience
+from vitrail.train.callbacks.explanations import Draw, Explaining
+from vitrail.train.callbacks.freezing import Freezing
+from vitrail.train.callbacks.progress import Progress
+from vitrail.train.callbacks.progressive_size import ProgressiveSize
 from vitrail.train.checks import ONE_VALUE, ONE_VALUE_REMEDY, describe_warmup, refuse_accumulation, refuse_single_values
 from vitrail.train.copies import describe_copies
 from vitrail.train.environment import describe_environment, is_first_process
-from vitrail.train.explaining import Draw, Explaining
-from vitrail.train.freezing import Freezing
 from vitrail.train.module import TaskModule
-from vitrail.train.progress import Progress
-from vitrail.train.progressive import ProgressiveSize
 from vitrail.train.quiet import silence_libraries
-from vitrail.train.resuming import nothing_left, recipe_of, refuse_changes, refuse_lost_checkpoint, refuse_other_inputs
-from vitrail.train.settle import settle_as_begun, settle_labels, settle_sizes
+from vitrail.train.resume import nothing_left, recipe_of, refuse_changes, refuse_lost_checkpoint, refuse_other_inputs
 from vitrail.train.sharding import ShardedStrategy
-from vitrail.train.starting import choose_normalization, load_start
-from vitrail.train.stopping import Patience
+from vitrail.train.start_weights import choose_normalization, load_start
 from vitrail.weights.locations import find_weights
 
 

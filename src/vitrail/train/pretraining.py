@@ -23,11 +23,11 @@ from vitrail.tasks.mae import MAETask
 from vitrail.tasks.pretraining import PretrainingTask
 from vitrail.tasks.simclr import SimCLRTask
 from vitrail.tasks.simmim import SimMIMTask
-from vitrail.train.callbacks import EpochMetrics, RunCheckpoints, StopOnNonFinite
-from vitrail.train.explaining import Draw
+from vitrail.train.callbacks.checkpoints import EpochMetrics, RunCheckpoints, StopOnNonFinite
+from vitrail.train.callbacks.explanations import Draw
+from vitrail.train.callbacks.representation import Watching
 from vitrail.train.fit import Plan, augmentation, carry_out
 from vitrail.train.module import TaskModule, seed_from
-from vitrail.train.watching import Watching
 
 # What a step's result may hold, by name; in metrics.csv after "train_" and "val_".
 _RESULTS = ("loss", "loss_image", "loss_spectral", "partner_accuracy")

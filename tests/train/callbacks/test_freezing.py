@@ -9,7 +9,7 @@ from tests.weights.models import build
 from vitrail.cli.recipes import make_recipe
 from vitrail.runs import load_trained
 from vitrail.train import train
-from vitrail.train.freezing import Freezing, freeze
+from vitrail.train.callbacks.freezing import Freezing, freeze
 
 
 @pytest.mark.parametrize(

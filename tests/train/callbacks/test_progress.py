@@ -15,8 +15,8 @@ from tests.train.test_training import recipe
 from vitrail.durations import format_duration
 from vitrail.runs.trained import load_trained
 from vitrail.train import train
-from vitrail.train.pretrain import pretrain
-from vitrail.train.progress import Progress
+from vitrail.train.callbacks.progress import Progress
+from vitrail.train.pretraining import pretrain
 
 PRETRAINING = {"task__name": "mae", "model__name": "vit", "task__watch_every": 0}
 LINE = re.compile(
@@ -47,7 +47,7 @@ def _on_terminal(monkeypatch, columns, do):
 
 @pytest.mark.parametrize("columns", [0, 60, 120])
 def test_a_terminal_shows_one_bar_for_the_whole_run(tmp_path, monkeypatch, columns):
-    monkeypatch.setattr("vitrail.train.progress._GLANCE", 0.0)
+    monkeypatch.setattr("vitrail.train.callbacks.progress._GLANCE", 0.0)
     shown = _on_terminal(monkeypatch, columns, lambda: train(recipe(tmp_path / "x", trainer__max_epochs=2)))
     states = [state for state in re.split(r"[\r\n]+", shown) if "% |" in state]
     assert all(re.match(r"epoch [12]/2 +\d+% \|", state) for state in states)

@@ -11,7 +11,7 @@ from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
-from vitrail.train.stopping import waited
+from vitrail.train.callbacks.early_stopping import waited
 
 # What may differ when a run goes on; that the files are the same is checked on the files themselves.
 # Checkpoints are whole whatever the strategy.

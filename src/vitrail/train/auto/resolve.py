@@ -13,10 +13,10 @@ from vitrail.data.dataset import ImageData
 from vitrail.data.sources.base import innermost
 from vitrail.errors import ConfigError
 from vitrail.tasks.base import Task
-from vitrail.train.batch_size import find_batch_size
+from vitrail.train.auto.batch_size import find_batch_size
+from vitrail.train.auto.learning_rate import find_learning_rate
+from vitrail.train.auto.precision import Precision, hardware_precision, resolve_precision
 from vitrail.train.environment import is_first_process
-from vitrail.train.learning_rate import find_learning_rate
-from vitrail.train.precision import Precision, hardware_precision, resolve_precision
 
 # Images of the steps that precision is measured in, where the batch size is not known yet.
 _TRIAL_IMAGES = 32

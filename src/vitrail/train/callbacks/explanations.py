@@ -25,7 +25,7 @@ from vitrail.files import replacing
 from vitrail.models.base import VisionModel
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
-from vitrail.train.callbacks import WeightEMA
+from vitrail.train.callbacks.checkpoints import WeightEMA
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from vitrail.errors import ConfigError, RunError
 from vitrail.layers.drop_path import DropPath
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask
-from vitrail.train import learning_rate, precision, train
-from vitrail.train.batch_size import _smallest_fast, find_batch_size
-from vitrail.train.learning_rate import _choose, _range_test, find_learning_rate
+from vitrail.train import train
+from vitrail.train.auto import learning_rate, precision
+from vitrail.train.auto.batch_size import _smallest_fast, find_batch_size
+from vitrail.train.auto.learning_rate import _choose, _range_test, find_learning_rate
+from vitrail.train.callbacks.progressive_size import ProgressiveSize
 from vitrail.train.module import TaskModule
-from vitrail.train.progressive import ProgressiveSize
 
 TINY = {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 

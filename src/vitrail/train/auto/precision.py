@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrail.config.schema import TrainerConfig
 from vitrail.tasks.base import Task
-from vitrail.train.trial_steps import TrialSteps
+from vitrail.train.auto.trial_steps import TrialSteps
 
 Precision = Literal["32-true", "bf16-mixed"]
 # Steps of each precision that are timed, and seconds after which fewer are enough.

@@ -12,8 +12,8 @@ from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs.input_hashes import input_hashes
 from vitrail.train import train
+from vitrail.train.callbacks.early_stopping import waited
 from vitrail.train.module import TaskModule
-from vitrail.train.stopping import waited
 from vitrail.weights.write import write_weights
 
 WILD = {"trainer__learning_rate": 0.5, "trainer__warmup_epochs": 0.0}  # soon gets no better

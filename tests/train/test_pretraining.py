@@ -19,8 +19,9 @@ from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs import load_trained
-from vitrail.train import callbacks, pretrain, train, watching
-from vitrail.train.pretrain import PretrainModule
+from vitrail.train import pretrain, train
+from vitrail.train.callbacks import checkpoints, representation
+from vitrail.train.pretraining import PretrainModule
 
 VIT = {"name": "vit", "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "drop_path_rate": 0.1}
 SWIN = {"name": "swin", "patch_size": 1, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
@@ -75,7 +76,7 @@ def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, way):
     whole = pretrain(recipe(tmp_path / "whole", way))
     rows = whole.read_metrics()
     assert rows["epoch"].tolist() == [0, 1]
-    wanted = ["train_loss", "val_loss", *watching.MEASURES]
+    wanted = ["train_loss", "val_loss", *representation.MEASURES]
     wanted += ["val_partner_accuracy"] if "simclr" in way else []
     wanted += ["train_loss_image", "val_loss_spectral"] if way == "two_streams" else []
     assert rows[wanted].notna().all(axis=None)
@@ -107,7 +108,7 @@ def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, way):
 
 def test_killed_while_writing(tmp_path, monkeypatch):
     whole = pretrain(recipe(tmp_path / "whole", "mae"))
-    original, calls = callbacks.write_trained, []
+    original, calls = checkpoints.write_trained, []
 
     def stop(*args):
         original(*args)
@@ -115,7 +116,7 @@ def test_killed_while_writing(tmp_path, monkeypatch):
         if len(calls) == 2:
             raise _Killed
 
-    monkeypatch.setattr(callbacks, "write_trained", stop)
+    monkeypatch.setattr(checkpoints, "write_trained", stop)
     with pytest.raises(_Killed):
         pretrain(recipe(tmp_path / "killed", "mae"))
     monkeypatch.undo()
@@ -129,7 +130,7 @@ def test_watching_changes_nothing_but_the_table(tmp_path):
     some = pretrain(recipe(tmp_path / "c", "simclr_maxvit", trainer__max_epochs=3, task__watch_every=2))
     weights = load_file(watched.weights)
     assert all(torch.equal(weights[key], value) for key, value in load_file(alone.weights).items())
-    assert not set(watching.MEASURES) & set(alone.read_metrics())
+    assert not set(representation.MEASURES) & set(alone.read_metrics())
     assert some.read_metrics()["rank_me"].notna().tolist() == [False, True, True]
 
 
@@ -191,14 +192,14 @@ def test_labels_left_out_are_trained_on_and_not_judged_by(tmp_path, monkeypatch)
         seen.extend(batch["index"].tolist())
         return step(self, batch, batch_idx)
 
-    original = watching._judge
+    original = representation._judge
 
     def judge(train_features, labels, *rest):
         known.append(np.bincount(labels).tolist())
         return original(train_features, labels, *rest)
 
     monkeypatch.setattr(PretrainModule, "training_step", look)
-    monkeypatch.setattr(watching, "_judge", judge)
+    monkeypatch.setattr(representation, "_judge", judge)
     pretrain(recipe(tmp_path / "x", "mae", data__label_fraction=0.05))
     assert len(set(seen)) > 150
     assert known[0] == [1] * 10  # a twentieth of about 18 each
@@ -235,12 +236,12 @@ def test_training_starts_from_it(tmp_path, capsys):
 
 
 def test_a_collapse_is_said_aloud(tmp_path, monkeypatch):
-    monkeypatch.setattr(watching, "collapse", lambda features, first: "all is one")
-    with pytest.warns(watching.CollapseWarning, match="may have collapsed: all is one"):
+    monkeypatch.setattr(representation, "collapse", lambda features, first: "all is one")
+    with pytest.warns(representation.CollapseWarning, match="may have collapsed: all is one"):
         pretrain(recipe(tmp_path / "x", "mae", trainer__max_epochs=1))
     monkeypatch.undo()
     with warnings.catch_warnings():
-        warnings.simplefilter("error", watching.CollapseWarning)
+        warnings.simplefilter("error", representation.CollapseWarning)
         pretrain(recipe(tmp_path / "y", "mae", trainer__max_epochs=1))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from vitrail.config.schema import TrainerConfig
 from vitrail.errors import ConfigError
 from vitrail.tasks.base import Task
-from vitrail.train.trial_steps import TrialSteps
+from vitrail.train.auto.trial_steps import TrialSteps
 
 _SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # An epoch has at least as many steps.

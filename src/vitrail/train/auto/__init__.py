@@ -1,0 +1,1 @@
+"""Settings that a recipe leaves to "auto", found by short trials."""

@@ -1,0 +1,1 @@
+"""Actions of a run while it trains, one file a kind."""
