@@ -58,22 +58,22 @@ def command(verb, words):
 
 def interrupted(words, epoch, step):
     """Train until there and no further."""
-    from vitrail.train.module import TaskModule
+    from vitrail.train.supervised import SupervisedModule
 
-    original = TaskModule.training_step
+    original = SupervisedModule.training_step
 
     def stop(self, batch, batch_idx):
         if (self.current_epoch, batch_idx) == (epoch, step):
             raise _Stop
         return original(self, batch, batch_idx)
 
-    TaskModule.training_step = stop
+    SupervisedModule.training_step = stop
     try:
         command("train", words)
     except _Stop:
         return
     finally:
-        TaskModule.training_step = original
+        SupervisedModule.training_step = original
     raise AssertionError("it was not stopped")
 
 

@@ -21,7 +21,7 @@ from vitrail.train.auto import learning_rate, precision
 from vitrail.train.auto.batch_size import _smallest_fast, find_batch_size
 from vitrail.train.auto.learning_rate import _choose, _range_test, find_learning_rate
 from vitrail.train.callbacks.progressive_size import ProgressiveSize
-from vitrail.train.module import TaskModule
+from vitrail.train.supervised import SupervisedModule
 
 TINY = {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
 
@@ -247,9 +247,9 @@ def test_training_sees_the_small_images_and_validation_the_large(tmp_path, monke
 
 def test_a_mixed_batch_counts_its_largest_share():
     task = _task()
-    module = TaskModule(task, _recipe("x").trainer, 0)
+    module = SupervisedModule(task, _recipe("x").trainer, 0)
     logits, shares = torch.eye(3), torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.3, 0.7], [0.2, 0.2, 0.6]])
-    counted = module._countable(logits, shares)
+    counted = module._hard(logits, shares)
     assert module.train_accuracy(*counted).item() == pytest.approx(2 / 3)
 
 

@@ -14,7 +14,8 @@ from vitrail.train.copies import describe_copies
 
 TINY = ["--model.name", "vit", "--model.img_size", "16", "--model.patch_size", "8", "--model.embed_dim", "8",
         "--model.depth", "1", "--model.num_heads", "2", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
-        "--data.num_workers", "0", "--run.tensorboard", "false", "--data.batch_size", "4"]  # fmt: skip
+        "--data.num_workers", "0", "--run.tensorboard", "false", "--data.batch_size", "4",
+        "--trainer.precision", "32-true"]  # fmt: skip
 
 
 @pytest.fixture

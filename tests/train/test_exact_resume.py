@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from vitrail.cli.recipes import make_recipe
 from vitrail.runs import RunFolder
 from vitrail.train import train
-from vitrail.train.module import TaskModule
+from vitrail.train.supervised import SupervisedModule
 
 VIT = {
     "name": "vit",
@@ -90,7 +90,7 @@ def _recipe(mode, folder, table):
 
 
 def _interrupted(recipe, monkeypatch, epoch, step):
-    original = TaskModule.training_step
+    original = SupervisedModule.training_step
 
     def stop(self, batch, batch_idx):
         if (self.current_epoch, batch_idx) == (epoch, step):
@@ -98,7 +98,7 @@ def _interrupted(recipe, monkeypatch, epoch, step):
         return original(self, batch, batch_idx)
 
     with monkeypatch.context() as patched:
-        patched.setattr(TaskModule, "training_step", stop)
+        patched.setattr(SupervisedModule, "training_step", stop)
         with pytest.raises(_Killed):
             train(recipe)
 

@@ -212,7 +212,8 @@ def test_training_starts_from_it(tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--model.weights", str(run), *settings, "--run.dir", str(tmp_path / "fine")]) == 0
     said = capsys.readouterr().out
-    assert "missing head.weight" in said
+    assert "0 missing" in said
+    assert "new head: the model keeps its own head.weight" in said
     loaded = len(load_file(run.weights))
     assert f"{loaded} loaded" in said
     model = load_trained(tmp_path / "fine").model

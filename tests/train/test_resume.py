@@ -197,7 +197,7 @@ def test_the_last_steps_of_an_epoch_take_the_mean_of_their_batches(batches, accu
         config=SimpleNamespace(accumulate=accumulate), trainer=SimpleNamespace(num_training_batches=batches)
     )
     losses = torch.arange(1.0, batches + 1)
-    taken = torch.stack([TaskModule._of_its_group(module, loss, i) / accumulate for i, loss in enumerate(losses)])
+    taken = torch.stack([TaskModule.scale_to_group(module, loss, i) / accumulate for i, loss in enumerate(losses)])
     for start in range(0, batches, accumulate):
         group = slice(start, start + accumulate)
         torch.testing.assert_close(taken[group].sum(), losses[group].mean())

@@ -16,7 +16,7 @@ from tests.images import make_folder, save_image
 from vitrail.cli.recipes import make_recipe
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.runs import RunFolder, load_trained
-from vitrail.train import fit, train
+from vitrail.train import supervised, train
 from vitrail.train.auto import precision
 from vitrail.train.auto.trial_steps import TrialSteps
 from vitrail.train.callbacks import checkpoints
@@ -361,7 +361,7 @@ def test_what_contradicts_itself_is_refused_before_images_are_opened(tmp_path, m
     def opened(*_):
         raise AssertionError("the images were opened")
 
-    monkeypatch.setattr(fit, "open_data", opened)
+    monkeypatch.setattr(supervised, "open_data", opened)
     with pytest.raises(ConfigError, match=message):
         train(make_recipe({**TINY, "model": model, "run": {"dir": str(tmp_path / "x")}}))
     assert not (tmp_path / "x").exists()

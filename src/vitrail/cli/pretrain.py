@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     if recipe is None:
         return 0
     from vitrail.train.environment import is_first_process
-    from vitrail.train.pretraining import pretrain
+    from vitrail.train.fit import pretrain
 
     run = pretrain(recipe, resume="--resume" in options, draw=drawer(recipe))
     if not is_first_process():

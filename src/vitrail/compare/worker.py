@@ -28,8 +28,7 @@ def run_recipe(recipe: Recipe, tta: str = "none") -> RunFolder:
         VitrailError: Training or evaluation failed.
     """
     from vitrail.evaluate.run import evaluate
-    from vitrail.train.fit import train
-    from vitrail.train.pretraining import pretrain
+    from vitrail.train.fit import pretrain, train
 
     run = RunFolder(recipe.run_dir)
     if not run.finished:

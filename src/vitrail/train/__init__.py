@@ -1,6 +1,5 @@
 """From a recipe to a run folder."""
 
-from vitrail.train.fit import train
-from vitrail.train.pretraining import pretrain
+from vitrail.train.fit import pretrain, train
 
 __all__ = ["pretrain", "train"]

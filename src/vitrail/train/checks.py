@@ -1,4 +1,4 @@
-"""Settings that training would take in another way than they are meant: refused or reported before it begins."""
+"""Checks of a recipe before training starts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,55 @@ from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
+from vitrail.models.image_size import image_size
+from vitrail.models.registry import create_model, find_family
+from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
 from vitrail.train.callbacks.progressive_size import ProgressiveSize
+from vitrail.weights.locations import find_weights
 
-# The beginning of torch's error.
-ONE_VALUE = "Expected more than 1 value per channel"
-ONE_VALUE_REMEDY = (
+# The start of torch's error.
+_ONE_VALUE = "Expected more than 1 value per channel"
+_BATCH_NORM = (
     "BatchNorm has one value a channel to normalise in training; use a data.batch_size of at least 2 images a process, "
     "or larger images (model.img_size)"
 )
 
 
-def refuse_accumulation(recipe: Recipe, data: ImageData) -> None:
-    """Refuse an accumulation beyond an epoch.
+def check_before_images(recipe: Recipe, run: RunFolder) -> None:
+    """Check what needs no images: opening them decodes every file once.
+
+    The model is built without memory for its weights; a model of two streams without and with the second.
+
+    Raises:
+        ConfigError: Settings of the model contradict each other.
+        RunError: The run folder is taken.
+        WeightsError: ``model.weights`` does not exist.
+    """
+    run.refuse_taken(overwrite=recipe.run.overwrite)
+    if recipe.model.weights is not None:
+        find_weights(recipe.model.weights)
+    settings = {"img_size": image_size(recipe), **recipe.model.settings}
+    variants = [settings]
+    if find_family(recipe.model.name)[0].takes_spectral:
+        variants.append({**settings, "spectral_chans": settings.get("spectral_chans") or 1})
+    errors = []
+    for settings in variants:
+        try:
+            with torch.device("meta"):
+                create_model(recipe.model.name, **settings)
+        except ConfigError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[-1]
+
+
+def check_accumulation(recipe: Recipe, data: ImageData) -> None:
+    """Check that an epoch has at least as many batches as ``trainer.accumulate``.
 
     Args:
-        recipe: Its batch size is known.
+        recipe: The recipe, with the batch size resolved.
         data: The images.
 
     Raises:
@@ -43,7 +76,7 @@ def refuse_accumulation(recipe: Recipe, data: ImageData) -> None:
 
 
 def describe_warmup(config: TrainerConfig) -> str | None:
-    """A line about a warm-up that is shortened; None where there is room for it."""
+    """Describe a warm-up that is shortened; None if it is not."""
     if config.warmup_epochs <= config.max_epochs / 2:
         return None
     return (
@@ -52,21 +85,21 @@ def describe_warmup(config: TrainerConfig) -> str | None:
     )
 
 
-def refuse_single_values(recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> None:
-    """Refuse batches in which a BatchNorm would have one value a channel, by one forward pass of a copy.
+def check_batch_norm(recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> None:
+    """Check that no BatchNorm has one value a channel, by one forward pass of a copy at each training size.
 
     Args:
-        recipe: Its batch size is known.
+        recipe: The recipe; a batch size of "auto" resolves to at least two images a process.
         data: The images.
         model: The model.
-        card: What its inputs are.
+        card: Inputs of the model.
 
     Raises:
-        ConfigError: There is such a BatchNorm.
+        ConfigError: A BatchNorm has one value a channel.
     """
-    config = recipe.trainer
+    config, size = recipe.trainer, recipe.data.batch_size
     world = config.devices * config.num_nodes
-    share = min(recipe.data.images_a_step // world, len(data.indices("train")))
+    share = min(2 if size == "auto" else size // world, len(data.indices("train")))
     # Over several GPUs the statistics are those of all processes together.
     if share > 1 or (world > 1 and torch.cuda.is_available()) or recipe.task.name == "simclr":
         return
@@ -74,16 +107,20 @@ def refuse_single_values(recipe: Recipe, data: ImageData, model: VisionModel, ca
         return
     progressive = ProgressiveSize(config.progressive_sizes, card.img_size, config.max_epochs)
     trial = copy.deepcopy(model).train()
-    streams = {name: len(stream.bands) for name, stream in card.streams.items()}
     for height, width in progressive.sizes:
-        inputs = [torch.zeros(1, bands, height, width) for bands in streams.values()]
+        inputs = [torch.zeros(1, len(stream.bands), height, width) for stream in card.streams.values()]
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 trial(*inputs)
         except ValueError as error:
-            if not str(error).startswith(ONE_VALUE):
+            if not str(error).startswith(_ONE_VALUE):
                 raise
             raise ConfigError(
-                f"data.batch_size {recipe.data.images_a_step} gives each of {world} process{'es' * (world != 1)} one "
-                f"image a step: {ONE_VALUE_REMEDY}"
+                f"data.batch_size {size} gives each of {world} process{'es' * (world != 1)} one image a step: "
+                f"{_BATCH_NORM}"
             ) from error
+
+
+def explain_batch_norm(error: Exception) -> ConfigError | None:
+    """Translate torch's error about one value a channel; None for other errors."""
+    return ConfigError(_BATCH_NORM) if str(error).startswith(_ONE_VALUE) else None

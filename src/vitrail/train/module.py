@@ -1,9 +1,10 @@
-"""The task as the trainer sees it: steps, optimiser, schedule, metrics."""
+"""The Lightning module of all tasks: random numbers, optimiser and schedule of a step."""
 
 from __future__ import annotations
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -13,32 +14,32 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from vitrail.config.schema import TrainerConfig
 from vitrail.data.dataset import EpochShuffle
-from vitrail.tasks.classification import ClassificationTask
+from vitrail.tasks.base import Task
 from vitrail.tasks.optim import warmup_cosine
 from vitrail.train.sharding import shard, share_statistics
-from vitrail.train.validation_metrics import make_metrics as _metrics
 
 # A checkpoint's own entry.
 _CEILING = "schedule_ceiling"
 
 
-class TaskModule(LightningModule):
-    """Wraps a task for Lightning.
+class TaskModule(LightningModule, ABC):
+    """Base class of Lightning modules: seeds, optimiser and schedule; sub-classes add the steps and their metrics.
 
     Args:
-        task: What is optimised.
-        config: Learning rate and the like.
-        seed: Of the random numbers, which start anew at each step, so that a resumed run repeats exactly.
+        task: The task.
+        config: Learning rate, weight decay, warm-up, accumulation and strategy.
+        seed: Seed of the random numbers, which restart at every step, so that a resumed run repeats exactly.
 
     Attributes:
-        order: Of the training images; a resumed run begins with that of its first epoch.
+        order: Order of the training images; a resumed run starts with that of its first epoch.
+        started: Whether everything in a checkpoint has been restored.
+        batch: Last training batch, after augmentation.
     """
 
-    def __init__(self, task: ClassificationTask, config: TrainerConfig, seed: int) -> None:
+    def __init__(self, task: Task, config: TrainerConfig, seed: int) -> None:
         super().__init__()
         self.task = task
         self.config = config
@@ -46,29 +47,28 @@ class TaskModule(LightningModule):
         self.started = False
         self.order: EpochShuffle | None = None
         self.batch: dict[str, Tensor] | None = None
-        # Of the schedule's factor, where a resumed run was given more epochs; the step and the factor it resumed at.
+        # Upper bound of the schedule's factor if a resumed run got more epochs; step and factor at which it resumed.
         self.ceiling = math.inf
         self.resumed: tuple[int, float] | None = None
-        self._make_metrics()
+        self.make_metrics()
 
-    def _make_metrics(self) -> None:
-        # Metrics, unlike logged numbers, are exact over several processes and batches of different sizes.
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.train_accuracy, self.val_metrics = _metrics(self.task.model.num_classes, self.task.multi_label)
+    @abstractmethod
+    def make_metrics(self) -> None:
+        """Make the metrics, as attributes."""
 
     def configure_model(self) -> None:
-        """Share the parameters out among the processes, where the strategy is to."""
+        """Shard the parameters under FSDP."""
         if self.config.strategy == "fsdp":
             assert self.device_mesh is not None, "the strategy has set it"
             shard(self.task, self.device_mesh["data_parallel"])
 
     def on_validation_epoch_start(self) -> None:
-        """All processes validate with the first one's statistics, which are those that are kept."""
+        """Validate with the first process's BatchNorm statistics, which are those that are saved."""
         if self.config.strategy == "fsdp":
             share_statistics(self.task)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Choose the order of the epoch to come now: workers are asked for batches before the loop names the epoch."""
+        """Set the order of the next epoch: workers prefetch batches before the loop sets the epoch."""
         if self.order is not None:
             self.order.set_epoch(int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]))
         self.ceiling = checkpoint.get(_CEILING, math.inf)
@@ -76,64 +76,37 @@ class TaskModule(LightningModule):
         self.resumed = schedule["last_epoch"], schedule["_last_lr"][0] / schedule["base_lrs"][0]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the bound of a schedule that was made longer."""
+        """Save the bound of a schedule that was extended."""
         if math.isfinite(self.ceiling):
             checkpoint[_CEILING] = self.ceiling
 
     def on_train_start(self) -> None:
-        """From here on everything that a checkpoint holds has been restored."""
+        """Record that the checkpoint is restored."""
         self.started = True
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Reseed from the run's seed, the epoch, the step and the process, whatever drew random numbers before."""
+        """Seed random numbers by the run's seed, epoch, step and process."""
         seed_from(self.seed, self.current_epoch, batch_idx, self.global_rank)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step's loss."""
-        self.batch = batch = self.task.prepare(batch)
-        logits = self.task(batch)
-        loss = self.task.loss(logits, batch)
-        self.train_accuracy(*self._countable(logits, batch["target"]))
-        self.train_loss.update(loss.detach(), len(logits))
-        options = _by_epoch(logits)
-        self.log("train_loss", self.train_loss, **options)
-        self.log("train_accuracy", self.train_accuracy, **options)
-        return self._of_its_group(loss, batch_idx)
+    def scale_to_group(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """Scale a loss so that the gradient is the mean over the accumulated batches.
 
-    def _of_its_group(self, loss: Tensor, batch_idx: int) -> Tensor:
-        """Scale a loss so that the gradient is the mean over the batches that are added up.
-
-        Lightning divides by ``accumulate`` also where an epoch's last group holds fewer batches.
+        Lightning divides by ``accumulate`` even if the last group of an epoch has fewer batches.
         """
         size, batches = self.config.accumulate, int(self.trainer.num_training_batches)
         members = min(size, batches - batch_idx // size * size)
         return loss if members == size else loss * (size / members)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Loss and metrics of a validation batch."""
-        logits = self.task(batch)
-        self.val_metrics.update(*self._countable(logits, batch["target"]))
-        self.val_loss.update(self.task.loss(logits, batch), len(logits))
-        options = _by_epoch(logits)
-        self.log("val_loss", self.val_loss, **options)
-        self.log_dict(self.val_metrics, **options)
-
-    def _countable(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What metrics count: of a mixed image the class with the largest share, or the labels of a half and more."""
-        if self.task.multi_label:
-            return logits.detach(), (target >= 0.5).long()
-        return logits, target if target.ndim == 1 else target.argmax(dim=1)
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, with warm-up and cosine a step."""
+        """Make AdamW with linear warm-up and cosine decay, updated every step."""
         config = self.config
         rate = config.peak_learning_rate
         groups = self.task.parameter_groups(config.weight_decay, rate, config.layer_decay)
-        # One kernel for all parameters; Lightning does not clip its gradients under mixed precision.
+        # Fused: one kernel for all parameters. Lightning cannot clip its gradients under mixed precision.
         fused = self.device.type in ("cpu", "cuda") and not config.precision.endswith("-mixed")
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=self.task.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
-        # A very short training has no room for the whole warm-up; it keeps at most half of its steps for it.
+        # Warm-up takes at most half of the steps.
         warmup = min(round(config.warmup_epochs * total / config.max_epochs), total // 2)
         factor = warmup_cosine(total, warmup, config.min_learning_rate / rate)
         if config.max_minutes:
@@ -144,12 +117,12 @@ class TaskModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _bound_schedule(self, factor: Callable[[int], float], step: int, reached: float) -> None:
-        """Keep the learning rate of a run that goes on with more epochs from rising again.
+        """Keep the learning rate of a run that is resumed with more epochs from rising again.
 
         Args:
-            factor: The schedule's.
-            step: At which the run goes on.
-            reached: The factor that it had come to.
+            factor: Factor of the learning rate at a step.
+            step: Step at which the run resumes.
+            reached: Factor at that step in the run so far.
         """
         wanted, rate = min(factor(step), self.ceiling), self.config.peak_learning_rate
         if math.isclose(wanted, reached, rel_tol=1e-6) or (self.config.max_minutes and wanted < reached):
@@ -169,11 +142,11 @@ class TaskModule(LightningModule):
 def _by_the_clock(
     factor: Callable[[int], float], trainer: Trainer, total: int, seconds: float
 ) -> Callable[[int], float]:
-    """The factor of the step that the clock has come to, where it is ahead of the steps."""
+    """Evaluate a schedule at the later of the step and the elapsed share of ``max_minutes``."""
     (timer,) = (c for c in trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
 
     def at(step: int) -> float:
-        # All processes must take the same step: the first one's clock is everybody's.
+        # All processes use the first one's clock: their learning rates must be equal.
         elapsed = trainer.strategy.broadcast(timer.time_elapsed())
         return factor(max(step, min(total, int(total * elapsed / seconds))))
 
@@ -181,10 +154,6 @@ def _by_the_clock(
 
 
 def seed_from(*entropy: int) -> None:
-    """Begin torch's random numbers anew from whole numbers."""
+    """Seed torch by a sequence of integers."""
     low, high = np.random.SeedSequence(entropy).generate_state(2)
     torch.manual_seed(int(low) + (int(high) << 32) >> 1)
-
-
-def _by_epoch(logits: Tensor) -> dict[str, Any]:
-    return {"on_step": False, "on_epoch": True, "batch_size": len(logits)}

@@ -1,4 +1,4 @@
-"""Pre-training: from a recipe to a run folder with an encoder, and no labels needed on the way."""
+"""Pre-training without labels: SimCLR, MAE and SimMIM."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from vitrail.tasks.mae import MAETask
 from vitrail.tasks.pretraining import PretrainingTask
 from vitrail.tasks.simclr import SimCLRTask
 from vitrail.tasks.simmim import SimMIMTask
-from vitrail.train.callbacks.checkpoints import EpochMetrics, RunCheckpoints, StopOnNonFinite
-from vitrail.train.callbacks.explanations import Draw
-from vitrail.train.callbacks.representation import Watching
-from vitrail.train.fit import Plan, augmentation, carry_out
+from vitrail.train.build import Builder, build_batch_augmentation
+from vitrail.train.callbacks.checkpoints import RunCheckpoints
+from vitrail.train.callbacks.metrics import EpochMetrics
+from vitrail.train.callbacks.non_finite import StopOnNonFinite
+from vitrail.train.callbacks.representation import RepresentationMetrics
 from vitrail.train.module import TaskModule, seed_from
 
 # What a step's result may hold, by name; in metrics.csv after "train_" and "val_".
@@ -40,37 +41,83 @@ _FOR_CLASSIFIERS = (
 _VALIDATION = 1 << 20
 
 
-def pretrain(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) -> RunFolder:
-    """Pre-train the recipe's model and write its run folder, whose model is the last epoch's, without a classifier.
+class PretrainModule(TaskModule):
+    """Lightning module of a pre-training task; the masks and views of validation are equal in every epoch."""
 
-    Labels are not used for training. Where there are any, metrics.csv says how well they can be told from what the
-    model has learned. Training images that ``data.label_fraction`` leaves without label are trained on too.
+    task: PretrainingTask
 
-    Args:
-        recipe: What to pre-train, and how (``task.name``).
-        resume: Go on from the last checkpoint of the recipe's run folder (or start, where there is none yet).
-        draw: Draws explanations while it trains, as for :func:`vitrail.train.fit.train`.
+    def make_metrics(self) -> None:
+        """Make a mean of each result."""
+        self.means = nn.ModuleDict({f"{part}_{name}": MeanMetric() for part in ("train", "val") for name in _RESULTS})
 
-    Returns:
-        The run folder.
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Augment a batch and compute its loss."""
+        self.batch = batch = self.task.prepare(batch)
+        return self.scale_to_group(self._record("train", batch), batch_idx)
 
-    Raises:
-        ConfigError: A setting that does not fit.
-        DataError: Images that are missing, unreadable or inconsistent.
-        RunError: The run folder is taken or cannot be written, or a checkpoint cannot be resumed.
-        WeightsError: ``model.weights`` cannot be read or does not fit.
-    """
-    if recipe.task.name not in PRETRAINING:
-        raise ConfigError(
-            f"task.name {recipe.task.name} is no pre-training; choose --task.name {', '.join(PRETRAINING)}, or use "
-            "`vitrail train`"
-        )
-    _refuse_meaningless(recipe)
-    return carry_out(recipe, _WITHOUT_LABELS, resume=resume, draw=draw)
+    def on_validation_batch_start(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed by the batch alone, so that the losses of epochs can be compared."""
+        seed_from(self.seed, _VALIDATION, batch_idx, self.global_rank)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a batch to the validation results."""
+        self._record("val", batch)
+
+    def _record(self, part: str, batch: dict[str, Tensor]) -> Tensor:
+        result = self.task(batch)
+        for name, value in result.items():
+            metric = self.means[f"{part}_{name}"]
+            assert isinstance(metric, MeanMetric)
+            metric.update(value.detach(), len(batch["index"]))
+            self.log(f"{part}_{name}", metric, on_step=False, on_epoch=True)
+        return self.task.loss(result, batch)
 
 
-def _refuse_meaningless(recipe: Recipe) -> None:
-    """Settings that belong to training with labels, and those that a task has no use for."""
+class PretrainingBuilder(Builder):
+    """Steps of training without labels."""
+
+    def check_settings(self, recipe: Recipe) -> None:
+        """Reject settings of supervised training, and those that the task does not use."""
+        _check_settings(recipe)
+
+    def open_images(self, recipe: Recipe, known: KnownImages | None) -> ImageData:
+        """Open all training images, with and without labels."""
+        data = open_data(recipe.data, image_size(recipe), known=known)
+        if "train" not in data.splits:
+            raise DataError(f"pre-training needs a 'train' split, the data has only {', '.join(data.splits)}")
+        everything = sorted([*data.indices("train"), *data.splits.get("unlabelled", [])])
+        if data.recognition is not None:
+            everything = data.recognition.in_order(everything)
+        labelled = data.indices("train") if data.source.classes else []
+        return dataclasses.replace(data, splits={**data.splits, "train": everything, "labelled": labelled})
+
+    def classes(self, data: ImageData) -> tuple[str, ...]:
+        """Return no classes: the model has no classifier."""
+        return ()
+
+    def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> PretrainingTask:
+        """Build the task that ``task.name`` names."""
+        return _make_task(recipe.task, model, card, build_batch_augmentation(recipe, card))
+
+    def build_module(self, recipe: Recipe, task: PretrainingTask) -> PretrainModule:
+        """Wrap the task."""
+        return PretrainModule(task, recipe.trainer, recipe.run.seed)
+
+    def build_callbacks(self, recipe: Recipe, run: RunFolder, card: ModelCard, data: ImageData) -> list[Callback]:
+        """Build metrics, checkpoints of the last epoch, and measurements of the features."""
+        measurements: dict[str, float] = {}
+        callbacks: list[Callback] = [StopOnNonFinite(run)]
+        if recipe.task.watch_every:
+            views = build_views(card.img_size, len(card.streams["image"].bands))
+            representation = RepresentationMetrics(data, views, recipe.task.watch_every, recipe.run.seed)
+            # Before the metrics, whose row they join.
+            callbacks.append(representation)
+            measurements = representation.values
+        return [*callbacks, EpochMetrics(run, _RECORDED, measurements), RunCheckpoints(run, card, None)]
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """Reject settings of supervised training, and those that the task does not use."""
     defaults, trainer, data = TrainerConfig(), recipe.trainer, recipe.data
     for name in _FOR_CLASSIFIERS:
         value = getattr(trainer, name)
@@ -112,18 +159,8 @@ def _refuse_meaningless(recipe: Recipe) -> None:
         )
 
 
-def make_task(config: TaskConfig, model: VisionModel, card: ModelCard, augment: nn.Module | None) -> PretrainingTask:
-    """The task that a recipe names.
-
-    Args:
-        config: Its settings.
-        model: Is trained.
-        card: What its inputs are.
-        augment: Random transforms for those tasks that draw no views.
-
-    Raises:
-        ConfigError: A model or settings that the task cannot do with.
-    """
+def _make_task(config: TaskConfig, model: VisionModel, card: ModelCard, augment: nn.Module | None) -> PretrainingTask:
+    """Build the task that a recipe names; ``augment`` is for tasks without views of their own."""
     normalize = card.normalization()
     settings: dict[str, Any] = {name: getattr(config, name) for name in PRETRAINING[config.name]}
     if config.name == "simclr":
@@ -139,78 +176,3 @@ def make_task(config: TaskConfig, model: VisionModel, card: ModelCard, augment: 
     elif second is not None:
         raise ConfigError("task.spectral_mask_ratio needs a second stream, the data has the image alone; leave it out")
     return SimMIMTask(model, normalize, augment, mask_ratios=ratios, **settings)
-
-
-class PretrainModule(TaskModule):
-    """Wraps a task without labels for Lightning.
-
-    Args:
-        task: What is optimised.
-        config: Learning rate and the like.
-        seed: Of the random numbers, which start anew at each step, in validation alike in every epoch.
-    """
-
-    task: PretrainingTask  # type: ignore[assignment]  # a sibling of the classification that its base trains
-
-    def __init__(self, task: PretrainingTask, config: TrainerConfig, seed: int) -> None:
-        super().__init__(task, config, seed)  # type: ignore[arg-type]
-
-    def _make_metrics(self) -> None:
-        self.means = nn.ModuleDict({f"{part}_{name}": MeanMetric() for part in ("train", "val") for name in _RESULTS})
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step's loss."""
-        self.batch = batch = self.task.prepare(batch)
-        return self._of_its_group(self._record("train", batch), batch_idx)
-
-    def on_validation_batch_start(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """The same masks and views in every epoch, so that losses can be compared."""
-        seed_from(self.seed, _VALIDATION, batch_idx, self.global_rank)
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The loss of a validation batch."""
-        self._record("val", batch)
-
-    def _record(self, part: str, batch: dict[str, Tensor]) -> Tensor:
-        result = self.task(batch)
-        for name, value in result.items():
-            metric = self.means[f"{part}_{name}"]
-            assert isinstance(metric, MeanMetric)
-            metric.update(value.detach(), len(batch["index"]))
-            self.log(f"{part}_{name}", metric, on_step=False, on_epoch=True)
-        return self.task.loss(result, batch)
-
-
-def _open(recipe: Recipe, known: KnownImages | None) -> ImageData:
-    """All training images, those without a label too."""
-    data = open_data(recipe.data, image_size(recipe), known=known)
-    if "train" not in data.splits:
-        raise DataError(f"pre-training needs a 'train' split, the data has only {', '.join(data.splits)}")
-    everything = sorted([*data.indices("train"), *data.splits.get("unlabelled", [])])
-    if data.recognition is not None:
-        everything = data.recognition.in_order(everything)
-    labelled = data.indices("train") if data.source.classes else []
-    return dataclasses.replace(data, splits={**data.splits, "train": everything, "labelled": labelled})
-
-
-def _task(recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> PretrainingTask:
-    return make_task(recipe.task, model, card, augmentation(recipe, card))
-
-
-def _callbacks(recipe: Recipe, run: RunFolder, card: ModelCard, data: ImageData) -> list[Callback]:
-    if not recipe.task.watch_every:
-        return [StopOnNonFinite(run), EpochMetrics(run, _RECORDED), RunCheckpoints(run, card, None)]
-    views = build_views(card.img_size, len(card.streams["image"].bands))
-    watching = Watching(data, views, recipe.task.watch_every, recipe.run.seed)
-    # Measured before the epoch's row is written.
-    metrics = EpochMetrics(run, _RECORDED, watching.values)
-    return [StopOnNonFinite(run), watching, metrics, RunCheckpoints(run, card, None)]
-
-
-_WITHOUT_LABELS = Plan(
-    open=_open,
-    classes=lambda data: (),
-    task=_task,
-    module=PretrainModule,
-    callbacks=_callbacks,
-)

@@ -1,8 +1,9 @@
-"""A run that goes on: what may differ from its beginning, and whether anything is left to do."""
+"""Resuming a run: settings and inputs that may differ from its start, and whether it is finished."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from vitrail.config.data import PATH_SETTINGS
@@ -11,36 +12,76 @@ from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
+from vitrail.train.auto.resolve import resolve_from_run
 from vitrail.train.callbacks.early_stopping import waited
+from vitrail.train.environment import is_first_process
 
-# What may differ when a run goes on; that the files are the same is checked on the files themselves.
-# Checkpoints are whole whatever the strategy.
+# Settings that may change when a run is resumed; the files themselves are compared by content.
+# A checkpoint holds the whole model under every strategy.
 _MAY_CHANGE = {
     "trainer.max_epochs", "trainer.early_stopping_patience", "trainer.accelerator", "trainer.devices",
     "trainer.strategy", "data.num_workers", "data.cache", "data.check_copies", "data.path",
     "model.weights", "run.dir", "run.overwrite", "run.tensorboard",
     "run.explain_images", "run.explain_every", "run.explain_method",
 }  # fmt: skip
-# Files that may lie elsewhere, where the run has recorded what they held.
+# Files that may be moved if the run has recorded their content.
 _BY_CONTENT = {"data.spectral_path", "data.statistics", "data.labels"}
-# Files whose content is that of the images and their labels.
+# Files that hold the images and their labels.
 _IN_IMAGES = {"data.path", "data.spectral_path", "data.labels"}
 
 
+def resume_settings(recipe: Recipe, run: RunFolder, resume: bool) -> Recipe:
+    """Resolve a recipe by the run that it continues or joins.
+
+    Args:
+        recipe: The recipe.
+        run: The run folder.
+        resume: Whether the run continues; otherwise this process joins the one that started it.
+
+    Returns:
+        The recipe, with "auto" as the run started.
+
+    Raises:
+        ConfigError: A setting that cannot change within a run.
+        RunError: No run folder, or a run without its checkpoint.
+    """
+    if resume:
+        RunFolder.open(run.path)  # raises without a run folder
+        _check_checkpoint(run)
+    if run.recipe.is_file():
+        recipe = resolve_from_run(recipe, recipe_of(run))
+    if resume:
+        _check_changes(recipe, run)
+    return recipe
+
+
+def is_finished(recipe: Recipe, run: RunFolder) -> bool:
+    """Whether a run has nothing left to train, and print why."""
+    reason = _nothing_left(recipe, run)
+    if reason is not None and is_first_process():
+        print(f"{run} is finished: {reason}; nothing is changed")
+    return reason is not None
+
+
+def find_checkpoint(run: RunFolder) -> Path | None:
+    """Find the checkpoint to resume from; None before the first epoch has ended."""
+    return run.last_checkpoint if run.last_checkpoint.is_file() else None
+
+
 def recipe_of(run: RunFolder) -> Recipe:
-    """The recipe in a run's folder."""
+    """Load the recipe in a run folder."""
     return load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config)
 
 
 def trained_epochs(run: RunFolder) -> int:
-    """How many epochs have a row of metrics."""
+    """Count the epochs that have a row of metrics."""
     return len(run.read_metrics()) if run.metrics.is_file() else 0
 
 
-def refuse_lost_checkpoint(run: RunFolder) -> None:
-    """Refuse a run that came further than its first epoch and has no checkpoint: to start over is for the user to say.
+def _check_checkpoint(run: RunFolder) -> None:
+    """Check that a run beyond its first epoch has a checkpoint; only the user may decide to start over.
 
-    A kill in the first epoch may leave a row of metrics, and no checkpoint yet.
+    A run that is killed in its first epoch may have a row of metrics and no checkpoint yet.
 
     Raises:
         RunError: The checkpoint is lost.
@@ -56,15 +97,15 @@ def refuse_lost_checkpoint(run: RunFolder) -> None:
         )
 
 
-def refuse_changes(recipe: Recipe, run: RunFolder) -> None:
-    """Refuse settings in which a run cannot differ from its beginning.
+def _check_changes(recipe: Recipe, run: RunFolder) -> None:
+    """Check that only settings differ that may change within a run.
 
     Args:
-        recipe: What was asked for, "auto" replaced by what the run began with.
+        recipe: The recipe, with "auto" as the run started.
         run: The run.
 
     Raises:
-        ConfigError: Such a setting; the message gives both values.
+        ConfigError: Another setting differs; the message gives both values.
     """
     if recipe.run.overwrite:
         raise ConfigError("--resume goes on with a run and run.overwrite true deletes it; leave one of them out")
@@ -75,8 +116,8 @@ def refuse_changes(recipe: Recipe, run: RunFolder) -> None:
             f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: {trained} epochs are trained"
         )
     recorded = run.read_json(run.environment).get("inputs", {}) if run.environment.is_file() else {}
-    places = {f"data.{name}" for name in PATH_SETTINGS} if run.images.is_file() else set()
-    free = _MAY_CHANGE | (_BY_CONTENT & recorded.keys()) | places
+    paths = {f"data.{name}" for name in PATH_SETTINGS} if run.images.is_file() else set()
+    free = _MAY_CHANGE | (_BY_CONTENT & recorded.keys()) | paths
     before = begun.to_dict()
     for part, values in recipe.to_dict().items():
         for key in [key for key in {**values, **before[part]} if f"{part}.{key}" not in free]:
@@ -93,20 +134,20 @@ def refuse_changes(recipe: Recipe, run: RunFolder) -> None:
         )
 
 
-def refuse_other_inputs(run: RunFolder, environment: dict[str, Any]) -> None:
-    """Refuse to go on with other images, statistics, labels or weights; report other code.
+def check_inputs(run: RunFolder, environment: dict[str, Any]) -> None:
+    """Check that images, statistics, labels and weights are those of the run's start; report changed code.
 
     Args:
         run: The run.
-        environment: Of this process, as it would be recorded.
+        environment: Environment of this process, as environment.json records it.
 
     Raises:
-        DataError: Other images, or another content of a file.
+        DataError: Images or the content of a file differ.
     """
     before = run.read_json(run.environment)
     images = before.get("images")
     if images is not None:
-        _refuse_other_images(run, images, environment["images"])
+        _check_images(run, images, environment["images"])
     then, now = before.get("inputs", environment["inputs"]), environment["inputs"]
     for name in [*then, *(name for name in now if name not in then)]:
         if name in _IN_IMAGES and "listing" in (images or {}):
@@ -126,8 +167,8 @@ def refuse_other_inputs(run: RunFolder, environment: dict[str, Any]) -> None:
         )
 
 
-def _refuse_other_images(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Contents, classes and splits must be those of the beginning; of earlier versions, names in place of contents."""
+def _check_images(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compare contents, classes and splits; names instead of contents for runs of earlier versions."""
     key = "fingerprint" if "listing" in before else "listing"
     if before["number"] != now["number"] or before["fingerprint"] != now[key]:
         raise DataError(
@@ -137,13 +178,8 @@ def _refuse_other_images(run: RunFolder, before: dict[str, Any], now: dict[str, 
         )
 
 
-def nothing_left(recipe: Recipe, run: RunFolder) -> str | None:
-    """Why a run has nothing left to train; None where it has.
-
-    Args:
-        recipe: What was asked for, with settings that may change.
-        run: The run.
-    """
+def _nothing_left(recipe: Recipe, run: RunFolder) -> str | None:
+    """State why a run is finished; None if it is not."""
     if not run.finished:
         return None
     rows, trainer = run.read_metrics(), recipe.trainer
@@ -163,7 +199,7 @@ def nothing_left(recipe: Recipe, run: RunFolder) -> str | None:
 
 def _code_of(environment: dict[str, Any]) -> str:
     commit = environment.get("git_commit")
-    told = f"version {environment.get('vitrail')}"
+    text = f"version {environment.get('vitrail')}"
     if commit is not None:
-        told += f", commit {commit[:12]}" + (" with changes" if environment.get("git_changes") else "")
-    return told
+        text += f", commit {commit[:12]}" + (" with changes" if environment.get("git_changes") else "")
+    return text

@@ -16,7 +16,7 @@ from vitrail.durations import format_duration
 from vitrail.runs.trained import load_trained
 from vitrail.train import train
 from vitrail.train.callbacks.progress import Progress
-from vitrail.train.pretraining import pretrain
+from vitrail.train.fit import pretrain
 
 PRETRAINING = {"task__name": "mae", "model__name": "vit", "task__watch_every": 0}
 LINE = re.compile(

@@ -49,7 +49,9 @@ def find_batch_size(
         ConfigError: Not even the smallest fits.
     """
     device = next(task.parameters()).device
-    sizes = [size for size in _SIZES if size % processes == 0 and size <= max(images // _STEPS, 4 * processes)]
+    # At least two images a process: a BatchNorm may need them.
+    low, high = 2 * processes, max(images // _STEPS, 4 * processes)
+    sizes = [size for size in _SIZES if size % processes == 0 and low <= size <= high]
     speeds: dict[int, float] = {}
     stopped = ""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

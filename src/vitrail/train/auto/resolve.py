@@ -1,9 +1,10 @@
-"""What a recipe leaves to vitrail: decided once, and written into the run's own recipe."""
+"""Resolution of "auto" settings, once for each run; the results are written into the run's recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,19 +19,17 @@ from vitrail.train.auto.learning_rate import find_learning_rate
 from vitrail.train.auto.precision import Precision, hardware_precision, resolve_precision
 from vitrail.train.environment import is_first_process
 
-# Images of the steps that precision is measured in, where the batch size is not known yet.
+# Batch size of the steps that precision is measured in while data.batch_size is "auto".
 _TRIAL_IMAGES = 32
 
 
-def settle_as_begun(recipe: Recipe, begun: Recipe | None) -> Recipe:
-    """Take what is "auto" from the recipe of the run as it began.
+def resolve_from_run(recipe: Recipe, begun: Recipe) -> Recipe:
+    """Replace "auto" settings, and labels that are not given, by those that a run started with.
 
     Args:
-        recipe: What was asked for.
-        begun: The run's own recipe, where there is one already.
+        recipe: The recipe.
+        begun: The recipe in the run folder.
     """
-    if begun is None:
-        return recipe
     trainer, data = recipe.trainer, recipe.data
     if trainer.precision == "auto":
         trainer = dataclasses.replace(trainer, precision=begun.trainer.precision)
@@ -50,29 +49,48 @@ def settle_as_begun(recipe: Recipe, begun: Recipe | None) -> Recipe:
     return dataclasses.replace(recipe, trainer=trainer, data=data)
 
 
-def settle_labels(recipe: Recipe, data: ImageData) -> Recipe:
-    """Write into the recipe how the labels were numbered, so that other data with these labels has the same classes."""
-    numbering = innermost(data.source).numbering
-    if numbering is None:
-        return recipe
-    known = {name: value for name, value in vars(numbering).items() if value is not None}
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **known))
+def resolve_from_data(recipe: Recipe, data: ImageData, classes: tuple[str, ...]) -> Recipe:
+    """Write the kind of split, and the labels' numbering, into the recipe.
 
-
-def settle_sizes(recipe: Recipe, data: ImageData, task: Task) -> tuple[Recipe, dict[str, str]]:
-    """Resolve "auto" of precision, batch size and learning rate, in this order, by short trials on copies of the model.
+    Other data with these labels then has the same classes.
 
     Args:
         recipe: The recipe.
         data: The images.
-        task: As it will be trained, with its first weights; it is not changed.
+        classes: Names of the model's classes; without them labels are not used.
+    """
+    resolved: dict[str, Any] = {"split": data.config.split}
+    numbering = innermost(data.source).numbering
+    if classes and numbering is not None:
+        resolved |= {name: value for name, value in vars(numbering).items() if value is not None}
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **resolved))
+
+
+def precision_origin(asked: Recipe, recipe: Recipe) -> str:
+    """State the precision and where it comes from, for a precision that is not measured.
+
+    Args:
+        asked: The recipe as it was given.
+        recipe: The recipe, resolved.
+    """
+    origin = "the run began in it" if asked.trainer.precision == "auto" else "the recipe asks for it"
+    return f"{recipe.trainer.precision}: {origin}"
+
+
+def resolve_auto(recipe: Recipe, data: ImageData, task: Task) -> tuple[Recipe, dict[str, str]]:
+    """Resolve "auto" of precision, batch size and learning rate, in this order, by trial steps on copies of the model.
+
+    Args:
+        recipe: The recipe.
+        data: The images.
+        task: The task with its first weights; it is not changed.
 
     Returns:
-        The recipe, and for what was decided the setting's name and the reason.
+        The recipe, and for each resolved setting its name -> value and reason.
 
     Raises:
-        ConfigError: Several machines, which would each decide on their own.
-        RunError: No rate at which the loss falls.
+        ConfigError: Several machines or processes, which would each resolve a setting on their own.
+        RunError: The loss falls at no learning rate.
     """
     wanted = {"data.batch_size": recipe.data.batch_size, "trainer.learning_rate": recipe.trainer.learning_rate}
     auto = [name for name, value in wanted.items() if value == "auto"]
@@ -100,8 +118,7 @@ def settle_sizes(recipe: Recipe, data: ImageData, task: Task) -> tuple[Recipe, d
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, batch_size=size))
             reasons["data.batch_size"] = f"{size}: {why}"
         if recipe.trainer.learning_rate == "auto":
-            settled = dataclasses.replace(data, config=recipe.data)
-            loader = settled.loader("train", shuffle_seed=recipe.run.seed)
+            loader = dataclasses.replace(data, config=recipe.data).loader("train", shuffle_seed=recipe.run.seed)
             rate, why = find_learning_rate(task, recipe.trainer, loader, recipe.run.seed)
             low = min(recipe.trainer.min_learning_rate, rate)
             trainer = dataclasses.replace(recipe.trainer, learning_rate=rate, min_learning_rate=low)

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from typing_extensions import override
 
-from vitrail.train.callbacks.checkpoints import EpochMetrics
+from vitrail.train.callbacks.metrics import EpochMetrics
 
 
 class Patience(EarlyStopping):

@@ -25,7 +25,7 @@ from vitrail.files import replacing
 from vitrail.models.base import VisionModel
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
-from vitrail.train.callbacks.checkpoints import WeightEMA
+from vitrail.train.callbacks.ema import trained_model
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Explaining(Callback):
     training are left alone.
 
     Args:
-        run: Where to.
+        run: The run folder.
         data: The images.
         recipe: How many images, how often, by which method.
         task: Whose model is explained; it is tried at once, so that a method it cannot have is refused now.
@@ -102,10 +102,9 @@ class Explaining(Callback):
             return
         task = pl_module.task
         assert isinstance(task, Task)
-        averages = [c.model() for c in trainer.callbacks if isinstance(c, WeightEMA)]  # type: ignore[attr-defined]
         batch = trainer.precision_plugin.convert_input({k: v.to(pl_module.device) for k, v in self.batch.items()})
         with trainer.precision_plugin.forward_context():
-            explanation = self._explain(task, averages[0] if averages else task.model, batch, self.target)
+            explanation = self._explain(task, trained_model(trainer, task.model), batch, self.target)
         glimpse = Glimpse(epoch, task.streams(self.batch), self.titles, explanation)
         with replacing(self.run.explanation(epoch)) as temporary:
             pixels = self.draw(glimpse, temporary)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from vitrail.durations import format_duration
-from vitrail.train.callbacks.checkpoints import EpochMetrics
+from vitrail.train.callbacks.metrics import EpochMetrics
 
 # Size of a terminal that does not report its own.
 _COLUMNS, _LINES = 80, 24

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from vitrail.errors import ConfigError
-from vitrail.train.module import TaskModule
+from vitrail.tasks.classification import ClassificationTask
 
 
 class ProgressiveSize(Callback):
@@ -47,6 +47,7 @@ class ProgressiveSize(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, TaskModule)
+        task = pl_module.task
+        assert isinstance(task, ClassificationTask)
         size = self.size_of(trainer.current_epoch)
-        pl_module.task.train_size = None if size == self.sizes[-1] else size
+        task.train_size = None if size == self.sizes[-1] else size

@@ -1,4 +1,4 @@
-"""Measuring, while it is pre-trained, what a model has learned."""
+"""Quality of the features during pre-training."""
 
 from __future__ import annotations
 
@@ -23,33 +23,32 @@ from vitrail.train.sharding import ShardedStrategy, gathering
 MEASURES = (
     "knn_accuracy", "knn_f1_macro", "probe_accuracy", "probe_f1_macro", "rank_me", "alignment", "uniformity",
 )  # fmt: skip
-# Images that are measured, at most: of those with a label in training, and of those in validation.
+# Largest number of measured images: labelled training images, and validation images.
 _MOST_LABELLED, _MOST_HELD_OUT = 5000, 2000
-# Keeps the views of the alignment apart from all other random numbers.
+# Separates the seeds of the alignment's views from all others.
 _VIEWS = 1 << 21
 
 
 class CollapseWarning(UserWarning):
-    """The features say next to nothing about which image they are of."""
+    """Features of different images are nearly equal."""
 
 
-class Watching(Callback):
-    """At the end of an epoch, measure the features of images that are not trained on, as they are.
+class RepresentationMetrics(Callback):
+    """Measure the features of images without augmentation at the end of an epoch.
 
-    Nearest neighbours and a linear probe learn from the training images that have labels and are judged by the
-    validation images; without labels, or with several labels an image, they are left out. RankMe, alignment and
-    uniformity are of the validation images, or of the training images where there is no such split. Evenly spaced
-    images stand for all where there are very many. The first process measures, and with it all that hold a share of a
-    sharded model; random numbers and gradients of training are left alone.
+    kNN and a linear probe are fitted to the labelled training images and evaluated on the validation images; they need
+    single-label data. RankMe, alignment and uniformity are those of the validation images, or of the training images
+    without such a split. Large splits are sampled at even spacing. The first process measures, with all processes that
+    hold a shard of the model; random numbers and gradients of training do not change.
 
     Args:
-        data: With the splits "labelled" and, if there is one, "val".
-        views: Draws a view of each image of a batch's streams, for the alignment.
-        every: Epochs from one measurement to the next; the last is always measured.
-        seed: Of the run.
+        data: Images with the splits "labelled" and, optionally, "val".
+        views: Augments the streams of a batch, for the alignment.
+        every: Epochs between measurements; the last epoch is always measured.
+        seed: Seed of the run.
 
     Attributes:
-        values: What was measured in this epoch, by the names of MEASURES; empty where nothing was.
+        values: Measurements of the epoch by the names of MEASURES; empty in other epochs.
     """
 
     def __init__(self, data: ImageData, views: nn.Module, every: int, seed: int) -> None:
@@ -57,6 +56,11 @@ class Watching(Callback):
         self.held_out = "val" if "val" in data.splits else "train"
         self.first_spread: float | None = None
         self.values: dict[str, float] = {}
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return "Watching"  # the key in checkpoints
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -69,7 +73,7 @@ class Watching(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.first_spread is None and _takes_part(trainer):
-            with _looking_on(trainer, pl_module) as task:
+            with _evaluating(trainer, pl_module) as task:
                 features, _ = self._features(task, self.held_out, _MOST_HELD_OUT, pl_module.device)
                 self.first_spread = spread(features)
 
@@ -79,7 +83,7 @@ class Watching(Callback):
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if not _takes_part(trainer) or not (last or (trainer.current_epoch + 1) % self.every == 0):
             return
-        with _looking_on(trainer, pl_module) as task:
+        with _evaluating(trainer, pl_module) as task:
             values, problem = self._measure(task, pl_module.device)
         if not trainer.is_global_zero:
             return
@@ -127,8 +131,8 @@ def _takes_part(trainer: Trainer) -> bool:
 
 
 @contextmanager
-def _looking_on(trainer: Trainer, pl_module: LightningModule) -> Iterator[PretrainingTask]:
-    """The task in evaluation mode, without gradients, in the run's precision; afterwards it is as it was."""
+def _evaluating(trainer: Trainer, pl_module: LightningModule) -> Iterator[PretrainingTask]:
+    """Yield the task in evaluation mode, without gradients, in the run's precision; restore its modes afterwards."""
     task = pl_module.task
     assert isinstance(task, PretrainingTask)
     modes = {module: module.training for module in task.modules()}
@@ -149,11 +153,11 @@ def _judge(
 ) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, f1_score
 
-    guesses = {"knn": knn_predict(known, labels, features)}
+    predictions = {"knn": knn_predict(known, labels, features)}
     if len(np.unique(labels)) > 1:
-        guesses["probe"] = probe_predict(known, labels, features)
+        predictions["probe"] = probe_predict(known, labels, features)
     values: dict[str, float] = {}
-    for name, guess in guesses.items():
-        values[f"{name}_accuracy"] = float(accuracy_score(targets, guess))
-        values[f"{name}_f1_macro"] = float(f1_score(targets, guess, average="macro", zero_division=0.0))
+    for name, prediction in predictions.items():
+        values[f"{name}_accuracy"] = float(accuracy_score(targets, prediction))
+        values[f"{name}_f1_macro"] = float(f1_score(targets, prediction, average="macro", zero_division=0.0))
     return values

@@ -1,7 +1,8 @@
-"""The lines that a run prints before its first epoch: what is trained, on which images, and how."""
+"""Lines that a run prints before its first epoch: model, images, device and resolved settings."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -17,21 +18,24 @@ from vitrail.runs.trained import ModelCard
 _PURPOSES = {"train": "training", "val": "validation", "test": "testing"}
 
 
-def describe_start(
+def print_value_notes(data: ImageData) -> None:
+    """Print the assumptions about the range of stored values."""
+    for note in data.source.value_notes:
+        print(note, file=sys.stderr)
+
+
+def print_start(
     recipe: Recipe, data: ImageData, card: ModelCard, model: VisionModel, trainer: Trainer, reasons: Mapping[str, str]
-) -> list[str]:
-    """Describe a run that is about to train.
+) -> None:
+    """Print a line each on the model, the images and the device, and one for each resolved setting.
 
     Args:
-        recipe: With every "auto" resolved.
+        recipe: The recipe, with every "auto" resolved.
         data: The images.
-        card: The model's classes and inputs.
+        card: Classes and inputs of the model.
         model: The model.
-        trainer: Holds the device.
-        reasons: Setting -> its value and why, of those that were resolved.
-
-    Returns:
-        A line each on the model, the images and the device, and one for each resolved setting.
+        trainer: Its device and number of processes.
+        reasons: Setting -> its value and reason, for resolved settings.
     """
     streams = " and ".join(f"{len(s.bands)} band{'s' * (len(s.bands) != 1)}" for s in card.streams.values())
     height, width = card.img_size
@@ -39,14 +43,15 @@ def describe_start(
     images = [f"{len(data.splits[name]):,} for {what}" for name, what in _PURPOSES.items() if name in data.splits]
     device = trainer.strategy.root_device
     processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
-    return [
+    for line in (
         f"model: {card.name}, {count_parameters(model):,} parameters; input {streams}, {height} x {width} pixels"
         f"{classes}",
         f"images: {', '.join(images)}",
         f"device: {_name(device)}{processes}; precision {recipe.trainer.precision}, {recipe.data.batch_size} images a "
         f"batch, learning rate {recipe.trainer.peak_learning_rate:g}",
         *(f"{name} {reason}" for name, reason in reasons.items()),
-    ]
+    ):
+        print(line, file=sys.stderr)
 
 
 def _name(device: torch.device) -> str:

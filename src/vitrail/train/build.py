@@ -1,0 +1,143 @@
+"""Model, card and task of a run, built from its recipe and its images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from vitrail.config.schema import Recipe
+from vitrail.data.augment import Augmentation, build_augmentation
+from vitrail.data.dataset import ImageData
+from vitrail.data.identity import KnownImages
+from vitrail.data.images import BANDS
+from vitrail.errors import ConfigError
+from vitrail.layers.shapes import to_pair
+from vitrail.models.base import VisionModel
+from vitrail.models.image_size import image_size
+from vitrail.models.registry import create_model, find_family, list_families
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.trained import ModelCard, StreamCard
+from vitrail.tasks.base import Task
+from vitrail.train.module import TaskModule
+from vitrail.train.start_weights import choose_normalization
+from vitrail.weights.report import LoadReport
+
+
+class Builder(ABC):
+    """Steps that differ between supervised training and pre-training."""
+
+    def check_settings(self, recipe: Recipe) -> None:  # noqa: B027
+        """Check settings before anything is read.
+
+        Raises:
+            ConfigError: A setting has no meaning for this kind of training.
+        """
+
+    @abstractmethod
+    def open_images(self, recipe: Recipe, known: KnownImages | None) -> ImageData:
+        """Open the recipe's images.
+
+        Args:
+            recipe: The recipe.
+            known: Images of a resumed run, whose split and order stay.
+
+        Returns:
+            The images; the statistics of the split "train" become the model's normalisation.
+        """
+
+    @abstractmethod
+    def classes(self, data: ImageData) -> tuple[str, ...]:
+        """Return the names of the model's classes; none for a model without a classifier."""
+
+    @abstractmethod
+    def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> Task:
+        """Build the task that is optimised."""
+
+    @abstractmethod
+    def build_module(self, recipe: Recipe, task: Any) -> TaskModule:
+        """Wrap the task for Lightning."""
+
+    @abstractmethod
+    def build_callbacks(self, recipe: Recipe, run: RunFolder, card: ModelCard, data: ImageData) -> list[Callback]:
+        """Build the callbacks of this kind of training, in the order of their calls."""
+
+
+def build_model(recipe: Recipe, data: ImageData, classes: tuple[str, ...]) -> VisionModel:
+    """Build the recipe's model for its images, with random weights.
+
+    Args:
+        recipe: Names the model and its settings.
+        data: Gives the number of bands and the image size.
+        classes: Names of the classes.
+
+    Raises:
+        ConfigError: A setting of the model contradicts the images.
+    """
+    derived = _settings_from_data(recipe, data, len(classes))
+    for key in ("num_classes", "in_chans", "spectral_chans"):
+        given = recipe.model.settings.get(key)
+        if given is not None and given != derived.get(key, given):
+            raise ConfigError(f"model.{key} is {given}, the data has {derived[key]}; leave it out or make them agree")
+    model = create_model(recipe.model.name, **{**recipe.model.settings, **derived})
+    model.set_grad_checkpointing(recipe.trainer.grad_checkpointing)
+    return model
+
+
+def build_card(recipe: Recipe, data: ImageData, classes: tuple[str, ...], start: LoadReport | None) -> ModelCard:
+    """Describe the model's architecture, classes and inputs; the content of model.json.
+
+    Args:
+        recipe: The recipe, with labels resolved.
+        data: The images.
+        classes: Names of the classes.
+        start: Report of the weights that training starts from, whose normalisation may be used.
+    """
+    given = {k: v for k, v in recipe.to_dict()["model"].items() if k in recipe.model.settings}
+    normalization = choose_normalization(data.statistics(), start, recipe.model)
+    return ModelCard(
+        name=recipe.model.name,
+        settings={**given, **_settings_from_data(recipe, data, len(classes))},
+        classes=classes,
+        streams={
+            name: StreamCard(data.source.bands[name], mean, std, image_size(recipe), _value_type(data, name))
+            for name, (mean, std) in normalization.items()
+        },
+        resize=recipe.data.resize,
+        color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
+        spectral=recipe.data.spectral,
+        label_separator=(recipe.data.label_separator or ";") if classes and data.source.targets.ndim == 2 else None,
+    )
+
+
+def build_batch_augmentation(recipe: Recipe, card: ModelCard) -> Augmentation | None:
+    """Build the random transforms of training batches (``data.augment``); None for "none"."""
+    means = {name: stream.mean for name, stream in card.streams.items()}
+    bands = len(card.streams["image"].bands)
+    return build_augmentation(recipe.data.augment, bands, recipe.data.augment_settings, means)
+
+
+def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:
+    """Settings of the model that follow from the images; the recipe's ``img_size`` has precedence."""
+    bands = data.source.bands
+    settings: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_chans": len(bands["image"]),
+        "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
+    }
+    if find_family(recipe.model.name)[0].takes_spectral:
+        settings["spectral_chans"] = len(bands.get("spectral", ()))
+    elif "spectral" in bands:
+        others = " or ".join(name for name, family in list_families().items() if family.takes_spectral)
+        raise ConfigError(
+            f"the data has a second stream ({len(bands['spectral'])} bands) and {recipe.model.name} takes the image "
+            f"alone; use {others}, or leave the stream out (data.spectral none, no spectral_path, spectral_bands [])"
+        )
+    return settings
+
+
+def _value_type(data: ImageData, stream: str) -> Any:
+    """Type that determined the range of a stream's stored values; None if the recipe states the range."""
+    values = data.source.values.get(stream)
+    return None if values is None else values.limits.kind
