@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.test_copies import photo, recompressed
+from tests.data.test_near_duplicates import photo, recompressed
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
