@@ -1,9 +1,13 @@
-"""Which cases of a test belong to the fast tests, and which to the slow ones."""
+"""Which cases of a test belong to the fast tests, which to the slow ones, and which need the fast paths of layers."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+
+from vitrail.layers.fast.dispatch import FAST_AT_START
+
+fast_paths_on = pytest.mark.skipif(not FAST_AT_START, reason="VITRAIL_FAST=0: the plain code runs everywhere")
 
 
 def fast_first(cases: Iterable[Any], count: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Graphs for changing sizes take the places of tokens in groups from outside the compiler's sight."""
+"""Graphs for dynamic sizes take the indices of tokens in groups from operators opaque to the compiler."""
 
 import random
 
@@ -7,11 +7,14 @@ import torch
 
 import vitrail
 from tests.tiers import fast_first
-from vitrail.layers import partition_attention, positions, shapes, window_attention
-from vitrail.layers.partition_attention import PartitionAttention, partition_places
-from vitrail.layers.positions import resample_positions, resampling_weights
-from vitrail.layers.relative_position import index_in_table
-from vitrail.layers.window_attention import WindowAttention, window_places
+from vitrail.layers import modes
+from vitrail.layers.fast import positions, window_attention
+from vitrail.layers.fast.positions import resampling_weights
+from vitrail.layers.fast.relative_position import index_in_table
+from vitrail.layers.fast.window_attention import window_indices
+from vitrail.layers.partition_attention import PartitionAttention
+from vitrail.layers.positions import resample_positions
+from vitrail.layers.window_attention import WindowAttention
 
 
 def _layer(kind, rng):
@@ -31,9 +34,9 @@ def test_the_same_comes_out_with_the_same_gradients(kind, seed, monkeypatch):
     layer = _layer(kind, rng)
     x = torch.randn(2, rng.randint(1, 11), rng.randint(1, 11), 8, dtype=torch.float64, requires_grad=True)
     results = []
-    for changing in (False, True):
-        for module in (window_attention, partition_attention):
-            monkeypatch.setattr(module, "changing", lambda _, answer=changing: answer)
+    for dynamic in (False, True):
+        monkeypatch.setattr(window_attention, "in_compiler", lambda answer=dynamic: answer)
+        monkeypatch.setattr(window_attention, "is_dynamic", lambda _, answer=dynamic: answer)
         out = layer(x)
         weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
         results.append([out, *torch.autograd.grad((out * weight).sum(), [x, *layer.parameters()])])
@@ -50,7 +53,7 @@ def test_resampled_positions_are_torchs_with_their_gradients(seed, monkeypatch):
     table = torch.randn(1, prefix + old[0] * old[1], 5, dtype=torch.float64, requires_grad=True)
     results = []
     for answer in (False, True):
-        monkeypatch.setattr(positions, "changing", lambda _, answer=answer: answer)
+        monkeypatch.setattr(positions, "is_dynamic", lambda _, answer=answer: answer)
         out = resample_positions(table, old, new, prefix)
         weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
         results.append([out, *torch.autograd.grad((out * weight).sum(), [table])])
@@ -60,9 +63,9 @@ def test_resampled_positions_are_torchs_with_their_gradients(seed, monkeypatch):
 
 def test_the_operators_are_as_they_are_declared():
     x = torch.randn(1, 7, 6, 2)
-    torch.library.opcheck(window_places, (x, [3, 4], [1, 2], True, False))
-    torch.library.opcheck(window_places, (x, [2, 2], [0, 0], False, False))
-    torch.library.opcheck(partition_places, (x, [3, 4], "grid"))
+    torch.library.opcheck(window_indices, (x, [3, 4], [1, 2], "window", True, False))
+    torch.library.opcheck(window_indices, (x, [2, 2], [0, 0], "window", False, False))
+    torch.library.opcheck(window_indices, (x, [3, 4], [0, 0], "grid", True, False))
     torch.library.opcheck(resampling_weights, (x, 5, 3))
     torch.library.opcheck(index_in_table, (x, [2, 3], [4, 3]))
 
@@ -70,7 +73,7 @@ def test_the_operators_are_as_they_are_declared():
 @pytest.mark.parametrize("knows", [True, False])  # False: as with torch 2.11
 @pytest.mark.parametrize("name", ["swin", "maxvit"])
 def test_compiled_graphs_call_the_operators_and_exported_ones_do_not(name, knows, monkeypatch):
-    monkeypatch.setattr(shapes, "_KNOWS_EXPORT", knows)
+    monkeypatch.setattr(modes, "_KNOWS_EXPORT", knows)
     torch.compiler.reset()
     torch.manual_seed(0)
     model = vitrail.create_model(name, img_size=60, num_classes=5, **MODELS[name]).eval()
@@ -82,9 +85,8 @@ def test_compiled_graphs_call_the_operators_and_exported_ones_do_not(name, knows
 
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, backend=backend, fullgraph=True)(x), model(x))
-    places = "window_places" if name == "swin" else "partition_places"
     assert {name for name in called if "vitrail" in name} == {
-        f"vitrail.{places}.default",
+        "vitrail.window_indices.default",
         "vitrail.index_in_table.default",
     }
     program = torch.export.export(model, (x,))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiers import fast_first
-from vitrail.layers import mbconv
+from vitrail.layers.fast import mbconv
 from vitrail.layers.gelu import gelu
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, Conv3x3, MBConv, Stem
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitrail.layers import mlp as module
+from vitrail.layers.fast import mlp as module
 from vitrail.layers.mlp import Mlp
 
 
@@ -37,16 +37,16 @@ def test_pieces_by_hand(shape):
 def test_a_watched_layer_sees_all_tokens_at_once():
     layer = Mlp(4, 8)
     x = torch.randn(2, 20, 4)
-    assert layer._rows_at_once(x) == 6
+    assert module._rows_of_a_piece(layer, x) == 6
     with torch.no_grad():
-        assert layer._rows_at_once(x) == 4
-    assert layer._rows_at_once(x[:, :2]) is None
+        assert module._rows_of_a_piece(layer, x) == 4
+    assert module._rows_of_a_piece(layer, x[:, :2]) is None
     seen = []
     handle = layer.fc1.register_forward_hook(lambda _module, _args, out: seen.append(out.shape))
     layer(x)
     assert seen == [(2, 20, 8)]
     handle.remove()
-    assert layer._rows_at_once(x) == 6
+    assert module._rows_of_a_piece(layer, x) == 6
 
 
 @pytest.mark.usefixtures("_small_pieces")

@@ -9,14 +9,11 @@ import torch
 from torch import nn
 
 from vitrail.errors import ConfigError
-from vitrail.layers import relative_position
+from vitrail.layers.fast import relative_position, window_attention
 from vitrail.layers.positions import resample_relative_table
-from vitrail.layers.relative_position import (
-    RelativeBiasCache,
-    RelativePositionBias,
-    expand_table,
-    relative_position_index,
-)
+from vitrail.layers.relative_position import RelativePositionBias, expand_table, relative_position_index
+from vitrail.layers.window_attention import WindowAttention
+from vitrail.layers.windows import window_mask
 
 
 def test_index_of_window_7():
@@ -147,20 +144,20 @@ def test_functional_calls_see_the_tables_they_give():
 
 
 def test_another_thread_in_between_changes_no_bias():
-    cache, table = RelativeBiasCache(), nn.Parameter(torch.randn(49, 2), requires_grad=False)
+    layer = WindowAttention(8, 2, 4, (1, 1)).requires_grad_(False)
     cases = []
-    for window, groups in (((4, 4), 3), ((2, 3), 2), ((4, 4), 1)):
-        tokens = window[0] * window[1]
-        blocked = torch.rand(groups, tokens, tokens) < 0.3
-        bias = expand_table(table, window, (4, 4))
-        cases += [(window, blocked, bias.masked_fill(blocked[:, None], -torch.inf)), (window, None, bias)]
+    for size in ((6, 7), (2, 3), (9, 4), (4, 4)):
+        fit = layer.fit_windows(torch.zeros(1, *size, 8))
+        mask = window_mask(fit.size, fit.window, fit.shift, mask_padding=True)
+        bias = expand_table(layer.relative_position_bias_table, fit.window, (4, 4))
+        cases += [(fit, mask, bias.masked_fill(mask[:, None], -torch.inf)), (fit, None, bias)]
 
     def get(case):
-        return cache.expand(table, case[0], (4, 4), case[1])
+        return layer.attention_bias(case[0], case[1], torch.float32)
 
     def interrupt(frame, event, argument):
         # What another thread may do between any two lines; nothing is traced in here.
-        if frame.f_code.co_filename == relative_position.__file__ and event == "line":
+        if frame.f_code.co_filename in (relative_position.__file__, window_attention.__file__) and event == "line":
             get(others[0])
         return interrupt
 
@@ -188,7 +185,6 @@ def test_copies_and_pickles_start_empty():
     buffer = io.BytesIO()
     torch.save(layer, buffer)
     assert len(buffer.getvalue()) < 10_000
-    assert isinstance(copy.copy(layer._cache), RelativeBiasCache)
 
 
 def test_resampling_keeps_what_bicubic_keeps():

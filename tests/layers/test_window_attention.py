@@ -9,17 +9,11 @@ from torch._dynamo.testing import CompileCounter
 
 from tests.tiers import fast_first
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers import attention, window_attention
+from vitrail.layers.fast import attention, window_attention
+from vitrail.layers.fast.window_attention import reorder, window_order
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.window_attention import (
-    ShiftedWindowAttention,
-    WindowAttention,
-    WindowPlan,
-    plan_windows,
-    reorder,
-    window_mask,
-)
-from vitrail.layers.windows import merge_windows, partition_windows
+from vitrail.layers.window_attention import ShiftedWindowAttention, WindowAttention, masked_bias
+from vitrail.layers.windows import merge_windows, partition_windows, window_mask
 
 
 def attention_by_hand(layer, x, mask_padding=True):
@@ -144,18 +138,18 @@ def test_gradcheck(mask_padding, shift, grid):
 
 
 def test_reordering_is_a_permutation_with_its_gradients():
-    plan = plan_windows((6, 8), (3, 4), (1, 2), True)
+    order, inverse = window_order((6, 8), (3, 4), (1, 2))
     x = torch.randn(2, 48, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(reorder(reorder(x, plan.order, plan.inverse), plan.inverse, plan.order), x)
+    assert torch.equal(reorder(reorder(x, order, inverse), inverse, order), x)
 
     def call(x):
-        return reorder(x, plan.order, plan.inverse).square()
+        return reorder(x, order, inverse).square()
 
     assert torch.autograd.gradcheck(call, x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(call, x)
     stack = torch.randn(5, 2, 48, 3)
-    batched = torch.func.vmap(lambda x: reorder(x, plan.order, plan.inverse))(stack)
-    assert torch.equal(batched, stack[:, :, plan.order])
+    batched = torch.func.vmap(lambda x: reorder(x, order, inverse))(stack)
+    assert torch.equal(batched, stack[:, :, order])
 
 
 def test_a_row_of_padding_alone_gives_no_nan():
@@ -194,8 +188,8 @@ def test_a_map_that_is_padded_after_the_shift(seed):
     # Unshifted attention on each part that the shift made, from the same windows.
     plain = WindowAttention(8, 2, window, mask_padding=False)
     plain.load_state_dict(layer.state_dict())
-    blocked = window_mask(tuple(rolled.shape[1:3]), window, shift, mask_padding=False)
-    bias = plain.window_bias(window, WindowPlan(blocked=blocked), x.dtype).repeat(2, 1, 1, 1)
+    mask = window_mask(tuple(rolled.shape[1:3]), window, shift, mask_padding=False)
+    bias = masked_bias(plain.position_bias(window), mask, x.dtype).repeat(2, 1, 1, 1)
     mixed = plain.mix(partition_windows(rolled, window), TokenLayout("window"), bias)
     mixed = merge_windows(mixed, window, rolled.shape[1:3])[:, :H, :W].roll(shift, (1, 2))
     assert torch.allclose(layer(x), mixed, atol=1e-5)
@@ -226,11 +220,9 @@ def test_large_biases_are_not_repeated_for_each_image(make, images, monkeypatch)
 
 
 @pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
-def test_masks_are_made_once(make, monkeypatch):
+def test_masks_are_made_once(make):
     layers = [make(8, 2, (3, 4), (1, 2)) for _ in range(3)]
-    made = []
-    monkeypatch.setattr(window_attention, "window_mask", lambda *key: made.append(key) or window_mask(*key))
-    plan_windows.cache_clear()
+    window_attention._cached_mask.cache_clear()
     rng = random.Random(0)
     sizes = list({(rng.randint(4, 30), rng.randint(5, 30)) for _ in range(60)})
     with torch.no_grad():
@@ -238,10 +230,11 @@ def test_masks_are_made_once(make, monkeypatch):
             for size in sizes:
                 for layer in layers:
                     layer(torch.randn(1, *size, 8))
-        assert len(made) == len(sizes)
-        plan = plan_windows((7, 9), (3, 4), (1, 2), True)
-        bias = layers[0].window_bias((3, 4), plan, torch.float32)
-        assert layers[0].window_bias((3, 4), plan, torch.float32) is bias
+        assert window_attention._cached_mask.cache_info().misses == len(sizes)
+        x = torch.randn(1, 7, 9, 8)
+        fit = layers[0].fit_windows(x)
+        bias = layers[0].attention_bias(fit, layers[0].attention_mask(x, fit), torch.float32)
+        assert layers[0].attention_bias(fit, layers[0].attention_mask(x, fit), torch.float32) is bias
         assert bias.shape[0] == 9
 
 

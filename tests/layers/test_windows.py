@@ -119,7 +119,10 @@ def test_padding_is_kept_apart(partition, grid):
     window = (4, 4)
     padding = window_padding(grid, window)
     regions = padding_regions(grid, padding)
-    real = partition(pad_map(torch.ones(1, *grid, 1), padding), window).squeeze(-1) == 1
+    real = (
+        partition(pad_map(torch.ones(1, *grid, 1), (grid[0] + padding[0], grid[1] + padding[1])), window).squeeze(-1)
+        == 1
+    )
     assert (regions == 0).sum() == grid[0] * grid[1]
     allowed = same_region(partition(regions[None, :, :, None], window).squeeze(-1))
     assert torch.equal(allowed, real[:, :, None] == real[:, None, :])
@@ -129,8 +132,8 @@ def test_padding_appends_only_what_is_needed():
     x = torch.randn(2, 5, 8, 3)
     assert window_padding((5, 8), (4, 4)) == (3, 0)
     assert window_padding((1, 9), (7, 3)) == (6, 0)
-    padded = pad_map(x, (3, 0))
+    padded = pad_map(x, (8, 8))
     assert torch.equal(padded[:, :5], x)
     assert padded.shape == (2, 8, 8, 3)
     assert not padded[:, 5:].any()
-    assert pad_map(x, (0, 0)) is x
+    assert pad_map(x, (5, 8)) is x

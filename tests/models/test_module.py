@@ -16,7 +16,9 @@ import vitrail
 from tests.tiers import fast_first
 from vitrail.errors import ConfigError
 from vitrail.layers import mbconv, mlp
-from vitrail.layers.plain import is_plain
+from vitrail.layers.fast import mbconv as fast_mbconv
+from vitrail.layers.fast import mlp as fast_mlp
+from vitrail.layers.fast.dispatch import is_plain
 from vitrail.models import list_families
 
 CASES = {
@@ -56,9 +58,9 @@ def model(case):
 def _small_pieces(monkeypatch):
     """Every part of the fast paths runs in pieces, as on large images."""
     for name in ("_LARGE", "_PIECE", "_LARGE_TRAINING", "_PIECE_TRAINING"):
-        monkeypatch.setattr(mlp, name, 64)
-    monkeypatch.setattr(mbconv, "_WIDE_MAP", 400)
-    monkeypatch.setattr(mbconv, "_WORKING_SET", 400)
+        monkeypatch.setattr(fast_mlp, name, 64)
+    monkeypatch.setattr(fast_mbconv, "_WIDE_MAP", 400)
+    monkeypatch.setattr(fast_mbconv, "_WORKING_SET", 400)
 
 
 def test_the_state_dict_is_contiguous(model):

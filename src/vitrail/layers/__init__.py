@@ -2,6 +2,7 @@
 
 from vitrail.layers.attention import Attention
 from vitrail.layers.drop_path import DropPath
+from vitrail.layers.fast import registration as _registration  # noqa: F401  # registers the fast paths
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patch_merging import PatchMerging
@@ -9,7 +10,6 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.relative_position import relative_coords, relative_position_index
 from vitrail.layers.tap import AttentionTap, TokenLayout
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
-from vitrail.layers.window_attention import window_mask
 from vitrail.layers.windows import (
     merge_grid,
     merge_windows,
@@ -19,6 +19,7 @@ from vitrail.layers.windows import (
     shift_map,
     shifted_regions,
     unshift_map,
+    window_mask,
 )
 
 __all__ = [

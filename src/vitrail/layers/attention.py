@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: fused when nobody watches, explicit when a tap is armed."""
+"""Scaled dot-product attention: fused, or explicit while a tap is armed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.layers.modes import in_transform
-from vitrail.layers.shapes import known
+from vitrail.layers.fast.dispatch import with_fast_path
+from vitrail.layers.modes import in_transform, known
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
-# Numbers of a bias from which it costs more to repeat it for each image than to call the kernel once for each.
-_LARGE_BIAS = 1 << 16
-
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(Q K^T / sqrt(d) + bias), the matrix that the fused kernel never shows.
+    """Compute softmax(Q K^T / sqrt(d) + bias), which the fused kernel does not return.
 
     Args:
         q: Queries, shape ``(..., heads, N, d)``.
@@ -38,10 +35,10 @@ def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tenso
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, tap: AttentionTap, layout: TokenLayout, bias: Tensor | None = None
 ) -> Tensor:
-    """Attention through the fused kernel, or explicitly while ``tap`` is armed; equal to rounding.
+    """Attend through the fused kernel, or explicitly while ``tap`` is armed; equal to rounding.
 
     Args:
-        q: Queries, shape ``(B, heads, N, d)``, or ``(B, G, heads, N, d)`` for G groups in each image.
+        q: Queries, shape ``(B, heads, N, d)``, or ``(B, G, heads, N, d)`` for G groups of tokens in each image.
         k: Keys, shape ``(B, heads, M, d)``, or ``(B, G, heads, M, d)``.
         v: Values, shape ``(B, heads, M, e)``, or ``(B, G, heads, M, e)``.
         tap: Receives the weights while armed, those of groups as ``(B * G, heads, N, M)``.
@@ -52,30 +49,26 @@ def attend(
     Returns:
         Mixed values, shape ``(B, heads, N, e)`` or ``(B, G, heads, N, e)``.
     """
-    # On the CPU a bias with a gradient sends the fused kernel to a fallback slower than the plain products.
-    slow = bias is not None and bias.requires_grad and bias.device.type == "cpu"
-    if torch._C._get_tracing_state():
-        slow = False  # torch.jit.trace checks its graph by a second run, without gradients
-    if not tap.armed and not slow and not in_transform():
-        return _fused(q, k, v, bias)
+    # torch.func has no rules for the fused kernel.
+    if not tap.armed and not in_transform():
+        return fused_attention(q, k, v, bias)
     weights = attention_weights(q, k, bias)
-    # What is shown is what mixes the values, so that gradients reach it.
-    shown = weights.flatten(0, -4)
-    tap.report(shown, layout)
-    return shown.view_as(weights) @ v
+    # The reported tensor is the one that mixes the values, so that gradients reach it.
+    reported = weights.flatten(0, -4)
+    tap.report(reported, layout)
+    return reported.view_as(weights) @ v
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """The fused kernel, which knows one batch dimension and wants a bias for all of it or for none."""
+@with_fast_path("attention")
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Attend through torch's fused kernel, whose one batch dimension holds the groups of all images.
+
+    Arguments and result are those of :func:`attend`.
+    """
     if q.ndim == 4:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     images, groups = q.shape[:2]
     if bias is not None and not known(bias.shape[0] == 1):
-        eager = not torch.compiler.is_compiling() and q.device.type == "cpu"
-        if eager and images > 1 and bias.numel() >= _LARGE_BIAS:
-            mixed = [F.scaled_dot_product_attention(*qkv, attn_mask=bias) for qkv in zip(q, k, v, strict=True)]
-            # Stacked in the order in which the kernel wrote them: tokens before heads.
-            return torch.stack([image.transpose(1, 2) for image in mixed]).transpose(2, 3)
         bias = bias.expand(images, -1, -1, -1, -1).flatten(0, 1)
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).view(images, groups, *v.shape[1:])
@@ -85,8 +78,8 @@ class Attention(nn.Module):
     """Multi-head self-attention over all tokens.
 
     Args:
-        dim: Width of a token.
-        num_heads: Heads; must divide ``dim``.
+        dim: Number of channels.
+        num_heads: Number of attention heads; must divide ``dim``.
         qkv_bias: Whether queries, keys and values have a bias.
 
     Attributes:
@@ -127,13 +120,12 @@ class Attention(nn.Module):
         """Mix tokens in groups, for example windows.
 
         Args:
-            x: Tokens, shape ``(B, N, C)``, each row of the batch a group of its own; or ``(B, G, N, C)`` for G
-                groups in each image.
+            x: Tokens, shape ``(B, N, C)``, or ``(B, G, N, C)`` for G groups of tokens in each image.
             layout: What the groups are, for the tap.
             bias: Added before the softmax, as for :func:`attend`.
 
         Returns:
-            Tokens, shaped as they came.
+            Tokens, shape of ``x``.
         """
         qkv = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, x.shape[-1] // self.num_heads)
         q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
@@ -144,6 +136,6 @@ class Attention(nn.Module):
         return out
 
 
-def mask_to_bias(blocked: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a boolean mask (True = may not attend) into the bias that enforces it: 0 or minus infinity."""
-    return torch.zeros_like(blocked, dtype=dtype).masked_fill(blocked, float("-inf"))
+def mask_to_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a boolean mask (True: masked) into the bias that applies it: 0 or minus infinity."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))

@@ -15,10 +15,11 @@ from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
 from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.init import init_linears, init_patch_projection
+from vitrail.layers.modes import known
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions
-from vitrail.layers.shapes import divide_up, known
+from vitrail.layers.shapes import divide_up
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.window_attention import ShiftedWindowAttention

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.attention import Attention
-from vitrail.layers.plain import is_plain
+from vitrail.layers.fast.dispatch import is_plain
 
 # Second arguments of modules that attend from one sequence to another.
 _OF_KEYS = ("key", "keys", "k", "memory", "context")

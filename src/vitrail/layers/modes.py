@@ -1,16 +1,60 @@
-"""What torch does with the code that it runs, where a layer must know."""
+"""Modes in which torch runs the code of a layer: eager, transformed, traced, compiled or exported."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
+# Up to torch 2.11 every graph that Dynamo makes says that it is being exported (pytorch issue 176347). There programs
+# that are exported with strict=True have operators of ours; those of the default go past Dynamo.
+_KNOWS_EXPORT = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 12)
 
 
 def in_transform() -> bool:
-    """Whether derivatives or batches are being carried along by torch.func or by forward-mode differentiation.
+    """Whether torch.func or forward-mode differentiation carries derivatives or batches along.
 
-    Tensors then look plain and stand for others: no value may be kept beside them or read off them, results can
-    not be written into given memory, vmap knows one layout of memory, and fused kernels lack rules.
+    Tensors then look plain and stand for others: no value may be cached or read, results cannot be written into given
+    memory, vmap knows one memory format, and fused kernels lack rules.
     """
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def in_graph(x: Tensor) -> bool:
+    """Whether ``x`` is traced or stands for another tensor, so that no value of it may be cached."""
+    return (
+        torch.compiler.is_compiling()
+        or bool(torch._C._get_tracing_state())
+        or in_transform()
+        or type(x) not in (Tensor, nn.Parameter)
+    )
+
+
+def in_compiler() -> bool:
+    """Whether torch.compile makes a graph, which may call custom operators.
+
+    Not an exported one: programs of torch.export hold torch's own operators alone.
+    """
+    return torch.compiler.is_dynamo_compiling() and not (_KNOWS_EXPORT and torch.compiler.is_exporting())
+
+
+def known(condition: bool) -> bool:
+    """Whether a condition on sizes holds; while a graph for dynamic sizes is traced, whether it always does.
+
+    Asked in this way, a condition that depends on the size does not specialise the graph.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(condition)
+    return bool(condition)
+
+
+def is_dynamic(length: int) -> bool:
+    """Whether a length may differ at the next call of the graph that torch.compile makes."""
+    if in_compiler():
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return not has_static_value(length)
+    return False

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
-from vitrail.layers.shapes import divide_up, known, padding_to_multiple
+from vitrail.layers.modes import known
+from vitrail.layers.shapes import divide_up, padding_to_multiple
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 

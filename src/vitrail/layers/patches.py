@@ -7,23 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
-from vitrail.layers.modes import in_transform
-from vitrail.layers.shapes import Size, known, padding_to_multiple, to_pair
+from vitrail.layers.fast.dispatch import with_fast_path
+from vitrail.layers.modes import known
+from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
 from vitrail.layers.symbolic import one_node
-
-# Pixels of a patch up to which the convolution runs in channels_last: its result then is a map of tokens as it is,
-# which with patches of 4 spares a CPU a quarter to a third of the time of embedding, and with 8 up to a fifth. For
-# those of 16 the convolution itself is slower in that order by a tenth to a half, and the tokens are few.
-_SMALL_PATCH = 64
 
 
 def check_images(x: Tensor, bands: int, kernel: nn.Module) -> None:
-    """Refuse what is no batch of images for the convolution that sees them first.
+    """Validate a batch of images for the first convolution.
 
     Args:
-        x: Images, to be of shape ``(B, C, H, W)``.
+        x: Images, shape ``(B, C, H, W)``.
         bands: C.
-        kernel: That convolution, or a module in its place; with a ``weight``, the images must be of its type.
+        kernel: The convolution, or a module in its place; with a ``weight``, the images must have its dtype.
 
     Raises:
         ShapeError: No tensor, not four dimensions, another number of bands, or another type of number.
@@ -94,7 +90,11 @@ class PatchEmbed(nn.Module):
         bottom, right = padding_to_multiple(H, ph), padding_to_multiple(W, pw)
         if not known(bottom == 0) or not known(right == 0):
             x = F.pad(x, (0, right, 0, bottom))
-        if ph * pw <= _SMALL_PATCH and not in_transform():
-            x = x.contiguous(memory_format=torch.channels_last)
-        tokens: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
+        tokens: Tensor = self.norm(self.project(x).permute(0, 2, 3, 1))
         return tokens
+
+    @with_fast_path("patch_embed")
+    def project(self, x: Tensor) -> Tensor:
+        """Project each patch: images ``(B, in_chans, H, W)`` to ``(B, embed_dim, H / patch, W / patch)``."""
+        out: Tensor = self.proj(x)
+        return out

@@ -13,31 +13,22 @@ from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
-from vitrail.weights.rules import Convert, KeyMap, Rename, transpose_conv, transpose_dense
 
 _NORM_EPS = 1e-6
-
-# flax: layer norms have a scale, dense layers a kernel of (in, out), convolutions one of (H, W, in, out).
-_FLAX_MASKS = (
-    Rename(r"token_masking/Dense_0/(\w+)", r"masks.fc1.\1"),
-    Rename(r"token_masking/Dense_1/(\w+)", r"masks.fc2.\1"),
-    Convert(r"(masks\.fc[12]|mix)\.kernel", transpose_dense),
-    Rename(r"(.*)\.(?:kernel|scale)", r"\1.weight"),
-)
 
 
 class TokenLearner(nn.Module):
     """Learn ``num_tokens`` spatial maps from the tokens and pool the tokens with each.
 
     Version 1.0 computes the maps with four 3 x 3 convolutions and a sigmoid and *sums* over positions;
-    version 1.1 computes them token by token with a small perceptron and a softmax over positions, so that
+    version 1.1 computes them token by token with a small MLP and a softmax over positions, so that
     each learned token is a weighted mean.
 
     Args:
-        dim: Width of a token.
+        dim: Number of channels.
         num_tokens: Tokens to learn.
         version: ``"1.0"`` or ``"1.1"``.
-        bottleneck_dim: Hidden width of version 1.1's perceptron.
+        bottleneck_dim: Hidden width of version 1.1's MLP.
 
     Raises:
         ConfigError: An unknown version, or fewer than one token.
@@ -45,22 +36,8 @@ class TokenLearner(nn.Module):
     Source: arXiv:2106.11297, section 2.1; version 1.1: appendix and the authors' code.
     """
 
-    key_maps = (
-        KeyMap("vitrail", (r"norm\.weight", r"masks\..*")),
-        KeyMap(
-            "scenic",
-            (r"LayerNorm_0/scale", r"(Conv_0|token_masking/Dense_0)/kernel"),
-            (
-                Convert(r"Conv_\d/kernel", transpose_conv),
-                Rename(r"Conv_0/kernel", "masks.0.weight"),
-                Rename(r"Conv_1/kernel", "masks.2.weight"),
-                Rename(r"Conv_2/kernel", "masks.4.weight"),
-                Rename(r"Conv_3/kernel", "masks.6.weight"),
-                Rename(r"LayerNorm_0/(\w+)", r"norm.\1"),
-                *_FLAX_MASKS,
-            ),
-        ),
-    )
+    # Weights of other libraries: vitrail.weights.token_learner.
+    key_maps = ()
 
     def __init__(self, dim: int, num_tokens: int, version: str = "1.1", bottleneck_dim: int = 64) -> None:
         super().__init__()
@@ -83,7 +60,7 @@ class TokenLearner(nn.Module):
         self.tap = AttentionTap()
 
     def selection(self, x: Tensor) -> Tensor:
-        """The maps: how much each learned token takes of each position.
+        """Compute the maps: the weight of each position in each learned token.
 
         Args:
             x: Tokens on their grid, shape ``(B, H, W, C)``.
@@ -120,13 +97,13 @@ class TokenLearner(nn.Module):
 
 
 def init_masks(masks: nn.Module) -> None:
-    """Initialise what computes maps as the authors do: the maps differ from the start.
+    """Initialise the layers that compute maps as the authors do: the maps differ from the start.
 
     With the small weights of a transformer's other layers all maps begin as the same even spread, and learned tokens
     that are all alike take many epochs to part.
 
     Args:
-        masks: Perceptron (Xavier-uniform weights) or convolutions (LeCun-normal).
+        masks: MLP (Xavier-uniform weights) or convolutions (LeCun-normal).
 
     Source: the authors' code (scenic): its MlpBlock, and flax's default for convolutions.
     """
@@ -159,30 +136,18 @@ class TokenMix(nn.Linear):
 
 
 class TokenFuser(nn.Module):
-    """Spread learned tokens back over the positions they came from; the caller adds the originals.
+    """Spread learned tokens back over the positions they came from; the caller adds the residual.
 
     Args:
-        dim: Width of a token.
+        dim: Number of channels.
         num_tokens: Learned tokens.
-        bottleneck_dim: Hidden width of the perceptron that computes the mixing map.
+        bottleneck_dim: Hidden width of the MLP that computes the mixing map.
 
     Source: arXiv:2106.11297, section 2.2.
     """
 
-    key_maps = (
-        KeyMap("vitrail", (r"norm_original\.weight", r"mix\.weight")),
-        KeyMap(
-            "scenic",
-            (r"fuser_mix_norm1/scale", r"Dense_0/kernel"),
-            (
-                Rename(r"fuser_mix_norm1/(\w+)", r"norm_in.\1"),
-                Rename(r"fuser_mix_norm2/(\w+)", r"norm_mixed.\1"),
-                Rename(r"LayerNorm_0/(\w+)", r"norm_original.\1"),
-                Rename(r"Dense_0/(\w+)", r"mix.\1"),
-                *_FLAX_MASKS,
-            ),
-        ),
-    )
+    # Weights of other libraries: vitrail.weights.token_learner.
+    key_maps = ()
 
     def __init__(self, dim: int, num_tokens: int, bottleneck_dim: int = 64) -> None:
         super().__init__()
@@ -197,14 +162,14 @@ class TokenFuser(nn.Module):
 
     @one_node
     def forward(self, tokens: Tensor, original: Tensor) -> Tensor:
-        """Mix the learned tokens and hand each position its share.
+        """Mix the learned tokens and spread them over the positions.
 
         Args:
             tokens: Learned tokens, shape ``(B, S, C)``.
             original: The tokens that they were learned from, shape ``(B, N, C)``.
 
         Returns:
-            What to add to ``original``, shape ``(B, N, C)``.
+            Residual to add to ``original``, shape ``(B, N, C)``.
 
         Raises:
             ShapeError: Another number or width of tokens.

@@ -1,22 +1,24 @@
 """Groups of tokens that attend among themselves: windows (neighbours) and grids (tokens spread over the map).
 
-A map whose size is no multiple of the group's is padded at the bottom and right. Which tokens of a group
-may attend to which is said by *regions*: a label for each token, where only equal labels meet. Padding is a
-region of its own, so that it never reaches a real token and no row of the attention is empty.
+A map whose size is no multiple of the group's is padded at the bottom and right. *Regions* say which tokens of a group
+attend to each other: those with the same label. Padding is a region of its own, so that it never reaches a real token
+and no row of the attention is empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ShapeError
-from vitrail.layers.shapes import divide_up, known, padding_to_multiple
+from vitrail.layers.modes import known
+from vitrail.layers.shapes import padding_to_multiple
 
 Pair = tuple[int, int]
+Kind = Literal["window", "grid"]
 
 
 def partition_windows(x: Tensor, window: Pair) -> Tensor:
@@ -43,7 +45,7 @@ def partition_windows(x: Tensor, window: Pair) -> Tensor:
 
 
 def merge_windows(windows: Tensor, window: Pair, grid: Pair) -> Tensor:
-    """Put windows back in their places; the inverse of :func:`partition_windows`.
+    """Join windows to a feature map; the inverse of :func:`partition_windows`.
 
     Args:
         windows: Shape ``(B * H/wh * W/ww, wh * ww, C)``.
@@ -89,7 +91,7 @@ def partition_grid(x: Tensor, grid_size: Pair) -> Tensor:
 
 
 def merge_grid(groups: Tensor, grid_size: Pair, grid: Pair) -> Tensor:
-    """Put the tokens of spread groups back in their places; the inverse of :func:`partition_grid`.
+    """Join spread groups to a feature map; the inverse of :func:`partition_grid`.
 
     Args:
         groups: Shape ``(B * H/gh * W/gw, gh * gw, C)``.
@@ -110,7 +112,7 @@ def merge_grid(groups: Tensor, grid_size: Pair, grid: Pair) -> Tensor:
 
 
 def count_groups(grid: Pair, group: Pair) -> int:
-    """How many groups make up a map whose size is a multiple of theirs."""
+    """Count the groups of a map whose size is a multiple of theirs."""
     return grid[0] // group[0] * (grid[1] // group[1])
 
 
@@ -119,20 +121,26 @@ def window_padding(grid: Pair, window: Pair) -> Pair:
     return padding_to_multiple(grid[0], window[0]), padding_to_multiple(grid[1], window[1])
 
 
-def pad_map(x: Tensor, padding: Pair) -> Tensor:
-    """Append rows and columns of zeros to ``(B, H, W, C)`` at the bottom and right, if any."""
-    if known(padding[0] == 0) and known(padding[1] == 0):
+def pad_map(x: Tensor, size: Pair) -> Tensor:
+    """Zero-pad ``(B, H, W, C)`` at the bottom and right to a map of this height and width."""
+    bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
+    if known(bottom == 0) and known(right == 0):
         return x
-    return F.pad(x, (0, 0, 0, padding[1], 0, padding[0]))
+    return F.pad(x, (0, 0, 0, right, 0, bottom))
 
 
-def cut_map(x: Tensor, grid: Pair) -> Tensor:
-    """Take away what :func:`pad_map` appended to a map of size ``grid``, if anything."""
-    if known(x.shape[1] == grid[0]) and known(x.shape[2] == grid[1]):
+def crop_map(x: Tensor, size: Pair) -> Tensor:
+    """Crop ``(B, H, W, C)`` at the bottom and right to a map of this height and width; undoes :func:`pad_map`."""
+    if known(x.shape[1] == size[0]) and known(x.shape[2] == size[1]):
         return x
-    x = x[:, : grid[0], : grid[1]]
-    # A graph for changing sizes should not depend on whether the cut removed anything.
+    x = x[:, : size[0], : size[1]]
+    # A graph for dynamic sizes should not depend on whether the crop removed anything.
     return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
+
+
+def roll_map(x: Tensor, shift: Pair) -> Tensor:
+    """Roll ``(B, H, W, C)`` down and to the right by rows and columns."""
+    return x if known(shift[0] == 0) and known(shift[1] == 0) else x.roll(shift, (1, 2))
 
 
 def shift_map(x: Tensor, padding: Pair, shift: Pair, pad_after_shift: bool = False) -> Tensor:
@@ -144,27 +152,22 @@ def shift_map(x: Tensor, padding: Pair, shift: Pair, pad_after_shift: bool = Fal
         shift: Rows and columns of the roll.
         pad_after_shift: Whether to roll first, as timm does: the padding then stays where it was appended.
     """
-    if pad_after_shift:
-        return pad_map(_roll(x, (-shift[0], -shift[1])), padding)
-    return _roll(pad_map(x, padding), (-shift[0], -shift[1]))
+    size, back = (x.shape[1] + padding[0], x.shape[2] + padding[1]), (-shift[0], -shift[1])
+    return pad_map(roll_map(x, back), size) if pad_after_shift else roll_map(pad_map(x, size), back)
 
 
 def unshift_map(x: Tensor, grid: Pair, shift: Pair, pad_after_shift: bool = False) -> Tensor:
     """The inverse of :func:`shift_map`, to a map of size ``grid``."""
-    return _roll(cut_map(x, grid), shift) if pad_after_shift else cut_map(_roll(x, shift), grid)
-
-
-def _roll(x: Tensor, shift: Pair) -> Tensor:
-    return x if known(shift[0] == 0) and known(shift[1] == 0) else x.roll(shift, (1, 2))
+    return roll_map(crop_map(x, grid), shift) if pad_after_shift else crop_map(roll_map(x, shift), grid)
 
 
 def padding_regions(grid: Pair, padding: Pair, device: torch.device | None = None) -> Tensor:
-    """Labels of a padded map: 0 for real tokens, -1 for the padding.
+    """Label a padded map: 0 for real tokens, -1 for padding.
 
     Args:
         grid: Height and width before padding.
         padding: Rows and columns appended at the bottom and right.
-        device: Where to make them.
+        device: Device of the result.
 
     Returns:
         Labels, shape ``(H + padding rows, W + padding columns)``, int64.
@@ -177,7 +180,7 @@ def padding_regions(grid: Pair, padding: Pair, device: torch.device | None = Non
 def shifted_regions(
     grid: Pair, padding: Pair, shift: Pair, mask_padding: bool = True, device: torch.device | None = None
 ) -> Tensor:
-    """Labels of a padded map that was rolled up and left by ``shift``, at its tokens' places after that.
+    """Label the regions of a padded map after a roll up and left by ``shift``.
 
     Rows that were rolled from the top to the bottom have no neighbours there in the image, nor do such
     columns: each combination of rolled and not rolled is a region.
@@ -187,7 +190,7 @@ def shifted_regions(
         padding: Rows and columns appended at the bottom and right before rolling.
         shift: Rows and columns of the roll.
         mask_padding: Whether the padding is a region of its own (-1), or belongs to where it lies.
-        device: Where to make them.
+        device: Device of the result.
 
     Returns:
         Labels, shape ``(H + padding rows, W + padding columns)``, int64; 0 to 3 besides the padding.
@@ -204,7 +207,7 @@ def shifted_regions(
 
 
 def same_region(groups: Tensor) -> Tensor:
-    """Which tokens of a group may attend to which: those with the same label.
+    """Compute which tokens of a group attend to each other: those with the same label.
 
     Args:
         groups: Labels of the tokens of each group, shape ``(groups, n)``: regions that were partitioned like
@@ -242,53 +245,41 @@ def _check_groups(groups: Tensor, group: Pair, grid: Pair, name: str) -> None:
         )
 
 
-def places_on_map(grid: Pair, device: torch.device | None = None) -> Tensor:
-    """A map ``(1, H, W, 1)`` of each token's own place, row-major: what becomes of it is the order of the tokens."""
-    return torch.arange(grid[0] * grid[1], device=device).view(1, *grid, 1)
+def partition_map(x: Tensor, group: Pair, kind: Kind) -> Tensor:
+    """:func:`partition_windows` or :func:`partition_grid`."""
+    return partition_windows(x, group) if kind == "window" else partition_grid(x, group)
 
 
-def places_in_groups(order: Tensor, grid: Pair, full: Pair) -> tuple[Tensor, Tensor]:
-    """Where the tokens of a map go when it is padded and split into groups, and where they come back from.
+def merge_map(groups: Tensor, group: Pair, grid: Pair, kind: Kind) -> Tensor:
+    """:func:`merge_windows` or :func:`merge_grid`."""
+    return merge_windows(groups, group, grid) if kind == "window" else merge_grid(groups, group, grid)
+
+
+def window_mask(
+    grid: Pair,
+    window: Pair,
+    shift: Pair,
+    mask_padding: bool,
+    device: torch.device | None = None,
+    kind: Kind = "window",
+) -> Tensor:
+    """Compute the attention mask of shifted windows or of grids: pairs of tokens from different regions of the map.
+
+    Masked scores are minus infinity here; the authors' code of Swin adds -100, which leaves a weight of about 1e-44.
 
     Args:
-        order: Place on the padded map of each token, group by group, shape ``(full[0] * full[1],)``: a permutation.
-        grid: Height and width of the map before padding.
-        full: Height and width of the padded map.
+        grid: Height and width of the map before padding, in tokens.
+        window: Height and width of a window.
+        shift: Rows and columns by which the windows are shifted.
+        mask_padding: Whether padded tokens are masked as keys.
+        device: Device of the result.
+        kind: "window", or "grid" for tokens that are spread over the map.
 
     Returns:
-        For each place in the groups the token on the map, shape of ``order``, ``H * W`` for one that pads it; for each
-        token its place in the groups, shape ``(H * W,)``.
+        True where a query (row) may not attend to a key (column), shape ``(windows, n, n)``, bool; windows and tokens
+        are row-major on the padded and shifted map. No row is all True.
+
+    Source: Liu et al. 2021, arXiv:2103.14030, section 3.2, figure 4.
     """
-    H, W = grid
-    tokens = torch.full(full, H * W, device=order.device)
-    tokens[:H, :W] = torch.arange(H * W, device=order.device).view(H, W)
-    return tokens.flatten()[order], order.argsort().view(full)[:H, :W].flatten()
-
-
-def take_tokens(x: Tensor, places: Tensor) -> Tensor:
-    """The tokens of a map that go to each place of the groups, zeros where there is none.
-
-    Args:
-        x: Tokens, shape ``(B, H, W, C)``.
-        places: As :func:`places_in_groups` gives them, shape ``(N,)``.
-
-    Returns:
-        Shape ``(B, N, C)``.
-    """
-    return F.pad(x.flatten(1, 2), (0, 0, 0, 1)).index_select(1, places)
-
-
-def shapes_of_places(x: Tensor, window: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Tensors of the shapes that :func:`places_in_groups` and a mask of pairs have for a map, for who traces them.
-
-    Args:
-        x: The map, shape ``(B, H, W, C)``.
-        window: Height and width of a group.
-    """
-    rows, columns = (divide_up(length, w) for length, w in zip(x.shape[1:3], window, strict=True))
-    n = window[0] * window[1]
-    return (
-        x.new_empty(rows * columns * n, dtype=torch.int64),
-        x.new_empty(x.shape[1] * x.shape[2], dtype=torch.int64),
-        x.new_empty(rows * columns, n, n, dtype=torch.bool),
-    )
+    regions = shifted_regions(grid, window_padding(grid, window), shift, mask_padding, device)
+    return ~same_region(partition_map(regions[None, :, :, None], window, kind).squeeze(-1))

@@ -28,6 +28,7 @@ from vitrail.weights.normalisation import Normalization
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap
+from vitrail.weights.token_learner import maps_of
 
 # Share of a checkpoint's keys that must have a family's names, numbers aside, or the other way round.
 _ENOUGH = 0.6
@@ -233,7 +234,7 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
     if refusals:
         raise refusals[0]
     for layer in (layer for family, _ in known for layer in family.layers):
-        layer_maps = list(layer.key_maps)
+        layer_maps = maps_of(layer)
         readings = find_candidates(checkpoint, partial(prefixes_of_maps, maps=layer_maps))
         if readings:
             reading, notes = choose_candidate(readings, checkpoint, key, where, spelling)

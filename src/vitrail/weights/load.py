@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from vitrail.weights.read import read_location
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap
+from vitrail.weights.token_learner import maps_of
 from vitrail.weights.wrapped import network_inside
 
 # Names of modules that serve training only and do not affect the logits.
@@ -233,10 +234,11 @@ def _choose(
         WeightsError: No key map recognises any, or several weights could be meant.
     """
     own = KeyMap("vitrail", ())
-    known = {"vitrail": own, **{m.source: m for m in cast(Loadable, model).key_maps}}
+    own_maps = maps_of(type(model))
+    known = {"vitrail": own, **{m.source: m for m in own_maps}}
     if source != "auto" and source not in known:
         raise ConfigError(f"unknown source {source!r} for {type(model).__name__}{closest(source, known)}")
-    maps = list(cast(Loadable, model).key_maps) if source == "auto" else [known[source]]
+    maps = own_maps if source == "auto" else [known[source]]
     names = model.state_dict() if source in ("auto", "vitrail") else {}
     candidates = find_candidates(
         checkpoint, lambda state: prefixes_of_maps(state, maps) or prefixes_of_names(state, names)

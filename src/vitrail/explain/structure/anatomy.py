@@ -19,12 +19,10 @@ from vitrail.explain.capture.groups import group_members, normalize_rows
 from vitrail.explain.capture.record import CapturedMixing, capture_attention, layer_stride
 from vitrail.explain.structure.positions import RelativeBias, relative_bias
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
-from vitrail.layers.partition_attention import padding_blocked
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.tap import TokenLayout
-from vitrail.layers.window_attention import window_mask
-from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shifted_regions
+from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shifted_regions, window_mask
 from vitrail.models.base import VisionModel
 
 Pair = tuple[int, int]
@@ -305,7 +303,7 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     else:
         partition = partition_grid
         regions = padding_regions(grid, layout.padding)
-        blocked = padding_blocked(grid, layout.window, "grid")
+        blocked = window_mask(grid, layout.window, (0, 0), mask_padding=True, kind="grid")
     members = group_members(layout)
     labels = partition(regions[None, :, :, None], layout.window).squeeze(-1)
     return Groups(name, layout, stride, members, regions, labels, blocked)

@@ -21,9 +21,10 @@ from vitrail.layers.head import POOLS, Head, Pool, pool_tokens
 from vitrail.layers.init import init_linears
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mixer import call_mixer
-from vitrail.layers.partition_attention import Kind, PartitionAttention
+from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
+from vitrail.layers.windows import Kind
 from vitrail.models.base import (
     Ends,
     FeatureInfo,
