@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vitrail
-from tests.tiers import fast_first
+from tests.tiers import fast_first, fast_paths_on
 from vitrail.layers import modes
 from vitrail.layers.fast import positions, window_attention
 from vitrail.layers.fast.positions import resampling_weights
@@ -15,6 +15,8 @@ from vitrail.layers.fast.window_attention import window_indices
 from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.window_attention import WindowAttention
+
+pytestmark = fast_paths_on
 
 
 def _layer(kind, rng):
