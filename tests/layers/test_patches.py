@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.tiers import fast_paths_on
 from vitrail.layers.patches import PatchEmbed
 
 
@@ -28,6 +29,7 @@ def test_patches_are_their_definition(patch_size, layout):
         torch.testing.assert_close(tokens, _slowly(embed, x), rtol=1e-4, atol=1e-4)
 
 
+@fast_paths_on
 @pytest.mark.parametrize("patch_size", [2, 4, (4, 8), 8])
 @pytest.mark.parametrize("size", [(32, 32), (29, 43)])
 def test_tokens_of_small_patches_need_no_reordering(patch_size, size):

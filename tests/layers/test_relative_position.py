@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tiers import fast_paths_on
 from vitrail.errors import ConfigError
 from vitrail.layers.fast import relative_position, window_attention
 from vitrail.layers.positions import resample_relative_table
@@ -60,6 +61,7 @@ def test_gradient_counts_how_often_an_offset_occurs():
     assert torch.equal(layer.relative_position_bias_table.grad[:, 0], expected)
 
 
+@fast_paths_on
 def test_bias_is_kept_only_without_gradient():
     layer = RelativePositionBias(3, num_heads=2)
     assert layer().requires_grad

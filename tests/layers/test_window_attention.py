@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
-from tests.tiers import fast_first
+from tests.tiers import fast_first, fast_paths_on
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.fast import attention, window_attention
 from vitrail.layers.fast.window_attention import reorder, window_order
@@ -201,6 +201,7 @@ def test_a_map_that_is_padded_after_the_shift(seed):
         assert torch.allclose(other(x), mixed, atol=1e-5)
 
 
+@fast_paths_on
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
 def test_large_biases_are_not_repeated_for_each_image(make, images, monkeypatch):
@@ -219,6 +220,7 @@ def test_large_biases_are_not_repeated_for_each_image(make, images, monkeypatch)
     assert len({mask.data_ptr() for mask in sizes}) == 1
 
 
+@fast_paths_on
 @pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
 def test_masks_are_made_once(make):
     layers = [make(8, 2, (3, 4), (1, 2)) for _ in range(3)]
@@ -238,6 +240,7 @@ def test_masks_are_made_once(make):
         assert bias.shape[0] == 9
 
 
+@fast_paths_on
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
 @pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
