@@ -63,7 +63,7 @@ def test_streams_by_name_and_in_order():
     [
         (("rolout",), {}, ConfigError, "did you mean 'rollout'"),
         (("rollout",), {"discard": 0.1}, ConfigError, "did you mean 'discard_ratio'"),
-        (("probe", 3), {}, ConfigError, "no class 3: the model has 3"),
+        (("probe", 3), {}, ConfigError, "from 0 to 2, got 3"),
         (("probe", [0, 1, 2]), {}, ConfigError, "each of the 2 images"),
         (("probe", 0.5), {}, ConfigError, "index of a class"),
     ],

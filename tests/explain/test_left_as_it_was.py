@@ -160,7 +160,7 @@ def test_no_more_is_kept_than_the_memory_budget():
     with torch.no_grad(), capture_attention(model, keep=lambda step: None, memory_budget=0) as record:
         model(*inputs)
     assert not record.steps
-    with pytest.raises(ConfigError, match="at least 0, got -1"), capture_attention(model, memory_budget=-1):
+    with pytest.raises(ConfigError, match="at least 0 bytes, got -1"), capture_attention(model, memory_budget=-1):
         pass
 
 

@@ -65,7 +65,7 @@ def test_a_permutation_takes_the_bands_of_other_images():
         with torch.no_grad():
             expected = model(x)[:, 0] - model(swapped)[:, 0]
         assert torch.allclose(found.scores[:, band], expected, atol=1e-5)
-    with pytest.raises(ConfigError, match="two"):
+    with pytest.raises(ConfigError, match="at least 2 images"):
         band_importance(model, x[:1], 0, "permutation")
 
 
@@ -91,7 +91,7 @@ def test_one_image_has_no_interval_and_bad_settings_are_refused():
         ({"by": "integrated_gradients", "score": "probability"}, "logit"),
         ({"by": "noise", "repeats": 0}, "repeats"),
         ({"confidence": 1.0}, "confidence"),
-        ({"target": 9}, "no class 9"),
+        ({"target": 9}, "from 0 to 3, got 9"),
     ):
         with pytest.raises(ConfigError, match=words):
             band_importance(model, x, **settings)

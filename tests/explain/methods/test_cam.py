@@ -186,7 +186,7 @@ def test_with_a_class_token_the_patches_before_the_last_block():
 
 @pytest.mark.parametrize(
     ("layer", "words"),
-    [(3, "0 to 2"), ("block.1", r"did you mean 'blocks\.\d'"), (True, "a whole number"), (-4, "0 to 2")],
+    [(3, "-3 to 2"), ("block.1", r"did you mean 'blocks\.\d'"), (True, "a whole number"), (-4, "-3 to 2")],
 )
 def test_levels_that_are_not_there(layer, words):
     model = tiny_model("vit mean")
@@ -207,7 +207,7 @@ def test_a_stream_left_out_has_no_map():
     model = vitrail.create_model("hvt", **{**SETTINGS["hvt two streams"][1], "missing_spectral": "learned"})
     image = torch.randn(1, 3, 24, 24)
     assert list(explain(model, image, "gradcam")) == ["image"]
-    with pytest.raises(ConfigError, match="left out"):
+    with pytest.raises(ConfigError, match="without an input"):
         explain(model, image, "gradcam", layer="spectral.stages.0")
 
 

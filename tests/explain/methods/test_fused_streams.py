@@ -83,7 +83,7 @@ def test_bad_input():
     model, image, spectral = _model(random.Random(3), "concat")
     with pytest.raises(ConfigError, match="37 x 30 pixels"):
         spectral_regions(model, image, spectral, boxes=[(0, 0, 38, 30)])
-    with pytest.raises(ConfigError, match="input of both"):
+    with pytest.raises(ConfigError, match="inputs of both"):
         stream_shares(model, image)
     alone = vitrail.create_model("hvt", img_size=16, patch_size=4, embed_dim=8, depths=(1,), num_heads=(2,))
     with pytest.raises(ConfigError, match="has one stream"):

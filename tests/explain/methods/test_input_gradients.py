@@ -159,8 +159,8 @@ def test_a_stream_left_out():
         ("saliency", {"batch_size": 0}, "batch_size"),
         ("smoothgrad", {"noise": 0.0}, "noise"),
         ("smoothgrad", {"samples": 0.5}, "samples"),
-        ("occlusion", {"window": 22}, "1 to the 21 pixels"),
-        ("occlusion", {"window": 4, "stride": 5}, "never covered"),
+        ("occlusion", {"window": 22}, "1 to 21 pixels"),
+        ("occlusion", {"window": 4, "stride": 5}, "leave gaps"),
     ],
 )
 def test_settings_that_make_no_sense(method, settings, words):

@@ -121,9 +121,9 @@ def test_attention_as_a_method():
     ("family", "settings", "words"),
     [
         ("vit", {"layer": "blocks.1.atn"}, r"did you mean 'blocks\.1\.attn'"),
-        ("vit", {"layer": 2}, "has 2 layers with attention, numbered from 0; got 2"),
-        ("vit", {"head": 2}, "has 2 heads, numbered from 0; got 2"),
-        ("vit", {"query": (40, 0)}, "not a place"),
+        ("vit", {"layer": 2}, "layer must be from -2 to 1, got 2"),
+        ("vit", {"head": 2}, "head must be from 0 to 1 in .*, got 2"),
+        ("vit", {"query": (40, 0)}, "not a position"),
         ("vit", {"query": "cls"}, r"\(a whole number, a whole number\)"),
         ("swin", {"query": "class"}, "no class token"),
     ],
@@ -157,9 +157,9 @@ def test_tokens_one_by_one(fuse):
     one = explain(model, x, "tokens", learner=int(fuse), token=2)
     assert torch.equal(one.tokens, maps[:, 2])
     assert one.map.shape == (2, 16, 24)
-    with pytest.raises(ConfigError, match="learns 3 tokens"):
+    with pytest.raises(ConfigError, match="token must be from 0 to 2, got 3"):
         explain(model, x, "tokens", token=3)
-    with pytest.raises(ConfigError, match="numbered from 0; got 2"):
+    with pytest.raises(ConfigError, match=r"learner must be from 0 to .*, got 2"):
         explain(model, x, "tokens", learner=2)
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.explain.tiny_models import KnownModel, known_case, tiny_inputs, tiny_model
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain import deletion, explain, infidelity, insertion, road, sensitivity
-from vitrail.explain.methods.baselines import make_baseline
+from vitrail.explain.methods.baselines import blur, make_baseline
 from vitrail.explain.metrics.remove_and_debias import impute
 from vitrail.explain.metrics.scoring import rank_pixels
 
@@ -137,8 +137,18 @@ def test_imputation_noise_and_limits():
     assert float(filled[0, :, removed[0]].std()) == pytest.approx(0.5, rel=0.15)
     assert torch.equal(filled[0], filled[1])
     assert torch.equal(impute(x, torch.zeros(2, 40, 40, dtype=torch.bool)), x)
-    with pytest.raises(ConfigError, match="all pixels are removed"):
+    with pytest.raises(ConfigError, match="all pixels of an image are removed"):
         impute(x, torch.ones(2, 40, 40, dtype=torch.bool))
+    with pytest.raises(ConfigError, match=r"noise must be .* at least 0, got -0.1"):
+        impute(x, removed, noise=-0.1)
+    with pytest.raises(ShapeError, match="removed must be"):
+        impute(x, removed[:, :3])
+
+
+@pytest.mark.parametrize("sigma", [0, -1.0, float("nan"), float("inf"), True])
+def test_blur_needs_a_positive_sigma(sigma):
+    with pytest.raises(ConfigError, match=r"sigma must be a finite number above 0, got"):
+        blur(torch.zeros(1, 1, 8, 8), sigma)
 
 
 def test_road_equals_the_loop_by_hand():
@@ -227,7 +237,7 @@ def test_sensitivity_of_two_streams_and_of_gradients():
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda m, x, a: deletion(m, x, {"image": a[:, :3]}), ShapeError, "want"),
+        (lambda m, x, a: deletion(m, x, {"image": a[:, :3]}), ShapeError, "expected"),
         (lambda m, x, a: deletion(m, x, {"thermal": a}), ConfigError, "thermal"),
         (lambda m, x, a: deletion(m, x, {}), ConfigError, "no map"),
         (lambda m, x, a: deletion(m, x, {"image": a * math.nan}), ConfigError, "not finite"),

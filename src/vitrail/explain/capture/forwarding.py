@@ -1,11 +1,13 @@
-"""Models as functions of the inputs that were given, as captum wants them, and in pieces that fit into memory."""
+"""Run a model on its present inputs, in batches, and score a class."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
@@ -15,27 +17,27 @@ SCORES = ("probability", "independent", "logit")
 
 
 def given(model: VisionModel, inputs: Inputs) -> dict[str, Tensor]:
-    """The inputs that are there, by the names of their streams."""
+    """Return the inputs that are not None, by stream."""
     return {stream.name: x for stream, x in zip(model.streams, inputs, strict=False) if x is not None}
 
 
 def forward_of(model: VisionModel, inputs: Inputs) -> Callable[..., Tensor]:
-    """The model as a function of those inputs alone that are there; the others stay left out."""
+    """Return the model as a function of the inputs that are not None."""
     present = [x is not None for x in inputs]
 
     def forward(*tensors: Tensor) -> Tensor:
         remaining = iter(tensors)
-        logits: Tensor = model(*(next(remaining) if there else None for there in present))
+        logits: Tensor = model(*(next(remaining) if is_present else None for is_present in present))
         return logits
 
     return forward
 
 
 def in_batches(count: int, batch_size: int) -> Iterator[slice]:
-    """Slices of at most ``batch_size`` out of ``count``.
+    """Split ``range(count)`` into slices of at most ``batch_size``.
 
     Raises:
-        ConfigError: A batch without images.
+        ConfigError: ``batch_size`` is below 1.
     """
     check_count("batch_size", batch_size)
     for start in range(0, count, batch_size):
@@ -43,39 +45,61 @@ def in_batches(count: int, batch_size: int) -> Iterator[slice]:
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> None:
-    """Refuse what is no whole number or too small.
+    """Check that a setting is a whole number of at least ``minimum``.
 
     Raises:
-        ConfigError: Naming the setting and the value.
+        ConfigError: It is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
 
 
+def check_positive(name: str, value: float) -> None:
+    """Check that a setting is a finite number above 0.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be a finite number above 0, got {value!r}")
+
+
 def slice_inputs(inputs: Inputs, part: slice) -> tuple[Tensor | None, ...]:
-    """Some of the images of every stream."""
+    """Return a slice of the images of every stream."""
     return tuple(None if x is None else x[part] for x in inputs)
 
 
 def check_score(score: str) -> None:
-    """Refuse a score that there is not.
+    """Check the name of a score.
 
     Raises:
-        ConfigError: Naming those that there are.
+        ConfigError: There is no such score.
     """
     if score not in SCORES:
         raise ConfigError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
 
 
 def to_scores(logits: Tensor, score: str) -> Tensor:
-    """Logits as they are, as probabilities of one class out of all, or of each label independently."""
+    """Convert logits to a score: "probability" (softmax), "independent" (sigmoid, for multi-label) or "logit"."""
     if score == "logit":
         return logits
     return logits.softmax(dim=1) if score == "probability" else logits.sigmoid()
 
 
 def score_class(model: VisionModel, inputs: Inputs, target: Tensor, score: str) -> Tensor:
-    """The score of each image's class, shape ``(B,)``, without a graph."""
+    """Compute the score of each image's class, shape ``(B,)``, without a graph."""
     with torch.no_grad():
         logits: Tensor = model(*inputs)
         return to_scores(logits.float(), score).gather(1, target[:, None])[:, 0]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Turn gradients of parameters off, so that no layer stores its input for them; restore on exit."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.requires_grad_(False)
+        yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)

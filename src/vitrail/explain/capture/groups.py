@@ -1,4 +1,4 @@
-"""Tokens of a map in the groups in which a layer let them meet, and back."""
+"""Partition of tokens into the groups (windows, grids) of a layer, and its inverse."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from vitrail.layers.windows import (
 
 
 def to_groups(values: Tensor, layout: TokenLayout) -> Tensor:
-    """Sort a value of each token into the groups of a layer.
+    """Partition a value of each token into the groups of a layer.
 
     Args:
         values: Shape ``(B, H * W)``, row-major on the grid.
-        layout: Of a layer of kind "window" or "grid".
+        layout: Layout of kind "window" or "grid".
 
     Returns:
         Shape ``(B * groups, n)``; zero at padding.
     """
     grid, window = layout.query_grid, layout.window
-    assert grid is not None, "groups are parts of a grid"
-    assert window is not None, "groups have a size"
+    assert grid is not None, "layers with groups have a grid"
+    assert window is not None, "layers with groups have a window"
     rolled = shift_map(values.view(len(values), *grid, 1), layout.padding, layout.shift, layout.pad_after_shift)
     return (partition_windows if layout.kind == "window" else partition_grid)(rolled, window).squeeze(-1)
 
 
 def from_groups(groups: Tensor, layout: TokenLayout) -> Tensor:
-    """The inverse of :func:`to_groups`: ``(B * groups, n)`` to ``(B, H * W)``, without the padding."""
+    """Invert :func:`to_groups`: ``(B * groups, n)`` to ``(B, H * W)``, without padding."""
     grid, window = layout.query_grid, layout.window
-    assert grid is not None, "groups are parts of a grid"
-    assert window is not None, "groups have a size"
+    assert grid is not None, "layers with groups have a grid"
+    assert window is not None, "layers with groups have a window"
     full = (grid[0] + layout.padding[0], grid[1] + layout.padding[1])
     merged = (merge_windows if layout.kind == "window" else merge_grid)(groups[..., None], window, full)
     return unshift_map(merged, grid, layout.shift, layout.pad_after_shift).flatten(1)
@@ -48,27 +48,27 @@ def from_groups(groups: Tensor, layout: TokenLayout) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def group_members(layout: TokenLayout, device: torch.device | None = None) -> Tensor:
-    """Place (row-major on the grid) of each token of each group, shape ``(groups, n)``; -1: padding."""
-    assert layout.query_grid is not None, "groups are parts of a grid"
-    # Places count from 1 on the way, so that the zeros of the padding can be told from them.
-    with torch.inference_mode(False):  # what is kept must be of use outside of it
-        places = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
-        return to_groups(places[None], layout) - 1
+    """Return the row-major index on the grid of each token of each group, shape ``(groups, n)``; -1 is padding."""
+    assert layout.query_grid is not None, "layers with groups have a grid"
+    # Indices start at 1 for the partition, so that zero padding differs.
+    with torch.inference_mode(False):  # the cached tensor is also used outside of inference mode
+        indices = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
+        return to_groups(indices[None], layout) - 1
 
 
 def token_positions(layout: TokenLayout, of: str = "queries", device: torch.device | None = None) -> Tensor:
-    """Return the row and column on the feature map of each token of a layer.
+    """Compute the row and column on the feature map of each token of a layer.
 
     Args:
-        layout: Of the layer.
+        layout: Layout of the layer.
         of: "queries" (rows of the weights) or "keys" (columns).
-        device: Of the result.
+        device: Device of the result.
 
     Returns:
         Shape ``(groups, n, 2)``, int64; -1 for padding and prefix tokens.
 
     Raises:
-        ConfigError: Tokens without a grid, or another word for ``of``.
+        ConfigError: Tokens without a grid, or an invalid ``of``.
     """
     if of not in ("queries", "keys"):
         raise ConfigError(f"of must be 'queries' or 'keys', got {of!r}")
@@ -85,10 +85,10 @@ def token_positions(layout: TokenLayout, of: str = "queries", device: torch.devi
 
 
 def real_tokens(layout: TokenLayout, device: torch.device | None = None) -> Tensor:
-    """Which tokens of each group are none of the padding, bool, shape ``(groups, n)``."""
+    """Return which tokens of each group are not padding, bool, shape ``(groups, n)``."""
     return group_members(layout, device) >= 0
 
 
 def normalize_rows(matrix: Tensor) -> Tensor:
-    """Scale each row (last dimension) to sum to one; a row of zeros stays one."""
+    """Scale each row (last dimension) to sum to one; rows of zeros stay zero."""
     return matrix / matrix.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)

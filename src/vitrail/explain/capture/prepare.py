@@ -196,7 +196,7 @@ def _classes(
         raise ConfigError(f"target is one class, or one for each of the {count} images, got {tuple(classes.shape)}")
     invalid = classes[(classes < 0) | (classes >= model.num_classes)]
     if len(invalid):
-        raise ConfigError(f"no class {int(invalid[0])}: the model has {model.num_classes}, numbered from 0")
+        raise ConfigError(f"target must be a class from 0 to {model.num_classes - 1}, got {int(invalid[0])}")
     return classes
 
 

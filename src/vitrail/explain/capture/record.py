@@ -1,4 +1,4 @@
-"""Arming the taps of a model for the length of a ``with`` block."""
+"""Capture the mixing of tokens (attention, pooling, merging) in a ``with`` block."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from vitrail.weights.wrapped import unwrapped
 
 @dataclass(frozen=True)
 class CapturedMixing:
-    """How one layer mixed its tokens in one forward pass.
+    """Mixing of tokens by one layer in one forward pass.
 
     Attributes:
         name: The layer's name in the model.
-        weights: As :meth:`vitrail.layers.tap.AttentionTap.report` describes them.
-        layout: What their rows and columns are.
+        weights: See :meth:`vitrail.layers.tap.AttentionTap.report`.
+        layout: Meaning of the rows and columns of ``weights``.
     """
 
     name: str
@@ -40,11 +40,11 @@ class CapturedMixing:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that are held for the weights, those of a whole tensor where they are a part of one."""
+        """Memory of the weights in bytes, that of the whole tensor for a view."""
         return self.weights.untyped_storage().nbytes()
 
     def positions(self, of: Literal["queries", "keys"] = "queries") -> Tensor:
-        """Return the row and column of each token on the feature map, in the order of the rows of ``weights``.
+        """Compute the row and column of each token on the feature map, in the order of the rows of ``weights``.
 
         ``weights[w, head, i, j]`` is how much the token at ``positions("queries")[w % groups, i]`` attends to the one
         at ``positions("keys")[w % groups, j]``; for ``window`` and ``grid`` the groups of an image follow each other.
@@ -66,14 +66,14 @@ Keep = Callable[[CapturedMixing], Tensor | None]
 
 @dataclass(repr=False)
 class AttentionRecord:
-    """What was captured, in the order in which the layers ran.
+    """Captured layers in the order of execution.
 
     Attributes:
         steps: The layers.
-        memory_budget: Most bytes that their weights may take; None for any number.
-        reported: Names of all layers that reported, also of those of which nothing was kept.
+        memory_budget: Maximum memory of the weights in bytes; None for no limit.
+        reported: Names of all layers that reported, including those that ``keep`` omitted.
 
-    Its length, iteration and indices are those of ``steps``; a name gives the layer of that name.
+    Length, iteration and indices are those of ``steps``; a name returns the layer of that name.
     """
 
     steps: list[CapturedMixing] = field(default_factory=list)
@@ -81,25 +81,25 @@ class AttentionRecord:
     reported: set[str] = field(default_factory=set)
 
     def add(self, step: CapturedMixing) -> None:
-        """Append one layer's mixing.
+        """Append a layer.
 
         Raises:
-            ConfigError: It would take more memory than may be kept; nothing is kept then.
+            ConfigError: The memory budget is exceeded; the record is cleared.
         """
         if self.memory_budget is not None:
             wanted, count = step.nbytes, len(self.steps)
-            kept = sum({s.weights.untyped_storage().data_ptr(): s.nbytes for s in self.steps}.values())
-            if kept + wanted > self.memory_budget:
+            stored = sum({s.weights.untyped_storage().data_ptr(): s.nbytes for s in self.steps}.values())
+            if stored + wanted > self.memory_budget:
                 self.steps.clear()
                 raise ConfigError(
                     f"the weights of {step.name} take {_amount(wanted)} and those of the {count} layers before it "
-                    f"{_amount(kept)}, more than the memory budget of {_amount(self.memory_budget)}; capture fewer "
-                    "layers (layers=...), fewer images at once or smaller ones, or keep less of each layer (keep=...)"
+                    f"{_amount(stored)}, more than the memory budget of {_amount(self.memory_budget)}; capture fewer "
+                    "layers (layers=...), fewer or smaller images, or a part of each layer (keep=...)"
                 )
         self.steps.append(step)
 
     def __repr__(self) -> str:
-        """List the captured layers with the shape of their weights and the kind of their layout; no values."""
+        """List the captured layers with the shape of their weights and the kind of their layout."""
         lines = [f"  {step.name}: {tuple(step.weights.shape)}, {step.layout.kind}" for step in self.steps]
         return "\n".join([f"AttentionRecord of {len(self.steps)} layers", *lines])
 
@@ -119,7 +119,7 @@ class AttentionRecord:
     def __getitem__(self, name: slice) -> list[CapturedMixing]: ...
 
     def __getitem__(self, name: str | int | slice) -> CapturedMixing | list[CapturedMixing]:
-        """The mixing of the layer of that name, or at that index or slice of ``steps``.
+        """Return the layer of that name, or at that index or slice of ``steps``.
 
         Raises:
             ConfigError: No layer of that name was captured.
@@ -134,12 +134,12 @@ class AttentionRecord:
 
 
 def tapped_layers(model: nn.Module) -> dict[str, AttentionTap]:
-    """The taps of a model by the names of their layers; a compiled model's too."""
+    """Return the taps of a model, compiled or not, by layer name."""
     return named_taps(unwrapped(model, VisionModel))
 
 
 def lacks_taps(model: VisionModel) -> str | None:
-    """Reason why no mixing weights can be captured; None where a layer reports them."""
+    """Return the reason why no mixing weights can be captured; None where a layer reports them."""
     if tapped_layers(model):
         return None
     kind = type(model).__name__
@@ -147,7 +147,7 @@ def lacks_taps(model: VisionModel) -> str | None:
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention | CrossAttention]:
-    """The layers of a model in which tokens attend to tokens, by name."""
+    """Return the layers with attention, by name."""
     return {
         name: layer
         for name, layer in unwrapped(model, VisionModel).named_modules()
@@ -156,9 +156,9 @@ def attention_layers(model: nn.Module) -> dict[str, Attention | CrossAttention]:
 
 
 def numbered_layers(model: VisionModel) -> list[str]:
-    """Names of the layers in which tokens attend to tokens, in the model's order: a block keeps its number.
+    """List the names of layers with attention in the order of the blocks.
 
-    A block whose mixer has no tap stands with the mixer's name.
+    A block whose mixer has no tap is listed by the name of the mixer, so that indices are those of blocks.
     """
     taps = tapped_layers(model)
     layers = [next((tap for tap in taps if _is_in(tap, mixer)), mixer) for mixer in model.mixers()]
@@ -166,15 +166,15 @@ def numbered_layers(model: VisionModel) -> list[str]:
 
 
 def check_reports(model: VisionModel, mixers: Sequence[str], record: AttentionRecord) -> None:
-    """Refuse a forward pass in which a block mixed tokens without reporting how.
+    """Raise if a module that mixes tokens did not report its weights.
 
     Args:
         model: The model.
-        mixers: Names of modules that must have reported, or a module in them.
-        record: Of the pass.
+        mixers: Names of modules that must have reported, themselves or by a submodule.
+        record: Record of the forward pass.
 
     Raises:
-        ConfigError: Naming the module and the contract.
+        ConfigError: A module did not report.
     """
     for mixer in mixers:
         if not any(_is_in(name, mixer) for name in record.reported):
@@ -187,10 +187,10 @@ def check_reports(model: VisionModel, mixers: Sequence[str], record: AttentionRe
 
 
 def running_mixers(model: VisionModel, inputs: Sequence[Tensor | None]) -> list[str]:
-    """Names of the modules that mix tokens in the streams that have an input."""
+    """List the names of modules that mix tokens in the streams with an input."""
     streams = zip(model.streams, [*inputs, *[None] * len(model.streams)], strict=False)
-    left_out = [model.stream_prefixes[stream.name] for stream, x in streams if x is None]
-    return [name for name in model.mixers() if not any(name.startswith(prefix) for prefix in left_out)]
+    absent = [model.stream_prefixes[stream.name] for stream, x in streams if x is None]
+    return [name for name in model.mixers() if not any(name.startswith(prefix) for prefix in absent)]
 
 
 def _is_in(name: str, module: str) -> bool:
@@ -198,17 +198,23 @@ def _is_in(name: str, module: str) -> bool:
 
 
 def layer_stride(model: VisionModel, layer: str) -> tuple[int, int]:
-    """Pixels from one token to the next in a layer, by its name; where it begins a stage, after that."""
+    """Return the pixels per token in a layer, height and width; for a merging layer after merging."""
     return next(info.stride for info in model.feature_info if layer.startswith(info.name + "."))
 
 
 def first_stride(model: VisionModel, stream: str) -> tuple[int, int]:
-    """Pixels from one of the first tokens of a stream to the next; also where no level of the model has a grid."""
+    """Return the pixels per first token of a stream, height and width; also for a model without levels."""
     prefix = model.stream_prefixes.get(stream, "")
     for name, module in model.named_modules():
         if name.startswith(prefix) and isinstance(module, PatchEmbed):
             return module.patch_size
     return next(info.stride for info in model.feature_info if info.name.startswith(prefix))
+
+
+def last_stride(model: VisionModel, stream: str) -> tuple[int, int]:
+    """Return the pixels per last token of a stream, height and width."""
+    prefix = model.stream_prefixes[stream]
+    return [info.stride for info in model.feature_info if info.name.startswith(prefix)][-1]
 
 
 @contextmanager
@@ -218,33 +224,31 @@ def capture_attention(
     keep: Keep | None = None,
     memory_budget: int | None = None,
 ) -> Iterator[AttentionRecord]:
-    """Capture how layers mix tokens during forward passes inside the block.
+    """Capture the mixing of tokens in forward passes inside the block.
 
-    The results of the model stay the same to rounding, gradients reach the captured weights, and the taps are
-    restored however the block ends. A compiled model runs uncompiled inside the block, and with gradient
-    checkpointing the blocks that are watched keep their activations. What other threads run meanwhile is not captured;
-    two that capture at once need a model each.
+    Outputs stay equal to rounding, gradients reach the captured weights, and the taps are restored on exit. A compiled
+    model runs uncompiled, and with gradient checkpointing captured blocks store their activations. Forward passes of
+    other threads are not captured; two threads that capture at once need a model each.
 
     Args:
         model: Any model of vitrail.
         layers: Shell pattern of layer names, for example ``"blocks.3.attn"``.
-        keep: Gets each layer's weights as soon as the layer has them and gives what to keep in their place, where all
-            of them would take too much memory; None: nothing of this layer. Everything is kept without it.
-        memory_budget: Most bytes that what is kept may take; any number without it.
+        keep: Maps each layer to the tensor that is stored instead of its weights, to save memory, or to None, which
+            omits the layer. By default weights are stored.
+        memory_budget: Maximum memory of the stored tensors in bytes; by default no limit.
 
     Yields:
-        The record, which fills as the model runs.
+        The record, to which each forward pass adds.
 
     Raises:
-        ConfigError: The pattern matches no layer (the message gives the closest); from the model's forward pass: what
-            is to be kept exceeds the memory budget.
+        ConfigError: The pattern matches no layer; in the forward pass: the memory budget is exceeded.
     """
     taps = tapped_layers(model)
     chosen = {name: tap for name, tap in taps.items() if fnmatch.fnmatchcase(name, layers)}
     if not chosen:
         raise ConfigError(f"no layer with attention matches {layers!r}{closest(layers, taps)}")
     if memory_budget is not None and memory_budget < 0:
-        raise ConfigError(f"memory_budget is a number of bytes, at least 0, got {memory_budget}")
+        raise ConfigError(f"memory_budget must be at least 0 bytes, got {memory_budget}")
     record = AttentionRecord(memory_budget=memory_budget)
     before = {name: tap.consumer for name, tap in chosen.items()}
     try:
@@ -261,26 +265,26 @@ def _add(
     record: AttentionRecord, keep: Keep | None, thread: int, name: str, weights: Tensor, layout: TokenLayout
 ) -> None:
     if threading.get_ident() != thread:
-        return  # somebody else's images
+        return  # a forward pass of another thread
     _check_weights(name, weights, layout)
     record.reported.add(name)
     step = CapturedMixing(name, weights, layout)
-    kept = weights if keep is None else keep(step)
-    if kept is not None:
-        record.add(replace(step, weights=kept))
+    stored = weights if keep is None else keep(step)
+    if stored is not None:
+        record.add(replace(step, weights=stored))
 
 
-# Kinds of layouts whose rows are the weights of a mean. Those of TokenLearner 1.0 and of its fuser are not.
+# Kinds of layouts with rows that sum to one. Those of TokenLearner 1.0 and of TokenFuser do not.
 _MEANS = ("global", "window", "grid", "cross")
-# Largest deviation of a row's sum from one: rows of bfloat16 have three significant digits.
+# Maximum deviation of a row's sum from one, for bfloat16 with its three significant digits.
 _ROW_TOLERANCE = 0.03
 
 
 def _check_weights(name: str, weights: Tensor, layout: TokenLayout) -> None:
-    """Refuse mixing weights that break the contract of :class:`~vitrail.layers.tap.AttentionTap`.
+    """Check mixing weights against the contract of :class:`~vitrail.layers.tap.AttentionTap`.
 
     Raises:
-        ConfigError: Naming the layer, what is wrong with its weights, and what the contract asks for.
+        ConfigError: Shape, range or row sums violate the contract.
     """
     if layout.kind not in _MEANS or not weights.numel() or in_transform():
         return
@@ -310,11 +314,11 @@ def _fault_of_shape(shape: torch.Size, layout: TokenLayout) -> str:
         queries, keys = (grid[0] * grid[1] + layout.num_prefix for grid in (layout.query_grid, layout.key_grid))
         wanted = (queries, keys)
     else:
-        return ""  # tokens without a grid: any number of them
+        return ""  # tokens without a grid: any count
     found = (shape[2], shape[3])
     return "" if found == wanted else f"have {found[0]} queries and {found[1]} keys where the layout has {wanted}"
 
 
 def _amount(number: int) -> str:
-    """Bytes for a reader."""
+    """Format a number of bytes."""
     return f"{number / 1e6:.4g} MB"

@@ -1,4 +1,4 @@
-"""Which bands matter to a class."""
+"""Band importance: drop of a class's score when a band is replaced."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from vitrail.explain.capture.prepare import Explainable, Images, Target, prepare
 from vitrail.explain.methods.input_gradients import integrated_gradients
 from vitrail.models.base import VisionModel
 
-WAYS = ("zero", "mean", "noise", "permutation", "integrated_gradients")
+APPROACHES = ("zero", "mean", "noise", "permutation", "integrated_gradients")
 
 
 @dataclass(frozen=True)
 class BandScores:
-    """The bands of one stream.
+    """Importance of the bands of one stream.
 
     Attributes:
-        scores: What each band adds to the class's score, image by image, shape ``(B, C)``.
-        mean: Over the images, shape ``(C,)``.
-        low: Lower end of the mean's interval, shape ``(C,)``; not a number for a single image.
-        high: Upper end.
-        p: Two-sided p-values of no effect, from the t-test of the paired drops, corrected for the number of bands of
-            all streams (Holm), shape ``(C,)``; not a number for a single image.
+        scores: Contribution of each band to the class's score, by image, shape ``(B, C)``.
+        mean: Mean over the images, shape ``(C,)``.
+        low: Lower bound of the mean's interval, shape ``(C,)``; NaN for a single image.
+        high: Upper bound, shape ``(C,)``.
+        p: Two-sided p-values of the paired t-test, corrected for all bands of all streams (Holm), shape ``(C,)``; NaN
+            for a single image.
     """
 
     scores: Tensor
@@ -39,10 +39,10 @@ class BandScores:
     p: Tensor
 
     def verdicts(self, alpha: float = 0.05) -> list[str]:
-        """State for each band whether the score is shown to need it.
+        """Test each band for a contribution to the score.
 
         Args:
-            alpha: How often any verdict may be false where no band matters.
+            alpha: Family-wise error rate.
 
         Returns:
             "needed" (the score drops without it), "against" (the score rises without it) or "not shown".
@@ -53,12 +53,12 @@ class BandScores:
 
 @dataclass(frozen=True)
 class BandImportance:
-    """Which bands matter.
+    """Importance of the bands of all streams.
 
     Attributes:
-        streams: By the name of the stream.
-        by: How it was found.
-        target: The class of each image, shape ``(B,)``.
+        streams: Stream -> importance of its bands.
+        by: How a band is replaced.
+        target: Class of each image, shape ``(B,)``.
     """
 
     streams: dict[str, BandScores]
@@ -85,46 +85,46 @@ def band_importance(
     confidence: float = 0.95,
     resamples: int = 2000,
 ) -> BandImportance:
-    """What each band of each stream adds to the score of the class; below zero where it speaks against it.
+    """Compute the contribution of each band to the score of a class; negative for evidence against it.
 
-    Bands that carry the same are each found unimportant by replacing one at a time; integrated gradients, which move
-    all bands together, share their importance out.
+    Of redundant bands, each is unimportant when it alone is replaced. Integrated gradients change all bands together
+    and divide the importance among them.
 
     Args:
         model: Any model of vitrail.
         images: As for :func:`vitrail.explain.explain`.
-        target: The class, one for all images or one for each; the predicted one where it is not given.
-        by: What the score loses when the band is replaced by its mean over the data set ("zero", after normalisation),
-            by its mean over the image ("mean": what its pattern is worth), by noise of its mean and spread ("noise") or
-            by the same band of another image ("permutation", which needs two); or the band's part of
-            "integrated_gradients" from "zero", which together with all others sums to the difference of the logits.
-        score: "logit", "probability" (softmax) or "independent" (sigmoid, for several labels an image); integrated
-            gradients are of the logit.
-        repeats: Draws of "noise" and "permutation", of which the mean is taken.
-        steps: Of integrated gradients.
-        seed: Of what is drawn, and of the bootstrap.
-        batch_size: Images that run at once.
-        confidence: Of the intervals over images.
-        resamples: Of the bootstrap.
+        target: The class, one for all images or one for each; by default the predicted class.
+        by: Replacement of the band: its mean over the data set ("zero", after normalisation), its mean over the image
+            ("mean": importance of its pattern), noise of the same mean and standard deviation ("noise"), or the same
+            band of another image ("permutation", at least two images). "integrated_gradients" is the band's part of
+            integrated gradients from "zero"; the parts of all bands sum to the difference of the logits.
+        score: "logit", "probability" (softmax) or "independent" (sigmoid, multi-label). Integrated gradients need
+            "logit".
+        repeats: Number of samples of "noise" and "permutation", which are averaged.
+        steps: Steps of integrated gradients.
+        seed: Seed of the samples and of the bootstrap.
+        batch_size: Batch size.
+        confidence: Confidence level of the intervals over images.
+        resamples: Number of bootstrap resamples.
 
     Raises:
-        ConfigError: A setting out of range, an unknown way or class, or a permutation of one image.
-        ShapeError: Images that the model does not take.
+        ConfigError: A setting out of range, an unknown replacement or class, or a permutation of one image.
+        ShapeError: Images of a shape that the model does not accept.
     """
-    if by not in WAYS:
-        raise ConfigError(f"by must be one of {', '.join(WAYS)}, got {by!r}")
+    if by not in APPROACHES:
+        raise ConfigError(f"by must be one of {', '.join(APPROACHES)}, got {by!r}")
     check_score(score)
     check_count("repeats", repeats)
     if by == "integrated_gradients" and score != "logit":
-        raise ConfigError(f"integrated gradients are of the logit, not of the score {score!r}")
+        raise ConfigError(f"by 'integrated_gradients' needs score 'logit', got {score!r}")
     with prepared(model, images, target) as (network, inputs, classes):
-        assert classes is not None, "asked for by class"
+        assert classes is not None, "by_class is True"
         if by == "integrated_gradients":
             parts = integrated_gradients(network, inputs, classes, steps, "zero", batch_size)
             found = {name: part.sum(dim=(2, 3)) for name, part in parts.items()}
         else:
             if by == "permutation" and len(classes) < 2:
-                raise ConfigError("permutation takes bands from other images and needs at least two, got 1")
+                raise ConfigError("by 'permutation' needs at least 2 images, got 1")
             times = repeats if by in ("noise", "permutation") else 1
             found = _by_replacing(network, inputs, classes, by, score, times, seed, batch_size)
     streams = {}
@@ -137,15 +137,15 @@ def band_importance(
 
 
 def _corrected_p(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """P-values of each band's drops, paired by image and corrected over all bands, by stream."""
+    """Compute Holm-corrected p-values of each band's drops, paired by image, by stream."""
     scores = np.concatenate([x.double().cpu().numpy() for x in found.values()], axis=1)
     count, bands = scores.shape
     p = np.full(bands, np.nan)
     if count > 1:
         mean, error = scores.mean(axis=0), scores.std(axis=0, ddof=1) / np.sqrt(count)
-        # Drops of rounding, and drops without spread, show nothing.
-        told = (error > 0) & (np.abs(mean) > 1e-5 * np.abs(scores).max())
-        t = np.divide(mean, error, out=np.zeros(bands), where=told)
+        # Drops within rounding, and drops without variance, are not significant.
+        testable = (error > 0) & (np.abs(mean) > 1e-5 * np.abs(scores).max())
+        t = np.divide(mean, error, out=np.zeros(bands), where=testable)
         raw = 2 * student.sf(np.abs(t), count - 1)
         order = np.argsort(raw, kind="stable")
         p[order] = np.minimum(np.maximum.accumulate(raw[order] * np.arange(bands, 0, -1)), 1)
@@ -163,31 +163,31 @@ def _by_replacing(
     seed: int,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """What the score loses, for each stream ``(B, C)``."""
+    """Compute the drops of the score, stream -> shape ``(B, C)``."""
     images = given(model, inputs)
-    lost = {name: torch.zeros(len(x), x.shape[1], device=x.device) for name, x in images.items()}
-    numbers = {stream.name: number for number, stream in enumerate(model.streams)}
+    drops = {name: torch.zeros(len(x), x.shape[1], device=x.device) for name, x in images.items()}
+    positions = {stream.name: i for i, stream in enumerate(model.streams)}
     generator = torch.Generator().manual_seed(seed)
     for _ in range(times):
-        # Each image takes the bands of another one: a shuffled ring leaves none with its own.
-        ring = torch.randperm(len(classes), generator=generator)
-        donors = torch.empty_like(ring).scatter_(0, ring, ring.roll(1)).to(classes.device)
+        # A cyclic shift of a random order is a permutation without fixed points.
+        order = torch.randperm(len(classes), generator=generator)
+        donors = torch.empty_like(order).scatter_(0, order, order.roll(1)).to(classes.device)
         for part in in_batches(len(classes), batch_size):
-            piece = slice_inputs(inputs, part)
-            whole = score_class(model, piece, classes[part], score)
+            batch = slice_inputs(inputs, part)
+            whole = score_class(model, batch, classes[part], score)
             for name, x in images.items():
                 for band in range(x.shape[1]):
                     changed = x[part].clone()
                     other = x[donors[part], band] if by == "permutation" else None
-                    changed[:, band] = _instead(x[part, band], by, other, generator)
-                    replaced = list(piece)
-                    replaced[numbers[name]] = changed
-                    lost[name][part, band] += whole - score_class(model, replaced, classes[part], score)
-    return {name: total / times for name, total in lost.items()}
+                    changed[:, band] = _replacement(x[part, band], by, other, generator)
+                    replaced = list(batch)
+                    replaced[positions[name]] = changed
+                    drops[name][part, band] += whole - score_class(model, replaced, classes[part], score)
+    return {name: total / times for name, total in drops.items()}
 
 
-def _instead(band: Tensor, by: str, other: Tensor | None, generator: torch.Generator) -> Tensor:
-    """What takes the place of a band ``(B, H, W)``."""
+def _replacement(band: Tensor, by: str, other: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Compute the replacement of a band, shape ``(B, H, W)``."""
     if other is not None:
         return other
     if by == "zero":

@@ -1,4 +1,4 @@
-"""What stands for 'nothing here': images that attribution starts from and that removed pixels are replaced by."""
+"""Baselines: images without content, which attribution starts from and which replace removed pixels."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
+from vitrail.explain.capture.forwarding import check_positive
 
 BASELINES = ("zero", "mean", "blur")
-# Of the shorter side; at 224 pixels that is a standard deviation of 14, at which no object is left to recognise.
+# Share of the shorter side: a standard deviation of 14 at 224 pixels, where objects are no longer recognisable.
 _BLUR = 1 / 16
 
 
 def make_baseline(images: Tensor, kind: str) -> Tensor:
-    """An image without content for each image.
+    """Compute an image without content for each image.
 
     Args:
         images: Normalised images, shape ``(B, C, H, W)``.
@@ -26,7 +27,7 @@ def make_baseline(images: Tensor, kind: str) -> Tensor:
         The same shape.
 
     Raises:
-        ConfigError: Another kind.
+        ConfigError: An unknown kind.
     """
     if kind == "zero":
         return torch.zeros_like(images)
@@ -38,18 +39,22 @@ def make_baseline(images: Tensor, kind: str) -> Tensor:
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
-    """Blur with a Gaussian; beyond its border an image is mirrored.
+    """Blur with a Gaussian; images are reflected at their border.
 
     Args:
         images: Shape ``(B, C, H, W)``.
-        sigma: Standard deviation in pixels.
+        sigma: Standard deviation in pixels, above 0.
 
     Returns:
         The same shape.
+
+    Raises:
+        ConfigError: ``sigma`` is not above 0.
     """
     from kornia.filters import gaussian_blur2d
 
-    # Three standard deviations to each side, as far as the image goes: reflection needs a side longer than that.
+    check_positive("sigma", sigma)
+    # Three standard deviations to each side, limited because reflection needs a longer side.
     reach = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
     blurred: Tensor = gaussian_blur2d(images, (2 * reach + 1, 2 * reach + 1), (sigma, sigma))
     return blurred

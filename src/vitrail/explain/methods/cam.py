@@ -1,19 +1,19 @@
-"""Class activation maps on the layer and the grid that a family declares; nobody writes a reshape.
+"""Class activation maps of a level of the feature pyramid.
 
-All of them read one level of the model's feature pyramid (``model.feature_info``): by default the last one that the
-class depends on. That is the last block or stage, but with a class token the block before the last, since after the
-last one the patches are no longer read. After a TokenLearner without fuser tokens have no place in the image: there
-the levels end before it. A model of two streams gets a map for each. None of these maps is signed: what speaks against
-the class is cut off, and where nothing speaks for it a map is zero everywhere.
+All methods read one level of ``model.feature_info``, by default the last one that the class depends on: the last block
+or stage, with a class token the block before the last, since the logits do not depend on the patches after the last.
+Learned tokens have no position in the image: levels end before a TokenLearner without fuser. A model of two streams has
+a map for each. Maps are not signed: negative values are clamped, and a map without positive evidence is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from vitrail.explain.capture.forwarding import Inputs, given
 from vitrail.explain.methods.levels import (
     Level,
     LevelGradient,
@@ -25,8 +25,6 @@ from vitrail.explain.methods.levels import (
 from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.explain.methods.registry import register_method
 from vitrail.models.base import VisionModel
-
-Inputs = Sequence[Tensor | None]
 
 
 @register_method("gradcam", by_class=True, lacks=lacks_levels)
@@ -41,35 +39,35 @@ def _gradcam(
     def weigh(values: Tensor, gradient: Tensor) -> Tensor:
         return gradient.mean(dim=(2, 3), keepdim=True)
 
-    return _weighted(model, inputs, target, layer, weigh)
+    return _class_activation(model, inputs, target, layer, weigh)
 
 
 @register_method("gradcam++", by_class=True, lacks=lacks_levels)
 def _gradcam_plus_plus(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
-    """Grad-CAM whose channel weights favour places with a positive gradient (Chattopadhay et al. 2018).
+    """Grad-CAM whose channel weights favour positions with a positive gradient (Chattopadhay et al. 2018).
 
-    The score is the exponential of the logit, as there, which makes the weights closed forms of the first gradient.
-    Negative features, which the authors' networks do not have, count as none in the denominator of these weights: it
-    would pass through zero otherwise. Not signed. Source: arXiv:1710.11063, equations 10, 11 and 19.
+    As in the paper, the score is the exponential of the logit, so that the weights depend on the first gradient only.
+    Negative features, which the networks of the paper do not have, are clamped in the denominator, which would pass
+    through zero otherwise. Not signed. Source: arXiv:1710.11063, equations 10, 11 and 19.
     """
 
     def weigh(values: Tensor, gradient: Tensor) -> Tensor:
         square, cube = gradient**2, gradient**3
-        below = 2 * square + values.relu().sum(dim=(2, 3), keepdim=True) * cube
-        # Only positive gradients count in the end, and there it is above zero.
-        alpha = torch.where(gradient > 0, square / below, 0.0)
+        denominator = 2 * square + values.relu().sum(dim=(2, 3), keepdim=True) * cube
+        # Only positive gradients contribute, and there the denominator is positive.
+        alpha = torch.where(gradient > 0, square / denominator, 0.0)
         return (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
 
-    return _weighted(model, inputs, target, layer, weigh)
+    return _class_activation(model, inputs, target, layer, weigh)
 
 
 @register_method("layercam", by_class=True, lacks=lacks_levels)
 def _layercam(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
-    """Features weighted place by place by their positive gradients (Layer-CAM, Jiang et al. 2021).
+    """Features weighted at each position by their positive gradients (Layer-CAM, Jiang et al. 2021).
 
     Finer than Grad-CAM at early levels. Not signed. Source: doi:10.1109/TIP.2021.3089943, equations 6 and 7.
     """
@@ -77,17 +75,17 @@ def _layercam(
     def weigh(values: Tensor, gradient: Tensor) -> Tensor:
         return gradient.relu()
 
-    return _weighted(model, inputs, target, layer, weigh)
+    return _class_activation(model, inputs, target, layer, weigh)
 
 
 @register_method("eigencam", by_class=False, lacks=lacks_levels)
 def _eigencam(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
-    """Features projected on their first principal direction (Eigen-CAM, Muhammad & Yeasin 2020); knows no class.
+    """Features projected on their first principal direction (Eigen-CAM, Muhammad & Yeasin 2020); no class.
 
-    The direction is that of the features as they are, not centred, as the authors have it. Its sign, which they leave
-    open, is the one that most of the projection has. Not signed. Source: arXiv:2008.00299, section III.
+    As in the paper, features are not centred. The sign, which the paper leaves open, is that of the sum of the
+    projection. Not signed. Source: arXiv:2008.00299, section III.
     """
     levels = choose_levels(model, inputs, layer)
     return {
@@ -98,7 +96,7 @@ def _eigencam(
 
 def _first_direction(values: Tensor) -> Tensor:
     rows = values.flatten(2).transpose(1, 2)
-    # In double precision, since the sign is decided by a sum that may nearly cancel.
+    # Double precision, since the sum that determines the sign may nearly cancel.
     _, _, directions = torch.linalg.svd(rows.double(), full_matrices=False)
     projected = (rows.double() @ directions[:, 0, :, None]).squeeze(-1)
     sign = torch.where(projected.sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
@@ -106,23 +104,22 @@ def _first_direction(values: Tensor) -> Tensor:
     return out
 
 
-def _weighted(
+def _class_activation(
     model: VisionModel,
     inputs: Inputs,
     target: Tensor | None,
     layer: int | str | None,
     weigh: Callable[[Tensor, Tensor], Tensor],
 ) -> dict[str, StreamMap]:
-    assert target is not None, "the interface gives a class to every method that explains one"
-    read: list[LevelGradient] = level_gradients(model, inputs, target, choose_levels(model, inputs, layer))
+    assert target is not None, "explain() passes a target to methods by class"
+    gradients: list[LevelGradient] = level_gradients(model, inputs, target, choose_levels(model, inputs, layer))
     return {
         one.level.stream: _finish((weigh(one.values, one.gradient) * one.values).sum(dim=1), one.level, inputs, model)
-        for one in read
+        for one in gradients
     }
 
 
 def _finish(tokens: Tensor, level: Level, inputs: Inputs, model: VisionModel) -> StreamMap:
-    image = inputs[[stream.name for stream in model.streams].index(level.stream)]
-    assert image is not None, "levels are chosen of streams with an input"
+    image = given(model, inputs)[level.stream]
     tokens = tokens.relu()
     return StreamMap(upsample(tokens, (image.shape[2], image.shape[3]), level.stride), tokens)

@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model, for every table of methods: what a method must beat."""
+"""Control maps that do not depend on the model: lower bounds for the measures of a method."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import Inputs, check_count, given
+from vitrail.explain.capture.forwarding import Inputs, check_count, check_positive, given
 from vitrail.explain.methods.maps import StreamMap, as_streams, upsample
 from vitrail.explain.methods.registry import register_method
 from vitrail.models.base import VisionModel
@@ -18,24 +17,23 @@ from vitrail.models.base import VisionModel
 def _random(
     model: VisionModel, inputs: Inputs, target: Tensor | None, cells: int = 8, seed: int = 0
 ) -> dict[str, StreamMap]:
-    """A map of random cells: what a method is worth that knows nothing.
+    """Random cells: the value of a map without information.
 
-    Not signed. As coarse as ``cells`` cells along a side, interpolated like other maps: scattered pixels would be a
-    weaker opponent, since taking them away hardly takes anything from an image. The map is drawn from the seed and the
-    image itself, so that it is the same in any batch and another for every image.
+    Not signed. ``cells`` cells along a side, interpolated like other maps: removing single random pixels would hardly
+    change an image, a weaker control. The map depends on the seed and on the image, so that it is the same in any
+    batch and differs between images.
     """
     check_count("cells", cells)
-    _try(model, inputs)
+    _check_inputs(model, inputs)
     maps = {}
     for name, x in given(model, inputs).items():
-        drawn = [_cells(image, cells, seed) for image in x]
-        tokens = torch.stack(drawn).to(x.device)
+        tokens = torch.stack([_cells(image, cells, seed) for image in x]).to(x.device)
         maps[name] = StreamMap(upsample(tokens, (x.shape[2], x.shape[3])), tokens)
     return maps
 
 
-def _try(model: VisionModel, inputs: Inputs) -> None:
-    """Let the model judge inputs that it is not asked about otherwise: a control is compared with what it explains."""
+def _check_inputs(model: VisionModel, inputs: Inputs) -> None:
+    """Run the model, which raises for inputs that other methods could not explain either."""
     with torch.no_grad():
         model(*inputs)
 
@@ -47,13 +45,12 @@ def _cells(image: Tensor, cells: int, seed: int) -> Tensor:
 
 @register_method("centre", by_class=False)
 def _centre(model: VisionModel, inputs: Inputs, target: Tensor | None, width: float = 0.25) -> dict[str, StreamMap]:
-    """A blob in the middle, where photographers put things: what knowing only that is worth.
+    """Gaussian at the centre, where objects of photographs often are.
 
-    Not signed. A Gaussian with ``width`` of each side as its standard deviation.
+    Not signed. The standard deviation is the share ``width`` of each side.
     """
-    if not width > 0:
-        raise ConfigError(f"width must be above 0, got {width}")
-    _try(model, inputs)
+    check_positive("width", width)
+    _check_inputs(model, inputs)
     images = given(model, inputs)
     maps = []
     for x in images.values():

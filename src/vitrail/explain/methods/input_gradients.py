@@ -1,13 +1,12 @@
-"""Gradients by the pixels, through captum: saliency, input times gradient, integrated gradients, SmoothGrad.
+"""Gradients with respect to pixels, by captum: saliency, input times gradient, integrated gradients, SmoothGrad.
 
-All of them work on every family and on both streams at once, in pieces of ``batch_size`` images, so that memory does
-not grow with the number of images or steps. ``input_x_gradient`` and ``integrated_gradients`` are signed: their maps
-are sums over the bands, negative where the pixel speaks against the class. ``saliency`` and ``smoothgrad`` are not:
-theirs are the largest absolute gradient of any band.
+They run in batches of ``batch_size`` images, so that memory does not grow with the number of images or steps.
+``input_x_gradient`` and ``integrated_gradients`` are signed: their maps are sums over the bands, negative where a pixel
+is evidence against the class. ``saliency`` and ``smoothgrad`` are the largest absolute gradient of any band.
 
-Gradients change from pixel to pixel more than what is seen does, and the largest value of a map is often a speck.
-``smooth`` blurs the finished maps: the standard deviation of a Gaussian as a share of the longer side (0: none; Fong
-et al. 2019, arXiv:1910.08485, take 0.02 where they measure pointing).
+Gradients are noisy, and the maximum of a map is often an isolated pixel. ``smooth`` blurs the maps: the standard
+deviation of a Gaussian as a share of the longer side (0: none; Fong et al. 2019, arXiv:1910.08485, use 0.02 for the
+pointing game).
 """
 
 from __future__ import annotations
@@ -18,9 +17,16 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import Inputs, check_count, forward_of, given, in_batches
+from vitrail.explain.capture.forwarding import (
+    Inputs,
+    check_count,
+    check_positive,
+    forward_of,
+    frozen,
+    given,
+    in_batches,
+)
 from vitrail.explain.methods.baselines import blur, make_baseline
-from vitrail.explain.methods.levels import frozen
 from vitrail.explain.methods.maps import StreamMap, as_streams
 from vitrail.explain.methods.registry import register_method
 from vitrail.models.base import VisionModel
@@ -33,14 +39,16 @@ Attribute = Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]]
 def _saliency(
     model: VisionModel, inputs: Inputs, target: Tensor | None, smooth: float = 0.0, batch_size: int = 16
 ) -> dict[str, StreamMap]:
-    """How strongly the class's logit reacts to each pixel (Simonyan et al. 2013).
+    """Absolute gradient of the class's logit with respect to each pixel (Simonyan et al. 2013).
 
     Not signed: the largest absolute gradient of any band. Source: arXiv:1312.6034, section 3.1.
     """
     from captum.attr import Saliency
 
     method = Saliency(forward_of(model, inputs))
-    parts = _by_pieces(model, inputs, target, batch_size, lambda x, t: method.attribute(_asking(x), target=t, abs=True))
+    parts = _in_batches(
+        model, inputs, target, batch_size, lambda x, t: method.attribute(_with_gradients(x), target=t, abs=True)
+    )
     return _smoothed(parts, [x.amax(dim=1) for x in parts.values()], smooth)
 
 
@@ -48,14 +56,14 @@ def _saliency(
 def _input_x_gradient(
     model: VisionModel, inputs: Inputs, target: Tensor | None, smooth: float = 0.0, batch_size: int = 16
 ) -> dict[str, StreamMap]:
-    """Each pixel times the gradient by it, summed over the bands (Shrikumar et al. 2016).
+    """Each pixel times its gradient, summed over the bands (Shrikumar et al. 2016).
 
     Signed. Source: arXiv:1605.01713.
     """
     from captum.attr import InputXGradient
 
     method = InputXGradient(forward_of(model, inputs))
-    parts = _by_pieces(model, inputs, target, batch_size, lambda x, t: method.attribute(_asking(x), target=t))
+    parts = _in_batches(model, inputs, target, batch_size, lambda x, t: method.attribute(_with_gradients(x), target=t))
     return _smoothed(parts, [x.sum(dim=1) for x in parts.values()], smooth)
 
 
@@ -69,11 +77,11 @@ def _integrated_gradients(
     smooth: float = 0.0,
     batch_size: int = 16,
 ) -> dict[str, StreamMap]:
-    """Gradients summed on the way from an image without content to this one (Sundararajan et al. 2017).
+    """Gradients integrated from a baseline image to this one (Sundararajan et al. 2017).
 
     Signed. The maps of all streams together sum to the difference of the class's logit between the two images, up to
-    the error of the integral, which ``steps`` makes smaller. The way starts from ``baseline``: "zero" (the mean of the
-    data set), "mean" (of each band of the image) or "blur". Source: arXiv:1703.01365, section 3.
+    the error of the integral, which decreases with ``steps``. ``baseline``: "zero" (the mean of the data set), "mean"
+    (of each band of the image) or "blur". Source: arXiv:1703.01365, section 3.
     """
     parts = integrated_gradients(model, inputs, target, steps, baseline, batch_size)
     return _smoothed(parts, [x.sum(dim=1) for x in parts.values()], smooth)
@@ -93,21 +101,20 @@ def _smoothgrad(
     """Gradients averaged over noisy copies of the image (Smilkov et al. 2017).
 
     Not signed: the largest absolute value of any band. ``noise`` is the standard deviation over the range of the
-    image's values. Every image gets the same noise, so that its map depends on no other image; ``batch_size`` counts
-    noisy copies. Source: arXiv:1706.03825, section 2.
+    image's values. The noise is the same for every image, so that a map does not depend on the rest of the batch;
+    ``batch_size`` counts noisy copies. Source: arXiv:1706.03825, section 2.
     """
     from captum.attr import NoiseTunnel, Saliency
 
     check_count("samples", samples)
     check_count("batch_size", batch_size)
-    if not noise > 0:
-        raise ConfigError(f"noise must be above 0, got {noise}")
+    check_positive("noise", noise)
     forward, kinds = forward_of(model, inputs), [x.dtype for x in given(model, inputs).values()]
-    # captum's noise, and what it is added to, is of single precision whatever the images are.
+    # captum adds its noise in single precision, whatever the type of the images.
     method = NoiseTunnel(Saliency(lambda *noisy: forward(*(x.to(kind) for x, kind in zip(noisy, kinds, strict=True)))))
 
     def attribute(x: tuple[Tensor, ...], t: Tensor) -> tuple[Tensor, ...]:
-        # captum draws from torch's own generator.
+        # captum samples from torch's global generator.
         with torch.random.fork_rng(devices=[t.device] if t.device.type == "cuda" else []):
             torch.manual_seed(seed)
             found: tuple[Tensor, ...] = method.attribute(
@@ -120,7 +127,7 @@ def _smoothgrad(
             )
         return found
 
-    parts = _by_pieces(model, inputs, target, 1, attribute)
+    parts = _in_batches(model, inputs, target, 1, attribute)
     return _smoothed(parts, [x.abs().amax(dim=1) for x in parts.values()], smooth)
 
 
@@ -132,18 +139,18 @@ def integrated_gradients(
     baseline: str = "zero",
     batch_size: int = 16,
 ) -> dict[str, Tensor]:
-    """Integrated gradients band by band.
+    """Compute integrated gradients by band.
 
     Args:
         model: The model, in evaluation mode.
         inputs: One tensor ``(B, C, H, W)`` for each stream, or None.
         target: Class of each image, shape ``(B,)``.
         steps: Points of the Gauss-Legendre rule.
-        baseline: Kind of image to start from, as :func:`vitrail.explain.methods.baselines.make_baseline`.
-        batch_size: Images (times steps) that run at once.
+        baseline: Kind of baseline, see :func:`vitrail.explain.methods.baselines.make_baseline`.
+        batch_size: Batch size, images times steps.
 
     Returns:
-        For each stream, shape ``(B, C, H, W)``.
+        Stream -> shape ``(B, C, H, W)``.
     """
     from captum.attr import IntegratedGradients
 
@@ -157,31 +164,31 @@ def integrated_gradients(
         )
         return found
 
-    return _by_pieces(model, inputs, target, batch_size, attribute)
+    return _in_batches(model, inputs, target, batch_size, attribute)
 
 
-def _by_pieces(
+def _in_batches(
     model: VisionModel, inputs: Inputs, target: Tensor | None, batch_size: int, attribute: Attribute
 ) -> dict[str, Tensor]:
-    assert target is not None, "the interface gives a class to every method that explains one"
+    assert target is not None, "explain() passes a target to methods by class"
     images = given(model, inputs)
-    pieces = []
+    batches = []
     with frozen(model):
         for part in in_batches(len(target), batch_size):
-            piece = tuple(x[part] for x in images.values())
-            pieces.append(tuple(x.detach() for x in attribute(piece, target[part])))
-    return {name: torch.cat(found) for name, found in zip(images, zip(*pieces, strict=True), strict=True)}
+            batch = tuple(x[part] for x in images.values())
+            batches.append(tuple(x.detach() for x in attribute(batch, target[part])))
+    return {name: torch.cat(found) for name, found in zip(images, zip(*batches, strict=True), strict=True)}
 
 
 def _smoothed(names: Iterable[str], maps: list[Tensor], smooth: float) -> dict[str, StreamMap]:
-    """Maps of streams, each ``(B, H, W)``, blurred where that is asked for."""
+    """Blur maps ``(B, H, W)`` if ``smooth`` is above 0."""
     if not 0 <= smooth <= 1:
-        raise ConfigError(f"smooth is a share of the longer side, from 0 (none) to 1, got {smooth}")
+        raise ConfigError(f"smooth must be from 0 (none) to 1, a share of the longer side, got {smooth}")
     if smooth:
         maps = [blur(one[:, None], smooth * max(one.shape[1:]))[:, 0] for one in maps]
     return as_streams(list(names), maps)
 
 
-def _asking(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copies that ask for their gradients, which captum otherwise does in place, with a warning."""
+def _with_gradients(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy images that require gradients; captum would change them in place, with a warning."""
     return tuple(x.detach().clone().requires_grad_() for x in images)

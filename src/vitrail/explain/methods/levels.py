@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, did_you_mean
+from vitrail.explain.capture.forwarding import frozen
 from vitrail.models.base import VisionModel
 
 
@@ -22,9 +22,9 @@ class Level:
 
     Attributes:
         stream: Name of the stream.
-        index: Its number in the model's ``feature_info``.
+        index: Its index in the model's ``feature_info``.
         name: Its name there.
-        stride: Pixels of a token, height and width.
+        stride: Pixels per token, height and width.
     """
 
     stream: str
@@ -35,12 +35,12 @@ class Level:
 
 @dataclass(frozen=True)
 class LevelGradient:
-    """What a level gave, and how a class depends on it.
+    """Values of a level and the gradient of a class.
 
     Attributes:
-        level: Which level.
+        level: The level.
         values: Shape ``(B, C, h, w)``.
-        gradient: Of the target's logit by the values, the same shape.
+        gradient: Gradient of the target's logit with respect to ``values``, same shape.
     """
 
     level: Level
@@ -48,20 +48,8 @@ class LevelGradient:
     gradient: Tensor
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter needs a gradient inside, so that nothing is kept for one; afterwards as before."""
-    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.requires_grad_(False)
-        yield
-    finally:
-        for parameter, needed in before.items():
-            parameter.requires_grad_(needed)
-
-
 def lacks_levels(model: VisionModel) -> str | None:
-    """Reason why no level of a model can be explained; None where one can."""
+    """Return the reason why no level of a model can be explained; None where one can."""
     if not model.feature_info:
         return f"this model has no level with a grid: {model.lacks_grid()}"
     if len(model.feature_info) == 1 and not model.reads_level(0):
@@ -71,16 +59,16 @@ def lacks_levels(model: VisionModel) -> str | None:
 
 
 def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: int | str | None) -> list[Level]:
-    """The level to read of each stream that has an input.
+    """Choose the level of each stream with an input.
 
     Args:
         model: The model.
         inputs: One tensor for each stream, or None.
-        layer: Number of a level among those of its stream (negative: from the end), or a name of the model's
-            ``feature_info``, which leaves out the other stream. None: the last that the class depends on.
+        layer: Index of a level among those of its stream (negative: from the end), or a name of the model's
+            ``feature_info``, which omits the other stream. By default the last level that the class depends on.
 
     Raises:
-        ConfigError: No such level, or none at all, or one that the class does not depend on.
+        ConfigError: No such level, no level at all, or a level that the class does not depend on.
     """
     lack = lacks_levels(model)
     if lack is not None:
@@ -94,7 +82,7 @@ def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: in
         own = [i for i, name in enumerate(names) if name.startswith(prefixes[stream.name])]
         if x is None or (isinstance(layer, str) and names.index(layer) not in own):
             continue
-        index = names.index(layer) if isinstance(layer, str) else own[_number(model, own, layer)]
+        index = names.index(layer) if isinstance(layer, str) else own[_position(model, own, layer)]
         if not model.reads_level(index):
             raise ConfigError(
                 f"the class does not depend on the patches of {names[index]}: after it the class token alone is read; "
@@ -102,28 +90,28 @@ def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: in
             )
         chosen.append(Level(stream.name, index, names[index], model.feature_info[index].stride))
     if not chosen:
-        raise ConfigError(f"level {layer!r} belongs to a stream whose input was left out")
+        raise ConfigError(f"level {layer!r} belongs to a stream without an input")
     return chosen
 
 
-def _number(model: VisionModel, own: Sequence[int], layer: int | str | None) -> int:
+def _position(model: VisionModel, own: Sequence[int], layer: int | str | None) -> int:
     if layer is None:
         return -1 if model.reads_level(own[-1]) or len(own) == 1 else -2
     if isinstance(layer, bool) or not isinstance(layer, int) or not -len(own) <= layer < len(own):
-        raise ConfigError(f"layer is a level from 0 to {len(own) - 1}, counted from the end below 0, got {layer!r}")
+        raise ConfigError(f"layer must be a level from {-len(own)} to {len(own) - 1}, got {layer!r}")
     return layer
 
 
 def level_gradients(
     model: VisionModel, inputs: Sequence[Tensor | None], target: Tensor, levels: Sequence[Level]
 ) -> list[LevelGradient]:
-    """Values of some levels and the gradients of each image's class by them.
+    """Compute the values of levels and the gradients of each image's class with respect to them.
 
     Args:
         model: The model, in evaluation mode.
         inputs: One tensor ``(B, C, H, W)`` for each stream, or None.
         target: Class of each image, shape ``(B,)``.
-        levels: Which levels.
+        levels: The levels.
     """
     probes: dict[str, Tensor] = {}
     thread = threading.get_ident()
@@ -147,7 +135,7 @@ def level_gradients(
 
 
 def level_values(model: VisionModel, inputs: Sequence[Tensor | None], levels: Sequence[Level]) -> list[Tensor]:
-    """Values of some levels, ``(B, C, h, w)`` each, in float32."""
+    """Compute the values of levels, ``(B, C, h, w)`` each, float32."""
     with torch.no_grad():
         maps = model.forward_intermediates(inputs, indices=[level.index for level in levels], intermediates_only=True)
     return [x.float() for x in maps]
@@ -156,7 +144,7 @@ def level_values(model: VisionModel, inputs: Sequence[Tensor | None], levels: Se
 def _probe(
     probes: dict[str, Tensor], thread: int, name: str, module: nn.Module, arguments: Any, output: Tensor
 ) -> Tensor:
-    """Add nothing to what a module gave: the gradient by that nothing is the gradient by what it gave."""
+    """Add zeros to the output of a module: their gradient is that of the output."""
     if threading.get_ident() != thread:
         return output  # another thread uses the model meanwhile
     probes[name] = torch.zeros_like(output, requires_grad=True)

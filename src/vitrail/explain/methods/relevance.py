@@ -1,8 +1,8 @@
-"""A row carried from a model's output back to its input, through one layer's matrix after the other.
+"""Vector-matrix products that propagate relevance from the output back to the input, layer by layer.
 
-What attention rollout, gradient rollout and attribution share. They differ in what they make of a layer's weights
-when it reports them, and in how a branch and the residual connection beside it add up. Only a row vector is carried,
-so the full N x N product is never built, and of the weights no more is kept than one matrix a layer.
+Shared by attention rollout, gradient rollout and attribution. They differ in the matrix of a layer, and in the sum of
+a branch and its residual connection. Only a row vector is propagated: the N x N product is never built, and one matrix
+for each layer is stored.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ HeadFusion = Literal["mean", "max", "min"]
 
 @dataclass(frozen=True)
 class Rollout:
-    """How much each place of an input contributed.
+    """Relevance of each position of an input.
 
     Attributes:
         map: Shape ``(B, H, W)``, at the input's resolution, interpolated from the tokens.
         tokens: Shape ``(B, h, w)``, on the grid of the first tokens; sums to one for each image, or to zero where
-            nothing speaks for the class that was asked for.
-        share: How much of the whole came from this input, shape ``(B,)``: one where it is the only one.
-        others: The same for the model's other streams, by name.
+            no attention has a positive gradient for the class.
+        share: Share of this input in the total relevance, shape ``(B,)``; one for a model of one stream.
+        others: Relevance of the model's other streams, by name.
     """
 
     map: Tensor
@@ -44,48 +44,48 @@ class Rollout:
     others: dict[str, Rollout]
 
     def by_stream(self, model: VisionModel) -> dict[str, StreamMap]:
-        """The same as the streams of an explanation."""
+        """Convert to the streams of an explanation."""
         results = {model.streams[0].name: self, **self.others}
         return {name: StreamMap(result.map, result.tokens, result.share) for name, result in results.items()}
 
 
-def roll_back(
+def propagate(
     model: VisionModel,
     row: Tensor,
     steps: Sequence[CapturedMixing],
     inputs: Sequence[Tensor | None],
     averaged: bool = True,
 ) -> Rollout:
-    """Carry a row from the last tokens to the first ones of every stream.
+    """Propagate a row from the last tokens to the first tokens of every stream.
 
     Args:
         model: The model.
-        row: How much the result reads of each of the last tokens, shape ``(B, N)``.
-        steps: All layers in the order in which they ran; of their weights what a method made of them, one matrix
-            for each image or group, ``(B, queries, keys)``, without what padding gave.
-        inputs: What the model was given; a stream without input gets no map.
-        averaged: Whether a layer with a residual connection is the mean of the two (rollout) or their sum
-            (attribution); what never left its token, by residual connections alone, is left out of the sum.
+        row: Weight of each of the last tokens in the output, shape ``(B, N)``.
+        steps: All layers in order; their weights are one matrix for each image or group, ``(B, queries, keys)``, zero
+            at padded keys.
+        inputs: Inputs of the model; a stream without input gets no map.
+        averaged: Whether a branch and its residual connection are averaged (rollout) or added (attribution). The sum
+            omits the identity: the part that only residual connections propagate.
     """
-    carrier = Carrier(model.num_prefix, averaged)
+    propagation = Propagation(model.num_prefix, averaged)
     streams = model.stream_prefixes or {"image": ""}
     first = next(iter(streams))
     if not averaged:
-        # What is carried is small beside what stays, which is taken off in the end.
+        # The relevance is small beside the identity, which is subtracted in the end.
         row = row.double()
     grids: dict[str, tuple[int, int]] = {}
     rows = {first: row}
     for step in reversed(steps):
         if step.layout.kind == "cross":
             (second,) = (name for name in streams if name != first)
-            rows[first], rows[second] = carrier.split(rows[first], step.weights)
+            rows[first], rows[second] = propagation.split(rows[first], step.weights)
             grids[second] = _grid(step)
         else:
             stream = next(name for name, prefix in streams.items() if step.name.startswith(prefix))
-            rows[stream], grids[stream] = carrier.back(rows[stream], step), _grid(step)
+            rows[stream], grids[stream] = propagation.back(rows[stream], step), _grid(step)
     if not averaged:
         own = [step for step in steps if step.layout.kind != "cross" and step.name.startswith(streams[first])]
-        rows[first] = (rows[first] - _unmoved(row, own, model.num_prefix)).clamp_min(0)
+        rows[first] = (rows[first] - _identity_part(row, own, model.num_prefix)).clamp_min(0)
     tokens = {name: row[:, model.num_prefix :].float() for name, row in rows.items()}
     total = torch.stack([row.sum(dim=1) for row in tokens.values()]).sum(dim=0)
     results = {
@@ -96,8 +96,8 @@ def roll_back(
     return dataclasses.replace(results.pop(first), others=results)
 
 
-def _unmoved(row: Tensor, steps: Sequence[CapturedMixing], prefix: int) -> Tensor:
-    """What of a row comes back to the first tokens by residual connections and merging alone."""
+def _identity_part(row: Tensor, steps: Sequence[CapturedMixing], prefix: int) -> Tensor:
+    """Propagate a row through residual connections and merging alone."""
     fused = 0
     for step in reversed(steps):
         kind = step.layout.kind
@@ -106,14 +106,14 @@ def _unmoved(row: Tensor, steps: Sequence[CapturedMixing], prefix: int) -> Tenso
         elif kind == "mix":
             fused += 1
         elif kind == "pool" and fused:
-            fused -= 1  # tokens that went around it
+            fused -= 1  # a residual connection bypasses the TokenLearner of a fused block
         elif kind == "pool":
             row = torch.cat([row[:, :prefix], row.new_zeros(len(row), step.weights.shape[-1])], dim=1)
     return row
 
 
 def lacks_mean(model: VisionModel) -> str | None:
-    """Why no fixed weights of the last tokens give what the classifier reads; None where they do."""
+    """Return the reason why the pooling is no fixed mean of the last tokens; None where it is."""
     if model.global_pool in ("token", "avg"):
         return None
     return (
@@ -123,17 +123,17 @@ def lacks_mean(model: VisionModel) -> str | None:
 
 
 def lacks_rollout(model: VisionModel) -> str | None:
-    """Reason why the mixing of all layers cannot be composed up to the classifier; None where it can."""
+    """Return the reason why no rollout of a model is possible; None where one is."""
     return lacks_taps(model) or lacks_mean(model)
 
 
-def reading_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tensor:
-    """Where the model reads its last tokens: the class token, or all others alike.
+def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tensor:
+    """Compute the weights of the last tokens in the pooling: the class token, or the mean of the others.
 
     Args:
         model: The model.
-        features: Its last tokens, as :meth:`~vitrail.models.base.VisionModel.forward_features` gives them.
-        last: Layout of the last layer that reported.
+        features: Output of :meth:`~vitrail.models.base.VisionModel.forward_features`.
+        last: Layout of the last layer with a tap.
 
     Returns:
         Shape ``(B, N)``; sums to one.
@@ -143,24 +143,24 @@ def reading_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tens
     """
     lack = lacks_mean(model)
     if lack is not None:
-        raise ConfigError(f"this explanation is not possible: {lack}")
+        raise ConfigError(f"this model cannot be explained: {lack}")
     grid = last.query_grid
-    number = features.shape[1] if features.ndim == 3 or grid is None else grid[0] * grid[1]
-    row = torch.zeros(features.shape[0], number, dtype=torch.float32, device=features.device)
+    count = features.shape[1] if features.ndim == 3 or grid is None else grid[0] * grid[1]
+    row = torch.zeros(features.shape[0], count, dtype=torch.float32, device=features.device)
     if reads_class_token(model):
         row[:, 0] = 1.0
     else:
-        row[:, model.num_prefix :] = 1.0 / (number - model.num_prefix)
+        row[:, model.num_prefix :] = 1.0 / (count - model.num_prefix)
     return row
 
 
 def reads_class_token(model: VisionModel) -> bool:
-    """Whether the classifier sees the class token; otherwise it sees the mean over the other tokens."""
+    """Return whether the classifier reads the class token instead of the mean of the other tokens."""
     return bool(getattr(model.config, "global_pool", "avg") == "token")
 
 
 def _grid(step: CapturedMixing) -> tuple[int, int]:
-    """The grid of the tokens that a layer took; (0, 0) for tokens that were learned and have none."""
+    """Return the grid of a layer's input tokens; (0, 0) for learned tokens, which have none."""
     return step.layout.key_grid or step.layout.query_grid or (0, 0)
 
 
@@ -169,37 +169,36 @@ def _result(
 ) -> Rollout:
     tiny = torch.finfo(tokens.dtype).tiny
     share = tokens.sum(dim=1)
-    places = (tokens / share[:, None].clamp_min(tiny)).reshape(len(tokens), *grid)
-    return Rollout(upsample(places, (shape[2], shape[3]), stride), places, share / total.clamp_min(tiny), {})
+    scaled = (tokens / share[:, None].clamp_min(tiny)).reshape(len(tokens), *grid)
+    return Rollout(upsample(scaled, (shape[2], shape[3]), stride), scaled, share / total.clamp_min(tiny), {})
 
 
-class Carrier:
-    """Multiplies a row vector by one layer's matrix after the other, last layer first.
+class Propagation:
+    """Multiply a row vector by the matrices of layers, last layer first.
 
     Args:
-        prefix: Class and other tokens before the grid.
-        averaged: Whether a layer with a residual connection is the mean of the two, its rows scaled to sum to one, or
-            their sum.
+        prefix: Number of prefix tokens (class token).
+        averaged: Whether a branch and its residual connection are averaged, rows scaled to sum to one, or added.
     """
 
     def __init__(self, prefix: int, averaged: bool = True) -> None:
         self.prefix, self.averaged = prefix, averaged
-        self._waiting: list[Tensor] = []
+        self._bypassing: list[Tensor] = []
         self._spread: Tensor | None = None
 
     def split(self, row: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        """What of a row ``(B, queries)`` stays with the tokens themselves, and what came from the keys, ``(B, keys)``.
+        """Split a row into the parts of the residual connection, ``(B, queries)``, and of the branch, ``(B, keys)``.
 
         Args:
-            row: At a layer's output.
-            matrix: Of the branch beside the residual connection, shape ``(B, queries, keys)``.
+            row: Relevance at a layer's output, shape ``(B, queries)``.
+            matrix: Matrix of the branch, shape ``(B, queries, keys)``.
         """
         if self.averaged:
             row = row / (1 + matrix.sum(dim=-1))
-        return row, through(row, matrix)
+        return row, row_product(row, matrix)
 
     def back(self, row: Tensor, step: CapturedMixing) -> Tensor:
-        """From a layer's output ``(B, queries)`` to its input ``(B, keys)``."""
+        """Propagate from a layer's output ``(B, queries)`` to its input ``(B, keys)``."""
         kind = step.layout.kind
         if kind == "global":
             return _sum(self.split(row, step.weights))
@@ -208,20 +207,20 @@ class Carrier:
         if kind == "merge":
             return _to_parents(row, step)
         if kind == "fuse":
-            # Until it is known what the tokens that were spread had been mixed from.
+            # Stored until the step before it, which mixed the learned tokens.
             self._spread = step.weights
             return row
         head, rest = row[:, : self.prefix], row[:, self.prefix :]
         if kind == "mix":
-            assert self._spread is not None, "what is mixed is spread afterwards"
+            assert self._spread is not None, "a fuse step follows each mix step"
             matrix = self._spread @ step.weights
-            stays, taken = self.split(rest, normalize_rows(matrix) if self.averaged else matrix)
-            # What a fused token was before its block waits for the block's TokenLearner.
-            self._waiting.append(stays)
-            return torch.cat([head, taken], dim=1)
-        assert kind == "pool", f"a layout of kind {kind} that rollout does not know"
-        rest = through(rest, step.weights)
-        return torch.cat([head, rest + self._waiting.pop() if self._waiting else rest], dim=1)
+            residual, mixed = self.split(rest, normalize_rows(matrix) if self.averaged else matrix)
+            # The residual connection bypasses the TokenLearner of the block.
+            self._bypassing.append(residual)
+            return torch.cat([head, mixed], dim=1)
+        assert kind == "pool", f"rollout knows no layout of kind {kind}"
+        rest = row_product(rest, step.weights)
+        return torch.cat([head, rest + self._bypassing.pop() if self._bypassing else rest], dim=1)
 
 
 def _sum(parts: tuple[Tensor, Tensor]) -> Tensor:
@@ -229,35 +228,35 @@ def _sum(parts: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:
-    """From merged tokens to the 2 x 2 tokens that each was made of."""
+    """Propagate from merged tokens to their 2 x 2 parents."""
     before, after = step.layout.key_grid, step.layout.query_grid
     assert before is not None, "merging has a grid before"
     assert after is not None, "merging has a grid after"
     shares = (row[:, :, None] * step.weights).reshape(-1, *after, len(PARENTS))
     spread = row.new_zeros(len(row), 2 * after[0], 2 * after[1])
-    for number, (down, right) in enumerate(PARENTS):
-        spread[:, down::2, right::2] = shares[..., number]
+    for i, (down, right) in enumerate(PARENTS):
+        spread[:, down::2, right::2] = shares[..., i]
     return spread[:, : before[0], : before[1]].flatten(1)
 
 
-def through(row: Tensor, matrix: Tensor) -> Tensor:
-    """A row ``(B, queries)`` times a matrix ``(B, queries, keys)``."""
+def row_product(row: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply rows ``(B, queries)`` by matrices ``(B, queries, keys)``."""
     return (row[:, None] @ matrix.to(row.dtype))[:, 0]
 
 
 def fuse_heads(
     weights: Tensor, layout: TokenLayout, head_fusion: HeadFusion = "mean", discard_ratio: float = 0.0
 ) -> Tensor:
-    """One matrix from those of all heads, without what padding gave: that came from no place.
+    """Fuse the heads of an attention; weights of padded keys become zero.
 
     Args:
         weights: Attention, shape ``(B, heads, N, M)``.
-        layout: Of the layer.
-        head_fusion: How heads are fused.
+        layout: Layout of the layer.
+        head_fusion: Mean, maximum or minimum over heads.
         discard_ratio: Share of the smallest weights of each row set to zero.
 
     Returns:
-        Shape ``(B, N, M)``, in single precision.
+        Shape ``(B, N, M)``, float32.
     """
     if head_fusion == "mean":
         fused = weights.mean(dim=1)
@@ -265,7 +264,7 @@ def fuse_heads(
         fused = weights.amax(dim=1) if head_fusion == "max" else weights.amin(dim=1)
     fused = fused.float()
     if layout.kind in ("window", "grid") and layout.padding != (0, 0):
-        # The reference implementations let padding take part.
+        # In the reference implementations padded tokens are keys, too.
         real = real_tokens(layout, fused.device)
         fused = (fused.view(-1, *real.shape, real.shape[1]) * real[:, None]).flatten(0, 1)
     count = int(fused.shape[-1] * discard_ratio)
@@ -275,11 +274,11 @@ def fuse_heads(
     return fused
 
 
-def check_fusion(head_fusion: str, discard_ratio: float) -> None:
-    """Refuse settings that :func:`fuse_heads` does not know.
+def check_head_fusion(head_fusion: str, discard_ratio: float) -> None:
+    """Check the settings of :func:`fuse_heads`.
 
     Raises:
-        ConfigError: Naming the setting, what it may be, and the value.
+        ConfigError: A setting is out of range.
     """
     if not 0.0 <= discard_ratio < 1.0:
         raise ConfigError(f"discard_ratio must be at least 0 and below 1, got {discard_ratio}")

@@ -1,4 +1,4 @@
-"""Attention rollout: how much of each input token reaches the output, composed through all layers."""
+"""Attention rollout: attention of all layers composed from the output to the input."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vitrail.explain.methods.registry import register_method
 from vitrail.explain.methods.relevance import (
     HeadFusion,
     Rollout,
-    check_fusion,
+    check_head_fusion,
     fuse_heads,
     lacks_rollout,
-    reading_row,
-    roll_back,
+    pooling_row,
+    propagate,
 )
 from vitrail.models.base import VisionModel
 
@@ -27,41 +27,43 @@ from vitrail.models.base import VisionModel
 def attention_rollout(
     model: VisionModel, *inputs: Tensor | None, head_fusion: HeadFusion = "mean", discard_ratio: float = 0.0
 ) -> Rollout:
-    """Attention rollout through every layer of a model of any family.
+    """Compute the attention rollout through all layers of a model.
 
-    Each attention counts half, its residual connection the other half: A' = (A + I) / 2, heads fused, rows
-    renormalised. Attention in windows or grids is the same matrix spread to the tokens' places on the map. A merged
-    token, and one after a convolution of stride 2, is the mean of its 2 x 2 parents. TokenLearner contributes its
-    selection weights, normalised over positions; after a TokenFuser a token is half itself, half its share of the
-    learned tokens; after the fusion of two streams an image token is half itself, half what it took from the other
-    stream. Convolutions of stride 1 and perceptrons leave tokens where they are. The result is read where the model
-    reads it: in the class token's row, or in the mean over tokens.
+    Attention and its residual connection are averaged: A' = (A + I) / 2, with fused heads and renormalised rows.
 
-    Heads are fused as soon as a layer reports them, so that one matrix a layer is kept and not one a head.
+    - Attention in windows or grids is the same matrix, scattered to the positions of the tokens.
+    - A merged token, and a token after a convolution of stride 2, is the mean of its 2 x 2 parents.
+    - TokenLearner: the selection weights, normalised over positions. TokenFuser: the mean of the token and its share of
+      the learned tokens.
+    - Fusion of two streams: the mean of the image token and its attention to the second stream.
+    - Convolutions of stride 1 and MLPs: the identity.
+
+    The result is the row of the class token, or the mean of the rows of all tokens, as the model pools them. Heads are
+    fused as soon as a layer reports them, so that one matrix for each layer is stored.
 
     Args:
         model: The model, in evaluation mode.
-        *inputs: Normalised images, shape ``(B, C, H, W)``, one for each stream. A stream whose input is None, or
-            left out, where the model allows that, has no map; its share is what the others lack.
-        head_fusion: How heads are fused.
+        *inputs: Normalised images, shape ``(B, C, H, W)``, one for each stream. A stream without input (None) has no
+            map; the shares of the other streams do not sum to one.
+        head_fusion: Fusion of heads: "mean", "max" or "min".
         discard_ratio: Share of the smallest weights of each row set to zero before the residual is added.
 
     Raises:
-        ConfigError: Settings out of range, a pooling other than the class token and the mean, or a block that does not
-            report how it mixes tokens.
+        ConfigError: A setting out of range, a pooling other than the class token and the mean, or a block without a
+            tap.
 
     Source: Abnar & Zuidema 2020, arXiv:2005.00928, section 3.
     """
-    check_fusion(head_fusion, discard_ratio)
-    keep = partial(fuse_for_rollout, head_fusion=head_fusion, discard_ratio=discard_ratio)
+    check_head_fusion(head_fusion, discard_ratio)
+    keep = partial(rollout_matrix, head_fusion=head_fusion, discard_ratio=discard_ratio)
     with torch.no_grad(), capture_attention(model, keep=keep) as record:
         features = model.forward_features(*inputs)
     check_reports(model, running_mixers(model, inputs), record)
-    return roll_back(model, reading_row(model, features, record.steps[-1].layout), record.steps, inputs)
+    return propagate(model, pooling_row(model, features, record.steps[-1].layout), record.steps, inputs)
 
 
-def fuse_for_rollout(step: CapturedMixing, head_fusion: HeadFusion, discard_ratio: float) -> Tensor:
-    """What rollout keeps of a layer: one matrix ``(B, queries, keys)``, or the parents of merged tokens."""
+def rollout_matrix(step: CapturedMixing, head_fusion: HeadFusion, discard_ratio: float) -> Tensor:
+    """Compute the matrix of a layer, ``(B, queries, keys)``; merged tokens keep the weights of their parents."""
     weights, kind = step.weights, step.layout.kind
     if weights.ndim == 4:
         fused = fuse_heads(weights, step.layout, head_fusion, discard_ratio)

@@ -1,4 +1,4 @@
-"""What each learned token looks at."""
+"""Selection maps of learned tokens."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from vitrail.models.base import VisionModel
 
 
 def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> Tensor:
-    """The selection maps of one of a model's TokenLearners.
+    """Compute the selection maps of a TokenLearner.
 
     Args:
         model: The model, in evaluation mode.
         *inputs: Normalised images, shape ``(B, C, H, W)``.
-        learner: Its number; with a TokenFuser there is one before each of the last blocks.
+        learner: Index of the TokenLearner; with a TokenFuser there is one before each of the last blocks.
 
     Returns:
         Shape ``(B, num_tokens, h, w)``; each map sums to one.
 
     Raises:
-        ConfigError: The model learns no tokens, or has no TokenLearner of that number.
+        ConfigError: The model has no such TokenLearner.
 
     Source: Ryoo et al. 2021, arXiv:2106.11297, figure 5.
     """
@@ -38,7 +38,7 @@ def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> 
     learners = token_learners(model)
     count = len(learners)
     if not 0 <= learner < count:
-        raise ConfigError(f"the model has {count} TokenLearner{'s' * (count > 1)}, numbered from 0; got {learner}")
+        raise ConfigError(f"learner must be from 0 to {count - 1}, got {learner}")
     with torch.no_grad(), capture_attention(model, learners[learner]) as record:
         model.forward_features(*inputs)
     (step,) = record.steps
@@ -48,12 +48,12 @@ def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> 
 
 
 def token_learners(model: VisionModel) -> list[str]:
-    """Names of a model's TokenLearners, in order."""
+    """List the names of a model's TokenLearners, in order."""
     return [name for name, module in model.named_modules() if isinstance(module, TokenLearner)]
 
 
 def lacks_learned_tokens(model: VisionModel) -> str | None:
-    """That a model learns no tokens, in words; None where it does."""
+    """Return the reason why a model has no learned tokens; None where it has."""
     if token_learners(model):
         return None
     remedy = "; build it with token_learner settings" if hasattr(model.config, "token_learner") else ""
@@ -68,12 +68,12 @@ def _tokens(
     token: int | None = None,
     learner: int = 0,
 ) -> dict[str, StreamMap]:
-    """Where learned tokens were taken from: one of them, or the mean over all and each as a part."""
+    """Selection maps of learned tokens: of one token, or the mean over all with each as a part."""
     maps = token_maps(model, *inputs, learner=learner)
     if token is not None and not 0 <= token < maps.shape[1]:
-        raise ConfigError(f"the model learns {maps.shape[1]} tokens, numbered from 0; got {token}")
+        raise ConfigError(f"token must be from 0 to {maps.shape[1] - 1}, got {token}")
     tokens = maps.mean(dim=1) if token is None else maps[:, token]
-    assert inputs[0] is not None, "the first stream is never left out"
+    assert inputs[0] is not None, "the first stream always has an input"
     size = (inputs[0].shape[2], inputs[0].shape[3])
     stream = model.streams[0].name
     map_ = upsample(tokens, size, first_stride(model, stream))

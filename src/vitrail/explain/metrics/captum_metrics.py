@@ -1,4 +1,4 @@
-"""Infidelity and sensitivity of explanations, through captum."""
+"""Infidelity and sensitivity of explanations, by captum."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import check_count, check_score, forward_of, given, slice_inputs, to_scores
+from vitrail.explain.capture.forwarding import (
+    check_count,
+    check_positive,
+    check_score,
+    forward_of,
+    given,
+    slice_inputs,
+    to_scores,
+)
 from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.baselines import make_baseline
 from vitrail.explain.methods.registry import get_method
 from vitrail.explain.metrics.scoring import Maps, maps_of, target_of
 
-# Sides of the squares that are covered, over the sides of the image.
+# Range of the sides of covered rectangles, as shares of the sides of the image.
 _SMALLEST, _LARGEST = 1 / 8, 1 / 2
 
 
@@ -32,28 +39,28 @@ def infidelity(
     seed: int = 0,
     batch_size: int = 16,
 ) -> Tensor:
-    """How badly a map predicts what the class loses when random squares are covered.
+    """Compute the error of a map as a prediction of score drops when random rectangles are covered.
 
-    The map's sum over a square is its prediction. Maps are scaled to predict best, as the authors' code does, so that
-    those of any unit can be compared; what is left is the mean squared error. Every image is covered by the same
-    squares, of an eighth to a half of its sides, in all streams that have a map.
+    The prediction is the sum of the map over the rectangle. Maps are scaled optimally, as in the code of the paper, so
+    that maps of any unit are comparable; the result is the mean squared error. The rectangles have an eighth to a half
+    of the sides, and are the same for every image and every stream with a map.
 
     Args:
-        model: Any model of vitrail.
+        model: Any model of vitrail, or a trained model.
         images: As for :func:`vitrail.explain.explain`.
-        explanation: What is measured: an explanation, or maps ``(B, H, W)`` by stream.
-        target: The class; that of the explanation, or the predicted one, where it is not given.
-        samples: Squares an image.
-        baseline: What covers: "zero" (the data set's mean), "mean" (the image's) or "blur".
+        explanation: An explanation, or maps ``(B, H, W)`` by stream.
+        target: The class; by default that of the explanation, else the predicted class.
+        samples: Rectangles for each image.
+        baseline: Values of covered pixels: "zero" (mean of the data set), "mean" (of the image) or "blur".
         score: As for :func:`vitrail.explain.metrics.faithfulness.deletion`.
-        seed: Of the squares.
-        batch_size: Covered images that run at once.
+        seed: Seed of the rectangles.
+        batch_size: Batch size, in covered images.
 
     Returns:
         Shape ``(B,)``; small is good.
 
     Raises:
-        ConfigError: A setting out of range, or a map that fits no stream.
+        ConfigError: A setting out of range, or a map of no stream of the model.
         ShapeError: A map of another size than its images.
 
     Source: Yeh et al. 2019, arXiv:1901.09392, definition 2.1 and section 3.1.
@@ -65,14 +72,14 @@ def infidelity(
     check_count("batch_size", batch_size)
     values = []
     with prepared(model, images, target_of(explanation, target)) as (network, inputs, classes):
-        assert classes is not None, "asked for by class"
+        assert classes is not None, "by_class is True"
         maps = maps_of(network, inputs, explanation)
-        mapped = [name in maps for name in given(network, inputs)]
+        covered = [name in maps for name in given(network, inputs)]
         for number in range(len(classes)):
             one = slice_inputs(inputs, slice(number, number + 1))
             tensors = tuple(given(network, one).values())
-            # What a pixel is worth, spread evenly over its bands, which are covered together.
-            worth = tuple(
+            # Relevance of a pixel, divided evenly among its bands, which are covered together.
+            relevance = tuple(
                 (maps[name][number][None, None] / x.shape[1]).expand_as(x).to(x.dtype) if name in maps else x * 0
                 for name, x in given(network, one).items()
             )
@@ -81,53 +88,53 @@ def infidelity(
             def scores(*x: Tensor, forward: Any = forward) -> Tensor:
                 return to_scores(forward(*x).float(), score)
 
-            squares = _Squares(mapped, baseline, seed)
+            rectangles = _Rectangles(covered, baseline, seed)
             found: Tensor = captum_infidelity(
                 scores,
-                squares,
+                rectangles,
                 tensors,
-                worth,
+                relevance,
                 target=classes[number : number + 1],
                 n_perturb_samples=samples,
                 max_examples_per_batch=min(samples, batch_size),
                 normalize=True,
             )
             values.append(found.reshape(1))
-    # Of a map that predicts perfectly rounding leaves a little, on either side.
+    # Rounding can make the error of a perfect prediction slightly negative.
     return torch.cat(values).clamp_min(0)
 
 
-class _Squares:
-    """Covers random squares, of one call after the other, as captum asks for them.
+class _Rectangles:
+    """Cover random rectangles, new ones at each call.
 
     Args:
-        mapped: Which of the inputs are covered.
-        baseline: What covers.
-        seed: Of the squares.
+        covered: Inputs to cover.
+        baseline: Kind of baseline.
+        seed: Seed of the rectangles.
     """
 
-    def __init__(self, mapped: list[bool], baseline: str, seed: int) -> None:
-        self.mapped, self.baseline = mapped, baseline
+    def __init__(self, covered: list[bool], baseline: str, seed: int) -> None:
+        self.covered, self.baseline = covered, baseline
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, inputs: Tensor | tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Masks of what was covered, and the covered inputs."""
+        """Return the masks of covered pixels, and the covered inputs."""
         images = inputs if isinstance(inputs, tuple) else (inputs,)
-        # Side, then where its middle may lie, drawn for height and width: the same of every stream.
-        drawn = torch.rand(len(images[0]), 2, 2, generator=self.generator).to(images[0].device)
-        masks, covered = [], []
-        for x, there in zip(images, self.mapped, strict=True):
+        # Side and position, for height and width; the same for every stream.
+        random = torch.rand(len(images[0]), 2, 2, generator=self.generator).to(images[0].device)
+        masks, images_covered = [], []
+        for x, is_covered in zip(images, self.covered, strict=True):
             axes = []
             for axis, length in enumerate(x.shape[2:]):
-                side = (_SMALLEST + (_LARGEST - _SMALLEST) * drawn[:, 0, axis]) * length
-                start = drawn[:, 1, axis] * (length - side)
+                side = (_SMALLEST + (_LARGEST - _SMALLEST) * random[:, 0, axis]) * length
+                start = random[:, 1, axis] * (length - side)
                 middle = torch.arange(length, device=x.device) + 0.5
                 axes.append((middle >= start[:, None]) & (middle < (start + side)[:, None]))
-            inside = axes[0][:, None, :, None] & axes[1][:, None, None, :] & there
+            inside = axes[0][:, None, :, None] & axes[1][:, None, None, :] & is_covered
             mask = inside.expand_as(x).to(x.dtype)
             masks.append(mask)
-            covered.append(x * (1 - mask) + make_baseline(x, self.baseline) * mask)
-        return tuple(masks), tuple(covered)
+            images_covered.append(x * (1 - mask) + make_baseline(x, self.baseline) * mask)
+        return tuple(masks), tuple(images_covered)
 
 
 def sensitivity(
@@ -142,21 +149,21 @@ def sensitivity(
     batch_size: int = 16,
     settings: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """How much a map can change when the image hardly does: the largest change over its own size.
+    """Compute the largest relative change of a map under small changes of the image.
 
     Args:
-        model: Any model of vitrail.
+        model: Any model of vitrail, or a trained model.
         images: As for :func:`vitrail.explain.explain`.
-        method: Of :func:`vitrail.explain.list_methods`.
-        target: The class, that of the image itself; the predicted one where it is not given.
+        method: One of :func:`vitrail.explain.list_methods`.
+        target: The class; by default the predicted class of the unchanged image.
         radius: Largest change of a value, in units of the normalised image.
-        samples: Changed images, each by uniform noise within the radius.
-        seed: Of the noise, which is the same for every image.
-        batch_size: Changed images that are explained at once.
-        settings: Of the method.
+        samples: Number of changed images, each by uniform noise within the radius.
+        seed: Seed of the noise, the same for every image.
+        batch_size: Batch size, in changed images.
+        settings: Settings of the method.
 
     Returns:
-        Shape ``(B,)``; small is good, though a map that is always the same has 0.
+        Shape ``(B,)``; small is good, but a constant map has 0.
 
     Raises:
         ConfigError: An unknown method, setting or class, or a setting out of range.
@@ -165,13 +172,12 @@ def sensitivity(
     """
     from captum.metrics import sensitivity_max
 
-    if not radius > 0:
-        raise ConfigError(f"radius must be above 0, got {radius}")
+    check_positive("radius", radius)
     check_count("samples", samples)
     check_count("batch_size", batch_size)
     chosen, values = get_method(method), []
     with prepared(model, images, target) as (network, inputs, classes):
-        assert classes is not None, "asked for by class"
+        assert classes is not None, "by_class is True"
         present = [x is not None for x in inputs]
         for number in range(len(classes)):
             tensors = tuple(x[number : number + 1] for x in inputs if x is not None)
@@ -179,8 +185,8 @@ def sensitivity(
 
             def maps(x: Tensor | tuple[Tensor, ...], target: int | None = explained) -> tuple[Tensor, ...]:
                 remaining = iter(x if isinstance(x, tuple) else (x,))
-                given_again = [next(remaining) if there else None for there in present]
-                found = explain(network, given_again, method, target, **(settings or {}))
+                images_changed = [next(remaining) if is_present else None for is_present in present]
+                found = explain(network, images_changed, method, target, **(settings or {}))
                 return tuple(one.map.contiguous() for one in found.values())
 
             found = sensitivity_max(
@@ -195,11 +201,11 @@ def sensitivity(
 
 
 class _Noise:
-    """Moves inputs by uniform noise, of one call after the other, as captum asks for it.
+    """Add uniform noise to inputs, new noise at each call.
 
     Args:
         radius: Largest change of a value.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     def __init__(self, radius: float, seed: int) -> None:
@@ -207,10 +213,10 @@ class _Noise:
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, inputs: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        """The moved inputs."""
+        """Return the changed inputs."""
         if isinstance(inputs, tuple):
-            return tuple(self._move(x) for x in inputs)
-        return self._move(inputs)
+            return tuple(self._add_noise(x) for x in inputs)
+        return self._add_noise(inputs)
 
-    def _move(self, x: Tensor) -> Tensor:
+    def _add_noise(self, x: Tensor) -> Tensor:
         return x + self.radius * (2 * torch.rand(x.shape, generator=self.generator).to(x) - 1)

@@ -1,7 +1,7 @@
-"""Deletion and insertion: does the class fall when what a map calls relevant is taken away, and rise when it is given?
+"""Deletion and insertion: the score of a class while relevant pixels are removed or restored.
 
-Every stream that has a map takes part: at each step the same share of its own pixels is replaced, in the order of its
-own map, since the maps of two streams have no common scale.
+At each step the same share of pixels is replaced in every stream with a map, in the order of its own map, since the
+maps of two streams have no common scale.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from vitrail.explain.metrics.scoring import Maps, maps_of, rank_pixels, target_o
 
 @dataclass(frozen=True)
 class Curve:
-    """The class's score while pixels change.
+    """Score of the class by share of replaced pixels.
 
     Attributes:
-        fractions: Share of the pixels that were changed, from 0 to 1, shape ``(S,)``.
-        scores: Shape ``(B, S)``.
+        fractions: Shares of replaced pixels, from 0 to 1, shape ``(S,)``.
+        scores: Scores of the class, shape ``(B, S)``.
     """
 
     fractions: Tensor
@@ -47,21 +47,21 @@ def deletion(
     seed: int = 0,
     batch_size: int = 16,
 ) -> Curve:
-    """The score of the class while pixels are taken away, the most relevant first; a small area is good.
+    """Compute the score of the class while pixels are removed, most relevant first; a small area is good.
 
     Args:
-        model: Any model of vitrail.
+        model: Any model of vitrail, or a trained model.
         images: As for :func:`vitrail.explain.explain`.
-        explanation: What is measured: an explanation, or maps ``(B, H, W)`` by stream.
-        target: The class; that of the explanation, or the predicted one, where it is not given.
-        steps: Steps from the whole image to none of it.
-        baseline: What pixels are replaced by: "zero" (the data set's mean), "mean" (the image's) or "blur".
-        score: "probability" (softmax), "independent" (sigmoid, for several labels an image) or "logit".
-        seed: Of the order among pixels that the map calls equal.
-        batch_size: Images that run at once.
+        explanation: An explanation, or maps ``(B, H, W)`` by stream.
+        target: The class; by default that of the explanation, else the predicted class.
+        steps: Number of steps from the whole image to the baseline.
+        baseline: Values of removed pixels: "zero" (mean of the data set), "mean" (of the image) or "blur".
+        score: "probability" (softmax), "independent" (sigmoid, multi-label) or "logit".
+        seed: Seed of the order of tied pixels.
+        batch_size: Batch size.
 
     Raises:
-        ConfigError: A setting out of range, or a map that fits no stream.
+        ConfigError: A setting out of range, or a map of no stream of the model.
         ShapeError: A map of another size than its images.
 
     Source: Petsiuk et al. 2018, arXiv:1806.07421, section 3.4.
@@ -81,7 +81,7 @@ def insertion(
     seed: int = 0,
     batch_size: int = 16,
 ) -> Curve:
-    """The score of the class while pixels are given back to a blurred image, the most relevant first.
+    """Compute the score of the class while pixels are restored in a blurred image, most relevant first.
 
     A large area is good. Arguments, errors and source as for :func:`deletion`.
     """
@@ -103,23 +103,23 @@ def _curve(
     check_count("steps", steps)
     check_score(score)
     with prepared(model, images, target_of(explanation, target)) as (network, inputs, classes):
-        assert classes is not None, "asked for by class"
+        assert classes is not None, "by_class is True"
         maps = maps_of(network, inputs, explanation)
         names = [stream.name for stream in network.streams]
         fractions = torch.linspace(0, 1, steps + 1)
         rows = []
         for part in in_batches(len(classes), batch_size):
-            piece = slice_inputs(inputs, part)
+            batch = slice_inputs(inputs, part)
             ranks = {name: rank_pixels(one[part], seed) for name, one in maps.items()}
-            empty = {name: make_baseline(x, baseline) for name, x in zip(names, piece, strict=False) if x is not None}
+            empty = {name: make_baseline(x, baseline) for name, x in zip(names, batch, strict=False) if x is not None}
             columns = []
             for step in range(steps + 1):
-                changed = list(piece)
-                for number, (name, x) in enumerate(zip(names, piece, strict=False)):
+                changed = list(batch)
+                for i, (name, x) in enumerate(zip(names, batch, strict=False)):
                     if x is None or name not in ranks:
                         continue
-                    first = ranks[name] < round(step / steps * ranks[name][0].numel())
-                    changed[number] = torch.where(first[:, None] == delete, empty[name], x)
+                    replaced = ranks[name] < round(step / steps * ranks[name][0].numel())
+                    changed[i] = torch.where(replaced[:, None] == delete, empty[name], x)
                 columns.append(score_class(network, changed, classes[part], score))
             rows.append(torch.stack(columns, dim=1))
     scores = torch.cat(rows)

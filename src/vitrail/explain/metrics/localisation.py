@@ -1,4 +1,4 @@
-"""Agreement of a map with a mask of what should matter, where one is known."""
+"""Localisation: agreement of a map with a mask of the relevant region."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError, ShapeError
+from vitrail.explain.capture.forwarding import check_count
 from vitrail.explain.metrics.scoring import rank_pixels
 
 
 def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
-    """Whether the map's maximum lies in the mask.
+    """Compute whether the maximum of a map lies in the mask.
 
-    Where several pixels share the maximum, the share of them that do: what choosing one at random gives.
+    For a maximum of several pixels, the share of them in the mask: the expectation for a random choice.
 
     Args:
         maps: Shape ``(B, H, W)``.
-        masks: What should matter, shape ``(B, H, W)``, boolean.
-        tolerance: Pixels by which the maximum may miss (15 in the paper, for photos of some 500 pixels).
+        masks: Relevant pixels, bool, shape ``(B, H, W)``.
+        tolerance: Largest distance of the maximum from the mask in pixels (15 in the paper, for photos of about 500).
 
     Returns:
-        Shape ``(B,)``, from 0 to 1; not a number for an image with an empty mask.
+        Shape ``(B,)``, from 0 to 1; NaN for an empty mask.
 
     Raises:
         ShapeError: Maps and masks of different shapes.
-        ConfigError: A tolerance below 0, or masks that are not boolean.
+        ConfigError: ``tolerance`` is below 0, or masks are not boolean.
 
     Source: Zhang et al. 2016, arXiv:1608.00507, section 4.1.
     """
     _check(maps, masks)
-    if tolerance < 0:
-        raise ConfigError(f"tolerance must be at least 0 pixels, got {tolerance}")
+    check_count("tolerance", tolerance, 0)
     top = maps == maps.amax(dim=(1, 2), keepdim=True)
     near = masks
     if tolerance:
@@ -42,15 +42,15 @@ def pointing_game(maps: Tensor, masks: Tensor, tolerance: int = 0) -> Tensor:
 
 
 def mask_iou(maps: Tensor, masks: Tensor, seed: int = 0) -> Tensor:
-    """Intersection over union of the mask and as many of the most relevant pixels as the mask has.
+    """Compute the intersection over union of the mask and the most relevant pixels, as many as in the mask.
 
     Args:
         maps: Shape ``(B, H, W)``.
-        masks: What should matter, shape ``(B, H, W)``, boolean.
-        seed: Of the order among pixels that the map calls equal.
+        masks: Relevant pixels, bool, shape ``(B, H, W)``.
+        seed: Seed of the order of tied pixels.
 
     Returns:
-        Shape ``(B,)``, from 0 to 1; not a number for an image with an empty mask.
+        Shape ``(B,)``, from 0 to 1; NaN for an empty mask.
 
     Raises:
         ShapeError: Maps and masks of different shapes.
@@ -63,16 +63,16 @@ def mask_iou(maps: Tensor, masks: Tensor, seed: int = 0) -> Tensor:
 
 
 def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Share of a map's positive part that lies in the mask.
+    """Compute the share of a map's positive part in the mask.
 
-    A map without a positive part says nothing and counts as spread evenly.
+    A map without a positive part counts as uniform.
 
     Args:
         maps: Shape ``(B, H, W)``.
-        masks: What should matter, shape ``(B, H, W)``, boolean.
+        masks: Relevant pixels, bool, shape ``(B, H, W)``.
 
     Returns:
-        Shape ``(B,)``, from 0 to 1; not a number for an image with an empty mask.
+        Shape ``(B,)``, from 0 to 1; NaN for an empty mask.
 
     Raises:
         ShapeError: Maps and masks of different shapes.

@@ -165,7 +165,7 @@ def measure(
     """Methods and what they are worth: :func:`score_methods`, then :func:`compare_methods`.
 
     Args:
-        model: Any model of vitrail.
+        model: Any model of vitrail, or a trained model.
         images: As for :func:`vitrail.explain.explain`.
         methods: As for :func:`score_methods`.
         masks: As for :func:`score_methods`.
@@ -210,7 +210,7 @@ def score_methods(
     of the time, and fewer ``fractions`` make it shorter.
 
     Args:
-        model: Any model of vitrail.
+        model: Any model of vitrail, or a trained model.
         images: As for :func:`vitrail.explain.explain`.
         methods: Names of methods, or names of rows with a method and its settings each:
             ``{"rollout, max": ("rollout", {"head_fusion": "max"})}``. "random" and "centre" are always added.
@@ -239,17 +239,17 @@ def score_methods(
     names = _measures(measures, masks is not None)
     rows: list[tuple[int, str, str, float]] = []
     with prepared(model, images, target) as (network, inputs, classes):
-        assert classes is not None, "asked for by class"
+        assert classes is not None, "by_class is True"
         known = _masks(
             masks, network.streams[0].name, {s.name: x for s, x in zip(network.streams, inputs, strict=False)}
         )
         for part in in_batches(len(classes), batch_size):
-            piece = slice_inputs(inputs, part)
+            batch = slice_inputs(inputs, part)
             for label, (method, settings) in chosen.items():
-                found = explain(network, piece, method, get_method(method).target(classes[part]), **settings)
+                found = explain(network, batch, method, get_method(method).target(classes[part]), **settings)
                 inside = {name: mask[part] for name, mask in known.items()}
                 case = _Case(
-                    network, piece, classes[part], found, inside, method, settings, steps, fractions, score, seed,
+                    network, batch, classes[part], found, inside, method, settings, steps, fractions, score, seed,
                     batch_size,
                 )  # fmt: skip
                 for name in names:

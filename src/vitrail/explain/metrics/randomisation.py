@@ -1,6 +1,6 @@
-"""A sanity check: does an explanation change when what the model has learned is taken away?
+"""Model randomisation check: similarity of maps when weights are randomised.
 
-A map that looks the same for a model with random weights explains the image, not the model.
+A map that stays the same with random weights explains the image, not the model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
+from vitrail.explain.capture.forwarding import check_count
 from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
@@ -23,18 +24,18 @@ from vitrail.explain.methods.registry import get_method
 from vitrail.models.base import VisionModel
 
 MODES = ("cascading", "independent")
-# Of the window in which structures are compared, and of the smallest that says anything.
+# Window of the structural similarity, and its minimum.
 _WINDOW, _SMALLEST_WINDOW = 11, 3
 
 
 @dataclass(frozen=True)
 class Randomisation:
-    """How much of an explanation is left as parts of the model become random.
+    """Similarity of maps to the original as parts of the model are randomised.
 
     Attributes:
         parts: Names of the randomised parts, from the head down.
-        rank: Spearman's rank correlation with the original tokens' map, shape ``(L, B)``; 0 where a map is constant.
-        similarity: Structural similarity with the original map, both scaled to 0..1, shape ``(L, B)``.
+        rank: Spearman correlation with the original tokens, shape ``(L, B)``; 0 for a constant map.
+        similarity: Structural similarity (SSIM) with the original map, both scaled to 0..1, shape ``(L, B)``.
     """
 
     parts: tuple[str, ...]
@@ -53,24 +54,23 @@ def randomisation_check(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> Randomisation:
-    """Explain again with parts of the model as they were before any training.
+    """Compare explanations before and after the weights of parts of the model are re-initialised.
 
-    The random weights are those that a new model of the same settings begins with. They are put into a copy: the model
-    itself is not touched. The class stays that of the trained model.
+    The weights are those of a new model with the same settings. A copy is randomised; the model itself stays unchanged.
+    The class stays that of the trained model.
 
     Args:
-        model: Any model of vitrail.
+        model: Any model of vitrail, or a trained model.
         images: As for :func:`vitrail.explain.explain`.
-        method: Of :func:`vitrail.explain.list_methods`.
-        target: The class; the one that the trained model predicts where it is not given.
-        mode: "cascading" (from the head down, what was random stays random) or "independent" (one part at a time).
-        parts: Into how many parts to cut the model at most; its layer groups where it is not given. 1 with
-            "cascading": all of it at once.
-        seed: Of the random weights.
-        settings: Of the method.
+        method: One of :func:`vitrail.explain.list_methods`.
+        target: The class; by default the class that the trained model predicts.
+        mode: "cascading" (cumulative, from the head down) or "independent" (one part at a time).
+        parts: Maximum number of parts; by default the layer groups. 1 randomises the whole model at once.
+        seed: Seed of the random weights.
+        settings: Settings of the method.
 
     Returns:
-        How similar the maps are to the original after each step, with the mean over the streams.
+        Similarity to the original after each step, averaged over the streams.
 
     Raises:
         ConfigError: An unknown method, setting, class or mode.
@@ -79,8 +79,8 @@ def randomisation_check(
     """
     if mode not in MODES:
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    if parts is not None and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
-        raise ConfigError(f"parts must be a whole number of at least 1, got {parts!r}")
+    if parts is not None:
+        check_count("parts", parts)
     with prepared(model, images, target, by_class=get_method(method).by_class) as (network, inputs, classes):
         original = explain(network, inputs, method, classes, **(settings or {}))
         fresh = _fresh(network, seed)
@@ -94,18 +94,18 @@ def randomisation_check(
 
 
 def _fresh(model: VisionModel, seed: int) -> dict[str, Tensor]:
-    """What a new model of the same settings begins with, by name of parameter and buffer."""
+    """Initialise the state of a new model with the same settings, by name."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new = type(model)(model.config)
     state = new.state_dict()
     own = {name: value.shape for name, value in model.state_dict().items()}
-    assert own == {name: value.shape for name, value in state.items()}, "settings make a model of these shapes"
+    assert own == {name: value.shape for name, value in state.items()}, "the settings determine the shapes"
     return state
 
 
 def _top_down(model: VisionModel, parts: int | None) -> list[list[str]]:
-    """Names of the state in groups from the head to the input; running statistics go with their module's weights."""
+    """Group the names of the state from head to input; running statistics belong to the weights of their module."""
     groups = [list(group) for group in reversed(model.layer_groups()) if group]
     owner = {name.rpartition(".")[0]: group for group in groups for name in group}
     known = {name for group in groups for name in group}
@@ -147,7 +147,7 @@ def _mean(one: Explanation, other: Explanation, compare: Any, what: str) -> Tens
 
 
 def _rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Spearman's, with mean ranks of equals, shape ``(B,)``."""
+    """Compute Spearman's correlation with mean ranks of ties, shape ``(B,)``."""
     from scipy.stats import rankdata
 
     first, second = (torch.from_numpy(rankdata(x.flatten(1).double().numpy(), axis=1)) for x in (one, other))
@@ -157,7 +157,7 @@ def _rank_correlation(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _structural_similarity(one: Tensor, other: Tensor) -> Tensor:
-    """Of maps scaled to 0..1, shape ``(B,)``."""
+    """Compute SSIM of maps scaled to 0..1, shape ``(B,)``."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     def scaled(x: Tensor) -> Tensor:
