@@ -7,7 +7,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "vitrail"
 
 # From the ground up. weights lies below layers: layers such as TokenLearner declare how checkpoints map to them.
 FLOORS = (
-    ("errors", "extras", "files", "outputs", "machine", "durations", "bootstrap", "config", "catalogue"),
+    ("errors", "extras", "files", "outputs", "machine", "durations", "bootstrap", "plugins", "config", "catalogue"),
     ("weights", "data"),
     ("layers",),
     ("models",),

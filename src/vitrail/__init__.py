@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vitrail.models.pretrained import from_pretrained, save_pretrained
-    from vitrail.models.registry import create_model, list_models
+    from vitrail.models.registry import create_model, list_models, register_family
     from vitrail.weights.load import load_weights
 
 # Public name -> the module that defines it.
@@ -21,10 +21,19 @@ _PUBLIC = {
     "from_pretrained": "vitrail.models.pretrained",
     "list_models": "vitrail.models.registry",
     "load_weights": "vitrail.weights.load",
+    "register_family": "vitrail.models.registry",
     "save_pretrained": "vitrail.models.pretrained",
 }
 
-__all__ = ["__version__", "create_model", "from_pretrained", "list_models", "load_weights", "save_pretrained"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load_weights",
+    "register_family",
+    "save_pretrained",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,21 +1,27 @@
 """What is known of every model variant, readable at once: importing this module imports no torch.
 
-The table is ``vitrail/models/catalogue.json``, which ``python -m vitrail.models.catalogue`` writes from the
-registry; a test holds it to the registry's truth.
+The variants of the package are in ``vitrail/models/catalogue.json``, which ``make catalogue`` writes from the registry;
+a test fails when it is out of date. Those of other distributions are computed on first use and cached.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
 import importlib.resources
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from vitrail.errors import ConfigError, closest
+import vitrail
+from vitrail.errors import ConfigError, RunError, closest
+from vitrail.files import write_text
+from vitrail.plugins import FAMILIES, digest_plugins, find_plugins
 
 PUBLISHED_NOTE = "top-1: ImageNet-1k accuracy in per cent as published by the authors, not measured by vitrail"
 
@@ -203,9 +209,42 @@ def from_json(text: str) -> Catalogue:
     return Catalogue(families, variants)
 
 
+def read_catalogue(describe_foreign: Callable[[], Catalogue] | None = None) -> Catalogue:
+    """Read the catalogue, without importing torch where the package's own families are all.
+
+    Args:
+        describe_foreign: Describes the families of other distributions, where they are wanted. It is called when there
+            are any that the cache does not have in their present version.
+
+    Raises:
+        VitrailError: A family of another distribution cannot be imported.
+    """
+    own = _packaged()
+    entries = find_plugins(FAMILIES)
+    if describe_foreign is None or not entries:
+        return own
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vitrail"
+    file = cache / f"catalogue-{digest_plugins(entries, vitrail.__version__)}.json"
+    foreign = _cached(file)
+    if foreign is None:
+        foreign = describe_foreign()
+        # A cache that cannot be written costs the time of the next call, nothing else.
+        with contextlib.suppress(RunError, OSError):
+            write_text(file, to_json(foreign))
+    families, variants = {**own.families, **foreign.families}, {**own.variants, **foreign.variants}
+    return Catalogue(dict(sorted(families.items())), dict(sorted(variants.items())))
+
+
+def _cached(file: Path) -> Catalogue | None:
+    """The catalogue in a file; None where it is missing or damaged."""
+    try:
+        return from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @functools.cache
-def read_catalogue() -> Catalogue:
-    """The catalogue that is packaged with vitrail."""
+def _packaged() -> Catalogue:
     # Through the top package: naming vitrail.models as a package would import it, and torch with it.
     file = importlib.resources.files("vitrail").joinpath("models", "catalogue.json")
     return from_json(file.read_text(encoding="utf-8"))

@@ -3,7 +3,8 @@
 import torch
 
 import vitrail
-from vitrail.models.base import Stream, VisionModel
+from vitrail.models.base import VisionModel
+from vitrail.models.facts import Stream
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 4, "in_chans": 3}
 HVT = {"img_size": 24, "patch_size": 4, "embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "num_classes": 4}

@@ -17,7 +17,7 @@ from vitrail.cli.main import main
 from vitrail.cli.weights import _parser
 from vitrail.config import ModelConfig
 from vitrail.errors import WeightsError
-from vitrail.models import families
+from vitrail.models import list_families
 from vitrail.weights.remedies import COMMAND, PYTHON, RECIPE, spellings
 
 SOURCE = Path(vitrail.__file__).parent
@@ -191,7 +191,7 @@ CASES = [(family, other) for family, all_others in OTHERS.items() for other in a
 
 @pytest.mark.parametrize(("family", "other"), CASES)
 def test_another_depth_or_width_is_named_as_the_setting(family, other):
-    settings = families()[family].test_config
+    settings = list_families()[family].test_config
     source = vitrail.create_model(family, **{**settings, **other})
     model = build(family, 1)
     with pytest.raises(WeightsError) as caught:
@@ -218,7 +218,7 @@ def test_what_can_be_read_off_a_model_is_its_own(family):
 
 @pytest.mark.parametrize(("family", "start"), [("vit", "blocks.1"), ("swin", "layers.0.blocks.1")])
 def test_the_missing_keys_of_one_block_are_allowed_as_that_block(family, start):
-    settings = {**families()[family].test_config, **({"depth": 3} if family == "vit" else {})}
+    settings = {**list_families()[family].test_config, **({"depth": 3} if family == "vit" else {})}
     source = vitrail.create_model(family, **settings).state_dict()
     state = _without(source, start + ".")
     if family == "swin":
@@ -238,7 +238,7 @@ def test_the_command_line_prints_settings_that_fit(family, tmp_path, capsys):
     assert main(["weights", str(tmp_path / "x.safetensors")]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "--model" in line)
     advised = shlex.split(line.partition("try")[2].replace("(no shape shows it)", "").replace("as it was trained", ""))
-    config = families()[family].test_config
+    config = list_families()[family].test_config
     words = []
     for word in advised:
         name, _, value = word.partition("=")

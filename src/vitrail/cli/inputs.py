@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError, DataError
-from vitrail.models.base import Stream, VisionModel
+from vitrail.models.base import VisionModel
+from vitrail.models.facts import Stream
 
 if TYPE_CHECKING:
     from vitrail.config.data import DataConfig

@@ -1,6 +1,6 @@
 """``vitrail models``: list, filter and describe the model variants.
 
-Everything comes from the catalogue, so that the answer does not wait for torch.
+Everything comes from the catalogue, so that the answer waits for torch only where another distribution adds families.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         ConfigError: An unknown name, pattern, family or option.
     """
     arguments = _parser().parse_args(argv)
-    catalogue = read_catalogue()
+    catalogue = read_catalogue(_describe_foreign)
     pattern: str = arguments.pattern
     family: str | None = arguments.family
     if family is not None and family not in catalogue.families:
@@ -62,6 +62,12 @@ def main(argv: list[str]) -> int:
     else:
         print(_listing(catalogue, found, candidates, pattern))
     return 0
+
+
+def _describe_foreign() -> Catalogue:
+    from vitrail.models.catalogue import build_catalogue
+
+    return build_catalogue(foreign=True)
 
 
 def _parser() -> VerbParser:

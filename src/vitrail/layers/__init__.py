@@ -1,6 +1,7 @@
 """The parts that the models are built of, each defined once."""
 
 from vitrail.layers.attention import Attention
+from vitrail.layers.block import Block, Stage
 from vitrail.layers.drop_path import DropPath
 from vitrail.layers.fast import registration as _registration  # noqa: F401  # registers the fast paths
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
@@ -25,12 +26,14 @@ from vitrail.layers.windows import (
 __all__ = [
     "Attention",
     "AttentionTap",
+    "Block",
     "ConcatFusion",
     "CrossAttentionFusion",
     "DropPath",
     "Mlp",
     "PatchEmbed",
     "PatchMerging",
+    "Stage",
     "TokenFuser",
     "TokenLayout",
     "TokenLearner",

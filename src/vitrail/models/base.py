@@ -1,85 +1,32 @@
-"""What every model of vitrail can do, whatever its family."""
+"""The contract of a model: what every family answers, with defaults for models of one image."""
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.shapes import divide_up, to_pair
+from vitrail.layers.head import linear_classifier
+from vitrail.layers.init import init_linears
+from vitrail.layers.shapes import to_pair
 from vitrail.layers.symbolic import resolve_annotations
+from vitrail.models.checkpoint_sizes import old_grid
+from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
+from vitrail.models.protocol import LibraryProtocol
 from vitrail.models.scripting import as_traced
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
 
 
-class FeatureInfo(dict[str, Any]):
-    """One level of a feature pyramid; also timm's dictionary with ``module``, ``num_chs`` and ``reduction``.
-
-    Args:
-        name: The module that produces it.
-        channels: Its channels.
-        stride: Input pixels per position, height and width.
-    """
-
-    def __init__(self, name: str, channels: int, stride: tuple[int, int]) -> None:
-        super().__init__(module=name, num_chs=channels, reduction=stride[0])
-        self.name, self.channels, self.stride = name, channels, stride
-
-    def __reduce__(self) -> tuple[type[FeatureInfo], tuple[str, int, tuple[int, int]], None, None, Iterator[Any]]:
-        return FeatureInfo, (self.name, self.channels, self.stride), None, None, iter(self.items())
-
-
-class Stream(NamedTuple):
-    """One input of a model.
-
-    Attributes:
-        name: Its key in a batch (``"image"``, ``"spectral"``).
-        chans: Bands.
-        size: Height and width that the model was built for; others work too.
-    """
-
-    name: str
-    chans: int
-    size: tuple[int, int]
-
-
-class LevelTokens(NamedTuple):
-    """Tokens at one level of a feature pyramid.
-
-    Attributes:
-        map: Those of the grid, shape ``(B, H, W, C)``.
-        prefix: Class and other tokens before the grid, shape ``(B, P, C)``; None without any.
-    """
-
-    map: Tensor
-    prefix: Tensor | None = None
-
-
-class Ends(NamedTuple):
-    """Where the tokens of one stream begin and where they end.
-
-    Attributes:
-        stream: Its name.
-        first_dim: Width of its first tokens.
-        first_stride: Pixels per first token, height and width.
-        last_dim: Width of its last tokens.
-        last_stride: Pixels per last token.
-    """
-
-    stream: str
-    first_dim: int
-    first_stride: tuple[int, int]
-    last_dim: int
-    last_stride: tuple[int, int]
-
-
-class VisionModel(nn.Module, ABC):
+class VisionModel(LibraryProtocol):
     """Base of the families.
+
+    Other code asks a model what it can do by the methods below, and never by its class. Methods named ``lacks_...``
+    give the reason why the model cannot, empty where it can.
 
     Attributes:
         key_maps: How to read the checkpoints of other libraries, the family's own first.
@@ -87,6 +34,7 @@ class VisionModel(nn.Module, ABC):
         input_kernels: Convolutions that see the bands, by the name of their weight.
         stream_prefixes: For a family of several streams, what their keys begin with, by stream.
         channels_first: Whether :meth:`forward_features` gives a map ``(B, C, H, W)`` instead of tokens.
+        not_decayed: Last parts of the names of parameters without weight decay, besides biases and norms.
         name: What the model was created as, a variant or a family.
         config: The settings the model was built with.
         num_features: Width of what the classifier sees.
@@ -99,11 +47,13 @@ class VisionModel(nn.Module, ABC):
     input_kernels: ClassVar[Mapping[str, InputKernel]] = {"patch_embed.proj.weight": InputKernel("image")}
     stream_prefixes: ClassVar[Mapping[str, str]] = {}
     channels_first: ClassVar[bool] = False
+    not_decayed: ClassVar[Sequence[str]] = ("pos_embed", "cls_token", "relative_position_bias_table")
     name: str = ""
     _num_classes: int = 0
     config: Any
     num_features: int
     norm: nn.Module
+    head: nn.Module
     num_prefix: int = 0
     feature_info: list[FeatureInfo]
 
@@ -153,29 +103,37 @@ class VisionModel(nn.Module, ABC):
         return None if module is self else module
 
     @property
-    @abstractmethod
     def streams(self) -> tuple[Stream, ...]:
-        """The inputs that ``forward`` takes, in order."""
+        """The inputs that ``forward`` takes, in order: one image, unless a family says otherwise."""
+        return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
 
-    @abstractmethod
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Classify: one tensor ``(B, C, H, W)`` for each of :attr:`streams` to logits ``(B, num_classes)``.
+    @resolve_annotations
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            x: Images, shape ``(B, in_chans, H, W)``; a family of several streams takes a tensor for each.
+
+        Returns:
+            Logits, shape ``(B, num_classes)``.
 
         Raises:
             ShapeError: Another number of bands, another type of number, or an image smaller than a patch.
         """
+        return self.forward_head(self.forward_features(x))
 
     @abstractmethod
     def forward_features(self, *args: Any, **kwargs: Any) -> Tensor:
         """Tokens after the last norm: ``(B, N, C)``, ``(B, H, W, C)`` or ``(B, C, H, W)``, as the family has them."""
 
     @property
-    @abstractmethod
     def ends(self) -> tuple[Ends, ...]:
         """What :meth:`embed` gives and :meth:`forward_embedded` returns, for each of :attr:`streams`.
 
         Empty where the last tokens lie on no grid.
         """
+        first, last = self.feature_info[0], self.feature_info[-1]
+        return (Ends(self.streams[0].name, first.channels, first.stride, last.channels, last.stride),)
 
     @abstractmethod
     def embed(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -193,7 +151,6 @@ class VisionModel(nn.Module, ABC):
             *embedded: What :meth:`embed` gave.
         """
 
-    @property
     def mask_unit(self) -> tuple[int, int]:
         """Height and width in pixels of the smallest part of the image that :meth:`forward_visible` can leave out.
 
@@ -218,7 +175,7 @@ class VisionModel(nn.Module, ABC):
 
         Args:
             embedded: Output of :meth:`embed`, shape ``(B, H, W, C)``.
-            keep: Indices of the visible parts, row-major on the grid of :attr:`mask_unit`, shape ``(B, K)``.
+            keep: Indices of the visible parts, row-major on the grid of :meth:`mask_unit`, shape ``(B, K)``.
 
         Returns:
             Tokens after the last norm, shape ``(B, num_prefix + K, C)``, prefix tokens first.
@@ -326,7 +283,12 @@ class VisionModel(nn.Module, ABC):
         out: Tensor = self.norm(tokens) if index == len(self.feature_info) - 1 else tokens
         return out
 
-    @abstractmethod
+    def build_head(self, num_classes: int) -> nn.Module:
+        """Build a freshly initialised classifier, a linear layer; the identity for no classes."""
+        head = linear_classifier(self.num_features, num_classes)
+        init_linears(head)
+        return head
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one; 0 classes leaves the features as they are.
 
@@ -334,47 +296,17 @@ class VisionModel(nn.Module, ABC):
             num_classes: Width of the logits.
             global_pool: How tokens are pooled from now on; as they were when not given.
         """
+        pool: Any = self.config.global_pool if global_pool is None else global_pool
+        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
+        self.num_classes = num_classes
+        parameter = next(self.parameters())
+        self.head = self.build_head(num_classes).to(parameter.device, parameter.dtype)
 
-    @abstractmethod
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
-
-    def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """Turn gradient checkpointing on, as Hugging Face's Trainer calls it.
-
-        Args:
-            activation_checkpointing_kwargs: Settings of ``torch.utils.checkpoint``, which every block has already.
-            every_n_layers: 1; every block is recomputed.
-            offload: False; the inputs of the blocks stay on the device.
-
-        Raises:
-            ConfigError: Another value.
-        """
-        if every_n_layers != 1 or offload:
-            raise ConfigError(
-                f"every_n_layers {every_n_layers} and offload {offload} are not supported: every block is recomputed, "
-                "on its device; use every_n_layers=1 and offload=False"
-            )
-        self.set_grad_checkpointing(True)
-
-    def activation_checkpointing_disable(self) -> None:
-        """Turn gradient checkpointing off."""
-        self.set_grad_checkpointing(False)
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **settings: Any
-    ) -> None:
-        """Turn gradient checkpointing on, by :meth:`activation_checkpointing_enable` under its older name."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Turn gradient checkpointing off."""
-        self.set_grad_checkpointing(False)
+        for module in self.modules():
+            if "grad_checkpointing" in vars(module):
+                cast(Any, module).grad_checkpointing = enable
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Trace the model for ``torch.jit.script``, in its mode and for images of its own size."""
@@ -384,40 +316,6 @@ class VisionModel(nn.Module, ABC):
     def global_pool(self) -> str:
         """Pooling of the last tokens, as the setting says; "avg" for a family without that setting."""
         return str(getattr(getattr(self, "config", None), "global_pool", "avg"))
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """:attr:`num_prefix` under timm's name."""
-        return self.num_prefix
-
-    @property
-    def head_hidden_size(self) -> int:
-        """Width of what the classifier sees."""
-        return self.num_features
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """What timm's tools read of a model: input size, classifier, first convolution."""
-        first = self.streams[0]
-        return {
-            "architecture": self.name,
-            "url": "",
-            "num_classes": self.num_classes,
-            "input_size": (first.chans, *first.size),
-            "fixed_input_size": False,
-            "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": (0.485, 0.456, 0.406) if first.chans == 3 else (0.5,) * first.chans,
-            "std": (0.229, 0.224, 0.225) if first.chans == 3 else (0.5,) * first.chans,
-            "first_conv": next(iter(self.input_kernels)).removesuffix(".weight"),
-            "classifier": self.classifier,
-        }
-
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """The same, under timm's older name."""
-        return self.pretrained_cfg
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -456,27 +354,13 @@ class VisionModel(nn.Module, ABC):
         """Replace the last norm by nothing."""
         self.norm = nn.Identity()
 
-    @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Parameters that should not decay besides biases and norms (positions, class tokens)."""
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in self.not_decayed}
 
     @abstractmethod
     def layer_groups(self) -> list[list[str]]:
         """Names of all parameters in groups from the input to the head, for layer-wise learning rates."""
-
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Give the layer of a parameter or module by its name, as timm's layer-wise learning rates take it.
-
-        Args:
-            coarse: Not used; layers are those of :meth:`layer_groups`.
-        """
-        layers = {name: layer for layer, group in enumerate(self.layer_groups()) for name in group}
-
-        def find(name: str) -> int:
-            inside = (layer for parameter, layer in layers.items() if parameter.startswith(f"{name}."))
-            return layers[name] if name in layers else next(inside, 0)
-
-        return find
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
@@ -560,29 +444,6 @@ class VisionModel(nn.Module, ABC):
         return [index % levels for index in wanted]
 
 
-def as_config(kind: type[Any], config: Any) -> Any:
-    """A config from its settings as a mapping, as a file of Hugging Face's hub holds them; a config as it is."""
-    return kind(**config) if isinstance(config, Mapping) else config
-
-
-def count_numbered(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of the modules ``prefix.0``, ``prefix.1``, ... in a checkpoint, up to the highest index."""
-    indices = {key[len(prefix) + 1 :].partition(".")[0] for key in state if key.startswith(f"{prefix}.")}
-    return max((int(index) + 1 for index in indices if index.isdigit()), default=0)
-
-
-def read_width(state: Mapping[str, Tensor], kernel: str, setting: str = "embed_dim") -> dict[str, int]:
-    """Channels that a convolution in a checkpoint returns, under the name of the setting; empty without it."""
-    weight = state.get(kernel)
-    return {} if weight is None or weight.ndim != 4 else {setting: weight.shape[0]}
-
-
-def read_stages(state: Mapping[str, Tensor], stages: str) -> dict[str, tuple[int, ...]]:
-    """Number of blocks of each of ``stages.0``, ``stages.1``, ... in a checkpoint, as ``depths``; empty without any."""
-    depths = tuple(count_numbered(state, f"{stages}.{i}.blocks") for i in range(count_numbered(state, stages)))
-    return {"depths": depths} if depths and all(depths) else {}
-
-
 def as_format(x: Tensor, output_fmt: str) -> Tensor:
     """Bring a map ``(B, H, W, C)`` into another format.
 
@@ -600,91 +461,6 @@ def as_format(x: Tensor, output_fmt: str) -> Tensor:
     if output_fmt != "NHWC":
         raise ConfigError(f"output_fmt must be 'NCHW', 'NHWC' or 'NLC', got {output_fmt!r}")
     return x
-
-
-def check_pool(pool: str, pools: Sequence[str]) -> None:
-    """Refuse another way of pooling.
-
-    Raises:
-        ConfigError: Naming the ways that there are and the value.
-    """
-    if pool not in pools:
-        raise ConfigError(f"global_pool must be {' or '.join(map(repr, pools))}, got {pool!r}")
-
-
-def describe(inputs: Sequence[object]) -> str:
-    """What a model was given, for an error: the shapes of tensors, the types of other things."""
-    said = ("None" if x is None else str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
-    return " and ".join(said) or "nothing"
-
-
-def old_grid(
-    count: int, patch_size: tuple[int, int], made_for: Mapping[str, Any], prefix: str = ""
-) -> tuple[int, int] | None:
-    """The grid that a checkpoint's positions were learned for.
-
-    Args:
-        count: Positions on it.
-        patch_size: Height and width of a patch, where the checkpoint's settings do not give it.
-        made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
-        prefix: Of the settings' names (``"spectral_"``).
-
-    Returns:
-        Height and width; where no settings tell them, those of a square. None where there is no such square.
-    """
-    size = made_for.get(f"{prefix}img_size") or made_for.get("img_size")
-    patch = made_for.get(f"{prefix}patch_size") or made_for.get("patch_size") or patch_size
-    if size is not None:
-        (height, width), (ph, pw) = to_pair(size, "img_size"), to_pair(patch, "patch_size")
-        grid = (divide_up(height, ph), divide_up(width, pw))
-        if grid[0] * grid[1] == count:
-            return grid
-    side = math.isqrt(max(count, 0))
-    return (side, side) if side * side == count and count > 0 else None
-
-
-def old_window(count: int, made_for: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The window that a checkpoint's table of relative positions was learned for.
-
-    Args:
-        count: Rows of the table.
-        made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
-
-    Returns:
-        Height and width; where no settings tell them, those of a square. None where there is no such square.
-    """
-    if made_for.get("window_size"):
-        window = to_pair(made_for["window_size"], "window_size")
-        if (2 * window[0] - 1) * (2 * window[1] - 1) == count:
-            return window
-    side = math.isqrt(max(count, 0))
-    return ((side + 1) // 2, (side + 1) // 2) if side * side == count and side % 2 == 1 else None
-
-
-def check_at_least(config: object, minimum: int, *names: str) -> None:
-    """Refuse settings that are no whole numbers or too small.
-
-    Raises:
-        ConfigError: Naming the setting, the minimum and the value.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise ConfigError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-
-
-def check_mlp_ratio(ratio: float, dim: int) -> None:
-    """Refuse a perceptron without width.
-
-    Args:
-        ratio: Hidden width over the token width.
-        dim: The token width.
-
-    Raises:
-        ConfigError: Naming the value.
-    """
-    if not 0 < ratio < math.inf or int(dim * ratio) < 1:
-        raise ConfigError(f"mlp_ratio must be above 0 and give a width of at least 1, got {ratio}")
 
 
 def group_parameters(model: nn.Module, prefixes: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Write the catalogue of variants from the registry: ``python -m vitrail.models.catalogue``.
+"""Describe the registered variants; ``python -m vitrail.models.catalogue`` writes the catalogue of the package.
 
 Every variant is built and walked on the meta device, so that the largest costs seconds and no memory.
 :mod:`vitrail.catalogue` reads the file without torch.
@@ -65,14 +65,19 @@ def describe_variant(name: str) -> Variant:
     )
 
 
-def build_catalogue() -> Catalogue:
-    """The catalogue of everything that is registered."""
-    known = list_families()
+def build_catalogue(foreign: bool = False) -> Catalogue:
+    """Describe all families of this package, or with ``foreign`` all others that are registered."""
+    known = {name: family for name, family in list_families().items() if is_foreign(family) == foreign}
     names = sorted(name for family in known.values() for name in family.variants)
     return Catalogue(
         {name: describe_family(family) for name, family in known.items()},
         {name: describe_variant(name) for name in names},
     )
+
+
+def is_foreign(family: Family) -> bool:
+    """Whether a family is from outside of this package."""
+    return family.build.__module__.partition(".")[0] != "vitrail"
 
 
 def _parts(steps: Sequence[Step]) -> list[Part]:

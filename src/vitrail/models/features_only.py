@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
 from vitrail.layers.symbolic import is_symbolic, resolve_annotations
-from vitrail.models.base import FeatureInfo, VisionModel, describe
+from vitrail.models.base import VisionModel
+from vitrail.models.facts import FeatureInfo, describe
 from vitrail.models.scripting import as_traced
 
 

@@ -216,7 +216,7 @@ def _find(checkpoint: Checkpoint, where: str, key: str | None, spelling: Spellin
     """
     known = [(family, _known_names(family)) for family in list_families().values()]
     refusals: list[WeightsError] = []
-    maps = [key_map for family, _ in known for key_map in family.build.key_maps]
+    maps = [key_map for family, _ in known for key_map in family.key_maps]
 
     def of_families(state: State) -> list[str]:
         return [
@@ -282,7 +282,7 @@ def _find_family(
     best: tuple[Family, KeyMap, State] | None = None
     best_share = _ENOUGH
     for family, names in known:
-        for key_map in family.build.key_maps:
+        for key_map in family.key_maps:
             if not key_map.recognises(list(state)):
                 continue
             try:

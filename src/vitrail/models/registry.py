@@ -7,16 +7,20 @@ import fnmatch
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, cast
 
 from vitrail.errors import ConfigError, closest
 from vitrail.models.base import VisionModel
 from vitrail.models.features_only import FeatureEncoder
 from vitrail.models.peer import Peer
-from vitrail.models.settings import check_settings
+from vitrail.models.settings import check_settings, serves_trainer
+from vitrail.plugins import FAMILIES, describe_origin, find_plugins, load_plugins
 from vitrail.weights.load import load_weights
+from vitrail.weights.rules import KeyMap
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class Family:
         return tuple(f.name for f in dataclasses.fields(self.config))
 
     @property
+    def key_maps(self) -> Sequence[KeyMap]:
+        """Key maps of its class; where it declares none, one that recognises vitrail's own names of the family."""
+        first = re.escape(next(iter(self.build.input_kernels)))
+        return self.build.key_maps or (KeyMap("vitrail", (first,)),)
+
+    @property
     def takes_spectral(self) -> bool:
         """Whether its models can have a second stream, whose bands the setting ``spectral_chans`` counts."""
         return "spectral_chans" in self.settings
@@ -62,25 +72,66 @@ _BUNDLED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir
 _FAMILIES: dict[str, Family] = {}
 
 
+# Settings that other code sets or reads, whatever the family.
+_REQUIRED = ("img_size", "in_chans", "num_classes", "global_pool")
+
+
 def register_family(family: Family) -> Family:
-    """Add a family; from then on it is created, listed, tested and shown by its name.
+    """Add a family; from then on every verb and function knows it by its name.
+
+    A distribution registers its families by entry points of the group ``vitrail.families``. A class that is defined
+    anew (a cell of a notebook that runs again) replaces the earlier one.
+
+    Args:
+        family: The family.
+
+    Returns:
+        The family.
 
     Raises:
-        ConfigError: The family's name or one of its variants' names is taken.
+        ConfigError: The family's name or one of its variants' names is taken, its config lacks a setting that every
+            family has, or its class is no :class:`~vitrail.models.base.VisionModel`.
     """
-    taken = {name for known in _FAMILIES.values() for name in (known.name, *known.variants)}
+    if not (isinstance(family.build, type) and issubclass(family.build, VisionModel)):
+        raise ConfigError(f"the family {family.name}: build must be a subclass of VisionModel, got {family.build!r}")
+    lacking = [name for name in _REQUIRED if name not in family.settings]
+    if lacking:
+        raise ConfigError(f"the config of the family {family.name} has no {' and no '.join(lacking)}; add it")
+    others = [known for known in _FAMILIES.values() if not _is_anew(known, family)]
+    taken = {name for known in others for name in (known.name, *known.variants)}
     for name in (family.name, *family.variants):
         if name in taken:
             raise ConfigError(f"the model name {name!r} is registered already; choose another")
+    serves_trainer(family.config)
     _FAMILIES[family.name] = family
     return family
 
 
+def _is_anew(known: Family, family: Family) -> bool:
+    return known.name == family.name and all(
+        getattr(known.build, key) == getattr(family.build, key) for key in ("__module__", "__qualname__")
+    )
+
+
 def list_families() -> dict[str, Family]:
-    """All families by name; imports the files of this package on the first call, which registers them."""
+    """All families by name: those of this package, of other distributions, and those registered in this process.
+
+    Raises:
+        ConfigError: An entry point names no family, or a name that is taken.
+        VitrailError: An entry point that cannot be imported.
+    """
     package = importlib.import_module("vitrail.models.families")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
+    for entry, found in zip(find_plugins(FAMILIES), load_plugins(FAMILIES), strict=True):
+        if isinstance(found, Family):
+            if _FAMILIES.get(found.name) is not found:
+                register_family(found)
+        elif not isinstance(found, ModuleType):
+            raise ConfigError(
+                f"the entry point {entry.name} = {entry.value} of {describe_origin(entry)} is a "
+                f"{type(found).__name__}; name a vitrail.models.Family, or a module that calls register_family"
+            )
     return dict(sorted(_FAMILIES.items()))
 
 
@@ -178,7 +229,7 @@ def _refuse_bundled(name: str, settings: dict[str, Any]) -> None:
     asked = {key: value for key in _BUNDLED if (value := settings.pop(key, None))}
     if asked:
         family, _ = find_family(name)
-        from_timm = any(key_map.source == "timm" for key_map in family.build.key_maps) and name in family.variants
+        from_timm = any(key_map.source == "timm" for key_map in family.key_maps) and name in family.variants
         example = f"hf://timm/{name}.TAG" if from_timm else "FILE"
         raise ConfigError(
             f"{next(iter(asked))}={next(iter(asked.values()))!r}: no weights come with vitrail; use "

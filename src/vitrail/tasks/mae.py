@@ -129,7 +129,7 @@ class MAETask(PretrainingTask):
         if not 0 < mask_ratio < 1:
             raise ConfigError(f"task.mask_ratio must be above 0 and below 1 for mae, got {mask_ratio}")
         self.mask_ratio, self.normalize_target, self.loss_on = mask_ratio, normalize_target, loss_on
-        self.patch = model.mask_unit
+        self.patch = model.mask_unit()
         grid = grid_size(model.streams[0].size, self.patch)
         num_masked(grid[0] * grid[1], mask_ratio)
         dim = decoder_dim or max(_DIM_HEAD, model.num_features // 2 // _DIM_HEAD * _DIM_HEAD)

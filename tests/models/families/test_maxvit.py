@@ -379,8 +379,8 @@ def test_reset_classifier():
     [
         ({"window": 7}, "window_size'"),
         ({"dim_head": 5}, "dim_head must divide"),
-        ({"depths": (1,)}, "one number a stage"),
-        ({"embed_dim": (16, 0)}, "embed_dim must be positive"),
+        ({"depths": (1,)}, "one value a stage"),
+        ({"embed_dim": (16, 0)}, "embed_dim must be whole numbers of at least 1"),
         ({"embed_dim": 16}, "embed_dim must be a list of whole numbers"),
         ({"window_size": 0}, "window_size must be"),
         ({"flavour": "jax"}, "'tf' or 'torchvision'"),

@@ -265,8 +265,8 @@ def test_compiled_by_inductor():
     [
         ({"window": 8}, "window_size'"),
         ({"window_size": 0}, "window_size must be a positive"),
-        ({"depths": (2, 2)}, "a value for each stage, got 2 depths and 3 num_heads"),
-        ({"depths": (2, 0, 2)}, "depths must be a list"),
+        ({"depths": (2, 2)}, "one value a stage each, got 2 depths and 3 num_heads"),
+        ({"depths": (2, 0, 2)}, "depths must be whole numbers of at least 1"),
         ({"depths": 2}, "depths must be a list"),
         ({"num_heads": (3, 2, 4)}, "num_heads must divide the width 8, got 3"),
         ({"img_size": 3}, "smaller than one patch"),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, DataWarning, ShapeError, did_you_mean
-from vitrail.models.base import VisionModel, describe
+from vitrail.models.base import VisionModel
+from vitrail.models.facts import describe
 from vitrail.weights.wrapped import network_inside
 
 # An explanation changes the model's mode and torch's compiler stance for a while: one thread at a time.

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.block import Stage
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.head import POOLS, Pool, linear_classifier, pool_tokens
 from vitrail.layers.hierarchy import HierarchicalEncoder
@@ -25,29 +24,15 @@ from vitrail.layers.init import init_linears
 from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import Size, to_pair
 from vitrail.layers.symbolic import is_symbolic
-from vitrail.models.base import (
-    Ends,
-    FeatureInfo,
-    LevelTokens,
-    Stream,
-    VisionModel,
-    as_config,
-    check_at_least,
-    check_mlp_ratio,
-    check_pool,
-    describe,
-    group_parameters,
-    old_grid,
-    read_stages,
-    read_width,
-)
+from vitrail.models.base import VisionModel, group_parameters
+from vitrail.models.checkpoint_sizes import old_grid, read_stages, read_width
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
+from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.registry import Family, register_family
-from vitrail.models.settings import serves_trainer
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, FoldProjection, KeyMap, Rename, SplitRows
 
 
-@serves_trainer
 @dataclass(frozen=True)
 class HVTConfig:
     """Settings of an HVT.
@@ -109,13 +94,7 @@ class HVTConfig:
         check_at_least(self, 1, "in_chans", "embed_dim")
         check_at_least(self, 0, "num_classes", "spectral_chans")
         check_pool(self.global_pool, POOLS)
-        for name in ("depths", "num_heads"):
-            values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)
-            if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
-                raise ConfigError(f"{name} must be whole numbers of at least 1, one a stage, got {values}")
-        if len(self.depths) != len(self.num_heads):
-            raise ConfigError(f"depths {self.depths} and num_heads {self.num_heads} must have one value a stage")
+        check_stages(self, "depths", "num_heads")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         if isinstance(self.attention, str):
             if self.attention != "global":
@@ -165,6 +144,7 @@ class HVT(VisionModel):
         "spectral.patch_embed.proj.weight": InputKernel("spectral"),
     }
     stream_prefixes = {"image": "rgb.", "spectral": "spectral."}  # noqa: RUF012
+    not_decayed = ("pos_embed", "prompt", "spectral_token")
     config: HVTConfig
 
     def __init__(self, config: HVTConfig) -> None:
@@ -193,7 +173,7 @@ class HVT(VisionModel):
             if config.missing_spectral == "learned":
                 self.spectral_token = nn.Parameter(torch.zeros(1, 1, 1, width))
         self.head_norm: nn.Module = nn.LayerNorm(dim)
-        self.head: nn.Module = linear_classifier(dim, config.num_classes)
+        self.head = linear_classifier(dim, config.num_classes)
         self.feature_info = [
             FeatureInfo(f"{name}.stages.{i}", channels, stride)
             for name, encoder in self._encoders()
@@ -410,16 +390,6 @@ class HVT(VisionModel):
         out: Tensor = encoder.norm(tokens) if stage == len(encoder.stages) - 1 else tokens
         return out
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
-        pool: Any = self.config.global_pool if global_pool is None else global_pool
-        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
-        self.num_classes = num_classes
-        head = linear_classifier(self.num_features, num_classes)
-        init_linears(head)
-        parameter = next(self.parameters())
-        self.head = head.to(parameter.device, parameter.dtype)
-
     def _keep_levels(self, count: int) -> None:
         if count == len(self.feature_info):
             return
@@ -434,17 +404,6 @@ class HVT(VisionModel):
     def _drop_norm(self) -> None:
         for _, encoder in self._encoders():
             encoder.norm = nn.Identity()
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        for module in self.modules():
-            if isinstance(module, Stage):
-                module.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Positions, the fusion's prompt and the learned token for a missing stream."""
-        learned = ("pos_embed", "prompt", "spectral_token")
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in learned}
 
     def layer_groups(self) -> list[list[str]]:
         """Embeddings, each block of both streams with the merging before it, then norms, fusion and head."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,24 +25,12 @@ from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.windows import Kind
-from vitrail.models.base import (
-    Ends,
-    FeatureInfo,
-    LevelTokens,
-    Stream,
-    VisionModel,
-    as_config,
-    check_at_least,
-    check_mlp_ratio,
-    check_pool,
-    group_parameters,
-    old_window,
-    read_stages,
-    read_width,
-)
+from vitrail.models.checkpoint_sizes import old_window, read_stages, read_width
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
+from vitrail.models.facts import FeatureInfo
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
+from vitrail.models.pyramid import Pyramid
 from vitrail.models.registry import Family, register_family
-from vitrail.models.settings import serves_trainer
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
 
@@ -54,7 +42,6 @@ _LEAST_WIDTH = 4
 _FLAVOURS = {"tf": TENSORFLOW, "torchvision": TORCHVISION}
 
 
-@serves_trainer
 @dataclass(frozen=True)
 class MaxViTConfig:
     """Settings of a MaxViT.
@@ -109,16 +96,7 @@ class MaxViTConfig:
         if window is None:
             window = (max(1, height // _PARTITION_RATIO), max(1, width // _PARTITION_RATIO))
         object.__setattr__(self, "window_size", to_pair(window, "window_size"))
-        for name in ("embed_dim", "depths"):
-            values = getattr(self, name)
-            if not isinstance(values, Sequence) or not values or not all(_is_positive(v) for v in values):
-                raise ConfigError(f"{name} must be positive whole numbers, one a stage, got {values!r}")
-            object.__setattr__(self, name, tuple(values))
-        if len(self.embed_dim) != len(self.depths):
-            raise ConfigError(
-                f"embed_dim and depths must have one number a stage each, got {len(self.embed_dim)} and "
-                f"{len(self.depths)}"
-            )
+        check_stages(self, "embed_dim", "depths")
         check_at_least(self, 1, "in_chans", "stem_width", "dim_head")
         check_at_least(self, 0, "num_classes")
         check_pool(self.global_pool, POOLS)
@@ -133,10 +111,6 @@ class MaxViTConfig:
         check_mlp_ratio(self.mlp_ratio, min(self.embed_dim))
         if self.flavour not in _FLAVOURS:
             raise ConfigError(f"flavour must be 'tf' or 'torchvision', got {self.flavour!r}")
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class MaxViTBlock(nn.Module):
@@ -179,7 +153,7 @@ def _flatten_table(table: Tensor) -> Tensor:
     return table.flip(1, 2).flatten(1).t().contiguous() if table.ndim == 3 else table
 
 
-class MaxViT(VisionModel):
+class MaxViT(Pyramid):
     """Multi-axis vision transformer.
 
     Maps are in ``channels_last`` memory, which is the tokens' own order; weights are contiguous.
@@ -192,6 +166,9 @@ class MaxViT(VisionModel):
 
     classifier = "head.fc"
     channels_first = True
+    stem_name = "stem"
+    stem_is_level = True
+    per_stage = ("embed_dim", "depths")
     input_kernels = {"stem.conv1.weight": InputKernel("image", is_patch=False)}  # noqa: RUF012
     config: MaxViTConfig
 
@@ -216,7 +193,7 @@ class MaxViT(VisionModel):
             dim = out_dim
         # Without a hidden layer the norm comes before the pooling, as in timm.
         self.norm = nn.Identity() if hidden else nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.head: nn.Module = self._fresh_head(config.num_classes)
+        self.head = self.build_head(config.num_classes)
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -231,129 +208,41 @@ class MaxViT(VisionModel):
         if isinstance(self.head, Head):
             init_linears(self.head.fc)
 
-    def _fresh_head(self, num_classes: int) -> Head:
+    def build_head(self, num_classes: int) -> nn.Module:
+        """Norm, hidden layer and classifier, of which the classifier alone is initialised here."""
         config = self.config
         hidden, published = config.head_hidden_size or 0, config.flavour == "tf"
         head = Head(config.embed_dim[-1], num_classes, hidden, bias=published, norm_eps=_NORM_EPS)
         init_linears(head.fc)
         return head
 
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """One image."""
-        return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
-
-    def _run_stages(
-        self, x: Tensor, levels: Sequence[int] = (), stop: int | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run the stages on the stem's map; also give the wanted levels' maps, in order of the levels."""
-        maps = [x] if 0 in levels else []
-        for i, stage in enumerate(self.stages[:stop]):
-            x = stage(x)
-            if i + 1 in levels:
-                maps.append(x)
-        return x, maps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images ``(B, in_chans, H, W)``: logits ``(B, num_classes)``.
-
-        Raises:
-            ShapeError: As :meth:`forward_features`.
-        """
-        return self.forward_head(self.forward_features(x))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last stage's map, normalised where the head has no norm of its own.
-
-        Args:
-            x: Images, shape ``(B, in_chans, H, W)``.
-
-        Returns:
-            Map, shape ``(B, C, ceil(H / stride), ceil(W / stride))``, in channels_last memory.
-
-        Raises:
-            ShapeError: No batch of images of the right number of bands and type, or no pixels.
-        """
-        return self.forward_embedded(*self.embed(x))[0].permute(0, 3, 1, 2)
-
-    @property
-    def ends(self) -> tuple[Ends, ...]:
-        """The stem's map, and the last stage's."""
-        first, last = self.feature_info[0], self.feature_info[-1]
-        return (Ends("image", first.channels, first.stride, last.channels, last.stride),)
-
-    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The stem's map ``(B, H, W, C)``, as :meth:`VisionModel.embed`; its places see their neighbours' pixels."""
-        return (self.stem(x).permute(0, 2, 3, 1),)
-
-    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """The last stage's map ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
-        x = self._run_stages(embedded[0].permute(0, 3, 1, 2))[0]
-        return (self.norm(x.permute(0, 2, 3, 1)),)
-
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, C, H, W)`` and classify; ``(B, num_features)`` with ``pre_logits``."""
         pool = self.config.global_pool
         if not pool:
-            # Each place is classified, as a map again.
-            places = features.permute(0, 2, 3, 1)
+            # Each position is classified, as a map again.
+            tokens = features.permute(0, 2, 3, 1)
             if not pre_logits:
-                return self.head(places).permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # as below
-            return (self.head.hidden(places) if isinstance(self.head, Head) else places).permute(0, 3, 1, 2)
+                return self.head(tokens).permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # as below
+            return (self.head.hidden(tokens) if isinstance(self.head, Head) else tokens).permute(0, 3, 1, 2)
         pooled = pool_tokens(features, pool, (2, 3))
         if not pre_logits:
             return self.head(pooled)  # type: ignore[no-any-return]  # a module of any kind may stand there
         return self.head.hidden(pooled) if isinstance(self.head, Head) else pooled
 
-    def run_levels(
-        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
-    ) -> tuple[Tensor, dict[int, LevelTokens]]:
-        """Run the stem (level 0) and the stages, as :meth:`VisionModel.run_levels`."""
-        stages = len(self.stages) if stop is None else stop - 1
-        last, found = self._run_stages(self.stem(*inputs), wanted, stages)
-        levels = {index: LevelTokens(level.permute(0, 2, 3, 1)) for index, level in zip(wanted, found, strict=True)}
-        return self.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if stages == len(self.stages) else last, levels
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
-        pool: Any = self.config.global_pool if global_pool is None else global_pool
-        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
-        self.num_classes = num_classes
-        parameter = next(self.parameters())
-        fresh = self._fresh_head(num_classes).to(parameter.device, parameter.dtype)
-        if isinstance(self.head, Head):
-            self.head.fc = fresh.fc
-        else:
-            self.head = fresh
+        """Replace the classifier by a fresh one, as :meth:`VisionModel.reset_classifier`; the hidden layer stays."""
+        head = self.head
+        super().reset_classifier(num_classes, global_pool)
+        if isinstance(head, Head) and isinstance(self.head, Head):
+            head.fc, self.head = self.head.fc, head
 
     def _keep_levels(self, count: int) -> None:
-        if count < 2:
-            raise ConfigError("a MaxViT keeps its stem and a stage at least; give indices from 1")
-        stages, config = count - 1, self.config
-        if stages == len(self.stages):
-            return
-        self.stages = self.stages[:stages]
-        # The head's norm and hidden layer are as wide as the last stage was.
-        self.config = dataclasses.replace(
-            config, embed_dim=config.embed_dim[:stages], depths=config.depths[:stages], head_hidden_size=0
-        )
-        self.head = self._fresh_head(0)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.stages:
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Tables of relative positions."""
-        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
-
-    def layer_groups(self) -> list[list[str]]:
-        """Stem, then each block, then norm and head."""
-        depths = self.config.depths
-        blocks = [[f"stages.{i}.blocks.{j}"] for i, depth in enumerate(depths) for j in range(depth)]
-        return group_parameters(self, [["stem"], *blocks, ["norm", "head"]])
+        if count < len(self.feature_info):
+            super()._keep_levels(count)
+            # The head's norm and hidden layer are as wide as the last stage was.
+            self.config = dataclasses.replace(self.config, head_hidden_size=0)
+            self.head = self.build_head(0)
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]

@@ -5,7 +5,6 @@ Source: Liu et al. 2021, arXiv:2103.14030. Parameter names are timm's, so that i
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,37 +16,24 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
 from vitrail.layers.drop_path import drop_path_schedule
-from vitrail.layers.head import POOLS, Head, Pool, pool_tokens
+from vitrail.layers.head import POOLS, Head, Pool
 from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.window_attention import WindowAttention
-from vitrail.models.base import (
-    Ends,
-    FeatureInfo,
-    LevelTokens,
-    Stream,
-    VisionModel,
-    as_config,
-    check_at_least,
-    check_mlp_ratio,
-    check_pool,
-    group_parameters,
-    old_window,
-    read_stages,
-    read_width,
-)
+from vitrail.models.checkpoint_sizes import old_window, read_stages, read_width
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
+from vitrail.models.facts import FeatureInfo
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
+from vitrail.models.pyramid import Pyramid
 from vitrail.models.registry import Family, register_family
-from vitrail.models.settings import serves_trainer
 from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename, Rule
 
 Pair = tuple[int, int]
 
 
-@serves_trainer
 @dataclass(frozen=True)
 class SwinConfig:
     """Settings of a Swin.
@@ -98,21 +84,8 @@ class SwinConfig:
         check_at_least(self, 1, "in_chans", "embed_dim")
         check_at_least(self, 0, "num_classes")
         check_pool(self.global_pool, POOLS)
-        for name in ("depths", "num_heads"):
-            object.__setattr__(self, name, _counts(getattr(self, name), name))
-        if len(self.depths) != len(self.num_heads):
-            raise ConfigError(
-                f"depths and num_heads must have a value for each stage, got {len(self.depths)} depths and "
-                f"{len(self.num_heads)} num_heads"
-            )
+        check_stages(self, "depths", "num_heads")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
-
-
-def _counts(values: Sequence[int], name: str) -> tuple[int, ...]:
-    whole = isinstance(values, Sequence) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if not whole or not values or min(values) < 1:
-        raise ConfigError(f"{name} must be a list of whole numbers of at least 1, one a stage, got {values!r}")
-    return tuple(values)
 
 
 def _build_stage(config: SwinConfig, index: int, drop_path: Sequence[float]) -> Stage:
@@ -210,7 +183,7 @@ _KEY_MAPS = (
 )
 
 
-class Swin(VisionModel):
+class Swin(Pyramid):
     """Swin transformer.
 
     Args:
@@ -221,6 +194,7 @@ class Swin(VisionModel):
 
     key_maps = _KEY_MAPS
     classifier = "head.fc"
+    stages_name = "layers"
     config: SwinConfig
 
     def __init__(self, config: SwinConfig) -> None:
@@ -238,106 +212,16 @@ class Swin(VisionModel):
             _build_stage(config, i, [next(rates) for _ in range(depth)]) for i, depth in enumerate(config.depths)
         )
         self.norm = nn.LayerNorm(dims[-1])
-        self.head: nn.Module = Head(dims[-1], config.num_classes)
+        self.head = Head(dims[-1], config.num_classes)
         self.feature_info = [FeatureInfo(f"layers.{i}", dim, (ph * 2**i, pw * 2**i)) for i, dim in enumerate(dims)]
         init_linears(self)
         init_patch_projection(self.patch_embed.proj)
 
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """One image."""
-        return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images ``(B, in_chans, H, W)``: logits ``(B, num_classes)``.
-
-        Raises:
-            ShapeError: As :meth:`forward_features`.
-        """
-        return self.forward_head(self.forward_features(x))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Tokens after the last norm.
-
-        Args:
-            x: Images, shape ``(B, in_chans, H, W)``.
-
-        Returns:
-            Shape ``(B, H / stride, W / stride, C)``, rounded up, with the stride of the last stage.
-
-        Raises:
-            ShapeError: No batch of images of the right number of bands and type, or smaller than a patch.
-        """
-        return self.forward_embedded(*self.embed(x))[0]
-
-    @property
-    def ends(self) -> tuple[Ends, ...]:
-        """Patches, and the last stage's tokens."""
-        first, last = self.feature_info[0], self.feature_info[-1]
-        return (Ends("image", first.channels, first.stride, last.channels, last.stride),)
-
-    def embed(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Patches ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
-        return (self.patch_embed(x),)
-
-    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
-        """The last stage's tokens after the norm, ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
-        (tokens,) = embedded
-        for stage in self.layers:
-            tokens = stage(tokens)
-        return (self.norm(tokens),)
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool ``(B, H, W, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        pooled = pool_tokens(features, self.config.global_pool, (1, 2))
-        return pooled if pre_logits else self.head(pooled)
-
-    def run_levels(
-        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
-    ) -> tuple[Tensor, dict[int, LevelTokens]]:
-        """Run the stages, as :meth:`VisionModel.run_levels`."""
-        tokens = self.patch_embed(*inputs)
-        levels = {}
-        for i, stage in enumerate(self.layers[:stop]):
-            tokens = stage(tokens)
-            if i in wanted:
-                levels[i] = LevelTokens(tokens)
-        return self.norm(tokens) if stop in (None, len(self.layers)) else tokens, levels
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
-        pool: Any = self.config.global_pool if global_pool is None else global_pool
-        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
-        self.num_classes = num_classes
+    def build_head(self, num_classes: int) -> nn.Module:
+        """The linear layer inside of its module ``head``, as in timm."""
         head = Head(self.num_features, num_classes)
         init_linears(head)
-        parameter = next(self.parameters())
-        self.head = head.to(parameter.device, parameter.dtype)
-
-    def _keep_levels(self, count: int) -> None:
-        self.layers = self.layers[:count]
-        self.config = dataclasses.replace(
-            self.config, depths=self.config.depths[:count], num_heads=self.config.num_heads[:count]
-        )
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.layers:
-            assert isinstance(stage, Stage)
-            stage.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """The tables of relative positions."""
-        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
-
-    def layer_groups(self) -> list[list[str]]:
-        """Embedding, then each block with the patch merging before it, then norm and head."""
-        groups: list[list[str]] = [["patch_embed"]]
-        for i, depth in enumerate(self.config.depths):
-            blocks = [[f"layers.{i}.blocks.{j}"] for j in range(depth)]
-            blocks[0].append(f"layers.{i}.downsample")
-            groups += blocks
-        return group_parameters(self, [*groups, ["norm", "head"]])
+        return head
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]

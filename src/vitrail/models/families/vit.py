@@ -25,24 +25,12 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions, sincos_positions
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
-from vitrail.models.base import (
-    Ends,
-    FeatureInfo,
-    LevelTokens,
-    Stream,
-    VisionModel,
-    as_config,
-    check_at_least,
-    check_mlp_ratio,
-    check_pool,
-    count_numbered,
-    group_parameters,
-    old_grid,
-    read_width,
-)
+from vitrail.models.base import VisionModel, group_parameters
+from vitrail.models.checkpoint_sizes import count_numbered, old_grid, read_width
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool
+from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
-from vitrail.models.settings import serves_trainer
 from vitrail.weights.rules import Drop, DropToken, KeyMap, MergeQkv, Refuse, Rename
 
 _NORM_EPS = 1e-6
@@ -68,7 +56,6 @@ class TokenLearnerConfig:
     fuse: bool = False
 
 
-@serves_trainer
 @dataclass(frozen=True)
 class ViTConfig:
     """Settings of a ViT.
@@ -211,7 +198,7 @@ class ViT(VisionModel):
         pooled = config.global_pool not in ("token", "") if config.fc_norm is None else config.fc_norm
         self.norm = nn.Identity() if pooled else nn.LayerNorm(dim, eps=_NORM_EPS)
         self.fc_norm = nn.LayerNorm(dim, eps=_NORM_EPS) if pooled else nn.Identity()
-        self.head: nn.Module = linear_classifier(dim, config.num_classes)
+        self.head = linear_classifier(dim, config.num_classes)
         self.grad_checkpointing = False
         on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
         self.feature_info = [FeatureInfo(f"blocks.{i}", dim, (ph, pw)) for i in range(on_grid)]
@@ -227,11 +214,6 @@ class ViT(VisionModel):
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
         init_patch_projection(self.patch_embed.proj)
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """One image."""
-        return (Stream("image", self.config.in_chans, to_pair(self.config.img_size)),)
 
     @property
     def ends(self) -> tuple[Ends, ...]:
@@ -337,14 +319,6 @@ class ViT(VisionModel):
             tokens = self._learn(tokens, grid, 0)
         return tokens, found
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images ``(B, in_chans, H, W)``: logits ``(B, num_classes)``.
-
-        Raises:
-            ShapeError: As :meth:`forward_features`.
-        """
-        return self.forward_head(self.forward_features(x))
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens after the last norm.
 
@@ -387,16 +361,11 @@ class ViT(VisionModel):
         return out
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one for ``num_classes`` (0: none)."""
-        pool: Any = self.config.global_pool if global_pool is None else global_pool
-        # The norm stays where it is.
-        fc_norm = self.config.fc_norm if global_pool is None else not isinstance(self.fc_norm, nn.Identity)
-        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool, fc_norm=fc_norm)
-        self.num_classes = num_classes
-        head = linear_classifier(self.num_features, num_classes)
-        init_linears(head)
-        parameter = next(self.parameters())
-        self.head = head.to(parameter.device, parameter.dtype)
+        """Replace the classifier by a fresh one, as :meth:`VisionModel.reset_classifier`."""
+        if global_pool is not None:
+            # The norm stays where it is.
+            self.config = dataclasses.replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
+        super().reset_classifier(num_classes, global_pool)
 
     def _keep_levels(self, count: int) -> None:
         learner = self.config.token_learner
@@ -406,14 +375,6 @@ class ViT(VisionModel):
         kept = max(0, count - self.learn_at) if self.token_fusers else 0
         self.token_learners, self.token_fusers = self.token_learners[:kept], self.token_fusers[:kept]
         self.config = dataclasses.replace(self.config, depth=count, token_learner=learner)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Positions and the class token."""
-        return {"pos_embed", "cls_token"} if self.cls_token is not None else {"pos_embed"}
 
     def layer_groups(self) -> list[list[str]]:
         """Embedding, then each block with the TokenLearner before it, then norm and head."""

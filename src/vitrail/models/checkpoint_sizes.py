@@ -1,0 +1,72 @@
+"""Sizes that the tensors of a checkpoint show: depths and widths, the grid or window of its positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vitrail.layers.shapes import divide_up, to_pair
+
+
+def old_grid(
+    count: int, patch_size: tuple[int, int], made_for: Mapping[str, Any], prefix: str = ""
+) -> tuple[int, int] | None:
+    """The grid that a checkpoint's positions were learned for.
+
+    Args:
+        count: Positions on it.
+        patch_size: Height and width of a patch, where the checkpoint's settings do not give it.
+        made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
+        prefix: Of the settings' names (``"spectral_"``).
+
+    Returns:
+        Height and width; where no settings tell them, those of a square. None where there is no such square.
+    """
+    size = made_for.get(f"{prefix}img_size") or made_for.get("img_size")
+    patch = made_for.get(f"{prefix}patch_size") or made_for.get("patch_size") or patch_size
+    if size is not None:
+        (height, width), (ph, pw) = to_pair(size, "img_size"), to_pair(patch, "patch_size")
+        grid = (divide_up(height, ph), divide_up(width, pw))
+        if grid[0] * grid[1] == count:
+            return grid
+    side = math.isqrt(max(count, 0))
+    return (side, side) if side * side == count and count > 0 else None
+
+
+def old_window(count: int, made_for: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The window that a checkpoint's table of relative positions was learned for.
+
+    Args:
+        count: Rows of the table.
+        made_for: Settings of the model that the checkpoint was made for; empty where they are not known.
+
+    Returns:
+        Height and width; where no settings tell them, those of a square. None where there is no such square.
+    """
+    if made_for.get("window_size"):
+        window = to_pair(made_for["window_size"], "window_size")
+        if (2 * window[0] - 1) * (2 * window[1] - 1) == count:
+            return window
+    side = math.isqrt(max(count, 0))
+    return ((side + 1) // 2, (side + 1) // 2) if side * side == count and side % 2 == 1 else None
+
+
+def count_numbered(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of the modules ``prefix.0``, ``prefix.1``, ... in a checkpoint, up to the highest index."""
+    indices = {key[len(prefix) + 1 :].partition(".")[0] for key in state if key.startswith(f"{prefix}.")}
+    return max((int(index) + 1 for index in indices if index.isdigit()), default=0)
+
+
+def read_width(state: Mapping[str, Tensor], kernel: str, setting: str = "embed_dim") -> dict[str, int]:
+    """Channels that a convolution in a checkpoint returns, under the name of the setting; empty without it."""
+    weight = state.get(kernel)
+    return {} if weight is None or weight.ndim != 4 else {setting: weight.shape[0]}
+
+
+def read_stages(state: Mapping[str, Tensor], stages: str) -> dict[str, tuple[int, ...]]:
+    """Number of blocks of each of ``stages.0``, ``stages.1``, ... in a checkpoint, as ``depths``; empty without any."""
+    depths = tuple(count_numbered(state, f"{stages}.{i}.blocks") for i in range(count_numbered(state, stages)))
+    return {"depths": depths} if depths and all(depths) else {}

@@ -1,0 +1,67 @@
+"""Checks of settings that the config classes of several families share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitrail.errors import ConfigError
+
+
+def as_config(kind: type[Any], config: Any) -> Any:
+    """A config from its settings as a mapping, as a file of Hugging Face's hub holds them; a config as it is."""
+    return kind(**config) if isinstance(config, Mapping) else config
+
+
+def check_pool(pool: str, pools: Sequence[str]) -> None:
+    """Refuse another way of pooling.
+
+    Raises:
+        ConfigError: Naming the ways that there are and the value.
+    """
+    if pool not in pools:
+        raise ConfigError(f"global_pool must be {' or '.join(map(repr, pools))}, got {pool!r}")
+
+
+def check_at_least(config: object, minimum: int, *names: str) -> None:
+    """Refuse settings that are no whole numbers or too small.
+
+    Raises:
+        ConfigError: Naming the setting, the minimum and the value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ConfigError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+def check_mlp_ratio(ratio: float, dim: int) -> None:
+    """Refuse an MLP without width.
+
+    Args:
+        ratio: Hidden width over the token width.
+        dim: The token width.
+
+    Raises:
+        ConfigError: Naming the value.
+    """
+    if not 0 < ratio < math.inf or int(dim * ratio) < 1:
+        raise ConfigError(f"mlp_ratio must be above 0 and give a width of at least 1, got {ratio}")
+
+
+def check_stages(config: object, *names: str) -> None:
+    """Refuse settings that are no lists of whole numbers of at least 1, one a stage; make them tuples.
+
+    Raises:
+        ConfigError: Naming the setting and the value, or settings of different lengths.
+    """
+    for name in names:
+        values = getattr(config, name)
+        whole = isinstance(values, Sequence) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+        if not whole or not values or min(values) < 1:
+            raise ConfigError(f"{name} must be whole numbers of at least 1, one a stage, got {values!r}")
+        object.__setattr__(config, name, tuple(values))
+    if len({len(getattr(config, name)) for name in names}) > 1:
+        counts = " and ".join(f"{len(getattr(config, name))} {name}" for name in names)
+        raise ConfigError(f"{' and '.join(names)} must have one value a stage each, got {counts}")
