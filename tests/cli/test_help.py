@@ -44,6 +44,16 @@ def test_settings_are_grouped_by_part(capsys, monkeypatch):
         assert set(found) == {part}
 
 
+@pytest.mark.parametrize("more", [[], ["--model.name", "swin"]])
+def test_the_first_settings_fit_on_a_screen(capsys, monkeypatch, more):
+    first, _, rest = _help(capsys, monkeypatch, ["train", *more]).partition("\nall settings ")
+    assert len(first.splitlines()) <= 25
+    listed = re.findall(r"^  (--[a-z]+\.[\w.]+)", first, re.MULTILINE)
+    assert {"--data.path", "--model.name", "--trainer.max_epochs", "--run.dir"} <= set(listed)
+    for option in listed:
+        assert f"\n  {option}\n" in rest
+
+
 @pytest.mark.parametrize("option", ["--seed", "--resamples"])
 def test_a_default_of_zero_is_a_default(capsys, monkeypatch, option):
     text = " ".join(_help(capsys, monkeypatch, ["evaluate"]).split())

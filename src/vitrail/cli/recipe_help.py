@@ -1,4 +1,4 @@
-"""``--help`` of verbs that take a recipe: every setting with its default, in groups, without torch."""
+"""``--help`` of verbs that take a recipe, without torch: the first settings on one screen, then all in groups."""
 
 from __future__ import annotations
 
@@ -12,6 +12,24 @@ from vitrail.cli.arguments import describe_default
 from vitrail.cli.tables import format_terms, text_width
 from vitrail.config.load import recipe_parser
 
+# The settings of a first run.
+_FIRST = {
+    "data.source": "folder, table, arrays, hf, ...",
+    "data.path": "folder or file of the images",
+    "data.img_size": "height and width; the model's if left out",
+    "data.split": "split of images without one",
+    "data.augment": "none, light, standard, ...",
+    "data.batch_size": "images a step, or auto",
+    "model.name": "variant or family",
+    "model.weights": "file, run folder or hf://owner/name to start from",
+    "task.name": "kind of training",
+    "trainer.max_epochs": "epochs",
+    "trainer.learning_rate": "peak, or auto",
+    "trainer.accelerator": "auto, cpu, gpu, ...",
+    "trainer.precision": "auto, 32-true, ...",
+    "run.dir": "run folder; runs/MODEL if left out",
+    "run.seed": "seed of weights and order",
+}
 _PARTS = {
     "data": "the images: where they are, their bands, splits, augmentation and loading",
     "task": "what is optimised: the loss, or the kind of pre-training",
@@ -28,14 +46,14 @@ def describe_recipe_verb(
     model: str | None,
     settings: tuple[type[Any], Callable[[str], dict[str, Any]]] | None,
 ) -> str:
-    """The help of a verb that takes ``[RECIPE.yaml] [--PART.SETTING VALUE ...]``.
+    """Write the help of a verb that takes ``[RECIPE.yaml] [--PART.SETTING VALUE ...]``.
 
     Args:
-        prog: The command.
-        description: What it does.
-        flags: Options without a value -> what they do.
-        model: A model whose settings are listed too.
-        settings: That model's dataclass of settings, and a function from its name to the defaults.
+        prog: Command, for example "vitrail train".
+        description: Purpose of the command.
+        flags: Options without a value -> their meaning.
+        model: Model whose settings are included; None for none.
+        settings: Its dataclass of settings, and a function from a model's name to its defaults.
     """
     from vitrail import config
 
@@ -44,9 +62,9 @@ def describe_recipe_verb(
     lines += textwrap.wrap(description, width)
     own, defaults = (None, {}) if settings is None or model is None else (settings[0], settings[1](model))
     lines += ["", "options:", format_terms(flags)]
-    more = f"those of {model} among them" if model else "`--help --model.name swin` lists those of that model too"
-    lines += ["", *textwrap.wrap(f"settings ({more}):", width)]
+    more = f"those of {model} are included" if model else "`--help --model.name swin` includes those of that model"
     found: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
     for action in recipe_parser(own, prog)._actions:
         option = action.option_strings[-1] if action.option_strings else ""
         if "." not in option or option.endswith("help"):
@@ -57,9 +75,13 @@ def describe_recipe_verb(
         text = _describe(inspect.getdoc(kind) or "", name)
         value = defaults.get(name) if of_model else action.default
         # As it is written on the command line.
-        text += describe_default(str(list(value)) if value and isinstance(value, list | tuple) else value)
+        default = describe_default(str(list(value)) if value and isinstance(value, list | tuple) else value)
         found.setdefault(part, []).append(f"  {option}")
-        found[part] += textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        found[part] += textwrap.wrap(text + default, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        if f"{part}.{name}" in _FIRST:
+            first[f"{part}.{name}"] = default
+    lines += ["", "first settings:", format_terms({f"--{name}": text + first[name] for name, text in _FIRST.items()})]
+    lines += ["", *textwrap.wrap(f"all settings ({more}):", width)]
     for part, what in _PARTS.items():
         lines += ["", f"{part}: {what}", *found.get(part, [])]
     return "\n".join(lines)
