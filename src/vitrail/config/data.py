@@ -269,10 +269,10 @@ class DataConfig:
         """The batch size as a number.
 
         Raises:
-            ConfigError: It is "auto" still, which training alone settles.
+            ConfigError: It is "auto" still, which only training resolves.
         """
         if self.batch_size == "auto":
-            raise ConfigError("data.batch_size auto is settled by training; give a number here")
+            raise ConfigError("data.batch_size auto is resolved by training; give a number here")
         return self.batch_size
 
     def _check_labels(self) -> None:

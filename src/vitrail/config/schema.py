@@ -11,13 +11,13 @@ from vitrail.config.checks import expand_homes, require
 from vitrail.config.data import DataConfig
 from vitrail.errors import ConfigError
 
-# What a run may be judged by.
+# Metrics that choose the best epoch.
 Monitor = Literal["val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_map", "val_loss"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model, and the settings in which it differs from its variant.
+    """Model, its weights, and the settings that override its variant.
 
     Attributes:
         name: A variant or a family.
@@ -52,7 +52,7 @@ class ModelConfig:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that the settings belong together.
+        """Check combinations of settings.
 
         Raises:
             ConfigError: A setting of weights without weights, or wavelengths and their rule without each other.
@@ -90,7 +90,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is optimised.
+    """Task and its loss.
 
     Attributes:
         name: "classification" for `vitrail train`; for `vitrail pretrain`, which needs no labels, "simclr" (two views
@@ -139,17 +139,17 @@ class TaskConfig:
     watch_every: int | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges, and fill in what the task has by default.
+        """Check ranges and fill in the defaults of the task.
 
         Raises:
             ConfigError: A value out of range, or a setting of another task.
         """
-        self._settle()
+        self._fill_defaults()
         self._check_pretraining()
         require(0 <= self.label_smoothing < 1, "task.label_smoothing", "at least 0, below 1", self.label_smoothing)
         require(0 <= self.focal_gamma < math.inf, "task.focal_gamma", "at least 0 and finite", self.focal_gamma)
 
-    def _settle(self) -> None:
+    def _fill_defaults(self) -> None:
         """Fill in the defaults of the task, and refuse the settings of others."""
         defaults = dict(PRETRAINING.get(self.name, {}))
         if defaults:
@@ -186,7 +186,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How it is optimised, and on what.
+    """Optimisation and hardware.
 
     Attributes:
         max_epochs: Passes over the training split.
@@ -300,25 +300,25 @@ class TrainerConfig:
         ):
             if refused:
                 raise ConfigError(
-                    f"trainer.{name} {getattr(self, name)!r} cannot be had with trainer.strategy 'fsdp', which shares "
-                    f"the model out among processes; {remedy}, or use trainer.strategy ddp"
+                    f"trainer.{name} {getattr(self, name)!r} is not supported with trainer.strategy 'fsdp', which "
+                    f"shards the model over processes; {remedy}, or use trainer.strategy ddp"
                 )
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate as a number.
+        """Return the learning rate as a number.
 
         Raises:
-            ConfigError: It is "auto" still, which training alone settles.
+            ConfigError: It is "auto" still, which only training resolves.
         """
         if self.learning_rate == "auto":
-            raise ConfigError("trainer.learning_rate auto is settled by training; give a number here")
+            raise ConfigError("trainer.learning_rate auto is resolved by training; give a number here")
         return self.learning_rate
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where the run is written, and its seed.
+    """Run folder, seed and explanations during training.
 
     Attributes:
         dir: The run folder; ``runs/`` and the model's name when not given. A folder that holds a run is refused
@@ -356,14 +356,14 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run is made from.
+    """Settings of a run.
 
     Attributes:
-        data: Which images.
-        model: Which model.
-        task: What is optimised.
-        trainer: How it is optimised.
-        run: Where it is written.
+        data: Images, splits and batches.
+        model: Model and its first weights.
+        task: Task and its loss.
+        trainer: Optimisation and hardware.
+        run: Run folder and seed.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -373,7 +373,7 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Check what concerns two parts.
+        """Check combinations of settings of two parts.
 
         Raises:
             ConfigError: A batch that does not divide among the processes, rare classes that are corrected for twice, or
@@ -392,20 +392,20 @@ class Recipe:
             )
         if self.run.explain_images and self.trainer.strategy == "fsdp":
             raise ConfigError(
-                f"run.explain_images {self.run.explain_images} cannot be had with trainer.strategy 'fsdp': the process "
-                "that draws has a share of the model only; leave it out and use `vitrail explain` on the run, or use "
-                "trainer.strategy ddp"
+                f"run.explain_images {self.run.explain_images} is not supported with trainer.strategy 'fsdp': the "
+                "process that draws has a shard of the model; leave it out and use `vitrail explain` on the run, or "
+                "use trainer.strategy ddp"
             )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The recipe as nested plain values, the model's settings beside its name, as YAML has them."""
+        """Convert to nested plain values, the model's settings beside its name, as in YAML."""
         content = dataclasses.asdict(self)
         content["model"] = {k: v for k, v in content["model"].items() if k != "settings"} | self.model.settings
         return {part: {k: _plain(v) for k, v in values.items()} for part, values in content.items()}
 
     @property
     def run_dir(self) -> str:
-        """The run folder, also where the recipe does not name one."""
+        """The run folder; ``runs/`` and the model's name if the recipe names none."""
         return self.run.dir or f"runs/{self.model.name}"
 
 

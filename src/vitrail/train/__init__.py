@@ -1,4 +1,4 @@
-"""From a recipe to a run folder."""
+"""Training and pre-training: from a recipe to a run folder."""
 
 from vitrail.train.fit import pretrain, train
 

@@ -1,4 +1,4 @@
-"""Facts about copies that lie in different splits, found before training begins."""
+"""Near duplicates across splits, reported before training."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def describe_copies(data: ImageData, recipe: str) -> list[str]:
-    """Describe copies across splits, found among the thumbnails that were made when the images were opened.
+    """Describe near duplicates across splits, by the thumbnails of the opened images.
 
-    Patches of a scene overlap by construction and are left out. No random number is drawn.
+    Patches of a scene are left out, because they overlap. No random numbers are used.
 
     Args:
-        data: The images with their split.
+        data: The images and their splits.
         recipe: Path of the recipe, for the command in the remedy.
 
     Returns:
-        One plain line where there are copies of training images in another split, or test images in validation.
+        One line if another split has copies of training images, or testing has copies of validation images.
     """
     if not data.config.check_copies or data.source.scene is not None:
         return []
@@ -32,8 +32,8 @@ def describe_copies(data: ImageData, recipe: str) -> list[str]:
         return []
     groups = find_across(data.source.thumbnails()[rows], splits)
     roots: dict[str, set[int]] = {name: set() for name in _NAMES}
-    for place, name in enumerate(splits):
-        roots[name].add(groups.root(place))
+    for index, name in enumerate(splits):
+        roots[name].add(groups.root(index))
     found = []
     for name, others in (("val", ("train",)), ("test", ("train",)), ("test", ("val",))):
         number = sum(splits[i] == name and groups.root(i) in roots[others[0]] for i in range(len(rows)))

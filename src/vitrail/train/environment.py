@@ -1,4 +1,4 @@
-"""What a run was made with: versions, code, hardware, command."""
+"""Environment of a run: versions, code, hardware, command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "lightning", "torchmetrics", "kornia", "numpy", "scikit-le
 
 
 def describe_environment(seed: int) -> dict[str, Any]:
-    """Everything that environment.json records."""
+    """Collect the content of environment.json."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "vitrail": __version__,
@@ -43,16 +43,16 @@ def describe_environment(seed: int) -> dict[str, Any]:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes, of those that train together."""
-    # Until processes have met, Lightning counts those of its own machine alone.
+    """Whether this is the first of the processes that train together, which writes files."""
+    # Before the processes connect, Lightning counts those of its own machine.
     machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return getattr(rank_zero_only, "rank", 0) == 0 and int(machine) == 0
 
 
 def _checkout() -> dict[str, Any]:
-    """Commit of vitrail's own checkout and the files that differ from it; both None where vitrail is installed.
+    """Find the commit of vitrail's own checkout and the changed files; both None for an installed vitrail.
 
-    A repository that vitrail merely lies in (an environment inside of somebody's project) is not its own.
+    A repository that only contains vitrail's environment is not its own.
     """
     here = Path(__file__).resolve().parents[1]
     nothing: dict[str, Any] = {"git_commit": None, "git_changes": None}
@@ -74,7 +74,7 @@ def _checkout() -> dict[str, Any]:
 
 
 def _code() -> str:
-    """A hash of vitrail's own source files, which tells changed code apart whether or not there is a repository."""
+    """Hash vitrail's source files, to detect changed code without a repository."""
     here = Path(__file__).resolve().parents[1]
     code = hashlib.sha256()
     for file in sorted(here.rglob("*.py")):

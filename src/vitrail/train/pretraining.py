@@ -30,14 +30,14 @@ from vitrail.train.callbacks.non_finite import StopOnNonFinite
 from vitrail.train.callbacks.representation import RepresentationMetrics
 from vitrail.train.module import TaskModule, seed_from
 
-# What a step's result may hold, by name; in metrics.csv after "train_" and "val_".
+# Results of a step; columns of metrics.csv after "train_" and "val_".
 _RESULTS = ("loss", "loss_image", "loss_spectral", "partner_accuracy")
 _RECORDED = tuple(f"{part}_{name}" for name in _RESULTS for part in ("train", "val"))
-# Settings of the trainer that are about a classifier.
+# Settings of the trainer for classifiers.
 _FOR_CLASSIFIERS = (
     "freeze_epochs", "unfreeze_every", "ema_decay", "early_stopping_patience", "early_stopping_monitor", "monitor",
 )  # fmt: skip
-# Keeps the random numbers of validation apart from those of training.
+# Separates the seeds of validation from those of training.
 _VALIDATION = 1 << 20
 
 
@@ -128,12 +128,12 @@ def _check_settings(recipe: Recipe) -> None:
             )
     if trainer.progressive_sizes:
         raise ConfigError(
-            f"trainer.progressive_sizes {list(trainer.progressive_sizes)} cannot be had in pre-training, which masks "
-            "and compares images of one size; leave it out"
+            f"trainer.progressive_sizes {list(trainer.progressive_sizes)} is not supported in pre-training, which "
+            "masks and compares images of one size; leave it out"
         )
     if trainer.compile:
         raise ConfigError(
-            "trainer.compile true cannot be had in pre-training, which calls the model's parts and not the whole; "
+            "trainer.compile true is not supported in pre-training, which calls the model's parts and not the whole; "
             "leave it out"
         )
     if data.sampling != "shuffle":

@@ -1,4 +1,4 @@
-"""What training would show a model, without a model."""
+"""Augmented training images without a model, for `vitrail data show`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from vitrail.models.image_size import image_size
 
 @dataclass(frozen=True)
 class Row:
-    """One image, as it is and as training changes it.
+    """One image and its augmented versions.
 
     Attributes:
-        key: What identifies it.
-        streams: Stream -> shape ``(1 + times, C, H, W)`` in 0..1, the unchanged image first.
-        labels: What each of them is taken for, in words.
+        key: Key of the image.
+        streams: Stream -> shape ``(1 + times, C, H, W)`` in 0..1, the original first.
+        labels: Target of each version, as text.
     """
 
     key: str
@@ -33,11 +33,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Views:
-    """What a recipe's training sees.
+    """Augmented training images of a recipe.
 
     Attributes:
-        rows: One an image.
-        bands: Names of the bands of each stream.
+        rows: One row an image.
+        bands: Band names of each stream.
         changed: Whether training changes images at all.
     """
 
@@ -47,16 +47,16 @@ class Views:
 
 
 def training_views(recipe: Recipe, images: int, times: int) -> Views:
-    """Change a few training images as training would; mixing takes its partners among them.
+    """Augment a few training images as training does; mixing uses partners among them.
 
     Args:
-        recipe: Which images, changed how, and the seed.
-        images: How many, the first of each class in turn.
-        times: How often each is changed.
+        recipe: Data settings and seed.
+        images: Number of images, the first of each class in turn.
+        times: Number of augmented versions of each.
 
     Raises:
-        ConfigError: A setting that does not fit.
-        DataError: Images that are missing, unreadable or inconsistent.
+        ConfigError: A setting is invalid.
+        DataError: Images are missing, unreadable or inconsistent.
     """
     data = open_data(recipe.data, image_size(recipe))
     source = data.source
@@ -88,7 +88,7 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
 
 
 def _in_words(shares: Tensor, classes: tuple[str, ...]) -> str:
-    """The classes and, where they are not whole, their shares, the largest first."""
+    """Format the classes of a soft target with their shares, the largest first."""
     order = shares.argsort(descending=True, stable=True).tolist()
     parts = [(classes[i], float(shares[i])) for i in order if shares[i] >= 0.005]
     return "\n".join(name if share > 0.995 else f"{share:.0%} {name}" for name, share in parts) or "no label"

@@ -1,11 +1,11 @@
-"""Warnings and notes of libraries that no user of vitrail can act on."""
+"""Filters for warnings of libraries that a user of vitrail cannot act on."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 
-# Pattern of the message -> why nobody needs it.
+# Pattern of the message -> reason.
 _SILENCED = {
     r".*does not have many workers.*": "data.num_workers is chosen by the machine, or by the recipe",
     r"This DataLoader will create.*": "a number of workers that was asked for",

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism: each process keeps its share of the weights, gradients and optimiser's moments."""
+"""Fully sharded data parallelism: each process holds a shard of weights, gradients and optimiser state."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from vitrail.machine import return_large_buffers
 from vitrail.tasks.base import Task
 from vitrail.train.environment import is_first_process
 
-# Modules that others walk through, and need not call.
+# Modules that are iterated, not called.
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's sharding, with checkpoints in the one form that all strategies write and read: whole, in one file.
+    """Lightning's sharding with full checkpoints in one file, as all other strategies write and read them.
 
-    A run can therefore go on under another strategy or with another number of processes.
+    A run can therefore be resumed under another strategy or with another number of processes.
 
     Args:
-        processes: Among which the task is shared.
+        processes: Number of processes.
 
     Source: Zhao et al. 2023, arXiv:2304.11277; torch.distributed.fsdp.fully_shard.
     """
@@ -68,10 +68,10 @@ class ShardedStrategy(ModelParallelStrategy):
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            # As torch does: parameters by their order in the groups, whatever their numbers.
+            # As torch does: parameters by their order in the groups, not by their indices.
             numbers = [number for group in state["param_groups"] for number in group["params"]]
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            owners = dict(zip(numbers, parameters, strict=False))  # another number of them is torch's to refuse
+            owners = dict(zip(numbers, parameters, strict=False))  # torch rejects another number of them
             moments = {
                 number: {name: _shared(value, owners.get(number)) for name, value in values.items()}
                 for number, values in state["state"].items()
@@ -80,42 +80,41 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(task: Task, mesh: DeviceMesh) -> None:
-    """Share a task's parameters out among processes, each of which holds the same ones whole now.
+    """Shard the parameters of a task over processes that all hold the same values.
 
-    What :func:`units` names is gathered only while it runs; the rest (embeddings, head, what stands around the model)
-    while the task does. On GPUs the statistics of BatchNorms are those of all processes' images.
+    The modules of :func:`units` are gathered only while they run, all others (embeddings, head) while the task runs. On
+    GPUs BatchNorm statistics are synchronised.
 
     Args:
-        task: Is changed in place.
-        mesh: The processes, in one dimension.
+        task: Task, changed in place.
+        mesh: One-dimensional mesh of the processes.
     """
     if isinstance(task, FSDPModule):
         return
     if mesh.device_type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(task)  # type: ignore[no-untyped-call]
     for parameter in task.parameters():
-        # Shards are rows of what lies in memory in order; channels_last is not.
+        # Shards are contiguous rows; channels_last weights are not contiguous.
         parameter.data = parameter.data.contiguous()
     for module in [*units(task), task]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     if mesh.device_type == "cpu":
-        # What a block has gathered is to leave the process's memory with it.
+        # Gathered parameters must return to the operating system after each block.
         return_large_buffers()
-        # gloo adds up and cannot average.
+        # gloo has a sum but no average.
         for module in task.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
 
 
 def units(task: Task) -> list[nn.Module]:
-    """The modules that are gathered one by one, in the order of the model.
+    """List the modules that are gathered one by one, in the order of the model.
 
-    They are the largest that lie within one of the model's layer groups between the first and the last, those of the
-    last group that are no smaller than these (a fusion, a head), and the layers of what stands around the model (a
-    decoder's).
+    These are the largest modules within one layer group between the first and the last, modules of the last group of at
+    least that size (a fusion, a head), and the layers of the task's own modules (a decoder).
 
     Args:
-        task: Its parts are called as modules, not through their methods.
+        task: Task whose parts are called as modules, not through other methods.
     """
     _, *middle, last = task.model.layer_groups()
     found = [unit for group in middle for unit in _within(task.model, "", set(group))]
@@ -138,7 +137,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _within(module: nn.Module, prefix: str, group: set[str]) -> list[nn.Module]:
-    """The largest modules all of whose parameters are in the group, and that are called."""
+    """Find the largest called modules whose parameters are all in the group."""
     own = {prefix + name for name, _ in module.named_parameters()}
     if not own & group:
         return []
@@ -150,11 +149,11 @@ def _within(module: nn.Module, prefix: str, group: set[str]) -> list[nn.Module]:
 
 @contextmanager
 def gathering(task: Task, method: str) -> Iterator[None]:
-    """A method of a sharded task can be called in place of ``forward``, by all processes together.
+    """Gather parameters for calls of a method other than ``forward``, by all processes together.
 
     Args:
-        task: Any task; one that is not sharded is left as it is.
-        method: Its name.
+        task: Task; without shards nothing changes.
+        method: Name of the method.
     """
     if not isinstance(task, FSDPModule):
         yield
@@ -163,11 +162,11 @@ def gathering(task: Task, method: str) -> Iterator[None]:
     try:
         yield
     finally:
-        delattr(task, method)  # the wrapper, which hides the class's own
+        delattr(task, method)  # the wrapper, which shadows the class's method
 
 
 def share_statistics(task: Task) -> None:
-    """Take the first process's running statistics of BatchNorms, as DDP does; all processes call it."""
+    """Broadcast the first process's BatchNorm statistics, as DDP does; all processes call it."""
     for module in task.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for buffer in module.buffers():
@@ -175,14 +174,14 @@ def share_statistics(task: Task) -> None:
 
 
 def whole_state(module: nn.Module) -> dict[str, Any]:
-    """A module's state with every tensor whole; all processes call it, and the first alone gets the sharded ones.
+    """Gather the state of a module; all processes call it, and only the first receives sharded tensors.
 
     Args:
-        module: Sharded, a part of something sharded, or neither: then this is its ``state_dict()``.
+        module: Module, sharded or not; without shards this is its ``state_dict()``.
     """
     state: dict[str, Any] = module.state_dict()
     whole = _whole(state)
-    # In place, as the versions of the modules are kept beside the tensors.
+    # In place: the dictionary carries the modules' versions as metadata.
     for name in list(state):
         if name in whole:
             state[name] = whole[name]
@@ -195,7 +194,7 @@ def _whole(state: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in state.items():
         if isinstance(value, DTensor):
-            # One after the other, so that no more than one is whole on a GPU.
+            # One by one, so that at most one full tensor is on a GPU.
             full = value.full_tensor()
             if is_first_process():
                 result[name] = full.cpu()
@@ -205,8 +204,8 @@ def _whole(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shared(value: Any, like: Tensor | None) -> Any:
-    """This process's share of a whole value, where it belongs to a sharded parameter, weight by weight."""
+    """Distribute a full value like the sharded parameter that it belongs to."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.ndim == 0:
         return value
-    # Every process has read the file: nothing is sent.
+    # Every process has read the file, so nothing is sent.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

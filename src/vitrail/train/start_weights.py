@@ -1,4 +1,4 @@
-"""Weights that a run begins with, and the normalisation of the images that these expect."""
+"""Weights that training starts from, and the normalisation that they expect."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from vitrail.weights.normalisation import Normalization, describe
 from vitrail.weights.remedies import RECIPE
 from vitrail.weights.report import LoadReport
 
-# Means and deviations in 0..1 that differ by less are the same for a model.
+# Largest difference of means and deviations, in 0..1, that is not reported.
 _SAME = 0.01
 
 
 def load_start(model: nn.Module, config: ModelConfig, resumed: bool) -> LoadReport | None:
-    """Load the weights that a recipe begins with, and print the report.
+    """Load the weights that training starts from, and print the report.
 
     Args:
         model: The recipe's model.
-        config: Its settings.
-        resumed: Whether a checkpoint of the run replaces the weights: nothing is loaded, and the weights are read only
-            where the run's normalisation is theirs.
+        config: Settings of the model.
+        resumed: Whether a checkpoint replaces the weights; then they are read only for their normalisation, if the run
+            uses it.
 
     Returns:
-        The report; None where no weights were read.
+        The report; None if no weights were read.
 
     Raises:
-        WeightsError: They do not fit the model.
+        WeightsError: The weights do not match the model.
     """
     if config.weights is None or (resumed and config.normalization == "data"):
         return None
@@ -53,18 +53,18 @@ def load_start(model: nn.Module, config: ModelConfig, resumed: bool) -> LoadRepo
 def choose_normalization(
     of_data: dict[str, tuple[list[float], list[float]]], report: LoadReport | None, config: ModelConfig
 ) -> Normalization:
-    """Mean and standard deviation of each stream, and a line where those of data and weights differ.
+    """Choose mean and standard deviation of each stream, and print a line if those of data and weights differ.
 
     Args:
         of_data: Statistics of the training images, by stream.
-        report: Of the weights; None without them.
+        report: Report of the weights; None without weights.
         config: Settings of the model.
 
     Returns:
-        The data's, or the weights' with ``model.normalization weights``.
+        The data's statistics, or the weights' for ``model.normalization weights``.
 
     Raises:
-        ConfigError: The weights' are wanted and not given, or for other bands.
+        ConfigError: The weights have no statistics, or those of other bands, and ``model.normalization`` is "weights".
     """
     chosen = {name: (tuple(mean), tuple(std)) for name, (mean, std) in of_data.items()}
     given = {} if report is None else report.normalization

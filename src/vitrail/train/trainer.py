@@ -19,7 +19,7 @@ from vitrail.errors import ConfigError, DataError
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
 from vitrail.train.callbacks.checkpoints import WholeCheckpoints, bad_checkpoint
-from vitrail.train.callbacks.explanations import Draw, Explaining
+from vitrail.train.callbacks.explanations import Draw, DrawExplanations
 from vitrail.train.callbacks.metrics import EpochMetrics
 from vitrail.train.callbacks.progress import Progress
 from vitrail.train.checks import explain_batch_norm
@@ -130,7 +130,7 @@ def _common_callbacks(
     """Callbacks of supervised training and pre-training alike, called after their own."""
     common: list[Callback] = []
     if recipe.run.explain_images:
-        common.append(Explaining(run, data, recipe, task, draw))
+        common.append(DrawExplanations(run, data, recipe, task, draw))
     if recipe.trainer.max_minutes:
         common.append(Timer(timedelta(minutes=recipe.trainer.max_minutes), verbose=False))
     (metrics,) = (callback for callback in callbacks if isinstance(callback, EpochMetrics))

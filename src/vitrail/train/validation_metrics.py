@@ -46,14 +46,14 @@ class ClassCounts(Metric):
             target: Classes, shape ``(B,)``, or labels, shape ``(B, K)``: 1 where the image has the label, else 0.
         """
         if target.ndim == 1:
-            said, true = logits.argmax(1), target
-            self.hits += true[said == true].bincount(minlength=self.num_classes)
+            predicted, true = logits.argmax(1), target
+            self.hits += true[predicted == true].bincount(minlength=self.num_classes)
             self.true += true.bincount(minlength=self.num_classes)
-            self.predicted += said.bincount(minlength=self.num_classes)
+            self.predicted += predicted.bincount(minlength=self.num_classes)
         else:
-            positive, there = logits >= 0, target > 0
-            self.hits += (positive & there).sum(dim=0)
-            self.true += there.sum(dim=0)
+            positive, present = logits >= 0, target > 0
+            self.hits += (positive & present).sum(dim=0)
+            self.true += present.sum(dim=0)
             self.predicted += positive.sum(dim=0)
 
 
@@ -90,8 +90,8 @@ class BalancedAccuracy(ClassCounts):
 
     def compute(self) -> Tensor:
         """Compute the mean."""
-        there = self.true > 0
-        return (self.hits[there].float() / self.true[there]).mean()
+        present = self.true > 0
+        return (self.hits[present].float() / self.true[present]).mean()
 
 
 class MacroF1(ClassCounts):
@@ -100,10 +100,10 @@ class MacroF1(ClassCounts):
     def compute(self) -> Tensor:
         """Compute the mean."""
         both = self.true + self.predicted
-        there = both > 0
-        if not bool(there.any()):
+        present = both > 0
+        if not bool(present.any()):
             return torch.zeros((), dtype=torch.float32, device=both.device)
-        return (2 * self.hits[there].float() / both[there]).mean()
+        return (2 * self.hits[present].float() / both[present]).mean()
 
 
 class MeanAveragePrecision(Metric):
@@ -132,11 +132,11 @@ class MeanAveragePrecision(Metric):
         """Compute the mean."""
         scores = dim_zero_cat(self.logits)
         true = dim_zero_cat(self.targets).cpu().numpy()
-        there = np.flatnonzero(true.any(axis=0))
+        present = np.flatnonzero(true.any(axis=0))
         values = scores.cpu().numpy()
         if not np.isfinite(values).all():
             return torch.full((), torch.nan, dtype=torch.float32, device=scores.device)
-        each = [average_precision_score(true[:, k], values[:, k]) for k in there]
+        each = [average_precision_score(true[:, k], values[:, k]) for k in present]
         return torch.tensor(float(np.mean(each)) if each else 0.0, dtype=torch.float32, device=scores.device)
 
 

@@ -47,7 +47,7 @@ def _on_terminal(monkeypatch, columns, do):
 
 @pytest.mark.parametrize("columns", [0, 60, 120])
 def test_a_terminal_shows_one_bar_for_the_whole_run(tmp_path, monkeypatch, columns):
-    monkeypatch.setattr("vitrail.train.callbacks.progress._GLANCE", 0.0)
+    monkeypatch.setattr("vitrail.train.callbacks.progress._READ_EVERY", 0.0)
     shown = _on_terminal(monkeypatch, columns, lambda: train(recipe(tmp_path / "x", trainer__max_epochs=2)))
     states = [state for state in re.split(r"[\r\n]+", shown) if "% |" in state]
     assert all(re.match(r"epoch [12]/2 +\d+% \|", state) for state in states)

@@ -1,4 +1,4 @@
-"""Finding a batch size by measuring training steps."""
+"""Batch size by measured speed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vitrail.tasks.base import Task
 from vitrail.train.auto.trial_steps import TrialSteps
 
 _SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-# An epoch has at least as many steps.
+# Smallest number of steps in an epoch.
 _STEPS = 20
-# As fast as the fastest, for all that it matters.
+# Share of the highest speed that counts as equal to it.
 _ENOUGH = 0.95
 
 
@@ -30,23 +30,23 @@ def find_batch_size(
     images: int,
     processes: int = 1,
 ) -> tuple[int, str]:
-    """The smallest batch that trains about as many images a second as the fastest one that fits into memory.
+    """Find the smallest batch size within 5 % of the highest speed, among those that fit into memory.
 
-    Larger batches mean fewer steps an epoch, so that one is taken only where it pays. Sizes are powers of two, and
-    leave at least twenty steps an epoch (or are the smallest, 4).
+    A larger batch means fewer steps an epoch and must gain speed. Sizes are powers of two with at least twenty steps an
+    epoch, or the smallest size.
 
     Args:
-        task: What is to be trained; it is not changed.
+        task: Task to train; it is not changed.
         config: Precision and devices.
-        load: Gives a batch of so many images.
-        images: In the training split.
-        processes: That share each batch.
+        load: Loads a batch of a given size.
+        images: Number of training images.
+        processes: Number of processes that share a batch.
 
     Returns:
-        The size, and why.
+        The batch size and the reason.
 
     Raises:
-        ConfigError: Not even the smallest fits.
+        ConfigError: No size fits.
     """
     device = next(task.parameters()).device
     # At least two images a process: a BatchNorm may need them.
@@ -65,7 +65,7 @@ def find_batch_size(
                 stopped = f"; {size} do not fit into memory"
                 break
             speeds[size] = size / seconds
-            # On a CPU nothing says no until the machine stops: do not go where twice as much might be too much.
+            # A CPU raises no error before the machine swaps: stop if twice the memory might not be free.
             if device.type == "cpu" and 2 * (_peak_memory() - before) > _free_memory() / 2 / processes:
                 stopped = f"; twice {size} might not fit into memory"
                 break
@@ -87,7 +87,7 @@ def _smallest_fast(speeds: Mapping[int, float], stopped: str = "") -> tuple[int,
 def _fastest(
     steps: TrialSteps, batch: Mapping[str, Tensor], bfloat16: bool, most: int = 3, enough: float = 2.0
 ) -> float:
-    """Seconds of the fastest of a few steps; the first one is a warm-up and does not count."""
+    """Time the fastest of a few steps after one warm-up step, in seconds."""
     steps.seconds(batch, bfloat16)
     times: list[float] = []
     while len(times) < most and sum(times) < enough:
@@ -96,13 +96,13 @@ def _fastest(
 
 
 def _peak_memory() -> int:
-    """Most memory that this process has held, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _free_memory() -> float:
-    """Of the machine, in bytes; without limit where it does not say."""
+    """Return the free memory of the machine, in bytes; infinity if it is not known."""
     if "SC_AVPHYS_PAGES" not in os.sysconf_names:
         return float("inf")
     return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,4 +1,4 @@
-"""Finding a learning rate by trying a range of them."""
+"""Learning-rate range test."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from vitrail.tasks.classification import ClassificationTask
 from vitrail.train.module import seed_from
 
 _LOW, _HIGH, _STEPS = 1e-6, 1.0, 80
-# Of the moving average of the loss, which a batch's luck moves less.
+# Decay of the moving average of the loss.
 _SMOOTHING = 0.9
-# Times the batches of a training step. More where their gradient is too much a matter of luck for the loss to fall.
+# Batches of a trial step, in multiples of a training step's; more if the gradient is too noisy for the loss to fall.
 _GATHERED = (1, 4, 16)
-# Up to so many images a step: with more, luck was not the reason.
+# Largest number of images in a trial step: beyond it noise is not the reason.
 _MOST_IMAGES = 128
 
 
 def find_learning_rate(
     task: Task, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], seed: int
 ) -> tuple[float, str]:
-    """Train a copy for a few steps at rates that grow from step to step, and see where the loss falls.
+    """Train a copy at growing learning rates and choose one at which the loss falls.
 
     Args:
-        task: What is to be trained; it is not changed.
+        task: Task to train; it is not changed.
         config: Weight decay, layer decay, accumulation, clipping and precision.
-        batches: Training batches, taken from the start again where there are fewer than steps.
-        seed: Of augmentation and dropout.
+        batches: Training batches, repeated if there are fewer than steps.
+        seed: Seed of augmentation and dropout.
 
     Returns:
-        The rate, of two significant digits, and why.
+        The learning rate, with two significant digits, and the reason.
 
     Raises:
-        RunError: The loss falls at none of the rates.
+        RunError: The loss falls at no learning rate.
 
     Source: range test: Smith 2017, arXiv:1506.01186, section 3.3; where it falls fastest: Howard & Gugger 2020,
-    arXiv:2002.04688, section 2.2; less by the root of what was gathered: Malladi et al. 2022, arXiv:2205.10287, square
-    root scaling rule, of which only the rate is changed.
+    arXiv:2002.04688, section 2.2; division by the root of the accumulation: Malladi et al. 2022, arXiv:2205.10287,
+    square root scaling rule, for the learning rate alone.
     """
     device = next(task.parameters()).device
     images = 0
@@ -56,10 +56,10 @@ def find_learning_rate(
             if gathered > 1:
                 if batches_a_step * images > _MOST_IMAGES:
                     break
-                said = f"the loss fell at no rate; trying again with {_STEPS} steps of {batches_a_step} batches"
-                print(f"trainer.learning_rate auto: {said}", file=sys.stderr)
+                note = f"the loss fell at no rate; trying again with {_STEPS} steps of {batches_a_step} batches"
+                print(f"trainer.learning_rate auto: {note}", file=sys.stderr)
             trial = copy.deepcopy(task).train()
-            # How much of which image is in a mixed one moves the loss more than a step does.
+            # Without mixing, whose random shares change the loss more than a step does.
             if isinstance(trial, ClassificationTask):
                 trial.mix = None
             rates, losses, images = _range_test(trial, config, batches, seed, batches_a_step)
@@ -82,20 +82,20 @@ def find_learning_rate(
 def _range_test(
     task: Task, config: TrainerConfig, batches: Iterable[Mapping[str, Tensor]], seed: int, gathered: int
 ) -> tuple[list[float], list[float], int]:
-    """Rates, the losses at them without what is due to the batches being easy or hard, and the images of a batch.
+    """Compute learning rates, the losses at them corrected for the difficulty of each batch, and the batch size.
 
-    The loss that the untrained task has on the same batches, augmented and dropped out alike, is taken away, and its
-    mean added: batches differ by more than a step changes, above all small and strongly augmented ones.
+    The correction subtracts the loss of the untrained task on the same batch, with the same augmentation and dropout,
+    and adds its mean: small or strongly augmented batches differ by more than one step changes.
     """
     device = next(task.parameters()).device
     untrained = copy.deepcopy(task)
     groups = task.parameter_groups(config.weight_decay, 1.0, config.layer_decay)
-    # Each group's share of the rate, by layer.
+    # Factor of each layer group's learning rate.
     shares = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, lr=_LOW, betas=task.betas)
     rates: list[float] = []
     losses: list[float] = []
-    chances: list[float] = []
+    baselines: list[float] = []
     images = 0
     again = itertools.chain.from_iterable(itertools.repeat(batches))
     for step in range(_STEPS):
@@ -103,14 +103,14 @@ def _range_test(
         for group, share in zip(optimizer.param_groups, shares, strict=True):
             group["lr"] = rate * share
         optimizer.zero_grad()
-        value = chance = 0.0
+        value = baseline = 0.0
         for number, batch in enumerate(itertools.islice(again, gathered)):
             seed_from(seed, step, number, 0)
             prepared = task.prepare({name: each.to(device) for name, each in batch.items()})
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision.startswith("bf16")):
                 seed_from(seed, step, number, 1)
                 with torch.no_grad():
-                    chance += float(untrained.loss(untrained(prepared), prepared)) / gathered
+                    baseline += float(untrained.loss(untrained(prepared), prepared)) / gathered
                 seed_from(seed, step, number, 1)
                 loss = task.loss(task(prepared), prepared) / gathered
             images = max(images, len(next(iter(batch.values()))))
@@ -119,32 +119,31 @@ def _range_test(
         if config.gradient_clip:
             torch.nn.utils.clip_grad_norm_(task.parameters(), config.gradient_clip)
         optimizer.step()
-        if not math.isfinite(value + chance) or value > 4 * max(min(losses, default=value), 1e-12):
+        if not math.isfinite(value + baseline) or value > 4 * max(min(losses, default=value), 1e-12):
             break
         rates.append(rate)
         losses.append(value)
-        chances.append(chance)
-    usual = sum(chances) / max(len(chances), 1)
-    return rates, [loss - chance + usual for loss, chance in zip(losses, chances, strict=True)], images
+        baselines.append(baseline)
+    mean_baseline = sum(baselines) / max(len(baselines), 1)
+    return rates, [loss - baseline + mean_baseline for loss, baseline in zip(losses, baselines, strict=True)], images
 
 
 def _choose(rates: list[float], losses: list[float]) -> float | None:
-    """Half-way, by its logarithm, between the rate at which the loss falls fastest and that at which it is lowest.
+    """Compute the geometric mean of the rates with the steepest fall and with the lowest loss.
 
-    The first is safe and, for transformers that train for more than a few steps, several times too small; at the second
-    training is about to break.
+    The first is safe but several times too small for transformers; at the second training is about to diverge.
 
     Returns:
-        Two significant digits; None where the loss never falls.
+        The rate with two significant digits; None if the loss never falls.
     """
     if len(losses) < 10:
         return None
     values = np.array(losses)
     backwards = _smoothed(values)
-    # A moving average sees a step late; one from each side sees it in time.
+    # Averaging from both sides removes the lag of a moving average.
     smooth = (backwards + _smoothed(values[::-1])[::-1]) / 2
     slopes = np.gradient(smooth)[: int(smooth.argmin()) + 1]
-    # Not among the first steps, whose rates move nothing and whose slope is the batches' luck.
+    # Without the first steps, whose rates are too small to change the loss.
     fastest = int(slopes[3:].argmin()) + 3 if len(slopes) > 3 else 0
     if fastest == 0 or slopes[fastest] >= 0:
         return None

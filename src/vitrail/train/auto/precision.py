@@ -1,4 +1,4 @@
-"""The precision that ``trainer.precision auto`` resolves to."""
+"""Precision by measured speed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vitrail.tasks.base import Task
 from vitrail.train.auto.trial_steps import TrialSteps
 
 Precision = Literal["32-true", "bf16-mixed"]
-# Steps of each precision that are timed, and seconds after which fewer are enough.
+# Number of timed steps of each precision, and the seconds that end the timing early.
 _STEPS, _ENOUGH = 7, 10.0
-# bfloat16 has 8 bits of precision: it is worth that only where it saves at least a tenth of the time.
+# Smallest speed-up that justifies the 8 bits of precision of bfloat16.
 _GAIN = 1.1
 
 
@@ -57,10 +57,10 @@ def resolve_precision(task: Task, config: TrainerConfig, batch: Mapping[str, Ten
 
 
 def hardware_precision(accelerator: str) -> tuple[Precision, str]:
-    """The fastest precision of the hardware for large models, and the reason.
+    """Return the fastest precision of the hardware for large models, and the reason.
 
     Args:
-        accelerator: As in the recipe; "auto" takes a GPU where there is one.
+        accelerator: As in the recipe; "auto" uses a GPU if there is one.
 
     Returns:
         "bf16-mixed" where the hardware multiplies bfloat16 itself, "32-true" elsewhere; and the reason.
@@ -80,7 +80,7 @@ def hardware_precision(accelerator: str) -> tuple[Precision, str]:
 
 
 def _capabilities() -> dict[str, bool]:
-    """Features of the CPU by name."""
+    """Return the features of the CPU by name."""
     if hasattr(torch.cpu, "get_capabilities"):
         return dict(torch.cpu.get_capabilities())
     # torch before 2.13

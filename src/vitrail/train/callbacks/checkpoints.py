@@ -23,14 +23,14 @@ from vitrail.train.sharding import whole_state
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that appear under their name only when they are complete."""
+    """Write checkpoints atomically: under their name only when they are complete."""
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         with replacing(str(path)) as temporary:
             try:
                 torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # what torch makes of a full disk
+            except RuntimeError as error:  # torch's error for a full disk
                 reason = str(error).splitlines()[0]
                 raise RunError(f"cannot write {path}: {reason}; free space or check permissions") from error
 
@@ -38,7 +38,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        # Nothing in a run's checkpoint needs a pickle that can run code, so none is accepted.
+        # weights_only: a run's checkpoint needs no pickle that can run code.
         try:
             checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             kept = set(checkpoint["callbacks"]) if isinstance(checkpoint, dict) else set()
@@ -50,7 +50,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def bad_checkpoint(path: object, error: Exception) -> RunError:
-    """The error for a checkpoint that cannot be resumed."""
+    """Make the error for a checkpoint that cannot be resumed."""
     lines = str(error).strip().splitlines()
     reason = lines[0][:200] if lines else "no content"
     return RunError(
@@ -60,13 +60,12 @@ def bad_checkpoint(path: object, error: Exception) -> RunError:
 
 
 class RunCheckpoints(Checkpoint):
-    """Keep last.ckpt after every epoch, and best.ckpt with model.safetensors whenever the monitored value improves.
+    """Write last.ckpt after every epoch, and best.ckpt with model.safetensors if the monitored value improves.
 
     Args:
         run: The run folder.
-        card: Goes beside the weights.
-        monitor: A metric of which more is better, or "val_loss", of which less is; None takes every epoch for better
-            than the one before.
+        card: Content of model.json, written beside the weights.
+        monitor: Metric to maximise, or "val_loss" to minimise; None makes every epoch the best.
     """
 
     def __init__(self, run: RunFolder, card: ModelCard, monitor: str | None) -> None:
@@ -89,7 +88,7 @@ class RunCheckpoints(Checkpoint):
             self.best, self.best_epoch = value, trainer.current_epoch
             trainer.save_checkpoint(str(self.run.best_checkpoint))
             assert isinstance(pl_module, TaskModule)
-            # Of shards the whole is put together by all processes.
+            # All processes gather the shards.
             state = whole_state(trained_model(trainer, pl_module.task.model))
             if trainer.is_global_zero:
                 write_trained(self.run, state, self._card(trainer.current_epoch))

@@ -1,4 +1,4 @@
-"""Early stopping that keeps its count when a run goes on, with the patience that is asked for now."""
+"""Early stopping across resumed runs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vitrail.train.callbacks.metrics import EpochMetrics
 
 
 class Patience(EarlyStopping):
-    """Stop after some epochs without a better value.
+    """Stop after a number of epochs without improvement.
 
-    Lightning's keeps the patience of the checkpoint, begins to count anew where the run began without, and trains
-    another epoch when a run is resumed that had just been stopped.
+    Unlike Lightning's, it uses the recipe's patience instead of the checkpoint's, counts the epochs before it was
+    enabled, and trains no further epoch of a run that had been stopped.
 
     Args:
-        monitor: The value.
-        patience: Epochs without a better one.
-        metrics: Holds the rows of the epochs before.
+        monitor: Name of the value.
+        patience: Largest number of epochs without improvement.
+        metrics: Rows of earlier epochs.
     """
 
     def __init__(self, monitor: str, patience: int, metrics: EpochMetrics) -> None:
@@ -49,11 +49,11 @@ class Patience(EarlyStopping):
 
 
 def waited(values: Iterable[float], monitor: str) -> int:
-    """How many epochs have passed since the best value.
+    """Count the epochs since the best value.
 
     Args:
-        values: Of the epochs, in order.
-        monitor: "val_loss", of which less is better, or a value of which more is.
+        values: Values of the epochs, in order.
+        monitor: Name of the value: "val_loss" is minimised, others are maximised.
     """
     best, count = -math.inf, 0
     for value in values:

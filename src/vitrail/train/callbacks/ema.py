@@ -12,13 +12,12 @@ from vitrail.tasks.classification import ClassificationTask
 
 
 class WeightEMA(WeightAveraging):
-    """Exponential moving average of the weights; validation and the kept model use it.
+    """Exponential moving average of the weights, used for validation and model.safetensors.
 
-    Statistics that layers gather (BatchNorm's) are the model's own at each moment.
+    BatchNorm statistics are the current ones of the model.
 
     Args:
-        decay: Of the average, at most; early on it is (1 + n) / (10 + n) after n steps, so that the first weights,
-            which are random, are soon forgotten.
+        decay: Largest decay; after n steps it is at most (1 + n) / (10 + n), which discounts the random first weights.
 
     Source: Polyak & Juditsky 1992; the early decay as TensorFlow's ExponentialMovingAverage(num_updates).
     """
@@ -31,7 +30,7 @@ class WeightEMA(WeightAveraging):
         super().__init__(use_buffers=False, avg_fn=average)
 
     def model(self) -> VisionModel:
-        """The averaged model."""
+        """Return the averaged model."""
         assert self._average_model is not None, "the average exists from the start of the fit"
         task = self._average_model.module.task
         assert isinstance(task, ClassificationTask)

@@ -1,4 +1,4 @@
-"""Explaining a few fixed images while a model is trained."""
+"""Explanations of a few fixed images during training."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from vitrail.train.callbacks.ema import trained_model
 
 @dataclass(frozen=True)
 class Glimpse:
-    """What the model looked at when an epoch was over.
+    """Explanations at the end of an epoch.
 
     Attributes:
-        epoch: How many epochs it has been trained.
-        streams: The images, stream -> shape ``(n, C, H, W)`` in 0..1.
-        titles: What each of them is.
-        explanation: Of all of them.
+        epoch: Number of trained epochs.
+        streams: Images, stream -> shape ``(n, C, H, W)`` in 0..1.
+        titles: Label of each image.
+        explanation: Explanation of all images.
     """
 
     epoch: int
@@ -45,26 +45,26 @@ class Glimpse:
     explanation: Explanation
 
 
-# Draws a glimpse into a file (PNG) and gives its pixels ``(H, W, 3)``. Figures are made on a floor above this one.
+# Draws into a PNG file and returns the pixels ``(H, W, 3)``. An argument, because figures are drawn on a higher floor.
 Draw = Callable[[Glimpse, Path], npt.NDArray[np.uint8]]
 
 
-class Explaining(Callback):
-    """Every few epochs, and after the last, draw what the model looks at in a few images that stay the same.
+class DrawExplanations(Callback):
+    """Draw explanations of the same few images every few epochs and after the last.
 
-    They are the first validation images of each class in turn (of the training images, as they are, where there is no
-    such split), explained for their own class. The first process draws; random numbers, gradients and modes of
-    training are left alone.
+    The images are the first validation images of each class in turn (training images without augmentation if there is
+    no validation split), explained for their own class. The first process draws; random numbers, gradients and modes of
+    training do not change.
 
     Args:
         run: The run folder.
         data: The images.
-        recipe: How many images, how often, by which method.
-        task: Whose model is explained; it is tried at once, so that a method it cannot have is refused now.
-        draw: Draws them.
+        recipe: Number of images, interval in epochs and method (``run.explain_*``).
+        task: Task whose model is explained, at once for one image, to reject an unsuitable method before training.
+        draw: Draws the explanations.
 
     Raises:
-        ConfigError: An unknown method, one that the model cannot have, or nothing that draws.
+        ConfigError: The method is unknown or does not suit the model, or ``draw`` is None.
     """
 
     def __init__(self, run: RunFolder, data: ImageData, recipe: Recipe, task: Task, draw: Draw | None) -> None:

@@ -1,4 +1,4 @@
-"""Training the classifier first, and the layers before it later."""
+"""Gradual unfreezing: the classifier first, earlier layers later."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vitrail.train.module import TaskModule
 
 
 class Freezing(Callback):
-    """Frees the layers of a model from the classifier back to the patches. What is frozen depends on the epoch alone.
+    """Unfreeze layers from the classifier to the patch embedding; the frozen ones depend on the epoch alone.
 
     Args:
-        freeze_epochs: Epochs at the start in which the classifier alone is trained.
-        unfreeze_every: Epochs until one more group of layers is trained; 0 frees all of them at once.
+        freeze_epochs: Epochs at the start that train the classifier alone.
+        unfreeze_every: Epochs between unfreezing of layer groups; 0 unfreezes all at once.
 
     Source: gradual unfreezing: Howard & Ruder 2018, arXiv:1801.06146, section 3.3.
     """
@@ -24,7 +24,7 @@ class Freezing(Callback):
         self.freeze_epochs, self.unfreeze_every = freeze_epochs, unfreeze_every
 
     def trained_groups(self, epoch: int, groups: int) -> int:
-        """How many groups of layers are trained in an epoch, counted from the classifier."""
+        """Count the layer groups that an epoch trains, from the classifier."""
         if epoch < self.freeze_epochs:
             return 1
         if not self.unfreeze_every:
@@ -41,11 +41,11 @@ class Freezing(Callback):
 
 
 def freeze(model: VisionModel, names: list[str]) -> None:
-    """Train all parameters but these; BatchNorms among them use and keep the statistics that they have.
+    """Freeze some parameters and train all others; frozen BatchNorms use their running statistics.
 
     Args:
         model: The model, in training mode.
-        names: Of parameters.
+        names: Names of the frozen parameters.
     """
     frozen = set(names)
     for name, parameter in model.named_parameters():

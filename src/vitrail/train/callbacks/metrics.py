@@ -15,7 +15,7 @@ from vitrail.errors import RunError
 from vitrail.runs.folder import RunFolder
 from vitrail.train.callbacks.non_finite import REMEDY
 
-# The values of an epoch that metrics.csv keeps.
+# Columns of metrics.csv in supervised training.
 _RECORDED = (
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_map",
 )  # fmt: skip
@@ -24,13 +24,12 @@ _RECORDED = (
 class EpochMetrics(Callback):
     """Write metrics.csv, one row an epoch: losses, accuracies, learning rate, images a second.
 
-    The speed counts training alone: the clock stands during validation and while files are written. The seconds of an
-    epoch count all of it.
+    The speed is that of the training steps, without validation and writing of files; ``epoch_seconds`` includes them.
 
     Args:
         run: The run folder.
-        recorded: Which of the epoch's values.
-        more: Values that only some epochs have; what is in it at an epoch's end joins that epoch's row.
+        recorded: Names of the logged values that become columns.
+        more: Values of some epochs; those present at the end of an epoch join its row.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class EpochMetrics(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Rows of epochs after the checkpoint are dropped: those epochs are trained again.
+        # Without the rows of epochs after the checkpoint, which are trained again.
         self.rows = list(state_dict["rows"])
 
     @override
@@ -64,7 +63,7 @@ class EpochMetrics(Callback):
         self._images += len(batch["target"]) * trainer.world_size
         if trainer.is_last_batch and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
-        # At every step: the clock may end training in the middle of an epoch.
+        # At every step: trainer.max_minutes may end training within an epoch.
         self._seconds = time.perf_counter() - self._start
 
     @override

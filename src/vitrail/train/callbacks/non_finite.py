@@ -15,7 +15,7 @@ REMEDY = "lower trainer.learning_rate, lengthen trainer.warmup_epochs, or clip w
 
 
 class StopOnNonFinite(Callback):
-    """Stop at the first step whose loss is no finite number, and keep its batch to look at.
+    """Stop at the first step whose loss is not finite, and write its batch to the run folder.
 
     Args:
         run: The run folder.

@@ -17,8 +17,8 @@ from vitrail.train.callbacks.metrics import EpochMetrics
 
 # Size of a terminal that does not report its own.
 _COLUMNS, _LINES = 80, 24
-# Seconds from one reading of a step's loss to the next; each waits for the GPU.
-_GLANCE = 0.5
+# Seconds between readings of the loss; each synchronises with the GPU.
+_READ_EVERY = 0.5
 _METRICS = {
     "val_map": "mean average precision",
     "val_accuracy": "validation accuracy",
@@ -30,19 +30,19 @@ _METRICS = {
 
 
 class Progress(Callback):
-    """Show on standard error how far a run is, and the time left for all of its epochs.
+    """Show the progress and the time left of a run on standard error.
 
-    On a terminal one bar counts the steps of the whole run. Elsewhere each epoch is a line. The first process shows it.
+    A terminal shows one bar for the steps of the whole run, a log one line an epoch; only the first process writes.
 
     Args:
-        metrics: Holds the rows of the epochs.
-        monitor: The metric to show; the accuracy where this is a loss or is not measured.
+        metrics: Rows of the epochs.
+        monitor: Metric to show; the accuracy if this is a loss or is not measured.
     """
 
     def __init__(self, metrics: EpochMetrics, monitor: str) -> None:
         self._metrics, self._monitor = metrics, monitor
         self._bar: Any = None
-        self._begun, self._glanced = 0.0, 0.0
+        self._begun, self._last_read = 0.0, 0.0
         self._first = self._done = 0
 
     @override
@@ -57,7 +57,7 @@ class Progress(Callback):
                 f"resumes after epoch {trained} of {epochs} (step {trainer.global_step})", file=sys.stderr, flush=True
             )
         if sys.stderr.isatty() and trained < epochs:
-            # A terminal that reports no size would get no bar.
+            # tqdm draws no bar on a terminal without a size.
             size = {"dynamic_ncols": True} if _has_size(sys.stderr) else {"ncols": _COLUMNS, "nrows": _LINES}
             self._bar = tqdm(
                 total=batches * epochs,
@@ -75,9 +75,9 @@ class Progress(Callback):
         if self._bar is None:
             return
         now = time.monotonic()
-        if now - self._glanced >= _GLANCE:
-            self._glanced = now
-            # Lightning divides the loss of a step by the number of batches whose gradients are added up.
+        if now - self._last_read >= _READ_EVERY:
+            self._last_read = now
+            # Lightning divides the loss of a step by the number of accumulated batches.
             loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
             self._bar.bar_format = self._format(trainer, [f"loss {loss:.3f}", *self._validated()])
         self._bar.update()
@@ -105,12 +105,12 @@ class Progress(Callback):
             self._bar = None
 
     def _format(self, trainer: Trainer, values: list[str]) -> str:
-        """The bar's text; a narrow terminal cuts it at the end."""
+        """Format the bar; a narrow terminal truncates its end."""
         text = ", ".join([*self._left(trainer), *values])
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} {{percentage:3.0f}}% |{{bar}}| {text}"
 
     def _validated(self) -> list[str]:
-        """Loss and metric of the last validation, for the bar."""
+        """Format loss and metric of the last validation."""
         if not self._metrics.rows:
             return []
         row = self._metrics.rows[-1]
@@ -132,7 +132,7 @@ class Progress(Callback):
         return f"epoch {row['epoch'] + 1}/{trainer.max_epochs}: {', '.join([*parts, *self._left(trainer)])}"
 
     def _left(self, trainer: Trainer) -> list[str]:
-        """The time left for the whole run, from the steps since its start with their validation."""
+        """Estimate the time left for the whole run from the steps since its start, validation included."""
         done = self._done - self._first
         missing = int(trainer.num_training_batches) * (trainer.max_epochs or 0) - self._done
         if missing <= 0 or done == 0:

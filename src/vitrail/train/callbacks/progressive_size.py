@@ -1,4 +1,4 @@
-"""Small images first: cheaper early epochs, the final size at the end."""
+"""Progressive image sizes: small images in early epochs, the final size at the end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vitrail.tasks.classification import ClassificationTask
 
 
 class ProgressiveSize(Callback):
-    """Trains on smaller images first. The size depends on the epoch alone; validation is at the final size always.
+    """Train on smaller images first; the size depends on the epoch alone, and validation uses the final size.
 
     Args:
-        heights: Of the images in the parts of the training before the last, in pixels; the widths follow.
-        size: Final height and width.
-        max_epochs: Of the whole training, whose parts are equally long; what does not divide goes to the later ones.
+        heights: Image heights of the parts before the last, in pixels; widths are in proportion.
+        size: Final height and width in pixels.
+        max_epochs: Number of epochs, divided into equal parts; later parts take the remainder.
 
     Raises:
         ConfigError: Heights that do not grow towards the final one, or more parts than epochs.
@@ -41,7 +41,7 @@ class ProgressiveSize(Callback):
         self.max_epochs = max_epochs
 
     def size_of(self, epoch: int) -> tuple[int, int]:
-        """Height and width of the training images in an epoch."""
+        """Return height and width of the training images in an epoch."""
         part = epoch * len(self.sizes) // self.max_epochs
         return self.sizes[min(part, len(self.sizes) - 1)]
 
