@@ -82,9 +82,11 @@ def test_tiles_that_are_missing_or_lack_a_band_are_left_out_where_asked(tiles, t
     tifffile.imwrite("tiles/tile_017.tif", tifffile.imread("tiles/tile_017.tif")[:4])
     (tmp_path / "tiles" / "tile_003.tif").unlink()
     (tmp_path / "tiles" / "tile_004.tif").write_bytes(b"II*\x00 no tiff")
-    told = _do(capsys, "data", "audit", *tiles).out
+    told = _do(capsys, "data", "audit", *tiles, code=1).out
     assert re.search(r"\bimages\s+45\b", told)
-    assert re.search(r"unreadable files\s+3 ", told)
+    assert "train without them: --data.on_unreadable skip" in told
+    _do(capsys, "data", "audit", *tiles, "--data.on_unreadable", "skip")
+    assert re.search(r"files that training refuses\s+3 ", told)
     err = _do(capsys, "data", "split", *tiles, code=1).err
     assert "1 of 48 images that tiles.csv lists do not exist" in err
     assert "--data.on_unreadable skip" in err

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Word -> what it does.
 WORDS = {
     "stats": "mean, deviation, saturated shares and percentiles of each band over the training images",
-    "audit": "unreadable files, duplicates, leaks between splits (exit code 1), balance, sizes, constant bands",
+    "audit": "unreadable files, duplicates, leaks between splits (exit code 1 for these), balance, sizes, constant bands",
     "split": "how many images of each class each split has; --out writes the split as a table",
     "show": "draw what training will see: images as augmentation changes them, both streams, mixed classes",
 }
@@ -201,6 +201,8 @@ def _audit(argv: list[str]) -> int:
             print(f"warning: {line}", file=sys.stderr)
         if found.split_leaks and arguments.groups is None:
             print(f"\n{_advice(argv, recipe, data)}")
+        if found.unreadable and recipe.data.on_unreadable == "error":
+            print("\nmend or remove the files that training refuses, or train without them: --data.on_unreadable skip")
     if arguments.out is not None:
         from vitrail.report.audit import write_audit
 
@@ -217,7 +219,7 @@ def _audit(argv: list[str]) -> int:
         )
     if run is None and not found.split_leaks and not found.unreadable:
         print_next(["vitrail", "train", *data_words(arguments.recipe, argv)])
-    return 1 if found.split_leaks else 0
+    return 1 if found.split_leaks or (found.unreadable and recipe.data.on_unreadable == "error") else 0
 
 
 def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Recipe, RunFolder | None]:
@@ -253,7 +255,7 @@ def _describe(found: Audit) -> str:
     rows = [
         ("images", str(found.images), ""),
         ("sizes", str(len(sizes)), f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide"),
-        ("unreadable files", str(len(found.unreadable)), _few([name for name, _ in found.unreadable])),
+        ("files that training refuses", str(len(found.unreadable)), _few([f"{f}: {why}" for f, why in found.unreadable])),
         ("groups of exact duplicates", str(len(kinds["exact"])), _few([_pair(g.keys) for g in kinds["exact"]])),
         ("groups of near duplicates", str(len(kinds["near"])), _few([_pair(g.keys) for g in kinds["near"]])),
         ("duplicates of different classes", str(len(found.conflicts)), _few([_differ(g) for g in found.conflicts])),
