@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Word -> what it does.
 WORDS = {
     "stats": "mean, deviation, saturated shares and percentiles of each band over the training images",
-    "audit": "unreadable files, duplicates, leaks between splits (exit code 1 for these), balance, sizes, constant bands",
+    "audit": "unreadable files and leaks (exit code 1 for both), duplicates, balance, sizes, constant bands",
     "split": "how many images of each class each split has; --out writes the split as a table",
     "show": "draw what training will see: images as augmentation changes them, both streams, mixed classes",
 }
@@ -246,6 +246,7 @@ def _describe(found: Audit) -> str:
     """The tables of an audit."""
     splits = list(found.splits)
     counts = {**found.balance, "all": found.splits}
+    refused = [f"{name}: {why}" for name, why in found.unreadable]
     balance = [(name, *(str(row[split]) for split in splits)) for name, row in counts.items()]
     parts = [format_table(("class", *splits), balance, right=range(1, len(splits) + 1)), ""]
     large_first = sorted(found.duplicates, key=lambda g: -len(g.rows))
@@ -255,7 +256,7 @@ def _describe(found: Audit) -> str:
     rows = [
         ("images", str(found.images), ""),
         ("sizes", str(len(sizes)), f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide"),
-        ("files that training refuses", str(len(found.unreadable)), _few([f"{f}: {why}" for f, why in found.unreadable])),
+        ("files that training refuses", str(len(found.unreadable)), _few(refused)),
         ("groups of exact duplicates", str(len(kinds["exact"])), _few([_pair(g.keys) for g in kinds["exact"]])),
         ("groups of near duplicates", str(len(kinds["near"])), _few([_pair(g.keys) for g in kinds["near"]])),
         ("duplicates of different classes", str(len(found.conflicts)), _few([_differ(g) for g in found.conflicts])),
