@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from vitrail.data.images import read_image
-from vitrail.data.near_duplicates import find_across, find_copies
+from vitrail.data.near_duplicates import find_copies, find_copies_across_splits
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 
 COPIES = 500
@@ -125,7 +125,7 @@ def measure(name: str, path: Path, most: int) -> tuple[list[dict[str, object]], 
             for row in (union := a | b):
                 groups[row] = union
         found = [len(files) + i in groups.get(int(row), ()) for i, row in enumerate(chosen)]
-        quick = find_across(images, ["train"] * len(files) + ["val"] * len(chosen))
+        quick = find_copies_across_splits(images, ["train"] * len(files) + ["val"] * len(chosen))
         at_start = [quick.joined(int(row), len(files) + i) for i, row in enumerate(chosen)]
         rows.append({"images": name, "kind": kind, "copies": len(chosen), "audit": f"{np.mean(found):.1%}",
                      "before training": f"{np.mean(at_start):.1%}"})  # fmt: skip

@@ -144,9 +144,9 @@ def test_turned_copies_are_kept_together_by_the_printed_commands(tmp_path, capsy
                 made.save(path, quality=90)
     monkeypatch.chdir(tmp_path)
     assert main(["data", "audit", "--data.source", "folder", "--data.path", "d"]) == 1
-    told = capsys.readouterr().out
-    assert re.search(r"near duplicates\s+20\b", told)
-    commands = [shlex.split(line)[1:] for line in told.splitlines() if line.startswith("  vitrail ")]
+    output = capsys.readouterr().out
+    assert re.search(r"near duplicates\s+20\b", output)
+    commands = [shlex.split(line)[1:] for line in output.splitlines() if line.startswith("  vitrail ")]
     assert [command[0] for command in commands] == ["data", "train"]
     main(commands[0])
     groups = pd.read_csv("groups.csv")

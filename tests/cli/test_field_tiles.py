@@ -31,9 +31,9 @@ def _do(capsys, *words, code=0):
 
 
 def test_rows_of_a_crop_are_no_duplicates(tiles, capsys):
-    told = _do(capsys, "data", "audit", *tiles).out
-    assert re.search(r"near duplicates\s+0\b", told)
-    assert re.search(r"groups across splits\s+0\b", told)
+    output = _do(capsys, "data", "audit", *tiles).out
+    assert re.search(r"near duplicates\s+0\b", output)
+    assert re.search(r"groups across splits\s+0\b", output)
 
 
 def test_the_printed_command_reads_the_tiles_as_the_audit_did(tiles, tmp_path, capsys):
@@ -82,11 +82,11 @@ def test_tiles_that_are_missing_or_lack_a_band_are_left_out_where_asked(tiles, t
     tifffile.imwrite("tiles/tile_017.tif", tifffile.imread("tiles/tile_017.tif")[:4])
     (tmp_path / "tiles" / "tile_003.tif").unlink()
     (tmp_path / "tiles" / "tile_004.tif").write_bytes(b"II*\x00 no tiff")
-    told = _do(capsys, "data", "audit", *tiles, code=1).out
-    assert re.search(r"\bimages\s+45\b", told)
-    assert "train without them: --data.on_unreadable skip" in told
+    output = _do(capsys, "data", "audit", *tiles, code=1).out
+    assert re.search(r"\bimages\s+45\b", output)
+    assert "train without them: --data.on_unreadable skip" in output
     _do(capsys, "data", "audit", *tiles, "--data.on_unreadable", "skip")
-    assert re.search(r"files that training refuses\s+3 ", told)
+    assert re.search(r"files that training refuses\s+3 ", output)
     err = _do(capsys, "data", "split", *tiles, code=1).err
     assert "1 of 48 images that tiles.csv lists do not exist" in err
     assert "--data.on_unreadable skip" in err
@@ -146,10 +146,10 @@ def test_a_moved_folder_of_images_is_named_by_the_path(tiles, tmp_path, capsys, 
 
 def test_images_that_nothing_changes_are_shown_as_such(tiles, capsys):
     assert "nothing changes them" in _do(capsys, "data", "show", *tiles, "--model.img_size", "16").out
-    told = _do(
+    output = _do(
         capsys, "data", "show", *tiles, "--model.img_size", "16", "--data.augment", "light", "--out", "b.png"
     ).out
-    assert "nothing changes them" not in told
+    assert "nothing changes them" not in output
 
 
 def test_an_epoch_that_leaves_out_many_images_is_printed(tiles, capsys):

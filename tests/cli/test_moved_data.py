@@ -80,22 +80,22 @@ def test_the_same_images_elsewhere_give_the_same_measures(trained, moved, capsys
         rows = [{"path": str(file), "label": file.parent.name} for file in files]
         pd.DataFrame(rows).to_csv(moved / "t.csv", index=False)
         other = ["--data.source", "table", "--data.path", moved / "t.csv"]
-    told = _do(capsys, "evaluate", moved / "r", *other, *QUICK)
-    assert _measured(told) == before
-    assert "all 80 images are known" in told
-    assert "on test:" in told
+    output = _do(capsys, "evaluate", moved / "r", *other, *QUICK)
+    assert _measured(output) == before
+    assert "all 80 images are known" in output
+    assert "on test:" in output
     one, two = _metrics(trained / "r"), _metrics(moved / "r")
     assert one["name"] == two["name"] == "test"
     assert one["calibration"] == two["calibration"]
-    told = _do(capsys, "evaluate", moved / "r", *other, "--split", "train", *QUICK)
-    assert re.search(r"of (\d+) images \1 were trained on: not a test\n.*on train: accuracy \(not a test\)", told)
+    output = _do(capsys, "evaluate", moved / "r", *other, "--split", "train", *QUICK)
+    assert re.search(r"of (\d+) images \1 were trained on: not a test\n.*on train: accuracy \(not a test\)", output)
 
 
 def test_the_error_names_the_setting_on_each_verb(moved, capsys):
     run = moved / "r"
     for words in (["evaluate", run], ["explain", run, "--out", moved / "e"], ["features", run]):
-        told = _do(capsys, *words, code=1)
-        assert re.search(rf"`vitrail {words[0]} \S+ --data\.path NEW` names their new place", told)
+        output = _do(capsys, *words, code=1)
+        assert re.search(rf"`vitrail {words[0]} \S+ --data\.path NEW` names their new place", output)
     metrics = _metrics(run)
     metrics["data"]["path"] = str(moved / "gone")  # where they were evaluated
     (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
@@ -142,22 +142,22 @@ def test_mixed_with_others_it_is_no_test(trained, moved, capsys):
         shutil.move(file, moved / "there" / file.parent.name / f"more_{file.name}")
     own = _metrics(trained / "r")
     run, other = moved / "r", ["--data.path", moved / "there"]
-    told = _do(capsys, "evaluate", run, *other, *QUICK)
+    output = _do(capsys, "evaluate", run, *other, *QUICK)
     known = pd.read_parquet(run / "images.parquet")["split"].value_counts()
-    assert "80 of 100 images are known" in told
+    assert "80 of 100 images are known" in output
     assert (
         f"of 100 images {known['train']} were trained on and {known['val']} were used to choose the best epoch: not a "
-        "test; --split test measures the test images alone" in told
+        "test; --split test measures the test images alone" in output
     )
-    assert "-mixed: accuracy (not a test)" in told
+    assert "-mixed: accuracy (not a test)" in output
     assert _metrics(run) == own  # the run's own evaluation stays
-    told = _do(capsys, "evaluate", run, *other, "--split", "test", *QUICK)
-    assert _measured(told)[1] == own["images"]
-    assert "not a test" not in told
+    output = _do(capsys, "evaluate", run, *other, "--split", "test", *QUICK)
+    assert _measured(output)[1] == own["images"]
+    assert "not a test" not in output
     assert _metrics(run)["accuracy"] == own["accuracy"]
-    told = _do(capsys, "evaluate", run, *other, "--split", "new", *QUICK)
-    assert _measured(told)[1] == 20
-    assert "not a test" not in told
+    output = _do(capsys, "evaluate", run, *other, "--split", "new", *QUICK)
+    assert _measured(output)[1] == 20
+    assert "not a test" not in output
 
 
 def test_a_part_of_the_images_does_not_speak_for_all(trained, moved, capsys):
@@ -165,9 +165,9 @@ def test_a_part_of_the_images_does_not_speak_for_all(trained, moved, capsys):
     gone = table[table["split"] == "test"]["path"].iloc[::2]
     for path in gone:
         (moved / "there" / path).unlink()
-    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
-    assert f"({len(gone)} others are not there)" in told
-    assert re.search(r"on other-there-\w+-test: accuracy", told)
+    output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
+    assert f"({len(gone)} others are not there)" in output
+    assert re.search(r"on other-there-\w+-test: accuracy", output)
     assert _metrics(moved / "r")["images"] == _metrics(trained / "r")["images"]
 
 
@@ -175,14 +175,14 @@ def test_copies_that_were_written_anew_are_not_known_and_hinted_at(moved, capsys
     for file in (moved / "there").rglob("*.*"):
         with Image.open(file) as image:
             image.transpose(Image.Transpose.ROTATE_90).save(file)
-    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
-    assert "none of 80 images is one that" in told
-    assert "but 80 have the names of those; copies that were written anew are no test" in told
+    output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
+    assert "none of 80 images is one that" in output
+    assert "but 80 have the names of those; copies that were written anew are no test" in output
     make_folder(moved / "quite_other", splits=(), per_class=5, seed=3, classes=("dark", "light"))
     _rename(moved / "quite_other")
-    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "quite_other", *QUICK)
-    assert "none of 10 images is one that" in told
-    assert "have the names" not in told
+    output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "quite_other", *QUICK)
+    assert "none of 10 images is one that" in output
+    assert "have the names" not in output
 
 
 def test_a_run_that_recorded_no_contents_goes_by_names(trained, moved, capsys):
@@ -193,17 +193,17 @@ def test_a_run_that_recorded_no_contents_goes_by_names(trained, moved, capsys):
     environment["images"] = {"number": images["number"], "fingerprint": images["listing"]}
     run.environment.write_text(json.dumps(environment))
     other = ["--data.path", moved / "there"]
-    told = _do(capsys, "evaluate", run, *other, *QUICK)
-    assert "have the names and classes of those of" in told
-    assert _measured(told) == _measured(_do(capsys, "evaluate", trained / "r", *QUICK))
+    output = _do(capsys, "evaluate", run, *other, *QUICK)
+    assert "have the names and classes of those of" in output
+    assert _measured(output) == _measured(_do(capsys, "evaluate", trained / "r", *QUICK))
     recipe = ["train", run.recipe, "--resume", *other, "--trainer.max_epochs", "2"]
     _do(capsys, *recipe)
     assert run.images.is_file()  # recorded from then on
     run.images.unlink()
     shutil.copytree(moved / "there", moved / "other")
     _rename(moved / "other")
-    told = _do(capsys, "evaluate", run, "--data.path", moved / "other", *QUICK)
-    assert "which of these it was trained on is not known" in told
+    output = _do(capsys, "evaluate", run, "--data.path", moved / "other", *QUICK)
+    assert "which of these it was trained on is not known" in output
 
 
 def test_a_run_goes_on_with_images_that_moved_as_if_they_had_not(trained, moved, capsys):
@@ -217,15 +217,15 @@ def test_a_run_goes_on_with_images_that_moved_as_if_they_had_not(trained, moved,
         RunFolder(moved / "straight").read_metrics()["val_loss"].tolist()
     )
     next((moved / "there").rglob("*.*")).unlink()
-    told = _do(capsys, "train", moved / "r" / "recipe.yaml", "--resume", "--trainer.max_epochs", "4", code=1)
-    assert re.search(r"\(80 images then, 79 now\).*--data\.path", told)
+    output = _do(capsys, "train", moved / "r" / "recipe.yaml", "--resume", "--trainer.max_epochs", "4", code=1)
+    assert re.search(r"\(80 images then, 79 now\).*--data\.path", output)
 
 
 def test_files_that_were_trained_on_are_counted(moved, capsys):
-    told = _do(capsys, "predict", moved / "r", moved / "there", "--out", moved / "p.csv")
-    assert re.search(r"of 80 images \d+ were trained on and \d+ were used to choose the best epoch: what", told)
-    told = _do(capsys, "explain", moved / "r", moved / "there" / "dark", "--out", moved / "e")
-    assert re.search(r"of 40 images \d+ were trained on", told)
+    output = _do(capsys, "predict", moved / "r", moved / "there", "--out", moved / "p.csv")
+    assert re.search(r"of 80 images \d+ were trained on and \d+ were used to choose the best epoch: what", output)
+    output = _do(capsys, "explain", moved / "r", moved / "there" / "dark", "--out", moved / "e")
+    assert re.search(r"of 40 images \d+ were trained on", output)
 
 
 def test_what_was_stored_of_other_weights_is_not_read(trained, tmp_path, capsys):
@@ -233,10 +233,10 @@ def test_what_was_stored_of_other_weights_is_not_read(trained, tmp_path, capsys)
     state = {name: 1.5 * value for name, value in load_file(run.weights).items()}
     save_file(state, run.weights)
     words = ["features", run, "--layout", "pca", "--out"]
-    told = _do(capsys, "report", run, code=1)
-    assert "was evaluated with other weights than it holds now" in told
-    told = _do(capsys, "evaluate", run, "--from-predictions", code=1)
-    assert "is of other weights than" in told
+    output = _do(capsys, "report", run, code=1)
+    assert "was evaluated with other weights than it holds now" in output
+    output = _do(capsys, "evaluate", run, "--from-predictions", code=1)
+    assert "is of other weights than" in output
     with pytest.raises(RunError, match="is of other weights than"):
         run.read_embeddings("test")
     _do(capsys, *words, tmp_path / "with")
@@ -269,9 +269,11 @@ def test_inspect_reads_what_a_run_was_trained_on(tmp_path, capsys, second):
     assert main(words) == 0
     image = tmp_path / "d" / "a" / "0.tif"
     given = ["--spectral", tmp_path / "s" / "a" / "0.tif"] if second else []
-    told = _do(capsys, "inspect", tmp_path / "r", "--image", image, *given, "--figures", tmp_path / "f", "--repeats", 1)
-    assert f"{image}, as in training" in told
-    assert "noise" not in told
+    output = _do(
+        capsys, "inspect", tmp_path / "r", "--image", image, *given, "--figures", tmp_path / "f", "--repeats", 1
+    )
+    assert f"{image}, as in training" in output
+    assert "noise" not in output
     if second:
         assert "give their folder with --spectral" in _do(
             capsys, "inspect", tmp_path / "r", "--image", image, "--repeats", 1, code=2
@@ -286,10 +288,10 @@ def test_images_that_changed_their_class_are_counted(moved, capsys):
     changed = sorted(one.iterdir())[:7]
     for file in changed:
         file.rename(other / f"from_{file.name}")
-    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
+    output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
     line = f"7 of 80 known images have other labels than when {moved / 'r'} was made"
-    assert line in told
-    assert f"({one.name}, now {other.name}): they are measured by their labels of now" in told
+    assert line in output
+    assert f"({one.name}, now {other.name}): they are measured by their labels of now" in output
     for file in changed:
         (other / f"from_{file.name}").rename(file)
     assert "other labels" not in _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
@@ -299,8 +301,8 @@ def test_a_split_that_other_images_lack_is_an_error_with_a_remedy(moved, capsys)
     for file in (moved / "there").rglob("*.*"):
         Image.open(file).save(file.with_suffix(".bmp"))
         file.unlink()
-    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK, "--split", "test", code=1)
-    assert "no 'test' split, only all; leave --split out to measure all images" in told
-    told = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
+    output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK, "--split", "test", code=1)
+    assert "no 'test' split, only all; leave --split out to measure all images" in output
+    output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
     number = len(list((moved / "there").rglob("*.bmp")))
-    assert f"but {number} have the names of those; copies that were written anew are no test" in told
+    assert f"but {number} have the names of those; copies that were written anew are no test" in output

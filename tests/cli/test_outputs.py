@@ -20,7 +20,7 @@ from vitrail.cli.outputs import (
     output_file,
     output_folder,
 )
-from vitrail.data.workers import explain_fault
+from vitrail.data.workers import translate_worker_error
 from vitrail.errors import ConfigError
 from vitrail.files import write_text
 from vitrail.outputs import FIGURE_MARK
@@ -109,4 +109,4 @@ def test_a_terminal_of_ascii_in_a_process_of_its_own(tmp_path):
 def test_files_take_names_that_are_not_utf_8(tmp_path):
     write_text(tmp_path / "x.json", '{"command": "\udcff"}')
     assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{"command": "\\udcff"}'
-    assert explain_fault(UnicodeError("x")) is None
+    assert translate_worker_error(UnicodeError("x")) is None

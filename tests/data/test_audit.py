@@ -10,12 +10,12 @@ from PIL import Image, ImageEnhance
 
 from vitrail.config import DataConfig
 from vitrail.data.audit import audit, merge_groups
-from vitrail.data.perceptual_hash import Groups, clusters, perceptual_hashes
+from vitrail.data.perceptual_hash import DisjointSets, connected_components, perceptual_hashes
 
 
 def test_clusters_are_the_connected_rows():
-    assert clusters(np.array([[0, 3], [3, 9], [4, 5]])) == [[0, 3, 9], [4, 5]]
-    groups = Groups(range(6))
+    assert connected_components(np.array([[0, 3], [3, 9], [4, 5]])) == [[0, 3, 9], [4, 5]]
+    groups = DisjointSets(range(6))
     assert [groups.join(*pair) for pair in ((5, 3), (3, 1), (1, 5))] == [True, True, False]
     assert [groups.root(i) for i in range(6)] == [0, 1, 2, 1, 4, 1]
 

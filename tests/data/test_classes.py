@@ -11,11 +11,11 @@ from vitrail.config import DataConfig
 from vitrail.data.class_checks import describe_doubtful
 from vitrail.data.classes import (
     ClassRules,
-    as_label,
-    as_targets,
     clean_name,
     describe_similar,
-    number_names,
+    encode_targets,
+    match_names_to_numbers,
+    normalize_label,
     resolve_classes,
     similar_names,
 )
@@ -25,7 +25,7 @@ HERE = Path("data")
 
 
 def resolve(labels, rules=None, **more):
-    cleaned = [as_label(label, HERE) for label in labels]
+    cleaned = [normalize_label(label, HERE) for label in labels]
     found = resolve_classes(Counter(cleaned), rules or ClassRules(), HERE, **more)
     return found, [found.names[found.index[label]] for label in cleaned]
 
@@ -72,7 +72,7 @@ def test_the_order_of_classes():
 @pytest.mark.parametrize("label", [0.5, float("nan"), None, b"\xff", 1j])
 def test_what_is_no_label(label):
     with pytest.raises(DataError, match="data: the label"):
-        as_label(label, HERE)
+        normalize_label(label, HERE)
 
 
 def test_similar_names_are_named_together():
@@ -117,7 +117,7 @@ NAMES = ("soil", "rust", "mildew")
     ("present", "numbers"), [([0, 1, 2], (0, 1, 2)), ([0], (0, 1, 2)), ([1, 2, 3], (1, 2, 3)), ([3], (1, 2, 3))]
 )
 def test_names_count_from_0_or_1_where_that_is_certain(present, numbers):
-    assert number_names(present, NAMES, HERE) == numbers
+    assert match_names_to_numbers(present, NAMES, HERE) == numbers
     found, named = resolve(present, ClassRules(names=NAMES))
     assert named == [NAMES[numbers.index(v)] for v in present]
     assert found.numbering.label_values == numbers
@@ -176,8 +176,8 @@ def test_given_names_of_names_are_the_classes_in_that_order():
 
 def test_targets_of_several_labels():
     index = {"a": 0, "b": 1, "B": 1}
-    assert as_targets(["b", "a", "B"], index, 2).tolist() == [1, 0, 1]
-    assert as_targets([("b", "B"), (), ("a", "b")], index, 2).tolist() == [[0, 1], [0, 0], [1, 1]]
+    assert encode_targets(["b", "a", "B"], index, 2).tolist() == [1, 0, 1]
+    assert encode_targets([("b", "B"), (), ("a", "b")], index, 2).tolist() == [[0, 1], [0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize(

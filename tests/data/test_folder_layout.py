@@ -5,7 +5,7 @@ import pytest
 from tests.images import make_folder, save_image
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.sources.folder_names import are_bands, images_and_masks, split_like
+from vitrail.data.sources.folder_names import are_bands, guess_split, images_and_masks
 from vitrail.errors import DataError
 
 
@@ -151,7 +151,7 @@ def test_pretraining_takes_no_split_that_was_set_apart(tmp_path, name):
 
 def test_names_of_folders():
     for name in ("cat", "trainer", "testudo", "pigs_train_station", "contest", "latest", "day1", "evaluation of cats"):
-        assert split_like(name) is None, name
+        assert guess_split(name) is None, name
     assert not images_and_masks({"images", "cats"})
     assert not images_and_masks({"masks", "labels"})
     assert not are_bands({"red", "apple"})

@@ -10,7 +10,7 @@ import pytest
 from tests.images import embed_images, make_folder
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.dataset import by_rule
+from vitrail.data.dataset import split_by_rule
 from vitrail.data.identity import NEW, KnownImages
 
 
@@ -41,9 +41,9 @@ def test_whatever_is_renamed_shuffled_added_or_removed(seed):
     new = [f"new{i}" for i in range(rng.randint(0, 5))]
     names = [keys[i] if rng.random() < 0.5 else f"renamed{i}" for i in kept] + new
     found = known.recognise(_Source([*(contents[i] for i in kept), *new], names))
-    assert found.number == len(kept)
+    assert found.num_known == len(kept)
     assert found.complete == (not new)
-    assert found.lacking == number - len(kept)
+    assert found.num_missing == number - len(kept)
     rows = found.rows.tolist()
     assert all(row == -1 for row in rows[len(kept) :])
     assert len(set(rows[: len(kept)])) == len(kept)  # each copy is another of the known ones
@@ -52,7 +52,7 @@ def test_whatever_is_renamed_shuffled_added_or_removed(seed):
         if names[place] == keys[i]:
             assert rows[place] == i
     assert found.splits()[len(kept) :] == [NEW] * len(new)
-    order = found.in_order(range(len(names)))
+    order = found.sort_by_run(range(len(names)))
     assert [rows[i] for i in order][: len(kept)] == sorted(rows[: len(kept)])
 
 
@@ -62,12 +62,12 @@ def test_a_copy_of_a_training_image_counts_as_one():
     assert known.recognise(_Source(["a"], ["1"])).splits() == ["test"]
     assert known.recognise(_Source(["a"], ["x"])).splits() == ["train"]
     assert known.recognise(_Source(["a", "a", "a"], ["x", "y", "z"])).splits() == ["train", "test", "train"]
-    assert known.recognise(_Source(["c", "d"], ["1", "z"])).namesakes() == 1
+    assert known.recognise(_Source(["c", "d"], ["1", "z"])).count_namesakes() == 1
 
 
 def test_files_of_another_format_are_namesakes():
     known = _known(["a", "b"], ["x/1.png", "x/2.png"], ["train", "test"])
-    assert known.recognise(_Source(["c", "d"], ["x/1.jpg", "y/2.jpg"])).namesakes() == 1
+    assert known.recognise(_Source(["c", "d"], ["x/1.jpg", "y/2.jpg"])).count_namesakes() == 1
 
 
 def _record(data):
@@ -124,7 +124,7 @@ def test_data_of_every_kind_that_moved_keeps_its_split(tmp_path, kind):
             wanted, got = ([d[i] for i in data.splits[split]] for d, data in zip(digests, (before, after), strict=True))
             assert got == wanted  # in the same order
         assert after.fingerprint() == before.fingerprint()
-    again = by_rule(after)
+    again = split_by_rule(after)
     if kind in ("folder", "arrays"):
         assert again.fingerprint() != before.fingerprint()  # the rule goes by names
 
@@ -142,7 +142,7 @@ def test_what_came_later_goes_by_the_rule_and_moves_nothing(tmp_path):
     (tmp_path / "more").rmdir()
     after = open_data(config, (8, 8), known=known)
     assert len(after.source) == 90
-    assert after.recognition.number == 60
+    assert after.recognition.num_known == 60
     rule = open_data(config, (8, 8))
     for split, rows in after.splits.items():
         names = {after.source.keys[i] for i in rows}

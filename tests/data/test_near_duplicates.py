@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vitrail.data.candidate_pairs import ORIENTATIONS, orient, similar_pairs
-from vitrail.data.near_duplicates import find_across, find_copies
-from vitrail.data.perceptual_hash import Groups
+from vitrail.data.near_duplicates import find_copies, find_copies_across_splits
+from vitrail.data.perceptual_hash import DisjointSets
 from vitrail.data.thumbnails import thumbnail_of_stored, thumbnails
 
 TURNS = {
@@ -183,7 +183,7 @@ def test_the_quick_search_finds_copies_across_splits(change):
     originals = [photo(500 + i) for i in range(40)]
     made = [recompressed(change(original, rng), rng) for original in originals[:20]]
     splits = ["train"] * 40 + ["val", "test"] * 10
-    groups = find_across(small([*originals, *made]), splits)
+    groups = find_copies_across_splits(small([*originals, *made]), splits)
     assert [groups.root(40 + i) for i in range(20)] == list(range(20))
     assert [groups.root(i) for i in range(40)] == list(range(40))
 
@@ -191,7 +191,7 @@ def test_the_quick_search_finds_copies_across_splits(change):
 def test_the_quick_search_joins_equal_images():
     original = photo(9)
     images = small([original, photo(10), original, original])
-    groups = find_across(images, ["train", "val", "val", "train"])
+    groups = find_copies_across_splits(images, ["train", "val", "val", "train"])
     assert [groups.root(i) for i in range(4)] == [0, 1, 0, 0]
 
 
@@ -217,7 +217,7 @@ def rows_of_a_crop(seed, tiles=150, fields=12, side=48, noise=0.06, turned=True)
 def test_tiles_of_regular_rows_are_no_copies(seed, side, noise, turned):
     images = rows_of_a_crop(seed, side=side, noise=noise, turned=turned)
     assert find_copies(images).copies == []
-    groups = find_across(images, ["train", "val", "test"] * 50)
+    groups = find_copies_across_splits(images, ["train", "val", "test"] * 50)
     assert len({groups.root(i) for i in range(len(images))}) == len(images)
 
 
@@ -240,7 +240,7 @@ def test_images_that_each_resemble_the_next_are_not_one_group(seed):
         Image.fromarray(((np.hypot(y - cy, x - cx) < r) * rng.uniform(150, 255)).astype(np.uint8))
         for r, (cy, cx) in zip(radius, rng.uniform(28, 36, (100, 2)), strict=True)
     ]
-    groups = Groups(range(100))
+    groups = DisjointSets(range(100))
     for copy in find_copies(small(images)).copies:
         groups.join(copy.first, copy.second)
     spans = {}
@@ -253,7 +253,7 @@ def test_a_copy_stays_in_a_chain_with_its_original():
     """A landscape photographed in steps: each view overlaps the next by 95 %; one of them lies there twice."""
     wide = photo(12, (120, 420))
     views = [wide.crop((left, 0, left + 160, 120)) for left in range(0, 260, 10)]
-    groups = Groups(range(len(views) + 1))
+    groups = DisjointSets(range(len(views) + 1))
     for copy in find_copies(small([*views, views[7].rotate(180)])).copies:
         groups.join(copy.first, copy.second)
     assert groups.joined(7, len(views))

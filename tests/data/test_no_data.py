@@ -60,7 +60,7 @@ def test_marked_pixels_are_no_measurements(tmp_path, kind, mark, text, way):
     assert abs(band.percentiles["50"] - np.median(valid)) < 2 / 4080 + 0.01
     mean = data.statistics()["image"][0]
     filled = open_data(data.config, SIZE, fill={"image": mean})
-    (batch,) = list(filled.in_order(rows, 64))
+    (batch,) = list(filled.batches(rows, 64))
     where = torch.from_numpy(lost[own])
     assert torch.allclose(batch["image"][:, 1][where], torch.tensor(mean[1], dtype=torch.float32))
     assert not batch["image"].isnan().any()

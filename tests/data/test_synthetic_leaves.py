@@ -6,8 +6,8 @@ import torch
 
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.leaf_renderer import CLASSES, class_of, draw_leaf
-from vitrail.data.sources.base import innermost
+from vitrail.data.leaf_renderer import CLASSES, draw_leaf, leaf_class
+from vitrail.data.sources.base import unwrap_source
 from vitrail.errors import ConfigError
 
 STRESS = CLASSES.index("early_stress")
@@ -64,12 +64,12 @@ def test_as_a_source():
     assert data.source.bands["spectral"] == ("red_edge_1", "red_edge_2", "nir", "swir_1", "swir_2")
     assert data.source.wavelengths["spectral"] == (705.0, 740.0, 865.0, 1610.0, 2190.0)
     assert all(key.startswith("synthetic/") for key in data.source.keys)
-    masks = innermost(data.source).masks(range(12))
+    masks = unwrap_source(data.source).masks(range(12))
     assert masks.shape == (12, 16, 16)
-    assert masks.any(-1).any(-1).tolist() == [class_of(0, i) != 0 for i in range(12)]
-    in_color = innermost(data.source).masks(range(12), ("red", "green", "blue"))
-    assert in_color.any(-1).any(-1).tolist() == [class_of(0, i) not in (0, 1) for i in range(12)]
-    assert torch.equal(innermost(data.source).masks(range(12), ("red", "nir")), masks)
+    assert masks.any(-1).any(-1).tolist() == [leaf_class(0, i) != 0 for i in range(12)]
+    in_color = unwrap_source(data.source).masks(range(12), ("red", "green", "blue"))
+    assert in_color.any(-1).any(-1).tolist() == [leaf_class(0, i) not in (0, 1) for i in range(12)]
+    assert torch.equal(unwrap_source(data.source).masks(range(12), ("red", "nir")), masks)
     batch = next(iter(data.loader("train", shuffle_seed=0)))
     assert batch["spectral"].shape[1:] == (5, 16, 16)
     assert 0 <= batch["spectral"].min() <= batch["spectral"].max() <= 1

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from vitrail.data import workers
 from vitrail.data.dataset import _UnitLoader
 from vitrail.data.image_errors import UnreadableError
-from vitrail.data.workers import choose_workers, explain_fault, start_worker
+from vitrail.data.workers import choose_workers, start_worker, translate_worker_error
 from vitrail.errors import ConfigError, DataError, RunError
 
 
@@ -93,8 +93,8 @@ def test_a_fault_of_the_program_stays_as_it_is():
     loader = _UnitLoader(_Faulty(_raise(IndexError("a bug"))), batch_size=1, num_workers=1, worker_init_fn=start_worker)
     with pytest.raises(IndexError):
         list(loader)
-    assert explain_fault(RuntimeError("something else")) is None
-    assert explain_fault(ValueError("Too many open files")) is None
+    assert translate_worker_error(RuntimeError("something else")) is None
+    assert translate_worker_error(ValueError("Too many open files")) is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_fault_of_the_program_stays_as_it_is():
     ],
 )  # fmt: skip
 def test_what_the_main_process_meets(error, message):
-    assert message in str(explain_fault(error))
+    assert message in str(translate_worker_error(error))
 
 
 def test_a_loader_without_files_leaves_no_traceback(monkeypatch, capfd):

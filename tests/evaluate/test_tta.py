@@ -9,7 +9,7 @@ import torch
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.data import open_data
-from vitrail.data.augment.test_time import VIEWS, views_of
+from vitrail.data.augment.test_time import VIEWS, tta_views
 from vitrail.errors import ConfigError
 from vitrail.models import create_model
 from vitrail.runs import ModelCard, StreamCard, TrainedModel
@@ -36,7 +36,7 @@ def test_probabilities_are_averaged(name, separator):
     trained = _trained(separator)
     batch = {"image": torch.rand(3, 2, 16, 16), "spectral": torch.rand(3, 1, 16, 16)}
     each = []
-    for view in views_of(name):
+    for view in tta_views(name):
         logits = trained.classify({k: view(v) for k, v in batch.items()})[0]
         each.append(logits.sigmoid() if separator else logits.softmax(1))
     logits, embedding = trained.classify(batch, name)
@@ -49,18 +49,18 @@ def test_probabilities_are_averaged(name, separator):
 def test_views_are_what_they_are_called():
     x = torch.rand(2, 1, 16, 16)
     for name, count in {"mirror": 2, "flips": 4, "turns": 8}.items():
-        seen = [view(x) for view in views_of(name)]
+        seen = [view(x) for view in tta_views(name)]
         assert len(seen) == count == len({v.numpy().tobytes() for v in seen})
         assert all(torch.equal(v.flatten().sort().values, x.flatten().sort().values) for v in seen)
         # Of an image turned or mirrored that way, the views are the same ones.
-        again = {v.numpy().tobytes() for v in (view(seen[-1]) for view in views_of(name))}
+        again = {v.numpy().tobytes() for v in (view(seen[-1]) for view in tta_views(name))}
         assert again == {v.contiguous().numpy().tobytes() for v in seen}
-    crops = [view(x) for view in views_of("crops")]
+    crops = [view(x) for view in tta_views("crops")]
     assert [v.shape[2] for v in crops] == [16, 14, 14, 14, 14, 14]
     assert torch.equal(crops[4], x[:, :, 2:, 2:])
     assert torch.equal(crops[5], x[:, :, 1:15, 1:15])
     with pytest.raises(ConfigError, match="did you mean 'flips'"):
-        views_of("flip")
+        tta_views("flip")
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def explain_images(
     Raises:
         ConfigError: A method that the model cannot have, or a value of a setting that it refuses.
     """
-    for batch in data.in_order(list(indices), batch_size):
+    for batch in data.batches(list(indices), batch_size):
         inputs = model_inputs(trained, batch)
         explanations = {}
         for name, settings in methods.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.analyze.explanations import Settings, model_inputs
 from vitrail.data.dataset import ImageData
-from vitrail.data.sources.base import innermost
+from vitrail.data.sources.base import unwrap_source
 from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
 from vitrail.runs.trained import TrainedModel
 
@@ -26,7 +26,7 @@ def own_masks(data: ImageData) -> Masks | None:
 
     A stream's mask is what its bands show: that of early stress is empty in red, green and blue.
     """
-    source = innermost(data.source)
+    source = unwrap_source(data.source)
     if not isinstance(source, SyntheticLeavesSource):
         return None
     streams = data.source.bands
@@ -64,7 +64,7 @@ def measure_methods(
     parts = []
     done = 0
     score = "independent" if trained.card.multi_label else "probability"
-    for batch in data.in_order(list(indices), batch_size):
+    for batch in data.batches(list(indices), batch_size):
         inputs = model_inputs(trained, batch)
         rows = batch["index"].tolist()
         known = None if masks is None else masks(rows)

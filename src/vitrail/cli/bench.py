@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
         if show:
             print("\r\033[K", end="", file=sys.stderr)
         if rows:
-            _give(rows, plan, arguments)
+            _write_rows(rows, plan, arguments)
     return 0
 
 
@@ -142,7 +142,7 @@ def _size(values: Sequence[int] | None) -> tuple[int, int] | None:
     return None if values is None else to_pair(values[0] if len(values) == 1 else list(values), "--img-size")
 
 
-def _give(rows: Sequence[Row], plan: Plan, arguments: argparse.Namespace) -> None:
+def _write_rows(rows: Sequence[Row], plan: Plan, arguments: argparse.Namespace) -> None:
     import torch
 
     from vitrail.bench.speed import device_name

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
-from vitrail.cli.data_location import divide, place_images
+from vitrail.cli.data_location import resolve_table_images, split_arguments
 from vitrail.cli.next_steps import data_words, print_next
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
 from vitrail.cli.tables import format_table, format_terms
@@ -188,11 +188,11 @@ def _audit(argv: list[str]) -> int:
     known = None if run is None else read_image_record(run)
     found, data = audit(recipe.data, arguments.distance, classes or None, known)
     if run is not None:
-        run.write_json(run.audit, {**found.plain(), "distance": arguments.distance, **data.identity()})
+        run.write_json(run.audit, {**found.to_dict(), "distance": arguments.distance, **data.identity()})
         arguments.out = arguments.out or str(run.audit_page)
         print(f"written to {run.audit}; `vitrail report {run}` shows it", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(found.plain(), indent=2))
+        print(json.dumps(found.to_dict(), indent=2))
     else:
         print(_describe(found))
         for line in describe_split(data):
@@ -229,7 +229,7 @@ def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace
     from vitrail.cli.recipes import load_run_recipe
     from vitrail.runs.folder import RunFolder
 
-    options, settings = divide(argv, "vitrail data audit --run")
+    options, settings = split_arguments(argv, "vitrail data audit --run")
     others = [word for word in options if word.startswith(_PARTS)]
     if others:
         raise ConfigError(f"--run audits the images that the run was trained on; leave out {others[0].split('=')[0]}")
@@ -239,7 +239,7 @@ def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace
     run = RunFolder.open(arguments.run)
     recipe = load_run_recipe(run.recipe, settings, parser.prog)
     own = load_run_recipe(run.recipe, prog=parser.prog).data
-    return arguments, dataclasses.replace(recipe, data=place_images(own, recipe.data)), run
+    return arguments, dataclasses.replace(recipe, data=resolve_table_images(own, recipe.data)), run
 
 
 def _describe(found: Audit) -> str:
@@ -372,7 +372,7 @@ def _split(argv: list[str]) -> int:
     source, splits = data.source, list(data.splits)
     rows = []
     for i, name in enumerate(source.classes):
-        rows.append((name, *(str(source.is_of(i)[data.splits[split]].sum()) for split in splits)))
+        rows.append((name, *(str(source.has_class(i)[data.splits[split]].sum()) for split in splits)))
     rows.append(("all", *(str(len(data.splits[split])) for split in splits)))
     print(format_table(("class", *splits), rows, right=range(1, len(splits) + 1)))
     for line in describe_split(data):
@@ -402,11 +402,11 @@ def _write_table(data: ImageData, out: Path, together: dict[int, str] | None = N
     """
     import pandas as pd
 
-    from vitrail.data.sources.base import innermost
+    from vitrail.data.sources.base import unwrap_source
     from vitrail.data.sources.files import FileSource
     from vitrail.files import write_text
 
-    inner = innermost(data.source)
+    inner = unwrap_source(data.source)
     rows = []
     for split, indices in data.splits.items():
         for i in indices:

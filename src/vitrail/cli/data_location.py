@@ -24,7 +24,7 @@ EPILOG = (
 )
 
 
-def divide(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+def split_arguments(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Keep a verb's options apart from settings of the run's data.
 
     Args:
@@ -60,21 +60,21 @@ def divide(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> tuple[lis
     return options, settings
 
 
-def data_of_run(run: RunFolder, settings: Sequence[str], prog: str) -> tuple[DataConfig, DataConfig]:
+def override_run_data(run: RunFolder, settings: Sequence[str], prog: str) -> tuple[DataConfig, DataConfig]:
     """The data of a run's recipe, and the same with settings changed.
 
     Args:
         run: The run.
-        settings: What :func:`divide` gave.
+        settings: What :func:`split_arguments` gave.
         prog: The command, for errors.
     """
     from vitrail.cli.recipes import load_run_recipe
 
     own = load_run_recipe(run.recipe, prog=prog).data
-    return own, place_images(own, load_run_recipe(run.recipe, list(settings), prog).data) if settings else own
+    return own, resolve_table_images(own, load_run_recipe(run.recipe, list(settings), prog).data) if settings else own
 
 
-def place_images(own: DataConfig, data: DataConfig) -> DataConfig:
+def resolve_table_images(own: DataConfig, data: DataConfig) -> DataConfig:
     """Read ``data.path`` as the folder of a table's images where it is a folder: the table is the run's own.
 
     A table of the same name in that folder is taken where the run's is gone.

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after ``data show``: a recipe, its settings, and the options above.
     """
-    own, rest = _divide(argv)
+    own, rest = _split_arguments(argv)
     recipe, _ = read_recipe_arguments("vitrail data show", _DESCRIPTION, rest, {}, _MEANINGS)
     if recipe is None:
         return 0
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _divide(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+def _split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """The verb's own options apart from the recipe's."""
     own, rest = dict(_OPTIONS), []
     seen: set[str] = set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
-from vitrail.cli.data_location import EPILOG, divide, place_images
+from vitrail.cli.data_location import EPILOG, resolve_table_images, split_arguments
 from vitrail.cli.next_steps import print_next
 from vitrail.errors import ConfigError
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    own, rest = divide(argv, "vitrail evaluate")
+    own, rest = split_arguments(argv, "vitrail evaluate")
     arguments = _parser().parse_args(own)
     _check(arguments, rest)
 
@@ -86,12 +86,12 @@ def main(argv: list[str]) -> int:
         folder, metrics = evaluate_saved(
             run, recipe.data, split=arguments.split, tta=arguments.tta, intervals=intervals
         )
-        _tell(run, metrics)
+        _print_metrics(run, metrics)
         print(f"written to {folder}, from saved predictions")
         print_next(["vitrail", "report", run])
         return 0
     changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
-    changed = dataclasses.replace(changed, data=place_images(recipe.data, changed.data))
+    changed = dataclasses.replace(changed, data=resolve_table_images(recipe.data, changed.data))
     return _with_model(arguments, run, recipe, changed, intervals)
 
 
@@ -137,9 +137,9 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
     if not other:
         for line in describe_split(evaluated.images, of_run=True):
             print(line)
-    _tell(run, metrics)
+    _print_metrics(run, metrics)
     _draw_mistakes(evaluated)
-    _tell_more(arguments, evaluated, recipe, changed, intervals)
+    _run_extras(arguments, evaluated, recipe, changed, intervals)
     if metrics["unreadable"]:
         print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")
     print(f"written to {evaluated.folder}")
@@ -147,7 +147,7 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
     return 0
 
 
-def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
+def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
     """Print the short of an evaluation."""
     from vitrail.runs.images import describe_counts
     from vitrail.runs.training_images import describe_pretraining_images
@@ -192,7 +192,7 @@ def _tell(run: RunFolder, metrics: dict[str, Any]) -> None:
     print(f"  answering only the surest {half['coverage']:.0%}: {half['accuracy']:.4f} right")
 
 
-def _tell_more(
+def _run_extras(
     arguments: Namespace, evaluated: Evaluated, recipe: Recipe, changed: Recipe, intervals: Intervals
 ) -> None:
     """Do and print what was asked for beyond the predictions."""

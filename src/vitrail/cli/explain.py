@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser, parse_settings
-from vitrail.cli.data_location import EPILOG, UNFIT, data_of_run, divide
+from vitrail.cli.data_location import EPILOG, UNFIT, override_run_data, split_arguments
 from vitrail.cli.next_steps import print_next
 from vitrail.cli.outputs import output_folder
 from vitrail.errors import ConfigError
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     """
     if argv == ["--methods"]:
         return _list_methods()
-    options, settings_of_data = divide(argv, "vitrail explain", UNFIT)
+    options, settings_of_data = split_arguments(argv, "vitrail explain", UNFIT)
     arguments = _parser().parse_intermixed_args(options)
     if arguments.masks is not None and not arguments.measure:
         raise ConfigError("--masks says what --measure compares maps with; add --measure, or leave it out")
@@ -153,13 +153,13 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequen
         return opened, opened.indices("all")
     if arguments.spectral is not None:
         raise ConfigError("--spectral goes with image files; name them, or leave it out")
-    own, changed = data_of_run(run, settings, "vitrail explain")
+    own, changed = override_run_data(run, settings, "vitrail explain")
     unfit = {name: value for name in UNFIT if (value := getattr(arguments, name)) is not None}
     found = open_images(run, card, dataclasses.replace(changed, **unfit), own, size=size, verb="explain")
     for line in found.lines:
         print(line)
     split = arguments.split or found.default_split()
-    return found.data, found.data.spread(split, arguments.number)
+    return found.data, found.data.balanced_sample(split, arguments.number)
 
 
 def _measure(

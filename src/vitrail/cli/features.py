@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from vitrail.cli.arguments import VerbParser
-from vitrail.cli.data_location import EPILOG, data_of_run, divide
+from vitrail.cli.data_location import EPILOG, override_run_data, split_arguments
 from vitrail.cli.outputs import output_folder
 from vitrail.errors import ConfigError
 
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    options, settings = divide(argv, "vitrail features")
+    options, settings = split_arguments(argv, "vitrail features")
     arguments = _parser().parse_args(options)
     if arguments.most < 1:
         raise ConfigError(f"--most must be at least 1, got {arguments.most}")
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     owner = None if arguments.data_of is None else RunFolder.open(arguments.data_of)
     spaces = []
     for run in runs:
-        own, changed = data_of_run(owner or run, settings, "vitrail features")
+        own, changed = override_run_data(owner or run, settings, "vitrail features")
         space = open_space(
             run,
             changed,

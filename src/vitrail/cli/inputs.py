@@ -29,13 +29,13 @@ class Prepared:
 
     Attributes:
         inputs: One tensor ``(B, C, H, W)`` for each stream, normalised.
-        told: A sentence on them.
+        description: One sentence about the inputs.
         shown: The same for the eye, one for each stream: shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
         titles: What each of those is.
     """
 
     inputs: list[Tensor]
-    told: str
+    description: str
     shown: list[npt.NDArray[Any]]
     titles: list[str]
 
@@ -107,8 +107,8 @@ def prepare_inputs(
             value = torch.randn(stream.chans, *stream.size, generator=generator)
         tensors.append(value.expand(batch, -1, -1, -1))
         pixels = raw.get(stream.name)
-        shown.append(_for_the_eye(value if pixels is None else pixels, true_colors=pixels is not None))
-    return Prepared(tensors, f"{', '.join(told)}; {_say(sources)}", shown, _titles(streams, raw, made))
+        shown.append(_to_display(value if pixels is None else pixels, true_colors=pixels is not None))
+    return Prepared(tensors, f"{', '.join(told)}; {_describe_sources(sources)}", shown, _titles(streams, raw, made))
 
 
 def _arrays(*files: str | None) -> bool:
@@ -126,7 +126,7 @@ def _read_as_in_training(
     return {name: x[0] for name, x in opened.source.load([0]).items()}
 
 
-def _say(sources: list[str]) -> str:
+def _describe_sources(sources: list[str]) -> str:
     if set(sources) == {"noise"}:
         return "random noise (--image FILE walks a real one)"
     if sources[1:] == ["noise"]:
@@ -213,7 +213,7 @@ def _normalize(streams: tuple[Stream, ...], raw: dict[str, Tensor], trained: Tra
     return normalized
 
 
-def _for_the_eye(value: Tensor, true_colors: bool) -> npt.NDArray[Any]:
+def _to_display(value: Tensor, true_colors: bool) -> npt.NDArray[Any]:
     """``(C, H, W)`` as a picture in 0..1: colours or gray where they are that, else the bands' mean, stretched."""
     if true_colors and len(value) in _COLORS and value.min() >= 0 and value.max() <= 1:
         picture: npt.NDArray[Any] = (value[0] if len(value) == 1 else value.permute(1, 2, 0)).numpy()

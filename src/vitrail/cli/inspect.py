@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         given = arguments.image, arguments.spectral
         prepared = prepare_inputs(streams, arguments.batch, *given, opened.trained, data)
     steps = walk(model, prepared.inputs, arguments.depth, repeats=arguments.repeats)
-    print(f"{arguments.name}: {opened.told + '; ' if opened.trained else ''}{prepared.told}\n")
+    print(f"{arguments.name}: {opened.description + '; ' if opened.trained else ''}{prepared.description}\n")
     print(_table(steps, arguments.batch))
     print("\n" + _legend(steps))
     if arguments.csv:
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
         write_text(arguments.csv, _csv(steps))
         print(f"\nwrote {arguments.csv}")
     if arguments.figures:
-        print("\n" + _draw(model, prepared, arguments.figures, f"{arguments.name}, {opened.told}"))
+        print("\n" + _draw(model, prepared, arguments.figures, f"{arguments.name}, {opened.description}"))
     return 0
 
 
@@ -189,7 +189,7 @@ class _Opened(NamedTuple):
 
     model: VisionModel
     trained: TrainedModel | None
-    told: str
+    description: str
 
 
 def _open(name: str, settings: dict[str, Any], img_size: tuple[int, int] | None, meta: bool) -> _Opened:
@@ -224,12 +224,12 @@ def _build(name: str, settings: dict[str, Any]) -> VisionModel:
         raise ConfigError(f"{name} cannot be built with {given}: {error}") from error
 
 
-def _draw(model: VisionModel, prepared: Prepared, folder: str, told: str) -> str:
+def _draw(model: VisionModel, prepared: Prepared, folder: str, description: str) -> str:
     """Draw the figures; a text that lists them."""
     from vitrail.figures.anatomy import View, draw_anatomy
 
     views = [View(pixels, title) for pixels, title in zip(prepared.shown, prepared.titles, strict=True)]
-    written, omitted = draw_anatomy(model, [x[:1] for x in prepared.inputs], views, folder, told)
+    written, omitted = draw_anatomy(model, [x[:1] for x in prepared.inputs], views, folder, description)
     lines = [f"wrote {path}" for path in written]
     lines += [f"no {name}: {reason}" for name, reason in omitted.items()]
     return "\n".join(lines)

@@ -114,9 +114,9 @@ def _explain(error: Exception) -> Exception | None:
         return VitrailError(f"{os.fsencode(error.object)!r} is not UTF-8; rename the file or folder")
     if isinstance(error, UnicodeError):
         return None
-    from vitrail.data.workers import explain_fault
+    from vitrail.data.workers import translate_worker_error
 
-    return explain_fault(error)
+    return translate_worker_error(error)
 
 
 def _dispatch(arguments: list[str]) -> int:

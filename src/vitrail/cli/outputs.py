@@ -11,7 +11,7 @@ from vitrail.errors import ConfigError
 from vitrail.outputs import FIGURE_MARK
 
 # Bytes by which an earlier output is recognised.
-_LOOKED_AT = 4096
+_HEADER_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def output_file(text: str, kind: Kind, inputs: Iterable[str | Path | None] = (),
         raise ConfigError(f"{option} {text} is a folder; name a file in it")
     if path.is_file():
         with path.open("rb") as file:
-            beginning = file.read(_LOOKED_AT)
+            beginning = file.read(_HEADER_BYTES)
         if beginning and not kind.is_one(beginning):
             raise ConfigError(
                 f"{option} {text} is there already and is not {kind.name}, the only file that would be replaced; name "

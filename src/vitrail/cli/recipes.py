@@ -108,7 +108,7 @@ def _with_model_of_weights(file: str | None, settings: Mapping[str, Written]) ->
     return {**more, "model.name": content["name"], **settings}
 
 
-def drawer(recipe: Recipe) -> Draw | None:
+def build_explainer(recipe: Recipe) -> Draw | None:
     """What draws explanations while a recipe is trained; None where it asks for none."""
     if not recipe.run.explain_images:
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
-from vitrail.cli.data_location import EPILOG, divide, place_images
+from vitrail.cli.data_location import EPILOG, resolve_table_images, split_arguments
 from vitrail.cli.outputs import PAGE, output_file
 from vitrail.errors import ConfigError, DataError
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("runs", nargs="+", help="run folders, or the folder of one suite")
     parser.add_argument("--out", help="the page; report.html in the run folder, or beside several runs")
     add_without(parser)
-    options, settings = divide(argv, "vitrail report")
+    options, settings = split_arguments(argv, "vitrail report")
     arguments = parser.parse_args(options)
 
     from vitrail.cli.recipes import load_run_recipe
@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
 
     def read_moved(recipe: Path) -> DataConfig:
         """The data of a run's recipe where it lies now."""
-        return place_images(load_run_recipe(recipe).data, load_run_recipe(recipe, settings, "vitrail report").data)
+        return resolve_table_images(
+            load_run_recipe(recipe).data, load_run_recipe(recipe, settings, "vitrail report").data
+        )
 
     suites = [path for path in arguments.runs if SuiteFolder.is_one(path)]
     out = output_file(arguments.out, PAGE) if arguments.out else None

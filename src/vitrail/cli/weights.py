@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vitrail.weights.report import LoadReport
 
 # Metadata that other lines tell already.
-_TOLD = ("format", "model", "settings")
+_SHOWN_ELSEWHERE = ("format", "model", "settings")
 
 
 def main(argv: list[str]) -> int:
@@ -167,7 +167,7 @@ def _describe(file: str, facts: WeightsFacts, fits: bool) -> str:
     ]
     fields += [(f"{stream} norm", describe(pair)) for stream, pair in facts.normalization.items()]
     fields += [("unpacked", note) for note in facts.notes]
-    fields += [("metadata", f"{key}: {value}") for key, value in facts.metadata.items() if key not in _TOLD]
+    fields += [("metadata", f"{key}: {value}") for key, value in facts.metadata.items() if key not in _SHOWN_ELSEWHERE]
     fields += [("warning", f"{count} values of {key} are not finite") for key, count in facts.not_finite.items()]
     text = f"{file}\n{format_fields(fields)}"
     if facts.fits:

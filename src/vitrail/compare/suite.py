@@ -13,7 +13,7 @@ from vitrail.config.changes import apply_changes
 from vitrail.config.checks import expand_home
 from vitrail.config.load import load_recipe, read_yaml
 from vitrail.config.schema import PRETRAINING, Recipe
-from vitrail.data.augment.test_time import views_of
+from vitrail.data.augment.test_time import tta_views
 from vitrail.errors import ConfigError, closest
 from vitrail.evaluate.image_scores import SCORES
 from vitrail.models.registry import find_family
@@ -272,7 +272,7 @@ def _read_variants(
         changes = dict(_mapping(own, where))
         base = changes.pop("recipe", content.get("recipe"))
         tta = changes.pop("evaluate.tta", content.get("tta", "none"))
-        views_of(_text(tta, f"{where}: evaluate.tta"))
+        tta_views(_text(tta, f"{where}: evaluate.tta"))
         if base is None:
             raise ConfigError(f"{where} has no recipe; give the suite the key 'recipe'")
         recipe = _read_recipe(read_yaml(_beside(file, base, where)), [*shared, changes, extra], where)

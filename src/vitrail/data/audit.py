@@ -18,12 +18,12 @@ from vitrail.data.groups import groups_of
 from vitrail.data.identity import KnownImages
 from vitrail.data.near_duplicates import Copy, find_copies
 from vitrail.data.no_data import fill_no_data
-from vitrail.data.perceptual_hash import Groups, clusters
-from vitrail.data.sources.opening import understands
+from vitrail.data.perceptual_hash import DisjointSets, connected_components
+from vitrail.data.sources.opening import accepts_setting
 from vitrail.data.thumbnails import Thumbnails
 
 # Images are looked at in this size, whole.
-LOOKED_AT = 64
+AUDIT_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Audit:
         """Whether something of one split is seen in another."""
         return bool(self.leaks or self.shared_groups)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
         return {**dataclasses.asdict(self), "split_leaks": self.split_leaks}
 
@@ -161,9 +161,9 @@ def audit(
         DataError: The data set cannot be opened, other than for files that cannot be read.
     """
     whole = dataclasses.replace(config, resize="squash", cache=False)
-    if understands(config.source, "on_unreadable"):
+    if accepts_setting(config.source, "on_unreadable"):
         whole = dataclasses.replace(whole, on_unreadable="skip")
-    data = open_data(whole, (LOOKED_AT, LOOKED_AT), classes, known=known)
+    data = open_data(whole, (AUDIT_SIZE, AUDIT_SIZE), classes, known=known)
     source = data.source
     splits = [""] * len(source)
     for name, rows in data.splits.items():
@@ -171,7 +171,7 @@ def audit(
             splits[row] = name
     # What belongs to no split (patches across the border of blocks) is not part of the data.
     rows = [row for row, name in enumerate(splits) if name]
-    looks = _look(data, rows)
+    looks = _read_pixel_facts(data, rows)
     with ThreadPoolExecutor() as pool:
         sizes = Counter(pool.map(source.original_size, rows))
 
@@ -203,17 +203,17 @@ def audit(
 
 
 @dataclass
-class _Looks:
+class _PixelFacts:
     """What one pass over the images leaves: constant bands."""
 
     constant: list[tuple[int, tuple[str, str]]]
     empty_bands: list[tuple[str, str]]
 
 
-def _look(data: ImageData, rows: list[int]) -> _Looks:
+def _read_pixel_facts(data: ImageData, rows: list[int]) -> _PixelFacts:
     constant = []
     counts: Counter[tuple[str, str]] = Counter()
-    for batch in data.in_order(rows, 256):
+    for batch in data.batches(rows, 256):
         if data.source.has_no_data:
             batch |= {name: fill_no_data(batch[name]) for name in data.source.bands}
         for stream, bands in data.source.bands.items():
@@ -225,7 +225,7 @@ def _look(data: ImageData, rows: list[int]) -> _Looks:
                 counts[where] += 1
     empty = [where for where, count in counts.items() if count == len(rows)]
     known = set(empty)
-    return _Looks([item for item in constant if item[1] not in known], empty)
+    return _PixelFacts([item for item in constant if item[1] not in known], empty)
 
 
 def _duplicates(
@@ -255,7 +255,7 @@ def _duplicates(
         neighbours.setdefault(pair.first, []).append((pair.second, pair.kind))
         neighbours.setdefault(pair.second, []).append((pair.first, pair.reversed()))
     near: list[tuple[str, list[int], tuple[str, ...]]] = []
-    for group in clusters(np.array([(c.first, c.second) for c in pairs], dtype=np.int64).reshape(-1, 2)):
+    for group in connected_components(np.array([(c.first, c.second) for c in pairs], dtype=np.int64).reshape(-1, 2)):
         members = sorted(p for member in group for p in by_place[member])
         relations = _relations(min(group), neighbours, lambda place: data.source.keys[rows[place]])
         for member in group:
@@ -306,11 +306,11 @@ def merge_groups(found: Audit, data: ImageData) -> dict[int, str]:
     return {row: sets.root(name) for row, name in enumerate(names) if own or row in together}
 
 
-def _merged(found: Audit, data: ImageData) -> tuple[bool, list[str], Groups[str]]:
+def _merged(found: Audit, data: ImageData) -> tuple[bool, list[str], DisjointSets[str]]:
     """Whether the data has groups of its own, the group of each image (or its key), and the groups joined."""
     own = data.source.groups is not None or data.config.group is not None
     names = list(groups_of(data.source, data.config.group)) if own else list(data.source.keys)
-    sets = Groups(names)
+    sets = DisjointSets(names)
     for group in found.duplicates:
         for row in group.rows[1:]:
             sets.join(names[group.rows[0]], names[row])

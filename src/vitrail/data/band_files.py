@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vitrail.data.image_errors import BandError, UnreadableError, some
+from vitrail.data.image_errors import BandError, UnreadableError, head
 from vitrail.data.images import Picture
 from vitrail.data.rasters import Raster
 from vitrail.errors import ConfigError, DataError
@@ -144,7 +144,7 @@ def gather(pattern: str, bands: Sequence[str], files: Sequence[Path]) -> tuple[B
     if strangers:
         raise DataError(
             f"data.band_files {pattern!r} finds no band in {len(strangers):,} of {len(files):,} files: "
-            f"{some(strangers)}; correct the pattern, or move them away"
+            f"{head(strangers)}; correct the pattern, or move them away"
         )
     known = set(marks)
     if not known >= set(bands) and len(known) != len(bands):

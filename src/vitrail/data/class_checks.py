@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitrail.data.classes import clean_name
-from vitrail.data.image_errors import some
+from vitrail.data.image_errors import head
 from vitrail.data.sources.base import ImageSource
 
 
 def describe_empty(source: ImageSource) -> list[str]:
     """One line on classes that have a name and no image; nothing where there are none."""
-    empty = [name for i, name in enumerate(source.classes) if not source.is_of(i).any()]
+    empty = [name for i, name in enumerate(source.classes) if not source.has_class(i).any()]
     if not empty:
         return []
-    return [f"{len(empty)} of {len(source.classes)} classes have no image: {some(empty)}; a model cannot learn them"]
+    return [f"{len(empty)} of {len(source.classes)} classes have no image: {head(empty)}; a model cannot learn them"]
 
 
 def describe_doubtful(names: Sequence[str]) -> list[str]:
@@ -31,5 +31,5 @@ def describe_doubtful(names: Sequence[str]) -> list[str]:
             )
     missing = [repr(name) for name in names if name.casefold() in ("nan", "<na>", "nat")]
     if missing:
-        lines.append(f"warning: a class is called {some(missing)}, which programs write where a label is missing")
+        lines.append(f"warning: a class is called {head(missing)}, which programs write where a label is missing")
     return lines

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.config.data import DataConfig
-from vitrail.data.image_errors import some
+from vitrail.data.image_errors import head
 from vitrail.errors import ConfigError, DataError
 
 # A label as a source hands it over: a cleaned name or a whole number.
@@ -102,7 +102,7 @@ def clean_name(text: str) -> str:
     return _BLANKS_AROUND.sub("", unicodedata.normalize("NFC", text))
 
 
-def as_label(value: object, where: object) -> Label:
+def normalize_label(value: object, where: object) -> Label:
     """Normalise one label: texts are cleaned; booleans, integers and whole floats become Python integers.
 
     Raises:
@@ -128,7 +128,7 @@ def similar_key(name: str) -> str:
     They differ only in letter case, width, quotation marks, invisible characters, or the blanks, "_" and "-" between
     words.
     """
-    number = number_of(name)
+    number = parse_number(name)
     if number is not None:
         return str(number)
     text = clean_name(unicodedata.normalize("NFKC", name)).casefold()
@@ -137,13 +137,13 @@ def similar_key(name: str) -> str:
     return _BETWEEN_WORDS.sub(" ", text)
 
 
-def refuse_missingnumber_of(labels: Iterable[Label], where: object) -> None:
+def reject_missing_labels(labels: Iterable[Label], where: object) -> None:
     """Refuse "nan", "None" and the like among labels that are numbers otherwise: a program wrote them for no value.
 
     Raises:
         DataError: There are such labels.
     """
-    texts = {label for label in labels if isinstance(label, str) and number_of(label) is None}
+    texts = {label for label in labels if isinstance(label, str) and parse_number(label) is None}
     if texts and all(text.casefold() in MISSING for text in texts) and len(texts) < len(set(labels)):
         raise DataError(
             f"{where}: the labels are numbers, and {', '.join(map(repr, sorted(texts)))} where there is none; fill or "
@@ -184,7 +184,7 @@ def resolve_classes(
     the order. Texts count as numbers where all of them are (``"1"`` and ``"1.0"`` are the same class).
 
     Args:
-        found: Label, as :func:`as_label` gives it, -> how many images have it.
+        found: Label, as :func:`normalize_label` gives it, -> how many images have it.
         rules: The recipe's settings, and the classes of a run.
         where: Where the labels were found, for errors.
         own: Names that the data itself gives to its numbers.
@@ -196,19 +196,19 @@ def resolve_classes(
             fewer than two classes.
         ConfigError: A name that is given twice.
     """
-    refuse_missingnumber_of(list(found), where)
+    reject_missing_labels(list(found), where)
     values = None if own is not None else _numbers(found)
     if own is not None:
         names = _own_names(found, own, where)
     elif values is not None:
-        names = _number_names(values)
+        names = _names_of_numbers(values)
     else:
         names = {label: str(label) for label in found}
     numbering: Numbering | None = None
     if rules.names is not None:
         given = tuple(clean_name(name) for name in rules.names)
         if len(set(given)) < len(given):
-            twice = some([repr(name) for name, count in Counter(given).items() if count > 1])
+            twice = head([repr(name) for name, count in Counter(given).items() if count > 1])
             raise ConfigError(f"data.class_names has {twice} twice (without blanks around); name each class once")
         if values is not None:
             order = _values_of(given, rules.values, numbers, values, where)
@@ -232,7 +232,7 @@ def resolve_classes(
     return Classes(classes, {label: index[name] for label, name in names.items()}, numbering)
 
 
-def number_names(present: Sequence[int], names: Sequence[str], where: object) -> tuple[int, ...]:
+def match_names_to_numbers(present: Sequence[int], names: Sequence[str], where: object) -> tuple[int, ...]:
     """The number that each name belongs to: they count from 0, or from 1 where the numbers leave no other reading.
 
     Args:
@@ -252,17 +252,17 @@ def number_names(present: Sequence[int], names: Sequence[str], where: object) ->
         first = 1 if low >= 1 else 0
         strangers = [str(v) for v in sorted(present) if not first <= v < first + count]
         raise DataError(
-            f"{where}: the labels {some(strangers)} have no name, there are {count}: {some(names)}; correct them or "
+            f"{where}: the labels {head(strangers)} have no name, there are {count}: {head(names)}; correct them or "
             "data.class_names, or give the label of each name with data.label_values"
         )
     raise DataError(
-        f"{where}: the labels are {low} to {high} and {count} classes have names ({some(names)}): does the first name "
+        f"{where}: the labels are {low} to {high} and {count} classes have names ({head(names)}): does the first name "
         f"belong to label 0 or to label 1? Give data.label_values "
         f"[{_few_numbers(range(count))}] or [{_few_numbers(range(1, count + 1))}]"
     )
 
 
-def as_targets(
+def encode_targets(
     labels: Sequence[Label | tuple[Label, ...]], index: Mapping[Label, int], count: int
 ) -> npt.NDArray[np.int64]:
     """Labels as class indices.
@@ -288,7 +288,7 @@ def count_labels(labels: Iterable[Label | tuple[Label, ...]]) -> Counter[Label]:
     return Counter(one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
 
 
-def number_of(text: str) -> int | float | None:
+def parse_number(text: str) -> int | float | None:
     """The number that a text is, as an integer where it is whole ("1.0"); None where it is none."""
     if not _DECIMAL.fullmatch(text):
         return None
@@ -300,14 +300,14 @@ def _numbers(found: Iterable[Label]) -> dict[Label, int | float] | None:
     """The labels as numbers; None where one is no number."""
     values: dict[Label, int | float] = {}
     for label in found:
-        value = label if isinstance(label, int) else number_of(label)
+        value = label if isinstance(label, int) else parse_number(label)
         if value is None:
             return None
         values[label] = value
     return values
 
 
-def _number_names(values: Mapping[Label, int | float]) -> dict[Label, str]:
+def _names_of_numbers(values: Mapping[Label, int | float]) -> dict[Label, str]:
     """Names of numbers; digits are kept as they are spelled ("007") where a number has one spelling."""
     spelled: dict[int | float, set[str]] = {}
     for label, value in values.items():
@@ -322,8 +322,8 @@ def _own_names(found: Iterable[Label], own: Mapping[int, str], where: Path) -> d
     strangers = sorted((label for label in found if label not in own), key=str)
     if strangers:
         raise DataError(
-            f"{where}: the labels {some([str(v) for v in strangers])} have no name, there are {len(own)}: "
-            f"{some(list(own.values()))}; correct them, or give data.class_names"
+            f"{where}: the labels {head([str(v) for v in strangers])} have no name, there are {len(own)}: "
+            f"{head(list(own.values()))}; correct them, or give data.class_names"
         )
     return {label: clean_name(own[label]) for label in found if isinstance(label, int)}
 
@@ -347,7 +347,7 @@ def _values_of(
         if set(found.values()) <= {*themselves.values()}:
             return tuple(themselves[name] for name in given)
         raise DataError(
-            f"{where}: the labels are {_some_numbers(found)} and data.class_names are numbers too, {some(given, 6)}: "
+            f"{where}: the labels are {_some_numbers(found)} and data.class_names are numbers too, {head(given, 6)}: "
             "which label does each belong to? Give data.label_values"
         )
     if numbers is not None:
@@ -358,11 +358,11 @@ def _values_of(
             f"{where}: labels such as {next(v for v in found.values() if not isinstance(v, int))} are no whole "
             "numbers, so data.class_names cannot name them in order; give the label of each name with data.label_values"
         )
-    return number_names(whole, given, where) if whole else tuple(range(len(given)))
+    return match_names_to_numbers(whole, given, where) if whole else tuple(range(len(given)))
 
 
 def _some_numbers(found: Mapping[Label, int | float]) -> str:
-    return some([str(value) for value in sorted(set(found.values()))], 6)
+    return head([str(value) for value in sorted(set(found.values()))], 6)
 
 
 def _name_numbers(
@@ -371,8 +371,8 @@ def _name_numbers(
     strangers = sorted({value for value in values.values() if value not in names})
     if strangers:
         raise DataError(
-            f"{where}: the labels {some([str(v) for v in strangers])} have no name; data.class_names names "
-            f"{some([f'{value} {name}' for value, name in names.items()])}; correct them, or name all of them "
+            f"{where}: the labels {head([str(v) for v in strangers])} have no name; data.class_names names "
+            f"{head([f'{value} {name}' for value, name in names.items()])}; correct them, or name all of them "
             "(data.class_names, data.label_values)"
         )
     return {label: names[value] for label, value in values.items()}
@@ -392,8 +392,8 @@ def _rename(
     if own is not None and not renamed and not set(spelled.values()) & set(given):
         if len(own) != len(given):
             raise DataError(
-                f"{where} names its {len(own)} classes itself ({some(list(own.values()))}) and data.class_names has "
-                f"{len(given)} names ({some(given)}); give one name for each, or leave data.class_names out"
+                f"{where} names its {len(own)} classes itself ({head(list(own.values()))}) and data.class_names has "
+                f"{len(given)} names ({head(given)}); give one name for each, or leave data.class_names out"
             )
         renamed = dict(zip(spelled.values(), given, strict=True))
     strangers = sorted({name for name in names.values() if name not in renamed and name not in given})
@@ -403,7 +403,7 @@ def _rename(
             renamed |= {name: known[similar_key(name)] for name in strangers}
         else:
             values = (
-                f"; where {some(given)} are their names, give the label of each with data.label_values, such as "
+                f"; where {head(given)} are their names, give the label of each with data.label_values, such as "
                 f"{strangers}"
             )
             whole = len(strangers) == len(given) and not set(names.values()) & set(given)
@@ -432,7 +432,7 @@ def _merge(names: dict[Label, str], found: Mapping[Label, int]) -> dict[Label, s
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Numbers in numeric order, where all names are numbers; else alphabetical."""
-    values = {name: number_of(name) for name in names}
+    values = {name: parse_number(name) for name in names}
     if all(value is not None for value in values.values()):
         return tuple(sorted(values, key=lambda name: (values[name] or 0, name)))
     return tuple(sorted(values))
@@ -441,11 +441,11 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[Label, int]:
     """The index among a run's classes of each label."""
     known = rules.known or ()
-    exact, numeric, similar = (_unique(known, key) for key in (clean_name, number_of, similar_key))
+    exact, numeric, similar = (_unique(known, key) for key in (clean_name, parse_number, similar_key))
     index: dict[Label, int] = {}
     unknown: set[str] = set()
     for label, name in names.items():
-        value = number_of(name)
+        value = parse_number(name)
         place = exact.get(name)
         if place is None and value is not None:
             place = numeric.get(value)
@@ -462,7 +462,7 @@ def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[L
         raise DataError(
             f"{where} has the classes {_with_similar(sorted(unknown), known, 'the run')} that the run does not know: "
             f"{', '.join(known)}; rename them{'' if rules.merge else _merging(sorted(unknown), known)} or remove them"
-            + (_NAMED_BY if rules.names is None and (not index or None not in map(number_of, unknown)) else "")
+            + (_NAMED_BY if rules.names is None and (not index or None not in map(parse_number, unknown)) else "")
         )
     return index
 

@@ -21,12 +21,12 @@ from vitrail.data.classes import describe_similar
 from vitrail.data.file_names import describe_band_files, describe_families
 from vitrail.data.identity import NEW, KnownImages, Recognition
 from vitrail.data.no_data import fill_no_data
-from vitrail.data.notes import print_notes, warn_of
+from vitrail.data.notes import print_notes, warn_data
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
 from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, resolve_split, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
-from vitrail.data.workers import choose_workers, explained_faults, start_worker
+from vitrail.data.workers import choose_workers, start_worker, translate_worker_errors
 from vitrail.errors import ConfigError, DataError
 
 Batch = dict[str, Tensor]
@@ -110,7 +110,7 @@ class ImageData:
             batch_size=share,
             sampler=sampler,
             num_workers=workers,
-            collate_fn=_already_a_batch,
+            collate_fn=_identity_collate,
             drop_last=whole_batches,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -143,7 +143,7 @@ class ImageData:
         one = _SplitDataset(self.source, list(indices[:1])).__getitems__([0])
         return choose_workers(asked, batch_size * sum(x.nbytes for x in one.values()))
 
-    def in_order(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
+    def batches(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
         """Batches of some images, each once and in order."""
         workers = self._workers(indices, batch_size) if len(indices) > 8 * batch_size else 0
         return iter(
@@ -151,7 +151,7 @@ class ImageData:
                 _SplitDataset(self.source, indices),
                 batch_size=batch_size,
                 num_workers=workers,
-                collate_fn=_already_a_batch,
+                collate_fn=_identity_collate,
                 worker_init_fn=start_worker,
                 fill=self._filling(),
             )
@@ -160,7 +160,7 @@ class ImageData:
     def batch(self, indices: Sequence[int]) -> Batch:
         """Those images of the source as one batch."""
         rows = _SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices))))
-        return _as_unit(rows, self._filling())
+        return _to_unit_batch(rows, self._filling())
 
     def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The streams of those images alone, to be drawn or classified: nothing in them is NaN.
@@ -177,7 +177,7 @@ class ImageData:
             return streams
         return {name: fill_no_data(x, (self.fill or {}).get(name)) for name, x in streams.items()}
 
-    def spread(self, split: str, most: int) -> list[int]:
+    def balanced_sample(self, split: str, most: int) -> list[int]:
         """Some images of a split for a person to look at: the first of each class, then the second of each, and so on.
 
         Args:
@@ -212,7 +212,7 @@ class ImageData:
         """For each class, the images of each split."""
         source = self.source
         return {
-            name: {split: int(source.is_of(i)[own].sum()) for split, own in self.splits.items()}
+            name: {split: int(source.has_class(i)[own].sum()) for split, own in self.splits.items()}
             for i, name in enumerate(source.classes)
         }
 
@@ -258,7 +258,7 @@ class ImageData:
             return known.normalization()
         measured = self.measure(most)
         measured.refuse_constant(self.config.allow_constant)
-        warn_of(measured.warnings)
+        warn_data(measured.warnings)
         return measured.normalization()
 
     def measure(self, most: int | None = None, split: str = "train", robust: bool = False) -> Statistics:
@@ -272,7 +272,7 @@ class ImageData:
         indices = self.indices(split) if most is None else self.evenly_spaced(split, most)
         waves = self.source.wavelengths
         streams = {name: StreamStatistics(bands, waves.get(name)) for name, bands in self.source.bands.items()}
-        for batch in dataclasses.replace(self, fill=None).in_order(indices, 64):
+        for batch in dataclasses.replace(self, fill=None).batches(indices, 64):
             for name, stream in streams.items():
                 stream.add(batch[name])
         swapped = [stream.swapped_red_and_blue() for stream in streams.values()]
@@ -320,20 +320,20 @@ def open_data(
         )
     config = resolve_split(source, config)
     recognition = None if known is None else known.recognise(source)
-    if recognition is None or not recognition.number:
-        assigned = _assign(source, config, split)
+    if recognition is None or not recognition.num_known:
+        assigned = _assign_splits(source, config, split)
     elif recognition.complete:
         assigned = recognition.splits()
     else:
         # Where some patches of a scene are known, others may overlap with them.
-        others = _assign(source, config, split) if source.scene is None else [""] * len(source)
+        others = _assign_splits(source, config, split) if source.scene is None else [""] * len(source)
         if not split:
             others = [name if name == "test" else NEW for name in others]
         pairs = zip(recognition.rows.tolist(), recognition.splits(), others, strict=True)
         assigned = [own if row >= 0 else other for row, own, other in pairs]
     splits = {name: [i for i, found in enumerate(assigned) if found == name] for name in _SPLIT_NAMES}
-    if recognition is not None and recognition.number:
-        splits = {name: recognition.in_order(indices) for name, indices in splits.items()}
+    if recognition is not None and recognition.num_known:
+        splits = {name: recognition.sort_by_run(indices) for name, indices in splits.items()}
         if not split and not recognition.complete:
             splits["all"] = list(range(len(source)))
     told = list(source.notes)
@@ -350,7 +350,7 @@ def open_data(
 _SPLIT_NAMES = (*SPLITS, "unlabelled", NEW, "all")
 
 
-def _assign(source: ImageSource, config: DataConfig, split: bool) -> list[str]:
+def _assign_splits(source: ImageSource, config: DataConfig, split: bool) -> list[str]:
     """The split of each image by the data or the rule."""
     if not split:
         return [name or "all" for name in source.given_split]
@@ -360,9 +360,9 @@ def _assign(source: ImageSource, config: DataConfig, split: bool) -> list[str]:
     return keep_labels(source.keys, strata_of(source)[0], assigned, config.label_fraction, config.label_seed)
 
 
-def by_rule(data: ImageData) -> ImageData:
+def split_by_rule(data: ImageData) -> ImageData:
     """The same images, split by the data or the rule of their config, as when a run begins."""
-    assigned = _assign(data.source, data.config, True)
+    assigned = _assign_splits(data.source, data.config, True)
     splits = {name: [i for i, found in enumerate(assigned) if found == name] for name in _SPLIT_NAMES}
     return dataclasses.replace(data, splits={name: indices for name, indices in splits.items() if indices})
 
@@ -398,17 +398,17 @@ class _UnitLoader(DataLoader[Batch]):
         self._fill = fill
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        with explained_faults():
+        with translate_worker_errors():
             for batch in super().__iter__():
-                yield _as_unit(batch, self._fill)
+                yield _to_unit_batch(batch, self._fill)
 
 
-def _as_unit(batch: Batch, fill: Mapping[str, Sequence[float]] | None = None) -> Batch:
+def _to_unit_batch(batch: Batch, fill: Mapping[str, Sequence[float]] | None = None) -> Batch:
     batch = {name: to_unit(x) if x.dtype == torch.uint8 else x for name, x in batch.items()}
     return batch | {name: fill_no_data(batch[name], means) for name, means in (fill or {}).items() if name in batch}
 
 
-def _already_a_batch(batch: Any) -> Batch:
+def _identity_collate(batch: Any) -> Batch:
     result: Batch = batch
     return result
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vitrail.data.band_files import natural_order
-from vitrail.data.image_errors import some
-from vitrail.data.sources.folder_names import are_masks, split_of
+from vitrail.data.image_errors import head
+from vitrail.data.sources.folder_names import are_masks, parse_split
 
 # Words of programs that change images, at the end of a stem or, some, before it.
 _AUGMENTED = r"aug|augm|augment|augmented|augmentation"
@@ -165,7 +165,7 @@ def _without_split(key: str) -> str:
     """The folder of a path, without a folder of a split above it: copies may lie in several splits."""
     folder = key.rpartition("/")[0]
     first, _, rest = folder.partition("/")
-    return rest if split_of(first) else folder
+    return rest if parse_split(first) else folder
 
 
 def describe_families(keys: Sequence[str], splits: Mapping[str, Sequence[int]], *, given: bool = False) -> list[str]:
@@ -200,7 +200,7 @@ def describe_families(keys: Sequence[str], splits: Mapping[str, Sequence[int]], 
     if masks:
         lines.append(
             f"{len(masks):,} of {len(keys):,} images are named like masks of others, or lie in folders named so "
-            f"({some(masks, 2)}): they would be trained on as images; move them away if they are masks"
+            f"({head(masks, 2)}): they would be trained on as images; move them away if they are masks"
         )
     return lines
 
@@ -290,7 +290,7 @@ def _clips(keys: Sequence[str]) -> list[str | None]:
     found: list[str | None] = [None] * len(keys)
     for folder, rows in folders.items():
         parts = folder.split("/")
-        if len(parts) < (3 if split_of(parts[0]) else 2) or len(rows) < _FRAMES_AT_LEAST:
+        if len(parts) < (3 if parse_split(parts[0]) else 2) or len(rows) < _FRAMES_AT_LEAST:
             continue
         stems = [_stem(keys[i]) for i in rows]
         if not all(_FRAME.match(stem) for stem in stems):

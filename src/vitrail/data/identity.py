@@ -80,7 +80,7 @@ class Recognition:
     keys: tuple[str, ...]
 
     @property
-    def number(self) -> int:
+    def num_known(self) -> int:
         """How many images are known."""
         return int((self.rows >= 0).sum())
 
@@ -90,7 +90,7 @@ class Recognition:
         return bool((self.rows >= 0).all())
 
     @property
-    def lacking(self) -> int:
+    def num_missing(self) -> int:
         """How many of the run's images are not among these."""
         return len(self.known) - len(set(self.rows[self.rows >= 0].tolist()))
 
@@ -108,7 +108,7 @@ class Recognition:
         wanted = {row for row, name in enumerate(self.known.splits) if name == split}
         return wanted <= set(self.rows.tolist())
 
-    def namesakes(self) -> int:
+    def count_namesakes(self) -> int:
         """How many new images are called like a known one, but for the suffix: copies with other bytes, or chance."""
         names = {_without_suffix(key) for key in self.known.keys}
         rows = self.rows.tolist()
@@ -128,7 +128,7 @@ class Recognition:
         known = enumerate(self.rows.tolist())
         return [i for i, row in known if row >= 0 and source.label(i) not in labels[self.known.digests[row]]]
 
-    def in_order(self, indices: Sequence[int]) -> list[int]:
+    def sort_by_run(self, indices: Sequence[int]) -> list[int]:
         """Images in the order in which the run had them, new ones last."""
         last = len(self.known)
         rows = self.rows.tolist()

@@ -86,7 +86,7 @@ def unreadable_message(
     skip = "" if skipped or len(faults) == total else f" ({SKIP})"
     if pointers:
         parts.append(
-            f"{len(pointers):,} of {of} are Git LFS pointers in the place of images ({some(pointers)}): {LFS_REMEDY}"
+            f"{len(pointers):,} of {of} are Git LFS pointers in the place of images ({head(pointers)}): {LFS_REMEDY}"
         )
     if damaged:
         offered = [e.remedy for e in damaged if isinstance(e, ImageFault) and e.remedy]
@@ -99,7 +99,7 @@ def unreadable_message(
         reasons = {text.replace(name, "", 1).strip() for name, text in zip(names, problems, strict=True)}
         # One reason for all is said once.
         same = len(damaged) == total > 1 and len(reasons) == 1
-        named = f"{reasons.pop()}: {some(names)}" if same else some(problems, _MOST_NAMED)
+        named = f"{reasons.pop()}: {head(names)}" if same else head(problems, _MOST_NAMED)
         parts.append(
             (f"each of {of} " if same else f"{len(damaged):,} of {of} are no images that can be read{skip}: ")
             + named
@@ -125,9 +125,9 @@ def bands_message(faults: Sequence[Fault], total: int, *, of_run: bool = False) 
     told, remedies = [], []
     for summary, members in sorted(groups.items(), key=lambda item: (item[0] == "", -len(item[1]))):
         if summary and len(members) > 1:
-            told.append(f"{len(members):,} of {total:,} images {summary}: {some([name for name, _ in members])}")
+            told.append(f"{len(members):,} of {total:,} images {summary}: {head([name for name, _ in members])}")
         else:
-            told.append(some([e.problem if isinstance(e, ImageFault) else str(e) for _, e in members]))
+            told.append(head([e.problem if isinstance(e, ImageFault) else str(e) for _, e in members]))
         remedies += _remedies(members, total, of_run)
     # One kind alone says it already.
     begin = (
@@ -164,7 +164,7 @@ def for_run(remedy: str) -> str:
     return OR.join(part for part in remedy.split(OR) if not _TRAINING_SETTING.search(part))
 
 
-def some(items: Sequence[str], most: int = 3) -> str:
+def head(items: Sequence[str], most: int = 3) -> str:
     """The first few, and how many more there are."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return "; ".join(items[:most]) + more

@@ -46,7 +46,7 @@ class Leaf:
     leaf: npt.NDArray[np.bool_]
 
 
-def class_of(seed: int, index: int) -> int:
+def leaf_class(seed: int, index: int) -> int:
     """The class of an image: every six images in a row are one of each, in an order of their own."""
     block, place = divmod(index, len(CLASSES))
     return int(np.random.default_rng((seed, 3, block)).permutation(len(CLASSES))[place])
@@ -63,9 +63,9 @@ def draw_leaf(seed: int, index: int, size: tuple[int, int], ailment: int | None 
         seed: Of the set.
         index: Number of the image.
         size: Height and width.
-        ailment: Its class; :func:`class_of` when not given.
+        ailment: Its class; :func:`leaf_class` when not given.
     """
-    kind = CLASSES[class_of(seed, index) if ailment is None else ailment]
+    kind = CLASSES[leaf_class(seed, index) if ailment is None else ailment]
     scene, sick, noise = (np.random.default_rng((seed, stream, index)) for stream in range(3))
     canvas = _Canvas(size, scene)
     water = _field(scene, size, 4, scene.normal(0.75, 0.06), 0.05)
@@ -130,7 +130,7 @@ class _Canvas:
         amount = rng.uniform(0, 0.5) * (rng.random() < 0.5)
         self.yellowing: Array = (amount * np.clip(along * 3 - 2 + 0.5 * self.edge, 0, 1)).astype(np.float32)
 
-    def places(self, rng: np.random.Generator, number: int) -> list[tuple[float, float]]:
+    def random_positions(self, rng: np.random.Generator, number: int) -> list[tuple[float, float]]:
         """Random places on the leaf: x and y in -1..1."""
         weights = self.leaf.ravel().cumsum()
         picks = np.searchsorted(weights, rng.random(number) * weights[-1])
@@ -204,7 +204,7 @@ def _blobs(
 ) -> Array:
     """How much each pixel is covered by round spots, 0..1."""
     cover = np.zeros_like(canvas.leaf)
-    for left, top in canvas.places(rng, number):
+    for left, top in canvas.random_positions(rng, number):
         radius, stretch, turn = rng.uniform(*radii), rng.uniform(0.75, 1.3), rng.uniform(0, np.pi)
         dx, dy = canvas.x - left, canvas.y - top
         far = np.hypot(
@@ -240,7 +240,7 @@ def _rust(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
 
 def _blight(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
     """A dead part that grows inwards from the margin, with a ragged border."""
-    ((left, top),) = canvas.places(rng, 1)
+    ((left, top),) = canvas.random_positions(rng, 1)
     near = 1 - np.hypot(canvas.x - left, canvas.y - top) / rng.uniform(0.3, 0.8)
     growth = near + 0.5 * canvas.edge - 0.35 + 0.18 * _waves(rng, canvas.leaf.shape, 9)
     cover: Array = np.clip(growth / 0.08, 0, 1).astype(np.float32)

@@ -47,7 +47,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PICTURE_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
 # Pillow names files of these formats without being able to decode them, or would start another program.
 _NOT_DECODED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
-_LOOKED_AT = 512
+_HEADER_BYTES = 512
 
 
 @dataclass
@@ -135,22 +135,21 @@ def describe_passed_over(listings: Sequence[Listing]) -> list[str]:
     outputs = [str(path) for listing in listings for path in listing.outputs]
     if outputs:
         lines.append(
-            f"passed over {count_of(len(outputs), 'folder')} that vitrail wrote (runs, suites, explanations): "
+            f"passed over {plural(len(outputs), 'folder')} that vitrail wrote (runs, suites, explanations): "
             f"{_few(outputs)}"
         )
     figures = [str(path) for listing in listings for path in listing.figures]
     if figures:
-        lines.append(f"passed over {count_of(len(figures), 'figure')} that vitrail drew: {_few(figures)}")
+        lines.append(f"passed over {plural(len(figures), 'figure')} that vitrail drew: {_few(figures)}")
     loops = [str(path) for listing in listings for path in listing.loops]
     if loops:
         lines.append(
-            f"{count_of(len(loops), 'link')} to a folder above, not followed (each folder is entered once): "
-            f"{_few(loops)}"
+            f"{plural(len(loops), 'link')} to a folder above, not followed (each folder is entered once): {_few(loops)}"
         )
     repeated = [str(path) for listing in listings for path in listing.repeated]
     if repeated:
         lines.append(
-            f"{count_of(len(repeated), 'link')} to a folder that is listed already, entered once: {_few(repeated)}"
+            f"{plural(len(repeated), 'link')} to a folder that is listed already, entered once: {_few(repeated)}"
         )
     return lines
 
@@ -161,7 +160,7 @@ def by_suffix(files: Sequence[Path]) -> str:
     return ", ".join(f"{number} {suffix}" for suffix, number in sorted(counts.items(), key=lambda x: (-x[1], x[0])))
 
 
-def count_of(number: int, what: str) -> str:
+def plural(number: int, what: str) -> str:
     """A number with its noun in the singular or plural."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
@@ -305,7 +304,7 @@ def _decide(unsure: Sequence[Path], found: Listing) -> None:
 def _beginning(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_LOOKED_AT)
+            return file.read(_HEADER_BYTES)
     except OSError:
         return b""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitrail.data.alignment import Alignment, align, self_similarity
 from vitrail.data.candidate_pairs import ORIENTATIONS, Candidates, Integers, hashed_pairs, orient_pairs, similar_pairs
-from vitrail.data.perceptual_hash import Groups, clusters, perceptual_hashes
+from vitrail.data.perceptual_hash import DisjointSets, connected_components, perceptual_hashes
 from vitrail.data.thumbnails import Thumbnails
 
 # Confirmed are pairs whose aligned gradients correlate by more than these, as a whole and in most blocks, and pixels.
@@ -77,7 +77,7 @@ class LookAlike:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Result of a search.
 
     Attributes:
@@ -89,7 +89,7 @@ class Found:
     look_alikes: list[LookAlike]
 
 
-def find_copies(small: Thumbnails, distance: int = 8, *, splits: Sequence[str] | None = None) -> Found:
+def find_copies(small: Thumbnails, distance: int = 8, *, splits: Sequence[str] | None = None) -> SearchResult:
     """Find copies among images that differ in their bytes.
 
     Args:
@@ -106,7 +106,7 @@ def find_copies(small: Thumbnails, distance: int = 8, *, splits: Sequence[str] |
         rows, names = rows[order], names[order]
         # A row is compared with those from the next split on.
         starts = np.searchsorted(names, names, side="right")
-    groups = Groups(range(len(small)))
+    groups = DisjointSets(range(len(small)))
     links: list[_Link] = []
     rest: list[Candidates] = []
     for block in similar_pairs(small[rows], starts):
@@ -115,13 +115,13 @@ def find_copies(small: Thumbnails, distance: int = 8, *, splits: Sequence[str] |
         rest += unconfirmed
     kept, chained = _without_chains(small, links)
     copies = [link.copy for link in kept]
-    joined = Groups(range(len(small)))
+    joined = DisjointSets(range(len(small)))
     for copy in copies:
         joined.join(copy.first, copy.second)
-    return Found(copies, _look_alikes(small, [*rest, *(link.pair for link in chained)], joined, distance))
+    return SearchResult(copies, _look_alikes(small, [*rest, *(link.pair for link in chained)], joined, distance))
 
 
-def find_across(small: Thumbnails, splits: Sequence[str]) -> Groups[int]:
+def find_copies_across_splits(small: Thumbnails, splits: Sequence[str]) -> DisjointSets[int]:
     """Find copies in different splits, in a time that hardly counts beside an epoch of training.
 
     Turned, mirrored, recompressed, scaled, brighter and darker copies are found; of cropped ones only some.
@@ -133,7 +133,7 @@ def find_across(small: Thumbnails, splits: Sequence[str]) -> Groups[int]:
     Returns:
         The rows; copies of each other are in one set.
     """
-    searched, joined = Groups(range(len(small))), Groups(range(len(small)))
+    searched, joined = DisjointSets(range(len(small))), DisjointSets(range(len(small)))
     # Equal thumbnails need no search: one of each and of each split stands for them.
     first: dict[tuple[bytes, str], int] = {}
     alike: dict[bytes, int] = {}
@@ -175,7 +175,7 @@ class _Link:
     detail: float
 
 
-def _confirm(small: Thumbnails, pairs: Candidates, groups: Groups[int]) -> tuple[list[_Link], list[Candidates]]:
+def _confirm(small: Thumbnails, pairs: Candidates, groups: DisjointSets[int]) -> tuple[list[_Link], list[Candidates]]:
     """Align pairs, join the groups of those that agree, and return these and the pairs that do not agree."""
     links, rest = [], []
     for start in range(0, len(pairs), _PAIRS):
@@ -186,7 +186,7 @@ def _confirm(small: Thumbnails, pairs: Candidates, groups: Groups[int]) -> tuple
             continue
         aligned, agree = _compare(small, part)
         for index in np.flatnonzero(agree).tolist():
-            link = _link(part, aligned, index)
+            link = _make_link(part, aligned, index)
             if groups.join(link.copy.first, link.copy.second):
                 links.append(link)
         rest.append(part[~agree])
@@ -205,17 +205,17 @@ def _without_chains(small: Thumbnails, links: Sequence[_Link]) -> tuple[list[_Li
     kept: list[_Link] = []
     dropped: list[_Link] = []
     for rows, own in _by_group(links):
-        if len(rows) < _CHAIN or _most_agree(small, *_all_pairs(rows), _SAMPLED):
+        if len(rows) < _CHAIN or _mostly_copies(small, *_all_pairs(rows), _SAMPLED):
             kept += own
             continue
         if len(rows) <= _SMALL_CHAIN:
             own = _best_links(small, rows)
-        joined = Groups(rows)
+        joined = DisjointSets(rows)
         members = {row: [row] for row in rows}
         for link in sorted(own, key=_rank):
             ends = [members[joined.root(row)] for row in (link.copy.first, link.copy.second)]
             first, second = (grid.ravel() for grid in np.meshgrid(*ends, indexing="ij"))
-            if not _most_agree(small, first, second, _SAMPLED_ACROSS):
+            if not _mostly_copies(small, first, second, _SAMPLED_ACROSS):
                 dropped.append(link)
                 continue
             kept.append(link)
@@ -232,7 +232,7 @@ def _all_pairs(rows: Sequence[int]) -> tuple[Integers, Integers]:
 
 def _by_group(links: Sequence[_Link]) -> list[tuple[list[int], list[_Link]]]:
     """The rows and the links of each group that links form."""
-    groups = clusters(np.array([(link.copy.first, link.copy.second) for link in links], dtype=np.int64))
+    groups = connected_components(np.array([(link.copy.first, link.copy.second) for link in links], dtype=np.int64))
     number = {row: index for index, rows in enumerate(groups) for row in rows}
     own: list[list[_Link]] = [[] for _ in groups]
     for link in links:
@@ -247,8 +247,8 @@ def _best_links(small: Thumbnails, rows: Sequence[int]) -> list[_Link]:
     for start in range(0, len(first), _PAIRS):
         pairs = orient_pairs(small, first[start : start + _PAIRS], second[start : start + _PAIRS])
         aligned, agree = _compare(small, pairs)
-        every += [_link(pairs, aligned, index) for index in np.flatnonzero(agree).tolist()]
-    groups = Groups(rows)
+        every += [_make_link(pairs, aligned, index) for index in np.flatnonzero(agree).tolist()]
+    groups = DisjointSets(rows)
     every.sort(key=_rank)
     return [link for link in every if groups.join(link.copy.first, link.copy.second)]
 
@@ -258,11 +258,11 @@ def _rank(link: _Link) -> tuple[bool, float]:
     return "cropped" in link.copy.kind, -link.detail
 
 
-def _link(pairs: Candidates, aligned: Alignment, index: int) -> _Link:
-    return _Link(_copy(pairs, aligned, index), pairs[index : index + 1], float(aligned.detail[index]))
+def _make_link(pairs: Candidates, aligned: Alignment, index: int) -> _Link:
+    return _Link(_describe_copy(pairs, aligned, index), pairs[index : index + 1], float(aligned.detail[index]))
 
 
-def _most_agree(small: Thumbnails, first: Integers, second: Integers, sampled: int) -> bool:
+def _mostly_copies(small: Thumbnails, first: Integers, second: Integers, sampled: int) -> bool:
     """Whether most of some pairs agree when they are aligned, of so many sampled ones at most."""
     if len(first) > sampled:
         chosen = np.random.default_rng(len(first)).choice(len(first), sampled, replace=False)
@@ -276,7 +276,7 @@ def _compare(small: Thumbnails, pairs: Candidates) -> tuple[Alignment, npt.NDArr
     first, second = pairs.pixels(small)
     with _one_thread():
         aligned = align(first, second, torch.from_numpy(pairs.scale))
-        agree = _agree(aligned, torch.minimum(_fineness(first), _fineness(second)))
+        agree = _is_copy(aligned, torch.minimum(_fineness(first), _fineness(second)))
         found = agree.nonzero()[:, 0]
         regular = torch.maximum(self_similarity(first[found]), self_similarity(second[found])) > _REGULAR
         agree[found] = ~regular | (aligned.detail[found] > _REGULAR_DETAIL)
@@ -294,7 +294,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _agree(aligned: Alignment, fineness: Tensor) -> Tensor:
+def _is_copy(aligned: Alignment, fineness: Tensor) -> Tensor:
     agree = (aligned.gradients > _GRADIENTS) & (aligned.blocks > _BLOCKS) & (aligned.pixels > _PIXELS)
     return agree & ((fineness > _COARSE) | (aligned.gradients > _COARSE_GRADIENTS))
 
@@ -310,7 +310,7 @@ def _fineness(images: Tensor) -> Tensor:
     return 1 - low / energy.sum((1, 2)).clamp(min=1e-9)
 
 
-def _copy(pairs: Candidates, aligned: Alignment, place: int) -> Copy:
+def _describe_copy(pairs: Candidates, aligned: Alignment, place: int) -> Copy:
     """Name what the alignment found: how the second image differs from the first."""
     orientation = int(pairs.orientation[place])
     kinds = [ORIENTATIONS[orientation]] if orientation else []
@@ -326,7 +326,9 @@ def _copy(pairs: Candidates, aligned: Alignment, place: int) -> Copy:
     return copy if first < second else Copy(second, first, copy.reversed())
 
 
-def _look_alikes(small: Thumbnails, rest: Sequence[Candidates], groups: Groups[int], distance: int) -> list[LookAlike]:
+def _look_alikes(
+    small: Thumbnails, rest: Sequence[Candidates], groups: DisjointSets[int], distance: int
+) -> list[LookAlike]:
     """Unconfirmed pairs whose hashes are close; images of one group are left out."""
     found = []
     for pairs in rest:

@@ -21,7 +21,7 @@ def print_notes(lines: Iterable[str]) -> None:
             print(line, file=sys.stderr)
 
 
-def warn_of(lines: Iterable[str]) -> None:
+def warn_data(lines: Iterable[str]) -> None:
     """Warn of what is suspicious in the images, as :class:`vitrail.errors.DataWarning`; in the first process alone.
 
     Args:

@@ -41,7 +41,7 @@ def perceptual_hashes(images: Tensor) -> Bits:
     return packed
 
 
-def clusters(pairs: npt.NDArray[np.int64]) -> list[list[int]]:
+def connected_components(pairs: npt.NDArray[np.int64]) -> list[list[int]]:
     """Groups of rows that pairs connect, each in order, by their first row."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -58,7 +58,7 @@ def clusters(pairs: npt.NDArray[np.int64]) -> list[list[int]]:
     return list(groups.values())
 
 
-class Groups(Generic[T]):
+class DisjointSets(Generic[T]):
     """Disjoint sets; the first member of a set stands for it.
 
     Args:

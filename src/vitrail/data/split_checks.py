@@ -143,11 +143,11 @@ def _on_shares(data: ImageData, groups: list[str], held_out: Sequence[str]) -> l
 def _on_classes(data: ImageData, held_out: Sequence[str]) -> list[str]:
     """Classes without an image in a held-out split."""
     source = data.source
-    whole = {i: int(source.is_of(i).sum()) for i in range(len(source.classes))}
+    whole = {i: int(source.has_class(i).sum()) for i in range(len(source.classes))}
     lines = []
     for split in held_out:
         rows = np.array(data.splits[split])
-        lacking = [i for i, count in whole.items() if count and not source.is_of(i)[rows].any()]
+        lacking = [i for i, count in whole.items() if count and not source.has_class(i)[rows].any()]
         if lacking:
             named = ", ".join(f"{source.classes[i]} ({whole[i]} images in all)" for i in lacking[:_MOST_NAMES])
             more = f" and {len(lacking) - _MOST_NAMES} more" if len(lacking) > _MOST_NAMES else ""

@@ -94,7 +94,7 @@ def _end_worker(error: Exception, batch: object) -> None:
 
 
 @contextmanager
-def explained_faults() -> Iterator[None]:
+def translate_worker_errors() -> Iterator[None]:
     """Raise faults of workers as errors of one line.
 
     Raises:
@@ -111,14 +111,14 @@ def explained_faults() -> Iterator[None]:
         # The connection of a worker that dies is lost first.
         lost = iterator is not None and isinstance(error, (ConnectionError, EOFError))
         ended = _exit_code(iterator, _DYING if lost else 0.0)
-        found = _of_end(ended or 0) if lost or ended is not None else explain_fault(error)
+        found = _of_end(ended or 0) if lost or ended is not None else translate_worker_error(error)
         _shut_down(iterator)
         if found is None:
             raise
         raise found from error
 
 
-def explain_fault(error: BaseException) -> VitrailError | None:
+def translate_worker_error(error: BaseException) -> VitrailError | None:
     """What a fault of a loader means, as an error of one line; None for anything else.
 
     Args:

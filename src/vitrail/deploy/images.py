@@ -16,7 +16,7 @@ from vitrail.data.images import BANDS, image_size, read_image
 from vitrail.data.listing import Listing, by_suffix, describe_passed_over, list_images
 from vitrail.data.notes import print_notes
 from vitrail.data.sources.bands import ChosenBands
-from vitrail.data.sources.base import ImageSource, innermost
+from vitrail.data.sources.base import ImageSource, unwrap_source
 from vitrail.data.sources.edges import WithEdges
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder import find_partners
@@ -162,7 +162,7 @@ def mask_reader(
     Raises:
         DataError: An image has no mask, or a mask is unreadable or has another size than its image.
     """
-    source = innermost(data.source)
+    source = unwrap_source(data.source)
     assert isinstance(source, FileSource), "open_files returns files"
     found: dict[str, Path] = {}
     for listing, files in _by_root(paths):

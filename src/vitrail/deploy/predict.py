@@ -42,7 +42,7 @@ def predict_files(
     card = trained.card
     k = min(top_k, len(card.classes))
     rows: list[dict[str, Any]] = []
-    for batch in images.in_order(images.indices("all"), batch_size):
+    for batch in images.batches(images.indices("all"), batch_size):
         probabilities = card.probabilities(trained.classify(batch, tta)[0])
         values, indices = probabilities.topk(k)
         files = [images.source.keys[i] for i in batch["index"].tolist()]

@@ -238,7 +238,7 @@ def _accuracies(
     if sample is not None and sample < len(indices):
         indices = [indices[i] for i in np.unique(np.linspace(0, len(indices) - 1, sample).round().astype(int))]
     correct: dict[tuple[Any, ...], list[Correct]] = {case: [] for case in cases}
-    for batch in _with_progress(evaluated.images.in_order(indices, 64), len(indices), what):
+    for batch in _with_progress(evaluated.images.batches(indices, 64), len(indices), what):
         target = batch["target"].numpy()
         for case, classify in cases.items():
             logits = classify(batch).cpu().numpy()

@@ -167,7 +167,7 @@ def measure(
     delete_stale_results(run, evaluated.files)
     run.write_json(evaluated.files.metrics, metrics)
     found = evaluated.images.recognition
-    if not evaluated.of_others and (not evaluated.opened.moved or found is None or not found.lacking):
+    if not evaluated.of_others and (not evaluated.opened.moved or found is None or not found.num_missing):
         run.write_json(run.balance, _describe_data(evaluated.images))
     return metrics
 

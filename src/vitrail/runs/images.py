@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from vitrail.config.data import PATH_SETTINGS, DataConfig
-from vitrail.data.dataset import ImageData, by_rule, open_data
+from vitrail.data.dataset import ImageData, open_data, split_by_rule
 from vitrail.data.identity import NEW, KnownImages, Recognition
 from vitrail.data.sources import ImageSource
 from vitrail.data.sources.base import WrappedSource
@@ -124,7 +124,7 @@ class RunImages:
     def mixed(self) -> bool:
         """Whether some of them are the run's own and others are not."""
         found = self.data.recognition
-        return self.moved and not self.own and found is not None and found.number > 0
+        return self.moved and not self.own and found is not None and found.num_known > 0
 
     def default_split(self) -> str:
         """The split that is measured unless another is named."""
@@ -134,7 +134,7 @@ class RunImages:
     def primary_split(self) -> str:
         """The split whose evaluation speaks for the run."""
         found = self.data.recognition
-        if not self.moved or found is None or not found.number:
+        if not self.moved or found is None or not found.num_known:
             return self.default_split()
         return next((name for name in ("test", "val", "train") if name in found.known.splits), self.default_split())
 
@@ -220,7 +220,7 @@ def _by_names(run: RunFolder, images: ImageData, moved: bool) -> RunImages:
     """Of a run that recorded no contents: its images are those of the same names, classes and rule, or unknown."""
     recorded = (run.read_json(run.environment) if run.environment.is_file() else {}).get("images") or {}
     try:
-        split = by_rule(images) if moved else images
+        split = split_by_rule(images) if moved else images
     except (ConfigError, DataError):
         split = images
     same = "listing" not in recorded and recorded.get("fingerprint") == split.listing()
@@ -236,15 +236,15 @@ def _by_names(run: RunFolder, images: ImageData, moved: bool) -> RunImages:
 
 
 def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -> tuple[str, ...]:
-    number, new = len(images.source), len(images.source) - found.number
+    number, new = len(images.source), len(images.source) - found.num_known
     if not moved:
-        if not new and not found.lacking:
+        if not new and not found.num_missing:
             return ()
-        gone = f"{found.lacking} of the {len(found.known)} images of {run} are gone"
+        gone = f"{found.num_missing} of the {len(found.known)} images of {run} are gone"
         added = f"{new} of {number} images are not those that {run} was made from, and are split by its rule"
-        return ("; ".join([*([added] if new else []), *([gone] if found.lacking else [])]),)
-    if not found.number:
-        alike = found.namesakes()
+        return ("; ".join([*([added] if new else []), *([gone] if found.num_missing else [])]),)
+    if not found.num_known:
+        alike = found.count_namesakes()
         if 2 * alike < number:
             return (f"none of {number} images is one that {run} was made from",)
         return (
@@ -252,12 +252,12 @@ def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -
             "those; copies that were written anew are no test (`vitrail data audit` finds them)",
         )
     if not new:
-        lacking = f" ({found.lacking} others are not there)" if found.lacking else ""
+        lacking = f" ({found.num_missing} others are not there)" if found.num_missing else ""
         return (f"all {number} images are known to {run}, by content{lacking}: they keep their split",)
     counts = found.counts(range(number))
     seen = describe_counts(counts["train"], counts["val"])
     parts = [*([seen] if seen else []), f"{counts['test']} are its test images", f"{new} are new"]
-    return (f"{found.number} of {number} images are known to {run}, by content: {', '.join(parts)}",)
+    return (f"{found.num_known} of {number} images are known to {run}, by content: {', '.join(parts)}",)
 
 
 def _on_labels(run: RunFolder, images: ImageData, found: Recognition) -> tuple[str, ...]:
@@ -270,7 +270,7 @@ def _on_labels(run: RunFolder, images: ImageData, found: Recognition) -> tuple[s
     first = changed[0]
     then = found.known.labels[int(found.rows[first])]
     return (
-        f"{len(changed)} of {found.number} known images have other labels than when {run} was made, "
+        f"{len(changed)} of {found.num_known} known images have other labels than when {run} was made, "
         f"{source.keys[first]} is the first ({then}, now {source.label(first)}): they are measured by their labels of "
         "now",
     )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
-from vitrail.data.augment.test_time import views_of
+from vitrail.data.augment.test_time import tta_views
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError, RunError, WeightsError
@@ -145,7 +145,7 @@ class TrainedModel:
         Raises:
             ConfigError: Unknown test-time augmentation.
         """
-        views = views_of(tta)
+        views = tta_views(tta)
         inputs = self.normalize({name: batch[name].to(self.device) for name in self.normalize if name in batch})
         outputs = [self._forward(*(view(x) for x in inputs)) for view in views]
         embedding = torch.stack([embedding for _, embedding in outputs]).mean(dim=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrail.data.dataset import ImageData
-from vitrail.data.near_duplicates import find_across
+from vitrail.data.near_duplicates import find_copies_across_splits
 
 _NAMES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -30,7 +30,7 @@ def describe_copies(data: ImageData, recipe: str) -> list[str]:
     splits = [name for name, own in members.items() for _ in own]
     if len(set(splits)) < 2:
         return []
-    groups = find_across(data.source.thumbnails()[rows], splits)
+    groups = find_copies_across_splits(data.source.thumbnails()[rows], splits)
     roots: dict[str, set[int]] = {name: set() for name in _NAMES}
     for index, name in enumerate(splits):
         roots[name].add(groups.root(index))

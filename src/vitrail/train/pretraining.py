@@ -87,7 +87,7 @@ class PretrainingBuilder(Builder):
             raise DataError(f"pre-training needs a 'train' split, the data has only {', '.join(data.splits)}")
         everything = sorted([*data.indices("train"), *data.splits.get("unlabelled", [])])
         if data.recognition is not None:
-            everything = data.recognition.in_order(everything)
+            everything = data.recognition.sort_by_run(everything)
         labelled = data.indices("train") if data.source.classes else []
         return dataclasses.replace(data, splits={**data.splits, "train": everything, "labelled": labelled})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitrail.config.augment import augment_settings
 from vitrail.config.schema import Recipe
 from vitrail.data.augment import Mixing, build_augmentation
-from vitrail.data.augment.mixing import soft
+from vitrail.data.augment.mixing import soft_targets
 from vitrail.data.dataset import open_data
 from vitrail.models.image_size import image_size
 
@@ -60,10 +60,10 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
     """
     data = open_data(recipe.data, image_size(recipe))
     source = data.source
-    chosen = data.spread("train", images)
+    chosen = data.balanced_sample("train", images)
     targets = torch.zeros(len(chosen), 0)
     if source.classes:
-        targets = soft(torch.from_numpy(source.targets[chosen]), len(source.classes))
+        targets = soft_targets(torch.from_numpy(source.targets[chosen]), len(source.classes))
     means = {name: mean for name, (mean, _) in data.statistics().items()}
     streams = dataclasses.replace(data, fill=means).load(chosen)
     augment = build_augmentation(recipe.data.augment, len(source.bands["image"]), recipe.data.augment_settings, means)

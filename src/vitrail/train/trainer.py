@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import Strategy
 
 from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.dataset import EpochShuffle, ImageData
-from vitrail.data.workers import explain_fault
+from vitrail.data.workers import translate_worker_error
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
@@ -113,7 +113,7 @@ def run_trainer(trainer: Trainer, module: TaskModule, data: ImageData, run: RunF
             raise
         raise DataError(f"{error}; once that is mended, --resume goes on from the last epoch") from error
     except (RuntimeError, KeyError, ValueError) as error:
-        found = explain_fault(error) or explain_batch_norm(error)
+        found = translate_worker_error(error) or explain_batch_norm(error)
         if found is not None:
             raise found from error
         # A complete checkpoint of another model or program fails only while its parts are restored.

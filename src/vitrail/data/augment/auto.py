@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.color import GRAY, map_colors, saturate
+from vitrail.data.augment.color import GRAY, apply_color_matrices, saturation_matrices
 from vitrail.data.augment.geometry import affine_matrices
 
 IDENTITY = "identity"
@@ -27,7 +27,7 @@ OPERATIONS = (IDENTITY, *MOTIONS, *COLORS)
 
 
 @dataclass(frozen=True)
-class Strongest:
+class MaxStrength:
     """What an operation does at full strength.
 
     Attributes:
@@ -46,12 +46,12 @@ class Strongest:
 
 
 # The published numbers are for images of 224 (32 pixels) and 331 (150 pixels).
-_RANDAUGMENT = Strongest(rotate=30.0, shear=0.3, translate=150 / 331, change=0.9, bits=4)
-_TRIVIALAUGMENT = Strongest(rotate=135.0, shear=0.99, translate=32 / 224, change=0.99, bits=6)
+_RANDAUGMENT = MaxStrength(rotate=30.0, shear=0.3, translate=150 / 331, change=0.9, bits=4)
+_TRIVIALAUGMENT = MaxStrength(rotate=135.0, shear=0.99, translate=32 / 224, change=0.99, bits=6)
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledOperations:
     """Operations of a batch.
 
     Attributes:
@@ -62,10 +62,10 @@ class Drawn:
 
     operations: Tensor
     strength: Tensor
-    strongest: Strongest
+    strongest: MaxStrength
 
 
-def draw(settings: AugmentSettings, count: int, colors: bool) -> Drawn:
+def sample_operations(settings: AugmentSettings, count: int, colors: bool) -> SampledOperations:
     """Draw each image's operations.
 
     Args:
@@ -83,10 +83,10 @@ def draw(settings: AugmentSettings, count: int, colors: bool) -> Drawn:
         else torch.full((count, number), settings.auto_magnitude / 30)
     )
     sign = 1.0 - 2.0 * torch.randint(2, (count, number))
-    return Drawn(operations, size * sign, _TRIVIALAUGMENT if trivial else _RANDAUGMENT)
+    return SampledOperations(operations, size * sign, _TRIVIALAUGMENT if trivial else _RANDAUGMENT)
 
 
-def motions(drawn: Drawn, size: tuple[int, int]) -> Tensor:
+def operation_matrices(drawn: SampledOperations, size: tuple[int, int]) -> Tensor:
     """The motions among the operations of each image, from result to image, shape ``(B, 3, 3)``.
 
     Args:
@@ -108,7 +108,7 @@ def motions(drawn: Drawn, size: tuple[int, int]) -> Tensor:
     return result
 
 
-def change_colors(images: Tensor, drawn: Drawn) -> Tensor:
+def apply_color_operations(images: Tensor, drawn: SampledOperations) -> Tensor:
     """Apply the operations on colours.
 
     Args:
@@ -128,12 +128,12 @@ def change_colors(images: Tensor, drawn: Drawn) -> Tensor:
     return result
 
 
-def _autocontrast(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+def _autocontrast(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     low, high = x.amin(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
     return torch.where(high > low, (x - low) / (high - low).clamp_min(1e-6), x).clamp_(0.0, 1.0)
 
 
-def _equalize(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+def _equalize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     from kornia.enhance import equalize
 
     # Kornia counts in whole grays and rounds down; what interpolation left between two grays goes to the nearest.
@@ -141,30 +141,30 @@ def _equalize(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
     return equalized
 
 
-def _posterize(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+def _posterize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     step = 2.0 ** (strength.abs() * most.bits).round().to(x)[:, None, None, None]
     return ((x * 255).round() / step).floor() * step / 255
 
 
-def _solarize(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+def _solarize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     return torch.where(x >= 1 - strength.abs().to(x)[:, None, None, None], 1 - x, x)
 
 
-def _color(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
-    return map_colors(x, saturate(1 + strength * most.change), torch.zeros(len(x), 3))
+def _color(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
+    return apply_color_matrices(x, saturation_matrices(1 + strength * most.change), torch.zeros(len(x), 3))
 
 
-def _contrast(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+def _contrast(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     amount = (strength * most.change)[:, None]
     mean = x.mean(dim=(2, 3)).cpu() @ torch.tensor(GRAY)
-    return map_colors(x, torch.eye(3) * (1 + amount)[:, None], (-amount * mean[:, None]).expand(-1, 3))
+    return apply_color_matrices(x, torch.eye(3) * (1 + amount)[:, None], (-amount * mean[:, None]).expand(-1, 3))
 
 
-def _brightness(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+def _brightness(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     return (x * (1 + strength * most.change).to(x)[:, None, None, None]).clamp_(0.0, 1.0)
 
 
-def _sharpness(x: Tensor, strength: Tensor, most: Strongest) -> Tensor:
+def _sharpness(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     return sharpen(x, 1 + strength * most.change)
 
 
@@ -185,7 +185,7 @@ def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     return torch.lerp(smooth, x, factor.to(x)[:, None, None, None]).clamp_(0.0, 1.0)
 
 
-_COLOR_OPERATIONS: dict[str, Callable[[Tensor, Tensor, Strongest], Tensor]] = {
+_COLOR_OPERATIONS: dict[str, Callable[[Tensor, Tensor, MaxStrength], Tensor]] = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
     "posterize": _posterize,

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.random_numbers import either_way, happens
+from vitrail.data.augment.random_numbers import bernoulli, uniform_symmetric
 
 # Rec. 601, as Pillow and kornia weigh the bands of a gray image.
 GRAY = (0.299, 0.587, 0.114)
 
 
-def jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
+def color_jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
     """Change the colours of each image its own way; the four changes come in an order drawn for the batch.
 
     Args:
@@ -33,17 +33,17 @@ def jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
     offset = torch.zeros(count, 3)
     gray = torch.tensor(GRAY)
     mean = images.mean(dim=(2, 3)).cpu() if settings.contrast else torch.zeros(count, 3)
-    chosen = happens(settings.color_probability, count)
+    chosen = bernoulli(settings.color_probability, count)
     changes = ("brightness", "contrast", "saturation", "hue")
     for name in [changes[i] for i in torch.randperm(len(changes)).tolist()]:
         most = getattr(settings, name)
         if not most:
             continue
-        amount = either_way(most, count) * chosen
+        amount = uniform_symmetric(most, count) * chosen
         if name == "hue":
-            step, shift = turn_hue(amount), torch.zeros(count, 3)
+            step, shift = hue_matrices(amount), torch.zeros(count, 3)
         elif name == "saturation":
-            step, shift = saturate(1 + amount), torch.zeros(count, 3)
+            step, shift = saturation_matrices(1 + amount), torch.zeros(count, 3)
         else:
             step = torch.eye(3) * (1 + amount)[:, None, None]
             # Contrast is about the mean gray of the image as it is after the changes before this one.
@@ -51,18 +51,18 @@ def jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
             shift = (-amount * (now @ gray))[:, None].expand(count, 3) if name == "contrast" else torch.zeros(count, 3)
         matrix, offset = step @ matrix, (step @ offset[:, :, None])[:, :, 0] + shift
     if settings.grayscale:
-        step = saturate(1.0 - happens(settings.grayscale, count).float())
+        step = saturation_matrices(1.0 - bernoulli(settings.grayscale, count).float())
         matrix, offset = step @ matrix, (step @ offset[:, :, None])[:, :, 0]
-    return map_colors(images, matrix, offset)
+    return apply_color_matrices(images, matrix, offset)
 
 
-def saturate(factor: Tensor) -> Tensor:
+def saturation_matrices(factor: Tensor) -> Tensor:
     """Matrices that scale the distance from gray, shape ``(B, 3, 3)``: 0 is gray, 1 changes nothing."""
     gray = torch.tensor(GRAY).expand(3, 3)
     return factor[:, None, None] * torch.eye(3) + (1 - factor)[:, None, None] * gray
 
 
-def turn_hue(share: Tensor) -> Tensor:
+def hue_matrices(share: Tensor) -> Tensor:
     """Matrices that turn the hue at constant luma, shape ``(B, 3, 3)``.
 
     Args:
@@ -79,7 +79,7 @@ def turn_hue(share: Tensor) -> Tensor:
     return turned
 
 
-def map_colors(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
+def apply_color_matrices(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     """Map each pixel's bands linearly, and keep them in 0..1.
 
     Args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.random_numbers import happens, uniform
+from vitrail.data.augment.random_numbers import bernoulli, uniform
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 def random_blur(streams: dict[str, Tensor], settings: AugmentSettings) -> dict[str, Tensor]:
     """Blur all streams of some images alike: the deviation is a share of each stream's own size."""
     count = len(next(iter(streams.values())))
-    rows = torch.nonzero(happens(settings.blur, count))[:, 0]
+    rows = torch.nonzero(bernoulli(settings.blur, count))[:, 0]
     share = uniform(*settings.blur_sigma, count)[rows] / 100
     if not len(rows):
         return streams
@@ -43,7 +43,7 @@ def random_blur(streams: dict[str, Tensor], settings: AugmentSettings) -> dict[s
 def random_erasing(streams: dict[str, Tensor], settings: AugmentSettings, fill: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fill one rectangle of some images, at the same place in all streams."""
     count = len(next(iter(streams.values())))
-    chosen = happens(settings.erase, count)
+    chosen = bernoulli(settings.erase, count)
     area = uniform(*settings.erase_area, count)
     ratio = uniform(-1.2, 1.2, count).exp().clamp(min=area, max=1 / area)
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
@@ -51,10 +51,10 @@ def random_erasing(streams: dict[str, Tensor], settings: AugmentSettings, fill: 
     if not chosen.any():
         return streams
     boxes = torch.stack([left, top, left + width, top + height], dim=1) * chosen[:, None]
-    return {name: torch.where(inside(boxes, x), fill[name], x) for name, x in streams.items()}
+    return {name: torch.where(box_mask(boxes, x), fill[name], x) for name, x in streams.items()}
 
 
-def inside(boxes: Tensor, images: Tensor) -> Tensor:
+def box_mask(boxes: Tensor, images: Tensor) -> Tensor:
     """Which pixels' centres lie in a rectangle.
 
     Args:
@@ -90,7 +90,7 @@ def drop_streams(streams: dict[str, Tensor], probability: float, fill: dict[str,
     if len(streams) < 2:
         return streams
     count = len(next(iter(streams.values())))
-    chosen = torch.where(happens(probability, count), torch.randint(len(streams), (count,)), -1)
+    chosen = torch.where(bernoulli(probability, count), torch.randint(len(streams), (count,)), -1)
     return {
         name: torch.where((chosen == number).to(x.device)[:, None, None, None], fill[name], x)
         for number, (name, x) in enumerate(streams.items())

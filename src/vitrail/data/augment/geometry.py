@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings, Padding
-from vitrail.data.augment.random_numbers import either_way, happens, uniform
+from vitrail.data.augment.random_numbers import bernoulli, uniform, uniform_symmetric
 from vitrail.errors import ConfigError
 
 
-def random_motions(settings: AugmentSettings, count: int, size: tuple[int, int]) -> Tensor:
+def random_transforms(settings: AugmentSettings, count: int, size: tuple[int, int]) -> Tensor:
     """A random motion for each image.
 
     Args:
@@ -39,13 +39,15 @@ def _affine(settings: AugmentSettings, count: int, size: tuple[int, int]) -> Ten
     if not (settings.rotate or settings.translate or settings.shear or settings.zoom != (1.0, 1.0)):
         return torch.eye(3).expand(count, 3, 3)
     motion = affine_matrices(
-        either_way(settings.rotate, count),
-        torch.stack([either_way(settings.shear, count), either_way(settings.shear, count)], dim=1),
-        torch.stack([either_way(settings.translate, count), either_way(settings.translate, count)], dim=1),
+        uniform_symmetric(settings.rotate, count),
+        torch.stack([uniform_symmetric(settings.shear, count), uniform_symmetric(settings.shear, count)], dim=1),
+        torch.stack(
+            [uniform_symmetric(settings.translate, count), uniform_symmetric(settings.translate, count)], dim=1
+        ),
         uniform(*settings.zoom, count),
         size,
     )
-    chosen = happens(settings.affine_probability, count)
+    chosen = bernoulli(settings.affine_probability, count)
     return torch.where(chosen[:, None, None], motion, torch.eye(3))
 
 
@@ -60,7 +62,7 @@ def affine_matrices(degrees: Tensor, shear: Tensor, shift: Tensor, zoom: Tensor,
         size: Height and width: turning keeps angles in pixels.
 
     Returns:
-        From result to image, shape ``(B, 3, 3)``, as :func:`random_motions`.
+        From result to image, shape ``(B, 3, 3)``, as :func:`random_transforms`.
     """
     turn = torch.deg2rad(degrees)
     zeros, ones = torch.zeros_like(zoom), torch.ones_like(zoom)
@@ -87,19 +89,19 @@ def _crop(settings: AugmentSettings, count: int, size: tuple[int, int]) -> Tenso
     # A ratio beyond what the area has room for is brought back to the nearest that fits.
     ratio = ratio.clamp(min=area, max=1 / area)
     width, height = (area * ratio).sqrt().clamp_max(1.0), (area / ratio).sqrt().clamp_max(1.0)
-    x, y = either_way(1.0, count) * (1 - width), either_way(1.0, count) * (1 - height)
+    x, y = uniform_symmetric(1.0, count) * (1 - width), uniform_symmetric(1.0, count) * (1 - height)
     return _homogeneous(torch.diag_embed(torch.stack([width, height], dim=1)), torch.stack([x, y], dim=1))
 
 
 def _dihedral(settings: AugmentSettings, count: int) -> Tensor:
     flips = torch.ones(count, 2)
     if settings.flip_horizontal:
-        flips[:, 0] = 1.0 - 2.0 * happens(settings.flip_horizontal, count)
+        flips[:, 0] = 1.0 - 2.0 * bernoulli(settings.flip_horizontal, count)
     if settings.flip_vertical:
-        flips[:, 1] = 1.0 - 2.0 * happens(settings.flip_vertical, count)
+        flips[:, 1] = 1.0 - 2.0 * bernoulli(settings.flip_vertical, count)
     linear = torch.diag_embed(flips)
     if settings.quarter_turns:
-        turns = torch.randint(1, 4, (count,)) * happens(settings.quarter_turns, count)
+        turns = torch.randint(1, 4, (count,)) * bernoulli(settings.quarter_turns, count)
         # Whole numbers, so that a quarter turn moves pixels and blends none.
         cos, sin = torch.tensor([1.0, 0.0, -1.0, 0.0])[turns], torch.tensor([0.0, 1.0, 0.0, -1.0])[turns]
         linear = linear @ _matrix([[cos, -sin], [sin, cos]])
@@ -115,12 +117,12 @@ def _homogeneous(linear: Tensor, offset: Tensor) -> Tensor:
     return torch.cat([torch.cat([linear, offset[:, :, None]], dim=2), last], dim=1)
 
 
-def move(images: Tensor, motions: Tensor, padding: Padding = "zeros") -> Tensor:
+def warp(images: Tensor, motions: Tensor, padding: Padding = "zeros") -> Tensor:
     """Sample images through motions, bilinearly.
 
     Args:
         images: Shape ``(B, C, H, W)``.
-        motions: Shape ``(B, 3, 3)``, as :func:`random_motions` gives them; they fit images of any size.
+        motions: Shape ``(B, 3, 3)``, as :func:`random_transforms` gives them; they fit images of any size.
         padding: What lies outside.
 
     Returns:

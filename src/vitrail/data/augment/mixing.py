@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.erasing import inside
-from vitrail.data.augment.random_numbers import beta, happens
+from vitrail.data.augment.erasing import box_mask
+from vitrail.data.augment.random_numbers import bernoulli, beta
 
 
 class Mixing(nn.Module):
@@ -38,12 +38,14 @@ class Mixing(nn.Module):
         Returns:
             The streams, and each image's share of each class, shape ``(B, K)``, float32.
         """
-        shares = soft(target, self.num_classes)
+        shares = soft_targets(target, self.num_classes)
         count = len(shares)
         settings = self.settings
         partner = torch.randperm(count).to(shares.device)
-        chosen = happens(settings.mix_probability, count)
-        paste = happens(0.5, count) if settings.mixup and settings.cutmix else torch.full((count,), settings.cutmix > 0)
+        chosen = bernoulli(settings.mix_probability, count)
+        paste = (
+            bernoulli(0.5, count) if settings.mixup and settings.cutmix else torch.full((count,), settings.cutmix > 0)
+        )
         # How much of the image itself is left.
         kept = torch.ones(count)
         if settings.mixup:
@@ -55,10 +57,10 @@ class Mixing(nn.Module):
         for name, x in streams.items():
             other = x[partner]
             mixed = torch.lerp(other, x, kept.to(x)[:, None, None, None]) if settings.mixup else x
-            result[name] = torch.where(inside(boxes, x), other, mixed) if settings.cutmix else mixed
+            result[name] = torch.where(box_mask(boxes, x), other, mixed) if settings.cutmix else mixed
         first = next(iter(streams.values()))
         # What is left is counted in pixels: the rectangle may lie partly outside, and pixels are whole.
-        left = kept.to(shares) * (1 - inside(boxes, first).float().mean(dim=(1, 2, 3)))
+        left = kept.to(shares) * (1 - box_mask(boxes, first).float().mean(dim=(1, 2, 3)))
         return result, torch.lerp(shares[partner], shares, left[:, None])
 
 
@@ -69,7 +71,7 @@ def _boxes(kept: Tensor) -> Tensor:
     return torch.cat([center - side / 2, center + side / 2], dim=1)
 
 
-def soft(target: Tensor, num_classes: int) -> Tensor:
+def soft_targets(target: Tensor, num_classes: int) -> Tensor:
     """Targets as shares of classes ``(B, K)``, float32: classes ``(B,)`` become ones and zeros.
 
     Args:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vitrail.config.augment import AugmentSettings, augment_settings
 from vitrail.data.augment import auto
-from vitrail.data.augment.color import jitter
+from vitrail.data.augment.color import color_jitter
 from vitrail.data.augment.erasing import drop_bands, drop_streams, random_blur, random_erasing
-from vitrail.data.augment.geometry import move, random_motions
+from vitrail.data.augment.geometry import random_transforms, warp
 
 
 class Augmentation(nn.Module):
@@ -55,18 +55,18 @@ class Augmentation(nn.Module):
         result = dict(streams)
         first = next(iter(result.values()))
         count, size = len(first), (first.shape[2], first.shape[3])
-        drawn = auto.draw(settings, count, self.colored) if settings.auto != "none" else None
+        drawn = auto.sample_operations(settings, count, self.colored) if settings.auto != "none" else None
         if settings.moves:
-            motions = random_motions(settings, count, size)
+            motions = random_transforms(settings, count, size)
             if drawn is not None:
                 # The operations see the image as the crop left it.
-                motions = motions @ auto.motions(drawn, size)
-            result = {name: move(x, motions, settings.padding) for name, x in result.items()}
+                motions = motions @ auto.operation_matrices(drawn, size)
+            result = {name: warp(x, motions, settings.padding) for name, x in result.items()}
         if self.colored and "image" in result:
             if settings.brightness or settings.contrast or settings.saturation or settings.hue or settings.grayscale:
-                result["image"] = jitter(result["image"], settings)
+                result["image"] = color_jitter(result["image"], settings)
             if drawn is not None:
-                result["image"] = auto.change_colors(result["image"], drawn)
+                result["image"] = auto.apply_color_operations(result["image"], drawn)
         if settings.blur:
             result = random_blur(result, settings)
         fill = {name: getattr(self._means, name, x.new_zeros(())) for name, x in result.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def happens(probability: float, count: int) -> Tensor:
+def bernoulli(probability: float, count: int) -> Tensor:
     """Which of ``count`` images something happens to, shape ``(count,)``, bool."""
     return torch.rand(count) < probability
 
@@ -16,7 +16,7 @@ def uniform(low: float, high: float, count: int) -> Tensor:
     return low + (high - low) * torch.rand(count)
 
 
-def either_way(most: float, count: int) -> Tensor:
+def uniform_symmetric(most: float, count: int) -> Tensor:
     """Evenly between ``-most`` and ``most``, shape ``(count,)``."""
     return uniform(-most, most, count)
 

@@ -41,7 +41,7 @@ VIEWS: Mapping[str, tuple[View, ...]] = {
 }
 
 
-def views_of(name: str) -> tuple[View, ...]:
+def tta_views(name: str) -> tuple[View, ...]:
     """The views of that name, the image itself first.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrail.data.classes import as_label
+from vitrail.data.classes import normalize_label
 from vitrail.data.image_errors import refuse_pointer
 from vitrail.data.sources import hdf5
 from vitrail.errors import ConfigError, DataError, did_you_mean
@@ -106,4 +106,4 @@ def pick_array(arrays: Mapping[str, Array], name: str, path: Path, setting: str,
 def own_names(arrays: Mapping[str, Array]) -> list[str] | None:
     """Names of the classes, where a file holds just one list of texts."""
     lists = [array.tolist() for array in arrays.values() if array.dtype.kind in "US" and array.ndim == 1]
-    return [str(as_label(name, "names of classes")) for name in lists[0]] if len(lists) == 1 else None
+    return [str(normalize_label(name, "names of classes")) for name in lists[0]] if len(lists) == 1 else None

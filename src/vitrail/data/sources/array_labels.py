@@ -16,13 +16,13 @@ from vitrail.data.classes import (
     ClassRules,
     Label,
     Numbering,
-    as_label,
-    as_targets,
     clean_name,
-    number_names,
+    encode_targets,
+    match_names_to_numbers,
+    normalize_label,
     resolve_classes,
 )
-from vitrail.data.image_errors import some
+from vitrail.data.image_errors import head
 from vitrail.data.sources.array_files import Array, own_names, pick_array, read_arrays
 from vitrail.errors import ConfigError, DataError
 
@@ -150,7 +150,7 @@ def label_images(
     classes = resolve_classes(found, rules, path, own, range(count))
     if config.multi_label:
         rows: list[Label | tuple[Label, ...]] = [tuple(np.flatnonzero(row).tolist()) for row in labels]
-        return classes, as_targets(rows, classes.index, len(classes.names))
+        return classes, encode_targets(rows, classes.index, len(classes.names))
     columns = np.array([classes.index[i] for i in range(count)], dtype=np.int64)
     return classes, columns[labels.argmax(axis=1)]
 
@@ -160,7 +160,7 @@ def _resolve(
 ) -> tuple[Classes, Integers]:
     """The classes of labels ``(N,)``, and the index of each."""
     values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    found = [as_label(value, path) for value in values.tolist()]
+    found = [normalize_label(value, path) for value in values.tolist()]
     if "" in found:
         raise DataError(f"{path}: {counts[found.index('')]} of {len(labels)} labels are empty; fill them")
     present = [label for label in found if isinstance(label, int)]
@@ -189,7 +189,7 @@ def _own_of(
     if numbers is None and len(values) == len(names):
         numbers = values
     if numbers is None:
-        numbers = number_names(present, names, path)
+        numbers = match_names_to_numbers(present, names, path)
     return dict(zip(numbers, names, strict=False))
 
 
@@ -230,7 +230,9 @@ class LabelPlane:
         if names is not None and rules.values is None:
             present = np.unique(self.numbers[self.labelled]).tolist()
             first = self.first
-            numbers = number_names(present, names, path) if first is None else range(first, first + len(names))
+            numbers = (
+                match_names_to_numbers(present, names, path) if first is None else range(first, first + len(names))
+            )
         labels = self.numbers[corners[:, 0] + side // 2, corners[:, 1] + side // 2]
         classes, targets = _resolve(labels, rules, own_names(arrays), path, numbers)
         numbering = dataclasses.replace(classes.numbering or Numbering(), unlabelled_value=self.unlabelled)
@@ -284,7 +286,7 @@ def _unlabelled(plane: Array, config: DataConfig, path: Path) -> int | str:
     named = None if config.label_values is None else [v for v in config.label_values if isinstance(v, int)]
     if low < 0 or (named is not None and 0 in named and set(values.tolist()) - set(named)):
         raise ConfigError(
-            f"the labels of {path} are {some([str(v) for v in values.tolist()], 6)}: which number is unlabelled? Give "
+            f"the labels of {path} are {head([str(v) for v in values.tolist()], 6)}: which number is unlabelled? Give "
             f"data.unlabelled_value {low if low < 0 else 0} (or another, or none where every pixel is labelled)"
         )
     if named is not None:
@@ -293,12 +295,12 @@ def _unlabelled(plane: Array, config: DataConfig, path: Path) -> int | str:
     if count and low == 0 and high > count and len(values) == count + 1 and int(values[-2]) == count - 1:
         raise ConfigError(
             f"the labels of {path} are 0 to {count - 1} and {high}, and {count} classes have names "
-            f"({some(list(config.class_names or ()))}): give data.unlabelled_value {high} if those are unlabelled"
+            f"({head(list(config.class_names or ()))}): give data.unlabelled_value {high} if those are unlabelled"
         )
     if config.class_names is not None and low == 0 and high < len(config.class_names):
         raise ConfigError(
             f"the labels of {path} are 0 to {high} and {len(config.class_names)} classes have names "
-            f"({some(list(config.class_names))}): are pixels of 0 unlabelled, or of the first class? Give "
+            f"({head(list(config.class_names))}): are pixels of 0 unlabelled, or of the first class? Give "
             "data.unlabelled_value 0, or none where every pixel is labelled"
         )
     return 0

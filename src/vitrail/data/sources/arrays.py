@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
-from vitrail.data.classes import ClassRules, as_label
+from vitrail.data.classes import ClassRules, normalize_label
 from vitrail.data.no_data import no_data_mask
 from vitrail.data.rasters import resize_tensor
 from vitrail.data.sources.array_files import Array, pick_array, read_arrays
@@ -145,7 +145,7 @@ def _groups(arrays: Mapping[str, Array], kept: Integers) -> list[str] | None:
     for name in ("group", "groups"):
         if name in arrays and arrays[name].size > kept.max(initial=0) and arrays[name].size in arrays[name].shape:
             cells = arrays[name].reshape(-1)[kept].tolist()
-            return groups_of_cells([as_label(cell, name) if isinstance(cell, bytes) else cell for cell in cells])
+            return groups_of_cells([normalize_label(cell, name) if isinstance(cell, bytes) else cell for cell in cells])
     return None
 
 

@@ -113,7 +113,7 @@ class ImageSource(ABC):
         own = self.targets[index]
         return self.classes[int(own)] if own.ndim == 0 else "+".join(self.classes[i] for i in np.flatnonzero(own))
 
-    def is_of(self, target: int) -> npt.NDArray[np.bool_]:
+    def has_class(self, target: int) -> npt.NDArray[np.bool_]:
         """Whether each image is of a class (or has it among its labels), shape ``(N,)``."""
         mask: npt.NDArray[np.bool_] = self.targets == target if self.targets.ndim == 1 else self.targets[:, target] > 0
         return mask
@@ -180,7 +180,7 @@ class WrappedSource(ImageSource):
         return self.inner.digests()
 
 
-def innermost(source: ImageSource) -> ImageSource:
+def unwrap_source(source: ImageSource) -> ImageSource:
     """The source inside all that wraps it."""
     while isinstance(source, WrappedSource):
         source = source.inner

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from vitrail.data.classes import MISSING, number_of, similar_key
-from vitrail.data.image_errors import some
+from vitrail.data.classes import MISSING, parse_number, similar_key
+from vitrail.data.image_errors import head
 from vitrail.errors import DataError
 
 # What a split is called in a table, in any letter case.
@@ -49,7 +49,7 @@ def splits_of_cells(cells: Sequence[object], where: object) -> list[str]:
     if not are_splits(cells):
         unknown = sorted({str(cell) for cell in cells if str(cell).casefold() not in _SPLITS})
         raise DataError(
-            f"{where}: split must be train, val, test or empty, got {some([repr(cell) for cell in unknown])}"
+            f"{where}: split must be train, val, test or empty, got {head([repr(cell) for cell in unknown])}"
         )
     return [_SPLITS[str(cell).casefold()] for cell in cells]
 
@@ -61,7 +61,7 @@ def groups_of_cells(cells: Sequence[object]) -> list[str]:
         Names of the groups; empty where a cell is empty or holds what programs write for no value ("nan", "None").
     """
     texts = ["" if str(cell).casefold() in MISSING else str(cell) for cell in cells]
-    numbers = {text: number_of(text) for text in set(texts) - {""}}
+    numbers = {text: parse_number(text) for text in set(texts) - {""}}
     if any(number is None for number in numbers.values()):
         return texts
     return [str(numbers[text]) if "." in text else text for text in texts]
@@ -78,12 +78,12 @@ def describe_unused(names: Iterable[str], split: str | None, group: str | None) 
     lines = []
     if split is None and (found := [name for name in names if _bare(name) in _SPLIT_LIKE]):
         lines.append(
-            f"the column {some([repr(name) for name in found])} is not used; where it says which images are tested on, "
+            f"the column {head([repr(name) for name in found])} is not used; where it says which images are tested on, "
             "write train, val and test into it and name it with data.split_column"
         )
     if group is None and (found := [name for name in names if _bare(name) in _GROUP_LIKE]):
         lines.append(
-            f"the column {some([repr(name) for name in found])} is not used; where images of one value belong "
+            f"the column {head([repr(name) for name in found])} is not used; where images of one value belong "
             "together, name it with data.group_column"
         )
     return lines

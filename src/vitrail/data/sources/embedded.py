@@ -16,12 +16,12 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from vitrail.data.classes import ClassRules, Label, as_targets, clean_name, count_labels, resolve_classes
+from vitrail.data.classes import ClassRules, Label, clean_name, count_labels, encode_targets, resolve_classes
 from vitrail.data.file_reader import FileReader
-from vitrail.data.image_errors import BandError, bands_message, some, unreadable_message
+from vitrail.data.image_errors import BandError, bands_message, head, unreadable_message
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.data.sources.columns import are_splits, describe_unused, find_column, groups_of_cells, splits_of_cells
-from vitrail.data.sources.table_file import Cell, cells_of, unreadable
+from vitrail.data.sources.table_file import Cell, cells_of, column_problem
 from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError, did_you_mean
@@ -117,7 +117,7 @@ class EmbeddedSource(ImageSource):
         labels, own = _labels_of_parts(parts, tables, label_column)
         found = resolve_classes(count_labels(labels), rules or ClassRules(), self.root, own)
         self.classes, self.numbering = found.names, found.numbering
-        targets = as_targets(labels, found.index, len(found.names))
+        targets = encode_targets(labels, found.index, len(found.names))
         self._decoded: Tensor | None = None
         self.left_out, kept = self._check(keys, skip)
         self._rows = np.array(kept, dtype=np.int64)
@@ -169,10 +169,10 @@ class EmbeddedSource(ImageSource):
                     seen.add(row, keys[row], own)
         faults.sort(key=lambda item: item[0])
         other_bands = [(keys[row], error) for row, error in faults if isinstance(error, BandError)]
-        unreadable = [(row, error) for row, error in faults if not isinstance(error, BandError)]
-        gone = {row for row, _ in unreadable}
-        if unreadable and (not skip or len(gone) == len(keys)):
-            named = [(keys[row], error) for row, error in unreadable]
+        column_problem = [(row, error) for row, error in faults if not isinstance(error, BandError)]
+        gone = {row for row, _ in column_problem}
+        if column_problem and (not skip or len(gone) == len(keys)):
+            named = [(keys[row], error) for row, error in column_problem]
             of = f"the {len(keys):,} images in {self.root}"
             raise DataError(unreadable_message(named, len(keys), of, skipped=skip))
         if other_bands:
@@ -185,7 +185,7 @@ class EmbeddedSource(ImageSource):
             self._decoded = to_unit(self._decoded)
             for row, image in floats.items():
                 self._decoded[row] = image
-        return [(keys[row], str(error)) for row, error in unreadable], kept
+        return [(keys[row], str(error)) for row, error in column_problem], kept
 
     def _content(self, row: int) -> bytes:
         content: bytes | None = self._bytes[row].as_py()
@@ -265,7 +265,7 @@ def _cells_of_parts(parts: Sequence[Part], tables: Sequence[pa.Table], name: str
     """The cells of a column of all parts."""
     cells: list[Cell] = []
     for part, table in zip(parts, tables, strict=True):
-        reason = unreadable(table[name].type)
+        reason = column_problem(table[name].type)
         if reason is not None:
             raise DataError(f"{part.title}: the column {name!r} {reason}")
         cells += cells_of(table[name], Path(part.title))
@@ -308,8 +308,8 @@ def _labels_of_parts(
         strangers = sorted(v for v in counts if isinstance(v, int) and not 0 <= v < len(names))
         if strangers:
             raise DataError(
-                f"{part.title}: the labels {some([str(v) for v in strangers])} have no name, there are {len(names)}: "
-                f"{some(names)}; correct them"
+                f"{part.title}: the labels {head([str(v) for v in strangers])} have no name, there are {len(names)}: "
+                f"{head(names)}; correct them"
             )
         by_label: dict[Label, Label] = {v: clean_name(names[v]) if isinstance(v, int) else v for v in counts}
         texts += [tuple(by_label[v] for v in x) if isinstance(x, tuple) else by_label[x] for x in own]
@@ -324,7 +324,7 @@ def _labels(column: pa.ChunkedArray, name: str, path: Path) -> _Labels:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
-    reason = unreadable(kind)
+    reason = column_problem(kind)
     if reason is not None:
         raise DataError(f"{path}: the column {name!r} {reason}; numbers or texts are wanted as labels")
     while pa.types.is_nested(kind):

@@ -14,10 +14,17 @@ import torch
 from torch import Tensor
 
 from vitrail.data.band_files import gather
-from vitrail.data.classes import Label, as_targets
+from vitrail.data.classes import Label, encode_targets
 from vitrail.data.file_reader import FileReader
-from vitrail.data.image_errors import BAND_COUNT, BandError, UnreadableError, bands_message, some, unreadable_message
-from vitrail.data.listing import count_of
+from vitrail.data.image_errors import (
+    BAND_COUNT,
+    BandError,
+    UnreadableError,
+    bands_message,
+    head,
+    unreadable_message,
+)
+from vitrail.data.listing import plural
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
@@ -88,7 +95,7 @@ class FileSource(ImageSource):
         self.given_split = [rows[i][0] for i in kept]
         self.groups = None if groups is None else [groups[i] for i in kept]
         index: dict[Label, int] = {name: i for i, name in enumerate(self.classes)}
-        self.targets = as_targets([rows[i][1] for i in kept], index, len(index))
+        self.targets = encode_targets([rows[i][1] for i in kept], index, len(index))
 
     def _stack_bands(
         self, rows: Sequence[Row], groups: Sequence[str] | None
@@ -241,14 +248,14 @@ def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) 
                 conflicts.append(f"{rows[known][2]} ({there}) and {file} ({here})")
     if conflicts:
         raise DataError(
-            f"{count_of(len(conflicts), 'file')} in several classes or splits through links: {some(conflicts)}; keep "
+            f"{plural(len(conflicts), 'file')} in several classes or splits through links: {head(conflicts)}; keep "
             "each in one"
         )
     if not repeated:
         return first, []
     what = "taken each time (data.repeated_files each)" if each else "taken once"
-    number = count_of(len(repeated), "image")
-    return first, [f"{number} reached through links a second time, {what}: {some(repeated)}"]
+    number = plural(len(repeated), "image")
+    return first, [f"{number} reached through links a second time, {what}: {head(repeated)}"]
 
 
 def _resolver() -> Callable[[Path], str]:

@@ -9,19 +9,19 @@ from pathlib import Path
 from vitrail.data.classes import (
     ClassRules,
     Label,
-    as_label,
     clean_name,
     count_labels,
     describe_similar,
+    normalize_label,
     resolve_classes,
 )
 from vitrail.data.file_reader import FileReader
-from vitrail.data.image_errors import some
+from vitrail.data.image_errors import head
 from vitrail.data.listing import describe_passed_over, list_files, list_images, subfolders
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder_layout import read_arrangement
-from vitrail.data.sources.folder_names import split_of
+from vitrail.data.sources.folder_names import parse_split
 from vitrail.data.sources.patterns import by_pattern
 from vitrail.errors import ConfigError, DataError
 
@@ -92,7 +92,7 @@ def _by_folder(root: Path, each: bool, stacked: bool) -> tuple[_Rows, Sequence[s
     """Split, label and path of each image, and notes; its class folder is its label."""
     found = read_arrangement(root, each=each, stacked=stacked)
     rows = [
-        (split, as_label(name, root), file)
+        (split, normalize_label(name, root), file)
         for split, folders in found.classes.items()
         for name, files in folders.items()
         for file in files
@@ -102,20 +102,22 @@ def _by_folder(root: Path, each: bool, stacked: bool) -> tuple[_Rows, Sequence[s
 
 def _by_name(root: Path, pattern: str, each: bool) -> tuple[_Rows, Sequence[str]]:
     """Split, label and path of each image, and notes; a pattern finds the label in the path."""
-    parts = {folder: split_of(folder.name) for folder in subfolders(root)}
+    parts = {folder: parse_split(folder.name) for folder in subfolders(root)}
     splits = {folder: split for folder, split in parts.items() if split is not None}
     if splits and len(splits) < len(parts):
         others = [folder.name for folder in parts if folder not in splits]
         raise DataError(
             f"{root} has the folders {', '.join(folder.name for folder in splits)}, which are named like splits, "
-            f"beside {some(others)}; rename them if they are no splits, or move the others into them"
+            f"beside {head(others)}; rename them if they are no splits, or move the others into them"
         )
     listings = {split: list_images(folder, each=each) for folder, split in (splits or {root: ""}).items()}
     files = [(split, file) for split, listing in listings.items() for file in listing.files]
     if not files:
         raise DataError(f"{root} holds no image; check data.path")
     labels = by_pattern("data.label_pattern", pattern, [file.relative_to(root).as_posix() for _, file in files])
-    rows: _Rows = [(split, as_label(label, root), file) for (split, file), label in zip(files, labels, strict=True)]
+    rows: _Rows = [
+        (split, normalize_label(label, root), file) for (split, file), label in zip(files, labels, strict=True)
+    ]
     return rows, describe_passed_over(list(listings.values()))
 
 
@@ -123,7 +125,7 @@ def _refuse_lone_class(root: Path, names: Set[Label]) -> None:
     if len(names) != 1:
         return
     (name,) = names
-    splits = [path for path in subfolders(root) if split_of(path.name)]
+    splits = [path for path in subfolders(root) if parse_split(path.name)]
     folders = [p for part in splits or [root] for p in subfolders(part) if clean_name(p.name) == name]
     inside = [path.name for path in subfolders(folders[0])] if folders else []
     if not inside:
@@ -131,7 +133,7 @@ def _refuse_lone_class(root: Path, names: Set[Label]) -> None:
     told = f"{root} has one class only ({name}), two are needed"
     if splits:
         raise DataError(
-            f"{told}; are the folders in {folders[0]} the classes ({some(inside)})? --data.label_pattern "
+            f"{told}; are the folders in {folders[0]} the classes ({head(inside)})? --data.label_pattern "
             "'([^/]+)/[^/]+$' takes the lowest folders"
         )
     raise DataError(f"{told}; is {folders[0]} the folder that you mean?")
@@ -177,11 +179,11 @@ def find_partners(
     if alone:
         raise DataError(
             f"{len(alone)} of {len(files)} images have no {what} at the same place and of the same stem in {other}: "
-            f"{some(alone)}; add it, or take the image out"
+            f"{head(alone)}; add it, or take the image out"
         )
     several = [f"{p[0]} and {p[1].name}" for p in found if len(p) > 1]
     if several:
-        raise DataError(f"{len(several)} images have several {what}s of the same stem: {some(several)}; keep one each")
+        raise DataError(f"{len(several)} images have several {what}s of the same stem: {head(several)}; keep one each")
     return [partners[0] for partners in found]
 
 

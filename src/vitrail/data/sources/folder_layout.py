@@ -9,23 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vitrail.data.classes import clean_name
-from vitrail.data.image_errors import some
+from vitrail.data.image_errors import head
 from vitrail.data.listing import (
     TEXT_SUFFIXES,
     Listing,
     by_suffix,
-    count_of,
     describe_passed_over,
     list_images,
+    plural,
     subfolders,
 )
 from vitrail.data.sources.folder_names import (
     are_bands,
     are_masks,
     are_variants,
+    guess_split,
     images_and_masks,
-    split_like,
-    split_of,
+    parse_split,
 )
 from vitrail.errors import DataError
 
@@ -76,8 +76,8 @@ def read_arrangement(root: Path, *, each: bool = False, stacked: bool = False) -
     for listing in listings:
         if listing.files and not listing.deep:
             found.notes.append(
-                f"passed over {count_of(len(listing.files), 'image')} in no class folder, directly in {listing.root}: "
-                f"{some([file.name for file in listing.files])}"
+                f"passed over {plural(len(listing.files), 'image')} in no class folder, directly in {listing.root}: "
+                f"{head([file.name for file in listing.files])}"
             )
     found.notes += describe_passed_over(listings)
     return found
@@ -88,7 +88,7 @@ def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
     parts: dict[str, Path] = {}
     folders = subfolders(root)
     for folder in folders:
-        split = split_of(folder.name)
+        split = parse_split(folder.name)
         if split in parts:
             raise DataError(f"{root} has {parts[split].name} and {folder.name}; keep one folder for {split}")
         if split is not None:
@@ -99,19 +99,19 @@ def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
         # Perhaps train and test are vehicles and exams here, or the images to predict lie beside the classes.
         raise DataError(
             f"{root} has the folders {', '.join(p.name for p in parts.values())}, which are named like splits, beside "
-            f"{some([p.name for p in others])}; rename them if they are classes, put the others into a folder train if "
+            f"{head([p.name for p in others])}; rename them if they are classes, put the others into a folder train if "
             "they are not"
         )
     if not parts:
         _refuse_splits_by_other_names(root, folders)
         return {"": root}
-    for folder in [folder for folder in others if split_like(folder.name)]:
+    for folder in [folder for folder in others if guess_split(folder.name)]:
         _note_unlabelled(folder, list_images(folder).files, found)
         others.remove(folder)
     if others:
         found.notes.append(
-            f"passed over {count_of(len(others), 'folder')} beside {', '.join(p.name for p in parts.values())}: "
-            f"{some([p.name for p in others])}"
+            f"passed over {plural(len(others), 'folder')} beside {', '.join(p.name for p in parts.values())}: "
+            f"{head([p.name for p in others])}"
         )
     for split in [split for split in ("val", "test") if split in parts and "train" in parts]:
         images = _unlabelled(parts[split], parts["train"])
@@ -122,7 +122,7 @@ def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
 
 def _note_unlabelled(folder: Path, images: Sequence[Path], found: Arrangement) -> None:
     found.notes.append(
-        f"passed over {folder}: its {count_of(len(images), 'image')} lie in no class folders and look unlabelled; "
+        f"passed over {folder}: its {plural(len(images), 'image')} lie in no class folders and look unlabelled; "
         f"`vitrail predict RUN {shlex.quote(str(folder))}` classifies them after training"
     )
 
@@ -136,7 +136,7 @@ def _refuse_missed_splits(root: Path, parts: dict[str, Path], others: Sequence[P
     if not parts:
         return
     for folder in others:
-        split = split_like(folder.name)
+        split = guess_split(folder.name)
         if (
             split is not None
             and split not in parts
@@ -147,7 +147,7 @@ def _refuse_missed_splits(root: Path, parts: dict[str, Path], others: Sequence[P
                 f"the split {split}; rename it {split}, or move it out of {root}"
             )
     # Perhaps train is a vehicle here, and the others are too.
-    if all(split_like(folder.name) or are_masks(folder.name) for folder in others) and "train" in parts:
+    if all(guess_split(folder.name) or are_masks(folder.name) for folder in others) and "train" in parts:
         _refuse_flat_training(parts["train"])
 
 
@@ -156,7 +156,7 @@ def _refuse_flat_training(train: Path) -> None:
         number = len(list_images(train, deep=False).files)
         if number:
             raise DataError(
-                f"{train} holds {count_of(number, 'image')} and no class folders; put each class's images "
+                f"{train} holds {plural(number, 'image')} and no class folders; put each class's images "
                 "into a folder of its own, or take the class from a table (data.source table) or from the images' "
                 f"names: --data.path {shlex.quote(str(train))} --data.label_pattern REGEX"
             )
@@ -225,7 +225,7 @@ def _refuse_splits_by_other_names(root: Path, folders: Sequence[Path]) -> None:
     Raises:
         DataError: They are.
     """
-    likely = {folder.name: split_like(folder.name) for folder in folders}
+    likely = {folder.name: guess_split(folder.name) for folder in folders}
     if len(folders) < 2 or None in likely.values() or "train" not in likely.values():
         return
     train = next(folder for folder in folders if likely[folder.name] == "train")
@@ -291,7 +291,7 @@ def _classes_inside(folders: Sequence[Path]) -> str:
     """A remedy where the folder of images has folders inside, perhaps of classes or splits."""
     for folder in [folder for folder in folders if not are_masks(folder.name)]:
         inside = subfolders(folder)
-        classes = [path for path in inside if not split_of(path.name)] or [
+        classes = [path for path in inside if not parse_split(path.name)] or [
             p for path in inside for p in subfolders(path)
         ]
         if len(classes) > 1:
@@ -346,18 +346,18 @@ def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, share
             "stack them with --data.band_files '(?P<band>[^/]+)/[^/]+$' and --data.band_names "
             f"'[{', '.join(shared)}]'"
         )
-    if any(split_of(name) or are_masks(name) for name in shared) and not all(split_of(name) for name in shared):
+    if any(parse_split(name) or are_masks(name) for name in shared) and not all(parse_split(name) for name in shared):
         raise DataError(
             f"each class folder in {root} ({names}) holds {_listed(shared)}, which are named like splits or masks, not "
             f"like classes; --data.path {shlex.quote(str(folders[0]))} takes {folders[0].name} alone"
         )
     inside = [path.name for path in subfolders(folders[0] / shared[0])] if first == folders[0] else []
-    if len(inside) > 1 and all(split_of(name) for name in shared):
+    if len(inside) > 1 and all(parse_split(name) for name in shared):
         raise DataError(
             f"the folders {names} in {root} hold the splits {_listed(shared)}, and these {_listed(inside)}, which seem "
             f"to be the classes; --data.path {shlex.quote(str(folders[0]))} takes {folders[0].name} alone"
         )
-    if all(split_of(name) for name in shared):
+    if all(parse_split(name) for name in shared):
         raise DataError(
             f"each class folder in {root} ({names}) holds the splits {_listed(shared)}; put the classes into the "
             f"splits: {shared[0]}/{folders[0].name}, ..."

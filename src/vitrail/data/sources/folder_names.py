@@ -41,13 +41,13 @@ _BAND = re.compile(
 )
 
 
-def split_of(name: str) -> str | None:
+def parse_split(name: str) -> str | None:
     """The split that a folder's name names; None where it names none."""
     lower = name.lower()
     return next((split for split, names in SPLIT_NAMES.items() if lower in names), None)
 
 
-def split_like(name: str) -> str | None:
+def guess_split(name: str) -> str | None:
     """The split that a folder's name seems to name: "Final_Training", "images_train", "test2017"."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}

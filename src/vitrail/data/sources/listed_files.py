@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from vitrail.data.image_errors import SKIP, some
+from vitrail.data.image_errors import SKIP, head
 from vitrail.data.listing import list_files
 from vitrail.errors import DataError
 
@@ -49,7 +49,7 @@ class ListedFiles:
         if missing and (not skip or len(missing) == len(names)):
             remedy = "" if len(missing) == len(names) else f"; {SKIP}"
             raise DataError(
-                f"{len(missing)} of {len(names)} images that {self.table} lists do not exist: {some(missing)}; paths "
+                f"{len(missing)} of {len(names)} images that {self.table} lists do not exist: {head(missing)}; paths "
                 f"are relative to {self.folder} (data.image_folder){remedy}"
             )
         several = [
@@ -59,7 +59,7 @@ class ListedFiles:
         ]
         if several:
             raise DataError(
-                f"{len(several)} of {len(names)} names in {self.table} fit several files: {some(several)}; write the "
+                f"{len(several)} of {len(names)} names in {self.table} fit several files: {head(several)}; write the "
                 "path and the suffix of one"
             )
         return [files[0] if files else self.folder / name for name, files in zip(names, found, strict=True)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import ClassRules
 from vitrail.data.file_reader import FileReader, file_readers
-from vitrail.data.notes import warn_of
+from vitrail.data.notes import warn_data
 from vitrail.data.sources.arrays import ArraySource
 from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource
@@ -82,7 +82,7 @@ _ONLY_FOR = {
 }
 
 
-def understands(source: str, setting: str) -> bool:
+def accepts_setting(source: str, setting: str) -> bool:
     """Whether a setting has a meaning for a source."""
     return setting not in _ONLY_FOR or source in _ONLY_FOR[setting]
 
@@ -147,7 +147,7 @@ def check_values(source: ImageSource, *, of_run: bool = False) -> None:
     for values in source.values.values():
         told, suspicious = values.check(source.keys, of_run=of_run)
         notes += told
-        warn_of(suspicious)
+        warn_data(suspicious)
     source.value_notes = notes
 
 
@@ -194,7 +194,7 @@ def _openers(
 def _refuse_meaningless(config: DataConfig) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not understands(config.source, field.name) and value != field.default:
+        if not accepts_setting(config.source, field.name) and value != field.default:
             raise ConfigError(
                 f"data.{field.name} {value!r} has no meaning for data.source {config.source}, only for "
                 f"{', '.join(_ONLY_FOR[field.name])}; leave it out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vitrail.data.image_errors import some
+from vitrail.data.image_errors import head
 from vitrail.errors import ConfigError, DataError
 
 
@@ -31,7 +31,7 @@ def by_pattern(setting: str, pattern: str, keys: Sequence[str]) -> list[str]:
     strangers = [key for key, value in zip(keys, found, strict=True) if not value]
     if strangers:
         raise DataError(
-            f"{setting} {pattern!r} finds nothing in {len(strangers)} of {len(keys)} paths: {some(strangers, 1)}; "
+            f"{setting} {pattern!r} finds nothing in {len(strangers)} of {len(keys)} paths: {head(strangers, 1)}; "
             "change the pattern, or rename or remove these files"
         )
     return [value for value in found if value]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitrail.data.leaf_renderer import BANDS, CLASSES, IMAGE_BANDS, SPECTRAL_BANDS, class_of, draw_leaf
+from vitrail.data.leaf_renderer import BANDS, CLASSES, IMAGE_BANDS, SPECTRAL_BANDS, draw_leaf, leaf_class
 from vitrail.data.sources.base import ImageSource
 
 
@@ -31,7 +31,7 @@ class SyntheticLeavesSource(ImageSource):
         self.bands = {"image": tuple(IMAGE_BANDS), "spectral": tuple(SPECTRAL_BANDS)}
         self.wavelengths = {"image": tuple(IMAGE_BANDS.values()), "spectral": tuple(SPECTRAL_BANDS.values())}
         self.keys = [f"synthetic/{seed}/{i:06d}" for i in range(number)]
-        self.targets = np.array([class_of(seed, i) for i in range(number)], dtype=np.int64)
+        self.targets = np.array([leaf_class(seed, i) for i in range(number)], dtype=np.int64)
         self.given_split = [""] * number
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:

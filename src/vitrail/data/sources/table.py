@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vitrail.data.classes import ClassRules, Label, as_label, clean_name, count_labels, resolve_classes
+from vitrail.data.classes import ClassRules, Label, clean_name, count_labels, normalize_label, resolve_classes
 from vitrail.data.file_reader import FileReader
-from vitrail.data.image_errors import some
+from vitrail.data.image_errors import head
 from vitrail.data.sources.columns import describe_unused, find_column, groups_of_cells, splits_of_cells
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.listed_files import ListedFiles
@@ -144,7 +144,7 @@ def _filled(table: Table, name: str) -> list[str]:
 
 def _refuse_empty(table: Table, name: str, rows: Sequence[int]) -> None:
     if rows:
-        lines = some([str(table.lines[i]) for i in rows])
+        lines = head([str(table.lines[i]) for i in rows])
         raise DataError(f"{table.path}: {name} is empty in {len(rows)} rows (line {lines}); fill or remove them")
 
 
@@ -197,7 +197,7 @@ def _labels_of(
         if separator is not None:
             raise ConfigError("data.label_separator has no meaning beside data.label_pattern; leave one of them out")
         found = by_pattern("data.label_pattern", form.label_pattern, [path.replace("\\", "/") for path in paths])
-        return [as_label(label, table.path) for label in found]
+        return [normalize_label(label, table.path) for label in found]
     name = _find(table, "label", form.label_column, "data.label_column")
     cells: list[Cell] = table.column(name)
     lists = any(isinstance(cell, tuple) for cell in cells)
@@ -255,10 +255,10 @@ def _refuse_repeated(
         first = [f"{name} ({', '.join(own)})" for name, own in differing.items()]
         raise DataError(
             f"{file} lists {len(repeated)} images more than once, {len(differing)} of them with different labels: "
-            f"{some(first)}; keep one row each, or give each image the labels of all its rows (data.multi_label true, "
+            f"{head(first)}; keep one row each, or give each image the labels of all its rows (data.multi_label true, "
             "task.loss bce)"
         )
-    raise DataError(f"{file} lists {len(repeated)} images more than once: {some(list(repeated))}; keep one row each")
+    raise DataError(f"{file} lists {len(repeated)} images more than once: {head(list(repeated))}; keep one row each")
 
 
 def _join_rows(
@@ -274,7 +274,7 @@ def _join_rows(
         str(files[own[0]]) for own in rows if len({(splits[i], None if groups is None else groups[i]) for i in own}) > 1
     ]
     if torn:
-        raise DataError(f"{file} puts {len(torn)} images into several splits or groups: {some(torn)}; keep one each")
+        raise DataError(f"{file} puts {len(torn)} images into several splits or groups: {head(torn)}; keep one each")
     joined: list[Label | tuple[Label, ...]] = []
     for own in rows:
         joined.append(tuple(count_labels(labels[i] for i in own)))

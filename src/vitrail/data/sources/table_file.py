@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitrail.config.data import DataConfig
-from vitrail.data.classes import Label, as_label, clean_name
+from vitrail.data.classes import Label, clean_name, normalize_label
 from vitrail.data.image_errors import refuse_pointer
 from vitrail.errors import ConfigError, DataError, did_you_mean
 
@@ -33,7 +33,7 @@ _SPREADSHEETS = {
 }
 _PARQUET = b"PAR1"
 # Rows by which the separator is found.
-_LOOKED_AT = 200
+_SAMPLE_LINES = 200
 
 # A cell: a text; labels of a Parquet table may be numbers or lists too.
 Cell = Label | tuple[Label, ...]
@@ -183,7 +183,7 @@ def _divide(
     """The table by its separator, which is found where only one fits."""
     if separator is not None:
         return _with_header(_cells(text, separator, file), file, form, is_image)
-    head = "".join(itertools.islice(io.StringIO(text, newline=""), _LOOKED_AT))
+    head = "".join(itertools.islice(io.StringIO(text, newline=""), _SAMPLE_LINES))
     wanted = _wanted_names(form)
     tries: dict[str, list[tuple[int, list[str]]]] = {}
     for mark in (*_FOUND, " "):
@@ -283,15 +283,15 @@ def _read_parquet(file: Path) -> Table:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"cannot read {file} as a table: {str(error).splitlines()[0]}") from error
-    columns = [unreadable(column.type) or cells_of(column, file) for column in table.columns]
+    columns = [column_problem(column.type) or cells_of(column, file) for column in table.columns]
     names = [clean_name(name) for name in table.column_names]
     return Table(file, names, columns, list(range(1, table.num_rows + 1)), True)
 
 
-def unreadable(kind: pa.DataType) -> str | None:
+def column_problem(kind: pa.DataType) -> str | None:
     """Why the values of a column of Arrow are no cells of a table; None where they are."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        inner = unreadable(kind.value_type)
+        inner = column_problem(kind.value_type)
         return None if inner is None else inner.replace("holds", "holds lists of", 1)
     if pa.types.is_struct(kind):
         fields = ", ".join(kind.field(i).name for i in range(kind.num_fields))
@@ -316,5 +316,5 @@ def _cell(value: Any, file: Path) -> Cell:
 
 def _one(value: Any, file: Path) -> Label:
     if isinstance(value, (str, bool, int)) or (isinstance(value, float) and value.is_integer()):
-        return as_label(value, file)
+        return normalize_label(value, file)
     return clean_name(str(value))

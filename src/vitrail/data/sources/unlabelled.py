@@ -11,7 +11,7 @@ from vitrail.data.file_reader import FileReader
 from vitrail.data.listing import by_suffix, describe_passed_over, list_images, subfolders
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder import find_partners
-from vitrail.data.sources.folder_names import split_like
+from vitrail.data.sources.folder_names import guess_split
 from vitrail.errors import DataError
 
 
@@ -40,7 +40,7 @@ class UnlabelledSource(FileSource):
         if not root.is_dir():
             raise DataError(f"no folder of images at {root}; check data.path")
         # A folder named like one of these splits holds images that were set apart; pre-training must not take them in.
-        apart = [path.name for path in subfolders(root) if split_like(path.name) in ("val", "test")]
+        apart = [path.name for path in subfolders(root) if guess_split(path.name) in ("val", "test")]
         if apart:
             raise DataError(
                 f"{root} has the folder {apart[0]}, whose images look set apart: name the folder with the others (its "

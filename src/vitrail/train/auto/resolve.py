@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
-from vitrail.data.sources.base import innermost
+from vitrail.data.sources.base import unwrap_source
 from vitrail.errors import ConfigError
 from vitrail.tasks.base import Task
 from vitrail.train.auto.batch_size import find_batch_size
@@ -60,7 +60,7 @@ def resolve_from_data(recipe: Recipe, data: ImageData, classes: tuple[str, ...])
         classes: Names of the model's classes; without them labels are not used.
     """
     resolved: dict[str, Any] = {"split": data.config.split}
-    numbering = innermost(data.source).numbering
+    numbering = unwrap_source(data.source).numbering
     if classes and numbering is not None:
         resolved |= {name: value for name, value in vars(numbering).items() if value is not None}
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **resolved))

@@ -77,7 +77,7 @@ class DrawExplanations(Callback):
             )
         self.run, self.draw = run, draw
         split = "val" if "val" in data.splits else "train"
-        self.batch: Batch = data.batch(data.spread(split, recipe.run.explain_images))
+        self.batch: Batch = data.batch(data.balanced_sample(split, recipe.run.explain_images))
         self.titles = [data.source.label(i) for i in self.batch["index"].tolist()]
         self.target = self.batch["target"] if by_class and self.batch["target"].ndim == 1 else None
         one = {name: value[:1] for name, value in self.batch.items()}
