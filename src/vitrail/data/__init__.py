@@ -1,4 +1,4 @@
-"""Images with labels: where they come from, how they are split, sized, batched and augmented."""
+"""Labelled images: sources, splits, resizing, batches and augmentation."""
 
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.sources import SOURCES, ImageSource

@@ -26,7 +26,7 @@ _NEAR, _FAR = 4, 12
 
 @dataclass(frozen=True)
 class Alignment:
-    """How pairs of images relate.
+    """Alignment and agreement of pairs of images.
 
     Attributes:
         pixels: Correlation of the overlapping pixels, shape ``(P,)``.
@@ -88,7 +88,7 @@ def _measure(first: Tensor, second: Tensor, scale: Tensor, shift: Tensor) -> Ali
 
 
 def _compare_detail(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """Correlation of the whitened spectra, shape ``(P,)``."""
+    """Compute the correlation of the whitened spectra, shape ``(P,)``."""
     side = x.shape[1]
     window = torch.hann_window(side, periodic=False).sqrt()
     weight = window[:, None] * window[None] * mask
@@ -109,7 +109,7 @@ def _compare_detail(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
 
 
 def self_similarity(images: Tensor) -> Tensor:
-    """Largest correlation of an image's gradients with themselves, moved by an eighth to three eighths of a side.
+    """Compute the largest gradient correlation of an image with itself, shifted by 1/8 to 3/8 of a side.
 
     Rows, weaves and gratings come near 1: two pictures of them agree wherever they were taken.
 
@@ -138,7 +138,7 @@ def self_similarity(images: Tensor) -> Tensor:
 
 
 def _compare_gradients(x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Correlation of all differences of neighbouring pixels, and the lower quartile of that of single blocks."""
+    """Correlate the differences of neighbouring pixels; also return the lower quartile over blocks."""
     inside = F.pad(mask[:, 1:, 1:] * mask[:, :-1, :-1], (0, 1, 0, 1))
     products = []
     for p, q in ((x, y), (x, x), (y, y)):
@@ -165,7 +165,7 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def _sampling(side: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Matrices that interpolate linearly along one axis, their derivative by the position in pixels, and the mask.
+    """Build matrices of linear interpolation along one axis, their derivative by position, and the mask.
 
     Returns:
         Shapes ``(P, side, side)``, ``(P, side, side)`` and ``(P, side)``; the mask is 0 outside of the image.
@@ -185,7 +185,7 @@ def _sampling(side: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _grid(side: int, like: Tensor) -> Tensor:
-    """Centres of pixels from -1 to 1."""
+    """Return the centres of pixels, from -1 to 1."""
     return (torch.arange(side, dtype=like.dtype) + 0.5) * 2 / side - 1
 
 
@@ -215,7 +215,7 @@ def _step(first: Tensor, second: Tensor, scale: Tensor, shift: Tensor) -> tuple[
 
 
 def _correlation(x: Tensor, y: Tensor, mask: Tensor, centred: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Correlation of masked images, and gain and offset of the line that predicts the second from the first."""
+    """Correlate masked images; also return gain and offset of the regression of the second on the first."""
     number = mask.sum((1, 2)).clamp(min=1)
     mean_x = (x * mask).sum((1, 2)) / number * centred
     mean_y = (y * mask).sum((1, 2)) / number * centred

@@ -1,4 +1,4 @@
-"""Looking for what spoils a data set: unreadable files, duplicates, leaks between splits, bands that hold nothing."""
+"""Audit of a data set: unreadable files, duplicates, leaks between splits, constant and empty bands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AUDIT_SIZE = 64
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Images that are the same, or nearly.
+    """Group of identical or nearly identical images.
 
     Attributes:
         kind: "exact" (the same files), or "near".
@@ -48,18 +48,18 @@ class DuplicateGroup:
 
     @property
     def leaks(self) -> bool:
-        """Whether they lie in several splits."""
+        """Whether the images lie in several splits."""
         return len(set(self.splits) - {""}) > 1
 
     @property
     def conflicts(self) -> bool:
-        """Whether they are of several classes."""
+        """Whether the images have several classes."""
         return len(set(self.labels)) > 1
 
 
 @dataclass(frozen=True)
 class LookAlikes:
-    """Two images with close hashes that a comparison of pixels does not confirm as copies.
+    """Pair of images with close hashes that the comparison of pixels does not confirm as copies.
 
     Attributes:
         rows: Their indices in the source.
@@ -78,7 +78,7 @@ class LookAlikes:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """Result of an audit.
 
     Attributes:
         images: How many images were looked at.
@@ -127,11 +127,11 @@ class Audit:
 
     @property
     def split_leaks(self) -> bool:
-        """Whether something of one split is seen in another."""
+        """Whether images of one split occur in another."""
         return bool(self.leaks or self.shared_groups)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Convert to plain values, for JSON."""
         return {**dataclasses.asdict(self), "split_leaks": self.split_leaks}
 
 
@@ -141,7 +141,7 @@ def audit(
     classes: Sequence[str] | None = None,
     known: KnownImages | None = None,
 ) -> tuple[Audit, ImageData]:
-    """Look at every image of a data set.
+    """Audit all images of a data set.
 
     Exact duplicates have the same bytes. Near duplicates are copies that are turned, mirrored, cropped by up to 5 % a
     side, recompressed, scaled, brighter or darker: images whose pixels agree after an alignment
@@ -204,7 +204,7 @@ def audit(
 
 @dataclass
 class _PixelFacts:
-    """What one pass over the images leaves: constant bands."""
+    """Constant and empty bands, found in one pass over the images."""
 
     constant: list[tuple[int, tuple[str, str]]]
     empty_bands: list[tuple[str, str]]
@@ -235,7 +235,7 @@ def _duplicates(
     splits: Sequence[str],
     distance: int,
 ) -> tuple[list[tuple[str, list[int], tuple[str, ...]]], list[tuple[tuple[int, int], int]]]:
-    """Groups (kind, rows, relations) and look-alikes (rows, distance); near groups take in exact copies."""
+    """Find groups (kind, rows, relations) and look-alikes (rows, distance); near groups include exact copies."""
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(data.source.digest, rows))
     copies: dict[bytes, list[int]] = {}
@@ -273,7 +273,7 @@ def _duplicates(
 def _relations(
     root: int, neighbours: Mapping[int, Sequence[tuple[int, str]]], name: Callable[[int], str]
 ) -> dict[int, str]:
-    """How each image of a group differs from its first, or else from the image through which it was found."""
+    """Describe the difference of each image from the first of its group, or from the one that links it."""
     found, waiting = {root: ""}, [root]
     for image in waiting:
         for other, kind in neighbours[image]:
@@ -284,7 +284,7 @@ def _relations(
 
 
 def _shared_groups(data: ImageData, splits: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Groups of the data's own in several splits."""
+    """List the groups of the data set that lie in several splits."""
     if data.source.groups is None and data.config.group is None:
         return {}
     found: dict[str, set[str]] = {}
@@ -295,7 +295,7 @@ def _shared_groups(data: ImageData, splits: Sequence[str]) -> dict[str, tuple[st
 
 
 def merge_groups(found: Audit, data: ImageData) -> dict[int, str]:
-    """Join the data's own groups with the groups of duplicates: a copy in two fields makes one group of both.
+    """Merge the groups of the data set with the groups of duplicates: a copy in two fields joins both.
 
     Returns:
         Name of the group of each image that belongs to one, by its index in the source: the name of the first of the
@@ -307,7 +307,7 @@ def merge_groups(found: Audit, data: ImageData) -> dict[int, str]:
 
 
 def _merged(found: Audit, data: ImageData) -> tuple[bool, list[str], DisjointSets[str]]:
-    """Whether the data has groups of its own, the group of each image (or its key), and the groups joined."""
+    """Return whether the data set has groups, the group (or key) of each image, and the merged groups."""
     own = data.source.groups is not None or data.config.group is not None
     names = list(groups_of(data.source, data.config.group)) if own else list(data.source.keys)
     sets = DisjointSets(names)
@@ -318,7 +318,7 @@ def _merged(found: Audit, data: ImageData) -> tuple[bool, list[str], DisjointSet
 
 
 def _joined_groups(found: Audit, data: ImageData) -> list[tuple[str, ...]]:
-    """The data's own groups that duplicates join, the longest list first."""
+    """List the groups of the data set that duplicates join, the longest list first."""
     own, names, sets = _merged(found, data)
     members: dict[str, list[str]] = {}
     for name in dict.fromkeys(names) if own else ():

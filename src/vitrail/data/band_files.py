@@ -1,4 +1,4 @@
-"""Bands of one image in files of their own: which files belong together, and reading them as one image."""
+"""Images whose bands are separate files: grouping of the files, and reading them as one image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SEPARATORS = " _-."
 
 @dataclass(frozen=True)
 class BandFiles:
-    """The rule by which files are bands of one image.
+    """Rule that assigns files to bands of one image.
 
     An image is known by the file of its first band; the others' names differ from it in the mark alone.
 
@@ -41,7 +41,7 @@ class BandFiles:
     bands: tuple[str, ...]
 
     def files(self, first: Path) -> list[Path]:
-        """The file of each band of an image, in order.
+        """List the file of each band of an image, in order.
 
         Args:
             first: The file of one of its bands.
@@ -66,13 +66,13 @@ class BandFiles:
         return found
 
     def name(self, path: str) -> str:
-        """What an image is called: its files' path without the mark."""
+        """Return the name of an image: the path of its files without the mark of the band."""
         parts = split_mark(self.pattern, Path(path))
         return path if parts is None else _joined(parts[0], parts[2])
 
 
 def split_mark(pattern: str, path: Path) -> tuple[str, str, str] | None:
-    """A path before a band's mark, the mark, and the path after it; None where it has none.
+    """Split a path into the parts before, inside and after the mark of its band; None without a mark.
 
     Args:
         pattern: A regular expression with a group named "band".
@@ -100,7 +100,7 @@ def _joined(before: str, after: str) -> str:
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse a pattern that finds no bands.
+    """Raise an error for a pattern without a group for bands.
 
     Raises:
         ConfigError: Not a regular expression, or one without a group named "band".
@@ -117,7 +117,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def gather(pattern: str, bands: Sequence[str], files: Sequence[Path]) -> tuple[BandFiles, list[list[int]], list[str]]:
-    """Find the files that are bands of one image.
+    """Group the files that are bands of one image.
 
     Args:
         pattern: A regular expression with a group named "band".
@@ -184,12 +184,12 @@ def _beside(pattern: str, before: str, after: str) -> list[str]:
 
 
 def natural_order(mark: str) -> list[tuple[int, str]]:
-    """A key to sort marks by, in which 2 comes before 10."""
+    """Return a sort key for marks, in which 2 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", mark) if part]
 
 
 def stack_rasters(files: Sequence[Path], open_one: Callable[[Path], Raster]) -> Raster:
-    """Read single-band rasters as one; smaller ones are enlarged to the largest, pixel by pixel.
+    """Read single-band rasters as one image; smaller bands are enlarged to the largest by repeating pixels.
 
     Args:
         files: One for each band.
@@ -237,7 +237,7 @@ def stack_rasters(files: Sequence[Path], open_one: Callable[[Path], Raster]) -> 
 
 
 def _enlarged(values: npt.NDArray[Any], height: int, width: int, name: Path) -> npt.NDArray[Any]:
-    """A band ``(1, h, w)`` at the size of the largest, each pixel repeated."""
+    """Enlarge a band ``(1, h, w)`` to the largest size by repeating pixels."""
     rows, columns = values.shape[-2:]
     if (rows, columns) == (height, width):
         return values
@@ -253,7 +253,7 @@ def _enlarged(values: npt.NDArray[Any], height: int, width: int, name: Path) -> 
 
 
 def stack_pictures(files: Sequence[Path], decode_one: Callable[[Path], Picture]) -> Picture:
-    """Read gray pictures as one image of several bands; a pixel without data in one band has none in all.
+    """Read gray pictures as one image of several bands; no data in one band is no data in all.
 
     Args:
         files: One for each band.

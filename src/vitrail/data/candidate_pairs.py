@@ -1,4 +1,4 @@
-"""Search for pairs of thumbnails that resemble each other in one of eight orientations."""
+"""Search for candidate pairs of copies among thumbnails, in eight orientations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PIECES, _UNSURE, _DISTANCE, _CROWDED = 4, 2, 10, 500
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs of rows that resemble each other.
+    """Pairs of similar rows.
 
     Attributes:
         first: Row of the one image, shape ``(P,)``.
@@ -58,17 +58,17 @@ class Candidates:
         return Candidates(self.first[chosen], self.second[chosen], self.orientation[chosen], self.scale[chosen])
 
     def ends(self) -> list[tuple[int, int]]:
-        """The two rows of each pair."""
+        """Return the two rows of each pair."""
         return list(zip(self.first.tolist(), self.second.tolist(), strict=True))
 
     def pixels(self, small: Thumbnails) -> tuple[Tensor, Tensor]:
-        """The first images, brought into their orientation, and the second images, shape ``(P, N, N)``, 0..1."""
+        """Return the oriented first images and the second images, shape ``(P, N, N)``, 0..1."""
         turns = zip(self.first.tolist(), self.orientation.tolist(), strict=True)
         return _unit(np.concatenate([orient(small[i : i + 1], turn) for i, turn in turns])), _unit(small[self.second])
 
 
 def orient(images: Thumbnails, orientation: int) -> Thumbnails:
-    """Bring images into one of the eight orientations.
+    """Transform images to one of the eight orientations.
 
     Args:
         images: Shape ``(B, N, N)``.
@@ -80,7 +80,7 @@ def orient(images: Thumbnails, orientation: int) -> Thumbnails:
 
 
 def similar_pairs(small: Thumbnails, starts: Integers) -> Iterator[Candidates]:
-    """Compare each image with all that come after it; slightly cropped copies are found.
+    """Compare each image with all later ones; slightly cropped copies are found.
 
     The time grows with the square of the number of images: all pairs go through a matrix product.
 
@@ -115,7 +115,7 @@ def similar_pairs(small: Thumbnails, starts: Integers) -> Iterator[Candidates]:
 
 
 def orient_pairs(small: Thumbnails, first: Integers, second: Integers) -> Candidates:
-    """Find the orientation and the scale in which the images of each pair resemble each other most.
+    """Find the orientation and scale of the highest similarity of each pair.
 
     Args:
         small: Gray thumbnails, shape ``(N, 32, 32)``.
@@ -129,7 +129,7 @@ def orient_pairs(small: Thumbnails, first: Integers, second: Integers) -> Candid
 
 
 def hashed_pairs(small: Thumbnails, splits: Sequence[str]) -> Iterator[Candidates]:
-    """Compare images of different splits that share a piece of their hash; cropped copies are mostly missed.
+    """Compare images of different splits with a common part of their hash; cropped copies are mostly missed.
 
     A hash is the signs of the lowest frequencies. Of the larger split the pieces are sorted; each image of the smaller
     one looks up its pieces in eight orientations, also with its least certain bits inverted.
@@ -160,7 +160,7 @@ def hashed_pairs(small: Thumbnails, splits: Sequence[str]) -> Iterator[Candidate
 
 
 class _Index:
-    """Hashes of images by their pieces.
+    """Index of hashes by their parts.
 
     Args:
         waves: Descriptors, shape ``(N, 8, 8)``.
@@ -177,7 +177,7 @@ class _Index:
             self.keys.append(keys[order])
 
     def find(self, views: Tensor) -> tuple[Integers, Integers, Integers]:
-        """Rows of the query, rows of the index and orientations, each pair once.
+        """Return rows of the query, rows of the index and orientations, each pair once.
 
         Args:
             views: Descriptors in eight orientations, shape ``(B, 8, 64)``.
@@ -219,7 +219,7 @@ def _unit(small: Thumbnails) -> Tensor:
 
 
 def _descriptors(small: Thumbnails, zoom: float = 0.0) -> Tensor:
-    """Lowest frequencies of the cosine transform, each times its frequency, of unit length, shape ``(N, 8, 8)``.
+    """Compute the lowest DCT frequencies, each times its frequency, of unit length, shape ``(N, 8, 8)``.
 
     The spectrum of photos falls with the frequency; the factor gives every frequency about the same weight.
     """
@@ -242,25 +242,25 @@ _Pairings = tuple[tuple[Tensor, Tensor, float], ...]
 
 
 def _described(small: Thumbnails) -> tuple[Tensor, Tensor]:
-    """Descriptors of the whole images, and of the images without their margins."""
+    """Compute descriptors of the whole images, and of the images without their margins."""
     return _descriptors(small), _descriptors(small, _ZOOM)
 
 
 def _pairings(views: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> _Pairings:
-    """Whole with whole; the row's image cropped; the column's image cropped."""
+    """Pair whole with whole, cropped row with column, and row with cropped column."""
     inside = 1 - 2 * _ZOOM
     return ((views[0], columns[0], 1.0), (views[1], columns[0], inside), (views[0], columns[1], 1 / inside))
 
 
 def _best(pairings: _Pairings, row: Tensor, column: Tensor) -> tuple[Integers, npt.NDArray[np.float32]]:
-    """Orientation and scale of the highest similarity of each pair, both of shape ``(P,)``."""
+    """Return orientation and scale of the highest similarity of each pair, both of shape ``(P,)``."""
     every = torch.cat([(view[row] * values[column][:, None]).sum(2) for view, values, _ in pairings], 1)
     best = every.argmax(1)
     return (best % 8).numpy(), torch.tensor([zoom for *_, zoom in pairings])[best // 8].numpy()
 
 
 def _orientations(waves: Tensor) -> Tensor:
-    """Descriptors of the eight orientations: transposed, and with the odd frequencies negated.
+    """Compute descriptors of the eight orientations: transposed, and with the odd frequencies negated.
 
     Args:
         waves: Shape ``(N, 8, 8)``.
@@ -280,7 +280,7 @@ def _orientations(waves: Tensor) -> Tensor:
 
 
 def _most_similar(row: Integers, score: npt.NDArray[np.float32]) -> Integers:
-    """Indices of the most similar candidates of each row, the most similar of all first."""
+    """Return the indices of the most similar candidates of each row, sorted by similarity."""
     order = np.lexsort((-score, row))
     first = np.searchsorted(row[order], row[order])
     kept = order[np.arange(len(order)) - first < _MOST_CANDIDATES]

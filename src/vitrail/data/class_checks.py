@@ -1,4 +1,4 @@
-"""Facts about the classes of opened images that a reader of results must know: no image, no value, several in one."""
+"""Checks of the classes of opened images: classes without images, missing values, joined names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitrail.data.sources.base import ImageSource
 
 
 def describe_empty(source: ImageSource) -> list[str]:
-    """One line on classes that have a name and no image; nothing where there are none."""
+    """Describe classes without images in one line; an empty list if all have images."""
     empty = [name for i, name in enumerate(source.classes) if not source.has_class(i).any()]
     if not empty:
         return []
@@ -18,7 +18,7 @@ def describe_empty(source: ImageSource) -> list[str]:
 
 
 def describe_doubtful(names: Sequence[str]) -> list[str]:
-    """A line on names that seem to join several classes ("ant|bee"), and one on names that stand for no value."""
+    """Describe names that seem to join several classes ("ant|bee"), and names of missing values."""
     lines = []
     for mark in "|;,":
         joined = [

@@ -1,4 +1,4 @@
-"""From the labels of a data set to class indices: one rule for every source."""
+"""Map the labels of a data set to class indices: one rule for all sources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TRUTH = {"false": "0", "true": "1", "0": "false", "1": "true"}
 
 @dataclass(frozen=True)
 class ClassRules:
-    """What decides which class a label is, beside the labels themselves.
+    """Settings that decide the class of a label.
 
     Attributes:
         names: Names of the classes, in order (``data.class_names``).
@@ -49,7 +49,7 @@ class ClassRules:
 
     @classmethod
     def of(cls, config: DataConfig, known: Sequence[str] | None) -> ClassRules:
-        """The rules of a config, and the classes of a run where there is one."""
+        """Read the rules of a config, and the classes of a run if given."""
         merge = config.merge_labels == "similar"
         given = config.label_values
         values = None if given is None else tuple(v if isinstance(v, (int, str)) else str(v) for v in given)
@@ -58,7 +58,7 @@ class ClassRules:
 
 @dataclass(frozen=True)
 class Numbering:
-    """How the labels of a data set were numbered; a run records it in its recipe.
+    """Mapping of labels to class indices; a run records it in its recipe.
 
     Attributes:
         class_names: Names of the classes, in order.
@@ -74,7 +74,7 @@ class Numbering:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set.
+    """Classes of a data set.
 
     Attributes:
         names: Their names, in order.
@@ -87,7 +87,7 @@ class Classes:
     numbering: Numbering | None = None
 
     def named(self, labels: Iterable[Label | tuple[Label, ...]]) -> list[str | tuple[str, ...]]:
-        """The class of each label, or classes of each tuple of labels."""
+        """Map each label, or each tuple of labels, to its class."""
         name = {label: self.names[i] for label, i in self.index.items()}
         return [
             tuple(dict.fromkeys(name[one] for one in label)) if isinstance(label, tuple) else name[label]
@@ -123,7 +123,7 @@ def normalize_label(value: object, where: object) -> Label:
 
 
 def similar_key(name: str) -> str:
-    """Text that is equal for names that hardly look different.
+    """Compute a key that is equal for names that look alike.
 
     They differ only in letter case, width, quotation marks, invisible characters, or the blanks, "_" and "-" between
     words.
@@ -138,7 +138,7 @@ def similar_key(name: str) -> str:
 
 
 def reject_missing_labels(labels: Iterable[Label], where: object) -> None:
-    """Refuse "nan", "None" and the like among labels that are numbers otherwise: a program wrote them for no value.
+    """Raise an error for "nan", "None" and similar texts among numeric labels: they mark missing values.
 
     Raises:
         DataError: There are such labels.
@@ -152,7 +152,7 @@ def reject_missing_labels(labels: Iterable[Label], where: object) -> None:
 
 
 def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of class names that differ only in spelling; see :func:`similar_key`."""
+    """Group class names that differ only in spelling; see :func:`similar_key`."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(similar_key(name), []).append(name)
@@ -160,7 +160,7 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def describe_similar(names: Iterable[str]) -> str | None:
-    """One line that names the classes that differ only in spelling, with the remedy; None where there are none."""
+    """Describe classes that differ only in spelling, with the remedy; None if there are none."""
     groups = similar_names(names)
     if not groups:
         return None
@@ -178,7 +178,7 @@ def resolve_classes(
     own: Mapping[int, str] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Classes:
-    """Decide the classes of a data set, and the class of each of its labels.
+    """Resolve the classes of a data set, and the class of each label.
 
     Names are in alphabetical order and numbers in numeric order, unless ``data.class_names``, the data or a run give
     the order. Texts count as numbers where all of them are (``"1"`` and ``"1.0"`` are the same class).
@@ -233,7 +233,7 @@ def resolve_classes(
 
 
 def match_names_to_numbers(present: Sequence[int], names: Sequence[str], where: object) -> tuple[int, ...]:
-    """The number that each name belongs to: they count from 0, or from 1 where the numbers leave no other reading.
+    """Match names to numeric labels, which count from 0, or from 1 where the labels allow nothing else.
 
     Args:
         present: The numbers that are there.
@@ -265,7 +265,7 @@ def match_names_to_numbers(present: Sequence[int], names: Sequence[str], where: 
 def encode_targets(
     labels: Sequence[Label | tuple[Label, ...]], index: Mapping[Label, int], count: int
 ) -> npt.NDArray[np.int64]:
-    """Labels as class indices.
+    """Convert labels to class indices.
 
     Args:
         labels: A label an image, or a tuple of any number of labels an image.
@@ -284,12 +284,12 @@ def encode_targets(
 
 
 def count_labels(labels: Iterable[Label | tuple[Label, ...]]) -> Counter[Label]:
-    """How many images have each label."""
+    """Count the images of each label."""
     return Counter(one for label in labels for one in (label if isinstance(label, tuple) else (label,)))
 
 
 def parse_number(text: str) -> int | float | None:
-    """The number that a text is, as an integer where it is whole ("1.0"); None where it is none."""
+    """Parse a text as a number, an integer if it is whole ("1.0"); None if it is not a number."""
     if not _DECIMAL.fullmatch(text):
         return None
     whole, _, fraction = text.partition(".")
@@ -297,7 +297,7 @@ def parse_number(text: str) -> int | float | None:
 
 
 def _numbers(found: Iterable[Label]) -> dict[Label, int | float] | None:
-    """The labels as numbers; None where one is no number."""
+    """Parse the labels as numbers; None if one is not a number."""
     values: dict[Label, int | float] = {}
     for label in found:
         value = label if isinstance(label, int) else parse_number(label)
@@ -308,7 +308,7 @@ def _numbers(found: Iterable[Label]) -> dict[Label, int | float] | None:
 
 
 def _names_of_numbers(values: Mapping[Label, int | float]) -> dict[Label, str]:
-    """Names of numbers; digits are kept as they are spelled ("007") where a number has one spelling."""
+    """Name numbers; digits keep their spelling ("007") where a number has only one."""
     spelled: dict[int | float, set[str]] = {}
     for label, value in values.items():
         spelled.setdefault(value, set()).add(str(label))
@@ -335,7 +335,7 @@ def _values_of(
     found: Mapping[Label, int | float],
     where: Path,
 ) -> tuple[Label | float, ...]:
-    """The number of each given name."""
+    """Return the number of each given name."""
     if values is not None:
         own = _numbers(values)
         if own is not None:
@@ -381,7 +381,7 @@ def _name_numbers(
 def _rename(
     names: dict[Label, str], given: tuple[str, ...], rules: ClassRules, own: Mapping[int, str] | None, where: Path
 ) -> tuple[dict[Label, str], Numbering | None]:
-    """The given names of labels that are texts, or that the data itself names."""
+    """Apply the given names to labels that are texts, or that the data set names itself."""
     spelled = {} if own is None else {value: clean_name(name) for value, name in own.items()}
     renamed = {clean_name(v): n for v, n in zip(rules.values or (), given, strict=False) if isinstance(v, str)}
     if own is not None and not renamed and not set(spelled.values()) & set(given):
@@ -420,7 +420,7 @@ def _rename(
 
 
 def _merge(names: dict[Label, str], found: Mapping[Label, int]) -> dict[Label, str]:
-    """Names that differ only in spelling become the most frequent one of them."""
+    """Merge names that differ only in spelling into the most frequent one."""
     counts: Counter[str] = Counter()
     for label, name in names.items():
         counts[name] += found[label]
@@ -431,7 +431,7 @@ def _merge(names: dict[Label, str], found: Mapping[Label, int]) -> dict[Label, s
 
 
 def _in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Numbers in numeric order, where all names are numbers; else alphabetical."""
+    """Sort names: numerically where all are numbers, else alphabetically."""
     values = {name: parse_number(name) for name in names}
     if all(value is not None for value in values.values()):
         return tuple(sorted(values, key=lambda name: (values[name] or 0, name)))
@@ -439,7 +439,7 @@ def _in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[Label, int]:
-    """The index among a run's classes of each label."""
+    """Look up the class index of each label among the classes of a run."""
     known = rules.known or ()
     exact, numeric, similar = (_unique(known, key) for key in (clean_name, parse_number, similar_key))
     index: dict[Label, int] = {}
@@ -468,7 +468,7 @@ def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[L
 
 
 def _unique(known: Sequence[str], key: object) -> dict[object, int]:
-    """Index of each class by a key that no other class shares."""
+    """Index the classes by a key; keys shared by several classes are left out."""
     assert callable(key)
     keys = [key(name) for name in known]
     counts = Counter(keys)
@@ -483,7 +483,7 @@ def _with_similar(names: Sequence[str], known: Sequence[str], whose: str) -> str
 
 
 def _merging(names: Sequence[str], known: Sequence[str]) -> str:
-    """The remedy for names of which all have another spelling among those that are known."""
+    """Return the remedy for names that are other spellings of known names."""
     near = {similar_key(name) for name in known}
     return ", merge them with data.merge_labels similar" if all(similar_key(name) in near for name in names) else ""
 

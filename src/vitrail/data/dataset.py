@@ -1,4 +1,4 @@
-"""From a data config to batches."""
+"""Open the images of a data config, split them, and load batches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True, repr=False)
 class ImageData:
-    """A source together with its split.
+    """Source of images together with its split.
 
     Attributes:
         source: The images.
@@ -57,7 +57,7 @@ class ImageData:
         return f"ImageData({self.config.source}, {len(self.source):,} images: {splits})"
 
     def indices(self, split: str) -> list[int]:
-        """Indices of a split's images.
+        """Return the indices of a split's images.
 
         Raises:
             DataError: There is no such split; the message says which there are.
@@ -70,7 +70,7 @@ class ImageData:
     def loader(
         self, split: str, *, shuffle_seed: int | None = None, rank: int = 0, world: int = 1
     ) -> DataLoader[Batch]:
-        """Batches of a split, in order, or shuffled anew in each pass (the last incomplete batch is then left out).
+        """Build a loader of a split, in order or shuffled (the last incomplete batch is then dropped).
 
         Each pass over the loader has another order, which the seed and the number of the pass decide;
         ``loader.sampler.set_epoch(n)`` chooses a pass. Images are as the files have them, in 0..1: neither normalised
@@ -136,7 +136,7 @@ class ImageData:
         return self.fill if self.source.has_no_data else None
 
     def _workers(self, indices: Sequence[int], batch_size: int) -> int:
-        """How many processes read batches of some images."""
+        """Choose the number of worker processes."""
         asked = self.config.num_workers
         if asked == 0 or (asked == -1 and self.source.in_memory):
             return 0
@@ -144,7 +144,7 @@ class ImageData:
         return choose_workers(asked, batch_size * sum(x.nbytes for x in one.values()))
 
     def batches(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
-        """Batches of some images, each once and in order."""
+        """Iterate over batches of images, each image once and in order."""
         workers = self._workers(indices, batch_size) if len(indices) > 8 * batch_size else 0
         return iter(
             _UnitLoader(
@@ -158,12 +158,12 @@ class ImageData:
         )
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Those images of the source as one batch."""
+        """Load images as one batch."""
         rows = _SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices))))
         return _to_unit_batch(rows, self._filling())
 
     def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The streams of those images alone, to be drawn or classified: nothing in them is NaN.
+        """Load the streams of images for figures or classification, without NaN.
 
         Args:
             indices: Which images of the source.
@@ -178,7 +178,7 @@ class ImageData:
         return {name: fill_no_data(x, (self.fill or {}).get(name)) for name, x in streams.items()}
 
     def balanced_sample(self, split: str, most: int) -> list[int]:
-        """Some images of a split for a person to look at: the first of each class, then the second of each, and so on.
+        """Select images of a split for display: the first of each class, then the second of each, and so on.
 
         Args:
             split: Its name.
@@ -195,7 +195,7 @@ class ImageData:
         return turns[:most]
 
     def evenly_spaced(self, split: str, most: int) -> list[int]:
-        """Some images of a split to measure: at most so many, evenly spaced over it.
+        """Select images of a split, evenly spaced over it.
 
         Args:
             split: Its name.
@@ -209,7 +209,7 @@ class ImageData:
         return [indices[i] for i in places]
 
     def balance(self) -> dict[str, dict[str, int]]:
-        """For each class, the images of each split."""
+        """Count the images of each class and split."""
         source = self.source
         return {
             name: {split: int(source.has_class(i)[own].sum()) for split, own in self.splits.items()}
@@ -217,7 +217,7 @@ class ImageData:
         }
 
     def fingerprint(self) -> str:
-        """Hash the images' contents, classes and splits, whatever they are called and in whatever order."""
+        """Hash the images' contents, classes and splits, independent of names and order."""
         digests = self.source.digests()
         content = hashlib.sha256(repr(self.source.classes).encode())
         for name, indices in sorted(self.splits.items()):
@@ -236,11 +236,11 @@ class ImageData:
         return content.hexdigest()[:16]
 
     def identity(self) -> dict[str, str]:
-        """What a record of these images says of them: the hashes of their contents and of their names."""
+        """Return the hashes of contents and of names, for records."""
         return {"fingerprint": self.fingerprint(), "listing": self.listing()}
 
     def statistics(self, most: int = 500) -> dict[str, tuple[list[float], list[float]]]:
-        """Mean and standard deviation of each band to normalise by.
+        """Compute mean and standard deviation of each band, for normalisation.
 
         They come from the file that ``data.statistics`` names, or else from the training images (at most ``most``,
         evenly spaced).
@@ -292,7 +292,7 @@ def open_data(
     fill: Mapping[str, Sequence[float]] | None = None,
     known: KnownImages | None = None,
 ) -> ImageData:
-    """Open the images that a config names, and split them; facts about them are printed to standard error.
+    """Open and split the images of a config; notices are printed to standard error.
 
     Batches are not augmented; :meth:`ImageData.loader` says how to augment them.
 
@@ -351,7 +351,7 @@ _SPLIT_NAMES = (*SPLITS, "unlabelled", NEW, "all")
 
 
 def _assign_splits(source: ImageSource, config: DataConfig, split: bool) -> list[str]:
-    """The split of each image by the data or the rule."""
+    """Return the split of each image, from the data set or by the rule of the config."""
     if not split:
         return [name or "all" for name in source.given_split]
     assigned = assign_splits(source, config)
@@ -361,7 +361,7 @@ def _assign_splits(source: ImageSource, config: DataConfig, split: bool) -> list
 
 
 def split_by_rule(data: ImageData) -> ImageData:
-    """The same images, split by the data or the rule of their config, as when a run begins."""
+    """Split the images as at the start of a run: as the data set or the rule of their config says."""
     assigned = _assign_splits(data.source, data.config, True)
     splits = {name: [i for i, found in enumerate(assigned) if found == name] for name in _SPLIT_NAMES}
     return dataclasses.replace(data, splits={name: indices for name, indices in splits.items() if indices})
@@ -388,7 +388,7 @@ class _SplitDataset(Dataset[Any]):
 
 
 class _UnitLoader(DataLoader[Batch]):
-    """Turns what the workers hand over into float32: of 8 bits they have a quarter to pass on.
+    """Loader that converts batches of workers to float32: 8-bit batches are a quarter of the size to transfer.
 
     Pixels without data are filled here, before anything else sees the batch.
     """
@@ -414,7 +414,7 @@ def _identity_collate(batch: Any) -> Batch:
 
 
 def _systematic(items: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], start: float) -> npt.NDArray[np.int64]:
-    """As many items as there are, each about as often as its share of the weights says.
+    """Draw as many items as there are, each about as often as its share of the weights (systematic sampling).
 
     Source: systematic sampling: Madow & Madow 1944, Ann. Math. Stat. 15, 1-24.
     """
@@ -425,7 +425,7 @@ def _systematic(items: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], 
 
 
 def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """How often to take each image so that all classes come equally often, relative to each other.
+    """Compute sampling weights that balance all classes.
 
     Args:
         targets: Classes ``(N,)``, or labels of each image ``(N, K)``. Of several labels an image's rarest decides;
@@ -439,7 +439,7 @@ def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]
 
 
 class EpochShuffle(Sampler[int]):
-    """An order that depends on the seed and the epoch alone, so that a resumed run sees the same.
+    """Sampler whose order depends on seed and epoch alone, so that a resumed run repeats it.
 
     Each pass is the next epoch unless :meth:`set_epoch` chooses one.
 

@@ -1,4 +1,4 @@
-"""Families of file names: copies, masks, frames of clips and bands that a file's name gives away.
+"""Recognition of copies, masks, video frames and bands by patterns of file names.
 
 Plain numbering (``img_1``, ``img_2``) makes no family. What is found is proposed, never applied: a line names the
 setting that keeps a family in one split.
@@ -68,7 +68,7 @@ _ENDING = re.compile(r"\.[^./]{1,5}$")
 
 @dataclass(frozen=True)
 class Families:
-    """Images whose names say that they are copies of one another.
+    """Images whose names mark them as copies of one another.
 
     Attributes:
         family: Family of each image, its path without the marks; None where it has no copies.
@@ -83,7 +83,7 @@ class Families:
 
 
 def find_families(keys: Sequence[str]) -> Families:
-    """Find copies by the marks that programs and people give their names.
+    """Find copies by common marks in their names.
 
     Args:
         keys: Paths of the images.
@@ -109,7 +109,7 @@ def find_families(keys: Sequence[str]) -> Families:
 
 
 def _used(kind: str, keys: Sequence[str]) -> str | None:
-    """The pattern of a mark, with the words found; None where it stands for no copies in these paths.
+    """Return the pattern of a mark with the words found; None if it marks no copies in these paths.
 
     Args:
         kind: Of the mark.
@@ -149,7 +149,7 @@ def _used(kind: str, keys: Sequence[str]) -> str | None:
 
 
 def _used_before(kind: str, keys: Sequence[str]) -> str | None:
-    """The same for a mark before the stem, whose bare stem must be another image's."""
+    """Return the same for a mark before the stem, where the bare stem must be another image's."""
     hints, mark, words = _BEFORE[kind]
     pattern = re.compile(f"^(.*/)?({mark.replace('WORDS', f'(?P<word>{words})')})([^/]+){_SUFFIX}")
     stems = {_ENDING.sub("", key) for key in keys}
@@ -162,14 +162,14 @@ def _used_before(kind: str, keys: Sequence[str]) -> str | None:
 
 
 def _without_split(key: str) -> str:
-    """The folder of a path, without a folder of a split above it: copies may lie in several splits."""
+    """Return the folder of a path without folders of splits: copies may lie in several splits."""
     folder = key.rpartition("/")[0]
     first, _, rest = folder.partition("/")
     return rest if parse_split(first) else folder
 
 
 def describe_families(keys: Sequence[str], splits: Mapping[str, Sequence[int]], *, given: bool = False) -> list[str]:
-    """Lines about names that say more than a number.
+    """Describe names that mark copies, frames or masks, one line each.
 
     Args:
         keys: Paths of the images.
@@ -218,7 +218,7 @@ _IMAGES_AT_LEAST, _MOST = 3, 0.7
 
 
 def describe_band_files(keys: Sequence[str]) -> list[str]:
-    """A line where names differ only in the mark of a band: each file is then one band of an image.
+    """Describe names that differ only in the mark of a band: each file is one band of an image.
 
     Args:
         keys: Paths of the files.
@@ -250,7 +250,7 @@ def describe_band_files(keys: Sequence[str]) -> list[str]:
 
 
 def _proposed(bands: Sequence[str], after: str) -> tuple[str, list[str]]:
-    """A pattern that finds these marks, and names for them."""
+    """Build a pattern that finds these marks, and names for them."""
     if all(mark.isdigit() for mark in bands):
         return rf"[_-](?P<band>\d+){re.escape(after)}$", [f"band_{mark}" for mark in bands]
     prefixes = {re.sub(r"\d+[Aa]?$", "", mark) for mark in bands}
@@ -266,7 +266,7 @@ def _remedy(pattern: str, given: bool) -> str:
 
 
 def _divided(families: Sequence[str | None], splits: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-    """How many families lie in several splits, and how many there are."""
+    """Count the families in several splits, and all families."""
     found: dict[str, set[str]] = defaultdict(set)
     for split, rows in splits.items():
         for row in rows:
@@ -283,7 +283,7 @@ def _example(keys: Sequence[str], families: Sequence[str | None]) -> str:
 
 
 def _clips(keys: Sequence[str]) -> list[str | None]:
-    """The folder of each image that is one of consecutive frames in a folder below its class's; None elsewhere."""
+    """Return the folder of each image that is a video frame below its class folder; None elsewhere."""
     folders: dict[str, list[int]] = defaultdict(list)
     for i, key in enumerate(keys):
         folders[key.rpartition("/")[0]].append(i)
@@ -303,7 +303,7 @@ def _clips(keys: Sequence[str]) -> list[str | None]:
 
 
 def _masks(keys: Sequence[str]) -> list[str]:
-    """Images whose name is another's and a word for a mask, or whose folder is named like masks beside images."""
+    """List images with the name of another image and a word for masks, or in a folder of masks."""
     stems = {_ENDING.sub("", key) for key in keys}
     # Of folders below those of classes alone: a class may be called "labels".
     inside: dict[str, set[str]] = defaultdict(set)
@@ -324,5 +324,5 @@ def _masks(keys: Sequence[str]) -> list[str]:
 
 
 def _stem(key: str) -> str:
-    """The name of a file without its folders and suffix."""
+    """Return the name of a file without folders and suffix."""
     return _ENDING.sub("", key.rpartition("/")[2])

@@ -1,4 +1,4 @@
-"""How the files of a stream become pixels: pictures through Pillow, rasters with named bands through tifffile."""
+"""Read the files of a stream: pictures through Pillow, rasters with named bands through tifffile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vitrail.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads the files of one stream.
+    """Reader of the files of one stream.
 
     Attributes:
         bands: Names of the bands in each file.
@@ -58,11 +58,11 @@ class FileReader:
     stack: BandFiles | None = None
 
     def files(self, path: Path) -> list[Path]:
-        """The files of an image: its own, or one for each band."""
+        """List the files of an image: one, or one for each band."""
         return [path] if self.stack is None else self.stack.files(path)
 
     def name(self, path: str) -> str:
-        """What an image is called: its path, without the mark of a band."""
+        """Return the name of an image: its path, without the mark of a band."""
         return path if self.stack is None else self.stack.name(path)
 
     def read(self, path: Path, size: tuple[int, int] | None = None) -> Tensor:
@@ -90,7 +90,7 @@ class FileReader:
         return self.read_picture(path, str(path), size)
 
     def read_picture(self, file: Path | bytes, name: str, size: tuple[int, int] | None) -> Tensor:
-        """Read a file that is no raster, or what would be in it.
+        """Read a picture from a path or from bytes.
 
         Args:
             file: The file or its content.
@@ -104,7 +104,7 @@ class FileReader:
         return self._as_read(planes, invalid, size)
 
     def read_and_survey_picture(self, file: Path | bytes, name: str) -> tuple[Tensor, Survey | int]:
-        """Both, at the reader's size, of one decoding."""
+        """Read and survey a picture with one decoding, at the reader's size."""
         planes, invalid, pixels = self._picture(file, name, self.size)
         return self._as_read(planes, invalid, self.size), self._survey_of(planes, invalid, pixels, name)
 
@@ -117,7 +117,7 @@ class FileReader:
         return unit if size is None else resize_tensor(unit, size, self.resize, "bicubic").clamp_(0, 1)
 
     def survey(self, path: Path) -> tuple[Survey | int, Thumbnails]:
-        """Decode a file and measure its values; of a whole picture of 8 bits only the number of its pixels.
+        """Decode a file and survey its values; of complete 8-bit pictures only the number of pixels.
 
         Returns:
             The survey, and a gray thumbnail by which copies are recognised.
@@ -132,7 +132,7 @@ class FileReader:
         return self.survey_picture(path, str(path))
 
     def survey_picture(self, file: Path | bytes, name: str) -> tuple[Survey | int, Thumbnails]:
-        """The same of a file that is no raster, or of what would be in it."""
+        """Survey a picture from a path or from bytes."""
         stated = self._of_pictures.stated(len(self.bands)) is not None
         planes, invalid, pixels = self._picture(file, name, None if stated else (SIDE, SIDE))
         return self._survey_of(planes, invalid, pixels, name), thumbnail_of_stored(planes.numpy(), invalid)
@@ -143,7 +143,7 @@ class FileReader:
         return survey(planes.numpy(), _by_band(invalid, len(planes)), self._of_pictures, name)
 
     def original_size(self, path: Path) -> tuple[int, int]:
-        """Height and width of a file's image as it is shown."""
+        """Return height and width of a file's image as displayed."""
         if self._is_raster(path):
             height, width = self._open_raster(path).values.shape[1:]
             return height, width
@@ -151,14 +151,14 @@ class FileReader:
 
     @property
     def _of_pictures(self) -> ValueRule:
-        """What holds for pictures: among rasters they keep their own range, 8 bits."""
+        """Return the rule for pictures: among rasters they keep their own range, 8 bits."""
         return ValueRule(no_data=self.rule.no_data, prefix=self.rule.prefix) if self.named else self.rule
 
     def _is_raster(self, path: Path) -> bool:
         return self.named and is_tiff(path)
 
     def _raster(self, path: Path, size: tuple[int, int]) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None, bool]:
-        """A raster's values, where they are no measurements, and whether they are in units of the file's own."""
+        """Read a raster's values, its no-data mask, and whether the values are in physical units."""
         raster = self._open_raster(path, size)
         number = len(raster.values)
         if number != len(self.bands):
@@ -212,7 +212,7 @@ _USUAL = {3: "red, green, blue", 4: "blue, green, red, nir", 5: "blue, green, re
 
 
 def _ask_for_names(path: Path, max_pixels: int | None) -> None:
-    """Ask for the names of the bands of a file of several bands that is whole but no picture.
+    """Raise an error that asks for band names, for an intact file of several bands that is not a picture.
 
     Raises:
         BandError: It is such a file.
@@ -239,7 +239,7 @@ def _by_band(invalid: npt.NDArray[np.bool_] | None, bands: int) -> npt.NDArray[n
 
 
 def file_readers(config: DataConfig, size: tuple[int, int]) -> dict[str, FileReader]:
-    """The readers of a recipe's streams: of the images, and of the second files where the bands of these are named.
+    """Build the readers of a recipe's streams: of the images, and of second files with named bands.
 
     Raises:
         ConfigError: Second files whose bands are not named.

@@ -1,4 +1,4 @@
-"""Groups of images that belong together: where they come from, and how a split divides them."""
+"""Groups of images that a split keeps together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitrail.errors import ConfigError, DataError
 
 
 def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
-    """The group of each image.
+    """Return the group of each image.
 
     Args:
         source: The images.

@@ -1,4 +1,4 @@
-"""Images recognised by their content, wherever they lie and whatever they are called."""
+"""Recognition of images by content, independent of path and name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_SEEN = ("train", "unlabelled", "val", "test", "")
 
 @dataclass(frozen=True)
 class KnownImages:
-    """The images that a run was made from.
+    """Images of a run.
 
     Attributes:
         digests: What identifies the content of each; see :meth:`ImageSource.digest`.
@@ -38,7 +38,7 @@ class KnownImages:
         return len(self.keys)
 
     def recognise(self, source: ImageSource) -> Recognition:
-        """Find the known images among others.
+        """Find the images of the run among others.
 
         Copies of one image are told apart by their keys; without those, each takes the next of the known copies.
 
@@ -67,7 +67,7 @@ class KnownImages:
 
 @dataclass(frozen=True)
 class Recognition:
-    """Which images a run knows.
+    """Images of a source that belong to a run.
 
     Attributes:
         known: What it knows.
@@ -81,7 +81,7 @@ class Recognition:
 
     @property
     def num_known(self) -> int:
-        """How many images are known."""
+        """Number of known images."""
         return int((self.rows >= 0).sum())
 
     @property
@@ -91,31 +91,31 @@ class Recognition:
 
     @property
     def num_missing(self) -> int:
-        """How many of the run's images are not among these."""
+        """Number of images of the run that are not in the source."""
         return len(self.known) - len(set(self.rows[self.rows >= 0].tolist()))
 
     def splits(self) -> list[str]:
-        """The split of each image when the run was made, :data:`NEW` for those that it does not know."""
+        """Return the recorded split of each image, :data:`NEW` for unknown images."""
         return [self.known.splits[row] if row >= 0 else NEW for row in self.rows.tolist()]
 
     def counts(self, indices: Sequence[int]) -> Counter[str]:
-        """How many of some images are of each split of the run, and how many are new."""
+        """Count the given images by recorded split, new ones included."""
         splits = self.splits()
         return Counter(splits[i] for i in indices)
 
     def has_all_of(self, split: str) -> bool:
-        """Whether all of the run's images of a split are among these."""
+        """Return whether the source has all images of a split of the run."""
         wanted = {row for row, name in enumerate(self.known.splits) if name == split}
         return wanted <= set(self.rows.tolist())
 
     def count_namesakes(self) -> int:
-        """How many new images are called like a known one, but for the suffix: copies with other bytes, or chance."""
+        """Count new images with the name of a known one, suffix apart: edited copies, or coincidence."""
         names = {_without_suffix(key) for key in self.known.keys}
         rows = self.rows.tolist()
         return sum(_without_suffix(key) in names for key, row in zip(self.keys, rows, strict=True) if row < 0)
 
     def relabelled(self, source: ImageSource) -> list[int]:
-        """The known images whose label is another than the run recorded.
+        """List the known images whose label differs from the recorded one.
 
         Args:
             source: The images, of the run's classes.
@@ -129,7 +129,7 @@ class Recognition:
         return [i for i, row in known if row >= 0 and source.label(i) not in labels[self.known.digests[row]]]
 
     def sort_by_run(self, indices: Sequence[int]) -> list[int]:
-        """Images in the order in which the run had them, new ones last."""
+        """Sort images into the order of the run, new ones last."""
         last = len(self.known)
         rows = self.rows.tolist()
         return sorted(indices, key=lambda i: (rows[i] if rows[i] >= 0 else last, i))

@@ -1,4 +1,4 @@
-"""Faults of image files, and one message about those of a whole set.
+"""Errors of image files, and messages that summarise those of a data set.
 
 A fault keeps what is wrong with a file apart from what helps, so that a message on many files gives each remedy once.
 """
@@ -26,7 +26,7 @@ CONVERT = "pass --data.on_band_mismatch convert"
 
 
 class ImageFault(DataError):
-    """A fault of one image.
+    """Error of one image.
 
     Args:
         problem: What is wrong, with the image's name.
@@ -41,22 +41,22 @@ class ImageFault(DataError):
 
 
 class BandError(ImageFault):
-    """An image that can be read and is not of the wanted bands."""
+    """Readable image with other bands than expected."""
 
 
 class UnreadableError(ImageFault):
-    """A file that is no image, or a damaged one."""
+    """File that is damaged or not an image."""
 
 
 class PointerError(UnreadableError):
-    """A Git LFS pointer in the place of an image."""
+    """Git LFS pointer instead of an image."""
 
     def __init__(self, name: str | Path) -> None:
         super().__init__(f"{name} is a Git LFS pointer in the place of an image", LFS_REMEDY, "pointer")
 
 
 def refuse_pointer(file: Path) -> None:
-    """Refuse a file of many images, or a table of them, in whose place Git LFS has left a pointer.
+    """Raise an error if a file of images or a table is a Git LFS pointer.
 
     Raises:
         DataError: It is one.
@@ -71,7 +71,7 @@ Fault = tuple[str, DataError]
 def unreadable_message(
     faults: Sequence[Fault], total: int, of: str, *, skipped: bool = False, of_run: bool = False
 ) -> str:
-    """One message about all images that cannot be read: pointers are counted, of the others the first are named.
+    """Summarise all unreadable images in one message: pointers are counted, of the others the first are named.
 
     Args:
         faults: Name and fault of each.
@@ -111,7 +111,7 @@ def unreadable_message(
 
 
 def bands_message(faults: Sequence[Fault], total: int, *, of_run: bool = False) -> str:
-    """One message about all images of other bands: how many are of which, and each remedy once.
+    """Summarise all images with other bands in one message: the number of each kind, and each remedy once.
 
     Args:
         faults: Name and fault of each.
@@ -156,7 +156,7 @@ def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:
 
 
 def for_run(remedy: str) -> str:
-    """The alternatives of a remedy that are left once a model is trained; empty where there is none.
+    """Keep the alternatives of a remedy that apply to a trained model; empty if there are none.
 
     Args:
         remedy: Alternatives with :data:`OR` between them.
@@ -165,6 +165,6 @@ def for_run(remedy: str) -> str:
 
 
 def head(items: Sequence[str], most: int = 3) -> str:
-    """The first few, and how many more there are."""
+    """List the first items, and the number of the others."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return "; ".join(items[:most]) + more

@@ -1,4 +1,4 @@
-"""Reading image files: what is no image, or has other bands, is an error and never a black square."""
+"""Decode image files; files that are not images, or have other bands, raise errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueE
 
 
 def inspect_image(path: Path) -> tuple[str, int]:
-    """Read a file's header.
+    """Read the header of an image file.
 
     Returns:
         PIL's mode, and the number of frames.
@@ -60,7 +60,7 @@ def inspect_image(path: Path) -> tuple[str, int]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture as it is shown, from its header.
+    """Return height and width of a picture as displayed, from its header.
 
     Raises:
         DataError: Not an image that can be read.
@@ -76,7 +76,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def band_problem(mode: str, frames: int, color: str) -> str | None:
-    """Why an image's header does not fit the wanted bands; None where it does or only its pixels can tell."""
+    """Describe the mismatch of an image's header and the wanted bands; None if it fits or pixels must decide."""
     if frames > 1:
         return f"holds {frames} images (the frames of an animation, or pages)"
     bands = _BANDS_OF_MODE.get(mode)
@@ -86,7 +86,7 @@ def band_problem(mode: str, frames: int, color: str) -> str | None:
 
 
 def too_large(path: object, size: tuple[int, int], max_pixels: int) -> UnreadableError:
-    """The error for an image of more pixels than may be decoded."""
+    """Build the error for an image with more pixels than may be decoded."""
     height, width = size
     return UnreadableError(
         f"{path} has {height} x {width} = {height * width} pixels, more than data.max_pixels {max_pixels}",
@@ -96,7 +96,7 @@ def too_large(path: object, size: tuple[int, int], max_pixels: int) -> Unreadabl
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture.
+    """Decoded picture.
 
     Attributes:
         planes: Shape ``(C, H, W)``, uint8.
@@ -119,7 +119,7 @@ def read_image(
     name: str = "",
     max_pixels: int | None = None,
 ) -> Tensor:
-    """Decode an image and bring it to a size.
+    """Decode an image and resize it.
 
     Args:
         file: A file of any format that Pillow reads, or what would be in it.
@@ -215,7 +215,7 @@ def decode_picture(
 
 
 def _open(file: Path | bytes, max_pixels: int | None) -> Image.Image:
-    """Open an image; a larger one than Pillow allows where our own limit is what counts."""
+    """Open an image; our own limit replaces a smaller one of Pillow."""
 
     def begin() -> Image.Image:
         return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
@@ -235,7 +235,7 @@ def _open(file: Path | bytes, max_pixels: int | None) -> Image.Image:
 
 
 def _draft_below(image: Image.Image, max_pixels: int, name: str) -> None:
-    """Have an image decoded at a reduced size that the limit allows.
+    """Request decoding at a reduced size that the limit allows.
 
     Raises:
         UnreadableError: Its format does not allow it, or not enough.
@@ -251,7 +251,7 @@ def _draft_below(image: Image.Image, max_pixels: int, name: str) -> None:
 
 
 def parse_no_data(text: str, name: object) -> float | None:
-    """The value that the tag GDAL_NODATA holds; None where it is empty.
+    """Parse the value of the tag GDAL_NODATA; None if it is empty.
 
     Args:
         text: The tag.
@@ -280,7 +280,7 @@ def _turned_tiff(file: Path | bytes, image: Image.Image) -> Image.Image:
 
 
 def _transparent(image: Image.Image, hidden: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.bool_] | None:
-    """Adds the pixels that a picture's alpha band or transparent colour takes out altogether."""
+    """Add the pixels that an alpha band or transparent colour removes."""
     if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
         return hidden
     clear: npt.NDArray[np.bool_] = np.array(image.convert("RGBA").getchannel("A")) == 0
@@ -290,7 +290,7 @@ def _transparent(image: Image.Image, hidden: npt.NDArray[np.bool_] | None) -> np
 
 
 def _pages(image: Image.Image, file: Path | bytes) -> tuple[int, npt.NDArray[np.bool_] | None]:
-    """Number of a file's images, and the pixels that a mask takes out (a TIFF's: they are further pages)."""
+    """Count the images of a file, and find the pixels that a mask page removes."""
     if image.format == _ONE_PICTURE:
         return 1, None
     if image.format != "TIFF":
@@ -303,7 +303,7 @@ def _pages(image: Image.Image, file: Path | bytes) -> tuple[int, npt.NDArray[np.
 
 
 def _stored_as(image: Image.Image) -> str:
-    """Pillow's name for how the bands of an image that is not loaded yet lie in its file; empty where it has none."""
+    """Return Pillow's name of the stored mode of an image that is not loaded yet; empty if unknown."""
     for tile in getattr(image, "tile", ()):
         arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if arguments and isinstance(arguments[0], str):
@@ -362,7 +362,7 @@ def _to_bands(image: Image.Image, path: str, color: str, problem: str | None, co
 
 
 def _of_many(problem: str) -> str:
-    """What :func:`band_problem` says of one image, of several; the number of frames may differ."""
+    """Rephrase a problem of :func:`band_problem` for several images; the number of frames may differ."""
     if problem.startswith("has "):
         return problem.replace("has ", "have ", 1)
     return re.sub(r"^holds \d+", "hold several", problem)

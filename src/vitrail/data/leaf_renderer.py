@@ -1,4 +1,4 @@
-"""Drawing synthetic leaves in eight bands: outline, veins, light, background, and what ails them.
+"""Render synthetic leaves in eight bands: outline, veins, light, background and damage.
 
 They are made up. Reflectances follow what is known of leaves in words (chlorophyll takes red and blue, cells throw
 near infrared back, water takes short-wave infrared), not a measured model; what is learned on them says nothing about
@@ -33,7 +33,7 @@ _SOIL = np.array([0.26, 0.20, 0.15, 0.28, 0.30, 0.34, 0.44, 0.40], dtype=np.floa
 
 @dataclass(frozen=True)
 class Leaf:
-    """A drawn leaf.
+    """Rendered leaf.
 
     Attributes:
         bands: Shape ``(8, H, W)`` in the order of :data:`BANDS`, in 0..1.
@@ -47,13 +47,13 @@ class Leaf:
 
 
 def leaf_class(seed: int, index: int) -> int:
-    """The class of an image: every six images in a row are one of each, in an order of their own."""
+    """Return the class of an image: six consecutive images have one of each class, in random order."""
     block, place = divmod(index, len(CLASSES))
     return int(np.random.default_rng((seed, 3, block)).permutation(len(CLASSES))[place])
 
 
 def draw_leaf(seed: int, index: int, size: tuple[int, int], ailment: int | None = None) -> Leaf:
-    """Draw one leaf.
+    """Render one leaf.
 
     What it looks like depends on the seed and the number alone; another size shows the same leaf. The ailment is drawn
     from random numbers of its own, so that the same leaf can be drawn with another one. Early stress changes nothing in
@@ -131,7 +131,7 @@ class _Canvas:
         self.yellowing: Array = (amount * np.clip(along * 3 - 2 + 0.5 * self.edge, 0, 1)).astype(np.float32)
 
     def random_positions(self, rng: np.random.Generator, number: int) -> list[tuple[float, float]]:
-        """Random places on the leaf: x and y in -1..1."""
+        """Sample positions on the leaf: x and y in -1..1."""
         weights = self.leaf.ravel().cumsum()
         picks = np.searchsorted(weights, rng.random(number) * weights[-1])
         return [(float(self.x.ravel()[i]), float(self.y.ravel()[i])) for i in np.minimum(picks, weights.size - 1)]
@@ -139,7 +139,7 @@ class _Canvas:
 
 @lru_cache(maxsize=64)
 def _weights(length: int, cells: int) -> Array:
-    """How much each pixel takes of each knot of a smooth curve, shape ``(length, cells)``."""
+    """Compute the weight of each knot of a smooth curve at each pixel, shape ``(length, cells)``."""
     place = (np.arange(length) + 0.5) / length * (cells - 1)
     low = np.minimum(place.astype(int), cells - 2)
     share = (1 - np.cos(np.pi * (place - low))) / 2
@@ -150,7 +150,7 @@ def _weights(length: int, cells: int) -> Array:
 
 
 def _waves(rng: np.random.Generator, size: tuple[int, int], cells: int) -> Array:
-    """Smooth noise of deviation about 1."""
+    """Generate smooth noise with a standard deviation of about 1."""
     knots = rng.normal(0, 1, (cells, cells)).astype(np.float32)
     wave: Array = _weights(size[0], cells) @ knots @ _weights(size[1], cells).T
     return wave
@@ -162,7 +162,7 @@ def _field(rng: np.random.Generator, size: tuple[int, int], cells: int, mean: fl
 
 
 def _leaf_bands(green: Array, cells: Array, water: Array, veins: Array) -> Array:
-    """What a leaf reflects, from its chlorophyll, the scatter of its cells and its water, all in about 0..1."""
+    """Compute the reflectance of a leaf from chlorophyll, cell scatter and water, about 0..1."""
     pale = 1 - green
     near = 0.52 * cells
     bands = np.stack(
@@ -182,7 +182,7 @@ def _leaf_bands(green: Array, cells: Array, water: Array, veins: Array) -> Array
 
 
 def _light(rng: np.random.Generator, size: tuple[int, int]) -> Array:
-    """Brightness over the image: how much light there is, from which side, and shadows."""
+    """Generate the illumination: brightness, direction and shadows."""
     strength, slope = rng.uniform(0.75, 1.25), rng.uniform(-0.25, 0.25, 2)
     y, x = np.linspace(-1, 1, size[0])[:, None], np.linspace(-1, 1, size[1])[None]
     light = strength * (1 + slope[0] * y + slope[1] * x + 0.08 * _waves(rng, size, 5))
@@ -191,7 +191,7 @@ def _light(rng: np.random.Generator, size: tuple[int, int]) -> Array:
 
 
 def _ground(rng: np.random.Generator, size: tuple[int, int]) -> Array:
-    """Soil, straw or a gray table under the leaf."""
+    """Render soil, straw or a gray table under the leaf."""
     base = _SOIL if rng.random() < 0.6 else np.full(len(BANDS), rng.uniform(0.15, 0.5), dtype=np.float32)
     base = base * rng.uniform(0.6, 1.4)
     rough = sum(_waves(rng, size, cells) / (i + 1) for i, cells in enumerate((4, 9, 20)))
@@ -202,7 +202,7 @@ def _ground(rng: np.random.Generator, size: tuple[int, int]) -> Array:
 def _blobs(
     rng: np.random.Generator, canvas: _Canvas, number: int, radii: tuple[float, float], softness: float
 ) -> Array:
-    """How much each pixel is covered by round spots, 0..1."""
+    """Compute the coverage of pixels by round spots, 0..1."""
     cover = np.zeros_like(canvas.leaf)
     for left, top in canvas.random_positions(rng, number):
         radius, stretch, turn = rng.uniform(*radii), rng.uniform(0.75, 1.3), rng.uniform(0, np.pi)
@@ -220,7 +220,7 @@ def _lay(bands: Array, cover: Array, color: npt.NDArray[Any]) -> None:
 
 
 def _spots(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
-    """Round dead spots with a dark rim."""
+    """Draw round dead spots with a dark rim."""
     number, radii = int(rng.integers(2, 11)), (0.03, rng.uniform(0.05, 0.11))
     state = rng.bit_generator.state
     rim = _blobs(rng, canvas, number, radii, 0.5)
@@ -232,14 +232,14 @@ def _spots(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
 
 
 def _rust(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
-    """Many small orange pustules, denser in one part of the leaf."""
+    """Draw many small orange pustules, denser in one part of the leaf."""
     cover = _blobs(rng, canvas, int(rng.integers(6, 40)), (0.012, 0.035), 0.6)
     _lay(bands, cover * rng.uniform(0.6, 0.95), _RUST)
     return cover
 
 
 def _blight(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
-    """A dead part that grows inwards from the margin, with a ragged border."""
+    """Draw a dead part that grows inwards from the margin, with a ragged border."""
     ((left, top),) = canvas.random_positions(rng, 1)
     near = 1 - np.hypot(canvas.x - left, canvas.y - top) / rng.uniform(0.3, 0.8)
     growth = near + 0.5 * canvas.edge - 0.35 + 0.18 * _waves(rng, canvas.leaf.shape, 9)
@@ -249,7 +249,7 @@ def _blight(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
 
 
 def _mildew(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
-    """White powder in soft patches."""
+    """Draw white powder in soft patches."""
     cover = _blobs(rng, canvas, int(rng.integers(2, 7)), (0.08, 0.2), 1.2)
     cover = np.clip(cover * (0.8 + 0.35 * _waves(rng, canvas.leaf.shape, 14)), 0, 1).astype(np.float32)
     _lay(bands, cover * rng.uniform(0.35, 0.7), _MILDEW)
@@ -257,7 +257,7 @@ def _mildew(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
 
 
 def _region(rng: np.random.Generator, canvas: _Canvas) -> Array:
-    """A smooth part of the leaf, about half of it."""
+    """Compute a smooth mask of about half of the leaf."""
     wave = _waves(rng, canvas.leaf.shape, 4)
     border = np.quantile(wave[canvas.leaf > 0.5], rng.uniform(0.25, 0.6)) if (canvas.leaf > 0.5).any() else 0.0
     part: Array = np.clip((wave - border) / 0.3 + 0.5, 0, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The files under a folder that are images: decided here, for every source and verb.
+"""List the image files under a folder: one rule for all sources and verbs.
 
 A file is an image when its suffix is that of an image format or its content can be read as an image, whatever its
 name. A damaged file of an image's name stays an error. Files that never were images (annotations, notes, thumbnails
@@ -52,7 +52,7 @@ _HEADER_BYTES = 512
 
 @dataclass
 class Listing:
-    """What lies under a folder.
+    """Files under a folder.
 
     Attributes:
         root: The folder.
@@ -108,17 +108,17 @@ def list_images(folder: Path, *, deep: bool = True, each: bool = False) -> Listi
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The images under a folder, in order; see :func:`list_images`."""
+    """List the images under a folder, in order; see :func:`list_images`."""
     return list_images(folder).files
 
 
 def list_by_suffix(folder: Path, suffix: str) -> list[Path]:
-    """The files of a suffix under a folder, in order; folders that vitrail wrote are left out."""
+    """List the files of a suffix under a folder, in order; folders that vitrail wrote are left out."""
     return sorted(path for path in _walk(folder, Listing(folder), False) if path.suffix.lower() == suffix)
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF: by its content, and by its name where the content says nothing."""
+    """Check whether a file is a TIFF, by content, or by name where the content does not decide."""
     beginning = _beginning(path)
     if beginning[:4] in _TIFF or has_image_magic(beginning):
         return beginning[:4] in _TIFF
@@ -126,7 +126,7 @@ def is_tiff(path: Path) -> bool:
 
 
 def describe_passed_over(listings: Sequence[Listing]) -> list[str]:
-    """One line for each kind of thing that was passed over: what it is, how many, an example."""
+    """Describe ignored files, one line for each kind with a count and an example."""
     lines = []
     files = [path for listing in listings for path in listing.passed_over]
     if files:
@@ -155,18 +155,18 @@ def describe_passed_over(listings: Sequence[Listing]) -> list[str]:
 
 
 def by_suffix(files: Sequence[Path]) -> str:
-    """How many files have which suffix, the most frequent first."""
+    """Count files by suffix, the most frequent first."""
     counts = Counter(path.suffix.lower() or "without suffix" for path in files)
     return ", ".join(f"{number} {suffix}" for suffix, number in sorted(counts.items(), key=lambda x: (-x[1], x[0])))
 
 
 def plural(number: int, what: str) -> str:
-    """A number with its noun in the singular or plural."""
+    """Format a number with its noun in the singular or plural."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders directly in a folder that may hold data, in order.
+    """List the direct subfolders that may hold data, in order.
 
     Hidden ones, those of systems, those that vitrail wrote and links that lead to the folder itself or above it are
     left out.
@@ -179,12 +179,12 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def is_system_folder(name: str) -> bool:
-    """Whether a folder is hidden, or a system's or a tool's."""
+    """Check whether a folder is hidden, or belongs to the system or a tool."""
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
 def is_output(folder: Path) -> bool:
-    """Whether vitrail wrote a folder (or all that is in it: ``runs/`` with runs alone)."""
+    """Check whether vitrail wrote a folder (or all its content: ``runs/`` with runs alone)."""
     with os.scandir(folder) as entries:
         inside = [entry for entry in entries if not entry.name.startswith(".")]
     if is_output_folder([entry.name for entry in inside]):
@@ -195,12 +195,12 @@ def is_output(folder: Path) -> bool:
 
 
 def _leads_up(path: Path) -> bool:
-    """Whether a link leads to a folder that contains it."""
+    """Check whether a link leads to a folder that contains it."""
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _walk(folder: Path, found: Listing, each: bool) -> Iterator[Path]:
-    """All files; folders of the tree itself come before those that links lead to."""
+    """List all files; folders of the tree itself come before linked ones."""
     seen: set[str] = set()
     links: list[tuple[Path, tuple[str, ...]]] = [(folder, ())]
     while links:
@@ -225,7 +225,7 @@ def _walk_tree(
     links: list[tuple[Path, tuple[str, ...]]],
     each: bool,
 ) -> Iterator[Path]:
-    """The files of a folder and of the folders in it; linked ones are put off.
+    """List the files of a folder and its subfolders; linked folders are deferred.
 
     ``chain`` holds the real paths of the folders above and of the folder itself, the last.
     """
@@ -272,7 +272,7 @@ def _require_utf8(path: Path) -> None:
 
 
 def _decide(unsure: Sequence[Path], found: Listing) -> None:
-    """Sort files whose suffix is no image's by their content.
+    """Classify files without an image suffix by their content.
 
     A file that is no image, and no text, among files of the same suffix (or all without one) of which most are images
     is a damaged image.
@@ -310,7 +310,7 @@ def _beginning(path: Path) -> bytes:
 
 
 def has_image_magic(beginning: bytes) -> bool:
-    """Whether a file begins as only images do.
+    """Check whether a file begins with the magic bytes of an image format.
 
     Args:
         beginning: Its first bytes, 132 at least where it has them.
@@ -335,7 +335,7 @@ def _is_text(beginning: bytes) -> bool:
 
 
 def _opens(path: Path, beginning: bytes) -> bool:
-    """Whether Pillow finds an image's header."""
+    """Check whether Pillow finds an image header."""
     if not beginning or (_is_text(beginning) and not beginning.startswith((b"P", b"#define", b"/* XPM"))):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Find copies among images: turned, mirrored, cropped, recompressed, scaled, brighter or darker.
+"""Find near duplicates among images: rotated, mirrored, cropped, recompressed, scaled, brighter or darker copies.
 
 A search gives pairs that resemble each other in one of eight orientations; an alignment on pixels confirms them. A pair
 that is not confirmed is a look-alike where the perceptual hashes are close.
@@ -44,7 +44,7 @@ _REVERSED = {"turned 90": "turned 270", "turned 270": "turned 90", "brighter": "
 
 @dataclass(frozen=True)
 class Copy:
-    """A confirmed pair.
+    """Confirmed pair of copies.
 
     Attributes:
         first: Row of the one image.
@@ -57,13 +57,13 @@ class Copy:
     kind: str
 
     def reversed(self) -> str:
-        """How the first differs from the second."""
+        """Return the pair in reverse: the difference of the first from the second."""
         return ", ".join(_REVERSED.get(kind, kind) for kind in self.kind.split(", "))
 
 
 @dataclass(frozen=True)
 class LookAlike:
-    """A pair of close hashes that the pixels do not confirm.
+    """Pair of close hashes that the comparison of pixels does not confirm.
 
     Attributes:
         first: Row of the one image.
@@ -78,7 +78,7 @@ class LookAlike:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Result of a search.
+    """Result of a search for copies.
 
     Attributes:
         copies: Confirmed pairs that connect the images of each group; not all pairs of a group.
@@ -122,7 +122,7 @@ def find_copies(small: Thumbnails, distance: int = 8, *, splits: Sequence[str] |
 
 
 def find_copies_across_splits(small: Thumbnails, splits: Sequence[str]) -> DisjointSets[int]:
-    """Find copies in different splits, in a time that hardly counts beside an epoch of training.
+    """Find copies in different splits, fast in comparison with one epoch of training.
 
     Turned, mirrored, recompressed, scaled, brighter and darker copies are found; of cropped ones only some.
 
@@ -162,7 +162,7 @@ def _at(pairs: Candidates, rows: Integers) -> Candidates:
 
 @dataclass(frozen=True)
 class _Link:
-    """A confirmed pair that joined two groups.
+    """Confirmed pair that joins two groups.
 
     Attributes:
         copy: The pair.
@@ -176,7 +176,7 @@ class _Link:
 
 
 def _confirm(small: Thumbnails, pairs: Candidates, groups: DisjointSets[int]) -> tuple[list[_Link], list[Candidates]]:
-    """Align pairs, join the groups of those that agree, and return these and the pairs that do not agree."""
+    """Align pairs and join the groups of those that agree; return the joins and the remaining pairs."""
     links, rest = [], []
     for start in range(0, len(pairs), _PAIRS):
         part = pairs[start : start + _PAIRS]
@@ -231,7 +231,7 @@ def _all_pairs(rows: Sequence[int]) -> tuple[Integers, Integers]:
 
 
 def _by_group(links: Sequence[_Link]) -> list[tuple[list[int], list[_Link]]]:
-    """The rows and the links of each group that links form."""
+    """Return the rows and the links of each group."""
     groups = connected_components(np.array([(link.copy.first, link.copy.second) for link in links], dtype=np.int64))
     number = {row: index for index, rows in enumerate(groups) for row in rows}
     own: list[list[_Link]] = [[] for _ in groups]
@@ -241,7 +241,7 @@ def _by_group(links: Sequence[_Link]) -> list[tuple[list[int], list[_Link]]]:
 
 
 def _best_links(small: Thumbnails, rows: Sequence[int]) -> list[_Link]:
-    """The links of best detail that connect the images of a group, of all its pairs."""
+    """Select the links of best detail that connect the images of a group, among all its pairs."""
     first, second = _all_pairs(rows)
     every: list[_Link] = []
     for start in range(0, len(first), _PAIRS):
@@ -254,7 +254,7 @@ def _best_links(small: Thumbnails, rows: Sequence[int]) -> list[_Link]:
 
 
 def _rank(link: _Link) -> tuple[bool, float]:
-    """Pairs of one field of view before crops, then by detail."""
+    """Rank pairs of equal field of view before crops, then by detail."""
     return "cropped" in link.copy.kind, -link.detail
 
 
@@ -263,7 +263,7 @@ def _make_link(pairs: Candidates, aligned: Alignment, index: int) -> _Link:
 
 
 def _mostly_copies(small: Thumbnails, first: Integers, second: Integers, sampled: int) -> bool:
-    """Whether most of some pairs agree when they are aligned, of so many sampled ones at most."""
+    """Check whether most pairs agree after alignment, on a sample of limited size."""
     if len(first) > sampled:
         chosen = np.random.default_rng(len(first)).choice(len(first), sampled, replace=False)
         first, second = first[chosen], second[chosen]
@@ -272,7 +272,7 @@ def _mostly_copies(small: Thumbnails, first: Integers, second: Integers, sampled
 
 
 def _compare(small: Thumbnails, pairs: Candidates) -> tuple[Alignment, npt.NDArray[np.bool_]]:
-    """Align pairs, and decide which are copies."""
+    """Align pairs, and classify them as copies or not."""
     first, second = pairs.pixels(small)
     with _one_thread():
         aligned = align(first, second, torch.from_numpy(pairs.scale))
@@ -285,7 +285,7 @@ def _compare(small: Thumbnails, pairs: Candidates) -> tuple[Alignment, npt.NDArr
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Many small operations: several threads wait for each other more than they compute (10 x slower on a busy CPU)."""
+    """Use one thread: with many small operations threads wait for each other (10 x slower on a busy CPU)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -300,7 +300,7 @@ def _is_copy(aligned: Alignment, fineness: Tensor) -> Tensor:
 
 
 def _fineness(images: Tensor) -> Tensor:
-    """Share of the gradients' energy at frequencies of 8 and more, shape ``(P,)``."""
+    """Compute the share of gradient energy at frequencies of 8 and more, shape ``(P,)``."""
     side = images.shape[1]
     frequency = torch.arange(side, dtype=torch.float32)
     basis = torch.cos(torch.pi * frequency[:, None] * (torch.arange(side) + 0.5)[None] / side)
@@ -311,7 +311,7 @@ def _fineness(images: Tensor) -> Tensor:
 
 
 def _describe_copy(pairs: Candidates, aligned: Alignment, place: int) -> Copy:
-    """Name what the alignment found: how the second image differs from the first."""
+    """Describe the difference of the second image from the first, from their alignment."""
     orientation = int(pairs.orientation[place])
     kinds = [ORIENTATIONS[orientation]] if orientation else []
     area = float(aligned.scale[place].prod())
@@ -329,7 +329,7 @@ def _describe_copy(pairs: Candidates, aligned: Alignment, place: int) -> Copy:
 def _look_alikes(
     small: Thumbnails, rest: Sequence[Candidates], groups: DisjointSets[int], distance: int
 ) -> list[LookAlike]:
-    """Unconfirmed pairs whose hashes are close; images of one group are left out."""
+    """List unconfirmed pairs with close hashes; images of one group are left out."""
     found = []
     for pairs in rest:
         if not len(pairs):

@@ -1,4 +1,4 @@
-"""Pixels without a measurement: found in stored values, filled in batches."""
+"""Pixels without data: detection in stored values, and filling in batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Mask = npt.NDArray[np.bool_]
 def no_data_mask(
     values: Array, rule: ValueRule, declared: float | None = None, invalid: Mask | None = None
 ) -> Mask | None:
-    """Which values are no measurements.
+    """Find pixels without data.
 
     Args:
         values: As they are stored, shape ``(..., H, W)``.

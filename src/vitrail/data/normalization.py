@@ -1,4 +1,4 @@
-"""What happens to every batch on the device: normalisation."""
+"""Normalisation of batches on the device."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Normalize(nn.Module):
 
 
 class NormalizeStreams(nn.ModuleDict):
-    """Each stream by its own statistics.
+    """Normalise each stream by its own statistics.
 
     Args:
         statistics: Stream -> mean and standard deviation of each of its bands, in the order in which the model
@@ -49,7 +49,7 @@ class NormalizeStreams(nn.ModuleDict):
         super().__init__({name: Normalize(mean, std) for name, (mean, std) in statistics.items()})
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The model's inputs from a batch; a stream that the batch lacks ends them.
+        """Return the model's inputs of a batch; they end at the first stream that the batch lacks.
 
         Args:
             batch: Stream -> shape ``(B, C, H, W)``, in 0..1; other keys are passed over.

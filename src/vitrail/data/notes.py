@@ -1,4 +1,4 @@
-"""Facts about opened images that every verb prints: what was passed over, what may leak."""
+"""Notices and warnings about opened images, printed by all verbs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitrail.errors import DataWarning
 
 
 def print_notes(lines: Iterable[str]) -> None:
-    """Print facts to standard error, a line each; of processes that train together the first alone prints them.
+    """Print notices to standard error, one line each, in the first process only.
 
     Args:
         lines: The facts.
@@ -22,7 +22,7 @@ def print_notes(lines: Iterable[str]) -> None:
 
 
 def warn_data(lines: Iterable[str]) -> None:
-    """Warn of what is suspicious in the images, as :class:`vitrail.errors.DataWarning`; in the first process alone.
+    """Issue :class:`vitrail.errors.DataWarning` for each line, in the first process only.
 
     Args:
         lines: The warnings.

@@ -1,4 +1,4 @@
-"""Perceptual hashes of images, and groups that pairs form."""
+"""Perceptual hashes of images, and groups of connected pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FREQUENCIES = 8
 
 
 def perceptual_hashes(images: Tensor) -> Bits:
-    """64 bits that stay nearly the same when an image is scaled, recompressed or made a little brighter.
+    """Compute 64-bit hashes that hardly change when an image is scaled, recompressed or slightly brighter.
 
     The signs of the 63 lowest frequencies but the mean of an image's cosine transform, about their median.
 
@@ -42,7 +42,7 @@ def perceptual_hashes(images: Tensor) -> Bits:
 
 
 def connected_components(pairs: npt.NDArray[np.int64]) -> list[list[int]]:
-    """Groups of rows that pairs connect, each in order, by their first row."""
+    """Group rows that pairs connect; groups are sorted, and ordered by their first row."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -59,7 +59,7 @@ def connected_components(pairs: npt.NDArray[np.int64]) -> list[list[int]]:
 
 
 class DisjointSets(Generic[T]):
-    """Disjoint sets; the first member of a set stands for it.
+    """Disjoint sets (union-find); the first member represents its set.
 
     Args:
         members: All of them, each in a set of its own at first; repeated ones count once.
@@ -72,7 +72,7 @@ class DisjointSets(Generic[T]):
         self.order = {member: i for i, member in enumerate(self.parent)}
 
     def root(self, member: T) -> T:
-        """The member that stands for a set."""
+        """Return the representative of a member's set."""
         parent = self.parent
         while parent[member] != member:
             parent[member] = parent[parent[member]]
@@ -80,11 +80,11 @@ class DisjointSets(Generic[T]):
         return member
 
     def joined(self, first: T, second: T) -> bool:
-        """Whether two members are in one set."""
+        """Return whether two members are in one set."""
         return self.root(first) == self.root(second)
 
     def join(self, first: T, second: T) -> bool:
-        """Join two sets; False where they were one already."""
+        """Join two sets; False if they are one already."""
         a, b = sorted((self.root(first), self.root(second)), key=self.order.__getitem__)
         self.parent[b] = a
         return a != b

@@ -1,4 +1,4 @@
-"""Reading TIFF files of any number of bands and any integer or float type, through tifffile."""
+"""Read TIFF files of any number of bands and any integer or float type, through tifffile."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ALPHA = (1, 2)
 
 @dataclass(frozen=True)
 class Raster:
-    """A TIFF file's image, as it is stored.
+    """Image of a TIFF file, as stored.
 
     Attributes:
         values: Shape ``(C, H, W)``, of the file's own type, turned as the file says that it is to be seen.
@@ -62,7 +62,7 @@ class Raster:
     offset: tuple[float, ...] | None = None
 
     def physical(self) -> Array:
-        """The values in the file's own units, float64; as they are stored where it has no scale and offset."""
+        """Return the values in physical units, float64; as stored without scale and offset."""
         if self.scale is None or self.offset is None:
             return self.values
         scale, offset = (np.array(part)[:, None, None] for part in (self.scale, self.offset))
@@ -71,7 +71,7 @@ class Raster:
 
 
 def read_raster(path: Path) -> Array:
-    """The pixels of a TIFF file as they are stored; see :func:`open_raster`."""
+    """Read the stored pixels of a TIFF file; see :func:`open_raster`."""
     return open_raster(path).values
 
 
@@ -120,13 +120,13 @@ def inspect_pages(path: File) -> tuple[int, npt.NDArray[np.bool_] | None]:
 
 
 def mask_beside(path: File) -> Path | None:
-    """The file in which GDAL keeps an image's mask, beside it; None where there is none."""
+    """Return GDAL's mask file of an image; None if there is none."""
     beside = Path(f"{path}.msk") if isinstance(path, Path) else None
     return beside if beside is not None and beside.is_file() else None
 
 
 def _with_masks(path: File, look: Callable[[TiffFile, Sequence[TiffPage]], Result]) -> Result:
-    """Open a TIFF file together with the mask beside it."""
+    """Open a TIFF file together with its mask file."""
     beside = mask_beside(path)
     if beside is None:
         return _with_pages(path, lambda file: look(file, []))
@@ -134,7 +134,7 @@ def _with_masks(path: File, look: Callable[[TiffFile, Sequence[TiffPage]], Resul
 
 
 def _with_pages(path: File, look: Callable[[TiffFile], Result]) -> Result:
-    """Open a TIFF file; what goes wrong becomes one line."""
+    """Open a TIFF file; errors are reduced to one line."""
     import tifffile
 
     # What it logs about a damaged file beside raising would be a second message about the same thing.
@@ -156,7 +156,7 @@ def _with_pages(path: File, look: Callable[[TiffFile], Result]) -> Result:
 
 
 def _sort_pages(file: TiffFile) -> tuple[list[TiffPage], list[TiffPage]]:
-    """The images of a file, and their masks of full size."""
+    """Return the images of a file, and their full-size masks."""
     pages: list[TiffPage] = [page for page in file.pages if page is not None]  # type: ignore[misc]
     # A file of nothing but thumbnails or masks holds these as its images.
     images = [page for page in pages if not _kind(page)] or pages[:1]
@@ -212,7 +212,7 @@ def _open(
 
 
 def _kind(page: TiffPage) -> int:
-    """Bits that say whether a page is a mask or of reduced size; 0 for an image."""
+    """Return the bits that mark a page as a mask or reduced image; 0 for an image."""
     kind = int(getattr(page, "subfiletype", 0) or 0) & (_REDUCED | _MASK)
     return kind | _MASK if int(getattr(page, "photometric", 0) or 0) == _PHOTOMETRIC_MASK else kind
 
@@ -230,7 +230,7 @@ def _reduced(
     max_pixels: int,
     size: tuple[int, int],
 ) -> tuple[Array, npt.NDArray[np.bool_] | None]:
-    """An image that is too large, and its mask: of an overview, or every n-th pixel, read strip by strip."""
+    """Read a too large image and its mask from an overview, or every n-th pixel strip by strip."""
     own = images[0].imagelength, images[0].imagewidth
     overview = _overview(file, max_pixels, size) if len(images) == 1 else None
     if overview is None:
@@ -247,7 +247,7 @@ def _reduced(
 
 
 def _overview(file: TiffFile, max_pixels: int, size: tuple[int, int]) -> TiffPage | None:
-    """The smallest overview that holds the wanted size, or else the largest that may be decoded; None where none is."""
+    """Choose the smallest overview of at least the wanted size, else the largest allowed; None if none is."""
 
     def area(page: TiffPage) -> int:
         return page.imagelength * page.imagewidth
@@ -261,7 +261,7 @@ def _overview(file: TiffFile, max_pixels: int, size: tuple[int, int]) -> TiffPag
 
 
 def _thinned(page: TiffPage, path: File, step: int, max_pixels: int) -> Array:
-    """Every ``step``-th row and column of a page's bands, shape ``(C, H, W)``, with one strip or tile in memory.
+    """Read every ``step``-th row and column, shape ``(C, H, W)``, with one strip or tile in memory.
 
     Raises:
         UnreadableError: The thinned image or a strip of it has more pixels than may be decoded.
@@ -285,7 +285,7 @@ def _thinned(page: TiffPage, path: File, step: int, max_pixels: int) -> Array:
 
 
 def _values(file: TiffFile, images: Sequence[TiffPage], path: File) -> Array:
-    """All bands of the pages, shape ``(C, H, W)``."""
+    """Read all bands of the pages, shape ``(C, H, W)``."""
     if len({page.dtype for page in images}) > 1:
         told = ", ".join(sorted({str(page.dtype) for page in images}))
         raise BandError(f"{path} holds pages of several types ({told})", "save them as one type")
@@ -300,7 +300,7 @@ def _values(file: TiffFile, images: Sequence[TiffPage], path: File) -> Array:
 
 
 def _planes(page: TiffPage, path: File) -> Array:
-    """One page's bands, shape ``(C, H, W)``, whatever axes are 1 long."""
+    """Return the bands of one page, shape ``(C, H, W)``, whatever axes have length 1."""
     _refuse_cut_off(page, path)
     pixels: Array = page.asarray(squeeze=False)  # planes, depth, height, width, interleaved bands
     return np.moveaxis(pixels, 4, 2).reshape(-1, *pixels.shape[2:4])
@@ -313,7 +313,7 @@ def _refuse_cut_off(page: TiffPage, path: File) -> None:
 
 
 def _turn(planes: Array, orientation: int) -> Array:
-    """Planes ``(..., H, W)`` as they are to be seen.
+    """Rotate and mirror planes ``(..., H, W)`` by the orientation tag.
 
     Source: TIFF 6.0, tag 274: the sides of the image in which row 0 and column 0 lie.
     """
@@ -336,7 +336,7 @@ def _no_data(page: TiffPage, path: File) -> float | None:
 def _scale_and_offset(
     page: TiffPage, bands: int, path: File
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
-    """Each band's scale and offset as GDAL writes them; None where all are 1 and 0."""
+    """Read GDAL's scale and offset of each band; None where all are 1 and 0."""
     text = str(_tag(page, _GDAL_METADATA) or "").strip(" \0")
     if not re.search(r"""role=["'](scale|offset)["']""", text):
         return None, None
@@ -363,7 +363,7 @@ def resize_tensor(
     how: Literal["crop", "squash"],
     mode: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Tensor:
-    """Bring images of any number of bands to a size, without aliases.
+    """Resize images of any number of bands, with antialiasing.
 
     Pixels without data (NaN) have no weight: they do not bleed into their neighbours. A new pixel with less than half
     of its weight on data has none itself.

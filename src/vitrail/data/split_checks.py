@@ -1,4 +1,4 @@
-"""Facts about a split that a reader of its results must know: divided groups, missing classes, uneven shares."""
+"""Checks of a split: divided groups, missing classes, uneven shares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_DROPPED = 0.1
 
 
 def describe_split(data: ImageData, *, of_run: bool = False) -> list[str]:
-    """Describe what a split does to groups and rare classes.
+    """Describe groups and rare classes in a split.
 
     Args:
         data: The images with their split.
@@ -37,7 +37,7 @@ def describe_split(data: ImageData, *, of_run: bool = False) -> list[str]:
 
 
 def describe_steps(data: ImageData) -> list[str]:
-    """A line where the last incomplete batch, which training drops, holds more than a tenth of the images."""
+    """Describe a last incomplete batch, which training drops, of more than a tenth of the images."""
     count, size = len(data.splits.get("train", ())), data.config.images_a_step
     steps, left = divmod(count, size)
     if not steps or left <= _MOST_DROPPED * count:
@@ -65,7 +65,7 @@ def divided_groups(data: ImageData) -> tuple[int, int]:
 
 
 def _groups(data: ImageData) -> list[str] | None:
-    """The group of each image, empty where it has none; None where the data has no groups."""
+    """Return the group of each image, empty where it has none; None without groups."""
     if data.source.scene is not None:
         return None
     if data.source.groups is not None:
@@ -81,7 +81,7 @@ def _on_groups(data: ImageData, held_out: Sequence[str], of_run: bool) -> list[s
 
 
 def _on_spelling(data: ImageData) -> list[str]:
-    """Groups that differ in spelling alone."""
+    """Describe groups that differ only in spelling."""
     alike = similar_names(set(_groups(data) or ()) - {""})
     if not alike:
         return []
@@ -117,7 +117,7 @@ _SHOWN = ("train", "val", "test")
 
 
 def _on_shares(data: ImageData, groups: list[str], held_out: Sequence[str]) -> list[str]:
-    """Held-out splits far from their wanted share because of large groups."""
+    """Describe held-out splits whose shares differ from the settings because of large groups."""
     config = data.config
     if config.fold is not None or any(data.source.given_split):
         return []
@@ -141,7 +141,7 @@ def _on_shares(data: ImageData, groups: list[str], held_out: Sequence[str]) -> l
 
 
 def _on_classes(data: ImageData, held_out: Sequence[str]) -> list[str]:
-    """Classes without an image in a held-out split."""
+    """Describe classes without images in a held-out split."""
     source = data.source
     whole = {i: int(source.has_class(i).sum()) for i in range(len(source.classes))}
     lines = []

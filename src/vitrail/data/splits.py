@@ -1,4 +1,4 @@
-"""Splitting by fixed rules, decided by hashes of what identifies an image, a group or a block."""
+"""Deterministic splits by hashes of images, groups or blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Integers = npt.NDArray[np.int64]
 
 
 def resolve_split(source: ImageSource, config: DataConfig) -> DataConfig:
-    """Replace ``data.split`` auto: blocks for a scene, whole groups where the data has groups, single images elsewhere.
+    """Resolve ``data.split`` auto: blocks for a scene, groups where there are any, else single images.
 
     Args:
         source: The images.
@@ -44,7 +44,7 @@ def resolve_split(source: ImageSource, config: DataConfig) -> DataConfig:
 
 
 def assign_splits(source: ImageSource, config: DataConfig) -> list[str]:
-    """The split of each image: the one that the data gives, or one by the config's rule, which is resolved.
+    """Return the split of each image: the one of the data set, or one by the resolved rule of the config.
 
     Where the data sets only its test images apart, the validation split comes out of the training images.
 
@@ -100,7 +100,7 @@ def _assign(source: ImageSource, config: DataConfig, rows: Sequence[int], wanted
 
 
 def strata_of(source: ImageSource) -> tuple[Integers, tuple[str, ...]]:
-    """What each image counts as when the data is split, shape ``(N,)``, and the names of that."""
+    """Return the stratum of each image, shape ``(N,)``, and the names of the strata."""
     if not source.classes:
         return np.zeros(len(source), dtype=np.int64), ("unlabelled",)
     if source.targets.ndim == 1:
@@ -109,7 +109,7 @@ def strata_of(source: ImageSource) -> tuple[Integers, tuple[str, ...]]:
 
 
 def rarest_label(targets: Integers) -> Integers:
-    """The label of each image that the fewest images have, K where it has none, shape ``(N,)``.
+    """Return the rarest label of each image, K where it has none, shape ``(N,)``.
 
     Args:
         targets: Shape ``(N, K)``, 1 or 0.
@@ -122,7 +122,7 @@ def rarest_label(targets: Integers) -> Integers:
 def stratified_split(
     keys: Sequence[str], targets: npt.NDArray[np.int64], fractions: dict[str, float], classes: Sequence[str]
 ) -> list[str]:
-    """Give each split exactly its share of each class; the same keys are split the same way on every machine.
+    """Split with exact shares of each class; equal keys are split equally on every machine.
 
     Within each class images are ordered by a hash of their key, and each split takes its share of that order,
     rounded to whole images; the rest is for training. A new image may push one over each border.
@@ -161,7 +161,7 @@ def stratified_split(
 
 
 def _titles(classes: Sequence[str]) -> list[str]:
-    """What errors about its few images call each class: its name, and other spellings that the data has."""
+    """Return the names of the classes for errors, with other spellings in the data."""
     spellings = {name: group for group in similar_names(classes) for name in group}
     titles = []
     for name in classes:
@@ -172,12 +172,12 @@ def _titles(classes: Sequence[str]) -> list[str]:
 
 
 def position(key: str, salt: str = "") -> float:
-    """A number in 0..1 that depends on the key alone, evenly spread over keys."""
+    """Hash a key to a number in 0..1, evenly distributed over keys."""
     return int.from_bytes(hashlib.sha256((salt + key).encode()).digest()[:8], "big") / 2**64
 
 
 def _by_share(fractions: Mapping[str, float]) -> Callable[[str], str]:
-    """Map a key to its split by its own hash alone."""
+    """Return a function that maps a key to its split by hash."""
 
     def rule(key: str) -> str:
         place, border = position(key), 0.0
@@ -200,7 +200,7 @@ def hashed_split(
     first: str = "test",
     grouped: bool = False,
 ) -> list[str]:
-    """Assign each image by the hash of its unit alone, so that a new one moves no other.
+    """Assign each image by the hash of its unit alone, so that new images do not move others.
 
     A split's share of a class is about the wanted one: of n images it differs by the square root of n times the share
     or so. Only where a split would get no image of a class (no group at all, for groups) does it take one: the one
@@ -272,7 +272,7 @@ def hashed_split(
 def _exchange(
     names: Sequence[str], assigned: Mapping[int, str], counts: npt.NDArray[np.float64], shares: Mapping[str, float]
 ) -> dict[int, str]:
-    """Move single groups and swap pairs of them, the best change first, while the shares come nearer.
+    """Move single groups and swap pairs of them, best change first, while the shares improve.
 
     Args:
         names: Name of each group; what stands first by its hash is changed first where two changes are as good.
@@ -319,7 +319,7 @@ def _exchange(
 
 
 def _folds(keys: Mapping[int, str], count: int, needed: Sequence[str], who: str, what: str) -> dict[int, int]:
-    """The fold of each member, the same whichever fold is asked for.
+    """Return the fold of each member, independent of the requested fold.
 
     The hash decides. Only where a fold would be empty though another has two, or one so large that the other splits
     would be empty beside it, does the member with the lowest second hash go from the largest fold to the smallest.
@@ -348,7 +348,7 @@ def _folds(keys: Mapping[int, str], count: int, needed: Sequence[str], who: str,
 
 
 def _fill(members: dict[int, tuple[str, str]], needed: Sequence[str], who: str, what: str) -> dict[int, str]:
-    """Give every needed split at least one of the members (number -> key, split)."""
+    """Give each required split at least one member (number -> key, split)."""
     assigned = {i: split for i, (_, split) in members.items()}
     if len(members) < len(needed):
         raise DataError(
@@ -383,7 +383,7 @@ def block_split(
     fold: tuple[int, int] | None = None,
     first: str = "test",
 ) -> list[str]:
-    """Split the patches of a scene so that no pixel is seen by two splits.
+    """Split the patches of a scene without pixels shared by two splits.
 
     The scene is divided into blocks. Going from the blocks of the most uneven classes to the most even, each is given
     to the split that lacks most of its classes (ties by a hash of its place). A patch that reaches into blocks of
@@ -448,7 +448,7 @@ def block_split(
 
 
 def _spread(counts: npt.NDArray[np.float64], blocks: Integers, shares: Sequence[float]) -> Integers:
-    """Divide blocks among parts so that each gets about its share of each class; -1 for other blocks."""
+    """Distribute blocks so that each part has about its share of each class; -1 for other blocks."""
     totals = np.maximum(counts[blocks].sum(0), 1)
     parts = np.zeros((len(shares), counts.shape[1]))
     target = np.array(shares)[:, None]
@@ -465,7 +465,7 @@ def _spread(counts: npt.NDArray[np.float64], blocks: Integers, shares: Sequence[
 
 
 def keep_labels(keys: Sequence[str], targets: Integers, splits: Sequence[str], fraction: float, seed: int) -> list[str]:
-    """Leave the labels of a share of the training images; the others' split becomes "unlabelled".
+    """Keep the labels of a share of the training images; the others become the split "unlabelled".
 
     Within each class images are ordered by a hash of the seed and their key, so that a smaller share is part of a
     larger one, and the share is rounded to whole images, at least one.

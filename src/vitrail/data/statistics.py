@@ -1,4 +1,4 @@
-"""Statistics of bands over many images, gathered batch by batch; written to a file, and read back by training."""
+"""Band statistics over many images, accumulated in batches, with a file format that training reads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROUNDING = 4e-6
 
 @dataclass(frozen=True)
 class BandStatistics:
-    """One band over many images, in units of 0..1.
+    """Statistics of one band, in units of 0..1.
 
     Attributes:
         name: The band's.
@@ -65,7 +65,7 @@ class BandStatistics:
 
 
 class StreamStatistics:
-    """Gathers the statistics of one stream's bands.
+    """Accumulator of the band statistics of one stream.
 
     Args:
         bands: Names of the bands.
@@ -83,7 +83,7 @@ class StreamStatistics:
         self._extent = torch.stack([torch.full((number,), math.inf), torch.full((number,), -math.inf)])
 
     def add(self, images: Tensor) -> None:
-        """Take a batch in.
+        """Add a batch.
 
         Args:
             images: Shape ``(B, C, H, W)``, float32 in 0..1; NaN where there is no data.
@@ -113,7 +113,7 @@ class StreamStatistics:
         self._means.append(images.mean((2, 3)) if whole else images.nanmean((2, 3)))
 
     def result(self, tally: Tally | None = None) -> list[BandStatistics]:
-        """The statistics of all that was taken in, a band each.
+        """Return the statistics of each band.
 
         Args:
             tally: The stored pixels of the same images; None where none is without data or cut off.
@@ -147,7 +147,7 @@ class StreamStatistics:
         ]
 
     def swapped_red_and_blue(self) -> str | None:
-        """A warning where the bands called red and blue seem to have changed places; see :func:`seem_swapped`."""
+        """Return a warning if red and blue seem to be swapped; see :func:`seem_swapped`."""
         if not {"red", "blue"} <= set(self.bands):
             return None
         means = torch.cat(self._means)
@@ -162,7 +162,7 @@ def _moments(total: Tensor, squares: Tensor, count: Tensor) -> tuple[list[float]
 
 
 def seem_swapped(red: Tensor, blue: Tensor) -> str | None:
-    """Whether images' red and blue bands seem to have changed places.
+    """Check whether the red and blue bands of images seem to be swapped.
 
     Leaves, soil, wood, skin and most of what people make reflect more red than blue; sky and water do the opposite.
     Blue is the brighter one in 6 % of the photos of ants and bees (hymenoptera), in 21 % of apple leaves (PlantVillage)
@@ -190,7 +190,7 @@ def seem_swapped(red: Tensor, blue: Tensor) -> str | None:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What ``vitrail data stats`` measures.
+    """Result of ``vitrail data stats``.
 
     Attributes:
         streams: Of each stream, its bands.
@@ -209,7 +209,7 @@ class Statistics:
     notes: list[str] = field(default_factory=list)
 
     def refuse_constant(self, allowed: Collection[str]) -> None:
-        """Raise an error where a band has one value throughout.
+        """Raise an error for constant bands.
 
         Args:
             allowed: Names of bands that may.
@@ -226,7 +226,7 @@ class Statistics:
             )
 
     def normalization(self) -> dict[str, tuple[list[float], list[float]]]:
-        """For each stream, the means and standard deviations to normalise by."""
+        """Return means and standard deviations for each stream."""
         return {
             name: (
                 [band.mean_inside if self.robust else band.mean for band in bands],
@@ -242,7 +242,7 @@ def write_statistics(path: str | Path, statistics: Statistics) -> None:
 
 
 def read_statistics(path: str | Path, bands: Mapping[str, Sequence[str]]) -> Statistics:
-    """Read a file that :func:`write_statistics` wrote.
+    """Read a file of :func:`write_statistics`.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""What the stored values of a data set are like: types, smallest and largest values, pixels without data or cut off."""
+"""Survey of stored values: types, minimum and maximum, pixels without data or outside of the range."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOSTLY_NO_DATA = 0.5
 
 @dataclass(frozen=True)
 class Tally:
-    """Pixels of images by band, each of shape ``(N, C)``.
+    """Counts of pixels by image and band, each of shape ``(N, C)``.
 
     Attributes:
         pixels: All.
@@ -41,29 +41,29 @@ class Tally:
     above: npt.NDArray[np.int64]
 
     def rows(self, indices: Sequence[int]) -> Tally:
-        """Those of some images."""
+        """Select images."""
         own = np.asarray(indices, dtype=np.int64)
         return Tally(self.pixels[own], self.no_data[own], self.below[own], self.above[own])
 
     def bands(self, indices: Sequence[int]) -> Tally:
-        """Those of some bands, in that order."""
+        """Select bands, in the given order."""
         own = np.asarray(indices, dtype=np.int64)
         return Tally(self.pixels[:, own], self.no_data[:, own], self.below[:, own], self.above[:, own])
 
     def cut_shares(self) -> tuple[Array, Array]:
-        """Shares of each band's valid pixels below and above the range, shape ``(C,)``."""
+        """Return the shares of valid pixels below and above the range by band, shape ``(C,)``."""
         valid = np.maximum((self.pixels - self.no_data).sum(0), 1)
         return self.below.sum(0) / valid, self.above.sum(0) / valid
 
     def no_data_shares(self) -> Array:
-        """Share of each band's pixels without data, shape ``(C,)``."""
+        """Return the share of pixels without data by band, shape ``(C,)``."""
         shares: Array = self.no_data.sum(0) / np.maximum(self.pixels.sum(0), 1)
         return shares
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What an image's stored values are like, by band.
+    """Stored values of one image, by band.
 
     Attributes:
         kind: Their type.
@@ -81,17 +81,17 @@ class Survey:
 
     @property
     def label(self) -> str:
-        """The type, or that the values are in units of the file's own."""
+        """The type, or physical units."""
         return PHYSICAL if self.physical else self.kind
 
     @property
     def counts(self) -> Array:
-        """The pixels of a single image, shape ``(4, C)``."""
+        """Pixel counts of a single image, shape ``(4, C)``."""
         return np.stack([self.tally.pixels[0], self.tally.no_data[0], self.tally.below[0], self.tally.above[0]])
 
 
 def survey(values: Array, invalid: Mask | None, rule: ValueRule, what: str, physical: bool = False) -> Survey:
-    """Measure one image's values.
+    """Survey the values of one image.
 
     Args:
         values: Shape ``(C, H, W)``, or of several images ``(N, C, H, W)``.
@@ -154,7 +154,7 @@ def _refuse_not_finite(images: Array, lost: Mask | None, rule: ValueRule, what: 
 
 @dataclass
 class Surveys:
-    """The surveys of a stream's images, gathered one after the other.
+    """Accumulator of the surveys of a stream's images.
 
     Attributes:
         bands: Names of the bands.
@@ -171,14 +171,14 @@ class Surveys:
     own_extent: tuple[float, float] = (np.inf, -np.inf)
 
     def __post_init__(self) -> None:
-        """Begin with nothing."""
+        """Start empty."""
         self.low, self.high = np.full(len(self.bands), np.inf), np.full(len(self.bands), -np.inf)
         # Of whole pictures, of which there may be millions: index and pixels.
         self._pictures, self._sizes = array("q"), array("q")
         self._rows: dict[int, Array] = {}
 
     def add(self, index: int, name: str, seen: Survey | int) -> None:
-        """Take one image in.
+        """Add one image.
 
         Args:
             index: Which image it is.
@@ -199,12 +199,12 @@ class Surveys:
         self._rows[index] = seen.counts
 
     def add_array(self, name: str, seen: Survey) -> None:
-        """Take in an array of several images, which are of one type."""
+        """Add an array of several images of one type."""
         self.kinds[seen.label] = (len(seen.tally.pixels), name)
         self.low, self.high = np.minimum(self.low, seen.low), np.maximum(self.high, seen.high)
 
     def tally(self, indices: Sequence[int]) -> Tally | None:
-        """The pixels of some images; None where none is without data or cut off."""
+        """Return the pixel counts of images; None if no pixel is without data or outside of the range."""
         if not any(row[1:].any() for row in self._rows.values()):
             return None
         table = np.zeros((4, len(indices), len(self.bands)), dtype=np.int64)
@@ -217,7 +217,7 @@ class Surveys:
         return Tally(*table)
 
     def decide(self, rule: ValueRule, kept: Sequence[int]) -> tuple[StreamValues, list[str]]:
-        """The range of all images' values, and what to log of it; see :func:`resolve_range`.
+        """Resolve the range of all images' values, with the lines to log; see :func:`resolve_range`.
 
         Args:
             rule: What the recipe states.
@@ -233,13 +233,13 @@ class Surveys:
 
     @property
     def extent(self) -> tuple[float, float]:
-        """Smallest and largest value of all bands."""
+        """Return minimum and maximum over all bands."""
         return float(self.low.min()), float(self.high.max())
 
 
 @dataclass(frozen=True)
 class StreamValues:
-    """The stored values of one stream of a source.
+    """Stored values of one stream of a source.
 
     Attributes:
         bands: Names of the bands.
@@ -258,7 +258,7 @@ class StreamValues:
     tally: Tally | None = None
 
     def check(self, keys: Sequence[str], *, of_run: bool = False) -> tuple[list[str], list[str]]:
-        """Notes and warnings on pixels without data and those that the range cuts off.
+        """Return notices and warnings on pixels without data and pixels outside of the range.
 
         Args:
             keys: What each image is called.
@@ -289,13 +289,13 @@ class StreamValues:
         return notes, warnings
 
     def _remedy(self, of_run: bool, does: str) -> str:
-        """An option that fits the values that were seen; a trained run keeps its range."""
+        """Suggest an option that fits the observed values; a trained run keeps its range."""
         if of_run:
             return "bring the images to the units that the run was trained in"
         return f"{self.rule.suggest(float(self.low.min()), float(self.high.max()))} {does}"
 
     def _barely_filled(self, of_run: bool) -> str | None:
-        """A warning where the values fill next to nothing of a range that the recipe states."""
+        """Return a warning if the values fill very little of the range in the recipe."""
         low, high = float(self.low.min()), float(self.high.max())
         if self.limits.kind is not None or not low <= high:
             return None
@@ -322,7 +322,7 @@ class StreamValues:
         return f"{setting}{outside} are cut off; {remedy}"
 
     def chosen(self, places: Sequence[int]) -> StreamValues:
-        """Those of some bands, in that order."""
+        """Select bands, in the given order."""
         own = np.asarray(places, dtype=np.int64)
         return StreamValues(
             tuple(self.bands[i] for i in places),
@@ -335,7 +335,7 @@ class StreamValues:
 
 
 def join_bands(parts: Sequence[StreamValues]) -> StreamValues:
-    """The bands of several streams as those of one."""
+    """Concatenate the bands of several streams."""
     first = parts[0]
     tallies = [part.tally for part in parts]
     tally = None

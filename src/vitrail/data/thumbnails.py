@@ -1,4 +1,4 @@
-"""Small gray images by which copies are recognised."""
+"""Small gray images for the search of copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def thumbnails(images: Tensor, stretch: bool = False) -> Thumbnails:
-    """Gray images of 32 x 32 pixels: the luma of three bands, the mean of any other number.
+    """Compute gray images of 32 x 32 pixels: luma of three bands, else the mean over bands.
 
     Gray copies of colour images are made by luma, by nearly every tool.
 
@@ -54,7 +54,7 @@ def thumbnails(images: Tensor, stretch: bool = False) -> Thumbnails:
 
 
 def thumbnail_of_stored(values: npt.NDArray[Any], invalid: npt.NDArray[np.bool_] | None) -> Thumbnails:
-    """The same of one image as it is stored, before its range of values is known.
+    """Compute the thumbnail of one stored image, before its range of values is known.
 
     Bytes keep their contrast; that of other types is stretched.
 

@@ -1,4 +1,4 @@
-"""From stored values to 0..1: the one rule for pictures, rasters, arrays and tables of images.
+"""Convert stored values to 0..1: one rule for pictures, rasters, arrays and tables of images.
 
 The range of the values is known (8 bits; ``data.scale``, ``data.offset`` or ``data.range``; the files' own scale and
 offset), or the recipe is asked for it. One range is decided by type: that of 16-bit integers of one type throughout.
@@ -39,7 +39,7 @@ _ONE_UNIT = "write all files in one unit (with the same scale and offset, or wit
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The stored values that become 0 and 1.
+    """Stored values that map to 0 and 1.
 
     Attributes:
         low: Value that becomes 0, one for all bands or one a band.
@@ -53,13 +53,13 @@ class ValueRange:
     kind: str | None = None
 
     def columns(self) -> tuple[Array, Array]:
-        """``low`` and ``high``, shape ``(C or 1, 1, 1)``, float64."""
+        """Return ``low`` and ``high``, shape ``(C or 1, 1, 1)``, float64."""
         return np.array(self.low)[:, None, None], np.array(self.high)[:, None, None]
 
 
 @dataclass(frozen=True)
 class ValueRule:
-    """What a recipe states of the values of one stream, and what a run recorded.
+    """Settings of the values of one stream, from the recipe and the record of a run.
 
     Attributes:
         scale: Difference between the values that become 0 and 1.
@@ -80,11 +80,11 @@ class ValueRule:
 
     @property
     def setting(self) -> str:
-        """Name of the scale in a recipe."""
+        """Name of the scale setting in a recipe."""
         return f"{self.prefix}scale"
 
     def stated(self, number: int) -> ValueRange | None:
-        """The range that the recipe states for so many bands; None where it states none.
+        """Return the range in the recipe for a number of bands; None if there is none.
 
         Raises:
             ConfigError: A range for another number of bands.
@@ -102,7 +102,7 @@ class ValueRule:
         return ValueRange(offset, tuple(low + step for low, step in zip(offset, scale, strict=True)))
 
     def suggest(self, low: float, high: float) -> str:
-        """An option that fits values from ``low`` to ``high``."""
+        """Suggest an option that fits values from ``low`` to ``high``."""
         if not (math.isfinite(low) and math.isfinite(high)) or low == high == 0:
             return f"--{self.setting}"
         if low >= 0:
@@ -117,7 +117,7 @@ class ValueRule:
             )
 
     def range_of(self, kind: str, physical: bool, number: int) -> ValueRange | None:
-        """The range of one image's values by what is known without the others; None where it must be asked for."""
+        """Return the range of one image's values if known without the others; None otherwise."""
         stated = self.stated(number)
         if stated is not None:
             return stated
@@ -129,7 +129,7 @@ class ValueRule:
 
 
 def value_rules(config: DataConfig) -> dict[str, ValueRule]:
-    """What a recipe states of each stream's values."""
+    """Return the value settings of each stream."""
     rules = {}
     for stream, start in (("image", ""), ("spectral", "spectral_")):
         limits = getattr(config, f"{start}range")
@@ -155,7 +155,7 @@ def resolve_range(
     bands: int,
     own_extent: tuple[float, float] | None = None,
 ) -> tuple[ValueRange, list[str]]:
-    """Decide the range of a stream's values once for all its images.
+    """Resolve the range of a stream's values once for all images.
 
     Args:
         rule: What the recipe states.
@@ -231,7 +231,7 @@ def resolve_range(
 
 
 def _rounded(value: float, up: bool) -> float:
-    """To two digits, away from what it must hold."""
+    """Round to two digits, away from the enclosed value."""
     if value == 0:
         return 0.0
     step = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
@@ -239,7 +239,7 @@ def _rounded(value: float, up: bool) -> float:
 
 
 def to_unit_range(values: Array, invalid: Mask | None, limits: ValueRange) -> Tensor:
-    """Bring values to 0..1 and cut off what lies outside.
+    """Scale values to 0..1, and clip them.
 
     Args:
         values: Shape ``(..., C, H, W)``.

@@ -1,4 +1,4 @@
-"""Processes that read images ahead: how many fit the machine, and what their faults mean in one line."""
+"""Worker processes that load images: their number, and one-line errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FILES_REMEDY = "use --data.num_workers 0 or fewer workers, or allow more open f
 
 
 def choose_workers(asked: int, batch_bytes: int) -> int:
-    """How many processes read images.
+    """Choose the number of worker processes.
 
     Args:
         asked: ``data.num_workers``; -1 for one a core, at most 8, and as many as shared memory and open files allow.
@@ -77,7 +77,7 @@ def choose_workers(asked: int, batch_bytes: int) -> int:
 
 
 def start_worker(worker: int) -> None:
-    """Prepare a worker: one thread, and an end in place of a traceback where a batch cannot be handed over.
+    """Initialise a worker: one thread, and an exit instead of a traceback if a batch cannot be sent.
 
     Args:
         worker: Its number.
@@ -87,7 +87,7 @@ def start_worker(worker: int) -> None:
 
 
 def _end_worker(error: Exception, batch: object) -> None:
-    """The main process would wait for the batch without an end."""
+    """End the worker; otherwise the main process would wait for the batch forever."""
     text = str(error)
     full = _FULL.search(text) or getattr(error, "errno", None) == errno.ENOSPC
     os._exit(_NO_MEMORY if full else _NO_FILES if _FILES.search(text) else _NO_BATCH)
@@ -95,7 +95,7 @@ def _end_worker(error: Exception, batch: object) -> None:
 
 @contextmanager
 def translate_worker_errors() -> Iterator[None]:
-    """Raise faults of workers as errors of one line.
+    """Raise errors of workers as one-line errors.
 
     Raises:
         DataError: An image that a worker could not read.
@@ -119,7 +119,7 @@ def translate_worker_errors() -> Iterator[None]:
 
 
 def translate_worker_error(error: BaseException) -> VitrailError | None:
-    """What a fault of a loader means, as an error of one line; None for anything else.
+    """Convert an error of a loader to a one-line error; None for other errors.
 
     Args:
         error: As torch raises it.
@@ -146,7 +146,7 @@ def translate_worker_error(error: BaseException) -> VitrailError | None:
 
 
 def _of_worker(error: BaseException, kind: str, text: str) -> VitrailError | None:
-    """An exception in a worker, of which torch gives the traceback as the message."""
+    """Convert an exception in a worker, whose traceback torch passes as the message."""
     told = re.split(rf"\n(?:\w+\.)*{kind}: ", text)
     message = " ".join(told[-1].split()) if len(told) > 1 else ""
     if isinstance(error, VitrailError):
@@ -161,7 +161,7 @@ def _of_worker(error: BaseException, kind: str, text: str) -> VitrailError | Non
 
 
 def _of_end(code: int) -> RunError:
-    """The end of a worker by its exit code, which is negative where a signal ended it."""
+    """Convert the exit code of a worker, which is negative after a signal."""
     if code in (_NO_MEMORY, -signal.SIGBUS):
         return RunError(f"{_MEMORY_CAUSE}; {_MEMORY_REMEDY}")
     if code == _NO_FILES:
@@ -180,7 +180,7 @@ def _less_memory() -> str:
 
 
 def _iterator_of(traceback: TracebackType | None) -> Any:
-    """Torch's iterator over workers, in which an exception was raised; None where there is none."""
+    """Return torch's worker iterator that raised an exception; None if there is none."""
     while traceback is not None:
         owner = traceback.tb_frame.f_locals.get("self")
         if type(owner).__name__ == "_MultiProcessingDataLoaderIter":
@@ -190,7 +190,7 @@ def _iterator_of(traceback: TracebackType | None) -> Any:
 
 
 def _exit_code(iterator: Any, seconds: float) -> int | None:
-    """How a worker ended that should go on; None where all go on for so many seconds."""
+    """Return the exit code of a worker that ended early; None if all run for the given seconds."""
     processes = getattr(iterator, "_workers", [])
     ending = multiprocessing.connection.wait([process.sentinel for process in processes], timeout=seconds)
     for process in processes:
@@ -201,7 +201,7 @@ def _exit_code(iterator: Any, seconds: float) -> int | None:
 
 
 def _forgotten_iterator(traceback: TracebackType | None) -> Any:
-    """Torch's iterator, which no longer raises an error at any later moment because a worker has ended."""
+    """Return torch's iterator, prevented from raising later errors about the ended worker."""
     iterator = _iterator_of(traceback)
     if getattr(iterator, "_worker_pids_set", False):
         torch._C._remove_worker_pids(id(iterator))
@@ -210,7 +210,7 @@ def _forgotten_iterator(traceback: TracebackType | None) -> Any:
 
 
 def _shut_down(iterator: Any) -> None:
-    """End all workers now: an iterator that was not made to its end would print another traceback later."""
+    """End all workers now: an unfinished iterator would print another traceback later."""
     if iterator is None:
         return
     if hasattr(iterator, "_workers_status"):
@@ -222,7 +222,7 @@ def _shut_down(iterator: Any) -> None:
 
 
 def _free_memory() -> int | None:
-    """Bytes of shared memory that are left; None where the system has no such folder."""
+    """Return the free bytes of shared memory; None if the system has no such folder."""
     try:
         found = os.statvfs(_SHARED)
     except (OSError, AttributeError):
@@ -231,7 +231,7 @@ def _free_memory() -> int | None:
 
 
 def _free_files() -> int | None:
-    """Files that this process may still open; None where that is not limited or not known."""
+    """Return the number of files that this process may still open; None if unlimited or unknown."""
     try:
         import resource
     except ImportError:  # Windows

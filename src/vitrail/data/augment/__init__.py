@@ -1,4 +1,4 @@
-"""Random changes of training batches, and the fixed views of test-time augmentation. All chance is torch's own."""
+"""Random augmentation of training batches, and the fixed views of test-time augmentation."""
 
 from vitrail.data.augment.mixing import Mixing
 from vitrail.data.augment.pipeline import Augmentation, build_augmentation

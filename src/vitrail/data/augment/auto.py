@@ -1,4 +1,4 @@
-"""RandAugment and TrivialAugment, for each image of a batch its own operations.
+"""RandAugment and TrivialAugment with separate operations for each image of a batch.
 
 Kornia's classes of these names draw the operations once for a whole batch and know one stream. Here the motions among
 an image's operations join the batch's other motions, where all streams go through them, and the rest change the image
@@ -28,7 +28,7 @@ OPERATIONS = (IDENTITY, *MOTIONS, *COLORS)
 
 @dataclass(frozen=True)
 class MaxStrength:
-    """What an operation does at full strength.
+    """Effect of the operations at full strength.
 
     Attributes:
         rotate: Degrees.
@@ -52,7 +52,7 @@ _TRIVIALAUGMENT = MaxStrength(rotate=135.0, shear=0.99, translate=32 / 224, chan
 
 @dataclass(frozen=True)
 class SampledOperations:
-    """Operations of a batch.
+    """Operations sampled for a batch.
 
     Attributes:
         operations: Numbers of :data:`OPERATIONS`, shape ``(B, n)``.
@@ -66,7 +66,7 @@ class SampledOperations:
 
 
 def sample_operations(settings: AugmentSettings, count: int, colors: bool) -> SampledOperations:
-    """Draw each image's operations.
+    """Sample the operations of each image.
 
     Args:
         settings: Which kind, how many, how strong.
@@ -87,7 +87,7 @@ def sample_operations(settings: AugmentSettings, count: int, colors: bool) -> Sa
 
 
 def operation_matrices(drawn: SampledOperations, size: tuple[int, int]) -> Tensor:
-    """The motions among the operations of each image, from result to image, shape ``(B, 3, 3)``.
+    """Compose the geometric operations of each image, from result to image, shape ``(B, 3, 3)``.
 
     Args:
         drawn: The operations.
@@ -109,7 +109,7 @@ def operation_matrices(drawn: SampledOperations, size: tuple[int, int]) -> Tenso
 
 
 def apply_color_operations(images: Tensor, drawn: SampledOperations) -> Tensor:
-    """Apply the operations on colours.
+    """Apply the colour operations.
 
     Args:
         images: Shape ``(B, 3, H, W)``, in 0..1; not changed.
@@ -169,7 +169,7 @@ def _sharpness(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
 
 
 def sharpen(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the distance from a smoothed image: 0 is smooth, 1 changes nothing; the outermost pixels stay.
+    """Interpolate between a smoothed image (0) and the image itself (1); the outermost pixels stay.
 
     The smoothing is Pillow's: a 3 x 3 kernel of ones with a five in the middle, over thirteen; here as a sum of three
     rows, of three columns of that, and four times the pixel itself.

@@ -1,4 +1,4 @@
-"""Colours: brightness, contrast, saturation and hue of a batch as one linear map of each image's colours.
+"""Colour jitter: brightness, contrast, saturation and hue as one linear map of each image's colours.
 
 Each of the four maps the three bands of a pixel linearly, so any sequence of them is one 3 x 3 matrix and an offset an
 image, and costs one product of matrices instead of four passes and a way through HSV and back.
@@ -19,7 +19,7 @@ GRAY = (0.299, 0.587, 0.114)
 
 
 def color_jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
-    """Change the colours of each image its own way; the four changes come in an order drawn for the batch.
+    """Change the colours of each image; the order of the four changes is sampled for the batch.
 
     Args:
         images: Shape ``(B, 3, H, W)``, in 0..1.
@@ -57,13 +57,13 @@ def color_jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
 
 
 def saturation_matrices(factor: Tensor) -> Tensor:
-    """Matrices that scale the distance from gray, shape ``(B, 3, 3)``: 0 is gray, 1 changes nothing."""
+    """Build matrices that scale the distance from gray, shape ``(B, 3, 3)``: 0 is gray, 1 the identity."""
     gray = torch.tensor(GRAY).expand(3, 3)
     return factor[:, None, None] * torch.eye(3) + (1 - factor)[:, None, None] * gray
 
 
 def hue_matrices(share: Tensor) -> Tensor:
-    """Matrices that turn the hue at constant luma, shape ``(B, 3, 3)``.
+    """Build matrices that rotate the hue at constant luma, shape ``(B, 3, 3)``.
 
     Args:
         share: Of the whole circle, shape ``(B,)``; red goes to yellow at 1/6.
@@ -80,7 +80,7 @@ def hue_matrices(share: Tensor) -> Tensor:
 
 
 def apply_color_matrices(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    """Map each pixel's bands linearly, and keep them in 0..1.
+    """Map the bands of each pixel linearly, and clip to 0..1.
 
     Args:
         images: Shape ``(B, 3, H, W)``.

@@ -1,4 +1,4 @@
-"""Views of images for contrastive learning: strong random changes that leave what an image shows."""
+"""Augmented views for contrastive learning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitrail.errors import ShapeError
 
 
 class Views(nn.Module):
-    """Random transforms of a batch in 0..1, of which each call draws one view of each image.
+    """Random transforms of a batch in 0..1; each call samples one view of each image.
 
     Args:
         geometry: Moves pixels: maps ``(B, C, H, W)`` to the same shape, each image its own way.
@@ -23,7 +23,7 @@ class Views(nn.Module):
         self.geometry, self.color = geometry, color
 
     def forward(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Change all streams of each image by the same geometry.
+        """Transform all streams of each image with the same geometry.
 
         Args:
             streams: Stream -> shape ``(B, C, H, W)``, all of one height and width.
@@ -45,7 +45,7 @@ class Views(nn.Module):
 def build_views(
     size: tuple[int, int], num_bands: int, min_scale: float = 0.2, strength: float = 0.5, flips: bool = True
 ) -> Views:
-    """The random transforms of which each call draws one view.
+    """Build the random transforms of augmented views.
 
     Random crop, resized; horizontal flip; change of brightness and contrast, of three bands also of saturation and
     hue, and loss of colour; blur. The geometry is the same for all streams of a view, colours change in the image

@@ -1,4 +1,4 @@
-"""Taking something away: sharpness, a rectangle, a band, a whole stream."""
+"""Blur, random erasing, and dropping of bands and streams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.data.augment.random_numbers import bernoulli, uniform
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, each image by its own; the kernels reach three deviations of the widest.
+    """Apply Gaussian blur with a separate deviation for each image; kernels reach three of the largest.
 
     Args:
         images: Shape ``(B, C, H, W)``.
@@ -41,7 +41,7 @@ def random_blur(streams: dict[str, Tensor], settings: AugmentSettings) -> dict[s
 
 
 def random_erasing(streams: dict[str, Tensor], settings: AugmentSettings, fill: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fill one rectangle of some images, at the same place in all streams."""
+    """Fill one rectangle of some images, at the same position in all streams."""
     count = len(next(iter(streams.values())))
     chosen = bernoulli(settings.erase, count)
     area = uniform(*settings.erase_area, count)
@@ -55,7 +55,7 @@ def random_erasing(streams: dict[str, Tensor], settings: AugmentSettings, fill: 
 
 
 def box_mask(boxes: Tensor, images: Tensor) -> Tensor:
-    """Which pixels' centres lie in a rectangle.
+    """Mark pixels whose centres lie in a rectangle.
 
     Args:
         boxes: Left, top, right and bottom of each image's, from 0 to 1, shape ``(B, 4)``.
@@ -74,7 +74,7 @@ def box_mask(boxes: Tensor, images: Tensor) -> Tensor:
 
 
 def drop_bands(streams: dict[str, Tensor], probability: float, fill: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fill whole bands of images; of each stream of an image one band always stays."""
+    """Fill whole bands of images; at least one band of each stream stays."""
     result = {}
     for name, x in streams.items():
         order = torch.rand(x.shape[:2])
@@ -86,7 +86,7 @@ def drop_bands(streams: dict[str, Tensor], probability: float, fill: dict[str, T
 
 
 def drop_streams(streams: dict[str, Tensor], probability: float, fill: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fill one whole stream of some images, any of them; with one stream nothing happens."""
+    """Fill one whole stream of some images; single streams are never filled."""
     if len(streams) < 2:
         return streams
     count = len(next(iter(streams.values())))

@@ -1,4 +1,4 @@
-"""Where pixels go: every motion of an image is one matrix, and each stream is sampled once through it."""
+"""Geometric augmentation: one matrix for each image, one resampling for each stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError
 
 
 def random_transforms(settings: AugmentSettings, count: int, size: tuple[int, int]) -> Tensor:
-    """A random motion for each image.
+    """Sample a random geometric transform for each image.
 
     Args:
         settings: How much.
@@ -52,7 +52,7 @@ def _affine(settings: AugmentSettings, count: int, size: tuple[int, int]) -> Ten
 
 
 def affine_matrices(degrees: Tensor, shear: Tensor, shift: Tensor, zoom: Tensor, size: tuple[int, int]) -> Tensor:
-    """Motions that turn about the centre, shear, zoom and then shift.
+    """Compose rotation about the centre, shear, zoom and shift.
 
     Args:
         degrees: Counter-clockwise, as one looks at the image, shape ``(B,)``.
@@ -80,7 +80,7 @@ def affine_matrices(degrees: Tensor, shear: Tensor, shift: Tensor, zoom: Tensor,
 
 
 def _crop(settings: AugmentSettings, count: int, size: tuple[int, int]) -> Tensor:
-    """Random resized crops, that always fit: a shape that does not is narrowed to the image."""
+    """Sample random resized crops; an aspect ratio that does not fit is narrowed to the image."""
     if settings.crop_area == (1.0, 1.0):
         return torch.eye(3).expand(count, 3, 3)
     area = uniform(*settings.crop_area, count)
@@ -118,7 +118,7 @@ def _homogeneous(linear: Tensor, offset: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, motions: Tensor, padding: Padding = "zeros") -> Tensor:
-    """Sample images through motions, bilinearly.
+    """Resample images by geometric transforms, bilinearly.
 
     Args:
         images: Shape ``(B, C, H, W)``.

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: images blended with, or pasted into, others of their batch; targets become shares of classes."""
+"""MixUp and CutMix: blend or paste images of a batch; targets become shares of classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.data.augment.random_numbers import bernoulli, beta
 
 
 class Mixing(nn.Module):
-    """Mixes each image of a batch with another of the batch, all streams alike.
+    """Mix each image of a batch with another one, all streams alike.
 
     Args:
         settings: Which kind, and how much.
@@ -29,7 +29,7 @@ class Mixing(nn.Module):
         self.settings, self.num_classes = settings, num_classes
 
     def forward(self, streams: Mapping[str, Tensor], target: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Mix.
+        """Mix a batch.
 
         Args:
             streams: Stream -> shape ``(B, C, H, W)``.
@@ -65,14 +65,14 @@ class Mixing(nn.Module):
 
 
 def _boxes(kept: Tensor) -> Tensor:
-    """Rectangles of the share that is not kept, anywhere; what lies outside the image is lost, as in the paper."""
+    """Sample rectangles of the mixed share at any position; parts outside of the image are lost, as in the paper."""
     side = (1 - kept).sqrt()[:, None]
     center = torch.rand(len(kept), 2)
     return torch.cat([center - side / 2, center + side / 2], dim=1)
 
 
 def soft_targets(target: Tensor, num_classes: int) -> Tensor:
-    """Targets as shares of classes ``(B, K)``, float32: classes ``(B,)`` become ones and zeros.
+    """Convert targets to shares of classes ``(B, K)``, float32 (one-hot for classes ``(B,)``).
 
     Args:
         target: Shape ``(B,)`` or ``(B, K)``.

@@ -1,4 +1,4 @@
-"""The random changes of training, in their order."""
+"""Random augmentation of training batches, in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitrail.data.augment.geometry import random_transforms, warp
 
 
 class Augmentation(nn.Module):
-    """Random changes of a batch in 0..1, drawn from torch's generator.
+    """Random augmentation of a batch in 0..1, from torch's generator.
 
     Motion first (crop, flip, turn, shift, zoom, shear: one resampling in all), then colour, blur, erasing, bands and
     streams. All streams of an image move alike, each at its own size; colour is changed on the image stream alone.
@@ -40,7 +40,7 @@ class Augmentation(nn.Module):
             self._means.register_buffer(name, fill, persistent=False)
 
     def forward(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Change all streams of each image.
+        """Augment all streams of each image.
 
         Args:
             streams: Stream -> shape ``(B, C, H, W)``; each may have its own height and width.
@@ -85,7 +85,7 @@ def build_augmentation(
     changes: Mapping[str, Any] | None = None,
     means: Mapping[str, Sequence[float]] | None = None,
 ) -> Augmentation | None:
-    """The random changes of training.
+    """Build the augmentation of training.
 
     Args:
         preset: A name of :data:`vitrail.config.augment.PRESETS`.

@@ -1,4 +1,4 @@
-"""Random numbers for a batch, from torch's generator on the CPU, whatever device the images are on."""
+"""Random numbers for a batch, from torch's generator on the CPU for all devices."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def bernoulli(probability: float, count: int) -> Tensor:
-    """Which of ``count`` images something happens to, shape ``(count,)``, bool."""
+    """Sample booleans of a probability, shape ``(count,)``."""
     return torch.rand(count) < probability
 
 
 def uniform(low: float, high: float, count: int) -> Tensor:
-    """Evenly between two limits, shape ``(count,)``."""
+    """Sample uniformly between two limits, shape ``(count,)``."""
     return low + (high - low) * torch.rand(count)
 
 
 def uniform_symmetric(most: float, count: int) -> Tensor:
-    """Evenly between ``-most`` and ``most``, shape ``(count,)``."""
+    """Sample uniformly from ``-most`` to ``most``, shape ``(count,)``."""
     return uniform(-most, most, count)
 
 
 def beta(alpha: float, count: int) -> Tensor:
-    """From the symmetric Beta distribution, shape ``(count,)``."""
+    """Sample from the symmetric Beta distribution, shape ``(count,)``."""
     return torch.distributions.Beta(alpha, alpha).sample((count,))

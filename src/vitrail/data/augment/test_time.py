@@ -1,4 +1,4 @@
-"""Fixed views of an image, over which test-time augmentation averages."""
+"""Fixed views of an image for test-time augmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ View = Callable[[Tensor], Tensor]
 
 
 def _crop(vertical: int, horizontal: int) -> View:
-    """Seven eighths of height and width, at one of three places along each axis (0, 1, 2)."""
+    """Crop seven eighths of height and width, at one of three positions along each axis (0, 1, 2)."""
 
     def view(x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -42,7 +42,7 @@ VIEWS: Mapping[str, tuple[View, ...]] = {
 
 
 def tta_views(name: str) -> tuple[View, ...]:
-    """The views of that name, the image itself first.
+    """Return the views of a name, the image itself first.
 
     Raises:
         ConfigError: No such name.
