@@ -1,4 +1,4 @@
-"""What a model looks at: captured from the model as it is, composed through all of its layers."""
+"""Explanations: relevance of pixels for a model of any family, measures of it, and the structure of the model."""
 
 from vitrail.explain.capture.record import AttentionRecord, CapturedMixing, capture_attention
 from vitrail.explain.interface import explain

@@ -12,7 +12,7 @@ from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain import compare_methods, explain, measure, score_methods
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import METHODS, Method
-from vitrail.explain.metrics.method_table import MEASURES
+from vitrail.explain.metrics.measures import MEASURES
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_controls_differ_between_images_and_stay_in_any_batch():
         ({"masks": torch.ones(2, 5, 5, dtype=torch.bool)}, ShapeError, "5, 5"),
         ({"masks": torch.ones(2, 21, 18)}, ConfigError, "boolean"),
         ({"masks": {"thermal": torch.ones(2, 21, 18)}}, ConfigError, "thermal"),
-        ({"target": 8}, ConfigError, "no class 8"),
+        ({"target": 8}, ConfigError, "from 0 to 3, got 8"),
         ({"batch_size": 0}, ConfigError, "batch_size"),
     ],
 )
