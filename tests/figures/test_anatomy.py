@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 import vitrail
 from vitrail.errors import RunError
-from vitrail.explain.structure.anatomy import PatchGrid, dissect, group_tokens
+from vitrail.explain.structure.anatomy import PatchGrid, dissect
+from vitrail.explain.structure.token_groups import group_tokens
 from vitrail.figures.anatomy import View, draw_anatomy
 from vitrail.figures.anatomy.canvas import hatch_cells, inside, outline, show_rolled, where
 from vitrail.figures.anatomy.draw import plan_pictures
@@ -132,7 +133,7 @@ def test_mask_types_of_a_shifted_layer():
     assert counts.tolist() == [6, 3, 2, 1]
     assert numbers.view(3, 4)[:2, :3].eq(0).all()
     assert numbers.view(3, 4)[2, 3] == 3
-    assert torch.equal(types[numbers], group.blocked)
+    assert torch.equal(types[numbers], group.mask)
     assert [round(1 - t.float().mean().item(), 2) for t in types] == [1.0, 0.5, 0.5, 0.25]
 
 
@@ -160,7 +161,7 @@ def test_what_is_chosen_where_there_is_too_much():
     assert asking_tokens((8, 8)) == [18, 21, 42, 45]
     assert asking_tokens((1, 1)) == [0]
     model, inputs, *_ = _plan("vit", depth=9)
-    asked = dissect(model, inputs).asked
+    asked = dissect(model, inputs).attention
     assert [a.name for a in choose_layers(asked)] == [
         "blocks.0.attn",
         "blocks.3.attn",
@@ -168,7 +169,7 @@ def test_what_is_chosen_where_there_is_too_much():
         "blocks.8.attn",
     ]
     model, inputs, *_ = _plan("swin", window_size=4)
-    names = [a.name for a in choose_layers(dissect(model, inputs).asked)]
+    names = [a.name for a in choose_layers(dissect(model, inputs).attention)]
     assert names == ["layers.0.blocks.0.attn", "layers.0.blocks.1.attn", "layers.1.blocks.0.attn"]
 
 

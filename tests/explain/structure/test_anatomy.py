@@ -9,16 +9,11 @@ import vitrail
 from tests.tiers import fast_first
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.record import CapturedMixing, capture_attention
-from vitrail.explain.structure.anatomy import (
-    attention_of,
-    dissect,
-    group_tokens,
-    keep_one_query,
-    middle,
-    principal_colors,
-    relative_bias,
-    trace_merge,
-)
+from vitrail.explain.structure.anatomy import dissect, keep_one_query
+from vitrail.explain.structure.features import principal_colors
+from vitrail.explain.structure.merging import trace_merge
+from vitrail.explain.structure.positions import relative_bias
+from vitrail.explain.structure.token_groups import central_token, group_tokens, token_attention
 from vitrail.layers.hierarchy import MapAttention
 from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.patch_merging import PatchMerging
@@ -72,14 +67,14 @@ def test_groups_are_who_influences_whom(kind, seed):
         (gradient,) = torch.autograd.grad(out.flatten(0, 2)[query].sum(), x, retain_graph=True)
         reaches[query] = gradient.flatten(0, 2).abs().sum(-1) > 0
     drawn = torch.zeros(n, n, dtype=torch.bool)
-    for members, blocked in zip(groups.members, groups.blocked, strict=True):
+    for members, blocked in zip(groups.members, groups.mask, strict=True):
         real = (members >= 0).nonzero().flatten()
         drawn[members[real][:, None], members[real]] = ~blocked[real[:, None], real]
     assert torch.equal(reaches, drawn)
     # The mask that is drawn is where the captured attention is exactly zero.
     weights = step.weights.mean(1)
     real = groups.members >= 0
-    assert torch.equal((weights == 0)[real], groups.blocked.expand_as(weights)[real])
+    assert torch.equal((weights == 0)[real], groups.mask.expand_as(weights)[real])
 
 
 @pytest.mark.parametrize("seed", fast_first(range(8), 3))
@@ -99,9 +94,9 @@ def test_regions_by_the_authors_slices(seed):
             count += 1
     (H, W), (wh, ww) = grid, window
     cut = mask.view(H // wh, wh, W // ww, ww).permute(0, 2, 1, 3).reshape(-1, wh * ww)
-    assert torch.equal(groups.blocked, cut[:, :, None] != cut[:, None, :])
+    assert torch.equal(groups.mask, cut[:, :, None] != cut[:, None, :])
     # The regions come back to the places that they were rolled from.
-    there = groups.at_places(groups.labels)
+    there = groups.on_grid(groups.labels)
     assert torch.equal(there, groups.regions.roll(shift, (0, 1)))
     assert there[0, 0] == 3
     assert there[shift[0], shift[1]] == 0
@@ -139,7 +134,7 @@ def test_attention_of_one_token(seed):
     grid = (rng.randint(2, 8), rng.randint(2, 8))
     step, groups = _groups(layer, grid)
     place = rng.randrange(grid[0] * grid[1])
-    maps = attention_of(step, groups, place)
+    maps = token_attention(step, groups, place)
     assert maps.shape == (2, *grid)
     assert torch.allclose(maps.sum((1, 2)), torch.ones(2, dtype=torch.float64))
     same = groups.group_map() == groups.group_map().flatten()[place]
@@ -148,7 +143,7 @@ def test_attention_of_one_token(seed):
     x = torch.randn(1, *grid, 4, dtype=torch.float64)
     with torch.no_grad(), capture_attention(layer) as record:
         out = layer(x)[0].flatten(0, 1)[place]
-    maps = attention_of(CapturedMixing("x", record.steps[0].weights, step.layout), groups, place).flatten(1)
+    maps = token_attention(CapturedMixing("x", record.steps[0].weights, step.layout), groups, place).flatten(1)
     values = layer.qkv(x).view(grid[0] * grid[1], 3, 2, 2)[:, 2]
     mixed = torch.stack([maps[head] @ values[:, head] for head in range(2)]).flatten()
     assert torch.allclose(layer.proj(mixed), out)
@@ -214,10 +209,10 @@ def test_every_family(name, extra):
     for patch in anatomy.patches:
         size = inputs[patch.stream].shape[2:]
         assert patch.grid == tuple(-(-s // p) for s, p in zip(size, patch.patch, strict=True))
-    for asked in anatomy.asked:
+    for asked in anatomy.attention:
         total = asked.maps.sum((1, 2))
         # The class token keeps a share for itself; any other token's attention is all on the grid.
-        assert (total < 1).all() if asked.place is None else torch.allclose(total, torch.ones_like(total), atol=1e-5)
+        assert (total < 1).all() if asked.query is None else torch.allclose(total, torch.ones_like(total), atol=1e-5)
     for group in anatomy.groups:
         level = next(x for x in anatomy.levels if group.name.startswith(x.name + "."))
         assert group.grid == tuple(level.map.shape[1:])
@@ -237,11 +232,11 @@ def test_kept_rows_are_those_of_the_whole_matrix():
         model, inputs, anatomy = _dissect("vit", **settings)
         with torch.no_grad(), capture_attention(model) as record:
             model.forward_features(*inputs)
-        for step, asked in zip(record.steps, anatomy.asked, strict=True):
+        for step, asked in zip(record.steps, anatomy.attention, strict=True):
             P = model.num_prefix
-            row = 0 if P else middle((4, 4))
+            row = 0 if P else central_token((4, 4))
             assert torch.allclose(asked.maps, step.weights[0, :, row, P:].reshape(-1, 4, 4))
-            assert asked.place == (None if P else row)
+            assert asked.query == (None if P else row)
     pool = torch.rand(1, 3, 16)
     assert keep_one_query(CapturedMixing("token_learners.0", pool, TokenLayout("pool", key_grid=(4, 4)))) is pool
 
@@ -260,7 +255,7 @@ def test_learned_tokens(fuse):
         weights = (record["token_fusers.0"].weights @ record["token_fusers.0.mix"].weights)[0]
         assert learned.spread[2, 1, 3] == weights[1 * 4 + 3, 2]
     # Attention among learned tokens has no places to draw.
-    assert [a.name for a in anatomy.asked] == ["blocks.0.attn"]
+    assert [a.name for a in anatomy.attention] == ["blocks.0.attn"]
 
 
 @pytest.mark.parametrize("fusion", ["cross_attention", "concat"])

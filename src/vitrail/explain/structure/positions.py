@@ -1,4 +1,4 @@
-"""What a model learned about places: likeness of its positions, tables of relative positions, and what they decide."""
+"""Learned positions: similarity of absolute positions, relative position bias, and their part in the attention."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class PositionSimilarity:
-    """How alike the learned positions of one stream are.
+    """Similarity of the learned positions of one stream.
 
     Attributes:
-        name: Their parameter's name.
-        grid: Height and width of the grid that they were learned for.
-        similarity: Cosine of each position (first two dimensions) and each other (last two), shape ``(h, w, h, w)``.
+        name: Name of the parameter.
+        grid: Height and width of the learned grid.
+        similarity: Cosine similarity of all pairs of positions, shape ``(h, w, h, w)``.
     """
 
     name: str
@@ -37,14 +37,14 @@ class PositionSimilarity:
 
 @dataclass(frozen=True)
 class RelativeBias:
-    """Relative positions of one layer.
+    """Relative position bias of one layer.
 
     Attributes:
         name: The layer's name.
-        window: Window that the layer was built for.
+        window: Window of the learned table.
         index: Row of the table for each pair of tokens, shape ``(n, n)``.
-        table: The learned numbers by offset (query minus key), shape ``(heads, 2 wh - 1, 2 ww - 1)``.
-        bias: What is added to the scores, shape ``(heads, n, n)``.
+        table: Learned bias by offset (query minus key), shape ``(heads, 2 wh - 1, 2 ww - 1)``.
+        bias: Bias added to the scores, shape ``(heads, n, n)``.
     """
 
     name: str
@@ -56,14 +56,14 @@ class RelativeBias:
 
 @dataclass(frozen=True)
 class BiasAndContent:
-    """How much of a layer's attention its relative positions decided, and how much the tokens themselves.
+    """Parts of relative position bias and content in the attention of a layer.
 
     Attributes:
         name: The layer's name.
-        bias_share: Part of the variance of the scores that is the bias's, by image and head, shape ``(B, heads)``;
-            the rest is the content's. NaN where the scores do not vary.
-        bias_nats: What the bias changed: divergence of the attention from that of the content alone.
-        content_nats: What the content changed: divergence of the attention from that of the bias alone.
+        bias_share: Share of the bias in the variance of the scores, by image and head, shape ``(B, heads)``; NaN where
+            the scores do not vary.
+        bias_nats: Divergence of the attention from that of the content alone, shape ``(B, heads)``.
+        content_nats: Divergence of the attention from that of the bias alone, shape ``(B, heads)``.
     """
 
     name: str
@@ -73,7 +73,7 @@ class BiasAndContent:
 
 
 def position_similarities(model: VisionModel) -> list[PositionSimilarity]:
-    """Cosine similarities of learned positions, for each table that the model has; class tokens are left out.
+    """Compute cosine similarities of learned positions, without class tokens, for each table of a model.
 
     Raises:
         ConfigError: The model has no absolute positions.
@@ -84,8 +84,8 @@ def position_similarities(model: VisionModel) -> list[PositionSimilarity]:
     for name, module in model.named_modules():
         table, grid = getattr(module, "pos_embed", None), getattr(module, "grid", None)
         if isinstance(table, nn.Parameter) and grid is not None:
-            places = F.normalize(table.detach()[0, table.shape[1] - grid[0] * grid[1] :].float(), dim=-1)
-            similarity = (places @ places.t()).view(*grid, *grid)
+            positions = F.normalize(table.detach()[0, table.shape[1] - grid[0] * grid[1] :].float(), dim=-1)
+            similarity = (positions @ positions.t()).view(*grid, *grid)
             found.append(PositionSimilarity(f"{name}.pos_embed" if name else "pos_embed", grid, similarity))
     if not found:
         raise ConfigError(
@@ -95,7 +95,7 @@ def position_similarities(model: VisionModel) -> list[PositionSimilarity]:
 
 
 def relative_bias(name: str, module: nn.Module) -> RelativeBias | None:
-    """Index, table and bias of a layer with relative positions; None for any other."""
+    """Return index, table and bias of a layer with relative positions; None for other layers."""
     if isinstance(module, WindowAttention):
         table = module.relative_position_bias_table.detach()
     elif isinstance(module, PartitionAttention):
@@ -109,10 +109,10 @@ def relative_bias(name: str, module: nn.Module) -> RelativeBias | None:
 
 
 def relative_biases(model: VisionModel) -> list[RelativeBias]:
-    """Index, table and bias of all layers with relative positions.
+    """Return index, table and bias of all layers with relative positions.
 
     Raises:
-        ConfigError: The model has none.
+        ConfigError: The model has no relative positions.
 
     Source: Liu et al. 2021, arXiv:2103.14030, equation 4.
     """
@@ -127,65 +127,63 @@ def relative_biases(model: VisionModel) -> list[RelativeBias]:
 
 
 def bias_and_content(model: VisionModel, *inputs: Tensor) -> list[BiasAndContent]:
-    """What of each layer's attention its relative positions decided, and what its tokens did.
+    """Compute the parts of relative position bias and content in the attention of each layer.
 
-    The scores of a query are s = c + b: products with the keys, and the bias of the keys' offsets. Both are measured
-    over the keys that the query may attend to, and the queries are averaged.
+    The scores of a query are s = c + b, content plus bias. Both measures are over the keys that are not masked,
+    averaged over queries. They are definitions of this package.
 
-    - The variance of the scores falls into two parts, Var(s) = Cov(b, s) + Cov(c, s). The bias's share is
-      sum Cov(b, s) / sum Var(s) over all queries: 0 where it is the same for all keys, 1 where the content is; below 0
-      where it works against the content, which is then the greater.
-    - What one of them changed is the divergence of the attention softmax(c + b) from what the other alone would have
-      given: KL(softmax(c + b) || softmax(c)) for the bias, KL(softmax(c + b) || softmax(b)) for the content, in nats.
+    - Variance: Var(s) = Cov(b, s) + Cov(c, s). The share of the bias is sum Cov(b, s) / sum Var(s) over all queries: 0
+      for a constant bias, 1 for a constant content, negative where a bias opposes a larger content.
+    - Divergence, in nats: KL(softmax(c + b) || softmax(c)) for the bias, KL(softmax(c + b) || softmax(b)) for the
+      content.
 
-    These are definitions of this package. Scores are read off the attention, as its logarithm: both measures are the
-    same for scores that differ by a constant for all keys. Weights that are zero, as masked ones are, are left out,
-    and so are queries in the padding.
+    Scores are the logarithm of the attention: both measures are invariant to a constant for all keys. Weights of zero
+    (masked keys) and padded queries are omitted.
 
     Args:
         model: The model, in evaluation mode.
         *inputs: Normalised images, shape ``(B, C, H, W)``.
 
     Raises:
-        ConfigError: The model has no relative positions: absolute ones are part of the content.
+        ConfigError: The model has no relative positions; absolute positions are part of the content.
     """
     biases = {bias.name: bias for bias in relative_biases(model)}
 
     def measure(step: CapturedMixing) -> Tensor | None:
-        known = biases.get(step.name)
-        return None if known is None else _measure(step, _bias_in(known, step.layout.window or known.window))
+        bias = biases.get(step.name)
+        return None if bias is None else _measure(step, _bias_in(bias, step.layout.window or bias.window))
 
     with torch.no_grad(), capture_attention(model, keep=measure) as record:
         model.forward_features(*inputs)
     return [BiasAndContent(step.name, *step.weights.unbind(-1)) for step in record.steps]
 
 
-def _bias_in(known: RelativeBias, window: Pair) -> Tensor:
-    """The bias in a window that may be smaller than the layer's own, ``(heads, n, n)``."""
-    table = known.table.flatten(1).t().float()
-    return expand_table(table, window, known.window)[0]
+def _bias_in(bias: RelativeBias, window: Pair) -> Tensor:
+    """Compute the bias of a window that may be smaller than that of the table, shape ``(heads, n, n)``."""
+    table = bias.table.flatten(1).t().float()
+    return expand_table(table, window, bias.window)[0]
 
 
 def _measure(step: CapturedMixing, bias: Tensor) -> Tensor:
-    """Share and divergences, shape ``(B, heads, 3)``, from weights ``(B * groups, heads, n, n)``."""
+    """Compute share and divergences, shape ``(B, heads, 3)``, from weights ``(B * groups, heads, n, n)``."""
     real = real_tokens(step.layout, step.weights.device)
     weights = step.weights.float()
     weights = weights.view(-1, len(real), *weights.shape[1:])
-    seen = weights > 0
-    # Zero where nothing is seen, so that sums leave it out.
-    scores = weights.clamp_min(torch.finfo(torch.float32).tiny).log() * seen
-    bias = bias * seen
-    count = seen.sum(dim=-1, keepdim=True).clamp_min(1)
-    centred = [(x - x.sum(dim=-1, keepdim=True) / count) * seen for x in (bias, scores)]
+    visible = weights > 0
+    # Zero for masked keys, so that sums omit them.
+    scores = weights.clamp_min(torch.finfo(torch.float32).tiny).log() * visible
+    bias = bias * visible
+    count = visible.sum(dim=-1, keepdim=True).clamp_min(1)
+    centred = [(x - x.sum(dim=-1, keepdim=True) / count) * visible for x in (bias, scores)]
     counted = real[:, None] * (1.0 / count.squeeze(-1))
     covariance, variance = ((x * centred[1]).sum(dim=-1) * counted for x in centred)
     share = covariance.sum(dim=(1, 3)) / variance.sum(dim=(1, 3))
-    nats = [_divergence(weights, scores, other, seen) for other in (scores - bias, bias)]
+    nats = [_divergence(weights, scores, other, visible) for other in (scores - bias, bias)]
     means = [(x * real[:, None]).sum(dim=(1, 3)) / real.sum() for x in nats]
     return torch.stack([share, *means], dim=-1)
 
 
-def _divergence(weights: Tensor, logarithm: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
-    """KL(weights || softmax(scores)) of each row, over the keys that are seen."""
-    other = scores.masked_fill(~seen, -math.inf).log_softmax(dim=-1)
-    return (weights * (logarithm - other.masked_fill(~seen, 0.0))).sum(dim=-1)
+def _divergence(weights: Tensor, logarithm: Tensor, scores: Tensor, visible: Tensor) -> Tensor:
+    """Compute KL(weights || softmax(scores)) of each row, over visible keys."""
+    other = scores.masked_fill(~visible, -math.inf).log_softmax(dim=-1)
+    return (weights * (logarithm - other.masked_fill(~visible, 0.0))).sum(dim=-1)

@@ -57,7 +57,7 @@ def plan_pictures(
         pictures["windows"] = lambda: windows.draw_windows(image_groups, views[0], told)
     if "grid" in kinds:
         pictures["partitions"] = lambda: windows.draw_partitions(image_groups, views[0], told)
-    masks = [group for group in image_groups if bool(group.blocked.any())]
+    masks = [group for group in image_groups if bool(group.mask.any())]
     # A shifted layer shows every kind of mask, padding among them.
     masking = next((group for group in masks if group.layout.shift != (0, 0)), next(iter(masks), None))
     if masking is not None:
@@ -70,7 +70,7 @@ def plan_pictures(
     if merge is not None:
         after = next((x for x in anatomy.levels if merge.name.startswith(x.name + ".")), None)
         pictures["merging"] = lambda: hierarchy.draw_merging(merge, views[0], after, told)
-    asked = [a for a in anatomy.asked if not _second(model, a.name)]
+    asked = [a for a in anatomy.attention if not _second(model, a.name)]
     if asked:
         strides = {a.name: layer_stride(model, a.name) for a in asked}
         pictures["attention"] = lambda: tokens.draw_attention(asked, dict.fromkeys(strides, views[0]), strides, told)

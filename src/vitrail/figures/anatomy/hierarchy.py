@@ -12,7 +12,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from vitrail.explain.structure.anatomy import FusedStreams, Level, Merge, principal_colors
+from vitrail.explain.structure.anatomy import FusedStreams, Level
+from vitrail.explain.structure.features import principal_colors
+from vitrail.explain.structure.merging import Merge
 from vitrail.figures.anatomy.canvas import (
     Array,
     View,

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vitrail.explain.structure.anatomy import Asked, LearnedTokens, PatchGrid
+from vitrail.explain.structure.anatomy import LearnedTokens, PatchGrid, QueryAttention
 from vitrail.figures.anatomy.canvas import (
     INK,
     Array,
@@ -124,7 +124,7 @@ def cut(pixels: Array, patch: PatchGrid) -> Array:
 
 
 def draw_attention(
-    asked: Sequence[Asked], views: dict[str, View], strides: dict[str, tuple[int, int]], told: str
+    asked: Sequence[QueryAttention], views: dict[str, View], strides: dict[str, tuple[int, int]], told: str
 ) -> Figure:
     """What one token attends to: a row for each of a few layers, the mean over heads and single heads.
 
@@ -147,8 +147,8 @@ def draw_attention(
             axis = axes[row, column]
             show_image(axis, views[layer.name], strides[layer.name], values.shape, alpha=0.45)
             _overlay(axis, 100 * values, scale)
-            if layer.place is not None:
-                y, x = divmod(layer.place, values.shape[1])
+            if layer.query is not None:
+                y, x = divmod(layer.query, values.shape[1])
                 star(axis, y + 0.5, x + 0.5)
             label(axis, f"{_describe(layer)}, {title}" if column == 0 else f"\n{title}")
             if column:
@@ -158,11 +158,11 @@ def draw_attention(
         bar = figure.colorbar(ScalarMappable(scale, "inferno"), ax=axes[row, :], shrink=0.85, aspect=18)
         bar.set_label("% of the attention", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    who = "the class token" if chosen[0].place is None else "the starred token"
+    who = "the class token" if chosen[0].query is None else "the starred token"
     return head(figure, f"What {who} attends to", told)
 
 
-def choose_layers(asked: Sequence[Asked], most: int = _MOST_LAYERS) -> list[Asked]:
+def choose_layers(asked: Sequence[QueryAttention], most: int = _MOST_LAYERS) -> list[QueryAttention]:
     """A few layers: one of each kind, grid and shift; where that leaves room, spread over the depth."""
     first = {(layer.layout.kind, layer.layout.query_grid, layer.layout.shift): layer for layer in reversed(asked)}
     chosen = [layer for layer in asked if any(layer is other for other in first.values())][:most]
@@ -172,7 +172,7 @@ def choose_layers(asked: Sequence[Asked], most: int = _MOST_LAYERS) -> list[Aske
     return chosen
 
 
-def _describe(layer: Asked) -> str:
+def _describe(layer: QueryAttention) -> str:
     layout = layer.layout
     if layout.kind == "global":
         return f"{where(layer.name)}\nall tokens"

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vitrail.explain.structure.anatomy import Groups, middle
+from vitrail.explain.structure.token_groups import Groups, central_token
 from vitrail.figures.anatomy.canvas import (
     ACCENT,
     INK,
@@ -85,9 +85,9 @@ def _draw_plain(axis: Any, group: Groups, view: View) -> None:
 def _draw_shifted(axis: Any, group: Groups, view: View) -> None:
     show_image(axis, view, group.stride, group.grid, group.padded)
     lines(axis, group.grid)
-    paint(axis, group.grid, _REGIONS, group.at_places(group.labels).numpy(), 0.4)
+    paint(axis, group.grid, _REGIONS, group.on_grid(group.labels).numpy(), 0.4)
     outline(axis, group.group_map().numpy())
-    _letters(axis, group.at_places(group.labels).numpy())
+    _letters(axis, group.on_grid(group.labels).numpy())
     axis.set(xlim=(0, group.padded[1]), ylim=(group.padded[0], 0))
     shift = group.layout.shift
     label(axis, f"{where(group.name)}: windows shifted by\n{shift[0]} rows, {shift[1]} columns")
@@ -142,8 +142,8 @@ def mask_types(group: Groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     Returns:
         Masks ``(types, n, n)``, how many groups have each ``(types,)``, and the type of each group ``(groups,)``.
     """
-    n = group.blocked.shape[-1]
-    types, numbers, counts = torch.unique(group.blocked.flatten(1), dim=0, return_inverse=True, return_counts=True)
+    n = group.mask.shape[-1]
+    types, numbers, counts = torch.unique(group.mask.flatten(1), dim=0, return_inverse=True, return_counts=True)
     order = counts.argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
@@ -250,7 +250,7 @@ def four_groups(group: Groups) -> list[int]:
 
 def _draw_reach(axis: Any, window: Groups, spread: Groups, view: View) -> None:
     show_image(axis, view, window.stride, window.grid, window.padded, 0.6)
-    place = divmod(middle(window.grid), window.grid[1])
+    place = divmod(central_token(window.grid), window.grid[1])
     near, far = (g.group_map().numpy() == int(g.group_map()[place]) for g in (window, spread))
     lines(axis, window.grid, (1, 1), "white", 0.4)
     paint(axis, window.grid, {1: PALETTE[5], 2: PALETTE[1], 3: PALETTE[5]}, near + 2 * far - 2 * (near & far), 0.8)
