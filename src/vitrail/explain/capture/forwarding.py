@@ -16,7 +16,7 @@ Inputs = Sequence[Tensor | None]
 SCORES = ("probability", "independent", "logit")
 
 
-def given(model: VisionModel, inputs: Inputs) -> dict[str, Tensor]:
+def inputs_by_stream(model: VisionModel, inputs: Inputs) -> dict[str, Tensor]:
     """Return the inputs that are not None, by stream."""
     return {stream.name: x for stream, x in zip(model.streams, inputs, strict=False) if x is not None}
 

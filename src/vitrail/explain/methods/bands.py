@@ -11,7 +11,14 @@ from torch import Tensor
 
 from vitrail.bootstrap import bootstrap_mean
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import check_count, check_score, given, in_batches, score_class, slice_inputs
+from vitrail.explain.capture.forwarding import (
+    check_count,
+    check_score,
+    in_batches,
+    inputs_by_stream,
+    score_class,
+    slice_inputs,
+)
 from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
 from vitrail.explain.methods.input_gradients import integrated_gradients
 from vitrail.models.base import VisionModel
@@ -164,7 +171,7 @@ def _by_replacing(
     batch_size: int,
 ) -> dict[str, Tensor]:
     """Compute the drops of the score, stream -> shape ``(B, C)``."""
-    images = given(model, inputs)
+    images = inputs_by_stream(model, inputs)
     drops = {name: torch.zeros(len(x), x.shape[1], device=x.device) for name, x in images.items()}
     positions = {stream.name: i for i, stream in enumerate(model.streams)}
     generator = torch.Generator().manual_seed(seed)

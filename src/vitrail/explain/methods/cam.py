@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitrail.explain.capture.forwarding import Inputs, given
+from vitrail.explain.capture.forwarding import Inputs, inputs_by_stream
 from vitrail.explain.methods.levels import (
     Level,
     LevelGradient,
@@ -120,6 +120,6 @@ def _class_activation(
 
 
 def _finish(tokens: Tensor, level: Level, inputs: Inputs, model: VisionModel) -> StreamMap:
-    image = given(model, inputs)[level.stream]
+    image = inputs_by_stream(model, inputs)[level.stream]
     tokens = tokens.relu()
     return StreamMap(upsample(tokens, (image.shape[2], image.shape[3]), level.stride), tokens)

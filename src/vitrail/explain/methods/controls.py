@@ -7,7 +7,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from vitrail.explain.capture.forwarding import Inputs, check_count, check_positive, given
+from vitrail.explain.capture.forwarding import Inputs, check_count, check_positive, inputs_by_stream
 from vitrail.explain.methods.maps import StreamMap, as_streams, upsample
 from vitrail.explain.methods.registry import register_method
 from vitrail.models.base import VisionModel
@@ -26,7 +26,7 @@ def _random(
     check_count("cells", cells)
     _check_inputs(model, inputs)
     maps = {}
-    for name, x in given(model, inputs).items():
+    for name, x in inputs_by_stream(model, inputs).items():
         tokens = torch.stack([_cells(image, cells, seed) for image in x]).to(x.device)
         maps[name] = StreamMap(upsample(tokens, (x.shape[2], x.shape[3])), tokens)
     return maps
@@ -51,7 +51,7 @@ def _centre(model: VisionModel, inputs: Inputs, target: Tensor | None, width: fl
     """
     check_positive("width", width)
     _check_inputs(model, inputs)
-    images = given(model, inputs)
+    images = inputs_by_stream(model, inputs)
     maps = []
     for x in images.values():
         down, right = (

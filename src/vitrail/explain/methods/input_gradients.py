@@ -23,8 +23,8 @@ from vitrail.explain.capture.forwarding import (
     check_positive,
     forward_of,
     frozen,
-    given,
     in_batches,
+    inputs_by_stream,
 )
 from vitrail.explain.methods.baselines import blur, make_baseline
 from vitrail.explain.methods.maps import StreamMap, as_streams
@@ -109,7 +109,7 @@ def _smoothgrad(
     check_count("samples", samples)
     check_count("batch_size", batch_size)
     check_positive("noise", noise)
-    forward, kinds = forward_of(model, inputs), [x.dtype for x in given(model, inputs).values()]
+    forward, kinds = forward_of(model, inputs), [x.dtype for x in inputs_by_stream(model, inputs).values()]
     # captum adds its noise in single precision, whatever the type of the images.
     method = NoiseTunnel(Saliency(lambda *noisy: forward(*(x.to(kind) for x, kind in zip(noisy, kinds, strict=True)))))
 
@@ -171,7 +171,7 @@ def _in_batches(
     model: VisionModel, inputs: Inputs, target: Tensor | None, batch_size: int, attribute: Attribute
 ) -> dict[str, Tensor]:
     assert target is not None, "explain() passes a target to methods by class"
-    images = given(model, inputs)
+    images = inputs_by_stream(model, inputs)
     batches = []
     with frozen(model):
         for part in in_batches(len(target), batch_size):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.forwarding import Inputs, forward_of, given, in_batches
+from vitrail.explain.capture.forwarding import Inputs, forward_of, in_batches, inputs_by_stream
 from vitrail.explain.methods.baselines import make_baseline
 from vitrail.explain.methods.maps import StreamMap, as_streams
 from vitrail.explain.methods.registry import register_method
@@ -37,7 +37,7 @@ def _occlusion(
     from captum.attr import Occlusion
 
     assert target is not None, "explain() passes a target to methods by class"
-    images = given(model, inputs)
+    images = inputs_by_stream(model, inputs)
     forward = forward_of(model, inputs)
     maps = []
     for position, (name, image) in enumerate(images.items()):

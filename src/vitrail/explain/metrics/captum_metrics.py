@@ -13,7 +13,7 @@ from vitrail.explain.capture.forwarding import (
     check_positive,
     check_score,
     forward_of,
-    given,
+    inputs_by_stream,
     slice_inputs,
     to_scores,
 )
@@ -74,14 +74,14 @@ def infidelity(
     with prepared(model, images, target_of(explanation, target)) as (network, inputs, classes):
         assert classes is not None, "by_class is True"
         maps = maps_of(network, inputs, explanation)
-        covered = [name in maps for name in given(network, inputs)]
+        covered = [name in maps for name in inputs_by_stream(network, inputs)]
         for number in range(len(classes)):
             one = slice_inputs(inputs, slice(number, number + 1))
-            tensors = tuple(given(network, one).values())
+            tensors = tuple(inputs_by_stream(network, one).values())
             # Relevance of a pixel, divided evenly among its bands, which are covered together.
             relevance = tuple(
                 (maps[name][number][None, None] / x.shape[1]).expand_as(x).to(x.dtype) if name in maps else x * 0
-                for name, x in given(network, one).items()
+                for name, x in inputs_by_stream(network, one).items()
             )
             forward = forward_of(network, one)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.bootstrap import bootstrap_mean
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.explain.capture.forwarding import given, in_batches, slice_inputs
+from vitrail.explain.capture.forwarding import in_batches, inputs_by_stream, slice_inputs
 from vitrail.explain.capture.prepare import Explainable, Images, Target, prepared
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.registry import get_method
@@ -107,7 +107,7 @@ def score_methods(
     values: list[tuple[int, str, str, float]] = []
     with prepared(model, images, target) as (network, inputs, classes):
         assert classes is not None, "by_class is True"
-        checked = _check_masks(masks, network.streams[0].name, given(network, inputs))
+        checked = _check_masks(masks, network.streams[0].name, inputs_by_stream(network, inputs))
         for part in in_batches(len(classes), batch_size):
             batch = slice_inputs(inputs, part)
             inside = {name: mask[part] for name, mask in checked.items()}

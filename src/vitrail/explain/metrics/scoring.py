@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.explain.capture.forwarding import Inputs, given
+from vitrail.explain.capture.forwarding import Inputs, inputs_by_stream
 from vitrail.explain.capture.prepare import Target
 from vitrail.explain.methods.maps import Explanation, StreamMap
 from vitrail.models.base import VisionModel
@@ -27,7 +27,7 @@ def maps_of(model: VisionModel, inputs: Inputs, explanation: Maps) -> dict[str, 
         ConfigError: No map, a stream that the model does not have, or values that are not finite.
         ShapeError: A map of another size than its images.
     """
-    images = given(model, inputs)
+    images = inputs_by_stream(model, inputs)
     maps = {}
     for name, item in explanation.items():
         if name not in images:
