@@ -11,11 +11,11 @@ import torch
 
 import vitrail
 from tests.cli.test_verbs import fails
+from vitrail.analyze.features import separation
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError
 from vitrail.explain.structure.features import layer_features, layers_of
 from vitrail.models.registry import list_families
-from vitrail.report.features import separation
 from vitrail.runs import RunFolder, load_trained
 
 TINY = (

@@ -14,8 +14,8 @@ from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.listing import describe_passed_over, is_tiff, list_by_suffix, list_images
 from vitrail.errors import DataError
-from vitrail.figures.anatomy.canvas import save as save_figure
 from vitrail.figures.picture import Picture, finish_picture
+from vitrail.figures.write import write_both as save_figure
 from vitrail.files import is_lfs_pointer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a" * 16 + "\nsize 12345\n"

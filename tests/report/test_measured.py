@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from vitrail.analyze.evaluated import Evaluation
 from vitrail.errors import ConfigError, RunError
 from vitrail.evaluate.calibration import confidences_of, reliability_table
 from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
-from vitrail.figures.evaluation import style
 from vitrail.figures.picture import Picture
+from vitrail.figures.style import style
 from vitrail.report import measured
 from vitrail.report.curves import ranking
-from vitrail.report.evaluated import Part, Section, Subject
+from vitrail.report.evaluated import Section, Subject
 from vitrail.report.page import write_report
 from vitrail.report.robust import robustness
 from vitrail.report.tables import Column, Table
@@ -35,7 +36,7 @@ def _make(place, seed=0, images=80, val=40):
         logits[np.arange(count), targets] += 1
         run.write_predictions(name, range(count), [f"{i}.png" for i in range(count)], targets.tolist(), logits, logits)
     folder, _ = evaluate_saved(run, intervals=Intervals(resamples=100))
-    return Part.read(run, folder)
+    return Evaluation.read(run, folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
-"""A folder of explanations: overlays, panels that compare methods, maps as arrays, and what made them."""
+"""Explanations of a run's images, and the folder that holds them: overlays, panels, maps, settings."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,40 +25,36 @@ from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import Method, get_method
 from vitrail.figures.display import as_pictures
-from vitrail.figures.fonts import save_figure
 from vitrail.figures.heatmaps import (
     EVEN,
     RANK,
-    Cell,
     draw_cells,
     explained_cells,
-    in_even_spreads,
-    maps_of,
     overlay,
     part_cells,
 )
+from vitrail.figures.write import write_figure
 from vitrail.files import replacing, write_json
-from vitrail.outputs import EXPLANATIONS_FILE, FIGURE_METADATA
+from vitrail.outputs import EXPLANATIONS_FILE
 from vitrail.runs.trained import ModelCard, TrainedModel
-from vitrail.train.callbacks.explanations import Glimpse
 
 Array = npt.NDArray[Any]
 Settings = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One image, what the model says of it and why.
+class Explained:
+    """One image with its prediction and explanations.
 
     Attributes:
-        key: What identifies it.
-        index: Its number in the data.
-        pictures: Stream -> what it looks like.
-        true: Its class, where that is known.
+        key: Key of the image.
+        index: Index into the data.
+        pictures: Stream -> picture, shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
+        true: True class; empty where it is unknown.
         predicted: The most probable class; empty for a model without classes.
-        probability: Of that class.
-        explanations: Method -> what it gives for the batch of this image.
-        row: Number of the image in that batch.
+        probability: Of the predicted class.
+        explanations: Method -> explanation of the batch of this image.
+        row: Index of the image in that batch.
     """
 
     key: str
@@ -72,24 +67,24 @@ class Seen:
     row: int = 0
 
     def target(self, method: str, classes: Sequence[str]) -> str | None:
-        """Name of the class that a method explains."""
+        """Name the class that a method explains."""
         target = self.explanations[method].target
         return None if target is None else classes[int(target[self.row])]
 
-    def told(self) -> str:
-        """The predicted class with its probability, and the true one."""
-        said = f"{self.predicted} {self.probability:.0%}" if self.predicted else "no classes"
+    def prediction(self) -> str:
+        """State the predicted class with its probability, and the true class."""
+        text = f"{self.predicted} {self.probability:.0%}" if self.predicted else "no classes"
         if not self.true or not self.predicted:
-            return f"{said} (true: {self.true})" if self.true else said
-        return said + (" (correct)" if self.true == self.predicted else f"\n(true: {self.true})")
+            return f"{text} (true: {self.true})" if self.true else text
+        return text + (" (correct)" if self.true == self.predicted else f"\n(true: {self.true})")
 
     def caption(self) -> str:
-        """What it is called, and :meth:`told` in one line."""
-        return f"{Path(self.key).name}: {self.told()}".replace("\n", " ")
+        """State the file name and :meth:`prediction` in one line."""
+        return f"{Path(self.key).name}: {self.prediction()}".replace("\n", " ")
 
 
 def check_methods(names: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return the settings of each method, in the order of the methods.
+    """Validate the settings of each method; return them in the order of the methods.
 
     Args:
         names: Methods.
@@ -103,16 +98,16 @@ def check_methods(names: Sequence[str], settings: Settings) -> dict[str, dict[st
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ConfigError(f"the method {twice[0]} is named twice; keep one of them")
-    unknown = [name for name in settings if name not in names]
-    if unknown:
+    unused = [name for name in settings if name not in names]
+    if unused:
         raise ConfigError(
-            f"a setting of {unknown[0]!r} is given, which is none of the methods asked for{closest(unknown[0], names)}"
+            f"a setting of {unused[0]!r} is given, which is none of the methods asked for{closest(unused[0], names)}"
         )
     return {name: dict(settings.get(name, {})) for name in names}
 
 
 def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
-    """Return the index of a class, from its name or index.
+    """Find the index of a class from its name or index.
 
     Raises:
         ConfigError: No such class, or no method that explains one.
@@ -127,19 +122,19 @@ def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
 def explain_images(
     trained: TrainedModel, data: ImageData, indices: Sequence[int], methods: Settings, *, target: int | None = None,
     batch_size: int = 16,
-) -> Iterator[Seen]:  # fmt: skip
-    """Explain images, a batch at a time: no more than one batch is kept.
+) -> Iterator[Explained]:  # fmt: skip
+    """Explain images, with one batch in memory at a time.
 
     Args:
         trained: The model.
         data: The images.
-        indices: Which of them.
+        indices: Indices into the data.
         methods: Method -> its settings.
-        target: The class to explain; the predicted one of each image when not given.
-        batch_size: Images a pass.
+        target: Index of the class to explain; the predicted one of each image by default.
+        batch_size: Images in a batch.
 
     Raises:
-        ConfigError: A method that the model cannot have, or a value of a setting that it refuses.
+        ConfigError: A method that does not support the model, or an invalid value of a setting.
     """
     for batch in data.batches(list(indices), batch_size):
         inputs = model_inputs(trained, batch)
@@ -151,7 +146,7 @@ def explain_images(
         streams = [name for name in trained.card.streams if name in batch]
         pictures = {name: as_pictures(batch[name], trained.card.streams[name].bands) for name in streams}
         for row, index in enumerate(batch["index"].tolist()):
-            yield Seen(
+            yield Explained(
                 key=data.source.keys[index],
                 index=index,
                 pictures={name: shown[row] for name, shown in pictures.items()},
@@ -164,7 +159,7 @@ def explain_images(
 
 
 def model_inputs(trained: TrainedModel, batch: Batch) -> tuple[Tensor, ...]:
-    """What the model takes, normalised and on its device."""
+    """Normalise a batch and move it to the model's device, one tensor a stream."""
     inputs: tuple[Tensor, ...] = trained.normalize({n: batch[n].to(trained.device) for n in trained.card.streams})
     return inputs
 
@@ -173,8 +168,8 @@ def _predict(trained: TrainedModel, batch: Batch) -> tuple[list[str], list[float
     card = trained.card
     if not card.classes:
         return [""] * len(batch["index"]), [0.0] * len(batch["index"])
-    values, numbers = card.probabilities(trained.classify(batch)[0]).max(dim=1)
-    return [card.classes[i] for i in numbers.tolist()], values.tolist()
+    values, indices = card.probabilities(trained.classify(batch)[0]).max(dim=1)
+    return [card.classes[i] for i in indices.tolist()], values.tolist()
 
 
 def _true_class(data: ImageData, index: int) -> str:
@@ -193,28 +188,28 @@ def write_explanations(
     target: int | None = None,
     batch_size: int = 16,
 ) -> int:
-    """Explain images and write what comes out.
+    """Explain images and write panels, overlays and maps.
 
     ``panels/`` compares the methods of each image on one scale; ``overlays/`` has each map by itself; ``maps/`` has
-    the maps at the input's resolution and, ``..._tokens.npy``, on the method's own grid, float32; ``parts/`` draws, and
-    ``..._parts.npy`` has, heads and learned tokens one by one, of methods that have them; explanations.json, written
-    last, says what each file is and what made it. Every file is whole or absent.
+    the maps at the input's resolution and, ``..._tokens.npy``, on the method's own grid, float32; ``parts/`` draws
+    heads and learned tokens one by one, with values in ``..._parts.npy``; explanations.json, written last, describes
+    the files and their settings. Every file is whole or absent.
 
     Args:
         trained: The model.
         data: The images.
-        indices: Which of them.
+        indices: Indices into the data.
         methods: Method -> its settings.
         out: The folder.
-        run: What the model is called.
-        target: The class to explain; the predicted one of each image when not given.
-        batch_size: Images a pass.
+        run: Name of the model.
+        target: Index of the class to explain; the predicted one of each image by default.
+        batch_size: Images in a batch.
 
     Returns:
-        How many images there were.
+        Number of images.
 
     Raises:
-        ConfigError: A method that the model cannot have, or a value of a setting that it refuses.
+        ConfigError: A method that does not support the model, or an invalid value of a setting.
         RunError: A file that cannot be written.
     """
     folder = Path(out)
@@ -225,7 +220,7 @@ def write_explanations(
     made: dict[str, dict[str, Any]] = {}
     size: tuple[int, ...] = ()
     images = explain_images(trained, data, indices, methods, target=target, batch_size=batch_size)
-    # Silent where the output is no terminal.
+    # No progress bar where the output is no terminal.
     for seen, name in zip(tqdm(images, total=len(indices), unit="image", disable=None), names, strict=True):
         made = {method: _method_entry(get_method(method), e) for method, e in seen.explanations.items()}
         size = next(iter(seen.pictures.values())).shape[:2]
@@ -243,35 +238,6 @@ def write_explanations(
     return len(entries)
 
 
-def draw_glimpse(glimpse: Glimpse, out: Path) -> npt.NDArray[np.uint8]:
-    """Draw what a model looked at while it was trained: a column an image, and a row a stream, on one scale.
-
-    Args:
-        glimpse: What is drawn.
-        out: PNG file to write.
-
-    Returns:
-        Its pixels, shape ``(H, W, 3)``.
-    """
-    method = get_method(glimpse.explanation.method)
-    several = len(glimpse.explanation) > 1
-    cells: list[list[Cell | None]] = []
-    labels = []
-    for stream, found in glimpse.explanation.items():
-        pictures = as_pictures(glimpse.streams[stream])
-        heats = in_even_spreads(found.map.detach().float().cpu().numpy())
-        titles = glimpse.titles if not cells else [""] * len(pictures)
-        cells.append([Cell(pixels, title=title) for pixels, title in zip(pictures, titles, strict=True)])
-        cells.append([Cell(p, heat, method.signed) for p, heat in zip(pictures, heats, strict=True)])
-        labels += [stream if several else "image", f"{method.name}\n{stream}" if several else method.name]
-    epochs = f"{glimpse.epoch} {'epoch' if glimpse.epoch == 1 else 'epochs'}"
-    figure = draw_cells(cells, labels, EVEN, f"{method.name} after {epochs}")
-    save_figure(figure, out, format="png", dpi=110, metadata=FIGURE_METADATA)
-    with Image.open(out) as image:
-        pixels: npt.NDArray[np.uint8] = np.asarray(image.convert("RGB"))
-    return pixels
-
-
 def _method_entry(method: Method, explanation: Explanation) -> dict[str, Any]:
     return {
         "shows": method.summary,
@@ -285,7 +251,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str, list, tuple)) else str(value)
 
 
-def _write_image(folder: Path, name: str, seen: Seen, classes: Sequence[str]) -> dict[str, Any]:
+def _write_image(folder: Path, name: str, seen: Explained, classes: Sequence[str]) -> dict[str, Any]:
     maps = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
     titles = {"": "image"}
     entry: dict[str, Any] = {"path": seen.key, "true": seen.true or None, "panel": f"panels/{name}.png", "methods": {}}
@@ -295,18 +261,28 @@ def _write_image(folder: Path, name: str, seen: Seen, classes: Sequence[str]) ->
         target = seen.target(method, classes)
         titles[method] = method if target is None else f"{method}\nfor {target}"
         entry["methods"][method] = _write_maps(folder, name, seen, method, streams) | {"target": target}
-    cells, labels = explained_cells(seen.pictures, maps, titles)
-    _write_figure(folder / entry["panel"], draw_cells(cells, labels, RANK, seen.caption()))
+    cells, labels = explained_cells(seen.pictures, maps, titles, signed_methods(maps))
+    write_figure(draw_cells(cells, labels, RANK, seen.caption()), folder / entry["panel"], dpi=130, bbox_inches="tight")
     return entry
 
 
-def _write_maps(folder: Path, name: str, seen: Seen, method: str, streams: dict[str, Array]) -> dict[str, Any]:
-    place = f"overlays/{name}_{method}.png"
+def maps_of(explanation: Explanation, index: int) -> dict[str, Array]:
+    """Read the maps of one image: stream -> ``(H, W)``."""
+    return {name: stream.map[index].detach().float().cpu().numpy() for name, stream in explanation.items()}
+
+
+def signed_methods(names: Iterable[str]) -> set[str]:
+    """Choose the methods whose maps hold evidence for and against."""
+    return {name for name in names if get_method(name).signed}
+
+
+def _write_maps(folder: Path, name: str, seen: Explained, method: str, streams: dict[str, Array]) -> dict[str, Any]:
+    overlay_file = f"overlays/{name}_{method}.png"
     signed = get_method(method).signed
     pixels = overlay(list(seen.pictures.values()), [streams.get(stream) for stream in seen.pictures], signed)
-    with replacing(folder / place) as temporary:
+    with replacing(folder / overlay_file) as temporary:
         Image.fromarray(pixels).save(temporary, "PNG")
-    entry: dict[str, Any] = {"overlay": place, "streams": {}}
+    entry: dict[str, Any] = {"overlay": overlay_file, "streams": {}}
     for stream, found in seen.explanations[method].items():
         part = f"maps/{name}_{method}" + (f"_{stream}" if len(seen.pictures) > 1 else "")
         tokens = found.tokens[seen.row].detach().float().cpu().numpy()
@@ -321,22 +297,15 @@ def _write_maps(folder: Path, name: str, seen: Seen, method: str, streams: dict[
                 np.save(opened, parts)
             cells, labels = part_cells(seen.pictures[stream], parts)
             figure = draw_cells(cells, labels, EVEN, f"{method}, part by part: {seen.caption()}")
-            _write_figure(folder / files["parts_panel"], figure)
+            write_figure(figure, folder / files["parts_panel"], dpi=130, bbox_inches="tight")
             entry["streams"][stream] |= files
         if found.share is not None:
             entry["streams"][stream]["share"] = round(float(found.share[seen.row]), 6)
     return entry
 
 
-def _write_figure(path: Path, figure: Any) -> None:
-    buffer = io.BytesIO()
-    save_figure(figure, buffer, format="png", dpi=130, bbox_inches="tight", metadata=FIGURE_METADATA)
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-
-
 def _file_names(keys: Sequence[str]) -> list[str]:
-    """A file name for each image: its own where no other has it, else with its folder or a number."""
+    """Make a file name for each image: its own, or with its folder or a number where several images share it."""
     stems = [_safe(Path(key).stem) for key in keys]
     often = Counter(stems)
     taken: set[str] = set()

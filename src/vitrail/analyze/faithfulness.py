@@ -1,4 +1,4 @@
-"""How faithful methods are on a run's images: a batch at a time, with masks where something is known to matter."""
+"""Faithfulness of methods on a run's images, and localisation where masks are known."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vitrail.runs.trained import TrainedModel
 if TYPE_CHECKING:
     import pandas as pd
 
-# Indices of images -> their masks, stream by stream: shape (B, H, W), bool.
+# Indices of images -> stream -> masks, shape (B, H, W), bool.
 Masks = Callable[[list[int]], dict[str, Tensor]]
 
 
 def own_masks(data: ImageData) -> Masks | None:
-    """The masks that images bring themselves: those of synthetic leaves; None for others.
+    """Get the masks of synthetic leaves; None for other sources.
 
-    A stream's mask is what its bands show: that of early stress is empty in red, green and blue.
+    A stream's mask covers the symptoms visible in its bands: early stress has an empty mask in red, green and blue.
     """
     source = unwrap_source(data.source)
     if not isinstance(source, SyntheticLeavesSource):
@@ -43,16 +43,16 @@ def measure_methods(
     masks: Masks | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Measure methods beside a random map and a blob in the centre; no more than one batch is kept.
+    """Measure methods beside a random map and a centred blob, with one batch in memory at a time.
 
     Args:
         trained: The model.
         data: The images.
-        indices: Which of them.
+        indices: Indices into the data.
         methods: Method -> its settings.
-        target: The class; the predicted one of each image when not given.
-        masks: What should matter in each stream.
-        batch_size: Images a pass.
+        target: Index of the class; the predicted one of each image by default.
+        masks: Relevant pixels of each stream.
+        batch_size: Images in a batch.
 
     Returns:
         As :func:`vitrail.explain.compare_methods`: a row for each measure and method, with 95 % intervals.
@@ -84,7 +84,7 @@ def measure_methods(
 
 
 def describe_counts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """A table of :func:`measure_methods` for a terminal: a row a method, a column a measure."""
+    """Format a table of :func:`measure_methods` for a terminal: a row a method, a column a measure."""
     measures = list(dict.fromkeys(table["measure"]))
     better = dict(zip(table["measure"], table["better"], strict=True))
     cells = {
@@ -96,5 +96,5 @@ def describe_counts(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def stack_masks(read: Callable[[int], Tensor], streams: Iterable[str]) -> Masks:
-    """Masks that are read one by one, alike for every stream."""
+    """Read masks one by one, the same for every stream."""
     return lambda indices: dict.fromkeys(streams, torch.stack([read(index) for index in indices]))

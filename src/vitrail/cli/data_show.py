@@ -30,16 +30,15 @@ def main(argv: list[str]) -> int:
         return 0
     images, times = (_count(name, own[name]) for name in ("--images", "--times"))
 
-    from vitrail.figures.contact_sheet import draw_contact_sheet
-    from vitrail.files import replacing
+    from vitrail.figures.contact_sheet import write_contact_sheet
     from vitrail.train.preview import training_views
 
     out = output_file(own["--out"], CONTACT_SHEET, (recipe.data.path,))
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out must be a PNG file, got {out}")
     views = training_views(recipe, images, times)
-    with replacing(out) as temporary:
-        draw_contact_sheet(views, temporary)
+    rows = views.rows
+    write_contact_sheet([row.streams for row in rows], [row.labels for row in rows], views.bands, out)
     print(f"{len(views.rows)} training images, {times} times each with data.augment {recipe.data.augment}: {out}")
     if not views.changed:
         print("nothing changes them: --data.augment light, standard, strong or leaf does")

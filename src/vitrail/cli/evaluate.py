@@ -294,8 +294,8 @@ def _interval(low: float | None, high: float | None) -> str:
 def _draw_mistakes(evaluated: Evaluated) -> None:
     import pandas as pd
 
-    from vitrail.figures.mistakes import draw_mistakes
+    from vitrail.analyze.mistakes import write_mistakes
 
     files = evaluated.files
     table = pd.read_csv(files.mistakes, dtype={"path": str, "true": str, "predicted": str}, keep_default_na=False)
-    draw_mistakes(evaluated.images.source, table, Path(files.mistakes_sheet))
+    write_mistakes(evaluated.images.source, table, Path(files.mistakes_sheet))

@@ -21,7 +21,8 @@ def main(argv: list[str]) -> int:
     if arguments.most < 1:
         raise ConfigError(f"--most must be at least 1, got {arguments.most}")
 
-    from vitrail.report.features import check_layouts, open_space, write_features
+    from vitrail.analyze.features import check_layouts, open_space
+    from vitrail.report.features import write_features
     from vitrail.runs.folder import RunFolder
     from vitrail.runs.trained import choose_device
 

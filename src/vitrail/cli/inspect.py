@@ -226,7 +226,8 @@ def _build(name: str, settings: dict[str, Any]) -> VisionModel:
 
 def _draw(model: VisionModel, prepared: Prepared, folder: str, description: str) -> str:
     """Draw the figures; a text that lists them."""
-    from vitrail.figures.anatomy import View, draw_anatomy
+    from vitrail.analyze.anatomy import draw_anatomy
+    from vitrail.figures.anatomy.canvas import View
 
     views = [View(pixels, title) for pixels, title in zip(prepared.shown, prepared.titles, strict=True)]
     written, omitted = draw_anatomy(model, [x[:1] for x in prepared.inputs], views, folder, description)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitrail.cli.next_steps import print_next
-from vitrail.cli.recipes import build_explainer, read_recipe_arguments
+from vitrail.cli.recipes import read_recipe_arguments
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     from vitrail.train.environment import is_first_process
     from vitrail.train.fit import pretrain
 
-    run = pretrain(recipe, resume="--resume" in options, draw=build_explainer(recipe))
+    run = pretrain(recipe, resume="--resume" in options)
     if not is_first_process():
         return 0
     metrics = run.read_metrics()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import argparse
 
     from vitrail.runs.folder import RunFolder
-    from vitrail.train.callbacks.explanations import Draw
 
 
 def read_recipe_arguments(
@@ -106,15 +105,6 @@ def _with_model_of_weights(file: str | None, settings: Mapping[str, Written]) ->
     of_data = ("num_classes", "in_chans", "spectral_chans")
     more = {f"model.{k}": v for k, v in content["settings"].items() if k not in of_data and f"model.{k}" not in named}
     return {**more, "model.name": content["name"], **settings}
-
-
-def build_explainer(recipe: Recipe) -> Draw | None:
-    """What draws explanations while a recipe is trained; None where it asks for none."""
-    if not recipe.run.explain_images:
-        return None
-    from vitrail.analyze.explanations import draw_glimpse
-
-    return draw_glimpse
 
 
 def _value_of(option: str, words: list[str]) -> str | None:

@@ -1,61 +1,63 @@
-"""A contact sheet: images side by side, as a model sees them."""
+"""Training images beside their augmented views."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from vitrail.figures.display import as_pictures
-from vitrail.figures.fonts import save_figure
 from vitrail.figures.picture import shorten
-from vitrail.outputs import FIGURE_METADATA
-
-if TYPE_CHECKING:
-    from vitrail.train.preview import Views
+from vitrail.figures.write import write_figure
 
 _MOST_CHARACTERS = 24
 
 
-def draw_contact_sheet(views: Views, out: Path) -> None:
-    """Draw a row for each stream of each image: the image as it is, then as training changes it.
+def write_contact_sheet(
+    streams: Sequence[Mapping[str, Tensor]],
+    labels: Sequence[Sequence[str]],
+    bands: Mapping[str, tuple[str, ...]],
+    out: Path,
+) -> None:
+    """Draw a row for each stream of each image: the image, then its augmented views.
 
-    Three bands are shown in their colours, one in gray, others as the mean of all bands, on the scale of the unchanged
-    image.
+    Three bands are shown in their colours, one in gray, others as the mean of all bands, on the scale of the image.
 
     Args:
-        views: The images.
-        out: PNG file to write.
+        streams: Of each image: stream -> the image and its views, shape ``(1 + views, C, H, W)``, in 0..1.
+        labels: Of each image: label of the image and of each view.
+        bands: Stream -> names of its bands.
+        out: PNG file.
     """
-    names = list(views.bands)
-    columns = len(views.rows[0].labels)
-    count = len(views.rows) * len(names)
-    height, width = next(iter(views.rows[0].streams.values())).shape[2:]
-    lines = max(label.count("\n") + 1 for row in views.rows for label in row.labels)
+    names = list(bands)
+    columns = len(labels[0])
+    count = len(streams) * len(names)
+    height, width = next(iter(streams[0].values())).shape[2:]
+    lines = max(label.count("\n") + 1 for row in labels for label in row)
     cell = 1.4 * height / width if width >= height else 1.4
-    size = (1.5 * columns + 0.6, (cell + 0.12) * count + 0.16 * lines * len(views.rows) + 0.5)
+    size = (1.5 * columns + 0.6, (cell + 0.12) * count + 0.16 * lines * len(streams) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(count, columns, squeeze=False)
-    for i, row in enumerate(views.rows):
+    for i, (images, titles) in enumerate(zip(streams, labels, strict=True)):
         for j, name in enumerate(names):
             line = axes[i * len(names) + j]
-            pictures = as_pictures(row.streams[name], views.bands[name], alike=True)
-            for k, axis in enumerate(line):
-                axis.imshow(pictures[k], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            for axis, picture, title in zip(
+                line, as_pictures(images[name], bands[name], alike=True), titles, strict=True
+            ):
+                axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 if j == 0:
-                    told = [shorten(part, _MOST_CHARACTERS) for part in row.labels[k].split("\n")]
-                    axis.set_title("\n".join(told), fontsize=7)
-            line[0].set_ylabel(_stream_title(name, views.bands[name]), fontsize=7)
+                    short = [shorten(part, _MOST_CHARACTERS) for part in title.split("\n")]
+                    axis.set_title("\n".join(short), fontsize=7)
+            line[0].set_ylabel(_stream_title(name, bands[name]), fontsize=7)
     for spine in (s for line in axes for s in line[0].spines.values()):
         spine.set(linewidth=2)
-    axes[0, 0].annotate("as it is", (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
-                        textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
-    if columns > 1:
-        axes[0, 1].annotate("as training changes it", (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
-                            textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
-    save_figure(figure, out, format="png", dpi=110, metadata=FIGURE_METADATA)
+    for axis, text in zip(axes[0], ("as it is", "as training changes it"), strict=False):
+        axis.annotate(text, (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
+                      textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
+    write_figure(figure, out, dpi=110)
 
 
 def _stream_title(name: str, bands: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of what an evaluation measured. Colours are safe for colour-blind readers; lines differ in gray too."""
+"""Measures of an evaluation: calibration, selective prediction, prediction sets, robustness, intervals."""
 
 from __future__ import annotations
 
@@ -9,42 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vitrail.figures.confusion import PALETTE
 from vitrail.figures.labels import legend_below
+from vitrail.figures.style import PALETTE, keys_of, plain, style
 
-_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1, 1, 1)))
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
-# More rows than these are no longer told apart by their names.
+# Rows whose names can be read.
 _MOST_ROWS = 40
 
 
-def style(number: int) -> dict[str, Any]:
-    """Colour, dashes and mark of a run or variant."""
-    return {
-        "color": PALETTE[number % len(PALETTE)],
-        "linestyle": _DASHES[(number // len(PALETTE) + number) % len(_DASHES)],
-        "marker": _MARKS[number % len(_MARKS)],
-    }
-
-
-def plain(axis: Axes) -> None:
-    """Light grid, no box."""
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def keys_of(names: Sequence[str]) -> list[Line2D]:
-    """What a legend says of runs or variants."""
-    return [Line2D([], [], label=name, markersize=4, **style(i)) for i, name in enumerate(names)]
-
-
 def reliability(bins: Mapping[str, Mapping[str, pd.DataFrame]], titles: Sequence[str]) -> Figure:
-    """Accuracy against confidence, a panel each, before and after temperature; below, how many images a bin holds.
+    """Draw accuracy against confidence, a panel each, before and after temperature; below, the images of each bin.
 
     Args:
         bins: Run -> "as it is" (and "temperature") -> table with ``low``, ``high``, ``count``, ``confidence`` and
@@ -88,7 +65,11 @@ def reliability(bins: Mapping[str, Mapping[str, pd.DataFrame]], titles: Sequence
 
 
 def risk_coverage(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> Figure:
-    """Error rate of the most confident predictions against their share of the images."""
+    """Draw the error rate of the most confident predictions against their share of the images.
+
+    Args:
+        curves: Run -> coverage and risk, each of shape ``(N,)``.
+    """
     figure = Figure(figsize=(4.8, 3.7), layout="constrained")
     axis = figure.subplots()
     for number, (coverage, risk) in enumerate(curves.values()):
@@ -105,7 +86,7 @@ def risk_coverage(curves: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 def set_sizes(sizes: Mapping[str, Mapping[str, npt.NDArray[np.float64]]]) -> Figure:
-    """How large prediction sets are, a panel a method.
+    """Draw the sizes of prediction sets, a panel a method.
 
     Args:
         sizes: Method -> run -> share of the images whose set has 0, 1, 2, ... classes.
@@ -126,7 +107,12 @@ def set_sizes(sizes: Mapping[str, Mapping[str, npt.NDArray[np.float64]]]) -> Fig
 
 
 def over_severity(means: Mapping[str, pd.Series], label: str) -> Figure:
-    """Accuracy by severity of corruption, a line a run; severity 0 is the images as they are."""
+    """Draw accuracy by severity of corruption, a line a run; severity 0 is the unchanged images.
+
+    Args:
+        means: Run -> accuracy by severity.
+        label: Of the axis.
+    """
     figure = Figure(figsize=(4.8, 3.5), layout="constrained")
     axis = figure.subplots()
     for number, series in enumerate(means.values()):
@@ -140,7 +126,7 @@ def over_severity(means: Mapping[str, pd.Series], label: str) -> Figure:
 
 
 def corruption_grid(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Accuracy under each corruption at each severity, a panel a run, the number in each cell.
+    """Draw accuracy under each corruption at each severity, a panel a run, the number in each cell.
 
     Args:
         tables: Run -> accuracy, a row a corruption, a column a severity.
@@ -166,10 +152,10 @@ def corruption_grid(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def without(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Accuracy with each band or stream missing, with its interval, a panel a run.
+    """Draw accuracy with each band or stream missing, with its interval, a panel a run.
 
     Args:
-        tables: Run -> table with ``case``, ``accuracy``, ``low`` and ``high``, the images as they are first.
+        tables: Run -> table with ``case``, ``accuracy``, ``low`` and ``high``, the unchanged images first.
     """
     high = max(min(len(table), _MOST_ROWS) for table in tables.values())
     columns = min(len(tables), 2)
@@ -179,11 +165,11 @@ def without(tables: Mapping[str, pd.DataFrame]) -> Figure:
     for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
         whole = float(table["accuracy"].iloc[0])
         many = len(table) > _MOST_ROWS
-        place = np.arange(len(table))
+        rows_at = np.arange(len(table))
         axis.axvline(whole, color="gray", linewidth=1, linestyle="--")
         if table["low"].notna().all():
-            axis.hlines(place, table["low"], table["high"], color=PALETTE[0], linewidth=1 if many else 2, alpha=0.6)
-        axis.plot(table["accuracy"], place, "o", color=PALETTE[0], markersize=2 if many else 5)
+            axis.hlines(rows_at, table["low"], table["high"], color=PALETTE[0], linewidth=1 if many else 2, alpha=0.6)
+        axis.plot(table["accuracy"], rows_at, "o", color=PALETTE[0], markersize=2 if many else 5)
         shown = np.unique(np.linspace(0, len(table) - 1, min(len(table), _MOST_ROWS)).astype(int))
         axis.set_yticks(shown, [str(table["case"].iloc[i]) for i in shown], fontsize=5 if many else 8)
         axis.set(xlabel="accuracy", xlim=(0, 1), ylim=(len(table) - 0.5, -0.5))
@@ -195,10 +181,10 @@ def without(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def under_attack(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Accuracy against the size of an attack, a panel for FGSM and one for PGD.
+    """Draw accuracy against the size of an attack, a panel for FGSM and one for PGD.
 
     Args:
-        tables: Run -> table with ``attack``, ``epsilon_of_255`` and ``accuracy``; "none" is as they are.
+        tables: Run -> table with ``attack``, ``epsilon_of_255`` and ``accuracy``; "none" is the unchanged images.
     """
     figure = Figure(figsize=(9, 3.7), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -215,22 +201,22 @@ def under_attack(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def spans(rows: Sequence[tuple[str, float, float, float]], label: str, middle: float | None = None) -> Figure:
-    """A value with what lies below and above it, a row each.
+    """Draw values with their intervals, a row each.
 
     Args:
-        rows: Name, value, lower and upper end; ends that are no numbers are not drawn.
+        rows: Name, value, lower and upper end; NaN ends are not drawn.
         label: Of the axis.
         middle: A line to compare with.
     """
     figure = Figure(figsize=(4.8, 0.9 + 0.32 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    for place, (_, value, low, high) in enumerate(rows):
+    for row, (_, value, low, high) in enumerate(rows):
         if not (math.isnan(low) or math.isnan(high)):
-            axis.hlines(place, low, high, color=PALETTE[0], linewidth=2, alpha=0.6)
-        axis.plot(value, place, "o", color=PALETTE[0], markersize=6)
+            axis.hlines(row, low, high, color=PALETTE[0], linewidth=2, alpha=0.6)
+        axis.plot(value, row, "o", color=PALETTE[0], markersize=6)
     if middle is not None:
         axis.axvline(middle, color="gray", linewidth=1, linestyle="--")
-    axis.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), [name for name, *_ in rows], fontsize=8)
     axis.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
     plain(axis)
     return figure

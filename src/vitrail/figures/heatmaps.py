@@ -1,14 +1,14 @@
-"""Maps of what a model looked at, laid over its images: one scale for all that is compared.
+"""Relevance maps over images, with one scale for all maps that are compared.
 
-Methods measure in units of their own, and differ in how far they concentrate. Beside each other their maps are drawn
-by rank, a little smoothed: the share of the image that has a smaller value, which is also all that faithfulness goes
-by; how much of a map lies in its largest tenth is said above it. Maps of one method are drawn in multiples of an even
-spread. In both a line encloses the largest tenth: the same area in every panel, also where colours are not seen.
+Methods differ in their units and in how far they concentrate relevance. Maps of several methods are therefore drawn by
+rank, slightly smoothed: the share of pixels with smaller values, on which faithfulness alone depends. The title of a
+panel gives the relevance in its top 10 % of pixels. Maps of one method are drawn in multiples of an even spread. A line
+encloses the top 10 % of pixels: the same area in every panel, visible in gray too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,24 +22,22 @@ from matplotlib.patheffects import Normal, withStroke
 from scipy.ndimage import gaussian_filter
 from scipy.stats import rankdata
 
-from vitrail.explain.methods.maps import Explanation
-from vitrail.explain.methods.registry import METHODS
-from vitrail.figures.anatomy.canvas import head
 from vitrail.figures.display import gray
+from vitrail.figures.style import head
 
 Array = npt.NDArray[Any]
 
-# Both go with the eye's sense of light; the second is white in the middle and safe for colour-blind readers.
+# Both are even in lightness; the second is white in the middle and safe for colour-blind readers.
 _PLAIN, _SIGNED = "inferno", "PuOr_r"
 _ALPHA = 0.6
 # Share of the image inside the line.
 _SHARE = 0.1
 # Methods beside an image; more go below.
 _MOST_COLUMNS = 6
-# Of the shorter side; what is finer than this is no area that a line could enclose.
+# Of the shorter side; a line cannot enclose finer areas.
 _SMOOTHING = 0.02
-_TOLD = "Line: the tenth of the image with the largest values, smoothed (dashed: evidence against)."
-EVEN, RANK = "multiples of an even spread", "share of the image with smaller values"
+_NOTE = "Line: the top 10 % of pixels, smoothed (dashed: evidence against)."
+EVEN, RANK = "multiples of an even spread", "rank (share of pixels with smaller values)"
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ class Cell:
 
     Attributes:
         picture: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
-        heat: What is laid over it, ``(H, W)``.
-        signed: Whether that has two directions.
+        heat: The map over it, shape ``(H, W)``.
+        signed: Whether the map holds evidence for and against.
         title: Above it.
     """
 
@@ -60,7 +58,7 @@ class Cell:
 
 
 def in_even_spreads(heat: Array) -> Array:
-    """A map in multiples of the mean of its absolute values; one that is zero everywhere stays so.
+    """Divide a map by the mean of its absolute values; a map of zeros stays as it is.
 
     Args:
         heat: Shape ``(..., H, W)``.
@@ -71,7 +69,7 @@ def in_even_spreads(heat: Array) -> Array:
 
 
 def in_ranks(heat: Array) -> Array:
-    """For each place of a map ``(H, W)`` the share of places with a smaller absolute value, with the value's sign."""
+    """Replace each pixel of a map ``(H, W)`` by the share of pixels with smaller absolute values, with its sign."""
     if heat.size == 1:
         return np.sign(heat)
     ranks = (rankdata(np.abs(heat), method="min", axis=None) - 1) / (heat.size - 1)
@@ -80,23 +78,23 @@ def in_ranks(heat: Array) -> Array:
 
 
 def concentration(heat: Array) -> float:
-    """Share of a map, by absolute value, that lies in the tenth of the places that have most: 0.1 for an even one."""
+    """Compute the share of a map, by absolute value, in its top 10 % of pixels: 0.1 for an even map."""
     values = np.sort(np.abs(heat), axis=None)[::-1]
     total = float(values.sum())
     return float(values[: max(1, round(_SHARE * values.size))].sum()) / total if total > 0 else _SHARE
 
 
 def draw_cells(
-    cells: Sequence[Sequence[Cell | None]], labels: Sequence[str], unit: str, title: str = "", told: str = ""
+    cells: Sequence[Sequence[Cell | None]], labels: Sequence[str], unit: str, title: str = "", note: str = ""
 ) -> Figure:
-    """Panels in rows and columns, all maps of a kind on one scale.
+    """Draw panels in rows and columns, all maps of a kind on one scale.
 
     Args:
         cells: Row by row; None leaves a panel empty.
         labels: One for each row.
-        unit: What the values of the maps are.
+        unit: Of the maps, :data:`EVEN` or :data:`RANK`.
         title: Above all.
-        told: Below all.
+        note: Below all.
     """
     present = [cell for row in cells for cell in row if cell is not None]
     ratio = np.mean([cell.picture.shape[0] / cell.picture.shape[1] for cell in present])
@@ -107,7 +105,7 @@ def draw_cells(
     size = (width * columns + 1.3, height + (0.75 if title else 0.2))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(cells), columns, squeeze=False)
-    # A map that is nearly even shall look so: on its scale 1 lies at the middle or below.
+    # On this scale a nearly even map looks even: 1 lies at the middle or below.
     scales = _scales(present, 2.0 if unit == EVEN else 1.0)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -126,19 +124,23 @@ def draw_cells(
         )
         bar.ax.tick_params(labelsize=7)
     if title:
-        head(figure, title, f"{told} {_TOLD}".strip() if scales else told)
+        head(figure, title, f"{note} {_NOTE}".strip() if scales else note)
     return figure
 
 
 def explained_cells(
-    picture: Mapping[str, Array], maps: Mapping[str, Mapping[str, Array]], titles: Mapping[str, str]
+    picture: Mapping[str, Array],
+    maps: Mapping[str, Mapping[str, Array]],
+    titles: Mapping[str, str],
+    signed: Container[str] = (),
 ) -> tuple[list[list[Cell | None]], list[str]]:
-    """Panels of one image: a row for each stream, the image first and then each method; many methods go on below.
+    """Arrange panels of one image: a row a stream, the image first and then each method, more than six further below.
 
     Args:
-        picture: Stream -> what it looks like.
+        picture: Stream -> its picture, shape ``(H, W)`` or ``(H, W, 3)``.
         maps: Method -> stream -> map ``(H, W)``, in the method's own units.
-        titles: Method -> what stands above it; "" for the image.
+        titles: Method -> title; "" for the image.
+        signed: Methods whose maps hold evidence for and against.
 
     Returns:
         The rows of panels and a label for each.
@@ -156,29 +158,29 @@ def explained_cells(
                     row.append(None)
                     continue
                 title = titles.get(method, method) if number == 0 else ""
-                title = f"{title}\n{concentration(heat):.0%} in a tenth".strip()
-                row.append(Cell(pixels, in_ranks(_smooth(heat)), METHODS[method].signed, title))
+                title = f"{title}\ntop 10 % hold {concentration(heat):.0%}".strip()
+                row.append(Cell(pixels, in_ranks(_smooth(heat)), method in signed, title))
             rows.append(row)
             labels.append(stream if len(picture) > 1 else "")
     return rows, labels
 
 
 def part_cells(picture: Array, parts: Array) -> tuple[list[list[Cell | None]], list[str]]:
-    """Panels of what a map is made of, heads or learned tokens, one by one, each token of the grid a plain square.
+    """Arrange panels of heads or learned tokens, one by one, each token of the grid a square of equal value.
 
-    Its side is the fewest whole pixels with which the tokens cover the image.
+    The square's side is the smallest whole number of pixels with which the tokens cover the image.
 
     Args:
-        picture: What the image looks like, shape ``(H, W)`` or ``(H, W, 3)``.
+        picture: The image, shape ``(H, W)`` or ``(H, W, 3)``.
         parts: Shape ``(parts, h, w)``, on the grid of tokens.
 
     Returns:
         The rows of panels and a label for each.
     """
-    # The last token of a side that is no multiple of the patch reaches beyond the image and is cut there.
-    places = [np.arange(side) // -(-side // count) for side, count in zip(
+    # The last token of a side that is no multiple of the patch reaches beyond the image and is cropped.
+    tokens = [np.arange(side) // -(-side // count) for side, count in zip(
         picture.shape[:2], parts.shape[1:], strict=True)]  # fmt: skip
-    large = in_even_spreads(parts)[:, places[0]][:, :, places[1]]
+    large = in_even_spreads(parts)[:, tokens[0]][:, :, tokens[1]]
     cells: list[Cell | None] = [Cell(picture, heat, title=str(number)) for number, heat in enumerate(large)]
     rows = [cells[start : start + _MOST_COLUMNS] for start in range(0, len(cells), _MOST_COLUMNS)]
     return rows, [""] * len(rows)
@@ -188,18 +190,13 @@ def _parts(items: list[Any]) -> list[list[Any]]:
     return [items[start : start + _MOST_COLUMNS] for start in range(0, max(len(items), 1), _MOST_COLUMNS)]
 
 
-def maps_of(explanation: Explanation, index: int) -> dict[str, Array]:
-    """The maps of one image by stream."""
-    return {name: stream.map[index].detach().float().cpu().numpy() for name, stream in explanation.items()}
-
-
 def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: bool, least: int = 448) -> Array:
-    """One method's map of an image as plain pixels, streams side by side: from its smallest to its largest value.
+    """Lay one method's map over an image as plain pixels, streams side by side, from its smallest to its largest value.
 
     Args:
         pictures: One for each stream.
-        maps: The same; None leaves a stream as it is.
-        signed: Whether maps have two directions.
+        maps: One for each stream; None leaves a stream as it is.
+        signed: Whether maps hold evidence for and against.
         least: Pixels of the shorter side; smaller images are enlarged by a whole factor.
 
     Returns:
@@ -224,7 +221,7 @@ def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: boo
 
 def _smooth(heat: Array) -> Array:
     smoothed: Array = gaussian_filter(heat.astype(np.float64), _SMOOTHING * min(heat.shape))
-    # What rounding leaves of an even map is no ranking.
+    # Rounding errors of an even map are no ranking.
     return heat if np.ptp(smoothed) <= 1e-9 * np.abs(smoothed).max() else smoothed
 
 
@@ -233,7 +230,7 @@ def _map(signed: bool) -> Any:
 
 
 def _scales(cells: Sequence[Cell], least: float) -> dict[bool, Normalize]:
-    """For each kind of map that there is, the scale of all of that kind, which ends at ``least`` or beyond."""
+    """Make one scale for all maps of a kind, signed or not, which ends at ``least`` or beyond."""
     scales = {}
     for signed in (False, True):
         heats = [cell.heat for cell in cells if cell.heat is not None and cell.signed == signed]
@@ -244,7 +241,7 @@ def _scales(cells: Sequence[Cell], least: float) -> dict[bool, Normalize]:
 
 
 def _draw(axis: Any, cell: Cell, scales: Mapping[bool, Normalize]) -> None:
-    # Pixels of a small image are worth seeing.
+    # Single pixels of a small image stay visible.
     smooth = "nearest" if max(cell.picture.shape[:2]) <= 96 else "antialiased"
     axis.set_title(cell.title, fontsize=8)
     if cell.heat is None:
@@ -256,17 +253,15 @@ def _draw(axis: Any, cell: Cell, scales: Mapping[bool, Normalize]) -> None:
         axis.text(0.5, 0.5, "the same everywhere", transform=axis.transAxes, ha="center", fontsize=7, color="white",
                   path_effects=[withStroke(linewidth=2, foreground="black")])  # fmt: skip
         return
-    # One place more on each side, so that lines reach the border.
+    # One pixel more on each side, so that lines reach the border.
     smoothed = np.pad(_smooth(cell.heat), 1, mode="edge")
-    places = [np.arange(-1, size + 1) for size in cell.heat.shape]
+    rows, columns = (np.arange(-1, size + 1) for size in cell.heat.shape)
     limits = axis.get_xlim(), axis.get_ylim()
     level = max(float(np.quantile(np.abs(smoothed), 1 - _SHARE)), 1e-6)
     effects = [withStroke(linewidth=2.0, foreground=(0, 0, 0, 0.6)), Normal()]
     for sign, style in ((1, "solid"), (-1, "dashed")):
         values = sign * smoothed
         if values.max() > level > values.min():
-            lines = axis.contour(
-                places[1], places[0], values, [level], colors="white", linewidths=0.9, linestyles=style
-            )
+            lines = axis.contour(columns, rows, values, [level], colors="white", linewidths=0.9, linestyles=style)
             lines.set_path_effects(effects)
     axis.set(xlim=limits[0], ylim=limits[1])

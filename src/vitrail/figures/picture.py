@@ -1,19 +1,16 @@
-"""A figure on a page: what it is called, what it shows, and its files."""
+"""A figure on a page: name, title, caption and files."""
 
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from vitrail.figures.fonts import save_figure
-from vitrail.files import replacing
-from vitrail.outputs import FIGURE_METADATA
+from vitrail.figures.write import write_figure
 
-# Inches that a phone shows with letters that can be read.
+# Inches that a phone shows with readable letters.
 _NARROW = 5.0
 # An inch of a figure on the page.
 _PIXELS = 112
@@ -26,11 +23,11 @@ class Picture:
     Attributes:
         name: Of its files in the figures folder.
         title: Heading.
-        caption: What it shows and which runs it came from.
-        alt: For those who cannot see it.
+        caption: Text below it, with the runs that it was made from.
+        alt: Text instead of the image.
         data_uri: The image itself.
-        problem: Why there is no image, where there is none.
-        width: Pixels on the page at most, so that letters are about as large as the page's.
+        problem: Reason for a missing image.
+        width: Largest width on the page in pixels, so that letters are about as large as the page's.
         broad: Whether it is too broad for a phone, and scrolls there.
     """
 
@@ -45,15 +42,15 @@ class Picture:
 
 
 def shorten(text: str, most: int) -> str:
-    """The beginning of a text that has more letters than there is room for."""
+    """Cut a text to at most so many letters, with an ellipsis at its end."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Picture:
-    """Write a figure as PNG and SVG, and put it into its picture; without a figure there is nothing to do.
+    """Write a figure as PNG and SVG, and embed it into its picture; do nothing without a figure.
 
     Args:
-        picture: What it is.
+        picture: Its name, title and caption.
         figure: The figure.
         folder: Where the files go.
     """
@@ -61,20 +58,10 @@ def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Pic
         return picture
     picture.width = round(_PIXELS * figure.get_figwidth())
     picture.broad = figure.get_figwidth() > _NARROW
-    for kind in ("svg", "png"):
-        buffer = io.BytesIO()
-        save_figure(
-            figure,
-            buffer,
-            format=kind,
-            dpi=150,
-            bbox_inches="tight",
-            metadata={"Date": None} if kind == "svg" else FIGURE_METADATA,
-        )
-        # Once is enough: the places of the panels are the same in both files.
+    files = [folder / f"{picture.name}.{kind}" for kind in ("svg", "png")]
+    for file in files:
+        write_figure(figure, file, dpi=150, bbox_inches="tight")
+        # A second layout would move the panels.
         figure.set_layout_engine("none")
-        with replacing(folder / f"{picture.name}.{kind}") as temporary:
-            temporary.write_bytes(buffer.getvalue())
-        if kind == "png":
-            picture.data_uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.data_uri = "data:image/png;base64," + base64.b64encode(files[1].read_bytes()).decode()
     return picture

@@ -10,32 +10,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from vitrail.analyze.evaluated import Evaluation
 from vitrail.errors import DataError, RunError
-from vitrail.figures.confusion import PALETTE
-from vitrail.figures.evaluation import plain
-from vitrail.figures.picture import Picture, shorten
-from vitrail.report.evaluated import Part, Section, Subject
+from vitrail.figures.data import SPLIT_NAMES, class_balance, duplicates, image_sizes
+from vitrail.figures.picture import Picture
+from vitrail.report.evaluated import Section, Subject
 from vitrail.report.tables import Column, Table
 
 # Classes with a bar of their own; of more, the largest and the smallest.
 _MOST_BARS = 30
-_MOST_LETTERS = 28
 # Ratio of the largest to the smallest class that is worth a line.
 _WORTH_A_LINE = 1.2
 # Sizes with a mark of their own.
 _MOST_SIZES = 400
 # Duplicates drawn, and images of each.
 _MOST_GROUPS, _MOST_COPIES = 6, 2
-_SPLIT_LOOKS = {
-    "train": (PALETTE[0], ""), "val": (PALETTE[4], "///"), "test": (PALETTE[2], "..."),
-    "unlabelled": ("#b9c0c7", "xxx"),
-}  # fmt: skip
-_NAMES = {"train": "training", "val": "validation"}
 
-# Keys of images -> what they look like, each ``(H, W)`` or ``(H, W, 3)``.
-Look = Callable[[Sequence[str]], Sequence[npt.NDArray[Any]]]
+# Shows images of a run by their keys, each ``(H, W)`` or ``(H, W, 3)``.
+Show = Callable[[Evaluation, Sequence[str]], Sequence[npt.NDArray[Any]]]
 
 
 @dataclass
@@ -53,7 +46,7 @@ class Known:
 
     record: dict[str, Any]
     audit: dict[str, Any] | None
-    part: Part
+    part: Evaluation
     names: list[str] = field(default_factory=list)
     stale: bool = False
     stale_audit: bool = False
@@ -64,12 +57,12 @@ class Known:
         return [] if self.audit is None else [group for group in self.audit["duplicates"] if _leaks(group)]
 
 
-def data_sections(subjects: Sequence[Subject], look: Callable[[Part], Look] | None = None) -> list[Section]:
+def data_sections(subjects: Sequence[Subject], show: Show | None = None) -> list[Section]:
     """A section for each data set that the runs were trained on.
 
     Args:
         subjects: What is shown side by side; runs that recorded nothing of their data are left out.
-        look: Of a run, what shows its images; duplicates are not drawn when not given.
+        show: Shows images of a run; duplicates are not drawn without it.
 
     Returns:
         Nothing where nothing was recorded.
@@ -93,13 +86,13 @@ def data_sections(subjects: Sequence[Subject], look: Callable[[Part], Look] | No
         if found.record["balance"]:
             section.shown.append(_balance(found, f"data{more}"))
         if found.audit is not None:
-            section.shown += [*_sizes(found, f"sizes{more}"), *_copies(found, f"duplicates{more}", look)]
+            section.shown += [*_sizes(found, f"sizes{more}"), *_copies(found, f"duplicates{more}", show)]
         section.tables = _tables(found, more)
         sections.append(section)
     return sections
 
 
-def read_known(part: Part) -> Known | None:
+def read_known(part: Evaluation) -> Known | None:
     """Read what a run recorded of its data.
 
     Returns:
@@ -140,7 +133,7 @@ def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _words(found: Known) -> list[str]:
     record, audit, run = found.record, found.audit, found.part.run
-    splits = ", ".join(f"{_NAMES.get(name, name)} {number:,}" for name, number in record["splits"].items())
+    splits = ", ".join(f"{SPLIT_NAMES.get(name, name)} {number:,}" for name, number in record["splits"].items())
     classes = f" of {len(record['balance'])} classes" if record["balance"] else ""
     words = [f"{sum(record['splits'].values()):,} images{classes}: {splits}."]
     own = {name: row.get("train", 0) for name, row in record["balance"].items()}
@@ -199,29 +192,10 @@ def _balance(found: Known, name: str) -> tuple[Picture, Figure]:
     caption = f"Images of the {what} in each split.{told} From {_origin(found)} of {', '.join(found.names)}."
     shown = order[:8]
     alt = f"Bars of the images of the {what} by split; " + "; ".join(
-        f"{key}: " + ", ".join(f"{_NAMES.get(s, s)} {n}" for s, n in balance[key].items()) for key in shown
+        f"{key}: " + ", ".join(f"{SPLIT_NAMES.get(s, s)} {n}" for s, n in balance[key].items()) for key in shown
     )
     splits = list(found.record["splits"])
-    figure = Figure(figsize=(6.4, 1.2 + 0.28 * len(order)), layout="constrained")
-    axis = figure.subplots()
-    place = np.arange(len(order))
-    left = np.zeros(len(order))
-    for split in splits:
-        width = np.array([balance[key][split] for key in order], dtype=float)
-        color, hatch = _SPLIT_LOOKS.get(split, (PALETTE[3], ""))
-        axis.barh(
-            place, width, 0.72, left, color=color, hatch=hatch, edgecolor="white", linewidth=0.5,
-            label=_NAMES.get(split, split),
-        )  # fmt: skip
-        left += width
-    for row, whole in enumerate(left.tolist()):
-        axis.text(whole + 0.01 * float(left.max()), row, f"{int(whole):,}", va="center", fontsize=8, color="#59636e")
-    axis.set_yticks(place, [shorten(key, _MOST_LETTERS) for key in order], fontsize=8)
-    axis.set(xlabel="images", ylim=(len(order) - 0.4, -0.6), xlim=(0, 1.12 * left.max()))
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    plain(axis)
-    axis.grid(False, axis="y")
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=max(1, len(splits)))
+    figure = class_balance({key: balance[key] for key in order}, splits)
     return Picture(name, "Balance", caption, alt), figure
 
 
@@ -238,53 +212,38 @@ def _sizes(found: Known, name: str) -> list[tuple[Picture, Figure | None]]:
     shown = sizes[:_MOST_SIZES]
     height, width = (np.array([size[i] for size, _ in shown], dtype=float) for i in (0, 1))
     number = np.array([count for _, count in shown], dtype=float)
-    figure = Figure(figsize=(4.4, 3.9), layout="constrained")
-    axis = figure.subplots()
-    axis.scatter(width, height, s=10 + 120 * number / number.max(), color=PALETTE[0], alpha=0.45, linewidths=0)
-    top = 1.06 * max(height.max(), width.max())
-    axis.plot([0, top], [0, top], color="gray", linewidth=1, linestyle=":")
-    axis.set(xlabel="width, pixels", ylabel="height, pixels", xlim=(0, top), ylim=(0, top), aspect="equal")
-    plain(axis)
     some = f" The {_MOST_SIZES} most frequent." if len(sizes) > _MOST_SIZES else ""
     caption = (
         f"{len(sizes)} sizes of images, {height.min():.0f} to {height.max():.0f} high and {width.min():.0f} to "
         f"{width.max():.0f} wide; larger marks are of more images.{some} From audit.json of {', '.join(found.names)}."
     )
-    return [(Picture(name, "Sizes", caption, f"Height against width; {caption}"), figure)]
+    picture = Picture(name, "Sizes", caption, f"Height against width; {caption}")
+    return [(picture, image_sizes(height, width, number))]
 
 
-def _copies(found: Known, name: str, look: Callable[[Part], Look] | None) -> list[tuple[Picture, Figure | None]]:
+def _copies(found: Known, name: str, show: Show | None) -> list[tuple[Picture, Figure | None]]:
     """The first duplicates that matter, as images: across splits, or of several classes."""
     assert found.audit is not None
     groups = [g for g in found.audit["duplicates"] if _leaks(g) or _conflicts(g)][:_MOST_GROUPS]
-    if not groups or look is None:
+    if not groups or show is None:
         return []
     chosen = [_apart(group)[:_MOST_COPIES] for group in groups]
     title = "The same image twice"
     try:
-        images = look(found.part)([group["keys"][i] for group, rows in zip(groups, chosen, strict=True) for i in rows])
+        keys = [group["keys"][i] for group, rows in zip(groups, chosen, strict=True) for i in rows]
+        pictures = iter(show(found.part, keys))
     except (DataError, RunError) as error:
         return [(Picture(name, title, "", problem=f"Duplicates are not drawn: {error}."), None)]
-    figure = Figure(figsize=(1.75 * len(groups) + 0.1, 2 * 2.05), layout="constrained")
-    axes = figure.subplots(_MOST_COPIES, len(groups), squeeze=False)
-    place = 0
-    told = []
-    for column, (group, rows) in enumerate(zip(groups, chosen, strict=True)):
-        for line, row in enumerate(rows):
-            axis = axes[line, column]
-            axis.imshow(images[place], cmap="gray", vmin=0, vmax=1)
-            split = _NAMES.get(group["splits"][row], group["splits"][row])
-            axis.set_title(f"{split}\n{shorten(group['labels'][row], _MOST_LETTERS)}", fontsize=8)
-            place += 1
-        told.append(" and ".join(f"{group['keys'][row]} ({group['splits'][row]})" for row in rows))
-    for axis in axes.flat:
-        axis.set_axis_off()
+    drawn = [[(next(pictures), group["splits"][row], group["labels"][row]) for row in rows]
+             for group, rows in zip(groups, chosen, strict=True)]  # fmt: skip
+    names = [" and ".join(f"{group['keys'][row]} ({group['splits'][row]})" for row in rows)
+             for group, rows in zip(groups, chosen, strict=True)]  # fmt: skip
     caption = (
         "Images that are the same, or nearly, in several splits or classes, one above the other. Near duplicates are "
         f"turned, mirrored, cropped, recompressed, scaled, brighter or darker copies. From audit.json of "
         f"{', '.join(found.names)}."
     )
-    return [(Picture(name, title, caption, f"Duplicates as images; {'; '.join(told)}"), figure)]
+    return [(Picture(name, title, caption, f"Duplicates as images; {'; '.join(names)}"), duplicates(drawn))]
 
 
 def _apart(group: dict[str, Any]) -> list[int]:
@@ -301,7 +260,7 @@ def _tables(found: Known, more: str) -> list[Table]:
     if record["balance"]:
         splits = list(record["splits"])
         rows = [{"class": name, **row, "all": sum(row.values())} for name, row in record["balance"].items()]
-        columns = [Column("class", "class", "text"), *(Column(s, _NAMES.get(s, s), "count") for s in splits),
+        columns = [Column("class", "class", "text"), *(Column(s, SPLIT_NAMES.get(s, s), "count") for s in splits),
                    Column("all", "all", "count")]  # fmt: skip
         frame = pd.DataFrame(rows).sort_values("all", ascending=False, kind="stable")
         caption = f"Images of each class by split. From {_origin(found)} of {whose}."
@@ -327,7 +286,7 @@ def _tables(found: Known, more: str) -> list[Table]:
                 "kind": g["kind"], "where": "several splits" if _leaks(g) else "one split",
                 "labels": ", ".join(dict.fromkeys(g["labels"])),
                 "images": "; ".join(
-                    f"{key} ({_NAMES.get(split, split)})" for key, split in zip(g["keys"], g["splits"], strict=True)
+                    f"{key} ({SPLIT_NAMES.get(s, s)})" for key, s in zip(g["keys"], g["splits"], strict=True)
                 ),
             }
             for g in matter

@@ -2,114 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitrail.errors import RunError
+from vitrail.analyze.evaluated import Evaluation
 from vitrail.figures.picture import Picture
 from vitrail.report.tables import Column, Table
-from vitrail.runs.folder import EvaluationFiles, RunFolder
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One evaluation of one run.
-
-    Attributes:
-        run: The run.
-        files: The evaluation's.
-        metrics: What its metrics.json says.
-    """
-
-    run: RunFolder
-    files: EvaluationFiles
-    metrics: dict[str, Any]
-
-    @classmethod
-    def read(cls, run: RunFolder, folder: Path) -> Part:
-        """Read an evaluation.
-
-        Raises:
-            RunError: It is damaged, or of other weights than the run holds.
-        """
-        return cls(run, EvaluationFiles(folder), run.read_measures(folder))
-
-    def of_these_weights(self, content: Mapping[str, Any]) -> bool:
-        """Check that another result of the run is of the weights that were evaluated.
-
-        Args:
-            content: The result, which names its weights.
-        """
-        code = content.get("weights")
-        return bool(code == self.metrics.get("weights")) or (
-            self.run.weights_hash() is not None and self.run.made_with(code)
-        )
-
-    def table(self, file: Path, *columns: str) -> pd.DataFrame | None:
-        """One of the evaluation's tables; None where it was not measured.
-
-        Args:
-            file: Which.
-            columns: What it must have.
-
-        Raises:
-            RunError: It is damaged.
-        """
-        if not file.is_file():
-            return None
-        try:
-            # A class may be called 0 or NA.
-            table = pd.read_csv(file, keep_default_na=False, na_values=[""], dtype={"class": str})
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise RunError(f"{file} is damaged ({error}); `vitrail evaluate {self.run}` writes it again") from error
-        lacking = [column for column in columns if column not in table]
-        if lacking or len(table) == 0:
-            raise RunError(
-                f"{file} holds no {', '.join(lacking) or 'rows'}; `vitrail evaluate {self.run}` writes it again"
-            )
-        return table
-
-    def robustness(self, name: str, *columns: str) -> pd.DataFrame | None:
-        """A table that was measured with the model; None where it was not, or with other weights."""
-        file = self.files.of_the_model[name]
-        if not file.is_file() or not self.files.robustness.is_file():
-            return None
-        known = self.run.read_json(self.files.robustness).get(name, {})
-        return self.table(file, *columns) if self.of_these_weights(known) else None
-
-    def confusion(self) -> pd.DataFrame:
-        """Counts, a row a true class.
-
-        Raises:
-            RunError: It is missing or damaged.
-        """
-        table = self.table(self.run.require(self.files.confusion, f"`vitrail evaluate {self.run}` writes it"))
-        assert table is not None, "the file is there"
-        return table.set_index(table.columns[0])
-
-    def mistakes(self) -> pd.DataFrame | None:
-        """The most confident mistakes; no row where there was none."""
-        if not self.files.mistakes.is_file():
-            return None
-        texts = {"path": str, "true": str, "predicted": str}
-        try:
-            return pd.read_csv(self.files.mistakes, dtype=texts, keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise RunError(f"{self.files.mistakes} is damaged ({error}); evaluate the run again") from error
-
-    def content(self, file: Path) -> dict[str, Any] | None:
-        """One of the evaluation's JSON files; None where it was not measured."""
-        if not file.is_file():
-            return None
-        content: dict[str, Any] = self.run.read_json(file)
-        return content
 
 
 @dataclass(frozen=True)
@@ -123,7 +27,7 @@ class Subject:
     """
 
     label: str
-    parts: Sequence[Part]
+    parts: Sequence[Evaluation]
     kind: str = "run"
 
     @property
@@ -133,7 +37,7 @@ class Subject:
         on = self.parts[0].metrics.get("name", "test")
         return f"{self.label} ({on})" if names == self.label else f"{self.label}: {names} ({on})"
 
-    def each(self, read: Callable[[Part], T | None]) -> list[T] | None:
+    def each(self, read: Callable[[Evaluation], T | None]) -> list[T] | None:
         """Something of each of its runs; None where one of them lacks it."""
         found = [value for part in self.parts if (value := read(part)) is not None]
         return found if len(found) == len(self.parts) else None

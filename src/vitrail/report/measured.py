@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vitrail.analyze.evaluated import Evaluation
 from vitrail.evaluate.confusion import most_confused
 from vitrail.evaluate.selective import COVERAGES
 from vitrail.figures import evaluation as draw
 from vitrail.figures.picture import Picture
-from vitrail.report.evaluated import Part, Section, Subject, mean_of, names_of, several, who
+from vitrail.report.evaluated import Section, Subject, mean_of, names_of, several, who
 from vitrail.report.tables import Column, Table, is_nothing
 from vitrail.runs.folder import EvaluationFiles
 
@@ -226,7 +227,7 @@ def prediction_sets(subjects: Sequence[Subject]) -> list[Section]:
     return [Section(picture.title, words, [(picture, draw.set_sizes(sizes))], [table])]
 
 
-def _sets_of(part: Part) -> dict[str, Any] | None:
+def _sets_of(part: Evaluation) -> dict[str, Any] | None:
     content = part.content(part.files.conformal)
     return content if content and content.get("sets") else None
 

@@ -10,25 +10,24 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitrail.analyze import examples as pictures
-from vitrail.analyze.explanations import explain_images
+from vitrail.analyze.confusion import draw_confusion
+from vitrail.analyze.evaluated import Evaluation, OpenedRuns
+from vitrail.analyze.examples import Examples, choose_examples, learned_token_maps, rollout_maps, rollout_refusal
+from vitrail.analyze.mistakes import draw_mistakes
+from vitrail.analyze.side_by_side import SideBySide, methods_side_by_side
 from vitrail.config.data import DataConfig
 from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
-from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError, DataError
-from vitrail.evaluate.confusion import clustered_together
 from vitrail.evaluate.results_table import read_evaluation, results_table
-from vitrail.explain.methods.registry import METHODS
-from vitrail.explain.methods.token_maps import lacks_learned_tokens
-from vitrail.figures import confusion as figures
-from vitrail.figures.heatmaps import RANK, Cell, draw_cells, explained_cells, maps_of
-from vitrail.figures.mistakes import mistakes_figure
+from vitrail.figures.attention import attention, learned_tokens
+from vitrail.figures.heatmaps import RANK, draw_cells
 from vitrail.figures.picture import Picture
+from vitrail.figures.training import convergence
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
-from vitrail.report.evaluated import Part, Section, Subject, mixed_up
+from vitrail.report.evaluated import Section, Subject, mixed_up
 from vitrail.report.robust import robustness
 from vitrail.report.run_brief import run_brief
 from vitrail.report.run_facts import read_facts
@@ -36,7 +35,6 @@ from vitrail.report.side_by_side import (
     EXPLANATIONS,
     FEATURES,
     MISTAKES,
-    Shelf,
     check_without,
     feature_spaces,
 )
@@ -62,7 +60,7 @@ _RESULTS = (
 class _Run:
     folder: RunFolder
     recipe: Recipe
-    part: Part
+    part: Evaluation
     label: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -112,22 +110,22 @@ def write_report(
     loaded = [_read(run, read_recipe) for run in runs]
     table = results_table(runs)
     subjects = [Subject(run.label, [run.part]) for run in loaded]
-    shelf = Shelf(read_recipe, read_moved)
+    opened = OpenedRuns(read_recipe, read_moved)
     sections = [
         _results(table, loaded),
-        *data_sections(subjects, shelf.look),
+        *data_sections(subjects, opened.pictures),
         *_sections([_convergence(loaded), _confusion(loaded)]),
         *measured.classes(subjects),
         *ranking(subjects),
         *measured.calibration(subjects),
         *measured.selective(subjects),
         *measured.prediction_sets(subjects),
-        *([] if MISTAKES in without else _sections(_mistakes(loaded, shelf))),
+        *([] if MISTAKES in without else _sections(_mistakes(loaded, opened))),
         *robustness(subjects),
         *measured.cost(subjects),
         *measured.others(subjects),
         *([] if FEATURES in without else feature_spaces(subjects)),
-        *([] if EXPLANATIONS in without else _sections(_explanations(loaded, shelf))),
+        *([] if EXPLANATIONS in without else _sections(_explanations(loaded, opened))),
     ]
     details = [
         {
@@ -145,7 +143,7 @@ def write_report(
 
 
 def _read(run: RunFolder, read_recipe: Callable[[Path], Recipe]) -> _Run:
-    part = Part.read(run, read_evaluation(run)[0])
+    part = Evaluation.read(run, read_evaluation(run)[0])
     return _Run(run, read_recipe(run.recipe), part, run.name, run.read_json(run.environment))
 
 
@@ -161,7 +159,7 @@ def _results(table: pd.DataFrame, runs: list[_Run]) -> Section:
     return Section("Summary", _summary(table, runs), tables=[Table("results", caption + ".", table, _RESULTS)])
 
 
-def _mistakes(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure | None]]:
+def _mistakes(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, Figure | None]]:
     """The most confident mistakes of each run as images; nothing where a run made none."""
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
@@ -170,7 +168,7 @@ def _mistakes(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure | No
             continue
         picture = Picture(f"mistakes_{run.label}", f"Confident mistakes of {run.label}", "")
         try:
-            figure = mistakes_figure(shelf.images(run.part).source, table, most=_MISTAKES)
+            figure = draw_mistakes(opened.images(run.part).source, table, most=_MISTAKES)
         except DataError as error:
             picture.problem = f"Not drawn: {error}."
             result.append((picture, None))
@@ -238,7 +236,7 @@ def _split_name(run: _Run) -> str:
 
 
 def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
-    figure = figures.convergence({run.label: run.folder.read_metrics() for run in runs})
+    figure = convergence({run.label: run.folder.read_metrics() for run in runs})
     return Picture(
         "convergence",
         "Convergence",
@@ -265,31 +263,24 @@ def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
         f"Images of {_names_with_splits(runs)}: counts, and per cent of the true class with classes that are often "
         "confused side by side. The colour is the share of the true class. From confusion.csv.",
         "Confusion matrix of each run; " + "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items()),
-    ), figures.confusion(tables, clustered_together(tables))
+    ), draw_confusion(tables)
 
 
-def _explanations(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure | None]]:
+def _explanations(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, Figure | None]]:
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
-        trained = shelf.trained(run.part)
-        what = f"What {run.label} attends to"
+        trained = opened.trained(run.part)
+        title = f"What {run.label} attends to"
         try:
-            data = shelf.images(run.part)
-            examples = pictures.choose_examples(run.folder, trained, data, run.name)
+            data = opened.images(run.part)
+            examples = choose_examples(run.folder, trained, data, run.name)
         except DataError as error:
-            result.append((Picture(f"attention_{run.label}", what, "", problem=f"Not drawn: {error}."), None))
+            result.append((Picture(f"attention_{run.label}", title, "", problem=f"Not drawn: {error}."), None))
             continue
-        refusal = METHODS["rollout"].refusal(trained.model)
-        if refusal is not None:
-            picture = Picture(f"attention_{run.label}", what, "", problem=f"No attention rollout: {refusal}.")
-            result.append((picture, None))
-        else:
-            result.append(_rollouts(run, trained, examples, what))
-        compared = _compared(run, trained, data, examples)
-        if compared is not None:
-            result.append(compared)
-        if lacks_learned_tokens(trained.model) is None:
-            tokens = pictures.learned_token_maps(trained, examples)
+        result.append(_rollouts(run, trained, examples, title))
+        if (methods := methods_side_by_side(trained, data, examples)) is not None:
+            result.append(_compared(run, methods))
+        if (tokens := learned_token_maps(trained, examples)) is not None:
             picture = Picture(
                 f"tokens_{run.label}",
                 f"What each learned token of {run.label} attends to",
@@ -297,21 +288,17 @@ def _explanations(runs: list[_Run], shelf: Shelf) -> list[tuple[Picture, Figure 
                 + (" Only the first eight tokens are drawn." if tokens.shape[1] > 8 else ""),
                 "Images with the selection map of each learned token laid over them",
             )
-            rows = slice(0, 5)
-            result.append(
-                (
-                    picture,
-                    figures.learned_tokens(examples.images[rows], tokens[rows, :8], examples.titles[rows]),
-                )
-            )
+            figure = learned_tokens(examples.images[:5], tokens[:5, :8], examples.titles[:5])
+            result.append((picture, figure))
     return result
 
 
-def _rollouts(
-    run: _Run, trained: TrainedModel, examples: pictures.Examples, title: str
-) -> tuple[Picture, Figure | None]:
-    """Attention rollout of each example, a row for each stream."""
-    maps = pictures.rollout_maps(trained, examples)
+def _rollouts(run: _Run, trained: TrainedModel, examples: Examples, title: str) -> tuple[Picture, Figure | None]:
+    """Draw the attention rollout of each example, a row for each stream."""
+    if (refusal := rollout_refusal(trained)) is not None:
+        problem = f"No attention rollout: {refusal}."
+        return Picture(f"attention_{run.label}", title, "", problem=problem), None
+    maps = rollout_maps(trained, examples)
     picture = Picture(
         f"attention_{run.label}",
         title,
@@ -320,36 +307,21 @@ def _rollouts(
         "Images with attention rollout laid over them",
     )
     named = {run.label: maps["image"]} if len(maps) == 1 else {f"{run.label}\n{s}": m for s, m in maps.items()}
-    return picture, figures.attention(examples.images, named, examples.titles)
+    return picture, attention(examples.images, named, examples.titles)
 
 
-def _compared(
-    run: _Run, trained: TrainedModel, data: ImageData, examples: pictures.Examples
-) -> tuple[Picture, Figure] | None:
-    """A few of the examples by several methods; None where there is but one."""
-    methods, refused = pictures.choose_methods(trained)
-    if len(methods) < 2:
-        return None
-    # The examples are in the order of their classes.
-    chosen = examples.indices[:: max(1, len(examples.indices) // pictures.COMPARED)][: pictures.COMPARED]
-    cells: list[list[Cell | None]] = []
-    labels: list[str] = []
-    for seen in explain_images(trained, data, chosen, {name: {} for name in methods}):
-        maps = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
-        titles = {"": "image", **{name: name for name in maps}} if not cells else {"": "", **dict.fromkeys(maps, "")}
-        rows, streams = explained_cells(seen.pictures, maps, titles)
-        cells += rows
-        labels += [f"{seen.told()}\n{stream}".strip() for stream in streams]
+def _compared(run: _Run, found: SideBySide) -> tuple[Picture, Figure]:
+    """Draw a few of the examples by several methods."""
     picture = Picture(
         f"methods_{run.label}",
         f"What {run.label} looks at, by several methods",
-        f"{len(chosen)} of these images, by each method in the same way: by rank of its values, with a "
+        f"{found.images} of these images, by each method in the same way: by rank of its values, with a "
         "line around the tenth of the image with the largest; those that explain a class explain the predicted one. "
         "A plausible map need not be faithful: `vitrail explain --measure` measures that."
-        + (f" Not for this model: {'; '.join(refused)}." if refused else ""),
+        + (f" Not for this model: {'; '.join(found.problems)}." if found.problems else ""),
         "Images beside the attributions of several methods",
     )
-    return picture, draw_cells(cells, labels, RANK)
+    return picture, draw_cells(found.cells, found.labels, RANK)
 
 
 def _names_with_splits(runs: list[_Run]) -> str:

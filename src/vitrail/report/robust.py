@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from vitrail.analyze.evaluated import Evaluation
 from vitrail.figures import evaluation as draw
 from vitrail.figures.picture import Picture
-from vitrail.report.evaluated import Part, Section, Subject, names_of, several, who
+from vitrail.report.evaluated import Section, Subject, names_of, several, who
 from vitrail.report.tables import Column, Table, is_nothing
 
 _SCORES = {
@@ -220,6 +221,6 @@ def _unfamiliar(subjects: Sequence[Subject]) -> list[Section]:
     return [Section(picture.title, [], [(picture, draw.spans(drawn, "AUROC", 0.5))], [table])]
 
 
-def _ood_of(part: Part) -> dict[str, Any] | None:
+def _ood_of(part: Evaluation) -> dict[str, Any] | None:
     content = part.content(part.files.ood)
     return content if content and part.of_these_weights(content) else None

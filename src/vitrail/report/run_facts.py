@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vitrail.analyze.evaluated import Evaluation
 from vitrail.config.schema import Recipe
 from vitrail.evaluate.run import OTHER
 from vitrail.report.data import Known, read_known
-from vitrail.report.evaluated import Part
 
 _SPLITS = ("test", "val", "train")
 
@@ -118,7 +118,7 @@ class RunFacts:
     finished: bool = True
 
 
-def read_facts(part: Part, recipe: Recipe, label: str) -> RunFacts:
+def read_facts(part: Evaluation, recipe: Recipe, label: str) -> RunFacts:
     """Read the facts of an evaluated run from its folder.
 
     Args:
@@ -178,7 +178,7 @@ def _split(metrics: dict[str, Any]) -> str:
     return own if own in _SPLITS else OTHER
 
 
-def _predictions(part: Part, name: str) -> pd.DataFrame | None:
+def _predictions(part: Evaluation, name: str) -> pd.DataFrame | None:
     """Saved predictions of these weights; None where there are none."""
     run = part.run
     if not run.predictions(name).is_file() or not run.made_with(run.origin_of_predictions(name).get("weights")):
@@ -186,7 +186,7 @@ def _predictions(part: Part, name: str) -> pd.DataFrame | None:
     return run.read_predictions(name)
 
 
-def _classes(part: Part, balance: dict[str, dict[str, int]]) -> tuple[ClassFacts, ...]:
+def _classes(part: Evaluation, balance: dict[str, dict[str, int]]) -> tuple[ClassFacts, ...]:
     table = part.table(part.files.per_class, "class", "recall", "images")
     if table is None:
         return ()
@@ -199,7 +199,7 @@ def _classes(part: Part, balance: dict[str, dict[str, int]]) -> tuple[ClassFacts
     return tuple(found)
 
 
-def _most_frequent(part: Part, predictions: pd.DataFrame | None) -> tuple[str, float] | None:
+def _most_frequent(part: Evaluation, predictions: pd.DataFrame | None) -> tuple[str, float] | None:
     """The best guess that looks at no image: the most frequent class, or set of labels."""
     if predictions is None:
         return None
@@ -212,7 +212,11 @@ def _most_frequent(part: Part, predictions: pd.DataFrame | None) -> tuple[str, f
 
 
 def _groups(
-    part: Part, recipe: Recipe, predictions: pd.DataFrame | None, record: dict[str, Any], audit: dict[str, Any] | None
+    part: Evaluation,
+    recipe: Recipe,
+    predictions: pd.DataFrame | None,
+    record: dict[str, Any],
+    audit: dict[str, Any] | None,
 ) -> GroupFacts | None:
     names = _names_of_groups(predictions)
     if not names:
@@ -242,7 +246,7 @@ def _leaking(known: Known | None) -> tuple[int, int]:
     return len(known.leaks), len(known.audit["shared_groups"])
 
 
-def _unfamiliar(part: Part) -> tuple[float, str] | None:
+def _unfamiliar(part: Evaluation) -> tuple[float, str] | None:
     content = part.content(part.files.ood)
     if not content or not part.of_these_weights(content):
         return None

@@ -10,19 +10,20 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from vitrail.analyze.confusion import draw_confusion
+from vitrail.analyze.evaluated import Evaluation, OpenedRuns
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
 from vitrail.errors import RunError
-from vitrail.evaluate.confusion import clustered_together
-from vitrail.figures import comparison as suite_figures
-from vitrail.figures import confusion as figures
+from vitrail.figures.comparison import differences, pareto
 from vitrail.figures.picture import Picture
+from vitrail.figures.training import convergence_bands
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
-from vitrail.report.evaluated import Part, Section, Subject, mixed_up
+from vitrail.report.evaluated import Section, Subject, mixed_up
 from vitrail.report.robust import robustness
-from vitrail.report.side_by_side import EXPLANATIONS, FEATURES, Shelf, check_without, explained, feature_spaces
+from vitrail.report.side_by_side import EXPLANATIONS, FEATURES, check_without, explained, feature_spaces
 from vitrail.report.suite_brief import suite_brief
 from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
@@ -59,7 +60,7 @@ def write_suite_report(
     facts = folder.read_facts()
     results, summary, pairs = (folder.read_table(f) for f in (folder.results, folder.summary, folder.pairs))
     subjects = _subjects(results) if len(results) else []
-    found = _measured(subjects, Shelf(read_recipe, read_moved), without) if subjects else []
+    found = _measured(subjects, OpenedRuns(read_recipe, read_moved), without) if subjects else []
     shown = _pictures(facts, results, summary, pairs) if len(results) else []
     sections = [*(Section(picture.title, [], [(picture, figure)]) for picture, figure in shown), *found]
     metric = facts["metric_name"]
@@ -95,14 +96,14 @@ def _subjects(results: pd.DataFrame) -> list[Subject]:
     subjects = []
     for name, rows in results.groupby("variant", sort=False):
         parts = [
-            Part.read(RunFolder(path), _evaluation(path, on))
+            Evaluation.read(RunFolder(path), _evaluation(path, on))
             for path, on in zip(rows["run"], rows["evaluated_on"], strict=True)
         ]
         subjects.append(Subject(str(name), parts, "variant"))
     return subjects
 
 
-def _measured(subjects: Sequence[Subject], shelf: Shelf, without: Sequence[str]) -> list[Section]:
+def _measured(subjects: Sequence[Subject], opened: OpenedRuns, without: Sequence[str]) -> list[Section]:
     """What the evaluations of each variant's runs measured, as far as all of its runs have it."""
     return [
         *ranking(subjects),
@@ -112,8 +113,8 @@ def _measured(subjects: Sequence[Subject], shelf: Shelf, without: Sequence[str])
         *robustness(subjects),
         *measured.cost(subjects),
         *([] if FEATURES in without else feature_spaces(subjects)),
-        *([] if EXPLANATIONS in without else explained(subjects, shelf)),
-        *data_sections(subjects, shelf.look),
+        *([] if EXPLANATIONS in without else explained(subjects, opened)),
+        *data_sections(subjects, opened.pictures),
     ]
 
 
@@ -147,7 +148,7 @@ def _pictures(
         alt = "; ".join(
             f"{r['a']} minus {r['b']}: {unit * r['difference']:.3g}, {r['statement']}" for r in pairs.to_dict("records")
         )
-        figure = suite_figures.differences(pairs, axis, unit)
+        figure = differences(pairs, axis, unit)
         pictures.append((Picture(kind.lower(), kind, caption, f"Differences in {axis}: {alt}"), figure))
     column, name = facts["curve"], facts["curve_name"]
     caption = (
@@ -157,7 +158,7 @@ def _pictures(
     curves = {name: [RunFolder(path).read_metrics() for path in paths] for name, paths in runs_of.items()}
     alt = "; ".join(f"{n}: at most {max(t[column].max() for t in tables):.3g}" for n, tables in curves.items())
     picture = Picture("convergence", "Convergence", caption, f"Curves of each variant by epoch; {alt}")
-    pictures.append((picture, suite_figures.convergence_bands(curves, column, name)))
+    pictures.append((picture, convergence_bands(curves, column, name)))
     caption = (
         f"{metric[0].upper()}{metric[1:]} against the time of one image (in batches, as measured) and against "
         f"the number of parameters; vertical lines are 95 % intervals over seeds. From summary.csv; runs: {told}."
@@ -166,7 +167,7 @@ def _pictures(
         f"{r['variant']}: {r['mean']:.3g} at {r['milliseconds_per_image']:.3g} ms and {r['parameters']:,} parameters"
         for r in summary.to_dict("records")
     )
-    figure = suite_figures.pareto(summary, metric, facts["higher_is_better"])
+    figure = pareto(summary, metric, facts["higher_is_better"])
     pictures.append((Picture("pareto", "Accuracy against cost" if metric == "accuracy" else "Result against cost",
                              caption, alt), figure))  # fmt: skip
     pictures.append(_confusion(results, runs_of))
@@ -180,7 +181,7 @@ def _confusion(results: pd.DataFrame, runs_of: Mapping[str, list[Path]]) -> tupl
     for name, rows in results.groupby("variant", sort=False):
         added: pd.DataFrame | None = None
         for path, evaluated in zip(rows["run"], rows["evaluated_on"], strict=True):
-            part = Part.read(RunFolder(path), _evaluation(path, evaluated))
+            part = Evaluation.read(RunFolder(path), _evaluation(path, evaluated))
             if not part.files.confusion.is_file():
                 problem = "Not drawn: labels of a multi-label run do not exclude each other."
                 return Picture("confusion", title, "", problem=problem), None
@@ -195,7 +196,7 @@ def _confusion(results: pd.DataFrame, runs_of: Mapping[str, list[Path]]) -> tupl
         "confusion.csv of each."
     )
     alt = "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items())
-    figure = figures.confusion(tables, clustered_together(tables))
+    figure = draw_confusion(tables)
     return Picture("confusion", title, caption, f"Confusion matrix of each variant; {alt}"), figure
 
 

@@ -15,7 +15,6 @@ from vitrail.runs.images import read_image_record
 from vitrail.runs.lock import lock_run_folder
 from vitrail.train.auto.resolve import precision_origin, resolve_auto, resolve_from_data
 from vitrail.train.build import Builder, build_card, build_model
-from vitrail.train.callbacks.explanations import Draw
 from vitrail.train.checks import check_accumulation, check_batch_norm, check_before_images
 from vitrail.train.environment import is_first_process
 from vitrail.train.pretraining import PretrainingBuilder
@@ -28,14 +27,12 @@ from vitrail.train.supervised import SupervisedBuilder
 from vitrail.train.trainer import make_trainer, run_trainer
 
 
-def train(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) -> RunFolder:
+def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """Train the recipe's model with labels and write its run folder.
 
     Args:
         recipe: Data, model, task, trainer and run; ``task.name`` is "classification".
         resume: Continue from the last checkpoint of the recipe's run folder, or start if there is none yet.
-        draw: Draws explanations during training if ``run.explain_images`` asks for them:
-            ``vitrail.analyze.explanations.draw_glimpse``.
 
     Returns:
         The run folder.
@@ -48,10 +45,10 @@ def train(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) -> 
     """
     if recipe.task.name in PRETRAINING:
         raise ConfigError(f"task.name {recipe.task.name} needs no labels: `vitrail pretrain` does it, not train")
-    return fit(recipe, SupervisedBuilder(), resume=resume, draw=draw)
+    return fit(recipe, SupervisedBuilder(), resume=resume)
 
 
-def pretrain(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) -> RunFolder:
+def pretrain(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """Pre-train the recipe's model and write its run folder, with the last epoch's model and no classifier.
 
     Labels are not used for training; if there are any, metrics.csv has the accuracy of nearest neighbours and of a
@@ -60,7 +57,6 @@ def pretrain(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) 
     Args:
         recipe: Data, model, task, trainer and run; ``task.name`` is the kind of pre-training.
         resume: Continue from the last checkpoint of the recipe's run folder, or start if there is none yet.
-        draw: As for :func:`train`.
 
     Returns:
         The run folder.
@@ -76,10 +72,10 @@ def pretrain(recipe: Recipe, *, resume: bool = False, draw: Draw | None = None) 
             f"task.name {recipe.task.name} is no pre-training; choose --task.name {', '.join(PRETRAINING)}, or use "
             "`vitrail train`"
         )
-    return fit(recipe, PretrainingBuilder(), resume=resume, draw=draw)
+    return fit(recipe, PretrainingBuilder(), resume=resume)
 
 
-def fit(asked: Recipe, builder: Builder, *, resume: bool, draw: Draw | None) -> RunFolder:
+def fit(asked: Recipe, builder: Builder, *, resume: bool) -> RunFolder:
     """Train a recipe with the steps of a builder; see :func:`train` and :func:`pretrain`."""
     silence_libraries()
     torch.set_float32_matmul_precision("high")
@@ -115,7 +111,7 @@ def fit(asked: Recipe, builder: Builder, *, resume: bool, draw: Draw | None) -> 
 
     module = builder.build_module(recipe, task)
     callbacks = builder.build_callbacks(recipe, run, card, data)
-    trainer = make_trainer(recipe, run, data, task, callbacks, draw)
+    trainer = make_trainer(recipe, run, data, task, callbacks)
     # Other processes start when the first has made the folder, and only read it.
     with lock_run_folder(run.path) if first else contextlib.nullcontext():
         if first:

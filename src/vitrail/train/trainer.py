@@ -19,7 +19,7 @@ from vitrail.errors import ConfigError, DataError
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
 from vitrail.train.callbacks.checkpoints import WholeCheckpoints, bad_checkpoint
-from vitrail.train.callbacks.explanations import Draw, DrawExplanations
+from vitrail.train.callbacks.explanations import DrawExplanations
 from vitrail.train.callbacks.metrics import EpochMetrics
 from vitrail.train.callbacks.progress import Progress
 from vitrail.train.checks import explain_batch_norm
@@ -27,9 +27,7 @@ from vitrail.train.module import TaskModule
 from vitrail.train.sharding import ShardedStrategy
 
 
-def make_trainer(
-    recipe: Recipe, run: RunFolder, data: ImageData, task: Task, callbacks: list[Callback], draw: Draw | None
-) -> Trainer:
+def make_trainer(recipe: Recipe, run: RunFolder, data: ImageData, task: Task, callbacks: list[Callback]) -> Trainer:
     """Make the Lightning trainer of a run.
 
     Args:
@@ -38,14 +36,13 @@ def make_trainer(
         data: The images.
         task: The task.
         callbacks: Those of the kind of training, :class:`EpochMetrics` among them.
-        draw: Draws explanations.
 
     Raises:
         ConfigError: The machine lacks the accelerator, the number of devices or the precision.
     """
     config = recipe.trainer
     assert config.precision != "auto", "it has been resolved"
-    callbacks = [*callbacks, *_common_callbacks(recipe, run, data, task, callbacks, draw)]
+    callbacks = [*callbacks, *_common_callbacks(recipe, run, data, task, callbacks)]
     logger = TensorBoardLogger(str(run.path), name="", version="tensorboard") if recipe.run.tensorboard else False
     try:
         trainer = Trainer(
@@ -125,12 +122,12 @@ def run_trainer(trainer: Trainer, module: TaskModule, data: ImageData, run: RunF
 
 
 def _common_callbacks(
-    recipe: Recipe, run: RunFolder, data: ImageData, task: Task, callbacks: list[Callback], draw: Draw | None
+    recipe: Recipe, run: RunFolder, data: ImageData, task: Task, callbacks: list[Callback]
 ) -> list[Callback]:
     """Callbacks of supervised training and pre-training alike, called after their own."""
     common: list[Callback] = []
     if recipe.run.explain_images:
-        common.append(DrawExplanations(run, data, recipe, task, draw))
+        common.append(DrawExplanations(run, data, recipe, task))
     if recipe.trainer.max_minutes:
         common.append(Timer(timedelta(minutes=recipe.trainer.max_minutes), verbose=False))
     (metrics,) = (callback for callback in callbacks if isinstance(callback, EpochMetrics))

@@ -1,6 +1,1 @@
-"""Pictures of how a model takes an image apart, drawn from what the model itself did."""
-
-from vitrail.figures.anatomy.canvas import View
-from vitrail.figures.anatomy.draw import draw_anatomy
-
-__all__ = ["View", "draw_anatomy"]
+"""Figures of the steps that a model takes an image through, from the arrays that the model computed."""

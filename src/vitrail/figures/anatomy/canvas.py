@@ -1,14 +1,12 @@
-"""What all pictures of a model's anatomy share: an image in token units, grid lines, padding, outlines, files."""
+"""Parts of all figures of a model's anatomy: an image in token units, grid lines, padding, outlines."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.collections import LineCollection
@@ -19,16 +17,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, withStroke
 from matplotlib.ticker import MaxNLocator
 
-from vitrail.figures.confusion import PALETTE
-from vitrail.figures.fonts import save_figure
-from vitrail.files import replacing
-from vitrail.outputs import FIGURE_METADATA
+from vitrail.figures.style import PALETTE
 
 Pair = tuple[int, int]
 Array = npt.NDArray[Any]
-
-# The same picture comes out as the same bytes, so that a regenerated page shows what really changed.
-matplotlib.rcParams["svg.hashsalt"] = "vitrail"
 
 ACCENT = "#F0E442"
 INK = "#222222"
@@ -36,18 +28,18 @@ PADDING = "#C8C8C8"
 # Regions of shifted windows: A stays, B came from the left, C from the top, D from the corner.
 REGION_COLORS = (PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3])
 REGION_LETTERS = "ABCD"
-# More lines than these would hide the image.
+# More lines would cover the image.
 _MOST_LINES = 80
 _MOST_PLAIN_LINES = 40
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of one input.
+    """One input as a picture.
 
     Attributes:
-        pixels: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1, of the size that the model saw.
-        title: What it is, in plain words.
+        pixels: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1, of the model's input size.
+        title: Its name.
     """
 
     pixels: Array
@@ -60,13 +52,13 @@ class View:
 
 
 def panels(rows: int, columns: int, width: float = 3.2, ratio: float = 1.0) -> tuple[Figure, Array]:
-    """A figure of equal panels, and its axes as an array ``(rows, columns)``.
+    """Make a figure of equal panels, and its axes as an array ``(rows, columns)``.
 
     Args:
         rows: Rows of panels.
         columns: Columns of panels.
         width: Of a panel, in inches.
-        ratio: Height over width of what a panel shows.
+        ratio: Height over width of a panel's content.
     """
     height = 0.82 * width * min(max(ratio, 0.3), 2.5) + 1.1
     figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
@@ -82,15 +74,8 @@ def ratio_of(pair: Pair) -> float:
     return pair[0] / pair[1]
 
 
-def head(figure: Figure, title: str, told: str) -> Figure:
-    """Put the title above a figure and what was drawn, and with which weights, below it."""
-    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
-    figure.supxlabel(told, fontsize=8, color="#555555", x=0.01, ha="left")
-    return figure
-
-
 def where(layer: str) -> str:
-    """Where in the model a layer is, counted from 1 as the papers do: "stage 1, block 2"; its own name elsewhere."""
+    """Name a layer by stage and block, counted from 1 as in the papers; else by its own name."""
     stage = re.search(r"(?:layers|stages)\.(\d+)", layer)
     block = re.search(r"blocks\.(\d+)", layer)
     found = [f"{kind} {int(match[1]) + 1}" for kind, match in (("stage", stage), ("block", block)) if match]
@@ -99,7 +84,7 @@ def where(layer: str) -> str:
 
 
 def pair_ticks(axis: Any, key: str = "key token", query: str = "query token") -> None:
-    """Axes of a matrix of pairs of tokens."""
+    """Label the axes of a matrix of pairs of tokens."""
     axis.set_xlabel(key, fontsize=8)
     axis.set_ylabel(query, fontsize=8)
     _whole_ticks(axis)
@@ -112,7 +97,7 @@ def _whole_ticks(axis: Any) -> None:
 
 
 def label(axis: Any, title: str, unit: str = "token") -> None:
-    """Title of a panel, and axes that count rows and columns of tokens (or of something else)."""
+    """Set the title of a panel, and axes that count rows and columns of tokens or of another unit."""
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(f"{unit} column", fontsize=8)
     axis.set_ylabel(f"{unit} row", fontsize=8)
@@ -122,15 +107,15 @@ def label(axis: Any, title: str, unit: str = "token") -> None:
 def show_image(axis: Any, view: View, stride: Pair, grid: Pair, padded: Pair | None = None, alpha: float = 1.0) -> None:
     """Draw the image in token units.
 
-    What tokens cover beyond the image is gray; tokens that only fill up windows are hatched.
+    The area of tokens beyond the image is gray; tokens of the padding of windows are hatched.
 
     Args:
-        axis: Where.
+        axis: Axes of the panel.
         view: The image.
         stride: Pixels from one token to the next.
         grid: Height and width of the map in tokens.
-        padded: The same with the tokens that fill up windows.
-        alpha: Below 1 pales the image.
+        padded: The same with the padding of windows.
+        alpha: Opacity of the image.
     """
     height, width = view.size[0] / stride[0], view.size[1] / stride[1]
     rows, columns = padded or grid
@@ -144,7 +129,7 @@ def show_image(axis: Any, view: View, stride: Pair, grid: Pair, padded: Pair | N
 
 
 def _imshow(axis: Any, pixels: Array, extent: tuple[float, float, float, float], alpha: float = 1.0) -> None:
-    # Pixels of a small image are worth seeing.
+    # Single pixels of a small image stay visible.
     smooth = "nearest" if max(pixels.shape[:2]) <= 96 else "antialiased"
     axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=extent, alpha=alpha, interpolation=smooth)
 
@@ -162,9 +147,18 @@ def show_rolled(axis: Any, view: View, stride: Pair, grid: Pair, shift: Pair) ->
 
 def hatch(axis: Any, corner: tuple[float, float], size: tuple[float, float]) -> None:
     """Mark a rectangle as padding; corner and size as (rows, columns)."""
-    place, (height, width) = (corner[1], corner[0]), size
+    height, width = size
     axis.add_patch(
-        Rectangle(place, width, height, zorder=1.5, facecolor="#E8E8E8", edgecolor="#999999", hatch="////", linewidth=0)
+        Rectangle(
+            (corner[1], corner[0]),
+            width,
+            height,
+            zorder=1.5,
+            facecolor="#E8E8E8",
+            edgecolor="#999999",
+            hatch="////",
+            linewidth=0,
+        )
     )
 
 
@@ -233,14 +227,14 @@ def write(axis: Any, row: float, column: float, text: str, size: float = 10, col
 
 
 def star(axis: Any, row: float, column: float, color: str = ACCENT, size: float = 12) -> None:
-    """Mark the token that asks."""
+    """Mark the query token."""
     axis.plot(
         column, row, marker="*", markersize=size, color=color, markeredgecolor="black", markeredgewidth=0.8, zorder=5
     )
 
 
 def inside(cells: Array) -> tuple[float, float]:
-    """A place to write in a set of cells ``(n, 2)``: the middle of the cell nearest to their median."""
+    """Find the row and column for a text in cells ``(n, 2)``: the middle of the cell nearest to their median."""
     center = np.median(cells, axis=0)
     row, column = cells[np.abs(cells - center).sum(axis=1).argmin()]
     return float(row) + 0.5, float(column) + 0.5
@@ -249,17 +243,3 @@ def inside(cells: Array) -> tuple[float, float]:
 def blank(axis: Any) -> None:
     """Leave a panel empty."""
     axis.set_axis_off()
-
-
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG, each whole or not at all."""
-    written = []
-    for kind in ("png", "svg"):
-        path = folder / f"{name}.{kind}"
-        with replacing(path) as temporary:
-            metadata = {"Date": None} if kind == "svg" else FIGURE_METADATA
-            save_figure(figure, temporary, format=kind, dpi=110, metadata=metadata)
-        # Once is enough: the places of the panels are the same in both files.
-        figure.set_layout_engine("none")
-        written.append(path)
-    return written

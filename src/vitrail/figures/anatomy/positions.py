@@ -1,28 +1,48 @@
-"""Pictures of relative positions: which number of the table each pair of tokens reads, and the learned bias."""
+"""Relative positions: the index of each pair of tokens into the table, and the learned bias."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from vitrail.explain.structure.positions import RelativeBias
-from vitrail.figures.anatomy.canvas import INK, Array, blank, head, label, pair_ticks, star, where
+from vitrail.figures.anatomy.canvas import INK, Array, blank, label, pair_ticks, star, where
+from vitrail.figures.style import head
 
-# Numbers in more cells than these cannot be read.
+# Cells of a side whose numbers can be read.
 _MOST_NUMBERS = 9
 _MOST_HEADS = 4
 _MOST_LAYERS = 2
 
 
-def draw_relative_position(layers: Sequence[RelativeBias], told: str) -> Figure:
-    """The index of each pair, seen from two tokens and as a matrix; the table by head; the bias of one head.
+@dataclass(frozen=True)
+class RelativePositions:
+    """Relative positions of one layer.
+
+    Attributes:
+        name: Name of the layer.
+        window: Height and width of the window that the layer was built for.
+        index: Row of the table for each pair of tokens, shape ``(n, n)``.
+        table: Learned bias by offset (query minus key), shape ``(heads, 2 wh - 1, 2 ww - 1)``.
+        bias: Bias of the attention scores, shape ``(heads, n, n)``.
+    """
+
+    name: str
+    window: tuple[int, int]
+    index: Array
+    table: Array
+    bias: Array
+
+
+def draw_relative_position(layers: Sequence[RelativePositions], note: str) -> Figure:
+    """Draw the index of each pair, from two tokens and as a matrix, the table by head, and the bias of one head.
 
     Args:
         layers: Layers with relative positions, in the model's order; the first and the last are drawn.
-        told: What is drawn, with which weights.
+        note: Below the figure: the model and its weights.
     """
     chosen = list(layers) if len(layers) <= _MOST_LAYERS else [layers[0], layers[-1]]
     first = layers[0]
@@ -38,24 +58,24 @@ def draw_relative_position(layers: Sequence[RelativeBias], told: str) -> Figure:
         _draw_tables(part, layer)
     rows = (2 * wh - 1) * (2 * ww - 1)
     title = f"Relative positions in windows of {wh} × {ww}: {rows} learned numbers a head for {(wh * ww) ** 2} pairs"
-    return head(figure, title, told)
+    return head(figure, title, note)
 
 
-def _draw_index_matrix(axis: Any, layer: RelativeBias) -> None:
-    index = layer.index.numpy()
+def _draw_index_matrix(axis: Any, layer: RelativePositions) -> None:
+    index = layer.index
     n = len(index)
     _draw_numbers(axis, index, (n, n), int(index.max()))
     axis.set_title(f"index of each pair, {n} × {n}\n(diagonal: {index[0, 0]})", fontsize=9)
     pair_ticks(axis)
 
 
-def _draw_row(axis: Any, layer: RelativeBias, query: int, title: str) -> None:
-    index = layer.index.numpy()
+def _draw_row(axis: Any, layer: RelativePositions, query: int, title: str) -> None:
+    index = layer.index
     wh, ww = layer.window
     _draw_numbers(axis, index[query].reshape(wh, ww), (wh, ww), int(index.max()))
     row, column = divmod(query, ww)
     label(axis, f"{title}\nindex = (dy + {wh - 1}) · {2 * ww - 1} + (dx + {ww - 1})", "key")
-    # Below the number, and small where the cells are.
+    # Below the number, and small in small cells.
     star(axis, row + 0.84, column + 0.84, size=9 if max(wh, ww) <= 5 else 6)
 
 
@@ -69,8 +89,8 @@ def _draw_numbers(axis: Any, values: Array, size: tuple[int, int], top: int) -> 
         axis.text(column + 0.5, row + 0.5, str(value), ha="center", va="center", fontsize=7, color=color)
 
 
-def _draw_bias(part: Any, axis: Any, layer: RelativeBias) -> None:
-    bias = layer.bias[0].float().numpy()
+def _draw_bias(part: Any, axis: Any, layer: RelativePositions) -> None:
+    bias = layer.bias[0]
     n = len(bias)
     top = float(np.abs(bias).max()) or 1.0
     shown = axis.imshow(bias, cmap="RdBu_r", vmin=-top, vmax=top, extent=(0, n, n, 0), interpolation="nearest")
@@ -79,8 +99,8 @@ def _draw_bias(part: Any, axis: Any, layer: RelativeBias) -> None:
     _bar(part, shown, axis)
 
 
-def _draw_tables(part: Any, layer: RelativeBias) -> None:
-    table = layer.table.float().numpy()
+def _draw_tables(part: Any, layer: RelativePositions) -> None:
+    table = layer.table
     wh, ww = layer.window
     top = float(np.abs(table).max()) or 1.0
     axes = part.subplots(1, _MOST_HEADS)

@@ -1,8 +1,9 @@
-"""Pictures of tokens: the patches that they come from, what they attend to, what learned tokens look at."""
+"""Tokens: the patches that they come from, their attention, and the selection maps of learned tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from vitrail.explain.structure.anatomy import LearnedTokens, PatchGrid, QueryAttention
 from vitrail.figures.anatomy.canvas import (
     INK,
     Array,
     View,
     blank,
-    head,
     label,
     lines,
     panels,
@@ -27,7 +26,7 @@ from vitrail.figures.anatomy.canvas import (
     where,
     write,
 )
-from vitrail.figures.confusion import PALETTE
+from vitrail.figures.style import PALETTE, head
 
 _MOST_PULLED_APART = 64
 _FIRST_IN_ROW, _LAST_IN_ROW = 9, 2
@@ -36,8 +35,48 @@ _MOST_HEADS = 3
 _MOST_MAPS = 8
 
 
-def draw_patches(patches: Sequence[PatchGrid], views: Sequence[View], told: str) -> Figure:
-    """The grid of patches over each input, the patches pulled apart, and the row of tokens that they become."""
+@dataclass(frozen=True)
+class PatchGrid:
+    """Patches of one input.
+
+    Attributes:
+        stream: Index of the input.
+        patch: Height and width of a patch in pixels.
+        grid: Patches along both sides.
+        num_prefix: Tokens before those of the patches.
+    """
+
+    stream: int
+    patch: tuple[int, int]
+    grid: tuple[int, int]
+    num_prefix: int
+
+
+@dataclass(frozen=True)
+class QueryAttention:
+    """Attention of one query token in one layer.
+
+    Attributes:
+        name: Name of the layer.
+        kind: "global", "window" or "grid".
+        window: Height and width of a group; None for global attention.
+        shift: Rows and columns of the cyclic shift.
+        stride: Pixels from one token to the next.
+        query: Index of the query token, row-major on the grid; None for the class token.
+        maps: Weight of each token of the grid by head, shape ``(heads, H, W)``.
+    """
+
+    name: str
+    kind: str
+    window: tuple[int, int] | None
+    shift: tuple[int, int]
+    stride: tuple[int, int]
+    query: int | None
+    maps: Array
+
+
+def draw_patches(patches: Sequence[PatchGrid], views: Sequence[View], note: str) -> Figure:
+    """Draw the grid of patches over each input, the patches pulled apart, and their row of tokens."""
     tall = 4.2 * max(ratio_of(views[patch.stream].size) for patch in patches) + 3.0
     figure = Figure(figsize=(9.4, tall * len(patches) + 0.4), layout="constrained")
     parts = figure.subfigures(len(patches), 1, squeeze=False)[:, 0]
@@ -53,7 +92,7 @@ def draw_patches(patches: Sequence[PatchGrid], views: Sequence[View], told: str)
         label(axes["grid"], f"{view.title}: {size}\npatches of {patch.patch[0]} × {patch.patch[1]} pixels", "patch")
         _draw_apart(axes["apart"], patch, view)
         _draw_row(axes["row"], patch, view)
-    return head(figure, "From pixels to tokens", told)
+    return head(figure, "From pixels to tokens", note)
 
 
 def _draw_apart(axis: Any, patch: PatchGrid, view: View) -> None:
@@ -66,9 +105,9 @@ def _draw_apart(axis: Any, patch: PatchGrid, view: View) -> None:
 
 
 def pull_apart(pieces: Array) -> Array:
-    """Patches ``(rows, columns, ph, pw)`` and colours as one picture, with white gaps of a sixth of a patch."""
+    """Join patches ``(rows, columns, ph, pw)``, with colours, to one picture with white gaps of a sixth of a patch."""
     rows, columns, ph, pw = pieces.shape[:4]
-    # Small patches are magnified, so that the gap is not as wide as they are.
+    # Small patches are magnified, so that the gap stays narrower than a patch.
     times = max(1, -(-6 // min(ph, pw)))
     pieces = pieces.repeat(times, axis=2).repeat(times, axis=3)
     gap = times * min(ph, pw) // 6
@@ -85,21 +124,21 @@ def _draw_row(axis: Any, patch: PatchGrid, view: View) -> None:
     numbers = list(range(count))
     if count > _FIRST_IN_ROW + _LAST_IN_ROW + 1:
         numbers = [*numbers[:_FIRST_IN_ROW], -1, *numbers[-_LAST_IN_ROW:]]
-    place = 0.0
+    left = 0.0
     for _ in range(patch.num_prefix):
-        axis.add_patch(Rectangle((place, 0), 1, 1, facecolor=PALETTE[1], edgecolor=INK))
-        write(axis, 0.5, place + 0.5, "class", 8)
-        axis.text(place + 0.5, 1.25, "learned", ha="center", va="center", fontsize=7)
-        place += 1.3
+        axis.add_patch(Rectangle((left, 0), 1, 1, facecolor=PALETTE[1], edgecolor=INK))
+        write(axis, 0.5, left + 0.5, "class", 8)
+        axis.text(left + 0.5, 1.25, "learned", ha="center", va="center", fontsize=7)
+        left += 1.3
     for number in numbers:
         if number < 0:
-            axis.text(place + 0.35, 0.5, "…", ha="center", va="center", fontsize=14)
-            place += 0.8
+            axis.text(left + 0.35, 0.5, "…", ha="center", va="center", fontsize=14)
+            left += 0.8
             continue
-        _piece(axis, flat[number], (place, place + 1, 1, 0))
-        axis.text(place + 0.5, 1.25, f"patch {number + 1}", ha="center", va="center", fontsize=7)
-        place += 1.15
-    axis.set(xlim=(-0.2, place), ylim=(1.6, -0.2))
+        _piece(axis, flat[number], (left, left + 1, 1, 0))
+        axis.text(left + 0.5, 1.25, f"patch {number + 1}", ha="center", va="center", fontsize=7)
+        left += 1.15
+    axis.set(xlim=(-0.2, left), ylim=(1.6, -0.2))
     axis.set_aspect("equal")
     axis.set_axis_off()
     total = count + patch.num_prefix
@@ -116,36 +155,33 @@ def _piece(axis: Any, pixels: Array, extent: tuple[float, float, float, float]) 
 
 
 def cut(pixels: Array, patch: PatchGrid) -> Array:
-    """Pixels by patch: shape ``(rows, columns, ph, pw)`` and colours; zeros where the layer pads with zeros."""
+    """Cut pixels into patches: shape ``(rows, columns, ph, pw)`` and colours; zeros where the layer pads with zeros."""
     (rows, columns), (ph, pw) = patch.grid, patch.patch
     padded = np.zeros((rows * ph, columns * pw, *pixels.shape[2:]), dtype=np.float64)
     padded[: pixels.shape[0], : pixels.shape[1]] = pixels
     return padded.reshape(rows, ph, columns, pw, *pixels.shape[2:]).swapaxes(1, 2)
 
 
-def draw_attention(
-    asked: Sequence[QueryAttention], views: dict[str, View], strides: dict[str, tuple[int, int]], told: str
-) -> Figure:
-    """What one token attends to: a row for each of a few layers, the mean over heads and single heads.
+def draw_attention(layers: Sequence[QueryAttention], view: View, note: str) -> Figure:
+    """Draw the attention of one token: a row for each of a few layers, the mean over heads and single heads.
 
     Args:
-        asked: What the token attended to, in the model's order.
-        views: The input that each layer belongs to, by the layer's name.
-        strides: Pixels from one token to the next, by the layer's name.
-        told: What is drawn, with which weights.
+        layers: In the model's order.
+        view: The image.
+        note: Below the figure: the model and its weights.
     """
-    chosen = choose_layers(asked)
+    chosen = choose_layers(layers)
     heads = min(_MOST_HEADS, max(len(layer.maps) for layer in chosen))
-    figure, axes = panels(len(chosen), heads + 1 if heads > 1 else 1, 2.9, ratio_of(views[chosen[0].name].size))
+    figure, axes = panels(len(chosen), heads + 1 if heads > 1 else 1, 2.9, ratio_of(view.size))
     for row, layer in enumerate(chosen):
-        maps = layer.maps.float().numpy()
+        maps = layer.maps
         shown = [("mean over heads" if len(maps) > 1 else "one head", maps.mean(axis=0))]
         shown += [(f"head {i + 1} of {len(maps)}", maps[i]) for i in range(min(heads, len(maps))) if len(maps) > 1]
         top = 100 * max(float(values.max()) for _, values in shown)
         scale = Normalize(0, top)
         for column, (title, values) in enumerate(shown):
             axis = axes[row, column]
-            show_image(axis, views[layer.name], strides[layer.name], values.shape, alpha=0.45)
+            show_image(axis, view, layer.stride, values.shape, alpha=0.45)
             _overlay(axis, 100 * values, scale)
             if layer.query is not None:
                 y, x = divmod(layer.query, values.shape[1])
@@ -158,33 +194,29 @@ def draw_attention(
         bar = figure.colorbar(ScalarMappable(scale, "inferno"), ax=axes[row, :], shrink=0.85, aspect=18)
         bar.set_label("% of the attention", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    who = "the class token" if chosen[0].query is None else "the starred token"
-    return head(figure, f"What {who} attends to", told)
+    query = "the class token" if chosen[0].query is None else "the starred token"
+    return head(figure, f"What {query} attends to", note)
 
 
-def choose_layers(asked: Sequence[QueryAttention], most: int = _MOST_LAYERS) -> list[QueryAttention]:
-    """A few layers: one of each kind, grid and shift; where that leaves room, spread over the depth."""
-    first = {(layer.layout.kind, layer.layout.query_grid, layer.layout.shift): layer for layer in reversed(asked)}
-    chosen = [layer for layer in asked if any(layer is other for other in first.values())][:most]
+def choose_layers(layers: Sequence[QueryAttention], most: int = _MOST_LAYERS) -> list[QueryAttention]:
+    """Choose a few layers: one of each kind, grid and shift; layers that are all alike, evenly over the depth."""
+    first = {(layer.kind, layer.maps.shape[1:], layer.shift): layer for layer in reversed(layers)}
+    chosen = [layer for layer in layers if any(layer is other for other in first.values())][:most]
     if len(chosen) == 1:
-        places = np.unique(np.linspace(0, len(asked) - 1, min(most, len(asked))).round().astype(int))
-        chosen = [asked[i] for i in places]
+        indices = np.unique(np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int))
+        chosen = [layers[i] for i in indices]
     return chosen
 
 
 def _describe(layer: QueryAttention) -> str:
-    layout = layer.layout
-    if layout.kind == "global":
+    if layer.window is None:
         return f"{where(layer.name)}\nall tokens"
-    assert layout.window is not None
-    size = f"{layout.window[0]} × {layout.window[1]}"
-    if layout.kind == "grid":
-        return f"{where(layer.name)}\ngrid {size}"
-    return f"{where(layer.name)}\n{'shifted ' if layout.shift != (0, 0) else ''}window {size}"
+    shifted = "shifted " if layer.kind == "window" and layer.shift != (0, 0) else ""
+    return f"{where(layer.name)}\n{shifted}{layer.kind} {layer.window[0]} × {layer.window[1]}"
 
 
 def _overlay(axis: Any, values: Array, scale: Normalize) -> None:
-    """Lay a map over the image; where nothing is attended to the image stays clear."""
+    """Lay a map over the image; pixels without attention stay clear."""
     shown = np.ma.masked_equal(values, 0.0)
     axis.imshow(
         shown, cmap="inferno", norm=scale, extent=(0, values.shape[1], values.shape[0], 0), alpha=0.8,
@@ -192,20 +224,20 @@ def _overlay(axis: Any, values: Array, scale: Normalize) -> None:
     )  # fmt: skip
 
 
-def draw_learned(learned: Sequence[LearnedTokens], view: View, stride: tuple[int, int], told: str) -> Figure:
-    """Where each learned token looks, and where TokenFuser puts it, for the model's first TokenLearner.
+def draw_learned(maps: Array, spread: Array | None, view: View, stride: tuple[int, int], note: str) -> Figure:
+    """Draw the selection map of each learned token, and the positions that TokenFuser distributes it to.
 
     Args:
-        learned: What TokenLearner selected.
+        maps: Selection of each learned token, each map sums to one, shape ``(S, h, w)``.
+        spread: Share of each learned token at each position after TokenFuser, same shape; None without TokenFuser.
         view: The image.
         stride: Pixels from one token to the next.
-        told: What is drawn, with which weights.
+        note: Below the figure: the model and its weights.
     """
-    first = learned[0]
-    maps = first.maps.numpy() * first.maps[0].numel()
+    maps = maps * maps[0].size
     sections = [(maps, "selects", "weight, multiples of even spread")]
-    if first.spread is not None:
-        sections.append((first.spread.float().numpy(), "is taken up", "how much a position takes up"))
+    if spread is not None:
+        sections.append((spread, "is taken up", "how much a position takes up"))
     shown = min(len(maps), _MOST_MAPS)
     columns = min(shown, 4) + 1
     rows = -(-shown // 4)
@@ -225,7 +257,7 @@ def draw_learned(learned: Sequence[LearnedTokens], view: View, stride: tuple[int
         bar.ax.tick_params(labelsize=7)
     h, w = maps.shape[1:]
     more = f", the first {shown} shown" if shown < len(maps) else ""
-    return head(figure, f"TokenLearner: {h} × {w} tokens become {len(maps)}{more}", told)
+    return head(figure, f"TokenLearner: {h} × {w} tokens become {len(maps)}{more}", note)
 
 
 def _plain(

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import Batch, ImageData
-from vitrail.errors import ConfigError
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import get_method
-from vitrail.files import replacing
 from vitrail.models.base import VisionModel
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
@@ -45,8 +42,34 @@ class Glimpse:
     explanation: Explanation
 
 
-# Draws into a PNG file and returns the pixels ``(H, W, 3)``. An argument, because figures are drawn on a higher floor.
-Draw = Callable[[Glimpse, Path], npt.NDArray[np.uint8]]
+def draw_glimpse(glimpse: Glimpse, out: Path) -> None:
+    """Draw explanations: a column an image and a row a stream, on one scale.
+
+    Args:
+        glimpse: The explanations.
+        out: PNG file.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    # matplotlib is loaded only by runs that draw.
+    from vitrail.figures.display import as_pictures
+    from vitrail.figures.heatmaps import EVEN, Cell, draw_cells, in_even_spreads
+    from vitrail.figures.write import write_figure
+
+    method = get_method(glimpse.explanation.method)
+    several = len(glimpse.explanation) > 1
+    cells: list[list[Cell | None]] = []
+    labels = []
+    for stream, found in glimpse.explanation.items():
+        pictures = as_pictures(glimpse.streams[stream])
+        heats = in_even_spreads(found.map.detach().float().cpu().numpy())
+        titles = [""] * len(pictures) if cells else glimpse.titles
+        cells.append([Cell(pixels, title=title) for pixels, title in zip(pictures, titles, strict=True)])
+        cells.append([Cell(p, heat, method.signed) for p, heat in zip(pictures, heats, strict=True)])
+        labels += [stream if several else "image", f"{method.name}\n{stream}" if several else method.name]
+    epochs = f"{glimpse.epoch} {'epoch' if glimpse.epoch == 1 else 'epochs'}"
+    write_figure(draw_cells(cells, labels, EVEN, f"{method.name} after {epochs}"), out, dpi=110)
 
 
 class DrawExplanations(Callback):
@@ -61,21 +84,15 @@ class DrawExplanations(Callback):
         data: The images.
         recipe: Number of images, interval in epochs and method (``run.explain_*``).
         task: Task whose model is explained, at once for one image, to reject an unsuitable method before training.
-        draw: Draws the explanations.
 
     Raises:
-        ConfigError: The method is unknown or does not suit the model, or ``draw`` is None.
+        ConfigError: The method is unknown or does not suit the model.
     """
 
-    def __init__(self, run: RunFolder, data: ImageData, recipe: Recipe, task: Task, draw: Draw | None) -> None:
+    def __init__(self, run: RunFolder, data: ImageData, recipe: Recipe, task: Task) -> None:
         self.method, self.every = recipe.run.explain_method, recipe.run.explain_every
         by_class = get_method(self.method).by_class
-        if draw is None:
-            raise ConfigError(
-                f"run.explain_images {recipe.run.explain_images} needs something that draws: "
-                "train(recipe, draw=vitrail.analyze.explanations.draw_glimpse), or the command line"
-            )
-        self.run, self.draw = run, draw
+        self.run = run
         split = "val" if "val" in data.splits else "train"
         self.batch: Batch = data.batch(data.balanced_sample(split, recipe.run.explain_images))
         self.titles = [data.source.label(i) for i in self.batch["index"].tolist()]
@@ -106,10 +123,12 @@ class DrawExplanations(Callback):
         with trainer.precision_plugin.forward_context():
             explanation = self._explain(task, trained_model(trainer, task.model), batch, self.target)
         glimpse = Glimpse(epoch, task.streams(self.batch), self.titles, explanation)
-        with replacing(self.run.explanation(epoch)) as temporary:
-            pixels = self.draw(glimpse, temporary)
+        file = self.run.explanation(epoch)
+        draw_glimpse(glimpse, file)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
+                with Image.open(file) as image:
+                    pixels = np.asarray(image.convert("RGB"))
                 logger.experiment.add_image("explanations", pixels, epoch, dataformats="HWC")
 
     def _explain(self, task: Task, model: VisionModel, batch: Any, target: Tensor | None) -> Explanation:

@@ -1,0 +1,124 @@
+"""Explanations side by side: several models, or several methods, on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from vitrail.analyze.evaluated import Evaluation, OpenedRuns
+from vitrail.analyze.examples import Examples, choose_methods, indices_of
+from vitrail.analyze.explanations import Explained, explain_images, maps_of, signed_methods
+from vitrail.data.dataset import ImageData
+from vitrail.errors import DataError, RunError
+from vitrail.explain.methods.registry import METHODS
+from vitrail.figures.heatmaps import Cell, explained_cells, in_even_spreads
+from vitrail.figures.picture import shorten
+from vitrail.runs.trained import TrainedModel
+
+_MOST_IMAGES = 6
+_MOST_LETTERS = 18
+_METHOD = "rollout"
+# Examples that are explained by several methods: a few seconds for a small model.
+_COMPARED = 4
+
+
+@dataclass
+class SideBySide:
+    """Panels for :func:`vitrail.figures.heatmaps.draw_cells`.
+
+    Attributes:
+        cells: Row by row.
+        labels: One for each row.
+        images: Number of images.
+        problems: Reasons for missing models or methods.
+    """
+
+    cells: list[list[Cell | None]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    images: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def models_side_by_side(models: Sequence[tuple[str, Evaluation]], opened: OpenedRuns) -> SideBySide:
+    """Compute the attention rollout of several models on the same images, in multiples of an even spread.
+
+    Args:
+        models: Label and evaluation of each; the first model that can be explained chooses the images.
+        opened: Opens models and images.
+    """
+    found = SideBySide()
+    keys: list[str] = []
+    for label, evaluation in models:
+        try:
+            trained, data = opened.trained(evaluation), opened.images(evaluation)
+            refusal = METHODS[_METHOD].refusal(trained.model)
+            if refusal is not None:
+                found.problems.append(f"{label}: {refusal}.")
+                continue
+            keys = keys or _choose(evaluation, trained)
+            explained = list(explain_images(trained, data, indices_of(data.source, keys), {_METHOD: {}}))
+        except (DataError, RunError) as error:
+            found.problems.append(f"{label} is not drawn: {error}.")
+            continue
+        if not found.cells:
+            found.cells.append([Cell(_picture(one), title=shorten(one.true, _MOST_LETTERS)) for one in explained])
+            found.labels.append("image")
+            found.images = len(explained)
+        _add_rows(found, explained, label)
+    return found
+
+
+def _choose(evaluation: Evaluation, trained: TrainedModel) -> list[str]:
+    """Choose the first image of each class, then the second of each, by their keys."""
+    table = evaluation.run.read_predictions(evaluation.name).sort_values(["path"])
+    if trained.card.multi_label:
+        return list(table["path"].head(_MOST_IMAGES))
+    turn = table.groupby("target").cumcount()
+    chosen = table.assign(turn=turn).sort_values(["turn", "target"], kind="stable").head(_MOST_IMAGES)
+    return list(chosen.sort_values(["target", "turn"], kind="stable")["path"])
+
+
+def _add_rows(found: SideBySide, explained: Sequence[Explained], label: str) -> None:
+    """Add a row for each stream of a model: maps over the images, with the predictions as titles."""
+    streams = list(maps_of(explained[0].explanations[_METHOD], explained[0].row))
+    for number, stream in enumerate(streams):
+        row: list[Cell | None] = []
+        for one in explained:
+            heat = in_even_spreads(maps_of(one.explanations[_METHOD], one.row)[stream])
+            title = ""
+            if number == 0 and one.predicted:
+                mark = "" if not one.true or one.true == one.predicted else "predicted: "
+                title = f"{mark}{shorten(one.predicted, _MOST_LETTERS)} {one.probability:.0%}"
+            row.append(Cell(one.pictures.get(stream, _picture(one)), heat, METHODS[_METHOD].signed, title))
+        found.cells.append(row)
+        name = label.replace(", ", ",\n")
+        found.labels.append(name if len(streams) == 1 else f"{name}\n{stream}")
+
+
+def _picture(one: Explained) -> npt.NDArray[Any]:
+    return next(iter(one.pictures.values()))
+
+
+def methods_side_by_side(trained: TrainedModel, data: ImageData, examples: Examples) -> SideBySide | None:
+    """Explain a few examples by several methods, by rank; None where only one method supports the model.
+
+    Args:
+        trained: The model.
+        data: Its images.
+        examples: Examples in the order of their classes.
+    """
+    methods, problems = choose_methods(trained)
+    if len(methods) < 2:
+        return None
+    chosen = examples.indices[:: max(1, len(examples.indices) // _COMPARED)][:_COMPARED]
+    found = SideBySide(images=len(chosen), problems=problems)
+    for one in explain_images(trained, data, chosen, {name: {} for name in methods}):
+        maps = {method: maps_of(explanation, one.row) for method, explanation in one.explanations.items()}
+        titles = dict.fromkeys(maps, "") | {"": ""} if found.cells else {name: name for name in maps} | {"": "image"}
+        rows, streams = explained_cells(one.pictures, maps, titles, signed_methods(maps))
+        found.cells += rows
+        found.labels += [f"{one.prediction()}\n{stream}".strip() for stream in streams]
+    return found
