@@ -35,8 +35,8 @@ def _audit(part, **changes):
     part.run.write_json(part.run.audit, content | changes)
 
 
-def _section(part, look=None):
-    (section,) = data_sections([Subject("x", [part])], look)
+def _section(part, show=None):
+    (section,) = data_sections([Subject("x", [part])], show)
     return section, " ".join(section.words), {table.name: table.frame for table in section.tables}
 
 
@@ -69,11 +69,12 @@ def test_an_audit_says_what_leaks(part):
            constant=[["1.png", "image", "red"], ["1.png", "image", "blue"]])  # fmt: skip
     asked = []
 
-    def look(of):
-        assert of is part
-        return lambda keys: (asked.extend(keys), [np.zeros((4, 4))] * len(keys))[1]
+    def show(evaluation, keys):
+        assert evaluation is part
+        asked.extend(keys)
+        return [np.zeros((4, 4))] * len(keys)
 
-    section, words, tables = _section(part, look)
+    section, words, tables = _section(part, show)
     assert "The split leaks: 1 group of the same or nearly the same images and 1 group of the data's own" in words
     assert asked == ["1.png", "2.png"] * 2  # the harmless ones are not drawn
     assert [picture.name for picture, _ in section.shown] == ["data", "sizes", "duplicates"]
@@ -91,10 +92,10 @@ def test_images_that_are_gone_are_said(part):
     _record(part)
     _audit(part, duplicates=[_group(["train", "test"], ["a", "a"])], split_leaks=True)
 
-    def look(_):
+    def show(*_):
         raise DataError("no folder of images at y")
 
-    section, _, _ = _section(part, look)
+    section, _, _ = _section(part, show)
     picture, figure = section.shown[-1]
     assert figure is None
     assert "no folder of images at y" in picture.problem
