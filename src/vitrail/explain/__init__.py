@@ -16,7 +16,7 @@ from vitrail.explain.methods.layer_attention import (
     attention_maps,
 )
 from vitrail.explain.methods.maps import Explanation, StreamMap
-from vitrail.explain.methods.registry import list_methods
+from vitrail.explain.methods.registry import list_methods, register_method
 from vitrail.explain.methods.relevance import Rollout
 from vitrail.explain.methods.rollout import attention_rollout
 from vitrail.explain.methods.token_maps import token_maps
@@ -73,6 +73,7 @@ __all__ = [
     "pointing_game",
     "position_similarities",
     "randomisation_check",
+    "register_method",
     "relative_biases",
     "road",
     "score_methods",
