@@ -1,6 +1,7 @@
 """A run that goes on: what may change takes effect or is refused; a run that has ended stays as it is."""
 
 import json
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +9,15 @@ import torch
 
 from tests.images import make_folder, save_image
 from tests.train.test_training import TINY, recipe
+from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
+from vitrail.config.load import dump_recipe
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs.input_hashes import input_hashes
 from vitrail.train import train
 from vitrail.train.callbacks.early_stopping import waited
 from vitrail.train.module import TaskModule
+from vitrail.train.supervised import SupervisedModule
 from vitrail.weights.write import write_weights
 
 WILD = {"trainer__learning_rate": 0.5, "trainer__warmup_epochs": 0.0}  # soon gets no better
@@ -217,3 +221,28 @@ def test_a_batch_norm_of_one_value_is_refused(tmp_path, size, batch, refused):
         assert not (tmp_path / "x").exists()
     else:
         assert len(train(make_recipe(content)).read_metrics()) == 1
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_an_interruption_names_the_command_that_resumes(tmp_path, capsys, monkeypatch, epochs):
+    folder = tmp_path / "run"
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(folder, trainer__max_epochs=3)))
+    step, handler = SupervisedModule.training_step, signal.getsignal(signal.SIGINT)
+
+    def stop(module, *rest):
+        if module.current_epoch == epochs:
+            raise KeyboardInterrupt
+        return step(module, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedModule, "training_step", stop)
+        assert main(["train", str(tmp_path / "recipe.yaml")]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    command = f"vitrail train {folder}/recipe.yaml --resume"
+    if epochs:
+        assert last == f"vitrail: interrupted after epoch 2 of 3; continue with `{command}`"
+    else:
+        assert last == "vitrail: interrupted before the first checkpoint; nothing to resume"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert main(command.split()[1:]) == 0
+    assert ("training starts from epoch 1" in capsys.readouterr().err) == (epochs == 0)

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; the process's own when not given.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage.
+        0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     write_any_text()
@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"vitrail: error: {' '.join(str(found).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("vitrail: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"vitrail: {error}" if str(error) else "vitrail: interrupted", file=sys.stderr)
         return 130
     finally:
         warnings.formatwarning = plainly

@@ -62,6 +62,9 @@ def main(argv: list[str]) -> int:
     except VitrailError as error:
         print(f"vitrail: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        print(f"vitrail: {error}", file=sys.stderr)
+        return 130
     print(f"done: {run}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 
 import torch
 from lightning.pytorch import seed_everything
@@ -19,7 +20,7 @@ from vitrail.train.checks import check_accumulation, check_batch_norm, check_bef
 from vitrail.train.environment import is_first_process
 from vitrail.train.pretraining import PretrainingBuilder
 from vitrail.train.quiet import silence_libraries
-from vitrail.train.resume import find_checkpoint, is_finished, resume_settings
+from vitrail.train.resume import describe_interruption, find_checkpoint, is_finished, resume_settings
 from vitrail.train.start_report import print_start, print_value_notes
 from vitrail.train.start_run import finish_run, start_run
 from vitrail.train.start_weights import load_start
@@ -90,6 +91,8 @@ def fit(asked: Recipe, builder: Builder, *, resume: bool) -> RunFolder:
     if first and not resume:
         check_before_images(recipe, run)
     checkpoint = find_checkpoint(run) if resume else None
+    if first and resume and checkpoint is None:
+        print(f"{run} has no checkpoint yet; training starts from epoch 1", file=sys.stderr)
 
     data = builder.open_images(recipe, read_image_record(run) if resume else None)
     classes = builder.classes(data)
@@ -117,7 +120,10 @@ def fit(asked: Recipe, builder: Builder, *, resume: bool) -> RunFolder:
         if first:
             start_run(recipe, run, data, {"precision": precision_origin(asked, recipe), **reasons}, resume)
             print_start(recipe, data, card, model, trainer, reasons)
-        run_trainer(trainer, module, data, run, checkpoint)
+        try:
+            run_trainer(trainer, module, data, run, checkpoint)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(describe_interruption(recipe, run)) from error
         if first:
             finish_run(run)
     return run

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from vitrail.config.data import PATH_SETTINGS
 from vitrail.config.load import load_recipe
-from vitrail.config.schema import Recipe
+from vitrail.config.schema import PRETRAINING, Recipe
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
@@ -76,6 +77,17 @@ def recipe_of(run: RunFolder) -> Recipe:
 def trained_epochs(run: RunFolder) -> int:
     """Count the epochs that have a row of metrics."""
     return len(run.read_metrics()) if run.metrics.is_file() else 0
+
+
+def describe_interruption(recipe: Recipe, run: RunFolder) -> str:
+    """Describe how far an interrupted run has come, with the command that continues it."""
+    if find_checkpoint(run) is None:
+        return "interrupted before the first checkpoint; nothing to resume"
+    verb = "pretrain" if recipe.task.name in PRETRAINING else "train"
+    return (
+        f"interrupted after epoch {trained_epochs(run)} of {recipe.trainer.max_epochs}; continue with "
+        f"`vitrail {verb} {shlex.quote(str(run.recipe))} --resume`"
+    )
 
 
 def _check_checkpoint(run: RunFolder) -> None:

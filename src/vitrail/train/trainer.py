@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import timedelta
 from pathlib import Path
 
@@ -103,8 +104,14 @@ def run_trainer(trainer: Trainer, module: TaskModule, data: ImageData, run: RunF
     validation = data.loader("val", **share) if "val" in data.splits else None
     assert isinstance(training.sampler, EpochShuffle)
     module.order = training.sampler
+    handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, training, validation, ckpt_path=str(checkpoint) if checkpoint else None)
+    except SystemExit:
+        # Lightning's answer to Ctrl-C, from which on it ignores the signal; the first process reports for all.
+        if not (trainer.interrupted and trainer.is_global_zero):
+            raise
+        signal.signal(signal.SIGINT, handler)
     except DataError as error:
         if not run.last_checkpoint.is_file():
             raise
