@@ -294,3 +294,10 @@ def test_a_repeated_key_is_refused(place):
         load_suite(file)
     with pytest.raises(ConfigError, match="cannot read the suite"):
         load_suite(file.with_name("none.yaml"))
+
+
+def test_a_family_by_name_over_a_recipe_of_another(place):
+    with pytest.raises(
+        ConfigError, match=r"variant swin: .*depth.* from the base recipe, whose model is vit; give the w"
+    ):
+        load_suite(place(variants={"plain": {}, "swin": {"model.name": "swin"}}))

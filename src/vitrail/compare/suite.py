@@ -12,7 +12,7 @@ from typing import Any
 from vitrail.config.changes import apply_changes
 from vitrail.config.checks import expand_home
 from vitrail.config.load import load_recipe, read_yaml
-from vitrail.config.schema import PRETRAINING, Recipe
+from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
 from vitrail.data.augment.test_time import tta_views
 from vitrail.errors import ConfigError, closest
 from vitrail.evaluate.image_scores import SCORES
@@ -210,10 +210,27 @@ def _read_recipe(content: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]
         _refuse_own(layer, where)
     try:
         *below, last = layers
+        _check_family(content, below)
         changed = apply_changes(content, *below)
         return load_recipe(changed, last, settings_of=lambda name: find_family(name)[0].config, prog="vitrail compare")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_family(content: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> None:
+    """Reject another family by name over a recipe whose settings of the model are those of its own family."""
+    model = content.get("model")
+    named = next((layer["model.name"] for layer in reversed(layers) if "model.name" in layer), None)
+    if not isinstance(model, Mapping) or not isinstance(named, str) or any("model" in layer for layer in layers):
+        return
+    base = str(model.get("name", ModelConfig.name))
+    known = {*find_family(named)[0].settings, *(field.name for field in dataclasses.fields(ModelConfig))}
+    foreign = [key for key in model if key not in known]
+    if foreign and find_family(base)[0] is not find_family(named)[0]:
+        raise ConfigError(
+            f"{' and '.join(foreign)} come{'s' * (len(foreign) == 1)} from the base recipe, whose model is {base}; "
+            f"give the whole `model: {{name: {named}, ...}}` for another family"
+        )
 
 
 def _refuse_own(changes: Mapping[str, Any], where: str) -> None:
