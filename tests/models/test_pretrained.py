@@ -272,7 +272,7 @@ def test_pretrained_encoders(family, tmp_path):
     assert not report.missing
     again = vitrail.from_pretrained(tmp_path / "whole", features_only=True)
     vitrail.save_pretrained(loaded, tmp_path / "encoder")
-    saved = vitrail.from_pretrained(tmp_path / "encoder", features_only=True)
+    saved = vitrail.from_pretrained(tmp_path / "encoder")
     created = vitrail.create_model(
         family, **settings, features_only=True, checkpoint_path=str(tmp_path / "whole" / "model.safetensors")
     ).eval()
@@ -281,6 +281,23 @@ def test_pretrained_encoders(family, tmp_path):
         assert all(map(torch.equal, _levels(encoder), expected))
     last = vitrail.from_pretrained(tmp_path / "whole", features_only=True, out_indices=(-1,))
     assert torch.equal(_levels(last)[0], expected[-1])
+    vitrail.save_pretrained(nn.DataParallel(last), tmp_path / "last")
+    for where in (tmp_path / "last", tmp_path / "last" / "model.safetensors"):
+        reloaded = vitrail.from_pretrained(where)
+        assert reloaded.feature_info.out_indices == last.feature_info.out_indices
+        assert torch.equal(_levels(reloaded)[0], expected[-1])
+    assert vitrail.from_pretrained(tmp_path / "last", out_indices=(0,)).feature_info.out_indices == (0,)
+    assert not isinstance(vitrail.from_pretrained(tmp_path / "last", features_only=False), FeatureEncoder)
+
+
+def test_errors_of_a_checkpoint_path_name_options_that_exist(tmp_path):
+    settings = list_families()["vit"].test_config
+    vitrail.save_pretrained(build("vit", 1, num_classes=5), tmp_path)
+    file = str(tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"load_weights\(model, FILE, new_head=True\) leaves .* with num_classes=5$"):
+        vitrail.create_model("vit", **{**settings, "num_classes": 7}, checkpoint_path=file)
+    encoder = vitrail.create_model("vit", **{**settings, "num_classes": 7}, features_only=True, checkpoint_path=file)
+    assert encoder.model.num_classes == 0
 
 
 WRAPPERS = {
@@ -300,7 +317,8 @@ def test_wrapped_models_are_loaded_and_saved_as_the_model_inside(family, wrap, t
     expected = {key: value for key, value in source.state_dict().items() if key in model.state_dict()}
     assert unchanged(model, expected)
     vitrail.save_pretrained(wrapped, tmp_path)
-    assert unchanged(vitrail.from_pretrained(tmp_path), expected)
+    again = vitrail.from_pretrained(tmp_path)
+    assert unchanged(again.model if isinstance(again, FeatureEncoder) else again, expected)
 
 
 def test_a_module_beside_the_model_is_loaded_past_and_not_saved(tmp_path):

@@ -13,6 +13,7 @@ from torch import nn
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.files import write_json
 from vitrail.models.base import VisionModel
+from vitrail.models.features_only import FeatureEncoder
 from vitrail.models.registry import complete_settings, create_model, list_families
 from vitrail.models.twin import check_rebuilt
 from vitrail.weights.load import load_weights
@@ -20,6 +21,9 @@ from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE, Location, find_we
 from vitrail.weights.read import read_checkpoint
 from vitrail.weights.wrapped import network_inside
 from vitrail.weights.write import write_weights
+
+# Arguments of create_model that build an encoder, as model.json records them.
+_ENCODER = ("features_only", "out_indices")
 
 
 def model_settings(model: nn.Module) -> tuple[str, dict[str, Any]]:
@@ -48,8 +52,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, facts: Mapping[str, An
     """Write a model's weights and description into a folder, from which :func:`from_pretrained` builds it again.
 
     Args:
-        model: The model, or a wrapper around it. Of an encoder the model inside is saved, which has no classifier;
-            ``from_pretrained(folder, features_only=True)`` builds the encoder again.
+        model: The model, an encoder (``features_only=True``), or a wrapper around either.
         folder: Made where there is none; files of the same names are replaced, each whole or not at all.
         facts: What else model.json is to say, for example ``{"classes": [...], "bands": [...]}``.
 
@@ -66,16 +69,17 @@ def save_pretrained(model: nn.Module, folder: str | Path, facts: Mapping[str, An
     name, settings = model_settings(network)
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; choose a folder")
-    taken = {"name", "settings"} & set(facts or ())
+    taken = {"name", "settings", *_ENCODER} & set(facts or ())
     if taken:
         raise ConfigError(f"facts must not give {' and '.join(sorted(taken))}, which the model knows")
-    card = {"name": name, "settings": settings, **(facts or {})}
+    encoder = _encoder_settings(model)
+    card = {"name": name, "settings": settings, **encoder, **(facts or {})}
     try:
         json.dumps(card)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"facts must be plain values that JSON can hold: {error}") from error
     check_rebuilt(network, name, settings)
-    write_weights(folder / WEIGHTS_FILE, network.state_dict(), name, settings)
+    write_weights(folder / WEIGHTS_FILE, network.state_dict(), name, settings, encoder)
     write_json(folder / CARD_FILE, card)
     return folder
 
@@ -106,7 +110,8 @@ def from_pretrained(
         spectral_from_image: The same.
         **settings: Settings in which the model is to differ (``num_classes``, ``img_size``, ``patch_size``, ...), and
             ``features_only`` and ``out_indices`` as for :func:`~vitrail.models.registry.create_model`: an encoder with
-            the weights, whatever the classifier.
+            the weights, whatever the classifier. By default a saved encoder is an encoder of the same levels again;
+            ``features_only=False`` builds the model inside.
 
     Returns:
         The model, on the CPU, in evaluation mode.
@@ -119,9 +124,11 @@ def from_pretrained(
         >>> model = from_pretrained("runs/leaves", num_classes=7, new_head=True)
     """
     place = find_weights(where)
-    name, own = _described(place, str(where))
+    name, own, encoder = _described(place, str(where))
+    if not settings.get("features_only", True):
+        encoder = {}
     try:
-        model = create_model(name, **{**own, **settings})
+        model = create_model(name, **{**own, **encoder, **settings})
     except (TypeError, AttributeError) as error:
         raise WeightsError(f"{where} does not describe a model of this version: {error}") from error
     load_weights(
@@ -140,11 +147,17 @@ def from_pretrained(
     return model.eval()
 
 
-def _described(place: Location, where: str) -> tuple[str, dict[str, Any]]:
-    """Name and settings of what lies there, from model.json or the file's own metadata."""
+def _encoder_settings(model: nn.Module) -> dict[str, Any]:
+    """Arguments of ``create_model`` that build an encoder of the same levels; none for a whole model."""
+    encoder = next((part for part in model.modules() if isinstance(part, FeatureEncoder)), None)
+    return {} if encoder is None else dict(zip(_ENCODER, (True, [*encoder.feature_info.out_indices]), strict=True))
+
+
+def _described(place: Location, where: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name, settings and those of an encoder of what lies there, from model.json or the file's own metadata."""
     if place.card is not None:
         card = read_card(place.card)
-        return card["name"], card["settings"]
+        return card["name"], card["settings"], {key: card[key] for key in _ENCODER if key in card}
     checkpoint = read_checkpoint(place.weights)
     name, settings = checkpoint.metadata.get("model"), checkpoint.settings
     if name is None or settings is None:
@@ -152,4 +165,5 @@ def _described(place: Location, where: str) -> tuple[str, dict[str, Any]]:
             f"{where} does not say which model it is of: there is no model.json, nor vitrail's metadata. `vitrail "
             "weights` recognises it; then create_model(NAME) and load_weights(model, ...)"
         )
-    return name, {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return name, own, json.loads(checkpoint.metadata.get("encoder", "{}"))

@@ -20,6 +20,7 @@ from vitrail.models.peer import Peer
 from vitrail.models.settings import check_settings, serves_trainer
 from vitrail.plugins import FAMILIES, describe_origin, find_plugins, load_plugins
 from vitrail.weights.load import load_weights
+from vitrail.weights.remedies import CREATE
 from vitrail.weights.rules import KeyMap
 
 
@@ -190,7 +191,7 @@ def create_model(name: str, **settings: Any) -> VisionModel:
         **settings: Settings of the family; they override the variant's. See the family's config class. As in timm,
             ``features_only=True`` builds an encoder that returns feature maps instead of logits, ``out_indices``
             chooses its levels (by index, or how many of the last; all when not given); ``checkpoint_path`` is a file
-            that :func:`~vitrail.weights.load.load_weights` loads.
+            that :func:`~vitrail.weights.load.load_weights` loads, into an encoder without its classifier.
 
     Returns:
         The model, on the CPU, in training mode; with ``features_only`` a
@@ -210,13 +211,13 @@ def create_model(name: str, **settings: Any) -> VisionModel:
     family, config = _configure(name, settings)
     model = family.build(config)
     model.name = name
-    if checkpoint_path:
-        load_weights(model, checkpoint_path)
     if features_only:
         # Typed as the usual result, so that a model is one wherever settings come as a mapping.
-        return cast(VisionModel, FeatureEncoder(model, out_indices))
-    if out_indices is not None:
+        model = cast(VisionModel, FeatureEncoder(model, out_indices))
+    elif out_indices is not None:
         raise ConfigError("out_indices chooses the levels of an encoder; give features_only=True too")
+    if checkpoint_path:
+        load_weights(model, checkpoint_path, spelling=CREATE)
     return model
 
 

@@ -398,9 +398,12 @@ def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, state: St
     if not spelling.has("allow_missing"):
         return f"{shapes}; {_RESTORE}"
     if key in _head_keys(model, (key,)):
+        classes = "as many classes"
+        if spelling.sets_classes and spelling.setting and target.shape[0] == getattr(model, "num_classes", None):
+            classes = spelling.settings({"num_classes": value.shape[0]})
         return (
             f"{shapes}: another number of classes. {spelling.on('new_head')} leaves the checkpoint's out; or build the "
-            "model with as many classes"
+            f"model with {classes}"
         )
     if settings := _differing_structure(model, state, spelling):
         return f"{shapes}; build the model with {settings}, as that of the weights"

@@ -17,11 +17,13 @@ class Spelling:
             not exist there, and no error may advise it.
         switches: Option that is on or off -> how it is switched on.
         setting: How a setting of the model is written, with its name and value; empty where the model is given.
+        sets_classes: Whether the number of classes is such a setting, and does not follow from the data.
     """
 
     options: Mapping[str, str]
     switches: Mapping[str, str]
     setting: str = ""
+    sets_classes: bool = True
 
     def settings(self, values: Mapping[str, Any]) -> str:
         """Settings of the model with their values; nothing where the model is given."""
@@ -77,6 +79,12 @@ PYTHON = Spelling(
     switches={"new_head": "new_head=True", "spectral_from_image": "spectral_from_image=True"},
     setting="{}={}",
 )
+# create_model(checkpoint_path=...), which has none of these options itself.
+CREATE = Spelling(
+    options={option: f"load_weights(model, FILE, {form})" for option, form in PYTHON.options.items()},
+    switches={option: f"load_weights(model, FILE, {form})" for option, form in PYTHON.switches.items()},
+    setting=PYTHON.setting,
+)
 RECIPE = Spelling(
     options={
         "key": "model.weights_key {}",
@@ -88,6 +96,7 @@ RECIPE = Spelling(
     },
     switches={"new_head": "model.new_head true"},
     setting="model.{} {}",
+    sets_classes=False,
 )
 COMMAND = Spelling(
     options={
@@ -109,4 +118,4 @@ RUN = Spelling({}, {})
 
 def spellings() -> dict[str, Any]:
     """All spellings, by the place where they are read."""
-    return {"Python": PYTHON, "a recipe": RECIPE, "vitrail weights": COMMAND}
+    return {"Python": PYTHON, "create_model": CREATE, "a recipe": RECIPE, "vitrail weights": COMMAND}

@@ -15,7 +15,13 @@ from vitrail.errors import RunError
 from vitrail.files import replacing
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor], name: str, settings: Mapping[str, Any]) -> None:
+def write_weights(
+    path: Path,
+    state: Mapping[str, Tensor],
+    name: str,
+    settings: Mapping[str, Any],
+    encoder: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model's tensors as safetensors, whole or not at all.
 
     Args:
@@ -23,11 +29,13 @@ def write_weights(path: Path, state: Mapping[str, Tensor], name: str, settings: 
         state: Tensors by name.
         name: The model's variant or family, for the metadata.
         settings: Its settings, for the metadata; plain values that JSON has.
+        encoder: ``features_only`` and ``out_indices`` of an encoder, for the metadata.
 
     Raises:
         RunError: The file cannot be written.
     """
-    write_tensors(path, state, {"format": "pt", "model": name, "settings": json.dumps(settings)})
+    metadata = {"format": "pt", "model": name, "settings": json.dumps(settings)}
+    write_tensors(path, state, {**metadata, "encoder": json.dumps(encoder)} if encoder else metadata)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
