@@ -12,7 +12,9 @@ import vitrail
 from tests.golden_files import read_golden
 from tests.images import make_folder
 from tests.weights.models import build
+from vitrail.cli.arguments import repeat_set
 from vitrail.cli.main import main
+from vitrail.cli.weights import _parser
 from vitrail.weights import BandRule
 
 TINY = "--model.img_size 16 --model.patch_size 4 --model.embed_dim 24 --model.depth 2 --model.num_heads 3".split()
@@ -223,3 +225,17 @@ def test_wrong_starts(tmp_path, capsys, words, code, message):
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--set", "depth=2", "embed_dim=8", "f.pt"], ["depth=2", "embed_dim=8"]),
+        (["--set", "depth=2", "f.pt", "--set", "a=[1, 2]", "b=x=y", "--json"], ["depth=2", "a=[1, 2]", "b=x=y"]),
+        (["f=1.pt", "--set", "depth"], ["depth"]),
+    ],
+)
+def test_several_settings_follow_one_option(words, wanted):
+    arguments = _parser().parse_args(repeat_set(words))
+    assert arguments.set == wanted
+    assert arguments.file in words

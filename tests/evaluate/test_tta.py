@@ -10,7 +10,7 @@ from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.data import open_data
 from vitrail.data.augment.test_time import VIEWS, tta_views
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, ShapeError
 from vitrail.models import create_model
 from vitrail.runs import ModelCard, StreamCard, TrainedModel
 from vitrail.train import train
@@ -44,6 +44,11 @@ def test_probabilities_are_averaged(name, separator):
     assert embedding.shape == (3, 32)
     if name == "none":
         assert torch.equal(logits, trained.classify(batch)[0])
+
+
+def test_a_tensor_alone_for_two_streams_is_refused():
+    with pytest.raises(ShapeError, match=r"got a Tensor; pass \{'image': x, 'spectral': x\}"):
+        _trained().classify(torch.rand(3, 2, 16, 16))
 
 
 def test_views_are_what_they_are_called():

@@ -307,7 +307,8 @@ def test_a_trained_model_normalises_and_knows_its_classes(name):
         expected = explain(model, inputs, "saliency", index)
         assert torch.equal(found.target, expected.target)
         torch.testing.assert_close(found.map, expected.map)
-    for given in (images, {stream.name: x for stream, x in zip(model.streams, images, strict=True)}):
+    named = {stream.name: x for stream, x in zip(model.streams, images, strict=True)}
+    for given in (images, named, {**named, "target": torch.tensor([1, 2]), "index": torch.tensor([5, 9])}):
         torch.testing.assert_close(deletion(trained, given, expected, "bees", steps=3).scores,
                                    deletion(model, inputs, expected, 1, steps=3).scores)  # fmt: skip
     with pytest.raises(ConfigError, match=r"no class 'bee'; did you mean 'bees'\?; classes: ants, .* .or by index"):

@@ -294,7 +294,16 @@ def test_bfloat16_is_chosen_where_it_gains(monkeypatch, single, half, wanted):
     monkeypatch.setattr(precision, "TrialSteps", _Clock(single, half))
     found, why = precision.resolve_precision(_task(), _recipe("x").trainer, {})
     assert found == wanted
-    assert "ms in bfloat16" in why
+    assert f"computes in {'float32' if wanted == '32-true' else 'bfloat16'}" in why
+    assert "on this processor (" in why
+
+
+def test_a_much_slower_bfloat16_is_not_measured_further(monkeypatch):
+    monkeypatch.setattr(precision, "hardware_precision", lambda accelerator: ("bf16-mixed", "this CPU multiplies it"))
+    monkeypatch.setattr(precision, "TrialSteps", _Clock([0.03, 0.024], [2.0, 1.13]))  # it has no third step
+    found, why = precision.resolve_precision(_task(), _recipe("x").trainer, {})
+    assert found == "32-true"
+    assert why == "computes in float32: bfloat16 is slower on this processor (1,130 ms against 24 ms a step)"
 
 
 def test_measuring_the_precision_leaves_no_trace(monkeypatch):

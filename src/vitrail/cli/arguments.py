@@ -13,6 +13,9 @@ from vitrail.cli.tables import text_width
 from vitrail.config.text import read_word
 from vitrail.errors import ConfigError, closest
 
+# The beginning of a setting as --set takes it, KEY=VALUE or METHOD.KEY=VALUE.
+_SETTING = re.compile(r"[A-Za-z_][\w.]*=")
+
 
 def describe_default(value: object) -> str:
     """A default as the end of an option's help; empty where the option is off or is decided from elsewhere."""
@@ -74,6 +77,22 @@ class VerbParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the whole usage."""
         raise ConfigError(explain_usage_error(message, list(self._option_string_actions), self.prog))
+
+
+def repeat_set(argv: Sequence[str]) -> list[str]:
+    """Write --set before each of the settings that follow one; a file after them stays a file.
+
+    Args:
+        argv: Arguments of a verb with the option ``--set``.
+    """
+    words: list[str] = []
+    after_setting = False
+    for word in argv:
+        if after_setting and _SETTING.match(word):
+            words.append("--set")
+        after_setting = words[-1:] == ["--set"]
+        words.append(word)
+    return words
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.arguments import VerbParser, parse_settings, repeat_set
 from vitrail.cli.outputs import SPEEDS, output_file
 from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         RunError: No run in a folder.
         VitrailError: A library that is not installed or computes something else, or a step that cannot run.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(repeat_set(argv))
     settings = parse_settings(arguments.set)
     if arguments.csv:
         arguments.csv = str(output_file(arguments.csv, SPEEDS, option="--csv"))
@@ -109,7 +109,7 @@ def _parser() -> VerbParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of the models, e.g. spectral_chans=8; may be given several times",
+        help="a setting of the models, e.g. spectral_chans=8; several may follow",
     )
     parser.add_argument("--csv", default=None, metavar="FILE", help="write the rows to this file too")
     parser.add_argument("--json", action="store_true", help="print JSON")

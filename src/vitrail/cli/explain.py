@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.arguments import VerbParser, parse_settings, repeat_set
 from vitrail.cli.data_location import EPILOG, UNFIT, override_run_data, split_arguments
 from vitrail.cli.next_steps import print_next
 from vitrail.cli.outputs import output_folder
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if argv == ["--methods"]:
         return _list_methods()
     options, settings_of_data = split_arguments(argv, "vitrail explain", UNFIT)
-    arguments = _parser().parse_intermixed_args(options)
+    arguments = _parser().parse_intermixed_args(repeat_set(options))
     if arguments.masks is not None and not arguments.measure:
         raise ConfigError("--masks says what --measure compares maps with; add --measure, or leave it out")
     if arguments.masks is not None and not arguments.images:
@@ -87,7 +87,7 @@ def _parser() -> VerbParser:
         action="append",
         default=[],
         metavar="METHOD.KEY=VALUE",
-        help="a setting of a method, e.g. rollout.head_fusion=max; may be given several times",
+        help="a setting of a method, e.g. rollout.head_fusion=max; several may follow",
     )
     parser.add_argument("--split", choices=("test", "val", "train"), help="of the run's own images; test, else val")
     parser.add_argument("--number", type=int, default=8, metavar="N", help="how many of the run's own images")

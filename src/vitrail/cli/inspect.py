@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.arguments import VerbParser, parse_settings, repeat_set
 from vitrail.cli.outputs import STEPS, output_file, output_folder
 from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         DataError: An image that cannot be read.
         RunError: A run folder that lacks a file, or figures that cannot be written.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(repeat_set(argv))
     img_size = _img_size(arguments.img_size)
     settings = _settings(arguments.set, img_size)
     _check(arguments)
@@ -137,7 +137,7 @@ def _parser() -> VerbParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of the model, e.g. depth=6 or depths=[2,2,6,2]; may be given several times",
+        help="a setting of the model, e.g. depth=6 or depths=[2,2,6,2]; several may follow",
     )
     parser.add_unfit_files()
     return parser

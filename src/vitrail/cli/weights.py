@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vitrail.catalogue import show
-from vitrail.cli.arguments import VerbParser, parse_settings
+from vitrail.cli.arguments import VerbParser, parse_settings, repeat_set
 from vitrail.cli.tables import format_fields
 from vitrail.errors import WeightsError
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         ConfigError: An unknown model, setting or option.
         WeightsError: A file that is missing, damaged, refused, or of no known family.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(repeat_set(argv))
     settings = parse_settings(arguments.set)
 
     from vitrail.models.recognise import recognise
@@ -75,7 +75,7 @@ def _parser() -> VerbParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting of --model, e.g. num_classes=10; may be given several times",
+        help="a setting of --model, e.g. num_classes=10; several may follow",
     )
     parser.add_argument("--key", default=None, metavar="KEY", help="which weights of several: their path or prefix")
     parser.add_argument(

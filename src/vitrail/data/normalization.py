@@ -48,14 +48,31 @@ class NormalizeStreams(nn.ModuleDict):
     def __init__(self, statistics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
         super().__init__({name: Normalize(mean, std) for name, (mean, std) in statistics.items()})
 
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def forward(self, batch: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the model's inputs of a batch; they end at the first stream that the batch lacks.
 
         Args:
-            batch: Stream -> shape ``(B, C, H, W)``, in 0..1; other keys are passed over.
+            batch: Stream -> shape ``(B, C, H, W)``, in 0..1; other keys are passed over. Of one stream the tensor alone
+                will do.
 
         Raises:
-            ShapeError: Another number of bands.
+            ShapeError: Another number of bands, or a tensor alone for several streams.
         """
+        batch = self.by_name(batch)
         present = itertools.takewhile(lambda item: item[0] in batch, self.items())
         return tuple(normalize(batch[name]) for name, normalize in present)
+
+    def by_name(self, batch: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a batch by stream; a tensor alone is the only stream.
+
+        Raises:
+            ShapeError: A tensor alone for several streams, or no tensors.
+        """
+        if isinstance(batch, Tensor) and len(self) == 1:
+            return dict.fromkeys(self, batch)
+        if not isinstance(batch, Mapping):
+            wanted = ", ".join(f"{name!r}: x" for name in self)
+            raise ShapeError(
+                f"expected a tensor for each stream by name, got a {type(batch).__name__}; pass {{{wanted}}}"
+            )
+        return batch

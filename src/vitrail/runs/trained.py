@@ -131,11 +131,12 @@ class TrainedModel:
     card: ModelCard
 
     @torch.inference_mode()
-    def classify(self, batch: Mapping[str, Tensor], tta: str = "none") -> tuple[Tensor, Tensor]:
+    def classify(self, batch: Tensor | Mapping[str, Tensor], tta: str = "none") -> tuple[Tensor, Tensor]:
         """Compute logits and embeddings of a batch.
 
         Args:
             batch: Streams in 0..1, shape ``(B, C, H, W)`` each, on any device; other keys are ignored.
+                Of one stream the tensor alone will do.
             tta: Test-time augmentation: a key of :data:`vitrail.data.augment.test_time.VIEWS`, over whose views
                 probabilities are averaged.
 
@@ -144,8 +145,10 @@ class TrainedModel:
 
         Raises:
             ConfigError: Unknown test-time augmentation.
+            ShapeError: A tensor alone for a model of several streams.
         """
         views = tta_views(tta)
+        batch = self.normalize.by_name(batch)
         inputs = self.normalize({name: batch[name].to(self.device) for name in self.normalize if name in batch})
         outputs = [self._forward(*(view(x) for x in inputs)) for view in views]
         embedding = torch.stack([embedding for _, embedding in outputs]).mean(dim=0)

@@ -23,6 +23,8 @@ Target = int | str | Sequence[int | str] | Tensor | None
 # Normalised values lie a few standard deviations around zero. Images without a negative value and beyond this limit
 # have the range 0..255 or are raw measurements.
 _UNNORMALIZED = 50.0
+# Keys of a batch of images that are no streams.
+_BESIDE_STREAMS = ("target", "index")
 # Class names that an error lists.
 _SHOWN = 8
 
@@ -149,7 +151,7 @@ def _by_stream(names: Sequence[str], images: Images) -> tuple[Tensor | None, ...
     if isinstance(images, Tensor):
         ordered: tuple[Tensor | None, ...] = (images,)
     elif isinstance(images, Mapping):
-        unknown = [name for name in images if name not in names]
+        unknown = [name for name in images if name not in (*names, *_BESIDE_STREAMS)]
         if unknown:
             raise ConfigError(f"the model has no stream {unknown[0]!r}; its streams: {', '.join(names)}")
         ordered = tuple(images.get(name) for name in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -217,10 +217,50 @@ def last_stride(model: VisionModel, stream: str) -> tuple[int, int]:
     return [info.stride for info in model.feature_info if info.name.startswith(prefix)][-1]
 
 
+def layer_at(layers: Sequence[str], index: int) -> str:
+    """Return the layer of a block.
+
+    Args:
+        layers: Names in the order of the blocks, as :func:`numbered_layers` lists them.
+        index: Index of the block; negative from the end.
+
+    Raises:
+        ConfigError: No block has the index.
+    """
+    if not -len(layers) <= index < len(layers):
+        raise ConfigError(f"layer must be from {-len(layers)} to {len(layers) - 1}, got {index}")
+    return layers[index]
+
+
+def _matching_layers(model: nn.Module, taps: Iterable[str], layers: str | int | Sequence[str | int]) -> list[str]:
+    """Return the names of the tapped layers that patterns and indices of blocks choose, in the order of the model."""
+    asked = [layers] if isinstance(layers, str | int) else list(layers)
+    chosen: set[str] = set()
+    for one in asked:
+        if isinstance(one, bool) or not isinstance(one, str | int):
+            raise ConfigError(f"layers must be patterns of names or indices of blocks, got {one!r}")
+        network = unwrapped(model, VisionModel)
+        if isinstance(one, str):
+            pattern = one
+        elif isinstance(network, VisionModel):
+            pattern = layer_at(numbered_layers(network), one)
+        else:
+            raise ConfigError(
+                f"layers {one}: a {type(network).__name__} has no numbered blocks; give a pattern of names"
+            )
+        found = [name for name in taps if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            raise ConfigError(f"no layer with attention matches {pattern!r}{closest(pattern, taps)}")
+        chosen.update(found)
+    if not chosen:
+        raise ConfigError("layers is empty; give patterns of names or indices of blocks ('*': all)")
+    return [name for name in taps if name in chosen]
+
+
 @contextmanager
 def capture_attention(
     model: nn.Module,
-    layers: str = "*",
+    layers: str | int | Sequence[str | int] = "*",
     keep: Keep | None = None,
     memory_budget: int | None = None,
 ) -> Iterator[AttentionRecord]:
@@ -232,7 +272,8 @@ def capture_attention(
 
     Args:
         model: Any model of vitrail.
-        layers: Shell pattern of layer names, for example ``"blocks.3.attn"``.
+        layers: Shell pattern of layer names, for example ``"blocks.3.attn"``; the index of a block (negative: from the
+            end), as :func:`attention_maps` takes it; or several of either.
         keep: Maps each layer to the tensor that is stored instead of its weights, to save memory, or to None, which
             omits the layer. By default weights are stored.
         memory_budget: Maximum memory of the stored tensors in bytes; by default no limit.
@@ -241,12 +282,11 @@ def capture_attention(
         The record, to which each forward pass adds.
 
     Raises:
-        ConfigError: The pattern matches no layer; in the forward pass: the memory budget is exceeded.
+        ConfigError: A pattern matches no layer, or no block has the index; in the forward pass: the memory budget is
+            exceeded.
     """
     taps = tapped_layers(model)
-    chosen = {name: tap for name, tap in taps.items() if fnmatch.fnmatchcase(name, layers)}
-    if not chosen:
-        raise ConfigError(f"no layer with attention matches {layers!r}{closest(layers, taps)}")
+    chosen = {name: taps[name] for name in _matching_layers(model, taps, layers)}
     if memory_budget is not None and memory_budget < 0:
         raise ConfigError(f"memory_budget must be at least 0 bytes, got {memory_budget}")
     record = AttentionRecord(memory_budget=memory_budget)

@@ -17,6 +17,7 @@ from vitrail.explain.capture.record import (
     check_reports,
     lacks_taps,
     last_stride,
+    layer_at,
     layer_stride,
     numbered_layers,
     running_mixers,
@@ -150,9 +151,7 @@ def _layer_name(layers: Sequence[str], layer: str | int) -> str:
         if layer not in layers:
             raise ConfigError(f"no layer with attention is named {layer!r}{closest(layer, layers)}")
         return layer
-    if not -len(layers) <= layer < len(layers):
-        raise ConfigError(f"layer must be from {-len(layers)} to {len(layers) - 1}, got {layer}")
-    return layers[layer]
+    return layer_at(layers, layer)
 
 
 def _query_of(step: CapturedMixing, query: Query | None) -> Query:

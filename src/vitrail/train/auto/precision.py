@@ -20,6 +20,8 @@ Precision = Literal["32-true", "bf16-mixed"]
 _STEPS, _ENOUGH = 7, 10.0
 # Smallest speed-up that justifies the 8 bits of precision of bfloat16.
 _GAIN = 1.1
+# Where two steps in bfloat16 take this many times as long, more of them cannot change the choice.
+_HOPELESS = 4.0
 
 
 def resolve_precision(task: Task, config: TrainerConfig, batch: Mapping[str, Tensor]) -> tuple[Precision, str]:
@@ -44,16 +46,24 @@ def resolve_precision(task: Task, config: TrainerConfig, batch: Mapping[str, Ten
     half: list[float] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         steps = TrialSteps(copy.deepcopy(task).train(), config, device)
-        for bfloat16 in (False, True):
-            steps.seconds(batch, bfloat16)
+        _, begun = (steps.seconds(batch, bfloat16) for bfloat16 in (False, True))
         while len(single) < _STEPS and (len(single) < 2 or sum(single) + sum(half) < _ENOUGH):
             single.append(steps.seconds(batch, False))
             half.append(steps.seconds(batch, True))
+            if min(begun, half[0]) > _HOPELESS * single[0]:
+                break
     slow, fast = statistics.median(single), statistics.median(half)
-    times = f"a step takes {1000 * fast:.3g} ms in bfloat16 and {1000 * slow:.3g} ms in float32"
+    where = f"on this {'GPU' if device.type == 'cuda' else 'processor'} ({_ms(fast)} against {_ms(slow)} a step)"
     if slow >= _GAIN * fast:
-        return precision, f"{times}; {why}"
-    return "32-true", f"{times}; {why}, and this model gains less than {_GAIN - 1:.0%} by it"
+        return precision, f"computes in bfloat16, which is faster than float32 {where}"
+    if slow >= fast:
+        return "32-true", f"computes in float32: bfloat16 gains less than {_GAIN - 1:.0%} {where}"
+    return "32-true", f"computes in float32: bfloat16 is slower {where}"
+
+
+def _ms(seconds: float) -> str:
+    """Format seconds in milliseconds, to three digits."""
+    return f"{float(f'{1000 * seconds:.3g}'):,g} ms"
 
 
 def hardware_precision(accelerator: str) -> tuple[Precision, str]:
