@@ -13,12 +13,12 @@ from vitrail.evaluate.calibration import confidences_of, reliability_table
 from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
 from vitrail.figures.picture import Picture
 from vitrail.figures.style import style
+from vitrail.figures.tables import Column, Table
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.evaluated import Section, Subject
 from vitrail.report.page import write_report
 from vitrail.report.robust import robustness
-from vitrail.report.tables import Column, Table
 from vitrail.report.write import beside, write_page
 from vitrail.runs.folder import RunFolder
 

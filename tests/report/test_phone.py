@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from vitrail.figures.picture import Picture
+from vitrail.figures.tables import Column, Table
 from vitrail.report.brief import Answer
 from vitrail.report.evaluated import Section
-from vitrail.report.tables import Column, Table
 from vitrail.report.write import write_page
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -11,7 +11,7 @@ import pandas as pd
 from vitrail.compare.results import NOT_SHOWN, Tables
 from vitrail.compare.suite import PRETRAINED, Suite
 from vitrail.evaluate.image_scores import SCORES
-from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, cell_text, shown_columns
+from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table
 
 _NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss"}
 
@@ -148,26 +148,9 @@ def markdown(suite: Suite, tables: Tables, failures: Sequence[Mapping[str, str]]
     )
     for title, table, columns, caption in shown:
         if len(table):
-            headings = shown_columns(table, columns, metric_name(suite.metric))
-            parts += [f"## {title}", markdown_table(table, headings, unit), caption]
+            shown_table = suite_table(title, table, columns, metric_name(suite.metric), unit, caption)
+            parts += [f"## {title}", shown_table.markdown(), caption]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def markdown_table(table: pd.DataFrame, headings: Mapping[str, str], unit: float) -> str:
-    """Format a table as Markdown, with the number formats of the suite's page.
-
-    Args:
-        table: One of a suite's tables.
-        headings: Headings of the shown columns.
-        unit: 100 for measures in per cent, else 1.
-    """
-    rows = [[_cell(cell_text(name, row[name], unit)) for name in headings] for row in table.to_dict("records")]
-    lines = [list(headings.values()), ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def unit_of(metric: str) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitrail.report.tables import escaped
+from vitrail.figures.tables import escaped
 
 # Cautions in sight; the others are folded away below them.
 _MOST_IN_SIGHT = 4

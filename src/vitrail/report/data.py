@@ -15,8 +15,8 @@ from vitrail.analyze.evaluated import Evaluation
 from vitrail.errors import DataError, RunError
 from vitrail.figures.data import SPLIT_NAMES, class_balance, duplicates, image_sizes
 from vitrail.figures.picture import Picture
+from vitrail.figures.tables import Column, Table
 from vitrail.report.evaluated import Section, Subject
-from vitrail.report.tables import Column, Table
 
 # Classes with a bar of their own; of more, the largest and the smallest.
 _MOST_BARS = 30

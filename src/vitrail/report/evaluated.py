@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vitrail.analyze.evaluated import Evaluation
 from vitrail.figures.picture import Picture
-from vitrail.report.tables import Column, Table
+from vitrail.figures.tables import Column, Table
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from vitrail.evaluate.confusion import most_confused
 from vitrail.evaluate.selective import COVERAGES
 from vitrail.figures import evaluation as draw
 from vitrail.figures.picture import Picture
+from vitrail.figures.tables import Column, Table, is_nothing
 from vitrail.report.evaluated import Section, Subject, mean_of, names_of, several, who
-from vitrail.report.tables import Column, Table, is_nothing
 from vitrail.runs.folder import EvaluationFiles
 
 # Between 0 and 1: where curves of several runs are averaged.

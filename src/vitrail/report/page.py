@@ -23,6 +23,7 @@ from vitrail.evaluate.results_table import read_evaluation, results_table
 from vitrail.figures.attention import attention, learned_tokens
 from vitrail.figures.heatmaps import RANK, draw_cells
 from vitrail.figures.picture import Picture
+from vitrail.figures.tables import Column, Table
 from vitrail.figures.training import convergence
 from vitrail.report import measured
 from vitrail.report.curves import ranking
@@ -38,7 +39,6 @@ from vitrail.report.side_by_side import (
     check_without,
     feature_spaces,
 )
-from vitrail.report.tables import Column, Table
 from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel

@@ -10,8 +10,8 @@ import pandas as pd
 from vitrail.analyze.evaluated import Evaluation
 from vitrail.figures import evaluation as draw
 from vitrail.figures.picture import Picture
+from vitrail.figures.tables import Column, Table, is_nothing
 from vitrail.report.evaluated import Section, Subject, names_of, several, who
-from vitrail.report.tables import Column, Table, is_nothing
 
 _SCORES = {
     "msp": "largest probability", "max_logit": "largest logit", "energy": "energy", "mahalanobis": "Mahalanobis",

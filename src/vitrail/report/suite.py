@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from vitrail.report.suite_brief import suite_brief
 from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.suite import SuiteFolder
-from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, TEXTS, captions, cell_text, shown_columns
+from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table
 
 
 def write_suite_report(
@@ -66,8 +65,8 @@ def write_suite_report(
     metric = facts["metric_name"]
     unit, told = facts["unit"], captions(facts["unit"], facts["alpha"])
     tables = [
-        ("Variants", _table(summary, SUMMARY, metric, unit), told[0]),
-        ("Comparisons", _table(pairs, PAIRS, metric, unit), told[1]),
+        ("Variants", suite_table("Variants", summary, SUMMARY, metric, unit, told[0]).shown(), told[0]),
+        ("Comparisons", suite_table("Comparisons", pairs, PAIRS, metric, unit, told[1]).shown(), told[1]),
     ]
     more: dict[str, Any] = {
         "about": facts["about"],
@@ -79,7 +78,7 @@ def write_suite_report(
         "base": f"All begin with {facts['recipe']}, at the seeds {', '.join(map(str, facts['seeds']))}"
         + ("." if facts["folds"] is None else f", in {facts['folds']} folds."),
         "variants": [{"name": v["name"], "told": _told(v["changes"])} for v in facts["variants"]],
-        "listed": _table(results, RUNS, metric, 1),
+        "listed": suite_table("Runs", results, RUNS, metric, 1, told[2]).shown(),
         "listed_caption": told[2],
     }
     titles = ["Summary", *(["Failed"] if facts["failures"] else []), *(title for title, _, _ in more["tables"])]
@@ -209,21 +208,3 @@ def _incomplete(facts: Mapping[str, Any]) -> str:
 
 def _told(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in changes.items()) or "the recipe as it is"
-
-
-def _table(table: pd.DataFrame, columns: Mapping[str, str], metric: str, unit: float) -> dict[str, Any]:
-    headings = shown_columns(table, columns, metric)
-    header = [{"text": heading, "kind": "text" if name in TEXTS else ""} for name, heading in headings.items()]
-    rows = [[_cell(name, row[name], unit) for name in headings] for row in table.to_dict("records")]
-    return {"header": header, "rows": rows}
-
-
-def _cell(name: str, value: Any, unit: float) -> dict[str, Any]:
-    text = cell_text(name, value, unit)
-    if not text:
-        return {"text": "", "sort": "", "kind": ""}
-    if name in TEXTS:
-        kind = {"statement": "text" if value == "not shown" else "text shown", "why": "text long"}.get(name, "text")
-        return {"text": text, "sort": None, "kind": kind}
-    number = float(value)
-    return {"text": text, "sort": repr(number) if math.isfinite(number) else "1e308", "kind": ""}

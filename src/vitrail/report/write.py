@@ -9,11 +9,11 @@ from typing import Any
 from vitrail import __version__
 from vitrail.errors import ConfigError
 from vitrail.figures.picture import Picture, finish_picture
+from vitrail.figures.tables import escaped
 from vitrail.files import write_text
 from vitrail.report.brief import Answer, brief_markdown
 from vitrail.report.evaluated import Section
 from vitrail.report.rendering import render
-from vitrail.report.tables import escaped
 from vitrail.report.words import words_on
 
 _DEFAULT = "report"

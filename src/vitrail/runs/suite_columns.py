@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+
+from vitrail.figures.tables import Column, Table
 
 # Column -> heading, of summary.csv, pairs.csv and results.csv; other columns are for programs.
 SUMMARY = {
@@ -30,15 +33,32 @@ TEXTS = ("variant", "a", "b", "statement", "why", "run", "device", "git_commit",
 _COUNTS = ("parameters", "runs", "runs_needed", "images", "epochs", "seed", "fold", "best_epoch")
 
 
-def shown_columns(table: pd.DataFrame, columns: Mapping[str, str], metric: str) -> dict[str, str]:
-    """Select the columns that are not empty, with their headings.
+def suite_table(
+    name: str, frame: pd.DataFrame, columns: Mapping[str, str], metric: str, unit: float, caption: str
+) -> Table:
+    """Make the table of a suite for pages and Markdown.
 
     Args:
-        table: One of a suite's tables.
-        columns: Headings by column.
-        metric: Name of the measure for people.
+        name: Its heading.
+        frame: One of a suite's tables.
+        columns: Its columns and their headings.
+        metric: Name of the measure.
+        unit: 100 for measures in per cent, else 1.
+        caption: Text of the table.
     """
-    return {n: h.format(metric=metric) for n, h in columns.items() if n in table and table[n].notna().any()}
+    shown = [
+        Column(column, heading.format(metric=metric), "text", style=functools.partial(_style, column))
+        if column in TEXTS
+        else Column(column, heading.format(metric=metric), functools.partial(cell_text, column, unit=unit))
+        for column, heading in columns.items()
+    ]
+    return Table(name, caption, frame, shown, most=len(frame))
+
+
+def _style(column: str, text: str) -> str:
+    if column == "statement" and text != "not shown":
+        return "text shown"
+    return "text long" if column == "why" else "text"
 
 
 def cell_text(name: str, value: Any, unit: float) -> str:

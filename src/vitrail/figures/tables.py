@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,18 @@ class Column:
     Attributes:
         name: In the table; with ``low`` and ``high`` beside it, as ``NAME_low`` or by their own names.
         heading: For people.
-        form: "text", "share" (0 to 1), "error" (a small share), "number" or "count".
+        form: "text", "share" (0 to 1), "error" (a small share), "number", "count", or a function that formats a number.
         low: Column with the lower end of its interval; shown with it where there is one.
         high: Column with the upper end.
+        style: Names the style of a text: "text", "text long" or "text shown"; long texts are wrapped by default.
     """
 
     name: str
     heading: str
-    form: str = "share"
+    form: str | Callable[[Any], str] = "share"
     low: str = ""
     high: str = ""
+    style: Callable[[str], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class Table:
 
     Attributes:
         name: Of its CSV file.
-        caption: What it shows and which runs it came from.
-        frame: All of it, as the CSV has it.
-        columns: What the page shows of it; those that hold nothing are left out.
-        most: Rows on the page; the CSV has all.
+        caption: Text above it, with its runs.
+        frame: All rows and columns, as in the CSV.
+        columns: Columns of the page; empty ones are left out.
+        most: Largest number of rows on the page.
     """
 
     name: str
@@ -53,21 +55,21 @@ class Table:
 
     @property
     def told(self) -> str:
-        """The caption, and what the page leaves out."""
+        """The caption, with the number of rows left out."""
         more = len(self.frame) - self.most
         return self.caption + (
             f" The first {self.most} of {len(self.frame)} rows; the CSV has all." if more > 0 else ""
         )
 
     def shown(self) -> dict[str, Any]:
-        """Header and rows for the template: the text of each cell, what it sorts by, and its kind."""
+        """Make header and rows for the template: text, sort key and style of each cell."""
         columns = [c for c in self.columns if c.name in self.frame and self.frame[c.name].notna().any()]
         header = [{"text": c.heading, "kind": "text" if c.form == "text" else ""} for c in columns]
         records: list[Any] = self.frame.head(self.most).to_dict("records")
         return {"header": header, "rows": [[_cell(row, column) for column in columns] for row in records]}
 
     def markdown(self) -> str:
-        """The same as a table of Markdown."""
+        """Make a Markdown table."""
         shown = self.shown()
         header = [head["text"] for head in shown["header"]]
         lines = [header, ["---"] * len(header), *([cell["text"] for cell in row] for row in shown["rows"])]
@@ -75,7 +77,7 @@ class Table:
 
 
 def escaped(text: str) -> str:
-    """Text that is no mark-up in a cell of Markdown."""
+    """Escape mark-up for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
@@ -84,15 +86,18 @@ def _cell(row: Mapping[str, Any], column: Column) -> dict[str, Any]:
     if is_nothing(value):
         return {"text": "", "sort": "", "kind": ""}
     if column.form == "text":
-        return {"text": str(value), "sort": None, "kind": "text long" if len(str(value)) > _LONG else "text"}
-    number, form = float(value), _FORMS[column.form]
-    text = form.format(number)
+        text = str(value)
+        kind = column.style(text) if column.style else "text long" if len(text) > _LONG else "text"
+        return {"text": text, "sort": None, "kind": kind}
+    number = float(value)
+    form = column.form if callable(column.form) else _FORMS[column.form].format
+    text = form(number)
     ends = [row.get(end) for end in (column.low, column.high)]
     if not any(is_nothing(end) for end in ends):
-        text += f" ({form.format(ends[0])} to {form.format(ends[1])})"
-    return {"text": text, "sort": repr(number), "kind": ""}
+        text += f" ({form(ends[0])} to {form(ends[1])})"
+    return {"text": text, "sort": repr(number) if math.isfinite(number) else "1e308", "kind": ""}
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether there is no value."""
+    """Check whether a value is missing."""
     return value is None or (isinstance(value, float) and math.isnan(value))
