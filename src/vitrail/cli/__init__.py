@@ -1,1 +1,1 @@
-"""The command line: one small file a verb."""
+"""Command line: one small file for each verb."""

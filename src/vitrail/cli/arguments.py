@@ -1,4 +1,4 @@
-"""Parsers for the verbs, with errors in vitrail's form."""
+"""Argument parsers of the verbs, with vitrail's error format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SETTING = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def describe_default(value: object) -> str:
-    """A default as the end of an option's help; empty where the option is off or is decided from elsewhere."""
+    """Format a default for an option's help; empty where the option is off or resolved elsewhere."""
     if value is None or value is False or value == argparse.SUPPRESS or (value != 0 and not value):
         return ""
     text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -26,7 +26,7 @@ def describe_default(value: object) -> str:
 
 
 class _Help(argparse.HelpFormatter):
-    """Help with those defaults that say something."""
+    """Help formatter that hides uninformative defaults."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=text_width())
@@ -39,7 +39,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class VerbParser(argparse.ArgumentParser):
-    """An argument parser that raises :class:`ConfigError` and names the closest known option.
+    """Argument parser that raises :class:`ConfigError` and names the closest known option.
 
     Args:
         verb: The verb, for the usage line.
@@ -55,7 +55,7 @@ class VerbParser(argparse.ArgumentParser):
         )
 
     def add_unfit_files(self) -> None:
-        """What verbs that read image files for a trained run do with those that do not fit."""
+        """Add the options for image files that do not match a run's bands."""
         for name, remedy, which in (
             ("on_band_mismatch", "convert", "an image of other bands than the run's"),
             ("on_unreadable", "skip", "files that cannot be read or have another number of bands"),
@@ -69,13 +69,13 @@ class VerbParser(argparse.ArgumentParser):
 
     @override
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """As argparse's; a number without a name of its own is N."""
+        """Add an argument as argparse does; numbers without a name are shown as N."""
         if settings.get("type") is int and names[0].startswith("-"):
             settings.setdefault("metavar", "N")
         return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the whole usage."""
+        """Raise instead of printing the usage."""
         raise ConfigError(explain_usage_error(message, list(self._option_string_actions), self.prog))
 
 

@@ -1,4 +1,4 @@
-"""``vitrail compare``: carry out a suite of runs and say what it shows."""
+"""``vitrail compare``: run a suite, and report its results."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _PARTS = ("--data.", "--model.", "--task.", "--trainer.", "--run.")
 
 
 def main(argv: list[str]) -> int:
-    """Do what the word after the verb says.
+    """Run the subcommand.
 
     Args:
         argv: Arguments after the verb.
@@ -66,7 +66,7 @@ def _parser(word: str, description: str) -> VerbParser:
 
 
 def _read(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Recipe]:
-    """The word's own options, and the recipe that the others make."""
+    """Parse the subcommand's options, and the recipe of the other arguments."""
     from vitrail.cli.recipes import load_run_recipe, make_recipe
 
     settings, own = split_words(argv, _PARTS)
@@ -79,7 +79,7 @@ def _read(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Reci
 
 
 def _inputs(arguments: argparse.Namespace, recipe: Recipe) -> list[str | None]:
-    """Files that an output must not be."""
+    """List the input files, which outputs must not replace."""
     return [arguments.recipe, recipe.data.path, recipe.data.labels, recipe.data.statistics]
 
 
@@ -223,7 +223,7 @@ def _audit(argv: list[str]) -> int:
 
 
 def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Recipe, RunFolder | None]:
-    """As :func:`_read`; the recipe of a run where one is named, whose images may lie elsewhere now."""
+    """Parse like :func:`_read`; for a run, use its recipe with its images at their current path."""
     if not any(word == "--run" or word.startswith("--run=") for word in argv):
         return *_read(parser, argv), None
     from vitrail.cli.recipes import load_run_recipe
@@ -243,7 +243,7 @@ def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace
 
 
 def _describe(found: Audit) -> str:
-    """The tables of an audit."""
+    """Format the tables of an audit."""
     splits = list(found.splits)
     counts = {**found.balance, "all": found.splits}
     refused = [f"{name}: {why}" for name, why in found.unreadable]
@@ -278,7 +278,7 @@ def _possible_leaks(found: Audit) -> list[tuple[str, str, str]]:
 
 
 def _advice(argv: Sequence[str], recipe: Recipe, data: ImageData) -> str:
-    """What to do about a split that leaks, as commands."""
+    """Format the commands that remedy a leaking split."""
     told = "a split leaks: an image of one split is seen in another; "
     if recipe.data.source not in ("folder", "table"):
         return f"{told}remove all images but one of each group, which --json lists and --out shows"
@@ -290,7 +290,7 @@ def _advice(argv: Sequence[str], recipe: Recipe, data: ImageData) -> str:
 
 
 def _training(argv: Sequence[str], recipe: Recipe, data: ImageData, table: str) -> list[str]:
-    """The command that trains on a table of groups.
+    """Format the command that trains on a table of groups.
 
     Args:
         argv: Arguments of the audit.
@@ -330,7 +330,7 @@ def _training(argv: Sequence[str], recipe: Recipe, data: ImageData, table: str) 
 
 
 def _on_joined(found: Audit) -> list[str]:
-    """A line on groups of the data's own that copies join."""
+    """Describe groups of the data set that copies join."""
     if not found.joined_groups:
         return []
     number, first = len(found.joined_groups), found.joined_groups[0]
@@ -384,7 +384,7 @@ def _split(argv: list[str]) -> int:
 
 
 def _label(data: ImageData, row: int) -> str:
-    """An image's class as a table has it; several labels between separators."""
+    """Return an image's class as a table has it; several labels are separated."""
     own = data.source.targets[row]
     if own.ndim == 0:
         return data.source.label(row)
@@ -392,7 +392,7 @@ def _label(data: ImageData, row: int) -> str:
 
 
 def _write_table(data: ImageData, out: Path, together: dict[int, str] | None = None) -> None:
-    """A row an image: path (relative to the table) or key, label, and second file where there is one.
+    """Write one row for each image: path (relative to the table) or key, label, and second file if any.
 
     Args:
         data: The images.

@@ -1,4 +1,4 @@
-"""Where a run's images lie now: settings of its data that a verb may change, on the command line."""
+"""Location of a run's images: data settings that a verb may override."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EPILOG = (
 
 
 def split_arguments(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Keep a verb's options apart from settings of the run's data.
+    """Separate a verb's options from settings of the run's data.
 
     Args:
         argv: Arguments after the verb.
@@ -61,7 +61,7 @@ def split_arguments(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> 
 
 
 def override_run_data(run: RunFolder, settings: Sequence[str], prog: str) -> tuple[DataConfig, DataConfig]:
-    """The data of a run's recipe, and the same with settings changed.
+    """Return the data settings of a run's recipe, and the same with overrides.
 
     Args:
         run: The run.
@@ -75,7 +75,7 @@ def override_run_data(run: RunFolder, settings: Sequence[str], prog: str) -> tup
 
 
 def resolve_table_images(own: DataConfig, data: DataConfig) -> DataConfig:
-    """Read ``data.path`` as the folder of a table's images where it is a folder: the table is the run's own.
+    """Read ``data.path`` as the folder of a table's images if it is a folder: the table is the run's own.
 
     A table of the same name in that folder is taken where the run's is gone.
 

@@ -1,4 +1,4 @@
-"""``vitrail data show``: a picture of what the model will see in training."""
+"""``vitrail data show``: contact sheet of augmented training images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MEANINGS = {
 
 
 def main(argv: list[str]) -> int:
-    """Draw.
+    """Draw the sheet.
 
     Args:
         argv: Arguments after ``data show``: a recipe, its settings, and the options above.
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def _split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The verb's own options apart from the recipe's."""
+    """Separate the verb's options from those of the recipe."""
     own, rest = dict(_OPTIONS), []
     seen: set[str] = set()
     words = iter(argv)

@@ -1,4 +1,4 @@
-"""``vitrail demo``: the whole way, from data to a page, on scikit-learn's digits."""
+"""``vitrail demo``: all steps from data to a page, on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def demo_recipe(name: str) -> dict[str, dict[str, Any]]:
-    """The recipe of one of the demo's models, as plain values."""
+    """Return the recipe of one of the demo's models, as plain values."""
     return {part: {**values, **MODELS[name].get(part, {})} for part, values in _RECIPE.items()}
 
 

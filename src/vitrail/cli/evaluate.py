@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check(arguments: Namespace, rest: list[str]) -> None:
-    """Refuse what contradicts itself before anything is read."""
+    """Reject contradictory options before reading anything."""
     if arguments.resamples < 100:
         raise ConfigError(f"--resamples must be at least 100, got {arguments.resamples}")
     if arguments.seed < 0:
@@ -148,7 +148,7 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
 
 
 def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
-    """Print the short of an evaluation."""
+    """Print the main metrics of an evaluation."""
     from vitrail.runs.images import describe_counts
     from vitrail.runs.training_images import describe_pretraining_images
 
@@ -195,7 +195,7 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
 def _run_extras(
     arguments: Namespace, evaluated: Evaluated, recipe: Recipe, changed: Recipe, intervals: Intervals
 ) -> None:
-    """Do and print what was asked for beyond the predictions."""
+    """Compute and print the optional parts of an evaluation."""
     from vitrail.evaluate import robustness
     from vitrail.evaluate.out_of_distribution import measure_ood
 
@@ -236,7 +236,7 @@ def _run_extras(
 
 
 def _grid(table: Any) -> str:
-    """A line a corruption, a column a severity."""
+    """Format a row for each corruption and a column for each severity."""
     from vitrail.cli.tables import format_table
 
     wide = table[table["severity"] > 0].pivot(index="corruption", columns="severity", values="accuracy")
@@ -260,7 +260,7 @@ def _rows(table: Any, *keys: str) -> str:
 
 
 def _drops(table: Any) -> str:
-    """A line a band or stream, by its drop; what follows where none is shown to matter."""
+    """Format the accuracy drop of each band or stream, with the conclusion if none is significant."""
     from vitrail.cli.tables import format_table
 
     if "drop" not in table:

@@ -1,4 +1,4 @@
-"""``vitrail explain``: what a trained run looked at, by one method or several side by side."""
+"""``vitrail explain``: attribution maps of a trained run, by one method or several side by side."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _size(values: list[int] | None) -> tuple[int, int] | None:
 
 
 def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequence[str]) -> tuple[ImageData, list[int]]:
-    """The images that are asked for, and which of them."""
+    """Open the requested images, and return their indices."""
     from vitrail.cli.recipes import data_for_files
     from vitrail.deploy.images import open_files
     from vitrail.runs.folder import RunFolder
@@ -170,7 +170,7 @@ def _measure(
     methods: dict[str, dict[str, Any]],
     target: int | None,
 ) -> None:
-    """Measure the methods on the same images, beside a random map and a blob in the centre."""
+    """Measure the methods on the same images, with a random map and a central blob as baselines."""
     from vitrail.analyze.faithfulness import describe_counts, measure_methods, own_masks, stack_masks
     from vitrail.cli.tables import format_table
     from vitrail.deploy.images import mask_reader

@@ -1,4 +1,4 @@
-"""``vitrail features``: where runs put images, side by side."""
+"""``vitrail features``: embeddings of images by one or several runs, side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitrail.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
-    """Lay embeddings out in the plane.
+    """Embed features in two dimensions.
 
     Args:
         argv: Arguments after the verb.

@@ -1,4 +1,4 @@
-"""What goes into a model that is looked at: an image file, an array of bands, or plainly named noise."""
+"""Inputs of a model for inspection: an image file, an array of bands, or noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLORS = {3: "rgb", 1: "gray"}
 
 @dataclass(frozen=True)
 class Prepared:
-    """Inputs of a model, and what they are.
+    """Inputs of a model, with a description.
 
     Attributes:
         inputs: One tensor ``(B, C, H, W)`` for each stream, normalised.
@@ -41,7 +41,7 @@ class Prepared:
 
 
 def input_streams(model: VisionModel, img_size: tuple[int, int] | None) -> tuple[Stream, ...]:
-    """The model's inputs at another size than it was built for; streams of a size of their own keep that."""
+    """Return the model's input streams at another image size; streams with a size of their own keep it."""
     streams = model.streams
     if img_size is None:
         return streams
@@ -57,7 +57,7 @@ def prepare_inputs(
     trained: TrainedModel | None,
     data: DataConfig | None = None,
 ) -> Prepared:
-    """One tensor for each stream, from files where they are given and noise elsewhere.
+    """Prepare one tensor for each stream, from files where given and noise elsewhere.
 
     A trained run's image files are read as for ``vitrail explain`` and ``predict``, and its inputs normalised as in
     training. Without a run an image is scaled to -1..1, and each band of an array to mean 0 and deviation 1.
@@ -112,14 +112,14 @@ def prepare_inputs(
 
 
 def _arrays(*files: str | None) -> bool:
-    """Whether one of the files is an array, which stands for a stream itself."""
+    """Check whether one of the files is an array, which is a stream itself."""
     return any(file is not None and Path(file).suffix == ".npy" for file in files)
 
 
 def _read_as_in_training(
     trained: TrainedModel, data: DataConfig, image: str, spectral: str | None, size: tuple[int, int]
 ) -> dict[str, Tensor]:
-    """Each stream of an image file (and its second file) in 0..1, shape ``(C, H, W)``."""
+    """Read each stream of an image file (and its second file) in 0..1, shape ``(C, H, W)``."""
     from vitrail.deploy.images import open_files
 
     opened = open_files(trained.card, data, [image], size=size, spectral=spectral)
@@ -149,7 +149,7 @@ def _titles(streams: tuple[Stream, ...], raw: dict[str, Tensor], made: bool) -> 
 
 
 def _read(path: Path, stream: Stream, trained: TrainedModel | None) -> Tensor:
-    """A file as ``(C, H, W)`` of the stream's bands and size; images in 0..1, arrays in their own units."""
+    """Read a file as ``(C, H, W)`` of the stream's bands and size; images in 0..1, arrays in their own units."""
     if path.suffix == ".npy":
         bands = _read_array(path, stream)
         if trained is not None and (bands.min() < 0 or bands.max() > 1):
@@ -197,7 +197,7 @@ def _read_array(path: Path, stream: Stream) -> Tensor:
 
 
 def _normalize(streams: tuple[Stream, ...], raw: dict[str, Tensor], trained: TrainedModel | None) -> dict[str, Tensor]:
-    """What the network sees of each stream that was read."""
+    """Normalise each stream as the network expects it."""
     if trained is not None:
         return {name: trained.normalize[name](value[None])[0] for name, value in raw.items()}
     normalized: dict[str, Tensor] = {}
@@ -214,7 +214,7 @@ def _normalize(streams: tuple[Stream, ...], raw: dict[str, Tensor], trained: Tra
 
 
 def _to_display(value: Tensor, true_colors: bool) -> npt.NDArray[Any]:
-    """``(C, H, W)`` as a picture in 0..1: colours or gray where they are that, else the bands' mean, stretched."""
+    """Convert ``(C, H, W)`` to a displayable picture in 0..1: colours or gray, else the stretched mean over bands."""
     if true_colors and len(value) in _COLORS and value.min() >= 0 and value.max() <= 1:
         picture: npt.NDArray[Any] = (value[0] if len(value) == 1 else value.permute(1, 2, 0)).numpy()
         return picture

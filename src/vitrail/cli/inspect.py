@@ -1,4 +1,4 @@
-"""``vitrail inspect``: walk one image through a model."""
+"""``vitrail inspect``: follow one image through a model."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _settings(words: Sequence[str], img_size: tuple[int, int] | None) -> dict[st
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse what contradicts itself before anything takes time."""
+    """Reject contradictory options before any computation."""
     if arguments.no_time:
         for option in ("image", "spectral", "figures"):
             if getattr(arguments, option):
@@ -185,7 +185,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 class _Opened(NamedTuple):
-    """A model to look at, the run that it is from, and what its weights are."""
+    """Model to inspect, with its run and a description of its weights."""
 
     model: VisionModel
     trained: TrainedModel | None
@@ -225,7 +225,7 @@ def _build(name: str, settings: dict[str, Any]) -> VisionModel:
 
 
 def _draw(model: VisionModel, prepared: Prepared, folder: str, description: str) -> str:
-    """Draw the figures; a text that lists them."""
+    """Draw the figures; return a text that lists them."""
     from vitrail.analyze.anatomy import draw_anatomy
     from vitrail.figures.anatomy.canvas import View
 
@@ -253,7 +253,7 @@ def _table(steps: Sequence[Step], batch: int) -> str:
 
 
 def _legend(steps: Sequence[Step]) -> str:
-    """What each kind of step does, once."""
+    """Describe each kind of step once."""
     kinds: dict[str, Step] = {}
     for step in steps:
         kinds.setdefault("(between)" if step.name == "(between)" else step.kind, step)

@@ -1,4 +1,4 @@
-"""The command ``vitrail``: finds the verb, hands over, and turns errors into one line and an exit code."""
+"""The command ``vitrail``: dispatch to a verb, and conversion of errors to one line and an exit code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VERBS = {
 
 
 def usage() -> str:
-    """The text of ``vitrail --help``."""
+    """Return the text of ``vitrail --help``."""
     begin = "\n".join(f"  {command}\n      {what}" for command, what in BEGIN.items())
     return (
         "usage: vitrail VERB ...\n\n"
@@ -102,14 +102,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_any_text() -> None:
-    """Let output take every character: those that a terminal or a pipe has no letters for are written as escapes."""
+    """Escape characters that the output's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _explain(error: Exception) -> Exception | None:
-    """A fault of workers or of a name as an error of one line; None for faults of the program."""
+    """Convert an error of workers or of a path to a one-line error; None for bugs."""
     if isinstance(error, UnicodeEncodeError) and any("\ud800" <= letter <= "\udfff" for letter in str(error.object)):
         return VitrailError(f"{os.fsencode(error.object)!r} is not UTF-8; rename the file or folder")
     if isinstance(error, UnicodeError):
@@ -137,7 +137,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def entry_point() -> None:
-    """What the installed script runs."""
+    """Entry point of the installed script."""
     if len(sys.argv) > 2:
         from vitrail.machine import keep_large_buffers, let_waiting_threads_sleep
 

@@ -1,4 +1,4 @@
-"""The command that a verb's output ends with: what usually follows."""
+"""Suggested next commands at the end of a verb's output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN = {
 
 
 def print_next(*commands: Sequence[object]) -> None:
-    """Print commands that usually follow, to standard error.
+    """Print suggested next commands to standard error.
 
     Args:
         *commands: Each as its words.
@@ -27,7 +27,7 @@ def print_next(*commands: Sequence[object]) -> None:
 
 
 def data_words(recipe: str | None, argv: Iterable[str]) -> list[str]:
-    """The recipe and the settings among the words of ``vitrail data WORD``, for a verb that trains.
+    """Return the recipe and the settings among the arguments of ``vitrail data WORD``, for a verb that trains.
 
     Args:
         recipe: The recipe's file, where there is one.

@@ -1,4 +1,4 @@
-"""Files and folders that verbs write where the user says: never over an input, nor over a file of somebody else."""
+"""Output files and folders of verbs: never replaces an input or a foreign file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADER_BYTES = 4096
 
 @dataclass(frozen=True)
 class Kind:
-    """What a verb writes.
+    """Kind of output.
 
     Attributes:
         name: For errors, with its article.
@@ -45,7 +45,7 @@ SPEEDS = Kind("a table of measurements", _table("mode", "precision"))
 
 
 def output_file(text: str, kind: Kind, inputs: Iterable[str | Path | None] = (), option: str = "--out") -> Path:
-    """The file that an option names, if it may be written.
+    """Return the output file of an option, if it may be written.
 
     Args:
         text: As it is written; a leading ``~`` is the home folder.
@@ -74,7 +74,7 @@ def output_file(text: str, kind: Kind, inputs: Iterable[str | Path | None] = (),
 
 
 def output_folder(text: str, inputs: Iterable[str | Path | None] = (), option: str = "--out") -> Path:
-    """The folder that an option names, if it may be written into.
+    """Return the output folder of an option, if it may be written to.
 
     Args:
         text: As it is written; a leading ``~`` is the home folder.

@@ -1,4 +1,4 @@
-"""``--help`` of verbs that take a recipe, without torch: the first settings on one screen, then all in groups."""
+"""``--help`` of verbs that take a recipe: all settings with defaults, in groups, without importing torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def describe_recipe_verb(
     model: str | None,
     settings: tuple[type[Any], Callable[[str], dict[str, Any]]] | None,
 ) -> str:
-    """Write the help of a verb that takes ``[RECIPE.yaml] [--PART.SETTING VALUE ...]``.
+    """Format the help of a verb that takes ``[RECIPE.yaml] [--PART.SETTING VALUE ...]``.
 
     Args:
         prog: Command, for example "vitrail train".
@@ -88,7 +88,7 @@ def describe_recipe_verb(
 
 
 def _describe(text: str, name: str) -> str:
-    """The setting's lines in its dataclass's docstring."""
+    """Return the setting's lines in its dataclass's docstring."""
     lines = text.split("Attributes:", 1)[-1].splitlines()
     wanted: list[str] = []
     for line in lines:

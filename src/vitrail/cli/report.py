@@ -1,4 +1,4 @@
-"""``vitrail report``: the page of one or several runs, or of a suite."""
+"""``vitrail report``: page of one or several runs, or of a suite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_without(parser: VerbParser) -> None:
-    """Add the option that leaves out what takes time."""
+    """Add the option that leaves out slow parts."""
     parser.add_argument(
         "--without", nargs="+", choices=("features", "explanations", "mistakes"), default=[], metavar="SECTION",
         help="leave out sections that take time: features, explanations, mistakes",

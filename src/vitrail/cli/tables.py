@@ -1,4 +1,4 @@
-"""Aligned tables on a terminal."""
+"""Aligned tables for a terminal."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def format_fields(fields: Sequence[tuple[str, str]]) -> str:
 
 
 def text_width() -> int:
-    """Columns of help: the terminal's, at most 100."""
+    """Return the width of help texts: the terminal's, at most 100."""
     return min(shutil.get_terminal_size().columns, 100) - 2
 
 
 def format_terms(terms: Mapping[str, str]) -> str:
-    """Terms in a column, and what each means beside it, wrapped to the terminal.
+    """Format terms in a column beside their meanings, wrapped to the terminal.
 
     Args:
         terms: Term -> its meaning.

@@ -1,4 +1,4 @@
-"""``vitrail weights``: say what a file of weights is, and what loading it would do."""
+"""``vitrail weights``: describe a file of weights, and try to load it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _dry_run(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[L
 
 
 def _describe(file: str, facts: WeightsFacts, fits: bool) -> str:
-    """The facts, and what loading into the first fitting variant does.
+    """Describe the file, and the result of loading it into the first matching variant.
 
     Args:
         file: Name of the file.

@@ -1,4 +1,4 @@
-"""The run folder: names of its files, reading and writing. No other module knows these names."""
+"""Run folder: names of its files, reading and writing. No other module knows these names."""
 
 from __future__ import annotations
 

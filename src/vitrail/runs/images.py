@@ -1,4 +1,4 @@
-"""The images of a run: what it records of them, and how it recognises them wherever they lie."""
+"""Images of a run: their record, and their recognition at any path."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ON_DISK = ("folder", "unlabelled", "table", "parquet", "arrays")
 
 
 def write_image_record(run: RunFolder, data: ImageData) -> None:
-    """Record the images that a run is made from: the content, the name, the split and the label of each."""
+    """Record content, name, split and label of each image of a run."""
     splits = [""] * len(data.source)
     for name in ("train", "val", "test", "unlabelled"):
         for index in data.splits.get(name, ()):
@@ -38,7 +38,7 @@ def write_image_record(run: RunFolder, data: ImageData) -> None:
 
 
 def read_image_record(run: RunFolder) -> KnownImages | None:
-    """The images that a run was made from; None where it is of a version that did not record them.
+    """Read the recorded images of a run; None for versions without the record.
 
     Raises:
         RunError: The record is damaged.
@@ -55,7 +55,7 @@ def read_image_record(run: RunFolder) -> KnownImages | None:
 
 
 def has_other_paths(data: DataConfig, own: DataConfig) -> bool:
-    """Whether settings name another place than a run's own."""
+    """Return whether settings have other paths than a run's own."""
     return any(_place(getattr(data, name)) != _place(getattr(own, name)) for name in PATH_SETTINGS)
 
 
@@ -72,7 +72,7 @@ def open_prepared(
     known: KnownImages | None = None,
     size: tuple[int, int] | None = None,
 ) -> ImageData:
-    """Images brought to the model exactly as they were in training.
+    """Open images with exactly the preparation of training.
 
     Args:
         card: The model's.
@@ -106,7 +106,7 @@ def _bands(streams: Mapping[str, Sequence[str]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class RunImages:
-    """Images beside the run whose they may be.
+    """Opened images, with their relation to a run.
 
     Attributes:
         data: The images. Where they are the run's own, wherever they lie, their splits are those of the run.
@@ -122,24 +122,24 @@ class RunImages:
 
     @property
     def mixed(self) -> bool:
-        """Whether some of them are the run's own and others are not."""
+        """Whether some of the images belong to the run and others do not."""
         found = self.data.recognition
         return self.moved and not self.own and found is not None and found.num_known > 0
 
     def default_split(self) -> str:
-        """The split that is measured unless another is named."""
+        """Split that is measured by default."""
         order = ("all",) if self.mixed else ("test", "val", "all", "train", "unlabelled", NEW)
         return next(name for name in order if name in self.data.splits)
 
     def primary_split(self) -> str:
-        """The split whose evaluation speaks for the run."""
+        """Split of the run's primary evaluation."""
         found = self.data.recognition
         if not self.moved or found is None or not found.num_known:
             return self.default_split()
         return next((name for name in ("test", "val", "train") if name in found.known.splits), self.default_split())
 
     def is_own_split(self, split: str) -> bool:
-        """Whether a split is the run's own, all of it and nothing else."""
+        """Return whether a split equals a split of the run."""
         found = self.data.recognition
         if not self.moved or found is None:
             return self.own
@@ -155,7 +155,7 @@ def open_images(
     size: tuple[int, int] | None = None,
     verb: str = "evaluate",
 ) -> RunImages:
-    """Open a run's images where its recipe has them, or others, and recognise the run's own among them by content.
+    """Open a run's images from its recipe or elsewhere, and recognise known ones by content.
 
     Args:
         run: Whose images they are.
@@ -181,7 +181,7 @@ def open_images(
 
 
 def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> None:
-    """Name the setting for data that does not lie where the recipe says.
+    """Raise an error that names the setting for data that is not at the recipe's path.
 
     Args:
         run: Whose data it is.
@@ -206,7 +206,7 @@ def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> N
 
 
 def _refuse_absent_folder(run: RunFolder, data: DataConfig, verb: str) -> None:
-    """The same for the folder of images that a table lists."""
+    """Raise the error for the image folder of a table."""
     if data.source != "table" or data.path is None or data.image_folder is None:
         return
     if not any(folder.is_dir() for folder in (Path(data.image_folder), Path(data.path).parent / data.image_folder)):
@@ -217,7 +217,7 @@ def _refuse_absent_folder(run: RunFolder, data: DataConfig, verb: str) -> None:
 
 
 def _by_names(run: RunFolder, images: ImageData, moved: bool) -> RunImages:
-    """Of a run that recorded no contents: its images are those of the same names, classes and rule, or unknown."""
+    """Compare names, classes and rule for a run without recorded contents; otherwise unknown."""
     recorded = (run.read_json(run.environment) if run.environment.is_file() else {}).get("images") or {}
     try:
         split = split_by_rule(images) if moved else images
@@ -261,7 +261,7 @@ def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -
 
 
 def _on_labels(run: RunFolder, images: ImageData, found: Recognition) -> tuple[str, ...]:
-    """A line on images that have other labels than when the run was made."""
+    """Describe images whose label differs from the recorded one."""
     source = images.source
     changed = found.relabelled(source)
     if not changed:
@@ -277,7 +277,7 @@ def _on_labels(run: RunFolder, images: ImageData, found: Recognition) -> tuple[s
 
 
 def describe_training_images(run: RunFolder, images: ImageData) -> str | None:
-    """A line on how many images a run was trained on; None where it knows none of them or recorded none."""
+    """Describe the number of images that a run was trained on; None if none is known or recorded."""
     known = read_image_record(run)
     if known is None:
         return None
@@ -289,25 +289,25 @@ def describe_training_images(run: RunFolder, images: ImageData) -> str | None:
 
 
 def describe_counts(trained: int, chosen: int) -> str:
-    """How many images training has seen, for a sentence."""
+    """Describe the number of training images for a sentence."""
     parts = ((trained, "trained on"), (chosen, "used to choose the best epoch"))
     return " and ".join(f"{number} {'was' if number == 1 else 'were'} {what}" for number, what in parts if number)
 
 
 class _Renamed(WrappedSource):
-    """The images of another source by other names."""
+    """Source with other names for its images."""
 
     def __init__(self, source: ImageSource, keys: list[str]) -> None:
         super().__init__(source)
         self.keys = keys
 
     def read(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Images at the size for the model; see :meth:`ImageSource.read`."""
+        """Read images at the model's size; see :meth:`ImageSource.read`."""
         return self.inner.read(indices)
 
 
 def as_recorded(images: ImageData) -> ImageData:
-    """The same images by the names that they had when the run was made, as far as it knows them."""
+    """Return the same images with their recorded names, where known."""
     found = images.recognition
     if found is None:
         return images

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: tensors by name, wherever they lie in it, and everything beside them."""
+"""Content of a checkpoint: named tensors at any depth, and other entries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZES = ("img_size", "patch_size", "window_size")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file of weights holds.
+    """Content of a file of weights.
 
     Attributes:
         states: Tensors by name, on the CPU, by the path of the mapping that holds them (``"state_dict"``,
@@ -45,12 +45,12 @@ class Checkpoint:
 
     @property
     def tensors(self) -> State:
-        """All tensors, by path and name."""
+        """Return all tensors, by path and name."""
         return {join(path, key): value for path, state in self.states.items() for key, value in state.items()}
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """Settings of the model whose weights these are, where vitrail wrote the file; None otherwise.
+        """Return the settings of the model if vitrail wrote the file; None otherwise.
 
         Raises:
             WeightsError: A size among them is none.
@@ -73,12 +73,12 @@ def _is_size(value: Any) -> bool:
 
 
 def join(path: str, key: str) -> str:
-    """A dotted path, of which either part may be empty."""
+    """Join two parts of a dotted path; either may be empty."""
     return f"{path}.{key}" if path and key else path or key
 
 
 def unwrap(content: Any, where: str) -> Checkpoint:
-    """Find the tensors inside what a checkpoint holds.
+    """Find the tensors in the content of a checkpoint.
 
     Args:
         content: A mapping of tensors by name, or one that holds such mappings at any depth.
@@ -106,7 +106,7 @@ def _instead(content: Any, found: Checkpoint) -> str:
 
 
 def _walk(value: Any, path: str, found: Checkpoint, seen: dict[int, str]) -> None:
-    """Collect what a value holds; of one object at several paths, the tensors are found at each."""
+    """Collect the tensors of a value; those of one object at several paths are found at each."""
     if path.count(".") > _DEEPEST:
         return
     if isinstance(value, Mapping | Foreign | list | tuple):
@@ -145,7 +145,7 @@ def _walk(value: Any, path: str, found: Checkpoint, seen: dict[int, str]) -> Non
 
 
 def as_numbers(value: Any) -> tuple[float, ...]:
-    """A list of numbers; empty for anything else."""
+    """Return a list of numbers; empty for anything else."""
     plain = isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value)
     return tuple(float(item) for item in value) if plain else ()
 
@@ -156,7 +156,7 @@ def _items(value: Mapping[Any, Any] | Foreign) -> list[tuple[str, Any]]:
 
 
 def _module_state(module: Foreign, prefix: str, state: State, seen: set[int]) -> None:
-    """The state dict of a pickled ``nn.Module``, read from its parts."""
+    """Read the state dict of a pickled ``nn.Module`` from its parts."""
     if id(module) in seen or prefix.count(".") > 10 * _DEEPEST:
         return
     seen.add(id(module))

@@ -1,4 +1,4 @@
-"""Files from the Hugging Face hub by name: ``hf://owner/name[@revision][/file]``."""
+"""Download files of the Hugging Face hub by name: ``hf://owner/name[@revision][/file]``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P
 
 
 def split_hub_name(name: str) -> tuple[str, str | None, str | None]:
-    """Repository, revision and file of an ``hf://`` name; None for what it does not give.
+    """Split an ``hf://`` name into repository, revision and file; None for missing parts.
 
     Raises:
         WeightsError: It is not of the form ``hf://owner/name[@revision][/file]``.
@@ -58,7 +58,7 @@ def fetch_weights(name: str) -> Path:
 
 
 def fetch_file(name: str, file: str) -> Path | None:
-    """One file of the repository that a hub name gives; None where the repository exists without it.
+    """Download one file of a repository; None if the repository exists without it.
 
     Args:
         name: ``hf://owner/name[@revision][/...]``.
@@ -108,7 +108,7 @@ def _one_line(error: BaseException) -> str:
 
 @contextmanager
 def _without_retry_messages() -> Iterator[None]:
-    """The client reports each retry on its own line; the one error at the end says it all."""
+    """Silence the client's line for each retry; the final error has the cause."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Making the first convolution fit: other bands by a stated rule, other patches by resampling."""
+"""Adapt the first convolution to other bands by a stated rule, and to other patch sizes by resampling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RGB_NM = (665.0, 560.0, 490.0)
 
 
 class InputKernel(NamedTuple):
-    """A convolution of a model that sees the bands.
+    """Convolution over the input bands of a model.
 
     Attributes:
         stream: The input that it takes, as the model's streams are called.
@@ -37,7 +37,7 @@ class InputKernel(NamedTuple):
 
 @dataclass(frozen=True)
 class BandRule:
-    """How kernels for some bands become kernels for others.
+    """Rule that converts kernels to other bands.
 
     Every rule scales by the number of old over the number of new bands, so that the response keeps its size:
     ``mean`` keeps that to an image of equal bands exactly.
@@ -86,13 +86,13 @@ class BandRule:
         return self.spelling.give("bands", "wavelength")
 
     def applies(self, kernel: Tensor, in_chans: int, stream: str) -> bool:
-        """Whether a kernel must or may change: other bands in number or, where wavelengths are given, in kind."""
+        """Return whether a kernel must or may change: other number of bands, or other wavelengths where given."""
         if kernel.shape[1] != in_chans:
             return True
         return self.name == "wavelength" and len(_of_stream(self.wavelengths, stream) or ()) == in_chans
 
     def apply(self, kernel: Tensor, in_chans: int, stream: str) -> tuple[Tensor, str]:
-        """Make the kernels of other bands.
+        """Compute the kernels of other bands.
 
         Args:
             kernel: Shape ``(out, S, kh, kw)``.
@@ -116,7 +116,7 @@ class BandRule:
         return mixed.to(kernel.dtype), f"bands from {bands} to {in_chans}: {how}{scale}"
 
     def _mixing(self, bands: int, in_chans: int, stream: str) -> tuple[Tensor, str]:
-        """Share of each old band in each new one, ``(M, S)``, rows summing to 1, and the rule in words."""
+        """Compute the share of each old band in each new one, ``(M, S)``, rows summing to 1, with a description."""
         if self.name == "mean":
             return torch.full((in_chans, bands), 1 / bands, dtype=torch.float64), "mean of all kernels"
         mixing = torch.zeros(in_chans, bands, dtype=torch.float64)
@@ -149,7 +149,7 @@ class BandRule:
 
 
 def _parse_wavelengths(values: Any, label: str) -> tuple[float, ...]:
-    """Numbers of any library, as plain ones."""
+    """Convert numbers of any library to Python floats."""
     try:
         plain = () if isinstance(values, str) else tuple(math.nan if isinstance(v, bool) else float(v) for v in values)
     except (TypeError, ValueError):
@@ -172,7 +172,7 @@ def _nm(wavelengths: Sequence[float]) -> str:
 
 
 def _interpolation(old: Sequence[float], wavelength: float) -> list[tuple[int, float]]:
-    """Old bands and their shares at a wavelength; beyond the ends the last band alone."""
+    """Return old bands and their shares at a wavelength; beyond the ends the last band alone."""
     order = sorted(range(len(old)), key=lambda i: old[i])
     sorted_old = [old[i] for i in order]
     right = bisect.bisect_left(sorted_old, wavelength)
@@ -191,7 +191,7 @@ def make_band_rule(
     source_wavelengths: Wavelengths | None = None,
     spelling: Spelling = PYTHON,
 ) -> BandRule | None:
-    """The rule that a caller's words stand for; None where none is given.
+    """Build the rule of the given options; None if none is given.
 
     Raises:
         ConfigError: An unknown rule, or wavelengths without one.
@@ -204,7 +204,7 @@ def make_band_rule(
 
 
 def resize_patches(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resample patch kernels so that resized patches give the old responses, or the nearest to them.
+    """Resample patch kernels so that resized patches give the old responses, or the nearest ones.
 
     With ``B`` the bicubic (antialiased) resize of an old patch to the new size, the new kernel is
     ``pinv(B)^T w``: for enlarged patches ``<Bx, w'> = <x, w>`` for every patch ``x``; for reduced ones the
@@ -239,7 +239,7 @@ def fit_input_kernel(
     where: str,
     spelling: Spelling = PYTHON,
 ) -> tuple[Tensor, str]:
-    """Make the kernel of a model's first convolution fit another number of bands and another patch.
+    """Adapt the first convolution's kernel to another number of bands and another patch size.
 
     Args:
         key: Its name, for errors.

@@ -294,7 +294,7 @@ def _drop_training(own: State, state: State, report: LoadReport) -> State:
 
 
 def _head_keys(model: nn.Module, keys: Iterable[str]) -> set[str]:
-    """Those of the classifier."""
+    """Select the keys of the classifier."""
     name = model.classifier if isinstance(model, Fitting) else None
     return set() if name is None else {key for key in keys if key.startswith(name + ".")}
 
@@ -342,7 +342,7 @@ def _fit(
 
 
 def _check_values(key: str, value: Tensor, target: Tensor, where: str) -> None:
-    """Refuse what cannot be copied into the model's tensor, or only with another meaning."""
+    """Raise an error for values that cannot be copied into the model's tensor without changing their meaning."""
     if value.is_meta or value.layout != torch.strided or value.is_quantized:
         raise WeightsError(f"{where}: {key} is stored without values, sparse or quantised; save it as a plain tensor")
     if value.is_floating_point() != target.is_floating_point() or value.is_complex():
@@ -411,7 +411,7 @@ def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, state: St
 
 
 def _differing_structure(model: nn.Module, state: State, spelling: Spelling) -> str:
-    """Settings of depth and width that the weights show and the model has otherwise, as they are written."""
+    """List settings of depth and width that differ between weights and model."""
     read = model.read_structure(state) if isinstance(model, Structured) else {}
     config = getattr(model, "config", None)
     return spelling.settings({name: value for name, value in read.items() if getattr(config, name, value) != value})
@@ -470,7 +470,7 @@ def _first_of(key: str) -> str:
 
 
 def _block_of(key: str) -> str:
-    """The beginning of a name up to its last number, ``layers.0.blocks.1``; its first part without a number."""
+    """Return a name up to its last number, ``layers.0.blocks.1``; its first part without a number."""
     parts = key.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[-1] + 1]) if numbers else parts[0]

@@ -29,7 +29,7 @@ _NUMPY_TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 
 
 class Foreign:
-    """Stand-in for an object of a class that is not constructed: it holds what the pickle gave, and does nothing.
+    """Placeholder for an object of a class that is not constructed: it stores the pickled parts.
 
     Attributes:
         name: Module and name of the class or function.
@@ -46,7 +46,7 @@ class Foreign:
     elements: list[Any]
 
     def __new__(cls, *arguments: Any, **_: Any) -> Foreign:
-        """Keep the arguments."""
+        """Store the arguments."""
         self = object.__new__(cls)
         self.arguments, self.state, self.items, self.elements = arguments, None, {}, []
         return self
@@ -59,34 +59,34 @@ class Foreign:
         return type(self)(*arguments)
 
     def __setstate__(self, state: Any) -> None:
-        """Keep the state."""
+        """Store the state."""
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Keep an item of a mapping."""
+        """Store an item of a mapping."""
         self.items[key] = value
 
     def append(self, value: Any) -> None:
-        """Keep an element of a sequence."""
+        """Store an element of a sequence."""
         self.elements.append(value)
 
     def add(self, value: Any) -> None:
-        """Keep an element of a set."""
+        """Store an element of a set."""
         self.elements.append(value)
 
     def extend(self, values: Any) -> None:
-        """Keep elements of a sequence."""
+        """Store elements of a sequence."""
         self.elements.extend(values)
 
     @property
     def attributes(self) -> Mapping[Any, Any]:
-        """The state of an ordinary object: its attributes by name."""
+        """Return the state of an ordinary object: its attributes by name."""
         state = self.state[0] if isinstance(self.state, tuple) and self.state else self.state
         return state if isinstance(state, Mapping) else {}
 
 
 class _Allowed:
-    """A function that a pickle may call; without attributes, so that a pickle cannot change it."""
+    """Function that a pickle may call; without attributes, so that a pickle cannot change it."""
 
     __slots__ = ("_function",)
 
@@ -98,7 +98,7 @@ class _Allowed:
 
 
 def _bytes(data: str | bytes = b"", encoding: str = "latin1") -> bytes:
-    """Bytes, or the text that old pickles have in their place; a number would be a demand for memory."""
+    """Convert to bytes from bytes or old pickles' text; a number would allocate memory."""
     if not isinstance(data, str | bytes) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes of a {type(data).__name__} in encoding {encoding!r:.20}")
     return data.encode("latin1") if isinstance(data, str) else data
@@ -144,7 +144,7 @@ _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor"
 
 
 def read_pickle(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """Read a file that ``torch.save`` or ``pickle.dump`` wrote, without constructing any foreign class.
+    """Read a file of ``torch.save`` or ``pickle.dump`` without constructing foreign classes.
 
     Args:
         path: The file.
@@ -192,7 +192,7 @@ def _load(file: Any, foreign: dict[str, type[Foreign]]) -> Any:
 
 
 def _module(foreign: dict[str, type[Foreign]]) -> Any:
-    """What torch calls a pickle module: an unpickler that makes stand-ins, and notes them."""
+    """Build a pickle module for torch: an unpickler that creates and records placeholders."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -214,7 +214,7 @@ def _module(foreign: dict[str, type[Foreign]]) -> Any:
 
 
 def as_tensor(value: Any) -> Tensor | None:
-    """The tensor that a value is: a tensor, or an array of NumPy; None for anything else.
+    """Convert a tensor or a NumPy array to a tensor; None for anything else.
 
     Args:
         value: From :func:`read_pickle`, or an array.
@@ -228,7 +228,7 @@ def as_tensor(value: Any) -> Tensor | None:
 
 
 def _array(value: Foreign) -> np.ndarray[Any, Any] | None:
-    """Read an array of NumPy out of the pieces that its pickle holds."""
+    """Read a NumPy array from the parts of its pickle."""
     if value.name.endswith("multiarray._reconstruct") and isinstance(value.state, tuple) and len(value.state) == 5:
         _, shape, kind, fortran, data = value.state
     elif value.name.endswith("numeric._frombuffer") and len(value.arguments) == 4:

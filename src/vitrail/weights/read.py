@@ -68,7 +68,7 @@ def read_location(location: Location) -> Checkpoint:
 
 
 def _read_shards(index: Path) -> Checkpoint:
-    """The tensors of all shards; each key from the shard that the index names."""
+    """Read the tensors of all shards; each key from the shard that the index names."""
     state: dict[str, Tensor] = {}
     formats: set[str] = set()
     extra: list[str] = []
@@ -112,7 +112,7 @@ def _read_torch(path: Path) -> tuple[Any, tuple[str, ...]]:
 
 
 def _refuse_archives(path: Path) -> None:
-    """Refuse formats that torch reads by other means than a pickle of tensors."""
+    """Raise an error for formats that torch does not read as a pickle of tensors."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             scripted = any(name.endswith("constants.pkl") for name in archive.namelist())
@@ -132,7 +132,7 @@ def _foreign(path: Path, error: BaseException) -> WeightsError:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights, by name; see :func:`read_checkpoint`.
+    """Read the tensors of a file of weights, by name; see :func:`read_checkpoint`.
 
     A checkpoint that wraps its weights (``{"state_dict": ...}``, ``{"model": ...}``) is unwrapped, and a prefix
     that DataParallel, torch.compile or a training module left on every key is removed.
@@ -147,7 +147,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a ``.safetensors`` file; empty where it has none.
+    """Read the metadata of a ``.safetensors`` file; empty if it has none.
 
     Raises:
         WeightsError: The file cannot be read.
@@ -161,7 +161,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _starts_like_safetensors(path: Path) -> bool:
-    """A length of eight bytes, then JSON: what a safetensors file begins with, whatever it is called."""
+    """Check for a length of eight bytes and JSON, the beginning of safetensors files of any name."""
     with path.open("rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size

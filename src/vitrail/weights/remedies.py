@@ -1,4 +1,4 @@
-"""Remedies in errors, in the words of the place where the error is read: Python, a recipe or ``vitrail weights``."""
+"""Remedies in errors, in the syntax of Python, a recipe or ``vitrail weights``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Spelling:
-    """How the options of :func:`~vitrail.weights.load.load_weights` are written where an error is read.
+    """Syntax of the options of :func:`~vitrail.weights.load.load_weights` in errors.
 
     Attributes:
         options: Option -> how it is written with a value, which ``{}`` stands for. An option that is not there does
@@ -26,22 +26,22 @@ class Spelling:
     sets_classes: bool = True
 
     def settings(self, values: Mapping[str, Any]) -> str:
-        """Settings of the model with their values; nothing where the model is given."""
+        """Format settings of the model with their values; empty where the model is given."""
         if not self.setting:
             return ""
         joint = " " if self.setting.startswith("--") else ", "
         return joint.join(self.setting.format(name, _as_text(value)) for name, value in values.items())
 
     def has(self, option: str) -> bool:
-        """Whether the option exists."""
+        """Return whether the option exists."""
         return option in self.options or option in self.switches
 
     def on(self, option: str) -> str:
-        """A switch, on."""
+        """Format a switch that is on."""
         return self.switches[option]
 
     def give(self, option: str, value: str | Sequence[str] | None = None) -> str:
-        """An option with a value; its name alone without one."""
+        """Format an option with a value; the name alone without one."""
         form = self.options[option]
         if value is None:
             return form.replace("={}", "").replace(" {}", "").strip()
@@ -51,7 +51,7 @@ class Spelling:
         return form.format(repr(text) if "=" in form else json.dumps(text))
 
     def band_rule(self) -> str:
-        """All rules for other bands, with what each does."""
+        """List all rules for other bands, with their effects."""
         return ", ".join(
             f"{self.give('bands', rule)} ({what})"
             for rule, what in (
@@ -117,5 +117,5 @@ RUN = Spelling({}, {})
 
 
 def spellings() -> dict[str, Any]:
-    """All spellings, by the place where they are read."""
+    """Return all spellings by context."""
     return {"Python": PYTHON, "create_model": CREATE, "a recipe": RECIPE, "vitrail weights": COMMAND}

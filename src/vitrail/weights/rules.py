@@ -20,16 +20,16 @@ from vitrail.weights.report import LoadReport
 
 
 class Rule(Protocol):
-    """One step of a key map."""
+    """Step of a key map."""
 
     def apply(self, state: State, report: LoadReport) -> State:
-        """Return the new state; say in the report what changed."""
+        """Return the new state; record changes in the report."""
         ...
 
 
 @dataclass(frozen=True)
 class Rename:
-    """Rename the keys that match; the replacement may use the groups of the pattern."""
+    """Rename the matching keys; the replacement may use the groups of the pattern."""
 
     pattern: str
     replacement: str
@@ -54,7 +54,7 @@ class Rename:
 
 @dataclass(frozen=True)
 class Drop:
-    """Leave out the keys that match, for a stated reason."""
+    """Drop the matching keys, for a stated reason."""
 
     pattern: str
     reason: str
@@ -69,7 +69,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Refuse checkpoints with keys that match: the model would compute something else without them."""
+    """Reject checkpoints with matching keys: without them the model computes something else."""
 
     pattern: str
     reason: str
@@ -88,7 +88,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class DropToken:
-    """Leave out a token that the model does not have, its row of the positions and its classifier.
+    """Drop a token that the model does not have, its row of the position embedding and its classifier.
 
     Attributes:
         token: Key of the token.
@@ -118,7 +118,7 @@ class DropToken:
 
 @dataclass(frozen=True)
 class Convert:
-    """Change the values of the keys that match."""
+    """Convert the values of the matching keys."""
 
     pattern: str
     function: Callable[[Tensor], Tensor]
@@ -170,7 +170,7 @@ class MergeQkv:
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Cut a tensor along its output dimension into parts, each a whole number of equal shares of it.
+    """Split a tensor along its output dimension into parts, each a whole number of equal shares.
 
     Attributes:
         pattern: Matches the key.
@@ -181,7 +181,7 @@ class SplitRows:
     parts: tuple[tuple[str, int], ...]
 
     def apply(self, state: State, report: LoadReport) -> State:
-        """Split; a tensor that cannot be cut evenly is left as it is, which the loader then reports."""
+        """Split; a tensor that cannot be split evenly is left unchanged, and the loader reports it."""
         out: State = {}
         shares = sum(count for _, count in self.parts)
         for key, value in state.items():
@@ -199,7 +199,7 @@ class SplitRows:
 
 @dataclass(frozen=True)
 class FoldProjection:
-    """Fold a linear map of the context, and the prompt added after it, into the keys and values that read them.
+    """Fold a linear map of the context, and the prompt added after it, into the key and value projections.
 
     Keys and values ``W (P c + p + prompt) + b`` of a context ``c`` are ``(W P) c + (b + W (p + prompt))``, exactly.
 
@@ -239,7 +239,7 @@ class FoldProjection:
 
 @dataclass(frozen=True)
 class KeyMap:
-    """How to read one source's checkpoints into a family.
+    """Rules that convert one source's checkpoints to a family.
 
     Attributes:
         source: Its name, as ``load_weights(source=...)`` takes it.
@@ -252,7 +252,7 @@ class KeyMap:
     rules: tuple[Rule, ...] = ()
 
     def recognises(self, keys: list[str]) -> bool:
-        """Whether a state dict with these keys looks like this source."""
+        """Return whether the keys match this source."""
         return all(any(re.fullmatch(pattern, key) for key in keys) for pattern in self.recognised_by)
 
     def apply(self, state: State, report: LoadReport) -> State:
@@ -263,10 +263,10 @@ class KeyMap:
 
 
 def transpose_dense(kernel: Tensor) -> Tensor:
-    """A flax Dense kernel ``(in, out)`` as a torch Linear weight ``(out, in)``."""
+    """Convert a flax Dense kernel ``(in, out)`` to a torch Linear weight ``(out, in)``."""
     return kernel.transpose(0, 1).contiguous()
 
 
 def transpose_conv(kernel: Tensor) -> Tensor:
-    """A flax Conv kernel ``(H, W, in, out)`` as a torch Conv2d weight ``(out, in, H, W)``."""
+    """Convert a flax Conv kernel ``(H, W, in, out)`` to a torch Conv2d weight ``(out, in, H, W)``."""
     return kernel.permute(3, 2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Checkpoints in several files: an index in JSON that names the file of each tensor (Hugging Face's layout)."""
+"""Sharded checkpoints: a JSON index names the file of each tensor (Hugging Face's layout)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _SUFFIX = ".index.json"
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file is the index of a checkpoint in several files, by its name."""
+    """Check by name whether a file is the index of a sharded checkpoint."""
     return path.name.endswith(_SUFFIX)
 
 
 def shard_names(index: Path) -> list[str]:
-    """File names of the shards that an index names, in the index's own order.
+    """Return the shards' file names in the order of the index.
 
     Raises:
         WeightsError: It is damaged, or names files outside of its folder.
@@ -25,7 +25,7 @@ def shard_names(index: Path) -> list[str]:
 
 
 def read_index(index: Path) -> dict[str, list[str]]:
-    """Which tensors lie in which shard.
+    """Read the mapping of tensors to shards.
 
     Args:
         index: The ``.index.json`` file; its shards lie beside it.

@@ -1,4 +1,4 @@
-"""The model inside of a wrapper: torch.compile, data-parallel training, an encoder or a training loop."""
+"""Find the model inside of a wrapper: torch.compile, data-parallel training, an encoder or a training loop."""
 
 from __future__ import annotations
 
@@ -65,5 +65,5 @@ def network_inside(model: nn.Module, kind: type[Any], done: str, alone: bool = T
 
 
 def _access(name: str) -> str:
-    """How a submodule is written in Python: ``[1].model``."""
+    """Format the Python access to a submodule: ``[1].model``."""
     return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in name.split("."))

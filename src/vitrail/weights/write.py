@@ -1,4 +1,4 @@
-"""Writing weights so that they say what they are."""
+"""Write weights with self-describing metadata."""
 
 from __future__ import annotations
 

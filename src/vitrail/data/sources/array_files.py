@@ -1,4 +1,4 @@
-"""Reading files of arrays: .npy, .npz, .mat and HDF5."""
+"""Read files of arrays: .npy, .npz, .mat and HDF5."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 def read_arrays(path: Path, wanted: tuple[str | None, ...] = (None,)) -> dict[str, Array]:
-    """The numeric arrays in a file, by name, and lists of texts; nothing that could run code is read.
+    """Read the numeric arrays and lists of texts of a file by name, without executing code.
 
     Args:
         path: The file.
@@ -80,7 +80,7 @@ def _read_mat(path: Path) -> dict[str, Array]:
 
 
 def pick_array(arrays: Mapping[str, Array], name: str, path: Path, setting: str, texts: bool = False) -> Array:
-    """The array of that name (of HDF5 the path inside the file).
+    """Return the array of a name (in HDF5 the path inside the file).
 
     Args:
         arrays: Those of the file.
@@ -104,6 +104,6 @@ def pick_array(arrays: Mapping[str, Array], name: str, path: Path, setting: str,
 
 
 def own_names(arrays: Mapping[str, Array]) -> list[str] | None:
-    """Names of the classes, where a file holds just one list of texts."""
+    """Return the names of the classes if a file has exactly one list of texts."""
     lists = [array.tolist() for array in arrays.values() if array.dtype.kind in "US" and array.ndim == 1]
     return [str(normalize_label(name, "names of classes")) for name in lists[0]] if len(lists) == 1 else None

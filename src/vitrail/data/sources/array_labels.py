@@ -1,4 +1,4 @@
-"""Labels in arrays: a number, a name or a one-hot row for each image, or a plane over a scene."""
+"""Labels in arrays: a number, a name or a one-hot row for each image, or a label plane of a scene."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Integers = npt.NDArray[np.int64]
 
 
 def read_labels(config: DataConfig, arrays: Mapping[str, Array], cube: str, path: Path) -> Array:
-    """The array of labels that a config names, in the file or another; (N, 1) becomes (N,).
+    """Read the label array of a config, from the file or another; (N, 1) becomes (N,).
 
     Raises:
         ConfigError: No such array, or several that it could be.
@@ -62,12 +62,12 @@ def read_labels(config: DataConfig, arrays: Mapping[str, Array], cube: str, path
 
 
 def _squeeze(labels: Array) -> Array:
-    """MATLAB knows no vectors: (N, 1) is one."""
+    """Convert (N, 1) to (N,): MATLAB has no vectors."""
     return labels.reshape(-1) if labels.ndim == 2 and 1 in labels.shape else labels
 
 
 def are_images(cube: Array, labels: Array) -> bool:
-    """Whether an array is a stack of images with a label (or a row of labels) each, and no scene.
+    """Check whether an array is a stack of images with a label (or a row of labels) each, not a scene.
 
     ``(N, H, W)`` with labels ``(N, K)`` of 0 and 1 is a stack, unless these are a plane over a scene: of its height and
     width, or of as many columns as it has pixels, and not one 1 in every row.
@@ -88,7 +88,7 @@ def _is_binary(labels: Array) -> bool:
 
 
 def labelled_images(labels: Array, config: DataConfig, path: Path) -> tuple[Integers, list[str]]:
-    """Indices of the images that are labelled, and a note on the others.
+    """Return the indices of the labelled images, and a note on the others.
 
     Args:
         labels: Of a stack of images.
@@ -112,7 +112,7 @@ def labelled_images(labels: Array, config: DataConfig, path: Path) -> tuple[Inte
 def label_images(
     labels: Array, config: DataConfig, rules: ClassRules, arrays: Mapping[str, Array], path: Path
 ) -> tuple[Classes, Integers]:
-    """The classes of images, and each image's.
+    """Resolve the classes, and the class of each image.
 
     Args:
         labels: A number or a name an image ``(N,)``, or 0 and 1 for each class ``(N, K)``.
@@ -158,7 +158,7 @@ def label_images(
 def _resolve(
     labels: Array, rules: ClassRules, names: Sequence[str] | None, path: Path, numbers: Sequence[int] | None = None
 ) -> tuple[Classes, Integers]:
-    """The classes of labels ``(N,)``, and the index of each."""
+    """Resolve the classes of labels ``(N,)``, and the index of each."""
     values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     found = [normalize_label(value, path) for value in values.tolist()]
     if "" in found:
@@ -179,7 +179,7 @@ def _own_of(
     numbers: Sequence[int] | None,
     path: Path,
 ) -> dict[int, str] | None:
-    """Number -> name, as a list of texts in the file has it."""
+    """Map numbers to the names that a list of texts in the file gives."""
     if names is None or not present:
         return None
     given = {clean_name(name) for name in rules.names or ()}
@@ -195,7 +195,7 @@ def _own_of(
 
 @dataclass(frozen=True)
 class LabelPlane:
-    """The label of each pixel of a scene.
+    """Label of each pixel of a scene.
 
     Attributes:
         numbers: Shape ``(H, W)``.
@@ -209,14 +209,14 @@ class LabelPlane:
 
     @property
     def labelled(self) -> npt.NDArray[np.bool_]:
-        """Which pixels are labelled, shape ``(H, W)``."""
+        """Mask of labelled pixels, shape ``(H, W)``."""
         mask: npt.NDArray[np.bool_] = np.full(self.numbers.shape, True)
         return mask if self.unlabelled == "none" else self.numbers != self.unlabelled
 
     def label_patches(
         self, corners: Integers, side: int, rules: ClassRules, arrays: Mapping[str, Array], path: Path
     ) -> tuple[Classes, Integers]:
-        """The classes of patches by their centres, and the class index of each.
+        """Resolve the classes of patches by their centres, and the class index of each.
 
         Args:
             corners: Top and left pixel of each patch, shape ``(N, 2)``.
@@ -240,7 +240,7 @@ class LabelPlane:
 
 
 def label_plane(labels: Array, size: tuple[int, int], columnwise: bool, config: DataConfig, path: Path) -> LabelPlane:
-    """The label of each pixel of a scene, from numbers or from shares of the classes.
+    """Return the label of each pixel of a scene, from numbers or from shares of the classes.
 
     Args:
         labels: Numbers ``(H, W)`` or ``(H * W,)``, or shares ``(K, H, W)``, ``(H, W, K)`` or of flat planes; the class
@@ -278,7 +278,7 @@ def label_plane(labels: Array, size: tuple[int, int], columnwise: bool, config: 
 
 
 def _unlabelled(plane: Array, config: DataConfig, path: Path) -> int | str:
-    """The number of unlabelled pixels: the setting, or 0 where that has no other reading."""
+    """Resolve the number of unlabelled pixels: the setting, or 0 if unambiguous."""
     if config.unlabelled_value is not None:
         return config.unlabelled_value
     values = np.unique(plane)
@@ -307,7 +307,7 @@ def _unlabelled(plane: Array, config: DataConfig, path: Path) -> int | str:
 
 
 def find_patches(plane: LabelPlane, side: int, stride: int, path: Path) -> Integers:
-    """Top left corners of the patches whose centre has a label, shape ``(N, 2)``.
+    """Find the top left corners of patches with a labelled centre, shape ``(N, 2)``.
 
     Raises:
         ConfigError: Patches larger than the scene.
@@ -325,7 +325,7 @@ def find_patches(plane: LabelPlane, side: int, stride: int, path: Path) -> Integ
 
 
 def unfold(flat: Array, grid: tuple[int, int], columnwise: bool) -> Array:
-    """Flat planes ``(C, H * W)``, stored row by row or column by column, as ``(C, H, W)``."""
+    """Reshape flat planes ``(C, H * W)``, stored by row or by column, to ``(C, H, W)``."""
     if columnwise:
         return flat.reshape(len(flat), grid[1], grid[0]).transpose(0, 2, 1)
     return flat.reshape(len(flat), *grid)

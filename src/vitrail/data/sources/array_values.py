@@ -1,4 +1,4 @@
-"""The values of arrays: which axis holds the bands, where a scene has no data, and how much of each patch."""
+"""Values of arrays: axis of the bands, pixels without data of scenes and patches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Mask = npt.NDArray[np.bool_]
 def survey_array(
     cube: Array, invalid: Mask | None, rule: ValueRule, bands: tuple[str, ...], what: str
 ) -> tuple[StreamValues, list[str]]:
-    """Decide the range of an array's values.
+    """Resolve the range of an array's values.
 
     Args:
         cube: Images ``(N, C, H, W)``, or a scene ``(C, H, W)``.
@@ -43,7 +43,7 @@ def survey_array(
 def by_patch(
     values: StreamValues, cube: Array, invalid: Mask | None, corners: npt.NDArray[np.int64], side: int
 ) -> StreamValues:
-    """The values of a scene's patches.
+    """Count the values of a scene by patch.
 
     Args:
         values: Of the scene.
@@ -62,7 +62,7 @@ def by_patch(
 
 
 def bands_first(images: Array, layout: str | None, names: Sequence[str] | None, what: str) -> Array:
-    """Images as ``(N, C, H, W)``, from that or ``(N, H, W, C)``."""
+    """Convert images to ``(N, C, H, W)``, from that or ``(N, H, W, C)``."""
     first, height, last = images.shape[1:]
     if layout is None:
         if names is not None:
@@ -82,7 +82,7 @@ def bands_first(images: Array, layout: str | None, names: Sequence[str] | None, 
 
 
 def scene_layout(cube: Array, labels: Array, names: Sequence[str] | None, what: str) -> str:
-    """Which axis of a scene holds its bands: by their names, and by the size of the label plane."""
+    """Find the axis of a scene's bands, by their names and the size of the label plane."""
     if cube.ndim != 3:
         return "channels_last"
     sizes = {"channels_last": cube.shape[:2], "channels_first": cube.shape[1:]}
@@ -106,7 +106,7 @@ def scene_layout(cube: Array, labels: Array, names: Sequence[str] | None, what: 
 
 
 def scene_without_data(cube: Array, labelled: Mask, rule: ValueRule) -> Mask | None:
-    """Where a scene has no data: what is declared, and NaN outside of all labels."""
+    """Find pixels without data in a scene: declared values, and NaN outside of all labels."""
     invalid = no_data_mask(cube, rule)
     if cube.dtype.kind != "f" or rule.no_data == ():
         return invalid
@@ -117,7 +117,7 @@ def scene_without_data(cube: Array, labelled: Mask, rule: ValueRule) -> Mask | N
 
 
 def _patch_sums(mask: npt.NDArray[np.bool_], corners: npt.NDArray[np.int64], side: int) -> npt.NDArray[np.int64]:
-    """How many pixels of each patch and band are marked, shape ``(N, C)``.
+    """Count marked pixels by patch and band, shape ``(N, C)``.
 
     Source: summed-area tables: Crow 1984, Computer Graphics 18(3), 207-212.
     """

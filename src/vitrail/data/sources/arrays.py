@@ -125,7 +125,7 @@ class ArraySource(ImageSource):
         return {"image": resize_tensor(images, self.size, self.resize)}
 
     def digest(self, index: int) -> bytes:
-        """A hash of the image's or the patch's pixels in 0..1, whatever the wanted size."""
+        """Hash the pixels of the image or patch in 0..1, independent of the requested size."""
         if self._corners is None:
             pixels = self._images[index]
         else:
@@ -134,14 +134,14 @@ class ArraySource(ImageSource):
         return hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
 
     def original_size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image, or of a patch."""
+        """Return height and width of an image or a patch."""
         if self._corners is not None:
             return self.patch, self.patch
         return self._images.shape[2], self._images.shape[3]
 
 
 def _groups(arrays: Mapping[str, Array], kept: Integers) -> list[str] | None:
-    """The groups of images where the file has an array of them, "group" or "groups", with an entry an image."""
+    """Return the groups of images if the file has an array "group" or "groups" with an entry for each image."""
     for name in ("group", "groups"):
         if name in arrays and arrays[name].size > kept.max(initial=0) and arrays[name].size in arrays[name].shape:
             cells = arrays[name].reshape(-1)[kept].tolist()
@@ -156,7 +156,7 @@ def _grid(given: tuple[int, int] | None, arrays: Mapping[str, Array]) -> tuple[i
 
 
 def _scene(cube: Array, grid: tuple[int, int] | None, columnwise: bool, layout: str, what: str) -> Array:
-    """A scene as ``(C, H, W)``."""
+    """Return a scene as ``(C, H, W)``."""
     if cube.ndim == 2 and grid is not None:
         pixels = grid[0] * grid[1]
         if pixels not in cube.shape:

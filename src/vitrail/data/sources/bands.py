@@ -1,4 +1,4 @@
-"""Streams made of chosen bands, in a chosen order."""
+"""Streams of selected bands, in a given order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError, closest
 
 
 class ChosenBands(WrappedSource):
-    """Another source's images, their streams made anew from its bands.
+    """Source whose streams are selected bands of another source.
 
     Args:
         source: The other.
@@ -68,7 +68,7 @@ class ChosenBands(WrappedSource):
         }
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images of the chosen bands; see :meth:`ImageSource.read`."""
+        """Read the selected bands; see :meth:`ImageSource.read`."""
         streams = self.inner.read(indices)
         return {stream: _gather(streams, places) for stream, places in self._places.items()}
 
@@ -80,7 +80,7 @@ def _is_pattern(name: str) -> bool:
 def _choose(
     wanted: Sequence[str], known: dict[str, tuple[str, int]], taken: set[str], kept: Set[str] = frozenset()
 ) -> tuple[str, ...]:
-    """Names in order; adds what patterns took to ``taken``, and leaves to others what is ``kept``."""
+    """Resolve names in order; patterns add their bands to ``taken`` and skip those in ``kept``."""
     names: list[str] = []
     for name in wanted:
         if not _is_pattern(name):

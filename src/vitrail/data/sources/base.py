@@ -1,4 +1,4 @@
-"""The interface of a source of labelled images."""
+"""Interface of a source of labelled images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitrail.data.thumbnails import Thumbnails, thumbnails
 
 @dataclass(frozen=True)
 class Scene:
-    """Where patches lie in the scene that they were cut from.
+    """Positions of patches in their scene.
 
     Attributes:
         corners: Top and left pixel of each patch, shape ``(N, 2)``.
@@ -39,7 +39,7 @@ _TOGETHER = 256
 
 
 class ImageSource(ABC):
-    """Labelled images, in a fixed order.
+    """Labelled images in a fixed order.
 
     Attributes:
         classes: Names of the classes; a target is an index into them.
@@ -81,7 +81,7 @@ class ImageSource(ABC):
 
     @property
     def has_no_data(self) -> bool:
-        """Whether there are pixels without data, which :meth:`read` gives as NaN."""
+        """Whether there are pixels without data, which :meth:`read` returns as NaN."""
         return any(own.tally is not None and own.tally.no_data.any() for own in self.values.values())
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images at the size for the model, as they are stored.
+        """Read images at the model's size, as stored.
 
         Args:
             indices: Which.
@@ -103,33 +103,33 @@ class ImageSource(ABC):
         """
 
     def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The same as float32 in 0..1."""
+        """Read images as float32 in 0..1."""
         return {name: to_unit(x) for name, x in self.read(indices).items()}
 
     def label(self, index: int) -> str:
-        """Name of an image's class; several joined by "+", and empty where it has none."""
+        """Return the class name of an image; several are joined by "+", none is empty."""
         if not self.classes:
             return ""
         own = self.targets[index]
         return self.classes[int(own)] if own.ndim == 0 else "+".join(self.classes[i] for i in np.flatnonzero(own))
 
     def has_class(self, target: int) -> npt.NDArray[np.bool_]:
-        """Whether each image is of a class (or has it among its labels), shape ``(N,)``."""
+        """Return whether each image has a class (or has it among its labels), shape ``(N,)``."""
         mask: npt.NDArray[np.bool_] = self.targets == target if self.targets.ndim == 1 else self.targets[:, target] > 0
         return mask
 
     def thumbnails(self) -> Thumbnails:
-        """Gray images by which copies are recognised, at hand or made of images in memory, shape ``(N, 32, 32)``."""
+        """Return gray images for the search of copies, shape ``(N, 32, 32)``."""
         parts = (self.read(range(i, min(i + 256, len(self))))["image"] for i in range(0, len(self), 256))
         return np.concatenate([thumbnails(to_unit(part), stretch=part.dtype != torch.uint8) for part in parts])
 
     def original_size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image before it is brought to the model's size."""
+        """Return height and width of an image before resizing."""
         shape = self.read([index])["image"].shape
         return shape[2], shape[3]
 
     def digest(self, index: int) -> bytes:
-        """What is equal for images that are exactly the same: a hash of the file, or of the pixels."""
+        """Hash the file or the pixels of an image; equal for identical images."""
         content = hashlib.sha256()
         for name, x in self.read([index]).items():
             content.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
@@ -137,7 +137,7 @@ class ImageSource(ABC):
         return content.digest()
 
     def digests(self) -> list[bytes]:
-        """The digest of each image, computed once: the identity of its content, whatever it is called."""
+        """Return the digest of each image, computed once, independent of names."""
         if self._digests is None:
             parts = [range(i, min(i + _TOGETHER, len(self))) for i in range(0, len(self), _TOGETHER)]
             with ThreadPoolExecutor() as pool:
@@ -147,7 +147,7 @@ class ImageSource(ABC):
 
 
 class WrappedSource(ImageSource):
-    """Another source's images, changed; all that is not said again is the other's.
+    """Source that changes the images of another one; everything else is inherited from it.
 
     Args:
         source: The other.
@@ -164,31 +164,31 @@ class WrappedSource(ImageSource):
         self.values, self.value_notes = source.values, source.value_notes
 
     def original_size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image before it is brought to the model's size."""
+        """Return height and width of an image before resizing."""
         return self.inner.original_size(index)
 
     def thumbnails(self) -> Thumbnails:
-        """Gray images by which copies are recognised."""
+        """Return gray images for the search of copies."""
         return self.inner.thumbnails()
 
     def digest(self, index: int) -> bytes:
-        """What is equal for images that are exactly the same."""
+        """Return the digest of an image."""
         return self.inner.digest(index)
 
     def digests(self) -> list[bytes]:
-        """The digest of each image."""
+        """Return the digest of each image."""
         return self.inner.digests()
 
 
 def unwrap_source(source: ImageSource) -> ImageSource:
-    """The source inside all that wraps it."""
+    """Return the source inside of all wrappers."""
     while isinstance(source, WrappedSource):
         source = source.inner
     return source
 
 
 def to_unit(x: Tensor) -> Tensor:
-    """Images as float32 in 0..1.
+    """Convert images to float32 in 0..1.
 
     Args:
         x: uint8 of which 255 means 1, or float32 already.

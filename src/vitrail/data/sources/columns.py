@@ -1,4 +1,4 @@
-"""Columns beside image and label: splits, groups, and what is not used though its name says that it is one of these."""
+"""Columns beside image and label: splits, groups, and unused ones with such names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GROUP_LIKE = frozenset(
 
 
 def find_column(names: Sequence[str], wanted: str) -> str | None:
-    """The column of a name: as it is written, or else the only one that differs in letter case and blanks alone."""
+    """Find a column by exact name, or else the only one that differs in letter case and blanks alone."""
     if wanted in names:
         return wanted
     alike = [name for name in names if similar_key(name) == wanted]
@@ -32,12 +32,12 @@ def find_column(names: Sequence[str], wanted: str) -> str | None:
 
 
 def are_splits(cells: Iterable[object]) -> bool:
-    """Whether all cells of a column are names of splits."""
+    """Check whether all cells of a column are names of splits."""
     return all(str(cell).casefold() in _SPLITS for cell in cells)
 
 
 def splits_of_cells(cells: Sequence[object], where: object) -> list[str]:
-    """The split of each row, from the cells of a column.
+    """Return the split of each row, from the cells of a column.
 
     Args:
         cells: "train", "val", "test" and their longer names, in any letter case; empty for no split.
@@ -55,7 +55,7 @@ def splits_of_cells(cells: Sequence[object], where: object) -> list[str]:
 
 
 def groups_of_cells(cells: Sequence[object]) -> list[str]:
-    """The group of each row, from the cells of a column: ``1``, ``"1"`` and ``"1.0"`` are one group.
+    """Return the group of each row: ``1``, ``"1"`` and ``"1.0"`` are one group.
 
     Returns:
         Names of the groups; empty where a cell is empty or holds what programs write for no value ("nan", "None").
@@ -68,7 +68,7 @@ def groups_of_cells(cells: Sequence[object]) -> list[str]:
 
 
 def describe_unused(names: Iterable[str], split: str | None, group: str | None) -> list[str]:
-    """One line on columns named like splits where no split is used, one on groups; nothing where there are none.
+    """Describe unused columns with names of splits, and those with names of groups.
 
     Args:
         names: Of all columns.
@@ -90,7 +90,7 @@ def describe_unused(names: Iterable[str], split: str | None, group: str | None) 
 
 
 def _bare(name: str) -> str:
-    """A column's name in small letters without "id", "name" or "number" at its end: "Patient_ID" is "patient"."""
+    """Normalise a column name, without "id", "name" or "number" at its end: "Patient_ID" is "patient"."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     while len(words) > 1 and words[-1] in ("id", "ids", "name", "number", "no", "nr", "code", "key", "index"):
         words.pop()

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 real 8 x 8 images that come inside the library."""
+"""scikit-learn's handwritten digits: 1,797 real 8 x 8 images that are part of the library."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class DigitsSource(ImageSource):
         self.given_split = [""] * len(images)
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images ``(B, 1, H, W)`` in 0..1."""
+        """Return images ``(B, 1, H, W)`` in 0..1."""
         return {"image": self._images[torch.as_tensor(indices)]}
 
     def digest(self, index: int) -> bytes:
-        """A hash of the image's pixels as they are stored, whatever the wanted size."""
+        """Hash the stored pixels of an image, independent of the requested size."""
         return hashlib.sha256(self._stored[index].tobytes()).digest()

@@ -1,4 +1,4 @@
-"""A second stream made from the first: the slope of each image in two directions."""
+"""Second stream of edges: the gradient of the image in two directions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BANDS = ("edge_x", "edge_y")
 
 
 def edges(images: Tensor) -> Tensor:
-    """Sobel slopes of the mean over the bands.
+    """Compute Sobel gradients of the mean over the bands.
 
     Args:
         images: Shape ``(B, C, H, W)``, in 0..1.
@@ -32,7 +32,7 @@ def edges(images: Tensor) -> Tensor:
 
 
 class WithEdges(WrappedSource):
-    """Another source's images with their edges as the spectral stream.
+    """Source that adds edges as the spectral stream of another source.
 
     Args:
         source: Images of one stream.
@@ -43,6 +43,6 @@ class WithEdges(WrappedSource):
         self.bands = {**source.bands, "spectral": BANDS}
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The source's images, and their edges ``(B, 2, H, W)`` in 0..1."""
+        """Return the source's images and their edges ``(B, 2, H, W)`` in 0..1."""
         streams = self.inner.read(indices)
         return {**streams, "spectral": edges(to_unit(streams["image"]))}

@@ -1,4 +1,4 @@
-"""Tables that hold the images themselves beside their labels: Parquet files, and data sets of the Hugging Face hub."""
+"""Tables with embedded images: Parquet files and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SMALL = 512 * 2**20
 
 @dataclass(frozen=True)
 class Part:
-    """One table of several that form a collection.
+    """One of several tables of a collection.
 
     Attributes:
         name: What its rows are called by, before their number.
@@ -52,7 +52,7 @@ class Part:
 
 
 class EmbeddedSource(ImageSource):
-    """A column of images (a struct of ``bytes`` and ``path``, or bytes) and one of labels (numbers or texts).
+    """Column of images (a struct of ``bytes`` and ``path``, or bytes) and column of labels.
 
     The images' bytes are read into memory. Every image is decoded once, so that all faults are known before anything
     begins; where all of them at the wanted size take at most 512 MiB they are kept. Names of classes come from the
@@ -135,7 +135,7 @@ class EmbeddedSource(ImageSource):
         self.notes = describe_unused(rest, split_column, group_column or group)
 
     def _check(self, keys: Sequence[str], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
-        """Decode all images, and keep them where they are small; gives what is left out and why, and what stays."""
+        """Decode all images and cache small ones; return excluded rows with reasons, and the others."""
         shape = (len(keys), len(self.reader.bands), *self.reader.size)
         if math.prod(shape) <= _SMALL:
             self._decoded, self.in_memory = torch.empty(shape, dtype=torch.uint8), True
@@ -200,7 +200,7 @@ class EmbeddedSource(ImageSource):
         return self.reader.read_picture(self._content(row), name, size)
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images ``(B, C, H, W)``, uint8; float32 with NaN where some have pixels without data."""
+        """Read images ``(B, C, H, W)``, uint8; float32 with NaN where some have pixels without data."""
         if self._decoded is not None:
             return {"image": self._decoded[torch.from_numpy(self._rows[list(indices)])]}
         rows = self._rows[list(indices)].tolist()
@@ -210,16 +210,16 @@ class EmbeddedSource(ImageSource):
         return {"image": torch.stack(images)}
 
     def thumbnails(self) -> Thumbnails:
-        """Small gray images, made when the images were decoded to begin with."""
+        """Return small gray images, computed at the first decoding."""
         return super().thumbnails() if self._decoded is not None else self._small
 
     def original_size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image in its file."""
+        """Return height and width of an image in its file."""
         shape = self._decode(int(self._rows[index]), self.keys[index], None).shape
         return shape[1], shape[2]
 
     def digest(self, index: int) -> bytes:
-        """A hash of the image's bytes."""
+        """Hash the bytes of an image."""
         return hashlib.sha256(self._content(int(self._rows[index]))).digest()
 
 
@@ -254,7 +254,7 @@ def _bytes_and_paths(column: pa.ChunkedArray, name: str, path: Path) -> tuple[pa
 
 
 def _joined(tables: Sequence[pa.Table], name: str, path: Path) -> pa.ChunkedArray:
-    """One column of several tables."""
+    """Concatenate one column of several tables."""
     try:
         return pa.concat_tables([table.select([name]) for table in tables], promote_options="permissive")[name]
     except pa.ArrowException as error:
@@ -262,7 +262,7 @@ def _joined(tables: Sequence[pa.Table], name: str, path: Path) -> pa.ChunkedArra
 
 
 def _cells_of_parts(parts: Sequence[Part], tables: Sequence[pa.Table], name: str) -> list[Cell]:
-    """The cells of a column of all parts."""
+    """Return the cells of a column of all parts."""
     cells: list[Cell] = []
     for part, table in zip(parts, tables, strict=True):
         reason = column_problem(table[name].type)
@@ -278,7 +278,7 @@ _Labels = list[Label | tuple[Label, ...]]
 def _labels_of_parts(
     parts: Sequence[Part], tables: Sequence[pa.Table], name: str
 ) -> tuple[_Labels, dict[int, str] | None]:
-    """The label (or labels) of each image, and the names that the data has for numbers.
+    """Return the label (or labels) of each image, and the class names of numeric labels.
 
     Where the files name their numbers differently, the labels are these names.
 
@@ -317,7 +317,7 @@ def _labels_of_parts(
 
 
 def _labels(column: pa.ChunkedArray, name: str, path: Path) -> _Labels:
-    """The label of each image, or labels."""
+    """Return the label or labels of each image."""
     missing = column.null_count + (pc.sum(pc.is_nan(column)).as_py() or 0 if pa.types.is_floating(column.type) else 0)
     if missing:
         raise DataError(f"{path}: {missing} of {len(column)} labels are missing ({name}); fill or remove them")
@@ -349,7 +349,7 @@ def _labels(column: pa.ChunkedArray, name: str, path: Path) -> _Labels:
 
 
 def _hub_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Names of the classes as the hub's metadata has them, for labels and for lists of labels."""
+    """Read class names from the hub's metadata, for labels and lists of labels."""
     content = (schema.metadata or {}).get(b"huggingface")
     if content is None:
         return None

@@ -1,4 +1,4 @@
-"""Images that lie in files, one an image and a stream."""
+"""Images in files, one file for each image and stream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Row = tuple[str, str | tuple[str, ...], Path]
 
 
 class FileSource(ImageSource):
-    """Image files with a class each, and a second file each where there are two streams.
+    """Image files with a class each, and a second file each for a second stream.
 
     Every file is decoded once, small, when the source is made, so that all faults are known before anything begins.
 
@@ -100,7 +100,7 @@ class FileSource(ImageSource):
     def _stack_bands(
         self, rows: Sequence[Row], groups: Sequence[str] | None
     ) -> tuple[list[Row], list[str] | None, list[str]]:
-        """One row for the files that are bands of one image, that of the first; the groups, and lines to print.
+        """Merge the rows of files that are bands of one image into the first; also return groups and notes.
 
         Raises:
             DataError: Bands of one image in several classes, splits or groups.
@@ -123,7 +123,7 @@ class FileSource(ImageSource):
         return self.readers["image"].name(_relative(file, self.root))
 
     def _check(self, files: Mapping[str, Sequence[Path]], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
-        """Decode and hash all files and decide the range of values; gives what is left out and why, and what stays."""
+        """Decode and hash all files and resolve the value range; return excluded files with reasons, and the others."""
         work = [(i, name, file) for name, paths in files.items() for i, file in enumerate(paths)]
         seen = {name: Surveys(reader.bands) for name, reader in self.readers.items()}
         faults: list[tuple[int, Path, DataError]] = []
@@ -180,7 +180,7 @@ class FileSource(ImageSource):
         return [(self._name(file), str(error)) for _, file, error in unreadable], kept
 
     def _decide_ranges(self, seen: Mapping[str, Surveys], kept: Sequence[int]) -> None:
-        """One range of values for all files of a stream."""
+        """Resolve one range of values for all files of a stream."""
         decided = {name: own.decide(self.readers[name].rule, kept) for name, own in seen.items()}
         self.values = {name: values for name, (values, _) in decided.items()}
         self.value_notes = [note for _, notes in decided.values() for note in notes]
@@ -189,7 +189,7 @@ class FileSource(ImageSource):
         }
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images at the wanted size; see :meth:`ImageSource.read`."""
+        """Read images at the model's size; see :meth:`ImageSource.read`."""
         streams = {}
         for name, files in self.files.items():
             images = [self.readers[name].read(files[i]) for i in indices]
@@ -199,15 +199,15 @@ class FileSource(ImageSource):
         return streams
 
     def thumbnails(self) -> Thumbnails:
-        """Small gray images, made when the files were decoded to begin with."""
+        """Return small gray images, computed at the first decoding."""
         return self._small
 
     def original_size(self, index: int) -> tuple[int, int]:
-        """Height and width of an image in its file."""
+        """Return height and width of an image in its file."""
         return self.readers["image"].original_size(self.files["image"][index])
 
     def digest(self, index: int) -> bytes:
-        """The hash of the image's file; of several files, a hash of theirs."""
+        """Return the hash of the image's file, or of its files."""
         hashes = [hashes[index] for hashes in self._hashes.values()]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256(b"".join(hashes)).digest()
 
@@ -228,7 +228,7 @@ def hash_files(files: Sequence[Path]) -> bytes:
 
 
 def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) -> tuple[list[int], list[str]]:
-    """The rows to take, each file once (unless each is wanted), and a line on those that are left out.
+    """Keep each file once (unless all are wanted), and describe the repeated ones.
 
     Raises:
         DataError: A file that is of several classes or in several splits, under whatever names.
@@ -259,7 +259,7 @@ def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) 
 
 
 def _resolver() -> Callable[[Path], str]:
-    """A function that identifies a file, whatever links lead to it: by its real path, or its number among hard links.
+    """Return a function that identifies a file through links: by real path, or by inode for hard links.
 
     Folders, which hold many files, are resolved once.
     """
@@ -287,7 +287,7 @@ def _place(row: Row) -> str:
 
 
 def _refuse_lost_classes(rows: Sequence[Row], kept: Sequence[int]) -> None:
-    """A class that lost all its images is none that could be learned.
+    """Raise an error if a class lost all its images.
 
     Raises:
         DataError: There is one.

@@ -1,4 +1,4 @@
-"""Images in one folder a class, split already (train/, val/, test/) or not."""
+"""Image folders with one subfolder for each class, split (train/, val/, test/) or not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vitrail.errors import ConfigError, DataError
 
 
 class FolderSource(FileSource):
-    """An image folder.
+    """Image folder.
 
     Args:
         path: The folder: ``train/CLASS/...``, ``val/CLASS/...`` (and ``test/CLASS/...``), or ``CLASS/...``.
@@ -89,7 +89,7 @@ _Rows = list[tuple[str, Label, Path]]
 
 
 def _by_folder(root: Path, each: bool, stacked: bool) -> tuple[_Rows, Sequence[str]]:
-    """Split, label and path of each image, and notes; its class folder is its label."""
+    """Return split, label and path of each image, and notes; the class folder is the label."""
     found = read_arrangement(root, each=each, stacked=stacked)
     rows = [
         (split, normalize_label(name, root), file)
@@ -101,7 +101,7 @@ def _by_folder(root: Path, each: bool, stacked: bool) -> tuple[_Rows, Sequence[s
 
 
 def _by_name(root: Path, pattern: str, each: bool) -> tuple[_Rows, Sequence[str]]:
-    """Split, label and path of each image, and notes; a pattern finds the label in the path."""
+    """Return split, label and path of each image, and notes; a pattern finds the label in the path."""
     parts = {folder: parse_split(folder.name) for folder in subfolders(root)}
     splits = {folder: split for folder, split in parts.items() if split is not None}
     if splits and len(splits) < len(parts):
@@ -140,7 +140,7 @@ def _refuse_lone_class(root: Path, names: Set[Label]) -> None:
 
 
 def _refuse_untrained(root: Path, splits: Sequence[str], names: Sequence[str | tuple[str, ...]]) -> None:
-    """Every class of another split must have training images."""
+    """Raise an error for classes of other splits without training images."""
     of_split: dict[str, set[str]] = {}
     for split, name in zip(splits, names, strict=True):
         of_split.setdefault(split, set()).add(str(name))
@@ -157,7 +157,7 @@ def _refuse_untrained(root: Path, splits: Sequence[str], names: Sequence[str | t
 def find_partners(
     files: Sequence[Path], root: Path, other: Path, what: str = "second file", setting: str = "data.spectral_path"
 ) -> list[Path]:
-    """The file in another folder that belongs to each file: at the same place, and of the same stem.
+    """Find the file of each image in another folder: same relative path, any suffix.
 
     Args:
         files: Files in ``root``.
@@ -188,6 +188,6 @@ def find_partners(
 
 
 def count_by_class(source: ImageSource, indices: Sequence[int]) -> dict[str, int]:
-    """How many of the images are of each class."""
+    """Count the images of each class."""
     counts = Counter(int(source.targets[i]) for i in indices)
     return {name: counts.get(i, 0) for i, name in enumerate(source.classes)}

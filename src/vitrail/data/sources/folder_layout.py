@@ -1,4 +1,4 @@
-"""What the folders of a folder of images are: splits, classes, or something that is asked about."""
+"""Layout of a folder of images: splits, classes, or an ambiguity that raises an error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".parquet")
 
 @dataclass
 class Arrangement:
-    """The classes of a folder of images.
+    """Classes of a folder of images.
 
     Attributes:
         classes: Split ("" where there is none) -> class -> its images.
@@ -49,7 +49,7 @@ class Arrangement:
 
     @property
     def names(self) -> list[str]:
-        """Names of the classes, sorted."""
+        """Return the names of the classes, sorted."""
         return sorted({name for folders in self.classes.values() for name in folders})
 
 
@@ -84,7 +84,7 @@ def read_arrangement(root: Path, *, each: bool = False, stacked: bool = False) -
 
 
 def _split_folders(root: Path, found: Arrangement) -> dict[str, Path]:
-    """The folder of each split; one under "" where the folder is not split."""
+    """Return the folder of each split; one under "" if the folder is not split."""
     parts: dict[str, Path] = {}
     folders = subfolders(root)
     for folder in folders:
@@ -128,7 +128,7 @@ def _note_unlabelled(folder: Path, images: Sequence[Path], found: Arrangement) -
 
 
 def _refuse_missed_splits(root: Path, parts: dict[str, Path], others: Sequence[Path]) -> None:
-    """Beside folders of splits: splits by other names, masks, and training images without class folders.
+    """Raise an error for other folders beside splits: splits by other names, masks, training images without classes.
 
     Raises:
         DataError: There are some.
@@ -163,7 +163,7 @@ def _refuse_flat_training(train: Path) -> None:
 
 
 def _unlabelled(folder: Path, train: Path) -> list[Path]:
-    """The images of a split's folder without class folders, or with one alone that is no class in training."""
+    """List the images of a split's folder without class folders, or with one that is no class in training."""
     inner = subfolders(folder)
     known = {clean_name(path.name) for path in subfolders(train)}
     if not inner or (len(inner) == 1 and clean_name(inner[0].name) not in known and len(known) > 1):
@@ -172,7 +172,7 @@ def _unlabelled(folder: Path, train: Path) -> list[Path]:
 
 
 def _class_folders(folder: Path, each: bool, listings: list[Listing], found: Arrangement) -> dict[str, list[Path]]:
-    """The images of each class; what was listed is appended to the listings."""
+    """List the images of each class; the listings are appended to the given ones."""
     direct = list_images(folder, deep=False)
     own = [list_images(path, each=each) for path in subfolders(folder)]
     listings += [direct, *own]
@@ -220,7 +220,7 @@ def _remedy(files: Sequence[Path]) -> str:
 
 
 def _refuse_splits_by_other_names(root: Path, folders: Sequence[Path]) -> None:
-    """Folders that are all named like splits, but not as splits must be named.
+    """Raise an error for folders named like splits in an unknown form.
 
     Raises:
         DataError: They are.
@@ -241,7 +241,7 @@ def _refuse_splits_by_other_names(root: Path, folders: Sequence[Path]) -> None:
 
 
 def _refuse_other_things(root: Path, folders: Sequence[Path], stacked: bool, found: Arrangement) -> None:
-    """Folders that would be taken for classes and are something else.
+    """Raise an error for folders that are not classes.
 
     Raises:
         DataError: They are sets that hold the same classes, images beside their masks, or bands.
@@ -288,7 +288,7 @@ def _refuse_other_things(root: Path, folders: Sequence[Path], stacked: bool, fou
 
 
 def _classes_inside(folders: Sequence[Path]) -> str:
-    """A remedy where the folder of images has folders inside, perhaps of classes or splits."""
+    """Return a remedy if the folder of images has subfolders, which may be classes or splits."""
     for folder in [folder for folder in folders if not are_masks(folder.name)]:
         inside = subfolders(folder)
         classes = [path for path in inside if not parse_split(path.name)] or [
@@ -300,7 +300,7 @@ def _classes_inside(folders: Sequence[Path]) -> str:
 
 
 def _drawn_on(masks: Path, folders: Sequence[Path]) -> Path | None:
-    """The folder whose images' names are those of a folder of masks."""
+    """Find the folder whose file names equal those of a folder of masks."""
     files = [file.stem.lower() for file in list_images(masks).files]
     stems = {_MASK_MARK.sub("", stem) for stem in files}
     if all(stem.isdigit() for stem in files):  # numbers are the names of any images: "mask" may be a class
@@ -312,7 +312,7 @@ def _drawn_on(masks: Path, folders: Sequence[Path]) -> Path | None:
 
 
 def _refuse_nested_classes(root: Path, folders: Sequence[Path]) -> None:
-    """A class folder that holds folders named like the classes beside it, as of an archive unpacked twice.
+    """Raise an error for a class folder that holds folders of all classes, as of an archive unpacked twice.
 
     Raises:
         DataError: There is one.
@@ -371,7 +371,7 @@ def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, share
 
 
 def _unwrap(folder: Path) -> tuple[Path, list[str]]:
-    """The folders inside, below those that hold one folder alone; none where images lie beside them."""
+    """List the subfolders, below chains of single folders; none if images lie beside them."""
     while True:
         inside = subfolders(folder)
         if not inside or list_images(folder, deep=False).files:

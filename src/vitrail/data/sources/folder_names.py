@@ -1,4 +1,4 @@
-"""Names of folders that say what lies in them: splits, masks beside images, bands."""
+"""Folder names that mark splits, masks, bands or variants."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _BAND = re.compile(
 
 
 def parse_split(name: str) -> str | None:
-    """The split that a folder's name names; None where it names none."""
+    """Return the split of a folder name; None if it is not a split's."""
     lower = name.lower()
     return next((split for split, names in SPLIT_NAMES.items() if lower in names), None)
 
 
 def guess_split(name: str) -> str | None:
-    """The split that a folder's name seems to name: "Final_Training", "images_train", "test2017"."""
+    """Guess the split of a folder name such as "Final_Training", "images_train" or "test2017"."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
     splits = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
     rest = [word for word in words if word not in _SPLIT_WORDS]
@@ -60,30 +60,30 @@ def _bare(name: str) -> str:
 
 
 def _essence(name: str) -> str:
-    """A name without the words that change nothing in what a folder of images or masks is."""
+    """Strip words from a name that do not change the meaning of a folder."""
     words = [word for word in re.split(r"[^a-z]+", name.lower()) if word]
     essential = [word for word in words if word not in _BESIDE and word not in _SPLIT_WORDS]
     return "".join(essential) or "".join(words)
 
 
 def images_and_masks(names: set[str]) -> bool:
-    """Whether folders are images and what was drawn on them: "images" beside "masks", "labels" or "annotations"."""
+    """Check whether folders are images and annotations: "images" beside "masks", "labels" or "annotations"."""
     bare = {_essence(name) for name in names}
     return len(bare) > 1 and bool(bare & _IMAGES) and bool(bare & _MASKS) and bare <= _IMAGES | _MASKS
 
 
 def are_variants(names: set[str]) -> bool:
-    """Whether folders are images and changed copies of them: "orig" beside "rotated" or "augmented"."""
+    """Check whether folders are images and altered copies: "orig" beside "rotated" or "augmented"."""
     bare = {_bare(name) for name in names}
     changed = {name for name in bare if _CHANGED.fullmatch(name)}
     return bool(changed) and bare <= changed | _ORIGINALS
 
 
 def are_masks(name: str) -> bool:
-    """Whether a folder's name says that it holds masks or annotations."""
+    """Check whether a folder name marks masks or annotations."""
     return _essence(name) in _MASKS
 
 
 def are_bands(names: set[str]) -> bool:
-    """Whether all of several folders are named like bands: "B02", "red", "ch1"."""
+    """Check whether all folders are named like bands: "B02", "red", "ch1"."""
     return len(names) > 1 and all(_BAND.fullmatch(name.lower()) for name in names)

@@ -1,4 +1,4 @@
-"""HDF5 files (the ``hdf5`` extra), those of MATLAB 7.3 among them."""
+"""Read HDF5 files (the ``hdf5`` extra), those of MATLAB 7.3 included."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SMALL = 2**16
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file is HDF5 by its content: by its beginning, or behind the header that MATLAB puts before it."""
+    """Check whether a file is HDF5, by its magic bytes at the start or behind MATLAB's header."""
     with path.open("rb") as file:
         beginning = file.read(_HEADER + len(_MAGIC))
     return _MAGIC in (beginning[: len(_MAGIC)], beginning[_HEADER:])
 
 
 def read_hdf5(path: Path, wanted: Set[str] | None = None) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays of numbers and of texts in a file, by their paths inside it.
+    """Read the numeric arrays and texts of a file, by their paths inside it.
 
     MATLAB stores arrays by column and HDF5 by row: what MATLAB has written (its attribute ``MATLAB_class`` says so) has
     its axes reversed in the file, and is brought back to the shape that it has in MATLAB. Links to other files are not
@@ -61,7 +61,7 @@ def read_hdf5(path: Path, wanted: Set[str] | None = None) -> dict[str, npt.NDArr
 
 
 def _read(h5py: Any, file: Any, item: Any) -> npt.NDArray[Any] | None:
-    """A data set as an array of numbers, or of texts; None for anything else."""
+    """Read a data set as an array of numbers or texts; None for anything else."""
     kind = item.attrs.get(_MATLAB)
     kind = kind.decode() if isinstance(kind, bytes) else kind
     if item.shape is None or (kind is not None and "MATLAB_empty" in item.attrs):
@@ -82,7 +82,7 @@ def _read(h5py: Any, file: Any, item: Any) -> npt.NDArray[Any] | None:
 
 
 def _texts_of_cells(h5py: Any, file: Any, item: Any) -> npt.NDArray[Any] | None:
-    """A cell array of texts, in MATLAB's order; None where it holds anything else."""
+    """Read a cell array of texts, in MATLAB's order; None if it holds anything else."""
     if h5py.check_ref_dtype(item.dtype) is None:
         return None
     cells = [file[reference] for reference in np.asarray(item[()]).ravel()]
@@ -92,5 +92,5 @@ def _texts_of_cells(h5py: Any, file: Any, item: Any) -> npt.NDArray[Any] | None:
 
 
 def _text(codes: Any) -> str:
-    """MATLAB's characters are numbers of UTF-16, by column."""
+    """Decode a text: MATLAB stores UTF-16 code units, by column."""
     return np.asarray(codes).transpose().ravel().astype("<u2").tobytes().decode("utf-16-le")

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or of its library on this machine (the ``hf`` extra)."""
+"""Data sets of the Hugging Face hub, or saved by its library (the ``hf`` extra)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.extras import import_extra
 
 
 def hub_parts(path: str, subset: str | None = None, image_column: str | None = None) -> list[Part]:
-    """The splits of a data set.
+    """Load the splits of a data set.
 
     Args:
         path: A name on the hub (``"owner/name"``), a folder that ``save_to_disk`` wrote, or a folder that
@@ -42,7 +42,7 @@ def hub_parts(path: str, subset: str | None = None, image_column: str | None = N
 
 
 def _load(library: Any, path: str, subset: str | None) -> dict[str, Any]:
-    """The splits by name."""
+    """Load the splits by name."""
     saved = Path(path)
     try:
         if (saved / "dataset_dict.json").is_file() or (saved / "state.json").is_file():

@@ -1,4 +1,4 @@
-"""From the names in a table to image files."""
+"""Find image files by the names in a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.errors import DataError
 
 
 class ListedFiles:
-    """The files of a folder by the names that a table has for them.
+    """Files of a folder by their names in a table.
 
     A name is a path relative to the folder, or absolute. Where there is no such file, it may be written with
     backslashes, in another Unicode form or letter case, without its suffix, or without the folders inside: the file is
@@ -28,14 +28,14 @@ class ListedFiles:
         self._indices: list[tuple[Callable[[str], str], dict[str, list[Path]]]] | None = None
 
     def is_image(self, cell: str) -> bool:
-        """Whether a cell is the path of a file, to the letter."""
+        """Check whether a cell is the exact path of a file."""
         try:
             return bool(cell.strip()) and (self.folder / cell.strip()).is_file()
         except OSError:  # longer than a file name may be
             return False
 
     def find(self, names: Sequence[str], skip: bool = False) -> list[Path]:
-        """The file of each name.
+        """Find the file of each name.
 
         Args:
             names: The names.
@@ -65,7 +65,7 @@ class ListedFiles:
         return [files[0] if files else self.folder / name for name, files in zip(names, found, strict=True)]
 
     def _fitting(self, name: str) -> list[Path]:
-        """The files that fit a name which is no path, by the first reading that any file fits."""
+        """Find the files that match a name without a path, by the strictest rule with a match."""
         wanted = name.replace("\\", "/").removeprefix("./")
         if not wanted:
             return []

@@ -1,4 +1,4 @@
-"""Keeping a source's images in memory, decoded once."""
+"""Cache the images of a source in memory, decoded once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrail.data.sources.base import ImageSource, WrappedSource
 
 
 class InMemory(WrappedSource):
-    """Another source's images; each is read when it is first asked for, and kept as it is stored.
+    """Source that caches the stored images of another one at their first use.
 
     Args:
         source: The other.
@@ -25,7 +25,7 @@ class InMemory(WrappedSource):
         self._streams: dict[str, Tensor] = {}
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images at the size for the model; see :meth:`ImageSource.read`."""
+        """Read images at the model's size; see :meth:`ImageSource.read`."""
         wanted = np.asarray(indices, dtype=np.int64)
         new = np.unique(wanted[~self._known[wanted]])
         for part in np.array_split(new, max(1, len(new) // 256)):

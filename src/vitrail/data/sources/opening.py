@@ -1,4 +1,4 @@
-"""From a data config to the source that it names."""
+"""Open the source that a data config names."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ _ONLY_FOR = {
 
 
 def accepts_setting(source: str, setting: str) -> bool:
-    """Whether a setting has a meaning for a source."""
+    """Check whether a setting applies to a source."""
     return setting not in _ONLY_FOR or source in _ONLY_FOR[setting]
 
 
 def open_source(
     config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None, *, strict: bool = True
 ) -> ImageSource:
-    """Open the images that a config names.
+    """Open the images of a config.
 
     Args:
         config: Which.
@@ -134,7 +134,7 @@ def open_source(
 
 
 def check_values(source: ImageSource, *, of_run: bool = False) -> None:
-    """Note pixels without data, and warn of images that mostly lack it and of values that the range cuts off.
+    """Report pixels without data; warn of images that mostly lack data and of clipped values.
 
     Args:
         source: The images.

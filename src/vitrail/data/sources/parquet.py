@@ -1,4 +1,4 @@
-"""Parquet files that hold the images themselves, as the Hugging Face hub keeps data sets."""
+"""Parquet files with embedded images, in the format of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLIT_WORDS = {"train": "train", "validation": "val", "valid": "val", "val": "va
 
 
 def parquet_parts(path: str | Path) -> list[Part]:
-    """The files of a collection; several are split by their names where these begin with train, validation or test.
+    """List the files of a collection; names that begin with train, validation or test give the split.
 
     Args:
         path: A Parquet file, or a folder of them.
@@ -62,7 +62,7 @@ def _read(file: Path, columns: list[str]) -> pa.Table:
 
 
 def _split_of(file: Path, number: int) -> str:
-    """The split that a file's name (or its folder's) begins with, where there are several files."""
+    """Return the split by the beginning of a file's (or its folder's) name, if there are several files."""
     if number == 1:
         return ""
     match = re.match(r"[a-z]+", file.name.lower())

@@ -1,4 +1,4 @@
-"""Facts about an image that its path states: a class or a group, found by a regular expression."""
+"""Class or group of an image from its path, by a regular expression."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitrail.errors import ConfigError, DataError
 
 
 def by_pattern(setting: str, pattern: str, keys: Sequence[str]) -> list[str]:
-    """What a regular expression finds in each path: its first parenthesis.
+    """Search a regular expression in each path, and return its first group.
 
     Args:
         setting: The setting that holds the pattern, for errors.

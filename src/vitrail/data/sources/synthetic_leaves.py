@@ -1,4 +1,4 @@
-"""Synthetic leaves as a source: drawn by the code, in RGB and five spectral bands, with masks of what ails them."""
+"""Synthetic leaves as a source, in RGB and five spectral bands, with masks of damage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitrail.data.sources.base import ImageSource
 
 
 class SyntheticLeavesSource(ImageSource):
-    """Synthetic leaves: healthy, with lesions of four kinds, or under a stress that shows in the spectral bands alone.
+    """Synthetic leaves: healthy, with four kinds of lesions, or with stress visible in spectral bands only.
 
     Image ``i`` depends on the seed and ``i`` alone: more images change none. They are for trying things out, and no
     result on them says anything about plants.
@@ -35,17 +35,17 @@ class SyntheticLeavesSource(ImageSource):
         self.given_split = [""] * number
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Images ``(B, 3, H, W)`` and spectral bands ``(B, 5, H, W)``, uint8."""
+        """Render images ``(B, 3, H, W)`` and spectral bands ``(B, 5, H, W)``, uint8."""
         drawn = np.stack([draw_leaf(self.seed, int(i), self.size).bands for i in indices])
         bands = torch.from_numpy(np.round(drawn * 255).astype(np.uint8))
         return {"image": bands[:, : len(IMAGE_BANDS)], "spectral": bands[:, len(IMAGE_BANDS) :]}
 
     def digest(self, index: int) -> bytes:
-        """The identity of a drawn leaf, whatever the wanted size: its seed and number."""
+        """Identify a leaf by seed and number, independent of the requested size."""
         return hashlib.sha256(self.keys[index].encode()).digest()
 
     def masks(self, indices: Sequence[int], bands: Sequence[str] = BANDS) -> Tensor:
-        """Where lesions or stress are, as far as some bands show them.
+        """Return the masks of lesions or stress that the given bands show.
 
         Args:
             indices: Numbers of images.

@@ -1,4 +1,4 @@
-"""Images that a table lists: a path and a label a row."""
+"""Images listed in a table: a path and a label in each row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PRINTED_LIST = re.compile(r"\[.*\]|\{['\"].*['\"]\}|\(['\"].*\)", re.DOTALL)
 
 
 class TableSource(FileSource):
-    """A CSV or Parquet file with a column of paths and a column of labels, ``path`` and ``label`` unless named.
+    """CSV or Parquet file with a column of paths and a column of labels, by default ``path`` and ``label``.
 
     Where there are the columns ``split``, ``group`` (images that belong together) and ``spectral`` (path of the second
     stream's file), these are used; others are passed over. Labels that are lists, or texts of several labels with a
@@ -92,7 +92,7 @@ class TableSource(FileSource):
 
 
 def _image_folder(file: Path, form: TableForm) -> Path:
-    """The folder that paths are relative to; one that is named is relative to the working directory or the table."""
+    """Return the base folder of paths; a named one is relative to the working directory or the table."""
     if form.image_folder is None:
         return file.parent
     for folder in (Path(form.image_folder), file.parent / form.image_folder):
@@ -102,7 +102,7 @@ def _image_folder(file: Path, form: TableForm) -> Path:
 
 
 def _find(table: Table, default: str, given: str | None, setting: str) -> str:
-    """The name of a column.
+    """Find the name of a column.
 
     Raises:
         DataError: There is none of that name.
@@ -136,7 +136,7 @@ def _path_column(table: Table, form: TableForm, listed: ListedFiles) -> str:
 
 
 def _filled(table: Table, name: str) -> list[str]:
-    """The cells of a column, none of them empty."""
+    """Return the cells of a column without empty ones."""
     cells = table.texts(name)
     _refuse_empty(table, name, [i for i, cell in enumerate(cells) if cell == ""])
     return cells
@@ -176,7 +176,7 @@ def _group_column(table: Table, form: TableForm, group: str | None, listed: List
 
 
 def _refuse_unfound(table: Table, group: str, paths: Sequence[str]) -> None:
-    """Refuse a plain word for groups that is neither a column nor found in a path.
+    """Raise an error for a group that is neither a column nor found in a path.
 
     Raises:
         DataError: It is neither.
@@ -192,7 +192,7 @@ def _refuse_unfound(table: Table, group: str, paths: Sequence[str]) -> None:
 def _labels_of(
     table: Table, form: TableForm, separator: str | None, paths: Sequence[str]
 ) -> list[Label | tuple[Label, ...]]:
-    """The label of each row, or labels."""
+    """Return the label or labels of each row."""
     if form.label_pattern is not None:
         if separator is not None:
             raise ConfigError("data.label_separator has no meaning beside data.label_pattern; leave one of them out")
@@ -215,7 +215,7 @@ def _labels_of(
 
 
 def _refuse_printed_lists(table: Table, name: str, cells: Sequence[Cell], separator: str | None) -> None:
-    """Texts such as "['ant', 'bee']", as programs print lists into a cell, are no names of classes."""
+    """Raise an error for printed lists such as "['ant', 'bee']", which are not class names."""
     printed = [cell for cell in cells if isinstance(cell, str) and _PRINTED_LIST.fullmatch(cell)]
     if printed and len(printed) == sum(cell != "" for cell in cells):
         longest = max(printed, key=len)
@@ -227,7 +227,7 @@ def _refuse_printed_lists(table: Table, name: str, cells: Sequence[Cell], separa
 
 
 def _several(cell: Label, separator: str | None) -> tuple[Label, ...]:
-    """The labels in a text, each once and without the blanks around it."""
+    """Split a text into distinct labels without surrounding blanks."""
     parts = str(cell).split(separator) if separator is not None else [str(cell)]
     return tuple(dict.fromkeys(name for part in parts if (name := clean_name(part))))
 
@@ -268,7 +268,7 @@ def _join_rows(
     splits: Sequence[str],
     groups: Sequence[str] | None,
 ) -> tuple[list[int], list[Label | tuple[Label, ...]]]:
-    """The first row of each image, and the labels of all its rows."""
+    """Merge the rows of each image: the first row, with the labels of all."""
     rows = list(_rows_by_file(files).values())
     torn = [
         str(files[own[0]]) for own in rows if len({(splits[i], None if groups is None else groups[i]) for i in own}) > 1

@@ -1,4 +1,4 @@
-"""Reading a table of texts, however a program has written it: separator, header, encoding, column types."""
+"""Read tables of any separator, header, encoding and column types."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Cell = Label | tuple[Label, ...]
 
 @dataclass(frozen=True)
 class TableForm:
-    """How a table is written, as far as the recipe says; see :class:`vitrail.config.data.DataConfig`."""
+    """Format of a table by the recipe; see :class:`vitrail.config.data.DataConfig`."""
 
     image_column: str | None = None
     label_column: str | None = None
@@ -56,13 +56,13 @@ class TableForm:
 
     @classmethod
     def of(cls, config: DataConfig) -> TableForm:
-        """That part of a config."""
+        """Read the format from a config."""
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it was read.
+    """Content of a table.
 
     Attributes:
         path: The file.
@@ -79,7 +79,7 @@ class Table:
     header: bool
 
     def column(self, name: str) -> list[Cell]:
-        """The cells of a column.
+        """Return the cells of a column.
 
         Raises:
             DataError: Several columns have the name, or its values cannot be read.
@@ -92,7 +92,7 @@ class Table:
         return cells
 
     def texts(self, name: str) -> list[str]:
-        """The cells of a column as texts."""
+        """Return the cells of a column as texts."""
         return [str(cell) for cell in self.column(name)]
 
 
@@ -157,7 +157,7 @@ def _decode(content: bytes, file: Path, encoding: str | None) -> str:
 
 
 def _declared_separator(text: str, given: str | None) -> tuple[str, str | None]:
-    """The text without the line "sep=;" that Excel reads, and the separator that it or the recipe names."""
+    """Return the text without Excel's line "sep=;", and the separator in it or in the recipe."""
     match = re.match(r"sep=(.)\r?\n", text)
     if match:
         text = "\n" + text[match.end() :]
@@ -180,7 +180,7 @@ def _divide(
     kept: str | None,
     is_image: Callable[[str], bool],
 ) -> Table:
-    """The table by its separator, which is found where only one fits."""
+    """Parse the table by its separator, which is detected if only one fits."""
     if separator is not None:
         return _with_header(_cells(text, separator, file), file, form, is_image)
     head = "".join(itertools.islice(io.StringIO(text, newline=""), _SAMPLE_LINES))
@@ -211,13 +211,13 @@ def _divide(
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
-    """Number and text of each line that is not empty."""
+    """Iterate over number and text of each line that is not empty."""
     lines = enumerate(io.StringIO(text, newline=None), 1)
     return [(i, line.strip()) for i, line in lines if line.strip()]
 
 
 def _wanted_names(form: TableForm) -> set[str]:
-    """Names that the first row holds where it is the header."""
+    """Return the column names that mark the first row as the header."""
     names = {form.image_column or "path"}
     if form.label_pattern is None:
         names.add(form.label_column or "label")
@@ -225,14 +225,14 @@ def _wanted_names(form: TableForm) -> set[str]:
 
 
 def _is_even(rows: Sequence[tuple[int, list[str]]]) -> bool:
-    """Whether all rows have the same number of cells, at least two; empty ones at the end do not count."""
+    """Check whether all rows have the same number of cells, at least two; trailing empty ones do not count."""
     counts = {max((i + 1 for i, cell in enumerate(row) if cell.strip()), default=0) for _, row in rows}
     widths = {len(row) for _, row in rows}
     return bool(rows) and (len(widths) == 1 or len(counts) == 1) and min(counts) >= 2
 
 
 def _cells(text: str, separator: str, file: Path) -> list[tuple[int, list[str]]]:
-    """Line number and cells of each row that is not empty."""
+    """Iterate over line number and cells of each row that is not empty."""
     lines: Iterable[str] = io.StringIO(text, newline="")
     if separator == " ":
         lines = (line.replace("\t", " ").strip() + "\n" for line in lines)
@@ -289,7 +289,7 @@ def _read_parquet(file: Path) -> Table:
 
 
 def column_problem(kind: pa.DataType) -> str | None:
-    """Why the values of a column of Arrow are no cells of a table; None where they are."""
+    """Describe the reason if a column of Arrow cannot be read as cells; None otherwise."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         inner = column_problem(kind.value_type)
         return None if inner is None else inner.replace("holds", "holds lists of", 1)
@@ -302,7 +302,7 @@ def column_problem(kind: pa.DataType) -> str | None:
 
 
 def cells_of(column: pa.ChunkedArray, file: Path) -> list[Cell]:
-    """The values of a column of Arrow: names and whole numbers, tuples of these for lists, "" for what is missing."""
+    """Convert a column of Arrow: texts and whole numbers, tuples for lists, "" for missing values."""
     return [_cell(value, file) for value in column.to_pylist()]
 
 

@@ -1,4 +1,4 @@
-"""Images that nobody labelled: all of a folder's, at any depth."""
+"""Unlabelled images of a folder, at any depth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitrail.errors import DataError
 
 
 class UnlabelledSource(FileSource):
-    """All images in a folder and the folders in it, without classes; every target is -1.
+    """All images in a folder and its subfolders, without classes; every target is -1.
 
     Args:
         path: The folder.
