@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
 
-.PHONY: setup demo test test-slow test-peers lint type format bench catalogue docs clean
+.PHONY: setup demo test test-slow test-peers lint type format bench catalogue glossary docs clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,10 @@ bench: $(PEERS_STAMP)
 
 catalogue: $(STAMP)
 	$(BIN)/python -m vitrail.models.catalogue
+
+# The glossary of the documentation, from the table that pages use.
+glossary: $(STAMP)
+	$(BIN)/python -c 'from vitrail.report.glossary import glossary_markdown as g; print(g(), end="")' > docs/glossary.md
 
 # The pictures of docs/architectures: runs the commands that stand in its pages.
 docs: $(STAMP)

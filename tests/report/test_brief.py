@@ -13,10 +13,10 @@ from vitrail.config.data import DataConfig
 from vitrail.data.audit import Audit, DuplicateGroup, LookAlikes
 from vitrail.report.audit_brief import audit_brief
 from vitrail.report.brief import Answer, brief_markdown, listed, per_hundred, per_hundred_between
+from vitrail.report.glossary import terms_in
 from vitrail.report.run_brief import QUESTIONS, cautions, how_good, run_brief, unseen, what_was_trained
 from vitrail.report.run_facts import ClassFacts, GroupFacts, RunFacts, read_facts
 from vitrail.report.suite_brief import suite_brief
-from vitrail.report.words import words_on
 
 FACTS = RunFacts(
     label="first", model="swin", data="bees", split="test", images=400, accuracy=0.94, low=0.912, high=0.958,
@@ -323,6 +323,6 @@ def test_look_alikes_in_one_split_are_no_possible_leak():
 
 
 def test_only_words_that_stand_on_a_page_are_explained():
-    words = words_on("Macro F1 and the AUROC of 3 seeds; a splitting headache")
+    words = terms_in("Macro F1 and the AUROC of 3 seeds; a splitting headache")
     assert set(words) == {"F1", "AUROC", "seed"}
     assert all(told.endswith(".") for told in words.values())

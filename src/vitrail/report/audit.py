@@ -12,8 +12,8 @@ from vitrail.figures.display import as_pictures, jpeg_uri
 from vitrail.files import write_text
 from vitrail.report.audit_brief import audit_brief
 from vitrail.report.brief import brief_markdown
+from vitrail.report.glossary import terms_in
 from vitrail.report.rendering import render
-from vitrail.report.words import words_on
 
 # Groups drawn of each kind, and images of a group; the rest is counted.
 _MOST_GROUPS = 60
@@ -55,7 +55,7 @@ def write_audit(found: Audit, data: ImageData, out: Path) -> Path:
         "audit.html.j2",
         f"Audit of {place}",
         brief=brief,
-        words=words_on(f"{brief_markdown(brief)} {' '.join(notes.values())}"),
+        words=terms_in(f"{brief_markdown(brief)} {' '.join(notes.values())}"),
         found=found,
         splits=list(found.splits),
         kinds=[

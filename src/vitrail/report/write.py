@@ -13,8 +13,8 @@ from vitrail.figures.tables import escaped
 from vitrail.files import write_text
 from vitrail.report.brief import Answer, brief_markdown
 from vitrail.report.evaluated import Section
+from vitrail.report.glossary import terms_in
 from vitrail.report.rendering import render
-from vitrail.report.words import words_on
 
 _DEFAULT = "report"
 
@@ -82,7 +82,7 @@ def write_page(
     ]
     text = _markdown(out, title, brief, sections, lead)
     facts = ", ".join(fact["name"] for fact in more.get("facts", ()))
-    words = words_on(f"{text} {facts}")
+    words = terms_in(f"{text} {facts}")
     after = (*more.get("after", (("runs", "Runs"),)), *((("words", "Words"),) if words else ()))
     given = {"before": (), "facts": (), **more, "after": after, "brief": brief, "words": words, "sections": shown}
     write_text(out, render(template, title, **given))
