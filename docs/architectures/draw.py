@@ -1,4 +1,4 @@
-"""Draws the pictures of these pages anew: runs the `vitrail` commands that stand in them, as they stand there.
+"""Regenerate the pictures of these pages with the `vitrail` commands in their text.
 
 Usage: python docs/architectures/draw.py [PAGE.md ...]   (all pages when none is named; or `make docs`)
 

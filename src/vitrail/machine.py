@@ -44,7 +44,7 @@ def keep_large_buffers() -> bool:
     """Let the allocator keep buffers of up to 1 GiB for the next ones, for the rest of this process.
 
     glibc fetches every buffer above 32 MB from the system and returns it at once, and the system clears its pages
-    anew each time: a fifth of a forward pass over large images. The command line does this for its own process; a
+    again each time: a fifth of a forward pass over large images. The command line does this for its own process; a
     program that computes on a CPU may. Where the user has tuned the allocator, or it is not glibc's, nothing is done.
 
     Returns:

@@ -95,7 +95,7 @@ def test_the_error_names_the_setting_on_each_verb(moved, capsys):
     run = moved / "r"
     for words in (["evaluate", run], ["explain", run, "--out", moved / "e"], ["features", run]):
         output = _do(capsys, *words, code=1)
-        assert re.search(rf"`vitrail {words[0]} \S+ --data\.path NEW` names their new place", output)
+        assert re.search(rf"`vitrail {words[0]} \S+ --data\.path NEW` names their new path", output)
     metrics = _metrics(run)
     metrics["data"]["path"] = str(moved / "gone")  # where they were evaluated
     (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
@@ -177,7 +177,7 @@ def test_copies_that_were_written_anew_are_not_known_and_hinted_at(moved, capsys
             image.transpose(Image.Transpose.ROTATE_90).save(file)
     output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
     assert "none of 80 images is one that" in output
-    assert "but 80 have the names of those; copies that were written anew are no test" in output
+    assert "but 80 have the names of those; re-encoded copies are no test" in output
     make_folder(moved / "quite_other", splits=(), per_class=5, seed=3, classes=("dark", "light"))
     _rename(moved / "quite_other")
     output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "quite_other", *QUICK)
@@ -305,4 +305,4 @@ def test_a_split_that_other_images_lack_is_an_error_with_a_remedy(moved, capsys)
     assert "no 'test' split, only all; leave --split out to measure all images" in output
     output = _do(capsys, "evaluate", moved / "r", "--data.path", moved / "there", *QUICK)
     number = len(list((moved / "there").rglob("*.bmp")))
-    assert f"but {number} have the names of those; copies that were written anew are no test" in output
+    assert f"but {number} have the names of those; re-encoded copies are no test" in output

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     """
     parser = VerbParser(
         "compare",
-        "Train the variants of a suite on several seeds or folds, evaluate them, and say what is shown. What is done "
+        "Train the variants of a suite on several seeds or folds, evaluate them, and compare the results. What is done "
         "is never done again; what was killed goes on.",
     )
     parser.add_argument("suite", help="the suite's YAML file")
@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--list", action="store_true", help="print one command a missing run, for a scheduler, and stop"
     )
-    parser.add_argument("--ray", metavar="ADDRESS", help="carry out on a Ray cluster; local starts one on this machine")
-    parser.add_argument("--dir", help="folder for the results, in place of the suite's own")
-    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs, in place of the suite's own")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster; local starts one on this machine")
+    parser.add_argument("--dir", help="folder for the results, instead of the suite's own")
+    parser.add_argument("--runs-dir", metavar="DIR", help="folder of the runs, instead of the suite's own")
     parser.add_argument(
         "--margin", type=float, metavar="SIZE",
         help="largest difference of the metric that counts as equal (0.01: one percentage point); claims of equality "
@@ -115,10 +115,10 @@ def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], Sta
     rows = []
     for run in runs:
         state = states[run.task]
-        told = STATES[state]
+        text = STATES[state]
         if state == "resume":
-            told += f" (epoch {epochs_done(run.folder)} of {run.recipe.trainer.max_epochs})"
-        rows.append([run.variant, str(run.seed), "" if run.fold is None else str(run.fold), run.identity, told])
+            text += f" (epoch {epochs_done(run.folder)} of {run.recipe.trainer.max_epochs})"
+        rows.append([run.variant, str(run.seed), "" if run.fold is None else str(run.fold), run.identity, text])
     expected = expect(runs, states)
     counts = {name: list(states.values()).count(name) for name in STATES}
     missing = counts["run"] + counts["resume"]
@@ -139,9 +139,9 @@ def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], Sta
 
 def _print_commands(listed: Sequence[tuple[Run, list[str]]]) -> None:
     first = {run.identity for run, _ in listed if run.is_pretraining}
-    told = False
+    printed = False
     for run, words in listed:
-        if run.needs in first and not told:
+        if run.needs in first and not printed:
             print("# what follows needs all of the above")
-            told = True
+            printed = True
         print(shlex.join(words))

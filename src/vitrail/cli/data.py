@@ -279,12 +279,12 @@ def _possible_leaks(found: Audit) -> list[tuple[str, str, str]]:
 
 def _advice(argv: Sequence[str], recipe: Recipe, data: ImageData) -> str:
     """Format the commands that remedy a leaking split."""
-    told = "a split leaks: an image of one split is seen in another; "
+    begin = "a split leaks: an image of one split is seen in another; "
     if recipe.data.source not in ("folder", "table"):
-        return f"{told}remove all images but one of each group, which --json lists and --out shows"
+        return f"{begin}remove all images but one of each group, which --json lists and --out shows"
     train = _training(argv, recipe, data, "groups.csv")
     return (
-        f"{told}write a table that keeps them together and train on it:\n"
+        f"{begin}write a table that keeps them together and train on it:\n"
         f"  vitrail data audit {shlex.join(argv)} --groups groups.csv\n  {shlex.join(train)}"
     )
 
@@ -384,7 +384,7 @@ def _split(argv: list[str]) -> int:
 
 
 def _label(data: ImageData, row: int) -> str:
-    """Return an image's class as a table has it; several labels are separated."""
+    """Return an image's class as a table has it; multiple labels are separated."""
     own = data.source.targets[row]
     if own.ndim == 0:
         return data.source.label(row)

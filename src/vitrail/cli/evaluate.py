@@ -42,7 +42,7 @@ def _parser() -> VerbParser:
         "--groups",
         metavar="COLUMN_OR_PATTERN",
         help="images that belong together, for intervals: a column of the data's table, or a regular expression on the "
-        "path; none for single images; as the data or the run's split says when not given",
+        "path; none for single images; default: as the data or the run's split",
     )
     parser.add_argument("--resamples", type=int, default=2000, help="samples of the bootstrap")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap, the corruptions and the attacks")
@@ -56,7 +56,9 @@ def _parser() -> VerbParser:
         help="accuracy under FGSM and PGD, of 1, 2, 4 and 8 of 255 or of these sizes (pixel values go from 0 to 1)",
     )  # fmt: skip
     parser.add_argument("--sample", type=int, metavar="N", help="do these three on N evenly spaced images")
-    parser.add_argument("--ood", metavar="PATH", help="does it tell other images, of another kind, from its own?")
+    parser.add_argument(
+        "--ood", metavar="PATH", help="folder of out-of-distribution images: measure how well the run detects them"
+    )
     parser.add_argument(
         "--ood-source", default="unlabelled", metavar="SOURCE", help="what PATH is: a data.source; a folder of images"
     )
@@ -112,7 +114,7 @@ def _check(arguments: Namespace, rest: list[str]) -> None:
             f"--sample {arguments.sample} is for --corruptions, --missing and --attacks, and at least 1 image"
         )
     if arguments.ood is None and (arguments.ood_spectral is not None or arguments.ood_source != "unlabelled"):
-        raise ConfigError("--ood-source and --ood-spectral say what --ood PATH is; give that too")
+        raise ConfigError("--ood-source and --ood-spectral describe --ood PATH; give that too")
     if arguments.attacks is not None and arguments.tta != "none":
         raise ConfigError(f"attacks are made on the model itself, without --tta {arguments.tta}; leave one of them out")
 
@@ -169,10 +171,10 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
     if line := describe_pretraining_images(metrics.get("seen_in_pretraining"), metrics["images"], metrics["name"]):
         print(f"  {line}")
     calibration, conformal, selective = (metrics[name] for name in ("calibration", "conformal", "selective"))
-    told = f"calibration error {calibration['ece']:.3f} (up to {calibration['ece_of_chance_95']:.3f} is chance)"
+    line = f"calibration error {calibration['ece']:.3f} (up to {calibration['ece_of_chance_95']:.3f} is chance)"
     if calibration["temperature"] is not None:
-        told += f", {calibration['ece_after']:.3f} at temperature {calibration['temperature']:.2f}"
-    print(f"  {told}")
+        line += f", {calibration['ece_after']:.3f} at temperature {calibration['temperature']:.2f}"
+    print(f"  {line}")
     if conformal["sets"]:
         ways = "; ".join(
             f"{row['method'].upper()} {row['coverage']:.1%} in {row['mean_size']:.2f} classes"
@@ -189,7 +191,7 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
         without = "no temperature" if conformal["sets"] or "map" in metrics else "no temperature and no sets"
         print(f"  {without}: {calibration['why_no_temperature']}")
     half = selective["accuracy_at"][-1]
-    print(f"  answering only the surest {half['coverage']:.0%}: {half['accuracy']:.4f} right")
+    print(f"  accuracy at {half['coverage']:.0%} coverage: {half['accuracy']:.4f}")
 
 
 def _run_extras(

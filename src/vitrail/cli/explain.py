@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     options, settings_of_data = split_arguments(argv, "vitrail explain", UNFIT)
     arguments = _parser().parse_intermixed_args(repeat_set(options))
     if arguments.masks is not None and not arguments.measure:
-        raise ConfigError("--masks says what --measure compares maps with; add --measure, or leave it out")
+        raise ConfigError("--masks has no effect without --measure; add --measure, or leave --masks out")
     if arguments.masks is not None and not arguments.images:
         raise ConfigError("--masks goes with image files; name them, or leave it out")
     if arguments.batch_size < 1 or arguments.number < 1:
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> VerbParser:
-    parser = VerbParser("explain", "Show what a trained run looks at in images, and measure how faithful that is.")
+    parser = VerbParser("explain", "Show the image regions that a run relies on, and measure the faithfulness of maps.")
     parser.epilog = f"{_EPILOG} {EPILOG}"
     parser.add_argument("run", help="the run folder")
     parser.add_argument("images", nargs="*", help="image files or folders; the run's own images where none are named")
@@ -95,7 +95,7 @@ def _parser() -> VerbParser:
     parser.add_argument("--spectral", metavar="DIR", help="folder of second files, for a run that takes them")
     parser.add_argument("--measure", action="store_true", help="measure how faithful the methods are: measures.csv")
     parser.add_argument("--masks", metavar="DIR", help="folder of masks named like the images, for --measure")
-    parser.add_argument("--batch-size", type=int, default=16, help="images a pass")
+    parser.add_argument("--batch-size", type=int, default=16, help="images for each forward pass")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_unfit_files()
     return parser

@@ -30,7 +30,7 @@ class Prepared:
     Attributes:
         inputs: One tensor ``(B, C, H, W)`` for each stream, normalised.
         description: One sentence about the inputs.
-        shown: The same for the eye, one for each stream: shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
+        shown: Displayable picture of each stream: shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
         titles: What each of those is.
     """
 
@@ -80,7 +80,7 @@ def prepare_inputs(
     if spectral is not None and made:
         raise ConfigError("this run makes its second stream from the image; leave out --spectral")
     raw: dict[str, Tensor] = {}
-    told = [f"{s.name} {batch} x {s.chans} x {s.size[0]} x {s.size[1]}" for s in streams]
+    shapes = [f"{s.name} {batch} x {s.chans} x {s.size[0]} x {s.size[1]}" for s in streams]
     sources: list[str] = []
     if trained is not None and data is not None and image is not None and not _arrays(image, spectral):
         raw = _read_as_in_training(trained, data, image, spectral, streams[0].size)
@@ -108,7 +108,7 @@ def prepare_inputs(
         tensors.append(value.expand(batch, -1, -1, -1))
         pixels = raw.get(stream.name)
         shown.append(_to_display(value if pixels is None else pixels, true_colors=pixels is not None))
-    return Prepared(tensors, f"{', '.join(told)}; {_describe_sources(sources)}", shown, _titles(streams, raw, made))
+    return Prepared(tensors, f"{', '.join(shapes)}; {_describe_sources(sources)}", shown, _titles(streams, raw, made))
 
 
 def _arrays(*files: str | None) -> bool:

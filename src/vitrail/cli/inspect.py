@@ -117,7 +117,7 @@ def _parser() -> VerbParser:
         "--depth",
         type=_depth,
         default="parts",
-        help="'blocks', 'parts' (norm, attention and perceptron of each block) or a number of levels to open",
+        help="'blocks', 'parts' (norm, attention and MLP of each block) or a number of levels to open",
     )
     parser.add_argument(
         "--repeats",

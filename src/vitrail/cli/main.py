@@ -18,16 +18,16 @@ VERBS = {
     "demo": "train, evaluate and compare the models on scikit-learn's digits; write runs/demo/report.html",
     "models": "list, filter and describe the model variants",
     "inspect": "walk one image through a model: shapes, parameters, multiply-adds and time of each step",
-    "weights": "say what a file of weights is, and what loading it would do",
+    "weights": "describe a file of weights, and try to load it",
     "data": "measure, audit and split the images of a recipe",
     "pretrain": "train a model on images without labels: SimCLR, MAE or SimMIM",
     "train": "train a model from a recipe, settings on the command line, or both",
     "evaluate": "measure a trained run: how good, how sure of it, how robust",
-    "explain": "show what a trained run looks at: overlays, panels that compare methods, maps, measures",
+    "explain": "show the image regions that a trained run relies on: overlays, panels, maps, metrics",
     "features": "lay out what runs make of images in the plane, side by side; a page with the images",
     "predict": "classify image files or folders with a trained run; write a CSV",
     "bench": "measure speed and memory of models, alone or beside timm and torchvision",
-    "compare": "train the variants of a suite on several seeds, compare them, and say what is shown",
+    "compare": "train the variants of a suite on several seeds, and compare them statistically",
     "report": "write the self-contained page of one or several runs, or of a suite",
 }
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, BrokenPipeError):
-            # The reader went away (`vitrail models | head`): nothing to say, and nobody to say it to.
+            # The reader closed the pipe (`vitrail models | head`): exit without an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         where = f"{error.filename}: " if error.filename else ""

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("images", nargs="+", help="image files or folders")
     parser.add_argument("--out", help="CSV file to write; printed when not given")
     parser.add_argument("--top-k", type=int, default=5, help="most likely classes to give")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a pass")
+    parser.add_argument("--batch-size", type=int, default=32, help="images for each forward pass")
     parser.add_argument(
         "--tta",
         choices=("none", "mirror", "flips", "turns", "crops"),

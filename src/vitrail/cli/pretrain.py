@@ -28,9 +28,9 @@ def main(argv: list[str]) -> int:
         return 0
     metrics = run.read_metrics()
     last = metrics.iloc[-1]
-    said = {"val_loss": "validation loss", "knn_accuracy": "nearest neighbours", "probe_accuracy": "linear probe",
+    names = {"val_loss": "validation loss", "knn_accuracy": "nearest neighbours", "probe_accuracy": "linear probe",
             "rank_me": "RankMe"}  # fmt: skip
-    values = "".join(f", {what} {last[name]:.4f}" for name, what in said.items() if name in metrics)
+    values = "".join(f", {what} {last[name]:.4f}" for name, what in names.items() if name in metrics)
     print(f"{run}: {len(metrics)} epochs of {recipe.task.name}; training loss {last['train_loss']:.4f}{values}")
     print_next(["vitrail", "train", "--model.weights", run, "--data.source", "folder", "--data.path", "DIR"])
     return 0

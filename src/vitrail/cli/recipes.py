@@ -67,7 +67,7 @@ def read_recipe_arguments(
 
 
 def _in_run_folder(file: Path) -> bool:
-    """Whether a recipe is that of the run in whose folder it lies; the run may lack any other of its files."""
+    """Check whether a recipe lies in its run's folder; other files of the run may be missing."""
     from vitrail.runs.folder import RunFolder
 
     run = RunFolder(file.parent)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vitrail.models.recognise import WeightsFacts
     from vitrail.weights.report import LoadReport
 
-# Metadata that other lines tell already.
+# Metadata that other lines show already.
 _SHOWN_ELSEWHERE = ("format", "model", "settings")
 
 
@@ -42,12 +42,12 @@ def main(argv: list[str]) -> int:
     from vitrail.weights.read import read_location
     from vitrail.weights.remedies import COMMAND
 
-    place = find_weights(arguments.file)
-    checkpoint = read_location(place)
-    beside = read_card(place.card)["settings"] if place.card else None
+    location = find_weights(arguments.file)
+    checkpoint = read_location(location)
+    beside = read_card(location.card)["settings"] if location.card else None
     allowed = {"allow_missing": arguments.allow_missing, "allow_unexpected": arguments.allow_unexpected}
     facts = recognise(checkpoint, arguments.file, beside, key=arguments.key, options=allowed, spelling=COMMAND)
-    facts = dataclasses.replace(facts, normalization=read_normalization(place, checkpoint)[0])
+    facts = dataclasses.replace(facts, normalization=read_normalization(location, checkpoint)[0])
     report, refused = _dry_run(arguments, settings) if arguments.model else (None, "")
     if arguments.json:
         record = {"file": arguments.file, **facts.to_dict()}

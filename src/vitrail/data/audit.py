@@ -33,7 +33,7 @@ class DuplicateGroup:
     Attributes:
         kind: "exact" (the same files), or "near".
         rows: Their indices in the source.
-        keys: What they are called.
+        keys: Their names.
         splits: The split of each.
         labels: The class of each.
         relations: How each differs from the first, or from the image that it names: "exact", "turned 180, cropped".
@@ -63,7 +63,7 @@ class LookAlikes:
 
     Attributes:
         rows: Their indices in the source.
-        keys: What they are called.
+        keys: Their names.
         splits: The split of each.
         labels: The class of each.
         distance: Bits of 64 in which their hashes differ.
@@ -155,7 +155,7 @@ def audit(
         known: The images of a run, which keep their splits.
 
     Returns:
-        What was found, and the images as they were looked at: whole, 64 x 64.
+        The result, and the images as read by the audit: whole, 64 x 64.
 
     Raises:
         DataError: The data set cannot be opened, other than for files that cannot be read.
@@ -169,7 +169,7 @@ def audit(
     for name, rows in data.splits.items():
         for row in rows:
             splits[row] = name
-    # What belongs to no split (patches across the border of blocks) is not part of the data.
+    # Images of no split (patches across the border of blocks) are not part of the data.
     rows = [row for row, name in enumerate(splits) if name]
     looks = _read_pixel_facts(data, rows)
     with ThreadPoolExecutor() as pool:
@@ -239,11 +239,11 @@ def _duplicates(
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(data.source.digest, rows))
     copies: dict[bytes, list[int]] = {}
-    for place, digest in enumerate(digests):
-        copies.setdefault(digest, []).append(place)
+    for index, digest in enumerate(digests):
+        copies.setdefault(digest, []).append(index)
     # One image of each digest is enough for the search.
-    first = np.array([places[0] for places in copies.values()], dtype=np.int64)
-    by_place = {places[0]: places for places in copies.values()}
+    first = np.array([indices[0] for indices in copies.values()], dtype=np.int64)
+    by_first = {indices[0]: indices for indices in copies.values()}
     found = find_copies(
         small[first],
         distance,
@@ -256,15 +256,15 @@ def _duplicates(
         neighbours.setdefault(pair.second, []).append((pair.first, pair.reversed()))
     near: list[tuple[str, list[int], tuple[str, ...]]] = []
     for group in connected_components(np.array([(c.first, c.second) for c in pairs], dtype=np.int64).reshape(-1, 2)):
-        members = sorted(p for member in group for p in by_place[member])
-        relations = _relations(min(group), neighbours, lambda place: data.source.keys[rows[place]])
+        members = sorted(p for member in group for p in by_first[member])
+        relations = _relations(min(group), neighbours, lambda index: data.source.keys[rows[index]])
         for member in group:
             exact_of = "exact" if member == min(group) else f"exact of {data.source.keys[rows[member]]}"
-            relations |= dict.fromkeys(by_place[member][1:], exact_of)
+            relations |= dict.fromkeys(by_first[member][1:], exact_of)
         near.append(("near", [rows[p] for p in members], tuple(relations[p] for p in members)))
     taken = {row for _, members, _ in near for row in members}
     exact = [
-        [rows[p] for p in places] for places in copies.values() if len(places) > 1 and rows[places[0]] not in taken
+        [rows[i] for i in indices] for indices in copies.values() if len(indices) > 1 and rows[indices[0]] not in taken
     ]
     look_alikes = [((rows[first[p.first]], rows[first[p.second]]), p.distance) for p in found.look_alikes]
     return [*near, *(("exact", members, ("", *["exact"] * (len(members) - 1))) for members in exact)], look_alikes

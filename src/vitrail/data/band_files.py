@@ -19,7 +19,7 @@ from vitrail.data.images import Picture
 from vitrail.data.rasters import Raster
 from vitrail.errors import ConfigError, DataError
 
-# What is left at the ends of a name when its mark is taken out.
+# Separators left at the ends of a name after its mark is removed.
 _SEPARATORS = " _-."
 
 
@@ -32,7 +32,7 @@ class BandFiles:
     Attributes:
         pattern: A regular expression with a group named "band", searched in a file's name (or, where the name lacks
             it, in the whole path); its last match counts.
-        marks: What the group holds for each band, in the bands' order.
+        marks: Text of the group for each band, in the bands' order.
         bands: Names of the bands.
     """
 
@@ -164,10 +164,10 @@ def gather(pattern: str, bands: Sequence[str], files: Sequence[Path]) -> tuple[B
     other = sorted(known - set(order), key=natural_order)
     number = sum(marks[mark] for mark in other)
     notes = [f"left out {number:,} files of bands that data.band_names lacks: {', '.join(other)}"] if number else []
-    place = {mark: i for i, mark in enumerate(order)}
+    index = {mark: i for i, mark in enumerate(order)}
     wanted = []
     for rows in images.values():
-        own = {place[mark]: i for i in rows if (mark := _mark(pattern, files[i])) in place}
+        own = {index[mark]: i for i in rows if (mark := _mark(pattern, files[i])) in index}
         if own:
             wanted.append([own[band] for band in sorted(own)])
     return BandFiles(pattern, order, tuple(bands)), wanted, notes

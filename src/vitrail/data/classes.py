@@ -446,18 +446,18 @@ def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[L
     unknown: set[str] = set()
     for label, name in names.items():
         value = parse_number(name)
-        place = exact.get(name)
-        if place is None and value is not None:
-            place = numeric.get(value)
-        if place is None and (isinstance(label, int) or name.casefold() in _TRUTH):
+        position = exact.get(name)
+        if position is None and value is not None:
+            position = numeric.get(value)
+        if position is None and (isinstance(label, int) or name.casefold() in _TRUTH):
             # True and False, as text or as 1 and 0.
-            place = next((i for i, k in enumerate(known) if k.casefold() == _TRUTH.get(name.casefold())), None)
-        if place is None and rules.merge:
-            place = similar.get(similar_key(name))
-        if place is None:
+            position = next((i for i, k in enumerate(known) if k.casefold() == _TRUTH.get(name.casefold())), None)
+        if position is None and rules.merge:
+            position = similar.get(similar_key(name))
+        if position is None:
             unknown.add(name)
         else:
-            index[label] = place
+            index[label] = position
     if unknown:
         raise DataError(
             f"{where} has the classes {_with_similar(sorted(unknown), known, 'the run')} that the run does not know: "

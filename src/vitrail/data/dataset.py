@@ -205,8 +205,8 @@ class ImageData:
             Indices into the source, in order.
         """
         indices = self.indices(split)
-        places = np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))
-        return [indices[i] for i in places]
+        positions = np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int))
+        return [indices[i] for i in positions]
 
     def balance(self) -> dict[str, dict[str, int]]:
         """Count the images of each class and split."""
@@ -279,8 +279,8 @@ class ImageData:
         values = self.source.values
         tallies = {name: own.tally.rows(indices) for name, own in values.items() if own.tally is not None}
         results = {name: stream.result(tallies.get(name)) for name, stream in streams.items()}
-        told = [warning for warning in swapped if warning is not None]
-        return Statistics(results, len(indices), self.fingerprint(), robust, told, list(self.source.value_notes))
+        warnings = [warning for warning in swapped if warning is not None]
+        return Statistics(results, len(indices), self.fingerprint(), robust, warnings, list(self.source.value_notes))
 
 
 def open_data(
@@ -307,7 +307,7 @@ def open_data(
             split that the data gives), and all together are "all" too.
 
     Raises:
-        ConfigError: An unknown source, or a path missing or out of place.
+        ConfigError: An unknown source, or a missing or superfluous path.
         DataError: Images that are missing, unreadable or inconsistent.
     """
     img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
@@ -336,14 +336,14 @@ def open_data(
         splits = {name: recognition.sort_by_run(indices) for name, indices in splits.items()}
         if not split and not recognition.complete:
             splits["all"] = list(range(len(source)))
-    told = list(source.notes)
+    notes = list(source.notes)
     similar = describe_similar(source.classes) if classes is None else None
-    told += [] if similar is None else [f"warning: {similar}"]
-    told += [*describe_doubtful(source.classes), *describe_empty(source)] if classes is None else []
+    notes += [] if similar is None else [f"warning: {similar}"]
+    notes += [*describe_doubtful(source.classes), *describe_empty(source)] if classes is None else []
     if split and source.named:
-        told += describe_families(source.keys, splits, given=any(source.given_split))
-        told += describe_band_files(source.keys) if config.band_files is None else []
-    print_notes(told)
+        notes += describe_families(source.keys, splits, given=any(source.given_split))
+        notes += describe_band_files(source.keys) if config.band_files is None else []
+    print_notes(notes)
     return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config, fill, recognition)
 
 
@@ -428,7 +428,7 @@ def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]
     """Compute sampling weights that balance all classes.
 
     Args:
-        targets: Classes ``(N,)``, or labels of each image ``(N, K)``. Of several labels an image's rarest decides;
+        targets: Classes ``(N,)``, or labels of each image ``(N, K)``. Of multiple labels the rarest decides;
             images without any are a class of their own.
 
     Returns:

@@ -1,6 +1,6 @@
 """Recognition of copies, masks, video frames and bands by patterns of file names.
 
-Plain numbering (``img_1``, ``img_2``) makes no family. What is found is proposed, never applied: a line names the
+Plain numbering (``img_1``, ``img_2``) makes no family. Findings are proposed, never applied: a line names the
 setting that keeps a family in one split.
 """
 
@@ -25,8 +25,8 @@ _CHANGED = (
 )
 _SIDE = r"(?:[_-]?(?:lr|ud|horizontal|vertical|left|right|[hvxy]))?"
 _NUMBERS = r"(?:[_ -]?-?\d+)*"
-# What a mark must hold, and the mark: in each the copies' own numbers, never the stem's. ``WORDS`` stands for the words
-# found.
+# Required text of a mark, and the mark: in each the copies' own numbers, never the stem's. ``WORDS`` stands for the
+# words found.
 _MARKS = {
     "augmented": (("aug",), rf"[ _.-]+(?:WORDS){_NUMBERS}", _AUGMENTED),
     "changed": (
@@ -94,7 +94,7 @@ def find_families(keys: Sequence[str]) -> Families:
     start = [mark for kind in _BEFORE if (mark := _used_before(kind, lower)) is not None]
     if not end and not start:
         return Families([None] * len(keys), "")
-    # What is cut off at the front lies in the middle of a path: a group is then a name without its folders.
+    # A mark cut off at the front lies in the middle of a path: the group is then a name without its folders.
     stem = f"(?:^|/)(?:{'|'.join(start)})?([^/]+?)" if start else "^(.+?)"
     stripped = f"(?i){stem}" + (f"(?:{'|'.join(end)})*" if end else "") + _SUFFIX
     compiled = re.compile(stripped)

@@ -31,12 +31,12 @@ class FileReader:
     Attributes:
         bands: Names of the bands in each file.
         size: Height and width that images are brought to.
-        color: What pictures are read as.
+        color: Mode of decoded pictures.
         named: Whether the recipe names the bands: TIFF files are then rasters.
         wavelengths: Of the bands in nm, where they are known.
         resize: "crop" or "squash".
         convert: Convert pictures of other bands instead of refusing them.
-        rule: What the recipe states of the values.
+        rule: Value settings of the recipe.
         values: The range of the values, decided once for all files; each file's own when not given.
         max_pixels: Pixels that are decoded at most.
         band_pattern: Finds the band in the name of a file, where bands lie in files of their own (data.band_files).
@@ -94,7 +94,7 @@ class FileReader:
 
         Args:
             file: The file or its content.
-            name: What errors call it.
+            name: Name in errors.
             size: Height and width to bring it to; its own when not given.
 
         Returns:

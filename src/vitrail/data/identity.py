@@ -23,8 +23,8 @@ class KnownImages:
     """Images of a run.
 
     Attributes:
-        digests: What identifies the content of each; see :meth:`ImageSource.digest`.
-        keys: What each was called.
+        digests: Hash of the content of each; see :meth:`ImageSource.digest`.
+        keys: Name of each.
         splits: The split of each, "" where it was in none.
         labels: The label of each, as :meth:`ImageSource.label` gives it; None where they were not recorded.
     """
@@ -43,17 +43,17 @@ class KnownImages:
         Copies of one image are told apart by their keys; without those, each takes the next of the known copies.
 
         Args:
-            source: The others.
+            source: Images to search.
         """
         rows_of: dict[bytes, list[int]] = {}
         for row in sorted(range(len(self)), key=lambda row: _MOST_SEEN.index(self.splits[row])):
             rows_of.setdefault(self.digests[row], []).append(row)
-        places = {(digest, key): row for row, (digest, key) in enumerate(zip(self.digests, self.keys, strict=True))}
+        exact = {(digest, key): row for row, (digest, key) in enumerate(zip(self.digests, self.keys, strict=True))}
         digests = source.digests()
         found = np.full(len(source), -1, dtype=np.int64)
         taken: set[int] = set()
         for index, (digest, key) in enumerate(zip(digests, source.keys, strict=True)):
-            row = places.get((digest, key), -1)
+            row = exact.get((digest, key), -1)
             if row >= 0:
                 found[index] = row
                 taken.add(row)
@@ -70,9 +70,9 @@ class Recognition:
     """Images of a source that belong to a run.
 
     Attributes:
-        known: What it knows.
-        rows: Number of each image among the known, -1 where it is new, shape ``(N,)``.
-        keys: What the images are called now.
+        known: Images of the run.
+        rows: Index of each image among the known, -1 for new ones, shape ``(N,)``.
+        keys: Present names of the images.
     """
 
     known: KnownImages

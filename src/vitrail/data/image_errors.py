@@ -29,8 +29,8 @@ class ImageFault(DataError):
     """Error of one image.
 
     Args:
-        problem: What is wrong, with the image's name.
-        remedy: What helps.
+        problem: The problem, with the image's name.
+        remedy: The remedy.
         kind: Faults of one kind share a remedy.
         summary: The problem without the name, for a line about many: "have 1 band (L)".
     """
@@ -52,7 +52,7 @@ class PointerError(UnreadableError):
     """Git LFS pointer instead of an image."""
 
     def __init__(self, name: str | Path) -> None:
-        super().__init__(f"{name} is a Git LFS pointer in the place of an image", LFS_REMEDY, "pointer")
+        super().__init__(f"{name} is a Git LFS pointer instead of an image", LFS_REMEDY, "pointer")
 
 
 def refuse_pointer(file: Path) -> None:
@@ -62,7 +62,7 @@ def refuse_pointer(file: Path) -> None:
         DataError: It is one.
     """
     if is_lfs_pointer(file):
-        raise DataError(f"{file} is a Git LFS pointer in the place of the data; {LFS_REMEDY}")
+        raise DataError(f"{file} is a Git LFS pointer instead of the data; {LFS_REMEDY}")
 
 
 Fault = tuple[str, DataError]
@@ -86,7 +86,7 @@ def unreadable_message(
     skip = "" if skipped or len(faults) == total else f" ({SKIP})"
     if pointers:
         parts.append(
-            f"{len(pointers):,} of {of} are Git LFS pointers in the place of images ({head(pointers)}): {LFS_REMEDY}"
+            f"{len(pointers):,} of {of} are Git LFS pointers instead of images ({head(pointers)}): {LFS_REMEDY}"
         )
     if damaged:
         offered = [e.remedy for e in damaged if isinstance(e, ImageFault) and e.remedy]
@@ -97,7 +97,7 @@ def unreadable_message(
         problems = [e.problem if isinstance(e, ImageFault) else str(e) for e in damaged]
         names = [name for name, error in faults if not isinstance(error, PointerError)]
         reasons = {text.replace(name, "", 1).strip() for name, text in zip(names, problems, strict=True)}
-        # One reason for all is said once.
+        # A reason shared by all is stated once.
         same = len(damaged) == total > 1 and len(reasons) == 1
         named = f"{reasons.pop()}: {head(names)}" if same else head(problems, _MOST_NAMED)
         parts.append(
@@ -122,12 +122,12 @@ def bands_message(faults: Sequence[Fault], total: int, *, of_run: bool = False) 
     for name, error in faults:
         summary = error.summary if isinstance(error, ImageFault) else ""
         groups.setdefault(summary, []).append((name, error))
-    told, remedies = [], []
+    texts, remedies = [], []
     for summary, members in sorted(groups.items(), key=lambda item: (item[0] == "", -len(item[1]))):
         if summary and len(members) > 1:
-            told.append(f"{len(members):,} of {total:,} images {summary}: {head([name for name, _ in members])}")
+            texts.append(f"{len(members):,} of {total:,} images {summary}: {head([name for name, _ in members])}")
         else:
-            told.append(head([e.problem if isinstance(e, ImageFault) else str(e) for _, e in members]))
+            texts.append(head([e.problem if isinstance(e, ImageFault) else str(e) for _, e in members]))
         remedies += _remedies(members, total, of_run)
     # One kind alone says it already.
     begin = (
@@ -135,7 +135,7 @@ def bands_message(faults: Sequence[Fault], total: int, *, of_run: bool = False) 
         if len(groups) == 1 < len(faults) and "" not in groups
         else f"{len(faults):,} of {total:,} images have other bands: "
     )
-    return begin + "; ".join([*told, *dict.fromkeys(remedies)])
+    return begin + "; ".join([*texts, *dict.fromkeys(remedies)])
 
 
 def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:

@@ -127,7 +127,7 @@ def read_image(
         size: Height and width to bring it to; its own when not given.
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
         convert: Convert an image of other bands (drop an alpha band, copy or mix bands) instead of refusing it.
-        name: What to call it in errors; the file's own name when not given.
+        name: Name in errors; by default that of the file.
         max_pixels: Pixels that are decoded at most; Pillow's limit when not given.
 
     Returns:
@@ -156,7 +156,7 @@ def decode_picture(
         color: "rgb" or "gray".
         size: Height and width that are wanted of it: a JPEG is decoded no larger than needed.
         convert: Convert an image of other bands instead of refusing it; transparent pixels are then without data.
-        name: What to call it in errors; the file's own name when not given.
+        name: Name in errors; by default that of the file.
         max_pixels: Pixels that are decoded at most; Pillow's limit when not given.
         no_data: Values that are no data where all bands have them, besides the one that a TIFF declares; an empty
             sequence ignores what files declare.
@@ -255,7 +255,7 @@ def parse_no_data(text: str, name: object) -> float | None:
 
     Args:
         text: The tag.
-        name: What the file is called in errors.
+        name: Name of the file in errors.
 
     Raises:
         UnreadableError: It is no number.
@@ -349,10 +349,10 @@ def _to_bands(image: Image.Image, path: str, color: str, problem: str | None, co
         alpha = image.getchannel("A").getextrema()
         if alpha != (255, 255) and not convert:
             raise BandError(
-                f"{path} has {bands} and is transparent in places {wanted}",
+                f"{path} has {bands} and is partly transparent {wanted}",
                 f"flatten it, or {CONVERT}",
                 "transparent",
-                f"have {bands} and are transparent in places {wanted}",
+                f"have {bands} and are partly transparent {wanted}",
             )
         image = image.convert(image.mode[:-1])
     if len(image.getbands()) != len(BANDS[color]) and not convert:

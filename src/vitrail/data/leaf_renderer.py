@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Of float32 all; numpy's own types of what it computes are looser than that.
+# All float32; NumPy's inferred types are looser.
 Array = npt.NDArray[Any]
 
 # Name -> wavelength in nm; those of Sentinel-2's bands 4, 3, 2, 5, 6, 8A, 11 and 12.
@@ -23,7 +23,7 @@ SPECTRAL_BANDS = {"red_edge_1": 705.0, "red_edge_2": 740.0, "nir": 865.0, "swir_
 BANDS = (*IMAGE_BANDS, *SPECTRAL_BANDS)
 CLASSES = ("healthy", "early_stress", "leaf_spot", "rust", "blight", "mildew")
 
-# What lesions reflect, band by band.
+# Reflectance of lesions by band.
 _DEAD = np.array([0.30, 0.22, 0.13, 0.33, 0.36, 0.40, 0.46, 0.38], dtype=np.float32)
 _RIM = np.array([0.13, 0.09, 0.06, 0.16, 0.22, 0.28, 0.30, 0.24], dtype=np.float32)
 _RUST = np.array([0.52, 0.27, 0.07, 0.50, 0.52, 0.55, 0.42, 0.34], dtype=np.float32)
@@ -48,14 +48,14 @@ class Leaf:
 
 def leaf_class(seed: int, index: int) -> int:
     """Return the class of an image: six consecutive images have one of each class, in random order."""
-    block, place = divmod(index, len(CLASSES))
-    return int(np.random.default_rng((seed, 3, block)).permutation(len(CLASSES))[place])
+    block, offset = divmod(index, len(CLASSES))
+    return int(np.random.default_rng((seed, 3, block)).permutation(len(CLASSES))[offset])
 
 
 def draw_leaf(seed: int, index: int, size: tuple[int, int], ailment: int | None = None) -> Leaf:
     """Render one leaf.
 
-    What it looks like depends on the seed and the number alone; another size shows the same leaf. The ailment is drawn
+    Its appearance depends on seed and number alone; another size shows the same leaf. The ailment is drawn
     from random numbers of its own, so that the same leaf can be drawn with another one. Early stress changes nothing in
     red, green and blue: there it is a healthy leaf bit for bit.
 
@@ -140,9 +140,9 @@ class _Canvas:
 @lru_cache(maxsize=64)
 def _weights(length: int, cells: int) -> Array:
     """Compute the weight of each knot of a smooth curve at each pixel, shape ``(length, cells)``."""
-    place = (np.arange(length) + 0.5) / length * (cells - 1)
-    low = np.minimum(place.astype(int), cells - 2)
-    share = (1 - np.cos(np.pi * (place - low))) / 2
+    position = (np.arange(length) + 0.5) / length * (cells - 1)
+    low = np.minimum(position.astype(int), cells - 2)
+    share = (1 - np.cos(np.pi * (position - low))) / 2
     result = np.zeros((length, cells), dtype=np.float32)
     result[np.arange(length), low] = 1 - share
     result[np.arange(length), low + 1] = share
@@ -224,7 +224,7 @@ def _spots(rng: np.random.Generator, canvas: _Canvas, bands: Array) -> Array:
     number, radii = int(rng.integers(2, 11)), (0.03, rng.uniform(0.05, 0.11))
     state = rng.bit_generator.state
     rim = _blobs(rng, canvas, number, radii, 0.5)
-    rng.bit_generator.state = state  # the same places again, smaller
+    rng.bit_generator.state = state  # the same positions again, smaller
     heart = _blobs(rng, canvas, number, (radii[0] * 0.6, radii[1] * 0.6), 0.4)
     _lay(bands, rim * 0.9, _RIM)
     _lay(bands, heart * 0.9, _DEAD)

@@ -231,22 +231,22 @@ def _walk_tree(
     """
     todo = [(start, chain)]
     while todo:
-        place, chain = todo.pop()
+        folder, chain = todo.pop()
         seen.add(chain[-1])
-        with os.scandir(place) as scanned:
+        with os.scandir(folder) as scanned:
             entries = sorted(scanned, key=lambda entry: entry.name)
-        if place != found.root and is_output_folder([entry.name for entry in entries]):
-            found.outputs.append(place)
+        if folder != found.root and is_output_folder([entry.name for entry in entries]):
+            found.outputs.append(folder)
             continue
         for entry in entries:
-            path = place / entry.name
+            path = folder / entry.name
             # Of a link to itself the entry would raise.
             is_folder = path.is_dir() if entry.is_symlink() else entry.is_dir()
             if is_system_folder(entry.name) if is_folder else entry.name.startswith("."):
                 continue
             _require_utf8(path)
             if is_folder and not found.deep:
-                # One that is not entered for what it is counts with the folder that it lies in.
+                # A folder that is not entered counts with its parent.
                 if _leads_up(path):
                     found.loops.append(path)
                 elif is_output(path):
@@ -284,7 +284,7 @@ def _decide(unsure: Sequence[Path], found: Listing) -> None:
         suffix = path.suffix.lower()
         beginning = _beginning(path)
         if suffix not in TEXT_SUFFIXES and is_lfs_pointer(beginning):
-            # In whose place it lies is not known: of no suffix it may be an image.
+            # Git LFS pointer without a suffix: it may stand for an image.
             (found.files if suffix == "" else doubtful).append(path)
         elif has_image_magic(beginning) or _opens(path, beginning):
             images[suffix] += 1

@@ -310,18 +310,18 @@ def _fineness(images: Tensor) -> Tensor:
     return 1 - low / energy.sum((1, 2)).clamp(min=1e-9)
 
 
-def _describe_copy(pairs: Candidates, aligned: Alignment, place: int) -> Copy:
+def _describe_copy(pairs: Candidates, aligned: Alignment, index: int) -> Copy:
     """Describe the difference of the second image from the first, from their alignment."""
-    orientation = int(pairs.orientation[place])
+    orientation = int(pairs.orientation[index])
     kinds = [ORIENTATIONS[orientation]] if orientation else []
-    area = float(aligned.scale[place].prod())
-    moved = float(aligned.shift[place].abs().max())
+    area = float(aligned.scale[index].prod())
+    moved = float(aligned.shift[index].abs().max())
     if abs(area - 1) > 0.03 or moved > 0.03:
         kinds.append("cropped")
-    gain, offset = float(aligned.gain[place]), float(aligned.offset[place])
+    gain, offset = float(aligned.gain[index]), float(aligned.offset[index])
     if abs(gain - 1) > 0.06 or abs(offset) > 0.04:
         kinds.append("brighter" if 0.5 * gain + offset > 0.5 else "darker")
-    first, second = int(pairs.first[place]), int(pairs.second[place])
+    first, second = int(pairs.first[index]), int(pairs.second[index])
     copy = Copy(first, second, ", ".join(kinds) or "recompressed or scaled")
     return copy if first < second else Copy(second, first, copy.reversed())
 

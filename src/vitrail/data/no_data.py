@@ -64,8 +64,8 @@ def fill_no_data(images: Tensor, means: Sequence[float] | None = None) -> Tensor
 
     Args:
         images: Shape ``(B, C, H, W)``, NaN where there is no data.
-        means: What to fill each band with; each image's own mean of the band (0 where nothing is valid) when not
-            given.
+        means: Fill value of each band; by default each image's own mean of the band (0 where nothing is
+            valid).
 
     Returns:
         The same shape without NaN; the input itself where there is nothing to fill.

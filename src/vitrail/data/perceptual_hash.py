@@ -25,7 +25,7 @@ def perceptual_hashes(images: Tensor) -> Bits:
         images: Gray, shape ``(B, 32, 32)``.
 
     Returns:
-        Shape ``(B,)``. What is all but constant has the hash 0.
+        Shape ``(B,)``. Almost constant images have the hash 0.
 
     Source: the "pHash" of Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1.
     """

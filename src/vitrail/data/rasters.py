@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 File = Path | IO[bytes]
 Result = TypeVar("Result")
-# What tifffile raises for files that are damaged, cut off, or compressed in a way that needs another package: an
+# Exceptions of tifffile for files that are damaged, cut off, or compressed in a way that needs another package: an
 # ImportError where this Python lacks a codec of its own (ZSTD before 3.14), NotImplementedError and the like inside.
 _FAULTS = (
     OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error, zlib.error, lzma.LZMAError,
@@ -137,7 +137,7 @@ def _with_pages(path: File, look: Callable[[TiffFile], Result]) -> Result:
     """Open a TIFF file; errors are reduced to one line."""
     import tifffile
 
-    # What it logs about a damaged file beside raising would be a second message about the same thing.
+    # tifffile also logs the error that it raises, which would be a second message about one fault.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     if isinstance(path, Path) and is_lfs_pointer(path):
         raise PointerError(path)
@@ -179,9 +179,9 @@ def _open(
     height, width = first.imagelength, first.imagewidth
     shapes = {(page.imagelength, page.imagewidth): page for page in images}
     if len(shapes) > 1:
-        told = ", ".join(f"{h}x{w}" for h, w in list(shapes)[:4])
+        sizes = ", ".join(f"{h}x{w}" for h, w in list(shapes)[:4])
         raise UnreadableError(
-            f"{path} holds {len(images)} images of different sizes ({told}) where one is wanted", "keep one"
+            f"{path} holds {len(images)} images of different sizes ({sizes}) where one is wanted", "keep one"
         )
     per_page = first.samplesperpixel
     if len(images) > 1 and per_page > 1:
@@ -192,14 +192,14 @@ def _open(
         values = _values(file, images, path)
         invalid = _planes(masks[0], path)[0] == 0 if masks else None
     if invalid is not None and invalid.shape != values.shape[1:]:
-        told = "x".join(map(str, invalid.shape))
-        raise UnreadableError(f"{path} has a mask of {told} pixels for {height}x{width}", "correct or remove the mask")
+        found = "x".join(map(str, invalid.shape))
+        raise UnreadableError(f"{path} has a mask of {found} pixels for {height}x{width}", "correct or remove the mask")
     alpha = [i for i, kind in enumerate(first.extrasamples) if int(kind) in _ALPHA]
     if alpha and len(images) == 1 and bands is not None and len(values) == bands + 1:
-        place = per_page - len(first.extrasamples) + alpha[0]
-        hidden = values[place] == 0
+        channel = per_page - len(first.extrasamples) + alpha[0]
+        hidden = values[channel] == 0
         invalid = hidden if invalid is None else invalid | hidden
-        values = np.delete(values, place, axis=0)
+        values = np.delete(values, channel, axis=0)
     orientation = int(_tag(first, _ORIENTATION) or 1)
     scale, offset = _scale_and_offset(first, len(values), path)
     return Raster(
@@ -241,7 +241,7 @@ def _reduced(
     if not masks:
         return values, None
     hidden = _planes(masks[0], path)[0] == 0
-    # The overviews of masks need not be those of the image: the pixel at the place of each decides.
+    # The overviews of masks need not be those of the image: the pixel at each position decides.
     rows, columns = (np.arange(n) * whole // n for n, whole in zip(values.shape[1:], hidden.shape, strict=True))
     return values, hidden[rows[:, None], columns]
 
@@ -287,8 +287,8 @@ def _thinned(page: TiffPage, path: File, step: int, max_pixels: int) -> Array:
 def _values(file: TiffFile, images: Sequence[TiffPage], path: File) -> Array:
     """Read all bands of the pages, shape ``(C, H, W)``."""
     if len({page.dtype for page in images}) > 1:
-        told = ", ".join(sorted({str(page.dtype) for page in images}))
-        raise BandError(f"{path} holds pages of several types ({told})", "save them as one type")
+        types = ", ".join(sorted({str(page.dtype) for page in images}))
+        raise BandError(f"{path} holds pages of several types ({types})", "save them as one type")
     parts = [_planes(page, path) for page in images]
     values = parts[0] if len(parts) == 1 else np.concatenate(parts)
     # Some writers (ImageJ) describe the first page alone, and the others' pixels follow it.

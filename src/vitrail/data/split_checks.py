@@ -109,8 +109,8 @@ def _on_division(data: ImageData, held_out: Sequence[str], divided: int, number:
     members = {split: sorted({groups[row] for row in rows}) for split, rows in data.splits.items() if split in _SHOWN}
     named = {split: f" ({', '.join(own)})" for split, own in members.items() if split != "train"}
     few = number <= FEW_GROUPS
-    told = ", ".join(f"{split} {len(own)}{named.get(split, '') if few else ''}" for split, own in members.items())
-    return [f"each of {number} groups lies in one split: {told}", *_on_shares(data, groups, held_out)]
+    counts = ", ".join(f"{split} {len(own)}{named.get(split, '') if few else ''}" for split, own in members.items())
+    return [f"each of {number} groups lies in one split: {counts}", *_on_shares(data, groups, held_out)]
 
 
 _SHOWN = ("train", "val", "test")

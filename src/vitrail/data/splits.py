@@ -128,7 +128,7 @@ def stratified_split(
     rounded to whole images; the rest is for training. A new image may push one over each border.
 
     Args:
-        keys: What identifies each image.
+        keys: Identifier of each image.
         targets: Its class, shape ``(N,)``.
         fractions: Share of each class for each split but "train".
         classes: Names of the classes, for the error.
@@ -180,10 +180,10 @@ def _by_share(fractions: Mapping[str, float]) -> Callable[[str], str]:
     """Return a function that maps a key to its split by hash."""
 
     def rule(key: str) -> str:
-        place, border = position(key), 0.0
+        value, border = position(key), 0.0
         for split, fraction in fractions.items():
             border += fraction
-            if place < border:
+            if value < border:
                 return split
         return "train"
 
@@ -204,14 +204,14 @@ def hashed_split(
 
     A split's share of a class is about the wanted one: of n images it differs by the square root of n times the share
     or so. Only where a split would get no image of a class (no group at all, for groups) does it take one: the one
-    with the lowest hash, from the split that has most. Of 20 groups or fewer, groups then change places while that
+    with the lowest hash, from the split that has most. Of 20 groups or fewer, groups then change splits while that
     brings the splits nearer to their shares of each class.
 
     Each image is in ``first`` in exactly one of the folds, however few there are of its class: of a class with fewer
     images than folds, some folds have none there.
 
     Args:
-        units: What identifies each image, or its group.
+        units: Identifier of each image or of its group.
         targets: Its class, shape ``(N,)``.
         fractions: Share of each split but "train".
         classes: Names of the classes.
@@ -300,13 +300,13 @@ def _exchange(
     best = cost(held)
     while True:
         candidates = []
-        for place, i in enumerate(order):
+        for rank, i in enumerate(order):
             for split in range(len(splits)):
                 if split != held[i]:
                     moved = held.copy()
                     moved[i] = split
                     candidates.append(moved)
-            for j in order[place + 1 :]:
+            for j in order[rank + 1 :]:
                 if held[i] != held[j]:
                     swapped = held.copy()
                     swapped[[i, j]] = held[[j, i]]
@@ -386,7 +386,7 @@ def block_split(
     """Split the patches of a scene without pixels shared by two splits.
 
     The scene is divided into blocks. Going from the blocks of the most uneven classes to the most even, each is given
-    to the split that lacks most of its classes (ties by a hash of its place). A patch that reaches into blocks of
+    to the split that lacks most of its classes (ties by a hash of its position). A patch that reaches into blocks of
     different splits is left out.
 
     Args:
@@ -471,7 +471,7 @@ def keep_labels(keys: Sequence[str], targets: Integers, splits: Sequence[str], f
     larger one, and the share is rounded to whole images, at least one.
 
     Args:
-        keys: What identifies each image.
+        keys: Identifier of each image.
         targets: Its class, shape ``(N,)``.
         splits: The name of each image's split.
         fraction: Share of each class's training images that keep their label.

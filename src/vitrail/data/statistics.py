@@ -104,10 +104,10 @@ class StreamStatistics:
         self._extent = torch.stack(
             [torch.minimum(self._extent[0], low.amin(1)), torch.maximum(self._extent[1], high.amax(1))]
         )
-        places = (exact * _STEPS).round_().long().clamp_(0, _STEPS) if not whole else None
-        if places is None:
-            places = (values * _STEPS).round_().long().clamp_(0, _STEPS)
-        for band, row in enumerate(places):
+        steps = (exact * _STEPS).round_().long().clamp_(0, _STEPS) if not whole else None
+        if steps is None:
+            steps = (values * _STEPS).round_().long().clamp_(0, _STEPS)
+        for band, row in enumerate(steps):
             own = row if whole else row[valid[band]]
             self._histogram[band] += np.bincount(own.numpy(), minlength=_STEPS + 1)
         self._means.append(images.mean((2, 3)) if whole else images.nanmean((2, 3)))
@@ -121,7 +121,7 @@ class StreamStatistics:
         (mean, std), (mean_inside, std_inside) = (_moments(*parts) for parts in self._sums)
         shares = (self._ends / self._sums[0, 2].clamp_min(1)).tolist()
         below = self._histogram.cumsum(1) / np.maximum(self._histogram.sum(1, keepdims=True), 1)
-        places = [(below >= p / 100).argmax(1) / _STEPS for p in _PERCENTILES]
+        quantiles = [(below >= p / 100).argmax(1) / _STEPS for p in _PERCENTILES]
         none = np.zeros(len(self.bands))
         cut = (none, none) if tally is None else tally.cut_shares()
         lost = none if tally is None else tally.no_data_shares()
@@ -137,7 +137,7 @@ class StreamStatistics:
                 std_inside=std_inside[i],
                 at_zero=round(shares[0][i], 6),
                 at_one=round(shares[1][i], 6),
-                percentiles={str(p): round(float(at[i]), 5) for p, at in zip(_PERCENTILES, places, strict=True)},
+                percentiles={str(p): round(float(at[i]), 5) for p, at in zip(_PERCENTILES, quantiles, strict=True)},
                 no_data=round(float(lost[i]), 6),
                 cut_low=round(float(cut[0][i]), 6),
                 cut_high=round(float(cut[1][i]), 6),
@@ -197,8 +197,8 @@ class Statistics:
         images: How many were measured.
         fingerprint: Of the data and its split; see ``ImageData.fingerprint``.
         robust: Whether images are to be normalised by the pixels inside 0..1.
-        warnings: What is suspicious.
-        notes: What else is to be known of the values: their range, pixels without data.
+        warnings: Suspicious values.
+        notes: Facts about the values: range, pixels without data.
     """
 
     streams: dict[str, list[BandStatistics]]

@@ -97,7 +97,7 @@ def survey(values: Array, invalid: Mask | None, rule: ValueRule, what: str, phys
         values: Shape ``(C, H, W)``, or of several images ``(N, C, H, W)``.
         invalid: Where they are no measurements, the same shape.
         rule: The stream's.
-        what: What is read, for errors.
+        what: Name of the data in errors.
         physical: Whether the file's own scale and offset were applied.
 
     Raises:
@@ -144,10 +144,10 @@ def _refuse_not_finite(images: Array, lost: Mask | None, rule: ValueRule, what: 
         return
     nan = int(np.isnan(images[bad]).sum())
     infinite = int(bad.sum()) - nan
-    told = " and ".join(part for n, part in ((nan, f"{nan} NaN"), (infinite, f"{infinite} infinite")) if n)
+    counts = " and ".join(part for n, part in ((nan, f"{nan} NaN"), (infinite, f"{infinite} infinite")) if n)
     marks = "nan" if not infinite else ("[nan, inf, -inf]" if nan else "[inf, -inf]")
     raise UnreadableError(
-        f"{what} holds values that are not finite ({told})",
+        f"{what} holds values that are not finite ({counts})",
         f"fill them{OR}leave the image out{OR}say that they are no data (--{rule.prefix}nodata '{marks}')",
     )
 
@@ -182,7 +182,7 @@ class Surveys:
 
         Args:
             index: Which image it is.
-            name: What errors call it.
+            name: Name in errors.
             seen: Its survey; the number of its pixels where it is a picture of 8 bits that is whole.
         """
         kind = KNOWN_TYPE if isinstance(seen, int) else seen.label
@@ -209,18 +209,18 @@ class Surveys:
             return None
         table = np.zeros((4, len(indices), len(self.bands)), dtype=np.int64)
         sizes = dict(zip(self._pictures, self._sizes, strict=True))
-        for place, index in enumerate(indices):
+        for column, index in enumerate(indices):
             if index in self._rows:
-                table[:, place] = self._rows[index]
+                table[:, column] = self._rows[index]
             else:
-                table[0, place] = sizes[index]
+                table[0, column] = sizes[index]
         return Tally(*table)
 
     def decide(self, rule: ValueRule, kept: Sequence[int]) -> tuple[StreamValues, list[str]]:
         """Resolve the range of all images' values, with the lines to log; see :func:`resolve_range`.
 
         Args:
-            rule: What the recipe states.
+            rule: Value settings of the recipe.
             kept: The images that the source goes on with.
         """
         limits, notes = resolve_range(rule, self.kinds, self.extent, len(self.bands), self.own_extent)
@@ -243,7 +243,7 @@ class StreamValues:
 
     Attributes:
         bands: Names of the bands.
-        rule: What the recipe states.
+        rule: Value settings of the recipe.
         limits: The values that became 0 and 1.
         low: Smallest value of each band, shape ``(C,)``.
         high: Largest.
@@ -261,7 +261,7 @@ class StreamValues:
         """Return notices and warnings on pixels without data and pixels outside of the range.
 
         Args:
-            keys: What each image is called.
+            keys: Name of each image.
             of_run: Whether a trained run reads them, whose range no setting changes any more.
 
         Raises:
@@ -313,24 +313,24 @@ class StreamValues:
         many = [i for i in np.argsort(-worst, kind="stable").tolist() if worst[i] > MANY_CUT_OFF]
         if not many:
             return None
-        told = _few([f"{self.bands[i]} ({below[i]:.1%} below, {above[i]:.1%} above)" for i in many])
+        names = _few([f"{self.bands[i]} ({below[i]:.1%} below, {above[i]:.1%} above)" for i in many])
         remedy = self._remedy(of_run, "holds all that were seen")
         setting = f"{self.rule.prefix}{'range' if self.rule.limits is not None else 'scale'}: "
-        outside = f"values of {told} lie outside of the range and"
+        outside = f"values of {names} lie outside of the range and"
         if worst[many[0]] > MOST_CUT_OFF:
             raise DataError(f"{setting}most {outside} would be cut off; {remedy}")
         return f"{setting}{outside} are cut off; {remedy}"
 
-    def chosen(self, places: Sequence[int]) -> StreamValues:
+    def chosen(self, indices: Sequence[int]) -> StreamValues:
         """Select bands, in the given order."""
-        own = np.asarray(places, dtype=np.int64)
+        own = np.asarray(indices, dtype=np.int64)
         return StreamValues(
-            tuple(self.bands[i] for i in places),
+            tuple(self.bands[i] for i in indices),
             self.rule,
             self.limits,
             self.low[own],
             self.high[own],
-            None if self.tally is None else self.tally.bands(places),
+            None if self.tally is None else self.tally.bands(indices),
         )
 
 

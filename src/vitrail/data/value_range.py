@@ -33,7 +33,7 @@ _KNOWN_TYPES = ("bool", KNOWN_TYPE)
 PHYSICAL = "physical"
 # Images that fill less than this share of the type's range were not stored to fill it.
 LEAST_FILLED = 0.01
-# What helps where some files have a scale and offset of their own and others have not.
+# Remedy if only some files have a scale and offset of their own.
 _ONE_UNIT = "write all files in one unit (with the same scale and offset, or without)"
 
 
@@ -44,7 +44,7 @@ class ValueRange:
     Attributes:
         low: Value that becomes 0, one for all bands or one a band.
         high: Value that becomes 1, likewise.
-        kind: What decided it: a type ("bool", "uint8", "uint16", "int16"), or "physical" (the files' own scale and
+        kind: Reason for the range: a type ("bool", "uint8", "uint16", "int16"), or "physical" (the files' own scale and
             offset); None where the recipe states it.
     """
 
@@ -68,7 +68,7 @@ class ValueRule:
         no_data: Stored values that are no measurements, besides those that files declare; empty where the files'
             own declarations are to be ignored.
         recorded: The type whose range a run was trained with.
-        prefix: What the settings' names begin with.
+        prefix: Prefix of the settings' names.
     """
 
     scale: float | tuple[float, ...] | None = None
@@ -158,8 +158,8 @@ def resolve_range(
     """Resolve the range of a stream's values once for all images.
 
     Args:
-        rule: What the recipe states.
-        kinds: What decides the range of an image on its own (its type, or "physical" where its own scale and offset
+        rule: Value settings of the recipe.
+        kinds: Reason for the range of a single image (its type, or "physical" where its own scale and offset
             were applied) -> how many images are of it, and the name of the first.
         extent: Smallest and largest value of all images.
         bands: Number of bands.
@@ -194,10 +194,10 @@ def resolve_range(
             f"range; convert it to {rule.recorded} in the same units"
         )
     if len(kinds) > 1:
-        told = ", ".join(f"{kind} ({count}, first {first})" for kind, (count, first) in kinds.items())
+        types = ", ".join(f"{kind} ({count}, first {first})" for kind, (count, first) in kinds.items())
         remedy = f"{rule.suggest(low, high)} ({rule.setting}, the value that shall become 1)"
         raise DataError(
-            f"the images are of several types: {told}; the range of their values is not known; "
+            f"the images are of several types: {types}; the range of their values is not known; "
             + (f"{_ONE_UNIT}, and give its range (data.scale)" if own_units else f"give {remedy}")
         )
     ((kind, (count, first)),) = kinds.items()

@@ -147,8 +147,8 @@ def translate_worker_error(error: BaseException) -> VitrailError | None:
 
 def _of_worker(error: BaseException, kind: str, text: str) -> VitrailError | None:
     """Convert an exception in a worker, whose traceback torch passes as the message."""
-    told = re.split(rf"\n(?:\w+\.)*{kind}: ", text)
-    message = " ".join(told[-1].split()) if len(told) > 1 else ""
+    parts = re.split(rf"\n(?:\w+\.)*{kind}: ", text)
+    message = " ".join(parts[-1].split()) if len(parts) > 1 else ""
     if isinstance(error, VitrailError):
         return type(error)(message or " ".join(text.split()))
     if isinstance(error, OSError) or kind in ("OSError", "FileNotFoundError", "PermissionError", "MemoryError"):

@@ -90,7 +90,7 @@ def open_prepared(
         card.as_trained(data), size or card.img_size, classes, split=split, fill=card.filling(), known=known
     )
     if classes and (images.source.targets.ndim == 2) != card.multi_label:
-        wanted = "several labels an image" if card.multi_label else "one label an image"
+        wanted = "multi-label data" if card.multi_label else "one label an image"
         raise DataError(f"the run was trained with {wanted}, the data is of the other kind; see data.label_separator")
     trained_on = {name: stream.bands for name, stream in card.streams.items()}
     if images.source.bands != trained_on:
@@ -110,7 +110,7 @@ class RunImages:
 
     Attributes:
         data: The images. Where they are the run's own, wherever they lie, their splits are those of the run.
-        moved: Whether they lie elsewhere than the run's recipe says.
+        moved: Whether their paths differ from the run's recipe.
         own: Whether they lie where the run has them, or all of them are known.
         lines: Facts that a reader of results must know.
     """
@@ -161,7 +161,7 @@ def open_images(
         run: Whose images they are.
         card: Of the model that they are prepared for.
         data: The images.
-        own: What the run's recipe says; the same as ``data`` when not given.
+        own: Data settings of the run's recipe; the same as ``data`` when not given.
         size: Height and width, where that is not the model's.
         verb: What is done with them, for the remedy.
 
@@ -186,7 +186,7 @@ def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> N
     Args:
         run: Whose data it is.
         data: Its settings.
-        moved: Whether these name another place already, where nothing is checked.
+        moved: Whether these name other paths already, which are not checked.
         verb: What is done with the images, for the remedy.
 
     Raises:
@@ -200,7 +200,7 @@ def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> N
             where = "" if Path(value).is_absolute() else f" (seen from {Path.cwd()})"
             raise DataError(
                 f"the images of {run} are not at {value}{where}, where its recipe has them; "
-                f"`vitrail {verb} {run} --data.{name} NEW` names their new place"
+                f"`vitrail {verb} {run} --data.{name} NEW` names their new path"
             )
     _refuse_absent_folder(run, data, verb)
 
@@ -249,7 +249,7 @@ def _lines(run: RunFolder, images: ImageData, found: Recognition, moved: bool) -
             return (f"none of {number} images is one that {run} was made from",)
         return (
             f"none of {number} images is one that {run} was made from, by content, but {alike} have the names of "
-            "those; copies that were written anew are no test (`vitrail data audit` finds them)",
+            "those; re-encoded copies are no test (`vitrail data audit` finds them)",
         )
     if not new:
         lacking = f" ({found.num_missing} others are not there)" if found.num_missing else ""

@@ -245,7 +245,7 @@ def fit_input_kernel(
         key: Its name, for errors.
         kernel: Shape ``(out, bands, kh, kw)``.
         wanted: The shape the model has.
-        role: What the model says of it.
+        role: Position and purpose of the kernel in the model.
         rule: How to make the kernels of other bands; None refuses.
         where: The checkpoint's name, for errors.
         spelling: For remedies.

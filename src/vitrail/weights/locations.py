@@ -121,7 +121,7 @@ def read_card(card: Path) -> dict[str, Any]:
         WeightsError: It is damaged, or does not describe a model.
     """
     if is_lfs_pointer(card):
-        raise WeightsError(f"{card} is a Git LFS pointer in the place of the model's description; {LFS_REMEDY}")
+        raise WeightsError(f"{card} is a Git LFS pointer instead of the model's description; {LFS_REMEDY}")
     try:
         content = json.loads(card.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise WeightsError(f"no file of weights at {path}; check the path")
     if is_lfs_pointer(path):
-        raise WeightsError(f"{path} is a Git LFS pointer in the place of the weights; {LFS_REMEDY}")
+        raise WeightsError(f"{path} is a Git LFS pointer instead of the weights; {LFS_REMEDY}")
     if is_index(path):
         return _read_shards(path)
     if path.suffix == ".safetensors" or _starts_like_safetensors(path):

@@ -31,7 +31,7 @@ def read_index(index: Path) -> dict[str, list[str]]:
         index: The ``.index.json`` file; its shards lie beside it.
 
     Returns:
-        File name of a shard -> the keys that the index places there.
+        File name of a shard -> its keys in the index.
 
     Raises:
         WeightsError: It is damaged, names files outside of its folder, or a shard is missing.
@@ -51,11 +51,11 @@ def _read(index: Path) -> dict[str, list[str]]:
         content = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{index} is truncated or foreign ({error}); download it again") from error
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not places:
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not files:
         raise WeightsError(f"{index} is foreign: it has no weight_map of tensors to files")
     shards: dict[str, list[str]] = {}
-    for key, name in places.items():
+    for key, name in files.items():
         if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
             raise WeightsError(
                 f"{index} places {key} in {name!r}, which is no file name in its folder; vitrail reads no other folders"

@@ -35,7 +35,7 @@ class MaxStrength:
         shear: Slope.
         translate: Share of width or height.
         change: Of colour, contrast, brightness and sharpness, relative.
-        bits: That posterize takes away, of eight.
+        bits: Bits that posterize removes, of eight.
     """
 
     rotate: float
@@ -56,8 +56,8 @@ class SampledOperations:
 
     Attributes:
         operations: Numbers of :data:`OPERATIONS`, shape ``(B, n)``.
-        strength: Signed, from -1 to 1, shape ``(B, n)``; operations that know one direction take its size.
-        strongest: What strength 1 does.
+        strength: Signed, from -1 to 1, shape ``(B, n)``; operations with one direction use its magnitude.
+        strongest: Effect of strength 1.
     """
 
     operations: Tensor
@@ -69,7 +69,7 @@ def sample_operations(settings: AugmentSettings, count: int, colors: bool) -> Sa
     """Sample the operations of each image.
 
     Args:
-        settings: Which kind, how many, how strong.
+        settings: Kind, number and strength of the operations.
         count: B.
         colors: Whether operations on colours are among them.
     """

@@ -23,7 +23,7 @@ def color_jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
 
     Args:
         images: Shape ``(B, 3, H, W)``, in 0..1.
-        settings: How much.
+        settings: Strengths of the changes.
 
     Returns:
         The same shape, in 0..1.

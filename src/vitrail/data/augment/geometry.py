@@ -22,7 +22,7 @@ def random_transforms(settings: AugmentSettings, count: int, size: tuple[int, in
         size: Height and width of the images.
 
     Returns:
-        Shape ``(B, 3, 3)``: from the place of a pixel in the result to its place in the image, in coordinates
+        Shape ``(B, 3, 3)``: from the position of a pixel in the result to its position in the image, in coordinates
         ``(x, y, 1)`` that run from -1 to 1 over the image.
 
     Raises:
@@ -123,7 +123,7 @@ def warp(images: Tensor, motions: Tensor, padding: Padding = "zeros") -> Tensor:
     Args:
         images: Shape ``(B, C, H, W)``.
         motions: Shape ``(B, 3, 3)``, as :func:`random_transforms` gives them; they fit images of any size.
-        padding: What lies outside.
+        padding: Values outside of the image.
 
     Returns:
         The same shape.

@@ -59,7 +59,7 @@ class Mixing(nn.Module):
             mixed = torch.lerp(other, x, kept.to(x)[:, None, None, None]) if settings.mixup else x
             result[name] = torch.where(box_mask(boxes, x), other, mixed) if settings.cutmix else mixed
         first = next(iter(streams.values()))
-        # What is left is counted in pixels: the rectangle may lie partly outside, and pixels are whole.
+        # The remaining share is counted in pixels: the rectangle may lie partly outside, and pixels are whole.
         left = kept.to(shares) * (1 - box_mask(boxes, first).float().mean(dim=(1, 2, 3)))
         return result, torch.lerp(shares[partner], shares, left[:, None])
 

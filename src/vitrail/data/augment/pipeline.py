@@ -90,7 +90,7 @@ def build_augmentation(
     Args:
         preset: A name of :data:`vitrail.config.augment.PRESETS`.
         num_bands: Bands of the image stream.
-        changes: Settings that take the place of the preset's.
+        changes: Settings that replace the preset's.
         means: As for :class:`Augmentation`.
 
     Returns:

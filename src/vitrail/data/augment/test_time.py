@@ -31,13 +31,13 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-# What test-time augmentation may be: the views whose probabilities are averaged.
+# Test-time augmentations: the views whose probabilities are averaged.
 VIEWS: Mapping[str, tuple[View, ...]] = {
     "none": (_same,),
     "mirror": (_same, lambda x: x.flip(3)),
     "flips": (_same, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)),
     "turns": tuple(_turn(quarters, flip) for flip in (False, True) for quarters in range(4)),
-    "crops": (_same, *(_crop(*place) for place in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)))),
+    "crops": (_same, *(_crop(*position) for position in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)))),
 }
 
 

@@ -25,9 +25,9 @@ def survey_array(
     Args:
         cube: Images ``(N, C, H, W)``, or a scene ``(C, H, W)``.
         invalid: Where it has no data, the same shape.
-        rule: What the recipe states.
+        rule: Value settings of the recipe.
         bands: Names of the bands.
-        what: What errors call it.
+        what: Name in errors.
 
     Returns:
         The values (of a scene as if it were one image), and what to log of them.

@@ -28,20 +28,20 @@ class ChosenBands(WrappedSource):
 
     def __init__(self, source: ImageSource, image: Sequence[str] | None, spectral: Sequence[str] | None) -> None:
         super().__init__(source)
-        places: dict[str, tuple[str, int]] = {}
+        positions: dict[str, tuple[str, int]] = {}
         for stream, names in source.bands.items():
             for i, name in enumerate(names):
-                if name in places:
+                if name in positions:
                     raise ConfigError(f"the band {name!r} is in both files of an image; give it two names")
-                places[name] = (stream, i)
-        # What is named outright belongs where it is named; patterns take from the rest.
+                positions[name] = (stream, i)
+        # A band named explicitly belongs to its stream; patterns select from the rest.
         taken = {name for name in (*(image or ()), *(spectral or ())) if not _is_pattern(name)}
         own = source.bands.get("spectral", ())
-        chosen = {"image": () if image is None else _choose(image, places, taken)}
+        chosen = {"image": () if image is None else _choose(image, positions, taken)}
         if spectral:
             # Without a choice for the image, its own bands are not there for patterns to take from a second file's.
             kept = set(source.bands["image"]) - taken if image is None and own else set()
-            chosen["spectral"] = _choose(spectral, places, taken, kept)
+            chosen["spectral"] = _choose(spectral, positions, taken, kept)
         elif own and spectral is None:
             chosen["spectral"] = tuple(band for band in own if band not in taken)
         if image is None:
@@ -49,7 +49,7 @@ class ChosenBands(WrappedSource):
         if not all(chosen.values()):
             raise ConfigError("no band is left for one of the streams; check data.bands and data.spectral_bands")
         self.bands = chosen
-        self._places = {stream: [places[name] for name in names] for stream, names in chosen.items()}
+        self._positions = {stream: [positions[name] for name in names] for stream, names in chosen.items()}
         waves = {
             name: nm
             for stream, values in source.wavelengths.items()
@@ -63,14 +63,14 @@ class ChosenBands(WrappedSource):
 
         self.values = {
             stream: join_bands([source.values[origin].chosen([i]) for origin, i in own])
-            for stream, own in self._places.items()
+            for stream, own in self._positions.items()
             if all(origin in source.values for origin, _ in own)
         }
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Read the selected bands; see :meth:`ImageSource.read`."""
         streams = self.inner.read(indices)
-        return {stream: _gather(streams, places) for stream, places in self._places.items()}
+        return {stream: _gather(streams, positions) for stream, positions in self._positions.items()}
 
 
 def _is_pattern(name: str) -> bool:
@@ -98,12 +98,12 @@ def _choose(
     return tuple(names)
 
 
-def _gather(streams: dict[str, Tensor], places: list[tuple[str, int]]) -> Tensor:
-    origins = {stream for stream, _ in places}
+def _gather(streams: dict[str, Tensor], positions: list[tuple[str, int]]) -> Tensor:
+    origins = {stream for stream, _ in positions}
     if len(origins) == 1:
         x = streams[origins.pop()]
-        rows = [i for _, i in places]
+        rows = [i for _, i in positions]
         return x if rows == list(range(x.shape[1])) else x[:, rows]
     mixed = {streams[stream].dtype for stream in origins} != {torch.uint8}
     parts = {stream: to_unit(streams[stream]) if mixed else streams[stream] for stream in origins}
-    return torch.stack([parts[stream][:, i] for stream, i in places], dim=1)
+    return torch.stack([parts[stream][:, i] for stream, i in positions], dim=1)

@@ -45,9 +45,9 @@ class ImageSource(ABC):
         classes: Names of the classes; a target is an index into them.
         bands: Names of the bands of each stream, "image" first and "spectral" where there is a second.
         wavelengths: Those of a stream's bands in nm, where they are known.
-        keys: What identifies each image: a path relative to the source, or a number.
+        keys: Identifier of each image: a path relative to the source, or a number.
         named: Whether keys are paths of files, whose names may say what an image is.
-        targets: Class of each image, shape ``(N,)``; where images have several labels 1 for those that each has and 0
+        targets: Class of each image, shape ``(N,)``; for multi-label data 1 for each label of the image and 0
             for the others, shape ``(N, K)``.
         given_split: Split of each image where the source says so ("train", "val", "test"), "" where not.
         groups: Group of each image where the source says so.

@@ -9,7 +9,7 @@ from vitrail.data.classes import MISSING, parse_number, similar_key
 from vitrail.data.image_errors import head
 from vitrail.errors import DataError
 
-# What a split is called in a table, in any letter case.
+# Names of splits in tables, in any letter case.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -73,7 +73,7 @@ def describe_unused(names: Iterable[str], split: str | None, group: str | None) 
     Args:
         names: Of all columns.
         split: The column of splits that is used, or None.
-        group: What makes a group, or None.
+        group: Name of the group column, or None.
     """
     lines = []
     if split is None and (found := [name for name in names if _bare(name) in _SPLIT_LIKE]):

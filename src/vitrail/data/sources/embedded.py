@@ -35,8 +35,8 @@ class Part:
     """One of several tables of a collection.
 
     Attributes:
-        name: What its rows are called by, before their number.
-        title: What errors call it.
+        name: Prefix of its rows' names, before their number.
+        title: Name in errors.
         split: The split that all its rows are in, "" where it does not say.
         schema: Its columns.
         read: Reads the columns of these names.
@@ -60,7 +60,7 @@ class EmbeddedSource(ImageSource):
 
     Args:
         parts: The tables.
-        root: What errors call them all.
+        root: Name of all parts in errors.
         reader: How images are read.
         rules: How labels become classes; by their names when not given.
         image_column: The column of images; the only one that holds bytes when not given.
@@ -238,8 +238,8 @@ def _image_column(schema: pa.Schema, title: str) -> str:
         return str(found[0])
     if "image" in found:
         return "image"
-    told = f"several ({', '.join(found)}); choose one with data.image_column" if found else "none"
-    raise DataError(f"{title} should have one column with the bytes of images, it has {told}")
+    held = f"several ({', '.join(found)}); choose one with data.image_column" if found else "none"
+    raise DataError(f"{title} should have one column with the bytes of images, it has {held}")
 
 
 def _bytes_and_paths(column: pa.ChunkedArray, name: str, path: Path) -> tuple[pa.ChunkedArray, list[str]]:

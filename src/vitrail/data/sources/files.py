@@ -30,7 +30,7 @@ from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError
 
-# Split, class (or a tuple of several labels) and file of an image.
+# Split, class (or a tuple of labels) and file of an image.
 Row = tuple[str, str | tuple[str, ...], Path]
 
 
@@ -41,14 +41,14 @@ class FileSource(ImageSource):
 
     Args:
         root: The folder that keys are relative to.
-        rows: For each image: split ("" where none is given), class (or a tuple of several labels), file.
+        rows: For each image: split ("" where none is given), class (or a tuple of labels), file.
         classes: Names of the classes.
         readers: How the files of each stream are read.
         second: The second file of each image, where there are two streams.
         groups: The group of each image, where these are known.
         skip: Leave out files that are missing, cannot be read or have another number of bands, instead of refusing
             to begin.
-        notes: What was passed over while the files were listed.
+        notes: Files ignored by the listing.
         each: Take a file as often as links lead to it, instead of once.
         of_run: Whether the files are given to a trained run, for remedies.
 
@@ -112,9 +112,9 @@ class FileSource(ImageSource):
         for members in images:
             placed = {(rows[i][:2], None if groups is None else groups[i]) for i in members}
             if len(placed) > 1:
-                told = " and ".join(f"{rows[i][2]} ({_place(rows[i])})" for i in members[:2])
+                examples = " and ".join(f"{rows[i][2]} ({_place(rows[i])})" for i in members[:2])
                 raise DataError(
-                    f"bands of one image lie in several classes, splits or groups: {told}; keep them together"
+                    f"bands of one image lie in several classes, splits or groups: {examples}; keep them together"
                 )
         first = [members[0] for members in images]
         return [rows[i] for i in first], None if groups is None else [groups[i] for i in first], notes
@@ -150,7 +150,7 @@ class FileSource(ImageSource):
                     seen[name].add(i, str(file), found[0])
                     if name == "image":
                         small[i] = found[1]
-        # What no setting but the names of the bands converts is left out as if it could not be read.
+        # Images that only band names could convert are excluded like unreadable ones.
         left = [skip and isinstance(error, BandError) and error.kind == BAND_COUNT for *_, error in faults]
         left = left if sum(left) < len(files["image"]) else [False] * len(left)
         other_bands = [

@@ -33,7 +33,7 @@ class FolderSource(FileSource):
         path: The folder: ``train/CLASS/...``, ``val/CLASS/...`` (and ``test/CLASS/...``), or ``CLASS/...``.
         readers: How the files of each stream are read.
         classes: Names of the classes where they are given (by a run); those of the folder otherwise.
-        second: A folder with the second stream's file for each image, at the same place and of the same stem.
+        second: A folder with the second stream's file for each image, of the same relative path and stem.
         skip: Leave out files that cannot be read.
         rules: How folder names become classes; their own names when not given.
         label_pattern: Regular expression that finds the class in an image's path (relative to the folder) instead:
@@ -130,13 +130,13 @@ def _refuse_lone_class(root: Path, names: Set[Label]) -> None:
     inside = [path.name for path in subfolders(folders[0])] if folders else []
     if not inside:
         return
-    told = f"{root} has one class only ({name}), two are needed"
+    problem = f"{root} has one class only ({name}), two are needed"
     if splits:
         raise DataError(
-            f"{told}; are the folders in {folders[0]} the classes ({head(inside)})? --data.label_pattern "
+            f"{problem}; are the folders in {folders[0]} the classes ({head(inside)})? --data.label_pattern "
             "'([^/]+)/[^/]+$' takes the lowest folders"
         )
-    raise DataError(f"{told}; is {folders[0]} the folder that you mean?")
+    raise DataError(f"{problem}; is {folders[0]} the folder that you mean?")
 
 
 def _refuse_untrained(root: Path, splits: Sequence[str], names: Sequence[str | tuple[str, ...]]) -> None:
@@ -163,7 +163,7 @@ def find_partners(
         files: Files in ``root``.
         root: Their folder.
         other: The other folder.
-        what: What is looked for, for errors.
+        what: Kind of the files, for errors.
         setting: Where the other folder was named.
 
     Raises:
@@ -171,14 +171,14 @@ def find_partners(
     """
     if not other.is_dir():
         raise DataError(f"no folder of {what}s at {other}; check {setting}")
-    places: dict[Path, list[Path]] = {}
+    by_stem: dict[Path, list[Path]] = {}
     for file in list_files(other):
-        places.setdefault(file.relative_to(other).with_suffix(""), []).append(file)
-    found = [places.get(file.relative_to(root).with_suffix(""), []) for file in files]
+        by_stem.setdefault(file.relative_to(other).with_suffix(""), []).append(file)
+    found = [by_stem.get(file.relative_to(root).with_suffix(""), []) for file in files]
     alone = [str(file) for file, partners in zip(files, found, strict=True) if not partners]
     if alone:
         raise DataError(
-            f"{len(alone)} of {len(files)} images have no {what} at the same place and of the same stem in {other}: "
+            f"{len(alone)} of {len(files)} images have no {what} of the same relative path and stem in {other}: "
             f"{head(alone)}; add it, or take the image out"
         )
     several = [f"{p[0]} and {p[1].name}" for p in found if len(p) > 1]

@@ -41,7 +41,7 @@ class Arrangement:
 
     Attributes:
         classes: Split ("" where there is none) -> class -> its images.
-        notes: What was passed over, a line each.
+        notes: Ignored files, one line for each kind.
     """
 
     classes: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
@@ -189,7 +189,7 @@ def _class_folders(folder: Path, each: bool, listings: list[Listing], found: Arr
     for listing in own:
         if listing.files:
             classes[listing.root.name] = listing.files
-        elif listing.figures or listing.outputs:  # what vitrail wrote, beside what it drew or noted: counted, no class
+        elif listing.figures or listing.outputs:  # outputs of vitrail: counted, not a class
             continue
         elif not listing.passed_over:
             raise DataError(
@@ -230,12 +230,12 @@ def _refuse_splits_by_other_names(root: Path, folders: Sequence[Path]) -> None:
         return
     train = next(folder for folder in folders if likely[folder.name] == "train")
     inner, classes = _unwrap(train)
-    told = f"their classes seem to be {_listed(classes)}; " if classes else ""
-    places = f"--data.path {shlex.quote(str(inner))} splits that folder by itself, or " if classes else ""
+    guess = f"their classes seem to be {_listed(classes)}; " if classes else ""
+    remedy = f"--data.path {shlex.quote(str(inner))} splits that folder by itself, or " if classes else ""
     names = ", ".join(name for name in ("train", "val", "test") if name in likely.values())
     raise DataError(
         f"the folders {_listed([folder.name for folder in folders])} in {root} are named like splits, not like "
-        f"classes; {told}{places}rename them {names}, with class folders directly "
+        f"classes; {guess}{remedy}rename them {names}, with class folders directly "
         "inside"
     )
 

@@ -26,7 +26,7 @@ from vitrail.data.sources.table_file import TableForm
 from vitrail.data.sources.unlabelled import UnlabelledSource
 from vitrail.errors import ConfigError, DataError, closest
 
-# What `data.source` may say -> what its path is; "" where it has none.
+# Value of `data.source` -> meaning of its path; "" where it has none.
 SOURCES = {
     "digits": "",
     "folder": "the folder with the images",
@@ -99,7 +99,7 @@ def open_source(
         strict: Refuse settings that the source has no use for; a run's settings may go with other images.
 
     Raises:
-        ConfigError: An unknown source, a path missing or out of place, or settings without a meaning.
+        ConfigError: An unknown source, a missing or superfluous path, or settings that do not apply.
         DataError: Images that are missing, unreadable or inconsistent.
     """
     if config.source not in SOURCES:
@@ -145,8 +145,8 @@ def check_values(source: ImageSource, *, of_run: bool = False) -> None:
     """
     notes = list(source.value_notes)
     for values in source.values.values():
-        told, suspicious = values.check(source.keys, of_run=of_run)
-        notes += told
+        facts, suspicious = values.check(source.keys, of_run=of_run)
+        notes += facts
         warn_data(suspicious)
     source.value_notes = notes
 

@@ -23,7 +23,7 @@ class TableSource(FileSource):
     """CSV or Parquet file with a column of paths and a column of labels, by default ``path`` and ``label``.
 
     Where there are the columns ``split``, ``group`` (images that belong together) and ``spectral`` (path of the second
-    stream's file), these are used; others are passed over. Labels that are lists, or texts of several labels with a
+    stream's file), these are used; others are passed over. Labels that are lists, or texts of multiple labels with a
     separator, are multi-label; an empty one means none.
 
     Args:
@@ -32,7 +32,7 @@ class TableSource(FileSource):
         classes: Names of the classes where they are given (by a run); those of the table otherwise.
         group: The column that names the groups; "group" where there is one, when not given.
         skip: Leave out files that are missing, cannot be read or have another number of bands.
-        separator: What stands between several labels of an image; one label an image when not given.
+        separator: Separator of multiple labels; one label an image when not given.
         form: How the table is written.
         rules: How labels become classes; by their names when not given.
 

@@ -21,7 +21,7 @@ class UnlabelledSource(FileSource):
     Args:
         path: The folder.
         readers: How the files of each stream are read.
-        second: A folder with the second stream's file for each image, at the same place and of the same stem.
+        second: A folder with the second stream's file for each image, of the same relative path and stem.
         skip: Leave out files that cannot be read.
 
     Raises:

@@ -1,0 +1,73 @@
+"""The project's prose uses the field's words; words and phrases that no paper and no library uses are found here."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Word or phrase (a regular expression) -> the field's word. Everyday words (place, number, kept) are judged by reading.
+REPLACED = {
+    r"perceptrons?\b": "MLP",
+    r"settl(?:e|es|ed|ing)(?:_|\b)": "resolve",
+    r"carriers?\b": "relevance",
+    r"several[_ ]labels\b": "multi-label",
+    r"images a pass\b": "batch of images",
+    r"(?:who|what) compiles\b": "the compiler",
+    r"for the eye\b": "display, displayable",
+    r"surest\b": "most confident, accuracy at a coverage",
+    r"carr(?:y|ies|ied|ying) out\b": "run, execute",
+    r"unfamiliar\b": "out-of-distribution",
+    r"anew\b": "again, from scratch",
+    r"cannot be had\b": "is not supported",
+    r"its own makes\b": "its own outputs",
+    r"who asks\b": "the query",
+    r"out of a compiler's sight\b": "opaque to the compiler",
+    r"what it (?:is|was) given\b": "the input, the argument",
+    r"in what .{3,40} differ\b": "differences",
+    r"images? turned\b": "augmented view",
+    r"refus(?:e|ing) to answer\b": "abstain, selective prediction",
+    r"share of the image with smaller values": "rank",
+    r"the reader went away": "the pipe was closed",
+}
+PATTERN = re.compile("|".join(rf"(?<![a-z])(?:{words})" for words in REPLACED), re.IGNORECASE)
+
+# Files that still hold such words, with their number: it may only fall, and a file without any leaves the table.
+EXCUSED: dict[str, int] = {
+}
+
+
+def _texts():
+    for folder, endings in (("src", ("py", "j2", "json")), ("docs", ("md", "py")), ("recipes", ("yaml",)),
+                            ("suites", ("yaml",))):  # fmt: skip
+        for ending in endings:
+            yield from sorted((ROOT / folder).rglob(f"*.{ending}"))
+    yield from (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile"))
+
+
+def _found(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [(number, match.group()) for number, line in enumerate(lines, 1) for match in PATTERN.finditer(line)]
+
+
+def test_texts_use_the_words_of_the_field():
+    found = {path.relative_to(ROOT).as_posix(): _found(path) for path in _texts()}
+    more = {name: words for name, words in found.items() if len(words) > EXCUSED.get(name, 0)}
+    lines = "\n".join(f"{name}:{number}: {word!r}" for name, words in more.items() for number, word in words)
+    assert not more, f"write the field's words of REPLACED instead of:\n{lines}"
+
+
+def test_no_excuse_is_larger_than_needed():
+    counts = {name: len(_found(ROOT / name)) if (ROOT / name).exists() else 0 for name in EXCUSED}
+    assert counts == EXCUSED, "lower the numbers in EXCUSED to those found"
+
+
+@pytest.mark.parametrize("text", ["a perceptron", "settle_labels", "Carrier(", "several_labels", "drawn anew."])
+def test_replaced_words_are_found(text):
+    assert PATTERN.search(text)
+
+
+@pytest.mark.parametrize("text", ["renewed", "canewood", "an unsettled matter", "carry the weight", "a new image"])
+def test_other_words_are_not_found(text):
+    assert not PATTERN.search(text)
