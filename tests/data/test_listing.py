@@ -245,9 +245,7 @@ def test_animations_palettes_and_transparent_images_have_remedies_of_their_own(t
     assert "color gray" not in str(told.value)
     assert str(told.value).count("on_band_mismatch") == 1
     assert len(folder(tmp_path / "gif", on_band_mismatch="convert").source) == 24
-    with pytest.raises(
-        DataError, match=r"^24 of 24 images have 4 bands \(RGBA\) and are partly transparent"
-    ) as told:
+    with pytest.raises(DataError, match=r"^24 of 24 images have 4 bands \(RGBA\) and are partly transparent") as told:
         folder(tmp_path / "clear")
     assert str(told.value).count("on_band_mismatch") == 1
 
