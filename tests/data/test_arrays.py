@@ -139,7 +139,7 @@ def test_faulty_files(tmp_path, scene):
     with pytest.raises(DataError, match=r"the labels have the shape \(39, 33\) and the scene is 40 x 33"):
         opened(tmp_path / "s.npz")
     np.savez(tmp_path / "s.npz", cube=cube.astype(np.float32), labels=plane)
-    with pytest.raises(DataError, match="whose range only you know"):
+    with pytest.raises(DataError, match="whose range is unknown"):
         opened(tmp_path / "s.npz", scale=None)
     np.savez(tmp_path / "p.npz", cube=np.array([{"a": 1}], dtype=object), labels=plane)
     with pytest.raises(DataError, match="cannot be read"):

@@ -97,7 +97,7 @@ def test_similar_names_are_merged_where_asked_for():
 
 @pytest.mark.parametrize("label", ["Anger", "black rot", "ANGER"])
 def test_another_spelling_of_a_run_s_class_is_refused_with_both(label):
-    with pytest.raises(DataError, match=rf"{label} \(the run has (anger|Black_rot)\) that the run does not know"):
+    with pytest.raises(DataError, match=rf"{label} \(the run has (anger|Black_rot)\) that are unknown to the run"):
         resolve([label], ClassRules(known=("anger", "Black_rot")))
 
 
@@ -262,5 +262,5 @@ def test_names_that_join_others_are_reported(mark):
 
 
 def test_no_merging_is_offered_where_it_cannot_decide():
-    with pytest.raises(DataError, match="does not know: ANT, Ant; rename them or remove them"):
+    with pytest.raises(DataError, match="unknown to the run: ANT, Ant; rename them or remove them"):
         resolve(["aNt"], ClassRules(known=("ANT", "Ant"), merge=True))

@@ -179,7 +179,7 @@ def test_faulty_folders_are_refused(tmp_path):
         folder(tmp_path / "few")
     make_folder(tmp_path / "foreign", classes=("dark", "other"))
     config = DataConfig(source="folder", path=str(tmp_path / "foreign"))
-    with pytest.raises(DataError, match="classes other that the run does not know"):
+    with pytest.raises(DataError, match="classes other that are unknown to the run"):
         open_data(config, (8, 8), ("dark", "light"))
     with pytest.raises(DataError, match=r"no 'test' split, only train, val"):
         folder(make_folder(tmp_path / "two", splits=("train", "val"))).indices("test")

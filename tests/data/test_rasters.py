@@ -77,7 +77,7 @@ def test_values_are_divided_by_the_stated_number(tmp_path, kind, scale, top):
 
 def test_floats_ask_for_a_scale_and_finite_values(tmp_path):
     make_rasters(tmp_path, "float32")
-    with pytest.raises(DataError, match=r"whose range only you know; give data\.scale"):
+    with pytest.raises(DataError, match=r"whose range is unknown; give data\.scale"):
         opened(tmp_path, band_names=NAMES)
     array = bands_of("float32")
     array[2, 3, 4] = np.nan

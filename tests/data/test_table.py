@@ -134,6 +134,6 @@ def test_a_column_of_groups_that_is_not_there_is_not_another(listed, tmp_path):
     path = _write(table.drop(columns="split").assign(group=range(len(table))), tmp_path / "t.csv")
     config = DataConfig(source="table", path=str(path), split="grouped", group="farm")
     with pytest.raises(
-        DataError, match=r"data.group 'farm' is no column of .*'site', 'group'\) and is found in no path"
+        DataError, match=r"data.group 'farm' is not a column of .*'site', 'group'\) and is found in no path"
     ):
         open_data(config, (8, 8))

@@ -281,7 +281,7 @@ def test_class_and_group_from_the_path(tmp_path):
     draw(tmp_path / "flat" / "x" / "17.png")
     with pytest.raises(DataError, match=r"data.label_pattern .* finds nothing in 1 of 13 paths: x/17.png"):
         open_data(folder, (8, 8))
-    for pattern, message in (("(", "is no regular expression"), ("cat", "has no parenthesis")):
+    for pattern, message in (("(", "is not a valid regular expression"), ("cat", "has no parenthesis")):
         with pytest.raises(ConfigError, match=rf"data.label_pattern .*{message}"):
             opened(tmp_path / "t.csv", label_pattern=pattern, image_folder=str(tmp_path / "flat"))
 

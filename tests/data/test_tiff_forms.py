@@ -202,5 +202,5 @@ def test_a_mask_beside_an_image_takes_its_pixels_out(tmp_path, named, orientatio
     assert image[~image.isnan()].min() >= 50 / 255
     assert image[:, :4].isnan().all() if orientation == 1 else image[:, :, -4:].isnan().all()
     (tmp_path / "x" / "0.tif.msk").write_bytes(b"II*\0")
-    with pytest.raises(DataError, match=r"1 of 12 files .*0\.tif\.msk is no TIFF that can be read"):
+    with pytest.raises(DataError, match=r"1 of 12 files .*0\.tif\.msk is not a readable TIFF"):
         open_data(DataConfig(source="folder", path=str(tmp_path), **names), (16, 16))

@@ -37,7 +37,7 @@ def values_of(data):
 @pytest.mark.parametrize("source", ["folder", "arrays"])
 def test_a_range_that_no_one_knows_is_asked_for(tmp_path, kind, source):
     x = np.random.default_rng(0).integers(0, 120, (10, 2, 8, 8)).astype(kind)
-    wanted = rf"{kind} values.*whose range only you know; give data\.scale.*--data\.scale 1[12]0"
+    wanted = rf"{kind} values.*whose range is unknown; give data\.scale.*--data\.scale 1[12]0"
     stack = iter(np.concatenate([x, x]))
     write_classes(tmp_path / "d", lambda c: next(stack))
     opened = {"folder": lambda: folder(tmp_path / "d"), "arrays": lambda: arrays(tmp_path / "x.npz", x)}[source]

@@ -26,7 +26,7 @@ def _parser() -> VerbParser:
     parser = VerbParser("evaluate", "Measure a trained run on a split of its data, or on other images.")
     parser.add_argument("run", help="the run folder")
     parser.add_argument("--split", choices=("test", "val", "train", "new"),
-        help="which images; test, or val if there is none; new are those that the run does not know among its own",
+        help="which images; test, or val if there is none; new images are unknown to the run",
     )  # fmt: skip
     parser.add_argument(
         "--tta",

@@ -108,7 +108,7 @@ def check_pattern(pattern: str) -> None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"data.band_files {pattern!r} is no regular expression ({error})") from error
+        raise ConfigError(f"data.band_files {pattern!r} is not a valid regular expression ({error})") from error
     if "band" not in compiled.groupindex:
         raise ConfigError(
             f"data.band_files {pattern!r} has no group named band; mark what differs between the files of an image, "

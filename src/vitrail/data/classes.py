@@ -192,7 +192,7 @@ def resolve_classes(
             data says so.
 
     Raises:
-        DataError: Labels without a name, classes that a run does not know, numbers that could be read in two ways, or
+        DataError: Labels without a name, classes unknown to a run, numbers that could be read in two ways, or
             fewer than two classes.
         ConfigError: A name that is given twice.
     """
@@ -460,7 +460,7 @@ def _match(names: Mapping[Label, str], rules: ClassRules, where: Path) -> dict[L
             index[label] = position
     if unknown:
         raise DataError(
-            f"{where} has the classes {_with_similar(sorted(unknown), known, 'the run')} that the run does not know: "
+            f"{where} has the classes {_with_similar(sorted(unknown), known, 'the run')} that are unknown to the run: "
             f"{', '.join(known)}; rename them{'' if rules.merge else _merging(sorted(unknown), known)} or remove them"
             + (_NAMED_BY if rules.names is None and (not index or None not in map(parse_number, unknown)) else "")
         )

@@ -84,7 +84,7 @@ class FileReader:
             limits = self.values or self.rule.range_of(stored.dtype.name, physical, len(self.bands))
             if limits is None:
                 raise DataError(
-                    f"{path} holds {stored.dtype.name} values, whose range only you know; give {self.rule.setting}"
+                    f"{path} holds {stored.dtype.name} values, whose range is unknown; give {self.rule.setting}"
                 )
             return resize_tensor(to_unit_range(stored, invalid, limits), size, self.resize)
         return self.read_picture(path, str(path), size)

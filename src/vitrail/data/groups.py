@@ -33,12 +33,12 @@ def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"data.group {pattern!r} is no regular expression ({error})") from error
+        raise ConfigError(f"data.group {pattern!r} is not a valid regular expression ({error})") from error
     found = [compiled.search(key) for key in source.keys]
     strangers = [key for key, match in zip(source.keys, found, strict=True) if match is None]
     if strangers:
         raise DataError(
-            f"data.group {pattern!r} is no column, and is found in {len(found) - len(strangers)} of {len(found)} "
+            f"data.group {pattern!r} is not a column, and is found in {len(found) - len(strangers)} of {len(found)} "
             f"paths; {strangers[0]} is one that has no group"
         )
     return [(m.group(1) or "" if m.re.groups else m.group()) for m in found if m is not None]

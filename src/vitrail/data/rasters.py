@@ -152,7 +152,7 @@ def _with_pages(path: File, look: Callable[[TiffFile], Result]) -> Result:
         if isinstance(error, ImportError):
             reason = f"its compression needs another package: {reason}"
         remedy = "`pip install 'vitrail[rasters]'` brings it" if codec else "remove or replace it"
-        raise UnreadableError(f"{path} is no TIFF that can be read ({reason})", remedy) from error
+        raise UnreadableError(f"{path} is not a readable TIFF ({reason})", remedy) from error
 
 
 def _sort_pages(file: TiffFile) -> tuple[list[TiffPage], list[TiffPage]]:
@@ -174,7 +174,7 @@ def _open(
     images, masks = _sort_pages(file)
     masks = masks or list(beside)
     if not images:
-        raise UnreadableError(f"{path} is no TIFF that can be read (it holds no image)", "remove or replace it")
+        raise UnreadableError(f"{path} is not a readable TIFF (it holds no image)", "remove or replace it")
     first = images[0]
     height, width = first.imagelength, first.imagewidth
     shapes = {(page.imagelength, page.imagewidth): page for page in images}
@@ -309,7 +309,7 @@ def _planes(page: TiffPage, path: File) -> Array:
 def _refuse_cut_off(page: TiffPage, path: File) -> None:
     end = page.parent.filehandle.size
     if any(offset + count > end for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False)):
-        raise UnreadableError(f"{path} is no TIFF that can be read (the file is cut off)", "remove or replace it")
+        raise UnreadableError(f"{path} is not a readable TIFF (the file is cut off)", "remove or replace it")
 
 
 def _turn(planes: Array, orientation: int) -> Array:

@@ -210,7 +210,7 @@ def resolve_range(
         return ValueRange((0.0,), (1.0,), kind), [] if rule.recorded else [note]
     if kind not in _TYPE_RANGES:
         raise DataError(
-            f"{first} holds {kind} values{others}, whose range only you know; give {rule.setting} the value that "
+            f"{first} holds {kind} values{others}, whose range is unknown; give {rule.setting} the value that "
             f"shall become 1 (values from {low:g} to {high:g} were seen: {rule.suggest(low, high)})"
         )
     top = _TYPE_RANGES[kind]

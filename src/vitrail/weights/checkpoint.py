@@ -63,7 +63,7 @@ class Checkpoint:
             return None
         for name, value in settings.items():
             if name.endswith(_SIZES) and value is not None and not _is_size(value):
-                raise WeightsError(f"the file's metadata say {name} = {value!r}, which is no size; it is damaged")
+                raise WeightsError(f"the file's metadata say {name} = {value!r}, which is not a size; it is damaged")
         return settings
 
 

@@ -58,7 +58,7 @@ def _read(index: Path) -> dict[str, list[str]]:
     for key, name in files.items():
         if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\:\0"):
             raise WeightsError(
-                f"{index} places {key} in {name!r}, which is no file name in its folder; vitrail reads no other folders"
+                f"{index} places {key} in {name!r}, which is not a file name in its folder; other folders are not read"
             )
         if is_index(Path(name)):
             raise WeightsError(f"{index} places {key} in {name!r}, another index; it is damaged")

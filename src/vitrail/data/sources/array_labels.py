@@ -125,7 +125,7 @@ def label_images(
         The classes, and class indices ``(N,)``, or 1 and 0 for each class ``(N, K)`` where images are multi-label.
 
     Raises:
-        DataError: Labels that are no whole numbers or names, or rows that are not one-hot.
+        DataError: Labels that are not whole numbers or names, or rows that are not one-hot.
     """
     if labels.ndim == 1:
         if config.multi_label:
@@ -251,7 +251,7 @@ def label_plane(labels: Array, size: tuple[int, int], columnwise: bool, config: 
         path: The file, for errors.
 
     Raises:
-        DataError: Labels of another shape, or that are no whole numbers.
+        DataError: Labels of another shape, or that are not whole numbers.
         ConfigError: The number of unlabelled pixels could be one of several.
     """
     what, pixels = f"{path}: the labels", size[0] * size[1]

@@ -34,7 +34,7 @@ def hub_parts(path: str, subset: str | None = None, image_column: str | None = N
         if not images:
             raise DataError(f"{path} has no column of images in {name}, only {', '.join(rows.column_names)}")
         if image_column is not None and image_column not in images:
-            raise DataError(f"{path}: {image_column!r} is no column of images{closest(image_column, images)}")
+            raise DataError(f"{path}: {image_column!r} is not a column of images{closest(image_column, images)}")
         for column in images:
             rows = rows.cast_column(column, library.Image(decode=False))
         parts.append(_part(rows, name, f"{path} ({name})", SPLIT_WORDS.get(name, "") if len(splits) > 1 else ""))

@@ -24,7 +24,7 @@ def by_pattern(setting: str, pattern: str, keys: Sequence[str]) -> list[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"{setting} {pattern!r} is no regular expression ({error})") from error
+        raise ConfigError(f"{setting} {pattern!r} is not a valid regular expression ({error})") from error
     if not compiled.groups:
         raise ConfigError(f"{setting} {pattern!r} has no parenthesis; put one around what it is to find: ^(\\w+)_")
     found = [match.group(1) if (match := compiled.search(key)) else None for key in keys]

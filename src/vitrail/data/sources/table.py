@@ -171,7 +171,7 @@ def _group_column(table: Table, form: TableForm, group: str | None, listed: List
         return find_column(table.names, "group")
     if group not in table.names and re.fullmatch(r"\w[\w .-]*", group):
         _refuse_unfound(table, group, _filled(table, _path_column(table, form, listed)))
-    # A name that is no column is a regular expression on the paths.
+    # A name that is not a column is a regular expression on the paths.
     return group if group in table.names else None
 
 
@@ -184,7 +184,7 @@ def _refuse_unfound(table: Table, group: str, paths: Sequence[str]) -> None:
     if not any(group in path for path in paths):
         near = closest(group, table.names)
         raise DataError(
-            f"data.group {group!r} is no column of {table.path} (it has {', '.join(map(repr, table.names))}) and is "
+            f"data.group {group!r} is not a column of {table.path} (it has {', '.join(map(repr, table.names))}) and is "
             f"found in no path{near if near.endswith('?') else ''}"
         )
 

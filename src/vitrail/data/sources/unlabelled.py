@@ -44,7 +44,7 @@ class UnlabelledSource(FileSource):
         if apart:
             raise DataError(
                 f"{root} has the folder {apart[0]}, whose images look set apart: name the folder with the others (its "
-                "train, say), or take data.source folder, which keeps them apart"
+                "train, say), or use data.source folder, which keeps them apart"
             )
         listing = list_images(root)
         files, notes = listing.files, describe_passed_over([listing])
