@@ -228,7 +228,7 @@ def _check_family(content: Mapping[str, Any], layers: Sequence[Mapping[str, Any]
     foreign = [key for key in model if key not in known]
     if foreign and find_family(base)[0] is not find_family(named)[0]:
         raise ConfigError(
-            f"{' and '.join(foreign)} come{'s' * (len(foreign) == 1)} from the base recipe, whose model is {base}; "
+            f"{', '.join(foreign)} come{'s' * (len(foreign) == 1)} from the base recipe, whose model is {base}; "
             f"give the whole `model: {{name: {named}, ...}}` for another family"
         )
 
