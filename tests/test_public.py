@@ -5,7 +5,15 @@ import sys
 
 import vitrail
 
-PUBLIC = {"__version__", "create_model", "from_pretrained", "list_models", "load_weights", "save_pretrained"}
+PUBLIC = {
+    "__version__",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load_weights",
+    "register_family",
+    "save_pretrained",
+}
 
 
 def test_public_names_stay():

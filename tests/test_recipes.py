@@ -34,13 +34,16 @@ def stand_in(recipe, folder):
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, path=str(path)))
 
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
+ROOT = Path(__file__).parent.parent
+# Those of the demo are package data.
+RECIPES = sorted([*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "src" / "vitrail" / "recipes").rglob("*.yaml")])
 # Those on images that are inside a library.
 PAIRS = sorted((Path(__file__).parent.parent / "recipes" / "digits").glob("pretrain*.yaml"))
 
 
 def name_of(path):
-    return "/".join(path.parts[-2:])
+    demo = "demo/" if "src" in path.relative_to(ROOT).parts else ""
+    return demo + "/".join(path.parts[-2:])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)

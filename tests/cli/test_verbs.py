@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import vitrail
 from tests.images import make_folder, save_image
 from vitrail.analyze.examples import _PAGE_METHODS
-from vitrail.cli.demo import MODELS, demo_recipe
+from vitrail.cli.demo import demo_models, demo_recipe
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.explain import list_methods
@@ -203,7 +203,7 @@ def test_demo(models, drawn, tmp_path, capsys, monkeypatch):
         assert card["streams"]["spectral"]["bands"] == ["edge_x", "edge_y"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", demo_models())
 def test_every_model_of_the_demo_can_be_built(name):
     recipe = make_recipe(demo_recipe(name))
     settings = {**recipe.model.settings, "num_classes": 10, "in_chans": 1}

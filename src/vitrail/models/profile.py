@@ -133,7 +133,7 @@ def walk(
         model: The model; it is run in evaluation mode and comes back in the mode it had, without hooks.
         inputs: One tensor ``(B, C, H, W)``, or one for each stream, on the model's device.
         depth: How far modules are opened. ``"parts"``: down to the attention layers and what stands beside
-            them, such as norms, perceptrons and convolution blocks; ``"blocks"``: no further than blocks. A
+            them, such as norms, MLPs and convolution blocks; ``"blocks"``: no further than blocks. A
             number counts levels: 1 shows the model's own children, each further one opens one level more
             (lists of modules are no level).
         repeats: Forward passes over which time is measured (each step's least counts); 0 measures none. When not

@@ -1,6 +1,6 @@
 """Where images come from: one small class a kind, behind one interface."""
 
 from vitrail.data.sources.base import ImageSource
-from vitrail.data.sources.opening import SOURCES, open_source
+from vitrail.data.sources.opening import SOURCES, open_source, register_source
 
-__all__ = ["SOURCES", "ImageSource", "open_source"]
+__all__ = ["SOURCES", "ImageSource", "open_source", "register_source"]

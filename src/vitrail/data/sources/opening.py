@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from vitrail.config.data import DataConfig
 from vitrail.data.classes import ClassRules
@@ -25,6 +26,8 @@ from vitrail.data.sources.table import TableSource
 from vitrail.data.sources.table_file import TableForm
 from vitrail.data.sources.unlabelled import UnlabelledSource
 from vitrail.errors import ConfigError, DataError, closest
+from vitrail.plugins import SOURCES as PLUGINS
+from vitrail.plugins import load_plugins
 
 # Value of `data.source` -> meaning of its path; "" where it has none.
 SOURCES = {
@@ -37,6 +40,9 @@ SOURCES = {
     "synthetic_leaves": "",
     "arrays": "the .npy, .npz, .mat or HDF5 file",
 }
+# Opens the images of a source that another distribution or the running program has registered.
+Opener = Callable[[DataConfig, tuple[int, int]], ImageSource]
+_REGISTERED: dict[str, Opener] = {}
 _FILES = ("folder", "unlabelled", "table")
 _LABELLED = ("folder", "table", "parquet", "hf", "arrays")
 # Settings that only some sources understand.
@@ -82,6 +88,31 @@ _ONLY_FOR = {
 }
 
 
+def register_source(name: str, path: str = "") -> Callable[[Opener], Opener]:
+    """Register a function that opens images under a name for ``data.source``.
+
+    A distribution adds sources by entry points of the group ``vitrail.sources`` that name its modules.
+
+    Args:
+        name: The name.
+        path: Meaning of ``data.path``, for errors ("the folder with the scans"); empty where the source takes none.
+
+    Returns:
+        Decorator of a function from the settings and the image size ``(height, width)`` to an :class:`ImageSource`.
+
+    Raises:
+        ConfigError: The name is taken.
+    """
+    if name in SOURCES and name not in _REGISTERED:
+        raise ConfigError(f"the data source {name!r} is built in; choose another name")
+
+    def register(opener: Opener) -> Opener:
+        SOURCES[name], _REGISTERED[name] = path, opener
+        return opener
+
+    return register
+
+
 def accepts_setting(source: str, setting: str) -> bool:
     """Check whether a setting applies to a source."""
     return setting not in _ONLY_FOR or source in _ONLY_FOR[setting]
@@ -102,6 +133,7 @@ def open_source(
         ConfigError: An unknown source, a missing or superfluous path, or settings that do not apply.
         DataError: Images that are missing, unreadable or inconsistent.
     """
+    load_plugins(PLUGINS)  # their modules register sources
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
     if SOURCES[config.source] and not config.path:
@@ -188,6 +220,7 @@ def _openers(
         "hf": lambda: embedded(hub_parts(path, config.subset, config.image_column)),
         "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.num_images, config.seed)),
         "arrays": lambda: ArraySource(config, size, rules),
+        **{name: partial(opener, config, size) for name, opener in _REGISTERED.items()},
     }
 
 

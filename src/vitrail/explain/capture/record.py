@@ -139,11 +139,12 @@ def tapped_layers(model: nn.Module) -> dict[str, AttentionTap]:
 
 
 def lacks_taps(model: VisionModel) -> str | None:
-    """Return the reason why no mixing weights can be captured; None where a layer reports them."""
-    if tapped_layers(model):
+    """Return the reason why no mixing weights can be captured; None where the mixer of a block reports them."""
+    taps = tapped_layers(model)
+    if any(_is_in(tap, mixer) for mixer in model.mixers() for tap in taps):
         return None
     kind = type(model).__name__
-    return f"no layer of this {kind} reports how it mixes tokens (docs/extend.md, 'A mixer of your own')"
+    return f"no block of this {kind} reports how it mixes tokens (docs/extend.md, 'A mixer of your own')"
 
 
 def attention_layers(model: nn.Module) -> dict[str, Attention | CrossAttention]:

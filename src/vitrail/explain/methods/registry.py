@@ -16,6 +16,8 @@ from vitrail.errors import ConfigError, closest, did_you_mean
 from vitrail.explain.capture.prepare import lacks_class
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.models.base import VisionModel
+from vitrail.plugins import METHODS as PLUGINS
+from vitrail.plugins import load_plugins
 
 Compute = Callable[..., dict[str, StreamMap]]
 _TYPES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false", type(None): "none"}
@@ -78,10 +80,18 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
+def _known() -> dict[str, Method]:
+    """The registered methods, those of other distributions included."""
+    load_plugins(PLUGINS)  # their modules register them
+    return METHODS
+
+
 def register_method(
     name: str, *, by_class: bool, signed: bool = False, lacks: Callable[[VisionModel], str | None] = lambda model: None
 ) -> Callable[[Compute], Compute]:
     """Register a function as a method; the first line of its docstring becomes the summary.
+
+    A distribution adds methods by entry points of the group ``vitrail.methods`` that name its modules.
 
     Args:
         name: Name of the method.
@@ -100,7 +110,7 @@ def register_method(
 
 def list_methods(model: VisionModel | None = None) -> list[str]:
     """List the names of all methods, or of those that can explain a model."""
-    return sorted(name for name, method in METHODS.items() if model is None or method.refusal(model) is None)
+    return sorted(name for name, method in _known().items() if model is None or method.refusal(model) is None)
 
 
 def get_method(name: str) -> Method:
@@ -111,7 +121,7 @@ def get_method(name: str) -> Method:
     """
     if not isinstance(name, str):
         raise ConfigError(f"a method is a name, got {name!r}; methods: {', '.join(list_methods())}")
-    if name not in METHODS:
+    if name not in _known():
         raise ConfigError(f"no method {name!r}{did_you_mean(name, METHODS)}; methods: {', '.join(list_methods())}")
     return METHODS[name]
 

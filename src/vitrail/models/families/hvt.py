@@ -45,7 +45,7 @@ class HVTConfig:
         embed_dim: Width of a token in the first stage; it doubles from stage to stage.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
-        mlp_ratio: Hidden width of the perceptrons over the token width.
+        mlp_ratio: Hidden width of the MLPs over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
             of these two; "" classifies each token.

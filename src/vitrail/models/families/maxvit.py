@@ -58,7 +58,7 @@ class MaxViTConfig:
             ``img_size``.
         head_hidden_size: Width of the hidden layer before the classifier; that of the last stage when not
             given, 0 for none (the norm then comes before the pooling).
-        mlp_ratio: Hidden width of the perceptrons over the token width.
+        mlp_ratio: Hidden width of the MLPs over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
             of these two; "" classifies each token.

@@ -51,7 +51,7 @@ class SwinConfig:
             change nothing. Without, they take part as keys, as in the code of the authors and of torchvision.
         pad_after_shift: Whether a shifted map is rolled before it is padded and a window larger than the map shrinks
             to it, as in timm: with ``mask_padding=False`` the model then equals timm's where there is padding.
-        mlp_ratio: Hidden width of the perceptrons over the token width.
+        mlp_ratio: Hidden width of the MLPs over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
             of these two; "" classifies each token.

@@ -44,7 +44,7 @@ class TokenLearnerConfig:
         num_tokens: Tokens to learn.
         layer: Blocks before it, 0 to the depth; the middle when not given.
         version: "1.1" (softmax, weighted mean) or "1.0" (sigmoid, weighted sum).
-        bottleneck_dim: Hidden width of the perceptrons of version 1.1 and of the fuser.
+        bottleneck_dim: Hidden width of the MLPs of version 1.1 and of the fuser.
         fuse: Whether every later block learns its own tokens and a TokenFuser spreads them back over all
             positions (the paper's section 2.2), instead of going on with the learned tokens alone.
     """
@@ -68,7 +68,7 @@ class ViTConfig:
         embed_dim: Width of a token.
         depth: Blocks.
         num_heads: Attention heads; must divide the width.
-        mlp_ratio: Hidden width of the perceptrons over the token width.
+        mlp_ratio: Hidden width of the MLPs over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         class_token: Whether a class token is prepended.
         global_pool: "token" reads the class token, "avg" the mean over the other tokens, "max" the largest value of
