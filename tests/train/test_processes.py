@@ -19,7 +19,7 @@ from vitrail.train.environment import is_first_process
 SETTINGS = (
     "--model.name vit --model.img_size 8 --model.patch_size 4 --model.embed_dim 16 --model.depth 2 --model.num_heads 2 "
     "--data.batch_size 100 --trainer.accelerator cpu --trainer.learning_rate 0.003 "
-    "--run.tensorboard false"
+    "--trainer.precision 32-true --run.tensorboard false"
 ).split()
 
 
