@@ -225,3 +225,37 @@ def test_a_record_prints_as_a_list_of_layers():
         "  blocks.0.attn: (2, 2, 10, 10), global",
         "  blocks.1.attn: (2, 2, 10, 10), global",
     ]
+
+
+class UniformMixer(nn.Module):
+    """Mean over tokens; ``report`` hands over the weights in one of several ways."""
+
+    def __init__(self, report):
+        super().__init__()
+        self.report, self.tap = report, AttentionTap()
+
+    def forward(self, x, grid=None, num_prefix=0):
+        weights = torch.full((len(x), 1, x.shape[1], x.shape[1]), 1 / x.shape[1])
+        layout = TokenLayout("global", query_grid=grid, key_grid=grid, num_prefix=num_prefix)
+        if self.report == "copy":
+            self.tap.report(weights.clone(), layout)
+        else:
+            for _ in range(2 if self.report == "twice" else 1):
+                self.tap.report(weights, layout)
+        return weights[:, 0] @ x
+
+
+@pytest.mark.parametrize("method", ["gradient_rollout", "attribution", "rollout"])
+def test_a_report_is_the_tensor_that_mixes_and_comes_once(method):
+    torch.manual_seed(11)
+    model = vitrail.create_model("vit", **_SMALL).eval()
+    x = torch.rand(2, 3, 24, 24)
+    model.blocks[1].attn = UniformMixer("once")
+    assert explain(model, x, method).map.isfinite().all()
+    model.blocks[1].attn = UniformMixer("twice")
+    with pytest.raises(ConfigError, match=r"blocks\.1\.attn reports its mixing weights 2 times"):
+        explain(model, x, method)
+    model.blocks[1].attn = UniformMixer("copy")
+    if method != "rollout":
+        with pytest.raises(ConfigError, match=r"do not depend on the mixing weights that blocks\.1\.attn reports"):
+            explain(model, x, method)

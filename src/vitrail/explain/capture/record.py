@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -71,14 +72,14 @@ class AttentionRecord:
     Attributes:
         steps: The layers.
         memory_budget: Maximum memory of the weights in bytes; None for no limit.
-        reported: Names of all layers that reported, including those that ``keep`` omitted.
+        reported: Number of reports of each layer, including those that ``keep`` omitted.
 
     Length, iteration and indices are those of ``steps``; a name returns the layer of that name.
     """
 
     steps: list[CapturedMixing] = field(default_factory=list)
     memory_budget: int | None = None
-    reported: set[str] = field(default_factory=set)
+    reported: Counter[str] = field(default_factory=Counter)
 
     def add(self, step: CapturedMixing) -> None:
         """Append a layer.
@@ -167,15 +168,15 @@ def numbered_layers(model: VisionModel) -> list[str]:
 
 
 def check_reports(model: VisionModel, mixers: Sequence[str], record: AttentionRecord) -> None:
-    """Raise if a module that mixes tokens did not report its weights.
+    """Raise unless each module that mixes tokens reported its weights once.
 
     Args:
         model: The model.
         mixers: Names of modules that must have reported, themselves or by a submodule.
-        record: Record of the forward pass.
+        record: Record of one forward pass.
 
     Raises:
-        ConfigError: A module did not report.
+        ConfigError: A module did not report, or reported more than once.
     """
     for mixer in mixers:
         if not any(_is_in(name, mixer) for name in record.reported):
@@ -184,6 +185,12 @@ def check_reports(model: VisionModel, mixers: Sequence[str], record: AttentionRe
                 f"{mixer} ({kind}) does not report how it mixes tokens: give it `tap = AttentionTap()` and call "
                 "`tap.report(weights, layout)` in its forward (docs/extend.md, 'A mixer of your own'), or choose a "
                 "method that needs no mixing weights, 'gradcam' for instance"
+            )
+        twice = next((name for name, count in record.reported.items() if count > 1 and _is_in(name, mixer)), None)
+        if twice is not None:
+            raise ConfigError(
+                f"{twice} reports its mixing weights {record.reported[twice]} times in one forward pass; report them "
+                "once (docs/extend.md, 'A mixer of your own')"
             )
 
 
@@ -308,7 +315,7 @@ def _add(
     if threading.get_ident() != thread:
         return  # a forward pass of another thread
     _check_weights(name, weights, layout)
-    record.reported.add(name)
+    record.reported[name] += 1
     step = CapturedMixing(name, weights, layout)
     stored = weights if keep is None else keep(step)
     if stored is not None:

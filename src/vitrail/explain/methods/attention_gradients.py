@@ -20,7 +20,15 @@ from vitrail.errors import ConfigError
 from vitrail.explain.capture.forwarding import frozen
 from vitrail.explain.capture.groups import normalize_rows
 from vitrail.explain.capture.prepare import lacks_class
-from vitrail.explain.capture.record import CapturedMixing, capture_attention, check_reports, lacks_taps, running_mixers
+from vitrail.explain.capture.record import (
+    AttentionRecord,
+    CapturedMixing,
+    attention_layers,
+    capture_attention,
+    check_reports,
+    lacks_taps,
+    running_mixers,
+)
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import register_method
 from vitrail.explain.methods.relevance import (
@@ -118,6 +126,7 @@ class _GradientWeighted:
     def __init__(self, scaled: bool, head_fusion: HeadFusion = "mean", discard_ratio: float = 0.0) -> None:
         self.scaled, self.head_fusion, self.discard_ratio = scaled, head_fusion, discard_ratio
         self.constants: list[Tensor] = []
+        self.reached: set[str] = set()
 
     def __call__(self, step: CapturedMixing) -> Tensor:
         """Return the matrix of a layer, ``(B, queries, keys)``, which the backward pass fills."""
@@ -132,6 +141,7 @@ class _GradientWeighted:
         values = weights.detach()
 
         def fill(gradient: Tensor) -> None:
+            self.reached.add(step.name)
             matrix.copy_(self._fuse((values * gradient).clamp_min(0), layout))
 
         weights.register_hook(fill)  # type: ignore[no-untyped-call]
@@ -157,11 +167,28 @@ def _propagate_weighted(
         score = model.forward_head(features).gather(1, target[:, None]).sum()
         sources = [features, *(image for image in inputs if image is not None), *weighting.constants]
         gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]
+    _check_reached(model, record, weighting.reached)
     if weighting.scaled and not reads_class_token(model):
         row = normalize_rows(F.pad(_token_relevance(model, features.detach(), gradient), (model.num_prefix, 0)))
     else:
         row = pooling_row(model, features, record.steps[-1].layout)
     return propagate(model, row, record.steps, inputs, averaged=weighting.scaled)
+
+
+def _check_reached(model: VisionModel, record: AttentionRecord, reached: set[str]) -> None:
+    """Raise if a mixer that is not of vitrail reported weights on which the logits do not depend.
+
+    Layers of vitrail report the tensor that mixes the values; a stream without influence on the logits is then a fact.
+    """
+    known = attention_layers(model)
+    mixers = model.mixers()
+    for step in record.steps:
+        foreign = step.name in mixers and step.name not in known
+        if foreign and step.name not in reached:
+            raise ConfigError(
+                f"the logits do not depend on the mixing weights that {step.name} reports; report the very tensor that "
+                "mixes the values, so that gradients reach it (docs/extend.md, 'A mixer of your own')"
+            )
 
 
 def _token_relevance(model: VisionModel, features: Tensor, gradient: Tensor) -> Tensor:
