@@ -24,7 +24,7 @@ import vitrail
 from vitrail.files import write_text
 from vitrail.layers.fast.dispatch import without_fast_paths
 from vitrail.layers.gelu import Gelu
-from vitrail.layers.mbconv import TENSORFLOW, MBConv, Stem
+from vitrail.layers.mbconv import TENSORFLOW, MBConv
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.window_attention import WindowAttention
@@ -58,15 +58,16 @@ CASES: tuple[tuple[str, str, Build, tuple[int, ...], tuple[str, ...]], ...] = (
     ("position_bias", "Swin-T, stage 1", _windows(96, 0), (1, 56, 56, 96), BOTH),
     ("position_bias", "Swin-T, stage 4", _windows(768, 0), (1, 7, 7, 768), BOTH),
     ("attention", "Swin-T, stage 1, shifted", _windows(96), (8, 56, 56, 96), BOTH),
+    ("attention", "Swin-T at 448 pixels, stage 1, shifted", _windows(96), (8, 112, 112, 96), ("forward",)),
     ("attention", "Swin-T, stage 3, shifted", _windows(384), (8, 14, 14, 384), BOTH),
     ("mlp", "ViT-S", lambda: Mlp(384, 1536), (8, 197, 384), BOTH),
     ("mlp", "Swin-T, stage 1", lambda: Mlp(96, 384), (8, 56, 56, 96), BOTH),
     ("mlp", "MaxViT-T, stage 1", lambda: Mlp(64, 256, approximate="tanh"), (8, 56, 56, 64), BOTH),
-    ("gelu", "MaxViT-T, stage 1, hidden layer", lambda: Gelu("tanh"), (8, 56, 56, 256), ("forward",)),
+    ("gelu", "MaxViT-T, stage 1, hidden layer, one image", lambda: Gelu("tanh"), (1, 56, 56, 256), ("forward",)),
+    ("gelu", "MaxViT-T, stage 3, hidden layer, one image", lambda: Gelu("tanh"), (1, 14, 14, 1024), ("forward",)),
     ("mbconv", "MaxViT-T, stage 1, stride 2", lambda: MBConv(64, 64, 2, TENSORFLOW), (8, 64, 112, 112), BOTH),
     ("mbconv", "MaxViT-T, stage 1, stride 1", lambda: MBConv(64, 64, 1, TENSORFLOW), (8, 64, 56, 56), BOTH),
     ("mbconv", "MaxViT-T, stage 3, stride 1", lambda: MBConv(256, 256, 1, TENSORFLOW), (8, 256, 14, 14), BOTH),
-    ("stem", "MaxViT-T", lambda: Stem(3, 64, TENSORFLOW, True), (8, 3, 224, 224), ("forward",)),
     ("patch_embed", "Swin-T", lambda: PatchEmbed(3, 96, 4, norm=True), (8, 3, 224, 224), BOTH),
 )
 
@@ -141,7 +142,7 @@ def main() -> None:
         if arguments.only and name not in arguments.only:
             continue
         layer, x = build(), torch.randn(shape)
-        if isinstance(layer, MBConv | Stem):
+        if isinstance(layer, MBConv):
             x = x.contiguous(memory_format=torch.channels_last)
         cells = []
         for mode in BOTH:

@@ -1,4 +1,4 @@
-"""The perceptron gives the same a piece at a time as at once."""
+"""The MLP gives the same in pieces as at once."""
 
 import pytest
 import torch

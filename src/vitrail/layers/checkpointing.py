@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the backward pass runs a block a second time instead of keeping its activations."""
+"""Gradient checkpointing: the backward pass recomputes a block instead of storing its activations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def run_block(block: nn.Module, *inputs: object, checkpointing: bool) -> Tensor:
 
 
 def run_checkpointed(block: nn.Module, *inputs: object) -> Tensor:
-    """Run a block, keeping of it no more than its inputs for the backward pass.
+    """Run a block and store only its inputs for the backward pass.
 
-    A block that is being watched runs plainly: its weights, the largest of its activations, are kept by whoever
-    watches, and must be those of the one run whose gradient is asked for.
+    A block with an armed tap runs plainly: the consumer holds its weights, the largest of its activations, and they
+    must be those of the run whose gradient is computed.
 
     Args:
-        block: Gives one tensor.
-        *inputs: What it takes.
+        block: Returns one tensor.
+        *inputs: Its arguments.
     """
     if torch.compiler.is_compiling():
         out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
@@ -46,16 +46,15 @@ def run_checkpointed(block: nn.Module, *inputs: object) -> Tensor:
 
 @contextlib.contextmanager
 def _second_run(block: nn.Module) -> Iterator[None]:
-    """Repeat what the first run computed, with nothing that it did beside that.
+    """Recompute the first run without its side effects.
 
-    Whoever has begun to watch since then gets no report, and the BatchNorms do not count the batch into their
-    running statistics once more.
+    Taps armed since then report nothing, and the BatchNorms do not update their running statistics once more.
     """
     taps = list(named_taps(block).values())
     consumers = [tap.consumer for tap in taps]
-    # Those that several GPUs share are of another class than BatchNorm2d.
+    # Those synchronised over several GPUs are of another class than BatchNorm2d.
     norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    settings = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for tap in taps:
         tap.consumer = None
     for norm in norms:
@@ -67,5 +66,5 @@ def _second_run(block: nn.Module) -> Iterator[None]:
     finally:
         for tap, consumer in zip(taps, consumers, strict=True):
             tap.consumer = consumer
-        for norm, (momentum, counter) in zip(norms, kept, strict=True):
+        for norm, (momentum, counter) in zip(norms, settings, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -1,6 +1,6 @@
-"""Fusing two streams of tokens: an image and what other bands saw of the same scene.
+"""Fusion of two streams of tokens: an image, and other bands of the same scene.
 
-The first stream decides the grid of the result; the second may have another width and another grid.
+The result has the grid of the first stream; the second may have another number of channels and another grid.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class CrossAttention(nn.Module):
     """Multi-head attention from one stream of tokens to another.
 
     Args:
-        dim: Width of the tokens that ask, and of the result.
-        context_dim: Width of the tokens that answer.
-        num_heads: Heads; must divide ``dim``.
+        dim: Channels of the queries' tokens and of the result.
+        context_dim: Channels of the keys' and values' tokens.
+        num_heads: Number of attention heads; must divide ``dim``.
         qkv_bias: Whether queries, keys and values have a bias.
 
     Raises:
@@ -52,14 +52,14 @@ class CrossAttention(nn.Module):
 
     @one_node
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Let each token of ``x`` gather from all tokens of ``context``.
+        """Attend from each token of ``x`` to all tokens of ``context``.
 
         Args:
             x: Queries, shape ``(B, H, W, dim)``.
             context: Keys and values, shape ``(B, h, w, context_dim)``.
 
         Returns:
-            What was gathered, shape ``(B, H, W, dim)``.
+            Mixed values, shape ``(B, H, W, dim)``.
 
         Raises:
             ShapeError: Other dimensions, widths, or two batch sizes.
@@ -78,16 +78,15 @@ class CrossAttention(nn.Module):
 
 
 class CrossAttentionFusion(nn.Module):
-    """Image tokens ask the spectral tokens, then a perceptron; norms after the residuals.
+    """Cross-attention from image tokens to spectral tokens, then an MLP; norms after the residuals.
 
-    A learned prompt is added to every spectral token before it is read: the same for all, it shifts what the
-    keys and values stress.
+    A learned prompt, the same for all, is added to every spectral token before keys and values are computed.
 
     Args:
-        dim: Width of the image tokens and of the result.
-        context_dim: Width of the spectral tokens.
-        num_heads: Attention heads; must divide ``dim``.
-        mlp_ratio: Hidden width of the perceptron over ``dim``.
+        dim: Channels of the image tokens and of the result.
+        context_dim: Channels of the spectral tokens.
+        num_heads: Number of attention heads; must divide ``dim``.
+        mlp_ratio: Hidden width of the MLP over ``dim``.
         qkv_bias: Whether queries, keys and values have a bias.
 
     Raises:
@@ -120,13 +119,13 @@ class CrossAttentionFusion(nn.Module):
 
 
 class ConcatFusion(nn.Module):
-    """Put the two tokens of each place side by side and project them to one.
+    """Concatenate the two tokens of each position and project them to one.
 
     Where the grids differ, the spectral tokens are resampled to the image's, bilinearly with antialiasing.
 
     Args:
-        dim: Width of the image tokens and of the result.
-        context_dim: Width of the spectral tokens.
+        dim: Channels of the image tokens and of the result.
+        context_dim: Channels of the spectral tokens.
 
     Source: the alternative fusion of the RGB + spectral research code (Leaf-Effects).
     """
@@ -146,21 +145,21 @@ class ConcatFusion(nn.Module):
         """
         _check_pair(x, context, self.dim, self.context_dim)
         if self.tap.armed:
-            context = self._resample_watched(x, context)
+            context = self._resample_explicitly(x, context)
         elif context.shape[1:3] != x.shape[1:3]:
             context = _resample_tokens(context, (x.shape[1], x.shape[2]))
         out: Tensor = self.proj(torch.cat([x, context.to(x.dtype)], dim=-1))
         return out
 
-    def _resample_watched(self, x: Tensor, context: Tensor) -> Tensor:
-        """Resample by a matrix that the tap is shown, so that a gradient can reach it."""
-        asking, asked = (x.shape[1], x.shape[2]), (context.shape[1], context.shape[2])
-        number = asked[0] * asked[1]
-        places = torch.eye(number, dtype=context.dtype, device=x.device).view(1, *asked, number)
-        weights = places if asking == asked else _resample_tokens(places, asking)
-        shown = weights.view(1, 1, -1, number).expand(x.shape[0], -1, -1, -1)
-        self.tap.report(shown, TokenLayout("cross", query_grid=asking, key_grid=asked))
-        return (shown[:, 0] @ context.flatten(1, 2)).view(len(x), *asking, context.shape[-1])
+    def _resample_explicitly(self, x: Tensor, context: Tensor) -> Tensor:
+        """Resample by a matrix that the tap reports, so that gradients reach it."""
+        query_grid, key_grid = (x.shape[1], x.shape[2]), (context.shape[1], context.shape[2])
+        keys = key_grid[0] * key_grid[1]
+        one_hot = torch.eye(keys, dtype=context.dtype, device=x.device).view(1, *key_grid, keys)
+        weights = one_hot if query_grid == key_grid else _resample_tokens(one_hot, query_grid)
+        reported = weights.view(1, 1, -1, keys).expand(x.shape[0], -1, -1, -1)
+        self.tap.report(reported, TokenLayout("cross", query_grid=query_grid, key_grid=key_grid))
+        return (reported[:, 0] @ context.flatten(1, 2)).view(len(x), *query_grid, context.shape[-1])
 
 
 def _resample_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,7 +1,7 @@
-"""A hierarchy of stages on plain attention: each stage has half the grid and twice the width.
+"""A hierarchy of stages without relative positions: each stage has half the grid and twice the channels.
 
-Attention is global, or stays inside shifting windows that have no positions of their own, so that the same
-weights serve both: where a window holds the whole grid the two are equal.
+Attention is global, or inside shifted windows. Windows have no positions of their own, so that the same weights serve
+both; where a window holds the whole grid the two are equal.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class MapAttention(ShiftedWindowAttention):
     """Self-attention on a grid of tokens, over all of them or inside windows.
 
     Args:
-        dim: Width of a token.
-        num_heads: Heads; must divide ``dim``.
+        dim: Number of channels.
+        num_heads: Number of attention heads; must divide ``dim``.
         qkv_bias: Whether queries, keys and values have a bias.
         window: Height and width of a window in tokens; None for attention over all tokens.
         shifted: Whether windows are shifted by half their size, in the directions in which there are several.
@@ -56,12 +56,12 @@ class MapAttention(ShiftedWindowAttention):
         self.everywhere = window is None
 
     @one_node
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a row of tokens
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a map instead of a sequence
         """Mix tokens.
 
         Args:
-            x: Tokens, shape ``(B, H, W, C)``. Where a window does not divide the grid, rows and columns are
-                appended to whom no token attends.
+            x: Tokens, shape ``(B, H, W, C)``. Where a window does not divide the grid, it is padded, and the padding
+                masked.
 
         Returns:
             Tokens, shape ``(B, H, W, C)``.
@@ -84,10 +84,10 @@ class HierarchicalEncoder(nn.Module):
         in_chans: Bands.
         img_size: Height and width in pixels that the positions are learned for; others work too.
         patch_size: Height and width of a patch in pixels.
-        embed_dim: Width of a token in the first stage.
+        embed_dim: Channels in the first stage.
         depths: Blocks of each stage.
         num_heads: Attention heads of each stage.
-        mlp_ratio: Hidden width of the perceptrons over the token width.
+        mlp_ratio: Hidden width of the MLPs over the number of channels.
         qkv_bias: Whether queries, keys and values have a bias.
         drop_path_rate: Stochastic depth of the last block.
         window: As for :class:`MapAttention`.
@@ -136,11 +136,11 @@ class HierarchicalEncoder(nn.Module):
         init_patch_projection(self.patch_embed.proj)
 
     def levels(self, x: Tensor, count: int | None = None) -> list[Tensor]:
-        """Outputs of all stages, before the last norm.
+        """Compute the outputs of all stages, before the last norm.
 
         Args:
             x: Images, shape ``(B, in_chans, H, W)``.
-            count: How many stages run; all when not given.
+            count: Number of stages to run; all when not given.
 
         Returns:
             For each stage, shape ``(B, ceil(H / stride), ceil(W / stride), dim)``.
@@ -158,6 +158,6 @@ class HierarchicalEncoder(nn.Module):
         return levels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens of the last stage after the norm: images ``(B, in_chans, H, W)`` to ``(B, h, w, dim)``."""
+        """Compute the tokens of the last stage after the norm: images ``(B, in_chans, H, W)`` to ``(B, h, w, dim)``."""
         tokens: Tensor = self.norm(self.levels(x)[-1])
         return tokens

@@ -240,13 +240,8 @@ class Stem(nn.Module):
         check_images(x, self.in_chans, self.conv1)
         if x.shape[2] < 1 or x.shape[3] < 1:
             raise ShapeError(f"an image of {x.shape[2]} x {x.shape[3]} has no pixels")
-        out: Tensor = self.conv2(channels_last(self.first_half(channels_last(x))))
-        return out
-
-    @with_fast_path("stem")
-    def first_half(self, x: Tensor) -> Tensor:
-        """Run the first convolution, norm and GELU."""
-        out: Tensor = self.act1(self.norm1(channels_last(self.conv1(x))))
+        x = channels_last(self.conv1(channels_last(x)))
+        out: Tensor = self.conv2(self.act1(self.norm1(x)))
         return out
 
 

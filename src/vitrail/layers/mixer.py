@@ -1,4 +1,4 @@
-"""Calling the module in which a block mixes its tokens, whatever has taken its place."""
+"""The call of a block's token mixer: attention, or a module that replaces it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PARENTS = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 
 def parent_weights(grid: tuple[int, int]) -> Tensor:
-    """What each token took of its 2 x 2 parents: the mean over those that exist.
+    """Compute the weight of each 2 x 2 parent in a merged token: the mean over those that exist.
 
     Args:
         grid: Height and width before merging; an odd one is padded at the bottom or right.
@@ -33,7 +33,7 @@ def parent_weights(grid: tuple[int, int]) -> Tensor:
 
 
 def report_merge(tap: AttentionTap, x: Tensor) -> None:
-    """Tell an armed tap that the tokens ``x`` of shape ``(B, H, W, C)`` are about to be halved, 2 x 2 to one.
+    """Report the merging of the tokens ``x``, shape ``(B, H, W, C)``, 2 x 2 to one.
 
     The weights have the shape ``(B, queries, 4)``: the columns are the parents of :func:`parent_weights`, not
     the whole grid before merging. The layout gives both grids, ``window=(2, 2)`` and the padding.
@@ -53,8 +53,8 @@ class PatchMerging(nn.Module):
     """Concatenate 2 x 2 neighbours, normalise and project: ``(H, W, C)`` to ``(H / 2, W / 2, 2 C)``.
 
     Args:
-        dim: Width of a token before merging.
-        out_dim: Width after; ``2 * dim`` when not given.
+        dim: Channels before merging.
+        out_dim: Channels after; ``2 * dim`` when not given.
         norm_eps: Epsilon of the LayerNorm.
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.1; order of the neighbours as in the authors' code.

@@ -54,7 +54,7 @@ class PatchEmbed(nn.Module):
 
     Args:
         in_chans: Bands of the image.
-        embed_dim: Width of a token.
+        embed_dim: Number of channels of a token.
         patch_size: Height and width of a patch in pixels.
         norm: Whether a LayerNorm follows (Swin and HVT have one).
 

@@ -1,6 +1,6 @@
-"""torch.fx: layers whose steps depend on the size of the map stand in a symbolic graph as one node each.
+"""torch.fx: a layer whose steps depend on the size of the map is one node of a symbolic graph.
 
-``torch.fx.symbolic_trace`` runs a model on stand-ins that have no size, so that no decision by size can be recorded.
+``torch.fx.symbolic_trace`` runs a model on proxies without a size, so that no decision by size can be recorded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def one_node(function: Function) -> Function:
-    """Make a function, or a module's ``forward``, a single node of torch.fx graphs; elsewhere it runs as it is.
+    """Make a function, or a module's ``forward``, a single node of torch.fx graphs.
 
     The node of a ``forward`` is a call of the module, that of a function a call of the function.
     """
@@ -51,7 +51,7 @@ def resolve_annotations(function: Function) -> Function:
 
 
 def is_symbolic(value: object) -> bool:
-    """Whether a value stands for another one in a graph that torch.fx records."""
+    """Whether a value is a proxy in a graph that torch.fx records."""
     return issubclass(type(value), Proxy)
 
 

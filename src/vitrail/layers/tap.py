@@ -1,8 +1,8 @@
-"""The tap: where a layer shows how it mixed its tokens, to whoever asked, at no cost when nobody did.
+"""The tap: reports the mixing weights of a layer to a consumer, at no cost without one.
 
 A tap is a plain object on a layer: it has no parameters and leaves no key in a state dict. While a consumer
-is set the tap is *armed*: the layer computes its mixing weights explicitly and hands them over together with
-a :class:`TokenLayout`, which says what their rows and columns are. :mod:`vitrail.explain` arms and disarms.
+is set the tap is *armed*: the layer computes its mixing weights explicitly and reports them together with
+a :class:`TokenLayout`, which describes their rows and columns. :mod:`vitrail.explain` arms and disarms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LayoutKind = Literal["global", "window", "grid", "cross", "pool", "mix", "fuse",
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """What the rows (queries) and columns (keys) of a matrix of mixing weights are.
+    """Rows (queries) and columns (keys) of a matrix of mixing weights.
 
     Attributes:
         kind: ``global`` self-attention; ``window`` or ``grid`` self-attention inside groups of tokens;
@@ -49,7 +49,7 @@ Consumer = Callable[[Tensor, TokenLayout], None]
 
 
 class AttentionTap:
-    """Hands a layer's mixing weights to a consumer, when there is one."""
+    """Reports a layer's mixing weights to its consumer, if it has one."""
 
     __slots__ = ("consumer",)
 
@@ -58,22 +58,22 @@ class AttentionTap:
 
     @property
     def armed(self) -> bool:
-        """Whether anybody wants the weights."""
+        """Whether there is a consumer."""
         return self.consumer is not None
 
     def report(self, weights: Tensor, layout: TokenLayout) -> None:
-        """Hand over the weights; does nothing when nobody asked.
+        """Report the weights; does nothing without a consumer.
 
         Args:
             weights: Shape ``(B, heads, queries, keys)`` for attention (``B`` times the number of groups for
                 ``window`` and ``grid``), ``(B, queries, keys)`` for the other kinds.
-            layout: What the rows and columns are.
+            layout: Description of the rows and columns.
         """
         if self.consumer is not None:
             self.consumer(weights, layout)
 
     def __deepcopy__(self, memo: dict[int, object]) -> AttentionTap:
-        # A copy of a model that is being watched is not being watched.
+        # The copy of an armed tap is not armed.
         return AttentionTap()
 
     def __reduce__(self) -> tuple[type[AttentionTap], tuple[()]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitrail.layers.fast.dispatch import eager, fast_path, infers_on_cpu, is_plain
 from vitrail.layers.gelu import Gelu, gelu
-from vitrail.layers.mbconv import Conv3x3, MBConv, SqueezeExcite, Stem, channels_last, edge_padding
+from vitrail.layers.mbconv import Conv3x3, MBConv, SqueezeExcite, edge_padding
 from vitrail.layers.shapes import divide_up
 
 # Elements of an intermediate map in inference: about what the caches of a small CPU hold.
@@ -78,9 +78,10 @@ def _has_plain_parts(layer: MBConv) -> bool:
 
 
 def _folds(layer: MBConv, x: Tensor) -> bool:
+    if not infers_on_cpu(x) or not _has_plain_parts(layer) or not foldable(*_norms(layer)):
+        return False
     # On a small map, folding the norms into the weights costs more than applying them.
-    is_large = x.shape[0] * x.shape[2:].numel() >= 4 * x.shape[1]
-    return infers_on_cpu(x) and is_large and _has_plain_parts(layer) and foldable(*_norms(layer))
+    return x.shape[0] * x.shape[2:].numel() >= 4 * x.shape[1]
 
 
 @fast_path("mbconv", when=_folds)
@@ -190,22 +191,3 @@ def _mix_in_groups(layer: MBConv, x: Tensor, flipped: list[int], groups: int) ->
         y = F.batch_norm(y, mean, var, norm.weight[c], norm.bias[c], own, norm.momentum or 0.0, norm.eps)
         pieces.append(_depthwise(layer.conv2_kxk, layer.act1(y), layer.conv2_kxk.weight[c], flipped))
     return torch.cat(pieces, dim=1)
-
-
-def _stem_folds(stem: Stem, x: Tensor) -> bool:
-    if not infers_on_cpu(x) or not is_plain(nn.BatchNorm2d, stem.norm1) or not foldable(stem.norm1):
-        return False
-    return is_plain(Conv3x3, stem.conv1) and is_plain(Gelu, stem.act1)
-
-
-@fast_path("stem", when=_stem_folds)
-def fold_stem(stem: Stem, x: Tensor) -> Tensor:
-    """Fold the norm into the first convolution."""
-    conv = stem.conv1
-    weight, bias = fold_norm(conv.weight, conv.bias, stem.norm1)
-    (top, bottom), (left, right) = (edge_padding(length, 2, conv.same) for length in x.shape[2:])
-    if top == bottom == left == right:
-        y = F.conv2d(x, weight, bias, conv.stride, 1)
-    else:
-        y = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, conv.stride)
-    return gelu(channels_last(y), stem.act1.approximate)
