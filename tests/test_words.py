@@ -41,8 +41,6 @@ EXCUSED: dict[str, int] = {
     "src/vitrail/analyze/features.py": 1,
     "src/vitrail/config/data.py": 1,
     "src/vitrail/config/schema.py": 3,
-    "src/vitrail/layers/fusion.py": 2,
-    "src/vitrail/layers/hierarchy.py": 1,
     "src/vitrail/models/registry.py": 3,
     "src/vitrail/report/page.py": 2,
     "src/vitrail/report/robust.py": 4,
