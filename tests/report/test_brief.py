@@ -110,8 +110,8 @@ WEAK = (ClassFacts("ant", 200, 0.3, 300), ClassFacts("bee", 200, 0.98, 310))
         ({"audited": False}, "No audit for copies"),
         ({"unreadable": 1}, "1 file could not be read"),
         ({"views": "flips"}, "several views of each image (flips)"),
-        ({"unfamiliar": (0.7, "noise")}, "images of noise from its own in only 70 of 100 pairs"),
-        ({"unfamiliar": (0.97, "noise")}, "images of noise from its own in 97 of 100 pairs"),
+        ({"out_of_distribution": (0.7, "noise")}, "images of noise from its own in only 70 of 100 pairs"),
+        ({"out_of_distribution": (0.97, "noise")}, "images of noise from its own in 97 of 100 pairs"),
     ],
 )  # fmt: skip
 def test_each_recorded_fact_has_its_caution_and_no_other_run_has_it(changes, said):

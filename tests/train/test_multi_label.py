@@ -103,15 +103,15 @@ def test_the_page(table, tmp_path, capsys):
     capsys.readouterr()
     page = (tmp_path / "page.html").read_text()
     assert "in all their labels" in page
-    assert "images have several labels" in page
+    assert "images are multi-label" in page
 
 
 def test_losses_and_labels_must_fit(table, tmp_path):
-    with pytest.raises(ConfigError, match="several labels an image; use bce"):
+    with pytest.raises(ConfigError, match="the data is multi-label; use bce"):
         train(_recipe(table, tmp_path / "x", task__loss="focal"))
-    with pytest.raises(ConfigError, match="one label an image; use cross_entropy"):
+    with pytest.raises(ConfigError, match="the data is single-label; use cross_entropy"):
         train(make_recipe({"task": {"loss": "bce"}, "model": {"name": "vit", "img_size": 8, "patch_size": 4}}))
-    with pytest.raises(ConfigError, match=r"val_balanced_accuracy.*several labels"):
+    with pytest.raises(ConfigError, match=r"val_balanced_accuracy.*multi-label"):
         train(_recipe(table, tmp_path / "x", trainer__monitor="val_balanced_accuracy"))
     with pytest.raises(ConfigError, match="left out but for tables"):
         DataConfig(label_separator=";")

@@ -94,7 +94,7 @@ def open_space(
             "the images of a run that has them"
         )
     if images.source.targets.ndim == 2:
-        raise ConfigError(f"{run}: a point has one colour, and its images have several labels")
+        raise ConfigError(f"{run}: a point has one colour, and its images are multi-label")
     split = split or opened.default_split()
     chosen = images.evenly_spaced(split, most)
     if len(chosen) < FEWEST_POINTS:

@@ -139,7 +139,7 @@ class DataConfig:
             left out of training, and pre-training takes all. A smaller share is part of a larger one; of several
             labels an image's rarest is its class here.
         label_seed: Which share that is.
-        label_separator: Where a table's label holds several labels of an image, what stands between them, for example
+        label_separator: Separator between the labels of an image in a multi-label table, for example
             ";"; one label an image when not given.
         sampling: "shuffle" takes each training image once an epoch; "balanced" takes as many in all, those of rare
             classes more often and those of frequent ones less.

@@ -98,7 +98,7 @@ class TaskConfig:
             reconstructs the others) or "simmim" (any model reconstructs what was masked).
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
         loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well; "bce",
-            binary cross-entropy, for several labels an image and for no other data.
+            binary cross-entropy, for multi-label data alone.
         focal_gamma: How much less: the power of one minus the probability of the true class.
         class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images; of several
             labels, each weighs as much where it is there as where it is not.
@@ -212,9 +212,9 @@ class TrainerConfig:
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         early_stopping_patience: Epochs without a better value before it stops; 0 never stops early.
         early_stopping_monitor: Which value that is, as for ``monitor``.
-        monitor: What "best" means: highest "val_accuracy" (of several labels: all of an image's right),
+        monitor: What "best" means: highest "val_accuracy" (multi-label: all labels of an image correct),
             "val_balanced_accuracy" (the mean of the classes'; one label an image), "val_f1_macro" or "val_map" (mean
-            average precision; several labels), or lowest "val_loss".
+            average precision; multi-label), or lowest "val_loss".
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
         devices: How many processes, each with its share of every batch; one a GPU, or any number on a CPU.
         num_nodes: Machines with as many devices each.

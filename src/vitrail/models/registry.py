@@ -81,7 +81,7 @@ def register_family(family: Family) -> Family:
     """Add a family; from then on every verb and function knows it by its name.
 
     A distribution registers its families by entry points of the group ``vitrail.families``. A class that is defined
-    anew (a cell of a notebook that runs again) replaces the earlier one.
+    again (a cell of a notebook that runs twice) replaces the earlier one.
 
     Args:
         family: The family.
@@ -98,7 +98,7 @@ def register_family(family: Family) -> Family:
     lacking = [name for name in _REQUIRED if name not in family.settings]
     if lacking:
         raise ConfigError(f"the config of the family {family.name} has no {' and no '.join(lacking)}; add it")
-    others = [known for known in _FAMILIES.values() if not _is_anew(known, family)]
+    others = [known for known in _FAMILIES.values() if not _is_same_definition(known, family)]
     taken = {name for known in others for name in (known.name, *known.variants)}
     for name in (family.name, *family.variants):
         if name in taken:
@@ -108,7 +108,7 @@ def register_family(family: Family) -> Family:
     return family
 
 
-def _is_anew(known: Family, family: Family) -> bool:
+def _is_same_definition(known: Family, family: Family) -> bool:
     return known.name == family.name and all(
         getattr(known.build, key) == getattr(family.build, key) for key in ("__module__", "__qualname__")
     )

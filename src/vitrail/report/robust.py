@@ -25,7 +25,7 @@ def robustness(subjects: Sequence[Subject]) -> list[Section]:
     Args:
         subjects: What is shown side by side; those of which something was not measured are left out of it.
     """
-    return [*_corruptions(subjects), *_missing(subjects), *_attacks(subjects), *_unfamiliar(subjects)]
+    return [*_corruptions(subjects), *_missing(subjects), *_attacks(subjects), *_out_of_distribution(subjects)]
 
 
 def _found(
@@ -173,7 +173,7 @@ def _attacks(subjects: Sequence[Subject]) -> list[Section]:
     return [Section(picture.title, [], [(picture, draw.under_attack(tables))], [table])]
 
 
-def _unfamiliar(subjects: Sequence[Subject]) -> list[Section]:
+def _out_of_distribution(subjects: Sequence[Subject]) -> list[Section]:
     """Of runs, one each: each may have been asked about other images."""
     rows, there = [], []
     for subject in subjects:
@@ -208,7 +208,7 @@ def _unfamiliar(subjects: Sequence[Subject]) -> list[Section]:
         for row in rows
     ]
     table = Table(
-        "unfamiliar",
+        "out_of_distribution",
         "Out-of-distribution detection; FPR: share of the others above a threshold that 95 % of the known images pass. "
         f"Runs: {names_of(there)}.",
         frame,
@@ -217,7 +217,7 @@ def _unfamiliar(subjects: Sequence[Subject]) -> list[Section]:
          Column("images_known", "known images", "count"), Column("images_other", "other images", "count"),
          Column("other", "the others", "text")],
     )  # fmt: skip
-    picture = Picture("unfamiliar", "Out-of-distribution images", caption, alt)
+    picture = Picture("out_of_distribution", "Out-of-distribution images", caption, alt)
     return [Section(picture.title, [], [(picture, draw.spans(drawn, "AUROC", 0.5))], [table])]
 
 

@@ -283,18 +283,19 @@ def _views(facts: RunFacts) -> str:
     return f"The result averages several views of each image ({facts.views}); a prediction of one view may be worse."
 
 
-def _unfamiliar(facts: RunFacts) -> str:
+def _out_of_distribution(facts: RunFacts) -> str:
     if facts.multi_label:
         return ""
     always = "The model gives every image one of its classes, also an image that shows none of them"
-    if facts.unfamiliar is None:
+    if facts.out_of_distribution is None:
         return f"{always}."
-    area, path = facts.unfamiliar
+    area, path = facts.out_of_distribution
     verdict = "" if area >= _TOLD_APART else "only "
     return f"{always}; it tells images of {path} from its own in {verdict}{round(100 * area)} of 100 pairs."
 
 
 _CAUTIONS: tuple[Callable[[RunFacts], str], ...] = (
     _unfinished, _leaks, _shared_groups, _pretrained, _near_guess, _stale, _few_images, _weak_classes, _few_of_a_class,
-    _miscalibrated, _possible_leaks, _unbalanced, _few_to_train_on, _unreadable, _views, _unaudited, _unfamiliar,
+    _miscalibrated, _possible_leaks, _unbalanced, _few_to_train_on, _unreadable, _views, _unaudited,
+    _out_of_distribution,
 )  # fmt: skip

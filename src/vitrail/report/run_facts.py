@@ -59,11 +59,11 @@ class RunFacts:
         data: Name of the data.
         split: "test", "val", "train", or "other" for other images.
         images: Images evaluated.
-        accuracy: Share classified correctly; of several labels an image, share with all labels correct.
+        accuracy: Share classified correctly; of multi-label images, share with all labels correct.
         low: Lower end of its 95 % interval.
         high: Upper end.
         classes: Each class.
-        multi_label: Whether an image may have several labels.
+        multi_label: Whether images are multi-label.
         splits: Images of each split of the run's data; empty where nothing was recorded.
         weights: What training began with; empty for random weights.
         groups: Groups of the evaluated images, where they have any.
@@ -81,7 +81,7 @@ class RunFacts:
         audited: Whether an audit of these images is recorded.
         leaking: Groups of copies, and groups of the data's own, that lie in several splits.
         possible_leaks: Unconfirmed look-alikes in different splits.
-        unfamiliar: The best AUROC between known images and others, and where these lie.
+        out_of_distribution: The best AUROC between known images and others, and where these lie.
         views: Test-time augmentation; "none" without.
         finished: Whether training came to its end.
     """
@@ -113,7 +113,7 @@ class RunFacts:
     audited: bool = True
     leaking: tuple[int, int] = (0, 0)
     possible_leaks: int = 0
-    unfamiliar: tuple[float, str] | None = None
+    out_of_distribution: tuple[float, str] | None = None
     views: str = "none"
     finished: bool = True
 
@@ -166,7 +166,7 @@ def read_facts(part: Evaluation, recipe: Recipe, label: str) -> RunFacts:
         audited=audit is not None,
         leaking=_leaking(known),
         possible_leaks=0 if audit is None else sum(len(set(p["splits"])) > 1 for p in audit.get("look_alikes", ())),
-        unfamiliar=_unfamiliar(part),
+        out_of_distribution=_out_of_distribution(part),
         views=str(metrics.get("tta") or "none"),
         finished=not environment or "finished" in environment,
     )
@@ -246,7 +246,7 @@ def _leaking(known: Known | None) -> tuple[int, int]:
     return len(known.leaks), len(known.audit["shared_groups"])
 
 
-def _unfamiliar(part: Evaluation) -> tuple[float, str] | None:
+def _out_of_distribution(part: Evaluation) -> tuple[float, str] | None:
     content = part.content(part.files.ood)
     if not content or not part.of_these_weights(content):
         return None

@@ -50,7 +50,7 @@ def feature_spaces(subjects: Sequence[Subject]) -> list[Section]:
     for subject in subjects:
         card = subject.parts[0].run.read_json(subject.parts[0].run.card)
         if card.get("label_separator") is not None:
-            problem = "Not drawn: a point has one colour, and images have several labels."
+            problem = "Not drawn: a point has one colour, and images are multi-label."
             return [Section(title, [], [(Picture("features", title, "", problem=problem), None)])]
         groups.setdefault(tuple(card["classes"]), []).append(subject)
     shown: list[tuple[Picture, Figure | None]] = []

@@ -186,7 +186,7 @@ def _check_images(run: RunFolder, before: dict[str, Any], now: dict[str, Any]) -
         raise DataError(
             f"cannot resume {run}: its images, classes or splits have changed since it began "
             f"({before['number']} images then, {now['number']} now); restore them, name their new place with "
-            "--data.path, or start anew"
+            "--data.path, or start again with --run.overwrite true"
         )
 
 

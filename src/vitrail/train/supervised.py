@@ -125,13 +125,13 @@ def _check_labels(recipe: Recipe, data: ImageData) -> None:
     if multi_label != (recipe.task.loss == "bce"):
         remedy = "use cross_entropy, or data.multi_label, or data.label_separator with a table"
         remedy = "use bce" if multi_label else remedy
-        has = "several labels" if multi_label else "one label"
-        raise ConfigError(f"task.loss {recipe.task.loss!r} does not fit: the data has {has} an image; {remedy}")
+        kind = "multi-label" if multi_label else "single-label"
+        raise ConfigError(f"task.loss {recipe.task.loss!r} does not fit: the data is {kind}; {remedy}")
     for name in ("monitor", "early_stopping_monitor"):
         value = getattr(recipe.trainer, name)
         if value == ("val_balanced_accuracy" if multi_label else "val_map"):
-            has = "several labels" if multi_label else "one label"
-            raise ConfigError(f"trainer.{name} {value!r} is not measured where images have {has}; use val_f1_macro")
+            kind = "multi-label" if multi_label else "single-label"
+            raise ConfigError(f"trainer.{name} {value!r} is not measured on {kind} data; use val_f1_macro")
 
 
 def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss | MultiLabelLoss:
