@@ -167,7 +167,7 @@ def test_two_streams(two_streams, tmp_path, capsys):
         (["--method", "probe_signed", "--target", "2"], 2, "no class '2'"),
         (["--target", "dark"], 2, "rollout explains no class"),
         (["--method", "rollout", "probe_refused"], 2, "it fits no model"),
-        (["--masks", "x"], 2, "--masks says what --measure"),
+        (["--masks", "x"], 2, "--masks has no effect without --measure"),
         (["--size", "1", "2", "3"], 2, "--size takes one number"),
         (["--number", "0"], 2, "at least 1"),
         (["--split", "test"], 1, "no 'test' split, only train, val"),

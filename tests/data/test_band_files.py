@@ -168,7 +168,7 @@ def test_a_run_predicts_and_explains_stacks(tmp_path, capsys):
 def test_settings_that_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.band_names must be given where data\.band_files is"):
         DataConfig(source="folder", path="x", band_files="(?P<band>.)")
-    for pattern, told in (("Ch(", "no regular expression"), (r"Ch(\d)", "no group named band")):
+    for pattern, told in (("Ch(", "is not a valid regular expression"), (r"Ch(\d)", "no group named band")):
         with pytest.raises(ConfigError, match=told):
             open_data(DataConfig(source="folder", path=str(tmp_path), band_files=pattern, band_names=("x",)), (8, 8))
 

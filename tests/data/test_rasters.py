@@ -233,7 +233,7 @@ def test_damaged_rasters_are_told_by_the_error_alone(tmp_path, caplog, capfd):
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, bands_of("uint16"), photometric="minisblack")
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(DataError, match="no TIFF that can be read"):
+    with pytest.raises(DataError, match="is not a readable TIFF"):
         read_raster(path)
     assert not caplog.records
     assert capfd.readouterr().err == ""

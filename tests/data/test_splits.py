@@ -217,7 +217,7 @@ def test_a_pattern_in_the_name_makes_groups(tmp_path):
     assert sum(map(len, of_split.values())) == len(set.union(*of_split.values())) == 12
     with pytest.raises(DataError, match=r"is found in 24 of 48 paths; dark/plant0_other\.png"):
         open_data(DataConfig(**settings, group=r"view\d"), (8, 8))
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="is not a valid regular expression"):
         open_data(DataConfig(**settings, group="("), (8, 8))
     with pytest.raises(DataError, match=r"needs a column 'group' in a table, or data\.group"):
         open_data(DataConfig(**settings), (8, 8))

@@ -151,7 +151,7 @@ def test_without_a_validation_split_it_says_so(tmp_path, capsys):
     assert "no predictions of a validation split" in capsys.readouterr().out
     calibration = _json(run.evaluation / "calibration.json")
     assert calibration["temperature"] is None
-    assert "data.val_fraction" in calibration["why_no_temperature"]
+    assert "trained with validation images" in calibration["why_no_temperature"]
     assert calibration["ece"] >= 0
     assert _json(run.evaluation / "conformal.json")["sets"] is None
 

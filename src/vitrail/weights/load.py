@@ -399,7 +399,8 @@ def _misfit(model: nn.Module, key: str, value: Tensor, target: Tensor, state: St
         return f"{shapes}; {_RESTORE}"
     if key in _head_keys(model, (key,)):
         classes = "as many classes"
-        if spelling.sets_classes and spelling.setting and target.shape[0] == getattr(model, "num_classes", None):
+        counts = value.ndim and target.shape[:1] == (getattr(model, "num_classes", None),)
+        if spelling.sets_classes and spelling.setting and counts:
             classes = spelling.settings({"num_classes": value.shape[0]})
         return (
             f"{shapes}: another number of classes. {spelling.on('new_head')} leaves the checkpoint's out; or build the "
