@@ -187,6 +187,7 @@ def _audit(argv: list[str]) -> int:
     classes = run.read_json(run.card)["classes"] if run is not None and run.card.is_file() else None
     known = None if run is None else read_image_record(run)
     found, data = audit(recipe.data, arguments.distance, classes or None, known)
+    refuses = bool(found.unreadable) and recipe.data.on_unreadable == "error"
     if run is not None:
         run.write_json(run.audit, {**found.to_dict(), "distance": arguments.distance, **data.identity()})
         arguments.out = arguments.out or str(run.audit_page)
@@ -201,7 +202,7 @@ def _audit(argv: list[str]) -> int:
             print(f"warning: {line}", file=sys.stderr)
         if found.split_leaks and arguments.groups is None:
             print(f"\n{_advice(argv, recipe, data)}")
-        if found.unreadable and recipe.data.on_unreadable == "error":
+        if refuses:
             print("\nmend or remove the files that training refuses, or train without them: --data.on_unreadable skip")
     if arguments.out is not None:
         from vitrail.report.audit import write_audit
@@ -219,7 +220,7 @@ def _audit(argv: list[str]) -> int:
         )
     if run is None and not found.split_leaks and not found.unreadable:
         print_next(["vitrail", "train", *data_words(arguments.recipe, argv)])
-    return 1 if found.split_leaks or (found.unreadable and recipe.data.on_unreadable == "error") else 0
+    return 1 if found.split_leaks or refuses else 0
 
 
 def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Recipe, RunFolder | None]:

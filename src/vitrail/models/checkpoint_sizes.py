@@ -70,3 +70,20 @@ def read_stages(state: Mapping[str, Tensor], stages: str) -> dict[str, tuple[int
     """Number of blocks of each of ``stages.0``, ``stages.1``, ... in a checkpoint, as ``depths``; empty without any."""
     depths = tuple(count_numbered(state, f"{stages}.{i}.blocks") for i in range(count_numbered(state, stages)))
     return {"depths": depths} if depths and all(depths) else {}
+
+
+def read_each_stage(
+    state: Mapping[str, Tensor], key: str, count: int, setting: str, ndim: int, axis: int
+) -> dict[str, tuple[int, ...]]:
+    """Length of an axis of one tensor a stage, under the name of the setting; empty unless every stage has the tensor.
+
+    Args:
+        state: Tensors by our names.
+        key: Name of the tensor, ``{}`` for the index of the stage.
+        count: Number of stages.
+        setting: Name of the setting.
+        ndim: Dimensions of the tensor.
+        axis: The axis.
+    """
+    tensors = [state[name] for name in map(key.format, range(count)) if name in state and state[name].ndim == ndim]
+    return {setting: tuple(tensor.shape[axis] for tensor in tensors)} if len(tensors) == count > 0 else {}

@@ -25,7 +25,7 @@ from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.windows import Kind
-from vitrail.models.checkpoint_sizes import old_window, read_stages, read_width
+from vitrail.models.checkpoint_sizes import old_window, read_each_stage, read_stages, read_width
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
 from vitrail.models.facts import FeatureInfo
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
@@ -261,9 +261,8 @@ class MaxViT(Pyramid):
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Depth and width, as far as the shapes show them."""
         depths = read_stages(state, "stages")
-        names = [f"stages.{i}.blocks.0.attn_block.norm1.weight" for i in range(len(depths.get("depths", ())))]
-        norms = [state[name] for name in names if name in state and state[name].ndim == 1]
-        widths = {"embed_dim": tuple(map(len, norms))} if len(norms) == len(names) > 0 else {}
+        norm, count = "stages.{}.blocks.0.attn_block.norm1.weight", len(depths.get("depths", ()))
+        widths = read_each_stage(state, norm, count, "embed_dim", ndim=1, axis=0)
         return {**read_width(state, "stem.conv1.weight", "stem_width"), **widths, **depths}
 
     @classmethod

@@ -23,13 +23,14 @@ from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import divide_up, to_pair
 from vitrail.layers.window_attention import WindowAttention
-from vitrail.models.checkpoint_sizes import old_window, read_stages, read_width
+from vitrail.models.checkpoint_sizes import old_window, read_each_stage, read_stages, read_width
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
 from vitrail.models.facts import FeatureInfo
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.pyramid import Pyramid
 from vitrail.models.registry import Family, register_family
-from vitrail.weights.rules import Drop, KeyMap, MergeQkv, Rename, Rule
+from vitrail.weights.huggingface import block_rules
+from vitrail.weights.rules import Drop, KeyMap, Rename, Rule
 
 Pair = tuple[int, int]
 
@@ -143,22 +144,8 @@ _HUGGINGFACE: tuple[Rule, ...] = (
     Rename(r"embeddings\.norm\.(.*)", r"patch_embed.norm.\1"),
     Rename(r"encoder\.(layers\..*)", r"\1"),
     *_later_downsample(r"layers\.{}\.downsample\.(.*)"),
-    Rename(r"(layers\..*)\.layernorm_before\.(.*)", r"\1.norm1.\2"),
-    Rename(r"(layers\..*)\.layernorm_after\.(.*)", r"\1.norm2.\2"),
     Rename(r"(layers\..*)\.attention\..*\.?relative_position_bias_table", r"\1.attn.relative_position_bias_table"),
-    MergeQkv(
-        r"(layers\..*)\.attention\.self\.(?=\w+\.(weight|bias))(query|key|value)\.(?:weight|bias)",
-        ("query", "key", "value"),
-        r"\1.attn.qkv.\2",
-    ),
-    MergeQkv(
-        r"(layers\..*)\.attention\.(?=\w+\.(weight|bias))([qkv]_proj)\.(?:weight|bias)",
-        ("q_proj", "k_proj", "v_proj"),
-        r"\1.attn.qkv.\2",
-    ),
-    Rename(r"(layers\..*)\.attention\.(?:output\.dense|o_proj)\.(.*)", r"\1.attn.proj.\2"),
-    Rename(r"(layers\..*)\.intermediate\.dense\.(.*)", r"\1.mlp.fc1.\2"),
-    Rename(r"(layers\..*)\.output\.dense\.(.*)", r"\1.mlp.fc2.\2"),
+    *block_rules(r"layers\..*", "self"),
     Rename(r"layernorm\.(.*)", r"norm.\1"),
     Rename(r"classifier\.(.*)", r"head.fc.\1"),
 )
@@ -256,9 +243,8 @@ class Swin(Pyramid):
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Depth and width, as far as the shapes show them."""
         depths = read_stages(state, "layers")
-        names = [f"layers.{i}.blocks.0.attn.relative_position_bias_table" for i in range(len(depths.get("depths", ())))]
-        tables = [state[name] for name in names if name in state and state[name].ndim == 2]
-        heads = {"num_heads": tuple(table.shape[1] for table in tables)} if len(tables) == len(names) > 0 else {}
+        table, count = "layers.{}.blocks.0.attn.relative_position_bias_table", len(depths.get("depths", ()))
+        heads = read_each_stage(state, table, count, "num_heads", ndim=2, axis=1)
         return {**read_width(state, "patch_embed.proj.weight"), **depths, **heads}
 
     @classmethod

@@ -31,7 +31,8 @@ from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, ch
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.registry import Family, register_family
-from vitrail.weights.rules import Drop, DropToken, KeyMap, MergeQkv, Refuse, Rename
+from vitrail.weights.huggingface import block_rules
+from vitrail.weights.rules import Drop, DropToken, KeyMap, Refuse, Rename
 
 _NORM_EPS = 1e-6
 
@@ -440,21 +441,7 @@ class ViT(VisionModel):
                 _DISTILLATION,
                 Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
                 Rename(r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", r"blocks.\1.\2"),
-                Rename(r"(blocks\.\d+)\.layernorm_before\.(.*)", r"\1.norm1.\2"),
-                Rename(r"(blocks\.\d+)\.layernorm_after\.(.*)", r"\1.norm2.\2"),
-                MergeQkv(
-                    r"(blocks\.\d+)\.attention\.attention\.(?=\w+\.(weight|bias))(query|key|value)\.(?:weight|bias)",
-                    ("query", "key", "value"),
-                    r"\1.attn.qkv.\2",
-                ),
-                MergeQkv(
-                    r"(blocks\.\d+)\.attention\.(?=\w+\.(weight|bias))([qkv]_proj)\.(?:weight|bias)",
-                    ("q_proj", "k_proj", "v_proj"),
-                    r"\1.attn.qkv.\2",
-                ),
-                Rename(r"(blocks\.\d+)\.attention\.(?:output\.dense|o_proj)\.(.*)", r"\1.attn.proj.\2"),
-                Rename(r"(blocks\.\d+)\.intermediate\.dense\.(.*)", r"\1.mlp.fc1.\2"),
-                Rename(r"(blocks\.\d+)\.output\.dense\.(.*)", r"\1.mlp.fc2.\2"),
+                *block_rules(r"blocks\.\d+", "attention"),
                 Rename(r"layernorm\.(.*)", r"norm.\1"),
                 Rename(r"classifier\.(.*)", r"head.\1"),
             ),
