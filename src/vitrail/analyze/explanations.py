@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from vitrail import __version__
@@ -137,10 +136,10 @@ def explain_images(
         ConfigError: A method that does not support the model, or an invalid value of a setting.
     """
     for batch in data.batches(list(indices), batch_size):
-        inputs = model_inputs(trained, batch)
+        inputs = trained.inputs(batch)
         explanations = {}
         for name, settings in methods.items():
-            chosen = target if get_method(name).by_class else None
+            chosen = get_method(name).target(target)
             explanations[name] = explain(trained.model, inputs, name, chosen, **settings)
         predicted, probability = _predict(trained, batch)
         streams = [name for name in trained.card.streams if name in batch]
@@ -156,12 +155,6 @@ def explain_images(
                 explanations=explanations,
                 row=row,
             )
-
-
-def model_inputs(trained: TrainedModel, batch: Batch) -> tuple[Tensor, ...]:
-    """Normalise a batch and move it to the model's device, one tensor a stream."""
-    inputs: tuple[Tensor, ...] = trained.normalize({n: batch[n].to(trained.device) for n in trained.card.streams})
-    return inputs
 
 
 def _predict(trained: TrainedModel, batch: Batch) -> tuple[list[str], list[float]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vitrail.analyze.explanations import Settings, model_inputs
+from vitrail.analyze.explanations import Settings
 from vitrail.data.dataset import ImageData
 from vitrail.data.sources.base import unwrap_source
 from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
@@ -65,7 +65,7 @@ def measure_methods(
     done = 0
     score = "independent" if trained.card.multi_label else "probability"
     for batch in data.batches(list(indices), batch_size):
-        inputs = model_inputs(trained, batch)
+        inputs = trained.inputs(batch)
         rows = batch["index"].tolist()
         known = None if masks is None else masks(rows)
         scores = score_methods(

@@ -121,8 +121,7 @@ def _stored(run: RunFolder, images: ImageData, split: str, chosen: list[int]) ->
 def _compute(trained: TrainedModel, images: ImageData, chosen: list[int], layer: str) -> npt.NDArray[np.float32]:
     parts = []
     for batch in images.batches(chosen, _BATCH):
-        inputs = trained.normalize({name: batch[name].to(trained.device) for name in trained.card.streams})
-        parts.append(layer_features(trained.model, inputs, layer).cpu().numpy())
+        parts.append(layer_features(trained.model, trained.inputs(batch), layer).cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -16,6 +16,7 @@ from vitrail.errors import DataError, RunError
 from vitrail.figures.data import SPLIT_NAMES, class_balance, duplicates, image_sizes
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
+from vitrail.report.brief import count
 from vitrail.report.evaluated import Section, Subject
 
 # Classes with a bar of their own; of more, the largest and the smallest.
@@ -159,17 +160,13 @@ def _words(found: Known) -> list[str]:
     across = found.leaks
     if audit["split_leaks"]:
         parts = [
-            *([f"{_count(len(across), 'group')} of the same or nearly the same images"] if across else []),
-            *([f"{_count(len(audit['shared_groups']), 'group')} of the data's own"] if audit["shared_groups"] else []),
+            *([f"{count(len(across), 'group')} of the same or nearly the same images"] if across else []),
+            *([f"{count(len(audit['shared_groups']), 'group')} of the data's own"] if audit["shared_groups"] else []),
         ]
         words.append(f"The split leaks: {' and '.join(parts)} lie in several splits; what is measured is too good.")
     else:
         words.append("No image of one split was found in another.")
     return words
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _leaks(group: dict[str, Any]) -> bool:
@@ -211,7 +208,7 @@ def _sizes(found: Known, name: str) -> list[tuple[Picture, Figure | None]]:
         return []
     shown = sizes[:_MOST_SIZES]
     height, width = (np.array([size[i] for size, _ in shown], dtype=float) for i in (0, 1))
-    number = np.array([count for _, count in shown], dtype=float)
+    number = np.array([images for _, images in shown], dtype=float)
     some = f" The {_MOST_SIZES} most frequent." if len(sizes) > _MOST_SIZES else ""
     caption = (
         f"{len(sizes)} sizes of images, {height.min():.0f} to {height.max():.0f} high and {width.min():.0f} to "

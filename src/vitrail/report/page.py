@@ -21,6 +21,7 @@ from vitrail.config.schema import Recipe
 from vitrail.errors import ConfigError, DataError
 from vitrail.evaluate.results_table import read_evaluation, results_table
 from vitrail.figures.attention import attention, learned_tokens
+from vitrail.figures.data import SPLIT_NAMES
 from vitrail.figures.heatmaps import RANK, draw_cells
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
@@ -232,7 +233,7 @@ def _facts(runs: list[_Run]) -> list[dict[str, str]]:
 
 
 def _split_name(run: _Run) -> str:
-    return {"val": "validation", "train": "training"}.get(run.name, run.name)
+    return SPLIT_NAMES.get(run.name, run.name)
 
 
 def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:

@@ -60,7 +60,7 @@ def write_suite_report(
     results, summary, pairs = (folder.read_table(f) for f in (folder.results, folder.summary, folder.pairs))
     subjects = _subjects(results) if len(results) else []
     found = _measured(subjects, OpenedRuns(read_recipe, read_moved), without) if subjects else []
-    shown = _pictures(facts, results, summary, pairs) if len(results) else []
+    shown = _pictures(facts, results, summary, pairs, subjects) if len(results) else []
     sections = [*(Section(picture.title, [], [(picture, figure)]) for picture, figure in shown), *found]
     metric = facts["metric_name"]
     unit, told = facts["unit"], captions(facts["unit"], facts["alpha"])
@@ -121,8 +121,8 @@ def _evaluation(path: str, evaluated: str) -> Path:
     run = RunFolder(path)
     if not run.path.is_dir():
         raise RunError(
-            f"there is no run folder {run}, seen from here; write the page in the folder where the suite was carried "
-            "out, or carry it out again"
+            f"there is no run folder {run}, seen from here; write the page in the folder where the suite ran, or "
+            "run it again"
         )
     folders = run.evaluations()
     if evaluated not in folders:
@@ -131,7 +131,11 @@ def _evaluation(path: str, evaluated: str) -> Path:
 
 
 def _pictures(
-    facts: Mapping[str, Any], results: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame
+    facts: Mapping[str, Any],
+    results: pd.DataFrame,
+    summary: pd.DataFrame,
+    pairs: pd.DataFrame,
+    subjects: Sequence[Subject],
 ) -> list[tuple[Picture, Figure | None]]:
     metric, unit = facts["metric_name"], facts["unit"]
     axis = f"{metric}, percentage points" if unit == 100 else metric
@@ -169,28 +173,22 @@ def _pictures(
     figure = pareto(summary, metric, facts["higher_is_better"])
     pictures.append((Picture("pareto", "Accuracy against cost" if metric == "accuracy" else "Result against cost",
                              caption, alt), figure))  # fmt: skip
-    pictures.append(_confusion(results, runs_of))
+    pictures.append(_confusion(subjects, told))
     return pictures
 
 
-def _confusion(results: pd.DataFrame, runs_of: Mapping[str, list[Path]]) -> tuple[Picture, Figure | None]:
-    """Counts of all runs of a variant, added up."""
+def _confusion(subjects: Sequence[Subject], runs: str) -> tuple[Picture, Figure | None]:
+    """Add up the counts of all runs of each variant."""
     title = "Confusion matrices"
     tables: dict[str, pd.DataFrame] = {}
-    for name, rows in results.groupby("variant", sort=False):
-        added: pd.DataFrame | None = None
-        for path, evaluated in zip(rows["run"], rows["evaluated_on"], strict=True):
-            part = Evaluation.read(RunFolder(path), _evaluation(path, evaluated))
-            if not part.files.confusion.is_file():
-                problem = "Not drawn: labels of a multi-label run do not exclude each other."
-                return Picture("confusion", title, "", problem=problem), None
-            counts = part.confusion()
-            added = counts if added is None else added + counts
-        assert added is not None, "a variant with a row has a run"
-        tables[str(name)] = added
-    told = "; ".join(f"{name}: {', '.join(p.name for p in paths)}" for name, paths in runs_of.items())
+    for subject in subjects:
+        if not all(part.files.confusion.is_file() for part in subject.parts):
+            problem = "Not drawn: labels of a multi-label run do not exclude each other."
+            return Picture("confusion", title, "", problem=problem), None
+        first, *others = (part.confusion() for part in subject.parts)
+        tables[subject.label] = sum(others, start=first)
     caption = (
-        f"Test images, added up over the runs of each variant: {told}. Counts, and per cent of the true class with the "
+        f"Test images, added up over the runs of each variant: {runs}. Counts, and per cent of the true class with the "
         "classes that are often confused side by side; the colour is the share of the true class. From "
         "confusion.csv of each."
     )

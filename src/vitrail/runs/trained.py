@@ -130,6 +130,13 @@ class TrainedModel:
     normalize: NormalizeStreams
     card: ModelCard
 
+    def inputs(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Normalise a batch and move it to the model's device: one tensor ``(B, C, H, W)`` for each stream at hand."""
+        found: tuple[Tensor, ...] = self.normalize(
+            {name: batch[name].to(self.device) for name in self.normalize if name in batch}
+        )
+        return found
+
     @torch.inference_mode()
     def classify(self, batch: Tensor | Mapping[str, Tensor], tta: str = "none") -> tuple[Tensor, Tensor]:
         """Compute logits and embeddings of a batch.
@@ -149,7 +156,7 @@ class TrainedModel:
         """
         views = tta_views(tta)
         batch = self.normalize.by_name(batch)
-        inputs = self.normalize({name: batch[name].to(self.device) for name in self.normalize if name in batch})
+        inputs = self.inputs(batch)
         outputs = [self._forward(*(view(x) for x in inputs)) for view in views]
         embedding = torch.stack([embedding for _, embedding in outputs]).mean(dim=0)
         if len(outputs) == 1:

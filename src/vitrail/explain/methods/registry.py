@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
 from vitrail.errors import ConfigError, closest, did_you_mean
-from vitrail.explain.capture.prepare import lacks_class
+from vitrail.explain.capture.prepare import Target, lacks_class
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.models.base import VisionModel
 from vitrail.plugins import METHODS as PLUGINS
@@ -48,7 +46,7 @@ class Method:
         """Return the reason why the method cannot explain a model; None where it can."""
         return (lacks_class(model) if self.by_class else None) or self.lacks(model)
 
-    def target(self, classes: Tensor | None) -> Tensor | None:
+    def target(self, classes: Target) -> Target:
         """Return the classes as :func:`~vitrail.explain.explain` accepts them: None unless the method needs them."""
         return classes if self.by_class else None
 

@@ -156,7 +156,7 @@ def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tens
 
 def reads_class_token(model: VisionModel) -> bool:
     """Return whether the classifier reads the class token instead of the mean of the other tokens."""
-    return bool(getattr(model.config, "global_pool", "avg") == "token")
+    return model.global_pool == "token"
 
 
 def _grid(step: CapturedMixing) -> tuple[int, int]:
