@@ -75,17 +75,26 @@ def expand_table(table: Tensor, window: Pair, table_window: Pair | None = None) 
     Returns:
         Bias, shape ``(1, heads, n, n)`` for the ``n`` tokens of the window, contiguous.
     """
-    n = window[0] * window[1]
-    index = relative_position_index(window, table.device, table_window)
+    return expand_by_index(table, relative_position_index(window, table.device, table_window))
+
+
+def expand_by_index(table: Tensor, index: Tensor) -> Tensor:
+    """Take the rows of a table ``(rows, heads)`` at an index ``(n, n)``: a bias ``(1, heads, n, n)``, contiguous."""
+    n = len(index)
     return table.t().index_select(1, index.flatten()).view(1, -1, n, n)
+
+
+def table_of(layer: nn.Module) -> Tensor:
+    """Return a layer's ``relative_position_bias_table``."""
+    table = layer.relative_position_bias_table
+    assert isinstance(table, Tensor)
+    return table
 
 
 @with_fast_path("position_bias")
 def position_bias(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
     """:func:`expand_table` of a layer's ``relative_position_bias_table``."""
-    table = layer.relative_position_bias_table
-    assert isinstance(table, Tensor)
-    return expand_table(table, window, table_window)
+    return expand_table(table_of(layer), window, table_window)
 
 
 class RelativePositionBias(nn.Module):

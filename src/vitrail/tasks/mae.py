@@ -20,7 +20,6 @@ from vitrail.tasks.masking import (
     masked_mean,
     normalize_patches,
     num_masked,
-    patchify,
     random_masks,
     unpatchify,
     upsample_mask,
@@ -157,8 +156,8 @@ class MAETask(PretrainingTask):
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the mean squared error of the reconstruction."""
         (x,) = self.normalize(self.streams(batch))
-        grid = tuple(patchify(x[:1, :1], self.patch).shape[1:3])
-        mask = random_masks(len(x), (grid[0], grid[1]), self.mask_ratio, x.device)
+        grid = grid_size((x.shape[2], x.shape[3]), self.patch)
+        mask = random_masks(len(x), grid, self.mask_ratio, x.device)
         predicted = self.reconstruct(x, mask)
         target = normalize_patches(x, self.patch) if self.normalize_target else x
         pixels = upsample_mask(mask, self.patch, (x.shape[2], x.shape[3])) if self.loss_on == "masked" else None

@@ -203,13 +203,11 @@ def _plan(
     state = apply_map(key_map, candidate.state, report, where)
     own = model.state_dict()
     head = _head_keys(model, {*own, *state})
-    if options.new_head:
-        if not isinstance(model, Fitting):
-            raise ConfigError(f"new_head needs a model with a classifier, got {type(model).__name__}")
-        report.dropped |= {key: "new_head: the model keeps its own classifier" for key in state if key in head}
-        state = {key: value for key, value in state.items() if key not in head}
-    elif options.headless:
-        report.dropped |= {key: "an encoder has no classifier" for key in state if key in head}
+    if options.new_head and not isinstance(model, Fitting):
+        raise ConfigError(f"new_head needs a model with a classifier, got {type(model).__name__}")
+    if options.new_head or options.headless:
+        why = "new_head: the model keeps its own classifier" if options.new_head else "an encoder has no classifier"
+        report.dropped |= {key: why for key in state if key in head}
         state = {key: value for key, value in state.items() if key not in head}
     if options.spectral_from_image:
         state = _copy_image_stream(model, own, state, report, where)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.layers.fast.dispatch import compiled_on_cpu, eager, fast_path
-from vitrail.layers.relative_position import Pair, expand_table, relative_position_index
+from vitrail.layers.relative_position import Pair, expand_by_index, expand_table, relative_position_index, table_of
 
 # Of operators that return cached tensors: a CUDA graph must not record them, as they are no part of its memory.
 KEEPS_TENSORS = (torch.Tag.cudagraph_unsafe,)
@@ -37,18 +37,11 @@ def _(table: Tensor, window: Sequence[int], table_window: Sequence[int]) -> Tens
     return table.new_empty(n, n, dtype=torch.int64)
 
 
-def _table(layer: nn.Module) -> Tensor:
-    table = layer.relative_position_bias_table
-    assert isinstance(table, Tensor)
-    return table
-
-
-@fast_path("position_bias", when=lambda layer, window, table_window: compiled_on_cpu(_table(layer)))
+@fast_path("position_bias", when=lambda layer, window, table_window: compiled_on_cpu(table_of(layer)))
 def expand_by_operator(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
     """Take the index from an operator: Inductor would compute it again for each score."""
-    table, n = _table(layer), window[0] * window[1]
-    index = index_in_table(table.detach(), window, table_window)
-    return table.t().index_select(1, index.flatten()).view(1, -1, n, n)
+    table = table_of(layer)
+    return expand_by_index(table, index_in_table(table.detach(), window, table_window))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +58,7 @@ _EXPANDED: weakref.WeakKeyDictionary[nn.Module, _Expanded] = weakref.WeakKeyDict
 
 
 def _is_constant(layer: nn.Module, window: Pair, table_window: Pair) -> bool:
-    table = _table(layer)
+    table = table_of(layer)
     # Only a parameter: torch.func puts a tensor in its place that stands for others. On other devices than the CPU the
     # comparison of the values would wait for the device.
     constant = type(table) is nn.Parameter and not (table.requires_grad and torch.is_grad_enabled())
@@ -75,7 +68,7 @@ def _is_constant(layer: nn.Module, window: Pair, table_window: Pair) -> bool:
 @fast_path("position_bias", when=_is_constant)
 def expand_once(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
     """Reuse the bias for as long as the values of the table do not change, however they are changed."""
-    table = _table(layer)
+    table = table_of(layer)
     cached = _EXPANDED.get(layer)
     if (
         cached is None
@@ -89,9 +82,8 @@ def expand_once(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
     return cached.bias
 
 
-@fast_path("position_bias", when=lambda layer, window, table_window: eager(_table(layer)))
+@fast_path("position_bias", when=lambda layer, window, table_window: eager(table_of(layer)))
 def expand_by_cached_index(layer: nn.Module, window: Pair, table_window: Pair) -> Tensor:
     """Reuse the index alone."""
-    table, n = _table(layer), window[0] * window[1]
-    index = _cached_index(window, table.device, table_window)
-    return table.t().index_select(1, index.flatten()).view(1, -1, n, n)
+    table = table_of(layer)
+    return expand_by_index(table, _cached_index(window, table.device, table_window))

@@ -22,7 +22,7 @@ from vitrail.layers.fast.relative_position import KEEPS_TENSORS
 from vitrail.layers.modes import in_compiler, is_dynamic
 from vitrail.layers.shapes import divide_up
 from vitrail.layers.window_attention import FittedWindows, Pair, ShiftedWindowAttention, masked_bias
-from vitrail.layers.windows import Kind, partition_map, shift_map, window_mask, window_padding
+from vitrail.layers.windows import Kind, pad_map, partition_map, shift_map, window_mask, window_padding
 
 # Elements of a masked bias up to which a layer caches it: 16 MiB, for maps of about 170 windows of 7 x 7 and 10 heads.
 _LARGEST_CACHED = 1 << 22
@@ -155,7 +155,7 @@ def attend_in_window_order(layer: ShiftedWindowAttention, x: Tensor) -> Tensor:
     fit, (_, H, W, C) = layer.fit_windows(x), x.shape
     order, inverse = window_order(fit.size, fit.window, fit.shift, layer.pad_after_shift, x.device, layer.kind)
     bias = layer.attention_bias(fit, layer.attention_mask(x, fit), x.dtype)
-    padded = F.pad(x, (0, 0, 0, fit.padding[1], 0, fit.padding[0])) if fit.padding != (0, 0) else x
+    padded = pad_map(x, fit.padded_size)
     tokens = padded.flatten(1, 2)
     windows = reorder(tokens, order, inverse).view(-1, fit.window[0] * fit.window[1], C)
     mixed = layer.attend_in_windows(windows, fit, bias).view(tokens.shape)

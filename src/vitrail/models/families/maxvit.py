@@ -219,16 +219,13 @@ class MaxViT(Pyramid):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, C, H, W)`` and classify; ``(B, num_features)`` with ``pre_logits``."""
         pool = self.config.global_pool
-        if not pool:
-            # Each position is classified, as a map again.
-            tokens = features.permute(0, 2, 3, 1)
-            if not pre_logits:
-                return self.head(tokens).permute(0, 3, 1, 2)  # type: ignore[no-any-return]  # as below
-            return (self.head.hidden(tokens) if isinstance(self.head, Head) else tokens).permute(0, 3, 1, 2)
-        pooled = pool_tokens(features, pool, (2, 3))
+        x = pool_tokens(features, pool, (2, 3)) if pool else features.permute(0, 2, 3, 1)
         if not pre_logits:
-            return self.head(pooled)  # type: ignore[no-any-return]  # a module of any kind may stand there
-        return self.head.hidden(pooled) if isinstance(self.head, Head) else pooled
+            x = self.head(x)
+        elif isinstance(self.head, Head):
+            x = self.head.hidden(x)
+        # Without pooling each position is classified, as a map again.
+        return x if pool else x.permute(0, 3, 1, 2)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one, as :meth:`VisionModel.reset_classifier`; the hidden layer stays."""

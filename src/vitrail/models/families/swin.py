@@ -112,15 +112,16 @@ def _build_stage(config: SwinConfig, index: int, drop_path: Sequence[float]) -> 
 _MOST_STAGES = 8
 
 
-def _later_downsample(pattern: str) -> list[Rule]:
-    """Patch merging at the end of stage i belongs to stage i + 1 here; last first, so that none collide."""
-    return [Rename(pattern.format(i), rf"layers.{i + 1}.downsample.\1") for i in reversed(range(_MOST_STAGES))]
+# Patch merging at the end of stage i belongs to stage i + 1 here; last first, so that none collide.
+_LATER_DOWNSAMPLE = tuple(
+    Rename(rf"layers\.{i}\.downsample\.(.*)", rf"layers.{i + 1}.downsample.\1") for i in reversed(range(_MOST_STAGES))
+)
 
 
 _BUFFERS = Drop(r".*\.(attn_mask|relative_position_index)", "computed here, not learned")
 _HEAD = Rename(r"head\.(weight|bias)", r"head.fc.\1")
 
-_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, *_later_downsample(r"layers\.{}\.downsample\.(.*)"), _HEAD)
+_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, *_LATER_DOWNSAMPLE, _HEAD)
 
 _TORCHVISION: tuple[Rule, ...] = (
     _BUFFERS,
@@ -143,7 +144,7 @@ _HUGGINGFACE: tuple[Rule, ...] = (
     Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
     Rename(r"embeddings\.norm\.(.*)", r"patch_embed.norm.\1"),
     Rename(r"encoder\.(layers\..*)", r"\1"),
-    *_later_downsample(r"layers\.{}\.downsample\.(.*)"),
+    *_LATER_DOWNSAMPLE,
     Rename(r"(layers\..*)\.attention\..*\.?relative_position_bias_table", r"\1.attn.relative_position_bias_table"),
     *block_rules(r"layers\..*", "self"),
     Rename(r"layernorm\.(.*)", r"norm.\1"),
@@ -326,7 +327,7 @@ register_family(
         },
         source="Liu et al. 2021, arXiv:2103.14030",
         peers={
-            "timm": Peer(_build_timm, lambda settings: ""),
+            "timm": Peer(_build_timm),
             "torchvision": Peer(_build_torchvision, missing_in_torchvision),
         },
     )
