@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
 from vitrail.cli.report import add_without
-from vitrail.config.changes import PARTS, split_words
+from vitrail.config.changes import PREFIXES, split_words
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--speed", action="store_true", help="time the variants' models in turn")
     add_without(parser)
     parser.epilog = "--PART.SETTING VALUE changes all variants: --data.path DIR --trainer.max_epochs 2"
-    changes, own = split_words(argv, tuple(f"--{part}." for part in PARTS))
+    changes, own = split_words(argv, PREFIXES)
     # As the option was once spelled.
     own = [f"--runs-dir{word.removeprefix('--runs_dir')}" if word.startswith("--runs_dir") else word for word in own]
     arguments = parser.parse_args(own)

@@ -18,13 +18,13 @@ from vitrail.cli.data_location import resolve_table_images, split_arguments
 from vitrail.cli.next_steps import data_words, print_next
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
 from vitrail.cli.tables import format_table, format_terms
-from vitrail.config.changes import split_words
+from vitrail.config.changes import PREFIXES, split_words
 from vitrail.errors import ConfigError, closest
 
 if TYPE_CHECKING:
     from vitrail.config.schema import Recipe
     from vitrail.data import ImageData
-    from vitrail.data.audit import Audit, DuplicateGroup
+    from vitrail.data.audit import Audit
     from vitrail.runs.folder import RunFolder
 
 # Word -> what it does.
@@ -36,7 +36,6 @@ WORDS = {
 }
 # Between the labels of an image in a table that is written.
 _SEPARATOR = ";"
-_PARTS = ("--data.", "--model.", "--task.", "--trainer.", "--run.")
 
 
 def main(argv: list[str]) -> int:
@@ -69,7 +68,7 @@ def _read(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Reci
     """Parse the subcommand's options, and the recipe of the other arguments."""
     from vitrail.cli.recipes import load_run_recipe, make_recipe
 
-    settings, own = split_words(argv, _PARTS)
+    settings, own = split_words(argv, PREFIXES)
     arguments = parser.parse_args(own)
     if arguments.recipe is None and not settings:
         raise ConfigError(f"{parser.prog} needs a recipe or settings such as --data.source folder --data.path photos")
@@ -231,7 +230,7 @@ def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace
     from vitrail.runs.folder import RunFolder
 
     options, settings = split_arguments(argv, "vitrail data audit --run")
-    others = [word for word in options if word.startswith(_PARTS)]
+    others = [word for word in options if word.startswith(PREFIXES)]
     if others:
         raise ConfigError(f"--run audits the images that the run was trained on; leave out {others[0].split('=')[0]}")
     arguments = parser.parse_args(options)
@@ -260,8 +259,12 @@ def _describe(found: Audit) -> str:
         ("files that training refuses", str(len(found.unreadable)), _few(refused)),
         ("groups of exact duplicates", str(len(kinds["exact"])), _few([_pair(g.keys) for g in kinds["exact"]])),
         ("groups of near duplicates", str(len(kinds["near"])), _few([_pair(g.keys) for g in kinds["near"]])),
-        ("duplicates of different classes", str(len(found.conflicts)), _few([_differ(g) for g in found.conflicts])),
-        ("duplicates across splits", str(len(found.leaks)), _few([_across(g) for g in found.leaks])),
+        (
+            "duplicates of different classes",
+            str(len(found.conflicts)),
+            _few([_unlike(g.keys, g.labels) for g in found.conflicts]),
+        ),
+        ("duplicates across splits", str(len(found.leaks)), _few([_unlike(g.keys, g.splits) for g in found.leaks])),
         *_possible_leaks(found),
         ("groups across splits", str(len(found.shared_groups)), _few(list(found.shared_groups))),
         ("images with a constant band", str(len({c[0] for c in found.constant})), _few([c[0] for c in found.constant])),
@@ -316,7 +319,7 @@ def _training(argv: Sequence[str], recipe: Recipe, data: ImageData, table: str) 
             run = Path(value or next(words, ""))
             given.append(str(run / "recipe.yaml"))
             settings += ["--run.dir", f"{run}-grouped"]
-        elif name.startswith(_PARTS):
+        elif name.startswith(PREFIXES):
             pair = [name, value or next(words, "")]
             settings += pair if name.removeprefix("--data.") not in gone else []
         elif name != "--json" and not value:
@@ -349,16 +352,10 @@ def _pair(keys: Sequence[str]) -> str:
     return f"{keys[0]} = {keys[1]}" + (f" = ... ({len(keys)} images)" if len(keys) > 2 else "")
 
 
-def _differ(group: DuplicateGroup) -> str:
-    first = group.labels[0]
-    other = next(i for i, label in enumerate(group.labels) if label != first)
-    return f"{group.keys[0]} ({first}) = {group.keys[other]} ({group.labels[other]})"
-
-
-def _across(group: DuplicateGroup) -> str:
-    first = group.splits[0]
-    other = next(i for i, split in enumerate(group.splits) if split != first)
-    return f"{group.keys[0]} ({first}) = {group.keys[other]} ({group.splits[other]})"
+def _unlike(keys: Sequence[str], values: Sequence[str]) -> str:
+    """Name the first image and the next one with another value, a class or a split."""
+    other = next(i for i, value in enumerate(values) if value != values[0])
+    return f"{keys[0]} ({values[0]}) = {keys[other]} ({values[other]})"
 
 
 def _split(argv: list[str]) -> int:
@@ -370,10 +367,8 @@ def _split(argv: list[str]) -> int:
     from vitrail.data.split_checks import describe_split
 
     data = _open(recipe)
-    source, splits = data.source, list(data.splits)
-    rows = []
-    for i, name in enumerate(source.classes):
-        rows.append((name, *(str(source.has_class(i)[data.splits[split]].sum()) for split in splits)))
+    splits = list(data.splits)
+    rows = [(name, *(str(counts[split]) for split in splits)) for name, counts in data.balance().items()]
     rows.append(("all", *(str(len(data.splits[split])) for split in splits)))
     print(format_table(("class", *splits), rows, right=range(1, len(splits) + 1)))
     for line in describe_split(data):

@@ -33,8 +33,8 @@ def data_words(recipe: str | None, argv: Iterable[str]) -> list[str]:
         recipe: The recipe's file, where there is one.
         argv: The words.
     """
-    from vitrail.config.changes import PARTS, split_words
+    from vitrail.config.changes import PREFIXES, split_words
 
-    settings, _ = split_words(list(argv), tuple(f"--{part}." for part in PARTS))
+    settings, _ = split_words(list(argv), PREFIXES)
     given = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return given if recipe is None else [recipe, *given]

@@ -11,6 +11,8 @@ from vitrail.config.typed import hint_of_field, read_as
 from vitrail.errors import ConfigError, closest
 
 PARTS = ("data", "model", "task", "trainer", "run")
+# Beginnings of their settings on the command line.
+PREFIXES = tuple(f"--{part}." for part in PARTS)
 
 
 def split_words(words: Sequence[str], prefixes: Sequence[str] = ("--",)) -> tuple[dict[str, Written], list[str]]:

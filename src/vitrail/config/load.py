@@ -14,7 +14,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from vitrail.config.changes import apply_changes, read_written, split_words
+from vitrail.config.changes import PARTS, apply_changes, read_written, split_words
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
 from vitrail.config.text import dump_yaml, parse_yaml
@@ -168,10 +168,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _check_parts(content: Mapping[str, Any], where: str) -> None:
-    known = ("data", "model", "task", "trainer", "run")
     for part, values in content.items():
-        if part not in known:
-            raise ConfigError(f"{where}unknown part {part!r}{closest(str(part), known)}")
+        if part not in PARTS:
+            raise ConfigError(f"{where}unknown part {part!r}{closest(str(part), PARTS)}")
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}{part} must hold settings (key: value), got {values!r}")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from vitrail.data.band_files import natural_order
 from vitrail.data.image_errors import head
-from vitrail.data.sources.folder_names import are_masks, parse_split
+from vitrail.data.sources.folder_names import MASK_MARK, are_masks, parse_split
 
 # Words of programs that change images, at the end of a stem or, some, before it.
 _AUGMENTED = r"aug|augm|augment|augmented|augmentation"
@@ -56,9 +56,7 @@ _MOST_COPIES = 10
 _DENSE = 0.5
 # Beside names of other months "aug" is one, too.
 _MONTH = re.compile(r"(?<![a-z])(?:jan|feb|mar|apr|jun|jul|sept?|oct|nov|dec)(?![a-z])")
-_MASK = re.compile(
-    r"(?i)^(?P<stem>.+?)[ _.-]+(?:mask|masks|seg|segmentation|label|labels|annotation|gt)(?:[ _-]?\d+)?$"
-)
+_MASK = re.compile(rf"(?i)^(?P<stem>.+?){MASK_MARK}")
 _MASK_WORDS = ("mask", "seg", "label", "annot", "gt")
 _FRAME = re.compile(r"(?i)^(?:frame|frm|img|image|f)?[ _-]?\d{3,}$")
 _FRAMES_AT_LEAST = 3

@@ -43,22 +43,6 @@ _PILLOW_LIMIT = threading.Lock()
 _FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
 
 
-def inspect_image(path: Path) -> tuple[str, int]:
-    """Read the header of an image file.
-
-    Returns:
-        PIL's mode, and the number of frames.
-
-    Raises:
-        DataError: Not an image that can be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.mode, _pages(image, path)[0]
-    except _FAULTS as error:
-        raise _unreadable(path, path, error) from error
-
-
 def image_size(path: Path) -> tuple[int, int]:
     """Return height and width of a picture as displayed, from its header.
 

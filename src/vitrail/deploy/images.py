@@ -25,17 +25,6 @@ from vitrail.errors import ConfigError, DataError
 from vitrail.runs.trained import ModelCard
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """List files, and the images in folders, in order and without duplicates.
-
-    Every file in ``paths`` counts as an image; in folders :func:`vitrail.data.listing.list_images` decides.
-
-    Raises:
-        DataError: A path does not exist, or a folder holds no images.
-    """
-    return list(dict.fromkeys(file for path in map(Path, paths) for file in _list(path).files))
-
-
 def _list(path: Path) -> Listing:
     """List the images of a folder, or a single file."""
     if path.is_dir():

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from vitrail.config.schema import PRETRAINING, Recipe
+from vitrail.data.notes import print_notes
 from vitrail.errors import ConfigError
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import read_image_record
@@ -21,7 +22,7 @@ from vitrail.train.environment import is_first_process
 from vitrail.train.pretraining import PretrainingBuilder
 from vitrail.train.quiet import silence_libraries
 from vitrail.train.resume import describe_interruption, find_checkpoint, is_finished, resume_settings
-from vitrail.train.start_report import print_start, print_value_notes
+from vitrail.train.start_report import print_start
 from vitrail.train.start_run import finish_run, start_run
 from vitrail.train.start_weights import load_start
 from vitrail.train.supervised import SupervisedBuilder
@@ -104,7 +105,7 @@ def fit(asked: Recipe, builder: Builder, *, resume: bool) -> RunFolder:
     card = build_card(recipe, data, classes, start)
     data = dataclasses.replace(data, fill=card.filling())
     if first and not resume:
-        print_value_notes(data)
+        print_notes(data.source.value_notes)
     task = builder.build_task(recipe, data, model, card)
 
     check_batch_norm(recipe, data, model, card)

@@ -18,12 +18,6 @@ from vitrail.runs.trained import ModelCard
 _PURPOSES = {"train": "training", "val": "validation", "test": "testing"}
 
 
-def print_value_notes(data: ImageData) -> None:
-    """Print the assumptions about the range of stored values."""
-    for note in data.source.value_notes:
-        print(note, file=sys.stderr)
-
-
 def print_start(
     recipe: Recipe, data: ImageData, card: ModelCard, model: VisionModel, trainer: Trainer, reasons: Mapping[str, str]
 ) -> None:

@@ -169,10 +169,10 @@ class EmbeddedSource(ImageSource):
                     seen.add(row, keys[row], own)
         faults.sort(key=lambda item: item[0])
         other_bands = [(keys[row], error) for row, error in faults if isinstance(error, BandError)]
-        column_problem = [(row, error) for row, error in faults if not isinstance(error, BandError)]
-        gone = {row for row, _ in column_problem}
-        if column_problem and (not skip or len(gone) == len(keys)):
-            named = [(keys[row], error) for row, error in column_problem]
+        unreadable = [(row, error) for row, error in faults if not isinstance(error, BandError)]
+        gone = {row for row, _ in unreadable}
+        if unreadable and (not skip or len(gone) == len(keys)):
+            named = [(keys[row], error) for row, error in unreadable]
             of = f"the {len(keys):,} images in {self.root}"
             raise DataError(unreadable_message(named, len(keys), of, skipped=skip))
         if other_bands:
@@ -185,7 +185,7 @@ class EmbeddedSource(ImageSource):
             self._decoded = to_unit(self._decoded)
             for row, image in floats.items():
                 self._decoded[row] = image
-        return [(keys[row], str(error)) for row, error in column_problem], kept
+        return [(keys[row], str(error)) for row, error in unreadable], kept
 
     def _content(self, row: int) -> bytes:
         content: bytes | None = self._bytes[row].as_py()

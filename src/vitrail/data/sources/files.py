@@ -151,17 +151,16 @@ class FileSource(ImageSource):
                     if name == "image":
                         small[i] = found[1]
         # Images that only band names could convert are excluded like unreadable ones.
-        left = [skip and isinstance(error, BandError) and error.kind == BAND_COUNT for *_, error in faults]
-        left = left if sum(left) < len(files["image"]) else [False] * len(left)
-        other_bands = [
-            (str(file), error)
-            for (_, file, error), out in zip(faults, left, strict=True)
-            if isinstance(error, BandError) and not out
-        ]
+        leave = skip and sum(_is_band_count(error) for *_, error in faults) < len(files["image"])
         unreadable = [
             (i, file, error)
-            for (i, file, error), out in zip(faults, left, strict=True)
-            if isinstance(error, UnreadableError) or out
+            for i, file, error in faults
+            if isinstance(error, UnreadableError) or (leave and _is_band_count(error))
+        ]
+        other_bands = [
+            (str(file), error)
+            for _, file, error in faults
+            if isinstance(error, BandError) and not (leave and _is_band_count(error))
         ]
         unset = [error for *_, error in faults if not isinstance(error, (BandError, UnreadableError))]
         if unset:  # files that are whole, for which the recipe lacks a setting: leaving them out is no answer
@@ -301,3 +300,7 @@ def _refuse_lost_classes(rows: Sequence[Row], kept: Sequence[int]) -> None:
 
 def _relative(file: Path, root: Path) -> str:
     return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
+
+
+def _is_band_count(error: DataError) -> bool:
+    return isinstance(error, BandError) and error.kind == BAND_COUNT

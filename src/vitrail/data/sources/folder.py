@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from vitrail.data.classes import (
 from vitrail.data.file_reader import FileReader
 from vitrail.data.image_errors import head
 from vitrail.data.listing import describe_passed_over, list_files, list_images, subfolders
-from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder_layout import read_arrangement
 from vitrail.data.sources.folder_names import parse_split
@@ -185,9 +183,3 @@ def find_partners(
     if several:
         raise DataError(f"{len(several)} images have several {what}s of the same stem: {head(several)}; keep one each")
     return [partners[0] for partners in found]
-
-
-def count_by_class(source: ImageSource, indices: Sequence[int]) -> dict[str, int]:
-    """Count the images of each class."""
-    counts = Counter(int(source.targets[i]) for i in indices)
-    return {name: counts.get(i, 0) for i, name in enumerate(source.classes)}

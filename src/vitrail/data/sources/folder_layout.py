@@ -20,6 +20,7 @@ from vitrail.data.listing import (
     subfolders,
 )
 from vitrail.data.sources.folder_names import (
+    MASK_MARK,
     are_bands,
     are_masks,
     are_variants,
@@ -31,7 +32,7 @@ from vitrail.errors import DataError
 
 _VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".mpeg", ".mpg", ".webm", ".m4v", ".wmv")
 _NUMBERED = re.compile(r"[^\d]*\d+")
-_MASK_MARK = re.compile(r"(?i)[ _.-]+(?:mask|masks|seg|segmentation|label|labels|annotation|gt)(?:[ _-]?\d+)?$")
+_MASK_MARK = re.compile(rf"(?i){MASK_MARK}")
 _ARRAYS = (".npy", ".npz", ".mat", ".h5", ".hdf5", ".parquet")
 
 

@@ -31,6 +31,8 @@ _MASKS = frozenset(
 # Words that leave such a name what it is: "img_dir", "train_masks", "masks_png".
 _BESIDE = frozenset("all data dir directory file files folder gif jpg original png raw set tif".split())
 _ORIGINALS = frozenset("orig origs original originals raw source clean unaugmented".split())
+# End of the stem of a mask beside its image.
+MASK_MARK = r"[ _.-]+(?:mask|masks|seg|segmentation|label|labels|annotation|gt)(?:[ _-]?\d+)?$"
 _CHANGED = re.compile(
     r"(?:rotat|turn|flip|mirror|aug|crop|blur|nois|bright|dark|contrast|zoom|shear|shift|transl|scal|resiz|copy|copies|"
     r"duplicate|compress|processed|enhanced)[a-z]*|rot"
