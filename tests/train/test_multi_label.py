@@ -13,7 +13,7 @@ from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.dataset import EpochShuffle, balancing_weights
+from vitrail.data.sampling import EpochShuffle, balancing_weights
 from vitrail.data.splits import rarest_label
 from vitrail.errors import ConfigError
 from vitrail.runs import RunFolder

@@ -30,7 +30,7 @@ def own_masks(data: ImageData) -> Masks | None:
     if not isinstance(source, SyntheticLeavesSource):
         return None
     streams = data.source.bands
-    return lambda indices: {name: source.masks(indices, bands) for name, bands in streams.items()}
+    return lambda indices: {name: data.crop(source.masks(indices, bands)) for name, bands in streams.items()}
 
 
 def measure_methods(

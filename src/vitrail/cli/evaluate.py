@@ -300,4 +300,4 @@ def _draw_mistakes(evaluated: Evaluated) -> None:
 
     files = evaluated.files
     table = pd.read_csv(files.mistakes, dtype={"path": str, "true": str, "predicted": str}, keep_default_na=False)
-    write_mistakes(evaluated.images.source, table, Path(files.mistakes_sheet))
+    write_mistakes(evaluated.images, table, Path(files.mistakes_sheet))

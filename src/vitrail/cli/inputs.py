@@ -123,7 +123,7 @@ def _read_as_in_training(
     from vitrail.deploy.images import open_files
 
     opened = open_files(trained.card, data, [image], size=size, spectral=spectral)
-    return {name: x[0] for name, x in opened.source.load([0]).items()}
+    return {name: x[0] for name, x in opened.load([0]).items()}
 
 
 def _describe_sources(sources: list[str]) -> str:
@@ -166,10 +166,14 @@ def _read(path: Path, stream: Stream, trained: TrainedModel | None) -> Tensor:
             f"the model takes {stream.chans} bands and an image file has 3 or 1; give --image an array (.npy) of "
             f"{stream.chans} bands, or leave it out"
         )
+    from vitrail.data.evaluation_crop import crop_centre, size_to_read
     from vitrail.data.images import read_image
 
-    resize = "squash" if trained is None else trained.card.resize
-    return read_image(path, _COLORS[stream.chans], stream.size, resize, convert=True).float() / 255
+    # Without a run, as evaluation crops by default.
+    card = None if trained is None else trained.card
+    size = stream.size if card is None else size_to_read(stream.size, card.crop_pct)
+    image = read_image(path, _COLORS[stream.chans], size, "crop" if card is None else card.resize, convert=True)
+    return crop_centre(image, stream.size).float() / 255
 
 
 def _read_array(path: Path, stream: Stream) -> Tensor:

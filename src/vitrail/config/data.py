@@ -42,6 +42,8 @@ class DataConfig:
             file of arrays.
         img_size: Height and width in pixels that images are brought to; the model's when not given.
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
+        crop_pct: Share of each side of that picture that evaluation, predictions and explanations see, its centre, as
+            in timm (0.875: 224 of 256 pixels); training sees all of it. 1 cuts off no margin.
         color: Bands of a folder's images: "rgb" (3) or "gray" (1).
         on_band_mismatch: What to do with an image of other bands: "error", or "convert" it.
         spectral: Second stream for models of two where the data brings none: "none", or "edges", the horizontal and
@@ -156,6 +158,7 @@ class DataConfig:
     path: str | None = None
     img_size: int | tuple[int, int] | None = None
     resize: Literal["crop", "squash"] = "crop"
+    crop_pct: float = 1.0
     color: Literal["rgb", "gray"] = "rgb"
     on_band_mismatch: Literal["error", "convert"] = "error"
     spectral: Literal["none", "edges"] = "none"
@@ -235,6 +238,7 @@ class DataConfig:
         require(self.num_workers >= -1, "data.num_workers", "at least -1", self.num_workers)
         for name in ("val_fraction", "test_fraction"):
             require(0 <= getattr(self, name) < 1, f"data.{name}", "at least 0 and below 1", getattr(self, name))
+        require(0 < self.crop_pct <= 1, "data.crop_pct", "above 0 and at most 1", self.crop_pct)
         require(0 < self.label_fraction <= 1, "data.label_fraction", "above 0 and at most 1", self.label_fraction)
         held_out = self.val_fraction + self.test_fraction
         require(held_out < 1, "data.val_fraction + data.test_fraction", "below 1", held_out)

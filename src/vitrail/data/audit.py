@@ -160,7 +160,7 @@ def audit(
     Raises:
         DataError: The data set cannot be opened, other than for files that cannot be read.
     """
-    whole = dataclasses.replace(config, resize="squash", cache=False)
+    whole = dataclasses.replace(config, resize="squash", crop_pct=1.0, cache=False)
     if accepts_setting(config.source, "on_unreadable"):
         whole = dataclasses.replace(whole, on_unreadable="skip")
     data = open_data(whole, (AUDIT_SIZE, AUDIT_SIZE), classes, known=known)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from vitrail.config.data import DataConfig
 from vitrail.data.augment import Augmentation, build_augmentation
 from vitrail.data.class_checks import describe_doubtful, describe_empty
 from vitrail.data.classes import describe_similar
+from vitrail.data.evaluation_crop import crop_centre, shrink_to, size_to_read
 from vitrail.data.file_names import describe_band_files, describe_families
 from vitrail.data.identity import NEW, KnownImages, Recognition
 from vitrail.data.no_data import fill_no_data
 from vitrail.data.notes import print_notes, warn_data
+from vitrail.data.sampling import EpochShuffle, balancing_weights
 from vitrail.data.sources import ImageSource, open_source
 from vitrail.data.sources.base import to_unit
-from vitrail.data.splits import SPLITS, assign_splits, keep_labels, rarest_label, resolve_split, strata_of
+from vitrail.data.splits import SPLITS, assign_splits, keep_labels, resolve_split, strata_of
 from vitrail.data.statistics import Statistics, StreamStatistics, read_statistics
 from vitrail.data.workers import choose_workers, start_worker, translate_worker_errors
 from vitrail.errors import ConfigError, DataError
@@ -44,6 +45,8 @@ class ImageData:
         fill: Stream -> the value of each band that pixels without data get in every batch; they stay NaN when not
             given. A run's are its training means, so that such pixels are 0 once normalised.
         recognition: Which of them a run knows; None where they were not compared with a run's.
+        seen_size: Height and width that a model sees, where images are read larger (``data.crop_pct``): their centre,
+            in training the whole.
     """
 
     source: ImageSource
@@ -51,6 +54,7 @@ class ImageData:
     config: DataConfig
     fill: Mapping[str, Sequence[float]] | None = None
     recognition: Recognition | None = None
+    seen_size: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         splits = ", ".join(f"{name} {len(rows):,}" for name, rows in self.splits.items())
@@ -106,7 +110,7 @@ class ImageData:
                 "processes need a whole batch"
             )
         return _UnitLoader(
-            _SplitDataset(self.source, indices),
+            _SplitDataset(self.source, indices, shrink_to if sampler is not None else crop_centre, self.seen_size),
             batch_size=share,
             sampler=sampler,
             num_workers=workers,
@@ -140,7 +144,7 @@ class ImageData:
         asked = self.config.num_workers
         if asked == 0 or (asked == -1 and self.source.in_memory):
             return 0
-        one = _SplitDataset(self.source, list(indices[:1])).__getitems__([0])
+        one = self._dataset(indices[:1]).__getitems__([0])
         return choose_workers(asked, batch_size * sum(x.nbytes for x in one.values()))
 
     def batches(self, indices: list[int], batch_size: int) -> Iterator[Batch]:
@@ -148,7 +152,7 @@ class ImageData:
         workers = self._workers(indices, batch_size) if len(indices) > 8 * batch_size else 0
         return iter(
             _UnitLoader(
-                _SplitDataset(self.source, indices),
+                self._dataset(indices),
                 batch_size=batch_size,
                 num_workers=workers,
                 collate_fn=_identity_collate,
@@ -159,20 +163,29 @@ class ImageData:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Load images as one batch."""
-        rows = _SplitDataset(self.source, list(indices)).__getitems__(list(range(len(indices))))
+        rows = self._dataset(indices).__getitems__(list(range(len(indices))))
         return _to_unit_batch(rows, self._filling())
 
-    def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
+    def _dataset(self, indices: Sequence[int]) -> _SplitDataset:
+        return _SplitDataset(self.source, list(indices), crop_centre, self.seen_size)
+
+    def crop(self, x: Tensor) -> Tensor:
+        """Crop a picture or mask ``(..., H, W)`` of the size of the source to the part that evaluation sees."""
+        return x if self.seen_size is None else crop_centre(x, self.seen_size)
+
+    def load(self, indices: Sequence[int], whole: bool = False) -> dict[str, Tensor]:
         """Load the streams of images for figures or classification, without NaN.
 
         Args:
             indices: Which images of the source.
+            whole: Whether to resize the whole images, as in training, instead of cutting off the margin.
 
         Returns:
             For each stream, shape ``(len(indices), C, H, W)``, float32 in 0..1; pixels without data as in batches,
             where ``fill`` is not given as their image's own mean.
         """
-        streams = self.source.load(indices)
+        dataset = _SplitDataset(self.source, [], shrink_to if whole else crop_centre, self.seen_size)
+        streams = {name: to_unit(x) for name, x in dataset.read(indices).items()}
         if not self.source.has_no_data:
             return streams
         return {name: fill_no_data(x, (self.fill or {}).get(name)) for name, x in streams.items()}
@@ -312,7 +325,7 @@ def open_data(
     """
     img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
     # A run's settings go with other images as far as they concern them.
-    source = open_source(config, img_size, classes, strict=split)
+    source = open_source(config, size_to_read(img_size, config.crop_pct), classes, strict=split)
     if config.label_fraction < 1 and split and not source.classes:
         raise ConfigError(
             f"data.label_fraction {config.label_fraction:g} has no meaning for data.source {config.source}, whose "
@@ -344,7 +357,8 @@ def open_data(
         notes += describe_families(source.keys, splits, given=any(source.given_split))
         notes += describe_band_files(source.keys) if config.band_files is None else []
     print_notes(notes)
-    return ImageData(source, {name: indices for name, indices in splits.items() if indices}, config, fill, recognition)
+    own = {name: indices for name, indices in splits.items() if indices}
+    return ImageData(source, own, config, fill, recognition, img_size if config.crop_pct < 1 else None)
 
 
 _SPLIT_NAMES = (*SPLITS, "unlabelled", NEW, "all")
@@ -368,10 +382,24 @@ def split_by_rule(data: ImageData) -> ImageData:
 
 
 class _SplitDataset(Dataset[Any]):
-    """Loads a whole batch at once, which in-memory sources turn into one indexing operation."""
+    """Loads a whole batch at once, which in-memory sources turn into one indexing operation.
 
-    def __init__(self, source: ImageSource, indices: list[int]) -> None:
+    Args:
+        source: The images.
+        indices: Which of them.
+        fit: Brings images that are read larger to the size that a model sees.
+        seen_size: That size; as read when not given.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        indices: list[int],
+        fit: Callable[[Tensor, tuple[int, int]], Tensor],
+        seen_size: tuple[int, int] | None,
+    ) -> None:
         self.source, self.indices = source, indices
+        self.fit, self.seen_size = fit, seen_size
         targets = torch.from_numpy(source.targets)
         self.targets = targets.float() if targets.ndim == 2 else targets
 
@@ -384,7 +412,20 @@ class _SplitDataset(Dataset[Any]):
     def __getitems__(self, items: list[int]) -> Batch:
         rows = [self.indices[i] for i in items]
         index = torch.as_tensor(rows)
-        return {**self.source.read(rows), "target": self.targets[index], "index": index}
+        return {**self.read(rows), "target": self.targets[index], "index": index}
+
+    def read(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Read the streams of images of the source, at the size that a model sees."""
+        streams, size = self.source.read(rows), self.seen_size
+        if size is None:
+            return streams
+        for x in streams.values():
+            if x.shape[-2] < size[0] or x.shape[-1] < size[1]:
+                raise DataError(
+                    f"an image of {x.shape[-2]} x {x.shape[-1]} pixels has no margin around {size[0]} x {size[1]}; the "
+                    "source does not resize its images: set data.crop_pct 1"
+                )
+        return {name: self.fit(x, size) for name, x in streams.items()}
 
 
 class _UnitLoader(DataLoader[Batch]):
@@ -411,79 +452,3 @@ def _to_unit_batch(batch: Batch, fill: Mapping[str, Sequence[float]] | None = No
 def _identity_collate(batch: Any) -> Batch:
     result: Batch = batch
     return result
-
-
-def _systematic(items: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], start: float) -> npt.NDArray[np.int64]:
-    """Draw as many items as there are, each about as often as its share of the weights (systematic sampling).
-
-    Source: systematic sampling: Madow & Madow 1944, Ann. Math. Stat. 15, 1-24.
-    """
-    ends = np.cumsum(weights / weights.sum() * len(items))
-    marks = start + np.arange(len(items))
-    chosen: npt.NDArray[np.int64] = items[np.searchsorted(ends, marks, side="right").clip(max=len(items) - 1)]
-    return chosen
-
-
-def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Compute sampling weights that balance all classes.
-
-    Args:
-        targets: Classes ``(N,)``, or labels of each image ``(N, K)``. Of multiple labels the rarest decides;
-            images without any are a class of their own.
-
-    Returns:
-        Shape ``(N,)``.
-    """
-    strata = targets if targets.ndim == 1 else rarest_label(targets)
-    return 1.0 / np.bincount(strata)[strata]
-
-
-class EpochShuffle(Sampler[int]):
-    """Sampler whose order depends on seed and epoch alone, so that a resumed run repeats it.
-
-    Each pass is the next epoch unless :meth:`set_epoch` chooses one.
-
-    Args:
-        length: Images.
-        seed: Of the permutations.
-        share: Images of a batch that one process takes.
-        rank: Number of this process.
-        world: How many processes there are; with several, images that fill no batch of all are left out.
-        weights: How often to take each image, relative to each other, shape ``(length,)``; each once when not given.
-            An image comes as often as its weight says, rounded up or down at random.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        seed: int,
-        share: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        weights: npt.NDArray[np.float64] | None = None,
-    ) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-        self.share, self.rank, self.world = share, rank, world
-        self.weights = weights
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next pass; the training loop calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self.seed, self.epoch))
-        self.epoch += 1
-        order = rng.permutation(self.length)
-        if self.weights is not None:
-            # Images of one weight side by side: then each class, too, comes as often as it should.
-            order = order[np.argsort(self.weights[order], kind="stable")]
-            order = rng.permutation(_systematic(order, self.weights[order], rng.random()))
-        if self.world > 1:
-            batches = order[: len(self) * self.world].reshape(-1, self.world, self.share)
-            order = batches[:, self.rank].reshape(-1)
-        return iter(order.tolist())
-
-    def __len__(self) -> int:
-        if self.world == 1:
-            return self.length
-        return self.length // (self.share * self.world) * self.share

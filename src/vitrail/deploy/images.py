@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
+from vitrail.data.evaluation_crop import size_to_read
 from vitrail.data.file_reader import file_readers
 from vitrail.data.images import BANDS, image_size, read_image
 from vitrail.data.listing import Listing, by_suffix, describe_passed_over, list_images
@@ -84,12 +85,14 @@ def open_files(
         spectral_band_names=data.spectral_band_names if in_files else None,
         band_names=data.band_names or _names_of(card, data),
     )
-    source = _chosen(config, _read(card, config, paths, size or card.img_size, spectral))
+    size = size or card.img_size
+    source = _chosen(config, _read(card, config, paths, size_to_read(size, config.crop_pct), spectral))
     for name, stream in card.streams.items():
         if source.bands.get(name) != stream.bands:
             _refuse_bands(card, name)
     check_values(source, of_run=True)
-    return ImageData(source, {"all": list(range(len(source)))}, config, card.filling())
+    seen_size = size if config.crop_pct < 1 else None
+    return ImageData(source, {"all": list(range(len(source)))}, config, card.filling(), seen_size=seen_size)
 
 
 def _names_of(card: ModelCard, data: DataConfig) -> tuple[str, ...] | None:
@@ -169,7 +172,7 @@ def mask_reader(
 
     def read(index: int) -> Tensor:
         pixels = read_image(found[source.keys[index]], "gray", size, card.resize, convert=True)[0]
-        return pixels > pixels.max() // 2
+        return data.crop(pixels > pixels.max() // 2)
 
     return read
 

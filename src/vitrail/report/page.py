@@ -169,7 +169,7 @@ def _mistakes(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, Figur
             continue
         picture = Picture(f"mistakes_{run.label}", f"Confident mistakes of {run.label}", "")
         try:
-            figure = draw_mistakes(opened.images(run.part).source, table, most=_MISTAKES)
+            figure = draw_mistakes(opened.images(run.part), table, most=_MISTAKES)
         except DataError as error:
             picture.problem = f"Not drawn: {error}."
             result.append((picture, None))

@@ -55,6 +55,7 @@ class ModelCard:
         classes: Class names, in the order of the logits.
         streams: Input streams in order: "image", and "spectral" if there are two.
         resize: Resizing of images, "crop" or "squash".
+        crop_pct: Share of each side of the resized image that the model sees; see ``data.crop_pct``.
         color: "rgb" or "gray".
         spectral: Origin of a derived spectral stream: "none", or "edges" of the image.
         epoch: Epoch of the weights, from 0.
@@ -70,6 +71,7 @@ class ModelCard:
     spectral: Literal["none", "edges"] = "none"
     epoch: int = 0
     label_separator: str | None = None
+    crop_pct: float = 1.0
 
     @property
     def multi_label(self) -> bool:
@@ -101,6 +103,7 @@ class ModelCard:
         return dataclasses.replace(
             config,
             resize=self.resize,
+            crop_pct=self.crop_pct,
             color=self.color,
             spectral=self.spectral,
             value_type=kinds.get("image"),

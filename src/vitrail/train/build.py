@@ -105,6 +105,7 @@ def build_card(recipe: Recipe, data: ImageData, classes: tuple[str, ...], start:
             for name, (mean, std) in normalization.items()
         },
         resize=recipe.data.resize,
+        crop_pct=recipe.data.crop_pct,
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral,
         label_separator=(recipe.data.label_separator or ";") if classes and data.source.targets.ndim == 2 else None,

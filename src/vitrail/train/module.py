@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from vitrail.config.schema import TrainerConfig
-from vitrail.data.dataset import EpochShuffle
+from vitrail.data.sampling import EpochShuffle
 from vitrail.tasks.base import Task
 from vitrail.tasks.optim import warmup_cosine
 from vitrail.train.sharding import shard, share_statistics

@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
 from vitrail.config.schema import Recipe, TrainerConfig
-from vitrail.data.dataset import EpochShuffle, ImageData
+from vitrail.data.dataset import ImageData
+from vitrail.data.sampling import EpochShuffle
 from vitrail.data.workers import translate_worker_error
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs.folder import RunFolder

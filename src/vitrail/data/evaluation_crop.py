@@ -1,0 +1,33 @@
+"""The margin that evaluation cuts off: images are read larger, evaluation sees their centre and training all of them.
+
+Source: ``crop_pct`` of timm. Training with random crops shows objects larger than a centre crop of the whole image does
+(Touvron et al. 2019, arXiv:1906.06423, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitrail.data.rasters import resize_tensor
+
+
+def size_to_read(size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """Compute height and width of an image of which the centre of a size is the share ``crop_pct`` of each side."""
+    return math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
+
+
+def crop_centre(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop images (or masks) ``(..., H, W)`` to the centre of a size; an odd margin is larger at the bottom right."""
+    top, left = (x.shape[-2] - size[0]) // 2, (x.shape[-1] - size[1]) // 2
+    return x[..., top : top + size[0], left : left + size[1]]
+
+
+def shrink_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize whole images ``(B, C, H, W)``, uint8 or float32 with NaN where there is no data, to a size."""
+    if x.dtype == torch.uint8:
+        return F.interpolate(x, size=size, mode="bicubic", antialias=True)
+    return resize_tensor(x, size, "squash")
