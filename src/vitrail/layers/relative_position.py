@@ -17,7 +17,9 @@ Pair = tuple[int, int]
 
 
 def relative_coords(window: Pair, device: torch.device | None = None) -> Tensor:
-    """Compute the offset between each pair of tokens of a window.
+    """Compute the offset between each pair of tokens of a window, as in Swin and MaxViT.
+
+    ``docs/architectures/swin.md``, section 5, shows the index made of them; ``vitrail inspect --figures`` draws it.
 
     Args:
         window: Height and width of the window, in tokens.
@@ -28,7 +30,8 @@ def relative_coords(window: Pair, device: torch.device | None = None) -> Tensor:
         row-major order, int64: queries in rows, keys in columns. A positive ``dx`` means that the key lies to the left
         of the query.
 
-    Source: Liu et al. 2021, arXiv:2103.14030, section 3.2, the range of relative positions.
+    Source: Liu et al. 2021, arXiv:2103.14030, section 3.2, the range of relative positions (``relative_coords`` in the
+    authors' code); Tu et al. 2022, arXiv:2204.01697, equation 1.
     """
     height, width = window
     row = torch.arange(height, device=device).repeat_interleave(width)

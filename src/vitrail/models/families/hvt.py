@@ -257,20 +257,32 @@ class HVT(VisionModel):
             tokens = self.fusion(tokens, context)
         return tokens.flatten(1, 2)
 
-    def forward_features(self, image: Tensor, spectral: Tensor | None = None) -> Tensor:
+    def forward_features(  # type: ignore[override]  # also the stages
+        self, image: Tensor, spectral: Tensor | None = None, return_stages: bool = False
+    ) -> Tensor | tuple[Tensor, list[dict[str, Tensor]]]:
         """Image tokens after the last norm, fused with the spectral tokens where there is such a stream.
 
         Args:
             image: Image, shape ``(B, in_chans, H, W)``.
             spectral: Spectral input, shape ``(B, spectral_chans, h, w)``.
+            return_stages: Whether to return the grids of each stage too.
 
         Returns:
-            Shape ``(B, N, C)``, row-major over the last stage's grid.
+            Shape ``(B, N, C)``, row-major over the last stage's grid. With ``return_stages`` also a list with a
+            dictionary for each stage: the name of each stream that has an input ("image", "spectral") and its grid
+            after the stage, before any norm, shape ``(B, C, H / stride, W / stride)``, rounded up.
 
         Raises:
             ShapeError: As for :meth:`encode`.
         """
-        return self._fuse(*self.encode(image, spectral))
+        if not return_stages:
+            return self._fuse(*self.encode(image, spectral))
+        inputs = self._check_inputs(image, spectral)
+        own, given = len(self.rgb.stages), sum(x is not None for x in inputs)
+        features, levels = self.run_levels(inputs, range(own * given), None)
+        maps = [levels[i].map.permute(0, 3, 1, 2) for i in range(own * given)]
+        names = ("image", "spectral")[:given]
+        return features, [dict(zip(names, maps[stage::own], strict=True)) for stage in range(own)]
 
     @property
     def ends(self) -> tuple[Ends, ...]:
@@ -328,7 +340,7 @@ class HVT(VisionModel):
         Raises:
             ShapeError: As for :meth:`encode`.
         """
-        return self.forward_head(self.forward_features(image, spectral))
+        return self.forward_head(self._fuse(*self.encode(image, spectral)))
 
     def forward_intermediates(  # type: ignore[override]  # a second stream before the options
         self,
