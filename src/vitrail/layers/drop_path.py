@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
+from vitrail.layers.checks import check_rate
 from vitrail.layers.symbolic import one_node
 
 
@@ -22,8 +22,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= rate < 1.0:
-            raise ConfigError(f"drop_path_rate must be at least 0 and below 1, got {rate}")
+        check_rate("drop_path_rate", rate)
         self.rate = rate
 
     @one_node

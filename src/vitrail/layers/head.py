@@ -45,12 +45,19 @@ class Head(nn.Module):
         hidden_dim: Width of the hidden layer; 0: neither norm nor hidden layer.
         bias: Whether the linear layer has a bias.
         norm_eps: Epsilon of the LayerNorm.
+        drop_rate: Dropout rate of the linear layer's input in training.
 
     Source: Tu et al. 2022, arXiv:2204.01697, the authors' code for the hidden layer.
     """
 
     def __init__(
-        self, dim: int, num_classes: int, hidden_dim: int = 0, bias: bool = True, norm_eps: float = 1e-5
+        self,
+        dim: int,
+        num_classes: int,
+        hidden_dim: int = 0,
+        bias: bool = True,
+        norm_eps: float = 1e-5,
+        drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm: nn.Module = nn.Identity()
@@ -60,6 +67,7 @@ class Head(nn.Module):
             self.pre_logits = nn.Sequential()
             self.pre_logits.add_module("fc", nn.Linear(dim, hidden_dim))
             self.pre_logits.add_module("act", nn.Tanh())
+        self.drop = nn.Dropout(drop_rate)
         self.fc = linear_classifier(hidden_dim or dim, num_classes, bias)
 
     def hidden(self, x: Tensor) -> Tensor:
@@ -69,5 +77,5 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify pooled tokens; ``(B, dim)`` to logits ``(B, num_classes)``."""
-        logits: Tensor = self.fc(self.hidden(x))
+        logits: Tensor = self.fc(self.drop(self.hidden(x)))
         return logits

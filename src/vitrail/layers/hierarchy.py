@@ -7,11 +7,13 @@ both; where a window holds the whole grid the two are equal.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
+from vitrail.layers.attention import AttentionOptions
 from vitrail.layers.block import Block, Stage
 from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.init import init_linears, init_patch_projection
@@ -36,6 +38,7 @@ class MapAttention(ShiftedWindowAttention):
         qkv_bias: Whether queries, keys and values have a bias.
         window: Height and width of a window in tokens; None for attention over all tokens.
         shifted: Whether windows are shifted by half their size, in the directions in which there are several.
+        **options: Dropout rates and norms of queries and keys, see :class:`~vitrail.layers.attention.Attention`.
 
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``.
@@ -50,9 +53,11 @@ class MapAttention(ShiftedWindowAttention):
         qkv_bias: bool = True,
         window: Pair | None = None,
         shifted: bool = False,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         size = window or (1, 1)
-        super().__init__(dim, num_heads, size, (size[0] // 2, size[1] // 2) if shifted else (0, 0), qkv_bias)
+        shift = (size[0] // 2, size[1] // 2) if shifted else (0, 0)
+        super().__init__(dim, num_heads, size, shift, qkv_bias, **options)
         self.everywhere = window is None
 
     @one_node

@@ -15,7 +15,7 @@ from vitrail.layers.fast.dispatch import is_plain
 _OF_KEYS = ("key", "keys", "k", "memory", "context")
 
 
-def call_mixer(mixer: nn.Module, x: Tensor, *layout: Any) -> Tensor:
+def call_mixer(mixer: nn.Module, x: Tensor, *layout: Any, rotation: Tensor | None = None) -> Tensor:
     """Mix tokens by the attention of a block, or by a module in its place.
 
     Args:
@@ -23,6 +23,7 @@ def call_mixer(mixer: nn.Module, x: Tensor, *layout: Any) -> Tensor:
             ``nn.Identity`` or ``nn.Sequential``, or ``forward(x, *layout)``.
         x: Tokens, shape ``(B, N, C)`` or ``(B, H, W, C)``.
         *layout: Grid and number of prefix tokens, for a mixer that takes them.
+        rotation: Rotary positions, for attention of vitrail; another mixer has positions of its own, or none.
 
     Returns:
         Tokens, shaped as they came.
@@ -31,11 +32,11 @@ def call_mixer(mixer: nn.Module, x: Tensor, *layout: Any) -> Tensor:
         ConfigError: A module that takes other arguments, or returns more than the tokens.
     """
     if isinstance(mixer, Attention):
-        mixed: Any = mixer(x, *layout)
+        mixed: Any = mixer(x, *layout) if rotation is None else mixer(x, *layout, rotation)
     elif layout and len(mixer._modules) and is_plain(nn.Sequential, mixer):
         # Attention with a dropout behind it still reports on which grid it works.
         first, *others = mixer.children()
-        mixed = call_mixer(first, x, *layout)
+        mixed = call_mixer(first, x, *layout, rotation=rotation)
         for other in others:
             mixed = other(mixed)
     elif _takes_layout(type(mixer), len(layout)):

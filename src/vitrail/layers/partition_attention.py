@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
 from vitrail.errors import ShapeError
+from vitrail.layers.attention import AttentionOptions
 from vitrail.layers.relative_position import RelativePositionBias
 from vitrail.layers.window_attention import FittedWindows, ShiftedWindowAttention
 from vitrail.layers.windows import Kind, window_padding
@@ -29,6 +32,7 @@ class PartitionAttention(ShiftedWindowAttention):
         kind: "window" or "grid".
         qkv_bias: Whether queries, keys and values have a bias.
         scale_by_width: Whether scores are divided by the root of ``dim`` instead of that of ``dim_head``.
+        **options: Dropout rates and norms of queries and keys, see :class:`~vitrail.layers.attention.Attention`.
 
     Source: Tu et al. 2022, arXiv:2204.01697, section 3.2 and figure 3.
     """
@@ -41,8 +45,9 @@ class PartitionAttention(ShiftedWindowAttention):
         kind: Kind,
         qkv_bias: bool = True,
         scale_by_width: bool = False,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(dim, dim // dim_head, window, qkv_bias=qkv_bias)
+        super().__init__(dim, dim // dim_head, window, qkv_bias=qkv_bias, **options)
         self.kind = kind
         if scale_by_width:
             self.factor = (dim_head / dim) ** 0.5

@@ -39,6 +39,49 @@ def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | Non
 
 
 @one_node
+def rotary_positions(grid: tuple[int, int], dim: int, like: Tensor) -> Tensor:
+    """Compute the sines and cosines by which rotary positions turn queries and keys, for two axes.
+
+    Rows and columns run from -1 to 1 whatever the grid, so that images of all sizes have the same positions.
+
+    Args:
+        grid: Height and width, in tokens.
+        dim: Channels of a head, a multiple of 4.
+        like: Gives the device and, unless it is shorter than float32, the type.
+
+    Returns:
+        Shape ``(H * W, 2 * dim)``, row-major: the sines of all channels, then the cosines.
+
+    Source: Siméoni et al. 2025, arXiv:2508.10104 (DINOv3), and the authors' code, base 100.
+    """
+    device, dtype = like.device, torch.promote_types(like.dtype, torch.float32)
+    periods = 100.0 ** torch.linspace(0, 1, dim // 4 + 1, device=device, dtype=dtype)[:-1]
+    rows, columns = (2.0 * (torch.arange(length, device=device, dtype=dtype) + 0.5) / length - 1.0 for length in grid)
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    angles = [2.0 * torch.pi * axis.flatten()[:, None] / periods for axis in (row, column)]
+    angle = torch.cat([*angles, *angles], dim=1)
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def rotate(x: Tensor, rotation: Tensor, num_prefix: int = 0) -> Tensor:
+    """Turn queries or keys by their positions; channel ``i`` pairs with channel ``i + d / 2``.
+
+    Args:
+        x: Queries or keys, shape ``(B, heads, num_prefix + N, d)``.
+        rotation: As of :func:`rotary_positions`, shape ``(N, 2 * d)``, or ``(B, 1, N, 2 * d)`` for tokens that differ
+            from image to image.
+        num_prefix: Tokens at the start, which have no position.
+
+    Source: Su et al. 2021, arXiv:2104.09864, section 3.2, in two dimensions.
+    """
+    prefix, tokens = x[..., :num_prefix, :], x[..., num_prefix:, :]
+    sines, cosines = rotation.chunk(2, dim=-1)
+    first, second = tokens.chunk(2, dim=-1)
+    turned = tokens * cosines + torch.cat([-second, first], dim=-1) * sines
+    return torch.cat([prefix, turned.to(x.dtype)], dim=-2)
+
+
+@one_node
 def resample_positions(
     table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int = 0
 ) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.checks import check_rate
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
@@ -29,9 +30,11 @@ class TokenLearner(nn.Module):
         num_tokens: Tokens to learn.
         version: ``"1.0"`` or ``"1.1"``.
         bottleneck_dim: Hidden width of version 1.1's MLP.
+        dropout_rate: Dropout rate of version 1.1's MLP in training.
 
     Raises:
-        ConfigError: An unknown version, or fewer than one token.
+        ConfigError: An unknown version, fewer than one token, or a dropout rate that is out of range or that version
+            1.0, which has no MLP, cannot use.
 
     Source: arXiv:2106.11297, section 2.1; version 1.1: appendix and the authors' code.
     """
@@ -39,12 +42,19 @@ class TokenLearner(nn.Module):
     # Weights of other libraries: vitrail.weights.token_learner.
     key_maps = ()
 
-    def __init__(self, dim: int, num_tokens: int, version: str = "1.1", bottleneck_dim: int = 64) -> None:
+    def __init__(
+        self, dim: int, num_tokens: int, version: str = "1.1", bottleneck_dim: int = 64, dropout_rate: float = 0.0
+    ) -> None:
         super().__init__()
         if version not in ("1.0", "1.1"):
             raise ConfigError(f"token_learner version must be '1.0' or '1.1', got {version!r}")
         if num_tokens < 1:
             raise ConfigError(f"token_learner num_tokens must be at least 1, got {num_tokens}")
+        check_rate("token_learner dropout_rate", dropout_rate)
+        if dropout_rate and version == "1.0":
+            raise ConfigError(
+                f"token_learner dropout_rate {dropout_rate} acts in the MLP of version '1.1'; use that version, or 0"
+            )
         self.dim, self.num_tokens, self.version = dim, num_tokens, version
         self.norm = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.masks: nn.Module
@@ -55,7 +65,7 @@ class TokenLearner(nn.Module):
                 stack += [nn.Conv2d(num_tokens if i else dim, num_tokens, 3, padding=1, bias=False)]
             self.masks = nn.Sequential(*stack)
         else:
-            self.masks = Mlp(dim, bottleneck_dim, num_tokens, approximate="tanh")
+            self.masks = Mlp(dim, bottleneck_dim, num_tokens, "gelu_tanh", dropout_rate)
         init_masks(self.masks)
         self.tap = AttentionTap()
 
@@ -142,6 +152,7 @@ class TokenFuser(nn.Module):
         dim: Number of channels.
         num_tokens: Learned tokens.
         bottleneck_dim: Hidden width of the MLP that computes the mixing map.
+        dropout_rate: Dropout rate of that MLP in training.
 
     Source: arXiv:2106.11297, section 2.2.
     """
@@ -149,14 +160,14 @@ class TokenFuser(nn.Module):
     # Weights of other libraries: vitrail.weights.token_learner.
     key_maps = ()
 
-    def __init__(self, dim: int, num_tokens: int, bottleneck_dim: int = 64) -> None:
+    def __init__(self, dim: int, num_tokens: int, bottleneck_dim: int = 64, dropout_rate: float = 0.0) -> None:
         super().__init__()
         self.dim, self.num_tokens = dim, num_tokens
         self.norm_in = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.mix = TokenMix(num_tokens)
         self.norm_mixed = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.norm_original = nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.masks = Mlp(dim, bottleneck_dim, num_tokens, approximate="tanh")
+        self.masks = Mlp(dim, bottleneck_dim, num_tokens, "gelu_tanh", dropout_rate)
         init_masks(self.masks)
         self.tap = AttentionTap()
 

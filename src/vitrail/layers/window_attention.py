@@ -6,12 +6,13 @@ Source: Liu et al. 2021, arXiv:2103.14030, section 3.2.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.attention import Attention, mask_to_bias
+from vitrail.layers.attention import Attention, AttentionOptions, mask_to_bias
 from vitrail.layers.fast.dispatch import with_fast_path
 from vitrail.layers.modes import known
 from vitrail.layers.relative_position import position_bias, relative_table
@@ -129,6 +130,7 @@ class ShiftedWindowAttention(Attention):
             as keys, as in torchvision and in the authors' code for detection.
         pad_after_shift: Whether the map is rolled before it is padded, and a window larger than the map shrinks
             to it, as in timm; only without ``mask_padding``.
+        **options: Dropout rates and norms of queries and keys, see :class:`~vitrail.layers.attention.Attention`.
 
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``, the shift is not inside the window, or padding is to
@@ -148,8 +150,9 @@ class ShiftedWindowAttention(Attention):
         qkv_bias: bool = True,
         mask_padding: bool = True,
         pad_after_shift: bool = False,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(dim, num_heads, qkv_bias)
+        super().__init__(dim, num_heads, qkv_bias, **options)
         self.dim = dim
         self.window = to_pair(window, "window_size")
         if not all(0 <= s < w for s, w in zip(shift, self.window, strict=True)):
@@ -241,8 +244,9 @@ class WindowAttention(ShiftedWindowAttention):
         qkv_bias: bool = True,
         mask_padding: bool = True,
         pad_after_shift: bool = False,
+        **options: Unpack[AttentionOptions],
     ) -> None:
-        super().__init__(dim, num_heads, window, shift, qkv_bias, mask_padding, pad_after_shift)
+        super().__init__(dim, num_heads, window, shift, qkv_bias, mask_padding, pad_after_shift, **options)
         self.relative_position_bias_table = relative_table(self.window, num_heads)
 
     def position_bias(self, window: Pair) -> Tensor:

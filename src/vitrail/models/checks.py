@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitrail.errors import ConfigError
+from vitrail.layers.activations import ACTIVATIONS
+from vitrail.layers.checks import check_named, check_rate
+from vitrail.layers.mlp import MLPS
+from vitrail.layers.norms import NORMS
 
 
 def as_config(kind: type[Any], config: Any) -> Any:
@@ -34,6 +38,40 @@ def check_at_least(config: object, minimum: int, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ConfigError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+def check_rates(config: object, *names: str) -> None:
+    """Refuse dropout rates outside of 0..1 (1 excluded).
+
+    Raises:
+        ConfigError: Naming the setting and the value.
+    """
+    for name in names:
+        check_rate(name, getattr(config, name))
+
+
+def check_layer_names(config: object) -> None:
+    """Refuse names of layers that no registry has: ``act_layer``, ``norm_layer`` and ``mlp_layer``, where there are.
+
+    Raises:
+        ConfigError: Naming the setting, the value and the known names.
+    """
+    registries: Mapping[str, Mapping[str, object]] = {"act_layer": ACTIVATIONS, "norm_layer": NORMS, "mlp_layer": MLPS}
+    for setting, known in registries.items():
+        name = getattr(config, setting, None)
+        if name is not None:
+            check_named(setting, name, known)
+
+
+def check_layer_scale(config: object) -> None:
+    """Refuse an initial layer scale (``init_values``) that is not above 0.
+
+    Raises:
+        ConfigError: Naming the value and how layer scale is left out.
+    """
+    value: Any = getattr(config, "init_values", None)
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"init_values must be above 0, or null for no layer scale, got {value!r}")
 
 
 def check_mlp_ratio(ratio: float, dim: int) -> None:

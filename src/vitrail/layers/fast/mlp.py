@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +27,10 @@ def _rows_of_a_piece(layer: Mlp, x: Tensor) -> int | None:
 
 
 def _has_plain_parts(layer: Mlp) -> bool:
-    fc1, act, fc2 = layer.fc1, layer.act, layer.fc2
-    return is_plain(nn.Linear, fc1, fc2) and is_plain(Gelu, act) and fc2.bias is not None
+    fc1, act, fc2, drops = layer.fc1, layer.act, layer.fc2, (layer.drop1, layer.drop2)
+    if not (is_plain(nn.Linear, fc1, fc2) and is_plain(Gelu, act) and is_plain(nn.Dropout, *drops)):
+        return False
+    return fc2.bias is not None and not any(drop.p and drop.training for drop in drops)
 
 
 @fast_path("mlp", when=lambda layer, x: infers_on_cpu(x) and _has_plain_parts(layer))
@@ -35,9 +39,9 @@ def infer_in_place(layer: Mlp, x: Tensor) -> Tensor:
     tokens = x.reshape(-1, x.shape[-1])
     rows = _rows_of_a_piece(layer, x) or max(1, len(tokens))
     out = tokens.new_empty(len(tokens), layer.fc2.out_features)
-    weight = layer.fc2.weight.t()
+    weight, act = layer.fc2.weight.t(), cast(Gelu, layer.act)
     for piece, result in zip(torch.split(tokens, rows), torch.split(out, rows), strict=True):
-        hidden = gelu_(layer.fc1(piece), layer.act.approximate)
+        hidden = gelu_(layer.fc1(piece), act.approximate)
         torch.addmm(layer.fc2.bias, hidden, weight, out=result)
     return out.view(*x.shape[:-1], out.shape[-1])
 

@@ -145,7 +145,8 @@ def _build_block(dim: int, config: MaxViTConfig, kind: Kind, drop_path: float) -
     by_width = config.flavour == "torchvision"
     window = to_pair(config.window_size or 1)
     attn = PartitionAttention(dim, config.dim_head, window, kind, config.qkv_bias, by_width)
-    return Block(dim, attn, config.mlp_ratio, drop_path, _NORM_EPS, _FLAVOURS[config.flavour].approximate)
+    act_layer = "gelu_tanh" if _FLAVOURS[config.flavour].approximate == "tanh" else "gelu"
+    return Block(dim, attn, config.mlp_ratio, drop_path, _NORM_EPS, act_layer)
 
 
 def _flatten_table(table: Tensor) -> Tensor:
