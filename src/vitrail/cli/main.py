@@ -26,6 +26,7 @@ VERBS = {
     "explain": "show the image regions that a trained run relies on: overlays, panels, maps, metrics",
     "features": "lay out what runs make of images in the plane, side by side; a page with the images",
     "predict": "classify image files or folders with a trained run; write a CSV",
+    "export": "write a trained run as one file of OpenVINO, ONNX or PyTorch, shown to decide like the run",
     "bench": "measure speed and memory of models, alone or beside timm and torchvision",
     "compare": "train the variants of a suite on several seeds, and compare them statistically",
     "report": "write the self-contained page of one or several runs, or of a suite",

@@ -1,11 +1,18 @@
-"""``vitrail predict``: classify image files with a trained run."""
+"""``vitrail predict``: classify image files with a trained run or an export."""
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vitrail.data.dataset import ImageData
+    from vitrail.deploy.predict import Classifier
+    from vitrail.runs.folder import RunFolder
 
 
 def main(argv: list[str]) -> int:
@@ -14,8 +21,8 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    parser = VerbParser("predict", "Classify image files, or all files of folders, with a trained run.")
-    parser.add_argument("run", help="the run folder")
+    parser = VerbParser("predict", "Classify image files, or all files of folders, with a trained run or an export.")
+    parser.add_argument("run", help="the run folder, or the folder of an export")
     parser.add_argument("images", nargs="+", help="image files or folders")
     parser.add_argument("--out", help="CSV file to write; printed when not given")
     parser.add_argument("--top-k", type=int, default=5, help="most likely classes to give")
@@ -35,27 +42,42 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"{name} must be at least 1, got {value}")
 
     from vitrail.cli.outputs import PREDICTIONS, output_file
-    from vitrail.cli.recipes import data_for_files
-    from vitrail.deploy.images import open_files
     from vitrail.deploy.predict import predict_files
     from vitrail.files import write_text
-    from vitrail.runs.folder import RunFolder
     from vitrail.runs.images import describe_training_images
-    from vitrail.runs.trained import choose_device, load_classifier
 
     out = None if arguments.out is None else output_file(arguments.out, PREDICTIONS, arguments.images)
-    run = RunFolder.open(arguments.run)
-    trained = load_classifier(run).to(choose_device(arguments.device))
-    images = open_files(trained.card, data_for_files(run, arguments), arguments.images, spectral=arguments.spectral)
+    run, classifier, images = _open(arguments)
     for path, problem in images.source.left_out:
         print(f"left out: {path} ({problem})", file=sys.stderr)
-    table = predict_files(trained, images, top_k=arguments.top_k, batch_size=arguments.batch_size, tta=arguments.tta)
+    table = predict_files(classifier, images, top_k=arguments.top_k, batch_size=arguments.batch_size, tta=arguments.tta)
     text = table.to_csv(index=False)
     if out is None:
         print(text, end="")
     else:
         write_text(out, text)
         print(f"{len(table)} images classified; written to {arguments.out}")
-    if (line := describe_training_images(run, images)) is not None:
+    if run is not None and (line := describe_training_images(run, images)) is not None:
         print(line, file=sys.stderr)
     return 0
+
+
+def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData]:
+    """Open the run (None for an export), its classifier, and the images as it reads them."""
+    from vitrail.cli.recipes import data_for_files, for_files
+    from vitrail.deploy.exported import load_exported
+    from vitrail.deploy.images import open_files
+    from vitrail.engines.load import find_export
+    from vitrail.runs.folder import RunFolder
+    from vitrail.runs.trained import choose_device, load_classifier
+
+    if find_export(arguments.run) is not None:
+        if arguments.device not in ("auto", "cpu"):
+            raise ConfigError(f"--device {arguments.device} is not supported for an export, which runs on the CPU")
+        exported = load_exported(arguments.run)
+        data = for_files(exported.reading, arguments)
+        return None, exported, open_files(exported.card, data, arguments.images, spectral=arguments.spectral)
+    run = RunFolder.open(arguments.run)
+    trained = load_classifier(run).to(choose_device(arguments.device))
+    data = data_for_files(run, arguments)
+    return run, trained, open_files(trained.card, data, arguments.images, spectral=arguments.spectral)

@@ -123,8 +123,13 @@ def data_for_files(run: RunFolder, arguments: argparse.Namespace) -> DataConfig:
         run: The run.
         arguments: Those of :meth:`VerbParser.add_unfit_files` among them.
     """
+    return for_files(load_run_recipe(run.recipe).data, arguments)
+
+
+def for_files(data: DataConfig, arguments: argparse.Namespace) -> DataConfig:
+    """Data settings for image files that are named on the command line; arguments as for :func:`data_for_files`."""
     return dataclasses.replace(
-        load_run_recipe(run.recipe).data,
+        data,
         on_band_mismatch=arguments.on_band_mismatch or "error",
         on_unreadable=arguments.on_unreadable or "error",
     )

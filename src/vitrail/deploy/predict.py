@@ -1,19 +1,33 @@
-"""Classify image files with a trained run."""
+"""Classify image files with a trained run or an export."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import pandas as pd
+from torch import Tensor
 
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
-from vitrail.runs.trained import TrainedModel
+from vitrail.runs.trained import ModelCard
+
+
+class Classifier(Protocol):
+    """A trained run or an export."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Description of inputs and outputs."""
+        ...
+
+    def classify(self, batch: Mapping[str, Tensor], tta: str = "none") -> tuple[Tensor, Tensor]:
+        """Compute logits and embeddings of a batch."""
+        ...
 
 
 def predict_files(
-    trained: TrainedModel,
+    classifier: Classifier,
     images: ImageData,
     *,
     top_k: int = 5,
@@ -23,7 +37,7 @@ def predict_files(
     """Classify image files.
 
     Args:
-        trained: The model.
+        classifier: The trained run or the export.
         images: Images from :func:`vitrail.deploy.open_files`.
         top_k: Number of most likely classes, at most the number of classes.
         batch_size: Batch size.
@@ -39,11 +53,11 @@ def predict_files(
     for name, value in (("top_k", top_k), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
-    card = trained.card
+    card = classifier.card
     k = min(top_k, len(card.classes))
     rows: list[dict[str, Any]] = []
     for batch in images.batches(images.indices("all"), batch_size):
-        probabilities = card.probabilities(trained.classify(batch, tta)[0])
+        probabilities = card.probabilities(classifier.classify(batch, tta)[0])
         values, indices = probabilities.topk(k)
         files = [images.source.keys[i] for i in batch["index"].tolist()]
         for file, p, v, i in zip(files, probabilities.tolist(), values.tolist(), indices.tolist(), strict=True):

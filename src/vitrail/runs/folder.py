@@ -78,6 +78,7 @@ class RunFolder:
         self.figures = self.path / "figures"
         self.features = self.path / "features"
         self.report = self.path / "report.html"
+        self.export = self.path / "export"
         self.unreadable = self.path / "unreadable.csv"
         self.balance = self.path / "data.json"
         # Hashes of the images that its weights were trained on.

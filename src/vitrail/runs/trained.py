@@ -203,6 +203,12 @@ def write_trained(run: RunFolder, state: Mapping[str, Tensor], card: ModelCard) 
     run.write_json(run.card, dataclasses.asdict(card))
 
 
+def card_from_values(content: Mapping[str, Any]) -> ModelCard:
+    """Build a card from the plain values of JSON."""
+    streams = {name: StreamCard(**_tuples(stream)) for name, stream in content["streams"].items()}
+    return ModelCard(**{**_tuples(content), "streams": streams})
+
+
 def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     """Load a run's best model.
 
@@ -217,8 +223,7 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     content = run.read_json(run.card, unfinished)
     run.require(run.weights, unfinished)
     try:
-        streams = {name: StreamCard(**_tuples(stream)) for name, stream in content.pop("streams").items()}
-        card = ModelCard(**_tuples(content), streams=streams)
+        card = card_from_values(content)
         model = create_model(card.name, **_tuples(card.settings))
     except (TypeError, AttributeError, KeyError, ConfigError) as error:
         raise RunError(f"{run.card} does not describe a model of this version: {error}") from error

@@ -1,0 +1,183 @@
+"""Files of an export: DIR/1/ with the model, export.json, README.md and check.npz."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vitrail
+from vitrail.config.data import DataConfig
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.engines.base import Arrays
+from vitrail.engines.load import CHECK_FILE, ENGINES, FORMAT, INPUT, OUTPUT, RECORD_FILE, VERSION_FOLDER, digest
+from vitrail.errors import ConfigError, RunError
+from vitrail.files import write_json, write_text
+from vitrail.outputs import is_output_folder
+
+README_FILE = "README.md"
+# Data settings by which image files are read; the others tell where training images lie, and stay out.
+READING = (
+    "band_names", "band_files", "wavelengths", "bands", "spectral_bands", "scale", "offset", "range", "nodata",
+    "max_pixels", "spectral_band_names", "spectral_wavelengths", "spectral_scale", "spectral_offset",
+    "spectral_range", "spectral_nodata",
+)  # fmt: skip
+# Largest difference of outputs on another processor, as a share of their scale, by precision.
+BOUNDS = {"fp32": 1e-3, "bf16": 5e-2}
+
+_PACKAGES = {
+    "openvino": ("torch", "openvino"),
+    "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
+    "torch": ("torch",),
+}
+
+
+def reading_settings(data: DataConfig) -> dict[str, Any]:
+    """Return the settings of :data:`READING` that differ from their defaults."""
+    default = DataConfig()
+    return {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(default, name)}
+
+
+def describe_model(graph: ExportGraph, data: DataConfig, engine: str, precision: str) -> dict[str, Any]:
+    """Describe what the graph takes and returns; equal for equal runs and versions."""
+    return {
+        "format": FORMAT,
+        "engine": engine,
+        "precision": precision,
+        "inputs": [entry.describe() for entry in graph.inputs],
+        "outputs": list(graph.outputs),
+        "model": dataclasses.asdict(graph.card),
+        "reading": reading_settings(data),
+        "versions": {
+            "vitrail": vitrail.__version__,
+            **{name: importlib.metadata.version(name) for name in _PACKAGES[engine]},
+        },
+    }
+
+
+@contextmanager
+def new_export(out: Path) -> Iterator[Path]:
+    """Give a temporary version folder; on success it becomes ``out/1``, in the place of an earlier export.
+
+    Raises:
+        ConfigError: ``out`` is a file, or ``out/1`` holds other files.
+        RunError: The folder cannot be written.
+    """
+    check_out(out)
+    final = out / VERSION_FOLDER
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{VERSION_FOLDER}.", suffix=".tmp", dir=out))
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    try:
+        new = temporary / "new"
+        new.mkdir()
+        yield new
+        if final.exists():
+            final.rename(temporary / "old")
+        new.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_out(out: Path) -> None:
+    """Check that an export may be written to a folder.
+
+    Raises:
+        ConfigError: It is a file, or its version folder holds other files.
+    """
+    final = out / VERSION_FOLDER
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; name a folder")
+    names = [file.name for file in final.iterdir()] if final.is_dir() else []
+    if final.exists() and (not final.is_dir() or (names and not is_output_folder(names))):
+        raise ConfigError(f"{final} holds files that are no export; choose another --out")
+
+
+def write_check(folder: Path, inputs: Arrays, outputs: Arrays) -> None:
+    """Write the check images and their outputs."""
+    arrays = {INPUT + name: x for name, x in inputs.items()} | {OUTPUT + name: x for name, x in outputs.items()}
+    with (folder / CHECK_FILE).open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def write_record(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    """Write README.md and, last, export.json with the digests of all other files.
+
+    Args:
+        folder: The version folder, with the model file and check.npz.
+        facts: Result of :func:`describe_model`.
+        measured: Facts of this export alone: the processor, measurements, the gate.
+    """
+    write_text(folder / README_FILE, readme(facts))
+    files = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.name != README_FILE}
+    check = {"bound": BOUNDS[facts["precision"]]}
+    write_json(folder / RECORD_FILE, {**facts, "check": check, **measured, "files": files})
+
+
+_CODE = {
+    "openvino": """import numpy as np, openvino
+model = openvino.Core().compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})
+{arrays}
+outputs = model({{{feed}}})
+print(outputs["probabilities"].argmax(1))""",
+    "onnx": """import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
+{arrays}
+logits, probabilities, *_ = session.run(None, {{{feed}}})
+print(probabilities.argmax(1))""",
+    "torch": """import torch
+program = torch.export.load("{file}").module()
+{arrays}
+outputs = program({positional})
+print(outputs["probabilities"].argmax(1))""",
+}
+
+
+def readme(facts: Mapping[str, Any]) -> str:
+    """Explain the export in one page, with code for the plain engine."""
+    engine, card = facts["engine"], facts["model"]
+    module = "torch" if engine == "torch" else "np"
+    arrays, rows = [], []
+    for entry in facts["inputs"]:
+        shape = tuple(dim or 1 for dim in entry["shape"])
+        dtype = f"{module}.{entry['dtype']}"
+        arrays.append(f"{entry['name']} = {module}.zeros({shape}, dtype={dtype})  # your pixels")
+        sizes = " x ".join(str(dim) if dim else "N" for dim in entry["shape"])
+        rows.append(
+            f"| `{entry['name']}` | {sizes} | {entry['dtype']}, {entry['values']} | {', '.join(entry['bands'])} |"
+        )
+    names = [entry["name"] for entry in facts["inputs"]]
+    code = _CODE[engine].format(
+        file=ENGINES[engine][1],
+        hint="bf16" if facts["precision"] == "bf16" else "f32",
+        arrays="\n".join(arrays),
+        feed=", ".join(f'"{name}": {name}' for name in names),
+        positional=", ".join(names),
+    )
+    casts = ""
+    if engine == "openvino":
+        casts = (
+            "\nOpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. "
+            "Check the\ntype before the call, or load the folder with `vitrail.engines.load_export`, which refuses "
+            "other types.\n"
+        )
+    return (
+        f"# {card['name']}: {len(card['classes'])} classes, {facts['precision']}\n\n"
+        f"```python\n{code}\n```\n\n"
+        "| input | shape (batch, bands, height, width) | values | bands, in order |\n|---|---|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\nOutputs: {', '.join(f'`{name}`' for name in facts['outputs'])}. The classes of `probabilities`, in "
+        "order, are `model.classes` in\n`export.json`. Pixels at this size are neither cropped nor resized; another "
+        "size is an error.\n"
+        + casts
+        + "\n`vitrail export --check DIR` compares the outputs on `check.npz` with the recorded ones.\n"
+    )

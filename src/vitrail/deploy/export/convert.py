@@ -1,0 +1,109 @@
+"""Convert the graph to the file of an engine, by way of ``torch.export``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.engines.load import ENGINES
+from vitrail.engines.torch import RECORD
+from vitrail.extras import import_extra
+
+_OPSET = 20
+# Batch of the example: torch.export takes dimensions of 0 and 1 for constants.
+_EXAMPLE_BATCH = 2
+# Key of the record inside the model file.
+METADATA = "vitrail"
+
+
+def trace(graph: ExportGraph) -> ExportedProgram:
+    """Record the graph as a program of torch's operators, for any batch size.
+
+    The program holds no paths of source files.
+    """
+    example = tuple(entry.example(_EXAMPLE_BATCH) for entry in graph.inputs)
+    batch = Dim("batch", min=1, max=4096)
+    with torch.no_grad():
+        program = torch.export.export(graph.eval(), example, dynamic_shapes=(tuple({0: batch} for _ in example),))
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
+            node.meta.pop(key, None)
+    return program
+
+
+def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the files of an engine.
+
+    Args:
+        program: Result of :func:`trace`.
+        graph: The graph that it was made from.
+        engine: Key of :data:`vitrail.engines.load.ENGINES`.
+        folder: Existing folder.
+        facts: Description that is stored inside the model file.
+    """
+    # The same text for the same facts, so that two exports are the same file.
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+    _WRITERS[engine](program, graph, folder / ENGINES[engine][1], text)
+
+
+def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:
+    openvino = import_extra("openvino", "export")
+    model = openvino.convert_model(program)
+    model.reshape(dict(enumerate([[-1 if dim is None else dim for dim in entry.shape] for entry in graph.inputs])))
+    for port, entry in zip(model.inputs, graph.inputs, strict=True):
+        port.get_tensor().set_names({entry.name})
+    for port, name in zip(model.outputs, graph.outputs, strict=True):
+        port.get_tensor().set_names({name})
+    model.set_rt_info(facts, [METADATA, "export"])
+    # Default names count all operations of the process: two exports would differ.
+    model.set_friendly_name(METADATA)
+    for index, operation in enumerate(model.get_ordered_ops()):
+        name, kind = operation.get_friendly_name(), operation.get_type_name()
+        if name.removeprefix(f"{kind}_").isdigit():
+            operation.set_friendly_name(f"{kind}_{index}")
+    # By default weights are compressed to float16, which moves logits by 1e-3.
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def _write_onnx(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:
+    onnx = import_extra("onnx", "export")
+    import_extra("onnxscript", "export")
+    names = [entry.name for entry in graph.inputs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        converted = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=_OPSET,
+            external_data=False,
+            input_names=names,
+            output_names=graph.outputs,
+            verbose=False,
+        )
+    assert converted is not None, "the dynamo exporter returns a program"
+    model = converted.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces, with paths of source files
+    model.metadata_props.add(key=METADATA, value=facts)
+    onnx.save_model(model, file)
+
+
+def _write_torch(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:
+    torch.export.save(program, file, extra_files={RECORD: facts})
+
+
+_WRITERS: dict[str, Callable[[ExportedProgram, ExportGraph, Path, str], None]] = {
+    "openvino": _write_openvino,
+    "onnx": _write_onnx,
+    "torch": _write_torch,
+}

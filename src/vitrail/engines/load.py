@@ -1,0 +1,182 @@
+"""Load an export: check its files, its inputs and, by recorded outputs, its arithmetic on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrail.engines.base import Arrays, Engine
+from vitrail.engines.onnx import OnnxEngine
+from vitrail.engines.openvino import OpenVINOEngine
+from vitrail.engines.torch import TorchEngine
+from vitrail.errors import DataError, RunError, ShapeError
+
+RECORD_FILE, CHECK_FILE = "export.json", "check.npz"
+# Version folder, as OpenVINO Model Server and Triton want it.
+VERSION_FOLDER = "1"
+# Version of the record's layout.
+FORMAT = 1
+
+# Engine -> its class (file, precision, threads), and the file that it opens.
+ENGINES: dict[str, tuple[Callable[[Path, str, int | None], Engine], str]] = {
+    "openvino": (OpenVINOEngine, "model.xml"),
+    "onnx": (OnnxEngine, "model.onnx"),
+    "torch": (TorchEngine, "model.pt2"),
+}
+# Prefixes of arrays in check.npz.
+INPUT, OUTPUT = "input.", "output."
+
+
+def find_export(path: str | Path) -> Path | None:
+    """Return the version folder of an export; None where the path holds none.
+
+    Args:
+        path: The export's folder, or the version folder in it.
+    """
+    path = Path(path)
+    return next((folder for folder in (path / VERSION_FOLDER, path) if (folder / RECORD_FILE).is_file()), None)
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Export:
+    """A loaded export.
+
+    Attributes:
+        folder: Its version folder.
+        record: Content of export.json.
+        engine: The engine that runs it.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    engine: Engine
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run a batch after strict checks of names, types and shapes.
+
+        Args:
+            inputs: Arrays by name; export.json lists names, types and shapes.
+
+        Returns:
+            Outputs by name.
+
+        Raises:
+            ShapeError: A missing or unknown input, or another type, size or number of bands. Engines would cast the
+                type and accept the size in silence.
+        """
+        wanted = {entry["name"]: entry for entry in self.record["inputs"]}
+        if set(inputs) != set(wanted):
+            raise ShapeError(f"the export takes the inputs {', '.join(wanted)}, got {', '.join(inputs) or 'none'}")
+        for name, array in inputs.items():
+            _check_array(name, array, wanted[name])
+        if len({len(array) for array in inputs.values()}) > 1:
+            sizes = ", ".join(f"{name} {len(array)}" for name, array in inputs.items())
+            raise ShapeError(f"inputs of one batch must hold the same number of images, got {sizes}")
+        return self.engine.run({name: np.ascontiguousarray(array) for name, array in inputs.items()})
+
+    def check(self) -> dict[str, float]:
+        """Compare outputs on the check images with the recorded ones.
+
+        Returns:
+            For each output the largest difference, as a share of the largest recorded value; of a boolean output the
+            share of unequal values.
+
+        Raises:
+            RunError: A difference above the bound in export.json.
+        """
+        with np.load(self.folder / CHECK_FILE, allow_pickle=False) as arrays:
+            inputs = {name.removeprefix(INPUT): arrays[name] for name in arrays if name.startswith(INPUT)}
+            recorded = {name.removeprefix(OUTPUT): arrays[name] for name in arrays if name.startswith(OUTPUT)}
+        found = self.run(inputs)
+        differences = {name: difference(found[name], values) for name, values in recorded.items()}
+        bound = self.record["check"]["bound"]
+        for name, value in differences.items():
+            if not value <= bound:
+                raise RunError(
+                    f"{self.folder}: output {name} differs by {value:.2g} of its scale from the recorded one (bound "
+                    f"{bound:g}); this processor or version computes otherwise: export again on it"
+                )
+        return differences
+
+
+def difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """Return the largest difference as a share of the largest absolute value wanted; NaN where a value is NaN."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    if wanted.dtype == np.bool_:
+        return float((found != wanted).mean())
+    scale = np.abs(wanted).max(initial=0.0)
+    return float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0) / (scale if scale > 0 else 1.0))
+
+
+def _check_array(name: str, array: npt.NDArray[Any], wanted: Mapping[str, Any]) -> None:
+    shape = [dim if dim is not None else word for dim, word in zip(wanted["shape"], "BCHW", strict=True)]
+    described = f"({', '.join(map(str, shape))}) of {wanted['dtype']}"
+    if array.dtype != np.dtype(wanted["dtype"]):
+        raise ShapeError(f"input {name} must be {described}, got {array.dtype} values; convert them in their own units")
+    fits = array.ndim == len(shape) and all(
+        have >= 1 if isinstance(want, str) else have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        bands = f"; its bands are {', '.join(wanted['bands'])}"
+        raise ShapeError(f"input {name} must be {described}, got the shape {array.shape}{bands}")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read export.json.
+
+    Raises:
+        RunError: It is damaged, or of another version.
+    """
+    file = folder / RECORD_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({error}); export again") from error
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise RunError(f"{file} has the layout {found!r} and this version reads {FORMAT}; export again")
+    return dict(record)
+
+
+def load_export(path: str | Path, threads: int | None = None, check: bool = True) -> Export:
+    """Load an export.
+
+    Args:
+        path: Its folder.
+        threads: Number of threads; all cores by default.
+        check: Whether to compare outputs on the check images with the recorded ones.
+
+    Raises:
+        DataError: The path holds no export.
+        RunError: A file is missing or was changed, or outputs differ from the recorded ones.
+        ConfigError: The processor does not compute in the export's precision.
+    """
+    folder = find_export(path)
+    if folder is None:
+        raise DataError(f"no export at {path} (no {VERSION_FOLDER}/{RECORD_FILE}); `vitrail export RUN` makes one")
+    record = read_record(folder)
+    for name, recorded in record["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise RunError(f"{folder} lacks {name}; export again")
+        if digest(file) != recorded:
+            raise RunError(f"{file} is not the exported file (its SHA-256 differs); restore it, or export again")
+    engine, name = ENGINES[record["engine"]]
+    export = Export(folder, record, engine(folder / name, record["precision"], threads))
+    if check:
+        export.check()
+    return export

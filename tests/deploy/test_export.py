@@ -1,0 +1,176 @@
+"""Exports of a trained run: equal to the run in every engine, complete, reproducible, without source paths."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vitrail
+from tests.deploy.exporting import FORMATS, make_run, needs_openvino
+from vitrail.cli.main import main
+from vitrail.data import open_data
+from vitrail.deploy.exported import load_exported, to_inputs
+from vitrail.engines import load_export
+from vitrail.errors import RunError, ShapeError
+from vitrail.runs import load_trained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    """Engine -> folder of its export, made when first asked for."""
+    made = {}
+
+    def get(engine):
+        if engine not in made:
+            out = run.parent / engine
+            assert main(["export", str(run), "--out", str(out), "--format", engine, "--threads", "1"]) == 0
+            made[engine] = out
+        return made[engine]
+
+    return get
+
+
+def _images(run, **changes):
+    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.runs.trained import load_classifier
+
+    trained = load_classifier(run)
+    return open_data(trained.card.as_trained(load_run_recipe(run / "recipe.yaml").data), trained.card.img_size)
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_an_export_equals_its_run(exported, run, engine):
+    images = _images(run)
+    batch = images.batch(images.indices("train")[:5])
+    logits, embedding = load_trained(run).classify(batch)
+    export = load_exported(exported(engine), threads=1)
+    found = export.export.run(to_inputs(export.export.record, batch))
+    assert [*found] == export.export.record["outputs"]
+    for name, wanted in (("logits", logits), ("probabilities", logits.softmax(1)), ("embedding", embedding)):
+        np.testing.assert_allclose(found[name], wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    assert torch.equal(export.classify(batch)[0], torch.from_numpy(found["logits"]))
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_files_classify_as_with_the_run(exported, run, engine, capsys):
+    folder = run.parent / "pictures" / "val"
+    assert main(["predict", str(run), str(folder)]) == 0
+    wanted = capsys.readouterr().out
+    assert main(["predict", str(exported(engine)), str(folder)]) == 0
+    digits = re.compile(r"0\.\d+")
+    found = capsys.readouterr().out[-len(wanted) :]
+    assert digits.sub("", found) == digits.sub("", wanted)
+    assert np.allclose([*map(float, digits.findall(found))], [*map(float, digits.findall(wanted))], atol=2e-6)
+
+
+@pytest.mark.parametrize("engine", FORMATS)
+def test_no_file_holds_paths_of_this_machine(exported, run, engine):
+    paths = [str(Path(vitrail.__file__).parent), str(Path(torch.__file__).parent), str(run.parent)]
+    for file in (exported(engine) / "1").iterdir():
+        content = file.read_bytes()
+        assert not [path for path in paths if path.encode() in content], file.name
+
+
+@needs_openvino
+def test_two_exports_are_one_file(exported, run, tmp_path):
+    first = json.loads((exported("openvino") / "1" / "export.json").read_text())
+    assert main(["export", str(run), "--out", str(tmp_path / "again"), "--threads", "1"]) == 0
+    again = json.loads((tmp_path / "again" / "1" / "export.json").read_text())
+    assert again["files"]["model.bin"] == first["files"]["model.bin"]
+    assert again["files"]["model.xml"] == first["files"]["model.xml"]
+
+
+@needs_openvino
+def test_the_readme_runs_with_the_engine_alone(exported):
+    folder = exported("openvino") / "1"
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).group(1)
+    namespace = {}
+    exec(code.replace('"model.xml"', repr(str(folder / "model.xml"))), namespace)
+    assert namespace["outputs"]["probabilities"].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(np.float32) / 255, "must be .* of uint8, got float32"),
+        (lambda x: x[:, :1], "got the shape .*its bands are red, green, blue"),
+        (lambda x: x[:, :, :8], r"must be \(B, 3, 16, 16\)"),
+        (lambda x: x[0], r"got the shape \(3, 16, 16\)"),
+        (lambda x: x[:0], r"got the shape \(0, 3, 16, 16\)"),
+    ],
+)
+def test_other_types_and_sizes_are_refused(exported, change, message):
+    export = load_export(exported("torch"), check=False)
+    pixels = np.zeros((2, 3, 16, 16), np.uint8)
+    export.run({"image_resized": pixels})
+    with pytest.raises(ShapeError, match=message):
+        export.run({"image_resized": change(pixels)})
+    with pytest.raises(ShapeError, match="takes the inputs image_resized, got image"):
+        export.run({"image": pixels})
+
+
+def test_a_changed_export_is_refused(exported, tmp_path, capsys):
+    folder = shutil.copytree(exported("torch"), tmp_path / "copy")
+    assert main(["export", "--check", str(folder)]) == 0
+    record = json.loads((folder / "1" / "export.json").read_text())
+    model = folder / "1" / "model.pt2"
+    content = model.read_bytes()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RunError, match="is not the exported file"):
+        load_export(folder)
+    model.write_bytes(content)
+    check = folder / "1" / "check.npz"
+    with np.load(check) as arrays:
+        changed = {name: values + (0.01 if name == "output.logits" else 0) for name, values in arrays.items()}
+    np.savez(check, **changed)
+    record["files"].pop("check.npz")
+    (folder / "1" / "export.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="output logits differs by"):
+        load_export(folder)
+    assert main(["export", "--check", str(folder)]) == 1
+    assert main(["predict", str(folder), str(tmp_path)]) == 1
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "takes a run folder, or --check DIR"),
+        (["RUN", "--check", "x"], "takes a run folder, or --check DIR"),
+        (["RUN", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (
+            ["RUN", "--format", "torch", "--precision", "bf16"],
+            "precision bf16 is not supported for programs of PyTorch",
+        ),
+        (["RUN", "--out", "FILE"], "is a file; name a folder"),
+        (["RUN", "--out", "OTHERS"], "holds files that are no export"),
+    ],
+)
+def test_wrong_usage_is_one_line(run, tmp_path, capsys, words, message):
+    (tmp_path / "others" / "1").mkdir(parents=True)
+    (tmp_path / "others" / "1" / "model.xml").write_text("of somebody else")
+    (tmp_path / "file").write_text("")
+    names = {"RUN": run, "FILE": tmp_path / "file", "OTHERS": tmp_path / "others"}
+    assert main(["export", *(str(names.get(word, word)) for word in words)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len([line for line in err.splitlines() if line.startswith("vitrail: ")]) == 1
+    assert [file.name for file in (tmp_path / "others").iterdir()] == ["1"]
+
+
+def test_what_an_export_lacks_is_refused(exported, run, capsys):
+    for words, message in (
+        (["--tta", "mirror"], "--tta mirror is not supported for an export"),
+        (["--device", "cuda"], "--device cuda is not supported for an export"),
+    ):
+        assert main(["predict", str(exported("torch")), str(run.parent / "pictures"), *words]) == 2
+        assert message in capsys.readouterr().err
