@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vitrail.models.family import register_family
     from vitrail.models.pretrained import from_pretrained, save_pretrained
-    from vitrail.models.registry import create_model, list_models, register_family
+    from vitrail.models.registry import create_model, list_models
     from vitrail.weights.load import load_weights
 
 # Public name -> the module that defines it.
@@ -21,7 +22,7 @@ _PUBLIC = {
     "from_pretrained": "vitrail.models.pretrained",
     "list_models": "vitrail.models.registry",
     "load_weights": "vitrail.weights.load",
-    "register_family": "vitrail.models.registry",
+    "register_family": "vitrail.models.family",
     "save_pretrained": "vitrail.models.pretrained",
 }
 

@@ -16,7 +16,7 @@ from vitrail.bench.side_by_side import Plan, Subject, measure
 from vitrail.bench.speed import Spread, Workload, alternate, make_step, matrix_peak, speedup, time_ratio
 from vitrail.errors import ConfigError, RunError, VitrailError
 from vitrail.extras import import_extra
-from vitrail.models import registry
+from vitrail.models.family import REGISTERED
 from vitrail.models.peer import Peer
 from vitrail.models.profile import count_multiply_adds
 from vitrail.models.registry import find_family
@@ -194,7 +194,7 @@ def test_a_family_brings_its_own_peer(monkeypatch):
     missing = {3: "", 4: "no fourth class"}
     peer = Peer(lambda settings: build(), lambda settings: missing[settings["num_classes"]])
     family = dataclasses.replace(find_family("vit")[0], peers={"json": peer})
-    monkeypatch.setitem(registry._FAMILIES, "vit", family)
+    monkeypatch.setitem(REGISTERED, "vit", family)
     monkeypatch.setattr(peers, "load_weights", lambda model, state, source: model.load_state_dict(state))
     check_counterpart("json", "vit", VIT)
     pair = pair_up("json", "vit", VIT | {"img_size": 16})

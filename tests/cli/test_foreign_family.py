@@ -13,7 +13,8 @@ from tests.docs.pages import snippets
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError, VitrailError
 from vitrail.explain import capture_attention, explain, list_methods
-from vitrail.models import Family, VisionModel, list_families, registry
+from vitrail.models import Family, VisionModel, list_families
+from vitrail.models.family import REGISTERED
 
 TINY = {"img_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "reductions": [2, 1]}
 SETTINGS = [word for name, value in TINY.items() for word in (f"--model.{name}", str(value))]
@@ -38,13 +39,13 @@ def install(folder, entry="vitrail_pvt:family"):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
     install(folder)
-    families = dict(registry._FAMILIES)
+    families = dict(REGISTERED)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder
-    registry._FAMILIES.clear()
-    registry._FAMILIES.update(families)
+    REGISTERED.clear()
+    REGISTERED.update(families)
     sys.modules.pop("vitrail_pvt", None)
 
 
@@ -172,6 +173,12 @@ def test_without_reported_weights_methods_are_refused_with_the_reason(folder):
     assert explain(model, images, "gradcam").map.shape == (1, 16, 16)
 
 
+def _copy_registered(monkeypatch):
+    copy = dict(REGISTERED)
+    for module in ("family", "registry"):
+        monkeypatch.setattr(f"vitrail.models.{module}.REGISTERED", copy)
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -183,7 +190,7 @@ def test_without_reported_weights_methods_are_refused_with_the_reason(folder):
 def test_entry_points_that_lead_nowhere(tmp_path, monkeypatch, entry, message):
     install(tmp_path, entry)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    _copy_registered(monkeypatch)
     monkeypatch.delitem(sys.modules, "vitrail_pvt", raising=False)
     with pytest.raises(VitrailError, match=message):
         list_families()
@@ -191,7 +198,7 @@ def test_entry_points_that_lead_nowhere(tmp_path, monkeypatch, entry, message):
 
 
 def test_families_that_break_the_contract_are_refused(folder, monkeypatch):
-    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    _copy_registered(monkeypatch)
     family = list_families()["pvt"]
     with pytest.raises(ConfigError, match="'pvt_tiny' is registered already"):
         vitrail.register_family(Family("other", family.config, family.build, family.variants, {}))

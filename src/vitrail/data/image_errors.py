@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, few
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 
 # Values of `BandError.kind`: bands that `data.color` reads as they are, more than 8 bits a band, and another number of
@@ -53,6 +53,15 @@ class PointerError(UnreadableError):
 
     def __init__(self, name: str | Path) -> None:
         super().__init__(f"{name} is a Git LFS pointer instead of an image", LFS_REMEDY, "pointer")
+
+
+def too_large(path: object, size: tuple[int, int], max_pixels: int) -> UnreadableError:
+    """Build the error for an image with more pixels than may be decoded."""
+    height, width = size
+    return UnreadableError(
+        f"{path} has {height} x {width} = {height * width} pixels, more than data.max_pixels {max_pixels}",
+        "scale it down, or raise data.max_pixels",
+    )
 
 
 def refuse_pointer(file: Path) -> None:
@@ -166,5 +175,4 @@ def for_run(remedy: str) -> str:
 
 def head(items: Sequence[str], most: int = 3) -> str:
     """List the first items, and the number of the others."""
-    more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more
+    return few(items, most, between="; ")

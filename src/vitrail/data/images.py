@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vitrail.data.image_errors import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError
+from vitrail.data.image_errors import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError, too_large
+from vitrail.data.no_data import parse_no_data
 from vitrail.errors import DataError
 from vitrail.files import is_lfs_pointer
 
@@ -67,15 +68,6 @@ def band_problem(mode: str, frames: int, color: str) -> str | None:
     if bands is not None and bands != len(BANDS[color]):
         return f"has {bands} {'band' if bands == 1 else 'bands'} ({mode})"
     return None
-
-
-def too_large(path: object, size: tuple[int, int], max_pixels: int) -> UnreadableError:
-    """Build the error for an image with more pixels than may be decoded."""
-    height, width = size
-    return UnreadableError(
-        f"{path} has {height} x {width} = {height * width} pixels, more than data.max_pixels {max_pixels}",
-        "scale it down, or raise data.max_pixels",
-    )
 
 
 @dataclass(frozen=True)
@@ -234,25 +226,6 @@ def _draft_below(image: Image.Image, max_pixels: int, name: str) -> None:
         raise too_large(name, (height, width), max_pixels)
 
 
-def parse_no_data(text: str, name: object) -> float | None:
-    """Parse the value of the tag GDAL_NODATA; None if it is empty.
-
-    Args:
-        text: The tag.
-        name: Name of the file in errors.
-
-    Raises:
-        UnreadableError: It is no number.
-    """
-    text = text.strip(" \0").replace(",", ".")
-    try:
-        return float(text) if text else None
-    except ValueError as error:
-        raise UnreadableError(
-            f"{name} cannot be read: its tag GDAL_NODATA is {text!r}, which is no number", "correct or remove the tag"
-        ) from error
-
-
 def _turned_tiff(file: Path | bytes, image: Image.Image) -> Image.Image:
     """A TIFF without compression that lies on its side, whose lines Pillow 13.0 cuts at the wrong length."""
     from vitrail.data.rasters import open_raster
@@ -279,7 +252,7 @@ def _pages(image: Image.Image, file: Path | bytes) -> tuple[int, npt.NDArray[np.
         return 1, None
     if image.format != "TIFF":
         return getattr(image, "n_frames", 1), None
-    from vitrail.data.rasters import inspect_pages, mask_beside  # which need this module for everything else
+    from vitrail.data.rasters import inspect_pages, mask_beside
 
     if not image.tag_v2.next and (isinstance(file, bytes) or mask_beside(file) is None):  # type: ignore[attr-defined]
         return 1, None

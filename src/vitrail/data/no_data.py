@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from vitrail.data.image_errors import UnreadableError
 from vitrail.data.value_range import ValueRule
 
 Array = npt.NDArray[Any]
@@ -78,3 +79,22 @@ def fill_no_data(images: Tensor, means: Sequence[float] | None = None) -> Tensor
     else:
         own = torch.tensor(means, dtype=images.dtype, device=images.device).view(-1, 1, 1)
     return torch.where(lost, own, images)
+
+
+def parse_no_data(text: str, name: object) -> float | None:
+    """Parse the value of the tag GDAL_NODATA; None if it is empty.
+
+    Args:
+        text: The tag.
+        name: Name of the file in errors.
+
+    Raises:
+        UnreadableError: It is no number.
+    """
+    text = text.strip(" \0").replace(",", ".")
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise UnreadableError(
+            f"{name} cannot be read: its tag GDAL_NODATA is {text!r}, which is no number", "correct or remove the tag"
+        ) from error

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.data.image_errors import BandError, PointerError, UnreadableError
-from vitrail.data.images import parse_no_data, too_large
+from vitrail.data.image_errors import BandError, PointerError, UnreadableError, too_large
+from vitrail.data.no_data import parse_no_data
 from vitrail.files import is_lfs_pointer
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ import torch
 
 from vitrail.catalogue import Catalogue, FamilyFacts, Part, Setting, StreamFacts, Variant, to_json
 from vitrail.files import write_text
+from vitrail.models.family import Family
 from vitrail.models.profile import Step, count_parameters, example_inputs, walk
-from vitrail.models.registry import Family, create_model, find_family, list_families
+from vitrail.models.registry import create_model, find_family, list_families
 
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.json")
 

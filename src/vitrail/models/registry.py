@@ -1,4 +1,4 @@
-"""The list of model families and their variants, filled by the families' own files."""
+"""Models by name: the known families and their variants."""
 
 from __future__ import annotations
 
@@ -7,111 +7,21 @@ import fnmatch
 import importlib
 import json
 import pkgutil
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
 
 from vitrail.errors import ConfigError, closest
 from vitrail.models.base import VisionModel
+from vitrail.models.family import REGISTERED, Family, register_family
 from vitrail.models.features_only import FeatureEncoder
-from vitrail.models.peer import Peer
-from vitrail.models.settings import check_settings, serves_trainer
+from vitrail.models.settings import check_settings
 from vitrail.plugins import FAMILIES, describe_origin, find_plugins, load_plugins
 from vitrail.weights.load import load_weights
 from vitrail.weights.remedies import CREATE
-from vitrail.weights.rules import KeyMap
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture: what it is called, how it is configured and built, and which sizes it comes in.
-
-    Attributes:
-        name: The family's name, lower case (``"vit"``).
-        config: Its frozen dataclass of settings; each field is a setting of ``create_model``.
-        build: The model's class; called with a config it builds a model.
-        variants: Variant name -> the settings in which it differs from the config's defaults.
-        test_config: Settings of a tiny model, for tests and for trying things out.
-        published: Variant name -> the authors' ImageNet-1k top-1 in per cent.
-        source: Paper, for the model table.
-        peers: Library -> counterpart of the family there.
-        layers: Layers of the family whose weights may stand alone in a checkpoint, with key maps of their own.
-    """
-
-    name: str
-    config: type[Any]
-    build: type[VisionModel]
-    variants: Mapping[str, Mapping[str, Any]]
-    test_config: Mapping[str, Any]
-    published: Mapping[str, float] = field(default_factory=dict)
-    source: str = ""
-    peers: Mapping[str, Peer] = field(default_factory=dict)
-    layers: Sequence[type[Any]] = ()
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """Names of the settings that ``create_model`` takes for this family."""
-        return tuple(f.name for f in dataclasses.fields(self.config))
-
-    @property
-    def key_maps(self) -> Sequence[KeyMap]:
-        """Key maps of its class; where it declares none, one that recognises vitrail's own names of the family."""
-        first = re.escape(next(iter(self.build.input_kernels)))
-        return self.build.key_maps or (KeyMap("vitrail", (first,)),)
-
-    @property
-    def takes_spectral(self) -> bool:
-        """Whether its models can have a second stream, whose bands the setting ``spectral_chans`` counts."""
-        return "spectral_chans" in self.settings
-
 
 # Arguments of timm's create_model that choose among weights of its own.
 _BUNDLED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-
-_FAMILIES: dict[str, Family] = {}
-
-
-# Settings that other code sets or reads, whatever the family.
-_REQUIRED = ("img_size", "in_chans", "num_classes", "global_pool")
-
-
-def register_family(family: Family) -> Family:
-    """Add a family; from then on every verb and function knows it by its name.
-
-    A distribution registers its families by entry points of the group ``vitrail.families``. A class that is defined
-    again (a cell of a notebook that runs twice) replaces the earlier one.
-
-    Args:
-        family: The family.
-
-    Returns:
-        The family.
-
-    Raises:
-        ConfigError: The family's name or one of its variants' names is taken, its config lacks a setting that every
-            family has, or its class is no :class:`~vitrail.models.base.VisionModel`.
-    """
-    if not (isinstance(family.build, type) and issubclass(family.build, VisionModel)):
-        raise ConfigError(f"the family {family.name}: build must be a subclass of VisionModel, got {family.build!r}")
-    lacking = [name for name in _REQUIRED if name not in family.settings]
-    if lacking:
-        raise ConfigError(f"the config of the family {family.name} has no {' and no '.join(lacking)}; add it")
-    others = [known for known in _FAMILIES.values() if not _is_same_definition(known, family)]
-    taken = {name for known in others for name in (known.name, *known.variants)}
-    for name in (family.name, *family.variants):
-        if name in taken:
-            raise ConfigError(f"the model name {name!r} is registered already; choose another")
-    serves_trainer(family.config)
-    _FAMILIES[family.name] = family
-    return family
-
-
-def _is_same_definition(known: Family, family: Family) -> bool:
-    return known.name == family.name and all(
-        getattr(known.build, key) == getattr(family.build, key) for key in ("__module__", "__qualname__")
-    )
 
 
 def list_families() -> dict[str, Family]:
@@ -126,14 +36,14 @@ def list_families() -> dict[str, Family]:
         importlib.import_module(f"{package.__name__}.{module.name}")
     for entry, found in zip(find_plugins(FAMILIES), load_plugins(FAMILIES), strict=True):
         if isinstance(found, Family):
-            if _FAMILIES.get(found.name) is not found:
+            if REGISTERED.get(found.name) is not found:
                 register_family(found)
         elif not isinstance(found, ModuleType):
             raise ConfigError(
                 f"the entry point {entry.name} = {entry.value} of {describe_origin(entry)} is a "
                 f"{type(found).__name__}; name a vitrail.models.Family, or a module that calls register_family"
             )
-    return dict(sorted(_FAMILIES.items()))
+    return dict(sorted(REGISTERED.items()))
 
 
 def find_family(name: str) -> tuple[Family, dict[str, Any]]:

@@ -1,0 +1,103 @@
+"""What a family's file declares, and its registration."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitrail.errors import ConfigError
+from vitrail.models.base import VisionModel
+from vitrail.models.peer import Peer
+from vitrail.models.settings import serves_trainer
+from vitrail.weights.rules import KeyMap
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: what it is called, how it is configured and built, and which sizes it comes in.
+
+    Attributes:
+        name: The family's name, lower case (``"vit"``).
+        config: Its frozen dataclass of settings; each field is a setting of ``create_model``.
+        build: The model's class; called with a config it builds a model.
+        variants: Variant name -> the settings in which it differs from the config's defaults.
+        test_config: Settings of a tiny model, for tests and for trying things out.
+        published: Variant name -> the authors' ImageNet-1k top-1 in per cent.
+        source: Paper, for the model table.
+        peers: Library -> counterpart of the family there.
+        layers: Layers of the family whose weights may stand alone in a checkpoint, with key maps of their own.
+    """
+
+    name: str
+    config: type[Any]
+    build: type[VisionModel]
+    variants: Mapping[str, Mapping[str, Any]]
+    test_config: Mapping[str, Any]
+    published: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+    layers: Sequence[type[Any]] = ()
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the settings that ``create_model`` takes for this family."""
+        return tuple(f.name for f in dataclasses.fields(self.config))
+
+    @property
+    def key_maps(self) -> Sequence[KeyMap]:
+        """Key maps of its class; where it declares none, one that recognises vitrail's own names of the family."""
+        first = re.escape(next(iter(self.build.input_kernels)))
+        return self.build.key_maps or (KeyMap("vitrail", (first,)),)
+
+    @property
+    def takes_spectral(self) -> bool:
+        """Whether its models can have a second stream, whose bands the setting ``spectral_chans`` counts."""
+        return "spectral_chans" in self.settings
+
+
+# Families by name, filled by their files.
+REGISTERED: dict[str, Family] = {}
+
+
+# Settings that other code sets or reads, whatever the family.
+_REQUIRED = ("img_size", "in_chans", "num_classes", "global_pool")
+
+
+def register_family(family: Family) -> Family:
+    """Add a family; from then on every verb and function knows it by its name.
+
+    A distribution registers its families by entry points of the group ``vitrail.families``. A class that is defined
+    again (a cell of a notebook that runs twice) replaces the earlier one.
+
+    Args:
+        family: The family.
+
+    Returns:
+        The family.
+
+    Raises:
+        ConfigError: The family's name or one of its variants' names is taken, its config lacks a setting that every
+            family has, or its class is no :class:`~vitrail.models.base.VisionModel`.
+    """
+    if not (isinstance(family.build, type) and issubclass(family.build, VisionModel)):
+        raise ConfigError(f"the family {family.name}: build must be a subclass of VisionModel, got {family.build!r}")
+    lacking = [name for name in _REQUIRED if name not in family.settings]
+    if lacking:
+        raise ConfigError(f"the config of the family {family.name} has no {' and no '.join(lacking)}; add it")
+    others = [known for known in REGISTERED.values() if not _is_same_definition(known, family)]
+    taken = {name for known in others for name in (known.name, *known.variants)}
+    for name in (family.name, *family.variants):
+        if name in taken:
+            raise ConfigError(f"the model name {name!r} is registered already; choose another")
+    serves_trainer(family.config)
+    REGISTERED[family.name] = family
+    return family
+
+
+def _is_same_definition(known: Family, family: Family) -> bool:
+    return known.name == family.name and all(
+        getattr(known.build, key) == getattr(family.build, key) for key in ("__module__", "__qualname__")
+    )
