@@ -17,6 +17,8 @@ from vitrail.errors import ConfigError, DataError
 Doubles = npt.NDArray[np.float64]
 Interval = tuple[float, float]
 
+# Verdict on a difference that is not significant, in tables and figures.
+NOT_SHOWN = "not shown"
 # Elements of a chunk of weights; bounds the memory.
 _CHUNK = 1 << 22
 

@@ -7,7 +7,7 @@ line prints that line alone; the exit code is 2 for :class:`ConfigError` (wrong 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Names less alike than this (1: the same) are not suggested.
 _ALIKE = 0.5
@@ -62,6 +62,18 @@ def closest(name: str, choices: Iterable[str]) -> str:
     known = sorted(set(choices))
     near = did_you_mean(name, known)
     return f"; known: {', '.join(known)}" if not near and 0 < len(known) <= 12 else near
+
+
+def few(items: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """List the first items, and the number of the others.
+
+    Args:
+        items: All items.
+        most: Items to list.
+        between: Separator of the items.
+    """
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return between.join(items[:most]) + more
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

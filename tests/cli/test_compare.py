@@ -13,7 +13,6 @@ import yaml
 from tests.compare.runs import finish
 from vitrail.cli.main import main
 from vitrail.compare import load_suite, plan
-from vitrail.compare.plan import epochs_done
 from vitrail.runs.folder import RunFolder
 
 RECIPE = {
@@ -99,7 +98,7 @@ def test_a_suite_goes_on_from_wherever_it_was_killed(suite, tmp_path):
 
     def progress():
         runs = [RunFolder(p) for p in (tmp_path / "runs" / "compare").glob("*") if p.is_dir()]
-        return sum(epochs_done(run) for run in runs)
+        return sum(run.trained_epochs() for run in runs)
 
     for wanted in (1, 4):
         process = start()

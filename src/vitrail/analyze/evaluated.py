@@ -14,6 +14,7 @@ import pandas as pd
 from vitrail.analyze.examples import indices_of
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
+from vitrail.config.typed import as_tuples
 from vitrail.data.dataset import ImageData
 from vitrail.errors import RunError
 from vitrail.evaluate.run import OTHER
@@ -163,10 +164,7 @@ class OpenedRuns:
         run, card = evaluation.run, self.trained(evaluation).card
         own = self._read_recipe(run.recipe).data
         now = own if self._read_moved is None else self._read_moved(run.recipe)
-        form: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in evaluation.metrics["data"].items()
-        }
-        recorded = dataclasses.replace(own, **form)
+        recorded = dataclasses.replace(own, **as_tuples(evaluation.metrics["data"]))
         if str(evaluation.metrics.get("name", "")).startswith(OTHER):
             return open_prepared(card, recorded, split=False)
         if not has_other_paths(now, own):

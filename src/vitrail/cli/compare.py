@@ -109,7 +109,7 @@ def _pool(ray: str | None, jobs: int) -> Pool:
 
 def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], State], jobs: int) -> str:
     from vitrail.cli.tables import format_table
-    from vitrail.compare.plan import STATES, epochs_done, expect
+    from vitrail.compare.plan import STATES, expect
     from vitrail.durations import format_duration
 
     rows = []
@@ -117,7 +117,7 @@ def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], Sta
         state = states[run.task]
         text = STATES[state]
         if state == "resume":
-            text += f" (epoch {epochs_done(run.folder)} of {run.recipe.trainer.max_epochs})"
+            text += f" (epoch {run.folder.trained_epochs()} of {run.recipe.trainer.max_epochs})"
         rows.append([run.variant, str(run.seed), "" if run.fold is None else str(run.fold), run.identity, text])
     expected = expect(runs, states)
     counts = {name: list(states.values()).count(name) for name in STATES}

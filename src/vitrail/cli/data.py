@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from vitrail.cli import data_show
 from vitrail.cli.arguments import VerbParser
-from vitrail.cli.data_location import resolve_table_images, split_arguments
+from vitrail.cli.data_location import override_run_data, split_arguments
 from vitrail.cli.next_steps import data_words, print_next
 from vitrail.cli.outputs import PAGE, SPLIT_TABLE, STATISTICS, output_file
 from vitrail.cli.tables import format_table, format_terms
 from vitrail.config.changes import PREFIXES, split_words
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, closest, few
 
 if TYPE_CHECKING:
     from vitrail.config.schema import Recipe
@@ -237,48 +237,39 @@ def _read_audit(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace
     if arguments.recipe is not None:
         raise ConfigError(f"--run {arguments.run} has a recipe of its own; leave out {arguments.recipe}")
     run = RunFolder.open(arguments.run)
-    recipe = load_run_recipe(run.recipe, settings, parser.prog)
-    own = load_run_recipe(run.recipe, prog=parser.prog).data
-    return arguments, dataclasses.replace(recipe, data=resolve_table_images(own, recipe.data)), run
+    _, changed = override_run_data(run.recipe, settings, parser.prog)
+    return arguments, dataclasses.replace(load_run_recipe(run.recipe, prog=parser.prog), data=changed), run
 
 
 def _describe(found: Audit) -> str:
     """Format the tables of an audit."""
     splits = list(found.splits)
     counts = {**found.balance, "all": found.splits}
-    refused = [f"{name}: {why}" for name, why in found.unreadable]
     balance = [(name, *(str(row[split]) for split in splits)) for name, row in counts.items()]
     parts = [format_table(("class", *splits), balance, right=range(1, len(splits) + 1)), ""]
     large_first = sorted(found.duplicates, key=lambda g: -len(g.rows))
-    kinds = {kind: [g for g in large_first if g.kind == kind] for kind in ("exact", "near")}
     sizes = [size for size, _ in found.sizes]
     heights, widths = [h for h, _ in sizes], [w for _, w in sizes]
     rows = [
         ("images", str(found.images), ""),
         ("sizes", str(len(sizes)), f"{min(heights)} to {max(heights)} high, {min(widths)} to {max(widths)} wide"),
-        ("files that training refuses", str(len(found.unreadable)), _few(refused)),
-        ("groups of exact duplicates", str(len(kinds["exact"])), _few([_pair(g.keys) for g in kinds["exact"]])),
-        ("groups of near duplicates", str(len(kinds["near"])), _few([_pair(g.keys) for g in kinds["near"]])),
-        (
-            "duplicates of different classes",
-            str(len(found.conflicts)),
-            _few([_unlike(g.keys, g.labels) for g in found.conflicts]),
-        ),
-        ("duplicates across splits", str(len(found.leaks)), _few([_unlike(g.keys, g.splits) for g in found.leaks])),
-        *_possible_leaks(found),
-        ("groups across splits", str(len(found.shared_groups)), _few(list(found.shared_groups))),
-        ("images with a constant band", str(len({c[0] for c in found.constant})), _few([c[0] for c in found.constant])),
-        ("bands constant everywhere", str(len(found.empty_bands)), _few([band for _, band in found.empty_bands])),
-        ("similar class names", str(len(found.similar_classes)), _few([" = ".join(g) for g in found.similar_classes])),
     ]
+    look_alikes = [f"{a} ({s}) ~ {b} ({t})" for (a, b), (s, t) in ((p.keys, p.splits) for p in found.possible_leaks)]
+    lists = {
+        "files that training refuses": [f"{name}: {why}" for name, why in found.unreadable],
+        "groups of exact duplicates": [_pair(g.keys) for g in large_first if g.kind == "exact"],
+        "groups of near duplicates": [_pair(g.keys) for g in large_first if g.kind == "near"],
+        "duplicates of different classes": [_unlike(g.keys, g.labels) for g in found.conflicts],
+        "duplicates across splits": [_unlike(g.keys, g.splits) for g in found.leaks],
+        f"possible leaks (look-alikes, --distance {found.distance})": look_alikes,
+        "groups across splits": list(found.shared_groups),
+        "images with a constant band": list(dict.fromkeys(name for name, *_ in found.constant)),
+        "bands constant everywhere": [band for _, band in found.empty_bands],
+        "similar class names": [" = ".join(group) for group in found.similar_classes],
+    }
+    rows += [(what, str(len(items)), few(items, 2)) for what, items in lists.items()]
     parts.append(format_table(("what", "number", ""), rows, right=(1,)))
     return "\n".join(parts)
-
-
-def _possible_leaks(found: Audit) -> list[tuple[str, str, str]]:
-    pairs = [f"{a} ({s}) ~ {b} ({t})" for (a, b), (s, t) in ((p.keys, p.splits) for p in found.possible_leaks)]
-    what = f"possible leaks (look-alikes, --distance {found.distance})"
-    return [(what, str(len(pairs)), _few(pairs))]
 
 
 def _advice(argv: Sequence[str], recipe: Recipe, data: ImageData) -> str:
@@ -339,13 +330,9 @@ def _on_joined(found: Audit) -> list[str]:
         return []
     number, first = len(found.joined_groups), found.joined_groups[0]
     return [
-        f"duplicates join {sum(map(len, found.joined_groups))} groups of the data into {number}: {_few(first, 3)} "
+        f"duplicates join {sum(map(len, found.joined_groups))} groups of the data into {number}: {few(first)} "
         f"{'are' if number == 1 else 'become'} one; look at them (--out audit.html) before you train on such groups"
     ]
-
-
-def _few(names: Sequence[str], most: int = 2) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _pair(keys: Sequence[str]) -> str:

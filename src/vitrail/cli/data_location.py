@@ -11,7 +11,6 @@ from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrail.config.data import DataConfig
-    from vitrail.runs.folder import RunFolder
 
 # Beside those that say where images lie and how they are listed there.
 _MACHINE = ("batch_size", "num_workers")
@@ -60,21 +59,21 @@ def split_arguments(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> 
     return options, settings
 
 
-def override_run_data(run: RunFolder, settings: Sequence[str], prog: str) -> tuple[DataConfig, DataConfig]:
+def override_run_data(recipe: Path, settings: Sequence[str], prog: str) -> tuple[DataConfig, DataConfig]:
     """Return the data settings of a run's recipe, and the same with overrides.
 
     Args:
-        run: The run.
+        recipe: The recipe in the run folder.
         settings: What :func:`split_arguments` gave.
         prog: The command, for errors.
     """
     from vitrail.cli.recipes import load_run_recipe
 
-    own = load_run_recipe(run.recipe, prog=prog).data
-    return own, resolve_table_images(own, load_run_recipe(run.recipe, list(settings), prog).data) if settings else own
+    own = load_run_recipe(recipe, prog=prog).data
+    return own, _resolve_table_images(own, load_run_recipe(recipe, list(settings), prog).data) if settings else own
 
 
-def resolve_table_images(own: DataConfig, data: DataConfig) -> DataConfig:
+def _resolve_table_images(own: DataConfig, data: DataConfig) -> DataConfig:
     """Read ``data.path`` as the folder of a table's images if it is a folder: the table is the run's own.
 
     A table of the same name in that folder is taken where the run's is gone.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
-from vitrail.cli.data_location import EPILOG, resolve_table_images, split_arguments
+from vitrail.cli.data_location import EPILOG, override_run_data, split_arguments
 from vitrail.cli.next_steps import print_next
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitrail.config.schema import Recipe
+    from vitrail.config.data import DataConfig
     from vitrail.evaluate.run import Evaluated
     from vitrail.evaluate.saved_predictions import Intervals
     from vitrail.runs.folder import RunFolder
@@ -73,28 +72,23 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    own, rest = split_arguments(argv, "vitrail evaluate")
-    arguments = _parser().parse_args(own)
+    options, rest = split_arguments(argv, "vitrail evaluate")
+    arguments = _parser().parse_args(options)
     _check(arguments, rest)
 
-    from vitrail.cli.recipes import load_run_recipe
     from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
     from vitrail.runs.folder import RunFolder
 
     run = RunFolder.open(arguments.run)
-    recipe = load_run_recipe(run.recipe)
+    own, changed = override_run_data(run.recipe, rest, "vitrail evaluate")
     intervals = Intervals(arguments.groups, arguments.resamples, arguments.seed)
     if arguments.from_predictions:
-        folder, metrics = evaluate_saved(
-            run, recipe.data, split=arguments.split, tta=arguments.tta, intervals=intervals
-        )
+        folder, metrics = evaluate_saved(run, own, split=arguments.split, tta=arguments.tta, intervals=intervals)
         _print_metrics(run, metrics)
         print(f"written to {folder}, from saved predictions")
         print_next(["vitrail", "report", run])
         return 0
-    changed = load_run_recipe(run.recipe, rest, "vitrail evaluate")
-    changed = dataclasses.replace(changed, data=resolve_table_images(recipe.data, changed.data))
-    return _with_model(arguments, run, recipe, changed, intervals)
+    return _with_model(arguments, run, own, changed, intervals)
 
 
 def _check(arguments: Namespace, rest: list[str]) -> None:
@@ -119,7 +113,9 @@ def _check(arguments: Namespace, rest: list[str]) -> None:
         raise ConfigError(f"attacks are made on the model itself, without --tta {arguments.tta}; leave one of them out")
 
 
-def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: Recipe, intervals: Intervals) -> int:
+def _with_model(
+    arguments: Namespace, run: RunFolder, own: DataConfig, changed: DataConfig, intervals: Intervals
+) -> int:
     from vitrail.data.split_checks import describe_split
     from vitrail.evaluate.attacks import check_epsilons
     from vitrail.evaluate.corruptions import check_corruptions
@@ -128,11 +124,11 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
     check_corruptions(arguments.corruptions or ())
     check_epsilons(arguments.attacks or ())
     evaluated = open_evaluation(
-        run, changed.data, split=arguments.split, own=recipe.data, device=arguments.device, tta=arguments.tta
+        run, changed, split=arguments.split, own=own, device=arguments.device, tta=arguments.tta
     )
     for line in evaluated.opened.lines:
         print(line)
-    metrics = measure(evaluated, changed.data, recipe.data, intervals, memory=arguments.memory)
+    metrics = measure(evaluated, changed, own, intervals, memory=arguments.memory)
     other = evaluated.of_others
     if arguments.split is None and metrics["split"] != "test" and not other:
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
@@ -140,8 +136,8 @@ def _with_model(arguments: Namespace, run: RunFolder, recipe: Recipe, changed: R
         for line in describe_split(evaluated.images, of_run=True):
             print(line)
     _print_metrics(run, metrics)
-    _draw_mistakes(evaluated)
-    _run_extras(arguments, evaluated, recipe, changed, intervals)
+    _write_mistakes(evaluated, metrics)
+    _run_extras(arguments, evaluated, own, changed, intervals)
     if metrics["unreadable"]:
         print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")
     print(f"written to {evaluated.folder}")
@@ -195,13 +191,13 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
 
 
 def _run_extras(
-    arguments: Namespace, evaluated: Evaluated, recipe: Recipe, changed: Recipe, intervals: Intervals
+    arguments: Namespace, evaluated: Evaluated, own: DataConfig, data: DataConfig, intervals: Intervals
 ) -> None:
     """Compute and print the optional parts of an evaluation."""
     from vitrail.evaluate import robustness
     from vitrail.evaluate.out_of_distribution import measure_ood
 
-    data, sample, seed = changed.data, arguments.sample, arguments.seed
+    sample, seed = arguments.sample, arguments.seed
     if arguments.corruptions is not None:
         table = robustness.measure_corruptions(
             evaluated, data, arguments.corruptions, intervals=intervals, sample=sample, seed=seed
@@ -216,7 +212,7 @@ def _run_extras(
         print(_rows(table, "attack", "epsilon_of_255"))
     if arguments.ood is not None:
         # The images are not the run's own, but what is done with those of other bands may be said for them too.
-        own = dataclasses.replace(recipe.data, on_band_mismatch=data.on_band_mismatch, on_unreadable=data.on_unreadable)
+        own = dataclasses.replace(own, on_band_mismatch=data.on_band_mismatch, on_unreadable=data.on_unreadable)
         report = measure_ood(
             evaluated,
             own,
@@ -293,11 +289,10 @@ def _interval(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _draw_mistakes(evaluated: Evaluated) -> None:
-    import pandas as pd
-
+def _write_mistakes(evaluated: Evaluated, metrics: dict[str, Any]) -> None:
+    from vitrail.analyze.evaluated import Evaluation
     from vitrail.analyze.mistakes import write_mistakes
 
-    files = evaluated.files
-    table = pd.read_csv(files.mistakes, dtype={"path": str, "true": str, "predicted": str}, keep_default_na=False)
-    write_mistakes(evaluated.images, table, Path(files.mistakes_sheet))
+    table = Evaluation(evaluated.run, evaluated.files, metrics).mistakes()
+    if table is not None:
+        write_mistakes(evaluated.images, table, evaluated.files.mistakes_sheet)

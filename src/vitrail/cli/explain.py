@@ -153,7 +153,7 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequen
         return opened, opened.indices("all")
     if arguments.spectral is not None:
         raise ConfigError("--spectral goes with image files; name them, or leave it out")
-    own, changed = override_run_data(run, settings, "vitrail explain")
+    own, changed = override_run_data(run.recipe, settings, "vitrail explain")
     unfit = {name: value for name in UNFIT if (value := getattr(arguments, name)) is not None}
     found = open_images(run, card, dataclasses.replace(changed, **unfit), own, size=size, verb="explain")
     for line in found.lines:

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     owner = None if arguments.data_of is None else RunFolder.open(arguments.data_of)
     spaces = []
     for run in runs:
-        own, changed = override_run_data(owner or run, settings, "vitrail features")
+        own, changed = override_run_data((owner or run).recipe, settings, "vitrail features")
         space = open_space(
             run,
             changed,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
-from vitrail.cli.data_location import EPILOG, resolve_table_images, split_arguments
+from vitrail.cli.data_location import EPILOG, override_run_data, split_arguments
 from vitrail.cli.outputs import PAGE, output_file
 from vitrail.errors import ConfigError, DataError
 
@@ -46,9 +46,7 @@ def main(argv: list[str]) -> int:
 
     def read_moved(recipe: Path) -> DataConfig:
         """The data of a run's recipe where it lies now."""
-        return resolve_table_images(
-            load_run_recipe(recipe).data, load_run_recipe(recipe, settings, "vitrail report").data
-        )
+        return override_run_data(recipe, settings, "vitrail report")[1]
 
     suites = [path for path in arguments.runs if SuiteFolder.is_one(path)]
     out = output_file(arguments.out, PAGE) if arguments.out else None

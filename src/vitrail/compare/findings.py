@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from vitrail.compare.results import NOT_SHOWN, Tables
+from vitrail.bootstrap import NOT_SHOWN
+from vitrail.compare.results import Tables
 from vitrail.compare.suite import PRETRAINED, Suite
 from vitrail.evaluate.image_scores import SCORES
 from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table

@@ -302,13 +302,8 @@ def training_seconds(run: RunFolder) -> float:
     return float(rows["epoch_seconds"].sum())
 
 
-def epochs_done(run: RunFolder) -> int:
-    """Count the finished epochs of a run."""
-    return len(run.read_metrics()) if run.metrics.is_file() else 0
-
-
 def _share_done(run: Run) -> float:
-    return min(1.0, epochs_done(run.folder) / run.recipe.trainer.max_epochs)
+    return min(1.0, run.folder.trained_epochs() / run.recipe.trainer.max_epochs)
 
 
 def commands(runs: Iterable[Run], recipes: Mapping[str, Path]) -> list[tuple[Run, list[str]]]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from vitrail.bootstrap import NOT_SHOWN
 from vitrail.compare.pairing import TestedRun, check_same_images, image_groups, read_tested, test_share
 from vitrail.compare.plan import Run, training_seconds
 from vitrail.compare.suite import Suite
@@ -21,7 +22,6 @@ from vitrail.evaluate.image_scores import SCORES
 
 # Measures of an evaluation that results.csv includes if available.
 _MEASURES = ("accuracy", "balanced_accuracy", "f1_macro", "map", "nll", "top_5_accuracy")
-NOT_SHOWN = "not shown"
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ def check_value(name: str, hint: Any, value: Any) -> Any:
     return value
 
 
+def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the lists among values of JSON or YAML to the tuples that settings are."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
 def hint_of_field(hint: Any, name: str) -> Any:
     """The type of a field of a nested dataclass; None where it is not known."""
     for kind in _members(hint):

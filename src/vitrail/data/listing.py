@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitrail.errors import DataError
+from vitrail.errors import DataError, few
 from vitrail.files import is_lfs_pointer
 from vitrail.outputs import FIGURE_MARK, is_output_folder
 
@@ -136,20 +136,20 @@ def describe_passed_over(listings: Sequence[Listing]) -> list[str]:
     if outputs:
         lines.append(
             f"passed over {plural(len(outputs), 'folder')} that vitrail wrote (runs, suites, explanations): "
-            f"{_few(outputs)}"
+            f"{few(outputs)}"
         )
     figures = [str(path) for listing in listings for path in listing.figures]
     if figures:
-        lines.append(f"passed over {plural(len(figures), 'figure')} that vitrail drew: {_few(figures)}")
+        lines.append(f"passed over {plural(len(figures), 'figure')} that vitrail drew: {few(figures)}")
     loops = [str(path) for listing in listings for path in listing.loops]
     if loops:
         lines.append(
-            f"{plural(len(loops), 'link')} to a folder above, not followed (each folder is entered once): {_few(loops)}"
+            f"{plural(len(loops), 'link')} to a folder above, not followed (each folder is entered once): {few(loops)}"
         )
     repeated = [str(path) for listing in listings for path in listing.repeated]
     if repeated:
         lines.append(
-            f"{plural(len(repeated), 'link')} to a folder that is listed already, entered once: {_few(repeated)}"
+            f"{plural(len(repeated), 'link')} to a folder that is listed already, entered once: {few(repeated)}"
         )
     return lines
 
@@ -345,7 +345,3 @@ def _opens(path: Path, beginning: bytes) -> bool:
         return True
     except (OSError, ValueError, SyntaxError, EOFError):
         return False
-
-
-def _few(items: Sequence[str], most: int = 3) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -11,9 +11,8 @@ from vitrail.data.classes import similar_names
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
 from vitrail.data.splits import FEW_GROUPS
+from vitrail.errors import few
 
-# Names of classes in a line.
-_MOST_NAMES = 3
 # A grouped split whose share differs by more than this factor from the wanted one is worth a line.
 _UNEVEN = 2.0
 # Share of the training images that an epoch may leave out without a line.
@@ -55,34 +54,38 @@ def divided_groups(data: ImageData) -> tuple[int, int]:
     Returns:
         Their number, and the number of all groups; 0 and 0 where the data has none.
     """
-    groups = _groups(data)
+    return _count_divided(data, _groups(data))
+
+
+def _count_divided(data: ImageData, groups: Sequence[str]) -> tuple[int, int]:
     found: dict[str, set[str]] = {}
-    for split, rows in data.splits.items():
-        for row in rows if groups is not None and split != "labelled" else ():
-            if groups is not None and groups[row]:
+    for split, rows in data.splits.items() if groups else ():
+        for row in rows if split != "labelled" else ():
+            if groups[row]:
                 found.setdefault(groups[row], set()).add("train" if split == "unlabelled" else split)
     return sum(len(splits) > 1 for splits in found.values()), len(found)
 
 
-def _groups(data: ImageData) -> list[str] | None:
-    """Return the group of each image, empty where it has none; None without groups."""
+def _groups(data: ImageData) -> list[str]:
+    """Return the group of each image, empty where it has none; an empty list without groups."""
     if data.source.scene is not None:
-        return None
+        return []
     if data.source.groups is not None:
         return [str(group) for group in data.source.groups]
-    return None if data.config.group is None else groups_of(data.source, data.config.group)
+    return [] if data.config.group is None else groups_of(data.source, data.config.group)
 
 
 def _on_groups(data: ImageData, held_out: Sequence[str], of_run: bool) -> list[str]:
-    divided, number = divided_groups(data)
+    groups = _groups(data)
+    divided, number = _count_divided(data, groups)
     if not number:
         return []
-    return [*_on_spelling(data), *_on_division(data, held_out, divided, number, of_run)]
+    return [*_on_spelling(groups), *_on_division(data, groups, held_out, divided, number, of_run)]
 
 
-def _on_spelling(data: ImageData) -> list[str]:
+def _on_spelling(groups: Sequence[str]) -> list[str]:
     """Describe groups that differ only in spelling."""
-    alike = similar_names(set(_groups(data) or ()) - {""})
+    alike = similar_names(set(groups) - {""})
     if not alike:
         return []
     return [
@@ -92,7 +95,9 @@ def _on_spelling(data: ImageData) -> list[str]:
     ]
 
 
-def _on_division(data: ImageData, held_out: Sequence[str], divided: int, number: int, of_run: bool) -> list[str]:
+def _on_division(
+    data: ImageData, groups: Sequence[str], held_out: Sequence[str], divided: int, number: int, of_run: bool
+) -> list[str]:
     if divided:
         if of_run:
             remedy = "train on a split that keeps each group in one part, and evaluate that run"
@@ -104,8 +109,6 @@ def _on_division(data: ImageData, held_out: Sequence[str], divided: int, number:
             f"{divided} of {number} groups lie in several splits: what is measured on {' and '.join(held_out)} is too "
             f"good; {remedy}"
         ]
-    groups = _groups(data)
-    assert groups is not None, "they were counted"
     members = {split: sorted({groups[row] for row in rows}) for split, rows in data.splits.items() if split in _SHOWN}
     named = {split: f" ({', '.join(own)})" for split, own in members.items() if split != "train"}
     few = number <= FEW_GROUPS
@@ -116,7 +119,7 @@ def _on_division(data: ImageData, held_out: Sequence[str], divided: int, number:
 _SHOWN = ("train", "val", "test")
 
 
-def _on_shares(data: ImageData, groups: list[str], held_out: Sequence[str]) -> list[str]:
+def _on_shares(data: ImageData, groups: Sequence[str], held_out: Sequence[str]) -> list[str]:
     """Describe held-out splits whose shares differ from the settings because of large groups."""
     config = data.config
     if config.fold is not None or any(data.source.given_split):
@@ -149,8 +152,7 @@ def _on_classes(data: ImageData, held_out: Sequence[str]) -> list[str]:
         rows = np.array(data.splits[split])
         lacking = [i for i, count in whole.items() if count and not source.has_class(i)[rows].any()]
         if lacking:
-            named = ", ".join(f"{source.classes[i]} ({whole[i]} images in all)" for i in lacking[:_MOST_NAMES])
-            more = f" and {len(lacking) - _MOST_NAMES} more" if len(lacking) > _MOST_NAMES else ""
+            named = few([f"{source.classes[i]} ({whole[i]} images in all)" for i in lacking])
             fold = "" if data.config.fold is None else f" of fold {data.config.fold}"
-            lines.append(f"{split}{fold} has no image of {named}{more}: nothing is measured of them there")
+            lines.append(f"{split}{fold} has no image of {named}: nothing is measured of them there")
     return lines

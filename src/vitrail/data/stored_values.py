@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vitrail.data.image_errors import OR, UnreadableError
 from vitrail.data.value_range import KNOWN_TYPE, LEAST_FILLED, PHYSICAL, ValueRange, ValueRule, resolve_range
-from vitrail.errors import DataError
+from vitrail.errors import DataError, few
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -278,13 +278,13 @@ class StreamValues:
         if lost.any():
             share = self.tally.no_data.sum() / max(int(self.tally.pixels.sum()), 1)
             notes.append(
-                f"{share:.1%} of the values of {_few(self.bands)} are no data, in {int((lost > 0).sum())} of "
+                f"{share:.1%} of the values of {few(self.bands)} are no data, in {int((lost > 0).sum())} of "
                 f"{len(lost)} images; they are left out of statistics and filled with the mean"
             )
         mostly = [keys[i] for i in np.flatnonzero(lost > MOSTLY_NO_DATA).tolist()]
         if mostly:
             warnings.append(
-                f"{len(mostly)} images are mostly no data: {_few(mostly)}; remove them, or check data.nodata"
+                f"{len(mostly)} images are mostly no data: {few(mostly)}; remove them, or check data.nodata"
             )
         return notes, warnings
 
@@ -313,7 +313,7 @@ class StreamValues:
         many = [i for i in np.argsort(-worst, kind="stable").tolist() if worst[i] > MANY_CUT_OFF]
         if not many:
             return None
-        names = _few([f"{self.bands[i]} ({below[i]:.1%} below, {above[i]:.1%} above)" for i in many])
+        names = few([f"{self.bands[i]} ({below[i]:.1%} below, {above[i]:.1%} above)" for i in many])
         remedy = self._remedy(of_run, "holds all that were seen")
         setting = f"{self.rule.prefix}{'range' if self.rule.limits is not None else 'scale'}: "
         outside = f"values of {names} lie outside of the range and"
@@ -353,7 +353,3 @@ def join_bands(parts: Sequence[StreamValues]) -> StreamValues:
         np.concatenate([part.high for part in parts]),
         tally,
     )
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vitrail.bootstrap import Bootstrap
+from vitrail.bootstrap import NOT_SHOWN, Bootstrap
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
 from vitrail.errors import ConfigError
@@ -284,7 +284,7 @@ def paired_drops(correct: Sequence[Correct], groups: Sequence[str] | None) -> pd
     rows: list[dict[str, Any]] = [dict.fromkeys(("drop", "drop_low", "drop_high", "p_drop")) | {"verdict": ""}]
     for one, p in zip(found, corrected, strict=True):
         low, high = one.interval()
-        verdict = "not shown" if p >= 0.05 else "needed" if one.value > 0 else "disturbs"
+        verdict = NOT_SHOWN if p >= 0.05 else "needed" if one.value > 0 else "disturbs"
         rows.append({"drop": float(one.value), "drop_low": float(low), "drop_high": float(high), "p_drop": float(p),
                      "verdict": verdict})  # fmt: skip
     return pd.DataFrame(rows)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from vitrail.bootstrap import NOT_SHOWN
 from vitrail.figures.labels import legend_below
 from vitrail.figures.style import PALETTE, plain, variant_style
 
@@ -79,7 +80,7 @@ def differences(pairs: pd.DataFrame, metric: str, scale: float) -> Figure:
     rows = pairs.to_dict("records")
     names = [f"{row['a']} minus {row['b']}" for row in rows]
     for place, row in enumerate(rows):
-        shown = row["statement"] != "not shown"
+        shown = row["statement"] != NOT_SHOWN
         color = PALETTE[0] if shown else "#6b6b6b"
         if not np.isnan(row["low"]):
             axis.hlines(place, scale * row["low"], scale * row["high"], color=color, linewidth=2)
@@ -91,7 +92,7 @@ def differences(pairs: pd.DataFrame, metric: str, scale: float) -> Figure:
     plain(axis)
     keys = [
         Line2D([], [], marker="o", color=PALETTE[0], label="shown (corrected)"),
-        Line2D([], [], marker="o", color="#6b6b6b", markerfacecolor="white", label="not shown"),
+        Line2D([], [], marker="o", color="#6b6b6b", markerfacecolor="white", label=NOT_SHOWN),
     ]
     legend_below(figure, keys)
     return figure

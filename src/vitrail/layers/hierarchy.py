@@ -12,7 +12,6 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
 from vitrail.layers.attention import AttentionOptions
 from vitrail.layers.block import Block, Stage
 from vitrail.layers.drop_path import drop_path_schedule
@@ -21,7 +20,7 @@ from vitrail.layers.modes import known
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions
-from vitrail.layers.shapes import divide_up
+from vitrail.layers.shapes import check_img_size, grid_size
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.window_attention import ShiftedWindowAttention
@@ -115,14 +114,10 @@ class HierarchicalEncoder(nn.Module):
         window: Pair | None = None,
     ) -> None:
         super().__init__()
-        if img_size[0] < patch_size[0] or img_size[1] < patch_size[1]:
-            raise ConfigError(
-                f"img_size {img_size[0]} x {img_size[1]} is smaller than one patch of "
-                f"{patch_size[0]} x {patch_size[1]}; choose a larger image or a smaller patch"
-            )
+        check_img_size(img_size, patch_size)
         self.in_chans, self.img_size = in_chans, img_size
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, norm=True)
-        self.grid = (divide_up(img_size[0], patch_size[0]), divide_up(img_size[1], patch_size[1]))
+        self.grid = grid_size(img_size, patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], embed_dim))
         rates = iter(drop_path_schedule(drop_path_rate, sum(depths)))
         self.dims = [embed_dim * 2**i for i in range(len(depths))]

@@ -1,6 +1,9 @@
-"""Modes in which torch runs the code of a layer: eager, transformed, traced, compiled or exported."""
+"""Modes in which torch runs the code of a layer: evaluation, eager, transformed, traced, compiled or exported."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +11,18 @@ from torch import Tensor, nn
 # Up to torch 2.11 every graph that Dynamo makes says that it is being exported (pytorch issue 176347). There programs
 # that are exported with strict=True have operators of ours; those of the default go past Dynamo.
 _KNOWS_EXPORT = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 12)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Set evaluation mode; each module gets its own mode back on exit."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def in_transform() -> bool:

@@ -6,11 +6,10 @@ from typing import Unpack
 
 from torch import Tensor
 
-from vitrail.errors import ShapeError
 from vitrail.layers.attention import AttentionOptions
 from vitrail.layers.relative_position import RelativePositionBias
-from vitrail.layers.window_attention import FittedWindows, ShiftedWindowAttention
-from vitrail.layers.windows import Kind, window_padding
+from vitrail.layers.window_attention import ShiftedWindowAttention
+from vitrail.layers.windows import Kind
 
 Pair = tuple[int, int]
 
@@ -37,6 +36,8 @@ class PartitionAttention(ShiftedWindowAttention):
     Source: Tu et al. 2022, arXiv:2204.01697, section 3.2 and figure 3.
     """
 
+    shrinks = False
+
     def __init__(
         self,
         dim: int,
@@ -52,13 +53,6 @@ class PartitionAttention(ShiftedWindowAttention):
         if scale_by_width:
             self.factor = (dim_head / dim) ** 0.5
         self.rel_pos = RelativePositionBias(window, self.num_heads)
-
-    def fit_windows(self, x: Tensor) -> FittedWindows:
-        """Pad a feature map ``(B, H, W, C)`` to a multiple of the group, which does not shrink."""
-        if x.ndim != 4 or x.shape[-1] != self.dim:
-            raise ShapeError(f"expected tokens of shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
-        size = (x.shape[1], x.shape[2])
-        return FittedWindows(x.shape[0], size, self.window, (0, 0), window_padding(size, self.window))
 
     def position_bias(self, window: Pair) -> Tensor:
         """Compute the bias of relative positions, shape ``(1, heads, n, n)``."""

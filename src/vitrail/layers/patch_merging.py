@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
 from vitrail.layers.modes import known
-from vitrail.layers.shapes import divide_up, padding_to_multiple
+from vitrail.layers.shapes import grid_size, padding_to_multiple
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
@@ -41,7 +41,7 @@ def report_merge(tap: AttentionTap, x: Tensor) -> None:
     B, H, W = x.shape[:3]
     layout = TokenLayout(
         "merge",
-        query_grid=(divide_up(H, 2), divide_up(W, 2)),
+        query_grid=grid_size((H, W), (2, 2)),
         key_grid=(H, W),
         window=(2, 2),
         padding=(H % 2, W % 2),

@@ -32,6 +32,25 @@ def divide_up(length: int, by: int) -> int:
     return (length - 1) // by + 1
 
 
+def grid_size(img_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Compute the grid of patches that covers an image; the last row and column may extend beyond it."""
+    return divide_up(img_size[0], patch_size[0]), divide_up(img_size[1], patch_size[1])
+
+
+def check_img_size(img_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
+    """Raise an error for images smaller than a patch.
+
+    Raises:
+        ConfigError: Height or width is smaller.
+    """
+    (height, width), (ph, pw) = img_size, patch_size
+    if height < ph or width < pw:
+        raise ConfigError(
+            f"img_size {height} x {width} is smaller than one patch of {ph} x {pw}; choose a larger image or a smaller "
+            "patch"
+        )
+
+
 def padding_to_multiple(length: int, multiple: int) -> int:
     """Compute the padding of ``length`` to a multiple of ``multiple``; 0 where it is one."""
     return divide_up(length, multiple) * multiple - length

@@ -55,7 +55,7 @@ def fit_window(
     smaller = length <= window if pad_after_shift else mask_padding and known(length <= window)
     if smaller:
         return length, 0, 0
-    return window, shift * _is_longer(length, window), padding_to_multiple(length, window)
+    return window, shift and shift * _is_longer(length, window), padding_to_multiple(length, window)
 
 
 def _is_longer(length: int, window: int) -> int:
@@ -140,6 +140,8 @@ class ShiftedWindowAttention(Attention):
     """
 
     kind: Kind = "window"
+    # Whether windows larger than the map shrink to it.
+    shrinks = True
 
     def __init__(
         self,
@@ -196,7 +198,7 @@ class ShiftedWindowAttention(Attention):
             raise ShapeError(f"expected tokens of shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
         size = (x.shape[1], x.shape[2])
         (h, down, bottom), (w, across, right) = (
-            fit_window(length, window, shift, self.mask_padding, self.pad_after_shift)
+            fit_window(length, window, shift, self.shrinks and self.mask_padding, self.pad_after_shift)
             for length, window, shift in zip(size, self.window, self.shift, strict=True)
         )
         return FittedWindows(x.shape[0], size, (h, w), (down, across), (bottom, right))

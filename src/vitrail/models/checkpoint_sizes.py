@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.layers.shapes import divide_up, to_pair
+from vitrail.layers.shapes import grid_size, to_pair
 
 
 def old_grid(
@@ -28,8 +28,7 @@ def old_grid(
     size = made_for.get(f"{prefix}img_size") or made_for.get("img_size")
     patch = made_for.get(f"{prefix}patch_size") or made_for.get("patch_size") or patch_size
     if size is not None:
-        (height, width), (ph, pw) = to_pair(size, "img_size"), to_pair(patch, "patch_size")
-        grid = (divide_up(height, ph), divide_up(width, pw))
+        grid = grid_size(to_pair(size, "img_size"), to_pair(patch, "patch_size"))
         if grid[0] * grid[1] == count:
             return grid
     side = math.isqrt(max(count, 0))

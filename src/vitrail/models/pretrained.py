@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from vitrail.config.typed import as_tuples
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.files import write_json
 from vitrail.models.base import VisionModel
@@ -165,5 +166,5 @@ def _described(place: Location, where: str) -> tuple[str, dict[str, Any], dict[s
             f"{where} does not say which model it is of: there is no model.json, nor vitrail's metadata. `vitrail "
             "weights` recognises it; then create_model(NAME) and load_weights(model, ...)"
         )
-    own = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    own = as_tuples(settings)
     return name, own, json.loads(checkpoint.metadata.get("encoder", "{}"))

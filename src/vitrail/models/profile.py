@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.errors import ConfigError
+from vitrail.layers.modes import evaluation_mode
 from vitrail.layers.tap import AttentionTap
 from vitrail.models.base import VisionModel
 
@@ -115,7 +116,7 @@ def count_multiply_adds(model: nn.Module, *inputs: Tensor) -> int:
         if not isinstance(model, VisionModel):
             raise ConfigError(f"{type(model).__name__} does not say which inputs it takes; pass them")
         inputs = tuple(example_inputs(model, device="meta"))
-    with _evaluating(model), FlopCounterMode(display=False) as counter:
+    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         _run_on_meta(model, inputs)
         flops: int = counter.get_total_flops()
     return flops // 2
@@ -158,7 +159,7 @@ def walk(
     plan = _Plan(depth)
     plan.add_children(model, "", 1)
     seen = _Record()
-    with _evaluating(model):
+    with evaluation_mode(model), torch.no_grad():
         with FlopCounterMode(display=False) as counter, _watching(plan, _Meter(counter.get_total_flops)) as flops:
             _run_on_meta(model, images)
         # The first pass shows the order and the shapes, and warms up; its time does not count.
@@ -419,19 +420,6 @@ def _clock(images: Sequence[Tensor]) -> Callable[[], float]:
         return time.perf_counter()
 
     return read
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _run_on_meta(model: nn.Module, inputs: Sequence[Tensor]) -> None:

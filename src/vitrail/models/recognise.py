@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from vitrail.config.typed import as_tuples
 from vitrail.errors import ConfigError, WeightsError
-from vitrail.layers.shapes import divide_up
-from vitrail.models.registry import Family, create_model, list_families
+from vitrail.layers.shapes import grid_size
+from vitrail.models.family import Family
+from vitrail.models.registry import create_model, list_families
 from vitrail.weights.candidates import (
     Candidate,
     choose_candidate,
@@ -74,7 +76,7 @@ class Input:
         """Height and width in patches."""
         if self.img_size is None or self.patch_size is None:
             return None
-        return (divide_up(self.img_size[0], self.patch_size[0]), divide_up(self.img_size[1], self.patch_size[1]))
+        return grid_size(self.img_size, self.patch_size)
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,7 @@ def _search(
     written = checkpoint.metadata.get("model")
     if own is not None and written is not None:
         _try(search, written, _differing(family, written, own), found, own)
-        sizes = {key: value for key, value in _tuples(own).items() if key.endswith(("img_size", "window_size"))}
+        sizes = {key: value for key, value in as_tuples(own).items() if key.endswith(("img_size", "window_size"))}
         read |= {key: value for key, value in sizes.items() if value is not None}
     if not search.fits:
         _try_variants(search, family, read, found)
@@ -365,15 +367,11 @@ def _differing(family: Family, name: str, own: Mapping[str, Any]) -> dict[str, A
     """Those of a model's own settings in which it differs from what its name stands for."""
     try:
         plain = family.config(**family.variants.get(name, {}))
-        config = family.config(**_tuples(own))
+        config = family.config(**as_tuples(own))
     except (ConfigError, TypeError):
-        return _tuples(own)
+        return as_tuples(own)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return {key: value for key, value in values.items() if value != getattr(plain, key)}
-
-
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def _facts(

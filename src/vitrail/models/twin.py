@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, VitrailError
+from vitrail.errors import ConfigError, VitrailError, few
+from vitrail.layers.modes import evaluation_mode
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model
 
@@ -19,7 +20,6 @@ from vitrail.models.registry import create_model
 _ROUNDING, _HALF_ROUNDING = 1e-4, 3e-2
 # What modules print that matters in training alone.
 _TRAINING_ONLY = re.compile(r"\b(momentum|p|rate|inplace)=[^,)]+")
-_MOST_NAMED = 3
 
 
 def check_rebuilt(model: VisionModel, name: str, settings: Mapping[str, Any]) -> None:
@@ -41,9 +41,8 @@ def check_rebuilt(model: VisionModel, name: str, settings: Mapping[str, Any]) ->
     if not differing and not any(value.is_meta for value in model.state_dict().values()):
         differing = _differing_outputs(model, twin)
     if differing:
-        more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
         raise ConfigError(
-            f"the model was changed: its settings build another one: {'; '.join(differing[:_MOST_NAMED])}{more}. "
+            f"the model was changed: its settings build another one: {few(differing, between='; ')}. "
             "Save the weights alone, torch.save(model.state_dict(), FILE), and load them into a model that was changed "
             "in the same way"
         )
@@ -100,20 +99,9 @@ def _run(network: VisionModel, model: VisionModel) -> Tensor:
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     images = (torch.randn(1, stream.chans, *stream.size, generator=generator) for stream in model.streams)
-    with _evaluating(network), torch.no_grad():
+    with evaluation_mode(network), torch.no_grad():
         out: Tensor = network(*(x.to(parameter.device, parameter.dtype) for x in images))
     return out
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _agree(found: Any, expected: Any) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from vitrail.bootstrap import NOT_SHOWN
 from vitrail.report.brief import Answer, count, listed
 
 QUESTIONS = ("What was compared", "What is shown", "What to be careful about")
-_NOT_SHOWN = "not shown"
 # Fewer runs of a variant, or fewer images, leave a comparison open to luck.
 _FEW_RUNS, _FEW_IMAGES = 3, 100
 _MOST_PAIRS = 3
@@ -78,8 +78,8 @@ def _shown(facts: Mapping[str, Any], summary: pd.DataFrame, pairs: pd.DataFrame)
         each = [f"{row['variant']} {_amount(row['mean'], unit)}" for row in summary.to_dict("records")]
         return [f"No comparison was made. Mean {metric}: {listed(each)}."]
     records: list[Any] = pairs.to_dict("records")
-    shown = [row for row in records if row["statement"] != _NOT_SHOWN]
-    open_ = [row for row in records if row["statement"] == _NOT_SHOWN]
+    shown = [row for row in records if row["statement"] != NOT_SHOWN]
+    open_ = [row for row in records if row["statement"] == NOT_SHOWN]
     lines = [_statement(row, metric, unit) for row in shown]
     if open_:
         named = [f"{row['a']} and {row['b']}" for row in open_]
@@ -124,7 +124,7 @@ def _cautions(facts: Mapping[str, Any], results: pd.DataFrame, pairs: pd.DataFra
     if number is not None and number < _FEW_IMAGES:
         what = "group" if facts.get("groups") else "image"
         lines.append(f"The comparison rests on {count(number, what)}: only large differences can be shown.")
-    if len(pairs) and (pairs["statement"] == _NOT_SHOWN).any():
+    if len(pairs) and (pairs["statement"] == NOT_SHOWN).any():
         lines.append("That no difference is shown does not mean that the variants are equally good.")
     lines.append("The result is about these data and recipes; on other data the order may be another.")
     return lines

@@ -211,6 +211,10 @@ class RunFolder:
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise RunError(f"{self.metrics} is not a table of metrics ({error}); restore it or train again") from error
 
+    def trained_epochs(self) -> int:
+        """Count the epochs that have a row of metrics."""
+        return len(self.read_metrics()) if self.metrics.is_file() else 0
+
     def write_unreadable(self, files: Iterable[tuple[str, str]]) -> None:
         """Write unreadable.csv: files that were skipped, with the reason."""
         text = io.StringIO()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from vitrail.bootstrap import NOT_SHOWN
 from vitrail.figures.tables import Column, Table
 
 # Column -> heading, of summary.csv, pairs.csv and results.csv; other columns are for programs.
@@ -56,7 +57,7 @@ def suite_table(
 
 
 def _style(column: str, text: str) -> str:
-    if column == "statement" and text != "not shown":
+    if column == "statement" and text != NOT_SHOWN:
         return "text shown"
     return "text long" if column == "why" else "text"
 

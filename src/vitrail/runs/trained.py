@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
+from vitrail.config.typed import as_tuples
 from vitrail.data.augment.test_time import tta_views
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.data.sources.edges import edges
@@ -205,8 +206,8 @@ def write_trained(run: RunFolder, state: Mapping[str, Tensor], card: ModelCard) 
 
 def card_from_values(content: Mapping[str, Any]) -> ModelCard:
     """Build a card from the plain values of JSON."""
-    streams = {name: StreamCard(**_tuples(stream)) for name, stream in content["streams"].items()}
-    return ModelCard(**{**_tuples(content), "streams": streams})
+    streams = {name: StreamCard(**as_tuples(stream)) for name, stream in content["streams"].items()}
+    return ModelCard(**{**as_tuples(content), "streams": streams})
 
 
 def load_trained(path: str | Path | RunFolder) -> TrainedModel:
@@ -224,7 +225,7 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     run.require(run.weights, unfinished)
     try:
         card = card_from_values(content)
-        model = create_model(card.name, **_tuples(card.settings))
+        model = create_model(card.name, **as_tuples(card.settings))
     except (TypeError, AttributeError, KeyError, ConfigError) as error:
         raise RunError(f"{run.card} does not describe a model of this version: {error}") from error
     try:
@@ -250,11 +251,6 @@ def load_classifier(path: str | Path | RunFolder) -> TrainedModel:
             f"(`vitrail train --model.weights {path} ...`) and take that run"
         )
     return trained
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert lists of JSON to tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def choose_device(name: str) -> torch.device:

@@ -13,9 +13,9 @@ from vitrail.errors import ConfigError
 from vitrail.layers.attention import Attention
 from vitrail.layers.block import Block
 from vitrail.layers.positions import sincos_positions
+from vitrail.layers.shapes import grid_size
 from vitrail.models.base import VisionModel
 from vitrail.tasks.masking import (
-    grid_size,
     mask_pixels,
     masked_mean,
     normalize_patches,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
+from vitrail.layers.shapes import grid_size
 
 Pair = tuple[int, int]
 
@@ -43,11 +44,6 @@ def choose_mask_size(img_size: Pair, stride: Pair, wanted: int | None = None) ->
     while all(side // (2 * s) >= _MIN_PATCHES for side, s in zip(img_size, size, strict=True)):
         size = (2 * size[0], 2 * size[1])
     return size
-
-
-def grid_size(img_size: Pair, size: Pair) -> Pair:
-    """Compute the grid of patches that covers an image; the last row and column may extend beyond it."""
-    return -(-img_size[0] // size[0]), -(-img_size[1] // size[1])
 
 
 def random_masks(batch: int, grid: Pair, ratio: float, device: torch.device | str | None = None) -> Tensor:

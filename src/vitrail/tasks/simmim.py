@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.errors import ConfigError
 from vitrail.layers.gelu import Gelu
+from vitrail.layers.shapes import grid_size
 from vitrail.models.base import VisionModel
 from vitrail.tasks.masking import (
     choose_mask_size,
-    grid_size,
     insert_mask_tokens,
     mask_pixels,
     masked_mean,

@@ -49,10 +49,12 @@ def resume_settings(recipe: Recipe, run: RunFolder, resume: bool) -> Recipe:
     if resume:
         RunFolder.open(run.path)  # raises without a run folder
         _check_checkpoint(run)
-    if run.recipe.is_file():
-        recipe = resolve_from_run(recipe, recipe_of(run))
+    if not run.recipe.is_file():
+        return recipe
+    begun = recipe_of(run)
+    recipe = resolve_from_run(recipe, begun)
     if resume:
-        _check_changes(recipe, run)
+        _check_changes(recipe, begun, run)
     return recipe
 
 
@@ -74,18 +76,13 @@ def recipe_of(run: RunFolder) -> Recipe:
     return load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config)
 
 
-def trained_epochs(run: RunFolder) -> int:
-    """Count the epochs that have a row of metrics."""
-    return len(run.read_metrics()) if run.metrics.is_file() else 0
-
-
 def describe_interruption(recipe: Recipe, run: RunFolder) -> str:
     """Describe how far an interrupted run has come, with the command that continues it."""
     if find_checkpoint(run) is None:
         return "interrupted before the first checkpoint; nothing to resume"
     verb = "pretrain" if recipe.task.name in PRETRAINING else "train"
     return (
-        f"interrupted after epoch {trained_epochs(run)} of {recipe.trainer.max_epochs}; continue with "
+        f"interrupted after epoch {run.trained_epochs()} of {recipe.trainer.max_epochs}; continue with "
         f"`vitrail {verb} {shlex.quote(str(run.recipe))} --resume`"
     )
 
@@ -100,7 +97,7 @@ def _check_checkpoint(run: RunFolder) -> None:
     """
     if run.last_checkpoint.is_file():
         return
-    trained = trained_epochs(run)
+    trained = run.trained_epochs()
     if trained > 1 or run.finished:
         raise RunError(
             f"cannot resume {run}: it has trained {trained} epochs and lacks "
@@ -109,11 +106,12 @@ def _check_checkpoint(run: RunFolder) -> None:
         )
 
 
-def _check_changes(recipe: Recipe, run: RunFolder) -> None:
+def _check_changes(recipe: Recipe, begun: Recipe, run: RunFolder) -> None:
     """Check that only settings differ that may change within a run.
 
     Args:
         recipe: The recipe, with "auto" as the run started.
+        begun: The recipe of the run.
         run: The run.
 
     Raises:
@@ -121,8 +119,7 @@ def _check_changes(recipe: Recipe, run: RunFolder) -> None:
     """
     if recipe.run.overwrite:
         raise ConfigError("--resume goes on with a run and run.overwrite true deletes it; leave one of them out")
-    begun = recipe_of(run)
-    trained = trained_epochs(run)
+    trained = run.trained_epochs()
     if recipe.trainer.max_epochs < trained:
         raise ConfigError(
             f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: {trained} epochs are trained"
@@ -202,8 +199,9 @@ def _nothing_left(recipe: Recipe, run: RunFolder) -> str | None:
         return (
             f"{monitor} has not improved for {patience} epoch{'s' * (patience > 1)} (trainer.early_stopping_patience)"
         )
-    if trainer.max_minutes and len(rows) < recipe_of(run).trainer.max_epochs:
-        stopped = recipe_of(run).trainer.early_stopping_patience
+    begun = recipe_of(run).trainer
+    if trainer.max_minutes and len(rows) < begun.max_epochs:
+        stopped = begun.early_stopping_patience
         if not stopped or waited(rows[monitor], monitor) < stopped:
             return f"its {trainer.max_minutes:g} minutes are over (trainer.max_minutes)"
     return None

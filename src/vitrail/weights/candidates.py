@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vitrail.errors import WeightsError
+from vitrail.errors import WeightsError, few
 from vitrail.weights.checkpoint import Checkpoint, State, join
 from vitrail.weights.remedies import PYTHON, Spelling
 from vitrail.weights.rules import KeyMap
@@ -265,8 +265,7 @@ def _describe(
     notes += [f"removed {part + '.'!r} inside of {count} names" for part, count in candidate.inner.items()]
     beside = _beside(candidate, checkpoint)
     if beside:
-        more = f" and {len(beside) - 12} more" if len(beside) > 12 else ""
-        notes.append(f"left out beside the weights: {', '.join(beside[:12])}{more}")
+        notes.append(f"left out beside the weights: {few(beside, 12)}")
     return notes
 
 

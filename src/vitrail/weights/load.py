@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, WeightsError, closest
+from vitrail.errors import ConfigError, WeightsError, closest, few
 from vitrail.weights.candidates import (
     Candidate,
     choose_candidate,
@@ -41,8 +41,6 @@ _TRAINING = re.compile(
 )
 # Buffers of a normalisation inside of the model; here the run normalises.
 _NORMALISING = re.compile(r"(normali[sz]e(r|ation)?\.)?(pixel_|image_)?(mean|std)")
-# Maximum number of keys of a kind that an error names; it counts the rest.
-_NAMED = 3
 # Maximum number of patterns in a remedy.
 _MAX_PATTERNS = 6
 # Remedy for weights of a fixed model, as in a run folder.
@@ -421,16 +419,11 @@ def _refuse(report: LoadReport, options: _Options, head: set[str], where: str, s
     unexpected = [key for key in report.unexpected if not _allowed(key, options.allow_unexpected)]
     if missing or unexpected:
         kinds = (("missing", missing), ("unexpected", unexpected))
-        parts = [f"{len(keys)} {kind} ({_named(keys)})" for kind, keys in kinds if keys]
+        parts = [f"{len(keys)} {kind} ({few(keys)})" for kind, keys in kinds if keys]
         raise WeightsError(
             f"{where} does not fit: {' and '.join(parts)} keys read as {report.source}; nothing was loaded. "
             f"{_remedy(missing, unexpected, head, options.spelling, settings)}"
         )
-
-
-def _named(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return ", ".join(keys[:_NAMED]) + more
 
 
 def _remedy(missing: list[str], unexpected: list[str], head: set[str], spelling: Spelling, settings: str) -> str:

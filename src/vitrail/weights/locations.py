@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitrail.config.typed import as_tuples
 from vitrail.errors import WeightsError
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 from vitrail.weights.hub import HUB_PREFIX, WEIGHTS_FILES, fetch_file, fetch_weights, split_hub_name
@@ -131,4 +132,4 @@ def read_card(card: Path) -> dict[str, Any]:
     settings = content.get("settings", {})
     if not isinstance(settings, dict):
         raise WeightsError(f"{card} does not describe a model: its settings are {settings!r}")
-    return {**content, "settings": {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}}
+    return {**content, "settings": as_tuples(settings)}

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vitrail.errors import WeightsError
+from vitrail.errors import WeightsError, few
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 from vitrail.weights.candidates import read_by_name
 from vitrail.weights.checkpoint import Checkpoint, unwrap
@@ -56,8 +56,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     content, foreign = _read_torch(path)
     notes: tuple[str, ...] = ()
     if foreign:
-        names = f"{', '.join(foreign[:6])}{f' and {len(foreign) - 6} more' if len(foreign) > 6 else ''}"
-        notes = (f"objects of other classes were read as data, without their classes: {names}",)
+        notes = (f"objects of other classes were read as data, without their classes: {few(foreign, 6)}",)
     return dataclasses.replace(unwrap(content, str(path)), format="torch", notes=notes)
 
 

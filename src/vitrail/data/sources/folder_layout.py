@@ -28,7 +28,7 @@ from vitrail.data.sources.folder_names import (
     images_and_masks,
     parse_split,
 )
-from vitrail.errors import DataError
+from vitrail.errors import DataError, few
 
 _VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".mpeg", ".mpg", ".webm", ".m4v", ".wmv")
 _NUMBERED = re.compile(r"[^\d]*\d+")
@@ -387,5 +387,5 @@ def _same_stems(folders: Sequence[Path]) -> bool:
     return bool(stems[0]) and all(own == stems[0] for own in stems)
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _listed(names: Sequence[str]) -> str:
+    return few(names, 5)

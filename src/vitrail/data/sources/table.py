@@ -67,9 +67,11 @@ class TableSource(FileSource):
         if not table.lines:
             raise DataError(f"{file} lists no images; it has columns and no rows")
         files = listed.find(paths, skip)
-        splits = _splits_of(table, form)
+        split_column = _split_column(table, form)
+        splits = [""] * len(paths) if split_column is None else splits_of_cells(table.column(split_column), file)
         labels = _labels_of(table, form, separator, paths)
-        groups = _groups_of(table, form, group, listed)
+        group_column = _group_column(table, form, group, paths)
+        groups = None if group_column is None else groups_of_cells(table.column(group_column))
         kept = list(range(len(files)))
         if form.multi_label:
             kept, labels = _join_rows(file, files, labels, splits, groups)
@@ -83,9 +85,7 @@ class TableSource(FileSource):
         notes = []
         if table.header:
             rest = [name for name in table.names if name not in (form.image_column, form.label_column)]
-            notes = describe_unused(
-                rest, _split_column(table, form), _group_column(table, form, group, listed) or group
-            )
+            notes = describe_unused(rest, split_column, group_column or group)
         of_run = classes is not None
         super().__init__(listed.folder, rows, found.names, readers, second, groups, skip, notes, of_run=of_run)
         self.numbering = found.numbering
@@ -148,29 +148,19 @@ def _refuse_empty(table: Table, name: str, rows: Sequence[int]) -> None:
         raise DataError(f"{table.path}: {name} is empty in {len(rows)} rows (line {lines}); fill or remove them")
 
 
-def _splits_of(table: Table, form: TableForm) -> list[str]:
-    column = _split_column(table, form)
-    return [""] * len(table.lines) if column is None else splits_of_cells(table.column(column), table.path)
-
-
 def _split_column(table: Table, form: TableForm) -> str | None:
     if form.split_column is None:
         return find_column(table.names, "split")
     return _find(table, "split", form.split_column, "data.split_column")
 
 
-def _groups_of(table: Table, form: TableForm, group: str | None, listed: ListedFiles) -> list[str] | None:
-    column = _group_column(table, form, group, listed)
-    return None if column is None else groups_of_cells(table.column(column))
-
-
-def _group_column(table: Table, form: TableForm, group: str | None, listed: ListedFiles) -> str | None:
+def _group_column(table: Table, form: TableForm, group: str | None, paths: Sequence[str]) -> str | None:
     if form.group_column is not None:
         return _find(table, "group", form.group_column, "data.group_column")
     if group is None:
         return find_column(table.names, "group")
     if group not in table.names and re.fullmatch(r"\w[\w .-]*", group):
-        _refuse_unfound(table, group, _filled(table, _path_column(table, form, listed)))
+        _refuse_unfound(table, group, paths)
     # A name that is not a column is a regular expression on the paths.
     return group if group in table.names else None
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, DataWarning, ShapeError, did_you_mean
+from vitrail.errors import ConfigError, DataWarning, ShapeError, did_you_mean, few
+from vitrail.layers.modes import evaluation_mode
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import describe
 from vitrail.weights.wrapped import network_inside
@@ -113,17 +114,14 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     try:
-        model.eval()
         # Detached from the parameters, since a backward pass would add to them in place.
         model.zero_grad(set_to_none=True)
-        with torch.compiler.set_stance("force_eager"), torch.inference_mode(False), torch.enable_grad():
+        eager = torch.compiler.set_stance("force_eager")
+        with evaluation_mode(model), eager, torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
 
@@ -257,7 +255,7 @@ def class_index(name: str, names: Sequence[str]) -> int:
         return list(names).index(name)
     if name.isdecimal() and int(name) < len(names):
         return int(name)
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     raise ConfigError(
-        f"no class {name!r}{did_you_mean(name, names)}; classes: {shown} (or by index, 0 to {len(names) - 1})"
+        f"no class {name!r}{did_you_mean(name, names)}; classes: {few(names, _SHOWN)} "
+        f"(or by index, 0 to {len(names) - 1})"
     )

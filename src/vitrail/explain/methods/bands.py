@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from vitrail.bootstrap import bootstrap_mean
+from vitrail.bootstrap import NOT_SHOWN, bootstrap_mean
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.forwarding import (
     check_count,
@@ -55,7 +55,7 @@ class BandScores:
             "needed" (the score drops without it), "against" (the score rises without it) or "not shown".
         """
         pairs = zip(self.mean.tolist(), self.p.tolist(), strict=True)
-        return ["not shown" if not p < alpha else "needed" if mean > 0 else "against" for mean, p in pairs]
+        return [NOT_SHOWN if not p < alpha else "needed" if mean > 0 else "against" for mean, p in pairs]
 
 
 @dataclass(frozen=True)

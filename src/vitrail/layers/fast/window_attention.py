@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from vitrail.layers.fast.dispatch import compiled_on_cpu, eager, fast_path
 from vitrail.layers.fast.relative_position import KEEPS_TENSORS
 from vitrail.layers.modes import in_compiler, is_dynamic
-from vitrail.layers.shapes import divide_up
+from vitrail.layers.shapes import grid_size
 from vitrail.layers.window_attention import FittedWindows, Pair, ShiftedWindowAttention, masked_bias
 from vitrail.layers.windows import Kind, pad_map, partition_map, shift_map, window_mask, window_padding
 
@@ -115,7 +115,7 @@ def window_indices(
 def _(
     x: Tensor, window: Sequence[int], shift: Sequence[int], kind: str, mask_padding: bool, pad_after_shift: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows, columns = (divide_up(length, w) for length, w in zip(x.shape[1:3], window, strict=True))
+    rows, columns = grid_size((x.shape[1], x.shape[2]), (window[0], window[1]))
     n = window[0] * window[1]
     return (
         x.new_empty(rows * columns * n, dtype=torch.int64),

@@ -28,7 +28,7 @@ from vitrail.models.base import VisionModel, group_parameters
 from vitrail.models.checkpoint_sizes import old_grid, read_stages, read_width
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
-from vitrail.models.registry import Family, register_family
+from vitrail.models.family import Family, register_family
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, FoldProjection, KeyMap, Rename, SplitRows
 

@@ -28,9 +28,9 @@ from vitrail.layers.windows import Kind
 from vitrail.models.checkpoint_sizes import old_window, read_each_stage, read_stages, read_width
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
 from vitrail.models.facts import FeatureInfo
+from vitrail.models.family import Family, register_family
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.pyramid import Pyramid
-from vitrail.models.registry import Family, register_family
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
 from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.head import POOLS, Head, Pool
@@ -21,14 +20,14 @@ from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_relative_table
-from vitrail.layers.shapes import divide_up, to_pair
+from vitrail.layers.shapes import check_img_size, grid_size, to_pair
 from vitrail.layers.window_attention import WindowAttention
 from vitrail.models.checkpoint_sizes import old_window, read_each_stage, read_stages, read_width
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
 from vitrail.models.facts import FeatureInfo
+from vitrail.models.family import Family, register_family
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.pyramid import Pyramid
-from vitrail.models.registry import Family, register_family
 from vitrail.weights.huggingface import block_rules
 from vitrail.weights.rules import Drop, KeyMap, Rename, Rule
 
@@ -188,9 +187,8 @@ class Swin(Pyramid):
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.config = config = as_config(SwinConfig, config)
-        (height, width), (ph, pw) = to_pair(config.img_size), to_pair(config.patch_size)
-        if height < ph or width < pw:
-            raise ConfigError(f"img_size {height} x {width} is smaller than one patch of {ph} x {pw}")
+        ph, pw = to_pair(config.patch_size)
+        check_img_size(to_pair(config.img_size), (ph, pw))
         dims = [config.embed_dim * 2**i for i in range(len(config.depths))]
         self.num_classes = config.num_classes
         self.num_features = dims[-1]
@@ -227,8 +225,7 @@ class Swin(Pyramid):
         if value.shape[1] != self.config.num_heads[stage]:
             return None
         window, info = to_pair(self.config.window_size), self.feature_info[stage]
-        height, width = to_pair(self.config.img_size)
-        grid = (divide_up(height, info.stride[0]), divide_up(width, info.stride[1]))
+        grid = grid_size(to_pair(self.config.img_size), info.stride)
         small = (min(window[0], grid[0]), min(window[1], grid[1]))
         old = old_window(value.shape[0], made_for)
         told = "window_size" in made_for and old == to_pair(made_for["window_size"])

@@ -23,14 +23,14 @@ from vitrail.layers.head import POOLS, linear_classifier, pool_tokens
 from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import resample_positions, sincos_positions
-from vitrail.layers.shapes import divide_up, to_pair
+from vitrail.layers.shapes import check_img_size, grid_size, to_pair
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel, group_parameters
 from vitrail.models.checkpoint_sizes import count_numbered, old_grid, read_width
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
+from vitrail.models.family import Family, register_family
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
-from vitrail.models.registry import Family, register_family
 from vitrail.weights.huggingface import block_rules
 from vitrail.weights.rules import Drop, DropToken, KeyMap, Refuse, Rename
 
@@ -172,11 +172,9 @@ class ViT(VisionModel):
         self.num_features = dim
         self.num_prefix = int(config.class_token)
         self.patch_embed = PatchEmbed(config.in_chans, dim, config.patch_size)
-        ph, pw = self.patch_embed.patch_size
-        height, width = to_pair(config.img_size)
-        if height < ph or width < pw:
-            raise ConfigError(f"img_size {height} x {width} is smaller than one patch of {ph} x {pw}")
-        self.grid = (divide_up(height, ph), divide_up(width, pw))
+        img_size, patch_size = to_pair(config.img_size), self.patch_embed.patch_size
+        check_img_size(img_size, patch_size)
+        self.grid = grid_size(img_size, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix + self.grid[0] * self.grid[1], dim))
         rates = drop_path_schedule(config.drop_path_rate, config.depth)
@@ -202,7 +200,7 @@ class ViT(VisionModel):
         self.head = linear_classifier(dim, config.num_classes)
         self.grad_checkpointing = False
         on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
-        self.feature_info = [FeatureInfo(f"blocks.{i}", dim, (ph, pw)) for i in range(on_grid)]
+        self.feature_info = [FeatureInfo(f"blocks.{i}", dim, patch_size) for i in range(on_grid)]
         self._init_weights()
 
     def _init_weights(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from vitrail.data.dataset import ImageData
+from vitrail.layers.modes import evaluation_mode
 from vitrail.tasks.pretraining import PretrainingTask
 from vitrail.tasks.representation import alignment, collapse, knn_predict, probe_predict, rank_me, spread, uniformity
 from vitrail.train.module import seed_from
@@ -135,14 +136,9 @@ def _evaluating(trainer: Trainer, pl_module: LightningModule) -> Iterator[Pretra
     """Yield the task in evaluation mode, without gradients, in the run's precision; restore its modes afterwards."""
     task = pl_module.task
     assert isinstance(task, PretrainingTask)
-    modes = {module: module.training for module in task.modules()}
-    task.eval()
-    try:
-        with torch.no_grad(), trainer.precision_plugin.forward_context(), gathering(task, "represent"):
-            yield task
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    precision = trainer.precision_plugin.forward_context()
+    with evaluation_mode(task), torch.no_grad(), precision, gathering(task, "represent"):
+        yield task
 
 
 def _judge(
