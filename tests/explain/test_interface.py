@@ -264,6 +264,7 @@ def test_functions_refuse_as_the_interface_does(name):
         attention_rollout(model, *inputs)
     with pytest.raises(ConfigError, match="global_pool='max'"):
         attribution(model, *inputs, target=target)
+    assert explain(model, inputs).method == "gradcam"  # the default is one that the model has
     model.reset_classifier(4, "")
     with pytest.raises(ConfigError, match="logits for each token"):
         gradient_rollout(model, *inputs, target=target)

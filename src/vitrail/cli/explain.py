@@ -44,10 +44,14 @@ def main(argv: list[str]) -> int:
     arguments.out = str(output_folder(arguments.out, [arguments.run, *(arguments.images or [])]))
 
     from vitrail.analyze.explanations import check_methods, find_class, write_explanations
+    from vitrail.explain.methods.registry import default_method
     from vitrail.runs.trained import choose_device, load_trained
 
-    methods = check_methods(arguments.method, settings)
+    if arguments.method:
+        check_methods(arguments.method, settings)  # before the model is read
     trained = load_trained(arguments.run)
+    arguments.method = arguments.method or [default_method(trained.model)]
+    methods = check_methods(arguments.method, settings)
     target = None if arguments.target is None else find_class(arguments.target, trained.card, arguments.method)
     if arguments.measure and not trained.card.classes:
         raise ConfigError("--measure follows the score of a class, and the run has none (pre-trained); leave it out")
@@ -79,7 +83,12 @@ def _parser() -> VerbParser:
     parser.epilog = f"{_EPILOG} {EPILOG}"
     parser.add_argument("run", help="the run folder")
     parser.add_argument("images", nargs="*", help="image files or folders; the run's own images where none are named")
-    parser.add_argument("--method", nargs="+", default=["rollout"], metavar="METHOD", help="one or several methods")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        metavar="METHOD",
+        help="one or several methods; rollout, or gradcam where rollout cannot",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
     parser.add_argument("--target", metavar="CLASS", help="name or number of the class to explain; else the predicted")
     parser.add_argument(

@@ -330,7 +330,7 @@ class RunConfig:
             figures/explanations (and to TensorBoard); 0 for none. What is trained does not depend on it.
         explain_every: Epochs from one drawing to the next; the last is always drawn.
         explain_method: By which method (``vitrail explain --methods`` lists them), each image for its own class where
-            the method explains one.
+            the method explains one; "auto" is rollout where the model has one, else gradcam.
     """
 
     dir: str | None = None
@@ -339,7 +339,7 @@ class RunConfig:
     tensorboard: bool = True
     explain_images: int = 0
     explain_every: int = 5
-    explain_method: str = "rollout"
+    explain_method: str = "auto"
 
     def __post_init__(self) -> None:
         """Check ranges.

@@ -7,12 +7,12 @@ from typing import Any
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.prepare import Explainable, Images, Target, network_of, prepared
 from vitrail.explain.methods.maps import Explanation
-from vitrail.explain.methods.registry import METHODS, Method, get_method, list_methods
+from vitrail.explain.methods.registry import METHODS, Method, default_method, get_method, list_methods
 from vitrail.models.base import VisionModel
 
 
 def explain(
-    model: Explainable, images: Images, method: str = "rollout", target: Target = None, **settings: Any
+    model: Explainable, images: Images, method: str | None = None, target: Target = None, **settings: Any
 ) -> Explanation:  # fmt: skip
     """Compute the relevance of each pixel.
 
@@ -24,7 +24,7 @@ def explain(
             or a trained model, as :func:`vitrail.runs.load_trained` returns it.
         images: Normalised images, shape ``(B, C, H, W)``; for a model of two streams a tensor for each, in order or by
             name. For a trained model images in 0..1, which it normalises itself.
-        method: One of :func:`list_methods`.
+        method: One of :func:`list_methods`; by default that of :func:`default_method`.
         target: The class to explain, one for all images or one for each, by index or, for a trained model, by name. By
             default the predicted class. Only for methods that explain a class.
         **settings: Settings of the method.
@@ -34,12 +34,13 @@ def explain(
             method that explains none.
         ShapeError: Images of a shape that the model does not accept.
     """
-    chosen, network = get_method(method), network_of(model)
+    network = network_of(model)
+    chosen = get_method(default_method(network) if method is None else method)
     chosen.check_settings(settings)
     _check_method(chosen, network, target)
     with prepared(model, images, target, by_class=chosen.by_class) as (_, inputs, classes):
         streams = chosen.compute(network, inputs, classes, **settings)
-    return Explanation(streams, method, classes, {**chosen.settings, **settings})
+    return Explanation(streams, chosen.name, classes, {**chosen.settings, **settings})
 
 
 def _check_method(method: Method, network: VisionModel, target: Target) -> None:

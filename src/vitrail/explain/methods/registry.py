@@ -111,6 +111,15 @@ def list_methods(model: VisionModel | None = None) -> list[str]:
     return sorted(name for name, method in _known().items() if model is None or method.refusal(model) is None)
 
 
+# The first of these that can explain a model is its default; the last can explain all.
+_DEFAULTS = ("rollout", "gradcam", "saliency")
+
+
+def default_method(model: VisionModel) -> str:
+    """Choose the method for a model where none is named: attention rollout where the model has one."""
+    return next((name for name in _DEFAULTS if METHODS[name].refusal(model) is None), _DEFAULTS[0])
+
+
 def get_method(name: str) -> Method:
     """Return a method by its name.
 

@@ -18,7 +18,7 @@ from vitrail.config.schema import Recipe
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
-from vitrail.explain.methods.registry import get_method
+from vitrail.explain.methods.registry import default_method, get_method
 from vitrail.models.base import VisionModel
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
@@ -90,7 +90,8 @@ class DrawExplanations(Callback):
     """
 
     def __init__(self, run: RunFolder, data: ImageData, recipe: Recipe, task: Task) -> None:
-        self.method, self.every = recipe.run.explain_method, recipe.run.explain_every
+        asked, self.every = recipe.run.explain_method, recipe.run.explain_every
+        self.method = default_method(task.model) if asked == "auto" else asked
         by_class = get_method(self.method).by_class
         self.run = run
         split = "val" if "val" in data.splits else "train"
