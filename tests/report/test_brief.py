@@ -47,6 +47,20 @@ def test_a_good_run_is_told_in_three_sentences():
 
 
 @pytest.mark.parametrize(
+    ("drops", "said"),
+    [
+        ({}, " It reads 3 bands: red, nir and swir."),
+        ({"red": (0.0, "not shown"), "nir": (0.0, "not shown")}, "No single band is shown to be needed."),
+        ({"red": (0.01, "not shown"), "nir": (0.2, "needed"), "swir": (0.31, "needed")},
+         "Shown to be needed: swir (accuracy falls by 0.31 without it) and nir (accuracy falls by 0.20 without it); of "
+         "the others it is not shown."),
+    ],
+)  # fmt: skip
+def test_bands_are_named_with_what_was_measured_of_them(drops, said):
+    assert what_was_trained(_with(bands=("red", "nir", "swir"), band_drops=drops)).endswith(said)
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"split": "val", "chosen_on": 400}, "validation images .* no unseen test images were measured"),

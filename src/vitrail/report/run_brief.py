@@ -64,7 +64,21 @@ def what_was_trained(facts: RunFacts) -> str:
     begin = f", starting from the pre-trained weights {facts.weights}" if facts.weights else ""
     val = facts.splits.get("val")
     chosen = f"; {count(val, 'further image')} chose the best epoch" if val else ""
-    return f"A model ({facts.model}) was trained {on} to {verb} {told}{begin}{chosen}."
+    bands = f" It reads {count(len(facts.bands), 'band')}: {listed(facts.bands)}." if facts.bands else ""
+    return f"A model ({facts.model}) was trained {on} to {verb} {told}{begin}{chosen}.{bands}{_on_bands(facts)}"
+
+
+def _on_bands(facts: RunFacts) -> str:
+    """Which bands were measured to be needed."""
+    if not facts.band_drops:
+        return ""
+    drops = {band: drop for band, (drop, verdict) in facts.band_drops.items() if verdict == "needed"}
+    if not drops:
+        return " No single band is shown to be needed."
+    largest = sorted(drops, key=lambda band: -drops[band])
+    named = [f"{band} (accuracy falls by {drops[band]:.2f} without it)" for band in largest]
+    others = "" if len(drops) == len(facts.band_drops) else "; of the others it is not shown"
+    return f" Shown to be needed: {listed(named, 3)}{others}."
 
 
 def how_good(facts: RunFacts) -> str:

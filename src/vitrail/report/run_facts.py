@@ -11,6 +11,7 @@ import pandas as pd
 
 from vitrail.analyze.evaluated import Evaluation
 from vitrail.config.schema import Recipe
+from vitrail.data.images import BANDS
 from vitrail.evaluate.run import OTHER
 from vitrail.report.data import Known, read_known
 
@@ -84,6 +85,8 @@ class RunFacts:
         out_of_distribution: The best AUROC between known images and others, and where these lie.
         views: Test-time augmentation; "none" without.
         finished: Whether training came to its end.
+        bands: Bands that the model reads; empty for pictures (RGB or gray) and where nothing records them.
+        band_drops: Each band -> the accuracy that is lost without it and the verdict; empty where not measured.
     """
 
     label: str
@@ -116,6 +119,8 @@ class RunFacts:
     out_of_distribution: tuple[float, str] | None = None
     views: str = "none"
     finished: bool = True
+    bands: tuple[str, ...] = ()
+    band_drops: dict[str, tuple[float, str]] = field(default_factory=dict)
 
 
 def read_facts(part: Evaluation, recipe: Recipe, label: str) -> RunFacts:
@@ -169,6 +174,8 @@ def read_facts(part: Evaluation, recipe: Recipe, label: str) -> RunFacts:
         out_of_distribution=_out_of_distribution(part),
         views=str(metrics.get("tta") or "none"),
         finished=not environment or "finished" in environment,
+        bands=_bands(part),
+        band_drops=_band_drops(part),
     )
 
 
@@ -238,6 +245,20 @@ def _names_of_groups(predictions: pd.DataFrame | None) -> tuple[str, ...]:
         return ()
     names = predictions["group"].dropna().astype(str)
     return tuple(sorted(set(names) - {""}))
+
+
+def _bands(part: Evaluation) -> tuple[str, ...]:
+    streams = (part.content(part.run.card) or {}).get("streams") or {}
+    named = tuple(str(band) for stream in streams.values() for band in stream["bands"])
+    return () if named in BANDS.values() else named
+
+
+def _band_drops(part: Evaluation) -> dict[str, tuple[float, str]]:
+    table = part.robustness("missing", "band", "accuracy")
+    if table is None or "verdict" not in table:
+        return {}
+    single = table[(table["stream"] != "none") & (table["band"] != "all")]
+    return {str(row["band"]): (float(row["drop"]), str(row["verdict"])) for row in single.to_dict("records")}
 
 
 def _leaking(known: Known | None) -> tuple[int, int]:
