@@ -36,7 +36,7 @@ def test_the_plan_is_shown_and_nothing_else_happens(suite, capsys, tmp_path):
     finish(plan(load_suite(suite))[0], seconds=100.0)
     assert main(["compare", suite, "--plan", "--jobs", "3"]) == 0
     out = capsys.readouterr().out
-    assert "4 runs: 1 done, 3 to run; expected time: about 5 min of training, from 1 finished run" in out
+    assert "4 runs: 1 done, 3 to run; expected time: about 5 min of training, from 1 finished run; start and" in out
     assert not (tmp_path / "runs" / "suites").exists()
 
 

@@ -246,3 +246,15 @@ def test_an_interruption_names_the_command_that_resumes(tmp_path, capsys, monkey
     assert signal.getsignal(signal.SIGINT) is handler
     assert main(command.split()[1:]) == 0
     assert ("training starts from epoch 1" in capsys.readouterr().err) == (epochs == 0)
+
+
+def test_an_interruption_while_images_are_opened_says_so(tmp_path, capsys, monkeypatch):
+    def stop(*rest):
+        raise KeyboardInterrupt
+
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(tmp_path / "run")))
+    monkeypatch.setattr("vitrail.train.supervised.SupervisedBuilder.open_images", stop)
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("vitrail: interrupted while the images were opened, before training; nothing is lost")
+    assert not (tmp_path / "run").exists()

@@ -130,7 +130,7 @@ def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], Sta
         at_once = min(jobs, missing)
         when = (
             f"expected time: about {format_duration(expected.seconds / at_once)} of training, from {expected.basis} "
-            "finished " + ("run" if expected.basis == 1 else "runs")
+            f"finished {'run' if expected.basis == 1 else 'runs'}; start and evaluation of each come on top"
         )
     table = format_table(["variant", "seed", "fold", "run", "state"], rows)
     parts = ", ".join(f"{number} {STATES[name]}" for name, number in counts.items() if number)

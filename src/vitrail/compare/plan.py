@@ -257,7 +257,9 @@ class Expectation:
     """Estimated time of the missing runs.
 
     Attributes:
-        seconds: Total time of the missing runs in sequence; None before the first finished run.
+        seconds: Total time of the missing epochs in sequence, without start and evaluation of the runs; None before the
+            first finished run.
+            first finished run.
         basis: Number of finished runs that the estimate is based on.
     """
 

@@ -21,7 +21,13 @@ from vitrail.train.checks import check_accumulation, check_batch_norm, check_bef
 from vitrail.train.environment import is_first_process
 from vitrail.train.pretraining import PretrainingBuilder
 from vitrail.train.quiet import silence_libraries
-from vitrail.train.resume import describe_interruption, find_checkpoint, is_finished, resume_settings
+from vitrail.train.resume import (
+    describe_interruption,
+    find_checkpoint,
+    is_finished,
+    opening_images,
+    resume_settings,
+)
 from vitrail.train.start_report import print_start
 from vitrail.train.start_run import finish_run, start_run
 from vitrail.train.start_weights import load_start
@@ -95,7 +101,8 @@ def fit(asked: Recipe, builder: Builder, *, resume: bool) -> RunFolder:
     if first and resume and checkpoint is None:
         print(f"{run} has no checkpoint yet; training starts from epoch 1", file=sys.stderr)
 
-    data = builder.open_images(recipe, read_image_record(run) if resume else None)
+    with opening_images():
+        data = builder.open_images(recipe, read_image_record(run) if resume else None)
     classes = builder.classes(data)
     recipe = resolve_from_data(recipe, data, classes)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,17 @@ def describe_interruption(recipe: Recipe, run: RunFolder) -> str:
         f"interrupted after epoch {run.trained_epochs()} of {recipe.trainer.max_epochs}; continue with "
         f"`vitrail {verb} {shlex.quote(str(run.recipe))} --resume`"
     )
+
+
+@contextlib.contextmanager
+def opening_images() -> Iterator[None]:
+    """Describe an interruption while images are opened."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            "interrupted while the images were opened, before training; nothing is lost: run the same command again"
+        ) from error
 
 
 def _check_checkpoint(run: RunFolder) -> None:
