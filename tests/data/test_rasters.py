@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitrail.config import DataConfig
 from vitrail.data import open_data
-from vitrail.data.rasters import read_raster, resize_tensor
+from vitrail.data.rasters import open_raster, resize_tensor
 from vitrail.errors import ConfigError, DataError
 
 NAMES = ("blue", "green", "red", "nir", "swir")
@@ -51,7 +51,7 @@ def test_every_layout_and_depth_is_read_as_it_was_written(tmp_path, kind, layout
         tifffile.imwrite(path, array, photometric="minisblack", planarconfig="separate")
     else:
         tifffile.imwrite(path, array, photometric="minisblack")
-    read = read_raster(path)
+    read = open_raster(path).values
     assert read.dtype == array.dtype
     assert np.array_equal(read, array)
 
@@ -234,6 +234,6 @@ def test_damaged_rasters_are_told_by_the_error_alone(tmp_path, caplog, capfd):
     tifffile.imwrite(path, bands_of("uint16"), photometric="minisblack")
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(DataError, match="is not a readable TIFF"):
-        read_raster(path)
+        open_raster(path)
     assert not caplog.records
     assert capfd.readouterr().err == ""

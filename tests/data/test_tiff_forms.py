@@ -9,7 +9,7 @@ from tests.rasters import BANDS, write_classes, write_tiff
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.images import image_size, read_image
-from vitrail.data.rasters import open_raster, read_raster
+from vitrail.data.rasters import open_raster
 from vitrail.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def test_orientation_is_that_of_pictures(tmp_path, orientation, compression):
     tag = [(274, "H", 1, orientation, True)]
     tifffile.imwrite(tmp_path / "x.tif", x, photometric="rgb", extratags=tag, compression=compression)
     seen = read_image(tmp_path / "x.png").numpy()
-    assert np.array_equal(read_raster(tmp_path / "x.tif"), seen)
+    assert np.array_equal(open_raster(tmp_path / "x.tif").values, seen)
     assert np.array_equal(read_image(tmp_path / "x.tif").numpy(), seen)
     assert image_size(tmp_path / "x.tif") == image_size(tmp_path / "x.png") == seen.shape[1:]
 
@@ -96,13 +96,13 @@ def test_thin_images_keep_their_shape(tmp_path, shape, form, described):
         tifffile.imwrite(path, x, planarconfig="separate", **options)
     else:
         tifffile.imwrite(path, x[0], **options)
-    assert np.array_equal(read_raster(path), x)
+    assert np.array_equal(open_raster(path).values, x)
 
 
 def test_stacks_of_imagej_are_bands(tmp_path):
     x = RNG.integers(0, 999, (6, 7, 5)).astype("uint16")
     tifffile.imwrite(tmp_path / "x.tif", x, imagej=True, metadata={"axes": "ZYX"})
-    assert np.array_equal(read_raster(tmp_path / "x.tif"), x)
+    assert np.array_equal(open_raster(tmp_path / "x.tif").values, x)
 
 
 def pyramid(path, shape=(64, 48), levels=3, mask=None):

@@ -37,7 +37,7 @@ def quick(request, monkeypatch):
     """Neither timings nor pictures, but where a test looks at them."""
     if request.node.name != "test_all_that_predictions_tell":
         monkeypatch.setattr("vitrail.evaluate.run.measure_efficiency", lambda *args, **kwargs: {"parameters": 1})
-        monkeypatch.setattr("vitrail.cli.evaluate._draw_mistakes", lambda evaluated: None)
+        monkeypatch.setattr("vitrail.cli.evaluate._draw_mistakes", lambda *arguments: None)
 
 
 def _run(folder, images, data=""):

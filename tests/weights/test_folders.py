@@ -14,7 +14,7 @@ from vitrail.cli.main import main
 from vitrail.errors import WeightsError
 from vitrail.weights import read_state_dict
 from vitrail.weights.locations import find_weights
-from vitrail.weights.read import read_metadata
+from vitrail.weights.read import read_checkpoint
 from vitrail.weights.write import write_tensors
 
 
@@ -145,7 +145,7 @@ def test_equal_weights_are_equal_files(tmp_path):
     for path in paths:
         write_tensors(path, state, metadata)
     assert len({path.read_bytes() for path in paths}) == 1
-    assert read_metadata(paths[0]) == metadata
+    assert read_checkpoint(paths[0]).metadata == metadata
     assert all(torch.equal(value, state[key]) for key, value in read_state_dict(paths[0]).items())
     write_tensors(paths[0], {"x": torch.zeros(2)})
     assert list(read_state_dict(paths[0])) == ["x"]

@@ -136,7 +136,7 @@ def _with_model(
         for line in describe_split(evaluated.images, of_run=True):
             print(line)
     _print_metrics(run, metrics)
-    _write_mistakes(evaluated, metrics)
+    _draw_mistakes(evaluated, metrics)
     _run_extras(arguments, evaluated, own, changed, intervals)
     if metrics["unreadable"]:
         print(f"{len(metrics['unreadable'])} files cannot be read and were left out; metrics.json lists them")
@@ -289,7 +289,7 @@ def _interval(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _write_mistakes(evaluated: Evaluated, metrics: dict[str, Any]) -> None:
+def _draw_mistakes(evaluated: Evaluated, metrics: dict[str, Any]) -> None:
     from vitrail.analyze.evaluated import Evaluation
     from vitrail.analyze.mistakes import write_mistakes
 

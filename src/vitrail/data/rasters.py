@@ -70,11 +70,6 @@ class Raster:
         return units
 
 
-def read_raster(path: Path) -> Array:
-    """Read the stored pixels of a TIFF file; see :func:`open_raster`."""
-    return open_raster(path).values
-
-
 def open_raster(
     path: File, bands: int | None = None, max_pixels: int | None = None, size: tuple[int, int] = (1, 1)
 ) -> Raster:

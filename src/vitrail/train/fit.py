@@ -62,18 +62,7 @@ def pretrain(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     Labels are not used for training; if there are any, metrics.csv has the accuracy of nearest neighbours and of a
     linear probe on the features. Training images without a label (``data.label_fraction``) are trained on too.
 
-    Args:
-        recipe: Data, model, task, trainer and run; ``task.name`` is the kind of pre-training.
-        resume: Continue from the last checkpoint of the recipe's run folder, or start if there is none yet.
-
-    Returns:
-        The run folder.
-
-    Raises:
-        ConfigError: A setting is invalid.
-        DataError: Images are missing, unreadable or inconsistent.
-        RunError: The run folder is taken or cannot be written, or a checkpoint cannot be resumed.
-        WeightsError: ``model.weights`` cannot be read or does not match the model.
+    Arguments, result and errors are those of :func:`train`; ``task.name`` is the kind of pre-training.
     """
     if recipe.task.name not in PRETRAINING:
         raise ConfigError(

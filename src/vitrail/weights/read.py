@@ -145,15 +145,6 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return read_by_name(read_checkpoint(path)).state
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """Read the metadata of a ``.safetensors`` file; empty if it has none.
-
-    Raises:
-        WeightsError: The file cannot be read.
-    """
-    return _read_safetensors(Path(path))[1]
-
-
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
