@@ -1,0 +1,178 @@
+"""Verdicts of an export's gate: what is recorded in export.json, and the table for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vitrail.errors import DataError
+
+Status = Literal["passed", "refused", "not tested", "not built"]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How alike an output beside the logits is to the original's.
+
+    Attributes:
+        output: "embedding", or "heatmap of STREAM".
+        measure: "cosine" or "rank correlation" (Spearman), of each image.
+        median: Median over the gate images.
+        worst: Smallest value.
+        least: Value from which an image's outputs count as alike.
+        misses: Images below.
+        share_low: Lower bound of the share of images that are alike.
+        difference: Largest difference, relative to the original's largest value.
+    """
+
+    output: str
+    measure: str
+    median: float
+    worst: float
+    least: float
+    misses: int
+    share_low: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Verdict of the gate about a candidate; numbers are None where they were not measured.
+
+    Attributes:
+        status: "passed", "refused", "not tested" or "not built".
+        reason: The evidence of a pass, or the cause of another status.
+        images: Number of gate images.
+        misses: Images with another decision than the original's; of the label with most of them if multi-label.
+        agreement: Share of images with the same decision.
+        agreement_low: Its one-sided lower bound.
+        agreement_high: Its one-sided upper bound.
+        all_labels_agree: Share of images with the same decision for each label; multi-label only.
+        missing: Further images without a miss that would show the agreement; 0 if shown, None if it is lower.
+        labelled: Number of gate images with labels.
+        losses: Images that only the original classifies correctly; of the label with the largest bound if multi-label.
+        gains: Images that only the candidate classifies correctly.
+        drop: Drop in accuracy, ``(losses - gains) / labelled``.
+        drop_high: Its one-sided upper bound.
+        precision_drop: Drop in mean average precision; multi-label only.
+        precision_drop_high: Its upper bound, by the bootstrap.
+        logit_difference: Largest difference of logits, relative to the original's largest one.
+        similarities: Of the embedding and the heatmaps.
+    """
+
+    status: Status
+    reason: str
+    images: int = 0
+    misses: int | None = None
+    agreement: float | None = None
+    agreement_low: float | None = None
+    agreement_high: float | None = None
+    all_labels_agree: float | None = None
+    missing: int | None = None
+    labelled: int = 0
+    losses: int | None = None
+    gains: int | None = None
+    drop: float | None = None
+    drop_high: float | None = None
+    precision_drop: float | None = None
+    precision_drop_high: float | None = None
+    logit_difference: float | None = None
+    similarities: tuple[Similarity, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A candidate's row of the gate's table.
+
+    Attributes:
+        name: Name of the candidate, such as "openvino bf16".
+        images_per_second: Measured speed; None if it was not built.
+        chosen: Whether it is the one to write.
+        verdict: Verdict.
+    """
+
+    name: str
+    images_per_second: float | None
+    chosen: bool
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain dictionaries, for export.json; an infinite difference becomes null."""
+        plain = dataclasses.asdict(self)
+        verdict = plain["verdict"]
+        verdict["similarities"] = list(verdict["similarities"])
+        for record in (verdict, *verdict["similarities"]):
+            record.update({k: None for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)})
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Result:
+        """Read the output of :meth:`to_json`.
+
+        Raises:
+            DataError: Keys are missing or unknown, or the status is unknown.
+        """
+        record = _fields(cls, plain)
+        verdict = _fields(Verdict, record["verdict"])
+        if verdict["status"] not in get_args(Status):
+            raise DataError(f"the gate's table has the unknown status {verdict['status']!r}; export the run again")
+        similarities = tuple(Similarity(**_fields(Similarity, _infinite(s))) for s in verdict["similarities"])
+        return cls(**{**record, "verdict": Verdict(**{**verdict, "similarities": similarities})})
+
+
+def _fields(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(kind)}
+    if set(plain) != names:
+        wrong = ", ".join(sorted(set(plain) ^ names))
+        raise DataError(f"the gate's table has missing or unknown keys ({wrong}); export the run again")
+    return dict(plain)
+
+
+def _infinite(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {**plain, "difference": math.inf} if plain.get("difference", 0) is None else dict(plain)
+
+
+def gate_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Format the gate's table.
+
+    Args:
+        results: Rows.
+
+    Returns:
+        Header, and a list of cells for each row: candidate, images/s, agreement with its lower bound, drop in accuracy
+        with its upper bound, status, and the evidence or the cause. Bounds are rounded to the safe side; "-": unknown.
+    """
+    header = ["candidate", "images/s", "agreement", "drop in accuracy", "gate", "why"]
+    return header, [_cells(result) for result in results]
+
+
+def _cells(result: Result) -> list[str]:
+    v = result.verdict
+    agreement = drop = "-"
+    if v.agreement is not None and v.agreement_low is not None:
+        agreement = f"{percent(v.agreement)} (at least {percent_at_least(v.agreement_low)})"
+    if v.drop is not None and v.drop_high is not None:
+        drop = f"{percent(v.drop)} (at most {percent_at_most(v.drop_high)})"
+    speed = "-" if result.images_per_second is None else f"{result.images_per_second:.1f}"
+    status = "passed, chosen" if result.chosen else v.status
+    return [result.name, speed, agreement, drop, status, v.reason]
+
+
+def percent(share: float) -> str:
+    """Format a share with one decimal: "99.5 %"; two where one decimal would round to 100 % or 0 %."""
+    text = f"{100 * share:.1f}"
+    hides = share not in (0, 1) and text in ("100.0", "0.0", "-0.0")
+    return f"{100 * share:.2f} %" if hides else f"{text} %"
+
+
+def percent_at_least(share: float) -> str:
+    """Format a lower bound, rounded down to one decimal."""
+    return f"{math.floor(1000 * share + 1e-9) / 10:.1f} %"
+
+
+def percent_at_most(share: float) -> str:
+    """Format an upper bound, rounded up to one decimal."""
+    return f"{math.ceil(1000 * share - 1e-9) / 10:.1f} %"

@@ -1,0 +1,153 @@
+"""The rule of choice: simulated exports at the border, and the cases of its order."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from vitrail.deploy.export.bounds import misses_allowed
+from vitrail.deploy.export.choice import LEAST_GAIN, Candidate, choose
+from vitrail.deploy.export.verdict import Verdict
+from vitrail.errors import ConfigError
+
+EXPORTS = 4000
+FIVE = [Candidate(f"c{i}", "engine", "agreement", 10.0 * (i + 1)) for i in range(5)]
+
+
+@cache
+def _allowed(n):
+    return misses_allowed(n, 0.99)
+
+
+def _verdict(passed):
+    return Verdict("passed" if passed else "refused", "")
+
+
+def _misses(rng, n, agreements, shared):
+    """Misses of candidates on n images with the given true agreements; ``shared``: correlation of latent margins."""
+    limits = norm.ppf(1 - np.asarray(agreements))
+    if shared == 0:
+        return rng.binomial(n, 1 - np.asarray(agreements))
+    root = np.float32(np.sqrt(shared)), np.float32(np.sqrt(1 - shared))
+    common = rng.standard_normal((n, 1), np.float32)
+    latent = root[0] * common + root[1] * rng.standard_normal((n, len(agreements)), np.float32)
+    return (latent < limits).sum(axis=0)
+
+
+def _wrong(n, agreements, shared, exports=EXPORTS, seed=0):
+    """Shares of exports with a wrong candidate: by the rule, and by choosing the fastest that passes."""
+    rng = np.random.default_rng(seed)
+    by_rule = by_speed = 0
+    for _ in range(exports):
+        passes = _misses(rng, n, agreements, shared) <= _allowed(n)
+        results = choose(FIVE, lambda c, p=passes: _verdict(p[int(c.name[1])]))
+        chosen = next((r for r in results if r.chosen), None)
+        by_rule += chosen is not None and agreements[int(chosen.name[1])] <= 0.99
+        fastest = np.flatnonzero(passes).max(initial=-1)
+        by_speed += fastest >= 0 and agreements[fastest] <= 0.99
+    return by_rule / exports, by_speed / exports
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7, 0.95])
+@pytest.mark.parametrize(
+    ("n", "agreements"),
+    [
+        (299, [0.99] * 5),
+        (628, [0.99] * 5),
+        (299, [0.9999, 0.9999, 0.9999, 0.99, 0.99]),
+        (299, [0.99, 0.9999, 0.99, 0.9999, 0.98]),
+    ],
+)
+def test_wrong_candidates_pass_in_at_most_5_percent(n, agreements, shared):
+    exports = EXPORTS if shared == 0 else 1500
+    rule, _ = _wrong(n, agreements, shared, exports)
+    assert rule <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / exports)
+
+
+def test_the_simulation_finds_a_rule_that_fails():
+    _, fastest = _wrong(299, [0.99] * 5, 0.0)
+    assert fastest == pytest.approx(1 - (1 - 0.99**299) ** 5, abs=0.03)  # 22 %, in closed form
+    assert fastest > 0.19
+    _, strongly_shared = _wrong(299, [0.99] * 5, 0.95, 1500)
+    assert 0.08 < strongly_shared < 0.2
+
+
+def test_a_good_candidate_is_chosen_with_the_printed_power():
+    rng = np.random.default_rng(3)
+    chosen = 0
+    for _ in range(EXPORTS):
+        passed = _misses(rng, 2000, [0.995], 0.0)[0] <= _allowed(2000)
+        chosen += any(r.chosen for r in choose(FIVE[:1], lambda c, p=passed: _verdict(p)))
+    assert chosen / EXPORTS == pytest.approx(0.79, abs=0.03)
+
+
+def _choose(candidates, refused=()):
+    tested = []
+
+    def judge(candidate):
+        tested.append(candidate.name)
+        return _verdict(candidate.name not in refused)
+
+    results = choose(candidates, judge)
+    return tested, {r.name: r.verdict for r in results}, next((r.name for r in results if r.chosen), None)
+
+
+FP32 = Candidate("openvino fp32", "openvino", "equality", 20.0)
+ONNX = Candidate("onnx fp32", "onnx", "equality", 18.0)
+BF16 = Candidate("openvino bf16", "openvino", "agreement", 40.0)
+INT8 = Candidate("openvino int8", "openvino", "agreement", 70.0)
+ONNX8 = Candidate("onnx int8", "onnx", "agreement", 80.0)
+ALL = [FP32, ONNX, BF16, INT8, ONNX8]
+
+
+def test_the_fastest_of_those_that_pass_is_chosen():
+    tested, _, chosen = _choose(ALL)
+    assert tested == [c.name for c in ALL]
+    assert chosen == "onnx int8"
+
+
+def test_the_first_refusal_ends_the_tests_and_fp32_remains():
+    tested, verdicts, chosen = _choose(ALL, refused=["openvino bf16"])
+    assert tested == ["openvino fp32", "onnx fp32", "openvino bf16"]
+    assert verdicts["openvino int8"] == Verdict("not tested", "openvino bf16, which is safer, was refused")
+    assert verdicts["onnx int8"].status == "not tested"
+    assert chosen == "openvino fp32"
+
+
+def test_a_candidate_that_is_no_faster_than_a_safer_one_is_left_out_and_ends_nothing():
+    slow = replace(BF16, images_per_second=20.0 * LEAST_GAIN - 0.01)
+    tested, verdicts, chosen = _choose([FP32, ONNX, slow, INT8, ONNX8], refused=["openvino bf16"])
+    assert "openvino bf16" not in tested
+    assert verdicts["openvino bf16"] == Verdict("not tested", "not faster than openvino fp32, which is safer")
+    assert chosen == "onnx int8"
+    slower8 = replace(ONNX8, images_per_second=69.0)
+    assert _choose([FP32, ONNX, BF16, INT8, slower8])[2] == "openvino int8"
+    # The safer one counts only if it passed.
+    tested, _, chosen = _choose([replace(ONNX, images_per_second=60.0), FP32, BF16], refused=["onnx fp32"])
+    assert (tested[-1], chosen) == ("openvino bf16", "openvino bf16")
+
+
+def test_a_candidate_that_could_not_be_built_ends_nothing():
+    lost = replace(BF16, images_per_second=None, failure="this processor has no bf16")
+    tested, verdicts, chosen = _choose([FP32, lost, INT8])
+    assert tested == ["openvino fp32", "openvino int8"]
+    assert verdicts["openvino bf16"] == Verdict("not built", "this processor has no bf16")
+    assert chosen == "openvino int8"
+
+
+def test_an_engine_that_differs_in_fp32_is_not_tested_at_reduced_precision():
+    tested, verdicts, chosen = _choose(ALL, refused=["openvino fp32"])
+    assert tested == ["openvino fp32", "onnx fp32", "onnx int8"]
+    assert verdicts["openvino int8"].reason == "openvino in fp32 is not equal to the original"
+    assert chosen == "onnx int8"
+    assert _choose([FP32, BF16], refused=["openvino fp32"])[2] is None
+
+
+def test_no_candidates_and_mistaken_ones():
+    assert choose([], _verdict) == []
+    with pytest.raises(ConfigError, match="'onnx fp32' is listed twice"):
+        choose([ONNX, ONNX], _verdict)
+    with pytest.raises(ConfigError, match="has no speed"):
+        choose([replace(ONNX, images_per_second=None)], _verdict)
