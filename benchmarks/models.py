@@ -191,9 +191,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     right.axhspan(0.9, 1.1, color="gray", alpha=0.15, linewidth=0)
     right.set(xlabel="side of the image, pixels", ylabel="cost of a pixel, 224 = 1", xticks=SIZES, ylim=(0, None))
     right.set_title("points: time; dotted: operations; gray: within 10 %", fontsize=9)
-    for kind in ("png", "svg"):
-        with replacing(path.with_suffix(f".{kind}")) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg")
 
 
 def write_page(folder: Path, stem: str) -> None:
@@ -221,14 +220,14 @@ def write_page(folder: Path, stem: str) -> None:
     if "memory" in found:
         parts += ["## One large image", speed_table(found["memory"])]
     if "scaling" in found:
-        draw(found["scaling"], folder / f"{stem}_scaling.png")
+        draw(found["scaling"], folder / f"{stem}_scaling.svg")
         parts += [
             "## Scaling",
             "All sizes take turns, in float32, not compiled; windows stay at 7 tokens; the allocator keeps large "
             "buffers, as under the command line (see `vitrail.machine.keep_large_buffers`). The target for Swin and "
             "MaxViT is a cost of a pixel that is constant within 10 %.",
             scaling_table(found["scaling"]),
-            f"![time by size]({stem}_scaling.png)",
+            f"![time by size]({stem}_scaling.svg)",
         ]
     write_text(page, "\n\n".join([*parts, *([tried.rstrip()] if tried else [])]) + "\n")
 

@@ -200,9 +200,8 @@ def draw(pair: pd.DataFrame, grid: pd.DataFrame, path: Path) -> None:
     right.text(4, 2.78, "the claim: 2.75", ha="right", fontsize=8, color="gray")
     right.set(xlabel="TokenLearner after layer", ylabel="iterations / s over plain ViT", xticks=LAYERS)
     right.legend(frameon=False)
-    for kind in ("png", "svg"):
-        with replacing(path.with_suffix(f".{kind}")) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg")
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
@@ -229,12 +228,12 @@ def write_results(pair: pd.DataFrame, grid: pd.DataFrame, equal: str, command: s
         f"{markdown(pair, 4)}\n\n{equal}\n\nMeans over seeds:\n\n{markdown(means.reset_index(), 4)}\n\n"
         "## Ratio by layer and number of tokens\n\n"
         f"Mean (and 95 % interval) of {rounds}, each beside the plain ViT.\n\n{markdown(grid, 2)}\n\n"
-        "![accuracy and speed](token_learner.png)\n"
+        "![accuracy and speed](token_learner.svg)\n"
     )
     write_text(out / "token_learner.md", text)
     write_text(out / "token_learner_pair.csv", pair.to_csv(index=False))
     write_text(out / "token_learner_sweep.csv", grid.to_csv(index=False))
-    draw(pair, grid, out / "token_learner.png")
+    draw(pair, grid, out / "token_learner.svg")
     print(means)
     print(f"written to {out}", flush=True)
 

@@ -56,7 +56,7 @@ def test_the_page_keeps_what_was_written_by_hand(script, tmp_path):
     cells = [line.split("|")[-2].strip() for line in text.splitlines() if "| vitrail |" in line]
     assert cells == ["1.10 met", "1.05 missed", "1.00 met", ""]  # targets are for batches of 8
     assert "1.08 (1.07 to 1.09)" in text
-    assert (tmp_path / "models_scaling.png").stat().st_size > 1000
+    assert (tmp_path / "models_scaling.svg").stat().st_size > 1000
     script["write_page"](tmp_path, "models")
     assert page.read_text() == text
 

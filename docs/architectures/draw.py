@@ -3,18 +3,19 @@
 Usage: python docs/architectures/draw.py [PAGE.md ...]   (all pages when none is named; or `make docs`)
 
 Each ```sh block's lines that begin with `vitrail` are run in an empty folder that holds the three input files (those of
-```bash blocks are not); the pictures that the pages show are then copied beside the pages, in few colours where they
-would be large.
+```bash blocks are not); the pictures that the pages show are then copied beside the pages, as WebP.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,9 +28,9 @@ HERE = Path(__file__).resolve().parent
 PAGES = ("vit.md", "swin.md", "maxvit.md", "hvt.md")
 # The thirteenth digit, a 2.
 DIGIT = 12
-# Bytes that a picture may have, and widths and numbers of colours (0: all) to try until it has no more.
-LARGEST = 145_000
-TRIES = ((1100, 0), (1100, 256), (1000, 256), (1000, 128), (900, 128), (900, 64))
+# Largest width of a picture in pixels, and bytes up to which it is stored without loss.
+WIDTH = 1100
+LOSSLESS = 60_000
 
 
 def commands(page: str) -> list[str]:
@@ -54,19 +55,24 @@ def write_inputs(folder: Path) -> None:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """Copy a picture in few colours, smaller where that is not enough."""
+    """Copy a picture as WebP, with losses where it is large without, as photographs are."""
     with Image.open(source) as image:
         picture = image.convert("RGB")
+    if picture.width > WIDTH:
+        height = round(picture.height * WIDTH / picture.width)
+        picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    forms = [encode(picture, lossless=True, quality=100)]
+    if len(forms[0]) > LOSSLESS:
+        forms.append(encode(picture, quality=80))
     with replacing(target) as temporary:
-        for width, colors in TRIES:
-            size = (min(width, picture.width), round(picture.height * min(1, width / picture.width)))
-            small = picture if size == picture.size else picture.resize(size, Image.Resampling.LANCZOS)
-            if colors:
-                # Other methods leave out colours that are rare, which may be the ends of a scale.
-                small = small.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
-            small.save(temporary, "PNG", optimize=True)
-            if temporary.stat().st_size <= LARGEST:
-                break
+        temporary.write_bytes(min(forms, key=len))
+
+
+def encode(picture: Image.Image, **options: Any) -> bytes:
+    """Encode a picture as WebP."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", method=6, **options)
+    return buffer.getvalue()
 
 
 def draw(names: list[str]) -> None:
@@ -81,7 +87,7 @@ def draw(names: list[str]) -> None:
             if code:
                 raise SystemExit(code)
         for picture in dict.fromkeys(picture for page in pages.values() for picture in pictures(page)):
-            shrink(Path(folder) / picture, HERE / picture)
+            shrink((Path(folder) / picture).with_suffix(".png"), HERE / picture)
         os.chdir(HERE)
 
 
