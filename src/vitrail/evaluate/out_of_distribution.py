@@ -73,9 +73,7 @@ def in_distribution_scores(outputs: ModelOutputs, train: ModelOutputs, targets: 
         "msp": (expit(wide) if multi_label else softmax(wide, axis=1)).max(axis=1),
         "max_logit": wide.max(axis=1),
         "energy": np.logaddexp(0, wide).sum(axis=1) if multi_label else logsumexp(wide, axis=1),
-        "mahalanobis": _mahalanobis(
-            outputs.embeddings, train.embeddings, np.zeros(len(targets), int) if multi_label else targets
-        ),
+        "mahalanobis": -fit_mahalanobis(train.embeddings, targets).distances(outputs.embeddings),
         "knn": _neighbours(outputs.embeddings, train.embeddings),
     }
 
@@ -85,17 +83,39 @@ def num_neighbours(images: int) -> int:
     return max(1, min(_NEIGHBOURS, images // 10))
 
 
-def _mahalanobis(x: Floats, train: Floats, targets: Ints) -> Doubles:
-    train = train.astype(np.float64)
-    means = np.stack([train[targets == k].mean(axis=0) for k in np.unique(targets)])
-    centered = train - means[np.searchsorted(np.unique(targets), targets)]
-    precision = LedoitWolf(assume_centered=True).fit(centered).precision_
-    distances = []
-    for mean in means:
-        away = x.astype(np.float64) - mean
-        distances.append(((away @ precision) * away).sum(axis=1))
-    nearest: Doubles = -np.min(distances, axis=0)
-    return nearest
+@dataclass(frozen=True)
+class Mahalanobis:
+    """Class means of embeddings and their shared covariance.
+
+    Attributes:
+        means: Shape ``(M, C)``, one for each class with images; a single one if multi-label.
+        precision: Inverse of the covariance, shape ``(C, C)``.
+    """
+
+    means: Doubles
+    precision: Doubles
+
+    def distances(self, embeddings: Floats) -> Doubles:
+        """Compute squared distances ``(N,)`` of embeddings ``(N, C)`` to the nearest mean."""
+        found = []
+        for mean in self.means:
+            away = embeddings.astype(np.float64) - mean
+            found.append(((away @ self.precision) * away).sum(axis=1))
+        nearest: Doubles = np.min(found, axis=0)
+        return nearest
+
+
+def fit_mahalanobis(embeddings: Floats, targets: Ints) -> Mahalanobis:
+    """Fit class means and the shared covariance, with Ledoit & Wolf's shrinkage.
+
+    Args:
+        embeddings: Of the training images, shape ``(n, C)``.
+        targets: Their classes ``(n,)``, or labels ``(n, K)``.
+    """
+    train = embeddings.astype(np.float64)
+    classes, index = np.unique(np.zeros(len(targets), int) if targets.ndim == 2 else targets, return_inverse=True)
+    means = np.stack([train[index == k].mean(axis=0) for k in range(len(classes))])
+    return Mahalanobis(means, LedoitWolf(assume_centered=True).fit(train - means[index]).precision_)
 
 
 def _neighbours(x: Floats, train: Floats) -> Doubles:
