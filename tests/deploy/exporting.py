@@ -15,18 +15,18 @@ SMALL = (
     "--trainer.precision 32-true --run.tensorboard false"
 ).split()
 
-needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra export")
 # Engine -> what it needs.
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript"), "torch": ()}
-FORMATS = [
-    pytest.param(
-        name,
-        marks=pytest.mark.skipif(
-            any(importlib.util.find_spec(package) is None for package in packages), reason="needs the extra export"
-        ),
-    )
-    for name, packages in PACKAGES.items()
-]
+
+
+def skip_without(engine):
+    """The mark that skips a test where packages of an engine are missing."""
+    missing = [package for package in PACKAGES[engine] if importlib.util.find_spec(package) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs the extra export ({', '.join(missing)})")
+
+
+needs_openvino = skip_without("openvino")
+FORMATS = [pytest.param(engine, marks=skip_without(engine)) for engine in PACKAGES]
 
 
 def make_run(root, *words):

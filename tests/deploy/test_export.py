@@ -13,6 +13,7 @@ import vitrail
 from tests.deploy.exporting import FORMATS, make_run, needs_openvino
 from vitrail.cli.main import main
 from vitrail.data import open_data
+from vitrail.data.images import read_image
 from vitrail.deploy.exported import load_exported, to_inputs
 from vitrail.engines import load_export
 from vitrail.errors import RunError, ShapeError
@@ -73,6 +74,19 @@ def test_files_classify_as_with_the_run(exported, run, engine, capsys):
 
 
 @pytest.mark.parametrize("engine", FORMATS)
+def test_photographs_of_any_size_give_what_resized_pixels_give(exported, run, engine):
+    export = load_export(exported(engine), threads=1)
+    files = [file for file in sorted((run.parent / "pictures").rglob("*.*")) if file.suffix in (".png", ".bmp")]
+    assert len({read_image(file).shape for file in files}) > 2
+    for file in files[:6]:
+        found = export.run({"image": read_image(file).numpy()[None]})
+        wanted = export.run({"image_resized": read_image(file, size=(16, 16)).numpy()[None]})
+        assert [*found] == [*wanted]
+        # A pixel in a thousand is another level.
+        np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=0, atol=0.02 * abs(wanted["logits"]).max())
+
+
+@pytest.mark.parametrize("engine", FORMATS)
 def test_no_file_holds_paths_of_this_machine(exported, run, engine):
     paths = [str(Path(vitrail.__file__).parent), str(Path(torch.__file__).parent), str(run.parent)]
     for file in (exported(engine) / "1").iterdir():
@@ -114,8 +128,9 @@ def test_other_types_and_sizes_are_refused(exported, change, message):
     export.run({"image_resized": pixels})
     with pytest.raises(ShapeError, match=message):
         export.run({"image_resized": change(pixels)})
-    with pytest.raises(ShapeError, match="takes the inputs image_resized, got image"):
-        export.run({"image": pixels})
+    for names in (["pixels"], ["image", "image_resized"], []):
+        with pytest.raises(ShapeError, match="takes the inputs image or image_resized, got"):
+            export.run(dict.fromkeys(names, pixels))
 
 
 def test_a_changed_export_is_refused(exported, tmp_path, capsys):
@@ -130,7 +145,7 @@ def test_a_changed_export_is_refused(exported, tmp_path, capsys):
     model.write_bytes(content)
     check = folder / "1" / "check.npz"
     with np.load(check) as arrays:
-        changed = {name: values + (0.01 if name == "output.logits" else 0) for name, values in arrays.items()}
+        changed = {name: values + (0.01 if name == "output.resized.logits" else 0) for name, values in arrays.items()}
     np.savez(check, **changed)
     record["files"].pop("check.npz")
     (folder / "1" / "export.json").write_text(json.dumps(record))

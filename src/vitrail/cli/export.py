@@ -8,6 +8,7 @@ from vitrail.errors import ConfigError
 
 FORMATS = ("openvino", "onnx", "torch")
 PRECISIONS = ("fp32", "bf16")
+INCLUDE = ("embedding", "heatmap")
 
 
 def main(argv: list[str]) -> int:
@@ -23,6 +24,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="folder of the export; export in the run folder if not given")
     parser.add_argument("--format", choices=FORMATS, default="openvino", help="engine that runs the export")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the arithmetic")
+    parser.add_argument(
+        "--include", nargs="*", choices=INCLUDE, default=["embedding"], help="outputs besides logits and probabilities"
+    )
     parser.add_argument("--threads", type=int, help="threads of the engine; all cores if not given")
     parser.add_argument("--check", metavar="DIR", help="compare an export's outputs with the recorded ones, and stop")
     arguments = parser.parse_args(argv)
@@ -46,6 +50,7 @@ def main(argv: list[str]) -> int:
         out=out,
         format=arguments.format,
         precision=arguments.precision,
+        include=arguments.include,
         threads=arguments.threads,
     )
     print(

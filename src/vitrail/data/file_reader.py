@@ -20,7 +20,7 @@ from vitrail.data.no_data import no_data_mask
 from vitrail.data.rasters import Raster, open_raster, resize_tensor
 from vitrail.data.stored_values import Survey, survey
 from vitrail.data.thumbnails import SIDE, Thumbnails, thumbnail_of_stored
-from vitrail.data.value_range import ValueRange, ValueRule, to_unit_range, value_rules
+from vitrail.data.value_range import PHYSICAL, ValueRange, ValueRule, to_unit_range, value_rules
 from vitrail.errors import ConfigError, DataError
 
 
@@ -148,6 +148,31 @@ class FileReader:
             height, width = self._open_raster(path).values.shape[1:]
             return height, width
         return image_size(path)
+
+    def stored_type(self, path: Path) -> str:
+        """Return the type of a raster's values, without its own scale and offset; "physical" where it has these."""
+        raster = self._open_raster(path)
+        return PHYSICAL if raster.scale is not None else raster.values.dtype.name
+
+    def read_stored(self, path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[Any]:
+        """Read a file at its own size, in its own units.
+
+        Args:
+            path: The file.
+            size: Height and width that are wanted of it: a JPEG is decoded no larger than needed; in full when not
+                given.
+
+        Returns:
+            Shape ``(C, H, W)``; float32 with NaN where there is no data, else of the stored type.
+        """
+        if self._is_raster(path):
+            values, invalid, _ = self._raster(path, size or (1, 1))
+        else:
+            planes, hidden, _ = self._picture(path, str(path), size)
+            values, invalid = planes.numpy(), _by_band(hidden, len(planes))
+        if invalid is not None:
+            values = np.where(invalid, np.float32(np.nan), values.astype(np.float32))
+        return values if values.dtype != np.float64 else values.astype(np.float32)
 
     @property
     def _of_pictures(self) -> ValueRule:

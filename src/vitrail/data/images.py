@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from vitrail.data.centre_crop import centre_box
 from vitrail.data.image_errors import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError, too_large
 from vitrail.data.no_data import parse_no_data
 from vitrail.errors import DataError
@@ -330,9 +331,7 @@ def resize_picture(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
     height, width = x.shape[1:]
     if how == "crop":
         # The part that the centre crop keeps is scaled in one step: no pixel is computed and cut off.
-        scale = max(size[0] / height, size[1] / width)
-        rows, columns = min(max(round(size[0] / scale), 1), height), min(max(round(size[1] / scale), 1), width)
-        top, left = (height - rows) // 2, (width - columns) // 2
+        top, left, rows, columns = centre_box(height, width, size)
         x = x[:, top : top + rows, left : left + columns]
     if x.shape[1:] == size:
         return x.contiguous()

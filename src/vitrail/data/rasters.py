@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.data.centre_crop import centre_box
 from vitrail.data.image_errors import BandError, PointerError, UnreadableError, too_large
 from vitrail.data.no_data import parse_no_data
 from vitrail.files import is_lfs_pointer
@@ -38,6 +39,8 @@ _FAULTS = (
 _ORIENTATION, _GDAL_METADATA, _GDAL_NODATA = 274, 42112, 42113
 # Bits of a page's NewSubfileType, and how a mask's pixels are marked.
 _REDUCED, _MASK, _PHOTOMETRIC_MASK = 1, 4, 4
+# A resized pixel with less of its weight on data has none itself. Below a half: at a tie rounding would decide.
+LEAST_KNOWN = 0.4999
 # Values of ExtraSamples for an alpha band.
 _ALPHA = (1, 2)
 
@@ -376,17 +379,14 @@ def resize_tensor(
     if (height, width) == tuple(size):
         return x
     if how == "crop":
-        scale = max(size[0] / height, size[1] / width)
-        rows = min(max(round(size[0] / scale), 1), height)
-        columns = min(max(round(size[1] / scale), 1), width)
-        top, left = (height - rows) // 2, (width - columns) // 2
+        top, left, rows, columns = centre_box(height, width, size)
         x = x[..., top : top + rows, left : left + columns]
     batch = x if x.ndim == 4 else x[None]
     lost = batch.isnan()
     if lost.any():
         known = F.interpolate((~lost).float(), size=size, mode=mode, antialias=True)
         small = F.interpolate(batch.nan_to_num(0.0), size=size, mode=mode, antialias=True) / known
-        small = small.clamp_(0, 1).masked_fill_(known < 0.5, float("nan"))
+        small = small.clamp_(0, 1).masked_fill_(known < LEAST_KNOWN, float("nan"))
     else:
         small = F.interpolate(batch, size=size, mode=mode, antialias=True)
     return small if x.ndim == 4 else small[0]

@@ -45,7 +45,10 @@ class ExportedModel:
         if tta != "none":
             raise ConfigError(f"--tta {tta} is not supported for an export; predict with the run folder")
         outputs = self.export.run(to_inputs(self.export.record, batch))
-        return torch.from_numpy(outputs["logits"]), torch.from_numpy(outputs["embedding"])
+        logits = torch.from_numpy(outputs["logits"])
+        embedding = outputs.get("embedding")
+        # Without embeddings: no channels.
+        return logits, logits.new_empty(len(logits), 0) if embedding is None else torch.from_numpy(embedding)
 
 
 def load_exported(path: str | Path, threads: int | None = None) -> ExportedModel:
@@ -57,7 +60,7 @@ def load_exported(path: str | Path, threads: int | None = None) -> ExportedModel
 
 
 def to_inputs(record: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Arrays:
-    """Convert a batch of the data pipeline to the inputs of an export.
+    """Convert a batch of the data pipeline to the inputs of an export that take pixels at the model's size.
 
     Args:
         record: Content of export.json.
@@ -68,6 +71,8 @@ def to_inputs(record: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Arrays:
     """
     arrays: Arrays = {}
     for entry in record["inputs"]:
+        if entry["entry"] != "resized":
+            continue
         unit = batch[entry["stream"]]
         arrays[entry["name"]] = unit.numpy() if entry["dtype"] == "float32" else _to_levels(unit)
     return arrays

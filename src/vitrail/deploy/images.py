@@ -79,12 +79,7 @@ def open_files(
             f"the run needs a spectral file for each image ({', '.join(card.streams['spectral'].bands)}); give their "
             "folder with --spectral"
         )
-    config = dataclasses.replace(
-        card.as_trained(data),
-        spectral_path=None if spectral is None else str(spectral),
-        spectral_band_names=data.spectral_band_names if in_files else None,
-        band_names=data.band_names or _names_of(card, data),
-    )
+    config = files_config(card, data, spectral if in_files else None)
     size = size or card.img_size
     source = _chosen(config, _read(card, config, paths, size_to_read(size, config.crop_pct), spectral))
     for name, stream in card.streams.items():
@@ -93,6 +88,22 @@ def open_files(
     check_values(source, of_run=True)
     seen_size = size if config.crop_pct < 1 else None
     return ImageData(source, {"all": list(range(len(source)))}, config, card.filling(), seen_size=seen_size)
+
+
+def files_config(card: ModelCard, data: DataConfig, spectral: str | Path | None) -> DataConfig:
+    """Return the settings by which image files are read for a run.
+
+    Args:
+        card: Model card of the run.
+        data: Data settings of the run.
+        spectral: Folder or file of the spectral files; None where there are none.
+    """
+    return dataclasses.replace(
+        card.as_trained(data),
+        spectral_path=None if spectral is None else str(spectral),
+        spectral_band_names=data.spectral_band_names if spectral is not None else None,
+        band_names=data.band_names or _names_of(card, data),
+    )
 
 
 def _names_of(card: ModelCard, data: DataConfig) -> tuple[str, ...] | None:

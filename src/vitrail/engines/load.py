@@ -30,7 +30,7 @@ ENGINES: dict[str, tuple[Callable[[Path, str, int | None], Engine], str]] = {
     "onnx": (OnnxEngine, "model.onnx"),
     "torch": (TorchEngine, "model.pt2"),
 }
-# Prefixes of arrays in check.npz.
+# Prefixes of arrays in check.npz: of inputs, and of the outputs of each entry.
 INPUT, OUTPUT = "input.", "output."
 
 
@@ -68,7 +68,7 @@ class Export:
         """Run a batch after strict checks of names, types and shapes.
 
         Args:
-            inputs: Arrays by name; export.json lists names, types and shapes.
+            inputs: Arrays by name, those of one entry; export.json lists names, types and shapes.
 
         Returns:
             Outputs by name.
@@ -77,15 +77,28 @@ class Export:
             ShapeError: A missing or unknown input, or another type, size or number of bands. Engines would cast the
                 type and accept the size in silence.
         """
-        wanted = {entry["name"]: entry for entry in self.record["inputs"]}
-        if set(inputs) != set(wanted):
-            raise ShapeError(f"the export takes the inputs {', '.join(wanted)}, got {', '.join(inputs) or 'none'}")
-        for name, array in inputs.items():
-            _check_array(name, array, wanted[name])
+        entries = self.entries
+        if set(inputs) not in map(set, entries.values()):
+            choices = " or ".join(", ".join(names) for names in entries.values())
+            raise ShapeError(f"the export takes the inputs {choices}, got {', '.join(inputs) or 'none'}")
+        arrays = {}
+        for entry in self.record["inputs"]:
+            name = entry["name"]
+            if name in inputs:
+                _check_array(name, inputs[name], entry)
+            arrays[name] = np.ascontiguousarray(inputs[name]) if name in inputs else _no_images(entry)
         if len({len(array) for array in inputs.values()}) > 1:
             sizes = ", ".join(f"{name} {len(array)}" for name, array in inputs.items())
             raise ShapeError(f"inputs of one batch must hold the same number of images, got {sizes}")
-        return self.engine.run({name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        return self.engine.run(arrays)
+
+    @property
+    def entries(self) -> dict[str, list[str]]:
+        """Names of the inputs of each entry: "photographs" of any size, and "resized" at the model's size."""
+        names: dict[str, list[str]] = {}
+        for entry in self.record["inputs"]:
+            names.setdefault(entry["entry"], []).append(entry["name"])
+        return names
 
     def check(self) -> dict[str, float]:
         """Compare outputs on the check images with the recorded ones.
@@ -97,11 +110,14 @@ class Export:
         Raises:
             RunError: A difference above the bound in export.json.
         """
-        with np.load(self.folder / CHECK_FILE, allow_pickle=False) as arrays:
-            inputs = {name.removeprefix(INPUT): arrays[name] for name in arrays if name.startswith(INPUT)}
-            recorded = {name.removeprefix(OUTPUT): arrays[name] for name in arrays if name.startswith(OUTPUT)}
-        found = self.run(inputs)
-        differences = {name: difference(found[name], values) for name, values in recorded.items()}
+        with np.load(self.folder / CHECK_FILE, allow_pickle=False) as file:
+            arrays = dict(file)
+        differences: dict[str, float] = {}
+        for entry, names in self.entries.items():
+            found = self.run({name: arrays[INPUT + name] for name in names})
+            for name, values in found.items():
+                value = difference(values, arrays[f"{OUTPUT}{entry}.{name}"])
+                differences[name] = value if name not in differences else max(value, differences[name])
         bound = self.record["check"]["bound"]
         for name, value in differences.items():
             if not value <= bound:
@@ -120,6 +136,12 @@ def difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
         return float((found != wanted).mean())
     scale = np.abs(wanted).max(initial=0.0)
     return float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0) / (scale if scale > 0 else 1.0))
+
+
+def _no_images(entry: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Return an empty batch, for the inputs of the entry that is not used."""
+    _, bands, height, width = entry["shape"]
+    return np.zeros((0, bands, height or 1, width or 1), dtype=entry["dtype"])
 
 
 def _check_array(name: str, array: npt.NDArray[Any], wanted: Mapping[str, Any]) -> None:

@@ -159,7 +159,7 @@ class ConcatFusion(nn.Module):
         weights = one_hot if query_grid == key_grid else _resample_tokens(one_hot, query_grid)
         reported = weights.view(1, 1, -1, keys).expand(x.shape[0], -1, -1, -1)
         self.tap.report(reported, TokenLayout("cross", query_grid=query_grid, key_grid=key_grid))
-        return (reported[:, 0] @ context.flatten(1, 2)).view(len(x), *query_grid, context.shape[-1])
+        return (reported[:, 0] @ context.flatten(1, 2)).view(x.shape[0], *query_grid, context.shape[-1])
 
 
 def _resample_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:

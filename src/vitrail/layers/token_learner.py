@@ -141,7 +141,7 @@ class TokenMix(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, C, S)`` to ``(B, C, S)``."""
         if self.tap.armed:
-            self.tap.report(self.weight.abs().expand(len(x), -1, -1), TokenLayout("mix"))
+            self.tap.report(self.weight.abs().expand(x.shape[0], -1, -1), TokenLayout("mix"))
         return super().forward(x)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import vitrail
 from vitrail.config.data import DataConfig
 from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.readme import readme
 from vitrail.engines.base import Arrays
-from vitrail.engines.load import CHECK_FILE, ENGINES, FORMAT, INPUT, OUTPUT, RECORD_FILE, VERSION_FOLDER, digest
+from vitrail.engines.load import CHECK_FILE, FORMAT, INPUT, OUTPUT, RECORD_FILE, VERSION_FOLDER, Export, digest
 from vitrail.errors import ConfigError, RunError
 from vitrail.files import write_json, write_text
 from vitrail.outputs import is_output_folder
@@ -45,14 +46,29 @@ def reading_settings(data: DataConfig) -> dict[str, Any]:
     return {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(default, name)}
 
 
-def describe_model(graph: ExportGraph, data: DataConfig, engine: str, precision: str) -> dict[str, Any]:
-    """Describe what the graph takes and returns; equal for equal runs and versions."""
+def describe_model(
+    graph: ExportGraph, data: DataConfig, engine: str, precision: str, no_photographs: str = ""
+) -> dict[str, Any]:
+    """Describe what the graph takes and returns; equal for equal runs and versions.
+
+    Args:
+        graph: The graph.
+        data: Data settings of the run.
+        engine: Key of :data:`vitrail.engines.load.ENGINES`.
+        precision: Precision of the arithmetic.
+        no_photographs: Reason why the graph has no input for photographs of any size; empty where it has one.
+    """
     return {
         "format": FORMAT,
         "engine": engine,
         "precision": precision,
         "inputs": [entry.describe() for entry in graph.inputs],
         "outputs": list(graph.outputs),
+        "no_photographs": no_photographs,
+        "resize": {
+            name: {"filter": own.filter, "how": own.how, "size": list(own.size), "seen": list(graph.card.img_size)}
+            for name, own in graph.stored.items()
+        },
         "model": dataclasses.asdict(graph.card),
         "reading": reading_settings(data),
         "versions": {
@@ -102,9 +118,18 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"{final} holds files that are no export; choose another --out")
 
 
-def write_check(folder: Path, inputs: Arrays, outputs: Arrays) -> None:
-    """Write the check images and their outputs."""
-    arrays = {INPUT + name: x for name, x in inputs.items()} | {OUTPUT + name: x for name, x in outputs.items()}
+def write_check(folder: Path, export: Export, batches: Mapping[str, Arrays]) -> None:
+    """Write the check images and their outputs.
+
+    Args:
+        folder: The version folder.
+        export: The export.
+        batches: Check images of each entry, by the names of its inputs.
+    """
+    arrays: Arrays = {}
+    for entry, inputs in batches.items():
+        arrays |= {INPUT + name: x for name, x in inputs.items()}
+        arrays |= {f"{OUTPUT}{entry}.{name}": x for name, x in export.run(inputs).items()}
     with (folder / CHECK_FILE).open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -121,63 +146,3 @@ def write_record(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, 
     files = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.name != README_FILE}
     check = {"bound": BOUNDS[facts["precision"]]}
     write_json(folder / RECORD_FILE, {**facts, "check": check, **measured, "files": files})
-
-
-_CODE = {
-    "openvino": """import numpy as np, openvino
-model = openvino.Core().compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})
-{arrays}
-outputs = model({{{feed}}})
-print(outputs["probabilities"].argmax(1))""",
-    "onnx": """import numpy as np, onnxruntime
-session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
-{arrays}
-logits, probabilities, *_ = session.run(None, {{{feed}}})
-print(probabilities.argmax(1))""",
-    "torch": """import torch
-program = torch.export.load("{file}").module()
-{arrays}
-outputs = program({positional})
-print(outputs["probabilities"].argmax(1))""",
-}
-
-
-def readme(facts: Mapping[str, Any]) -> str:
-    """Explain the export in one page, with code for the plain engine."""
-    engine, card = facts["engine"], facts["model"]
-    module = "torch" if engine == "torch" else "np"
-    arrays, rows = [], []
-    for entry in facts["inputs"]:
-        shape = tuple(dim or 1 for dim in entry["shape"])
-        dtype = f"{module}.{entry['dtype']}"
-        arrays.append(f"{entry['name']} = {module}.zeros({shape}, dtype={dtype})  # your pixels")
-        sizes = " x ".join(str(dim) if dim else "N" for dim in entry["shape"])
-        rows.append(
-            f"| `{entry['name']}` | {sizes} | {entry['dtype']}, {entry['values']} | {', '.join(entry['bands'])} |"
-        )
-    names = [entry["name"] for entry in facts["inputs"]]
-    code = _CODE[engine].format(
-        file=ENGINES[engine][1],
-        hint="bf16" if facts["precision"] == "bf16" else "f32",
-        arrays="\n".join(arrays),
-        feed=", ".join(f'"{name}": {name}' for name in names),
-        positional=", ".join(names),
-    )
-    casts = ""
-    if engine == "openvino":
-        casts = (
-            "\nOpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. "
-            "Check the\ntype before the call, or load the folder with `vitrail.engines.load_export`, which refuses "
-            "other types.\n"
-        )
-    return (
-        f"# {card['name']}: {len(card['classes'])} classes, {facts['precision']}\n\n"
-        f"```python\n{code}\n```\n\n"
-        "| input | shape (batch, bands, height, width) | values | bands, in order |\n|---|---|---|---|\n"
-        + "\n".join(rows)
-        + f"\n\nOutputs: {', '.join(f'`{name}`' for name in facts['outputs'])}. The classes of `probabilities`, in "
-        "order, are `model.classes` in\n`export.json`. Pixels at this size are neither cropped nor resized; another "
-        "size is an error.\n"
-        + casts
-        + "\n`vitrail export --check DIR` compares the outputs on `check.npz` with the recorded ones.\n"
-    )

@@ -18,8 +18,8 @@ from vitrail.engines.torch import RECORD
 from vitrail.extras import import_extra
 
 _OPSET = 20
-# Batch of the example: torch.export takes dimensions of 0 and 1 for constants.
-_EXAMPLE_BATCH = 2
+# Largest batch (axis 0), height and width.
+_MOST = {0: 4096, 2: 65535, 3: 65535}
 # Key of the record inside the model file.
 METADATA = "vitrail"
 
@@ -29,10 +29,19 @@ def trace(graph: ExportGraph) -> ExportedProgram:
 
     The program holds no paths of source files.
     """
-    example = tuple(entry.example(_EXAMPLE_BATCH) for entry in graph.inputs)
-    batch = Dim("batch", min=1, max=4096)
+    # A batch of its own size for each entry, so that they are not taken for one.
+    sizes = {entry: size for size, entry in enumerate(dict.fromkeys(entry.entry for entry in graph.inputs), start=2)}
+    example = tuple(entry.example(sizes[entry.entry]) for entry in graph.inputs)
+    dynamic = tuple(
+        {
+            axis: Dim(name, min=0 if axis == 0 else 1, max=_MOST[axis])
+            for axis, name in enumerate((entry.entry, "bands", f"{entry.name}_height", f"{entry.name}_width"))
+            if entry.shape[axis] is None
+        }
+        for entry in graph.inputs
+    )
     with torch.no_grad():
-        program = torch.export.export(graph.eval(), example, dynamic_shapes=(tuple({0: batch} for _ in example),))
+        program = torch.export.export(graph.eval(), example, dynamic_shapes=(dynamic,))
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
             node.meta.pop(key, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from vitrail.data.dataset import Batch, ImageData
 from vitrail.deploy.export.artefact import check_out, describe_model, new_export, write_check, write_record
 from vitrail.deploy.export.convert import convert, trace
 from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.stored import as_photographs, stored_pixels
 from vitrail.deploy.exported import to_inputs
 from vitrail.engines.base import Arrays
 from vitrail.engines.load import ENGINES, Export, difference, load_export
@@ -24,6 +25,7 @@ from vitrail.runs.images import open_images
 from vitrail.runs.trained import TrainedModel, load_classifier
 
 PRECISIONS = ("fp32", "bf16")
+INCLUDE = ("embedding", "heatmap")
 # Largest difference of logits in float32, as a share of their scale.
 EQUAL = 1e-4
 # Number of check images, and images of a batch.
@@ -37,6 +39,7 @@ def export(
     out: str | Path | None = None,
     format: str = "openvino",
     precision: str = "fp32",
+    include: Sequence[str] = ("embedding",),
     threads: int | None = None,
 ) -> tuple[Export, dict[str, Any]]:
     """Export a trained run, and compare it with the run on the validation images.
@@ -47,6 +50,7 @@ def export(
         out: Folder of the export; ``export`` in the run folder by default. An earlier export there is replaced.
         format: "openvino", "onnx" or "torch".
         precision: "fp32" or "bf16".
+        include: Outputs besides logits and probabilities, of :data:`INCLUDE`.
         threads: Number of threads of the engine; all cores by default.
 
     Returns:
@@ -61,13 +65,16 @@ def export(
     run = run if isinstance(run, RunFolder) else RunFolder.open(run)
     _check_choice("--format", format, ENGINES)
     _check_choice("--precision", precision, PRECISIONS)
+    for name in include:
+        _check_choice("--include", name, INCLUDE)
     out = run.export if out is None else Path(out)
     check_out(out)
     trained = load_classifier(run)
     images = open_images(run, trained.card, data, verb="export").data
     indices = _gate_images(images)
-    graph = ExportGraph(trained, pixel_types(images, indices))
-    facts = describe_model(graph, data, format, precision)
+    stored, no_photographs = stored_pixels(trained.card, data, images)
+    graph = ExportGraph(trained, pixel_types(images, indices), stored, include)
+    facts = describe_model(graph, data, format, precision, no_photographs)
     with new_export(out) as folder:
         convert(trace(graph), graph, format, folder, facts)
         engine, file = ENGINES[format]
@@ -79,8 +86,11 @@ def export(
                 f"{EQUAL:g}), other classes on {compared['other_classes']} of {compared['images']} images; nothing was "
                 "written: take another --format"
             )
-        check = to_inputs(facts, images.batch(images.evenly_spaced("val", _CHECK_IMAGES)))
-        write_check(folder, check, unchecked.run(check))
+        batch = images.batch(images.evenly_spaced("val", _CHECK_IMAGES))
+        checks = {"resized": to_inputs(facts, batch)}
+        if stored:
+            checks["photographs"] = as_photographs(stored, batch)
+        write_check(folder, unchecked, checks)
         write_record(folder, facts, {"processor": processor(), "compared": compared})
     return load_export(out, threads), compared
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitrail.deploy.export.pixels import PreparePixels, resized_streams
+from vitrail.deploy.export.pixels import Prepare, resized_streams
+from vitrail.deploy.export.stored import StoredPixels
+from vitrail.errors import ConfigError
+from vitrail.explain.methods.relevance import lacks_rollout
+from vitrail.explain.methods.rollout import features_and_rollout
 from vitrail.runs.trained import TrainedModel
 
-# Suffix of the inputs that take pixels at the model's size; a stream's own name takes photographs of any size.
+# Suffix of the inputs that take pixels at the model's size; those of photographs have the stream's own name.
 RESIZED = "_resized"
 
 
@@ -22,60 +27,87 @@ class GraphInput:
 
     Attributes:
         name: Its name.
+        entry: "photographs", of any height and width, or "resized", at the model's size.
         stream: Stream that it belongs to.
-        dtype: Type of the values; uint8 of which 255 means 1, or float32 in 0..1 with NaN where there is no data.
+        dtype: Type of the values; float32 has NaN where there is no data.
         shape: Batch, bands, height and width; None where free.
         bands: Names of the bands, in order.
+        low: Value of each band (or of all) that means 0.
+        high: Value that means 1.
     """
 
     name: str
+    entry: str
     stream: str
     dtype: torch.dtype
     shape: tuple[int | None, int, int | None, int | None]
     bands: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
 
     def example(self, batch: int) -> Tensor:
         """Return pixels of this type and shape."""
         _, bands, height, width = self.shape
-        shape = (batch, bands, height or 8, width or 8)
-        return torch.zeros(shape, dtype=self.dtype) if self.dtype == torch.uint8 else torch.full(shape, 0.5)
+        # Of different lengths: torch.export takes equal ones for one symbol.
+        return torch.zeros((batch, bands, height or 37, width or 53), dtype=self.dtype)
 
     def describe(self) -> dict[str, Any]:
         """Describe the input for export.json."""
-        values = "0 to 255" if self.dtype == torch.uint8 else "0 to 1, NaN where there is no data"
-        return {
-            "name": self.name,
-            "stream": self.stream,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "shape": list(self.shape),
-            "bands": list(self.bands),
-            "values": values,
-        }
+        described = {**dataclasses.asdict(self), "dtype": str(self.dtype).removeprefix("torch.")}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in described.items()}
 
 
 class ExportGraph(nn.Module):
     """Preprocessing, model and outputs of a trained run.
 
+    An input of each entry is always there; a batch of one entry leaves the other empty (0 images). The model runs once,
+    on the photographs and the resized images one after the other.
+
     Args:
         trained: The model, on the CPU.
-        dtypes: Type of the resized pixels of each input stream, uint8 or float32; see :class:`GraphInput`.
+        dtypes: Type of the resized pixels of each stream: uint8, or float32 in 0..1.
+        stored: How photographs of each input stream are stored; empty for a graph without that entry.
+        include: Outputs besides logits and probabilities: "embedding", "heatmap".
+
+    Raises:
+        ConfigError: An output that the model does not have.
 
     Attributes:
-        inputs: Inputs in order: the resized pixels of each stream of :func:`resized_streams`.
+        inputs: Inputs in order.
         outputs: Names of the outputs in order.
     """
 
-    def __init__(self, trained: TrainedModel, dtypes: Mapping[str, torch.dtype]) -> None:
+    def __init__(
+        self,
+        trained: TrainedModel,
+        dtypes: Mapping[str, torch.dtype],
+        stored: Mapping[str, StoredPixels] | None = None,
+        include: Collection[str] = ("embedding",),
+    ) -> None:
         super().__init__()
-        self.card = trained.card
+        self.card = card = trained.card
         self.model = trained.model
-        self.prepare = PreparePixels(trained.card)
-        streams = {name: self.card.streams[name] for name in resized_streams(self.card)}
+        self.stored = dict(stored or {})
+        self.prepare = Prepare(card, self.stored)
         self.inputs = [
-            GraphInput(name + RESIZED, name, dtypes[name], (None, len(stream.bands), *stream.img_size), stream.bands)
-            for name, stream in streams.items()
-        ]
-        self.outputs = ["logits", "probabilities", "embedding"]
+            GraphInput(name, "photographs", name, own.dtype, (None, len(own.bands), None, None), own.bands, own.low,
+                       own.high)
+            for name, own in self.stored.items()
+        ]  # fmt: skip
+        for name in resized_streams(card):
+            stream, dtype = card.streams[name], dtypes[name]
+            shape = (None, len(stream.bands), *stream.img_size)
+            high = (255.0,) if dtype == torch.uint8 else (1.0,)
+            self.inputs.append(GraphInput(name + RESIZED, "resized", name, dtype, shape, stream.bands, (0.0,), high))
+        self.include = frozenset(include)
+        self.outputs = ["logits", "probabilities"]
+        if "embedding" in include:
+            self.outputs.append("embedding")
+        if "heatmap" in include:
+            reason = lacks_rollout(self.model)
+            if reason is not None:
+                raise ConfigError(f"--include heatmap is not possible: {reason}")
+            self.outputs += [heatmap_of(name) for name in card.streams]
 
     def forward(self, *pixels: Tensor) -> dict[str, Tensor]:
         """Classify a batch.
@@ -84,12 +116,23 @@ class ExportGraph(nn.Module):
             *pixels: One tensor for each of :attr:`inputs`, in order.
 
         Returns:
-            The tensors of :attr:`outputs` by name: logits and probabilities ``(B, K)``, embedding ``(B, C)``.
+            The tensors of :attr:`outputs` by name: logits and probabilities ``(B, K)``, embedding ``(B, C)``, heatmaps
+            ``(B, H, W)`` at the model's size.
         """
-        features = self.model.forward_features(*self.prepare(*pixels))
+        inputs = self.prepare(*pixels)
+        heatmaps: dict[str, Tensor] = {}
+        if "heatmap" in self.include:
+            features, rollout = features_and_rollout(self.model, *inputs)
+            heatmaps = {heatmap_of(name): own.map for name, own in rollout.by_stream(self.model).items()}
+        else:
+            features = self.model.forward_features(*inputs)
         logits = self.model.forward_head(features).float()
-        return {
-            "logits": logits,
-            "probabilities": self.card.probabilities(logits),
-            "embedding": self.model.forward_head(features, pre_logits=True).float(),
-        }
+        outputs = {"logits": logits, "probabilities": self.card.probabilities(logits), **heatmaps}
+        if "embedding" in self.include:
+            outputs["embedding"] = self.model.forward_head(features, pre_logits=True).float()
+        return {name: outputs[name] for name in self.outputs}
+
+
+def heatmap_of(stream: str) -> str:
+    """Return the name of a stream's heatmap."""
+    return "heatmap" if stream == "image" else f"heatmap_{stream}"

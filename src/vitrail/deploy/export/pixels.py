@@ -1,58 +1,110 @@
-"""Preprocessing as tensor operations: from pixels to the model's normalised inputs, inside the exported graph."""
+"""Preprocessing as tensor operations, in the exported graph: from stored pixels to the normalised inputs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from vitrail.data.evaluation_crop import crop_centre
+from vitrail.data.rasters import LEAST_KNOWN
 from vitrail.data.sources.edges import edges
+from vitrail.deploy.export.resize import resize_by, resize_levels, resize_matrices
+from vitrail.deploy.export.stored import StoredPixels
 from vitrail.runs.trained import ModelCard
 
 
-class UnitRange(nn.Module):
-    """Bring pixels of the model's size to 0..1, and fill those without data.
+class ResizeStored(nn.Module):
+    """Bring stored pixels of any height and width to 0..1 at the size that evaluation reads.
 
     Args:
-        fill: Value of each band for pixels without data, in units of 0..1: the training mean.
+        stored: How the pixels are stored, and how they are resized.
     """
 
-    def __init__(self, fill: tuple[float, ...]) -> None:
+    def __init__(self, stored: StoredPixels) -> None:
         super().__init__()
-        self.register_buffer("fill", torch.tensor(fill, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.fill: Tensor
+        self.stored = stored
+        low, high = (torch.tensor(side, dtype=torch.float64).view(-1, 1, 1) for side in (stored.low, stored.high))
+        self.register_buffer("low", low.float(), persistent=False)
+        self.register_buffer("width", (high - low).float(), persistent=False)
+        self.low: Tensor
+        self.width: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convert uint8, or float32 in 0..1 with NaN where there is no data; shape ``(B, C, H, W)`` in and out."""
-        if x.dtype == torch.uint8:
-            return x.float() / 255.0
-        return torch.where(x.isnan(), self.fill, x)
+        """Crop and resize.
+
+        Args:
+            x: Stored values, shape ``(B, C, H, W)``.
+
+        Returns:
+            Shape ``(B, C, *size)``, float32 in 0..1; NaN where there is no data.
+        """
+        filter = self.stored.filter
+        rows, columns = resize_matrices(
+            x.shape[2], x.shape[3], self.stored.size, self.stored.how, "bilinear" if filter == "bilinear" else "bicubic"
+        )
+        if filter == "levels":
+            return resize_levels(x.float(), rows, columns) / 255.0
+        unit = ((x.float() - self.low) / self.width).clamp(0.0, 1.0)
+        if x.dtype == torch.float32:
+            return resize_known(unit, rows, columns)
+        small = resize_by(unit, rows, columns)
+        return small.clamp(0.0, 1.0) if filter == "bicubic" else small
 
 
-class PreparePixels(nn.Module):
-    """Prepare pixels of the model's size: 0..1, derived streams, normalisation.
+def resize_known(unit: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Resize pixels of which some are NaN, as :func:`vitrail.data.rasters.resize_tensor` does."""
+    lost = unit.isnan()
+    known = resize_by(1.0 - lost.float(), rows, columns)
+    small = resize_by(torch.where(lost, 0.0, unit), rows, columns) / known.clamp(min=LEAST_KNOWN)
+    return torch.where(known < LEAST_KNOWN, float("nan"), small.clamp(0.0, 1.0))
+
+
+class Prepare(nn.Module):
+    """Prepare the model's inputs from photographs and from pixels at the model's size, one batch after the other.
 
     Args:
         card: Model card of the run.
+        stored: How the photographs of each input stream are stored; empty where there is no such entry.
     """
 
-    def __init__(self, card: ModelCard) -> None:
+    def __init__(self, card: ModelCard, stored: dict[str, StoredPixels]) -> None:
         super().__init__()
-        self.names = resized_streams(card)
-        self.derives_edges = len(self.names) < len(card.streams)
-        self.unit = nn.ModuleDict({name: UnitRange(card.streams[name].mean) for name in self.names})
+        self.size = card.img_size
+        self.streams = tuple(card.streams)
+        self.resized = resized_streams(card)
+        self.photographs = nn.ModuleDict({name: ResizeStored(own) for name, own in stored.items()})
         self.normalize = card.normalization()
+        for name, stream in card.streams.items():
+            self.register_buffer(f"fill_{name}", torch.tensor(stream.mean).view(-1, 1, 1), persistent=False)
 
     def forward(self, *pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return the model's inputs.
+        """Return the model's inputs, the photographs before the others.
 
         Args:
-            *pixels: One tensor for each of :func:`resized_streams`, shape ``(B, C, H, W)``.
+            *pixels: Photographs of each stream, then pixels at the model's size of each of :func:`resized_streams`.
         """
-        streams = {name: self.unit[name](x) for name, x in zip(self.names, pixels, strict=True)}
-        if self.derives_edges:
-            streams["spectral"] = edges(streams["image"])
+        count = len(self.photographs)
+        read = {name: resize(x) for (name, resize), x in zip(self.photographs.items(), pixels[:count], strict=True)}
+        small = {name: to_unit(x) for name, x in zip(self.resized, pixels[count:], strict=True)}
+        parts = [self._derive(small)]
+        if read:
+            # Edges before the margin is cut off: those at the border see their neighbours.
+            parts.insert(0, {name: crop_centre(x, self.size) for name, x in self._derive(read).items()})
+        streams = {}
+        for name in self.streams:
+            x = torch.cat([part[name] for part in parts]) if len(parts) > 1 else parts[0][name]
+            streams[name] = torch.where(x.isnan(), getattr(self, f"fill_{name}"), x)
         inputs: tuple[Tensor, ...] = self.normalize(streams)
         return inputs
+
+    def _derive(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+        lacks_edges = "spectral" in self.streams and "spectral" not in streams
+        return {**streams, "spectral": edges(streams["image"])} if lacks_edges else streams
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Convert pixels to 0..1: uint8 of which 255 means 1, or float32 already."""
+    return x.float() / 255.0 if x.dtype == torch.uint8 else x
 
 
 def resized_streams(card: ModelCard) -> tuple[str, ...]:

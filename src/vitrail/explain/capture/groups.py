@@ -32,7 +32,7 @@ def to_groups(values: Tensor, layout: TokenLayout) -> Tensor:
     grid, window = layout.query_grid, layout.window
     assert grid is not None, "layers with groups have a grid"
     assert window is not None, "layers with groups have a window"
-    rolled = shift_map(values.view(len(values), *grid, 1), layout.padding, layout.shift, layout.pad_after_shift)
+    rolled = shift_map(values.view(values.shape[0], *grid, 1), layout.padding, layout.shift, layout.pad_after_shift)
     return (partition_windows if layout.kind == "window" else partition_grid)(rolled, window).squeeze(-1)
 
 
@@ -46,14 +46,23 @@ def from_groups(groups: Tensor, layout: TokenLayout) -> Tensor:
     return unshift_map(merged, grid, layout.shift, layout.pad_after_shift).flatten(1)
 
 
-@functools.lru_cache(maxsize=64)
 def group_members(layout: TokenLayout, device: torch.device | None = None) -> Tensor:
     """Return the row-major index on the grid of each token of each group, shape ``(groups, n)``; -1 is padding."""
+    if torch.compiler.is_compiling():
+        # The tensors of a graph that is traced stand for others: cached, they would reach later calls.
+        return _compute_members(layout, device)
+    with torch.inference_mode(False):  # the cached tensor is also used outside of inference mode
+        return _cached_members(layout, device)
+
+
+def _compute_members(layout: TokenLayout, device: torch.device | None) -> Tensor:
     assert layout.query_grid is not None, "layers with groups have a grid"
     # Indices start at 1 for the partition, so that zero padding differs.
-    with torch.inference_mode(False):  # the cached tensor is also used outside of inference mode
-        indices = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
-        return to_groups(indices[None], layout) - 1
+    indices = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
+    return to_groups(indices[None], layout) - 1
+
+
+_cached_members = functools.lru_cache(maxsize=64)(_compute_members)
 
 
 def token_positions(layout: TokenLayout, of: str = "queries", device: torch.device | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +20,7 @@ from vitrail.layers.attention import Attention
 from vitrail.layers.fusion import CrossAttention
 from vitrail.layers.modes import in_transform
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.tap import AttentionTap, TokenLayout, named_taps
+from vitrail.layers.tap import AttentionTap, Consumer, TokenLayout, named_taps
 from vitrail.models.base import VisionModel
 from vitrail.weights.wrapped import unwrapped
 
@@ -298,14 +298,26 @@ def capture_attention(
     if memory_budget is not None and memory_budget < 0:
         raise ConfigError(f"memory_budget must be at least 0 bytes, got {memory_budget}")
     record = AttentionRecord(memory_budget=memory_budget)
-    before = {name: tap.consumer for name, tap in chosen.items()}
+    consumers = {name: partial(_add, record, keep, threading.get_ident(), name) for name in chosen}
+    with armed(chosen, consumers), torch.compiler.set_stance("force_eager"):
+        yield record
+
+
+@contextmanager
+def armed(taps: Mapping[str, AttentionTap], consumers: Mapping[str, Consumer]) -> Iterator[None]:
+    """Give taps their consumers in the block, and restore those before it.
+
+    Args:
+        taps: Taps by the name of their layer.
+        consumers: Consumer of each.
+    """
+    before = {name: tap.consumer for name, tap in taps.items()}
     try:
-        for name, tap in chosen.items():
-            tap.consumer = partial(_add, record, keep, threading.get_ident(), name)
-        with torch.compiler.set_stance("force_eager"):
-            yield record
+        for name, tap in taps.items():
+            tap.consumer = consumers[name]
+        yield
     finally:
-        for name, tap in chosen.items():
+        for name, tap in taps.items():
             tap.consumer = before[name]
 
 

@@ -108,7 +108,7 @@ def _identity_part(row: Tensor, steps: Sequence[CapturedMixing], prefix: int) ->
         elif kind == "pool" and fused:
             fused -= 1  # a residual connection bypasses the TokenLearner of a fused block
         elif kind == "pool":
-            row = torch.cat([row[:, :prefix], row.new_zeros(len(row), step.weights.shape[-1])], dim=1)
+            row = torch.cat([row[:, :prefix], row.new_zeros(row.shape[0], step.weights.shape[-1])], dim=1)
     return row
 
 
@@ -169,7 +169,7 @@ def _result(
 ) -> Rollout:
     tiny = torch.finfo(tokens.dtype).tiny
     share = tokens.sum(dim=1)
-    scaled = (tokens / share[:, None].clamp_min(tiny)).reshape(len(tokens), *grid)
+    scaled = (tokens / share[:, None].clamp_min(tiny)).reshape(tokens.shape[0], *grid)
     return Rollout(upsample(scaled, (shape[2], shape[3]), stride), scaled, share / total.clamp_min(tiny), {})
 
 
@@ -233,7 +233,7 @@ def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:
     assert before is not None, "merging has a grid before"
     assert after is not None, "merging has a grid after"
     shares = (row[:, :, None] * step.weights).reshape(-1, *after, len(PARENTS))
-    spread = row.new_zeros(len(row), 2 * after[0], 2 * after[1])
+    spread = row.new_zeros(row.shape[0], 2 * after[0], 2 * after[1])
     for i, (down, right) in enumerate(PARENTS):
         spread[:, down::2, right::2] = shares[..., i]
     return spread[:, : before[0], : before[1]].flatten(1)

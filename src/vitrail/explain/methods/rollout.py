@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from vitrail.explain.capture.groups import normalize_rows
-from vitrail.explain.capture.record import CapturedMixing, capture_attention, check_reports, running_mixers
+from vitrail.explain.capture.record import (
+    CapturedMixing,
+    armed,
+    capture_attention,
+    check_reports,
+    running_mixers,
+    tapped_layers,
+)
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import register_method
 from vitrail.explain.methods.relevance import (
@@ -21,6 +29,7 @@ from vitrail.explain.methods.relevance import (
     pooling_row,
     propagate,
 )
+from vitrail.layers.tap import TokenLayout
 from vitrail.models.base import VisionModel
 
 
@@ -60,6 +69,30 @@ def attention_rollout(
         features = model.forward_features(*inputs)
     check_reports(model, running_mixers(model, inputs), record)
     return propagate(model, pooling_row(model, features, record.steps[-1].layout), record.steps, inputs)
+
+
+def features_and_rollout(model: VisionModel, *inputs: Tensor) -> tuple[Tensor, Rollout]:
+    """Compute features and attention rollout in one forward pass that ``torch.export`` can trace.
+
+    As :func:`attention_rollout` with its default settings, but without its checks of values, which a graph cannot hold.
+
+    Args:
+        model: The model, in evaluation mode; :func:`~vitrail.explain.methods.relevance.lacks_rollout` is None.
+        *inputs: Normalised images, shape ``(B, C, H, W)``, one for each stream.
+
+    Returns:
+        Features of :meth:`~vitrail.models.base.VisionModel.forward_features`, and the rollout.
+    """
+    steps: list[CapturedMixing] = []
+
+    def add(name: str, weights: Tensor, layout: TokenLayout) -> None:
+        step = CapturedMixing(name, weights, layout)
+        steps.append(replace(step, weights=rollout_matrix(step, "mean", 0.0)))
+
+    taps = tapped_layers(model)
+    with armed(taps, {name: partial(add, name) for name in taps}):
+        features = model.forward_features(*inputs)
+    return features, propagate(model, pooling_row(model, features, steps[-1].layout), steps, inputs)
 
 
 def rollout_matrix(step: CapturedMixing, head_fusion: HeadFusion, discard_ratio: float) -> Tensor:

@@ -1,0 +1,92 @@
+"""README.md of an export: code for the plain engine, inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitrail.engines.load import ENGINES
+
+_CODE = {
+    "openvino": """import numpy as np, openvino
+model = openvino.Core().compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})
+{arrays}
+outputs = model({{{feed}}})
+print(outputs["probabilities"].argmax(1))""",
+    "onnx": """import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
+{arrays}
+logits, probabilities, *_ = session.run(None, {{{feed}}})
+print(probabilities.argmax(1))""",
+    "torch": """import torch
+program = torch.export.load("{file}").module()
+{arrays}
+outputs = program({positional})
+print(outputs["probabilities"].argmax(1))""",
+}
+_CASTS = """
+OpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. Check the type
+before the call, or load the folder with `vitrail.engines.load_export`, which refuses other types and sizes.
+"""
+
+
+def readme(facts: Mapping[str, Any]) -> str:
+    """Explain an export in one page.
+
+    Args:
+        facts: Result of :func:`vitrail.deploy.export.artefact.describe_model`.
+    """
+    engine, card, inputs = facts["engine"], facts["model"], facts["inputs"]
+    names = [entry["name"] for entry in inputs]
+    code = _CODE[engine].format(
+        file=ENGINES[engine][1],
+        hint="bf16" if facts["precision"] == "bf16" else "f32",
+        arrays="\n".join(_array(entry, inputs[0]["entry"], "torch" if engine == "torch" else "np") for entry in inputs),
+        feed=", ".join(f'"{name}": {name}' for name in names),
+        positional=", ".join(names),
+    )
+    rows = "\n".join(_row(entry) for entry in inputs)
+    size = " x ".join(map(str, next(entry for entry in inputs if entry["entry"] == "resized")["shape"][2:]))
+    return f"""# {card["name"]}: {len(card["classes"])} classes, {facts["precision"]}
+
+```python
+{code}
+```
+
+| input | shape (batch, bands, height, width) | values | bands, in order |
+|---|---|---|---|
+{rows}
+
+Outputs: {", ".join(f"`{name}`" for name in facts["outputs"])}; `model.classes` in `export.json` names the classes in
+order. {_entries(facts)} Inputs at the model's size are neither cropped nor resized; another size than {size} is an
+error.
+{_CASTS if engine == "openvino" else ""}
+`vitrail export --check DIR` compares the outputs on `check.npz` with the recorded ones.
+"""
+
+
+def _array(entry: Mapping[str, Any], used: str, module: str) -> str:
+    """Write the line that makes an input: one image of the used entry, an empty batch of the other."""
+    _, bands, height, width = entry["shape"]
+    batch = 1 if entry["entry"] == used else 0
+    shape = (batch, bands, height or (480 if batch else 1), width or (640 if batch else 1))
+    comment = "your pixels" if batch else "or: pixels at the model's size"
+    return f"{entry['name']} = {module}.zeros({shape}, dtype={module}.{entry['dtype']})  # {comment}"
+
+
+def _row(entry: Mapping[str, Any]) -> str:
+    shape = " x ".join("N" if axis == 0 else str(dim or "any") for axis, dim in enumerate(entry["shape"]))
+    low, high = (", ".join(f"{value:g}" for value in entry[side]) for side in ("low", "high"))
+    values = f"{entry['dtype']}, {low} to {high}"
+    if entry["dtype"] == "float32":
+        values += ", NaN where there is no data"
+    return f"| `{entry['name']}` | {shape} | {values} | {', '.join(entry['bands'])} |"
+
+
+def _entries(facts: Mapping[str, Any]) -> str:
+    if not facts["no_photographs"]:
+        return (
+            "Photographs of any size are cropped and resized\nin the graph, as the run evaluates them. A batch takes "
+            "photographs of one size, or pixels at the model's size; the\nother inputs stay empty (0 images)."
+        )
+    return f"There is no input for photographs of any size: {facts['no_photographs']}."

@@ -1,0 +1,132 @@
+"""How the image files of a run are stored, and how evaluation brings them to the model's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from vitrail.config.data import DataConfig
+from vitrail.data.dataset import ImageData
+from vitrail.data.evaluation_crop import size_to_read
+from vitrail.data.file_reader import FileReader, file_readers
+from vitrail.data.listing import is_tiff
+from vitrail.data.sources.base import unwrap_source
+from vitrail.data.sources.files import FileSource
+from vitrail.data.value_range import PHYSICAL, ValueRange
+from vitrail.deploy.images import files_config
+from vitrail.runs.trained import ModelCard
+
+# Types of stored values that an export takes; all others are given as float32.
+_TYPES = {"bool": torch.uint8, "uint8": torch.uint8, "uint16": torch.uint16, "int16": torch.int16}
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """Stored values of one stream, and their way to the model's size.
+
+    Attributes:
+        bands: Names of the bands, in order.
+        dtype: Type of the values; float32 has NaN where there is no data.
+        low: Value of each band (or of all) that becomes 0.
+        high: Value that becomes 1.
+        filter: "levels", the bicubic resize of 8-bit pictures with whole levels; "bicubic" or "bilinear" in float32.
+        how: "crop" or "squash".
+        size: Height and width after the resize, before evaluation cuts off a margin.
+    """
+
+    bands: tuple[str, ...]
+    dtype: torch.dtype
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    filter: Literal["levels", "bicubic", "bilinear"]
+    how: Literal["crop", "squash"]
+    size: tuple[int, int]
+
+
+def stored_pixels(card: ModelCard, data: DataConfig, images: ImageData) -> tuple[dict[str, StoredPixels], str]:
+    """Describe the stored pixels of each input stream.
+
+    Args:
+        card: Model card of the run.
+        data: Data settings of the run.
+        images: Images of the run.
+
+    Returns:
+        The description by stream, and the reason why there is none; one of the two is empty.
+    """
+    names = card.input_streams
+    needs_files = "spectral" in names and not set(card.streams["spectral"].bands) <= set(data.band_names or ())
+    if needs_files and data.spectral_band_names is None:
+        return {}, f"image files do not bring the bands {', '.join(card.streams['spectral'].bands)}"
+    config = files_config(card, data, "second files" if needs_files else None)
+    readers = file_readers(config, size_to_read(card.img_size, card.crop_pct))
+    found: dict[str, StoredPixels] = {}
+    for name in names:
+        wanted = card.streams[name].bands
+        origin = next(
+            (key for key in (name, *readers) if key in readers and set(wanted) <= set(readers[key].bands)), ""
+        )
+        if not origin:
+            return {}, f"no single file holds the bands {', '.join(wanted)}"
+        own = _of_reader(card, images, name, readers[origin], origin)
+        if isinstance(own, str):
+            return {}, own
+        found[name] = own
+    return found, ""
+
+
+def _of_reader(card: ModelCard, images: ImageData, name: str, reader: FileReader, origin: str) -> StoredPixels | str:
+    """Describe one stream's pixels in the files of a reader, or return the reason why they cannot be described."""
+    stream, bands = card.streams[name], card.streams[name].bands
+    source = unwrap_source(images.source)
+    files = source.files.get(origin, []) if isinstance(source, FileSource) else []
+    rasters = {reader.named and is_tiff(file) for file in files} or {reader.named}
+    if len(rasters) > 1:
+        return "some images are rasters and others pictures"
+    has_no_data = images.source.has_no_data or bool(reader.rule.no_data)
+    stated = reader.rule.stated(len(reader.bands))
+    if not rasters.pop():
+        if has_no_data:
+            return "the run's pictures have pixels without data, which 8-bit pixels cannot mark"
+        stated = None if reader.named else stated
+        limits = _of_bands(stated or ValueRange((0.0,), (255.0,)), reader.bands, bands)
+        filter: Literal["levels", "bicubic"] = "levels" if stated is None else "bicubic"
+        return StoredPixels(bands, torch.uint8, limits.low, limits.high, filter, card.resize, reader.size)
+    kind = stream.value_type
+    if stated is None and kind is None:
+        return "the range of the stored values is not known"
+    if stated is None:
+        stated = reader.rule.range_of(kind or "", kind == PHYSICAL, len(reader.bands))
+        assert stated is not None, "the type decided the range in training"
+    elif files and kind is None:
+        kind = reader.stored_type(files[0])  # type: ignore[assignment]
+    dtype = torch.float32 if has_no_data else _TYPES.get(kind or "", torch.float32)
+    limits = _of_bands(stated, reader.bands, bands)
+    return StoredPixels(bands, dtype, limits.low, limits.high, "bilinear", card.resize, reader.size)
+
+
+def _of_bands(limits: ValueRange, bands: tuple[str, ...], wanted: tuple[str, ...]) -> ValueRange:
+    """Select the range of some bands."""
+    own = [bands.index(name) for name in wanted]
+    low, high = (side if len(side) == 1 else tuple(side[i] for i in own) for side in (limits.low, limits.high))
+    return ValueRange(low, high, limits.kind)
+
+
+def as_photographs(stored: Mapping[str, StoredPixels], batch: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Enlarge images in 0..1 and convert them to stored values: photographs of a shape that is cropped and resized.
+
+    Args:
+        stored: Result of :func:`stored_pixels`.
+        batch: Streams in 0..1, shape ``(B, C, H, W)`` each.
+    """
+    photographs = {}
+    for name, own in stored.items():
+        low, high = (torch.tensor(side).view(-1, 1, 1) for side in (own.low, own.high))
+        values = batch[name].repeat_interleave(2, dim=2).repeat_interleave(3, dim=3) * (high - low) + low
+        whole = own.dtype != torch.float32
+        photographs[name] = (values.round() if whole else values).numpy().astype(str(own.dtype).removeprefix("torch."))
+    return photographs

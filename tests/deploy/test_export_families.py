@@ -1,0 +1,131 @@
+"""The graph of every family: logits and heatmap equal to the run's, in torch's program and in the engines."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.deploy.exporting import PACKAGES, skip_without
+from tests.tiers import fast_first
+from vitrail.deploy.export.convert import convert, trace
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.engines.load import ENGINES
+from vitrail.errors import ConfigError
+from vitrail.explain import attention_rollout, explain
+from vitrail.explain.capture.groups import _cached_members
+from vitrail.models.registry import create_model, list_families
+from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel
+
+# Beyond each family's own: learned tokens with a fuser, padded and shifted windows, other poolings and fusions.
+MORE = {
+    "vit, class token": ("vit", {"class_token": True, "global_pool": "token"}),
+    "vit, TokenLearner": ("vit", {"class_token": False, "global_pool": "avg",
+                                  "token_learner": {"num_tokens": 3, "layer": 1}}),
+    "vit, TokenFuser": ("vit", {"class_token": False, "global_pool": "avg",
+                                "token_learner": {"num_tokens": 3, "layer": 1, "fuse": True}}),
+    "swin, padded": ("swin", {"img_size": 36}),
+    "hvt, one stream": ("hvt", {"spectral_chans": 0}),
+    "hvt, windows": ("hvt", {"attention": 4}),
+    "hvt, concat": ("hvt", {"fusion": "concat"}),
+}  # fmt: skip
+CASES = {name: (name, {}) for name in list_families()} | MORE
+
+
+def trained(family, settings):
+    """A run's model with weights that make attention uneven; no training."""
+    torch.manual_seed(0)
+    model = create_model(family, **{**list_families()[family].test_config, **settings}).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = 0.3 if parameter.ndim > 1 else 0.1
+            parameter.add_(torch.randn_like(parameter) * scale * (0.1 if "pos_embed" in name else 1))
+    streams = {
+        stream.name: StreamCard(tuple(f"{stream.name}{i}" for i in range(stream.chans)), (0.4,) * stream.chans,
+                                (0.3,) * stream.chans, stream.size)
+        for stream in model.streams
+    }  # fmt: skip
+    card = ModelCard(family, {}, tuple("abcde"), streams)
+    return TrainedModel(model, card.normalization(), card)
+
+
+@pytest.fixture(scope="module")
+def cases():
+    """Name of a case -> its model, graph and traced program; traced once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            model = trained(*CASES[name])
+            graph = ExportGraph(model, dict.fromkeys(model.card.streams, torch.float32), {}, ("embedding", "heatmap"))
+            made[name] = model, graph, trace(graph)
+        return made[name]
+
+    return get
+
+
+def images(model, count):
+    generator = torch.Generator().manual_seed(count)
+    return {
+        name: torch.rand(count, len(stream.bands), *stream.img_size, generator=generator)
+        for name, stream in model.card.streams.items()
+    }
+
+
+def check(model, outputs, batch):
+    """Outputs are those of the run: logits, embedding and a rollout for each stream."""
+    logits, embedding = model.classify(batch)
+    rollout = explain(model, batch, "rollout")
+    wanted = {"logits": logits, "probabilities": logits.softmax(1), "embedding": embedding}
+    wanted |= {"heatmap" if name == "image" else f"heatmap_{name}": rollout[name].map for name in batch}
+    assert set(outputs) == set(wanted)
+    for name, values in wanted.items():
+        found = torch.as_tensor(outputs[name])
+        assert found.shape == values.shape, name
+        assert float((found - values).abs().max() / values.abs().max()) < 1e-5, name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_program_equals_the_run(cases, name):
+    model, _, program = cases(name)
+    for count in (1, 3):
+        batch = images(model, count)
+        with torch.no_grad():
+            check(model, program.module()(*batch.values()), batch)
+
+
+@pytest.mark.parametrize("name", fast_first(CASES, 4))
+@pytest.mark.parametrize(
+    "engine", [pytest.param("openvino", marks=skip_without("openvino")),
+               pytest.param("onnx", marks=[skip_without("onnx"), pytest.mark.slow])],
+)  # fmt: skip
+def test_the_engine_equals_the_run(cases, tmp_path, engine, name):
+    model, graph, program = cases(name)
+    facts = {"inputs": [entry.describe() for entry in graph.inputs]}
+    convert(program, graph, engine, tmp_path, facts)
+    kind, file = ENGINES[engine]
+    loaded = kind(tmp_path / file, "fp32", 1)
+    for count in (1, 3):
+        batch = images(model, count)
+        check(model, loaded.run({f"{key}_resized": x.numpy() for key, x in batch.items()}), batch)
+    assert json.loads(json.dumps(facts)) == facts
+
+
+@pytest.mark.parametrize("name", ["swin, padded", "maxvit"])
+def test_a_traced_graph_leaves_no_cached_tensors_behind(cases, name):
+    _cached_members.cache_clear()
+    model, graph, _ = cases(name)
+    trace(graph)
+    result = attention_rollout(model.model, model.inputs(images(model, 1))[0])
+    assert type(result.map) is torch.Tensor
+    assert np.isfinite(result.map.numpy()).all()
+
+
+def test_a_heatmap_that_cannot_be_computed_is_refused():
+    model = trained("vit", {"global_pool": "max"})
+    with pytest.raises(ConfigError, match="--include heatmap is not possible: global_pool='max'"):
+        ExportGraph(model, {"image": torch.float32}, {}, ("heatmap",))
+
+
+def test_engines_of_the_tests_are_all_engines():
+    assert PACKAGES.keys() == ENGINES.keys()
