@@ -62,13 +62,13 @@ CASES: tuple[tuple[str, str, Build, tuple[int, ...], tuple[str, ...]], ...] = (
     ("attention", "Swin-T, stage 3, shifted", _windows(384), (8, 14, 14, 384), BOTH),
     ("mlp", "ViT-S", lambda: Mlp(384, 1536), (8, 197, 384), BOTH),
     ("mlp", "Swin-T, stage 1", lambda: Mlp(96, 384), (8, 56, 56, 96), BOTH),
-    ("mlp", "MaxViT-T, stage 1", lambda: Mlp(64, 256, approximate="tanh"), (8, 56, 56, 64), BOTH),
+    ("mlp", "MaxViT-T, stage 1", lambda: Mlp(64, 256, act_layer="gelu_tanh"), (8, 56, 56, 64), BOTH),
     ("gelu", "MaxViT-T, stage 1, hidden layer, one image", lambda: Gelu("tanh"), (1, 56, 56, 256), ("forward",)),
     ("gelu", "MaxViT-T, stage 3, hidden layer, one image", lambda: Gelu("tanh"), (1, 14, 14, 1024), ("forward",)),
     ("mbconv", "MaxViT-T, stage 1, stride 2", lambda: MBConv(64, 64, 2, TENSORFLOW), (8, 64, 112, 112), BOTH),
     ("mbconv", "MaxViT-T, stage 1, stride 1", lambda: MBConv(64, 64, 1, TENSORFLOW), (8, 64, 56, 56), BOTH),
     ("mbconv", "MaxViT-T, stage 3, stride 1", lambda: MBConv(256, 256, 1, TENSORFLOW), (8, 256, 14, 14), BOTH),
-    ("patch_embed", "Swin-T", lambda: PatchEmbed(3, 96, 4, norm=True), (8, 3, 224, 224), BOTH),
+    ("patch_embed", "Swin-T", lambda: PatchEmbed(3, 96, 4, "layernorm"), (8, 3, 224, 224), BOTH),
 )
 
 

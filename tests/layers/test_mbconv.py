@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.tiers import fast_first
+from vitrail.layers.activations import make_activation
 from vitrail.layers.fast import mbconv
 from vitrail.layers.gelu import gelu
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, Conv3x3, MBConv, Stem
@@ -53,7 +54,7 @@ def convolve_slowly(x, conv, same):
 def mbconv_slowly(m, x):
     """Figure 2 of the paper with the running statistics, each step written out."""
     flavour = m.flavour
-    act = lambda y: F.gelu(y, approximate=flavour.approximate)  # noqa: E731
+    act = make_activation(flavour.act_layer)
 
     def norm(bn, y):
         scale = bn.weight / (bn.running_var + flavour.norm_eps).sqrt()
@@ -118,7 +119,7 @@ def test_stem(flavour):
     stem = randomise(Stem(3, 8, flavour, first_bias=flavour is TENSORFLOW)).eval()
     for size in ((32, 32), (17, 30), (1, 1)):
         x = torch.randn(2, 3, *size)
-        y = F.gelu(stem.norm1(convolve_slowly(x, stem.conv1, flavour.same_padding)), approximate=flavour.approximate)
+        y = make_activation(flavour.act_layer)(stem.norm1(convolve_slowly(x, stem.conv1, flavour.same_padding)))
         expected = convolve_slowly(y, stem.conv2, flavour.same_padding)
         torch.testing.assert_close(stem(x), expected, rtol=1e-4, atol=1e-4)
         with torch.no_grad():

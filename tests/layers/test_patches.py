@@ -23,7 +23,7 @@ def _slowly(embed, x):
 def test_patches_are_their_definition(patch_size, layout):
     rng = random.Random(str(patch_size))
     for _ in range(4):
-        embed = PatchEmbed(rng.randint(1, 6), rng.randint(1, 12), patch_size, norm=rng.random() < 0.5)
+        embed = PatchEmbed(rng.randint(1, 6), rng.randint(1, 12), patch_size, rng.choice([None, "layernorm"]))
         x = torch.randn(rng.randint(1, 3), embed.proj.in_channels, rng.randint(16, 40), rng.randint(16, 40))
         tokens = embed(x.contiguous(memory_format=layout))
         torch.testing.assert_close(tokens, _slowly(embed, x), rtol=1e-4, atol=1e-4)

@@ -213,7 +213,9 @@ def test_large_biases_are_not_repeated_for_each_image(make, images, monkeypatch)
         fused = F.scaled_dot_product_attention
         monkeypatch.setattr(attention, "_LARGE_BIAS", 1)
         monkeypatch.setattr(
-            F, "scaled_dot_product_attention", lambda *qkv, attn_mask: sizes.append(attn_mask) or fused(*qkv, attn_mask)
+            F,
+            "scaled_dot_product_attention",
+            lambda q, k, v, attn_mask, dropout_p=0.0: sizes.append(attn_mask) or fused(q, k, v, attn_mask),
         )
         assert torch.allclose(layer(x), expected, atol=1e-6)
     assert [len(mask) for mask in sizes] == [9] * images

@@ -117,3 +117,25 @@ def test_torchvisions_variant():
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         assert relative_error(model(x), peer(x)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [
+        ({"init_values": 0.3}, {"transformer_init_values": 0.3}),
+        ({"act_layer": "silu"}, {"conv_act_layer": "silu", "transformer_act_layer": "silu"}),
+        ({"drop_rate": 0.2, "attn_drop_rate": 0.3, "proj_drop_rate": 0.1},
+         {"drop_rate": 0.2, "transformer_attn_drop": 0.3, "transformer_proj_drop": 0.1}),
+        ({"pos_embed": "none"}, {"transformer_rel_pos_type": ""}),
+    ],
+    ids=["layer_scale", "activation", "rates", "no_positions"],
+)  # fmt: skip
+def test_settings_of_the_layers_equal_timms(own, theirs):
+    peer = _randomise(_tiny_peer(transformer_window_size=(4, 4), transformer_dim_head=8, **theirs)).eval()
+    model = vitrail.create_model("maxvit", **TINY, window_size=4, dim_head=8, **own)
+    vitrail.load_weights(model.eval(), peer.state_dict())
+    rates = [sorted(m.p for m in net.modules() if isinstance(m, torch.nn.Dropout) and m.p) for net in (model, peer)]
+    assert rates[0] == rates[1]
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert relative_error(model(x), peer(x)) < 1e-5

@@ -103,3 +103,36 @@ def test_equals_timm_where_there_is_padding(size, window):
         with torch.no_grad():
             error = relative_error(model.forward_features(x), peer.forward_features(x))
         assert (error < 1e-5) == equal
+
+
+@pytest.mark.parametrize("norm_layer", ["layernorm", "rmsnorm"])
+def test_settings_of_the_layers_equal_timms(norm_layer):
+    """Rates act in training alone; norms by name, in every place where timm has one."""
+    import_peer("timm")
+    from timm.layers import get_norm_layer
+
+    settings = {
+        "img_size": 56, "embed_dim": 24, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 7, "drop_rate": 0.2,
+        "proj_drop_rate": 0.1, "attn_drop_rate": 0.3,
+    }  # fmt: skip
+    norm = {"layernorm": torch.nn.LayerNorm, "rmsnorm": get_norm_layer("rmsnorm")}[norm_layer]
+    peer = import_peer("timm").create_model("swin_tiny_patch4_window7_224", norm_layer=norm, **settings)
+    model = vitrail.create_model("swin", norm_layer=norm_layer, **settings)
+    assert _places_of_dropout(model) == _places_of_dropout(peer)
+    eps = {m.eps for m in peer.modules() if type(m).__name__.lower() == norm_layer}
+    for module in (*model.modules(), *peer.modules()):
+        if hasattr(module, "eps"):
+            module.eps = min(eps)
+    vitrail.load_weights(model.eval(), _randomise(peer).state_dict())
+    x = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        assert relative_error(model(x), peer(x)) < 1e-5
+
+
+def _places_of_dropout(model):
+    """Rates of the dropouts that act, by the name of their place in the model."""
+    return {
+        name.replace("head.fc_drop", "head.drop"): module.p
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Dropout) and module.p
+    }

@@ -124,7 +124,7 @@ class Attention(nn.Module):
             raise ConfigError(f"num_heads must divide the width {dim}, got {num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm, self.k_norm = (_head_norm(dim // num_heads, options) for _ in range(2))
+        self.q_norm, self.k_norm = (head_norm(dim // num_heads, options) for _ in range(2))
         self.attn_drop = nn.Dropout(options.get("attn_drop", 0.0))
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(options.get("proj_drop", 0.0))
@@ -177,8 +177,8 @@ class Attention(nn.Module):
         return out
 
 
-def _head_norm(dim: int, options: AttentionOptions) -> nn.Module:
-    """The norm of the queries or keys of a head; the identity unless ``qk_norm`` is set."""
+def head_norm(dim: int, options: AttentionOptions) -> nn.Module:
+    """Make the norm of the queries or keys of a head; the identity unless ``qk_norm`` is set."""
     if not options.get("qk_norm", False):
         return nn.Identity()
     return make_norm(options.get("norm_layer", "layernorm"), dim, options.get("norm_eps", 1e-5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,16 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale ``(..., dim)``."""
         return x * self.gamma
+
+
+class BlockOptions(TypedDict, total=False):
+    """Settings that families pass on to :class:`Block`."""
+
+    act_layer: str | None
+    norm_layer: str
+    mlp_layer: str
+    drop: float
+    init_values: float | None
 
 
 class Block(nn.Module):

@@ -5,15 +5,21 @@ The result has the grid of the first stream; the second may have another number 
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.attention import attend
-from vitrail.layers.mlp import Mlp
+from vitrail.layers.attention import AttentionOptions, attend, head_norm
+from vitrail.layers.block import BlockOptions
+from vitrail.layers.mlp import make_mlp
+from vitrail.layers.norms import make_norm
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
+
+_NORM_EPS = 1e-5
 
 
 def _check_pair(x: Tensor, context: Tensor, dim: int, context_dim: int) -> None:
@@ -33,6 +39,7 @@ class CrossAttention(nn.Module):
         context_dim: Channels of the keys' and values' tokens.
         num_heads: Number of attention heads; must divide ``dim``.
         qkv_bias: Whether queries, keys and values have a bias.
+        **options: Dropout rates and norms of queries and keys, see :class:`~vitrail.layers.attention.Attention`.
 
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``.
@@ -40,14 +47,24 @@ class CrossAttention(nn.Module):
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.3 (encoder-decoder attention).
     """
 
-    def __init__(self, dim: int, context_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        context_dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        **options: Unpack[AttentionOptions],
+    ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ConfigError(f"fusion_heads must divide the width {dim} of the last stage, got {num_heads}")
         self.dim, self.context_dim, self.num_heads = dim, context_dim, num_heads
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(context_dim, 2 * dim, bias=qkv_bias)
+        self.q_norm, self.k_norm = (head_norm(dim // num_heads, options) for _ in range(2))
+        self.attn_drop = nn.Dropout(options.get("attn_drop", 0.0))
         self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(options.get("proj_drop", 0.0))
         self.tap = AttentionTap()
 
     @one_node
@@ -72,8 +89,9 @@ class CrossAttention(nn.Module):
         kv = self.kv(context).view(B, h * w, 2, self.num_heads, head_dim)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         layout = TokenLayout("cross", query_grid=(H, W), key_grid=(h, w))
-        mixed = attend(q, k, v, tap=self.tap, layout=layout)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(B, H, W, C))
+        dropout = self.attn_drop.p if self.attn_drop.training else 0.0
+        mixed = attend(self.q_norm(q), self.k_norm(k), v, tap=self.tap, layout=layout, dropout=dropout)
+        out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(B, H, W, C)))
         return out
 
 
@@ -88,6 +106,8 @@ class CrossAttentionFusion(nn.Module):
         num_heads: Number of attention heads; must divide ``dim``.
         mlp_ratio: Hidden width of the MLP over ``dim``.
         qkv_bias: Whether queries, keys and values have a bias.
+        attention: Options of the attention.
+        block: Options of a block; without layer scale.
 
     Raises:
         ConfigError: ``num_heads`` does not divide ``dim``.
@@ -97,15 +117,25 @@ class CrossAttentionFusion(nn.Module):
     """
 
     def __init__(
-        self, dim: int, context_dim: int, num_heads: int, mlp_ratio: float = 4.0, qkv_bias: bool = True
+        self,
+        dim: int,
+        context_dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        attention: AttentionOptions | None = None,
+        block: BlockOptions | None = None,
     ) -> None:
         super().__init__()
+        attention, block = attention or {}, block or {}
+        norm_layer, act_layer = block.get("norm_layer", "layernorm"), block.get("act_layer")
+        hidden, drop = int(dim * mlp_ratio), block.get("drop", 0.0)
         self.prompt = nn.Parameter(torch.zeros(1, 1, 1, context_dim))
         nn.init.trunc_normal_(self.prompt, std=0.02)
-        self.attn = CrossAttention(dim, context_dim, num_heads, qkv_bias)
-        self.norm1 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.norm2 = nn.LayerNorm(dim)
+        self.attn = CrossAttention(dim, context_dim, num_heads, qkv_bias, **attention)
+        self.norm1 = make_norm(norm_layer, dim, _NORM_EPS)
+        self.mlp = make_mlp(block.get("mlp_layer", "mlp"), dim, hidden, act_layer=act_layer, drop=drop)
+        self.norm2 = make_norm(norm_layer, dim, _NORM_EPS)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Fuse ``(B, H, W, dim)`` with ``(B, h, w, context_dim)`` into ``(B, H, W, dim)``.

@@ -6,6 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from vitrail.layers.norms import make_norm
+
 Pool = Literal["avg", "max", "avgmax", ""]
 POOLS = ("avg", "max", "avgmax", "")
 
@@ -44,8 +46,9 @@ class Head(nn.Module):
         num_classes: Number of logits; 0: no linear layer.
         hidden_dim: Width of the hidden layer; 0: neither norm nor hidden layer.
         bias: Whether the linear layer has a bias.
-        norm_eps: Epsilon of the LayerNorm.
+        norm_eps: Epsilon of the norm.
         drop_rate: Dropout rate of the linear layer's input in training.
+        norm_layer: Name of the norm, see :mod:`vitrail.layers.norms`.
 
     Source: Tu et al. 2022, arXiv:2204.01697, the authors' code for the hidden layer.
     """
@@ -58,12 +61,13 @@ class Head(nn.Module):
         bias: bool = True,
         norm_eps: float = 1e-5,
         drop_rate: float = 0.0,
+        norm_layer: str = "layernorm",
     ) -> None:
         super().__init__()
         self.norm: nn.Module = nn.Identity()
         self.pre_logits: nn.Module = nn.Identity()
         if hidden_dim:
-            self.norm = nn.LayerNorm(dim, eps=norm_eps)
+            self.norm = make_norm(norm_layer, dim, norm_eps)
             self.pre_logits = nn.Sequential()
             self.pre_logits.add_module("fc", nn.Linear(dim, hidden_dim))
             self.pre_logits.add_module("act", nn.Tanh())

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
+from vitrail.layers.activations import make_activation
 from vitrail.layers.drop_path import DropPath
 from vitrail.layers.fast.dispatch import with_fast_path
-from vitrail.layers.gelu import Approximate, Gelu
 from vitrail.layers.modes import in_transform, known
 from vitrail.layers.patch_merging import report_merge
 from vitrail.layers.patches import check_images
@@ -28,7 +28,7 @@ class ConvFlavour:
     """The details in which implementations of MBConv differ.
 
     Attributes:
-        approximate: Form of the GELU.
+        act_layer: Name of the activation, see :mod:`vitrail.layers.activations`.
         same_padding: TensorFlow's 'same' padding: at stride 2 an even length is padded at its end alone, and
             the shortcut averages 2 x 2. Otherwise one on each side, and the shortcut averages 3 x 3.
         always_project: Whether the shortcut at stride 2 has its 1 x 1 convolution also for equal widths.
@@ -36,7 +36,7 @@ class ConvFlavour:
         norm_eps: Epsilon of the BatchNorms.
     """
 
-    approximate: Approximate = "tanh"
+    act_layer: str = "gelu_tanh"
     same_padding: bool = True
     always_project: bool = False
     norm_momentum: float = 0.1
@@ -44,7 +44,7 @@ class ConvFlavour:
 
 
 TENSORFLOW = ConvFlavour()
-TORCHVISION = ConvFlavour("none", same_padding=False, always_project=True, norm_momentum=0.01)
+TORCHVISION = ConvFlavour("gelu", same_padding=False, always_project=True, norm_momentum=0.01)
 
 
 def edge_padding(length: int, stride: int, same: bool) -> tuple[int, int]:
@@ -175,10 +175,10 @@ class MBConv(nn.Module):
         self.pre_norm = self._norm(dim)
         self.conv1_1x1 = nn.Conv2d(dim, hidden, 1, bias=False)
         self.norm1 = self._norm(hidden)
-        self.act1 = Gelu(flavour.approximate)
+        self.act1 = make_activation(flavour.act_layer)
         self.conv2_kxk = Conv3x3(hidden, hidden, stride, flavour.same_padding, groups=hidden, bias=False)
         self.norm2 = self._norm(hidden)
-        self.act2 = Gelu(flavour.approximate)
+        self.act2 = make_activation(flavour.act_layer)
         self.se = SqueezeExcite(hidden, out_dim // 4)
         self.conv3_1x1 = nn.Conv2d(hidden, out_dim, 1)
         self.drop_path = DropPath(drop_path)
@@ -211,12 +211,12 @@ class MBConv(nn.Module):
 
 
 class Stem(nn.Module):
-    """Two 3 x 3 convolutions, the first of stride 2, with a BatchNorm and a GELU between.
+    """Two 3 x 3 convolutions, the first of stride 2, with a BatchNorm and an activation between.
 
     Args:
         in_chans: Bands.
         dim: Channels of the output.
-        flavour: Padding, GELU and BatchNorm.
+        flavour: Padding, activation and BatchNorm.
         first_bias: Whether the first convolution has a bias.
 
     Source: arXiv:2204.01697, appendix A.1.
@@ -227,7 +227,7 @@ class Stem(nn.Module):
         self.in_chans, self.flavour = in_chans, flavour
         self.conv1 = Conv3x3(in_chans, dim, 2, flavour.same_padding, bias=first_bias)
         self.norm1 = nn.BatchNorm2d(dim, eps=flavour.norm_eps, momentum=flavour.norm_momentum)
-        self.act1 = Gelu(flavour.approximate)
+        self.act1 = make_activation(flavour.act_layer)
         self.conv2 = Conv3x3(dim, dim)
 
     @one_node

@@ -31,6 +31,7 @@ class PartitionAttention(ShiftedWindowAttention):
         kind: "window" or "grid".
         qkv_bias: Whether queries, keys and values have a bias.
         scale_by_width: Whether scores are divided by the root of ``dim`` instead of that of ``dim_head``.
+        relative: Whether there is a bias for the relative position.
         **options: Dropout rates and norms of queries and keys, see :class:`~vitrail.layers.attention.Attention`.
 
     Source: Tu et al. 2022, arXiv:2204.01697, section 3.2 and figure 3.
@@ -46,18 +47,18 @@ class PartitionAttention(ShiftedWindowAttention):
         kind: Kind,
         qkv_bias: bool = True,
         scale_by_width: bool = False,
+        relative: bool = True,
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(dim, dim // dim_head, window, qkv_bias=qkv_bias, **options)
         self.kind = kind
         if scale_by_width:
             self.factor = (dim_head / dim) ** 0.5
-        self.rel_pos = RelativePositionBias(window, self.num_heads)
+        self.rel_pos = RelativePositionBias(window, self.num_heads) if relative else None
 
-    def position_bias(self, window: Pair) -> Tensor:
-        """Compute the bias of relative positions, shape ``(1, heads, n, n)``."""
-        bias: Tensor = self.rel_pos()
-        return bias
+    def position_bias(self, window: Pair) -> Tensor | None:
+        """Compute the bias of relative positions, shape ``(1, heads, n, n)``; None without positions."""
+        return None if self.rel_pos is None else self.rel_pos()
 
     def extra_repr(self) -> str:
         """Show the groups when the model is printed."""

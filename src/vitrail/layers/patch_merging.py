@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
 from vitrail.layers.modes import known
+from vitrail.layers.norms import make_norm
 from vitrail.layers.shapes import grid_size, padding_to_multiple
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
@@ -55,15 +56,18 @@ class PatchMerging(nn.Module):
     Args:
         dim: Channels before merging.
         out_dim: Channels after; ``2 * dim`` when not given.
-        norm_eps: Epsilon of the LayerNorm.
+        norm_eps: Epsilon of the norm.
+        norm_layer: Name of the norm, see :mod:`vitrail.layers.norms`.
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.1; order of the neighbours as in the authors' code.
     """
 
-    def __init__(self, dim: int, out_dim: int | None = None, norm_eps: float = 1e-5) -> None:
+    def __init__(
+        self, dim: int, out_dim: int | None = None, norm_eps: float = 1e-5, norm_layer: str = "layernorm"
+    ) -> None:
         super().__init__()
         self.dim = dim
-        self.norm = nn.LayerNorm(4 * dim, eps=norm_eps)
+        self.norm = make_norm(norm_layer, 4 * dim, norm_eps)
         self.reduction = nn.Linear(4 * dim, 2 * dim if out_dim is None else out_dim, bias=False)
         self.tap = AttentionTap()
 

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from vitrail.errors import ShapeError
 from vitrail.layers.fast.dispatch import with_fast_path
 from vitrail.layers.modes import known
+from vitrail.layers.norms import make_norm
 from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
 from vitrail.layers.symbolic import one_node
+
+_NORM_EPS = 1e-5
 
 
 def check_images(x: Tensor, bands: int, kernel: nn.Module) -> None:
@@ -56,17 +59,18 @@ class PatchEmbed(nn.Module):
         in_chans: Bands of the image.
         embed_dim: Number of channels of a token.
         patch_size: Height and width of a patch in pixels.
-        norm: Whether a LayerNorm follows (Swin and HVT have one).
+        norm_layer: Name of the norm that follows, see :mod:`vitrail.layers.norms` (Swin and HVT have one); none when
+            not given.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1.
     """
 
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: Size, norm: bool = False) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: Size, norm_layer: str | None = None) -> None:
         super().__init__()
         self.in_chans = in_chans
         self.patch_size = to_pair(patch_size, "patch_size")
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=self.patch_size, stride=self.patch_size)
-        self.norm = nn.LayerNorm(embed_dim) if norm else nn.Identity()
+        self.norm = nn.Identity() if norm_layer is None else make_norm(norm_layer, embed_dim, _NORM_EPS)
 
     @one_node
     def forward(self, x: Tensor) -> Tensor:

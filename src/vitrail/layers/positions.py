@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.fast.dispatch import with_fast_path
@@ -79,6 +79,33 @@ def rotate(x: Tensor, rotation: Tensor, num_prefix: int = 0) -> Tensor:
     first, second = tokens.chunk(2, dim=-1)
     turned = tokens * cosines + torch.cat([-second, first], dim=-1) * sines
     return torch.cat([prefix, turned.to(x.dtype)], dim=-2)
+
+
+def add_position_table(owner: nn.Module, kind: str, grid: tuple[int, int], dim: int) -> None:
+    """Give a module the attribute ``pos_embed``: absolute positions of a grid, to be added to its tokens.
+
+    Args:
+        owner: The module.
+        kind: "learned": a parameter, zero until :func:`init_position_table`; "sincos2d": fixed, no part of the state
+            dict; anything else: None.
+        grid: Height and width, in tokens.
+        dim: Number of channels.
+
+    Raises:
+        ConfigError: A width that "sincos2d" does not fit.
+    """
+    if kind == "sincos2d":
+        owner.register_buffer("pos_embed", sincos_positions(grid, dim), persistent=False)
+    elif kind == "learned":
+        owner.register_parameter("pos_embed", nn.Parameter(torch.zeros(1, grid[0] * grid[1], dim)))
+    else:
+        owner.register_parameter("pos_embed", None)
+
+
+def init_position_table(owner: nn.Module) -> None:
+    """Initialise learned positions of :func:`add_position_table`, truncated normal of deviation 0.02."""
+    if isinstance(owner.pos_embed, nn.Parameter):
+        nn.init.trunc_normal_(owner.pos_embed, std=0.02)
 
 
 @one_node

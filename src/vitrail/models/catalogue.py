@@ -34,9 +34,7 @@ def describe_family(family: Family) -> FamilyFacts:
         model = family.build(family.config(**family.test_config))
     first = _prose((inspect.getdoc(type(model)) or family.name).split("\n\n")[0])
     meanings = _attribute_docs(family.config)
-    settings = {
-        f.name: Setting(_plain(_default(f)), meanings.get(f.name, "")) for f in dataclasses.fields(family.config)
-    }
+    settings = {f.name: Setting(_plain(_default(f)), meanings.get(f.name, "")) for f in _own_first(family.config)}
     return FamilyFacts(first.rstrip("."), family.source, settings)
 
 
@@ -108,6 +106,12 @@ def _cost(step: Step) -> tuple[Any, ...]:
     return step.kind, step.output_shape, step.parameters, step.multiply_adds
 
 
+def _own_first(config: type[Any]) -> list[dataclasses.Field[Any]]:
+    """Fields of a config, those that it inherits last."""
+    own = inspect.get_annotations(config)
+    return sorted(dataclasses.fields(config), key=lambda f: f.name not in own)
+
+
 def _default(f: dataclasses.Field[Any]) -> Any:
     if f.default_factory is not dataclasses.MISSING:
         return f.default_factory()
@@ -126,8 +130,15 @@ def _plain(value: Any) -> Any:
 
 
 def _attribute_docs(config: type[Any]) -> dict[str, str]:
-    """Attribute name -> meaning, from the ``Attributes:`` section of a class's documentation."""
-    section = (inspect.getdoc(config) or "").partition("Attributes:\n")[2]
+    """Attribute name -> meaning, from the ``Attributes:`` sections of the documentation of a class and its bases."""
+    docs: dict[str, str] = {}
+    for kind in reversed(config.__mro__[:-1]):
+        docs |= _section_docs(kind)
+    return docs
+
+
+def _section_docs(kind: type[Any]) -> dict[str, str]:
+    section = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
     docs: dict[str, str] = {}
     name = ""
     for line in section.splitlines():

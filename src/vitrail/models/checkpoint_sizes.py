@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vitrail.layers.positions import resample_positions
 from vitrail.layers.shapes import grid_size, to_pair
 
 
@@ -33,6 +34,36 @@ def old_grid(
             return grid
     side = math.isqrt(max(count, 0))
     return (side, side) if side * side == count and count > 0 else None
+
+
+def fit_positions(
+    own: Tensor | None,
+    grid: tuple[int, int],
+    value: Tensor,
+    patch_size: tuple[int, int],
+    made_for: Mapping[str, Any],
+    prefix: str = "",
+) -> tuple[Tensor, str] | None:
+    """Resample a checkpoint's absolute positions to a model's grid (from a square one where no settings tell).
+
+    Args:
+        own: The model's positions, shape ``(1, H * W, C)``; None without.
+        grid: Height and width of its grid.
+        value: The checkpoint's positions.
+        patch_size: As for :func:`old_grid`.
+        made_for: As for :func:`old_grid`.
+        prefix: As for :func:`old_grid`.
+
+    Returns:
+        The positions and what was done, or None where they cannot fit.
+    """
+    if own is None or value.ndim != 3 or value.shape[-1] != own.shape[-1]:
+        return None
+    old = old_grid(value.shape[1], patch_size, made_for, prefix)
+    if old is None:
+        return None
+    how = f"positions from {old[0]} x {old[1]} to {grid[0]} x {grid[1]}, bicubic"
+    return resample_positions(value, old, grid), how
 
 
 def old_window(count: int, made_for: Mapping[str, Any]) -> tuple[int, int] | None:

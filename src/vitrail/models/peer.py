@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from vitrail.extras import import_extra
 from vitrail.layers.shapes import to_pair
+from vitrail.models.layer_settings import LayerSettings
 
 Settings = Mapping[str, Any]
 
@@ -53,6 +55,20 @@ def build_torchvision(name: str, **settings: Any) -> nn.Module:
     """Build a torchvision model by the name of its class."""
     model: nn.Module = getattr(import_extra("torchvision.models", "peers"), name)(**settings)
     return model
+
+
+def missing_layers(settings: Settings, rates: bool = True) -> str:
+    """Name the first of the :class:`~vitrail.models.layer_settings.LayerSettings` that a library lacks.
+
+    Args:
+        settings: All settings of our model.
+        rates: Whether the library has the dropout rates.
+    """
+    known = {f.name: f.default for f in dataclasses.fields(LayerSettings)} | {"pos_embed": "relative"}
+    for name, default in known.items():
+        if settings[name] != default and not (rates and name.endswith("_rate")):
+            return f"no {name} {settings[name]!r}"
+    return ""
 
 
 def missing_in_torchvision(settings: Settings, *square: str) -> str:

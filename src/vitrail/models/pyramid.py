@@ -42,6 +42,10 @@ class Pyramid(VisionModel):
         """The stem's map ``(B, H, W, C)``, as :meth:`VisionModel.embed`."""
         return (self._swap(getattr(self, self.stem_name)(x), to_tokens=True),)
 
+    def add_positions(self, patches: Tensor) -> Tensor:
+        """Add absolute positions to the stem's map ``(B, H, W, C)``, where the family has any."""
+        return patches
+
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
         """The last stage's map after the norm, ``(B, h, w, C)``, as :meth:`VisionModel.forward_embedded`."""
         return (self.norm(self._run(embedded[0], (), None)[0]),)
@@ -78,7 +82,7 @@ class Pyramid(VisionModel):
         """Run the stages up to a level on the stem's map ``(B, H, W, C)``; the last map and the wanted levels."""
         first = int(self.stem_is_level)
         levels = {0: LevelTokens(x)} if first and 0 in wanted else {}
-        x = self._swap(x)
+        x = self._swap(self.add_positions(x))
         for index, stage in enumerate(self.stage_list[: None if stop is None else stop - first], first):
             x = stage(x)
             if index in wanted:
@@ -101,7 +105,7 @@ class Pyramid(VisionModel):
 
     def layer_groups(self) -> list[list[str]]:
         """Stem, then each block with the downsampling before it, then norm and head."""
-        groups: list[list[str]] = [[self.stem_name]]
+        groups: list[list[str]] = [[self.stem_name, "pos_embed"]]
         for index, stage in enumerate(self.stage_list):
             prefix = f"{self.stages_name}.{index}"
             blocks = [[f"{prefix}.blocks.{name}"] for name, _ in stage.get_submodule("blocks").named_children()]

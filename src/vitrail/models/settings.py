@@ -59,11 +59,17 @@ def check_settings(kind: type[Any], settings: Mapping[str, Any], owner: str, pre
     """
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
+    # Settings and values of other families -> why this one does not have them.
+    absent: Mapping[str, str] = getattr(kind, "absent", {})
     for name, value in settings.items():
         if name not in names:
-            raise ConfigError(f"{owner} has no setting {prefix + name!r}{suggest(name, names)}")
+            reason = absent.get(name)
+            why = suggest(name, names) if reason is None else f": {reason}"
+            raise ConfigError(f"{owner} has no setting {prefix + name!r}{why}")
         if not _fits(value, hints[name]):
-            raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {value!r}")
+            reason = absent.get(f"{name}={value}")
+            why = "" if reason is None else f": {reason}"
+            raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {value!r}{why}")
         for part in _alternatives(hints[name]):
             if dataclasses.is_dataclass(part) and isinstance(part, type) and isinstance(value, Mapping):
                 check_settings(part, value, owner, f"{prefix}{name}.")

@@ -41,7 +41,7 @@ def trace_merge(name: str, layout: TokenLayout, stride: Pair) -> Merge:
     assert layout.key_grid is not None
     H, W = layout.key_grid
     merging = PatchMerging(1)
-    merging.norm = nn.Identity()  # type: ignore[assignment]
+    merging.norm = nn.Identity()
     merging.reduction = nn.Identity()  # type: ignore[assignment]
     # Double precision represents all indices exactly; they start at 1, so that zero padding differs.
     indices = torch.arange(1, H * W + 1, dtype=torch.float64).view(1, H, W, 1)

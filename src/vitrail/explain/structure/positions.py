@@ -98,7 +98,7 @@ def relative_bias(name: str, module: nn.Module) -> RelativeBias | None:
     """Return index, table and bias of a layer with relative positions; None for other layers."""
     if isinstance(module, WindowAttention):
         table = module.relative_position_bias_table.detach()
-    elif isinstance(module, PartitionAttention):
+    elif isinstance(module, PartitionAttention) and module.rel_pos is not None:
         table = module.rel_pos.relative_position_bias_table.detach()
     else:
         return None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.layers.fast.dispatch import eager, fast_path, infers_on_cpu, is_plain
-from vitrail.layers.gelu import Gelu, gelu
+from vitrail.layers.gelu import Gelu
 from vitrail.layers.mbconv import Conv3x3, MBConv, SqueezeExcite, edge_padding
 from vitrail.layers.shapes import divide_up
 
@@ -104,15 +104,15 @@ def _expand_and_convolve(
     layer: MBConv, x: Tensor, expand: tuple[Tensor, Tensor], depthwise: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Expand and convolve depthwise, a strip of rows at a time."""
-    form, hidden = layer.flavour.approximate, depthwise[0].shape[0]
+    hidden = depthwise[0].shape[0]
     pieces = []
     for first, last, (left, right, top, bottom) in _strips(layer, x, hidden):
-        y = gelu(F.conv2d(x[:, :, first:last], *expand), form)
+        y = layer.act1(F.conv2d(x[:, :, first:last], *expand))
         if left == right == top == bottom:
             y = F.conv2d(y, *depthwise, layer.stride, top, groups=hidden)
         else:
             y = F.conv2d(F.pad(y, (left, right, top, bottom)), *depthwise, layer.stride, 0, groups=hidden)
-        pieces.append(gelu(y, form))
+        pieces.append(layer.act2(y))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 

@@ -10,32 +10,36 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.checks import check_named
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.head import POOLS, Pool, linear_classifier, pool_tokens
 from vitrail.layers.hierarchy import HierarchicalEncoder
 from vitrail.layers.init import init_linears
-from vitrail.layers.positions import resample_positions
+from vitrail.layers.norms import make_norm
 from vitrail.layers.shapes import Size, to_pair
 from vitrail.layers.symbolic import is_symbolic
 from vitrail.models.base import VisionModel, group_parameters
-from vitrail.models.checkpoint_sizes import old_grid, read_stages, read_width
-from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
+from vitrail.models.checkpoint_sizes import fit_positions, read_stages, read_width
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_rates, check_stages
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.family import Family, register_family
+from vitrail.models.layer_settings import LayerSettings
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, FoldProjection, KeyMap, Rename, SplitRows
 
+_NORM_EPS = 1e-5
+
 
 @dataclass(frozen=True)
-class HVTConfig:
-    """Settings of an HVT.
+class HVTConfig(LayerSettings):
+    """Settings of an HVT, beside those of :class:`~vitrail.models.layer_settings.LayerSettings`.
 
     Attributes:
         img_size: Height and width in pixels that the image's positions are learned for; other sizes run too.
@@ -49,6 +53,9 @@ class HVTConfig:
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
             of these two; "" classifies each token.
+        pos_embed: "learned" or "sincos2d" positions added to the patches, "rope" (queries and keys turned by their
+            positions, for global attention), or "none".
+        pos_drop_rate: Dropout of the patches with their positions, in training.
         drop_path_rate: Stochastic depth of the last block.
         attention: "global", or the height and width of a window in tokens for large images: attention then
             stays inside windows that shift by half from block to block.
@@ -82,6 +89,15 @@ class HVTConfig:
     fusion: Literal["cross_attention", "concat"] = "cross_attention"
     fusion_heads: int | None = None
     missing_spectral: Literal["error", "learned"] = "error"
+    pos_embed: Literal["learned", "sincos2d", "rope", "none"] = "learned"
+    pos_drop_rate: float = 0.0
+
+    absent: ClassVar[Mapping[str, str]] = {
+        "patch_drop_rate": "patch merging needs the whole grid; use drop_path_rate, or a ViT",
+        "class_token": "patch merging leaves no place for one; use global_pool avg, max or avgmax",
+        "global_pool=token": "there is no class token",
+        "reg_tokens": "patch merging leaves no place for them; a ViT has register tokens",
+    }
 
     def __post_init__(self) -> None:
         """Check what the layers do not check themselves.
@@ -105,6 +121,11 @@ class HVTConfig:
             raise ConfigError(f"fusion must be 'cross_attention' or 'concat', got {self.fusion!r}")
         if self.missing_spectral not in ("error", "learned"):
             raise ConfigError(f"missing_spectral must be 'error' or 'learned', got {self.missing_spectral!r}")
+        self.check_layers()
+        check_rates(self, "pos_drop_rate")
+        check_named("pos_embed", self.pos_embed, dict.fromkeys(("learned", "sincos2d", "rope", "none")))
+        if self.pos_embed == "rope" and self.attention != "global":
+            raise ConfigError(f"pos_embed 'rope' needs attention 'global', got windows of {self.attention}")
         self._check_spectral()
 
     def _check_spectral(self) -> None:
@@ -169,10 +190,12 @@ class HVT(VisionModel):
                 self.fusion = ConcatFusion(dim, width)
             else:
                 heads = config.fusion_heads or config.num_heads[-1]
-                self.fusion = CrossAttentionFusion(dim, width, heads, config.mlp_ratio, config.qkv_bias)
+                options = (config.attention_options, config.block_options)
+                self.fusion = CrossAttentionFusion(dim, width, heads, config.mlp_ratio, config.qkv_bias, *options)
             if config.missing_spectral == "learned":
                 self.spectral_token = nn.Parameter(torch.zeros(1, 1, 1, width))
-        self.head_norm: nn.Module = nn.LayerNorm(dim)
+        self.head_norm = make_norm(config.norm_layer, dim, _NORM_EPS)
+        self.head_drop = nn.Dropout(config.drop_rate)
         self.head = linear_classifier(dim, config.num_classes)
         self.feature_info = [
             FeatureInfo(f"{name}.stages.{i}", channels, stride)
@@ -324,7 +347,7 @@ class HVT(VisionModel):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Average ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
         pooled: Tensor = self.head_norm(pool_tokens(features, self.config.global_pool, (1,)))
-        return pooled if pre_logits else self.head(pooled)
+        return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward(self, image: Tensor, spectral: Tensor | None = None) -> Tensor:
         """Classify.
@@ -433,14 +456,11 @@ class HVT(VisionModel):
     ) -> tuple[Tensor, str] | None:
         """Resample positions that were learned for another grid (a square one where no settings tell)."""
         encoder = dict(self._encoders()).get(key.removesuffix(".pos_embed"))
-        if encoder is None or value.ndim != 3 or value.shape[-1] != encoder.pos_embed.shape[-1]:
+        if encoder is None:
             return None
         prefix = "spectral_" if encoder is self.spectral else ""
-        old = old_grid(value.shape[1], encoder.patch_embed.patch_size, made_for, prefix)
-        if old is None:
-            return None
-        how = f"positions from {old[0]} x {old[1]} to {encoder.grid[0]} x {encoder.grid[1]}, bicubic"
-        return resample_positions(value, old, encoder.grid), how
+        patch_size = encoder.patch_embed.patch_size
+        return fit_positions(encoder.pos_embed, encoder.grid, value, patch_size, made_for, prefix)
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -502,6 +522,10 @@ def _encoder(config: HVTConfig, in_chans: int, img_size: Size, patch_size: Size,
         config.qkv_bias,
         config.drop_path_rate,
         None if isinstance(config.attention, str) else to_pair(config.attention),
+        config.pos_embed,
+        config.pos_drop_rate,
+        config.attention_options,
+        config.block_options,
     )
 
 

@@ -10,17 +10,19 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
+from vitrail.layers.checks import check_named
 from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.head import POOLS, Head, Pool, pool_tokens
 from vitrail.layers.init import init_linears
-from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
+from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, ConvFlavour, MBConv, Stem
 from vitrail.layers.mixer import call_mixer
+from vitrail.layers.norms import make_norm
 from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
@@ -29,7 +31,8 @@ from vitrail.models.checkpoint_sizes import old_window, read_each_stage, read_st
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
 from vitrail.models.facts import FeatureInfo
 from vitrail.models.family import Family, register_family
-from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
+from vitrail.models.layer_settings import LayerSettings
+from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision, missing_layers
 from vitrail.models.pyramid import Pyramid
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
@@ -40,11 +43,14 @@ _PARTITION_RATIO = 32
 # The squeeze of squeeze and excitation has a quarter of the width.
 _LEAST_WIDTH = 4
 _FLAVOURS = {"tf": TENSORFLOW, "torchvision": TORCHVISION}
+_POSITIONS = ("relative", "none")
 
 
 @dataclass(frozen=True)
-class MaxViTConfig:
-    """Settings of a MaxViT.
+class MaxViTConfig(LayerSettings):
+    """Settings of a MaxViT, beside those of :class:`~vitrail.models.layer_settings.LayerSettings`.
+
+    ``act_layer`` is the activation of stem and MBConv, too; ``norm_layer`` the norm of tokens, beside their BatchNorms.
 
     Attributes:
         img_size: Height and width in pixels that the model is meant for; other sizes run too.
@@ -62,6 +68,7 @@ class MaxViTConfig:
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
             of these two; "" classifies each token.
+        pos_embed: "relative" biases inside windows and grids, or "none": the convolutions alone tell positions apart.
         drop_path_rate: Stochastic depth of the last block.
         flavour: "tf" computes what the published TensorFlow models do (and timm's "tf"); "torchvision" has
             the exact GELU, symmetric padding, a 3 x 3 average and always a projection in the shortcut,
@@ -83,6 +90,15 @@ class MaxViTConfig:
     drop_path_rate: float = 0.0
     global_pool: Pool = "avg"
     flavour: Literal["tf", "torchvision"] = "tf"
+    pos_embed: Literal["relative", "none"] = "relative"
+
+    absent: ClassVar[Mapping[str, str]] = {
+        "pos_drop_rate": "no positions are added to its tokens; use proj_drop_rate",
+        "patch_drop_rate": "windows and convolutions need the whole map; use drop_path_rate, or a ViT",
+        "class_token": "windows hold positions of the map alone; use global_pool avg, max or avgmax",
+        "global_pool=token": "there is no class token",
+        "reg_tokens": "windows hold positions of the map alone; a ViT has register tokens",
+    }
 
     def __post_init__(self) -> None:
         """Check what the layers do not check themselves.
@@ -111,6 +127,14 @@ class MaxViTConfig:
         check_mlp_ratio(self.mlp_ratio, min(self.embed_dim))
         if self.flavour not in _FLAVOURS:
             raise ConfigError(f"flavour must be 'tf' or 'torchvision', got {self.flavour!r}")
+        self.check_layers()
+        check_named("pos_embed", self.pos_embed, dict.fromkeys(_POSITIONS))
+
+    @property
+    def convolution(self) -> ConvFlavour:
+        """Details of stem and MBConv."""
+        flavour = _FLAVOURS[self.flavour]
+        return flavour if self.act_layer is None else dataclasses.replace(flavour, act_layer=self.act_layer)
 
 
 class MaxViTBlock(nn.Module):
@@ -128,7 +152,7 @@ class MaxViTBlock(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, stride: int, config: MaxViTConfig, drop_path: float) -> None:
         super().__init__()
-        self.conv = MBConv(dim, out_dim, stride, _FLAVOURS[config.flavour], drop_path)
+        self.conv = MBConv(dim, out_dim, stride, config.convolution, drop_path)
         self.attn_block = _build_block(out_dim, config, "window", drop_path)
         self.attn_grid = _build_block(out_dim, config, "grid", drop_path)
 
@@ -144,9 +168,13 @@ def _build_block(dim: int, config: MaxViTConfig, kind: Kind, drop_path: float) -
     """A transformer block whose tokens attend inside windows, or inside grids spread over the map."""
     by_width = config.flavour == "torchvision"
     window = to_pair(config.window_size or 1)
-    attn = PartitionAttention(dim, config.dim_head, window, kind, config.qkv_bias, by_width)
-    act_layer = "gelu_tanh" if _FLAVOURS[config.flavour].approximate == "tanh" else "gelu"
-    return Block(dim, attn, config.mlp_ratio, drop_path, _NORM_EPS, act_layer)
+    relative, options = config.pos_embed == "relative", config.block_options
+    attn = PartitionAttention(
+        dim, config.dim_head, window, kind, config.qkv_bias, by_width, relative, **config.attention_options
+    )
+    if config.mlp_layer == "mlp":
+        options["act_layer"] = config.convolution.act_layer
+    return Block(dim, attn, config.mlp_ratio, drop_path, _NORM_EPS, **options)
 
 
 def _flatten_table(table: Tensor) -> Tensor:
@@ -180,7 +208,7 @@ class MaxViT(Pyramid):
         hidden = config.head_hidden_size or 0
         self.num_features = hidden or config.embed_dim[-1]
         published = config.flavour == "tf"
-        self.stem = Stem(config.in_chans, config.stem_width, _FLAVOURS[config.flavour], first_bias=published)
+        self.stem = Stem(config.in_chans, config.stem_width, config.convolution, first_bias=published)
         rates = iter(drop_path_schedule(config.drop_path_rate, sum(config.depths)))
         self.stages = nn.ModuleList()
         self.feature_info = [FeatureInfo("stem", config.stem_width, (2, 2))]
@@ -193,7 +221,7 @@ class MaxViT(Pyramid):
             self.feature_info.append(FeatureInfo(f"stages.{i}", out_dim, (4 << i, 4 << i)))
             dim = out_dim
         # Without a hidden layer the norm comes before the pooling, as in timm.
-        self.norm = nn.Identity() if hidden else nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.norm = nn.Identity() if hidden else make_norm(config.norm_layer, dim, _NORM_EPS)
         self.head = self.build_head(config.num_classes)
         self._init_weights()
 
@@ -213,7 +241,9 @@ class MaxViT(Pyramid):
         """Norm, hidden layer and classifier, of which the classifier alone is initialised here."""
         config = self.config
         hidden, published = config.head_hidden_size or 0, config.flavour == "tf"
-        head = Head(config.embed_dim[-1], num_classes, hidden, bias=published, norm_eps=_NORM_EPS)
+        head = Head(
+            config.embed_dim[-1], num_classes, hidden, published, _NORM_EPS, config.drop_rate, config.norm_layer
+        )
         init_linears(head.fc)
         return head
 
@@ -350,6 +380,7 @@ def _variants() -> dict[str, dict[str, Any]]:
 
 _SHARED_WITH_TIMM = (
     "img_size", "in_chans", "num_classes", "drop_path_rate", "stem_width", "embed_dim", "depths", "head_hidden_size",
+    "drop_rate",
 )  # fmt: skip
 
 
@@ -364,6 +395,9 @@ def _build_timm(settings: Mapping[str, Any]) -> nn.Module:
         transformer_dim_head=settings["dim_head"],
         transformer_expand_ratio=settings["mlp_ratio"],
         transformer_attn_bias=settings["qkv_bias"],
+        transformer_attn_drop=settings["attn_drop_rate"],
+        transformer_proj_drop=settings["proj_drop_rate"],
+        transformer_init_values=settings["init_values"],
     )
 
 
@@ -383,11 +417,13 @@ def _build_torchvision(settings: Mapping[str, Any]) -> nn.Module:
 
 
 def _missing_in_timm(settings: Mapping[str, Any]) -> str:
-    return "" if settings["flavour"] == "tf" else f"no flavour {settings['flavour']!r}"
+    if settings["flavour"] != "tf":
+        return f"no flavour {settings['flavour']!r}"
+    return missing_layers({**settings, "init_values": None})
 
 
 def _missing_in_torchvision(settings: Mapping[str, Any]) -> str:
-    return missing_in_torchvision(settings, "img_size", "window_size")
+    return missing_layers(settings, rates=False) or missing_in_torchvision(settings, "img_size", "window_size")
 
 
 register_family(

@@ -8,35 +8,48 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
+from vitrail.layers.checks import check_named
 from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.head import POOLS, Head, Pool
 from vitrail.layers.init import init_linears, init_patch_projection
+from vitrail.layers.norms import make_norm
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.positions import resample_relative_table
+from vitrail.layers.positions import (
+    add_position_table,
+    init_position_table,
+    resample_positions,
+    resample_relative_table,
+)
 from vitrail.layers.shapes import check_img_size, grid_size, to_pair
-from vitrail.layers.window_attention import WindowAttention
-from vitrail.models.checkpoint_sizes import old_window, read_each_stage, read_stages, read_width
-from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
+from vitrail.layers.window_attention import ShiftedWindowAttention, WindowAttention
+from vitrail.models.checkpoint_sizes import fit_positions, old_window, read_each_stage, read_stages, read_width
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_rates, check_stages
 from vitrail.models.facts import FeatureInfo
 from vitrail.models.family import Family, register_family
-from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
+from vitrail.models.layer_settings import LayerSettings
+from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision, missing_layers
 from vitrail.models.pyramid import Pyramid
 from vitrail.weights.huggingface import block_rules
 from vitrail.weights.rules import Drop, KeyMap, Rename, Rule
 
 Pair = tuple[int, int]
+_NORM_EPS = 1e-5
+
+
+_POSITIONS = ("relative", "none", "learned", "sincos2d", "learned+relative", "sincos2d+relative")
 
 
 @dataclass(frozen=True)
-class SwinConfig:
-    """Settings of a Swin.
+class SwinConfig(LayerSettings):
+    """Settings of a Swin, beside those of :class:`~vitrail.models.layer_settings.LayerSettings`.
 
     Attributes:
         img_size: Height and width in pixels that the model is made for; others run too.
@@ -55,6 +68,9 @@ class SwinConfig:
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
             of these two; "" classifies each token.
+        pos_embed: "relative" biases inside windows, "learned" or "sincos2d" absolute positions added to the patches,
+            "learned+relative" or "sincos2d+relative" both, or "none"; the paper's table 4.
+        pos_drop_rate: Dropout of the patches with absolute positions, in training.
         drop_path_rate: Stochastic depth of the last block.
     """
 
@@ -72,6 +88,15 @@ class SwinConfig:
     qkv_bias: bool = True
     drop_path_rate: float = 0.0
     global_pool: Pool = "avg"
+    pos_embed: Literal["relative", "none", "learned", "sincos2d", "learned+relative", "sincos2d+relative"] = "relative"
+    pos_drop_rate: float = 0.0
+
+    absent: ClassVar[Mapping[str, str]] = {
+        "patch_drop_rate": "windows need the whole grid of patches; use drop_path_rate, or a ViT",
+        "class_token": "windows hold patches alone; use global_pool avg, max or avgmax",
+        "global_pool=token": "there is no class token",
+        "reg_tokens": "windows hold patches alone; a ViT has register tokens",
+    }
 
     def __post_init__(self) -> None:
         """Check what the layers do not check themselves.
@@ -86,6 +111,20 @@ class SwinConfig:
         check_pool(self.global_pool, POOLS)
         check_stages(self, "depths", "num_heads")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
+        self.check_layers()
+        check_rates(self, "pos_drop_rate")
+        check_named("pos_embed", self.pos_embed, dict.fromkeys(_POSITIONS))
+        if self.pos_drop_rate and self.absolute == "none":
+            raise ConfigError(
+                f"pos_drop_rate {self.pos_drop_rate} acts on patches with absolute positions, and pos_embed "
+                f"{self.pos_embed!r} adds none; use proj_drop_rate, or pos_embed 'learned+relative'"
+            )
+
+    @property
+    def absolute(self) -> str:
+        """Kind of the absolute positions, "none" without."""
+        kind = self.pos_embed.partition("+")[0]
+        return "none" if kind == "relative" else kind
 
 
 def _build_stage(config: SwinConfig, index: int, drop_path: Sequence[float]) -> Stage:
@@ -96,15 +135,17 @@ def _build_stage(config: SwinConfig, index: int, drop_path: Sequence[float]) -> 
     dim, heads = config.embed_dim * 2**index, config.num_heads[index]
     window = to_pair(config.window_size)
     shifts = ((0, 0), (window[0] // 2, window[1] // 2))
+    kind = WindowAttention if "relative" in config.pos_embed else ShiftedWindowAttention
     padding = (config.mask_padding, config.pad_after_shift)
-    downsample = PatchMerging(dim // 2, dim) if index else None
-    blocks = (
-        Block(
-            dim, WindowAttention(dim, heads, window, shifts[i % 2], config.qkv_bias, *padding), config.mlp_ratio, rate
-        )
-        for i, rate in enumerate(drop_path)
+    mixers = (
+        kind(dim, heads, window, shifts[i % 2], config.qkv_bias, *padding, **config.attention_options)
+        for i in range(len(drop_path))
     )
-    return Stage(blocks, downsample)
+    blocks = (
+        Block(dim, attn, config.mlp_ratio, rate, **config.block_options)
+        for attn, rate in zip(mixers, drop_path, strict=True)
+    )
+    return Stage(blocks, PatchMerging(dim // 2, dim, norm_layer=config.norm_layer) if index else None)
 
 
 # More stages than any published Swin has.
@@ -120,7 +161,7 @@ _LATER_DOWNSAMPLE = tuple(
 _BUFFERS = Drop(r".*\.(attn_mask|relative_position_index)", "computed here, not learned")
 _HEAD = Rename(r"head\.(weight|bias)", r"head.fc.\1")
 
-_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, *_LATER_DOWNSAMPLE, _HEAD)
+_MICROSOFT: tuple[Rule, ...] = (_BUFFERS, Rename("absolute_pos_embed", "pos_embed"), *_LATER_DOWNSAMPLE, _HEAD)
 
 _TORCHVISION: tuple[Rule, ...] = (
     _BUFFERS,
@@ -183,6 +224,7 @@ class Swin(Pyramid):
     classifier = "head.fc"
     stages_name = "layers"
     config: SwinConfig
+    pos_embed: Tensor | None
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__()
@@ -192,32 +234,46 @@ class Swin(Pyramid):
         dims = [config.embed_dim * 2**i for i in range(len(config.depths))]
         self.num_classes = config.num_classes
         self.num_features = dims[-1]
-        self.patch_embed = PatchEmbed(config.in_chans, dims[0], (ph, pw), norm=True)
+        self.patch_embed = PatchEmbed(config.in_chans, dims[0], (ph, pw), config.norm_layer)
+        self.grid = grid_size(to_pair(config.img_size), (ph, pw))
+        add_position_table(self, config.absolute, self.grid, dims[0])
+        self.pos_drop = nn.Dropout(config.pos_drop_rate)
         rates = iter(drop_path_schedule(config.drop_path_rate, sum(config.depths)))
         self.layers = nn.ModuleList(
             _build_stage(config, i, [next(rates) for _ in range(depth)]) for i, depth in enumerate(config.depths)
         )
-        self.norm = nn.LayerNorm(dims[-1])
-        self.head = Head(dims[-1], config.num_classes)
+        self.norm = make_norm(config.norm_layer, dims[-1], _NORM_EPS)
+        self.head = Head(dims[-1], config.num_classes, drop_rate=config.drop_rate)
         self.feature_info = [FeatureInfo(f"layers.{i}", dim, (ph * 2**i, pw * 2**i)) for i, dim in enumerate(dims)]
         init_linears(self)
+        init_position_table(self)
         init_patch_projection(self.patch_embed.proj)
+
+    def add_positions(self, patches: Tensor) -> Tensor:
+        """Add absolute positions to patches ``(B, H, W, C)``, where there are any."""
+        if self.pos_embed is not None:
+            _, H, W, C = patches.shape
+            patches = patches + resample_positions(self.pos_embed, self.grid, (H, W)).view(1, H, W, C)
+        dropped: Tensor = self.pos_drop(patches)
+        return dropped
 
     def build_head(self, num_classes: int) -> nn.Module:
         """The linear layer inside of its module ``head``, as in timm."""
-        head = Head(self.num_features, num_classes)
+        head = Head(self.num_features, num_classes, drop_rate=self.config.drop_rate)
         init_linears(head)
         return head
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
     ) -> tuple[Tensor, str] | None:
-        """Make a table of relative positions fit that was learned for another window.
+        """Make a table of relative positions fit that was learned for another window, or of absolute ones for a grid.
 
         timm and the authors shrink the window of a stage to its map where that is smaller. Their table then
         holds all offsets that occur there and moves to the middle of ours unchanged; any other table is
         resampled bicubically (its window is taken to be square where no settings tell).
         """
+        if key == "pos_embed":
+            return fit_positions(self.pos_embed, self.grid, value, self.patch_embed.patch_size, made_for)
         match = re.fullmatch(r"layers\.(\d+)\.blocks\.\d+\.attn\.relative_position_bias_table", key)
         if match is None or value.ndim != 2 or int(match[1]) >= len(self.layers):
             return None
@@ -270,7 +326,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 _SHARED_WITH_TIMM = (
     "img_size", "in_chans", "num_classes", "mlp_ratio", "qkv_bias", "drop_path_rate", "patch_size", "embed_dim",
-    "depths", "num_heads", "window_size",
+    "depths", "num_heads", "window_size", "drop_rate", "proj_drop_rate", "attn_drop_rate",
 )  # fmt: skip
 
 
@@ -290,6 +346,10 @@ def _build_torchvision(settings: Mapping[str, Any]) -> nn.Module:
         stochastic_depth_prob=settings["drop_path_rate"],
         num_classes=settings["num_classes"],
     )
+
+
+def _missing_in_torchvision(settings: Mapping[str, Any]) -> str:
+    return missing_layers(settings, rates=False) or missing_in_torchvision(settings)
 
 
 register_family(
@@ -324,8 +384,8 @@ register_family(
         },
         source="Liu et al. 2021, arXiv:2103.14030",
         peers={
-            "timm": Peer(_build_timm),
-            "torchvision": Peer(_build_torchvision, missing_in_torchvision),
+            "timm": Peer(_build_timm, missing_layers),
+            "torchvision": Peer(_build_torchvision, _missing_in_torchvision),
         },
     )
 )
