@@ -1,3 +1,4 @@
+import functools
 import gc
 import os
 
@@ -11,15 +12,42 @@ import torch
 from tests.peers import define_missing_operators
 from tests.probes import probes as probes
 
+# Importing the tests makes millions of objects that stay; to look through them again and again takes seconds.
+gc.disable()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 define_missing_operators()
 
 
 def pytest_collection_finish():
-    # What libraries made while they were imported never goes away; to look through it again and again takes seconds.
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(1234)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _measured_once():
+    """Computed once for all runs: the copies among the digits. Images a second: from a few small passes."""
+    from vitrail.bench import efficiency
+    from vitrail.evaluate import run
+    from vitrail.train import start_run
+
+    known = {}
+    usual = start_run.describe_copies
+
+    def describe_copies(data, recipe):
+        if data.config.source != "digits":
+            return usual(data, recipe)
+        key = repr((data.splits, data.config.check_copies))
+        if key not in known:
+            known[key] = usual(data, recipe)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "measure_efficiency", functools.partial(run.measure_efficiency, batch_size=4, seconds=0.0))
+        patch.setattr(efficiency, "latency", functools.partial(efficiency.latency, passes=10))
+        patch.setattr(start_run, "describe_copies", describe_copies)
+        yield

@@ -43,6 +43,7 @@ def test_rows_are_images_and_columns_are_views():
     assert torch.equal(*still.rows[0].streams["image"])
 
 
+@pytest.mark.drawn
 def test_the_picture_is_drawn(tmp_path, capsys):
     images = make_folder(tmp_path / "images", per_class=3, classes=("a" * 60, "$x_$"))
     out = tmp_path / "sheets" / "x.png"

@@ -36,6 +36,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 def test_runs_side_by_side(runs, capsys):
     words = ["features", runs / "scratch", runs / "pre", "--layout", "pca", "tsne", "--most", "60"]

@@ -14,7 +14,7 @@ from vitrail.cli.main import main
 TINY = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 1 "
     "--model.num_heads 2 --trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 8 --data.num_workers 0 "
-    "--run.tensorboard false"
+    "--trainer.precision 32-true --run.tensorboard false"
 ).split()
 
 

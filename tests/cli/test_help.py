@@ -70,13 +70,8 @@ def test_both_spellings_print_the_recipe(capsys, spelling):
     ("words", "absent"),
     [
         ([], "torch"),
-        (["--help"], "torch"),
-        (["models"], "torch"),
-        (["models", "vit*"], "torch"),
         (["train", "--help"], "torch"),
-        (["evaluate", "--help"], "torch"),
         (["data", "audit", "--help"], "torch"),
-        (["compare", "--help"], "torch"),
         (["train", "--print-config"], "lightning"),
         (["data", "split", "--data.source", "digits"], "lightning"),
     ],

@@ -22,6 +22,8 @@ VIT = ["vit", "--img-size", "20", "28", "--set", "patch_size=8", "--set", "embed
        "num_heads=2", "--set", "in_chans=1", "--set", "token_learner={num_tokens: 3, layer: 1, fuse: true}",
        "--repeats", "1"]  # fmt: skip
 
+pytestmark = pytest.mark.drawn
+
 PICTURES = {
     "vit": {"patches", "attention", "token_maps", "pyramid"},
     "swin": {"patches", "windows", "attention_mask", "relative_position", "merging", "attention", "pyramid"},

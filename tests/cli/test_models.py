@@ -100,7 +100,7 @@ def test_wrong_usage(capsys, argv, message):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["models"], ["models", "vit_tiny_patch16_224"], ["models", "--json"]])
+@pytest.mark.parametrize("argv", [["--help"], ["models", "vit_tiny_patch16_224"]])
 def test_torch_is_not_imported(argv):
     code = (
         "import sys; from vitrail.cli.main import main; "

@@ -21,7 +21,7 @@ from vitrail.weights.hashes import tensors_hash
 TINY = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 1 "
     "--model.num_heads 2 --trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 16 --data.num_workers 0 "
-    "--run.tensorboard false"
+    "--trainer.precision 32-true --run.tensorboard false"
 ).split()
 QUICK = ("--resamples", "100")
 
@@ -69,12 +69,11 @@ def _metrics(run):
     return json.loads((run / "evaluation" / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("how", ["moved", "renamed", "in a table"])
+@pytest.mark.parametrize("how", ["renamed", "in a table"])
 def test_the_same_images_elsewhere_give_the_same_measures(trained, moved, capsys, how):
     before = _measured(_do(capsys, "evaluate", trained / "r", *QUICK))
     other = ["--data.path", moved / "there"]
-    if how != "moved":
-        _rename(moved / "there")
+    _rename(moved / "there")
     if how == "in a table":
         files = sorted((moved / "there").rglob("*.*"), key=lambda file: file.name[::-1])
         rows = [{"path": str(file), "label": file.parent.name} for file in files]
@@ -106,10 +105,8 @@ def test_the_error_names_the_setting_on_each_verb(moved, capsys):
     )
 
 
-@pytest.mark.parametrize("renamed", [False, True])
-def test_other_verbs_take_the_new_place(trained, moved, capsys, renamed):
-    if renamed:
-        _rename(moved / "there")
+def test_other_verbs_take_the_new_place(trained, moved, capsys):
+    _rename(moved / "there")
     run, other = moved / "r", ["--data.path", moved / "there"]
     for folder, words in ((trained / "r", []), (run, other)):
         _do(capsys, "explain", folder, *words, "--number", "6", "--out", moved / f"e_{folder.parent.name}")

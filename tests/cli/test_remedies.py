@@ -13,7 +13,7 @@ from vitrail.cli.main import main
 from vitrail.config.data import PATH_SETTINGS
 
 SETTINGS = (
-    "--data.batch_size 8 --data.num_workers 0 --model.name vit --model.img_size 16 --model.patch_size 8 "
+    "--data.batch_size 2 --data.num_workers 0 --model.name vit --model.img_size 16 --model.patch_size 8 "
     "--model.embed_dim 8 --model.depth 1 --model.num_heads 1 --trainer.max_epochs 1 --trainer.accelerator cpu "
     "--trainer.precision 32-true --run.tensorboard false"
 ).split()
@@ -79,19 +79,19 @@ def _raster(path, pixels):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("remedies")
-    make_folder(folder / "own", ("a", "b"), (), 12)
+    make_folder(folder / "own", ("a", "b"), (), 4)
     words = ["--data.source", "folder", "--data.path", str(folder / "own"), "--run.dir", str(folder / "run")]
     words += ["--data.max_pixels", "100000"]
     assert main(["train", *words, *SETTINGS]) == 0
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=["stated", "from the type"])
+@pytest.fixture(scope="module")
 def raster_run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rasters")
     for name in "ab":
         (folder / "own" / name).mkdir(parents=True)
-        for i in range(12):
+        for i in range(4):
             pixels = np.random.default_rng(i).integers(0, 9000, (20, 24, 5)).astype("uint16")
             _raster(folder / "own" / name / f"{i}.tif", pixels)
     words = ["--data.source", "folder", "--data.path", str(folder / "own"), "--run.dir", str(folder / "run")]
@@ -105,7 +105,7 @@ def _words(verb, run, images, out):
     if verb == "predict":
         return [str(run), str(images)]
     if verb == "explain":
-        return [str(run), str(images), "--out", str(out)]
+        return [str(run), str(images / "a"), "--out", str(out)]
     return [str(run), "--data.path", str(images)]
 
 
@@ -116,25 +116,32 @@ def _strange(text, allowed):
     return named - allowed
 
 
-def _check(run, tmp_path, capsys, verb, spoil):
+def _check(run, tmp_path, capsys, spoil):
     images = tmp_path / "images"
     shutil.copytree(run.parent / "own", images)
     spoil(images / "a")
-    capsys.readouterr()
-    main([verb, *_words(verb, run, images, tmp_path / "out")])
-    said = capsys.readouterr()
-    for line in (said.out + said.err).splitlines():
-        print(line)
-        assert not _strange(line.replace(str(tmp_path), ""), VERBS[verb]), line
+    for verb, allowed in VERBS.items():
+        capsys.readouterr()
+        main([verb, *_words(verb, run, images, tmp_path / "out")])
+        said = capsys.readouterr()
+        for line in (said.out + said.err).splitlines():
+            print(line)
+            assert not _strange(line.replace(str(tmp_path), ""), allowed), (verb, line)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("verb", VERBS)
-def test_remedies_for_pictures(run, tmp_path, capsys, verb, fault):
-    _check(run, tmp_path, capsys, verb, FAULTS[fault])
+def test_remedies_for_pictures(run, tmp_path, capsys, fault):
+    _check(run, tmp_path, capsys, FAULTS[fault])
 
 
-@pytest.mark.parametrize("fault", RASTERS)
-@pytest.mark.parametrize("verb", VERBS)
-def test_remedies_for_rasters(raster_run, tmp_path, capsys, verb, fault):
-    _check(raster_run, tmp_path, capsys, verb, RASTERS[fault])
+# The range of the values is the matter of these alone.
+OF_THE_RANGE = {"other_type", "signed", "not_finite", "large_values", "dark"}
+
+
+@pytest.mark.parametrize(
+    ("raster_run", "fault"),
+    [("stated", fault) for fault in RASTERS] + [("from the type", fault) for fault in RASTERS if fault in OF_THE_RANGE],
+    indirect=["raster_run"],
+)
+def test_remedies_for_rasters(raster_run, tmp_path, capsys, fault):
+    _check(raster_run, tmp_path, capsys, RASTERS[fault])

@@ -22,7 +22,7 @@ from vitrail.explain import list_methods
 SMALL = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 2 "
     "--model.num_heads 2 --trainer.max_epochs 2 --trainer.accelerator cpu --data.batch_size 4 --data.num_workers 0 "
-    "--run.tensorboard false"
+    "--trainer.precision 32-true --run.tensorboard false"
 ).split()
 
 # Whether there is something to compare on a page.
@@ -144,6 +144,7 @@ def test_predict_prints_without_out(run, images, capsys):
     assert capsys.readouterr().out.startswith("path,class,probability")
 
 
+@pytest.mark.drawn
 def test_report_holds_every_picture(run):
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
@@ -175,7 +176,7 @@ def test_report_says_what_it_could_not_draw(copy, capsys):
     ],
 )
 def test_demo(models, drawn, tmp_path, capsys, monkeypatch):
-    if not drawn:  # drawing takes most of the time, and test_report_holds_every_picture looks at a page
+    if not drawn:  # a page takes most of the time, and test_report_holds_every_picture looks at a page
         monkeypatch.setattr("vitrail.report.page.write_report", lambda runs, page, *_: page)
     assert main(["demo", "--dir", str(tmp_path / "demo"), "--epochs", "1", "--models", *models]) == 0
     table = pd.read_csv(tmp_path / "demo" / "results.csv")
@@ -334,7 +335,7 @@ def test_divergence_is_told_by_the_error_alone(capsys, images, tmp_path):
     assert main([str(word) for word in (*words, *wild)]) == 1
     *start, error = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("vitrail: error: the training loss became nan in epoch 1, step 1")
-    assert {line.split()[0] for line in start} == {"model:", "images:", "device:", "precision"}
+    assert {line.split()[0] for line in start} == {"model:", "images:", "device:"}
 
 
 def test_predict_loses_nothing(capsys, run, images, tmp_path):

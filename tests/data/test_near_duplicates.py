@@ -79,7 +79,7 @@ def test_copies_are_found_and_nothing_else(change, seed):
     assert {(copy.first, copy.second) for copy in found.copies} == {(i, 30 + i) for i in range(20)}
 
 
-@pytest.mark.parametrize("size", [8, 20, 40, 64, 90])
+@pytest.mark.parametrize("size", [8, 40])
 def test_digits_of_any_size_are_no_copies_of_each_other(size):
     """Scikit-learn's digits are 8 x 8; enlarged, they have no more detail."""
     digits = torch.from_numpy(load_digits().images[:600]).float()[:, None] / 16

@@ -17,7 +17,7 @@ from vitrail.runs.trained import load_classifier
 BANDS = ["--data.band_names", "[blue, green, red, nir]"]
 SMALL = (
     "--data.img_size 16 --data.batch_size 4 --data.num_workers 0 --trainer.max_epochs 1 --trainer.accelerator cpu "
-    "--run.tensorboard false"
+    "--trainer.precision 32-true --run.tensorboard false"
 ).split()
 VIT = "--model.name vit --model.patch_size 8 --model.embed_dim 8 --model.depth 1 --model.num_heads 2".split()
 HVT = (

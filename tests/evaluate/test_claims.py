@@ -50,8 +50,7 @@ def _false_claims(rng, seeds, images, repeats):
     return max(rates)
 
 
-@pytest.mark.parametrize("images", [5, 20, 60])
-@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(("seeds", "images"), [(2, 5), (2, 60), (3, 20), (5, 5)])
 def test_few_seeds_and_few_images_make_few_false_claims(seeds, images):
     assert _false_claims(np.random.default_rng(seeds * images), seeds, images, 500) <= 0.055
 
@@ -76,7 +75,7 @@ def test_models_that_differ_alike_with_each_seed_have_the_exact_test(images):
         assert rate <= 0.06, share
 
 
-@pytest.mark.parametrize(("total", "folds"), [(10, 2), (20, 4), (50, 3), (100, 5)])
+@pytest.mark.parametrize(("total", "folds"), [(10, 2), (20, 4), (100, 5)])
 def test_few_folds_make_few_false_claims(total, folds):
     rng = np.random.default_rng(total)
     rates = []
@@ -178,8 +177,8 @@ def test_a_missing_band_has_a_paired_drop_and_a_verdict():
     groups = [str(i // 50) for i in range(200)]  # four groups show little
     assert paired_drops([whole, without], groups)["p_drop"][1] > table["p_drop"][1]
     false = 0
-    for _ in range(200):
+    for _ in range(100):
         easy = rng.random(40)
         cases = [rng.random(40) < easy for _ in range(6)]
         false += (paired_drops(cases, None)["verdict"].iloc[1:] != "not shown").any()
-    assert false / 200 < 0.09
+    assert false / 100 < 0.09

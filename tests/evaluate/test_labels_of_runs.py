@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.data.test_parquet import encode
+from tests.undrawn import _undrawn as _undrawn
 from vitrail.cli.main import main
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.errors import DataError
@@ -19,7 +20,8 @@ from vitrail.runs.trained import load_trained
 
 TINY = (
     "--model.name vit --model.img_size 8 --model.patch_size 4 --model.embed_dim 8 --model.depth 1 --model.num_heads 2 "
-    "--data.num_workers 0 --data.batch_size 16 --trainer.max_epochs 1 --trainer.accelerator cpu --run.tensorboard false"
+    "--data.num_workers 0 --data.batch_size 16 --trainer.max_epochs 1 --trainer.accelerator cpu "
+    "--trainer.precision 32-true --run.tensorboard false"
 ).split()
 NAMES = ("zero", "one", "two")
 NUMBERS = np.arange(60) % 3

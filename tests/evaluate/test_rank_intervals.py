@@ -35,8 +35,9 @@ def _estimates(draw, rng, m, n, area, repeats):
         yield positive, np.concatenate(draw(rng, m, n, area))
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("m", [1, 2, 3, 5, 10, 20])
+@pytest.mark.parametrize(
+    ("kind", "m"), [("equal", 1), ("equal", 20), ("wide", 2), ("narrow", 3), ("mixture", 5), ("mixture", 1)]
+)
 def test_an_area_of_few_images_is_covered(kind, m):
     rng = np.random.default_rng(m)
     for area in (0.6, 0.8, 0.95):
@@ -48,8 +49,7 @@ def test_an_area_of_few_images_is_covered(kind, m):
         assert np.mean(held) >= 0.9, area
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("m", [2, 3, 5, 10, 20])
+@pytest.mark.parametrize(("kind", "m"), [("equal", 2), ("wide", 5), ("narrow", 20), ("mixture", 3)])
 def test_an_average_precision_of_few_images_is_covered(kind, m):
     rng = np.random.default_rng(m)
     for area in (0.6, 0.8, 0.95):
@@ -94,7 +94,7 @@ def test_a_perfect_order_has_an_interval_and_one_image_no_average_precision():
     assert high == 1
 
 
-@pytest.mark.parametrize(("classes", "images"), [(2, 5), (3, 5), (5, 3), (5, 10), (10, 5)])
+@pytest.mark.parametrize(("classes", "images"), [(2, 5), (5, 3), (10, 5)])
 def test_macro_averages_of_few_images_are_covered(classes, images):
     rng = np.random.default_rng(classes * images)
     targets = np.repeat(np.arange(classes), images)

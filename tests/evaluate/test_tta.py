@@ -74,7 +74,7 @@ def test_from_the_command_line(tmp_path, capsys):
         {
             "data": {"num_workers": 0},
             "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
-            "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+            "trainer": {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true"},
             "run": {"dir": str(tmp_path / "run"), "tensorboard": False},
         }
     )

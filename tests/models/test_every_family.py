@@ -149,12 +149,18 @@ def test_grad_checkpointing_gives_the_same_gradients(model):
         assert torch.allclose(plain, recomputed, atol=1e-5, rtol=1e-4)
 
 
-def test_compiles_without_a_graph_break(model):
+@pytest.mark.parametrize(
+    ("family", "backend"),
+    [*((name, "eager") for name in FAMILIES), ("vit", "aot_eager"),
+     *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in FAMILIES if name != "vit")],
+    indirect=["family"],
+)  # fmt: skip
+def test_compiles_without_a_graph_break(model, backend):
     torch.compiler.reset()
     model.eval()
     inputs = _inputs(model)
     results = []
-    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+    for call in (model, torch.compile(model, fullgraph=True, backend=backend)):
         model.zero_grad()
         logits = call(*inputs)
         logits.square().sum().backward()

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import itertools
 import pickle
 import random
 import warnings
@@ -72,7 +73,9 @@ def test_the_state_dict_is_contiguous(model):
 
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("gradients", fast_first([False, True], 1))
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("case", "training"), fast_first([*((c, False) for c in CASES), *((c, True) for c in CASES)], len(CASES) + 4)
+)
 def test_a_hook_on_any_module_sees_the_plain_computation_once(model, training, gradients):
     model.train(training)
     inputs = inputs_of(model)
@@ -170,9 +173,16 @@ PART_CHANGES = {
 }
 
 
+# Each case with one kind of change, then the rest of all pairs.
+CHANGED = sorted(
+    ((c, k) for c in CASES for k in PART_CHANGES),
+    key=lambda pair: (list(CASES).index(pair[0]) - list(PART_CHANGES).index(pair[1])) % len(PART_CHANGES) > 0,
+)
+
+
 @pytest.mark.usefixtures("_small_pieces")
-@pytest.mark.parametrize("change", PART_CHANGES.values(), ids=PART_CHANGES)
-def test_a_part_of_another_class_is_called(model, change):
+@pytest.mark.parametrize(("case", "kind"), fast_first(CHANGED, len(CASES)))
+def test_a_part_of_another_class_is_called(model, kind):
     """Some leaves changed alone: with and without gradients the model gives what it gives with hooks everywhere."""
     inputs = inputs_of(model)
     model.eval()
@@ -180,7 +190,7 @@ def test_a_part_of_another_class_is_called(model, change):
     for path in random.Random(len(leaves)).sample(leaves, 6):
         changed = copy.deepcopy(model)
         parent, _, name = path.rpartition(".")
-        change(changed.get_submodule(parent), name)
+        PART_CHANGES[kind](changed.get_submodule(parent), name)
         hooked = copy.deepcopy(changed)
         for module in hooked.modules():
             module.register_forward_hook(lambda *_: None)
@@ -229,7 +239,9 @@ def test_arguments_have_names(model):
         assert torch.equal(model(**dict(zip(names, inputs, strict=False))), model(*inputs))
 
 
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("case", "training"), fast_first([*((c, True) for c in CASES), *((c, False) for c in CASES)], len(CASES))
+)
 def test_a_symbolic_graph_serves_other_images(case, training):
     model = build(case, drop_path_rate=0.1 * training).train(training)
     graph = torch.fx.symbolic_trace(model)
@@ -260,7 +272,9 @@ def test_a_layer_of_one_node_alone_is_no_graph():
         torch.fx.symbolic_trace(build("swin").patch_embed)
 
 
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(
+    ("case", "gradients"), fast_first([*((c, False) for c in CASES), *((c, True) for c in CASES)], len(list_families()))
+)
 def test_traced_by_jit_with_its_check(model, gradients):
     inputs = tuple(inputs_of(model))
     model.eval()
@@ -271,8 +285,16 @@ def test_traced_by_jit_with_its_check(model, gradients):
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("case", fast_first(CASES, len(list_families())))
+@pytest.mark.parametrize(
+    ("case", "training"),
+    fast_first(
+        sorted(
+            itertools.product(CASES, (False, True)),
+            key=lambda pair: (list(CASES).index(pair[0]) % 2 != pair[1], list(CASES).index(pair[0])),
+        ),
+        len(list_families()),
+    ),
+)
 def test_scripted_by_jit(case, training):
     model = build(case, drop_path_rate=0.2 * training).train(training)
     start = copy.deepcopy(model.state_dict())

@@ -28,7 +28,7 @@ TINY = {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth":
 
 def _recipe(folder, model=TINY, **parts):
     content = {"data": {"num_workers": 0, "batch_size": 128}, "model": model,
-               "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+               "trainer": {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true"},
                "run": {"dir": str(folder), "tensorboard": False}}  # fmt: skip
     return make_recipe({part: {**values, **parts.get(part, {})} for part, values in content.items()})
 
@@ -93,7 +93,7 @@ class _Holes(nn.Module):
         return {name: F.dropout(stream, 0.5) for name, stream in streams.items()}
 
 
-@pytest.mark.parametrize("gathered", [1, 3])
+@pytest.mark.parametrize("gathered", [3])
 def test_easy_and_hard_batches_are_levelled(gathered, monkeypatch):
     monkeypatch.setattr(learning_rate, "_LOW", 1e-12)
     monkeypatch.setattr(learning_rate, "_HIGH", 1e-11)  # nothing is learned
@@ -110,7 +110,7 @@ def test_easy_and_hard_batches_are_levelled(gathered, monkeypatch):
     assert max(losses) - min(losses) < 1e-5
 
 
-@pytest.mark.parametrize(("images", "tries"), [(4, 3), (8, 3), (9, 2), (32, 2), (33, 1)])
+@pytest.mark.parametrize(("images", "tries"), [(8, 3), (9, 2), (32, 2), (33, 1)])
 def test_where_single_batches_say_nothing_steps_take_several(images, tries, monkeypatch, capsys):
     answers = [None, None, 2e-3]
     asked = []
@@ -120,14 +120,14 @@ def test_where_single_batches_say_nothing_steps_take_several(images, tries, monk
         return answers[len(asked) - 1]
 
     monkeypatch.setattr(learning_rate, "_choose", choose)
-    monkeypatch.setattr(learning_rate, "_STEPS", 12)
+    monkeypatch.setattr(learning_rate, "_STEPS", 6)
     config = _recipe("x").trainer
     if tries == 3:
         rate, why = find_learning_rate(_task(), config, _batches([images] * 4, images), 3)
         assert rate == 5e-4  # a step of sixteen batches is four times as sure as one of a single batch
         assert "of 16 times the images" in why
     else:
-        with pytest.raises(RunError, match=r"fell at none of 12 rates.*larger data.batch_size"):
+        with pytest.raises(RunError, match=r"fell at none of 6 rates.*larger data.batch_size"):
             find_learning_rate(_task(), config, _batches([images] * 4, images), 3)
     assert len(asked) == tries
     assert capsys.readouterr().err.count("trying again") == tries - 1
@@ -146,14 +146,14 @@ def test_a_compiled_model_has_a_graph_for_each_size_and_one_for_all_batches():
 
     task = _task().eval()
     task.compile_model(backend=backend)
-    for size in (8, 12, 16):
+    for size in (8, 12):
         for number in (3, 5, 7):
             image = torch.rand(number, 1, size, size + 4)
             torch.testing.assert_close(task({"image": image}), task.model._call_impl(*task.normalize({"image": image})))
-    assert len(seen) <= 4  # of the first size one for the first number of images, and one for all others
+    assert len(seen) <= 3  # of the first size one for the first number of images, and one for all others
     assert all(isinstance(shape[0], torch.SymInt) for shape in seen[1:])
     assert all(isinstance(side, int) for shape in seen for side in shape[2:])
-    assert {tuple(shape[2:]) for shape in seen} == {(8, 12), (12, 16), (16, 20)}
+    assert {tuple(shape[2:]) for shape in seen} == {(8, 12), (12, 16)}
 
 
 def test_a_step_takes_the_batches_that_training_accumulates(monkeypatch):

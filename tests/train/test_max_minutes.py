@@ -13,7 +13,13 @@ def _recipe(folder, **trainer):
         {
             "data": {"source": "digits", "batch_size": 64, "num_workers": 0, "test_fraction": 0.5},
             "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
-            "trainer": {"max_epochs": 1000, "accelerator": "cpu", "warmup_epochs": 0, **trainer},
+            "trainer": {
+                "max_epochs": 1000,
+                "accelerator": "cpu",
+                "precision": "32-true",
+                "warmup_epochs": 0,
+                **trainer,
+            },
             "run": {"dir": str(folder), "tensorboard": False},
         }
     )

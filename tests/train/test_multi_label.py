@@ -46,7 +46,7 @@ def _recipe(table, folder, **changes):
                  "num_workers": 0},
         "model": {"name": "vit", "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
         "task": {"loss": "bce", "label_smoothing": 0.0},
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "monitor": "val_map"},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "precision": "32-true", "monitor": "val_map"},
         "run": {"dir": str(folder), "tensorboard": False},
     }  # fmt: skip
     for dotted, value in changes.items():

@@ -100,7 +100,7 @@ def test_epochs_since_the_best(values, monitor, count):
     assert waited(values, monitor) == count
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 5), (1, 3)])
+@pytest.mark.parametrize(("first", "then"), [(1, 3)])
 def test_the_learning_rate_does_not_rise_in_a_longer_run(tmp_path, capsys, first, then):
     settings = {"trainer__warmup_epochs": 0.5, "trainer__min_learning_rate": 1e-5}
     run = train(recipe(tmp_path / "x", trainer__max_epochs=first, **settings))
@@ -214,7 +214,7 @@ def test_a_batch_norm_of_one_value_is_refused(tmp_path, size, batch, refused):
     content = {**TINY, "model": model, "run": {"dir": str(tmp_path / "x"), "tensorboard": False}}
     content["data"] = {"source": "synthetic_leaves", "num_images": 40, "spectral_bands": [], "batch_size": batch,
                        "num_workers": 0}  # fmt: skip
-    content["trainer"] = {"max_epochs": 1, "accelerator": "cpu"}
+    content["trainer"] = {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true"}
     if refused:
         with pytest.raises(ConfigError, match=r"data.batch_size 1 gives each of 1 process one image a step: BatchNorm"):
             train(make_recipe(content))

@@ -45,7 +45,7 @@ def _on_terminal(monkeypatch, columns, do):
     return shown.decode()
 
 
-@pytest.mark.parametrize("columns", [0, 60, 120])
+@pytest.mark.parametrize("columns", [0, 60])
 def test_a_terminal_shows_one_bar_for_the_whole_run(tmp_path, monkeypatch, columns):
     monkeypatch.setattr("vitrail.train.callbacks.progress._READ_EVERY", 0.0)
     shown = _on_terminal(monkeypatch, columns, lambda: train(recipe(tmp_path / "x", trainer__max_epochs=2)))
@@ -72,8 +72,8 @@ def test_a_log_has_a_line_an_epoch(tmp_path, capsys, verb, changes):
     assert " left" not in err.split("epoch 2/2")[1]
 
 
-@pytest.mark.parametrize("trained", [1, 2])
-def test_a_run_that_goes_on_says_after_which_epoch(tmp_path, capsys, trained):
+def test_a_run_that_goes_on_says_after_which_epoch(tmp_path, capsys):
+    trained = 1
     run = train(recipe(tmp_path / "x", trainer__max_epochs=trained))
     steps = int(run.read_metrics()["step"].iloc[-1])
     capsys.readouterr()
@@ -106,7 +106,9 @@ def test_durations(seconds, text):
 
 @pytest.mark.parametrize(("verb", "changes", "told"), [(train, {}, ", 10 classes"), (pretrain, PRETRAINING, "\n")])
 def test_a_run_begins_with_its_model_images_and_device(tmp_path, capsys, verb, changes, told):
-    run = verb(recipe(tmp_path / "x", trainer__max_epochs=1, data__batch_size=200, **changes))
+    run = verb(
+        recipe(tmp_path / "x", trainer__max_epochs=1, data__batch_size=200, trainer__precision="auto", **changes)
+    )
     start = capsys.readouterr().err.split("epoch 1/1")[0]
     parameters = sum(tensor.numel() for tensor in load_trained(run).model.parameters())
     assert "images: 1,259 for training, 179 for validation, 359 for testing\n" in start

@@ -1,0 +1,20 @@
+"""Figures that are laid out and not drawn, for tests that read what stands around them."""
+
+import pytest
+from PIL import Image
+
+
+def _blank(figure, target, format, dpi, **_):
+    """Write a file of the figure's size with nothing in it."""
+    width, height = (round(dpi * inches) for inches in figure.get_size_inches())
+    if format == "svg":
+        target.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"/>')
+    else:
+        Image.new("L", (width, height)).save(target, "PNG")
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """Drawing takes most of a report's time; a test that is marked ``drawn`` has the real figures."""
+    if request.node.get_closest_marker("drawn") is None:
+        monkeypatch.setattr("vitrail.figures.write.save_figure", _blank)
