@@ -79,25 +79,18 @@ _SAME: dict[str, tuple[str, ...]] = {
     "stochastic_depth": ("drop_path_rate",),
     "stochastic_depth_prob": ("drop_path_rate",),
     "dropout": ("drop_rate",),
-    "hidden_dropout_prob": ("drop_rate",),
+    "dropout_rate": ("drop_rate",),
+    "head_drop_rate": ("drop_rate",),
+    "drop": ("proj_drop_rate",),
+    "proj_drop": ("proj_drop_rate",),
+    "hidden_dropout_prob": ("proj_drop_rate",),
+    "attn_drop": ("attn_drop_rate",),
     "attention_dropout": ("attn_drop_rate",),
     "attn_dropout": ("attn_drop_rate",),
     "attention_probs_dropout_prob": ("attn_drop_rate",),
 }
-_DROPOUT = (
-    "dropout of single activations is no setting of this model; {} is stochastic depth, which skips whole residual "
-    "branches"
-)
 # Name -> the setting that its user may want instead, and how the two differ; {} is the setting.
 _DIFFERENT: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(
-        (
-            "drop_rate", "dropout", "dropout_rate", "drop", "hidden_dropout_prob", "attn_drop_rate", "attn_drop",
-            "attention_dropout", "attn_dropout", "attention_probs_dropout_prob", "proj_drop_rate", "proj_drop",
-            "pos_drop_rate", "patch_drop_rate", "head_drop_rate",
-        ),
-        ("drop_path_rate", _DROPOUT),
-    ),
     "mlp_dim": ("mlp_ratio", "{} gives the hidden width of an MLP as a multiple of the token width"),
     "intermediate_size": ("mlp_ratio", "{} gives the hidden width of an MLP as a multiple of the token width"),
     "steps": ("max_epochs", "training is counted in passes over the images: {}"),

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from vitrail.layers.attention import attend, attention_weights
+from vitrail.layers.mlp import make_mlp
 from vitrail.layers.norms import make_norm
+from vitrail.layers.symbolic import one_node
+from vitrail.layers.tap import AttentionTap, TokenLayout
 
 Pool = Literal["avg", "max", "avgmax", ""]
 POOLS = ("avg", "max", "avgmax", "")
 
 
-def pool_tokens(x: Tensor, pool: str, dims: tuple[int, ...], num_prefix: int = 0) -> Tensor:
+def pool_tokens(x: Tensor, pool: str, dims: tuple[int, ...], num_prefix: int = 0, num_class_tokens: int = 1) -> Tensor:
     """Pool tokens over their positions.
 
     Args:
         x: Tokens, of any shape; with prefix tokens ``(B, N, C)``.
         pool: "avg" for the mean, "max" for the largest value of each channel, "avgmax" for the mean of the two,
-            "token" for the first token, "" for all tokens as they are.
+            "token" for the class token or the mean of several, "" for all tokens as they are.
         dims: Dimensions of the positions, which are pooled away.
         num_prefix: Tokens before the patches, which only "token" and "" read.
+        num_class_tokens: Class tokens among them, at the start.
     """
     if not pool:
         return x
     if pool == "token":
-        return x[:, 0]
+        return x[:, 0] if num_class_tokens == 1 else x[:, :num_class_tokens].mean(dim=1)
     patches = x[:, num_prefix:] if num_prefix else x
     if pool == "avg":
         return patches.mean(dim=dims)
@@ -83,3 +89,58 @@ class Head(nn.Module):
         """Classify pooled tokens; ``(B, dim)`` to logits ``(B, num_classes)``."""
         logits: Tensor = self.fc(self.drop(self.hidden(x)))
         return logits
+
+
+class AttentionPool(nn.Module):
+    """Pool tokens by the attention of one learned query, then an MLP on a residual branch.
+
+    Args:
+        dim: Number of channels.
+        num_heads: Number of attention heads; divides ``dim``.
+        mlp_ratio: Hidden width of the MLP over ``dim``.
+        norm_layer: Name of the norm.
+        norm_eps: Epsilon of the norm.
+        act_layer: Name of the MLP's activation; GELU when not given.
+
+    Source: Zhai et al. 2022, arXiv:2106.04560, section 3.3 (MAP head); names as timm's AttentionPoolLatent.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        norm_layer: str = "layernorm",
+        norm_eps: float = 1e-6,
+        act_layer: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.latent = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=dim**-0.5))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = make_norm(norm_layer, dim, norm_eps)
+        self.mlp = make_mlp("mlp", dim, int(dim * mlp_ratio), act_layer=act_layer)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the query, keys and values by head, ``(B, heads, 1 or N, d)``, of tokens ``(B, N, C)``."""
+        B, N, C = x.shape
+        q = self.q(self.latent.expand(B, -1, -1)).view(B, 1, self.num_heads, C // self.num_heads)
+        kv = self.kv(x).view(B, N, 2, self.num_heads, C // self.num_heads)
+        k, v = kv.unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Compute the weight of each token ``(B, N, C)`` in the pooling, by head, ``(B, heads, N)``."""
+        q, k, _ = self.queries_keys_values(x)
+        return attention_weights(q, k)[:, :, 0]
+
+    @one_node
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool ``(B, N, C)`` to ``(B, C)``."""
+        q, k, v = self.queries_keys_values(x)
+        mixed = attend(q, k, v, tap=AttentionTap(), layout=TokenLayout("global"))
+        pooled = self.proj(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = pooled + self.mlp(self.norm(pooled))
+        return out[:, 0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.errors import ShapeError
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.checks import check_rate
 from vitrail.layers.fast.dispatch import with_fast_path
 from vitrail.layers.modes import known
 from vitrail.layers.norms import make_norm
-from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
+from vitrail.layers.shapes import Size, divide_up, to_pair
 from vitrail.layers.symbolic import one_node
 
 _NORM_EPS = 1e-5
@@ -52,8 +55,36 @@ def _autocast_converts(x: Tensor) -> bool:
     return x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
 
 
+class UnfoldLinear(nn.Conv2d):
+    """A convolution computed as unfolding and a linear layer: the same weights, the same result.
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, equation 1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to ``(B, out_channels, h, w)``."""
+        padding = to_padding(self.padding)
+        sizes = (x.shape[2:], self.kernel_size, self.stride, padding)
+        h, w = ((length + 2 * pad - size) // step + 1 for length, size, step, pad in zip(*sizes, strict=True))
+        patches = F.unfold(x, self.kernel_size, stride=self.stride, padding=padding)
+        tokens = F.linear(patches.transpose(1, 2), self.weight.flatten(1), self.bias)
+        return tokens.transpose(1, 2).reshape(x.shape[0], -1, h, w)
+
+
+def to_padding(padding: object) -> tuple[int, int]:
+    """Read a padding as rows and columns; 0 is one, which :func:`to_pair` refuses.
+
+    Raises:
+        ConfigError: Not one or two whole numbers of at least 0.
+    """
+    values: list[Any] = list(padding) if isinstance(padding, list | tuple) else [padding, padding]
+    if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values):
+        raise ConfigError(f"patch_padding must be a whole number of at least 0 or a pair of them, got {padding!r}")
+    return values[0], values[1]
+
+
 class PatchEmbed(nn.Module):
-    """Cut an image into patches and project each to a token: a convolution with kernel = stride = patch.
+    """Cut an image into patches and project each to a token: a convolution with the patch as its kernel.
 
     Args:
         in_chans: Bands of the image.
@@ -61,27 +92,61 @@ class PatchEmbed(nn.Module):
         patch_size: Height and width of a patch in pixels.
         norm_layer: Name of the norm that follows, see :mod:`vitrail.layers.norms` (Swin and HVT have one); none when
             not given.
+        stride: Pixels from one patch to the next; the patch size when not given, less for overlapping patches.
+        padding: Rows and columns of zeros on each side of the image.
 
-    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1.
+    Raises:
+        ConfigError: A stride larger than the patch, or padding that holds a whole patch.
+
+    Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1; overlapping patches: Wu et al. 2021,
+    arXiv:2103.15808, section 3.1.
     """
 
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: Size, norm_layer: str | None = None) -> None:
+    projection: type[nn.Conv2d] = nn.Conv2d
+
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        patch_size: Size,
+        norm_layer: str | None = None,
+        stride: Size | None = None,
+        padding: Size = 0,
+    ) -> None:
         super().__init__()
         self.in_chans = in_chans
         self.patch_size = to_pair(patch_size, "patch_size")
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=self.patch_size, stride=self.patch_size)
+        self.stride = self.patch_size if stride is None else to_pair(stride, "patch_stride")
+        self.padding = to_padding(padding)
+        if any(step > size for step, size in zip(self.stride, self.patch_size, strict=True)):
+            raise ConfigError(
+                f"patch_stride {self.stride} is larger than the patch {self.patch_size}: pixels go unread"
+            )
+        if any(pad >= size for pad, size in zip(self.padding, self.patch_size, strict=True)):
+            raise ConfigError(f"patch_padding {self.padding} must be smaller than the patch {self.patch_size}")
+        self.proj = self.projection(
+            in_chans, embed_dim, kernel_size=self.patch_size, stride=self.stride, padding=self.padding
+        )
         self.norm = nn.Identity() if norm_layer is None else make_norm(norm_layer, embed_dim, _NORM_EPS)
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Compute height and width of the grid of patches that cover an image of a size; ceil(H / patch) by default."""
+        rows, columns = (
+            divide_up(length + 2 * pad - patch + step, step)
+            for length, patch, step, pad in zip(size, self.patch_size, self.stride, self.padding, strict=True)
+        )
+        return rows, columns
 
     @one_node
     def forward(self, x: Tensor) -> Tensor:
         """Embed a batch of images.
 
         Args:
-            x: Images, shape ``(B, in_chans, H, W)``. Where the size is not a multiple of the patch, zeros are
-                appended at the bottom and right, up to a multiple and no further.
+            x: Images, shape ``(B, in_chans, H, W)``. Where the patches do not cover it, zeros are appended at the
+                bottom and right, for one more patch and no further.
 
         Returns:
-            Tokens, shape ``(B, ceil(H / patch), ceil(W / patch), embed_dim)``.
+            Tokens, shape ``(B, *grid_of((H, W)), embed_dim)``.
 
         Raises:
             ShapeError: As for :func:`check_images`, or smaller than a patch.
@@ -91,7 +156,13 @@ class PatchEmbed(nn.Module):
         ph, pw = self.patch_size
         if H < ph or W < pw:
             raise ShapeError(f"an image of {H} x {W} is smaller than one patch of {ph} x {pw}; resize the image")
-        bottom, right = padding_to_multiple(H, ph), padding_to_multiple(W, pw)
+        grid = self.grid_of((H, W))
+        bottom, right = (
+            (count - 1) * step + patch - length - 2 * pad
+            for count, step, patch, length, pad in zip(
+                grid, self.stride, self.patch_size, (H, W), self.padding, strict=True
+            )
+        )
         if not known(bottom == 0) or not known(right == 0):
             x = F.pad(x, (0, right, 0, bottom))
         tokens: Tensor = self.norm(self.project(x).permute(0, 2, 3, 1))
@@ -99,6 +170,74 @@ class PatchEmbed(nn.Module):
 
     @with_fast_path("patch_embed")
     def project(self, x: Tensor) -> Tensor:
-        """Project each patch: images ``(B, in_chans, H, W)`` to ``(B, embed_dim, H / patch, W / patch)``."""
+        """Project each patch: images ``(B, in_chans, H, W)`` to ``(B, embed_dim, h, w)``."""
         out: Tensor = self.proj(x)
         return out
+
+
+class LinearPatchEmbed(PatchEmbed):
+    """Cut an image into patches by unfolding and map each by a linear layer: equal to the convolution of its weights.
+
+    Arguments, errors and source are those of :class:`PatchEmbed`.
+    """
+
+    projection = UnfoldLinear
+
+
+class PatchDropout(nn.Module):
+    """Keep a random subset of the patches of each image in training; prefix tokens stay.
+
+    Args:
+        rate: Share of patches to drop.
+        num_prefix: Tokens before the patches.
+
+    Source: Liu et al. 2022, arXiv:2208.07220; as in timm.
+    """
+
+    def __init__(self, rate: float, num_prefix: int) -> None:
+        super().__init__()
+        check_rate("patch_drop_rate", rate)
+        self.rate, self.num_prefix = rate, num_prefix
+
+    @property
+    def active(self) -> bool:
+        """Whether a call drops patches."""
+        return self.rate > 0.0 and self.training
+
+    @one_node
+    def forward(self, tokens: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Drop patches.
+
+        Args:
+            tokens: Shape ``(B, P + N, C)``.
+            rotation: Rotary positions of the patches, shape ``(N, R)``.
+
+        Returns:
+            Tokens, shape ``(B, P + K, C)``, and their rotary positions, shape ``(B, 1, K, R)``; both as they came in
+            evaluation.
+        """
+        if not self.active:
+            return tokens, rotation
+        count = tokens.shape[1] - self.num_prefix
+        kept = max(1, int(count * (1.0 - self.rate)))
+        order = torch.rand(tokens.shape[0], count, device=tokens.device).argsort(dim=1)
+        return take_patches(tokens, rotation, order[:, :kept], self.num_prefix)
+
+
+def take_patches(
+    tokens: Tensor, rotation: Tensor | None, keep: Tensor, num_prefix: int
+) -> tuple[Tensor, Tensor | None]:
+    """Take some patches of each image, with their rotary positions.
+
+    Args:
+        tokens: Shape ``(B, P + N, C)``.
+        rotation: Rotary positions of the patches, shape ``(N, R)``, or None.
+        keep: Indices of the patches, shape ``(B, K)``.
+        num_prefix: P, the tokens before the patches, which stay.
+
+    Returns:
+        Tokens, shape ``(B, P + K, C)``, and rotary positions, shape ``(B, 1, K, R)``.
+    """
+    chosen = tokens[:, num_prefix:].gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
+    positions = None if rotation is None else rotation[keep][:, None]
+    return torch.cat([tokens[:, :num_prefix], chosen], dim=1), positions

@@ -38,6 +38,47 @@ def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | Non
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[None]
 
 
+def sincos_sequence(length: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Compute sines and cosines of the place in a sequence, in raster order for an image.
+
+    Args:
+        length: Tokens.
+        dim: Number of channels, even.
+        device: Device of the result.
+
+    Returns:
+        Positions, shape ``(1, length, dim)``: sines in the even channels, cosines in the odd ones.
+
+    Raises:
+        ConfigError: An odd width.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+    """
+    if dim % 2:
+        raise ConfigError(f"sine and cosine positions in one dimension need an even width, got {dim}")
+    frequencies = 10000.0 ** -(torch.arange(0, dim, 2, device=device) / dim)
+    angles = torch.arange(float(length), device=device)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+
+
+@one_node
+def resample_sequence(
+    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int = 0
+) -> Tensor:
+    """Resample positions in raster order linearly along the sequence; prefix tokens keep theirs.
+
+    Arguments and result are those of :func:`resample_positions`. Rows have no meaning in a sequence: where the width of
+    the grid changes, positions do not stay in their columns.
+    """
+    if known(old_grid[0] == new_grid[0]) and known(old_grid[1] == new_grid[1]):
+        return table
+    prefix, places = table[:, :num_prefix], table[:, num_prefix:]
+    wide = places.transpose(1, 2).to(torch.promote_types(table.dtype, torch.float32))
+    length = new_grid[0] * new_grid[1]
+    resampled = F.interpolate(wide, size=length, mode="linear", align_corners=False).transpose(1, 2).to(table.dtype)
+    return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
+
+
 @one_node
 def rotary_positions(grid: tuple[int, int], dim: int, like: Tensor) -> Tensor:
     """Compute the sines and cosines by which rotary positions turn queries and keys, for two axes.

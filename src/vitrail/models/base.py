@@ -14,7 +14,7 @@ from vitrail.layers.head import linear_classifier
 from vitrail.layers.init import init_linears
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.symbolic import resolve_annotations
-from vitrail.models.checkpoint_sizes import old_grid
+from vitrail.models.checkpoint_sizes import count_prefix, old_grid
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.protocol import LibraryProtocol
 from vitrail.models.scripting import as_traced
@@ -39,6 +39,7 @@ class VisionModel(LibraryProtocol):
         config: The settings the model was built with.
         num_features: Width of what the classifier sees.
         num_prefix: Class and other tokens before those of the patches.
+        num_class_tokens: Class tokens at the start of these, whose mean ``global_pool="token"`` reads.
         feature_info: The levels that :meth:`forward_intermediates` can return, in order.
     """
 
@@ -47,7 +48,7 @@ class VisionModel(LibraryProtocol):
     input_kernels: ClassVar[Mapping[str, InputKernel]] = {"patch_embed.proj.weight": InputKernel("image")}
     stream_prefixes: ClassVar[Mapping[str, str]] = {}
     channels_first: ClassVar[bool] = False
-    not_decayed: ClassVar[Sequence[str]] = ("pos_embed", "cls_token", "relative_position_bias_table")
+    not_decayed: ClassVar[Sequence[str]] = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
     name: str = ""
     _num_classes: int = 0
     config: Any
@@ -55,6 +56,7 @@ class VisionModel(LibraryProtocol):
     norm: nn.Module
     head: nn.Module
     num_prefix: int = 0
+    num_class_tokens: int = 1
     feature_info: list[FeatureInfo]
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -213,6 +215,10 @@ class VisionModel(LibraryProtocol):
     def reads_level(self, index: int) -> bool:
         """Whether the logits depend on the patches of a level; not where only a class token is read after it."""
         return True
+
+    def pooling_weights(self, features: Tensor) -> Tensor | None:
+        """Weights of the last tokens ``(B, N, C)`` in a pooling that depends on them, ``(B, N)``; None for another."""
+        return None
 
     @abstractmethod
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -411,7 +417,7 @@ class VisionModel(LibraryProtocol):
             settings[f"{prefix}patch_size"] = patch
             positions = state.get(key.replace("patch_embed.proj.weight", "pos_embed"))
             if positions is not None and positions.ndim == 3:
-                grid = old_grid(positions.shape[1] - int("cls_token" in state), patch, {}, prefix)
+                grid = old_grid(positions.shape[1] - count_prefix(state), patch, {}, prefix)
                 if grid is not None:
                     settings[f"{prefix}img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
         return settings

@@ -66,6 +66,12 @@ def fit_positions(
     return resample_positions(value, old, grid), how
 
 
+def count_prefix(state: Mapping[str, Tensor]) -> int:
+    """Class and register tokens of a checkpoint, by our names."""
+    tokens = (state[key] for key in ("cls_token", "reg_token") if key in state)
+    return sum(token.shape[1] if token.ndim == 3 else 1 for token in tokens)
+
+
 def old_window(count: int, made_for: Mapping[str, Any]) -> tuple[int, int] | None:
     """The window that a checkpoint's table of relative positions was learned for.
 

@@ -28,6 +28,18 @@ def check_pool(pool: str, pools: Sequence[str]) -> None:
         raise ConfigError(f"global_pool must be {' or '.join(map(repr, pools))}, got {pool!r}")
 
 
+def check_choices(config: object, **choices: Sequence[str]) -> None:
+    """Refuse settings that are none of a few names.
+
+    Raises:
+        ConfigError: Naming the setting, the names and the value.
+    """
+    for name, known in choices.items():
+        value = getattr(config, name)
+        if value not in known:
+            raise ConfigError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
 def check_at_least(config: object, minimum: int, *names: str) -> None:
     """Refuse settings that are no whole numbers or too small.
 

@@ -46,6 +46,12 @@ def model_settings(model: nn.Module) -> tuple[str, dict[str, Any]]:
     name = network.name if network.name in family.variants else family.name
     # The classifier may have been replaced since the model was built.
     settings = {**dataclasses.asdict(network.config), "num_classes": network.num_classes}
+    for key, value in settings.items():
+        if isinstance(value, nn.Module):
+            raise ConfigError(
+                f"the setting {key} is a module ({type(value).__name__}), which no file of settings holds; save the "
+                "state_dict, and build the model again in Python"
+            )
     return name, json.loads(json.dumps(settings))
 
 

@@ -16,6 +16,7 @@ from vitrail.errors import ConfigError
 Config = TypeVar("Config")
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "none"}
+_MODULE = "a torch module"
 
 
 def serves_trainer(kind: type[Config]) -> type[Config]:
@@ -111,4 +112,4 @@ def _describe(hint: Any) -> str:
         items = typing.get_args(hint)
         plural = _NAMES[items[0]].removeprefix("a ") + "s"
         return f"a list of {plural}" if items[-1] is Ellipsis else f"a pair of {plural}"
-    return "settings" if dataclasses.is_dataclass(hint) else _NAMES[hint]
+    return "settings" if dataclasses.is_dataclass(hint) else _NAMES.get(hint, _MODULE)

@@ -169,6 +169,38 @@ class MergeQkv:
 
 
 @dataclass(frozen=True)
+class MergeRows:
+    """Concatenate tensors along the output dimension.
+
+    Attributes:
+        pattern: Matches their keys; its second group is the part that tells them apart.
+        names: That part's spelling, in order.
+        merged: The merged key; may use the other groups of the pattern.
+    """
+
+    pattern: str
+    names: tuple[str, ...]
+    merged: str
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Merge; an incomplete set leaves the merged key missing, which the loader reports."""
+        out: State = {}
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            match = re.fullmatch(self.pattern, key)
+            if match is None:
+                out[key] = value
+                continue
+            new = match.expand(self.merged)
+            report.note_rename(key, new)
+            parts.setdefault(new, {})[match[2]] = value
+        for new, found in parts.items():
+            if set(found) == set(self.names):
+                out[new] = torch.cat([found[name] for name in self.names], dim=0)
+        return out
+
+
+@dataclass(frozen=True)
 class SplitRows:
     """Split a tensor along its output dimension into parts, each a whole number of equal shares.
 

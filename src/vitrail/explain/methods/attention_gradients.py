@@ -37,7 +37,6 @@ from vitrail.explain.methods.relevance import (
     check_head_fusion,
     fuse_heads,
     lacks_mean,
-    lacks_rollout,
     pooling_row,
     propagate,
     reads_class_token,
@@ -212,7 +211,11 @@ def _gradient_rollout(
     return rollout.by_stream(model)
 
 
-@register_method("attribution", by_class=True, lacks=lacks_rollout)
+def _lacks_attribution(model: VisionModel) -> str | None:
+    return lacks_taps(model) or lacks_mean(model)
+
+
+@register_method("attribution", by_class=True, lacks=_lacks_attribution)
 def _attribution(model: VisionModel, inputs: Sequence[Tensor | None], target: Tensor) -> dict[str, StreamMap]:
     """Relevance for a class, from attention times its gradient, added up over layers (Chefer et al. 2021)."""
     return attribution(model, *inputs, target=target).by_stream(model)

@@ -78,8 +78,9 @@ def attention_maps(
         *inputs: Normalised images, shape ``(B, C, H, W)``, one for each stream.
         layer: Name of a layer with attention, or its index in the order of the model (negative: from the end). By
             default the last layer of the first stream whose tokens have positions.
-        query: The token at a position (row and column in pixels of the query's input), the ``"class"`` token, or the
-            ``"mean"`` over all tokens of the grid. By default the class token, and without one the mean.
+        query: The token at a position (row and column in pixels of the query's input), the ``"class"`` token (the mean
+            of several), or the ``"mean"`` over all tokens of the grid. By default the class token, and without one the
+            mean.
 
     Raises:
         ConfigError: No such layer, no such position, no class token, or a layer whose tokens have no positions.
@@ -92,7 +93,7 @@ def attention_maps(
     def attend(step: CapturedMixing) -> Tensor | None:
         if step.name not in layers or step.layout.key_grid is None:
             return None
-        queries[step.name] = _query_of(step, query)
+        queries[step.name] = _query_of(model, step, query)
         return _attention_of(model, step, queries[step.name], inputs)
 
     # A layer without a tap has the name of its mixer: all taps are armed then, and check_reports raises.
@@ -154,10 +155,11 @@ def _layer_name(layers: Sequence[str], layer: str | int) -> str:
     return layer_at(layers, layer)
 
 
-def _query_of(step: CapturedMixing, query: Query | None) -> Query:
+def _query_of(model: VisionModel, step: CapturedMixing, query: Query | None) -> Query:
+    has_class = bool(step.layout.num_prefix and model.num_class_tokens)
     if query is None:
-        return "class" if step.layout.num_prefix else "mean"
-    if query == "class" and not step.layout.num_prefix:
+        return "class" if has_class else "mean"
+    if query == "class" and not has_class:
         raise ConfigError(f"{step.name} has no class token; use query 'mean', or a position (row, column) in pixels")
     if isinstance(query, str) and query not in ("class", "mean"):
         raise ConfigError(f"query must be 'class', 'mean' or a position (row, column) in pixels, got {query!r}")
@@ -178,7 +180,7 @@ def _attention_of(model: VisionModel, step: CapturedMixing, query: Query, inputs
     prefix, grid = layout.num_prefix, layout.query_grid
     assert grid is not None, "a layer whose keys have a grid has queries with a grid"
     if query == "class":
-        return weights[:, :, 0, prefix:].clone()
+        return weights[:, :, : model.num_class_tokens, prefix:].mean(dim=2)
     count = grid[0] * grid[1]
     row = torch.full((1, count), 1 / count, device=weights.device)
     if isinstance(query, tuple):

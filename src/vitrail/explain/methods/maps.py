@@ -80,11 +80,16 @@ def upsample(tokens: Tensor, size: tuple[int, int], stride: tuple[int, int] | No
         tokens: Maps, shape ``(B, h, w)``.
         size: Height and width of the result.
         stride: Pixels per token. The last tokens of an image whose size is not a multiple of the stride extend beyond
-            its edge, and are cropped. By default the tokens cover exactly the image.
+            its edge, and are cropped. Overlapping patches reach beyond their strides: the map is centred, and its
+            edges repeated. By default the tokens cover exactly the image.
 
     Returns:
         Shape ``(B, *size)``.
     """
     full = size if stride is None else (tokens.shape[1] * stride[0], tokens.shape[2] * stride[1])
     maps = F.interpolate(tokens[:, None], size=full, mode="bilinear", align_corners=False)[:, 0]
+    short = [max(0, length - got) for length, got in zip(size, full, strict=True)]
+    if any(short):
+        (down, right), (tall, wide) = (length // 2 for length in short), short
+        maps = F.pad(maps[:, None], (right, wide - right, down, tall - down), mode="replicate")[:, 0]
     return maps[:, : size[0], : size[1]]

@@ -124,11 +124,11 @@ def lacks_mean(model: VisionModel) -> str | None:
 
 def lacks_rollout(model: VisionModel) -> str | None:
     """Return the reason why no rollout of a model is possible; None where one is."""
-    return lacks_taps(model) or lacks_mean(model)
+    return lacks_taps(model) or (None if model.global_pool == "map" else lacks_mean(model))
 
 
 def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tensor:
-    """Compute the weights of the last tokens in the pooling: the class token, or the mean of the others.
+    """Compute the weights of the last tokens in the pooling: class tokens, the mean of the others, or an attention.
 
     Args:
         model: The model.
@@ -141,6 +141,9 @@ def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tens
     Raises:
         ConfigError: Another pooling, see :func:`lacks_mean`.
     """
+    weights = model.pooling_weights(features)
+    if weights is not None:
+        return weights.float()
     lack = lacks_mean(model)
     if lack is not None:
         raise ConfigError(f"this model cannot be explained: {lack}")
@@ -148,14 +151,14 @@ def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tens
     count = features.shape[1] if features.ndim == 3 or grid is None else grid[0] * grid[1]
     row = torch.zeros(features.shape[0], count, dtype=torch.float32, device=features.device)
     if reads_class_token(model):
-        row[:, 0] = 1.0
+        row[:, : model.num_class_tokens] = 1.0 / model.num_class_tokens
     else:
         row[:, model.num_prefix :] = 1.0 / (count - model.num_prefix)
     return row
 
 
 def reads_class_token(model: VisionModel) -> bool:
-    """Return whether the classifier reads the class token instead of the mean of the other tokens."""
+    """Return whether the classifier reads class tokens instead of the mean of the other tokens."""
     return model.global_pool == "token"
 
 

@@ -149,7 +149,7 @@ def dissect(model: VisionModel, inputs: Sequence[Tensor]) -> Anatomy:
     levels = [Level(info.name, info.stride, map_[0]) for info, map_ in zip(model.feature_info, maps, strict=True)]
     modules = dict(model.named_modules())
     patches = [
-        PatchGrid(name, i, module.patch_size, _grid(calls[name][1]), model.num_prefix)
+        PatchGrid(name, i, _tile(model, module), _grid(calls[name][1]), model.num_prefix)
         for i, (name, module) in enumerate((n, m) for n, m in modules.items() if isinstance(m, PatchEmbed))
     ]
     groups = [
@@ -210,6 +210,13 @@ def keep_one_query(step: CapturedMixing) -> Tensor:
         return weights
     row = 0 if layout.num_prefix or layout.query_grid is None else central_token(layout.query_grid)
     return weights[:, :, row : row + 1].clone()
+
+
+def _tile(model: VisionModel, layer: PatchEmbed) -> tuple[int, int]:
+    """Pixels of the image from one token to the next: the patch, or less where patches overlap, more after a stem."""
+    if layer.stride == layer.patch_size and layer.in_chans in {stream.chans for stream in model.streams}:
+        return layer.patch_size
+    return model.feature_info[0].stride
 
 
 def _attention(steps: Sequence[CapturedMixing], groups: Sequence[Groups]) -> list[QueryAttention]:

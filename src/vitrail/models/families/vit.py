@@ -12,27 +12,46 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, ShapeError, closest
 from vitrail.layers.attention import Attention
 from vitrail.layers.block import Block
 from vitrail.layers.checkpointing import run_block
 from vitrail.layers.drop_path import drop_path_schedule
-from vitrail.layers.head import POOLS, linear_classifier, pool_tokens
+from vitrail.layers.head import POOLS, AttentionPool, linear_classifier, pool_tokens
 from vitrail.layers.init import init_linears, init_patch_projection
-from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.positions import resample_positions, sincos_positions
+from vitrail.layers.norms import make_norm
+from vitrail.layers.patches import LinearPatchEmbed, PatchDropout, PatchEmbed, check_images, take_patches, to_padding
+from vitrail.layers.positions import (
+    resample_positions,
+    resample_sequence,
+    rotary_positions,
+    sincos_positions,
+    sincos_sequence,
+)
 from vitrail.layers.shapes import check_img_size, grid_size, to_pair
+from vitrail.layers.stems import make_stem, measure_stem
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel, group_parameters
-from vitrail.models.checkpoint_sizes import count_numbered, old_grid, read_width
-from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool
+from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, old_grid, read_width
+from vitrail.models.checks import (
+    as_config,
+    check_at_least,
+    check_choices,
+    check_layer_names,
+    check_layer_scale,
+    check_mlp_ratio,
+    check_pool,
+    check_rates,
+)
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
 from vitrail.models.family import Family, register_family
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.weights.huggingface import block_rules
-from vitrail.weights.rules import Drop, DropToken, KeyMap, Refuse, Rename
+from vitrail.weights.kernels import InputKernel
+from vitrail.weights.rules import Drop, DropToken, KeyMap, MergeRows, Rename, Rule
 
 _NORM_EPS = 1e-6
 
@@ -46,6 +65,7 @@ class TokenLearnerConfig:
         layer: Blocks before it, 0 to the depth; the middle when not given.
         version: "1.1" (softmax, weighted mean) or "1.0" (sigmoid, weighted sum).
         bottleneck_dim: Hidden width of the MLPs of version 1.1 and of the fuser.
+        dropout_rate: Dropout rate inside of these MLPs in training.
         fuse: Whether every later block learns its own tokens and a TokenFuser spreads them back over all
             positions (the paper's section 2.2), instead of going on with the learned tokens alone.
     """
@@ -55,6 +75,7 @@ class TokenLearnerConfig:
     version: str = "1.1"
     bottleneck_dim: int = 64
     fuse: bool = False
+    dropout_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,18 +87,43 @@ class ViTConfig:
         in_chans: Bands.
         num_classes: Width of the logits; 0 gives the pooled features.
         patch_size: Height and width of a patch in pixels.
+        patch_stride: Pixels from one patch to the next; less than the patch size gives overlapping patches, none the
+            patch size.
+        patch_padding: Pixels of zeros on each side of the image.
+        patch_embed: "conv", a convolution, or "linear", unfolding and a linear layer; equal with the same weights.
+        stem: "" or a convolutional stem before the patches (hybrid): "resnet", of stride 4; from Python also any module
+            from images to feature maps (B, C, h, w). Patches are cut of its map and keep their size in pixels.
+        stem_width: Channels of a stem that is given by its name.
         embed_dim: Width of a token.
         depth: Blocks.
         num_heads: Attention heads; must divide the width.
         mlp_ratio: Hidden width of the MLPs over the token width.
+        mlp_layer: "mlp", or "swiglu", gated (arXiv:2002.05202).
+        act_layer: Activation of the MLPs by name (gelu, gelu_tanh, quick_gelu, silu, relu, ...); when not given GELU,
+            and SiLU in "swiglu".
+        norm_layer: Norms by name: "layernorm", "rmsnorm" or "simplenorm".
+        init_values: Initial value of the layer scale of the residual branches (arXiv:2103.17239); none without it.
         qkv_bias: Whether queries, keys and values have a bias.
-        class_token: Whether a class token is prepended.
-        global_pool: "token" reads the class token, "avg" the mean over the other tokens, "max" the largest value of
-            each channel, "avgmax" the mean of these two; "" classifies each token.
+        qk_norm: Whether queries and keys are normalised in each head (arXiv:2302.05442).
+        class_token: Whether class tokens are prepended.
+        num_class_tokens: Class tokens: 0 for none; 1 when not given and class_token is true.
+        reg_tokens: Register tokens after the class tokens, which no pooling reads (arXiv:2309.16588).
+        global_pool: "token" reads the class token (the mean of several), "avg" the mean over the patches, "max" the
+            largest value of each channel, "avgmax" the mean of these two, "map" attention with a learned query
+            (arXiv:2106.04560); "" classifies each token.
         fc_norm: Whether the last norm comes after the pooling; where "avg", "max" or "avgmax" pools when not given.
+        drop_rate: Dropout before the classifier, in training.
+        pos_drop_rate: Dropout of the tokens after positions are added, in training.
+        patch_drop_rate: Share of patches that each image loses in training (arXiv:2208.07220); class and register
+            tokens stay. Not in pre-training by masks, which has its own subset.
+        proj_drop_rate: Dropout after attention and in the MLPs, in training.
+        attn_drop_rate: Dropout of attention weights, in training.
         drop_path_rate: Stochastic depth of the last block.
-        pos_embed_init: What the learned positions begin as: "normal" (close to nothing) or "sincos" (sines and cosines
+        pos_embed: Positions: "learned" on the grid; "learned1d" in raster order; "sincos2d" or "sincos1d", fixed sines
+            and cosines; "rope", rotations of queries and keys by row and column (arXiv:2508.10104); "none".
+        pos_embed_init: What learned positions begin as: "normal" (close to nothing) or "sincos" (sines and cosines
             of the place, from which few images teach more).
+        no_embed_class: Whether class and register tokens have no positions, as in DeiT III and DINOv2 with registers.
         token_learner: TokenLearner's settings; none without it.
     """
 
@@ -85,16 +131,35 @@ class ViTConfig:
     in_chans: int = 3
     num_classes: int = 1000
     patch_size: int | tuple[int, int] = 16
+    patch_stride: int | tuple[int, int] | None = None
+    patch_padding: int | tuple[int, int] = 0
+    patch_embed: Literal["conv", "linear"] = "conv"
+    stem: str | nn.Module = ""
+    stem_width: int = 64
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
+    mlp_layer: str = "mlp"
+    act_layer: str | None = None
+    norm_layer: str = "layernorm"
+    init_values: float | None = None
     qkv_bias: bool = True
+    qk_norm: bool = False
     class_token: bool = True
-    global_pool: Literal["token", "avg", "max", "avgmax", ""] = "token"
+    num_class_tokens: int | None = None
+    reg_tokens: int = 0
+    global_pool: Literal["token", "avg", "max", "avgmax", "map", ""] = "token"
     fc_norm: bool | None = None
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    patch_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
+    pos_embed: Literal["learned", "learned1d", "sincos2d", "sincos1d", "rope", "none"] = "learned"
     pos_embed_init: Literal["normal", "sincos"] = "normal"
+    no_embed_class: bool = False
     token_learner: TokenLearnerConfig | None = None
 
     def __post_init__(self) -> None:
@@ -108,13 +173,41 @@ class ViTConfig:
         check_at_least(self, 1, "in_chans", "embed_dim", "depth", "num_heads")
         check_at_least(self, 0, "num_classes")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
-        check_pool(self.global_pool, ("token", *POOLS))
-        if self.pos_embed_init not in ("normal", "sincos"):
-            raise ConfigError(f"pos_embed_init must be 'normal' or 'sincos', got {self.pos_embed_init!r}")
-        if self.global_pool == "token" and not self.class_token:
-            raise ConfigError("global_pool='token' needs class_token=True; use global_pool='avg' without one")
+        check_at_least(self, 1, "stem_width")
+        check_at_least(self, 0, "reg_tokens")
+        check_rates(
+            self, "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"
+        )
+        check_layer_names(self)
+        check_layer_scale(self)
+        check_pool(self.global_pool, ("token", "map", *POOLS))
+        check_choices(self, pos_embed_init=("normal", "sincos"), pos_embed=_POSITIONS, patch_embed=("conv", "linear"))
+        self._check_tokens()
+        if self.pos_embed == "rope" and (self.embed_dim // self.num_heads) % 4:
+            raise ConfigError(
+                f"pos_embed='rope' needs heads whose width is a multiple of 4, got {self.embed_dim // self.num_heads} "
+                f"(embed_dim {self.embed_dim} over num_heads {self.num_heads})"
+            )
         if self.token_learner is not None:
             object.__setattr__(self, "token_learner", _complete_token_learner(self.token_learner, self.depth))
+            if self.patch_drop_rate:
+                raise ConfigError("token_learner needs the whole grid of patches; set patch_drop_rate 0")
+
+    def _check_tokens(self) -> None:
+        if self.num_class_tokens is not None:
+            check_at_least(self, 0, "num_class_tokens")
+            if self.num_class_tokens and not self.class_token:
+                raise ConfigError(
+                    f"num_class_tokens {self.num_class_tokens} contradicts class_token=False; leave out one of them"
+                )
+            object.__setattr__(self, "class_token", self.num_class_tokens > 0)
+        if self.global_pool == "token" and not self.class_token:
+            raise ConfigError("global_pool='token' needs class_token=True; use global_pool='avg' without one")
+
+    @property
+    def class_tokens(self) -> int:
+        """Number of class tokens."""
+        return int(self.class_token) if self.num_class_tokens is None else self.num_class_tokens
 
 
 def _complete_token_learner(value: TokenLearnerConfig | Mapping[str, Any], depth: int) -> TokenLearnerConfig:
@@ -127,6 +220,7 @@ def _complete_token_learner(value: TokenLearnerConfig | Mapping[str, Any], depth
     if not isinstance(value, TokenLearnerConfig):
         raise ConfigError(f"token_learner must hold settings (num_tokens: 8, ...), got {value!r}")
     check_at_least(value, 1, "num_tokens", "bottleneck_dim")
+    check_rates(value, "dropout_rate")
     layer = depth // 2 if value.layer is None else value.layer
     last = depth - 1 if value.fuse else depth
     if not 0 <= layer <= last:
@@ -145,12 +239,20 @@ _DISTILLATION = DropToken(
     r"head_dist\..*",
     "part of distillation, which this model does not have; its outputs are those of the class token alone",
 )
-# Tensors without which the blocks would compute something else.
-_REFUSED = (
-    Refuse(r"reg_token|register_tokens", "register tokens, which this ViT does not have"),
-    Refuse(r".*\.(ls[12]\.gamma|gamma_[12]|layer_scale\w*(\..*)?)", "scaled residuals, which this ViT does not have"),
-    Refuse(r"blocks\.\d+\.attn\.[qk]_norm\..*", "norms of queries and keys, which this ViT does not have"),
+# Layer scale of DeiT III and BEiT, and of transformers' DINOv2.
+_LAYER_SCALE: tuple[Rule, ...] = (
+    Rename(r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma"),
+    Rename(r"(blocks\.\d+)\.layer_scale([12])\.lambda1", r"\1.ls\2.gamma"),
 )
+# Gate and value are one matrix in DINOv2, two in timm's SwiGLU.
+_GATED: tuple[Rule, ...] = (
+    Rename(r"(blocks\.\d+\.mlp)\.(?:w12|weights_in)\.(.*)", r"\1.fc1.\2"),
+    Rename(r"(blocks\.\d+\.mlp)\.(?:w3|weights_out)\.(.*)", r"\1.fc2.\2"),
+    MergeRows(r"(blocks\.\d+\.mlp)\.fc1_([gx])\.(weight|bias)", ("g", "x"), r"\1.fc1.\3"),
+)
+_REGISTERS = Rename(r"register_tokens", "reg_token")
+_POSITIONS = ("learned", "learned1d", "sincos2d", "sincos1d", "rope", "none")
+_LEARNED = ("learned", "learned1d")
 
 
 class ViT(VisionModel):
@@ -170,80 +272,147 @@ class ViT(VisionModel):
         dim = config.embed_dim
         self.num_classes = config.num_classes
         self.num_features = dim
-        self.num_prefix = int(config.class_token)
-        self.patch_embed = PatchEmbed(config.in_chans, dim, config.patch_size)
-        img_size, patch_size = to_pair(config.img_size), self.patch_embed.patch_size
-        check_img_size(img_size, patch_size)
-        self.grid = grid_size(img_size, patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix + self.grid[0] * self.grid[1], dim))
+        self.num_class_tokens = config.class_tokens
+        self.num_prefix = config.class_tokens + config.reg_tokens
+        self._build_patches()
+        self.cls_token = _token_parameter(config.class_tokens, dim)
+        self.reg_token = _token_parameter(config.reg_tokens, dim)
+        # Tokens at the start of the table of positions that are no patches.
+        self.pos_prefix = 0 if config.no_embed_class else self.num_prefix
+        self._build_positions()
+        self.pos_drop = nn.Dropout(config.pos_drop_rate)
+        self.patch_drop = PatchDropout(config.patch_drop_rate, self.num_prefix)
         rates = drop_path_schedule(config.drop_path_rate, config.depth)
-        self.blocks = nn.ModuleList(
-            Block(dim, Attention(dim, config.num_heads, config.qkv_bias), config.mlp_ratio, rate, _NORM_EPS)
-            for rate in rates
-        )
+        self.blocks = nn.ModuleList(_build_block(config, rate) for rate in rates)
         learner = config.token_learner
         self.learn_at = config.depth + 1 if learner is None or learner.layer is None else learner.layer
         self.token_learners = nn.ModuleList()
         self.token_fusers = nn.ModuleList()
         if learner is not None:
             for _ in range(config.depth - self.learn_at if learner.fuse else 1):
-                self.token_learners.append(
-                    TokenLearner(dim, learner.num_tokens, learner.version, learner.bottleneck_dim)
-                )
+                sizes = learner.bottleneck_dim, learner.dropout_rate
+                self.token_learners.append(TokenLearner(dim, learner.num_tokens, learner.version, *sizes))
                 if learner.fuse:
-                    self.token_fusers.append(TokenFuser(dim, learner.num_tokens, learner.bottleneck_dim))
+                    self.token_fusers.append(TokenFuser(dim, learner.num_tokens, *sizes))
         # Where tokens are pooled the norm comes after the pooling, as in timm.
-        pooled = config.global_pool not in ("token", "") if config.fc_norm is None else config.fc_norm
-        self.norm = nn.Identity() if pooled else nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.fc_norm = nn.LayerNorm(dim, eps=_NORM_EPS) if pooled else nn.Identity()
+        pooled = config.global_pool in ("avg", "max", "avgmax") if config.fc_norm is None else config.fc_norm
+        self.norm = nn.Identity() if pooled else make_norm(config.norm_layer, dim, _NORM_EPS)
+        self.attn_pool = self._build_pool()
+        self.fc_norm = make_norm(config.norm_layer, dim, _NORM_EPS) if pooled else nn.Identity()
+        self.head_drop = nn.Dropout(config.drop_rate)
         self.head = linear_classifier(dim, config.num_classes)
         self.grad_checkpointing = False
         on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
-        self.feature_info = [FeatureInfo(f"blocks.{i}", dim, patch_size) for i in range(on_grid)]
+        self.feature_info = [FeatureInfo(f"blocks.{i}", dim, self.patch_stride) for i in range(on_grid)]
         self._init_weights()
+
+    def _build_patches(self) -> None:
+        """Build the stem and the patch embedding; set the grid and the pixels between patches."""
+        config, size = self.config, to_pair(self.config.img_size)
+        patch, padding = to_pair(config.patch_size), to_padding(config.patch_padding)
+        stride = self.patch_stride = to_pair(config.patch_stride or patch, "patch_stride")
+        check_img_size(size, patch)
+        self.stem = make_stem(config.stem, config.in_chans, config.stem_width)
+        chans, pixels = config.in_chans, (1, 1)
+        if config.stem:
+            chans, pixels = measure_stem(self.stem, config.in_chans, size)
+            self.input_kernels = _kernels_of_stem(self.stem, config.in_chans)  # type: ignore[misc]  # of this model
+        for name, values in (("patch_size", patch), ("patch_stride", stride), ("patch_padding", padding)):
+            if any(value % step for value, step in zip(values, pixels, strict=True)):
+                raise ConfigError(
+                    f"{name} {values[0]} x {values[1]} is no multiple of the {pixels[0]} x {pixels[1]} pixels of a "
+                    "position after the stem; choose a multiple"
+                )
+        patch, stride, padding = (
+            (values[0] // pixels[0], values[1] // pixels[1]) for values in (patch, stride, padding)
+        )
+        kind = LinearPatchEmbed if config.patch_embed == "linear" else PatchEmbed
+        self.patch_embed = kind(chans, config.embed_dim, patch, stride=stride, padding=padding)
+        self.grid = self.patch_embed.grid_of(grid_size(size, pixels))
+
+    def _build_positions(self) -> None:
+        """Register the table of positions: learned ones as a parameter, fixed ones as a buffer."""
+        config, dim = self.config, self.config.embed_dim
+        count = self.grid[0] * self.grid[1]
+        self.pos_embed: Tensor | None = None
+        if config.pos_embed in _LEARNED:
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.pos_prefix + count, dim))
+        elif config.pos_embed in ("sincos2d", "sincos1d"):
+            fixed = sincos_positions(self.grid, dim) if config.pos_embed == "sincos2d" else sincos_sequence(count, dim)
+            del self.pos_embed
+            self.register_buffer("pos_embed", torch.cat([torch.zeros(1, self.pos_prefix, dim), fixed], dim=1))
+
+    def _build_pool(self) -> AttentionPool | None:
+        config = self.config
+        if config.global_pool != "map":
+            return None
+        names = config.norm_layer, _NORM_EPS, config.act_layer
+        return AttentionPool(config.embed_dim, config.num_heads, config.mlp_ratio, *names)
 
     def _init_weights(self) -> None:
         # TokenLearner and TokenFuser have begun as their authors have them.
         init_linears(self.blocks, self.head)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if self.config.pos_embed_init == "sincos":
-            with torch.no_grad():
-                self.pos_embed[:, self.num_prefix :] = sincos_positions(self.grid, self.config.embed_dim)
-        if self.cls_token is not None:
-            nn.init.normal_(self.cls_token, std=1e-6)
+        if self.attn_pool is not None:
+            init_linears(self.attn_pool)
+        if self.pos_embed is not None and self.config.pos_embed in _LEARNED:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            if self.config.pos_embed_init == "sincos":
+                dim, in_order = self.config.embed_dim, self.config.pos_embed == "learned1d"
+                count = self.grid[0] * self.grid[1]
+                with torch.no_grad():
+                    places = sincos_sequence(count, dim) if in_order else sincos_positions(self.grid, dim)
+                    self.pos_embed[:, self.pos_prefix :] = places
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                # Several must differ from the start; a single one begins as in timm.
+                nn.init.normal_(token, std=1e-6 if self.num_prefix == 1 else 0.02)
         init_patch_projection(self.patch_embed.proj)
 
     @property
     def ends(self) -> tuple[Ends, ...]:
-        """Patches at both ends; none where a TokenLearner without fuser leaves no grid."""
-        if self.learn_at <= len(self.blocks) and not self.token_fusers:
+        """Patches at both ends; none where the last tokens form no grid that tiles the image."""
+        if self._overlap or (self.learn_at <= len(self.blocks) and not self.token_fusers):
             return ()
-        size = self.patch_embed.patch_size
+        size = self.patch_stride
         return (Ends("image", self.num_features, size, self.num_features, size),)
 
     def embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """Patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
-        return (self.patch_embed(x),)
+        if self.config.stem:
+            check_images(x, self.config.in_chans, _first_convolution(self.stem))
+            (H, W), (ph, pw) = x.shape[2:], to_pair(self.config.patch_size)
+            if H < ph or W < pw:
+                raise ShapeError(f"an image of {H} x {W} is smaller than one patch of {ph} x {pw}; resize the image")
+        return (self.patch_embed(self.stem(x)),)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
         """Patches after the last norm, ``(B, H, W, C)``, as :meth:`VisionModel.forward_embedded`."""
         (patches,) = embedded
-        tokens = self.norm(self._run(*self._place(patches))[0])
+        tokens = self.norm(self._run(*self._add_positions(patches))[0])
         return (tokens[:, self.num_prefix :].reshape(patches.shape),)
 
-    def lacks_grid(self) -> str:
-        """A TokenLearner without fuser leaves no grid."""
-        if self.ends:
+    @property
+    def _overlap(self) -> str:
+        """Reason why patches do not tile the image; empty where they do."""
+        config = self.config
+        if self.patch_stride == to_pair(config.patch_size) and not any(to_padding(config.patch_padding)):
             return ""
+        return "overlapping or padded patches do not tile the image; leave patch_stride and patch_padding out"
+
+    def lacks_grid(self) -> str:
+        """Overlapping patches do not tile the image, and a TokenLearner without fuser leaves no grid."""
+        if self.ends or self._overlap:
+            return self._overlap
         return (
             "the tokens after a TokenLearner without fuser form no grid; set token_learner.fuse true, or leave "
             "token_learner out"
         )
 
     def lacks_visible(self) -> str:
-        """A TokenLearner needs all patches."""
-        return "a TokenLearner needs all patches; leave token_learner out" if len(self.token_learners) else ""
+        """Overlapping patches show what is masked, and a TokenLearner needs all patches."""
+        if len(self.token_learners):
+            return "a TokenLearner needs all patches; leave token_learner out"
+        return self._overlap
 
     def lacks_positions(self) -> str:
         """Learned tokens have no positions."""
@@ -265,38 +434,52 @@ class ViT(VisionModel):
         """
         if lack := self.lacks_visible():
             raise ConfigError(f"forward_visible is not possible: {lack}")
-        tokens, _ = self._place(embedded)
-        P = self.num_prefix
-        chosen = tokens[:, P:].gather(1, keep[..., None].expand(-1, -1, tokens.shape[-1]))
-        x = torch.cat([tokens[:, :P], chosen], dim=1)
+        tokens, _, rotation = self._add_positions(embedded)
+        x, rotation = take_patches(tokens, rotation, keep, self.num_prefix)
         for block in self.blocks:
-            x = self._run_block(block, x, None)
+            x = self._run_block(block, x, None, rotation)
         out: Tensor = self.norm(x)
         return out
 
-    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        return self._place(self.patch_embed(x))
-
-    def _place(self, patches: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Patches ``(B, H, W, C)`` as a row with the prefix tokens, and with positions; and their grid."""
+    def _add_positions(self, patches: Tensor) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+        """Patches ``(B, H, W, C)`` in a sequence after the prefix, with positions; their grid; rotary positions."""
         grid = (patches.shape[1], patches.shape[2])
-        tokens = patches.flatten(1, 2)
-        if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return tokens + resample_positions(self.pos_embed, self.grid, grid, self.num_prefix), grid
+        prefix = (token for token in (self.cls_token, self.reg_token) if token is not None)
+        parts = [*(token.expand(patches.shape[0], -1, -1) for token in prefix), patches.flatten(1, 2)]
+        if self.pos_embed is not None:
+            resample = resample_sequence if self.config.pos_embed in ("learned1d", "sincos1d") else resample_positions
+            positions = resample(self.pos_embed, self.grid, grid, self.pos_prefix)
+            if self.config.no_embed_class:
+                parts[-1] = parts[-1] + positions
+        tokens = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        if self.pos_embed is not None and not self.config.no_embed_class:
+            tokens = tokens + positions
+        rotation = None
+        if self.config.pos_embed == "rope":
+            rotation = rotary_positions(grid, self.config.embed_dim // self.config.num_heads, tokens)
+        return self.pos_drop(tokens), grid, rotation
 
-    def _learn(self, x: Tensor, grid: tuple[int, int], index: int) -> Tensor:
+    def _learn(self, x: Tensor, grid: tuple[int, int] | None, index: int) -> Tensor:
         """Replace the tokens of the grid by learned ones; prefix tokens stay as they are."""
+        assert grid is not None, "patches are not dropped before a TokenLearner"
         prefix, tokens = x[:, : self.num_prefix], x[:, self.num_prefix :]
         learned = self.token_learners[index](tokens.reshape(x.shape[0], *grid, self.num_features))
         return torch.cat([prefix, learned], dim=1)
 
-    def _run_block(self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    def _run_block(
+        self, block: nn.Module, x: Tensor, grid: tuple[int, int] | None, rotation: Tensor | None = None
+    ) -> Tensor:
         checkpointing = self.grad_checkpointing and self.training
-        return run_block(block, x, grid, self.num_prefix, checkpointing=checkpointing)
+        extra = () if rotation is None else (rotation,)
+        return run_block(block, x, grid, self.num_prefix, *extra, checkpointing=checkpointing)
 
     def _run(
-        self, tokens: Tensor, grid: tuple[int, int], levels: Sequence[int] = (), stop: int | None = None
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int] | None,
+        rotation: Tensor | None = None,
+        levels: Sequence[int] = (),
+        stop: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run all blocks, or a number of them; also give the tokens after the wanted blocks."""
         found: list[Tensor] = []
@@ -311,7 +494,7 @@ class ViT(VisionModel):
                     tokens = self._learn(tokens, grid, 0)
                 tokens = self._run_block(block, tokens, None)
             else:
-                tokens = self._run_block(block, tokens, grid)
+                tokens = self._run_block(block, tokens, grid, rotation)
             if i in levels:
                 found.append(tokens)
         if self.learn_at == len(self.blocks) and stop is None:
@@ -330,14 +513,29 @@ class ViT(VisionModel):
         Raises:
             ShapeError: No batch of images of the right number of bands and type, or smaller than a patch.
         """
-        tokens: Tensor = self.norm(self._run(*self._embed(x))[0])
-        return tokens
+        tokens, grid, rotation = self._add_positions(*self.embed(x))
+        if self.patch_drop.active:
+            tokens, rotation = self.patch_drop(tokens, rotation)
+            out: Tensor = self.norm(self._run(tokens, None, rotation)[0])
+        else:
+            out = self.norm(self._run(tokens, grid, rotation)[0])
+        return out
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        pooled = self.fc_norm(pool_tokens(features, self.config.global_pool, (1,), self.num_prefix))
-        out: Tensor = pooled if pre_logits else self.head(pooled)
+        if self.attn_pool is not None:
+            pooled = self.attn_pool(features[:, self.num_prefix :])
+        else:
+            pooled = pool_tokens(features, self.config.global_pool, (1,), self.num_prefix, self.num_class_tokens)
+        pooled = self.fc_norm(pooled)
+        out: Tensor = pooled if pre_logits else self.head(self.head_drop(pooled))
         return out
+
+    def pooling_weights(self, features: Tensor) -> Tensor | None:
+        """Mean over heads of the pooling's attention, as :meth:`VisionModel.pooling_weights`; prefix tokens get 0."""
+        if self.attn_pool is None:
+            return None
+        return F.pad(self.attn_pool.weights(features[:, self.num_prefix :]).mean(dim=1), (self.num_prefix, 0))
 
     def run_levels(
         self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
@@ -348,8 +546,8 @@ class ViT(VisionModel):
         """
         (x,) = inputs
         P = self.num_prefix
-        tokens, grid = self._embed(x)
-        tokens, found = self._run(tokens, grid, wanted, stop)
+        tokens, grid, rotation = self._add_positions(*self.embed(x))
+        tokens, found = self._run(tokens, grid, rotation, wanted, stop)
         maps = [row[:, P:].reshape(row.shape[0], *grid, row.shape[2]) for row in found]
         prefixes = [row[:, :P] if P else None for row in found]
         return self.norm(tokens), dict(zip(wanted, map(LevelTokens, maps, prefixes), strict=True))
@@ -365,6 +563,12 @@ class ViT(VisionModel):
             # The norm stays where it is.
             self.config = dataclasses.replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
         super().reset_classifier(num_classes, global_pool)
+        if (self.attn_pool is None) == (self.config.global_pool == "map"):
+            self.attn_pool = self._build_pool()
+            if self.attn_pool is not None:
+                init_linears(self.attn_pool)
+                parameter = next(self.parameters())
+                self.attn_pool.to(parameter.device, parameter.dtype)
 
     def _keep_levels(self, count: int) -> None:
         learner = self.config.token_learner
@@ -381,7 +585,8 @@ class ViT(VisionModel):
         for index in range(len(self.token_learners)):
             at = min(self.learn_at + index, len(blocks) - 1)
             blocks[at] += [f"token_learners.{index}", f"token_fusers.{index}"]
-        return group_parameters(self, [["patch_embed", "pos_embed", "cls_token"], *blocks, ["norm", "fc_norm", "head"]])
+        first = ["stem", "patch_embed", "pos_embed", "cls_token", "reg_token"]
+        return group_parameters(self, [first, *blocks, ["norm", "attn_pool", "fc_norm", "head"]])
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
@@ -389,32 +594,54 @@ class ViT(VisionModel):
         """Resample positions that were learned for another grid (a square one where no settings tell)."""
         if key != "pos_embed" or value.ndim != 3 or value.shape[-1] != self.num_features:
             return None
-        prefix = int("cls_token" in state)
-        old = old_grid(value.shape[1] - prefix, self.patch_embed.patch_size, made_for)
-        if old is None or prefix != self.num_prefix:
+        prefix = 0 if self.config.no_embed_class else count_prefix(state)
+        count = value.shape[1] - prefix
+        overlap = {} if self.config.patch_stride is None else {"img_size": None}
+        old = old_grid(count, self.patch_stride, {**made_for, **overlap})
+        if old is None or prefix != self.pos_prefix:
             return None
-        how = f"positions from {old[0]} x {old[1]} to {self.grid[0]} x {self.grid[1]}, bicubic"
-        return resample_positions(value, old, self.grid, prefix), how
+        in_order = self.config.pos_embed in ("learned1d", "sincos1d")
+        kind = "linear in raster order" if in_order else "bicubic"
+        how = f"positions from {old[0]} x {old[1]} to {self.grid[0]} x {self.grid[1]}, {kind}"
+        return (resample_sequence if in_order else resample_positions)(value, old, self.grid, prefix), how
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Depth and width, as far as the shapes show them."""
-        depth = count_numbered(state, "blocks")
-        return read_width(state, "patch_embed.proj.weight") | ({"depth": depth} if depth else {})
+        depth, registers = count_numbered(state, "blocks"), state.get("reg_token")
+        found: dict[str, Any] = {"depth": depth} if depth else {}
+        if registers is not None and registers.ndim == 3:
+            found["reg_tokens"] = registers.shape[1]
+        if "blocks.0.ls1.gamma" in state:
+            found["init_values"] = 1e-5
+        if "blocks.0.attn.q_norm.weight" in state:
+            found["qk_norm"] = True
+        first, last = state.get("blocks.0.mlp.fc1.weight"), state.get("blocks.0.mlp.fc2.weight")
+        if first is not None and last is not None and first.ndim == last.ndim == 2 and first.shape[0] > last.shape[1]:
+            found |= {"mlp_layer": "swiglu", "mlp_ratio": last.shape[1] / last.shape[0]}
+        return read_width(state, "patch_embed.proj.weight") | found
 
     @classmethod
     def read_settings(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Also whether there is a class token, and what is pooled."""
         pooled = "fc_norm.weight" in state
-        names = {"class_token": "cls_token" in state, "global_pool": "avg" if pooled else "token"}
+        pool = "map" if "attn_pool.latent" in state else "avg" if pooled else "token"
+        names: dict[str, Any] = {"class_token": "cls_token" in state, "global_pool": pool}
+        token = state.get("cls_token")
+        if token is not None and token.ndim == 3 and token.shape[1] > 1:
+            names["num_class_tokens"] = token.shape[1]
+        structure = cls.read_structure(state)
+        names |= {key: structure[key] for key in _READ if key in structure}
         return {**super().read_settings(state), **names}
 
     key_maps = (
         KeyMap(
             "timm",  # also vitrail's own names, DeiT's, MAE's and DINO's
-            (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight", r"pos_embed"),
+            (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight"),
             (
-                *_REFUSED,
+                _REGISTERS,
+                *_LAYER_SCALE,
+                *_GATED,
                 _DISTILLATION,
                 Drop(r"pre_logits\b.*", "representation layer of the pre-training head, not used"),
             ),
@@ -427,8 +654,7 @@ class ViT(VisionModel):
             ),
             (
                 Rename(r"(?:vit|deit)\.(.*)", r"\1"),
-                Rename(r"embeddings\.register_tokens", "register_tokens"),
-                *_REFUSED,
+                Rename(r"embeddings\.register_tokens", "reg_token"),
                 Drop(r"pooler\..*", "pooler of the pre-training head, not part of the classifier"),
                 Rename(r"embeddings\.mask_token", "mask_token"),
                 Rename(r"embeddings\.distillation_token", "dist_token"),
@@ -439,6 +665,8 @@ class ViT(VisionModel):
                 _DISTILLATION,
                 Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
                 Rename(r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", r"blocks.\1.\2"),
+                *_LAYER_SCALE,
+                *_GATED,
                 *block_rules(r"blocks\.\d+", "attention"),
                 Rename(r"layernorm\.(.*)", r"norm.\1"),
                 Rename(r"classifier\.(.*)", r"head.\1"),
@@ -462,6 +690,52 @@ class ViT(VisionModel):
             ),
         ),
     )
+
+
+# Settings read off a checkpoint that recognising passes to the variants.
+_READ = ("reg_tokens", "init_values", "qk_norm", "mlp_layer", "mlp_ratio")
+
+
+def _token_parameter(count: int, dim: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.zeros(1, count, dim)) if count else None
+
+
+def _build_block(config: ViTConfig, drop_path: float) -> Block:
+    attn = Attention(
+        config.embed_dim,
+        config.num_heads,
+        config.qkv_bias,
+        attn_drop=config.attn_drop_rate,
+        proj_drop=config.proj_drop_rate,
+        qk_norm=config.qk_norm,
+        norm_layer=config.norm_layer,
+        norm_eps=_NORM_EPS,
+    )
+    return Block(
+        config.embed_dim,
+        attn,
+        config.mlp_ratio,
+        drop_path,
+        _NORM_EPS,
+        act_layer=config.act_layer,
+        norm_layer=config.norm_layer,
+        mlp_layer=config.mlp_layer,
+        drop=config.proj_drop_rate,
+        init_values=config.init_values,
+    )
+
+
+def _first_convolution(stem: nn.Module) -> nn.Module:
+    """The first module of a stem with a weight, whose type the images must have; the stem without one."""
+    return next((part for part in stem.modules() if isinstance(getattr(part, "weight", None), Tensor)), stem)
+
+
+def _kernels_of_stem(stem: nn.Module, in_chans: int) -> dict[str, InputKernel]:
+    """The stem's convolution of the bands, which loading adapts to other bands; the patches' where there is none."""
+    for name, part in stem.named_modules():
+        if isinstance(part, nn.Conv2d) and part.in_channels == in_chans and part.groups == 1:
+            return {f"stem.{name}.weight" if name else "stem.weight": InputKernel("image", is_patch=False)}
+    return {}
 
 
 # arXiv:2010.11929, table 1, and the smaller widths of Touvron et al. 2021, arXiv:2012.12877, table 1.
@@ -529,13 +803,24 @@ def _build_torchvision(settings: Mapping[str, Any]) -> nn.Module:
     )
 
 
+# Settings that timm's ViT has under other names, or lacks, beside their defaults.
+_NOT_SHARED = (
+    "patch_stride", "patch_padding", "stem", "num_class_tokens", "mlp_layer", "act_layer", "norm_layer", "pos_embed",
+    "reg_tokens", "init_values", "qk_norm", "no_embed_class",
+)  # fmt: skip
+
+
 def _missing_in_timm(settings: Mapping[str, Any]) -> str:
-    return "no TokenLearner" if settings["token_learner"] is not None else ""
+    if settings["token_learner"] is not None:
+        return "no TokenLearner"
+    defaults = {field.name: field.default for field in dataclasses.fields(ViTConfig)}
+    changed = [name for name in _NOT_SHARED if settings.get(name, defaults[name]) != defaults[name]]
+    return f"compared with {changed[0]} at its default only" if changed else ""
 
 
 def _missing_in_torchvision(settings: Mapping[str, Any]) -> str:
-    if settings["token_learner"] is not None:
-        return "no TokenLearner"
+    if missing := _missing_in_timm(settings):
+        return missing
     if settings["global_pool"] != "token":
         return "no mean over tokens"
     return missing_in_torchvision(settings, "img_size", "patch_size")
