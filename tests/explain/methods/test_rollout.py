@@ -16,7 +16,7 @@ def _dense_rollout(model, x):
     """Follow forward_features by hand, keeping the full matrix from every current token to the input tokens."""
     learner = model.config.token_learner
     P = model.num_prefix
-    tokens, grid = model._embed(x)
+    tokens, grid, _ = model._add_positions(*model.embed(x))
     reach = torch.eye(tokens.shape[1]).expand(len(x), -1, -1)
 
     def attention(block, tokens):
