@@ -17,6 +17,7 @@ from vitrail.analyze.examples import _PAGE_METHODS
 from vitrail.cli.demo import demo_models, demo_recipe
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
+from vitrail.compare.worker import run_recipe
 from vitrail.explain import list_methods
 
 SMALL = (
@@ -168,6 +169,18 @@ def test_report_says_what_it_could_not_draw(copy, capsys):
     assert "Not drawn: no folder of images at /nowhere/at/all" in page.read_text()
 
 
+def _small_demo(name):
+    recipe = demo_recipe(name)
+    return {**recipe, "model": {**recipe["model"], "patch_size": 7, "embed_dim": 16, "depth": 2}}
+
+
+def _execute_here(runs, *_):
+    """Train and evaluate in this process; tests of suites and the slow demos start processes."""
+    for run in runs:
+        run_recipe(run.recipe)
+    return []
+
+
 @pytest.mark.parametrize(
     ("models", "drawn"),
     [
@@ -176,8 +189,10 @@ def test_report_says_what_it_could_not_draw(copy, capsys):
     ],
 )
 def test_demo(models, drawn, tmp_path, capsys, monkeypatch):
-    if not drawn:  # a page takes most of the time, and test_report_holds_every_picture looks at a page
+    if not drawn:  # a page and processes take most of the time; test_report_holds_every_picture looks at a page
         monkeypatch.setattr("vitrail.report.page.write_report", lambda runs, page, *_: page)
+        monkeypatch.setattr("vitrail.cli.demo.demo_recipe", _small_demo)
+        monkeypatch.setattr("vitrail.compare.execute.execute", _execute_here)
     assert main(["demo", "--dir", str(tmp_path / "demo"), "--epochs", "1", "--models", *models]) == 0
     table = pd.read_csv(tmp_path / "demo" / "results.csv")
     assert list(table.columns) == [
