@@ -1,6 +1,7 @@
 """Help: readable on 80 columns, one spelling of options, defaults that say something, and no torch for it."""
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
@@ -70,9 +71,8 @@ def test_both_spellings_print_the_recipe(capsys, spelling):
     ("words", "absent"),
     [
         ([], "torch"),
-        (["train", "--help"], "torch"),
-        (["data", "audit", "--help"], "torch"),
-        (["train", "--print-config"], "lightning"),
+        (["train", "--print-config"], "torch"),
+        (["train", "--print-config", "--model.name", "hvt_tiny", "--data.batch_size", "8"], "torch"),
         (["data", "split", "--data.source", "digits"], "lightning"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
@@ -83,4 +83,20 @@ def test_what_needs_no_library_does_not_import_it(words, absent):
         f"sys.exit(9 if {absent!r} in sys.modules else 0)"
     )
     ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_no_help_imports_torch_or_the_recipes_parser():
+    commands = [[*command, "--help"] for command in COMMANDS if "--model.name" not in command]
+    code = (
+        "import contextlib, json, sys\nfrom vitrail.cli.main import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main(words)\n"
+        "    heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'jsonargparse'} & set(sys.modules)\n"
+        "    assert not heavy, f'{words} imports {heavy}'\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitrail.cli.arguments import describe_default
 from vitrail.cli.tables import format_terms, text_width
-from vitrail.config.load import recipe_parser
+from vitrail.config.load import list_settings
 
 # The settings of a first run.
 _FIRST = {
@@ -65,18 +65,15 @@ def describe_recipe_verb(
     more = f"those of {model} are included" if model else "`--help --model.name swin` includes those of that model"
     found: dict[str, list[str]] = {}
     first: dict[str, str] = {}
-    for action in recipe_parser(own, prog)._actions:
-        option = action.option_strings[-1] if action.option_strings else ""
-        if "." not in option or option.endswith("help"):
-            continue
-        part, name = option.removeprefix("--").split(".", 1)
-        of_model = action.default == argparse.SUPPRESS
+    for setting, default_value in list_settings(own):
+        part, name = setting.split(".", 1)
+        of_model = default_value == argparse.SUPPRESS
         kind = own if of_model else getattr(config, f"{part.capitalize()}Config")
         text = _describe(inspect.getdoc(kind) or "", name)
-        value = defaults.get(name) if of_model else action.default
+        value = defaults.get(name) if of_model else default_value
         # As it is written on the command line.
         default = describe_default(str(list(value)) if value and isinstance(value, list | tuple) else value)
-        found.setdefault(part, []).append(f"  {option}")
+        found.setdefault(part, []).append(f"  --{setting}")
         found[part] += textwrap.wrap(text + default, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
         if f"{part}.{name}" in _FIRST:
             first[f"{part}.{name}"] = default

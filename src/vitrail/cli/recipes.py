@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitrail.catalogue import read_catalogue
 from vitrail.cli.recipe_help import describe_recipe_verb
 from vitrail.config.changes import split_words
 from vitrail.config.data import DataConfig
-from vitrail.config.load import dump_recipe, load_recipe
+from vitrail.config.load import dump_recipe, list_settings, load_recipe, read_yaml
 from vitrail.config.schema import Recipe
 from vitrail.config.text import Written
 from vitrail.errors import ConfigError
@@ -59,7 +60,8 @@ def read_recipe_arguments(
     if file is not None and "--resume" in given and _in_run_folder(Path(file)):
         # The recipe of a run folder resumes that folder, wherever it has been moved and from wherever it is called.
         settings.setdefault("run.dir", Written(Path(file).parent))
-    recipe = load_recipe(file, _with_model_of_weights(file, settings), settings_of=_settings_of, prog=prog, flags=own)
+    settings = _with_model_of_weights(file, settings)
+    recipe = load_recipe(file, settings, settings_of=_choose_settings_of(file, settings), prog=prog, flags=own)
     if "--print-config" in given:
         print(dump_recipe(recipe), end="")
         return None, given
@@ -85,8 +87,6 @@ def _with_model_of_weights(file: str | None, settings: Mapping[str, Written]) ->
     Returns:
         These settings, and the name and settings that stand beside the weights, but those that follow from the data.
     """
-    from vitrail.config.load import read_yaml
-
     given = read_yaml(file).get("model", {}) if file is not None else {}
     given = given if isinstance(given, dict) else {}
     named = {*settings, *(f"model.{key}" for key in given)}
@@ -133,6 +133,31 @@ def for_files(data: DataConfig, arguments: argparse.Namespace) -> DataConfig:
         on_band_mismatch=arguments.on_band_mismatch or "error",
         on_unreadable=arguments.on_unreadable or "error",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoSettings:
+    """The settings of a model of which none is given."""
+
+
+def _choose_settings_of(file: str | None, settings: Mapping[str, Any]) -> Callable[[str], type[Any]]:
+    """Return ``settings_of`` of :func:`load_recipe`: without torch where no setting of a family is given.
+
+    Args:
+        file: The recipe.
+        settings: Of the command line.
+    """
+    given = set(settings)
+    if file is not None:
+        for part, values in read_yaml(file).items():
+            given |= {f"{part}.{key}" for key in values} if isinstance(values, Mapping) else {part}
+    # A setting that no part has may be meant to be one of the family's.
+    return _settings_of if given - {name for name, _ in list_settings()} else _settings_of_known
+
+
+def _settings_of_known(name: str) -> type[Any]:
+    catalogue = read_catalogue()
+    return _NoSettings if name in catalogue.families or name in catalogue.variants else _settings_of(name)
 
 
 def _settings_of(name: str) -> type[Any]:

@@ -7,11 +7,10 @@ import dataclasses
 import functools
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonargparse
 import yaml
 
 from vitrail.config.changes import PARTS, apply_changes, read_written, split_words
@@ -21,6 +20,9 @@ from vitrail.config.text import dump_yaml, parse_yaml
 from vitrail.config.typed import check_value, spelling
 from vitrail.config.vocabulary import suggest
 from vitrail.errors import ConfigError, closest
+
+if TYPE_CHECKING:
+    import jsonargparse
 
 _PARTS: dict[str, type[Any]] = {
     "data": DataConfig,
@@ -144,6 +146,8 @@ def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail t
         settings_type: Dataclass of the model's settings; without it only those of :class:`ModelConfig`.
         prog: The command, for the usage line.
     """
+    import jsonargparse  # half of the time of a verb's help, which needs no parser
+
     parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, add_help=False)
     for part, kind in _PARTS.items():
         parser.add_class_arguments(kind, part)
@@ -155,6 +159,31 @@ def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail t
         for f in dataclasses.fields(settings_type):
             parser.add_argument(f"--model.{f.name}", type=hints[f.name], default=argparse.SUPPRESS)
     return parser
+
+
+def list_settings(settings_type: type[Any] | None = None) -> Iterator[tuple[str, Any]]:
+    """List the settings of a recipe with their defaults, those inside a group of settings after the group.
+
+    Args:
+        settings_type: Dataclass of the model's settings, whose defaults are ``argparse.SUPPRESS``.
+
+    Yields:
+        Dotted name and default.
+    """
+    for part, kind in _PARTS.items():
+        yield from _list_fields(part, kind)
+    for name in _MODEL_FIELDS:
+        yield f"model.{name}", getattr(ModelConfig, name)
+    for f in () if settings_type is None else dataclasses.fields(settings_type):
+        yield f"model.{f.name}", argparse.SUPPRESS
+
+
+def _list_fields(prefix: str, kind: type[Any]) -> Iterator[tuple[str, Any]]:
+    for f in dataclasses.fields(kind):
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        yield f"{prefix}.{f.name}", default
+        if dataclasses.is_dataclass(default):
+            yield from _list_fields(f"{prefix}.{f.name}", type(default))
 
 
 # Making a parser and evaluating a class's hints take longer than reading a recipe, and neither changes.
