@@ -72,8 +72,11 @@ def test_the_operators_are_as_they_are_declared():
     torch.library.opcheck(index_in_table, (x, [2, 3], [4, 3]))
 
 
-@pytest.mark.parametrize("knows", [True, False])  # False: as with torch 2.11
-@pytest.mark.parametrize("name", ["swin", "maxvit"])
+@pytest.mark.parametrize(
+    ("name", "knows"),  # False: as with torch 2.11
+    [("swin", True), ("maxvit", False), *(pytest.param(*case, marks=pytest.mark.slow)
+                                          for case in (("swin", False), ("maxvit", True)))],
+)  # fmt: skip
 def test_compiled_graphs_call_the_operators_and_exported_ones_do_not(name, knows, monkeypatch):
     monkeypatch.setattr(modes, "_KNOWS_EXPORT", knows)
     torch.compiler.reset()

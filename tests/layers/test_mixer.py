@@ -32,8 +32,11 @@ def _replace(model, mixer, index=0):
     return model.eval()
 
 
-@pytest.mark.parametrize("mixer", [nn.Identity, lambda: nn.Sequential(nn.Identity(), nn.Dropout(0.5))])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "mixer"),
+    [*(pytest.param(family, nn.Identity, marks=[pytest.mark.slow] if family == "maxvit" else []) for family in FAMILIES),
+     (FAMILIES[0], lambda: nn.Sequential(nn.Identity(), nn.Dropout(0.5)))],
+)  # fmt: skip
 def test_a_mixer_that_takes_the_tokens_alone(family, mixer):
     model = _replace(build(family, 1), mixer())
     inputs = _inputs(model)
