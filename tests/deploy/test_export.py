@@ -19,6 +19,8 @@ from vitrail.engines import load_export
 from vitrail.errors import RunError, ShapeError
 from vitrail.runs import load_trained
 
+QUICK = "--precision fp32 --budget 1s --threads 1".split()
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -33,7 +35,7 @@ def exported(run):
     def get(engine):
         if engine not in made:
             out = run.parent / engine
-            assert main(["export", str(run), "--out", str(out), "--format", engine, "--threads", "1"]) == 0
+            assert main(["export", str(run), "--out", str(out), "--format", engine, *QUICK]) == 0
             made[engine] = out
         return made[engine]
 
@@ -97,7 +99,7 @@ def test_no_file_holds_paths_of_this_machine(exported, run, engine):
 @needs_openvino
 def test_two_exports_are_one_file(exported, run, tmp_path):
     first = json.loads((exported("openvino") / "1" / "export.json").read_text())
-    assert main(["export", str(run), "--out", str(tmp_path / "again"), "--threads", "1"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "again"), "--format", "openvino", *QUICK]) == 0
     again = json.loads((tmp_path / "again" / "1" / "export.json").read_text())
     assert again["files"]["model.bin"] == first["files"]["model.bin"]
     assert again["files"]["model.xml"] == first["files"]["model.xml"]
@@ -164,7 +166,7 @@ def test_a_changed_export_is_refused(exported, tmp_path, capsys):
         (["RUN", "--threads", "0"], "--threads must be at least 1, got 0"),
         (
             ["RUN", "--format", "torch", "--precision", "bf16"],
-            "precision bf16 is not supported for programs of PyTorch",
+            "--precision bf16 is not supported by torch; use --format openvino",
         ),
         (["RUN", "--out", "FILE"], "is a file; name a folder"),
         (["RUN", "--out", "OTHERS"], "holds files that are no export"),

@@ -10,7 +10,7 @@ from tests.deploy.exporting import PACKAGES, skip_without
 from tests.tiers import fast_first
 from vitrail.deploy.export.convert import convert, trace
 from vitrail.deploy.export.graph import ExportGraph
-from vitrail.engines.load import ENGINES
+from vitrail.engines.load import ENGINES, open_engine
 from vitrail.errors import ConfigError
 from vitrail.explain import attention_rollout, explain
 from vitrail.explain.capture.groups import _cached_members
@@ -103,8 +103,7 @@ def test_the_engine_equals_the_run(cases, tmp_path, engine, name):
     model, graph, program = cases(name)
     facts = {"inputs": [entry.describe() for entry in graph.inputs]}
     convert(program, graph, engine, tmp_path, facts)
-    kind, file = ENGINES[engine]
-    loaded = kind(tmp_path / file, "fp32", 1)
+    loaded = open_engine(tmp_path, engine, "fp32", 1)
     for count in (1, 3):
         batch = images(model, count)
         check(model, loaded.run({f"{key}_resized": x.numpy() for key, x in batch.items()}), batch)

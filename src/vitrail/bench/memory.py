@@ -83,16 +83,21 @@ def _on_cuda(build: Callable[[], Step], device: torch.device) -> Memory:
 def _in_process(build: Callable[[], Step], threads: int) -> Memory | None:
     torch.set_num_threads(threads)
     step = build()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     step()
-    if _CLEAR.exists():
-        _CLEAR.write_text("5")  # resets the peak
+    reset_peak()
     step()
-    peak = _resident("VmHWM")
+    peak = resident("VmHWM")
     return None if before is None or peak is None else Memory(before, peak)
 
 
-def _resident(field: str) -> int | None:
+def reset_peak() -> None:
+    """Set the peak of this process's resident memory to the current value, where the system allows it."""
+    if _CLEAR.exists():
+        _CLEAR.write_text("5")
+
+
+def resident(field: str) -> int | None:
     """Read the resident bytes of this process: current ("VmRSS") or peak ("VmHWM")."""
     if _STATUS.exists():
         lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())

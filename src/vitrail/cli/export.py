@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
 from vitrail.errors import ConfigError
 
-FORMATS = ("openvino", "onnx", "torch")
-PRECISIONS = ("fp32", "bf16")
+if TYPE_CHECKING:
+    from vitrail.deploy.export.export import Exported
+
+FORMATS = ("auto", "openvino", "onnx", "torch")
+PRECISIONS = ("auto", "fp32", "bf16")
 INCLUDE = ("embedding", "heatmap")
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _parser() -> VerbParser:
+    parser = VerbParser(
+        "export",
+        "Write a trained run as one file of an engine, from pixels to probabilities: the fastest engine and precision "
+        "that is shown to decide like the run.",
+    )
+    parser.add_argument("run", nargs="?", help="the run folder")
+    parser.add_argument("--out", metavar="DIR", help="folder of the export; export in the run folder if not given")
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="engine; auto: the fastest")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: the fastest that passes")
+    parser.add_argument(
+        "--include", nargs="*", choices=INCLUDE, default=["embedding"], help="outputs besides logits and probabilities"
+    )
+    parser.add_argument(
+        "--agreement", type=float, default=0.99, help="least agreement of reduced precision to be shown"
+    )
+    parser.add_argument("--max-drop", type=float, default=0.01, help="largest drop in accuracy of reduced precision")
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="DIR", help="further images to compare on, without labels"
+    )
+    parser.add_argument("--budget", default="2m", metavar="TIME", help="time for measuring: 90s, 10m, 1h")
+    parser.add_argument("--threads", type=int, help="threads of the engine; all cores if not given")
+    parser.add_argument("--check", metavar="DIR", help="compare an export's outputs with the recorded ones, and stop")
+    return parser
 
 
 def main(argv: list[str]) -> int:
@@ -17,50 +52,73 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    parser = VerbParser(
-        "export", "Write a trained run as one file of an engine, from pixels to probabilities, and compare both."
-    )
-    parser.add_argument("run", nargs="?", help="the run folder")
-    parser.add_argument("--out", metavar="DIR", help="folder of the export; export in the run folder if not given")
-    parser.add_argument("--format", choices=FORMATS, default="openvino", help="engine that runs the export")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of the arithmetic")
-    parser.add_argument(
-        "--include", nargs="*", choices=INCLUDE, default=["embedding"], help="outputs besides logits and probabilities"
-    )
-    parser.add_argument("--threads", type=int, help="threads of the engine; all cores if not given")
-    parser.add_argument("--check", metavar="DIR", help="compare an export's outputs with the recorded ones, and stop")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads must be at least 1, got {arguments.threads}")
     if (arguments.run is None) == (arguments.check is None):
         raise ConfigError("vitrail export takes a run folder, or --check DIR for an earlier export")
     if arguments.check is not None:
         return _check(arguments.check, arguments.threads)
+    return _export(arguments, _seconds(arguments.budget))
 
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None:
+        raise ConfigError(f"--budget takes a number of seconds, minutes or hours (90s, 10m, 1h), got {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _export(arguments: Namespace, budget: float) -> int:
     from vitrail.cli.outputs import output_folder
     from vitrail.cli.recipes import load_run_recipe
     from vitrail.deploy.export import export
+    from vitrail.deploy.export.gate import Limits
     from vitrail.runs.folder import RunFolder
 
     run = RunFolder.open(arguments.run)
     out = run.export if arguments.out is None else output_folder(arguments.out, [arguments.run])
-    exported, compared = export(
+    exported = export(
         run,
         load_run_recipe(run.recipe, prog="vitrail export").data,
         out=out,
         format=arguments.format,
         precision=arguments.precision,
         include=arguments.include,
+        images=arguments.images,
+        limits=Limits(agreement=arguments.agreement, max_drop=arguments.max_drop),
+        budget=budget,
         threads=arguments.threads,
+        report=lambda line: print(line, file=sys.stderr),
     )
-    print(
-        f"{compared['images']} validation images: logits differ by {compared['difference']:.2g} of their scale, "
-        f"{compared['other_classes']} other classes"
-    )
-    size = sum(file.stat().st_size for file in exported.folder.iterdir())
-    print(f"{arguments.format} {exported.engine.precision}, {size / 1e6:.1f} MB; written to {exported.folder}")
+    print(_tables(exported, arguments.agreement))
+    record = exported.export.record
+    print(f"{record['engine']} {record['precision']} written to {exported.export.folder}")
     print_next(["vitrail", "predict", out, "IMAGES"])
     return 0
+
+
+def _tables(exported: Exported, agreement: float) -> str:
+    """Format the measurements and the verdicts of the gate."""
+    from vitrail.cli.tables import format_table
+    from vitrail.deploy.export.bounds import power_text
+    from vitrail.deploy.export.verdict import gate_table
+
+    rows = []
+    for name, own in exported.measured.items():
+        times = [f"{1000 * t:.1f}" for speed in own.speeds for t in (speed.p50, speed.p99)]
+        sizes = ["-" if n is None else f"{n / 1e6:.1f}" for n in (own.size, own.memory)]
+        counts = ", ".join(f"{n} {precision}" for precision, n in own.operations.items()) or "-"
+        rows.append([name, *times, f"{own.images_per_second:.1f}", *sizes, own.precision, counts])
+    batches = [speed.batch for speed in next(iter(exported.measured.values())).speeds]
+    times = [f"ms at {batch}, {share}" for batch in batches for share in ("p50", "p99")]
+    header = ["candidate", *times, "images/s", "file MB", "memory MB", "computes in", "products"]
+    lines = [format_table(header, rows, right=range(1, 8)), "", format_table(*gate_table(exported.results), right=(1,))]
+    if any("bf16" in result.name for result in exported.results):
+        lines += ["", f"power of the gate: {power_text(exported.gate_images, agreement)}"]
+    if exported.known:
+        lines.append(f"{exported.known} of --images are left out: the run was made from them")
+    return "\n".join(lines)
 
 
 def _check(folder: str, threads: int | None) -> int:

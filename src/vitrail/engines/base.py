@@ -19,6 +19,10 @@ class Engine(Protocol):
 
     precision: str
 
+    def operations(self) -> dict[str, int]:
+        """Count matrix products and convolutions by precision; empty where the engine does not report them."""
+        ...
+
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run a batch.
 

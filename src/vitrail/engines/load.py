@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.engines.base import Arrays, Engine
-from vitrail.engines.onnx import OnnxEngine
-from vitrail.engines.openvino import OpenVINOEngine
-from vitrail.engines.torch import TorchEngine
 from vitrail.errors import DataError, RunError, ShapeError
 
 RECORD_FILE, CHECK_FILE = "export.json", "check.npz"
@@ -24,14 +21,37 @@ VERSION_FOLDER = "1"
 # Version of the record's layout.
 FORMAT = 1
 
-# Engine -> its class (file, precision, threads), and the file that it opens.
-ENGINES: dict[str, tuple[Callable[[Path, str, int | None], Engine], str]] = {
-    "openvino": (OpenVINOEngine, "model.xml"),
-    "onnx": (OnnxEngine, "model.onnx"),
-    "torch": (TorchEngine, "model.pt2"),
-}
+# Engine -> the file that it opens.
+ENGINES = {"openvino": "model.xml", "onnx": "model.onnx", "torch": "model.pt2"}
 # Prefixes of arrays in check.npz: of inputs, and of the outputs of each entry.
 INPUT, OUTPUT = "input.", "output."
+
+
+def open_engine(folder: Path, engine: str, precision: str, threads: int | None = None) -> Engine:
+    """Load the model file of an engine; no other engine is imported.
+
+    Args:
+        folder: Folder with the file.
+        engine: Key of :data:`ENGINES`.
+        precision: "fp32" or "bf16".
+        threads: Number of threads; all cores by default.
+
+    Raises:
+        ConfigError: The engine does not compute in this precision on this processor.
+        VitrailError: The engine is not installed.
+    """
+    file = folder / ENGINES[engine]
+    if engine == "openvino":
+        from vitrail.engines.openvino import OpenVINOEngine
+
+        return OpenVINOEngine(file, precision, threads)
+    if engine == "onnx":
+        from vitrail.engines.onnx import OnnxEngine
+
+        return OnnxEngine(file, precision, threads)
+    from vitrail.engines.torch import TorchEngine
+
+    return TorchEngine(file, precision, threads)
 
 
 def find_export(path: str | Path) -> Path | None:
@@ -197,8 +217,7 @@ def load_export(path: str | Path, threads: int | None = None, check: bool = True
             raise RunError(f"{folder} lacks {name}; export again")
         if digest(file) != recorded:
             raise RunError(f"{file} is not the exported file (its SHA-256 differs); restore it, or export again")
-    engine, name = ENGINES[record["engine"]]
-    export = Export(folder, record, engine(folder / name, record["precision"], threads))
+    export = Export(folder, record, open_engine(folder, record["engine"], record["precision"], threads))
     if check:
         export.check()
     return export

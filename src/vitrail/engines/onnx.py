@@ -37,6 +37,10 @@ class OnnxEngine:
         self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self._names = [output.name for output in self.session.get_outputs()]
 
+    def operations(self) -> dict[str, int]:
+        """Return nothing: the engine does not report them."""
+        return {}
+
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run a batch; see :class:`vitrail.engines.base.Engine`."""
         return dict(zip(self._names, self.session.run(None, dict(inputs)), strict=True))

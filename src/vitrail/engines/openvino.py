@@ -15,6 +15,9 @@ from vitrail.machine import processor
 
 # Our names of precisions -> OpenVINO's.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+# Layers of a compiled model with matrix products, and OpenVINO's names of their precisions -> ours.
+_PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
+_RUNTIME = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
 class OpenVINOEngine:
@@ -46,6 +49,17 @@ class OpenVINOEngine:
             )
         self._request = self.compiled.create_infer_request()
         self._names = [port.get_any_name() for port in self.compiled.outputs]
+
+    def operations(self) -> dict[str, int]:
+        """Count the products and convolutions of the compiled model by their precision: "fp32", "bf16", "int8"."""
+        counts: dict[str, int] = {}
+        for operation in self.compiled.get_runtime_model().get_ops():
+            info = operation.get_rt_info()
+            if info["layerType"].astype(str) in _PRODUCTS:
+                found = info["runtimePrecision"].astype(str)
+                precision = _RUNTIME.get(found, found)
+                counts[precision] = counts.get(precision, 0) + 1
+        return counts
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run a batch; see :class:`vitrail.engines.base.Engine`."""

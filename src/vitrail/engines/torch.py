@@ -41,6 +41,10 @@ class TorchEngine:
         # The program's own names are those of the arguments of forward.
         self._names = [entry["name"] for entry in json.loads(record[RECORD])["inputs"]]
 
+    def operations(self) -> dict[str, int]:
+        """Return nothing: the engine does not report them."""
+        return {}
+
     @torch.no_grad()
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Run a batch; see :class:`vitrail.engines.base.Engine`."""

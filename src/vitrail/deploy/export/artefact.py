@@ -46,22 +46,18 @@ def reading_settings(data: DataConfig) -> dict[str, Any]:
     return {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(default, name)}
 
 
-def describe_model(
-    graph: ExportGraph, data: DataConfig, engine: str, precision: str, no_photographs: str = ""
-) -> dict[str, Any]:
+def describe_model(graph: ExportGraph, data: DataConfig, engine: str, no_photographs: str = "") -> dict[str, Any]:
     """Describe what the graph takes and returns; equal for equal runs and versions.
 
     Args:
         graph: The graph.
         data: Data settings of the run.
         engine: Key of :data:`vitrail.engines.load.ENGINES`.
-        precision: Precision of the arithmetic.
         no_photographs: Reason why the graph has no input for photographs of any size; empty where it has one.
     """
     return {
         "format": FORMAT,
         "engine": engine,
-        "precision": precision,
         "inputs": [entry.describe() for entry in graph.inputs],
         "outputs": list(graph.outputs),
         "no_photographs": no_photographs,
@@ -140,9 +136,9 @@ def write_record(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, 
     Args:
         folder: The version folder, with the model file and check.npz.
         facts: Result of :func:`describe_model`.
-        measured: Facts of this export alone: the processor, measurements, the gate.
+        measured: Facts of this export alone: "precision", the processor, measurements, the gate.
     """
-    write_text(folder / README_FILE, readme(facts))
+    write_text(folder / README_FILE, readme({**facts, **measured}))
     files = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.name != README_FILE}
-    check = {"bound": BOUNDS[facts["precision"]]}
-    write_json(folder / RECORD_FILE, {**facts, "check": check, **measured, "files": files})
+    check = {"bound": BOUNDS[measured["precision"]]}
+    write_json(folder / RECORD_FILE, {**facts, **measured, "check": check, "files": files})

@@ -60,7 +60,7 @@ def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: P
     """
     # The same text for the same facts, so that two exports are the same file.
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
-    _WRITERS[engine](program, graph, folder / ENGINES[engine][1], text)
+    _WRITERS[engine](program, graph, folder / ENGINES[engine], text)
 
 
 def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:

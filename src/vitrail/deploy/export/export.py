@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vitrail.config.data import DataConfig
-from vitrail.data.dataset import Batch, ImageData
+from vitrail.data.dataset import ImageData
 from vitrail.deploy.export.artefact import check_out, describe_model, new_export, write_check, write_record
-from vitrail.deploy.export.convert import convert, trace
-from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.candidates import AUTO, Built, build_candidates, list_variants
+from vitrail.deploy.export.choice import Candidate, choose
+from vitrail.deploy.export.convert import trace
+from vitrail.deploy.export.gate import GateImages, Limits, judge
+from vitrail.deploy.export.gate_images import (
+    Selection,
+    export_outputs,
+    original_outputs,
+    pixel_types,
+    select_gate_images,
+)
+from vitrail.deploy.export.graph import INCLUDE, ExportGraph
+from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
 from vitrail.deploy.export.stored import as_photographs, stored_pixels
+from vitrail.deploy.export.verdict import Result
 from vitrail.deploy.exported import to_inputs
-from vitrail.engines.base import Arrays
-from vitrail.engines.load import ENGINES, Export, difference, load_export
-from vitrail.errors import ConfigError, DataError, RunError
-from vitrail.machine import processor
+from vitrail.engines.load import Export, load_export
+from vitrail.errors import ConfigError, RunError, closest
+from vitrail.machine import cores, processor
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import open_images
 from vitrail.runs.trained import TrainedModel, load_classifier
 
-PRECISIONS = ("fp32", "bf16")
-INCLUDE = ("embedding", "heatmap")
-# Largest difference of logits in float32, as a share of their scale.
-EQUAL = 1e-4
-# Number of check images, and images of a batch.
-_CHECK_IMAGES, _BATCH = 4, 32
+_CHECK_IMAGES = 4
+# Share of the budget for the timed calls.
+_TIMED = 0.25
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written export, and how it was chosen.
+
+    Attributes:
+        export: The loaded export.
+        results: Verdict of the gate about each candidate.
+        measured: Measurements by candidate, and of the run in eager mode.
+        gate_images: Number of gate images.
+        known: Further images that were left out, because the run was made from them.
+    """
+
+    export: Export
+    results: list[Result]
+    measured: dict[str, Measured]
+    gate_images: int
+    known: int
 
 
 def export(
@@ -37,116 +66,147 @@ def export(
     data: DataConfig,
     *,
     out: str | Path | None = None,
-    format: str = "openvino",
-    precision: str = "fp32",
+    format: str = AUTO,
+    precision: str = AUTO,
     include: Sequence[str] = ("embedding",),
+    images: Sequence[str | Path] = (),
+    limits: Limits | None = None,
+    budget: float = 120.0,
     threads: int | None = None,
-) -> tuple[Export, dict[str, Any]]:
-    """Export a trained run, and compare it with the run on the validation images.
+    report: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Export a trained run: the fastest engine and precision that the gate lets through.
 
     Args:
         run: The run folder.
         data: Data settings of the run's recipe.
         out: Folder of the export; ``export`` in the run folder by default. An earlier export there is replaced.
-        format: "openvino", "onnx" or "torch".
-        precision: "fp32" or "bf16".
-        include: Outputs besides logits and probabilities, of :data:`INCLUDE`.
+        format: "openvino", "onnx" or "torch"; "auto" for the fastest.
+        precision: "fp32" or "bf16"; "auto" for the fastest that passes.
+        include: Outputs besides logits and probabilities, of :data:`~vitrail.deploy.export.graph.INCLUDE`.
+        images: Files and folders of further gate images, without labels.
+        limits: Limits of the gate; the defaults if None.
+        budget: Seconds for measuring; a quarter is for timed calls.
         threads: Number of threads of the engine; all cores by default.
-
-    Returns:
-        The loaded export, and the comparison: images, largest difference of logits as a share of their scale, and
-        images with another class.
+        report: Receives a line at the beginning of each step.
 
     Raises:
-        ConfigError: An unknown format or precision, or one that does not run on this processor.
+        ConfigError: An unknown format, precision or output, or one that does not run on this processor.
         DataError: Images that are missing or unreadable.
-        RunError: The run is not trained, or the export decides otherwise.
+        RunError: The run is not trained, or no candidate passes the gate; nothing is written then.
     """
     run = run if isinstance(run, RunFolder) else RunFolder.open(run)
-    _check_choice("--format", format, ENGINES)
-    _check_choice("--precision", precision, PRECISIONS)
+    variants = list_variants(format, precision)
     for name in include:
-        _check_choice("--include", name, INCLUDE)
+        if name not in INCLUDE:
+            raise ConfigError(f"--include {name} is no output{closest(name, INCLUDE)}")
     out = run.export if out is None else Path(out)
     check_out(out)
     trained = load_classifier(run)
-    images = open_images(run, trained.card, data, verb="export").data
-    indices = _gate_images(images)
-    stored, no_photographs = stored_pixels(trained.card, data, images)
-    graph = ExportGraph(trained, pixel_types(images, indices), stored, include)
-    facts = describe_model(graph, data, format, precision, no_photographs)
-    with new_export(out) as folder:
-        convert(trace(graph), graph, format, folder, facts)
-        engine, file = ENGINES[format]
-        unchecked = Export(folder, facts, engine(folder / file, precision, threads))
-        compared = compare(trained, unchecked, images, indices)
-        if precision == "fp32" and (compared["difference"] > EQUAL or compared["other_classes"]):
-            raise RunError(
-                f"the {format} export differs from {run}: logits by {compared['difference']:.2g} of their scale (limit "
-                f"{EQUAL:g}), other classes on {compared['other_classes']} of {compared['images']} images; nothing was "
-                "written: take another --format"
-            )
-        batch = images.batch(images.evenly_spaced("val", _CHECK_IMAGES))
-        checks = {"resized": to_inputs(facts, batch)}
-        if stored:
-            checks["photographs"] = as_photographs(stored, batch)
-        write_check(folder, unchecked, checks)
-        write_record(folder, facts, {"processor": processor(), "compared": compared})
-    return load_export(out, threads), compared
+    own = open_images(run, trained.card, data, verb="export").data
+    selected, known = select_gate_images(run, trained, data, own, images)
+    original = original_outputs(trained, selected, include)
+
+    report("trace the model")
+    graph, no_photographs = _graph(trained, data, own, selected[0], include)
+    program = trace(graph)
+    with new_export(out) as folder, tempfile.TemporaryDirectory(prefix=".candidates.", dir=out) as work:
+        report(f"convert to {', '.join(dict.fromkeys(one.engine for one in variants))}")
+        built = build_candidates(
+            program, graph, lambda engine: describe_model(graph, data, engine, no_photographs), variants, Path(work),
+            threads,
+        )  # fmt: skip
+        measured = _measure(built, trained, selected[0], budget * _TIMED, threads, report)
+        report(f"compare with the run on {len(original.targets):,} images")
+        results = _choose(built, measured, original, selected, graph, limits or Limits())
+        chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
+        if chosen is None:
+            reasons = "; ".join(f"{result.name}: {result.verdict.reason}" for result in results)
+            raise RunError(f"no candidate may be written for {run}: {reasons}")
+        _write(folder, chosen, graph, selected[0], results, measured, threads)
+    return Exported(load_export(out, threads), results, measured, len(original.targets), known)
 
 
-def pixel_types(images: ImageData, indices: list[int]) -> dict[str, torch.dtype]:
-    """Return the type in which the source gives the pixels of each stream; float32 where some have no data."""
-    first = images.source.read(indices[:1])
-    return {name: torch.float32 if images.source.has_no_data else x.dtype for name, x in first.items()}
+def _graph(
+    trained: TrainedModel, data: DataConfig, own: ImageData, first: Selection, include: Sequence[str]
+) -> tuple[ExportGraph, str]:
+    """Build the graph; also return the reason why it has no input for photographs, empty where it has one."""
+    stored, no_photographs = stored_pixels(trained.card, data, own)
+    return ExportGraph(trained, pixel_types(first.images, first.indices[0]), stored, include), no_photographs
 
 
-def compare(trained: TrainedModel, export: Export, images: ImageData, indices: list[int]) -> dict[str, Any]:
-    """Compare the decisions of an export with those of its run, image by image.
+def _measure(
+    built: Sequence[Built], trained: TrainedModel, first: Selection, seconds: float, threads: int | None,
+    report: Callable[[str], None],
+) -> dict[str, Measured]:  # fmt: skip
+    able = [one for one in built if one.engine is not None]
+    if not able:
+        return {}
+    report(f"time {len(able)} candidates and the run in eager mode")
+    indices = [first.indices[i % len(first.indices)] for i in range(max(BATCHES))]
+    batch = first.images.batch(indices)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or cores())
+    try:
+        return measure(
+            able,
+            lambda count: trained.classify({name: x[:count] for name, x in batch.items()}),
+            to_inputs(able[0].facts, batch),
+            seconds,
+            threads,
+        )
+    finally:
+        torch.set_num_threads(before)
 
-    Args:
-        trained: The run's model.
-        export: The export.
-        images: Images of the run.
-        indices: Which of them.
 
-    Returns:
-        Number of images, the largest difference of logits as a share of their scale, and the images with another
-        class (multi-label: another set of labels).
-    """
-    wanted, found = [], []
-    for batch, outputs in run_batches(export, images, indices):
-        wanted.append(trained.classify(batch)[0].numpy())
-        found.append(outputs["logits"])
-    reference, logits = np.concatenate(wanted), np.concatenate(found)
-    if trained.card.multi_label:
-        others = ((reference > 0) != (logits > 0)).any(axis=1)
-    else:
-        others = reference.argmax(axis=1) != logits.argmax(axis=1)
-    return {
-        "images": len(reference),
-        "difference": difference(logits, reference),
-        "other_classes": int(others.sum()),
+def _choose(
+    built: Sequence[Built], measured: dict[str, Measured], original: GateImages, selected: Sequence[Selection],
+    graph: ExportGraph, limits: Limits,
+) -> list[Result]:  # fmt: skip
+    by_name = {one.variant.name: one for one in built}
+    streams = list(graph.card.streams) if "heatmap" in graph.include else []
+    candidates = [
+        Candidate(
+            name,
+            one.variant.engine,
+            one.variant.criterion,
+            measured[name].images_per_second if name in measured else None,
+            one.failure,
+        )
+        for name, one in by_name.items()
+    ]
+    return choose(
+        candidates,
+        lambda candidate: judge(
+            original,
+            export_outputs(by_name[candidate.name].export, selected, streams),
+            candidate.criterion,
+            limits,
+        ),
+    )
+
+
+def _write(
+    folder: Path, chosen: Built, graph: ExportGraph, first: Selection, results: Sequence[Result],
+    measured: dict[str, Measured], threads: int | None,
+) -> None:  # fmt: skip
+    """Write the chosen candidate's files, its check images, and the record."""
+    spread = [first.indices[i * len(first.indices) // _CHECK_IMAGES] for i in range(_CHECK_IMAGES)]
+    batch = first.images.batch(sorted(set(spread)))
+    checks = {"resized": to_inputs(chosen.facts, batch)}
+    if graph.stored:
+        checks["photographs"] = as_photographs(graph.stored, batch)
+    for file in chosen.folder.iterdir():
+        shutil.copy2(file, folder / file.name)
+    write_check(folder, chosen.export, checks)
+    more: dict[str, Any] = {
+        "precision": chosen.variant.precision,
+        "processor": processor(),
+        "threads": threads or cores(),
+        "eager": measured[EAGER].to_json(),
+        "candidates": [
+            {**result.to_json(), "measured": measured[result.name].to_json() if result.name in measured else None}
+            for result in results
+        ],
     }
-
-
-def run_batches(export: Export, images: ImageData, indices: list[int]) -> Iterator[tuple[Batch, Arrays]]:
-    """Run images through an export, batch by batch."""
-    for batch in images.batches(indices, _BATCH):
-        yield batch, export.run(to_inputs(export.record, batch))
-
-
-def _gate_images(images: ImageData) -> list[int]:
-    """Return the validation images, which were not trained on.
-
-    Raises:
-        DataError: There are none.
-    """
-    if not images.splits.get("val"):
-        raise DataError("the run has no validation images, on which the export is compared with it")
-    return images.indices("val")
-
-
-def _check_choice(option: str, value: str, known: Any) -> None:
-    if value not in known:
-        raise ConfigError(f"{option} must be one of {', '.join(known)}, got {value!r}")
+    write_record(folder, chosen.facts, more)

@@ -19,6 +19,8 @@ from vitrail.runs.trained import TrainedModel
 
 # Suffix of the inputs that take pixels at the model's size; those of photographs have the stream's own name.
 RESIZED = "_resized"
+# Outputs that are included on demand, besides logits and probabilities.
+INCLUDE = ("embedding", "heatmap")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class ExportGraph(nn.Module):
         trained: The model, on the CPU.
         dtypes: Type of the resized pixels of each stream: uint8, or float32 in 0..1.
         stored: How photographs of each input stream are stored; empty for a graph without that entry.
-        include: Outputs besides logits and probabilities: "embedding", "heatmap".
+        include: Outputs besides logits and probabilities, of :data:`INCLUDE`.
 
     Raises:
         ConfigError: An output that the model does not have.

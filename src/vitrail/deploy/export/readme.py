@@ -34,12 +34,12 @@ def readme(facts: Mapping[str, Any]) -> str:
     """Explain an export in one page.
 
     Args:
-        facts: Result of :func:`vitrail.deploy.export.artefact.describe_model`.
+        facts: Content of export.json.
     """
     engine, card, inputs = facts["engine"], facts["model"], facts["inputs"]
     names = [entry["name"] for entry in inputs]
     code = _CODE[engine].format(
-        file=ENGINES[engine][1],
+        file=ENGINES[engine],
         hint="bf16" if facts["precision"] == "bf16" else "f32",
         arrays="\n".join(_array(entry, inputs[0]["entry"], "torch" if engine == "torch" else "np") for entry in inputs),
         feed=", ".join(f'"{name}": {name}' for name in names),

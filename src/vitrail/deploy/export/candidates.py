@@ -1,0 +1,135 @@
+"""Candidates of an export: engines and precisions, built from one traced program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from vitrail.deploy.export.convert import convert
+from vitrail.deploy.export.gate import Criterion
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.engines.base import Engine
+from vitrail.engines.load import ENGINES, Export, open_engine
+from vitrail.errors import ConfigError, VitrailError
+
+PRECISIONS = ("fp32", "bf16")
+AUTO = "auto"
+# From the safest to the riskiest, as the gate tests them.
+_ORDER = (("openvino", "fp32"), ("onnx", "fp32"), ("torch", "fp32"), ("openvino", "bf16"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An engine at a precision.
+
+    Attributes:
+        engine: Key of :data:`vitrail.engines.load.ENGINES`.
+        precision: One of :data:`PRECISIONS`.
+    """
+
+    engine: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return f"{self.engine} {self.precision}"
+
+    @property
+    def criterion(self) -> Criterion:
+        """Criterion by which the gate judges it."""
+        return "equality" if self.precision == "fp32" else "agreement"
+
+
+def list_variants(format: str = AUTO, precision: str = AUTO) -> list[Variant]:
+    """List the variants of a format and a precision, from the safest to the riskiest.
+
+    Args:
+        format: Engine, or "auto" for all.
+        precision: Precision, or "auto" for all.
+
+    Raises:
+        ConfigError: An unknown name, or an engine that has no such precision.
+    """
+    for option, value, known in (("--format", format, ENGINES), ("--precision", precision, PRECISIONS)):
+        if value not in (AUTO, *known):
+            raise ConfigError(f"{option} must be one of {', '.join((AUTO, *known))}, got {value!r}")
+    found = [Variant(*pair) for pair in _ORDER if format in (AUTO, pair[0]) and precision in (AUTO, pair[1])]
+    if not found:
+        able = ", ".join(engine for engine, other in _ORDER if other == precision)
+        raise ConfigError(f"--precision {precision} is not supported by {format}; use --format {able}")
+    return found
+
+
+@dataclass(frozen=True)
+class Built:
+    """A variant with its files.
+
+    Attributes:
+        variant: The variant.
+        folder: Folder with its model file, which variants of one engine share.
+        facts: Description of the model.
+        engine: The loaded engine; None if it could not be built or loaded.
+        failure: Why not.
+    """
+
+    variant: Variant
+    folder: Path
+    facts: Mapping[str, Any]
+    engine: Engine | None
+    failure: str = ""
+
+    @property
+    def export(self) -> Export:
+        """The variant as an export without check images."""
+        assert self.engine is not None, self.failure
+        return Export(self.folder, dict(self.facts), self.engine)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model's files."""
+        return sum(file.stat().st_size for file in self.folder.iterdir())
+
+
+def build_candidates(
+    program: ExportedProgram,
+    graph: ExportGraph,
+    describe: Callable[[str], Mapping[str, Any]],
+    variants: list[Variant],
+    folder: Path,
+    threads: int | None,
+) -> list[Built]:
+    """Convert the program to each engine, once, and load all variants.
+
+    Args:
+        program: The traced graph.
+        graph: The graph.
+        describe: Engine -> description that its model file holds.
+        variants: What to build.
+        folder: Folder for a sub-folder of each engine.
+        threads: Number of threads of each engine.
+    """
+    failures: dict[str, str] = {}
+    built = []
+    for variant in variants:
+        place, facts = folder / variant.engine, describe(variant.engine)
+        engine = None
+        try:
+            if not place.exists():
+                place.mkdir(parents=True)
+                convert(program, graph, variant.engine, place, facts)
+            if variant.engine not in failures:
+                engine = open_engine(place, variant.engine, variant.precision, threads)
+        # Converters raise errors of many kinds for operators that they lack, all of them RuntimeErrors.
+        except (VitrailError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            if not any(place.glob("model.*")):
+                failures[variant.engine] = reason
+            built.append(Built(variant, place, facts, None, reason))
+            continue
+        built.append(Built(variant, place, facts, engine, failures.get(variant.engine, "")))
+    return built

@@ -1,0 +1,132 @@
+"""Images that the gate compares an export with its run on, and the outputs of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitrail.config.data import DataConfig
+from vitrail.data.dataset import Batch, ImageData
+from vitrail.deploy.export.gate import UNLABELLED, GateImages, Outputs
+from vitrail.deploy.export.graph import heatmap_of
+from vitrail.deploy.exported import to_inputs
+from vitrail.deploy.images import open_files
+from vitrail.engines.base import Arrays
+from vitrail.engines.load import Export
+from vitrail.errors import DataError
+from vitrail.explain.methods.rollout import attention_rollout
+from vitrail.runs.folder import RunFolder
+from vitrail.runs.images import read_image_record
+from vitrail.runs.trained import TrainedModel
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Images of a source.
+
+    Attributes:
+        images: The source.
+        indices: Which of its images.
+        labelled: Whether their targets count.
+    """
+
+    images: ImageData
+    indices: list[int]
+    labelled: bool
+
+    def batches(self) -> Iterator[Batch]:
+        """Iterate over batches, in order."""
+        return self.images.batches(self.indices, _BATCH)
+
+
+def select_gate_images(
+    run: RunFolder, trained: TrainedModel, data: DataConfig, own: ImageData, more: Sequence[str | Path]
+) -> tuple[list[Selection], int]:
+    """Select the validation images, and those of further files that the run does not know.
+
+    Args:
+        run: The run.
+        trained: Its model.
+        data: Its data settings.
+        own: Its images.
+        more: Files and folders of further images, without labels.
+
+    Returns:
+        The images, and how many of the further ones are left out because the run was made from them.
+    """
+    selected = [Selection(own, own.splits["val"], labelled=True)] if own.splits.get("val") else []
+    if not more:
+        return selected, 0
+    images = open_files(trained.card, data, more)
+    known = read_image_record(run)
+    rows = np.full(len(images.source), -1) if known is None else known.recognise(images.source).rows
+    fresh = [int(i) for i in np.flatnonzero(rows < 0)]
+    return [*selected, Selection(images, fresh, labelled=False)], len(rows) - len(fresh)
+
+
+def original_outputs(trained: TrainedModel, selected: Sequence[Selection], include: Sequence[str]) -> GateImages:
+    """Compute the outputs of the run.
+
+    Args:
+        trained: The run's model.
+        selected: The gate images.
+        include: Outputs of the export besides logits and probabilities.
+
+    Raises:
+        DataError: There are no images.
+    """
+    if not any(own.indices for own in selected):
+        raise DataError("the run has no validation images, on which an export is compared with it; give --images DIR")
+    logits, embeddings, targets = [], [], []
+    heatmaps: dict[str, list[np.ndarray]] = {}
+    for own in selected:
+        for batch in own.batches():
+            values, embedding = trained.classify(batch)
+            logits.append(values.numpy())
+            embeddings.append(embedding.numpy())
+            rows = own.images.source.targets[batch["index"].numpy()]
+            unknown = np.full((len(values), *trained_shape(trained)), UNLABELLED, dtype=np.int64)
+            targets.append(rows.astype(np.int64) if own.labelled else unknown)
+            if "heatmap" in include:
+                rollout = attention_rollout(trained.model, *trained.inputs(batch))
+                for name, one in rollout.by_stream(trained.model).items():
+                    heatmaps.setdefault(name, []).append(one.map.numpy())
+    maps = {name: np.concatenate(parts) for name, parts in heatmaps.items()}
+    embedding_rows = np.concatenate(embeddings) if "embedding" in include else None
+    return GateImages(Outputs(np.concatenate(logits), embedding_rows, maps), np.concatenate(targets))
+
+
+def trained_shape(trained: TrainedModel) -> tuple[int, ...]:
+    """Return the shape of one image's target."""
+    return (len(trained.card.classes),) if trained.card.multi_label else ()
+
+
+def export_outputs(export: Export, selected: Sequence[Selection], streams: Sequence[str]) -> Outputs:
+    """Compute the outputs of an export for the gate images.
+
+    Args:
+        export: The export.
+        selected: The gate images.
+        streams: Streams with a heatmap; empty where there are none.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for own in selected:
+        for batch in own.batches():
+            outputs: Arrays = export.run(to_inputs(export.record, batch))
+            for name, values in outputs.items():
+                parts.setdefault(name, []).append(values)
+    found = {name: np.concatenate(values) for name, values in parts.items()}
+    heatmaps = {name: found[heatmap_of(name)] for name in streams}
+    return Outputs(found["logits"], found.get("embedding"), heatmaps)
+
+
+def pixel_types(images: ImageData, index: int) -> dict[str, torch.dtype]:
+    """Return the type in which the source gives the pixels of each stream; float32 where some have no data."""
+    first = images.source.read([index])
+    return {name: torch.float32 if images.source.has_no_data else x.dtype for name, x in first.items()}

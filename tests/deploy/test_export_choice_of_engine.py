@@ -1,0 +1,120 @@
+"""Candidates of an export: what is built, measured, judged, and written."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.deploy.exporting import make_run, needs_openvino, skip_without
+from tests.images import save_image
+from vitrail.cli.main import main
+from vitrail.deploy.export import candidates
+from vitrail.deploy.export.candidates import list_variants
+from vitrail.deploy.export.measure import time_alternately
+from vitrail.engines import load_export
+from vitrail.engines.openvino import OpenVINOEngine
+from vitrail.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+def export(run, out, *words):
+    return main(["export", str(run), "--out", str(out), "--budget", "1s", "--threads", "1", *map(str, words)])
+
+
+def test_variants_go_from_the_safest_to_the_riskiest():
+    names = [variant.name for variant in list_variants()]
+    assert names == ["openvino fp32", "onnx fp32", "torch fp32", "openvino bf16"]
+    assert [variant.name for variant in list_variants("onnx")] == ["onnx fp32"]
+    for words in (("tensorrt",), ("auto", "int4"), ("onnx", "bf16")):
+        with pytest.raises(ConfigError):
+            list_variants(*words)
+
+
+def test_calls_alternate():
+    calls = []
+    speeds = time_alternately({name: lambda name=name: calls.append(name) for name in "ab"}, 8, 0.0)
+    assert "".join(calls) == "aabb" + "abba" * 2 + "ab"
+    assert speeds["a"].calls == 5
+    assert speeds["a"].p50 <= speeds["a"].p99
+    assert speeds["a"].images_per_second == 8 / speeds["a"].p50
+
+
+@pytest.mark.slow
+@skip_without("onnx")
+@skip_without("openvino")
+def test_the_fastest_that_passes_is_written(run, tmp_path, capsys):
+    for seed in range(3):
+        save_image(tmp_path / "more" / f"{seed}.png", seed=seed, level=90)
+    shutil.copy(next((run.parent / "pictures" / "train").rglob("*.png")), tmp_path / "more" / "known.png")
+    assert export(run, tmp_path / "out", "--images", tmp_path / "more", "--include", "embedding", "heatmap") == 0
+    text = capsys.readouterr().out
+    assert "1 of --images are left out: the run was made from them" in text
+    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
+    rows = {row["name"]: row for row in record["candidates"]}
+    assert set(rows) == {variant.name for variant in list_variants()}
+    (chosen,) = (row for row in rows.values() if row["chosen"])
+    assert chosen["name"] == f"{record['engine']} {record['precision']}"
+    fp32 = [row for name, row in rows.items() if name.endswith("fp32")]
+    assert all(row["verdict"]["status"] == "passed" for row in fp32)
+    assert all(row["verdict"]["images"] == 8 + 3 for row in fp32)
+    assert {s["output"] for s in chosen["verdict"]["similarities"]} == {"embedding", "heatmap of image"}
+    assert chosen["images_per_second"] == max(row["images_per_second"] for row in fp32)
+    # 11 images cannot show an agreement of 99 %.
+    assert rows["openvino bf16"]["verdict"]["status"] != "passed"
+    for row in fp32:
+        assert row["measured"]["bytes"] > 0
+        assert [speed["batch"] for speed in row["measured"]["speeds"]] == [1, 8]
+        assert row["measured"]["memory_bytes"] > 0
+    assert rows["openvino fp32"]["measured"]["operations"].keys() == {"fp32"}
+    assert load_export(tmp_path / "out").engine.precision == "fp32"
+
+
+@needs_openvino
+def test_a_refused_precision_writes_nothing(run, tmp_path, capsys):
+    assert export(run, tmp_path / "out", "--precision", "bf16") == 1
+    assert "no candidate may be written" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "1").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_a_precision_that_the_processor_lacks_is_not_replaced(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vitrail.engines.openvino._HINTS", {"fp32": "f32", "bf16": "f32"})
+    assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "bf16") == 1
+    assert "precision bf16 is not supported by OpenVINO on" in capsys.readouterr().err
+
+
+@needs_openvino
+def test_an_engine_that_computes_otherwise_is_refused(run, tmp_path, monkeypatch, capsys):
+    inner = OpenVINOEngine.run
+    monkeypatch.setattr(
+        OpenVINOEngine,
+        "run",
+        lambda self, inputs: {k: v * np.float32(1.001) for k, v in inner(self, inputs).items()},
+    )
+    assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32") == 1
+    assert "logits differ by" in capsys.readouterr().err
+
+
+def test_a_failed_conversion_is_a_line_of_the_table(run, tmp_path, monkeypatch, capsys):
+    inner = candidates.convert
+
+    def convert(program, graph, engine, folder, facts):
+        if engine != "torch":
+            raise RuntimeError(f"{engine} lacks an operator\nwith a long explanation")
+        inner(program, graph, engine, folder, facts)
+
+    monkeypatch.setattr(candidates, "convert", convert)
+    assert export(run, tmp_path / "out") == 0
+    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
+    assert record["engine"] == "torch"
+    reasons = {row["name"]: row["verdict"]["reason"] for row in record["candidates"]}
+    assert reasons["onnx fp32"] == "onnx lacks an operator"
+    assert reasons["openvino bf16"] == reasons["openvino fp32"] == "openvino lacks an operator"
+    capsys.readouterr()
