@@ -122,31 +122,62 @@ def rotate(x: Tensor, rotation: Tensor, num_prefix: int = 0) -> Tensor:
     return torch.cat([prefix, turned.to(x.dtype)], dim=-2)
 
 
-def add_position_table(owner: nn.Module, kind: str, grid: tuple[int, int], dim: int) -> None:
+LEARNED_TABLES = ("learned", "learned1d")
+FIXED_TABLES = ("sincos2d", "sincos1d")
+_IN_ORDER = ("learned1d", "sincos1d")
+
+
+def fixed_positions(kind: str, grid: tuple[int, int], dim: int) -> Tensor:
+    """Compute sines and cosines of a grid, shape ``(1, H * W, dim)``: in raster order for a kind of one dimension."""
+    return sincos_sequence(grid[0] * grid[1], dim) if kind in _IN_ORDER else sincos_positions(grid, dim)
+
+
+def add_position_table(
+    owner: nn.Module, kind: str, grid: tuple[int, int], dim: int, num_prefix: int = 0, persistent: bool = False
+) -> None:
     """Give a module the attribute ``pos_embed``: absolute positions of a grid, to be added to its tokens.
 
     Args:
         owner: The module.
-        kind: "learned": a parameter, zero until :func:`init_position_table`; "sincos2d": fixed, no part of the state
-            dict; anything else: None.
+        kind: "learned" or "learned1d": a parameter, zero until :func:`init_position_table`; "sincos2d" or "sincos1d":
+            fixed, a buffer; anything else: None.
         grid: Height and width, in tokens.
         dim: Number of channels.
+        num_prefix: Prefix tokens with a position of their own, at the start; zero where positions are fixed.
+        persistent: Whether fixed positions are part of the state dict.
 
     Raises:
-        ConfigError: A width that "sincos2d" does not fit.
+        ConfigError: A width that fixed positions do not fit.
     """
-    if kind == "sincos2d":
-        owner.register_buffer("pos_embed", sincos_positions(grid, dim), persistent=False)
-    elif kind == "learned":
-        owner.register_parameter("pos_embed", nn.Parameter(torch.zeros(1, grid[0] * grid[1], dim)))
+    if kind in FIXED_TABLES:
+        table = torch.cat([torch.zeros(1, num_prefix, dim), fixed_positions(kind, grid, dim)], dim=1)
+        owner.register_buffer("pos_embed", table, persistent=persistent)
+    elif kind in LEARNED_TABLES:
+        owner.register_parameter("pos_embed", nn.Parameter(torch.zeros(1, num_prefix + grid[0] * grid[1], dim)))
     else:
         owner.register_parameter("pos_embed", None)
 
 
-def init_position_table(owner: nn.Module) -> None:
-    """Initialise learned positions of :func:`add_position_table`, truncated normal of deviation 0.02."""
+def init_position_table(owner: nn.Module, start: Tensor | None = None) -> None:
+    """Initialise learned positions of :func:`add_position_table`, truncated normal of deviation 0.02.
+
+    Args:
+        owner: The module.
+        start: Positions of the grid instead, shape ``(1, H * W, dim)``.
+    """
     if isinstance(owner.pos_embed, nn.Parameter):
         nn.init.trunc_normal_(owner.pos_embed, std=0.02)
+        if start is not None:
+            with torch.no_grad():
+                owner.pos_embed[:, -start.shape[1] :] = start
+
+
+def resample_table(
+    kind: str, table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int = 0
+) -> Tensor:
+    """Resample a table as its kind asks: along the sequence for kinds of one dimension, else on the grid."""
+    resample = resample_sequence if kind in _IN_ORDER else resample_positions
+    return resample(table, old_grid, new_grid, num_prefix)
 
 
 @one_node

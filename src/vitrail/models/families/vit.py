@@ -25,11 +25,13 @@ from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.norms import make_norm
 from vitrail.layers.patches import LinearPatchEmbed, PatchDropout, PatchEmbed, check_images, take_patches, to_padding
 from vitrail.layers.positions import (
-    resample_positions,
-    resample_sequence,
+    FIXED_TABLES,
+    LEARNED_TABLES,
+    add_position_table,
+    fixed_positions,
+    init_position_table,
+    resample_table,
     rotary_positions,
-    sincos_positions,
-    sincos_sequence,
 )
 from vitrail.layers.shapes import check_img_size, grid_size, to_pair
 from vitrail.layers.stems import make_stem, measure_stem
@@ -40,14 +42,13 @@ from vitrail.models.checks import (
     as_config,
     check_at_least,
     check_choices,
-    check_layer_names,
-    check_layer_scale,
     check_mlp_ratio,
     check_pool,
     check_rates,
 )
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
 from vitrail.models.family import Family, register_family
+from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.weights.huggingface import block_rules
 from vitrail.weights.kernels import InputKernel
@@ -79,8 +80,8 @@ class TokenLearnerConfig:
 
 
 @dataclass(frozen=True)
-class ViTConfig:
-    """Settings of a ViT.
+class ViTConfig(LayerSettings):
+    """Settings of a ViT, beside those of :class:`~vitrail.models.layer_settings.LayerSettings`.
 
     Attributes:
         img_size: Height and width in pixels that the positions are learned for; other sizes run too.
@@ -98,13 +99,7 @@ class ViTConfig:
         depth: Blocks.
         num_heads: Attention heads; must divide the width.
         mlp_ratio: Hidden width of the MLPs over the token width.
-        mlp_layer: "mlp", or "swiglu", gated (arXiv:2002.05202).
-        act_layer: Activation of the MLPs by name (gelu, gelu_tanh, quick_gelu, silu, relu, ...); when not given GELU,
-            and SiLU in "swiglu".
-        norm_layer: Norms by name: "layernorm", "rmsnorm" or "simplenorm".
-        init_values: Initial value of the layer scale of the residual branches (arXiv:2103.17239); none without it.
         qkv_bias: Whether queries, keys and values have a bias.
-        qk_norm: Whether queries and keys are normalised in each head (arXiv:2302.05442).
         class_token: Whether class tokens are prepended.
         num_class_tokens: Class tokens: 0 for none; 1 when not given and class_token is true.
         reg_tokens: Register tokens after the class tokens, which no pooling reads (arXiv:2309.16588).
@@ -112,12 +107,9 @@ class ViTConfig:
             largest value of each channel, "avgmax" the mean of these two, "map" attention with a learned query
             (arXiv:2106.04560); "" classifies each token.
         fc_norm: Whether the last norm comes after the pooling; where "avg", "max" or "avgmax" pools when not given.
-        drop_rate: Dropout before the classifier, in training.
         pos_drop_rate: Dropout of the tokens after positions are added, in training.
         patch_drop_rate: Share of patches that each image loses in training (arXiv:2208.07220); class and register
             tokens stay. Not in pre-training by masks, which has its own subset.
-        proj_drop_rate: Dropout after attention and in the MLPs, in training.
-        attn_drop_rate: Dropout of attention weights, in training.
         drop_path_rate: Stochastic depth of the last block.
         pos_embed: Positions: "learned" on the grid; "learned1d" in raster order; "sincos2d" or "sincos1d", fixed sines
             and cosines; "rope", rotations of queries and keys by row and column (arXiv:2508.10104); "none".
@@ -140,22 +132,14 @@ class ViTConfig:
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
-    mlp_layer: str = "mlp"
-    act_layer: str | None = None
-    norm_layer: str = "layernorm"
-    init_values: float | None = None
     qkv_bias: bool = True
-    qk_norm: bool = False
     class_token: bool = True
     num_class_tokens: int | None = None
     reg_tokens: int = 0
     global_pool: Literal["token", "avg", "max", "avgmax", "map", ""] = "token"
     fc_norm: bool | None = None
-    drop_rate: float = 0.0
     pos_drop_rate: float = 0.0
     patch_drop_rate: float = 0.0
-    proj_drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     pos_embed: Literal["learned", "learned1d", "sincos2d", "sincos1d", "rope", "none"] = "learned"
     pos_embed_init: Literal["normal", "sincos"] = "normal"
@@ -175,11 +159,8 @@ class ViTConfig:
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         check_at_least(self, 1, "stem_width")
         check_at_least(self, 0, "reg_tokens")
-        check_rates(
-            self, "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"
-        )
-        check_layer_names(self)
-        check_layer_scale(self)
+        self.check_layers()
+        check_rates(self, "pos_drop_rate", "patch_drop_rate", "drop_path_rate")
         check_pool(self.global_pool, ("token", "map", *POOLS))
         check_choices(self, pos_embed_init=("normal", "sincos"), pos_embed=_POSITIONS, patch_embed=("conv", "linear"))
         self._check_tokens()
@@ -251,8 +232,7 @@ _GATED: tuple[Rule, ...] = (
     MergeRows(r"(blocks\.\d+\.mlp)\.fc1_([gx])\.(weight|bias)", ("g", "x"), r"\1.fc1.\3"),
 )
 _REGISTERS = Rename(r"register_tokens", "reg_token")
-_POSITIONS = ("learned", "learned1d", "sincos2d", "sincos1d", "rope", "none")
-_LEARNED = ("learned", "learned1d")
+_POSITIONS = (*LEARNED_TABLES, *FIXED_TABLES, "rope", "none")
 
 
 class ViT(VisionModel):
@@ -265,6 +245,7 @@ class ViT(VisionModel):
     """
 
     config: ViTConfig
+    pos_embed: Tensor | None
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -279,11 +260,23 @@ class ViT(VisionModel):
         self.reg_token = _token_parameter(config.reg_tokens, dim)
         # Tokens at the start of the table of positions that are no patches.
         self.pos_prefix = 0 if config.no_embed_class else self.num_prefix
-        self._build_positions()
+        add_position_table(self, config.pos_embed, self.grid, dim, self.pos_prefix, persistent=True)
         self.pos_drop = nn.Dropout(config.pos_drop_rate)
         self.patch_drop = PatchDropout(config.patch_drop_rate, self.num_prefix)
         rates = drop_path_schedule(config.drop_path_rate, config.depth)
-        self.blocks = nn.ModuleList(_build_block(config, rate) for rate in rates)
+        attention = config.attention_options
+        attention["norm_eps"] = _NORM_EPS
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                Attention(dim, config.num_heads, config.qkv_bias, **attention),
+                config.mlp_ratio,
+                rate,
+                _NORM_EPS,
+                **config.block_options,
+            )
+            for rate in rates
+        )
         learner = config.token_learner
         self.learn_at = config.depth + 1 if learner is None or learner.layer is None else learner.layer
         self.token_learners = nn.ModuleList()
@@ -330,18 +323,6 @@ class ViT(VisionModel):
         self.patch_embed = kind(chans, config.embed_dim, patch, stride=stride, padding=padding)
         self.grid = self.patch_embed.grid_of(grid_size(size, pixels))
 
-    def _build_positions(self) -> None:
-        """Register the table of positions: learned ones as a parameter, fixed ones as a buffer."""
-        config, dim = self.config, self.config.embed_dim
-        count = self.grid[0] * self.grid[1]
-        self.pos_embed: Tensor | None = None
-        if config.pos_embed in _LEARNED:
-            self.pos_embed = nn.Parameter(torch.zeros(1, self.pos_prefix + count, dim))
-        elif config.pos_embed in ("sincos2d", "sincos1d"):
-            fixed = sincos_positions(self.grid, dim) if config.pos_embed == "sincos2d" else sincos_sequence(count, dim)
-            del self.pos_embed
-            self.register_buffer("pos_embed", torch.cat([torch.zeros(1, self.pos_prefix, dim), fixed], dim=1))
-
     def _build_pool(self) -> AttentionPool | None:
         config = self.config
         if config.global_pool != "map":
@@ -354,14 +335,9 @@ class ViT(VisionModel):
         init_linears(self.blocks, self.head)
         if self.attn_pool is not None:
             init_linears(self.attn_pool)
-        if self.pos_embed is not None and self.config.pos_embed in _LEARNED:
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
-            if self.config.pos_embed_init == "sincos":
-                dim, in_order = self.config.embed_dim, self.config.pos_embed == "learned1d"
-                count = self.grid[0] * self.grid[1]
-                with torch.no_grad():
-                    places = sincos_sequence(count, dim) if in_order else sincos_positions(self.grid, dim)
-                    self.pos_embed[:, self.pos_prefix :] = places
+        kind, dim = self.config.pos_embed, self.config.embed_dim
+        sincos = self.config.pos_embed_init == "sincos" and kind in LEARNED_TABLES
+        init_position_table(self, fixed_positions(kind, self.grid, dim) if sincos else None)
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 # Several must differ from the start; a single one begins as in timm.
@@ -447,8 +423,7 @@ class ViT(VisionModel):
         prefix = (token for token in (self.cls_token, self.reg_token) if token is not None)
         parts = [*(token.expand(patches.shape[0], -1, -1) for token in prefix), patches.flatten(1, 2)]
         if self.pos_embed is not None:
-            resample = resample_sequence if self.config.pos_embed in ("learned1d", "sincos1d") else resample_positions
-            positions = resample(self.pos_embed, self.grid, grid, self.pos_prefix)
+            positions = resample_table(self.config.pos_embed, self.pos_embed, self.grid, grid, self.pos_prefix)
             if self.config.no_embed_class:
                 parts[-1] = parts[-1] + positions
         tokens = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
@@ -600,10 +575,10 @@ class ViT(VisionModel):
         old = old_grid(count, self.patch_stride, {**made_for, **overlap})
         if old is None or prefix != self.pos_prefix:
             return None
-        in_order = self.config.pos_embed in ("learned1d", "sincos1d")
-        kind = "linear in raster order" if in_order else "bicubic"
-        how = f"positions from {old[0]} x {old[1]} to {self.grid[0]} x {self.grid[1]}, {kind}"
-        return (resample_sequence if in_order else resample_positions)(value, old, self.grid, prefix), how
+        kind = self.config.pos_embed
+        form = "linear in raster order" if kind.endswith("1d") else "bicubic"
+        how = f"positions from {old[0]} x {old[1]} to {self.grid[0]} x {self.grid[1]}, {form}"
+        return resample_table(kind, value, old, self.grid, prefix), how
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -698,31 +673,6 @@ _READ = ("reg_tokens", "init_values", "qk_norm", "mlp_layer", "mlp_ratio")
 
 def _token_parameter(count: int, dim: int) -> nn.Parameter | None:
     return nn.Parameter(torch.zeros(1, count, dim)) if count else None
-
-
-def _build_block(config: ViTConfig, drop_path: float) -> Block:
-    attn = Attention(
-        config.embed_dim,
-        config.num_heads,
-        config.qkv_bias,
-        attn_drop=config.attn_drop_rate,
-        proj_drop=config.proj_drop_rate,
-        qk_norm=config.qk_norm,
-        norm_layer=config.norm_layer,
-        norm_eps=_NORM_EPS,
-    )
-    return Block(
-        config.embed_dim,
-        attn,
-        config.mlp_ratio,
-        drop_path,
-        _NORM_EPS,
-        act_layer=config.act_layer,
-        norm_layer=config.norm_layer,
-        mlp_layer=config.mlp_layer,
-        drop=config.proj_drop_rate,
-        init_values=config.init_values,
-    )
 
 
 def _first_convolution(stem: nn.Module) -> nn.Module:
