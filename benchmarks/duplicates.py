@@ -184,7 +184,7 @@ def epochs(data: list[str], model: list[str], rounds: int) -> None:
             subprocess.run(command, check=True, capture_output=True)
             whole.append(float(pd.read_csv(f"{folder}/{i}/metrics.csv")["epoch_seconds"].iloc[-1]))
             settings = dict(zip([w.removeprefix("--data.") for w in data[::2]], data[1::2], strict=True))
-            opened = open_data(DataConfig(**settings), (64, 64))  # type: ignore[arg-type]
+            opened = open_data(DataConfig().changed(settings), (64, 64))
             start = time.perf_counter()
             lines = describe_copies(opened, "recipe.yaml")
             looks.append(time.perf_counter() - start)

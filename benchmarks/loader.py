@@ -46,7 +46,7 @@ def make_photos(root: Path, side: int, number: int) -> Path:
 
 
 def ours(folder: Path, batch: int, workers: int) -> Callable[[], Iterator[torch.Tensor]]:
-    config = DataConfig(source="folder", path=str(folder), batch_size=batch, num_workers=workers)
+    config = DataConfig(source="folder", path=str(folder), batch_size=batch, loader={"num_workers": workers})
     data = open_data(config, (SIZE, SIZE), split=False)
     loader = data.loader("all")
     return lambda: (b["image"] for b in loader)

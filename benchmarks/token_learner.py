@@ -54,7 +54,7 @@ class Contender:
         size = (settings["img_size"],) * 2 if isinstance(settings["img_size"], int) else settings["img_size"]
         self.data = open_data(recipe.data, size)
         model = create_model(recipe.model.name, in_chans=1, num_classes=10, **settings)
-        augment = build_augmentation(recipe.data.augment, 1, recipe.data.augment_settings)
+        augment = build_augmentation(recipe.data.augment, 1, recipe.data.augmentation)
         self.task = ClassificationTask(
             model, NormalizeStreams(self.data.statistics()), augment, ClassificationLoss(recipe.task.label_smoothing)
         )

@@ -41,7 +41,7 @@ def _measured_once():
     def describe_copies(data, recipe):
         if data.config.source != "digits":
             return usual(data, recipe)
-        key = repr((data.splits, data.config.check_copies))
+        key = repr((data.splits, data.config.splitting.check_copies))
         if key not in known:
             known[key] = usual(data, recipe)
         return known[key]

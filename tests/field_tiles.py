@@ -28,7 +28,7 @@ def make_tiles(root: Path, tiles: int = 48, fields: int = 12, side: int = 32, se
         rows.append({"file": name, "class": CLASSES[label], "field": f"F{field:02d}"})
     pd.DataFrame(rows).to_csv(root / "tiles.csv", sep=";", index=False)
     return [
-        "--data.source", "table", "--data.path", "tiles.csv", "--data.image_folder", "tiles", "--data.image_column",
-        "file", "--data.label_column", "class", "--data.group_column", "field", "--data.band_names",
-        "[blue, green, red, red edge, nir]", "--data.scale", "10000",
+        "--data.source", "table", "--data.path", "tiles.csv", "--data.table.image_folder", "tiles",
+        "--data.table.image_column", "file", "--data.table.label_column", "class", "--data.table.group_column",
+        "field", "--data.bands.names", "[blue, green, red, red edge, nir]", "--data.scale", "10000",
     ]  # fmt: skip

@@ -68,7 +68,7 @@ def test_fine_tuning_fits_its_pretraining(path):
     assert before.task.name in PRETRAINING
     assert fine.model.weights == before.run.dir
     assert (fine.model.name, fine.model.settings) == (before.model.name, before.model.settings)
-    assert fine.data.label_fraction < 1
+    assert fine.data.classes.label_fraction < 1
     assert (fine.data.source, fine.data.path) == (before.data.source, before.data.path)
 
 

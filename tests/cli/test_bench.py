@@ -78,7 +78,7 @@ def test_a_trained_run(capsys, tmp_path):
     words = (
         f"train --data.source folder --data.path {images} --model.name vit --model.img_size 16 --model.patch_size 8 "
         f"--model.embed_dim 16 --model.depth 1 --model.num_heads 2 --trainer.max_epochs 1 --trainer.accelerator cpu "
-        f"--data.batch_size 4 --data.num_workers 0 --run.tensorboard false --run.dir {folder}"
+        f"--data.batch_size 4 --data.loader.num_workers 0 --run.tensorboard false --run.dir {folder}"
     )
     assert main(words.split()) == 0
     capsys.readouterr()

@@ -16,7 +16,7 @@ from vitrail.compare import load_suite, plan
 from vitrail.runs.folder import RunFolder
 
 RECIPE = {
-    "data": {"source": "digits", "test_fraction": 0.5, "batch_size": 128, "num_workers": 0},
+    "data": {"source": "digits", "splitting": {"test_fraction": 0.5}, "batch_size": 128, "loader": {"num_workers": 0}},
     "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2},
     "trainer": {"max_epochs": 3, "accelerator": "cpu"},
     "run": {"tensorboard": False},
@@ -75,7 +75,7 @@ def test_a_suite_that_is_done_is_reported_again(suite, capsys, tmp_path):
         (["--size", "quick"], "unknown size 'quick'; it has none"),
         (["--trainer.max_epoch", "2"], "did you mean '--trainer.max_epochs'"),
         (["--trainer.max_epochs"], "--trainer.max_epochs lacks its value"),
-        (["--data.seed=1", "--data.seed", "2"], "--data.seed is given twice"),
+        (["--data.leaves.seed=1", "--data.leaves.seed", "2"], "--data.leaves.seed is given twice"),
         (["--run.dir", "x"], "run.dir is set by the suite"),
     ],
 )  # fmt: skip

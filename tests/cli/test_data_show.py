@@ -17,8 +17,8 @@ def _recipe(**data):
 
 
 def test_rows_are_images_and_columns_are_views():
-    views = training_views(_recipe(spectral="edges", augment="strong"), images=12, times=5)
-    data = open_data(_recipe(spectral="edges").data, (16, 16))
+    views = training_views(_recipe(spectral={"derive": "edges"}, augment="strong"), images=12, times=5)
+    data = open_data(_recipe(spectral={"derive": "edges"}).data, (16, 16))
     places = {key: i for i, key in enumerate(data.source.keys)}
     assert len(views.rows) == 12
     targets = [int(data.source.targets[places[row.key]]) for row in views.rows]
@@ -37,7 +37,7 @@ def test_rows_are_images_and_columns_are_views():
         shares = [int(part.split("%")[0]) for part in label.split("\n")]
         assert shares == sorted(shares, reverse=True)
         assert 98 <= sum(shares) <= 102
-    again = training_views(_recipe(spectral="edges", augment="strong"), images=12, times=5)
+    again = training_views(_recipe(spectral={"derive": "edges"}, augment="strong"), images=12, times=5)
     assert torch.equal(again.rows[3].streams["image"], views.rows[3].streams["image"])
     still = training_views(_recipe(), images=1, times=1)
     assert torch.equal(*still.rows[0].streams["image"])

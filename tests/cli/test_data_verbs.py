@@ -14,8 +14,8 @@ from vitrail.cli.main import main
 
 MODEL = ["--model.name", "vit", "--model.img_size", "16", "--model.patch_size", "8", "--model.embed_dim", "8",
          "--model.depth", "1", "--model.num_heads", "2"]  # fmt: skip
-QUICK = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--data.num_workers", "0", "--run.tensorboard",
-         "false", "--data.batch_size", "4"]  # fmt: skip
+QUICK = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--data.loader.num_workers", "0",
+         "--run.tensorboard", "false", "--data.batch_size", "4"]  # fmt: skip
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_stats_are_printed_written_and_trained_with(photos, tmp_path, capsys):
     content["streams"]["image"][1]["mean"] = 0.123
     out.write_text(json.dumps(content))
     run = tmp_path / "run"
-    assert main(["train", *data, *MODEL, *QUICK, "--data.statistics", str(out), "--run.dir", str(run)]) == 0
+    assert main(["train", *data, *MODEL, *QUICK, "--data.values.statistics", str(out), "--run.dir", str(run)]) == 0
     assert json.loads((run / "model.json").read_text())["streams"]["image"]["mean"][1] == 0.123
     capsys.readouterr()
     assert main(["data", "stats", str(run / "recipe.yaml"), "--json", "--most", "5"]) == 0
@@ -85,7 +85,7 @@ def test_files_that_cannot_be_read_are_refused_or_listed_in_the_run(photos, tmp_
     assert "on_unreadable skip" in said
     assert not (tmp_path / "a").exists()
     run = tmp_path / "b"
-    assert main([*command, str(run), "--data.on_unreadable", "skip"]) == 0
+    assert main([*command, str(run), "--data.errors.on_unreadable", "skip"]) == 0
     listed = pd.read_csv(run / "unreadable.csv")
     assert listed["path"].tolist() == [f"train/dark/{path.name}" for path in broken]
     assert "5 files cannot be read and are left out" in capsys.readouterr().err
@@ -101,7 +101,7 @@ def test_a_run_of_two_streams_does_not_take_pictures_alone(tmp_path, capsys):
     hvt = ["--model.name", "hvt", "--model.img_size", "16", "--model.patch_size", "4", "--model.embed_dim", "8",
            "--model.depths", "[1,1]", "--model.num_heads", "[1,2]", "--model.spectral_embed_dim", "8",
            "--model.fusion_heads", "2"]  # fmt: skip
-    leaves = ["--data.source", "synthetic_leaves", "--data.num_images", "120"]
+    leaves = ["--data.source", "synthetic_leaves", "--data.leaves.num_images", "120"]
     assert main(["train", *leaves, *hvt, *QUICK, "--run.dir", str(run)]) == 0
     assert main(["evaluate", str(run)]) == 0
     capsys.readouterr()
@@ -167,8 +167,8 @@ def test_groups_of_a_multi_label_table_are_trained_on(tmp_path, capsys, monkeypa
             rows.append({"file": name, "tags": ("sun|rain", "sun", "")[i % 3]})
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    settings = ["--data.source", "table", "--data.path", "t.csv", "--data.image_column", "file", "--data.label_column",
-                "tags", "--data.label_separator", "|"]  # fmt: skip
+    settings = ["--data.source", "table", "--data.path", "t.csv", "--data.table.image_column", "file",
+                "--data.table.label_column", "tags", "--data.table.label_separator", "|"]  # fmt: skip
     assert main(["data", "audit", *settings]) == 1
     commands = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  vitrail ")]
     main(commands[0])

@@ -97,8 +97,8 @@ def test_folders_gifs_and_other_sizes(run, images, tmp_path):
     Image.open(folder / "a.png").quantize(8).save(folder / "b.gif")
     (folder / "c.png").write_text("no image")
     out = tmp_path / "out"
-    _explain(run, folder, "--out", out, "--size", 16, 24, "--data.on_band_mismatch", "convert",
-             "--data.on_unreadable", "skip")  # fmt: skip
+    _explain(run, folder, "--out", out, "--size", 16, 24, "--data.errors.on_band_mismatch", "convert",
+             "--data.errors.on_unreadable", "skip")  # fmt: skip
     content = _content(out)
     assert content["size"] == [16, 24]
     assert [i["true"] for i in content["images"]] == [None, None]
@@ -119,12 +119,12 @@ def two_streams(tmp_path_factory):
                 )
     hvt = ["--model.name", "hvt", "--model.img_size", "16", "--model.patch_size", "4", "--model.embed_dim", "8",
            "--model.depths", "[1]", "--model.num_heads", "[2]", "--data.source", "folder", "--trainer.max_epochs", "1",
-           "--trainer.accelerator", "cpu", "--data.num_workers", "0", "--run.tensorboard", "false",
+           "--trainer.accelerator", "cpu", "--data.loader.num_workers", "0", "--run.tensorboard", "false",
            "--data.batch_size", "4"]  # fmt: skip
-    one = ["--data.path", str(root / "five"), "--data.band_names", "[b,g,r,n,s]", "--data.bands", "[r,g,b]",
-           "--data.spectral_bands", "[n,s]", "--run.dir", str(root / "one")]  # fmt: skip
-    two = ["--data.path", str(root / "three"), "--data.band_names", "[r,g,b]", "--data.spectral_path",
-           str(root / "two"), "--data.spectral_band_names", "[n,s]", "--run.dir", str(root / "pair")]  # fmt: skip
+    one = ["--data.path", str(root / "five"), "--data.bands.names", "[b,g,r,n,s]", "--data.bands.use", "[r,g,b]",
+           "--data.spectral.use", "[n,s]", "--run.dir", str(root / "one")]  # fmt: skip
+    two = ["--data.path", str(root / "three"), "--data.bands.names", "[r,g,b]", "--data.spectral.path",
+           str(root / "two"), "--data.spectral.names", "[n,s]", "--run.dir", str(root / "pair")]  # fmt: skip
     for words in (one, two):
         assert main(["train", *hvt, *words]) == 0
     return root

@@ -20,7 +20,7 @@ from vitrail.runs import RunFolder, load_trained
 
 TINY = (
     "--model.name vit --model.img_size 8 --model.patch_size 4 --model.embed_dim 16 --model.depth 2 --model.num_heads 2 "
-    "--trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 400 --data.num_workers 0 "
+    "--trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 400 --data.loader.num_workers 0 "
     "--run.tensorboard false"
 ).split()
 

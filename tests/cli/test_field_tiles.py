@@ -13,8 +13,8 @@ from vitrail.cli.main import main
 
 TINY = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 1 "
-    "--model.num_heads 2 --trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 8 --data.num_workers 0 "
-    "--trainer.precision 32-true --run.tensorboard false"
+    "--model.num_heads 2 --trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 8 "
+    "--data.loader.num_workers 0 --trainer.precision 32-true --run.tensorboard false"
 ).split()
 
 
@@ -68,14 +68,14 @@ def test_the_audit_of_a_run_prints_a_command_with_the_runs_bands(tiles, capsys):
 
 
 def test_bands_without_names_are_asked_for_once(tiles, capsys):
-    unnamed = tiles[: tiles.index("--data.band_names")]
+    unnamed = tiles[: tiles.index("--data.bands.names")]
     err = _do(capsys, "data", "audit", *unnamed, code=1).err
     assert "48 of 48 images are TIFF files of 5 bands (uint16)" in err
-    assert "--data.band_names '[blue, green, red, red_edge, nir]'" in err
+    assert "--data.bands.names '[blue, green, red, red_edge, nir]'" in err
     assert err.count("tile_") == 3
     assert "skip" not in err
-    named = re.search(r"--data.band_names '(.*?)'", err)[1]
-    _do(capsys, "data", "audit", *unnamed, "--data.band_names", named, "--data.scale", "10000")
+    named = re.search(r"--data.bands.names '(.*?)'", err)[1]
+    _do(capsys, "data", "audit", *unnamed, "--data.bands.names", named, "--data.scale", "10000")
 
 
 def test_tiles_that_are_missing_or_lack_a_band_are_left_out_where_asked(tiles, tmp_path, capsys):
@@ -84,42 +84,42 @@ def test_tiles_that_are_missing_or_lack_a_band_are_left_out_where_asked(tiles, t
     (tmp_path / "tiles" / "tile_004.tif").write_bytes(b"II*\x00 no tiff")
     output = _do(capsys, "data", "audit", *tiles, code=1).out
     assert re.search(r"\bimages\s+45\b", output)
-    assert "train without them: --data.on_unreadable skip" in output
-    _do(capsys, "data", "audit", *tiles, "--data.on_unreadable", "skip")
+    assert "train without them: --data.errors.on_unreadable skip" in output
+    _do(capsys, "data", "audit", *tiles, "--data.errors.on_unreadable", "skip")
     assert re.search(r"files that training refuses\s+3 ", output)
     err = _do(capsys, "data", "split", *tiles, code=1).err
     assert "1 of 48 images that tiles.csv lists do not exist" in err
-    assert "--data.on_unreadable skip" in err
+    assert "--data.errors.on_unreadable skip" in err
     table = pd.read_csv("tiles.csv", sep=";")
     table[table["file"] != "tile_003.tif"].to_csv("tiles.csv", sep=";", index=False)
     (tmp_path / "tiles" / "tile_004.tif").unlink()
     table[~table["file"].isin(["tile_003.tif", "tile_004.tif"])].to_csv("tiles.csv", sep=";", index=False)
     err = _do(capsys, "data", "split", *tiles, code=1).err
     assert "tile_017.tif has 4 bands where 5 are wanted" in err
-    assert "--data.on_unreadable skip" in err
-    assert re.search(r"(?m)^all +\d+", _do(capsys, "data", "split", *tiles, "--data.on_unreadable", "skip").out)
+    assert "--data.errors.on_unreadable skip" in err
+    assert re.search(r"(?m)^all +\d+", _do(capsys, "data", "split", *tiles, "--data.errors.on_unreadable", "skip").out)
 
 
 def test_predict_goes_on_without_a_tile_of_other_bands(tiles, capsys):
     _do(capsys, "train", *tiles, *TINY, "--run.dir", "r")
     tifffile.imwrite("tiles/tile_017.tif", tifffile.imread("tiles/tile_017.tif")[:4])
     err = _do(capsys, "predict", "r", "tiles", code=1).err
-    assert "--data.on_unreadable skip" in err
+    assert "--data.errors.on_unreadable skip" in err
     assert "tile_017" in err
-    out = _do(capsys, "predict", "r", "tiles", "--data.on_unreadable", "skip").out
+    out = _do(capsys, "predict", "r", "tiles", "--data.errors.on_unreadable", "skip").out
     assert "tile_016" in out
     assert "tile_017" not in out
 
 
 def test_a_group_that_is_no_column_names_the_columns(tiles, capsys):
-    words = [*tiles[: tiles.index("--data.group_column")], *tiles[tiles.index("--data.band_names") :]]
-    err = _do(capsys, "data", "split", *words, "--data.group", "fild", code=1).err
+    words = [*tiles[: tiles.index("--data.table.group_column")], *tiles[tiles.index("--data.bands.names") :]]
+    err = _do(capsys, "data", "split", *words, "--data.splitting.group", "fild", code=1).err
     assert "'file', 'class', 'field'" in err
     assert "did you mean 'field'?" in err
 
 
 def test_a_band_in_other_letter_case_is_suggested(tiles, capsys):
-    err = _do(capsys, "data", "split", *tiles, "--data.bands", "[red, NIR]", code=2).err
+    err = _do(capsys, "data", "split", *tiles, "--data.bands.use", "[red, NIR]", code=2).err
     assert "no band 'NIR'; did you mean 'nir'?" in err
 
 

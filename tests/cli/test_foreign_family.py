@@ -18,7 +18,7 @@ from vitrail.models.family import REGISTERED
 
 TINY = {"img_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "reductions": [2, 1]}
 SETTINGS = [word for name, value in TINY.items() for word in (f"--model.{name}", str(value))]
-DATA = ["--data.source", "synthetic_leaves", "--data.num_images", "40", "--data.spectral_bands", "[]"]
+DATA = ["--data.source", "synthetic_leaves", "--data.leaves.num_images", "40", "--data.spectral.use", "[]"]
 QUICK = ["--trainer.max_epochs", "1", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu"]
 QUICK += ["--run.tensorboard", "false", "--data.batch_size", "8"]
 # Methods that need what this family does not have.

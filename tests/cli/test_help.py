@@ -10,6 +10,7 @@ import pytest
 
 from vitrail.cli.data import WORDS
 from vitrail.cli.main import VERBS, main
+from vitrail.config.data_groups import GROUPS as DATA_GROUPS
 
 COMMANDS = [[verb] for verb in VERBS if verb != "data"] + [["data", word] for word in WORDS] + [["data"]]
 COMMANDS += [["train", "--model.name", family] for family in ("vit", "swin", "maxvit", "hvt")]
@@ -33,26 +34,46 @@ def test_help_fits_and_says_only_what_helps(capsys, monkeypatch, command):
     assert not [option for option in options if "." in option and "-" in option.removeprefix("--")]
 
 
-def test_settings_are_grouped_by_part(capsys, monkeypatch):
-    text = _help(capsys, monkeypatch, ["train"])
-    headings = re.findall(r"^(data|task|trainer|run|model): ", text, re.MULTILINE)
-    assert headings == ["data", "task", "trainer", "run", "model"]
-    for heading, part in zip(
-        re.split(r"^(?:data|task|trainer|run|model): ", text, flags=re.M)[1:], headings, strict=True
-    ):
-        found = re.findall(r"^  --([a-z]+)\.", heading, re.MULTILINE)
-        assert found
-        assert set(found) == {part}
+GROUPS = [*(f"data.{name}" for name in DATA_GROUPS), "data.augmentation"]
 
 
-@pytest.mark.parametrize("more", [[], ["--model.name", "swin"]])
-def test_the_first_settings_fit_on_a_screen(capsys, monkeypatch, more):
-    first, _, rest = _help(capsys, monkeypatch, ["train", *more]).partition("\nall settings ")
-    assert len(first.splitlines()) <= 25
-    listed = re.findall(r"^  (--[a-z]+\.[\w.]+)", first, re.MULTILINE)
+def _topic(capsys, monkeypatch, topic, verb="train"):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([verb, "--help", topic]) == 0
+    return capsys.readouterr().out
+
+
+def test_settings_are_grouped_by_what_they_configure(capsys, monkeypatch):
+    text = _topic(capsys, monkeypatch, "all")
+    sections = re.split(r"^([a-z.]+): ", text.partition("first settings:")[2], flags=re.M)[1:]
+    assert sections[::2] == ["data", *GROUPS, "task", "trainer", "run", "model"]
+    for section, settings in zip(sections[::2], sections[1::2], strict=True):
+        found = re.findall(r"^  --([\w.]+)\.\w+\n      \S", settings, re.MULTILINE)
+        assert len(found) == settings.count("\n  --")  # each has its meaning
+        assert set(found) == {section}
+
+
+@pytest.mark.parametrize("verb", ["train", "pretrain"])
+def test_the_first_settings_and_the_groups_fit_on_a_screen(capsys, monkeypatch, verb):
+    text = _help(capsys, monkeypatch, [verb])
+    assert len(text.splitlines()) <= 48
+    listed = re.findall(r"^  (--[a-z]+\.[\w.]+)", text, re.MULTILINE)
     assert {"--data.path", "--model.name", "--trainer.max_epochs", "--run.dir"} <= set(listed)
+    everything = _topic(capsys, monkeypatch, "all", verb)
     for option in listed:
-        assert f"\n  {option}\n" in rest
+        assert f"\n  {option}\n" in everything
+    topics = re.findall(r"^  ([a-z][\w.]*)  +\S", text.partition(" of a group")[2], re.MULTILINE)
+    assert topics == ["data", *GROUPS, "task", "trainer", "run", "model", "all"]
+    for topic in topics[:-1]:
+        assert _topic(capsys, monkeypatch, topic, verb).splitlines()[0].startswith(f"{topic}: ")
+
+
+def test_help_of_a_setting_and_of_a_model(capsys, monkeypatch):
+    assert "--data.values.range\n" in _topic(capsys, monkeypatch, "data.values.range")
+    assert "--data.values.nodata" not in _topic(capsys, monkeypatch, "--data.values.range".removeprefix("--"))
+    assert "--model.window_size\n" in _help(capsys, monkeypatch, ["train", "--model.name", "swin"])
+    assert main(["train", "--help", "data.vales"]) == 2
+    assert "--help data.vales: unknown part, group or setting; did you mean 'data.values'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--seed", "--resamples"])

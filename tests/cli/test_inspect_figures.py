@@ -44,7 +44,7 @@ def run(tmp_path_factory):
     words = (
         "--model.name swin --model.img_size 16 --model.patch_size 4 --model.embed_dim 8 --model.depths [2] "
         "--model.num_heads [2] --model.window_size 2 --trainer.max_epochs 1 --trainer.accelerator cpu "
-        "--data.batch_size 4 --data.num_workers 0 --run.tensorboard false"
+        "--data.batch_size 4 --data.loader.num_workers 0 --run.tensorboard false"
     ).split()
     assert main(["train", "--data.source", "folder", "--data.path", str(images), *words, "--run.dir", str(folder)]) == 0
     return folder

@@ -20,8 +20,8 @@ from vitrail.weights.hashes import tensors_hash
 
 TINY = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 1 "
-    "--model.num_heads 2 --trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 16 --data.num_workers 0 "
-    "--trainer.precision 32-true --run.tensorboard false"
+    "--model.num_heads 2 --trainer.max_epochs 1 --trainer.accelerator cpu --data.batch_size 16 "
+    "--data.loader.num_workers 0 --trainer.precision 32-true --run.tensorboard false"
 ).split()
 QUICK = ("--resamples", "100")
 
@@ -101,7 +101,7 @@ def test_the_error_names_the_setting_on_each_verb(moved, capsys):
     _do(capsys, "report", run)
     assert "--data.path NEW" in (run / "report.md").read_text()
     assert "cannot be changed in vitrail explain" in _do(
-        capsys, "explain", run, "--out", moved / "e", "--data.fold", "1", code=2
+        capsys, "explain", run, "--out", moved / "e", "--data.splitting.fold", "1", code=2
     )
 
 
@@ -256,13 +256,13 @@ def test_inspect_reads_what_a_run_was_trained_on(tmp_path, capsys, second):
                 image = rng.integers(0, 9000, (bands, 16, 16)).astype("uint16")
                 tifffile.imwrite(file, image, photometric="minisblack")
     model = [word if word != "vit" else "hvt" for word in TINY] if second else TINY
-    more = ["--data.spectral_path", str(tmp_path / "s"), "--data.spectral_band_names", "[w,x,y,z]",
-            "--data.spectral_scale", "10000"] if second else []  # fmt: skip
+    more = ["--data.spectral.path", str(tmp_path / "s"), "--data.spectral.names", "[w,x,y,z]",
+            "--data.spectral.scale", "10000"] if second else []  # fmt: skip
     if second:
         model = ("--model.name hvt --model.img_size 16 --model.patch_size 4 --model.embed_dim 8 --model.depths [1,1] "
                  "--model.num_heads [1,2]").split() + TINY[TINY.index("--trainer.max_epochs"):]  # fmt: skip
-    words = ["train", "--data.source", "folder", "--data.path", str(tmp_path / "d"), "--data.band_names", "[a,b,c,d,e]",
-             "--data.scale", "10000", *more, *model, "--run.dir", str(tmp_path / "r")]  # fmt: skip
+    words = ["train", "--data.source", "folder", "--data.path", str(tmp_path / "d"), "--data.bands.names",
+             "[a,b,c,d,e]", "--data.scale", "10000", *more, *model, "--run.dir", str(tmp_path / "r")]  # fmt: skip
     assert main(words) == 0
     image = tmp_path / "d" / "a" / "0.tif"
     given = ["--spectral", tmp_path / "s" / "a" / "0.tif"] if second else []

@@ -13,12 +13,12 @@ from vitrail.cli.main import main
 from vitrail.config.data import PATH_SETTINGS
 
 SETTINGS = (
-    "--data.batch_size 2 --data.num_workers 0 --model.name vit --model.img_size 16 --model.patch_size 8 "
+    "--data.batch_size 2 --data.loader.num_workers 0 --model.name vit --model.img_size 16 --model.patch_size 8 "
     "--model.embed_dim 8 --model.depth 1 --model.num_heads 1 --trainer.max_epochs 1 --trainer.accelerator cpu "
     "--trainer.precision 32-true --run.tensorboard false"
 ).split()
-UNFIT = {"on_band_mismatch", "on_unreadable"}
-ELSEWHERE = {*PATH_SETTINGS, *UNFIT, "batch_size", "num_workers"}
+UNFIT = {"errors.on_band_mismatch", "errors.on_unreadable"}
+ELSEWHERE = {*PATH_SETTINGS, *UNFIT, "batch_size", "loader.num_workers"}
 # Verb -> the settings that it takes.
 VERBS = {
     "predict": UNFIT,
@@ -81,7 +81,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("remedies")
     make_folder(folder / "own", ("a", "b"), (), 4)
     words = ["--data.source", "folder", "--data.path", str(folder / "own"), "--run.dir", str(folder / "run")]
-    words += ["--data.max_pixels", "100000"]
+    words += ["--data.images.max_pixels", "100000"]
     assert main(["train", *words, *SETTINGS]) == 0
     return folder / "run"
 
@@ -95,7 +95,7 @@ def raster_run(request, tmp_path_factory):
             pixels = np.random.default_rng(i).integers(0, 9000, (20, 24, 5)).astype("uint16")
             _raster(folder / "own" / name / f"{i}.tif", pixels)
     words = ["--data.source", "folder", "--data.path", str(folder / "own"), "--run.dir", str(folder / "run")]
-    words += ["--data.band_names", "[blue, green, red, edge, nir]"]
+    words += ["--data.bands.names", "[blue, green, red, edge, nir]"]
     words += ["--data.scale", "10000"] if request.param == "stated" else []
     assert main(["train", *words, *SETTINGS]) == 0
     return folder / "run"
@@ -111,8 +111,12 @@ def _words(verb, run, images, out):
 
 def _strange(text, allowed):
     """Settings that a message names and a verb does not take, other than the limit that was passed."""
-    text = text.replace("more than data.max_pixels", "more than")
-    named = set(re.findall(r"\b(?:data|model|task|trainer|run)\.([a-z_]+)\b(?!\.)", text)) - {"png", "tif", "jpg"}
+    text = text.replace("more than data.images.max_pixels", "more than")
+    named = set(re.findall(r"\b(?:data|model|task|trainer|run)\.([a-z_]+(?:\.[a-z_]+)*)\b", text)) - {
+        "png",
+        "tif",
+        "jpg",
+    }
     return named - allowed
 
 

@@ -17,8 +17,8 @@ from vitrail.errors import DataWarning
 MODEL = ["--model.name", "vit", "--model.img_size", "16", "--model.patch_size", "8", "--model.embed_dim", "8",
          "--model.depth", "1", "--model.num_heads", "2"]  # fmt: skip
 QUICK = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.precision", "32-true",
-         "--data.num_workers", "0", "--run.tensorboard", "false", "--data.batch_size", "8"]  # fmt: skip
-BANDS = ["--data.band_names", "[vv, vh]"]
+         "--data.loader.num_workers", "0", "--run.tensorboard", "false", "--data.batch_size", "8"]  # fmt: skip
+BANDS = ["--data.bands.names", "[vv, vh]"]
 
 
 def data_of(root):
@@ -37,7 +37,7 @@ def lossy(tmp_path_factory):
         return x
 
     write_classes(root / "d", draw, number=12, nodata=-9999)
-    settings = [*data_of(root / "d"), "--data.range", "[0, 4000]", "--data.augment", "standard"]
+    settings = [*data_of(root / "d"), "--data.values.range", "[0, 4000]", "--data.augment", "standard"]
     assert main(["train", *settings, *MODEL, *QUICK, "--run.dir", str(root / "run")]) == 0
     return root
 

@@ -22,8 +22,8 @@ from vitrail.explain import list_methods
 
 SMALL = (
     "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 16 --model.depth 2 "
-    "--model.num_heads 2 --trainer.max_epochs 2 --trainer.accelerator cpu --data.batch_size 4 --data.num_workers 0 "
-    "--trainer.precision 32-true --run.tensorboard false"
+    "--model.num_heads 2 --trainer.max_epochs 2 --trainer.accelerator cpu --data.batch_size 4 "
+    "--data.loader.num_workers 0 --trainer.precision 32-true --run.tensorboard false"
 ).split()
 
 # Whether there is something to compare on a page.
@@ -97,7 +97,7 @@ def test_evaluate_on_other_images(run, tmp_path, capsys):
 
 
 def test_evaluate_cannot_move_images_between_splits(run, images, capsys):
-    for words in (["--data.test_fraction", "0.8"], ["--data.img_size=64"], ["--data.color", "gray"]):
+    for words in (["--data.splitting.test_fraction", "0.8"], ["--data.img_size=64"], ["--data.images.color", "gray"]):
         fails(capsys, ["evaluate", run, *words], 2, "cannot be changed in vitrail evaluate")
     before = (run / "evaluation" / "metrics.json").stat().st_mtime_ns
     assert main(["evaluate", str(run), "--data.path", f"{images}/../{images.name}/"]) == 0
@@ -223,7 +223,7 @@ def test_demo(models, drawn, tmp_path, capsys, monkeypatch):
 def test_every_model_of_the_demo_can_be_built(name):
     recipe = make_recipe(demo_recipe(name))
     settings = {**recipe.model.settings, "num_classes": 10, "in_chans": 1}
-    if recipe.data.spectral != "none":
+    if recipe.data.spectral.derive != "none":
         settings["spectral_chans"] = 2
     model = vitrail.create_model(recipe.model.name, **settings).eval()
     assert model(*(torch.rand(2, stream.chans, 20, 20) for stream in model.streams)).shape == (2, 10)
@@ -235,8 +235,9 @@ def test_print_config_and_help(capsys):
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--trainer.max_epochs" in text
-    assert "Passes over the training split" in text
     assert "--model.window_size" not in text
+    assert main(["train", "--help", "trainer"]) == 0
+    assert "Passes over the training split" in capsys.readouterr().out
     assert main(["train", "--help", "--model.name", "swin_small_patch4_window7_224"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"--model.depths\n +[^-]*\(default: \[2, 2, 18, 2\]\)\n", text)
@@ -292,7 +293,7 @@ def test_what_failed(capsys, run, images, tmp_path):
     fails(capsys, ["predict", run, images / "val", "--batch-size", "0"], 2, "--batch-size must be at least 1")
     gray = save_image(tmp_path / "gray.png", mode="L")
     fails(capsys, ["predict", run, gray], 1, r"has 1 band \(L\) where rgb \(3\)")
-    assert main(["predict", str(run), str(gray), "--data.on_band_mismatch", "convert"]) == 0
+    assert main(["predict", str(run), str(gray), "--data.errors.on_band_mismatch", "convert"]) == 0
     fails(
         capsys,
         ["train", "--data.source", "folder", "--data.path", tmp_path / "none"],

@@ -20,7 +20,7 @@ from vitrail.weights import BandRule
 TINY = "--model.img_size 16 --model.patch_size 4 --model.embed_dim 24 --model.depth 2 --model.num_heads 3".split()
 TRAIN = (
     "--trainer.max_epochs 1 --trainer.accelerator cpu --trainer.learning_rate 1e-30 --trainer.min_learning_rate 0 "
-    "--trainer.weight_decay 0 --data.batch_size 8 --data.num_workers 0 --run.tensorboard false"
+    "--trainer.weight_decay 0 --data.batch_size 8 --data.loader.num_workers 0 --run.tensorboard false"
 ).split()
 
 

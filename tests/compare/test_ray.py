@@ -23,7 +23,7 @@ def _cluster():
 
 def test_a_suite_is_carried_out(place, capsys):
     path = str(place(variants={"plain": {}, "wrong": {"model.num_heads": 3}}, seeds=1))
-    small = ["--trainer.max_epochs", "1", "--data.test_fraction", "0.8"]
+    small = ["--trainer.max_epochs", "1", "--data.splitting.test_fraction", "0.8"]
     assert main(["compare", path, "--ray", "local", *small]) == 1
     out = capsys.readouterr().out
     assert "plain, seed 0: accuracy 0." in out

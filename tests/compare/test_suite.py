@@ -11,11 +11,11 @@ from vitrail.errors import ConfigError
 
 
 def test_every_variant_at_every_seed(place):
-    suite = load_suite(place(seeds=[3, 5], changes={"trainer.max_epochs": 7, "data.augment_settings.mixup": 0.2}))
+    suite = load_suite(place(seeds=[3, 5], changes={"trainer.max_epochs": 7, "data.augmentation.mixup": 0.2}))
     runs = plan(suite)
     assert [(r.variant, r.seed) for r in runs] == [(v, s) for v in ("plain", "wide", "slow") for s in (3, 5)]
     assert {r.recipe.trainer.max_epochs for r in runs} == {7}
-    assert {tuple(r.recipe.data.augment_settings.items()) for r in runs} == {(("mixup", 0.2),)}
+    assert {tuple(r.recipe.data.augmentation.items()) for r in runs} == {(("mixup", 0.2),)}
     assert [r.recipe.model.settings["embed_dim"] for r in runs] == [16, 16, 32, 32, 16, 16]
     assert [r.recipe.run.seed for r in runs] == [3, 5] * 3
     assert all(r.recipe.run.dir == f"runs/compare/{r.identity}" for r in runs)
@@ -23,16 +23,20 @@ def test_every_variant_at_every_seed(place):
 
 def test_folds(place):
     runs = plan(load_suite(place(folds=3, seeds=1, variants={"plain": {}})))
-    assert [(r.fold, r.recipe.data.fold, r.recipe.data.num_folds) for r in runs] == [(i, i, 3) for i in range(3)]
+    assert [(r.fold, r.recipe.data.splitting.fold, r.recipe.data.splitting.num_folds) for r in runs] == [
+        (i, i, 3) for i in range(3)
+    ]
     assert len({r.identity for r in runs}) == 3
 
 
 def test_what_does_not_change_a_result_does_not_change_the_identity(place):
     file = place()
     first = [r.identity for r in plan(load_suite(file))]
-    elsewhere = load_suite(file, None, {"data.num_workers": 3, "run.tensorboard": False}, runs_dir="other", out="x")
+    elsewhere = load_suite(
+        file, None, {"data.loader.num_workers": 3, "run.tensorboard": False}, runs_dir="other", out="x"
+    )
     assert [r.identity for r in plan(elsewhere)] == first
-    for change in ({"trainer.max_epochs": 5}, {"data.seed": 1}, {"task.label_smoothing": 0.0}):
+    for change in ({"trainer.max_epochs": 5}, {"data.leaves.seed": 1}, {"task.label_smoothing": 0.0}):
         assert not set(first) & {r.identity for r in plan(load_suite(file, None, change))}
 
 
@@ -64,11 +68,11 @@ def test_files_count_by_their_content(place, tmp_path):
     images = make_folder(tmp_path / "images", per_class=2)
     file = place(seeds=1)
     for setting, path, other in (
-        ("data.statistics", tmp_path / "a.json", tmp_path / "b.json"),
-        ("data.labels", tmp_path / "a.json", tmp_path / "b.json"),
+        ("data.values.statistics", tmp_path / "a.json", tmp_path / "b.json"),
+        ("data.arrays.labels", tmp_path / "a.json", tmp_path / "b.json"),
         ("data.path", tmp_path / "table.csv", None),
         ("data.path", images, tmp_path / "renamed"),
-        ("data.spectral_path", images, tmp_path / "renamed"),
+        ("data.spectral.path", images, tmp_path / "renamed"),
     ):
         changes = {setting: str(path)}
         before = [run.identity for run in plan(load_suite(file, None, changes))]
@@ -117,10 +121,13 @@ def test_shared_pretraining_comes_first_and_once(place, tmp_path):
     assert changed[1].identity != rest[0].identity
     assert changed[3].identity == rest[2].identity
     # Images are the same for both: where they lie is said once. Nobody pre-trains on the test images of a fold.
-    assert plan(load_suite(file, None, {"data.test_fraction": 0.4}))[0].recipe.data.test_fraction == 0.4
+    assert (
+        plan(load_suite(file, None, {"data.splitting.test_fraction": 0.4}))[0].recipe.data.splitting.test_fraction
+        == 0.4
+    )
     file.write_text(yaml.safe_dump({**content, "folds": 2}, sort_keys=False))
     folds = plan(load_suite(file, None, {"data.split": "stratified"}))
-    assert [r.recipe.data.fold for r in folds if r.is_pretraining] == [0, 1]
+    assert [r.recipe.data.splitting.fold for r in folds if r.is_pretraining] == [0, 1]
 
 
 def test_each_seed_has_its_own_pretraining(place, tmp_path, capsys):
@@ -172,15 +179,16 @@ def test_the_command_line_has_the_last_word_and_equal_variants_are_refused(place
 @pytest.mark.parametrize(
     "same",
     [
-        {"model.mlp_ratio": 4}, {"model.drop_path_rate": 0}, {"data.augment_settings": {"mixup": 0}},
-        {"data.augment_settings.rotate": 0.0}, {"data.num_workers": 1}, {"data.cache": True}, {"task.focal_gamma": 2},
+        {"model.mlp_ratio": 4}, {"model.drop_path_rate": 0}, {"data.augmentation": {"mixup": 0}},
+        {"data.augmentation.rotate": 0.0}, {"data.loader.num_workers": 1}, {"data.loader.cache": True},
+        {"task.focal_gamma": 2},
     ],
 )  # fmt: skip
 def test_variants_that_differ_in_nothing_are_refused(place, same):
     """A default that is given, a whole number for a fraction, and what has no effect on a result."""
     with pytest.raises(ConfigError, match="a and b are the same recipe"):
         plan(load_suite(place(variants={"a": {}, "b": same}, seeds=1)))
-    differs = {"a": {}, "b": {"model.mlp_ratio": 3}, "c": {"data.augment_settings.mixup": 0.1}}
+    differs = {"a": {}, "b": {"model.mlp_ratio": 3}, "c": {"data.augmentation.mixup": 0.1}}
     assert len({run.identity for run in plan(load_suite(place(variants=differs, seeds=1)))}) == 3
 
 
@@ -235,12 +243,12 @@ def test_what_the_more_specific_says_holds_and_nothing_is_lost(place, tmp_path):
     assert [r.model.settings["num_heads"] for r in recipes.values()] == [4, 8]
     # Mappings merge: recipe, changes, variant, command line.
     text = (
-        "changes: {data.augment_settings: {erase: 0.1}}\n"
-        "variants: {a: {}, b: {data.augment_settings.rotate: 5}, c: {data.augment_settings: {mixup: 0.4}}, "
-        "d: {data.augment_settings: {}}}\n"
+        "changes: {data.augmentation: {erase: 0.1}}\n"
+        "variants: {a: {}, b: {data.augmentation.rotate: 5}, c: {data.augmentation: {mixup: 0.4}}, "
+        "d: {data.augmentation: {}}}\n"
     )
-    recipes, _ = _recipes(place, tmp_path, text, "--data.augment_settings.blur", "0.5")
-    assert {name: dict(recipe.data.augment_settings) for name, recipe in recipes.items()} == {
+    recipes, _ = _recipes(place, tmp_path, text, "--data.augmentation.blur", "0.5")
+    assert {name: dict(recipe.data.augmentation) for name, recipe in recipes.items()} == {
         "a": {"mixup": 0.2, "erase": 0.1, "blur": 0.5},
         "b": {"mixup": 0.2, "erase": 0.1, "rotate": 5, "blur": 0.5},
         "c": {"mixup": 0.4, "erase": 0.1, "blur": 0.5},
@@ -301,3 +309,42 @@ def test_a_family_by_name_over_a_recipe_of_another(place):
         ConfigError, match=r"variant swin: .*depth.* from the base recipe, whose model is vit; give the w"
     ):
         load_suite(place(variants={"plain": {}, "swin": {"model.name": "swin"}}))
+
+
+def test_a_suite_of_an_earlier_version_plans_the_same_runs(place, tmp_path, capsys):
+    """Runs that it has trained are found again; the suite and its base recipe have a warning each."""
+    parts = {
+        "changes": {"data.loader.sampling": "balanced"},
+        "variants": {"a": {}, "b": {"data.augmentation.mixup": 0.2}, "c": {"data.augmentation": {"cutmix": 0.1}}},
+        "sizes": {"small": {"changes": {"data.splitting.val_fraction": 0.2}}},
+    }
+    words = {"data.splitting.test_fraction": 0.3}
+    runs = plan(load_suite(place(**parts), None, words))
+    assert "is now" not in capsys.readouterr().err
+    base = yaml.safe_load((tmp_path / "base.yaml").read_text())
+    base["data"]["num_workers"] = 0
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    parts = {
+        "changes": {"data.sampling": "balanced"},
+        "variants": {
+            "a": {},
+            "b": {"data.augment_settings.mixup": 0.2},
+            "c": {"data.augment_settings": {"cutmix": 0.1}},
+        },
+        "sizes": {"small": {"changes": {"data.val_fraction": 0.2}}},
+    }
+    file = place(**parts)
+    again = plan(load_suite(file, None, {"data.test_fraction": 0.3}))
+    assert [run.identity for run in again] == [run.identity for run in runs]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("warning: data.")
+    assert lines[0].endswith("data.test_fraction is now data.splitting.test_fraction")
+    for name in ("data.loader.sampling", "data.augmentation.mixup", "data.augmentation", "data.splitting.val_fraction"):
+        assert f"is now {name}" in lines[0]
+    assert lines[1] == "warning: data.num_workers is now data.loader.num_workers"
+    both = {"a": {"data.cache": True, "data.loader.cache": False}}
+    with pytest.raises(ConfigError, match=r"variants: a: data\.cache and data\.loader\.cache are the same setting"):
+        load_suite(place(variants=both))
+    with pytest.raises(ConfigError, match=r"data\.splitting\.fold is set by the suite"):
+        load_suite(place(changes={"data.fold": 1}))

@@ -1,6 +1,8 @@
 """Recipes: what is written is read back, and nothing unknown, repeated or mistyped gets through."""
 
 import dataclasses
+import functools
+import operator
 
 import pytest
 import yaml
@@ -35,10 +37,9 @@ RECIPES = st.fixed_dictionaries(
                 "source": st.sampled_from(["digits", "folder"]),
                 "path": st.none() | _text,
                 "img_size": st.none() | st.integers(1, 999) | st.lists(st.integers(1, 99), min_size=2, max_size=2),
-                "val_fraction": _small,
-                "test_fraction": _small,
+                "splitting": st.fixed_dictionaries({"val_fraction": _small, "test_fraction": _small}),
                 "augment": st.sampled_from(["none", "light", "standard", "strong", "leaf"]),
-                "augment_settings": st.dictionaries(st.sampled_from(["mixup", "erase", "rotate"]), st.floats(0, 1)),
+                "augmentation": st.dictionaries(st.sampled_from(["mixup", "erase", "rotate"]), st.floats(0, 1)),
                 "batch_size": st.integers(1, 4096),
             },
         ),
@@ -123,7 +124,7 @@ def test_an_option_overrides_the_file(epochs, rate, joined):
         ("- a\n- b\n", "must hold a mapping"),
         ("data: 3\n", "data must hold settings"),
         ("dta: {}\n", "did you mean 'data'"),
-        ("data:\n  batchsize: 3\n", "did you mean 'batch_size'"),
+        ("data:\n  batchsize: 3\n", "did you mean 'data.batch_size'"),
         ("model:\n  name: vit\n  embeddim: 3\n", "did you mean 'embed_dim'"),
         ("model:\n  name: vit\n  token_learner: {numtokens: 3}\n", "did you mean 'num_tokens'"),
         ("model:\n  name: vitt\n", "did you mean 'vit'"),
@@ -131,12 +132,20 @@ def test_an_option_overrides_the_file(epochs, rate, joined):
         ("trainer:\n  max_epochs: many\n", "trainer.max_epochs must be of type int, got 'many'"),
         ("trainer:\n  precision: 8bit\n", "must be one of 'auto', '32-true'"),
         ("trainer:\n  learning_rate: -1\n", "above 0"),
-        ("data:\n  val_fraction: 0.6\n  test_fraction: 0.6\n", "below 1"),
+        ("data:\n  splitting: {val_fraction: 0.6, test_fraction: 0.6}\n", "below 1"),
         ("? [1, 2]\n: 3\n", "plain word"),
         ("run: {seed: !!int foo}\n", "is not YAML"),
         ("[" * 3000, "is not YAML"),
         ("model: {name: vit, token_learner: 3}\n", "token_learner"),
         ("data: {path: 7}\n", "data.path must be one of str, null, got 7"),
+        ("data: {loader: {workers: 7}}\n", "data.loader.workers; did you mean 'data.loader.num_workers'"),
+        ("data: {bandnames: [a]}\n", "data.bandnames; did you mean 'data.bands.names'"),
+        ("data: {values: 7}\n", "data.values must hold settings \\(key: value\\), got 7"),
+        ("data: {values: 7, range: [0, 1]}\n", r"data.values must hold settings \(key: value\), got 7"),
+        (
+            "data: {range: [0, 1], values: {range: [0, 2]}}\n",
+            "keep data.values.range",
+        ),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, text, message):
@@ -210,7 +219,8 @@ WORDS = st.text(max_size=12) | st.sampled_from(STRANGE)
 @given(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=4, unique=True))
 def test_any_text_survives_being_written(text, names):
     """In settings that are any text, and in lists of them; read by YAML 1.2 and by readers of YAML 1.1 too."""
-    recipe = Recipe(data=DataConfig(source="table", label_column=text, class_names=tuple(filter(None, names))))
+    classes = {"names": tuple(filter(None, names))}
+    recipe = Recipe(data=DataConfig(source="table", table={"label_column": text}, classes=classes))
     written = dump_recipe(recipe)
     assert load(parse_yaml(written)) == recipe
     assert load(yaml.safe_load(written)) == recipe
@@ -221,11 +231,11 @@ def test_any_text_survives_being_written(text, names):
 def test_the_command_line_takes_texts_as_they_are_written(word, joined):
     if word == "null" or (word.startswith("--") and not joined):
         return
-    words = [f"--data.label_column={word}"] if joined else ["--data.label_column", word]
-    assert load(None, *words).data.label_column == word
-    file = {"data": {"label_column": "another"}}
-    assert load(file, *words).data.label_column == word
-    assert load(file, "--data.label_column", "null").data.label_column is None
+    words = [f"--data.table.label_column={word}"] if joined else ["--data.table.label_column", word]
+    assert load(None, *words).data.table.label_column == word
+    file = {"data": {"table": {"label_column": "another"}}}
+    assert load(file, *words).data.table.label_column == word
+    assert load(file, "--data.table.label_column", "null").data.table.label_column is None
 
 
 @pytest.mark.parametrize(
@@ -254,14 +264,18 @@ def test_one_reading_of_numbers(tmp_path, text, value):
 
 def test_words_of_yaml_1_1_are_words(tmp_path):
     file = tmp_path / "r.yaml"
-    file.write_text("data: {path: no, image_column: 2024-01-01, cube: on, labels: 1:30, class_names: [yes, y, off]}\n")
+    file.write_text(
+        "data: {path: no, table: {image_column: 2024-01-01}, arrays: {cube: on, labels: 1:30}, "
+        "classes: {names: [yes, y, off]}}\n"
+    )
     read = load(file).data
-    assert (read.path, read.image_column, read.cube, read.labels) == ("no", "2024-01-01", "on", "1:30")
-    assert read.class_names == ("yes", "y", "off")
-    assert load(None, "--data.class_names=[no, 010, true]").data.class_names == ("no", "010", "true")
+    assert (read.path, read.table.image_column) == ("no", "2024-01-01")
+    assert (read.arrays.cube, read.arrays.labels) == ("on", "1:30")
+    assert read.classes.names == ("yes", "y", "off")
+    assert load(None, "--data.classes.names=[no, 010, true]").data.classes.names == ("no", "010", "true")
     for word, message in (("yes", "must be of type bool, got 'yes'; write true or false"), ("3 #2", "got '3 #2'")):
         with pytest.raises(ConfigError, match=message):
-            load(None, "--data.cache", word)
+            load(None, "--data.loader.cache", word)
     with pytest.raises(ConfigError, match=r"data.path must be one of str, null, got 10; .* written in quotes"):
         load({"data": {"path": 10}})
     with pytest.raises(ConfigError, match=r"trainer.max_epochs must be of type int, got null"):
@@ -277,16 +291,16 @@ def test_keys_are_names_as_they_are_written(tmp_path):
 
 
 def test_mappings_merge_key_by_key():
-    base = {"data": {"augment_settings": {"mixup": 0.2, "erase": 0.1}}}
+    base = {"data": {"augmentation": {"mixup": 0.2, "erase": 0.1}}}
     for words, expected in (
-        (["--data.augment_settings.erase", "0.3"], {"mixup": 0.2, "erase": 0.3}),
-        (["--data.augment_settings", "{cutmix: 1}"], {"mixup": 0.2, "erase": 0.1, "cutmix": 1}),
-        (["--data.augment_settings", "{}"], {}),
-        (["--data.augment_settings.padding=border"], {"mixup": 0.2, "erase": 0.1, "padding": "border"}),
+        (["--data.augmentation.erase", "0.3"], {"mixup": 0.2, "erase": 0.3}),
+        (["--data.augmentation", "{cutmix: 1}"], {"mixup": 0.2, "erase": 0.1, "cutmix": 1}),
+        (["--data.augmentation", "{}"], {}),
+        (["--data.augmentation.padding=border"], {"mixup": 0.2, "erase": 0.1, "padding": "border"}),
     ):
-        assert load(base, *words).data.augment_settings == expected
-    with pytest.raises(ConfigError, match=r"augment_settings.erase is given twice, by .* and by .*keep one"):
-        load(base, "--data.augment_settings.erase", "0.3", "--data.augment_settings", "{erase: 0.2}")
+        assert load(base, *words).data.augmentation == expected
+    with pytest.raises(ConfigError, match=r"augmentation.erase is given twice, by .* and by .*keep one"):
+        load(base, "--data.augmentation.erase", "0.3", "--data.augmentation", "{erase: 0.2}")
     learner = {"model": {"name": "vit", "token_learner": {"num_tokens": 4, "layer": 2}}}
     kept = load(learner, "--model.token_learner.num_tokens", "8").model.settings["token_learner"]
     assert (kept.num_tokens, kept.layer) == (8, 2)
@@ -295,23 +309,31 @@ def test_mappings_merge_key_by_key():
 
 @pytest.mark.parametrize(
     ("part", "name"),
-    [("run", "dir"), ("data", "path"), ("data", "spectral_path"), ("data", "statistics"), ("data", "labels"),
-     ("model", "weights")],
+    [("run", "dir"), ("data", "path"), ("data", "spectral.path"), ("data", "values.statistics"),
+     ("data", "arrays.labels"), ("model", "weights")],
 )  # fmt: skip
 def test_home_is_the_home_folder(tmp_path, monkeypatch, part, name):
     monkeypatch.setenv("HOME", str(tmp_path))
+
+    def given(value):
+        group, _, leaf = name.partition(".")
+        return {part: {group: {leaf: value} if leaf else value}}
+
+    def read(recipe):
+        return functools.reduce(operator.getitem, name.split("."), recipe.to_dict()[part])
+
     for recipe in (
-        load({part: {name: "~/x"}}),
+        load(given("~/x")),
         load(None, f"--{part}.{name}=~/x"),
         load(None, f"--{part}.{name}", "~/x"),
     ):
-        assert recipe.to_dict()[part][name] == str(tmp_path / "x")
+        assert read(recipe) == str(tmp_path / "x")
         assert load(parse_yaml(dump_recipe(recipe))) == recipe
     with pytest.raises(
         ConfigError, match=f"{part}.{name} '~nobody_here/x' begins with '~nobody_here'.*write ./~nobody"
     ):
-        load({part: {name: "~nobody_here/x"}})
-    assert load({part: {name: "./~x"}}).to_dict()[part][name] == "./~x"
+        load(given("~nobody_here/x"))
+    assert read(load(given("./~x"))) == "./~x"
 
 
 def test_merge_keys(tmp_path):

@@ -17,7 +17,7 @@ from vitrail.models.registry import list_families
         ("--trainer.lr", "did you mean '--trainer.learning_rate'?"),
         ("--model.lr", "did you mean '--trainer.learning_rate'?"),
         ("--epochs", "did you mean '--trainer.max_epochs'?"),
-        ("--seed", "did you mean '--data.seed' or '--run.seed'?"),
+        ("--seed", "did you mean '--data.leaves.seed' or '--run.seed'?"),
         ("--model.heads", "did you mean '--model.num_heads'?"),
         ("--model.patch", "did you mean '--model.patch_size'?"),
         ("--model.classes", "did you mean '--model.num_classes'?"),
@@ -28,6 +28,15 @@ from vitrail.models.registry import list_families
         ("--model.dropout", "did you mean '--model.drop_rate'?"),
         ("--model.attn_drop", "did you mean '--model.attn_drop_rate'?"),
         ("--resum", "did you mean '--resume'?"),
+        ("--data.workers", "did you mean '--data.loader.num_workers'?"),
+        ("--data.loader.workers", "did you mean '--data.loader.num_workers'?"),
+        ("--data.loader.val_fraction", "did you mean '--data.splitting.val_fraction'?"),
+        ("--data.val_fracton", "did you mean '--data.splitting.val_fraction'?"),
+        ("--data.band_name", "did you mean '--data.bands.names'?"),
+        ("--data.classes.class_names", "did you mean '--data.classes.names'?"),
+        ("--spectral_path", "did you mean '--data.spectral.path'?"),
+        ("--data.values.rnge", "did you mean '--data.values.range'?"),
+        ("--data.augmentation_settings", "did you mean '--data.augmentation'?"),
     ],
 )
 @pytest.mark.parametrize("form", ["{} 3", "{}=3"])
@@ -64,10 +73,11 @@ def test_a_setting_that_becomes_known_is_suggested_itself():
 
 def test_every_entry_names_a_setting():
     from vitrail.config.data import DataConfig
+    from vitrail.config.data_groups import GROUPS, LoaderConfig
     from vitrail.config.schema import ModelConfig, RunConfig, TaskConfig, TrainerConfig
 
-    parts = (DataConfig, ModelConfig, RunConfig, TaskConfig, TrainerConfig)
-    known = {name for kind in parts for name in kind.__dataclass_fields__}
+    parts = (DataConfig, LoaderConfig, ModelConfig, RunConfig, TaskConfig, TrainerConfig)
+    known = {name for kind in parts for name in kind.__dataclass_fields__ if name not in GROUPS}
     known |= {name for family in list_families().values() for name in family.settings} | {"drop_rate", "attn_drop_rate"}
     for name, others in vocabulary._SAME.items():
         assert set(others) <= known, name

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from vitrail.config import DataConfig
+from tests.settings import data_config
 from vitrail.data import open_data
 from vitrail.errors import ConfigError, DataError
 
@@ -16,7 +16,7 @@ def stack(number=60, shape=(8, 8), seed=0):
 
 
 def opened(path, classes=None, **settings):
-    return open_data(DataConfig(source="arrays", path=str(path), **settings), (8, 8), classes).source
+    return open_data(data_config(source="arrays", path=str(path), **settings), (8, 8), classes).source
 
 
 def save(path, images, labels, **more):
@@ -49,16 +49,16 @@ def test_one_hot_rows_are_classes(tmp_path, dtype, shape):
     numbers = np.arange(60) * 7 % 10
     np.save(tmp_path / "X.npy", stack(shape=shape))
     np.save(tmp_path / "Y.npy", np.eye(10, dtype=dtype)[numbers])
-    source = opened(tmp_path / "X.npy", labels="Y.npy")
+    source = opened(tmp_path / "X.npy", arrays__labels="Y.npy")
     assert source.classes == tuple(str(i) for i in range(10))
     assert source.targets.tolist() == numbers.tolist()
     assert source.scene is None
-    named = opened(tmp_path / "X.npy", labels="Y.npy", class_names=tuple("zyxwvutsrq"))
+    named = opened(tmp_path / "X.npy", arrays__labels="Y.npy", classes__names=tuple("zyxwvutsrq"))
     assert [named.label(i) for i in range(60)] == ["zyxwvutsrq"[n] for n in numbers]
-    assert named.numbering.label_values == tuple(range(10))
+    assert named.numbering.values == tuple(range(10))
     # A column of a class without images stays that class's.
     np.save(tmp_path / "Z.npy", np.eye(10, dtype=dtype)[numbers % 9])
-    assert opened(tmp_path / "X.npy", source.classes, labels="Z.npy").targets.max() == 8
+    assert opened(tmp_path / "X.npy", source.classes, arrays__labels="Z.npy").targets.max() == 8
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -67,10 +67,12 @@ def test_rows_of_several_or_no_1(tmp_path, number):
     rows[17] = 0
     rows[17, :number] = 1
     file = save(tmp_path / "x.npz", stack(), rows)
-    message = rf"1 of 60 rows of the labels have several or no 1 \(row 17 has {number}\); .* data.multi_label true"
+    message = (
+        rf"1 of 60 rows of the labels have several or no 1 \(row 17 has {number}\); .* data.classes.multi_label true"
+    )
     with pytest.raises(DataError, match=message):
         opened(file)
-    source = opened(file, multi_label=True, val_fraction=0, test_fraction=0)
+    source = opened(file, classes__multi_label=True, splitting__val_fraction=0, splitting__test_fraction=0)
     assert source.targets.tolist() == rows.astype(int).tolist()
     assert source.label(17) == ("" if number == 0 else "0+1")
 
@@ -78,15 +80,15 @@ def test_rows_of_several_or_no_1(tmp_path, number):
 def test_rows_that_are_neither(tmp_path):
     with pytest.raises(DataError, match=r"\(60, 4\) and are not all 0 or 1; give one number an image, or one-hot"):
         opened(save(tmp_path / "x.npz", stack(shape=(8, 8, 3)), np.full((60, 4), 0.25)))
-    with pytest.raises(ConfigError, match=r"data.multi_label needs labels \(N, K\) of 0 and 1"):
-        opened(save(tmp_path / "x.npz", stack(), np.arange(60) % 3), multi_label=True)
+    with pytest.raises(ConfigError, match=r"data.classes.multi_label needs labels \(N, K\) of 0 and 1"):
+        opened(save(tmp_path / "x.npz", stack(), np.arange(60) % 3), classes__multi_label=True)
     with pytest.raises(DataError, match=r"the label 0\.5 is neither"):
         opened(save(tmp_path / "x.npz", stack(), np.arange(60) / 2))
 
 
 def test_shares_and_binary_planes_over_a_scene_stay_planes(tmp_path):
     rng = np.random.default_rng(0)
-    cube, side = rng.integers(0, 255, (40, 50, 6)).astype(np.uint8), {"patch": 5, "block": 10}
+    cube, side = rng.integers(0, 255, (40, 50, 6)).astype(np.uint8), {"arrays__patch": 5, "arrays__block": 10}
     plane = rng.integers(0, 2, (40, 50))
     shares = rng.random((3, 40, 50))
     for labels, classes in ((plane, ("1",)), (shares, ("1", "2", "3")), (shares.reshape(3, -1), ("1", "2", "3"))):
@@ -111,28 +113,36 @@ def centres(source, plane):
 
 
 def of_scene(path, classes=None, **settings):
-    return opened(path, classes, patch=5, block=10, val_fraction=0.1, test_fraction=0.1, **settings)
+    return opened(
+        path,
+        classes,
+        arrays__patch=5,
+        arrays__block=10,
+        splitting__val_fraction=0.1,
+        splitting__test_fraction=0.1,
+        **settings,
+    )
 
 
 @pytest.mark.parametrize("low", [-1, 0])
 def test_which_pixels_of_a_scene_are_unlabelled_is_certain_or_asked(tmp_path, low):
     plane = np.random.default_rng(1).integers(low, 3, (60, 60))
     file = scene(tmp_path, plane)
-    with pytest.raises(ConfigError, match=r"Give data.unlabelled_value"):
-        of_scene(file, class_names=NAMES)
+    with pytest.raises(ConfigError, match=r"Give data.classes.unlabelled_value"):
+        of_scene(file, classes__names=NAMES)
     if low < 0:
         with pytest.raises(ConfigError, match=r"-1; 0; 1; 2: which number is unlabelled\? Give .*value -1"):
             of_scene(file)
-        source = of_scene(file, class_names=NAMES, unlabelled_value=-1)
+        source = of_scene(file, classes__names=NAMES, classes__unlabelled_value=-1)
         found = centres(source, plane)
         assert min(found) == 0
         assert [source.label(i) for i in range(len(source))] == [NAMES[v] for v in found]
-        assert source.numbering.label_values == (0, 1, 2)
+        assert source.numbering.values == (0, 1, 2)
         assert source.numbering.unlabelled_value == -1
         return
-    counted_from_1 = of_scene(file, class_names=NAMES, unlabelled_value=0)
+    counted_from_1 = of_scene(file, classes__names=NAMES, classes__unlabelled_value=0)
     assert {counted_from_1.label(i) for i in range(len(counted_from_1))} == {"soil", "rust"}
-    every = of_scene(file, class_names=NAMES, unlabelled_value="none")
+    every = of_scene(file, classes__names=NAMES, classes__unlabelled_value="none")
     assert [every.label(i) for i in range(len(every))] == [NAMES[v] for v in centres(every, plane)]
     assert len(every) > len(counted_from_1)
 
@@ -140,9 +150,11 @@ def test_which_pixels_of_a_scene_are_unlabelled_is_certain_or_asked(tmp_path, lo
 def test_a_large_number_for_unlabelled_pixels(tmp_path):
     plane = np.random.default_rng(1).choice([0, 1, 2, 255], (60, 60)).astype(np.uint8)
     file = scene(tmp_path, plane)
-    with pytest.raises(ConfigError, match=r"0 to 2 and 255, and 3 classes have names .*data.unlabelled_value 255"):
-        of_scene(file, class_names=NAMES)
-    source = of_scene(file, class_names=NAMES, unlabelled_value=255)
+    with pytest.raises(
+        ConfigError, match=r"0 to 2 and 255, and 3 classes have names .*data.classes.unlabelled_value 255"
+    ):
+        of_scene(file, classes__names=NAMES)
+    source = of_scene(file, classes__names=NAMES, classes__unlabelled_value=255)
     assert [source.label(i) for i in range(len(source))] == [NAMES[v] for v in centres(source, plane)]
 
 
@@ -150,21 +162,21 @@ def test_unlabelled_images_are_left_out(tmp_path, capsys):
     labels = np.where(np.arange(60) % 4 == 3, -1, np.arange(60) % 4)
     file = save(tmp_path / "x.npz", stack(), labels)
     assert "-1" in opened(file).classes
-    source = opened(file, class_names=NAMES, unlabelled_value=-1)
+    source = opened(file, classes__names=NAMES, classes__unlabelled_value=-1)
     assert "left out 15 images whose label is -1" in capsys.readouterr().err
     assert source.keys[3] == "x/00000004"
     assert [source.label(i) for i in range(45)] == [NAMES[n] for n in labels[labels >= 0]]
     assert np.allclose(source.load([3])["image"] * 255, stack()[4], atol=1e-3)
     with pytest.raises(DataError, match="no image is labelled"):
-        opened(save(tmp_path / "y.npz", stack(), np.full(60, -1)), unlabelled_value=-1)
+        opened(save(tmp_path / "y.npz", stack(), np.full(60, -1)), classes__unlabelled_value=-1)
 
 
 def test_a_run_s_numbering_of_a_scene_holds_for_another(tmp_path):
     plane = np.random.default_rng(1).integers(0, 4, (60, 60))
-    source = of_scene(scene(tmp_path, plane), class_names=NAMES)
+    source = of_scene(scene(tmp_path, plane), classes__names=NAMES)
     assert [source.label(i) for i in range(len(source))] == [NAMES[v - 1] for v in centres(source, plane)]
-    settings = {k: v for k, v in vars(source.numbering).items() if v is not None}
-    assert settings == {"class_names": NAMES, "label_values": (1, 2, 3), "unlabelled_value": 0}
+    settings = {f"classes__{k}": v for k, v in vars(source.numbering).items() if v is not None}
+    assert settings == {"classes__names": NAMES, "classes__values": (1, 2, 3), "classes__unlabelled_value": 0}
     plane = np.random.default_rng(2).choice([0, 2, 3], (60, 60))  # without the first class
     other = of_scene(scene(tmp_path, plane), NAMES, **settings)
     assert [other.label(i) for i in range(len(other))] == [NAMES[v - 1] for v in centres(other, plane)]
@@ -177,13 +189,13 @@ def test_names_in_a_file_of_matlab(tmp_path):
     cube = np.random.default_rng(0).integers(0, 255, (60, 60, 6)).astype(np.uint8)
     content = {"cube": cube, "gt": plane, "names": np.array(["soil", "rust", "healthy"], dtype=object)[:, None]}
     scipy.io.savemat(tmp_path / "s.mat", content)
-    source = of_scene(tmp_path / "s.mat", labels="gt")
+    source = of_scene(tmp_path / "s.mat", arrays__labels="gt")
     assert source.classes == NAMES
     assert [source.label(i) for i in range(len(source))] == [NAMES[v - 1] for v in centres(source, plane)]
-    settings = {k: v for k, v in vars(source.numbering).items() if v is not None}
+    settings = {f"classes__{k}": v for k, v in vars(source.numbering).items() if v is not None}
     content["names"] = content["names"][::-1]  # a file whose numbers are named otherwise
     scipy.io.savemat(tmp_path / "t.mat", content)
-    other = of_scene(tmp_path / "t.mat", NAMES, labels="gt", **settings)
+    other = of_scene(tmp_path / "t.mat", NAMES, arrays__labels="gt", **settings)
     assert [other.label(i) for i in range(len(other))] == [NAMES[3 - v] for v in centres(other, plane)]
 
 
@@ -199,11 +211,11 @@ def test_labels_in_a_file_of_several_arrays_are_asked_for(tmp_path):
     target = np.arange(60) % 3
     np.savez(tmp_path / "l.npz", ids=np.arange(60), y=target)
     with pytest.raises(ConfigError, match=r"which array of .*l\.npz holds the labels.* call it labels"):
-        opened(tmp_path / "x.npy", labels=str(tmp_path / "l.npz"))
+        opened(tmp_path / "x.npy", arrays__labels=str(tmp_path / "l.npz"))
     np.savez(tmp_path / "l.npz", ids=np.arange(60), labels=target)
-    assert opened(tmp_path / "x.npy", labels=str(tmp_path / "l.npz")).targets.tolist() == target.tolist()
+    assert opened(tmp_path / "x.npy", arrays__labels=str(tmp_path / "l.npz")).targets.tolist() == target.tolist()
     np.savez(tmp_path / "l.npz", other=np.arange(100), y=target)
-    assert opened(tmp_path / "x.npy", labels=str(tmp_path / "l.npz")).targets.tolist() == target.tolist()
+    assert opened(tmp_path / "x.npy", arrays__labels=str(tmp_path / "l.npz")).targets.tolist() == target.tolist()
 
 
 @pytest.mark.parametrize("kind", ["U4", "S4"])

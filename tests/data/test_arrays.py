@@ -5,6 +5,7 @@ import pytest
 import scipy.io
 import torch
 
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.errors import ConfigError, DataError
@@ -21,8 +22,8 @@ def scene():
 
 
 def opened(path, size=(5, 5), **settings):
-    given = {"patch": 5, "block": 8, "scale": 4000.0, **settings}
-    return open_data(DataConfig(source="arrays", path=str(path), **given), size)
+    given = {"arrays__patch": 5, "arrays__block": 8, "scale": 4000.0, **settings}
+    return open_data(data_config(source="arrays", path=str(path), **given), size)
 
 
 def check_patches(data, cube, plane, side):
@@ -36,7 +37,7 @@ def check_patches(data, cube, plane, side):
 @pytest.mark.parametrize("layout", ["HWC", "CHW", "pixels", "pixels.T", "mat", "mat pixels"])
 def test_every_layout_of_a_scene_gives_the_same_patches(tmp_path, scene, layout):
     cube, plane = scene
-    settings = {"band_names": tuple("abcdef"), "grid": None}
+    settings = {"bands__names": tuple("abcdef"), "arrays__grid": None}
     if layout.startswith("mat"):
         path = tmp_path / "s.mat"
         flat = cube.transpose(2, 0, 1).reshape(C, H * W, order="C")
@@ -47,7 +48,7 @@ def test_every_layout_of_a_scene_gives_the_same_patches(tmp_path, scene, layout)
         if layout == "mat pixels":
             content |= {"nRow": H, "nCol": W}
         scipy.io.savemat(path, content)
-        settings |= {"cube": "Y", "labels": "gt"}
+        settings |= {"arrays__cube": "Y", "arrays__labels": "gt"}
     else:
         path = tmp_path / "s.npz"
         stored = {
@@ -57,7 +58,7 @@ def test_every_layout_of_a_scene_gives_the_same_patches(tmp_path, scene, layout)
             "pixels.T": cube.reshape(-1, C),
         }[layout]
         np.savez(path, cube=stored, labels=plane)
-        settings["grid"] = (H, W) if "pixels" in layout else None
+        settings["arrays__grid"] = (H, W) if "pixels" in layout else None
     data = opened(path, **settings)
     assert data.source.bands == {"image": tuple("abcdef")}
     assert data.source.classes == ("1", "2", "3")
@@ -70,7 +71,7 @@ def test_shares_become_the_largest_class(tmp_path, scene):
     shares = np.random.default_rng(2).random((3, H, W))
     shares[:, 10, 10] = 0
     np.savez(tmp_path / "s.npz", cube=cube, A=shares)
-    data = opened(tmp_path / "s.npz", labels="A", class_names=("tree", "water", "road"), patch=4)
+    data = opened(tmp_path / "s.npz", arrays__labels="A", classes__names=("tree", "water", "road"), arrays__patch=4)
     plane = np.array(["tree", "water", "road"])[shares.argmax(0)]
     assert len(data.source) == (H - 3) * (W - 3) - 1
     for i in range(0, len(data.source), 37):
@@ -81,7 +82,7 @@ def test_shares_become_the_largest_class(tmp_path, scene):
 def test_tiles_do_not_overlap_and_are_resized(tmp_path, scene):
     cube, plane = scene
     np.savez(tmp_path / "s.npz", cube=cube, labels=np.maximum(plane, 1))
-    data = opened(tmp_path / "s.npz", (14, 12), patch=4, stride=4)
+    data = opened(tmp_path / "s.npz", (14, 12), arrays__patch=4, arrays__stride=4)
     assert len(data.source) == (H // 4) * (W // 4)
     assert data.source.load([0, 1])["image"].shape == (2, C, 14, 12)
     assert data.source.original_size(0) == (4, 4)
@@ -92,7 +93,7 @@ def test_labels_may_lie_in_another_file(tmp_path, scene):
     cube, plane = scene
     np.save(tmp_path / "cube.npy", cube)
     np.save(tmp_path / "truth.npy", plane)
-    data = opened(tmp_path / "cube.npy", labels="truth.npy")
+    data = opened(tmp_path / "cube.npy", arrays__labels="truth.npy")
     check_patches(data, cube, plane, 5)
 
 
@@ -104,7 +105,9 @@ def test_images_with_a_label_each(tmp_path, layout):
     stored = {"NHWC": images, "NCHW": images.transpose(0, 3, 1, 2), "NHW": images[..., 0]}[layout]
     np.savez(tmp_path / "i.npz", images=stored, labels=labels)
     names = ("r", "g", "b", "n") if layout != "NHW" else ("pan",)
-    config = DataConfig(source="arrays", path=str(tmp_path / "i.npz"), band_names=names, class_names=("x", "y", "z"))
+    config = DataConfig(
+        source="arrays", path=str(tmp_path / "i.npz"), bands={"names": names}, classes={"names": ("x", "y", "z")}
+    )
     data = open_data(config, (8, 9))
     wanted = images[..., :1] if layout == "NHW" else images
     assert np.allclose(data.source.load(range(50))["image"].numpy().transpose(0, 2, 3, 1), wanted / 255, atol=1e-6)
@@ -115,12 +118,12 @@ def test_images_with_a_label_each(tmp_path, layout):
 
 
 FAULTS = [
-    ({"labels": "nothing"}, ConfigError, "no array 'nothing'"),
-    ({"cube": "cueb"}, ConfigError, "no array 'cueb'.*did you mean 'cube'"),
-    ({"patch": 60}, ConfigError, "data.patch 60 is more than"),
-    ({"block": 40}, DataError, "would get no patch of.*data.block smaller"),
-    ({"band_names": ("a", "b")}, ConfigError, "2 names and .* 6 bands"),
-    ({"class_names": ("a", "b")}, DataError, "labels 3 have no name"),
+    ({"arrays__labels": "nothing"}, ConfigError, "no array 'nothing'"),
+    ({"arrays__cube": "cueb"}, ConfigError, "no array 'cueb'.*did you mean 'cube'"),
+    ({"arrays__patch": 60}, ConfigError, "data.arrays.patch 60 is more than"),
+    ({"arrays__block": 40}, DataError, "would get no patch of.*data.arrays.block smaller"),
+    ({"bands__names": ("a", "b")}, ConfigError, "2 names and .* 6 bands"),
+    ({"classes__names": ("a", "b")}, DataError, "labels 3 have no name"),
     ({"split": "grouped"}, ConfigError, "no meaning for the patches"),
 ]
 

@@ -188,8 +188,8 @@ def test_the_page_shows_kinds_true_colours_and_possible_leaks(tmp_path):
             save("val", 8, np.rot90(values, 2, axes=(1, 2)))
         if i == 1:
             save("val", 9, values + np.kron(rng.uniform(0, 250, (5, 12, 12)), np.ones((4, 4))))
-    config = DataConfig(source="folder", path=str(tmp_path), scale=10000.0, resize="squash",
-                        band_names=("blue", "green", "red", "nir", "swir"))  # fmt: skip
+    bands = {"names": ("blue", "green", "red", "nir", "swir")}
+    config = DataConfig(source="folder", path=str(tmp_path), scale=10000.0, images={"resize": "squash"}, bands=bands)
     found, data = audit(config, distance=15)
     page = write_audit(found, data, tmp_path / "audit.html").read_text()
     assert "<em>turned 180</em>" in page

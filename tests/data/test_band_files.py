@@ -8,6 +8,7 @@ import pytest
 import tifffile
 
 from tests.images import save_image
+from tests.settings import data_config
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
@@ -16,7 +17,8 @@ from vitrail.data.file_names import describe_band_files
 from vitrail.errors import ConfigError, DataError
 
 TINY = (
-    "--data.img_size 16 --data.num_workers 0 --data.batch_size 4 --trainer.max_epochs 1 --trainer.accelerator cpu "
+    "--data.img_size 16 --data.loader.num_workers 0 --data.batch_size 4 --trainer.max_epochs 1 --trainer.accelerator "
+    "cpu "
     "--run.tensorboard false --model.name vit --model.patch_size 8 --model.embed_dim 8 --model.depth 1 "
     "--model.num_heads 2"
 ).split()
@@ -46,8 +48,14 @@ def write(root, form, number=14, kind="uint16", top=4000):
 
 def opened(root, form, names=None, **settings):
     _, marks, pattern = FORMS[form]
-    config = {"source": "folder", "path": str(root), "band_files": pattern, "band_names": names or marks, "scale": 5000}
-    return open_data(DataConfig(**{**config, **settings}), (20, 24))
+    config = {
+        "source": "folder",
+        "path": str(root),
+        "bands__files": pattern,
+        "bands__names": names or marks,
+        "scale": 5000,
+    }
+    return open_data(data_config(**{**config, **settings}), (20, 24))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -73,7 +81,7 @@ def test_other_names_stand_for_the_marks_in_natural_order(tmp_path, form):
     data = opened(tmp_path, form, ("x", "y", "z"))
     first = data.source.keys.index(next(key for key in data.source.keys if key.startswith("G2")))
     assert np.allclose(data.source.load([first])["image"][0], stacks["G2", 0] / 5000, atol=1e-6)
-    with pytest.raises(DataError, match=r"has 2 names \(x, y\) and data\.band_files finds 3 bands"):
+    with pytest.raises(DataError, match=r"has 2 names \(x, y\) and data.bands.files finds 3 bands"):
         opened(tmp_path, form, ("x", "y"))
 
 
@@ -81,7 +89,7 @@ def test_a_part_of_the_bands_may_be_named(tmp_path, capsys):
     write(tmp_path, "sentinel")
     data = opened(tmp_path, "sentinel", ("B8A", "B02"))
     assert data.source.load([0])["image"].shape == (1, 2, 20, 24)
-    assert "left out 28 files of bands that data.band_names lacks: B03" in capsys.readouterr().err
+    assert "left out 28 files of bands that data.bands.names lacks: B03" in capsys.readouterr().err
 
 
 def test_a_missing_band_is_named_with_its_image_or_left_out(tmp_path):
@@ -93,7 +101,7 @@ def test_a_missing_band_is_named_with_its_image_or_left_out(tmp_path):
     ) as told:
         opened(tmp_path, "cytometry")
     assert "lacks the band 3" in str(told.value)
-    skipped = opened(tmp_path, "cytometry", on_unreadable="skip")
+    skipped = opened(tmp_path, "cytometry", errors__on_unreadable="skip")
     assert len(skipped.source) == 26
     assert [name for name, _ in skipped.source.left_out] == ["G1/Ch_CP0003.tif", "G2/Ch_CP0005.tif"]
     (tmp_path / "G1" / "notes_1.tif").write_bytes((tmp_path / "G1" / "Ch3_CP0000.tif").read_bytes())
@@ -125,8 +133,8 @@ def test_gray_pictures_are_stacked_too(tmp_path):
         for i in range(12):
             for k, band in enumerate(("red", "nir")):
                 save_image(tmp_path / name / f"{i}_{band}.png", mode="L", level=level, seed=2 * i + k)
-    config = {"band_files": "_(?P<band>red|nir)", "band_names": ("red", "nir")}
-    data = open_data(DataConfig(source="folder", path=str(tmp_path), **config), (20, 24))
+    config = {"bands__files": "_(?P<band>red|nir)", "bands__names": ("red", "nir")}
+    data = open_data(data_config(source="folder", path=str(tmp_path), **config), (20, 24))
     images = data.source.load([0])["image"][0]
     assert images.shape == (2, 20, 24)
     assert abs(images[0] - images[1]).max() > 0.05
@@ -134,20 +142,20 @@ def test_gray_pictures_are_stacked_too(tmp_path):
 
 def test_a_table_and_unlabelled_images(tmp_path):
     stacks = write(tmp_path, "cytometry")
-    config = {"band_files": FORMS["cytometry"][2], "band_names": ("3", "4", "6"), "scale": 5000}
-    pile = open_data(DataConfig(source="unlabelled", path=str(tmp_path), **config), (20, 24))
+    config = {"bands__files": FORMS["cytometry"][2], "bands__names": ("3", "4", "6"), "scale": 5000}
+    pile = open_data(data_config(source="unlabelled", path=str(tmp_path), **config), (20, 24))
     assert len(pile.source) == 28
     rows = [{"path": f"G1/Ch4_CP{i:04d}.tif" if i % 2 else f"G2/Ch3_CP{i:04d}.tif", "label": i % 2} for i in range(14)]
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
-    table = open_data(DataConfig(source="table", path=str(tmp_path / "t.csv"), **config), (20, 24))
+    table = open_data(data_config(source="table", path=str(tmp_path / "t.csv"), **config), (20, 24))
     assert np.allclose(table.source.load([1])["image"][0], stacks["G1", 1] / 5000, atol=1e-6)
     assert table.source.keys[1] == "G1/Ch_CP0001.tif"
 
 
 def test_a_run_predicts_and_explains_stacks(tmp_path, capsys):
     write(tmp_path / "d", "cytometry")
-    words = ["--data.source", "folder", "--data.path", tmp_path / "d", "--data.band_files", FORMS["cytometry"][2],
-             "--data.band_names", '["3", "4", "6"]', "--data.scale", 5000]  # fmt: skip
+    words = ["--data.source", "folder", "--data.path", tmp_path / "d", "--data.bands.files", FORMS["cytometry"][2],
+             "--data.bands.names", '["3", "4", "6"]', "--data.scale", 5000]  # fmt: skip
     assert main([*map(str, ["train", *words, *TINY, "--run.dir", tmp_path / "run"])]) == 0
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "d" / "G1"), "--top-k", "1"]) == 0
@@ -166,21 +174,23 @@ def test_a_run_predicts_and_explains_stacks(tmp_path, capsys):
 
 
 def test_settings_that_do_not_fit(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.band_names must be given where data\.band_files is"):
-        DataConfig(source="folder", path="x", band_files="(?P<band>.)")
+    with pytest.raises(ConfigError, match=r"data\.bands\.names must be given where data\.bands\.files is"):
+        DataConfig(source="folder", path="x", bands={"files": "(?P<band>.)"})
     for pattern, told in (("Ch(", "is not a valid regular expression"), (r"Ch(\d)", "no group named band")):
         with pytest.raises(ConfigError, match=told):
-            open_data(DataConfig(source="folder", path=str(tmp_path), band_files=pattern, band_names=("x",)), (8, 8))
+            open_data(
+                DataConfig(source="folder", path=str(tmp_path), bands={"files": pattern, "names": ("x",)}), (8, 8)
+            )
 
 
 @pytest.mark.parametrize("form", ["cytometry", "micasense", "sentinel", "folders"])
 def test_the_proposed_setting_stacks_what_is_recognised(tmp_path, form, capsys):
     write(tmp_path, form)
-    open_data(DataConfig(source="folder", path=str(tmp_path), band_names=("x",), scale=5000), (8, 8))
+    open_data(DataConfig(source="folder", path=str(tmp_path), bands={"names": ("x",)}, scale=5000), (8, 8))
     told = capsys.readouterr().err
     assert "84 files look like 3 bands of 28 images" in told
-    pattern, names = re.search(r"--data\.band_files '(.*)' --data\.band_names '\[(.*)\]'", told).groups()
-    data = opened(tmp_path, form, tuple(names.split(", ")), band_files=pattern)
+    pattern, names = re.search(r"--data.bands.files '(.*)' --data.bands.names '\[(.*)\]'", told).groups()
+    data = opened(tmp_path, form, tuple(names.split(", ")), bands__files=pattern)
     assert len(data.source) == 28
     assert "look like" not in capsys.readouterr().err
 

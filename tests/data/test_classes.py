@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data.class_checks import describe_doubtful
 from vitrail.data.classes import (
@@ -82,7 +83,7 @@ def test_similar_names_are_named_together():
     assert groups == [("ANGER", "anger"), ("Black_Rot", "black rot", "black-rot"), ("01", "1")]
     told = describe_similar(["anger", "ANGER", "fear"])
     assert "'ANGER' and 'anger'" in told
-    assert "data.merge_labels similar" in told
+    assert "data.classes.merge similar" in told
     assert describe_similar(["a", "b"]) is None
 
 
@@ -120,13 +121,13 @@ def test_names_count_from_0_or_1_where_that_is_certain(present, numbers):
     assert match_names_to_numbers(present, NAMES, HERE) == numbers
     found, named = resolve(present, ClassRules(names=NAMES))
     assert named == [NAMES[numbers.index(v)] for v in present]
-    assert found.numbering.label_values == numbers
+    assert found.numbering.values == numbers
 
 
 @pytest.mark.parametrize("present", [[1, 2], [1], [2]])
 def test_names_that_may_count_from_0_or_1_are_asked_for(present):
     with pytest.raises(
-        DataError, match=r"does the first name belong to label 0 or to label 1\? Give data.label_values"
+        DataError, match=r"does the first name belong to label 0 or to label 1\? Give data.classes.values"
     ):
         resolve(present, ClassRules(names=NAMES))
     for values in ((0, 1, 2), (1, 2, 3), (2, 7, 1)):
@@ -146,8 +147,8 @@ def test_names_that_the_data_gives_to_its_numbers():
     own = {0: "dog", 1: "cat", 2: "emu"}
     found, _ = resolve([0, 1, 2, 0], own=own)
     assert found.names == ("dog", "cat", "emu")
-    assert found.numbering.label_values == (0, 1, 2)
-    rules = ClassRules(found.numbering.class_names, found.numbering.label_values, known=found.names)
+    assert found.numbering.values == (0, 1, 2)
+    rules = ClassRules(found.numbering.names, found.numbering.values, known=found.names)
     # Other data without names is numbered in the same way; other data with names of its own is read by these.
     assert resolve([2, 1], rules)[1] == ["emu", "cat"]
     assert resolve([0, 1], rules, own={0: "cat", 1: "dog"})[1] == ["cat", "dog"]
@@ -159,8 +160,8 @@ def test_names_in_place_of_the_data_s_own():
     given = ("Hund", "Katze")
     found, named = resolve([0, 1, 1], ClassRules(given), own={0: "dog", 1: "cat"})
     assert named == ["Hund", "Katze", "Katze"]
-    assert found.numbering.label_values == ("dog", "cat")
-    rules = ClassRules(given, found.numbering.label_values, known=found.names)
+    assert found.numbering.values == ("dog", "cat")
+    rules = ClassRules(given, found.numbering.values, known=found.names)
     assert resolve([0, 1], rules, own={0: "cat", 1: "dog"})[1] == ["Katze", "Hund"]
     with pytest.raises(DataError, match="fox"):
         resolve([0, 1], rules, own={0: "cat", 1: "fox"})
@@ -170,7 +171,7 @@ def test_names_in_place_of_the_data_s_own():
 
 def test_given_names_of_names_are_the_classes_in_that_order():
     assert resolve(["b", "a"], ClassRules(("c", "b", "a")))[0].names == ("c", "b", "a")
-    with pytest.raises(DataError, match=r"B \(data.class_names has b\) that data.class_names does not name"):
+    with pytest.raises(DataError, match=r"B \(data.classes.names has b\) that data.classes.names does not name"):
         resolve(["B", "a"], ClassRules(("a", "b")))
 
 
@@ -183,32 +184,35 @@ def test_targets_of_several_labels():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_values": (0, 1)}, "data.label_values must be left out without data.class_names"),
-        ({"label_values": (0, 1), "class_names": ("a",)}, "1 labels, one for each class name"),
-        ({"label_values": (0, 0), "class_names": ("a", "b")}, "different labels"),
-        ({"class_names": ("a", "a")}, "different names"),
-        ({"group_pattern": "x", "group": "y"}, "data.group and data.group_pattern must be one of them alone"),
-        ({"label_pattern": "x", "label_column": "y"}, "left out beside data.label_pattern"),
+        ({"classes__values": (0, 1)}, "data.classes.values must be left out without data.classes.names"),
+        ({"classes__values": (0, 1), "classes__names": ("a",)}, "1 labels, one for each class name"),
+        ({"classes__values": (0, 0), "classes__names": ("a", "b")}, "different labels"),
+        ({"classes__names": ("a", "a")}, "different names"),
+        (
+            {"splitting__group_pattern": "x", "splitting__group": "y"},
+            "data.splitting.group and data.splitting.group_pattern must be one of them alone",
+        ),
+        ({"classes__label_pattern": "x", "table__label_column": "y"}, "left out beside data.classes.label_pattern"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
     with pytest.raises(ConfigError, match=message):
-        DataConfig(source="table", path="t.csv", **settings)
+        data_config(source="table", path="t.csv", **settings)
 
 
 @pytest.mark.parametrize("kind", [int, str, float])
 def test_names_that_are_numbers_are_their_own_labels(kind):
     found, named = resolve([kind(v) for v in (0, 1, 2, 0)], ClassRules(("2", "1", "0")))
     assert (found.names, named) == (("2", "1", "0"), ["0", "1", "2", "0"])
-    assert found.numbering.label_values == (2, 1, 0)
+    assert found.numbering.values == (2, 1, 0)
     assert resolve([1, 2, 10], ClassRules(("1", "2", "10")))[1] == ["1", "2", "10"]
-    with pytest.raises(DataError, match=r"data.class_names are numbers too, 1; 2; 3: .* Give data.label_values"):
+    with pytest.raises(DataError, match=r"data.classes.names are numbers too, 1; 2; 3: .* Give data.classes.values"):
         resolve([0, 1, 2], ClassRules(("1", "2", "3")))
     assert resolve([0, 1, 2], ClassRules(("1", "2", "3"), (0, 1, 2)))[1] == ["1", "2", "3"]
 
 
 def test_a_name_given_twice_is_refused():
-    with pytest.raises(ConfigError, match=r"data\.class_names has 'a' twice"):
+    with pytest.raises(ConfigError, match=r"data.classes.names has 'a' twice"):
         resolve([0, 1, 2], ClassRules(("a", "a ", "c")))
 
 
@@ -228,22 +232,22 @@ def test_names_that_look_the_same_are_similar(one, other):
 
 
 def test_labels_that_are_fractions_or_truths_have_names_by_their_values():
-    config = DataConfig(class_names=("good", "worn", "bad"), label_values=(0.0, 0.5, 1))
+    config = DataConfig(classes={"names": ("good", "worn", "bad"), "values": (0.0, 0.5, 1)})
     rules = ClassRules.of(config, None)
     found, named = resolve(["0.0", "0.5", "1.0"], rules)
-    assert (named, found.numbering.label_values) == (["good", "worn", "bad"], (0, "0.5", 1))
-    assert resolve(["0.5", "1"], ClassRules(found.names, found.numbering.label_values))[1] == ["worn", "bad"]
+    assert (named, found.numbering.values) == (["good", "worn", "bad"], (0, "0.5", 1))
+    assert resolve(["0.5", "1"], ClassRules(found.names, found.numbering.values))[1] == ["worn", "bad"]
     truths = ClassRules(("neg", "pos"), ("False", "True"))
     assert resolve([False, True], truths)[1] == resolve(["False", "True"], truths)[1] == ["neg", "pos"]
 
 
 def test_the_remedy_names_the_settings_that_help():
-    with pytest.raises(DataError, match=r"merge them with data.merge_labels similar"):
+    with pytest.raises(DataError, match=r"merge them with data.classes.merge similar"):
         resolve(["Ant", "bee"], ClassRules(known=("ant", "bee")))
-    with pytest.raises(DataError, match=r"data.class_names and data.label_values say which label is which class"):
+    with pytest.raises(DataError, match=r"data.classes.names and data.classes.values say which label is which class"):
         resolve([1, 2], ClassRules(known=("ant", "bee")))
     assert resolve([1, 2], ClassRules(("ant", "bee"), (1, 2), known=("ant", "bee")))[1] == ["ant", "bee"]
-    with pytest.raises(DataError, match=r"data.label_values, such as \['n1', 'n2'\]"):
+    with pytest.raises(DataError, match=r"data.classes.values, such as \['n1', 'n2'\]"):
         resolve(["n1", "n2"], ClassRules(("tench", "goldfish")))
 
 
@@ -256,7 +260,7 @@ def test_other_spellings_of_names_in_the_data_are_no_order():
 @pytest.mark.parametrize("mark", ["|", ";", ", "])
 def test_names_that_join_others_are_reported(mark):
     (line,) = describe_doubtful(["ant", "bee", f"ant{mark}bee"])
-    assert f"1 class names join others, such as 'ant{mark}bee'; data.label_separator '{mark.strip()}'" in line
+    assert f"1 class names join others, such as 'ant{mark}bee'; data.table.label_separator '{mark.strip()}'" in line
     assert describe_doubtful(["ant", "bee", f"ant{mark}wasp", "a,b"]) == []
     assert "a class is called 'NaN'" in describe_doubtful(["ant", "NaN"])[0]
 

@@ -131,7 +131,7 @@ def test_edges_are_slopes():
 
 
 def test_edges_join_any_source():
-    data = open_data(DataConfig(spectral="edges", batch_size=5), (12, 10))
+    data = open_data(DataConfig(spectral={"derive": "edges"}, batch_size=5), (12, 10))
     assert data.source.bands == {"image": ("gray",), "spectral": ("edge_x", "edge_y")}
     batch = next(iter(data.loader("test")))
     assert torch.equal(batch["spectral"], edges(batch["image"]))

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from tests.cli.test_verbs import SMALL
 from tests.images import embed_images, make_folder, save_image
+from tests.settings import data_config
 from vitrail.cli import inspect
 from vitrail.cli.main import main
-from vitrail.config.data import DataConfig
 from vitrail.data.dataset import open_data
 from vitrail.data.images import read_image
 from vitrail.errors import ConfigError, DataError
@@ -31,14 +31,14 @@ def _config(source, folder, **settings):
         )
         settings["path"] = str(folder / "x.npz")
     elif source == "synthetic_leaves":
-        settings["num_images"] = 40
-    return DataConfig(source=source, batch_size=4, **settings)
+        settings["leaves__num_images"] = 40
+    return data_config(source=source, batch_size=4, **settings)
 
 
 @pytest.mark.parametrize("source", ["folder", "parquet", "arrays", "digits", "synthetic_leaves"])
 @pytest.mark.parametrize(("crop_pct", "size"), [(0.875, (16, 16)), (0.7, (13, 18))])
 def test_evaluation_sees_the_centre_and_training_all(tmp_path, source, crop_pct, size):
-    config = _config(source, tmp_path, crop_pct=crop_pct, num_workers=0)
+    config = _config(source, tmp_path, images__crop_pct=crop_pct, loader__num_workers=0)
     data = open_data(config, size)
     larger = (math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct))
     whole = open_data(_config(source, tmp_path / "again" if source == "folder" else tmp_path), larger)
@@ -59,9 +59,9 @@ def test_evaluation_sees_the_centre_and_training_all(tmp_path, source, crop_pct,
 
 
 def test_worker_processes_crop_too(tmp_path):
-    config = _config("folder", tmp_path, crop_pct=0.8)
+    config = _config("folder", tmp_path, images__crop_pct=0.8)
     alone, processes = (
-        [b["image"] for b in open_data(config.__class__(**{**vars(config), "num_workers": n}), (12, 12)).loader("val")]
+        [b["image"] for b in open_data(config.changed({"loader.num_workers": n}), (12, 12)).loader("val")]
         for n in (0, 1)
     )
     assert all(map(torch.equal, alone, processes))
@@ -69,14 +69,14 @@ def test_worker_processes_crop_too(tmp_path):
 
 @pytest.mark.parametrize("value", [0.0, -0.5, 1.01])
 def test_shares_out_of_range_are_refused(value):
-    with pytest.raises(ConfigError, match=r"data\.crop_pct must be above 0 and at most 1"):
-        DataConfig(crop_pct=value)
+    with pytest.raises(ConfigError, match=r"data\.images\.crop_pct must be above 0 and at most 1"):
+        data_config(images__crop_pct=value)
 
 
 def test_a_source_that_does_not_resize_is_refused():
-    data = open_data(DataConfig(crop_pct=0.5), (8, 8))
+    data = open_data(data_config(images__crop_pct=0.5), (8, 8))
     data.source._images = data.source._images[..., :7, :7]
-    with pytest.raises(DataError, match=r"set data\.crop_pct 1"):
+    with pytest.raises(DataError, match=r"set data\.images\.crop_pct 1"):
         data.load([0])
 
 
@@ -106,7 +106,8 @@ def test_a_run_keeps_its_margin_everywhere(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "images", splits=("train", "val"), per_class=4)
     run = tmp_path / "run"
     assert main(["train", *SMALL, "--data.source", "folder", "--data.path", str(folder), "--data.img_size", "16",
-                 "--data.crop_pct", "0.8", "--trainer.precision", "32-true", "--run.dir", str(run)]) == 0  # fmt: skip
+                 "--data.images.crop_pct", "0.8", "--trainer.precision", "32-true",
+                 "--run.dir", str(run)]) == 0  # fmt: skip
     card = json.loads((run / "model.json").read_text())
     assert card["crop_pct"] == 0.8
     trained, photo = load_trained(run), save_image(tmp_path / "photo.png", (50, 70))

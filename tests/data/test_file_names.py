@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.images import save_image
+from tests.settings import data_config
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
@@ -53,7 +54,7 @@ def test_each_family_is_found_and_kept_together_by_the_proposed_group(kind, suff
         assert members == {group}
     (line,) = describe_families(keys, halves(keys))
     assert re.match(r"\d+ of 18 families of names \(72 images", line)
-    assert "data.group" in line
+    assert "data.splitting.group" in line
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_families_across_given_splits_have_another_remedy():
     keys = [f"{split}/a/x{i}_jpg.rf.{'ab12' * 8}{split}.jpg" for split in ("train", "test") for i in range(4)]
     (line,) = describe_families(keys, {"train": range(4), "test": range(4, 8)}, given=True)
     assert "4 of 4 families" in line
-    assert "data.group" not in line
+    assert "data.splitting.group" not in line
     assert describe_families(keys, {"train": range(8)}) == []
 
 
@@ -88,7 +89,7 @@ def test_frames_of_clips_are_asked_about():
     keys = [f"{label}/clip_{c}/frame_{i:04d}.png" for label in "ab" for c in range(4) for i in range(6)]
     (line,) = describe_families(keys, halves(keys))
     assert "8 of 8 folders of consecutive frames" in line
-    assert "--data.group '^(.*)/[^/]+$'" in line
+    assert "--data.splitting.group '^(.*)/[^/]+$'" in line
     # Frames directly in a class folder are images of that class; short numbers are no frames.
     for plain in ([f"a/{i:05d}.png" for i in range(9)], [f"a/day{d}/{i}.png" for d in range(3) for i in range(9)]):
         assert describe_families(plain, halves(plain)) == []
@@ -109,12 +110,12 @@ def test_the_leak_is_gone_with_the_proposed_group(tmp_path, capsys, kind):
         for i in range(14):
             for name in copies(kind, f"leaf{label}{i}", rng):
                 save_image(tmp_path / label / f"{name}.jpg", (9, 9), seed=i)
-    config = {"source": "folder", "path": str(tmp_path), "val_fraction": 0.2}
-    open_data(DataConfig(**config), (8, 8))
+    config = {"source": "folder", "path": str(tmp_path), "splitting__val_fraction": 0.2}
+    open_data(data_config(**config), (8, 8))
     told = capsys.readouterr().err
     assert "of 28 families of names (112 images" in told
-    pattern = re.search(r"--data\.group '(.*)' keeps", told).group(1)
-    data = open_data(DataConfig(**config, group=pattern), (8, 8))
+    pattern = re.search(r"--data.splitting.group '(.*)' keeps", told).group(1)
+    data = open_data(data_config(**config, splitting__group=pattern), (8, 8))
     assert "families" not in capsys.readouterr().err
     stems = {
         split: {re.search(r"leaf[ab]\d+", data.source.keys[i]).group() for i in rows}
@@ -134,7 +135,7 @@ def test_the_audit_names_families(tmp_path, capsys):
                 save_image(tmp_path / label / f"{name}.jpg", (16, 16), seed=100 * i + k)
     main(["data", "audit", "--data.source", "folder", "--data.path", str(tmp_path)])
     told = capsys.readouterr().err
-    assert re.search(r"\d+ of 24 families of names \(96 images.* lie in several splits: --data\.group", told)
+    assert re.search(r"\d+ of 24 families of names \(96 images.* lie in several splits: --data.splitting.group", told)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_series_dates_and_measurements_are_no_families(names):
 
 
 def test_names_are_read_where_images_are_files_alone(capsys):
-    config = DataConfig(source="synthetic_leaves", num_images=60)
+    config = DataConfig(source="synthetic_leaves", leaves={"num_images": 60})
     assert not open_data(config, (16, 16)).source.named
     assert "consecutive frames" not in capsys.readouterr().err
 
@@ -208,6 +209,6 @@ def test_bands_of_cameras_are_proposed_where_a_few_lack_or_have_more(bands):
         describe_band_files(some) for some in (keys, keys[1:], [*keys, *(f"a/IMG_{i:04d}_thumb.jpg" for i in range(9))])
     ]
     assert [len(line) for line in lines] == [1, 1, 1]
-    pattern = re.search(r"--data\.band_files '(.*?)' --data", lines[0][0]).group(1)
+    pattern = re.search(r"--data.bands.files '(.*?)' --data", lines[0][0]).group(1)
     assert {re.search(pattern, key.rpartition("/")[2])["band"] for key in keys} == set(bands)
     assert describe_band_files([f"a/knee{i}_{side}.png" for i in range(9) for side in "RL"]) == []

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.images import make_folder, save_image
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.images import read_image
@@ -17,7 +18,7 @@ from vitrail.errors import ConfigError, DataError
 
 
 def folder(path, **settings):
-    return open_data(DataConfig(source="folder", path=str(path), **settings), (12, 16))
+    return open_data(data_config(source="folder", path=str(path), **settings), (12, 16))
 
 
 def test_split_folders(tmp_path):
@@ -37,12 +38,14 @@ def test_split_folders(tmp_path):
 
 def test_a_folder_without_splits_is_split_by_class_and_always_the_same_way(tmp_path):
     make_folder(tmp_path, splits=(), per_class=20)
-    data = folder(tmp_path, val_fraction=0.2, test_fraction=0.1, split="exact")
+    data = folder(tmp_path, splitting__val_fraction=0.2, splitting__test_fraction=0.1, split="exact")
     assert {k: len(v) for k, v in data.splits.items()} == {"train": 28, "val": 8, "test": 4}
     for indices in data.splits.values():
         assert np.bincount(data.source.targets[indices]).tolist() == [len(indices) // 2] * 2
     assert sorted(i for indices in data.splits.values() for i in indices) == list(range(40))
-    assert folder(tmp_path, val_fraction=0.2, test_fraction=0.1, split="exact").splits == data.splits
+    assert (
+        folder(tmp_path, splitting__val_fraction=0.2, splitting__test_fraction=0.1, split="exact").splits == data.splits
+    )
 
 
 def test_train_alone_is_split_too_and_test_may_be_set_apart(tmp_path):
@@ -188,7 +191,7 @@ def test_faulty_folders_are_refused(tmp_path):
 def test_worker_processes_give_the_same_batches(tmp_path):
     make_folder(tmp_path)
     batches = [
-        [b["image"] for b in folder(tmp_path, num_workers=n, batch_size=5).loader("train", shuffle_seed=3)]
+        [b["image"] for b in folder(tmp_path, loader__num_workers=n, batch_size=5).loader("train", shuffle_seed=3)]
         for n in (0, 2)
     ]
     assert len(batches[0]) == 3

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.images import make_folder, save_image
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.sources.folder_names import are_bands, guess_split, images_and_masks
@@ -10,7 +11,7 @@ from vitrail.errors import DataError
 
 
 def folder(path, **settings):
-    return open_data(DataConfig(source="folder", path=str(path), **settings), (8, 8))
+    return open_data(data_config(source="folder", path=str(path), **settings), (8, 8))
 
 
 def fill(root, *paths, number=12):
@@ -40,9 +41,9 @@ def test_folders_with_the_same_folders_inside_are_asked_about(tmp_path, capsys):
     fill(tmp_path / "d", *(f"{probe}/{name}" for probe in ("convex", "linear") for name in ("covid", "regular")))
     with pytest.raises(DataError, match=r"classes seem to be covid, regular.*label_pattern"):
         folder(tmp_path / "d")
-    inner = folder(tmp_path / "d", label_pattern="([^/]+)/[^/]+$")
+    inner = folder(tmp_path / "d", classes__label_pattern="([^/]+)/[^/]+$")
     assert inner.source.classes == ("covid", "regular")
-    assert folder(tmp_path / "d", label_pattern="^([^/]+)/").source.classes == ("convex", "linear")
+    assert folder(tmp_path / "d", classes__label_pattern="^([^/]+)/").source.classes == ("convex", "linear")
     # Sub-folders that differ, one sub-folder each, and images beside them are no sets of classes.
     fill(tmp_path / "e", "cat/day1", "cat/day2", "dog/day2", "dog/day3")
     fill(tmp_path / "f", "cat/images", "dog/images")
@@ -89,9 +90,9 @@ def test_bands_in_folders_are_no_classes(tmp_path, names):
             save_image(tmp_path / "a" / name / f"{i}.png", (9, 9), mode="L")
             save_image(tmp_path / "b" / name / f"{name}_{i}.png", (9, 9), mode="L")
     with pytest.raises(DataError, match="look like bands of the same images"):
-        folder(tmp_path / "a", color="gray")
+        folder(tmp_path / "a", images__color="gray")
     # The same names of folders with other files inside are classes: red and green apples.
-    assert folder(tmp_path / "b", color="gray").source.classes == tuple(sorted(names))
+    assert folder(tmp_path / "b", images__color="gray").source.classes == tuple(sorted(names))
 
 
 @pytest.mark.parametrize("name", ["test", "Testing", "val"])
@@ -200,9 +201,11 @@ def test_training_images_without_class_folders_are_classed_by_their_names(tmp_pa
     for i in range(24):
         save_image(tmp_path / "train" / f"{('cat', 'dog')[i % 2]}.{i}.png", (9, 9), seed=i)
     fill(tmp_path, "test1", number=3)
-    with pytest.raises(DataError, match=r"train holds 24 images and no class folders.*--data\.label_pattern REGEX"):
+    with pytest.raises(
+        DataError, match=r"train holds 24 images and no class folders.*--data.classes.label_pattern REGEX"
+    ):
         folder(tmp_path)
-    assert folder(tmp_path / "train", label_pattern=r"^(\w+)\.").source.classes == ("cat", "dog")
+    assert folder(tmp_path / "train", classes__label_pattern=r"^(\w+)\.").source.classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize("labels", [("a", "b"), ("0", "1", "2")])
@@ -210,7 +213,7 @@ def test_a_set_inside_itself_is_no_class(tmp_path, labels):
     fill(tmp_path, *labels, *(f"set/{label}" for label in labels), number=6)
     with pytest.raises(DataError, match=r"set holds folders named like the classes beside it.*label_pattern"):
         folder(tmp_path)
-    assert folder(tmp_path, label_pattern="([^/]+)/[^/]+$").source.classes == labels
+    assert folder(tmp_path, classes__label_pattern="([^/]+)/[^/]+$").source.classes == labels
 
 
 @pytest.mark.parametrize("splits", [("train",), ("train", "test")])
@@ -220,7 +223,7 @@ def test_one_folder_between_splits_and_classes_is_named(tmp_path, splits):
         DataError, match=r"one class only \(images\).*classes \(a; b\).*'\(\[\^/\]\+\)/\[\^/\]\+\$' takes"
     ):
         folder(tmp_path)
-    assert folder(tmp_path, label_pattern="([^/]+)/[^/]+$").source.classes == ("a", "b")
+    assert folder(tmp_path, classes__label_pattern="([^/]+)/[^/]+$").source.classes == ("a", "b")
 
 
 def test_folds_and_objects_with_splits_inside_are_no_classes(tmp_path):

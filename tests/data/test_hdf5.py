@@ -6,14 +6,14 @@ import h5py
 import numpy as np
 import pytest
 
-from vitrail.config import DataConfig
+from tests.settings import data_config
 from vitrail.data import open_data
 from vitrail.data.sources.hdf5 import read_hdf5
 from vitrail.errors import ConfigError, DataError, VitrailError
 
 
 def opened(path, **settings):
-    return open_data(DataConfig(source="arrays", path=str(path), **settings), (8, 8)).source
+    return open_data(data_config(source="arrays", path=str(path), **settings), (8, 8)).source
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def test_data_sets_by_their_paths(tmp_path, images, suffix, prefix):
         file["all/pixels"] = pixels
         file["all/kind"] = labels
         file["all/weight"] = np.zeros(40)
-    source = opened(tmp_path / f"x{suffix}", cube=f"{prefix}all/pixels", labels=f"{prefix}all/kind")
+    source = opened(tmp_path / f"x{suffix}", arrays__cube=f"{prefix}all/pixels", arrays__labels=f"{prefix}all/kind")
     np.savez(tmp_path / "x.npz", pixels=pixels, kind=labels)
-    same = opened(tmp_path / "x.npz", cube="pixels", labels="kind")
+    same = opened(tmp_path / "x.npz", arrays__cube="pixels", arrays__labels="kind")
     assert source.targets.tolist() == same.targets.tolist() == labels.tolist()
     assert np.array_equal(source.load(range(40))["image"], same.load(range(40))["image"])
     with pytest.raises(ConfigError, match=r"which array of .* holds the labels"):
         opened(tmp_path / f"x{suffix}")
     with pytest.raises(ConfigError, match=r"has no array 'all/pixel'.* did you mean 'all/pixels'"):
-        opened(tmp_path / f"x{suffix}", cube="all/pixel", labels="all/kind")
+        opened(tmp_path / f"x{suffix}", arrays__cube="all/pixel", arrays__labels="all/kind")
 
 
 @pytest.mark.parametrize("kind", ["variable", "fixed"])
@@ -52,7 +52,7 @@ def test_names_and_booleans(tmp_path, images, kind):
         file.create_dataset("labels", data=content.astype(object if kind == "variable" else dtype), dtype=dtype)
         file["flags"] = labels.astype(bool)
     assert opened(tmp_path / "x.h5").classes == ("blé", "maïs")
-    assert opened(tmp_path / "x.h5", labels="flags").targets.tolist() == labels.tolist()
+    assert opened(tmp_path / "x.h5", arrays__labels="flags").targets.tolist() == labels.tolist()
 
 
 def write_matlab(path, variables):
@@ -119,7 +119,7 @@ def test_a_scene_of_matlab_is_that_of_an_older_file(tmp_path, flat):
         }
     scipy.io.savemat(tmp_path / "old.mat", content)
     write_matlab(tmp_path / "new.mat", {**content, **({"nRow": float(H), "nCol": float(W)} if flat else {})})
-    settings = {"cube": "Y", "labels": "gt", "scale": 4000.0, "patch": 5, "block": 8}
+    settings = {"arrays__cube": "Y", "arrays__labels": "gt", "scale": 4000.0, "arrays__patch": 5, "arrays__block": 8}
     old, new = (opened(tmp_path / f"{name}.mat", **settings) for name in ("old", "new"))
     assert len(old) > 100
     assert [key.split("/")[1] for key in old.keys] == [key.split("/")[1] for key in new.keys]
@@ -128,7 +128,7 @@ def test_a_scene_of_matlab_is_that_of_an_older_file(tmp_path, flat):
     assert np.array_equal(old.load(range(50))["image"], new.load(range(50))["image"])
     top, left = new.scene.corners[7]
     wanted = cube[top : top + 5, left : left + 5].transpose(2, 0, 1) / 4000
-    config = DataConfig(source="arrays", path=str(tmp_path / "new.mat"), **settings)
+    config = data_config(source="arrays", path=str(tmp_path / "new.mat"), **settings)
     assert np.allclose(open_data(config, (5, 5)).source.load([7])["image"][0], wanted, atol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_large_arrays_that_nothing_names_are_not_read(tmp_path, images):
         file["images"], file["labels"], file["names"] = pixels, labels, np.array(["a", "b"], dtype=object)
         file["large"] = np.zeros(2**16 + 1)
     assert set(read_hdf5(tmp_path / "x.any", {"images", "labels"})) == {"images", "labels", "names"}
-    source = opened(tmp_path / "x.any", cube="images", labels="/labels")
+    source = opened(tmp_path / "x.any", arrays__cube="images", arrays__labels="/labels")
     assert source.classes == ("a", "b")
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.errors import ConfigError, DataError, VitrailError
@@ -35,8 +36,8 @@ def _rows(numbers, **extra):
 
 
 def _open(path, **settings):
-    settings = {"label_column": "kind", **settings}
-    return open_data(DataConfig(source="hf", path=str(path), **settings), (6, 7))
+    settings = {"table__label_column": "kind", **settings}
+    return open_data(data_config(source="hf", path=str(path), **settings), (6, 7))
 
 
 def _levels(data, split):
@@ -59,7 +60,7 @@ def test_chosen_rows_keep_their_order(tmp_path):
     rows = _rows(range(20)).shuffle(seed=3).select(range(5, 17))
     wanted = sorted(int(np.asarray(row["photo"])[0, 0, 0]) for row in rows)
     rows.save_to_disk(str(tmp_path / "saved"))
-    data = _open(tmp_path / "saved", val_fraction=0.0, test_fraction=0.0)
+    data = _open(tmp_path / "saved", splitting__val_fraction=0.0, splitting__test_fraction=0.0)
     assert _levels(data, "train") == wanted
 
 
@@ -68,7 +69,9 @@ def test_a_folder_of_images_through_the_library(tmp_path):
         place = tmp_path / "photos" / "train" / ("emu", "cat")[i % 2] / f"{i}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(_pixels(i)).save(place)
-    data = _open(tmp_path / "photos", label_column=None, val_fraction=0.0, test_fraction=0.0)
+    data = _open(
+        tmp_path / "photos", table__label_column=None, splitting__val_fraction=0.0, splitting__test_fraction=0.0
+    )
     assert data.source.classes == ("cat", "emu")
     assert _levels(data, "train") == [9 * i + 1 for i in range(8)]
 
@@ -81,11 +84,11 @@ def test_what_cannot_be_had(tmp_path):
     with pytest.raises(DataError, match=r"no column of images .*only text"):
         _open(tmp_path / "text")
     with pytest.raises(DataError, match="did you mean 'photo'"):
-        _open(tmp_path / "saved", image_column="phot")
+        _open(tmp_path / "saved", table__image_column="phot")
     with pytest.raises(DataError, match="did you mean 'kind'"):
-        _open(tmp_path / "saved", label_column="kin")
+        _open(tmp_path / "saved", table__label_column="kin")
     with pytest.raises(ConfigError, match=r"no meaning for data\.source parquet"):
-        open_data(DataConfig(source="parquet", path=str(tmp_path), subset="x"), (6, 7))
+        open_data(DataConfig(source="parquet", path=str(tmp_path), table={"subset": "x"}), (6, 7))
 
 
 def test_without_the_extra(tmp_path, monkeypatch):

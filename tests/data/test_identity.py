@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.images import embed_images, make_folder
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.dataset import split_by_rule
@@ -96,13 +97,13 @@ def test_data_of_every_kind_that_moved_keeps_its_split(tmp_path, kind):
         place, other = tmp_path / "here.parquet", tmp_path / "there.parquet"
     else:
         place, other = tmp_path / "here.npz", tmp_path / "there.npz"
-        more = {"scale": 1.0, "cube": "images", "labels": "labels"}
+        more = {"scale": 1.0, "arrays__cube": "images", "arrays__labels": "labels"}
         if kind == "scene":
-            more |= {"patch": 3, "block": 4}
+            more |= {"arrays__patch": 3, "arrays__block": 4}
             np.savez(place, images=rng.random((40, 40, 4), dtype=np.float32), labels=rng.integers(0, 3, (40, 40)))
         else:
             _arrays(place, np.arange(60))
-    config = DataConfig(source="arrays" if kind == "scene" else kind, path=str(place), **more)
+    config = data_config(source="arrays" if kind == "scene" else kind, path=str(place), **more)
     before = open_data(config, (8, 8))
     known = _record(before)
     if kind == "folder":
@@ -114,7 +115,7 @@ def test_data_of_every_kind_that_moved_keeps_its_split(tmp_path, kind):
         _arrays(other, rng.permutation(60))
     else:
         place.rename(other)
-    moved = DataConfig(source=config.source, path=str(other), **more)
+    moved = data_config(source=config.source, path=str(other), **more)
     for size in ((8, 8), (5, 7)):  # whatever the size that images are brought to
         after = open_data(moved, size, before.source.classes, split=False, known=known)
         assert after.recognition.complete

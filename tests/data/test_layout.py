@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
-from vitrail.config import DataConfig
+from tests.settings import data_config
 from vitrail.data import open_data
 from vitrail.errors import DataError
 
 
 def opened(path, x, labels, **settings):
     np.savez(path, x=x, labels=labels)
-    config = DataConfig(source="arrays", path=str(path), cube="x", patch=3, block=4, **settings)
+    config = data_config(
+        source="arrays", path=str(path), arrays__cube="x", arrays__patch=3, arrays__block=4, **settings
+    )
     return open_data(config, (4, 4))
 
 
@@ -27,18 +29,18 @@ def names(number):
 def test_images_of_one_possible_layout(tmp_path, shape, number):
     x = np.random.default_rng(0).integers(0, 255, (10, *shape)).astype("uint8")
     first = shape[0] == number or (number is None and shape[0] < min(shape[1:]))
-    data = opened(tmp_path / "x.npz", x, np.arange(10) % 2, band_names=names(number))
+    data = opened(tmp_path / "x.npz", x, np.arange(10) % 2, bands__names=names(number))
     assert len(data.source.bands["image"]) == (shape[0] if first else shape[2])
 
 
 @pytest.mark.parametrize(("shape", "number"), ASKED)
 def test_images_of_two_possible_layouts_are_asked_about(tmp_path, shape, number):
     x = np.random.default_rng(0).integers(0, 255, (10, *shape)).astype("uint8")
-    with pytest.raises(DataError, match=r"are the bands last or first\? .*--data\.layout channels_last"):
-        opened(tmp_path / "x.npz", x, np.arange(10) % 2, band_names=names(number))
+    with pytest.raises(DataError, match=r"are the bands last or first\? .*--data.arrays.layout channels_last"):
+        opened(tmp_path / "x.npz", x, np.arange(10) % 2, bands__names=names(number))
     for layout, bands in (("channels_first", shape[0]), ("channels_last", shape[2])):
         if number in (None, bands):
-            data = opened(tmp_path / "x.npz", x, np.arange(10) % 2, band_names=names(number), layout=layout)
+            data = opened(tmp_path / "x.npz", x, np.arange(10) % 2, bands__names=names(number), arrays__layout=layout)
             assert len(data.source.bands["image"]) == bands
 
 
@@ -57,6 +59,8 @@ def test_scenes_that_are_cubes_are_asked_about(tmp_path):
     x, plane = rng.integers(0, 255, (20, 20, 20)).astype("uint8"), rng.integers(1, 3, (20, 20))
     with pytest.raises(DataError, match=r"are the bands last or first\?"):
         opened(tmp_path / "s.npz", x, plane)
-    first = opened(tmp_path / "s.npz", x, plane, layout="channels_first").source.load([0])["image"]
-    last = opened(tmp_path / "s.npz", x.transpose(1, 2, 0), plane, layout="channels_last").source.load([0])["image"]
+    first = opened(tmp_path / "s.npz", x, plane, arrays__layout="channels_first").source.load([0])["image"]
+    last = opened(tmp_path / "s.npz", x.transpose(1, 2, 0), plane, arrays__layout="channels_last").source.load([0])[
+        "image"
+    ]
     assert (first == last).all()

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.images import make_folder, save_image
+from tests.settings import data_config
 from vitrail.cli.main import main
 from vitrail.config import DataConfig
 from vitrail.data import open_data
@@ -22,7 +23,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "4d7a" * 1
 
 
 def folder(path, **settings):
-    return open_data(DataConfig(source="folder", path=str(path), **settings), (8, 8))
+    return open_data(data_config(source="folder", path=str(path), **settings), (8, 8))
 
 
 def names(listing):
@@ -79,7 +80,7 @@ def test_a_damaged_file_among_images_without_suffix_is_an_error_and_a_text_is_no
         for i in range(8):
             encode(tmp_path / name / f"0{i}ab", "PNG")
         (tmp_path / name / "LICENSE").write_text("free")
-    assert len(folder(tmp_path, val_fraction=0.2).source) == 16
+    assert len(folder(tmp_path, splitting__val_fraction=0.2).source) == 16
     (tmp_path / "dark" / "broken").write_bytes(b"\0" * 300)
     with pytest.raises(DataError, match=r"1 of 17 files.*broken"):
         folder(tmp_path)
@@ -121,14 +122,14 @@ def test_a_file_behind_several_links_counts_once_a_class(tmp_path, capsys):
         (tmp_path / "train" / "dark" / f"link{i}{first.suffix}").symlink_to(first)
     assert len(folder(tmp_path).source) == 20
     assert "3 images reached through links a second time, taken once" in capsys.readouterr().err
-    assert len(folder(tmp_path, repeated_files="each").source) == 23
+    assert len(folder(tmp_path, images__repeated_files="each").source) == 23
     assert "3 images reached through links a second time, taken each time" in capsys.readouterr().err
     other = next((tmp_path / "train" / "light").iterdir())
     (tmp_path / "val" / "light" / other.name).unlink(missing_ok=True)
     (tmp_path / "val" / "light" / f"copy{other.suffix}").symlink_to(other)
     for repeated in ("once", "each"):
         with pytest.raises(DataError, match=r"1 file in several .*\(train/light\) and .*copy.*\(val/light\)"):
-            folder(tmp_path, repeated_files=repeated)
+            folder(tmp_path, images__repeated_files=repeated)
 
 
 def test_one_file_in_two_classes_names_both(tmp_path):
@@ -176,13 +177,13 @@ def test_pointers_are_counted_and_left_out_on_request(tmp_path):
     with pytest.raises(DataError, match=r"^4 of 28 files are Git LFS pointers .*: run `git lfs pull`") as told:
         folder(tmp_path)
     assert str(told.value).count("git lfs pull") == 1
-    skipped = folder(tmp_path, on_unreadable="skip")
+    skipped = folder(tmp_path, errors__on_unreadable="skip")
     assert len(skipped.source) == 24
     assert all("git lfs pull" in problem for _, problem in skipped.source.left_out)
     for i in range(4):
         (tmp_path / "dark" / f"p{i}.jpg").rename(tmp_path / "dark" / f"p{i}.tif")
     with pytest.raises(DataError, match=r"^4 of 28 files are Git LFS pointers"):
-        folder(tmp_path, band_names=("r", "g", "b"))
+        folder(tmp_path, bands__names=("r", "g", "b"))
     assert is_lfs_pointer(POINTER.encode())
     assert not is_lfs_pointer(POINTER.encode() * 20)
 
@@ -192,7 +193,7 @@ def test_a_class_without_an_image_that_can_be_read_is_named(tmp_path):
     (tmp_path / "rare").mkdir()
     (tmp_path / "rare" / "0.jpg").write_bytes(b"\xff\xd8\xff cut")
     with pytest.raises(DataError, match="no image of rare can be read"):
-        folder(tmp_path, on_unreadable="skip")
+        folder(tmp_path, errors__on_unreadable="skip")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -202,16 +203,16 @@ def test_one_remedy_for_a_whole_set_of_gray_images(tmp_path, suffix):
             save_image(tmp_path / name / f"{i}{suffix}", mode="L", seed=i)
     with pytest.raises(DataError, match=r"24 of 24 images have 1 band \(L\)") as told:
         folder(tmp_path)
-    assert "--data.color gray" in str(told.value)
+    assert "--data.images.color gray" in str(told.value)
     assert str(told.value).count("on_band_mismatch") == 1
-    assert str(told.value).index("--data.color gray") < str(told.value).index("on_band_mismatch")
-    assert len(folder(tmp_path, color="gray").source) == 24
+    assert str(told.value).index("--data.images.color gray") < str(told.value).index("on_band_mismatch")
+    assert len(folder(tmp_path, images__color="gray").source) == 24
     # A few gray ones among others are no gray set.
     make_folder(tmp_path / "few", splits=(), per_class=12)
     save_image(tmp_path / "few" / "dark" / f"gray{suffix}", mode="L")
     with pytest.raises(DataError, match="gray") as told:
         folder(tmp_path / "few")
-    assert "--data.color gray" not in str(told.value)
+    assert "--data.images.color gray" not in str(told.value)
 
 
 def test_the_remedy_for_deep_images_fits_their_format(tmp_path):
@@ -219,7 +220,7 @@ def test_the_remedy_for_deep_images_fits_their_format(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(3):
             tifffile.imwrite(tmp_path / name / f"{i}.tif", np.full((9, 9), 900 + i, np.uint16))
-    with pytest.raises(DataError, match=r"6 of 6 images have more than 8 bits a band .*data\.band_names") as told:
+    with pytest.raises(DataError, match=r"6 of 6 images have more than 8 bits a band .*data.bands.names") as told:
         folder(tmp_path)
     assert "make it a TIFF" not in str(told.value)
 
@@ -244,7 +245,7 @@ def test_animations_palettes_and_transparent_images_have_remedies_of_their_own(t
         folder(tmp_path / "gif")
     assert "color gray" not in str(told.value)
     assert str(told.value).count("on_band_mismatch") == 1
-    assert len(folder(tmp_path / "gif", on_band_mismatch="convert").source) == 24
+    assert len(folder(tmp_path / "gif", errors__on_band_mismatch="convert").source) == 24
     with pytest.raises(DataError, match=r"^24 of 24 images have 4 bands \(RGBA\) and are partly transparent") as told:
         folder(tmp_path / "clear")
     assert str(told.value).count("on_band_mismatch") == 1
@@ -293,7 +294,7 @@ def test_a_run_inside_its_images_resumes_and_is_no_data_of_the_next(tmp_path):
     for i in range(20):
         save_image(tmp_path / "pile" / f"{i}.png", seed=i)
     words = (
-        f"--data.source unlabelled --data.path {tmp_path}/pile --data.img_size 16 --data.num_workers 0 "
+        f"--data.source unlabelled --data.path {tmp_path}/pile --data.img_size 16 --data.loader.num_workers 0 "
         "--model.name vit --model.patch_size 8 --model.embed_dim 8 --model.depth 1 --model.num_heads 2 "
         "--trainer.accelerator cpu --run.tensorboard false --task.name simmim --task.mask_size 8 "
         "--task.watch_every 0 --run.explain_images 1"

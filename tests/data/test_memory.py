@@ -16,7 +16,7 @@ from vitrail.data.sources.memory import InMemory
 def test_kept_images_are_the_same_and_read_once(tmp_path, seed, monkeypatch):
     make_folder(tmp_path, per_class=5, seed=seed)
     plain = open_data(DataConfig(source="folder", path=str(tmp_path)), (9, 12))
-    kept = open_data(DataConfig(source="folder", path=str(tmp_path), cache=True), (9, 12))
+    kept = open_data(DataConfig(source="folder", path=str(tmp_path), loader={"cache": True}), (9, 12))
     assert isinstance(kept.source, InMemory)
     rng = np.random.default_rng(seed)
     for _ in range(6):
@@ -45,7 +45,9 @@ def test_eight_and_sixteen_bits_in_one_set(tmp_path):
             tifffile.imwrite(path, array, photometric="rgb")
             arrays.append((path, array / 65535))
     for cache in (False, True):
-        config = DataConfig(source="folder", path=str(tmp_path), band_names=("r", "g", "b"), scale=65535, cache=cache)
+        config = DataConfig(
+            source="folder", path=str(tmp_path), bands={"names": ("r", "g", "b")}, scale=65535, loader={"cache": cache}
+        )
         source = open_data(config, (6, 6), split=False).source
         for rows in ([0, 1], [4], list(range(8))):
             for row, x in zip(rows, source.load(rows)["image"], strict=True):
@@ -56,7 +58,9 @@ def test_eight_and_sixteen_bits_in_one_set(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_are_floats_from_any_number_of_workers(tmp_path, workers):
     make_folder(tmp_path, per_class=4)
-    data = open_data(DataConfig(source="folder", path=str(tmp_path), num_workers=workers, batch_size=3), (8, 8))
+    data = open_data(
+        DataConfig(source="folder", path=str(tmp_path), loader={"num_workers": workers}, batch_size=3), (8, 8)
+    )
     assert data.source.read([0])["image"].dtype == torch.uint8
     for batch in data.loader("train"):
         assert batch["image"].dtype == torch.float32

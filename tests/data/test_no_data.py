@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.rasters import BANDS, write_classes, write_tiff
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.images import decode_picture
@@ -23,7 +24,7 @@ SIZE = (8, 8)
 
 
 def folder(root, size=SIZE, **settings):
-    return open_data(DataConfig(source="folder", path=str(root), band_names=BANDS, **settings), size)
+    return open_data(data_config(source="folder", path=str(root), bands__names=BANDS, **settings), size)
 
 
 KINDS = [("int16", -9999, "-9999"), ("uint16", 65535, "65535"), ("uint16", 0, "0"), ("float32", np.nan, "nan"),
@@ -38,10 +39,10 @@ def test_marked_pixels_are_no_measurements(tmp_path, kind, mark, text, way):
     x = rng.uniform(50, 150, (12, 2, 8, 8)).astype(kind)
     lost = rng.random((12, 8, 8)) < 0.3
     x[:, 1][lost] = mark
-    settings = {} if way == "tag" else {"nodata": text if text == "nan" else float(text)}
+    settings = {} if way == "tag" else {"values__nodata": text if text == "nan" else float(text)}
     if way == "array":
         np.savez(tmp_path / "x.npz", images=x, labels=np.arange(12) % 2)
-        config = DataConfig(source="arrays", path=str(tmp_path / "x.npz"), band_names=BANDS, scale=200, **settings)
+        config = data_config(source="arrays", path=str(tmp_path / "x.npz"), bands__names=BANDS, scale=200, **settings)
         data = open_data(config, SIZE)
         order = list(range(12))
     else:
@@ -74,9 +75,9 @@ def test_declarations_can_be_ignored_and_added_to(tmp_path):
     write_classes(tmp_path / "d", lambda c: x, nodata=-9999)
     shares = {}
     for name, nodata in (("files", None), ("more", 0.0)):
-        shares[name] = folder(tmp_path / "d", scale=200, nodata=nodata).measure().streams["image"][0].no_data
+        shares[name] = folder(tmp_path / "d", scale=200, values__nodata=nodata).measure().streams["image"][0].no_data
     assert shares == {"files": 2 / 8, "more": 3 / 8}
-    ignored = folder(tmp_path / "d", range=(-10000.0, 200.0), nodata=())
+    ignored = folder(tmp_path / "d", values__range=(-10000.0, 200.0), values__nodata=())
     assert ignored.measure().streams["image"][0].no_data == 0
 
 
@@ -84,11 +85,13 @@ def test_nan_is_refused_unless_it_is_declared(tmp_path):
     x = np.random.default_rng(1).random((2, 8, 8)).astype("float32")
     x[0, 0, 0], x[1, 3, 3] = np.nan, np.inf
     write_classes(tmp_path / "d", lambda c: x)
-    with pytest.raises(DataError, match=r"not finite \(1 NaN and 1 infinite\).*--data\.nodata '\[nan, inf, -inf\]'"):
+    with pytest.raises(
+        DataError, match=r"not finite \(1 NaN and 1 infinite\).*--data.values.nodata '\[nan, inf, -inf\]'"
+    ):
         folder(tmp_path / "d", scale=1)
-    with pytest.raises(DataError, match=r"not finite \(1 infinite\).*--data\.nodata '\[inf, -inf\]'"):
-        folder(tmp_path / "d", scale=1, nodata="nan")
-    data = folder(tmp_path / "d", scale=1, nodata=("nan", "inf"))
+    with pytest.raises(DataError, match=r"not finite \(1 infinite\).*--data.values.nodata '\[inf, -inf\]'"):
+        folder(tmp_path / "d", scale=1, values__nodata="nan")
+    data = folder(tmp_path / "d", scale=1, values__nodata=("nan", "inf"))
     assert data.source.load([0])["image"].isnan().sum() == 2
 
 
@@ -98,7 +101,9 @@ def test_images_without_much_data_are_named(tmp_path):
     empty = x.copy()
     empty[:, :5] = 0
     write_tiff(tmp_path / "d" / "1" / "3.tif", empty, nodata=0)
-    with pytest.warns(DataWarning, match=r"1 images are mostly no data: 1/3\.tif; remove them, or check data\.nodata"):
+    with pytest.warns(
+        DataWarning, match=r"1 images are mostly no data: 1/3\.tif; remove them, or check data.values.nodata"
+    ):
         data = folder(tmp_path / "d")
     assert any("of the values of vv, vh are no data, in 1 of 12 images" in note for note in data.source.value_notes)
 
@@ -181,7 +186,7 @@ def test_tables_of_images_hold_transparent_ones(tmp_path, small, monkeypatch):
         Image.fromarray(x, "RGBA").save(buffer, "PNG")
         rows.append({"bytes": buffer.getvalue(), "path": None})
     pq.write_table(pa.table({"image": rows, "label": np.arange(12) % 2}), tmp_path / "x.parquet")
-    config = DataConfig(source="parquet", path=str(tmp_path / "x.parquet"), on_band_mismatch="convert")
+    config = DataConfig(source="parquet", path=str(tmp_path / "x.parquet"), errors={"on_band_mismatch": "convert"})
     data = open_data(config, SIZE)
     streams = data.source.load(list(range(12)))["image"]
     assert streams[5, :, :4].isnan().all()
@@ -195,13 +200,13 @@ def test_a_scene_is_not_refused_for_nan_outside_of_its_labels(tmp_path):
     plane = rng.integers(1, 3, (20, 20))
     plane[0, 0], cube[0, 0] = 0, np.nan
     np.savez(tmp_path / "s.npz", cube=cube, labels=plane)
-    config = DataConfig(source="arrays", path=str(tmp_path / "s.npz"), scale=1, patch=3, block=5)
+    config = DataConfig(source="arrays", path=str(tmp_path / "s.npz"), scale=1, arrays={"patch": 3, "block": 5})
     data = open_data(config, (3, 3))
     assert data.source.load([0])["image"].isnan().sum() == 3
     assert data.source.values["image"].tally.no_data.sum() == 3
     cube[4, 4] = np.nan
     np.savez(tmp_path / "s.npz", cube=cube, labels=plane)
-    with pytest.raises(DataError, match=r"not finite \(3 NaN\).*--data\.nodata 'nan'"):
+    with pytest.raises(DataError, match=r"not finite \(3 NaN\).*--data.values.nodata 'nan'"):
         open_data(config, (3, 3))
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.sources import embedded
@@ -45,7 +46,7 @@ def write(path, number=24, labels=None, names=("cat", "dog", "emu"), struct=True
 
 
 def opened(path, size=(9, 11), **settings):
-    return open_data(DataConfig(source="parquet", path=str(path), **settings), size)
+    return open_data(data_config(source="parquet", path=str(path), **settings), size)
 
 
 @pytest.mark.parametrize("struct", [True, False])
@@ -83,7 +84,7 @@ def test_texts_and_unnamed_numbers_are_labels_too(tmp_path):
     write(tmp_path / "b.parquet", labels=[7 if i % 2 else 4 for i in range(24)], names=None)
     assert opened(tmp_path / "b.parquet").source.classes == ("4", "7")
     write(tmp_path / "c.parquet", names=None)
-    assert opened(tmp_path / "c.parquet", class_names=("x", "y", "z")).source.classes == ("x", "y", "z")
+    assert opened(tmp_path / "c.parquet", classes__names=("x", "y", "z")).source.classes == ("x", "y", "z")
 
 
 TYPES = [pa.int8(), pa.uint64(), pa.bool_(), pa.float32(), pa.string(), pa.dictionary(pa.int32(), pa.string())]
@@ -108,8 +109,8 @@ def test_keys_beyond_64_bits_with_a_sign(tmp_path):
     assert source.classes == tuple(map(str, sorted(keys)))
     assert source.targets.tolist() == [[2, 1, 0][i % 3] for i in range(24)]
     with pytest.raises(DataError, match="have no name"):
-        opened(tmp_path / "t.parquet", class_names=("x", "y", "z"))
-    named = opened(tmp_path / "t.parquet", class_names=("x", "y", "z"), label_values=tuple(keys)).source
+        opened(tmp_path / "t.parquet", classes__names=("x", "y", "z"))
+    named = opened(tmp_path / "t.parquet", classes__names=("x", "y", "z"), classes__values=tuple(keys)).source
     assert named.targets.tolist() == [i % 3 for i in range(24)]
 
 
@@ -138,7 +139,7 @@ def test_a_folder_of_shards_is_split_by_their_names(tmp_path):
 
 def test_groups_are_a_column(tmp_path):
     write(tmp_path / "t.parquet", number=25, extra={"plant": [f"p{i // 5}" for i in range(25)]})
-    data = opened(tmp_path / "t.parquet", split="grouped", group="plant")
+    data = opened(tmp_path / "t.parquet", split="grouped", splitting__group="plant")
     for rows in data.splits.values():
         assert {i // 5 for i in rows}.isdisjoint(
             {i // 5 for other in data.splits.values() if other is not rows for i in other}
@@ -154,7 +155,7 @@ def test_broken_images_are_all_named_or_left_out(tmp_path):
     table.to_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"3 of the 24 images.*x/3.png.*x/17.png.*x/20.png"):
         opened(tmp_path / "t.parquet")
-    data = opened(tmp_path / "t.parquet", on_unreadable="skip")
+    data = opened(tmp_path / "t.parquet", errors__on_unreadable="skip")
     assert [key for key, _ in data.source.left_out] == ["x/3.png", "x/17.png", "x/20.png"]
     assert len(data.source) == 21
     assert data.source.targets.tolist() == [i % 3 for i in range(24) if i not in (3, 17, 20)]
@@ -168,9 +169,9 @@ FAULTS = [
     ({"labels": [{"x": 1, "name": "a"}] * 24}, {}, r"'label' holds structs \(x, name\); take one of these fields"),
     ({"labels": [[{"x": 1}]] * 24}, {}, r"holds lists of structs \(x\)"),
     ({"labels": ["a", " ", *["b"] * 22], "names": None}, {}, "1 of 24 labels are missing"),
-    ({}, {"group_column": "plant"}, "no column 'plant'"),
-    ({}, {"label_column": "lable"}, "no column 'lable'.*did you mean 'label'"),
-    ({}, {"image_column": "label"}, "bytes of images are wanted"),
+    ({}, {"table__group_column": "plant"}, "no column 'plant'"),
+    ({}, {"table__label_column": "lable"}, "no column 'lable'.*did you mean 'label'"),
+    ({}, {"table__image_column": "label"}, "bytes of images are wanted"),
 ]
 
 
@@ -196,8 +197,8 @@ def test_what_is_no_parquet(tmp_path):
 
 
 def test_settings_of_other_sources_are_refused():
-    with pytest.raises(ConfigError, match=r"data.label_column 'x' has no meaning for data.source digits"):
-        open_data(DataConfig(label_column="x"), (8, 8))
+    with pytest.raises(ConfigError, match=r"data.table.label_column 'x' has no meaning for data.source digits"):
+        open_data(DataConfig(table={"label_column": "x"}), (8, 8))
 
 
 def test_each_file_names_its_own_numbers(tmp_path):

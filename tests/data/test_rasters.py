@@ -7,6 +7,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.rasters import open_raster, resize_tensor
@@ -34,7 +35,7 @@ def make_rasters(root, kind="uint16", number=5, per_class=4, splits=("train", "v
 
 
 def opened(root, size=(10, 14), **settings):
-    return open_data(DataConfig(source="folder", path=str(root), **settings), size)
+    return open_data(data_config(source="folder", path=str(root), **settings), size)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
@@ -68,7 +69,7 @@ SCALES = [
 @pytest.mark.parametrize(("kind", "scale", "top"), SCALES)
 def test_values_are_divided_by_the_stated_number(tmp_path, kind, scale, top):
     arrays = make_rasters(tmp_path, kind)
-    data = opened(tmp_path, band_names=NAMES, scale=scale)
+    data = opened(tmp_path, bands__names=NAMES, scale=scale)
     rows = list(range(len(data.source)))
     images = data.source.load(rows)["image"]
     wanted = np.stack([arrays[data.source.keys[i]] for i in rows]).astype(np.float64) / top
@@ -78,12 +79,12 @@ def test_values_are_divided_by_the_stated_number(tmp_path, kind, scale, top):
 def test_floats_ask_for_a_scale_and_finite_values(tmp_path):
     make_rasters(tmp_path, "float32")
     with pytest.raises(DataError, match=r"whose range is unknown; give data\.scale"):
-        opened(tmp_path, band_names=NAMES)
+        opened(tmp_path, bands__names=NAMES)
     array = bands_of("float32")
     array[2, 3, 4] = np.nan
     tifffile.imwrite(tmp_path / "train" / "a" / "0.tif", array, photometric="minisblack", planarconfig="separate")
     with pytest.raises(DataError, match=r"train/a/0\.tif holds values that are not finite"):
-        opened(tmp_path, band_names=NAMES, scale=1.0)
+        opened(tmp_path, bands__names=NAMES, scale=1.0)
 
 
 def test_another_number_of_bands_is_named(tmp_path):
@@ -91,8 +92,8 @@ def test_another_number_of_bands_is_named(tmp_path):
     odd = tmp_path / "val" / "b" / "2.tif"
     tifffile.imwrite(odd, bands_of("uint16", 4), photometric="minisblack", planarconfig="separate")
     with pytest.raises(DataError, match=r"1 of 16 images have other.*val/b/2\.tif has 4 bands where 5 are wanted"):
-        opened(tmp_path, band_names=NAMES)
-    data = opened(tmp_path, band_names=NAMES, on_unreadable="skip")
+        opened(tmp_path, bands__names=NAMES)
+    data = opened(tmp_path, bands__names=NAMES, errors__on_unreadable="skip")
     [(key, why)] = data.source.left_out
     assert key == "val/b/2.tif"
     assert "has 4 bands where 5 are wanted" in why
@@ -104,37 +105,40 @@ def test_unreadable_rasters_are_told_or_left_out(tmp_path):
     broken.write_bytes(broken.read_bytes()[:300])
     (tmp_path / "val" / "a" / "0.tif").write_bytes(b"II*\0 nothing")
     with pytest.raises(DataError, match=r"2 of 16 files.*train/a/1\.tif.*val/a/0\.tif"):
-        opened(tmp_path, band_names=NAMES)
-    data = opened(tmp_path, band_names=NAMES, on_unreadable="skip")
+        opened(tmp_path, bands__names=NAMES)
+    data = opened(tmp_path, bands__names=NAMES, errors__on_unreadable="skip")
     assert sorted(key for key, _ in data.source.left_out) == ["train/a/1.tif", "val/a/0.tif"]
     assert len(data.source) == 14
 
 
 def test_unnamed_rasters_say_how_they_are_read(tmp_path):
     make_rasters(tmp_path)
-    with pytest.raises(DataError, match=r"data\.band_names"):
+    with pytest.raises(DataError, match=r"data.bands.names"):
         opened(tmp_path)
 
 
 def test_bands_are_chosen_and_ordered_by_name(tmp_path):
     arrays = make_rasters(tmp_path)
-    settings = {"band_names": NAMES, "wavelengths": (490, 560, 665, 865, 1610)}
-    data = opened(tmp_path, **settings, bands=("red", "green", "blue"), spectral_bands=("*",))
+    settings = {"bands__names": NAMES, "bands__wavelengths": (490, 560, 665, 865, 1610)}
+    data = opened(tmp_path, **settings, bands__use=("red", "green", "blue"), spectral__use=("*",))
     assert data.source.bands == {"image": ("red", "green", "blue"), "spectral": ("nir", "swir")}
     assert data.source.wavelengths == {"image": (665, 560, 490), "spectral": (865, 1610)}
     streams = data.source.load([3])
     array = arrays[data.source.keys[3]] / 65535
     assert np.allclose(streams["image"][0], array[[2, 1, 0]], atol=1e-6)
     assert np.allclose(streams["spectral"][0], array[[3, 4]], atol=1e-6)
-    alone = opened(tmp_path, **settings, bands=("swir", "red"))
+    alone = opened(tmp_path, **settings, bands__use=("swir", "red"))
     assert alone.source.bands == {"image": ("swir", "red")}
-    rest = opened(tmp_path, **settings, spectral_bands=("nir", "s*"))
+    rest = opened(tmp_path, **settings, spectral__use=("nir", "s*"))
     assert rest.source.bands == {"image": ("blue", "green", "red"), "spectral": ("nir", "swir")}
-    for wrong, message in (({"bands": ("rde",)}, "no band 'rde'.*'red'"), ({"bands": ("x*",)}, "no band is left that")):
+    for wrong, message in (
+        ({"bands__use": ("rde",)}, "no band 'rde'.*'red'"),
+        ({"bands__use": ("x*",)}, "no band is left that"),
+    ):
         with pytest.raises(ConfigError, match=message):
             opened(tmp_path, **settings, **wrong)
     with pytest.raises(ConfigError, match="no band is left for one"):
-        opened(tmp_path, **settings, spectral_bands=("*",), bands=None)
+        opened(tmp_path, **settings, spectral__use=("*",), bands__use=None)
 
 
 def make_pairs(tmp_path):
@@ -148,7 +152,7 @@ def make_pairs(tmp_path):
 
 def test_pairs_by_stem(tmp_path):
     rasters = make_pairs(tmp_path)
-    settings = {"spectral_path": str(tmp_path / "second"), "spectral_band_names": ("nir", "swir")}
+    settings = {"spectral__path": str(tmp_path / "second"), "spectral__names": ("nir", "swir")}
     data = opened(tmp_path / "photos", **settings)
     assert data.source.bands == {"image": ("red", "green", "blue"), "spectral": ("nir", "swir")}
     order = list(rasters)
@@ -160,7 +164,7 @@ def test_pairs_by_stem(tmp_path):
     batch = next(iter(data.loader("train", shuffle_seed=1)))
     assert batch["image"].shape[1] == 3
     assert batch["spectral"].shape[1] == 2
-    mixed = opened(tmp_path / "photos", **settings, bands=("nir", "green"), spectral_bands=("swir",))
+    mixed = opened(tmp_path / "photos", **settings, bands__use=("nir", "green"), spectral__use=("swir",))
     assert mixed.source.load([2])["image"].shape == (1, 2, 10, 14)
     (tmp_path / "second" / "train" / "a" / "1.tif").unlink()
     with pytest.raises(DataError, match=r"1 of 16 images have no second file.*train/a/1\.png"):
@@ -170,8 +174,8 @@ def test_pairs_by_stem(tmp_path):
     with pytest.raises(DataError, match="several second files of the same stem"):
         opened(tmp_path / "photos", **settings)
     for wrong, message in (
-        ({"spectral_path": str(tmp_path)}, "needs data.spectral_band_names"),
-        ({"spectral_band_names": ("nir",)}, "needs data.spectral_path"),
+        ({"spectral__path": str(tmp_path)}, "needs data.spectral.names"),
+        ({"spectral__names": ("nir",)}, "needs data.spectral.path"),
     ):
         with pytest.raises(ConfigError, match=message):
             opened(tmp_path / "photos", **wrong)
@@ -184,11 +188,11 @@ def test_pairs_by_table(tmp_path):
         for k in reversed(rasters)
     ]
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
-    config = DataConfig(source="table", path=str(tmp_path / "t.csv"), spectral_band_names=("nir", "swir"))
+    config = DataConfig(source="table", path=str(tmp_path / "t.csv"), spectral={"names": ("nir", "swir")})
     data = open_data(config, (10, 14))
     for i, key in enumerate(reversed(rasters)):
         assert np.allclose(data.source.load([i])["spectral"][0], rasters[key] / 65535, atol=1e-6)
-    with pytest.raises(DataError, match=r"lists second files.*data\.spectral_band_names"):
+    with pytest.raises(DataError, match=r"lists second files.*data.spectral.names"):
         open_data(DataConfig(source="table", path=str(tmp_path / "t.csv")), (10, 14))
     rows[3]["spectral"] = "second/none.tif"
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
@@ -208,16 +212,16 @@ def test_resizing_a_ramp_keeps_it_a_ramp(how):
 
 def test_the_config_says_what_does_not_fit():
     for settings, message in (
-        ({"wavelengths": (1.0,)}, "data.band_names must be given"),
-        ({"band_names": ("a", "b"), "wavelengths": (1.0,)}, "2 numbers, one a band"),
-        ({"band_names": ("a", "a")}, "different names"),
-        ({"bands": ()}, "at least one name"),
+        ({"bands__wavelengths": (1.0,)}, "data.bands.names must be given"),
+        ({"bands__names": ("a", "b"), "bands__wavelengths": (1.0,)}, "2 numbers, one a band"),
+        ({"bands__names": ("a", "a")}, "different names"),
+        ({"bands__use": ()}, "at least one name"),
         ({"scale": 0.0}, "above 0"),
-        ({"fold": 5}, "from 0 to 4"),
-        ({"group": "x", "split": "stratified"}, "grouped where data.group"),
+        ({"splitting__fold": 5}, "from 0 to 4"),
+        ({"splitting__group": "x", "split": "stratified"}, "grouped where data.splitting.group"),
     ):
         with pytest.raises(ConfigError, match=message):
-            DataConfig(**settings)
+            data_config(**settings)
 
 
 def test_a_scale_that_is_missing_is_told_once_and_no_file_left_out(tmp_path):
@@ -225,7 +229,7 @@ def test_a_scale_that_is_missing_is_told_once_and_no_file_left_out(tmp_path):
     with pytest.raises(
         DataError, match=r"0\.tif holds float32 values \(as do 15 others\), whose .*give data.scale"
     ) as told:
-        opened(tmp_path, band_names=NAMES, on_unreadable="skip")
+        opened(tmp_path, bands__names=NAMES, errors__on_unreadable="skip")
     assert str(told.value).count("data.scale the value") == 1
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.images import make_folder, save_image
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.groups import groups_of
@@ -95,7 +96,7 @@ def test_each_image_is_tested_in_one_fold_whatever_the_classes(seed):
             assert re.search(r"too few for \d+ folds|folds would have no (image|group)|training would get no", told), (
                 told
             )
-            assert re.search(r"add (images|groups)|data\.num_folds|data\.split stratified", told), told
+            assert re.search(r"add (images|groups)|data.splitting.num_folds|data\.split stratified", told), told
             continue
         own = [row for row, split in enumerate(splits) if split == first]
         seen.update(own)
@@ -119,12 +120,16 @@ def test_folds_of_few_images_are_refused_with_the_numbers():
     targets = np.repeat([0, 1], 6)
     with pytest.raises(DataError, match=r"class 'a' has 2 images: too few for 5 folds with test and val and train in"):
         hashed_split(keys[:8], np.repeat([0, 1], [2, 6]), FRACTIONS, CLASSES, fold=(0, 5))
-    with pytest.raises(DataError, match=r"of 20 folds would have no image in test; set data\.num_folds to at most 6"):
+    with pytest.raises(
+        DataError, match=r"of 20 folds would have no image in test; set data.splitting.num_folds to at most 6"
+    ):
         hashed_split(keys, targets, FRACTIONS, CLASSES, fold=(0, 20))
     groups = [f"g{i % 4}" for i in range(12)]
-    with pytest.raises(DataError, match=r"1 of 5 folds would have no group in test; set data\.num_folds to at most 4"):
+    with pytest.raises(
+        DataError, match=r"1 of 5 folds would have no group in test; set data.splitting.num_folds to at most 4"
+    ):
         hashed_split(groups, targets, FRACTIONS, CLASSES, fold=(0, 5), grouped=True)
-    with pytest.raises(DataError, match=r"too few for 2 folds.*or data\.num_folds 3"):
+    with pytest.raises(DataError, match=r"too few for 2 folds.*or data.splitting.num_folds 3"):
         hashed_split(keys[:3], np.zeros(3, int), FRACTIONS, CLASSES, fold=(0, 2))
 
 
@@ -140,14 +145,14 @@ def _table(folder, groups, split=None, labels=None):
 
 def test_a_column_of_groups_is_respected_by_default_and_leaks_are_reported(tmp_path):
     settings = _table(tmp_path, [f"field_{i // 8}" for i in range(96)])
-    data = open_data(DataConfig(**settings), (8, 8))
+    data = open_data(data_config(**settings), (8, 8))
     assert data.config.split == "grouped"
     assert divided_groups(data) == (0, 12)
     line = describe_split(data)[0]
     assert re.match(
         r"each of 12 groups lies in one split: train \d+, val \d+ \(field_.*\), test \d+ \(field_.*\)$", line
     )
-    data = open_data(DataConfig(**settings, split="stratified"), (8, 8))
+    data = open_data(data_config(**settings, split="stratified"), (8, 8))
     assert data.config.split == "stratified"
     divided, number = divided_groups(data)
     assert number == 12
@@ -164,12 +169,12 @@ def test_a_column_of_groups_is_respected_by_default_and_leaks_are_reported(tmp_p
 
 def test_groups_of_a_given_split_and_of_uneven_sizes(tmp_path):
     split = ["train"] * 30 + ["val"] * 5 + ["test"] * 5
-    data = open_data(DataConfig(**_table(tmp_path, [f"g{i % 20}" for i in range(40)], split)), (8, 8))
+    data = open_data(data_config(**_table(tmp_path, [f"g{i % 20}" for i in range(40)], split)), (8, 8))
     assert "10 of 20 groups lie in several splits" in describe_split(data)[0]
     assert "give each group one split in the data" in describe_split(data)[0]
     large = next(name for name in (f"large{i}" for i in range(99)) if position(name) < 0.2)  # a test group
     groups = [f"g{i}" if i < 25 else large for i in range(73)]
-    lines = describe_split(open_data(DataConfig(**_table(tmp_path, groups), val_fraction=0.05), (8, 8)))
+    lines = describe_split(open_data(data_config(**_table(tmp_path, groups), splitting__val_fraction=0.05), (8, 8)))
     assert any("test has 7" in line and f"its largest group {large!r} has 48 of its" in line for line in lines)
 
 
@@ -177,17 +182,17 @@ def test_a_class_that_no_held_out_group_has_is_named(tmp_path):
     groups = [f"g{i // 4}" for i in range(60)]
     settings = _table(tmp_path, groups)
     table = pd.read_csv(settings["path"])
-    plain = open_data(DataConfig(**settings), (8, 8))
+    plain = open_data(data_config(**settings), (8, 8))
     of = {groups[row] for row in plain.indices("train")}
     table.loc[table["group"] == sorted(of)[0], "label"] = "rare"
     table.to_csv(settings["path"], index=False)
-    lines = describe_split(open_data(DataConfig(**settings), (8, 8)))
+    lines = describe_split(open_data(data_config(**settings), (8, 8)))
     assert "test has no image of rare (4 images in all): nothing is measured of them there" in lines
     table.loc[0, "group"] = ""
     table.to_csv(settings["path"], index=False)
     with pytest.raises(DataError, match=r"1 images have no group.*\(data\.split stratified\)"):
-        open_data(DataConfig(**settings), (8, 8))
-    assert open_data(DataConfig(**settings, split="stratified"), (8, 8)).config.split == "stratified"
+        open_data(data_config(**settings), (8, 8))
+    assert open_data(data_config(**settings, split="stratified"), (8, 8)).config.split == "stratified"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -210,17 +215,17 @@ def test_a_pattern_in_the_name_makes_groups(tmp_path):
         for name in ("dark", "light"):
             save_image(tmp_path / name / f"plant{plant}_view{plant % 3}.png", level=100)
             save_image(tmp_path / name / f"plant{plant}_other.png", level=100)
-    settings = {"source": "folder", "path": str(tmp_path), "split": "grouped", "val_fraction": 0.25}
-    data = open_data(DataConfig(**settings, group=r"plant(\d+)_"), (8, 8))
+    settings = {"source": "folder", "path": str(tmp_path), "split": "grouped", "splitting__val_fraction": 0.25}
+    data = open_data(data_config(**settings, splitting__group=r"plant(\d+)_"), (8, 8))
     of_split = {name: {data.source.keys[i].split("plant")[1].split("_")[0] for i in rows}
                 for name, rows in data.splits.items()}  # fmt: skip
     assert sum(map(len, of_split.values())) == len(set.union(*of_split.values())) == 12
     with pytest.raises(DataError, match=r"is found in 24 of 48 paths; dark/plant0_other\.png"):
-        open_data(DataConfig(**settings, group=r"view\d"), (8, 8))
+        open_data(data_config(**settings, splitting__group=r"view\d"), (8, 8))
     with pytest.raises(ConfigError, match="is not a valid regular expression"):
-        open_data(DataConfig(**settings, group="("), (8, 8))
-    with pytest.raises(DataError, match=r"needs a column 'group' in a table, or data\.group"):
-        open_data(DataConfig(**settings), (8, 8))
+        open_data(data_config(**settings, splitting__group="("), (8, 8))
+    with pytest.raises(DataError, match=r"needs a column 'group' in a table, or data\.splitting\.group"):
+        open_data(data_config(**settings), (8, 8))
     whole = groups_of(SimpleNamespace(groups=None, keys=["p1/x", "p22/x"]), r"p\d+")
     assert whole == ["p1", "p22"]
 
@@ -230,7 +235,9 @@ def test_a_column_makes_groups(tmp_path):
     rows = [{"path": f"f/{p.parent.name}/{p.name}", "label": p.parent.name, "plant": f"p{i % 9}"}
             for i, p in enumerate(sorted((tmp_path / "f").rglob("*.*")))]  # fmt: skip
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
-    data = open_data(DataConfig(source="table", path=str(tmp_path / "t.csv"), split="grouped", group="plant"), (8, 8))
+    data = open_data(
+        DataConfig(source="table", path=str(tmp_path / "t.csv"), split="grouped", splitting={"group": "plant"}), (8, 8)
+    )
     assert sum(len({data.source.groups[i] for i in rows}) for rows in data.splits.values()) == 9
 
 
@@ -238,7 +245,9 @@ def test_the_test_images_of_a_folder_stay_its_test_images(tmp_path):
     make_folder(tmp_path, splits=("train", "test"), per_class=20)
     seen = []
     for fold in range(4):
-        data = open_data(DataConfig(source="folder", path=str(tmp_path), fold=fold, num_folds=4), (8, 8))
+        data = open_data(
+            DataConfig(source="folder", path=str(tmp_path), splitting={"fold": fold, "num_folds": 4}), (8, 8)
+        )
         assert all(data.source.keys[i].startswith("test/") for i in data.indices("test"))
         assert len(data.indices("test")) == 40
         seen += [data.source.keys[i] for i in data.indices("val")]
@@ -288,17 +297,17 @@ def test_patches_of_different_splits_share_no_pixel(seed, fold):
 
 def test_rules_without_a_meaning_are_refused(tmp_path):
     make_folder(tmp_path, per_class=3)
-    with pytest.raises(ConfigError, match=r"data\.fold has no meaning for data that is split already"):
-        open_data(DataConfig(source="folder", path=str(tmp_path), fold=0), (8, 8))
+    with pytest.raises(ConfigError, match=r"data.splitting.fold has no meaning for data that is split already"):
+        open_data(DataConfig(source="folder", path=str(tmp_path), splitting={"fold": 0}), (8, 8))
     with pytest.raises(ConfigError, match=r"data\.split block is for the patches"):
         open_data(DataConfig(split="block"), (8, 8))
     with pytest.raises(ConfigError, match=r"data\.split exact has no folds"):
-        open_data(DataConfig(split="exact", fold=1), (8, 8))
+        open_data(DataConfig(split="exact", splitting={"fold": 1}), (8, 8))
 
 
 def test_groups_that_differ_in_spelling_alone_are_reported(tmp_path):
     settings = _table(tmp_path, [f"{'Pp'[i % 2]}{i // 8}" for i in range(96)])
-    line = describe_split(open_data(DataConfig(**settings), (8, 8)))[0]
+    line = describe_split(open_data(data_config(**settings), (8, 8)))[0]
     assert line.startswith("24 groups differ from others only in letter case, blanks, '_' or '-', for example 'P")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.images import make_folder
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.statistics import StreamStatistics, read_statistics, seem_swapped, write_statistics
@@ -62,16 +63,23 @@ def test_saturated_pixels_do_not_move_the_inner_mean():
 def test_a_file_of_statistics_is_used_for_its_bands(tmp_path):
     make_folder(tmp_path / "f", per_class=6)
     config = {"source": "folder", "path": str(tmp_path / "f")}
-    data = open_data(DataConfig(**config), (8, 8))
+    data = open_data(data_config(**config), (8, 8))
     measured = data.measure(robust=True)
     write_statistics(tmp_path / "s.json", measured)
     images = data.source.load(data.indices("train"))["image"].double()
     inside = (images > 0) & (images < 1)
     mean = (images * inside).sum((0, 2, 3)) / inside.sum((0, 2, 3))
-    used = open_data(DataConfig(**config, statistics=str(tmp_path / "s.json"), bands=("blue", "red")), (8, 8))
+    used = open_data(
+        data_config(**config, values__statistics=str(tmp_path / "s.json"), bands__use=("blue", "red")), (8, 8)
+    )
     assert used.statistics()["image"][0] == pytest.approx(mean[[2, 0]].tolist(), abs=1e-5)
     assert read_statistics(tmp_path / "s.json", data.source.bands) == measured
-    gray = DataConfig(**config, color="gray", on_band_mismatch="convert", statistics=str(tmp_path / "s.json"))
+    gray = data_config(
+        **config,
+        images__color="gray",
+        errors__on_band_mismatch="convert",
+        values__statistics=str(tmp_path / "s.json"),
+    )
     with pytest.raises(DataError, match="has no band gray in the image stream"):
         open_data(gray, (8, 8)).statistics()
     for content in ("{", json.dumps({"kind": "other"}), json.dumps([1])):
@@ -93,7 +101,7 @@ def test_red_and_blue_that_seem_swapped():
 
 
 def test_the_warning_comes_at_training_with_the_bands_named_wrong(tmp_path):
-    data = open_data(DataConfig(source="synthetic_leaves", num_images=60), (16, 16))
+    data = open_data(DataConfig(source="synthetic_leaves", leaves={"num_images": 60}), (16, 16))
     data.source.bands = {**data.source.bands, "image": ("blue", "green", "red")}
     with pytest.warns(UserWarning, match="blue is brighter than red"):
         data.statistics()

@@ -14,14 +14,14 @@ STRESS = CLASSES.index("early_stress")
 
 
 def test_more_images_change_none_and_split_none_anew():
-    few = open_data(DataConfig(source="synthetic_leaves", num_images=240, seed=3), (20, 24))
-    many = open_data(DataConfig(source="synthetic_leaves", num_images=330, seed=3), (20, 24))
+    few = open_data(DataConfig(source="synthetic_leaves", leaves={"num_images": 240, "seed": 3}), (20, 24))
+    many = open_data(DataConfig(source="synthetic_leaves", leaves={"num_images": 330, "seed": 3}), (20, 24))
     rows = [0, 7, 59, 13]
     for name, x in few.source.read(rows).items():
         assert torch.equal(x, many.source.read(rows)[name])
     assert few.source.targets.tolist() == many.source.targets[:240].tolist()
     assert {i for i in many.indices("test") if i < 240} == set(few.indices("test"))
-    other = open_data(DataConfig(source="synthetic_leaves", num_images=240, seed=4), (20, 24))
+    other = open_data(DataConfig(source="synthetic_leaves", leaves={"num_images": 240, "seed": 4}), (20, 24))
     assert not torch.equal(few.source.read(rows)["image"], other.source.read(rows)["image"])
     assert np.bincount(few.source.targets).tolist() == [40] * 6
 
@@ -60,7 +60,7 @@ def test_another_size_shows_the_same_leaf():
 
 
 def test_as_a_source():
-    data = open_data(DataConfig(source="synthetic_leaves", num_images=48), (16, 16))
+    data = open_data(DataConfig(source="synthetic_leaves", leaves={"num_images": 48}), (16, 16))
     assert data.source.bands["spectral"] == ("red_edge_1", "red_edge_2", "nir", "swir_1", "swir_2")
     assert data.source.wavelengths["spectral"] == (705.0, 740.0, 865.0, 1610.0, 2190.0)
     assert all(key.startswith("synthetic/") for key in data.source.keys)
@@ -73,15 +73,20 @@ def test_as_a_source():
     batch = next(iter(data.loader("train", shuffle_seed=0)))
     assert batch["spectral"].shape[1:] == (5, 16, 16)
     assert 0 <= batch["spectral"].min() <= batch["spectral"].max() <= 1
-    rgb = open_data(DataConfig(source="synthetic_leaves", num_images=48, bands=("nir", "red", "green")), (16, 16))
+    rgb = open_data(
+        DataConfig(source="synthetic_leaves", leaves={"num_images": 48}, bands={"use": ("nir", "red", "green")}),
+        (16, 16),
+    )
     assert rgb.source.bands == {"image": ("nir", "red", "green"),
                                 "spectral": ("red_edge_1", "red_edge_2", "swir_1", "swir_2")}  # fmt: skip
     for wanted, left in ((("*",), 5), (("swir_*", "nir"), 3), ((), 0)):
-        own = open_data(DataConfig(source="synthetic_leaves", num_images=48, spectral_bands=wanted), (16, 16)).source
+        own = open_data(
+            DataConfig(source="synthetic_leaves", leaves={"num_images": 48}, spectral={"use": wanted}), (16, 16)
+        ).source
         assert own.bands["image"] == ("red", "green", "blue")
         assert len(own.bands.get("spectral", ())) == left
         assert set(own.read([0])) == set(own.bands)
     with pytest.raises(ConfigError, match="data brings one"):
-        open_data(DataConfig(source="synthetic_leaves", spectral="edges"), (16, 16))
+        open_data(DataConfig(source="synthetic_leaves", spectral={"derive": "edges"}), (16, 16))
     with pytest.raises(ConfigError, match="which is built in"):
         open_data(DataConfig(source="synthetic_leaves", path="x"), (16, 16))

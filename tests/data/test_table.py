@@ -58,7 +58,9 @@ def test_equals_the_folder(listed, tmp_path, name):
 def test_without_splits_it_is_split(listed, tmp_path):
     _, table = listed
     path = _write(table.drop(columns="split"), tmp_path / "t.csv")
-    data = open_data(DataConfig(source="table", path=str(path), val_fraction=0.25, test_fraction=0.25), (8, 8))
+    data = open_data(
+        DataConfig(source="table", path=str(path), splitting={"val_fraction": 0.25, "test_fraction": 0.25}), (8, 8)
+    )
     assert set(data.splits) == {"train", "val", "test"}
 
 
@@ -110,7 +112,7 @@ def test_a_run_is_trained_and_evaluated_from_tables(listed, tmp_path, capsys):
     run = str(tmp_path / "run")
     model = "--model.name vit --model.img_size 16 --model.patch_size 8 --model.embed_dim 8 --model.depth 1".split()
     assert main(["train", "--data.source", "table", "--data.path", str(path), *model, "--model.num_heads", "2",
-                 "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--data.num_workers", "0",
+                 "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--data.loader.num_workers", "0",
                  "--data.batch_size", "4", "--run.tensorboard", "false", "--run.dir", run]) == 0  # fmt: skip
     other = _write(table[table["split"] == "val"].drop(columns="split"), tmp_path / "other.csv")
     assert main(["evaluate", run, "--data.path", str(other)]) == 0
@@ -124,7 +126,7 @@ def test_what_a_spreadsheet_may_write(listed, tmp_path):
         table.to_csv(path, index=False, sep=mark)
         assert open_data(DataConfig(source="table", path=str(path)), (8, 8)).source.classes == ("dark", "light")
     table.assign(label="\xe9t\xe9").to_csv(path, index=False, encoding="latin-1")
-    with pytest.raises(DataError, match=r"is not UTF-8 text \(.* e9 .*data.encoding .*, or save it as UTF-8"):
+    with pytest.raises(DataError, match=r"is not UTF-8 text \(.* e9 .*data.table.encoding .*, or save it as UTF-8"):
         open_data(DataConfig(source="table", path=str(path)), (8, 8))
 
 
@@ -132,8 +134,8 @@ def test_a_column_of_groups_that_is_not_there_is_not_another(listed, tmp_path):
     """Images must not be grouped by the column "group" where another was asked for."""
     _, table = listed
     path = _write(table.drop(columns="split").assign(group=range(len(table))), tmp_path / "t.csv")
-    config = DataConfig(source="table", path=str(path), split="grouped", group="farm")
+    config = DataConfig(source="table", path=str(path), split="grouped", splitting={"group": "farm"})
     with pytest.raises(
-        DataError, match=r"data.group 'farm' is not a column of .*'site', 'group'\) and is found in no path"
+        DataError, match=r"data.splitting.group 'farm' is not a column of .*'site', 'group'\) and is found in no path"
     ):
         open_data(config, (8, 8))

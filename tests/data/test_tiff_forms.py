@@ -6,7 +6,7 @@ import tifffile
 from PIL import Image
 
 from tests.rasters import BANDS, write_classes, write_tiff
-from vitrail.config import DataConfig
+from tests.settings import data_config
 from vitrail.data import open_data
 from vitrail.data.images import image_size, read_image
 from vitrail.data.rasters import open_raster
@@ -49,13 +49,19 @@ FAULTS = {
 def test_faults_are_one_line_and_can_be_skipped(tmp_path, fault):
     write_classes(tmp_path / "d", lambda c: RNG.integers(0, 99, (2, 16, 16)).astype("uint16"))
     FAULTS[fault](tmp_path / "d" / "0" / "0.tif")
-    config = {"source": "folder", "path": str(tmp_path / "d"), "band_names": BANDS, "scale": 100, "max_pixels": 1000}
+    config = {
+        "source": "folder",
+        "path": str(tmp_path / "d"),
+        "bands__names": BANDS,
+        "scale": 100,
+        "images__max_pixels": 1000,
+    }
     with pytest.raises(DataError, match=r"1 of 12 files.*0/0\.tif") as told:
-        open_data(DataConfig(**config), (8, 8))
+        open_data(data_config(**config), (8, 8))
     assert "\n" not in str(told.value)
     if fault in ("5", "7", "50000", "34887", "50001"):
         assert "pip install 'vitrail[rasters]'" in str(told.value)
-    data = open_data(DataConfig(**config, on_unreadable="skip"), (8, 8))
+    data = open_data(data_config(**config, errors__on_unreadable="skip"), (8, 8))
     assert [key for key, _ in data.source.left_out] == ["0/0.tif"]
     assert len(data.source) == 11
 
@@ -132,7 +138,7 @@ def test_overviews_are_no_images_and_stand_in_for_large_ones(tmp_path, masked):
         assert np.array_equal(small.values[0], x[::step, ::step])
         assert mask is None or np.array_equal(small.invalid, ~mask[::step, ::step])
     with pytest.raises(
-        DataError, match=r"64 x 48 = 3072 pixels, more than data\.max_pixels 10; .*raise data\.max_pixels"
+        DataError, match=r"64 x 48 = 3072 pixels, more than data.images.max_pixels 10; .*raise data.images.max_pixels"
     ):
         open_raster(path, max_pixels=10)
 
@@ -156,7 +162,7 @@ def test_every_nth_pixel_of_large_rasters_is_read_by_strips(tmp_path, options, f
         small = open_raster(tmp_path / "x.tif", max_pixels=most)
         assert np.array_equal(small.values, x[:, ::step, ::step])
         assert np.array_equal(small.invalid, ~mask[::step, ::step])
-    with pytest.raises(DataError, match=r"60 x 50 = 3000 pixels, more than data\.max_pixels 100"):
+    with pytest.raises(DataError, match=r"60 x 50 = 3000 pixels, more than data.images.max_pixels 100"):
         open_raster(tmp_path / "x.tif", max_pixels=100)
 
 
@@ -169,7 +175,7 @@ def test_large_pictures_are_reduced_where_their_format_allows_it(tmp_path):
         small = read_image(tmp_path / "x.jpg", size=(20, 16), max_pixels=most).float()
         assert (small - whole).abs().mean() < 12
     for name, most in (("x.jpg", 500), ("x.png", 400 * 320 - 1)):
-        with pytest.raises(DataError, match=rf"400 x 320 = 128000 pixels, more than data\.max_pixels {most}"):
+        with pytest.raises(DataError, match=rf"400 x 320 = 128000 pixels, more than data.images.max_pixels {most}"):
             read_image(tmp_path / name, max_pixels=most)
 
 
@@ -195,12 +201,12 @@ def test_a_mask_beside_an_image_takes_its_pixels_out(tmp_path, named, orientatio
             turned = [(274, "H", 1, orientation, True)]
             tifffile.imwrite(path, image, photometric="rgb", metadata=None, extratags=turned)
             tifffile.imwrite(f"{path}.msk", mask, photometric="minisblack", metadata=None)
-    names = {"band_names": ("r", "g", "b")} if named else {}
-    data = open_data(DataConfig(source="folder", path=str(tmp_path), **names), (16, 16))
+    names = {"bands__names": ("r", "g", "b")} if named else {}
+    data = open_data(data_config(source="folder", path=str(tmp_path), **names), (16, 16))
     image = data.source.load([0])["image"][0]
     assert image.isnan().float().mean() == 0.25
     assert image[~image.isnan()].min() >= 50 / 255
     assert image[:, :4].isnan().all() if orientation == 1 else image[:, :, -4:].isnan().all()
     (tmp_path / "x" / "0.tif.msk").write_bytes(b"II*\0")
     with pytest.raises(DataError, match=r"1 of 12 files .*0\.tif\.msk is not a readable TIFF"):
-        open_data(DataConfig(source="folder", path=str(tmp_path), **names), (16, 16))
+        open_data(data_config(source="folder", path=str(tmp_path), **names), (16, 16))

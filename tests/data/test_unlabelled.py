@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.images import make_folder, save_image
+from tests.settings import data_config
 from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.splits import keep_labels
@@ -35,17 +36,21 @@ def test_all_images_at_any_depth_without_a_class(tmp_path):
     (tmp_path / "new.png").unlink()
     exact = open_data(DataConfig(source="unlabelled", path=str(tmp_path), split="exact"), (16, 16))
     assert {name: len(indices) for name, indices in exact.splits.items()} == {"train": 29, "val": 3}
-    folders = DataConfig(source="unlabelled", path=str(tmp_path), split="grouped", group="^[^/]*", val_fraction=0.3)
+    folders = DataConfig(
+        source="unlabelled", path=str(tmp_path), split="grouped", splitting={"group": "^[^/]*", "val_fraction": 0.3}
+    )
     grouped = open_data(folders, (16, 16))
     places = [{grouped.source.keys[i].split("/")[0] for i in grouped.splits[name]} for name in ("train", "val")]
     assert not places[0] & places[1]
-    fold = open_data(DataConfig(source="unlabelled", path=str(tmp_path), fold=1, val_fraction=0.0), (16, 16))
+    fold = open_data(
+        DataConfig(source="unlabelled", path=str(tmp_path), splitting={"fold": 1, "val_fraction": 0.0}), (16, 16)
+    )
     assert set(fold.splits) == {"train", "val"}
     batch = next(iter(data.loader("train", shuffle_seed=0)))
     assert batch["image"].shape[1:] == (3, 16, 16)
-    edges = open_data(DataConfig(source="unlabelled", path=str(tmp_path), spectral="edges"), (16, 16))
+    edges = open_data(DataConfig(source="unlabelled", path=str(tmp_path), spectral={"derive": "edges"}), (16, 16))
     assert edges.source.load([0])["spectral"].shape == (1, 2, 16, 16)
-    whole = open_data(DataConfig(source="unlabelled", path=str(tmp_path), val_fraction=0.0), (16, 16))
+    whole = open_data(DataConfig(source="unlabelled", path=str(tmp_path), splitting={"val_fraction": 0.0}), (16, 16))
     assert list(whole.splits) == ["train"]
 
 
@@ -65,9 +70,14 @@ def test_faults_are_named(tmp_path):
     (root / "b" / "cut.png").write_bytes((root / "a" / "0.png").read_bytes()[:60])
     with pytest.raises(DataError, match="2 of 14 files are no images that can be read"):
         opened(root)
-    with pytest.raises(ConfigError, match=r"data.label_fraction 0.5 has no meaning for data.source unlabelled"):
-        open_data(DataConfig(source="unlabelled", path=str(root), label_fraction=0.5, on_unreadable="skip"), (16, 16))
-    skipped = open_data(DataConfig(source="unlabelled", path=str(root), on_unreadable="skip"), (16, 16))
+    with pytest.raises(ConfigError, match=r"data.classes.label_fraction 0.5 has no meaning for data.source unlabelled"):
+        open_data(
+            DataConfig(
+                source="unlabelled", path=str(root), classes={"label_fraction": 0.5}, errors={"on_unreadable": "skip"}
+            ),
+            (16, 16),
+        )
+    skipped = open_data(DataConfig(source="unlabelled", path=str(root), errors={"on_unreadable": "skip"}), (16, 16))
     assert len(skipped.source.keys) == len(skipped.source.targets) == 12
     assert {name for name, _ in skipped.source.left_out} == {"notes.png", "b/cut.png"}
     with pytest.raises(DataError, match="whose images look set apart"):
@@ -102,15 +112,14 @@ def test_two_files_an_image(tmp_path):
     config = DataConfig(
         source="unlabelled",
         path=str(tmp_path / "rgb"),
-        spectral_path=str(tmp_path / "nir"),
-        spectral_band_names=("nir",),
-        bands=("red", "blue"),
+        spectral={"path": str(tmp_path / "nir"), "names": ("nir",)},
+        bands={"use": ("red", "blue")},
     )
     streams = open_data(config, (8, 8)).source.load([0, 5])
     assert {name: tuple(x.shape) for name, x in streams.items()} == {"image": (2, 2, 8, 8), "spectral": (2, 1, 8, 8)}
 
 
-@pytest.mark.parametrize("rule", [{}, {"split": "exact"}, {"split": "grouped"}, {"fold": 1}])
+@pytest.mark.parametrize("rule", [{}, {"split": "exact"}, {"split": "grouped"}, {"splitting__fold": 1}])
 def test_a_share_of_the_labels_with_every_rule(tmp_path, rule):
     """Several labels an image: each keeps images, and what is held out stays."""
     rng = np.random.default_rng(1)
@@ -119,9 +128,9 @@ def test_a_share_of_the_labels_with_every_rule(tmp_path, rule):
         save_image(tmp_path / f"{i}.png", (9, 9), seed=i)
         lines.append(f"{i}.png,{';'.join(name for name in 'xyz' if rng.random() < 0.5)},{i // 3}")
     (tmp_path / "table.csv").write_text("\n".join(lines))
-    config = {"source": "table", "path": str(tmp_path / "table.csv"), "label_separator": ";", **rule}
-    whole = open_data(DataConfig(**config), (8, 8))
-    part = open_data(DataConfig(**config, label_fraction=0.3), (8, 8))
+    config = {"source": "table", "path": str(tmp_path / "table.csv"), "table__label_separator": ";", **rule}
+    whole = open_data(data_config(**config), (8, 8))
+    part = open_data(data_config(**config, classes__label_fraction=0.3), (8, 8))
     assert {n: part.splits[n] for n in ("val", "test")} == {n: whole.splits[n] for n in ("val", "test")}
     assert sorted(part.splits["train"] + part.splits["unlabelled"]) == whole.splits["train"]
     assert len(part.splits["train"]) == pytest.approx(0.3 * len(whole.splits["train"]), abs=3)
@@ -129,12 +138,12 @@ def test_a_share_of_the_labels_with_every_rule(tmp_path, rule):
 
 
 def test_a_share_of_the_digits():
-    data = open_data(DataConfig(label_fraction=0.1, label_seed=1), (8, 8))
+    data = open_data(DataConfig(classes={"label_fraction": 0.1, "label_seed": 1}), (8, 8))
     whole = open_data(DataConfig(), (8, 8))
     assert sorted(data.splits["train"] + data.splits["unlabelled"]) == whole.splits["train"]
     assert {n: data.splits[n] for n in ("val", "test")} == {n: whole.splits[n] for n in ("val", "test")}
     assert len(data.splits["train"]) == pytest.approx(0.1 * len(whole.splits["train"]), abs=5)
     assert data.fingerprint() != whole.fingerprint()
     for wrong in (0.0, 1.5, -0.1):
-        with pytest.raises(ConfigError, match=r"data.label_fraction must be above 0 and at most 1"):
-            DataConfig(label_fraction=wrong)
+        with pytest.raises(ConfigError, match=r"data.classes.label_fraction must be above 0 and at most 1"):
+            DataConfig(classes={"label_fraction": wrong})

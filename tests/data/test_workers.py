@@ -47,8 +47,12 @@ def _raise(error):
             RunError,
             r"was killed, most often because .*memory ran out; use fewer --data",
         ),
-        (_kill(signal.SIGTERM), RunError, r"ended by the signal 'Terminated'; --data.num_workers 0 reads them in"),
-        (lambda: os._exit(3), RunError, r"ended unexpectedly with exit code 3; --data.num_workers 0"),
+        (
+            _kill(signal.SIGTERM),
+            RunError,
+            r"ended by the signal 'Terminated'; --data.loader.num_workers 0 reads them in",
+        ),
+        (lambda: os._exit(3), RunError, r"ended unexpectedly with exit code 3; --data.loader.num_workers 0"),
         (lambda: os._exit(workers._NO_MEMORY), RunError, r"shared memory ran out .*--shm-size"),
         (lambda: os._exit(workers._NO_FILES), RunError, r"too many files are open; .*ulimit -n"),
         (lambda: lambda: 3, RunError, f"with exit code {workers._NO_BATCH}"),  # what no process can hand to another
@@ -105,7 +109,7 @@ def test_a_fault_of_the_program_stays_as_it_is():
         (RuntimeError("unable to write to file </torch_1_2>: No space left on device (28)"), "shared memory ran out"),
         (RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error. It"), "shared memory ran out"),
         (RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "), "was killed, most often"),
-        (RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"), "ended unexpectedly; --data.num_w"),
+        (RuntimeError("DataLoader worker (pid(s) 1, 2) exited unexpectedly"), "unexpectedly; --data.loader.num_w"),
         (OSError(errno.EMFILE, "Too many open files"), "too many files"),
     ],
 )  # fmt: skip

@@ -11,8 +11,8 @@ from vitrail.cli.main import main
 
 VIT = "--model.name vit --model.patch_size 8 --model.embed_dim 8 --model.depth 1 --model.num_heads 2".split()
 SMALL = (
-    "--data.img_size 16 --data.batch_size 4 --data.num_workers 0 --trainer.max_epochs 1 --trainer.accelerator cpu "
-    "--trainer.precision 32-true --run.tensorboard false"
+    "--data.img_size 16 --data.batch_size 4 --data.loader.num_workers 0 --trainer.max_epochs 1 "
+    "--trainer.accelerator cpu --trainer.precision 32-true --run.tensorboard false"
 ).split()
 
 # Engine -> what it needs.

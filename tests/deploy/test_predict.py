@@ -14,10 +14,10 @@ from vitrail.cli.recipes import load_run_recipe
 from vitrail.data import open_data
 from vitrail.runs.trained import load_classifier
 
-BANDS = ["--data.band_names", "[blue, green, red, nir]"]
+BANDS = ["--data.bands.names", "[blue, green, red, nir]"]
 SMALL = (
-    "--data.img_size 16 --data.batch_size 4 --data.num_workers 0 --trainer.max_epochs 1 --trainer.accelerator cpu "
-    "--trainer.precision 32-true --run.tensorboard false"
+    "--data.img_size 16 --data.batch_size 4 --data.loader.num_workers 0 --trainer.max_epochs 1 "
+    "--trainer.accelerator cpu --trainer.precision 32-true --run.tensorboard false"
 ).split()
 VIT = "--model.name vit --model.patch_size 8 --model.embed_dim 8 --model.depth 1 --model.num_heads 2".split()
 HVT = (
@@ -56,7 +56,7 @@ def rasters(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_of_bands(rasters):
     run = rasters.parent / "bands"
-    assert main(["train", "--data.source", "folder", "--data.path", str(rasters), *BANDS, "--data.bands",
+    assert main(["train", "--data.source", "folder", "--data.path", str(rasters), *BANDS, "--data.bands.use",
                  "[red, nir]", *SMALL, *VIT, "--run.dir", str(run)]) == 0  # fmt: skip
     return run
 
@@ -83,7 +83,7 @@ def test_files_of_other_bands_are_refused(run_of_bands, tmp_path, capsys):
     told = predicted(capsys, run_of_bands, tmp_path / "x.tif", code=1).err
     assert "x.tif has 5 bands where 4 are wanted (blue, green, red, nir)" in told
     picture = save_image(tmp_path / "photo.png")
-    for more in ([], ["--data.on_band_mismatch", "convert"]):
+    for more in ([], ["--data.errors.on_band_mismatch", "convert"]):
         told = predicted(capsys, run_of_bands, picture, *more, code=1).err
         assert re.search("photo.png is a picture where 4 bands are wanted", told)
 
@@ -94,8 +94,8 @@ def test_what_cannot_be_read_is_told_first_or_left_out(run_of_bands, rasters, tm
     (folder / "light" / "notes.tif").write_text("no image")
     told = predicted(capsys, run_of_bands, folder, code=1).err
     assert "2 of 10 files" in told
-    assert "--data.on_unreadable skip" in told
-    captured = predicted(capsys, run_of_bands, folder, "--data.on_unreadable", "skip")
+    assert "--data.errors.on_unreadable skip" in told
+    captured = predicted(capsys, run_of_bands, folder, "--data.errors.on_unreadable", "skip")
     assert captured.out.count("\n") == 1 + 8
     assert captured.err.count("left out: ") == 2
 
@@ -106,7 +106,7 @@ def test_pairs_are_classified_with_their_second_files(tmp_path, capsys):
             save_image(tmp_path / "photos" / name / f"{i}.png", level=level, seed=i)
             raster(tmp_path / "second" / name / f"{i}.tif", 2, level / 255)
     run = tmp_path / "run"
-    second = ["--data.spectral_path", tmp_path / "second", "--data.spectral_band_names", "[nir, swir]"]
+    second = ["--data.spectral.path", tmp_path / "second", "--data.spectral.names", "[nir, swir]"]
     words = ["train", "--data.source", "folder", "--data.path", tmp_path / "photos", *second, *SMALL, *HVT]
     assert main([*map(str, words), "--run.dir", str(run)]) == 0
     assert "give their folder with --spectral" in predicted(capsys, run, tmp_path / "photos", code=2).err
@@ -139,8 +139,8 @@ def test_no_remedy_of_training_is_offered_to_a_run(tmp_path, capsys):
         for i in range(8):
             save_image(tmp_path / "d" / name / f"{i}.png", seed=i)
     run = tmp_path / "run"
-    words = ["train", "--data.source", "folder", "--data.path", tmp_path / "d", "--data.test_fraction", 0]
-    assert main([*map(str, words), "--data.val_fraction", "0.3", *SMALL, *VIT, "--run.dir", str(run)]) == 0
+    words = ["train", "--data.source", "folder", "--data.path", tmp_path / "d", "--data.splitting.test_fraction", 0]
+    assert main([*map(str, words), "--data.splitting.val_fraction", "0.3", *SMALL, *VIT, "--run.dir", str(run)]) == 0
     for i in range(3):
         save_image(tmp_path / "gray" / f"{i}.tif", mode="L")
         (tmp_path / "deep").mkdir(exist_ok=True)
@@ -150,5 +150,5 @@ def test_no_remedy_of_training_is_offered_to_a_run(tmp_path, capsys):
     for name, count in {"gray": "3 of 3", "deep": "3 of 3", "cut": "each of 3 files"}.items():
         told = predicted(capsys, run, tmp_path / name, code=1).err
         assert count in told
-        assert "data.color" not in told
+        assert "data.images.color" not in told
         assert "band_names" not in told

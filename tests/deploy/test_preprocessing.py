@@ -9,6 +9,7 @@ import torch
 
 from tests.deploy.exporting import make_run
 from tests.images import save_image
+from tests.settings import data_config
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.data.centre_crop import centre_box
 from vitrail.data.evaluation_crop import crop_centre, size_to_read
@@ -134,22 +135,23 @@ def _folder(run):
     [
         ({}, torch.uint16, (65535.0,)),
         ({"scale": 40000.0}, torch.uint16, (40000.0,)),
-        ({"range": ((0.0, 100.0), (0.0, 200.0), (0.0, 300.0), (0.0, 400.0))}, torch.uint16, (400.0, 300.0)),
-        ({"nodata": 0.0}, torch.float32, (65535.0,)),
+        ({"values__range": ((0.0, 100.0), (0.0, 200.0), (0.0, 300.0), (0.0, 400.0))}, torch.uint16, (400.0, 300.0)),
+        ({"values__nodata": 0.0}, torch.float32, (65535.0,)),
     ],
 )
 def test_rasters_keep_their_type_and_range(tmp_path, settings, dtype, high):
-    from vitrail.config.data import DataConfig
     from vitrail.data import open_data
 
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         for i in range(5):
             (tmp_path / name).mkdir(exist_ok=True)
-            values = rng.integers(1, 60000 if "range" not in settings else 90, (4, 18, 22)).astype(np.uint16)
+            values = rng.integers(1, 60000 if "values__range" not in settings else 90, (4, 18, 22)).astype(np.uint16)
             tifffile.imwrite(tmp_path / name / f"{i}.tif", values, photometric="minisblack")
-    config = DataConfig(source="folder", path=str(tmp_path), band_names=("blue", "green", "red", "nir"),
-                        bands=("nir", "red"), val_fraction=0.2, test_fraction=0.0, **settings)  # fmt: skip
+    config = data_config(
+        source="folder", path=str(tmp_path), bands__names=("blue", "green", "red", "nir"), bands__use=("nir", "red"),
+        splitting__val_fraction=0.2, splitting__test_fraction=0.0, **settings,
+    )  # fmt: skip
     images = open_data(config, (16, 16))
     kind = images.source.values["image"].limits.kind
     stream = StreamCard(("nir", "red"), (0.4, 0.4), (0.1, 0.1), (16, 16), kind)

@@ -265,7 +265,9 @@ def test_a_missing_band_is_its_mean(run):
     assert main(["evaluate", str(run), "--missing", *QUICK]) == 0
     from vitrail.evaluate.run import open_evaluation
 
-    evaluated = open_evaluation(run, DataConfig(source="folder", path=str(_path_of(run)), img_size=16, num_workers=0))
+    evaluated = open_evaluation(
+        run, DataConfig(source="folder", path=str(_path_of(run)), img_size=16, loader={"num_workers": 0})
+    )
     batch = next(iter(evaluated.images.loader("test")))
     everything = torch.cat([b["image"] for b in evaluated.images.loader("test")])
     targets = torch.cat([b["target"] for b in evaluated.images.loader("test")])
@@ -324,7 +326,18 @@ def test_other_kinds_of_images(run, tmp_path, capsys):
     fails(capsys, ["evaluate", run, "--ood", folder, "--ood-source", "digits"], 2, "data.source with a path")
     fails(capsys, ["evaluate", run, "--ood-source", "folder"], 2, "give that too")
     assert (
-        main(["evaluate", str(run), "--resamples", "100", "--ood", str(folder), "--data.on_band_mismatch", "convert"])
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--resamples",
+                "100",
+                "--ood",
+                str(folder),
+                "--data.errors.on_band_mismatch",
+                "convert",
+            ]
+        )
         == 0
     )
     assert _json(run.evaluation / "ood.json")["images_other"] == 8

@@ -20,7 +20,7 @@ from vitrail.runs.trained import load_trained
 
 TINY = (
     "--model.name vit --model.img_size 8 --model.patch_size 4 --model.embed_dim 8 --model.depth 1 --model.num_heads 2 "
-    "--data.num_workers 0 --data.batch_size 16 --trainer.max_epochs 1 --trainer.accelerator cpu "
+    "--data.loader.num_workers 0 --data.batch_size 16 --trainer.max_epochs 1 --trainer.accelerator cpu "
     "--trainer.precision 32-true --run.tensorboard false"
 ).split()
 NAMES = ("zero", "one", "two")
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels")
     np.savez(folder / "train.npz", images=images(NUMBERS), labels=NUMBERS)
     data = train(folder / "run", "--data.source", "arrays", "--data.path", folder / "train.npz",
-                 "--data.class_names", "[zero,one,two]", "--data.band_names", "[red,green,blue]")  # fmt: skip
+                 "--data.classes.names", "[zero,one,two]", "--data.bands.names", "[red,green,blue]")  # fmt: skip
     assert data["class_names"] == list(NAMES)
     assert data["label_values"] == [0, 1, 2]
     return folder / "run"
@@ -113,9 +113,9 @@ def test_a_run_from_before_numberings_were_recorded_asks(run, tmp_path):
     np.savez(tmp_path / "first.npz", images=images(NUMBERS[NUMBERS == 1], 1), labels=NUMBERS[NUMBERS == 1])
     try:
         recipe.write_text(yaml.safe_dump(content))
-        with pytest.raises(DataError, match=r"Give data.label_values \[0,1,2\] or \[1,2,3\]"):
+        with pytest.raises(DataError, match=r"Give data.classes.values \[0,1,2\] or \[1,2,3\]"):
             numbered(run, tmp_path / "first.npz")
-        assert numbered(run, tmp_path / "first.npz", "--data.label_values", "[0,1,2]") == [1] * 20
+        assert numbered(run, tmp_path / "first.npz", "--data.classes.values", "[0,1,2]") == [1] * 20
     finally:
         recipe.write_text(known)
 
@@ -170,8 +170,8 @@ def test_the_report_opens_the_images_that_were_evaluated(run, tmp_path):
         Image.fromarray(x).save(tmp_path / "files" / f"{i:03d}.png")
         rows.append(f"{i:03d};{n}")
     (tmp_path / "t.csv").write_text("name;kind\n" + "\n".join(rows))
-    form = ["--data.source", "table", "--data.image_column", "name", "--data.label_column", "kind",
-            "--data.image_folder", str(tmp_path / "files")]  # fmt: skip
+    form = ["--data.source", "table", "--data.table.image_column", "name", "--data.table.label_column", "kind",
+            "--data.table.image_folder", str(tmp_path / "files")]  # fmt: skip
     assert evaluate(run, tmp_path / "t.csv", *form) == 0
     assert targets(run) == NUMBERS.tolist()
     assert main(["report", str(run)]) == 0

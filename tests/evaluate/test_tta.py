@@ -72,7 +72,7 @@ def test_views_are_what_they_are_called():
 def test_from_the_command_line(tmp_path, capsys):
     recipe = make_recipe(
         {
-            "data": {"num_workers": 0},
+            "data": {"loader": {"num_workers": 0}},
             "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
             "trainer": {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true"},
             "run": {"dir": str(tmp_path / "run"), "tensorboard": False},

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.report.test_measured import CLASSES, _make
-from vitrail.config.data import DataConfig
+from tests.settings import data_config
 from vitrail.data.audit import Audit, DuplicateGroup, LookAlikes
 from vitrail.report.audit_brief import audit_brief
 from vitrail.report.brief import Answer, brief_markdown, listed, per_hundred, per_hundred_between
@@ -186,7 +186,7 @@ def test_markdown_says_the_same():
 
 def _recipe(**data):
     return SimpleNamespace(
-        data=DataConfig(source="folder", path="d", **data), model=SimpleNamespace(name="vit", weights=None)
+        data=data_config(source="folder", path="d", **data), model=SimpleNamespace(name="vit", weights=None)
     )
 
 
@@ -234,7 +234,7 @@ def test_groups_are_unseen_only_where_a_record_shows_it(tmp_path, val_groups, re
                                    [groups[i % 2] for i in range(number)])  # fmt: skip
     content = {"fingerprint": "f", "splits": {}, "balance": {}, "unreadable": []}
     part.run.write_json(part.run.balance, content | ({"groups": record} if record else {}))
-    found = read_facts(part, _recipe(split=split, group_column="field"), "x").groups
+    found = read_facts(part, _recipe(split=split, table__group_column="field"), "x").groups
     assert found.names == ("a", "b")
     assert found.what == ("block" if split == "block" else "field")
     assert found.shared == shared
@@ -306,12 +306,12 @@ def _copies(splits, labels=("a", "a")):
         ({"duplicates": [_copies(("train", "train"), ("a", "b"))]}, "different classes", "correct their labels"),
         ({"duplicates": [_copies(("train", "train"))]}, "within one split", "no harm"),
         ({"shared_groups": {"p1": ("train", "val")}}, "data's own lies in several splits (p1)", "--data.split grouped"),
-        ({"unreadable": [("z", "empty")]}, "1 file cannot be read", "--data.on_unreadable skip"),
+        ({"unreadable": [("z", "empty")]}, "1 file cannot be read", "--data.errors.on_unreadable skip"),
         ({"look_alikes": [LookAlikes((0, 1), ("1", "2"), ("train", "val"), ("a", "a"), 5)]},
          "1 possible leak: look-alikes in different splits that are not confirmed as copies (hashes that differ in at "
          "most 8 of 64 bits, --distance)", "Look at the possible leaks"),
-        ({"similar_classes": [("a", "A")]}, "differ only in spelling: a / A", "--data.merge_labels similar"),
-        ({"empty_bands": [("image", "nir")]}, "one value in every image: nir", "--data.bands"),
+        ({"similar_classes": [("a", "A")]}, "differ only in spelling: a / A", "--data.classes.merge similar"),
+        ({"empty_bands": [("image", "nir")]}, "one value in every image: nir", "--data.bands.use"),
         ({"constant": [("1", "image", "red")]}, "1 image with a constant band", "empty or damaged"),
         ({"balance": {"a": {"train": 15, "val": 0}}}, "No image of a in val", "Add images"),
     ],

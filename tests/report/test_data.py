@@ -146,7 +146,7 @@ def test_the_command_records_an_audit_in_the_run(tmp_path, capsys):
     assert run.audit_page.is_file()
     assert "vitrail report" in capsys.readouterr().err
     for words, message in (
-        (["--data.fold", "1"], "cannot be changed in vitrail data audit --run"),
+        (["--data.splitting.fold", "1"], "cannot be changed in vitrail data audit --run"),
         ([str(run.recipe)], "leave out"),
     ):
         assert main(["data", "audit", "--run", str(run), *words]) == 2

@@ -11,8 +11,8 @@ from vitrail.cli.main import main
 from vitrail.runs import RunFolder
 
 _TINY = ["--model.name", "vit", "--model.embed_dim", "16", "--model.depth", "1", "--model.num_heads", "2",
-         "--model.img_size", "16", "--model.patch_size", "8", "--data.num_workers", "0", "--trainer.max_epochs", "1",
-         "--trainer.accelerator", "cpu", "--run.tensorboard", "false"]  # fmt: skip
+         "--model.img_size", "16", "--model.patch_size", "8", "--data.loader.num_workers", "0",
+         "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--run.tensorboard", "false"]  # fmt: skip
 
 
 @pytest.fixture

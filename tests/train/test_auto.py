@@ -27,7 +27,7 @@ TINY = {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth":
 
 
 def _recipe(folder, model=TINY, **parts):
-    content = {"data": {"num_workers": 0, "batch_size": 128}, "model": model,
+    content = {"data": {"loader": {"num_workers": 0}, "batch_size": 128}, "model": model,
                "trainer": {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true"},
                "run": {"dir": str(folder), "tensorboard": False}}  # fmt: skip
     return make_recipe({part: {**values, **parts.get(part, {})} for part, values in content.items()})
@@ -176,7 +176,7 @@ def test_small_strongly_augmented_batches_have_a_rate_too(tmp_path):
     """Before, when batches' luck was in the losses, this failed for five of six seeds."""
     model = {"name": "maxvit", "img_size": 16, "stem_width": 8, "embed_dim": [8, 16], "depths": [1, 1], "dim_head": 8,
              "window_size": 2}  # fmt: skip
-    data = {"augment": "leaf", "augment_settings": {"auto": "trivialaugment", "cutmix": 1}, "batch_size": 32}
+    data = {"augment": "leaf", "augmentation": {"auto": "trivialaugment", "cutmix": 1}, "batch_size": 32}
     for seed in (11, 12, 13):
         recipe = _recipe(tmp_path / str(seed), model, data=data, task={"loss": "focal"}, run={"seed": seed},
                          trainer={"learning_rate": "auto"})  # fmt: skip
@@ -201,7 +201,7 @@ def test_of_fast_batches_the_smallest():
 
 def test_what_was_found_is_said_and_kept(tmp_path, capsys):
     words = [f"--model.{key}={value}" for key, value in TINY.items()]
-    words += ["--data.num_workers=0", "--data.batch_size=auto", "--trainer.learning_rate=auto"]
+    words += ["--data.loader.num_workers=0", "--data.batch_size=auto", "--trainer.learning_rate=auto"]
     words += ["--trainer.accelerator=cpu", f"--run.dir={tmp_path / 'x'}", "--run.tensorboard=false"]
     words += ["--trainer.max_epochs=1"]
     assert main(["train", *words]) == 0
@@ -238,7 +238,7 @@ def test_training_sees_the_small_images_and_validation_the_large(tmp_path, monke
 
     monkeypatch.setattr(ClassificationTask, "forward", watch)
     model = {"name": "hvt", "img_size": 16, "patch_size": 4, "embed_dim": 16, "depths": [1], "num_heads": [2]}
-    data = {"spectral": "edges", "batch_size": 600, "augment": "standard"}
+    data = {"spectral": {"derive": "edges"}, "batch_size": 600, "augment": "standard"}
     trainer = {"max_epochs": 2, "progressive_sizes": [8], "precision": "32-true"}
     train(_recipe(tmp_path / "x", model, data=data, trainer=trainer))
     assert [s for s in seen if s[0]] == [(True, 8, 8, 8, 8)] * 2 + [(True, 16, 16, 16, 16)] * 2

@@ -14,7 +14,7 @@ from vitrail.train.copies import describe_copies
 
 TINY = ["--model.name", "vit", "--model.img_size", "16", "--model.patch_size", "8", "--model.embed_dim", "8",
         "--model.depth", "1", "--model.num_heads", "2", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
-        "--data.num_workers", "0", "--run.tensorboard", "false", "--data.batch_size", "4",
+        "--data.loader.num_workers", "0", "--run.tensorboard", "false", "--data.batch_size", "4",
         "--trainer.precision", "32-true"]  # fmt: skip
 
 
@@ -47,7 +47,9 @@ def test_copies_across_splits_are_counted(leaking):
     )
     assert "`vitrail data audit r.yaml --out audit.html --groups groups.csv`" in line
     assert (
-        describe_copies(open_data(DataConfig(source="folder", path=str(leaking), check_copies=False), (16, 16)), "")
+        describe_copies(
+            open_data(DataConfig(source="folder", path=str(leaking), splitting={"check_copies": False}), (16, 16)), ""
+        )
         == []
     )
 
@@ -56,7 +58,7 @@ def test_training_states_copies_and_is_not_changed_by_looking(leaking, capsys):
     weights = {}
     for check in ("true", "false"):
         run = leaking.parent / f"{leaking.name}_{check}"
-        data = ["--data.source", "folder", "--data.path", str(leaking), "--data.check_copies", check]
+        data = ["--data.source", "folder", "--data.path", str(leaking), "--data.splitting.check_copies", check]
         assert main(["train", *data, *TINY, "--run.dir", str(run)]) == 0
         weights[check] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         said = "2 validation images are copies of training images" in capsys.readouterr().err
@@ -72,11 +74,15 @@ def test_sources_give_the_same_thumbnails(leaking):
     table = pd.DataFrame({"image": [{"bytes": f.read_bytes(), "path": str(f)} for f in files],
                           "label": [f.parent.name for f in files]})  # fmt: skip
     table.to_parquet(leaking / "t.parquet")
-    other = open_data(DataConfig(source="parquet", path=str(leaking / "t.parquet"), resize="squash"), (32, 32))
+    other = open_data(
+        DataConfig(source="parquet", path=str(leaking / "t.parquet"), images={"resize": "squash"}), (32, 32)
+    )
     apart = np.abs(data.source.thumbnails().astype(int) - other.source.thumbnails())
     assert data.source.thumbnails().shape == (len(files), 32, 32)
     assert apart.mean() < 6
-    cached = open_data(DataConfig(source="folder", path=str(leaking), cache=True, spectral="edges"), (32, 32))
+    cached = open_data(
+        DataConfig(source="folder", path=str(leaking), loader={"cache": True}, spectral={"derive": "edges"}), (32, 32)
+    )
     assert np.array_equal(cached.source.thumbnails(), data.source.thumbnails())
 
 
@@ -92,6 +98,11 @@ def test_rasters_without_a_known_range_have_thumbnails(tmp_path):
             path = tmp_path / split / "ab"[i % 2] / f"{i}.tif"
             path.parent.mkdir(parents=True, exist_ok=True)
             tifffile.imwrite(path, np.ascontiguousarray(pixels))
-    config = DataConfig(source="folder", path=str(tmp_path), band_names=("vv", "vh"), range=(-30.0, 10.0), nodata="nan")
+    config = DataConfig(
+        source="folder",
+        path=str(tmp_path),
+        bands={"names": ("vv", "vh")},
+        values={"range": (-30.0, 10.0), "nodata": "nan"},
+    )
     [line] = describe_copies(open_data(config, (16, 16)), "r.yaml")
     assert line.startswith("2 validation images are copies of training images")

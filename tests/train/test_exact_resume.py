@@ -36,19 +36,20 @@ EVERYTHING = {"band_dropout": 0.1, "stream_dropout": 0.2, "blur": 0.3, "quarter_
 MODES = {
     "strong, balanced, progressive, unfreezing, average": {
         "model": HVT,
-        "data": {"augment": "strong", "augment_settings": EVERYTHING, "spectral": "edges", "sampling": "balanced"},
+        "data": {"augment": "strong", "augmentation": EVERYTHING, "spectral": {"derive": "edges"},
+                 "loader": {"num_workers": 0, "sampling": "balanced"}},
         "trainer": {"progressive_sizes": [8, 12], "freeze_epochs": 1, "ema_decay": 0.9, "accumulate": 2},
     },
     "trivialaugment, found batch size, focal": {
         "model": MAXVIT,
-        "data": {"augment": "leaf", "augment_settings": {"auto": "trivialaugment", "cutmix": 1}, "batch_size": "auto"},
+        "data": {"augment": "leaf", "augmentation": {"auto": "trivialaugment", "cutmix": 1}, "batch_size": "auto"},
         "task": {"loss": "focal", "class_weights": "balanced"},
         "trainer": {"precision": "bf16-mixed"},
     },
     "several labels, workers": {
         "model": VIT,
-        "data": {"source": "table", "label_separator": ";", "augment": "standard", "augment_settings": {"mixup": 0.4},
-                 "batch_size": 16, "num_workers": 2},
+        "data": {"source": "table", "table": {"label_separator": ";"}, "augment": "standard",
+                 "augmentation": {"mixup": 0.4}, "batch_size": 16, "loader": {"num_workers": 2}},
         "task": {"loss": "bce", "class_weights": "balanced"},
         "trainer": {"monitor": "val_map"},
     },
@@ -78,7 +79,7 @@ def _table(folder):
 
 def _recipe(mode, folder, table):
     content = {
-        "data": {"batch_size": 157, "num_workers": 0, **mode.get("data", {})},
+        "data": {"batch_size": 157, "loader": {"num_workers": 0}, **mode.get("data", {})},
         "model": dict(mode["model"]),
         "task": mode.get("task", {}),
         "trainer": {"max_epochs": 3, "accelerator": "cpu", **mode["trainer"]},
@@ -178,7 +179,12 @@ def test_interrupted_quickly(tmp_path, monkeypatch):
     """One mode in the fast tier: everything that is random in a batch, and a size that changes."""
     mode = {
         "model": VIT,
-        "data": {"augment": "strong", "augment_settings": EVERYTHING, "sampling": "balanced", "batch_size": 400},
+        "data": {
+            "augment": "strong",
+            "augmentation": EVERYTHING,
+            "loader": {"num_workers": 0, "sampling": "balanced"},
+            "batch_size": 400,
+        },
         "trainer": {"progressive_sizes": [4], "max_epochs": 2, "freeze_epochs": 1},
     }
     whole = train(_recipe(mode, tmp_path / "whole", None))

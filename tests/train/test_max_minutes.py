@@ -11,7 +11,12 @@ from vitrail.train import train
 def _recipe(folder, **trainer):
     return make_recipe(
         {
-            "data": {"source": "digits", "batch_size": 64, "num_workers": 0, "test_fraction": 0.5},
+            "data": {
+                "source": "digits",
+                "batch_size": 64,
+                "loader": {"num_workers": 0},
+                "splitting": {"test_fraction": 0.5},
+            },
             "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
             "trainer": {
                 "max_epochs": 1000,

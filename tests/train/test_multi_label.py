@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.config import DataConfig
+from vitrail.config.changes import apply_changes
 from vitrail.data import open_data
 from vitrail.data.sampling import EpochShuffle, balancing_weights
 from vitrail.data.splits import rarest_label
@@ -42,17 +43,15 @@ def table(tmp_path_factory):
 
 def _recipe(table, folder, **changes):
     content = {
-        "data": {"source": "table", "path": str(table), "label_separator": "|", "img_size": 8, "batch_size": 16,
-                 "num_workers": 0},
+        "data": {"source": "table", "path": str(table), "table": {"label_separator": "|"}, "img_size": 8,
+                 "batch_size": 16, "loader": {"num_workers": 0}},
         "model": {"name": "vit", "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
         "task": {"loss": "bce", "label_smoothing": 0.0},
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "precision": "32-true", "monitor": "val_map"},
         "run": {"dir": str(folder), "tensorboard": False},
     }  # fmt: skip
-    for dotted, value in changes.items():
-        part, key = dotted.split("__")
-        content[part][key] = value
-    return make_recipe(content)
+    layer = {name.replace("__", "."): value for name, value in changes.items()}
+    return make_recipe(apply_changes(content, layer))
 
 
 def test_labels_are_read_and_every_label_gets_its_share(table):
@@ -74,9 +73,7 @@ def test_labels_are_read_and_every_label_gets_its_share(table):
 @pytest.mark.slow
 def test_the_whole_way(table, tmp_path, capsys):
     settings = {"trainer__max_epochs": 25, "trainer__learning_rate": 5e-3, "trainer__warmup_epochs": 0.0}
-    run = train(
-        _recipe(table, tmp_path / "run", **settings, data__augment_settings={"mixup": 0.3, "mix_probability": 0.3})
-    )
+    run = train(_recipe(table, tmp_path / "run", **settings, data__augmentation={"mixup": 0.3, "mix_probability": 0.3}))
     assert run.read_metrics()["val_map"].max() > 0.95
     assert main(["evaluate", str(run), "--split", "test"]) == 0
     assert "mean average precision" in capsys.readouterr().out
@@ -114,7 +111,7 @@ def test_losses_and_labels_must_fit(table, tmp_path):
     with pytest.raises(ConfigError, match=r"val_balanced_accuracy.*multi-label"):
         train(_recipe(table, tmp_path / "x", trainer__monitor="val_balanced_accuracy"))
     with pytest.raises(ConfigError, match="left out but for tables"):
-        DataConfig(label_separator=";")
+        DataConfig(table={"label_separator": ";"})
     assert not (tmp_path / "x").exists()
 
 
@@ -152,6 +149,12 @@ def test_of_several_labels_the_rarest_counts():
 
 def test_balanced_training_is_in_the_run(table, tmp_path):
     run = train(
-        _recipe(table, tmp_path / "x", data__sampling="balanced", trainer__max_epochs=1, task__class_weights="balanced")
+        _recipe(
+            table,
+            tmp_path / "x",
+            data__loader__sampling="balanced",
+            trainer__max_epochs=1,
+            task__class_weights="balanced",
+        )
     )
     assert "sampling: balanced" in RunFolder.open(run.path).recipe.read_text()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from tests.images import make_folder, save_image
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
+from vitrail.config.changes import apply_changes
 from vitrail.errors import ConfigError, DataError
 from vitrail.runs import load_trained
 from vitrail.train import pretrain, train
@@ -35,25 +36,29 @@ WAYS = {
     "maxvit": {"task": {"name": "simmim", "normalize_target": True}, "model": MAXVIT},
     "simclr_maxvit": {"task": {"name": "simclr"}, "model": MAXVIT},
     "two_streams": {"task": {"name": "simmim", "spectral_mask_ratio": 0.25}, "model": HVT,
-                    "data": {"spectral": "edges"}, "trainer": {"accumulate": 2}},
+                    "data": {"spectral": {"derive": "edges"}}, "trainer": {"accumulate": 2}},
     "one_from_the_other": {"task": {"name": "simmim", "mask_ratio": 0.0, "spectral_mask_ratio": 1.0, "loss_on": "all"},
-                           "model": HVT, "data": {"spectral": "edges"}, "trainer": {"precision": "bf16-mixed"}},
-    "simclr_two_streams": {"task": {"name": "simclr"}, "model": HVT, "data": {"spectral": "edges"}},
+                           "model": HVT, "data": {"spectral": {"derive": "edges"}},
+                           "trainer": {"precision": "bf16-mixed"}},
+    "simclr_two_streams": {"task": {"name": "simclr"}, "model": HVT, "data": {"spectral": {"derive": "edges"}}},
 }  # fmt: skip
 
 
 def recipe(folder, way, **changes):
     parts = {
-        "data": {"source": "digits", "batch_size": 32, "num_workers": 0, "val_fraction": 0.1, "test_fraction": 0.8},
+        "data": {
+            "source": "digits",
+            "batch_size": 32,
+            "loader": {"num_workers": 0},
+            "splitting": {"val_fraction": 0.1, "test_fraction": 0.8},
+        },
         "model": {"img_size": 8},
         "trainer": {"max_epochs": 2, "accelerator": "cpu", "warmup_epochs": 1, "precision": "32-true"},
         "run": {"tensorboard": False, "dir": str(folder)},
     }
     content = {part: {**parts.get(part, {}), **WAYS[way].get(part, {})} for part in (*parts, "task")}
-    for dotted, value in changes.items():
-        part, key = dotted.split("__")
-        content[part][key] = value
-    return make_recipe(content)
+    layer = {name.replace("__", "."): value for name, value in changes.items()}
+    return make_recipe(apply_changes(content, layer))
 
 
 class _Killed(BaseException):
@@ -171,7 +176,7 @@ def test_a_plain_folder_of_images_will_do(tmp_path, unlabelled):
     environment = json.loads(run.environment.read_text())
     assert environment["images"]["number"] == 20
     # Without any image held out what is measured is what is trained on.
-    run = pretrain(recipe(tmp_path / "y", "mae", trainer__max_epochs=1, data__val_fraction=0.0, **folder))
+    run = pretrain(recipe(tmp_path / "y", "mae", trainer__max_epochs=1, data__splitting__val_fraction=0.0, **folder))
     assert "val_loss" not in run.read_metrics()
     assert run.read_metrics()["rank_me"].notna().all()
     with pytest.raises(ConfigError, match="unlabelled has no labels"):
@@ -200,15 +205,15 @@ def test_labels_left_out_are_trained_on_and_not_judged_by(tmp_path, monkeypatch)
 
     monkeypatch.setattr(PretrainModule, "training_step", look)
     monkeypatch.setattr(representation, "_judge", judge)
-    pretrain(recipe(tmp_path / "x", "mae", data__label_fraction=0.05))
+    pretrain(recipe(tmp_path / "x", "mae", data__classes__label_fraction=0.05))
     assert len(set(seen)) > 150
     assert known[0] == [1] * 10  # a twentieth of about 18 each
 
 
 def test_training_starts_from_it(tmp_path, capsys):
     run = pretrain(recipe(tmp_path / "pre", "two_streams", trainer__max_epochs=1))
-    settings = ("--data.spectral edges --data.label_fraction 0.1 --data.batch_size 32 --trainer.max_epochs 1 "
-                "--trainer.accelerator cpu --run.tensorboard false").split()  # fmt: skip
+    settings = ("--data.spectral.derive edges --data.classes.label_fraction 0.1 --data.batch_size 32 "
+                "--trainer.max_epochs 1 --trainer.accelerator cpu --run.tensorboard false").split()  # fmt: skip
     capsys.readouterr()
     assert main(["train", "--model.weights", str(run), *settings, "--run.dir", str(tmp_path / "fine")]) == 0
     said = capsys.readouterr().out
@@ -260,11 +265,11 @@ def test_a_collapse_is_said_aloud(tmp_path, monkeypatch):
         ("mae", {"trainer__early_stopping_monitor": "val_accuracy"}, "trainer.early_stopping_monitor 'val_accuracy'"),
         ("mae", {"trainer__progressive_sizes": [4]}, r"trainer.progressive_sizes \[4\] is not supported"),
         ("mae", {"trainer__compile": True}, "trainer.compile true is not supported"),
-        ("mae", {"data__sampling": "balanced"}, "data.sampling 'balanced' goes by labels"),
+        ("mae", {"data__loader__sampling": "balanced"}, "data.loader.sampling 'balanced' goes by labels"),
         ("mae", {"data__augment": "strong"}, "data.augment 'strong' mixes images and their labels"),
-        ("simmim", {"data__augment_settings": {"cutmix": 1.0}}, "mixes images and their labels"),
+        ("simmim", {"data__augmentation": {"cutmix": 1.0}}, "mixes images and their labels"),
         ("simclr", {"data__augment": "light"}, "simclr draws views of its own"),
-        ("simclr", {"data__augment_settings": {"rotate": 10}}, "simclr draws views of its own"),
+        ("simclr", {"data__augmentation": {"rotate": 10}}, "simclr draws views of its own"),
         ("simclr", {"data__batch_size": "auto"}, "at least 2 for simclr, .*, got auto"),
         ("simclr", {"task__temperature": 0.0}, "task.temperature must be above 0"),
         ("simclr", {"data__batch_size": 1}, "at least 2 for simclr"),
@@ -303,8 +308,8 @@ def test_several_labels_are_not_judged_by(tmp_path):
         save_image(tmp_path / f"{i}.png", (9, 9), seed=i)
         lines.append(f"{i}.png,{';'.join(name for name in 'xyz' if rng.random() < 0.5)}")
     (tmp_path / "table.csv").write_text("\n".join(lines))
-    table = {"data__source": "table", "data__path": str(tmp_path / "table.csv"), "data__label_separator": ";"}
-    changes = {"data__batch_size": 8, "data__test_fraction": 0.1, "data__label_fraction": 0.5}
+    table = {"data__source": "table", "data__path": str(tmp_path / "table.csv"), "data__table__label_separator": ";"}
+    changes = {"data__batch_size": 8, "data__splitting__test_fraction": 0.1, "data__classes__label_fraction": 0.5}
     run = pretrain(recipe(tmp_path / "x", "simmim", trainer__max_epochs=1, **table, **changes))
     rows = run.read_metrics()
     assert rows["rank_me"].notna().all()
@@ -314,7 +319,7 @@ def test_several_labels_are_not_judged_by(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_with_workers_ends_the_same(tmp_path, monkeypatch):
-    settings = {"task__watch_every": 0, "trainer__max_epochs": 3, "data__num_workers": 1}
+    settings = {"task__watch_every": 0, "trainer__max_epochs": 3, "data__loader__num_workers": 1}
     whole = pretrain(recipe(tmp_path / "whole", "mae", **settings))
     step = PretrainModule.training_step
 

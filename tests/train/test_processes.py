@@ -108,7 +108,7 @@ def test_processes_agree_on_what_the_first_has_found(tmp_path, monkeypatch):
     given = ("--data.batch_size", "100", "--trainer.learning_rate", "0.003")
     monkeypatch.setitem(globals(), "SETTINGS", [word for word in SETTINGS if word not in given])
     auto = ("--trainer.learning_rate", "auto", "--data.batch_size", "auto")
-    random = ("--data.sampling", "balanced", "--data.augment", "strong", "--trainer.progressive_sizes", "[4]")
+    random = ("--data.loader.sampling", "balanced", "--data.augment", "strong", "--trainer.progressive_sizes", "[4]")
     two = _train(tmp_path / "x", "--trainer.devices", "2", *auto, *random)
     assert two.read_metrics()["epoch"].tolist() == [0, 1]
     found = yaml.safe_load(two.recipe.read_text())

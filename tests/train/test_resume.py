@@ -32,7 +32,7 @@ def short(tmp_path_factory):
     return train(recipe(tmp_path_factory.mktemp("short") / "run", trainer__max_epochs=1))
 
 
-@pytest.mark.parametrize("changes", [{}, {"trainer__early_stopping_patience": 3}, {"data__num_workers": 1}])
+@pytest.mark.parametrize("changes", [{}, {"trainer__early_stopping_patience": 3}, {"data__loader__num_workers": 1}])
 def test_a_finished_run_stays_as_it_is(short, capsys, changes):
     before = _content(short.path)
     train(recipe(short.path, trainer__max_epochs=1, **changes), resume=True)
@@ -50,7 +50,7 @@ def test_a_finished_run_stays_as_it_is(short, capsys, changes):
         ({"trainer__warmup_epochs": 1.0, "trainer__max_epochs": 4}, "warmup_epochs"),
         ({"data__augment": "none"}, "data.augment = 'none'"),
         ({"run__overwrite": True}, "run.overwrite true deletes it"),
-        ({"data__statistics": "other.json"}, "data.statistics = 'other.json': it began with None"),
+        ({"data__values__statistics": "other.json"}, "data.values.statistics = 'other.json': it began with None"),
     ],
 )
 def test_what_may_not_change_is_refused(short, changes, message):
@@ -131,9 +131,9 @@ def test_files_count_by_what_they_hold(tmp_path, capsys):
     statistics = tmp_path / "stats.json"
     assert main(["data", "stats", *where, "--out", str(statistics)]) == 0
     folder = {"data__source": "folder", "data__path": str(images), "data__batch_size": 4}
-    run = train(recipe(tmp_path / "x", trainer__max_epochs=1, data__statistics=str(statistics), **folder))
+    run = train(recipe(tmp_path / "x", trainer__max_epochs=1, data__values__statistics=str(statistics), **folder))
     recorded = json.loads(run.environment.read_text())["inputs"]
-    assert set(recorded) == {"data.path", "data.statistics"}
+    assert set(recorded) == {"data.path", "data.values.statistics"}
     before = _content(run.path)
     moved = tmp_path / "moved.json"
     content = json.loads(statistics.read_text())
@@ -141,18 +141,23 @@ def test_files_count_by_what_they_hold(tmp_path, capsys):
     content["streams"]["image"][0]["mean"] += 0.1
     statistics.write_text(json.dumps(content))
     again = {"trainer__max_epochs": 2, **folder}
-    with pytest.raises(DataError, match=r"what data.statistics names holds something else than when the run began"):
-        train(recipe(tmp_path / "x", data__statistics=str(statistics), **again), resume=True)
+    with pytest.raises(
+        DataError, match=r"what data.values.statistics names holds something else than when the run began"
+    ):
+        train(recipe(tmp_path / "x", data__values__statistics=str(statistics), **again), resume=True)
     image = images / "train" / "dark" / next((images / "train" / "dark").iterdir()).name
     pixels = image.read_bytes()
     save_image(image, (9, 9), seed=77)
     with pytest.raises(DataError, match=r"its images, classes or splits have changed since it began"):
-        train(recipe(tmp_path / "x", data__statistics=str(moved), **again), resume=True)
+        train(recipe(tmp_path / "x", data__values__statistics=str(moved), **again), resume=True)
     assert _content(run.path) == before
     image.write_bytes(pixels)
     images.rename(tmp_path / "elsewhere")
     again["data__path"] = str(tmp_path / "elsewhere")
-    assert len(train(recipe(tmp_path / "x", data__statistics=str(moved), **again), resume=True).read_metrics()) == 2
+    assert (
+        len(train(recipe(tmp_path / "x", data__values__statistics=str(moved), **again), resume=True).read_metrics())
+        == 2
+    )
 
 
 def test_codes_of_inputs(tmp_path):
@@ -185,7 +190,7 @@ def test_other_code_is_reported(short, tmp_path, capsys):
     ("changes", "message"),
     [
         ({"trainer__accumulate": 200}, r"trainer.accumulate 200 is more than the 9 batches of an epoch.* at most 9"),
-        ({"data__sampling": "balanced", "task__class_weights": "balanced"}, "correct for rare classes twice"),
+        ({"data__loader__sampling": "balanced", "task__class_weights": "balanced"}, "correct for rare classes twice"),
     ],
 )
 def test_settings_that_would_be_taken_in_another_way_are_refused(tmp_path, changes, message):
@@ -212,8 +217,8 @@ def test_a_batch_norm_of_one_value_is_refused(tmp_path, size, batch, refused):
     model = {"name": "maxvit", "img_size": size, "stem_width": 8, "embed_dim": [8, 8, 16, 16], "depths": [1, 1, 1, 1],
              "dim_head": 8, "window_size": 1}  # fmt: skip
     content = {**TINY, "model": model, "run": {"dir": str(tmp_path / "x"), "tensorboard": False}}
-    content["data"] = {"source": "synthetic_leaves", "num_images": 40, "spectral_bands": [], "batch_size": batch,
-                       "num_workers": 0}  # fmt: skip
+    content["data"] = {"source": "synthetic_leaves", "leaves": {"num_images": 40}, "spectral": {"use": []},
+                       "batch_size": batch, "loader": {"num_workers": 0}}  # fmt: skip
     content["trainer"] = {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true"}
     if refused:
         with pytest.raises(ConfigError, match=r"data.batch_size 1 gives each of 1 process one image a step: BatchNorm"):

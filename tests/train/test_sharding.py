@@ -31,10 +31,10 @@ MAXVIT = (
 )
 HVT = (
     "--model.name hvt --model.img_size 8 --model.patch_size 2 --model.embed_dim 8 --model.depths [1,2] "
-    "--model.num_heads [2,2] --data.spectral edges"
+    "--model.num_heads [2,2] --data.spectral.derive edges"
 )
 RATES = "--trainer.accelerator cpu --trainer.devices 2 --trainer.learning_rate 0.003 --trainer.warmup_epochs 0"
-DATA = "--data.batch_size 60 --data.label_fraction 0.5 --data.num_workers 0 --run.tensorboard false"
+DATA = "--data.batch_size 60 --data.classes.label_fraction 0.5 --data.loader.num_workers 0 --run.tensorboard false"
 EXACT = f"{SWIN} {RATES} {DATA} --trainer.precision 32-true --trainer.max_epochs 3 --model.drop_path_rate 0.2 " \
     "--data.augment light --trainer.accumulate 2 --trainer.layer_decay 0.7"  # fmt: skip
 # Trained twice, under ddp and under fsdp: the verb and what is special.

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.images import make_folder, save_image
 from vitrail.cli.recipes import make_recipe
+from vitrail.config.changes import apply_changes
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.runs import RunFolder, load_trained
 from vitrail.train import supervised, train
@@ -23,7 +24,7 @@ from vitrail.train.callbacks import checkpoints
 from vitrail.train.module import TaskModule
 
 TINY = {
-    "data": {"source": "digits", "augment": "light", "batch_size": 128, "num_workers": 0},
+    "data": {"source": "digits", "augment": "light", "batch_size": 128, "loader": {"num_workers": 0}},
     "model": {"name": "vit", "img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2,
               "drop_path_rate": 0.1},
     "trainer": {"max_epochs": 3, "accelerator": "cpu", "precision": "32-true"},
@@ -34,10 +35,8 @@ TINY = {
 def recipe(folder, **changes):
     content = {part: dict(values) for part, values in TINY.items()}
     content["run"]["dir"] = str(folder)
-    for dotted, value in changes.items():
-        part, key = dotted.split("__")
-        content.setdefault(part, {})[key] = value
-    return make_recipe(content)
+    layer = {name.replace("__", "."): value for name, value in changes.items()}
+    return make_recipe(apply_changes(content, layer))
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +231,7 @@ def test_faults_are_found_before_the_run_folder_is_made(tmp_path):
         ({"model__in_chans": 3}, ConfigError, r"model.in_chans is 3, the data has 1"),
         ({"model__weights": str(tmp_path / "no.safetensors")}, WeightsError, "no file of weights"),
         ({"data__source": "folder", "data__path": str(tmp_path / "none")}, DataError, "no folder of images"),
-        ({"data__val_fraction": 0.0}, DataError, "'val' split"),
+        ({"data__splitting__val_fraction": 0.0}, DataError, "'val' split"),
         ({"model__patch_size": 16}, ConfigError, "smaller than one patch"),
     ]
     for changes, kind, message in cases:
@@ -273,7 +272,7 @@ def test_every_way_of_training_resumes_exactly(tmp_path, monkeypatch):
     settings = {
         "trainer__ema_decay": 0.9, "trainer__accumulate": 3, "trainer__layer_decay": 0.8,
         "trainer__grad_checkpointing": True, "task__loss": "focal", "task__class_weights": "balanced",
-        "model__name": "hvt", "model__depths": [1, 1], "model__num_heads": [1, 2], "data__spectral": "edges",
+        "model__name": "hvt", "model__depths": [1, 1], "model__num_heads": [1, 2], "data__spectral__derive": "edges",
         "data__augment": "standard", "trainer__max_epochs": 2,
     }  # fmt: skip
 
@@ -281,10 +280,8 @@ def test_every_way_of_training_resumes_exactly(tmp_path, monkeypatch):
         content = {part: dict(values) for part, values in TINY.items()}
         del content["model"]["depth"]
         content["run"]["dir"] = str(folder)
-        for dotted, value in settings.items():
-            part, key = dotted.split("__")
-            content.setdefault(part, {})[key] = value
-        return make_recipe(content)
+        layer = {name.replace("__", "."): value for name, value in settings.items()}
+        return make_recipe(apply_changes(content, layer))
 
     whole = train(made(tmp_path / "whole"))
     original, calls = checkpoints.WholeCheckpoints.save_checkpoint, []

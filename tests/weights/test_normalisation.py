@@ -95,7 +95,7 @@ def test_a_damaged_file_beside_is_an_error(tmp_path):
 
 
 TRAIN = (
-    "--data.source", "synthetic_leaves", "--data.num_images", "24", "--data.spectral_bands", "[]",
+    "--data.source", "synthetic_leaves", "--data.leaves.num_images", "24", "--data.spectral.use", "[]",
     "--model.name", "vit",
     "--model.embed_dim", "24", "--model.depth", "2", "--model.num_heads", "2", "--data.img_size", "32",
     "--model.patch_size", "8", "--trainer.accelerator", "cpu",

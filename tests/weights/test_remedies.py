@@ -70,7 +70,7 @@ def test_no_error_spells_an_option_itself(path):
 SETTINGS = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
 # Number of classes of the data: weights of as many are used with new_head false.
 TRAIN = [
-    "--data.source", "synthetic_leaves", "--data.num_images", "24", "--data.spectral_bands", "[]",
+    "--data.source", "synthetic_leaves", "--data.leaves.num_images", "24", "--data.spectral.use", "[]",
     "--data.img_size", "32", "--model.name", "vit",
     *(word for key, value in SETTINGS.items() for word in (f"--model.{key}", str(value))),
     "--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--data.batch_size", "8",

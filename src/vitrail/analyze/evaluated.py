@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 
 from vitrail.analyze.examples import indices_of
 from vitrail.config.data import DataConfig
+from vitrail.config.renamed import rename
 from vitrail.config.schema import Recipe
 from vitrail.config.typed import as_tuples
 from vitrail.data.dataset import ImageData
@@ -164,7 +164,8 @@ class OpenedRuns:
         run, card = evaluation.run, self.trained(evaluation).card
         own = self._read_recipe(run.recipe).data
         now = own if self._read_moved is None else self._read_moved(run.recipe)
-        recorded = dataclasses.replace(own, **as_tuples(evaluation.metrics["data"]))
+        form = as_tuples(evaluation.metrics["data"])
+        recorded = own.changed({rename(f"data.{name}").removeprefix("data."): value for name, value in form.items()})
         if str(evaluation.metrics.get("name", "")).startswith(OTHER):
             return open_prepared(card, recorded, split=False)
         if not has_other_paths(now, own):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from typing_extensions import override
 
 from vitrail.cli.tables import text_width
+from vitrail.config.renamed import rename_options
 from vitrail.config.text import read_word
 from vitrail.errors import ConfigError, closest
 
@@ -57,12 +59,12 @@ class VerbParser(argparse.ArgumentParser):
     def add_unfit_files(self) -> None:
         """Add the options for image files that do not match a run's bands."""
         for name, remedy, which in (
-            ("on_band_mismatch", "convert", "an image of other bands than the run's"),
-            ("on_unreadable", "skip", "files that cannot be read or have another number of bands"),
+            ("errors.on_band_mismatch", "convert", "an image of other bands than the run's"),
+            ("errors.on_unreadable", "skip", "files that cannot be read or have another number of bands"),
         ):
             self.add_argument(
                 f"--data.{name}",
-                dest=name,
+                dest=name.split(".")[1],
                 choices=("error", remedy),
                 help=f"what to do with {which}; error for files that are named, as in training for the run's own",
             )
@@ -73,6 +75,11 @@ class VerbParser(argparse.ArgumentParser):
         if settings.get("type") is int and names[0].startswith("-"):
             settings.setdefault("metavar", "N")
         return super().add_argument(*names, **settings)
+
+    @override
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse as argparse does; data settings may have their names of earlier versions, which is reported."""
+        return super().parse_known_args(rename_options(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""

@@ -79,7 +79,7 @@ def _read(parser: VerbParser, argv: list[str]) -> tuple[argparse.Namespace, Reci
 
 def _inputs(arguments: argparse.Namespace, recipe: Recipe) -> list[str | None]:
     """List the input files, which outputs must not replace."""
-    return [arguments.recipe, recipe.data.path, recipe.data.labels, recipe.data.statistics]
+    return [arguments.recipe, recipe.data.path, recipe.data.arrays.labels, recipe.data.values.statistics]
 
 
 def _open(recipe: Recipe) -> ImageData:
@@ -93,7 +93,7 @@ def _stats(argv: list[str]) -> int:
     parser = _parser("stats", f"Measure {WORDS['stats']}.")
     parser.add_argument("--robust", action="store_true", help="normalise by the pixels that are neither 0 nor 1")
     parser.add_argument("--most", type=int, help="images to measure at most, evenly spaced; all when not given")
-    parser.add_argument("--out", help="JSON file to write, for --data.statistics")
+    parser.add_argument("--out", help="JSON file to write, for --data.values.statistics")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments, recipe = _read(parser, argv)
     if arguments.most is not None and arguments.most < 1:
@@ -141,7 +141,7 @@ def _stats(argv: list[str]) -> int:
     if constant:
         print(
             f"warning: {', '.join(constant)}: one value throughout; training refuses such bands unless "
-            "--data.allow_constant names them",
+            "--data.bands.allow_constant names them",
             file=sys.stderr,
         )
     saturated = [
@@ -155,7 +155,7 @@ def _stats(argv: list[str]) -> int:
         )
     if arguments.out is not None:
         write_statistics(arguments.out, measured)
-        print(f"written to {arguments.out}; --data.statistics {arguments.out} trains with it", file=sys.stderr)
+        print(f"written to {arguments.out}; --data.values.statistics {arguments.out} trains with it", file=sys.stderr)
     return 0
 
 
@@ -186,7 +186,7 @@ def _audit(argv: list[str]) -> int:
     classes = run.read_json(run.card)["classes"] if run is not None and run.card.is_file() else None
     known = None if run is None else read_image_record(run)
     found, data = audit(recipe.data, arguments.distance, classes or None, known)
-    refuses = bool(found.unreadable) and recipe.data.on_unreadable == "error"
+    refuses = bool(found.unreadable) and recipe.data.errors.on_unreadable == "error"
     if run is not None:
         run.write_json(run.audit, {**found.to_dict(), "distance": arguments.distance, **data.identity()})
         arguments.out = arguments.out or str(run.audit_page)
@@ -202,7 +202,10 @@ def _audit(argv: list[str]) -> int:
         if found.split_leaks and arguments.groups is None:
             print(f"\n{_advice(argv, recipe, data)}")
         if refuses:
-            print("\nmend or remove the files that training refuses, or train without them: --data.on_unreadable skip")
+            print(
+                "\nmend or remove the files that training refuses, or train without them: "
+                "--data.errors.on_unreadable skip"
+            )
     if arguments.out is not None:
         from vitrail.report.audit import write_audit
 
@@ -293,12 +296,14 @@ def _training(argv: Sequence[str], recipe: Recipe, data: ImageData, table: str) 
         data: The images.
         table: The table, with the columns path, label and group.
     """
-    from dataclasses import fields
-
-    from vitrail.config.data import FORM_SETTINGS
+    from vitrail.config.data import DEFAULTS, FORM_SETTINGS
+    from vitrail.config.renamed import rename
 
     # Settings of bands and values hold for the table too; how the images are found and split does not.
-    gone = {*FORM_SETTINGS, "split", "group", "group_pattern", "fold", "num_folds", "repeated_files"}
+    gone = {
+        *FORM_SETTINGS, "split", "splitting.group", "splitting.group_pattern", "splitting.fold", "splitting.num_folds",
+        "images.repeated_files",
+    }  # fmt: skip
     given: list[str] = []
     settings: list[str] = []
     words = iter(argv)
@@ -311,16 +316,17 @@ def _training(argv: Sequence[str], recipe: Recipe, data: ImageData, table: str) 
             given.append(str(run / "recipe.yaml"))
             settings += ["--run.dir", f"{run}-grouped"]
         elif name.startswith(PREFIXES):
-            pair = [name, value or next(words, "")]
-            settings += pair if name.removeprefix("--data.") not in gone else []
+            value = value or next(words, "")
+            name = rename(name.removeprefix("--"), value)
+            settings += [f"--{name}", value] if name.removeprefix("data.") not in gone else []
         elif name != "--json" and not value:
             next(words, None)
-    for setting in fields(recipe.data) if given else ():
+    for name, default in DEFAULTS.items() if given else ():
         # A recipe's own settings of the form in which the images were given.
-        if setting.name in gone - {"source", "path", "split"} and getattr(recipe.data, setting.name) != setting.default:
-            settings += [f"--data.{setting.name}", json.dumps(setting.default).strip('"')]
+        if name in gone - {"source", "path", "split"} and recipe.data.setting(name) != default:
+            settings += [f"--data.{name}", json.dumps(default).strip('"')]
     settings += ["--data.source", "table", "--data.path", table, "--data.split", "grouped"]
-    settings += ["--data.label_separator", _SEPARATOR] if data.source.targets.ndim == 2 else []
+    settings += ["--data.table.label_separator", _SEPARATOR] if data.source.targets.ndim == 2 else []
     return ["vitrail", "train", *given, *settings]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
     from vitrail.config.data import DataConfig
 
 # Beside those that say where images lie and how they are listed there.
-_MACHINE = ("batch_size", "num_workers")
-UNFIT = ("on_band_mismatch", "on_unreadable")
+_MACHINE = ("batch_size", "loader.num_workers")
+UNFIT = ("errors.on_band_mismatch", "errors.on_unreadable")
 
 EPILOG = (
     "--data.path NEW names the place of the run's images where that is not the one of its recipe; they are recognised "
@@ -35,16 +34,18 @@ def split_arguments(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> 
         The verb's options, and the settings.
 
     Raises:
-        ConfigError: A setting that decides how images are prepared or split, which is as in training.
+        ConfigError: A setting that decides how images are prepared or split, which is as in training, or one that is
+            given by two names.
     """
     from vitrail.config.data import PATH_SETTINGS
+    from vitrail.config.renamed import rename_options
 
     changeable = [name for name in (*PATH_SETTINGS, *_MACHINE, *UNFIT) if name not in own]
     options: list[str] = []
     settings: list[str] = []
-    words = iter(argv)
+    words = iter(rename_options(argv))
     for word in words:
-        name = word.split("=")[0].removeprefix("--data.")
+        name = word.partition("=")[0].removeprefix("--data.")
         if not word.startswith("--data.") or name in own:
             options.append(word)
             continue
@@ -88,5 +89,5 @@ def _resolve_table_images(own: DataConfig, data: DataConfig) -> DataConfig:
         return data
     beside = Path(data.path) / Path(own.path).name
     table = own.path if Path(own.path).is_file() or not beside.is_file() else str(beside)
-    folder = data.path if data.image_folder == own.image_folder else data.image_folder
-    return dataclasses.replace(data, path=table, image_folder=folder)
+    folder = data.path if data.table.image_folder == own.table.image_folder else data.table.image_folder
+    return data.changed({"path": table, "table.image_folder": folder})

@@ -9,7 +9,7 @@ from vitrail.errors import ConfigError
 _OPTIONS = {"--out": "data.png", "--images": "6", "--times": "6"}
 _DESCRIPTION = (
     "Draw a few training images, each several times as training would change them (data.augment and "
-    "data.augment_settings), with both streams and the shares of mixed classes."
+    "data.augmentation), with both streams and the shares of mixed classes."
 )
 _MEANINGS = {
     "--out FILE": "the picture to write (default: data.png)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +211,9 @@ def _run_extras(
         print(_rows(table, "attack", "epsilon_of_255"))
     if arguments.ood is not None:
         # The images are not the run's own, but what is done with those of other bands may be said for them too.
-        own = dataclasses.replace(own, on_band_mismatch=data.on_band_mismatch, on_unreadable=data.on_unreadable)
+        own = own.changed(
+            {"errors.on_band_mismatch": data.errors.on_band_mismatch, "errors.on_unreadable": data.errors.on_unreadable}
+        )
         report = measure_ood(
             evaluated,
             own,
@@ -279,7 +280,8 @@ def _drops(table: Any) -> str:
         units = f"{groups} groups" if groups else f"{whole['images']} images"
         lines.append(
             f"no band is shown to be needed on {units}; the largest drop, {first['drop']:.3f} without {first['band']}, "
-            f"may be random: measure more {'groups' if groups else 'images'} (data.test_fraction), or all of them once "
+            f"may be random: measure more {'groups' if groups else 'images'} (data.splitting.test_fraction), or all "
+            "of them once "
             "by folds (`vitrail compare` with folds)"
         )
     return "\n".join(lines)

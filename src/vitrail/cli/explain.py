@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,8 +162,8 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequen
     if arguments.spectral is not None:
         raise ConfigError("--spectral goes with image files; name them, or leave it out")
     own, changed = override_run_data(run.recipe, settings, "vitrail explain")
-    unfit = {name: value for name in UNFIT if (value := getattr(arguments, name)) is not None}
-    found = open_images(run, card, dataclasses.replace(changed, **unfit), own, size=size, verb="explain")
+    unfit = {name: value for name in UNFIT if (value := getattr(arguments, name.split(".")[1])) is not None}
+    found = open_images(run, card, changed.changed(unfit), own, size=size, verb="explain")
     for line in found.lines:
         print(line)
     split = arguments.split or found.default_split()

@@ -46,7 +46,7 @@ def read_recipe_arguments(
     if {"-h", "--help"} & set(words):
         name = _value_of("--model.name", words)
         of_model = None if name is None else (_settings_of(name), _defaults_of)
-        print(describe_recipe_verb(prog, description, {**(more or {}), **own}, name, of_model))
+        print(describe_recipe_verb(prog, description, {**(more or {}), **own}, name, of_model, _topic(words)))
         return None, set()
     given = {word for word in words if word in own}
     words = [word for word in words if word not in own]
@@ -61,11 +61,24 @@ def read_recipe_arguments(
         # The recipe of a run folder resumes that folder, wherever it has been moved and from wherever it is called.
         settings.setdefault("run.dir", Written(Path(file).parent))
     settings = _with_model_of_weights(file, settings)
-    recipe = load_recipe(file, settings, settings_of=_choose_settings_of(file, settings), prog=prog, flags=own)
+    recipe = load_recipe(
+        file,
+        settings,
+        settings_of=_choose_settings_of(file, settings),
+        prog=prog,
+        flags=own,
+        recorded=file is not None and _in_run_folder(Path(file)),
+    )
     if "--print-config" in given:
         print(dump_recipe(recipe), end="")
         return None, given
     return recipe, given
+
+
+def _topic(words: list[str]) -> str | None:
+    """Return the word after ``--help``, the settings that are asked for; None without one."""
+    after = words[next(i for i, word in enumerate(words) if word in ("-h", "--help")) + 1 :]
+    return after[0] if after and not after[0].startswith("--") else None
 
 
 def _in_run_folder(file: Path) -> bool:
@@ -128,10 +141,11 @@ def data_for_files(run: RunFolder, arguments: argparse.Namespace) -> DataConfig:
 
 def for_files(data: DataConfig, arguments: argparse.Namespace) -> DataConfig:
     """Data settings for image files that are named on the command line; arguments as for :func:`data_for_files`."""
-    return dataclasses.replace(
-        data,
-        on_band_mismatch=arguments.on_band_mismatch or "error",
-        on_unreadable=arguments.on_unreadable or "error",
+    return data.changed(
+        {
+            "errors.on_band_mismatch": arguments.on_band_mismatch or "error",
+            "errors.on_unreadable": arguments.on_unreadable or "error",
+        }
     )
 
 
@@ -183,7 +197,8 @@ def load_run_recipe(
         overrides: Dotted settings, as words of the command line or by name.
         prog: The command, for usage errors.
     """
-    return load_recipe(path, overrides or [], settings_of=_settings_of, prog=prog)
+    recorded = isinstance(path, (str, Path)) and _in_run_folder(Path(path))
+    return load_recipe(path, overrides or [], settings_of=_settings_of, prog=prog, recorded=recorded)
 
 
 def make_recipe(content: Mapping[str, Any]) -> Recipe:

@@ -53,7 +53,8 @@ def _on_validation(tables: Tables) -> list[str]:
         return []
     return [
         "The data has no test split: the runs are measured on validation images, which also chose the best epoch of "
-        "each. On new images they may do worse and differ otherwise; set data.test_fraction, or give a test split."
+        "each. On new images they may do worse and differ otherwise; set data.splitting.test_fraction, or give a "
+        "test split."
     ]
 
 

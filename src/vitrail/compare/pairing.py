@@ -98,7 +98,7 @@ def _groups_by_recipe(recipe: Recipe) -> dict[str, str] | None:
         return {key: f"{row} {column}" for key, (row, column) in zip(source.keys, blocks.tolist(), strict=True)}
     if config.split != "grouped":
         return None
-    return dict(zip(source.keys, groups_of(source, config.group), strict=True))
+    return dict(zip(source.keys, groups_of(source, config.splitting.group), strict=True))
 
 
 def image_groups(tested: TestedRun) -> npt.NDArray[np.object_] | None:
@@ -119,5 +119,5 @@ def test_share(tested: TestedRun) -> float:
     folder: RunFolder = tested.run.folder
     data = tested.run.recipe.data
     whole = int(folder.read_json(folder.environment)["images"]["number"])
-    training = (whole - len(tested.images) - data.val_fraction * whole) * data.label_fraction
+    training = (whole - len(tested.images) - data.splitting.val_fraction * whole) * data.classes.label_fraction
     return len(tested.images) / max(training, 1.0)

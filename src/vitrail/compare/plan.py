@@ -14,7 +14,8 @@ from typing import Any, Literal
 from vitrail.compare.suite import PRETRAINED, Fold, Suite, resolve_run
 from vitrail.config.augment import augment_settings
 from vitrail.config.data import DataConfig
-from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
+from vitrail.config.renamed import earlier
+from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe, flat_settings
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
 from vitrail.models.registry import complete_settings, find_family
 from vitrail.runs.folder import EvaluationFiles, RunFolder
@@ -38,6 +39,9 @@ _WITHOUT_EFFECT = (
     ("run", "dir"), ("run", "overwrite"), ("run", "tensorboard"), ("data", "num_workers"), ("data", "cache"),
     ("data", "check_copies"),
 )  # fmt: skip
+
+# Settings that earlier versions did not have, and the values at which they change nothing.
+_ADDED = {"crop_pct": 1.0}
 
 # Settings of a model that default to those of the data.
 _DATA_SETTINGS = ("num_classes", "in_chans", "spectral_chans", "img_size")
@@ -190,18 +194,27 @@ def identity(recipe: Recipe, needs: str | None = None, where: str = "recipe", kn
         ConfigError: ``model.weights`` is missing, or a file is unreadable.
     """
     content = recipe.to_dict()
-    for part, key in _WITHOUT_EFFECT:
-        content[part].pop(key)
     content["model"] |= _complete_model(recipe.model)
-    content["data"] |= _complete_augmentation(recipe.data)
+    content["data"] = _earlier_names(recipe) | _complete_augmentation(recipe.data)
     weights = recipe.model.weights
     if needs is not None:
         content["model"]["weights"] = f"run {needs}"
         weights = None
     for name, digest in _input_hashes(recipe.data, weights, where, {} if known is None else known).items():
-        part, key = name.split(".")
+        part, key = earlier(name).split(".")
         content[part][key] = digest
+    for part, key in _WITHOUT_EFFECT:
+        content[part].pop(key, None)
+    for key, value in _ADDED.items():
+        if content["data"][key] == value:
+            content["data"].pop(key)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _earlier_names(recipe: Recipe) -> dict[str, Any]:
+    """Settings of the data by their names in earlier versions, so that identities do not change."""
+    settings = {earlier(name): value for name, value in flat_settings(recipe).items() if name.startswith("data.")}
+    return {name.removeprefix("data."): value for name, value in settings.items()}
 
 
 def _complete_model(config: ModelConfig) -> dict[str, Any]:
@@ -219,13 +232,13 @@ def _complete_model(config: ModelConfig) -> dict[str, Any]:
 
 def _complete_augmentation(config: DataConfig) -> dict[str, Any]:
     """Complete the settings of the augmentation, from preset and overrides."""
-    complete = augment_settings(config.augment, config.augment_settings)
+    complete = augment_settings(config.augment, config.augmentation)
     return {"augment": None, "augment_settings": dataclasses.asdict(complete)}
 
 
 def _input_hashes(data: DataConfig, weights: str | None, where: str, known: _Hashes) -> dict[str, str]:
     """Hash the files of a recipe; each set of files is read once."""
-    key = (data.path, data.spectral_path, data.statistics, data.labels, weights)
+    key = (data.path, data.spectral.path, data.values.statistics, data.arrays.labels, weights)
     if key not in known:
         try:
             hashes = input_hashes(data)

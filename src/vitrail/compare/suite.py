@@ -12,6 +12,7 @@ from typing import Any
 from vitrail.config.changes import apply_changes
 from vitrail.config.checks import expand_home
 from vitrail.config.load import load_recipe, read_yaml
+from vitrail.config.renamed import print_renamed, rename_changes, rename_content
 from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe
 from vitrail.data.augment.test_time import tta_views
 from vitrail.errors import ConfigError, closest
@@ -19,7 +20,7 @@ from vitrail.evaluate.image_scores import SCORES
 from vitrail.models.registry import find_family
 
 # Settings that the suite sets for all of its runs.
-_OWN = ("run.dir", "run.seed", "run.overwrite", "data.fold", "data.num_folds")
+_OWN = ("run.dir", "run.seed", "run.overwrite", "data.splitting.fold", "data.splitting.num_folds")
 _KEYS = {
     "title": "title of the comparison",
     "about": "purpose and expectations",
@@ -135,7 +136,9 @@ def load_suite(
         ConfigError: A key or setting is unknown, repeated or has a wrong type; the message names the variant.
     """
     file = Path(file)
-    content = read_yaml(file, "suite")
+    content, notes = _rename(read_yaml(file, "suite"), f"{file}: ")
+    extra, notes_of_options = rename_changes(changes or {})
+    print_renamed([*notes, *notes_of_options])
     _check_keys(content, _KEYS, f"{file}: unknown key ")
     shared = [_mapping(content.get("changes", {}), f"{file}: changes")]
     sizes = _mapping(content.pop("sizes", {}), f"{file}: sizes")
@@ -147,10 +150,10 @@ def load_suite(
         content = {**content, **more}
     name = f"{file.stem}-{chosen}" if len(sizes) > 1 else file.stem
     where = f"{file}: "
-    extra = changes or {}
     folds = _whole(content.get("folds"), where + "folds", least=2)
-    pretrained, once = _read_pretrained(content.get("pretrained", {}), file, shared, extra)
-    variants = _read_variants(content, file, shared, extra, pretrained)
+    bases: dict[Path, dict[str, Any]] = {}
+    pretrained, once = _read_pretrained(content.get("pretrained", {}), file, shared, extra, bases)
+    variants = _read_variants(content, file, shared, extra, pretrained, bases)
     against = None if content.get("against") is None else _text(content["against"], where + "against")
     names = [variant.name for variant in variants]
     if against is not None and against not in names:
@@ -198,10 +201,33 @@ def resolve_run(recipe: Recipe, folder: Path | None, seed: int, fold: Fold | Non
     """
     run = dataclasses.replace(recipe.run, dir=None if folder is None else str(folder), seed=seed, overwrite=False)
     try:
-        data = recipe.data if fold is None else dataclasses.replace(recipe.data, fold=fold[0], num_folds=fold[1])
+        data = (
+            recipe.data
+            if fold is None
+            else recipe.data.changed({"splitting.fold": fold[0], "splitting.num_folds": fold[1]})
+        )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return dataclasses.replace(recipe, run=run, data=data)
+
+
+def _rename(content: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Translate dotted settings at all levels of a suite; return it with a line for each that was renamed."""
+    renamed, notes = rename_changes(content, where)
+    for key, value in renamed.items():
+        if isinstance(value, Mapping):
+            renamed[key], more = _rename(value, f"{where}{key}: ")
+            notes += more
+    return renamed, notes
+
+
+def _read_base(file: Path, name: Any, where: str, known: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Read the base recipe of a variant; a file is read, and its renamed settings are reported, once."""
+    path = _beside(file, name, where)
+    if path not in known:
+        known[path], notes = rename_content(read_yaml(path), f"{path}: ")
+        print_renamed(notes)
+    return known[path]
 
 
 def _read_recipe(content: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: str) -> Recipe:
@@ -237,12 +263,18 @@ def _refuse_own(changes: Mapping[str, Any], where: str) -> None:
     """Reject settings that the suite sets itself."""
     for dotted in _OWN:
         if dotted in changes:
-            remedy = {"run.seed": "seeds", "data.fold": "folds", "data.num_folds": "folds"}.get(dotted, "runs_dir")
+            remedy = {"run.seed": "seeds", "data.splitting.fold": "folds", "data.splitting.num_folds": "folds"}.get(
+                dotted, "runs_dir"
+            )
             raise ConfigError(f"{where}: {dotted} is set by the suite; use the key {remedy!r}")
 
 
 def _read_pretrained(
-    given: Any, file: Path, shared: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
+    given: Any,
+    file: Path,
+    shared: Sequence[Mapping[str, Any]],
+    extra: Mapping[str, Any],
+    bases: dict[Path, dict[str, Any]],
 ) -> tuple[dict[str, Recipe], frozenset[str]]:
     """Read the pre-trainings, and the names of those that all seeds share."""
     result = {}
@@ -257,7 +289,7 @@ def _read_pretrained(
             shared_names.add(str(name))
         if "recipe" not in entry:
             raise ConfigError(f"{where} lacks the key 'recipe'")
-        content = read_yaml(_beside(file, entry["recipe"], where))
+        content = _read_base(file, entry["recipe"], where, bases)
         *data, last = ({k: v for k, v in c.items() if k in _PRETRAINING_DATA} for c in (*shared, extra))
         recipe = _read_recipe(content, [*data, _mapping(entry.get("changes", {}), f"{where}.changes"), last], where)
         if recipe.task.name not in PRETRAINING:
@@ -268,8 +300,9 @@ def _read_pretrained(
 
 # Settings of all variants that apply to pre-training too: those that select images.
 _PRETRAINING_DATA = (
-    "data.source", "data.path", "data.num_images", "data.seed", "data.split", "data.group", "data.val_fraction",
-    "data.test_fraction", "data.on_unreadable", "data.num_workers", "data.cache", "data.block",
+    "data.source", "data.path", "data.leaves.num_images", "data.leaves.seed", "data.split", "data.splitting.group",
+    "data.splitting.val_fraction", "data.splitting.test_fraction", "data.errors.on_unreadable",
+    "data.loader.num_workers", "data.loader.cache", "data.arrays.block",
 )  # fmt: skip
 
 
@@ -279,6 +312,7 @@ def _read_variants(
     shared: Sequence[Mapping[str, Any]],
     extra: Mapping[str, Any],
     pretrained: Mapping[str, Any],
+    bases: dict[Path, dict[str, Any]],
 ) -> tuple[Variant, ...]:
     given = _mapping(content.get("variants"), f"{file}: variants")
     if not given:
@@ -292,7 +326,7 @@ def _read_variants(
         tta_views(_text(tta, f"{where}: evaluate.tta"))
         if base is None:
             raise ConfigError(f"{where} has no recipe; give the suite the key 'recipe'")
-        recipe = _read_recipe(read_yaml(_beside(file, base, where)), [*shared, changes, extra], where)
+        recipe = _read_recipe(_read_base(file, base, where, bases), [*shared, changes, extra], where)
         weights = recipe.model.weights
         if weights is not None and weights.startswith(PRETRAINED):
             wanted = weights.removeprefix(PRETRAINED)

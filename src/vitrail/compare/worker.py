@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        recipe = load_recipe(Path(argv[0]), settings_of=lambda name: find_family(name)[0].config)
+        recipe = load_recipe(Path(argv[0]), settings_of=lambda name: find_family(name)[0].config, recorded=True)
         run = run_recipe(recipe, argv[1])
     except VitrailError as error:
         print(f"vitrail: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -121,7 +121,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 def _checked(name: str, value: Any) -> Any:
     """The value in its own type."""
     default = AugmentSettings.__dataclass_fields__[name].default
-    place = f"data.augment_settings.{name}"
+    place = f"data.augmentation.{name}"
     low, high = _RANGES.get(name, (0, 1))
     if isinstance(default, str):
         choices = get_args(get_type_hints(AugmentSettings)[name])
@@ -180,5 +180,5 @@ def augment_settings(preset: str, changes: Mapping[str, Any] | None = None) -> A
     known = [field.name for field in dataclasses.fields(AugmentSettings)]
     for name in changes or {}:
         if name not in known:
-            raise ConfigError(f"unknown setting data.augment_settings.{name}{closest(str(name), known)}")
+            raise ConfigError(f"unknown setting data.augmentation.{name}{closest(str(name), known)}")
     return dataclasses.replace(PRESETS[preset], **(changes or {}))

@@ -63,7 +63,7 @@ def apply_changes(content: Mapping[str, Any], *layers: Mapping[str, Any], where:
     Args:
         content: The values.
         layers: From the most general to the most specific: ``part.setting`` (or deeper,
-            ``data.augment_settings.mixup``) -> value; or ``model`` -> the whole part.
+            ``data.augmentation.mixup``) -> value; or ``model`` -> the whole part.
         where: What they are, for errors; ends in ": ".
 
     Raises:

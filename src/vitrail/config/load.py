@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vitrail.config.changes import PARTS, apply_changes, read_written, split_words
-from vitrail.config.data import DataConfig
+from vitrail.config.data import DEFAULTS, DataConfig
+from vitrail.config.data_groups import GROUPS
+from vitrail.config.renamed import print_renamed, rename_changes, rename_content
 from vitrail.config.schema import ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
 from vitrail.config.text import dump_yaml, parse_yaml
 from vitrail.config.typed import check_value, spelling
@@ -32,6 +34,9 @@ _PARTS: dict[str, type[Any]] = {
 }
 # Those of the part "model" that are not the family's settings.
 _MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name != "settings")
+
+_DATA_SETTINGS = tuple(f"data.{name}" for name in DEFAULTS)
+_DATA_GROUPS = tuple(f"--data.{name}" for name in GROUPS)
 
 # What a file begins with, by what it is.
 _EXAMPLE = {"recipe": "data:, model:, ...", "suite": "recipe:, variants:, ..."}
@@ -76,6 +81,7 @@ def load_recipe(
     settings_of: SettingsOf,
     prog: str = "vitrail train",
     flags: Iterable[str] = (),
+    recorded: bool = False,
 ) -> Recipe:
     """Make a recipe from a file (or plain values) and dotted overrides.
 
@@ -86,6 +92,7 @@ def load_recipe(
         settings_of: Gives the dataclass of settings for a model's name; raises for an unknown name.
         prog: The command, for usage errors and ``--help``.
         flags: Its other options, which a mistaken word may have meant.
+        recorded: Whether the file is a run's own record, whose names of earlier versions are not reported.
 
     Raises:
         ConfigError: A part, key or option that is unknown (the closest is named) or repeated, or a value that does
@@ -94,12 +101,17 @@ def load_recipe(
     content = read_yaml(base) if isinstance(base, (str, Path)) else dict(base or {})
     where = f"{base}: " if isinstance(base, (str, Path)) else ""
     _check_parts(content, where)
+    content, notes = rename_content(content, where)
+    if not recorded:
+        print_renamed(notes)
     if isinstance(overrides, Mapping):
         changes: Mapping[str, Any] = overrides
     else:
         changes, stray = split_words(overrides)
         if stray:
             raise ConfigError(f"unexpected argument {stray[0]!r}; settings are --PART.SETTING VALUE (`{prog} --help`)")
+    changes, notes = rename_changes(changes)
+    print_renamed(notes)
     named = changes.get("model.name")
     in_file = content.get("model", {}).get("name", ModelConfig.name)
     if not isinstance(in_file, str):
@@ -120,12 +132,12 @@ def load_recipe(
             for part, values in content.items()
         }
         # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
-        texts = {(part, key): v for part, vs in content.items() for key, v in vs.items() if _is_text(part, key, v)}
-        rest = {part: {k: v for k, v in vs.items() if (part, k) not in texts} for part, vs in content.items()}
+        texts: dict[str, str] = {}
+        rest = {part: _without_texts(part, values, hints[part], texts) for part, values in content.items()}
         # What is not given is the classes' own default; to parse these too would take four times as long.
         namespace = parser.parse_object(rest, defaults=False)
-        for (part, key), text in texts.items():
-            namespace[f"{part}.{key}"] = text
+        for name, text in texts.items():
+            namespace[name] = text
         values = parser.instantiate_classes(namespace)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = _readable(error)
@@ -206,31 +218,43 @@ def _check_parts(content: Mapping[str, Any], where: str) -> None:
 
 def _check_keys(content: Mapping[str, Mapping[str, Any]], settings_type: type[Any], where: str, of: str) -> None:
     for part, values in content.items():
-        prefix = f"{where}unknown setting {part}."
         if part == "model":
-            _check_fields(values, settings_type, prefix, _MODEL_FIELDS, of)
+            _check_fields(values, settings_type, part, where, _MODEL_FIELDS, of)
         else:
-            _check_fields(values, _PARTS[part], prefix)
+            _check_fields(values, _PARTS[part], part, where)
 
 
 def _check_fields(
-    values: Mapping[str, Any], kind: type[Any], prefix: str, more: tuple[str, ...] = (), of: str = ""
+    values: Mapping[str, Any], kind: type[Any], name: str, where: str, more: tuple[str, ...] = (), of: str = ""
 ) -> None:
     known = [*more, *(f.name for f in dataclasses.fields(kind))]
     hints = _hints(kind)
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{prefix}{key}{of}{suggest(str(key), known)}")
-        nested = [t for t in typing.get_args(hints.get(key)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
+            in_data = name.split(".")[0] == "data"
+            meant = suggest(f"{name}.{key}", _DATA_SETTINGS) if in_data else suggest(str(key), known)
+            raise ConfigError(f"{where}unknown setting {name}.{key}{of}{meant}")
+        hint = hints.get(key)
+        if (dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict) and not isinstance(value, Mapping):
+            remedy = "; data.augment names presets" if (name, key) == ("data", "augmentation") else ""
+            raise ConfigError(f"{where}{name}.{key} must hold settings (key: value), got {value!r}{remedy}")
+        nested = [t for t in (hint, *typing.get_args(hint)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
         if nested and isinstance(value, Mapping):
-            _check_fields(value, nested[0], f"{prefix}{key}.")
+            _check_fields(value, nested[0], f"{name}.{key}", where)
 
 
-def _is_text(part: str, key: str, value: Any) -> bool:
-    """Whether a value is a text for a setting that may be any text."""
-    kind = ModelConfig if part == "model" else _PARTS[part]
-    hint = _hints(kind).get(key)
-    return isinstance(value, str) and (hint is str or str in typing.get_args(hint))
+def _without_texts(name: str, values: Mapping[str, Any], hints: Mapping[str, Any], texts: dict[str, str]) -> Any:
+    """Move the texts of settings that may be any text into ``texts``, by dotted name; groups included."""
+    rest: dict[str, Any] = {}
+    for key, value in values.items():
+        hint, dotted = hints.get(key), f"{name}.{key}"
+        if isinstance(value, str) and (hint is str or str in typing.get_args(hint)):
+            texts[dotted] = value
+        elif isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            rest[key] = _without_texts(dotted, value, _hints(hint), texts)
+        else:
+            rest[key] = value
+    return rest
 
 
 def _all_hints(settings_type: type[Any]) -> dict[str, dict[str, Any]]:
@@ -240,12 +264,13 @@ def _all_hints(settings_type: type[Any]) -> dict[str, dict[str, Any]]:
 
 
 def _check_options(changes: Iterable[str], settings_type: type[Any], prog: str, flags: Iterable[str]) -> None:
-    known = [f"--{part}.{name}" for part, hints in _all_hints(settings_type).items() for name in hints]
+    others = [f"{part}.{name}" for part, hints in _all_hints(settings_type).items() if part != "data" for name in hints]
+    known = [f"--{name}" for name in (*_DATA_SETTINGS, *others)]
     for option in (f"--{name}" for name in changes):
         # A nested setting (--model.token_learner.num_tokens) belongs to the option that it continues.
-        if not any(option == k or option.startswith(k + ".") for k in known):
+        if option not in _DATA_GROUPS and not any(option == k or option.startswith(k + ".") for k in known):
             raise ConfigError(
-                f"unknown setting {option!r}{suggest(option, [*known, *flags])} (`{prog} --help` lists all)"
+                f"unknown setting {option!r}{suggest(option, [*known, *flags])} (`{prog} --help all` lists all)"
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vitrail.config.checks import expand_homes, require
 from vitrail.config.data import DataConfig
+from vitrail.config.data_groups import GROUPS
 from vitrail.errors import ConfigError
 
 # Metrics that choose the best epoch.
@@ -384,10 +385,11 @@ class Recipe:
         size = self.data.batch_size
         require(size == "auto" or size % processes == 0, "data.batch_size", wanted, size)
         # Weights of binary cross-entropy balance presence and absence of each label, not the labels.
-        twice = self.data.sampling == "balanced" and self.task.class_weights == "balanced"
+        twice = self.data.loader.sampling == "balanced" and self.task.class_weights == "balanced"
         if twice and self.task.loss != "bce":
             raise ConfigError(
-                "data.sampling 'balanced' and task.class_weights 'balanced' correct for rare classes twice, which then "
+                "data.loader.sampling 'balanced' and task.class_weights 'balanced' correct for rare classes twice, "
+                "which then "
                 "count for more than frequent ones; leave one of them out"
             )
         if self.run.explain_images and self.trainer.strategy == "fsdp":
@@ -407,6 +409,18 @@ class Recipe:
     def run_dir(self) -> str:
         """The run folder; ``runs/`` and the model's name if the recipe names none."""
         return self.run.dir or f"runs/{self.model.name}"
+
+
+def flat_settings(recipe: Recipe) -> dict[str, Any]:
+    """List the settings of a recipe: dotted name -> plain value; groups of data are resolved into their settings."""
+    result: dict[str, Any] = {}
+    for part, values in recipe.to_dict().items():
+        for key, value in values.items():
+            if part == "data" and key in GROUPS:
+                result |= {f"data.{key}.{name}": inner for name, inner in value.items()}
+            else:
+                result[f"{part}.{key}"] = value
+    return result
 
 
 def _plain(value: Any) -> Any:

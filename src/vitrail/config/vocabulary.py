@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vitrail.config.renamed import earlier
 from vitrail.errors import closest, nearest
 
 # Name elsewhere -> the settings here that mean the same, the first that is known.
@@ -43,7 +44,6 @@ _SAME: dict[str, tuple[str, ...]] = {
     "root": ("path",),
     "data_dir": ("path",),
     "dataset": ("source", "path"),
-    "augmentation": ("augment",),
     "output_dir": ("dir",),
     "pretrained": ("weights",),
     "checkpoint": ("weights",),
@@ -117,31 +117,42 @@ def suggest(name: str, choices: Iterable[str]) -> str:
         As :func:`vitrail.errors.closest`.
     """
     known = sorted(set(choices))
-    part, plain = _split(name)
-    same = [_find(other, part, known) for other in (plain, *_SAME.get(plain, ()))]
+    group, plain = _split(name)
+    part = group.split(".")[0]
+    same = [_find(other, group, known) for other in (plain, *_SAME.get(plain, ()))]
     # A setting of the same part comes first.
-    same.sort(key=lambda found: bool(part) and not any(_split(option)[0] == part for option in found))
+    same.sort(key=lambda found: bool(part) and not any(_split(option)[0].split(".")[0] == part for option in found))
     for found in filter(None, same):
         return f"; did you mean {' or '.join(map(repr, found))}?"
     if plain in _DIFFERENT:
         other, sentence = _DIFFERENT[plain]
-        if found := _find(other, part, known):
+        if found := _find(other, group, known):
             return f"; {sentence.format(found[0])}"
     # What all names of a part begin with makes none of them more alike.
-    siblings = {_split(option)[1]: option for option in known if part in ("", _split(option)[0])}
-    near = nearest(plain, siblings)
+    siblings = [option for option in known if part in ("", _split(option)[0].split(".")[0])]
+    near = nearest(plain, {setting for option in siblings for setting in _names(option)})
     if near is not None:
-        return f"; did you mean {siblings[near]!r}?"
-    return closest(plain, siblings.values()) if siblings else closest(name, known)
+        return f"; did you mean {' or '.join(map(repr, _find(near, group, siblings)))}?"
+    return closest(plain, siblings) if siblings else closest(name, known)
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The part of a dotted name, empty without one, and the setting."""
-    part, _, last = name.removeprefix("--").rpartition(".")
-    return part, last
+    """Split a dotted name into its part and group, empty without one, and the setting."""
+    group, _, last = name.removeprefix("--").rpartition(".")
+    return group, last
 
 
-def _find(setting: str, part: str, known: Iterable[str]) -> list[str]:
-    """The known names of a setting; that of the same part alone where there is one."""
-    found = [name for name in known if _split(name)[1] == setting]
-    return [name for name in found if _split(name)[0] == part] or found
+def _names(option: str) -> set[str]:
+    """Return the name of a setting within its group, and that of earlier versions."""
+    return {_split(option)[1], _split(earlier(option.removeprefix("--")))[1]}
+
+
+def _find(setting: str, group: str, known: Iterable[str]) -> list[str]:
+    """Return the known names of a setting: those of the same group, else of the same part, else all."""
+    found = [name for name in known if setting in _names(name)]
+    part = group.split(".")[0]
+    return (
+        [name for name in found if _split(name)[0] == group]
+        or [name for name in found if _split(name)[0].split(".")[0] == part]
+        or found
+    )

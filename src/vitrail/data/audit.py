@@ -160,9 +160,9 @@ def audit(
     Raises:
         DataError: The data set cannot be opened, other than for files that cannot be read.
     """
-    whole = dataclasses.replace(config, resize="squash", crop_pct=1.0, cache=False)
-    if accepts_setting(config.source, "on_unreadable"):
-        whole = dataclasses.replace(whole, on_unreadable="skip")
+    whole = config.changed({"images.resize": "squash", "images.crop_pct": 1.0, "loader.cache": False})
+    if accepts_setting(config.source, "errors.on_unreadable"):
+        whole = whole.changed({"errors.on_unreadable": "skip"})
     data = open_data(whole, (AUDIT_SIZE, AUDIT_SIZE), classes, known=known)
     source = data.source
     splits = [""] * len(source)
@@ -285,10 +285,10 @@ def _relations(
 
 def _shared_groups(data: ImageData, splits: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """List the groups of the data set that lie in several splits."""
-    if data.source.groups is None and data.config.group is None:
+    if data.source.groups is None and data.config.splitting.group is None:
         return {}
     found: dict[str, set[str]] = {}
-    for group, split in zip(groups_of(data.source, data.config.group), splits, strict=True):
+    for group, split in zip(groups_of(data.source, data.config.splitting.group), splits, strict=True):
         if split:
             found.setdefault(group, set()).add(split)
     return {group: tuple(sorted(names)) for group, names in found.items() if len(names) > 1}
@@ -308,8 +308,8 @@ def merge_groups(found: Audit, data: ImageData) -> dict[int, str]:
 
 def _merged(found: Audit, data: ImageData) -> tuple[bool, list[str], DisjointSets[str]]:
     """Return whether the data set has groups, the group (or key) of each image, and the merged groups."""
-    own = data.source.groups is not None or data.config.group is not None
-    names = list(groups_of(data.source, data.config.group)) if own else list(data.source.keys)
+    own = data.source.groups is not None or data.config.splitting.group is not None
+    names = list(groups_of(data.source, data.config.splitting.group)) if own else list(data.source.keys)
     sets = DisjointSets(names)
     for group in found.duplicates:
         for row in group.rows[1:]:

@@ -51,7 +51,7 @@ class BandFiles:
         """
         parts = split_mark(self.pattern, first)
         if parts is None:
-            raise UnreadableError(f"{first} has no band (data.band_files {self.pattern!r})", "remove or rename it")
+            raise UnreadableError(f"{first} has no band (data.bands.files {self.pattern!r})", "remove or rename it")
         before, _, after = parts
         found = [Path(before + mark + after) for mark in self.marks]
         missing = [
@@ -108,10 +108,10 @@ def check_pattern(pattern: str) -> None:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"data.band_files {pattern!r} is not a valid regular expression ({error})") from error
+        raise ConfigError(f"data.bands.files {pattern!r} is not a valid regular expression ({error})") from error
     if "band" not in compiled.groupindex:
         raise ConfigError(
-            f"data.band_files {pattern!r} has no group named band; mark what differs between the files of an image, "
+            f"data.bands.files {pattern!r} has no group named band; mark what differs between the files of an image, "
             r"for example 'Ch(?P<band>\d)_'"
         )
 
@@ -143,7 +143,7 @@ def gather(pattern: str, bands: Sequence[str], files: Sequence[Path]) -> tuple[B
         images[parts[0], parts[2]].append(i)
     if strangers:
         raise DataError(
-            f"data.band_files {pattern!r} finds no band in {len(strangers):,} of {len(files):,} files: "
+            f"data.bands.files {pattern!r} finds no band in {len(strangers):,} of {len(files):,} files: "
             f"{head(strangers)}; correct the pattern, or move them away"
         )
     known = set(marks)
@@ -158,12 +158,13 @@ def gather(pattern: str, bands: Sequence[str], files: Sequence[Path]) -> tuple[B
     else:
         found = ", ".join(sorted(known, key=natural_order))
         raise DataError(
-            f"data.band_names has {len(bands)} names ({', '.join(bands)}) and data.band_files finds {len(known)} bands "
+            f"data.bands.names has {len(bands)} names ({', '.join(bands)}) and data.bands.files finds {len(known)} "
+            "bands "
             f"({found}); name each once, in this order, or name those that are wanted"
         )
     other = sorted(known - set(order), key=natural_order)
     number = sum(marks[mark] for mark in other)
-    notes = [f"left out {number:,} files of bands that data.band_names lacks: {', '.join(other)}"] if number else []
+    notes = [f"left out {number:,} files of bands that data.bands.names lacks: {', '.join(other)}"] if number else []
     index = {mark: i for i, mark in enumerate(order)}
     wanted = []
     for rows in images.values():
@@ -202,9 +203,9 @@ def stack_rasters(files: Sequence[Path], open_one: Callable[[Path], Raster]) -> 
     for file, part in zip(files, parts, strict=True):
         if len(part.values) != 1:
             raise BandError(
-                f"{file} has {len(part.values)} bands where one is wanted (data.band_files)",
+                f"{file} has {len(part.values)} bands where one is wanted (data.bands.files)",
                 "keep one band a file",
-                summary="have several bands where one is wanted (data.band_files)",
+                summary="have several bands where one is wanted (data.bands.files)",
             )
     for what, found in (
         ("types", {part.values.dtype.name for part in parts}),

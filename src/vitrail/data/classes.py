@@ -27,7 +27,7 @@ _DECIMAL = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 # Texts that programs write where a value is missing.
 MISSING = frozenset(("nan", "none", "null", "na", "n/a", "<na>", "nat"))
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u00b4`", "''\"\"''")
-_NAMED_BY = "; data.class_names and data.label_values say which label is which class"
+_NAMED_BY = "; data.classes.names and data.classes.values say which label is which class"
 _TRUTH = {"false": "0", "true": "1", "0": "false", "1": "true"}
 
 
@@ -36,8 +36,8 @@ class ClassRules:
     """Settings that decide the class of a label.
 
     Attributes:
-        names: Names of the classes, in order (``data.class_names``).
-        values: The label of each of these names (``data.label_values``).
+        names: Names of the classes, in order (``data.classes.names``).
+        values: The label of each of these names (``data.classes.values``).
         merge: Merge names that :func:`similar_key` maps to the same text.
         known: The classes of a run, in order; no other class is accepted.
     """
@@ -50,25 +50,25 @@ class ClassRules:
     @classmethod
     def of(cls, config: DataConfig, known: Sequence[str] | None) -> ClassRules:
         """Read the rules of a config, and the classes of a run if given."""
-        merge = config.merge_labels == "similar"
-        given = config.label_values
+        merge = config.classes.merge == "similar"
+        given = config.classes.values
         values = None if given is None else tuple(v if isinstance(v, (int, str)) else str(v) for v in given)
-        return cls(config.class_names, values, merge, None if known is None else tuple(known))
+        return cls(config.classes.names, values, merge, None if known is None else tuple(known))
 
 
 @dataclass(frozen=True)
 class Numbering:
-    """Mapping of labels to class indices; a run records it in its recipe.
+    """Mapping of labels to class indices; a run records it in its recipe under ``data.classes``.
 
     Attributes:
-        class_names: Names of the classes, in order.
-        label_values: The label of each.
+        names: Names of the classes, in order.
+        values: The label of each.
         unlabelled_value: The number of unlabelled pixels of a scene, "none" where every pixel is labelled; None where
             the data is no scene.
     """
 
-    class_names: tuple[str, ...] | None = None
-    label_values: tuple[Label, ...] | None = None
+    names: tuple[str, ...] | None = None
+    values: tuple[Label, ...] | None = None
     unlabelled_value: int | str | None = None
 
 
@@ -167,7 +167,7 @@ def describe_similar(names: Iterable[str]) -> str | None:
     listed = "; ".join(" and ".join(map(repr, group)) for group in groups)
     return (
         f"class names that differ only in letter case, blanks, '_' or '-': {listed}; rename them, or merge them with "
-        "data.merge_labels similar"
+        "data.classes.merge similar"
     )
 
 
@@ -180,7 +180,7 @@ def resolve_classes(
 ) -> Classes:
     """Resolve the classes of a data set, and the class of each label.
 
-    Names are in alphabetical order and numbers in numeric order, unless ``data.class_names``, the data or a run give
+    Names are in alphabetical order and numbers in numeric order, unless ``data.classes.names``, the data or a run give
     the order. Texts count as numbers where all of them are (``"1"`` and ``"1.0"`` are the same class).
 
     Args:
@@ -188,7 +188,7 @@ def resolve_classes(
         rules: The recipe's settings, and the classes of a run.
         where: Where the labels were found, for errors.
         own: Names that the data itself gives to its numbers.
-        numbers: The number that the first, second, ... name of ``data.class_names`` belongs to, where the form of the
+        numbers: The number that the first, second, ... name of ``data.classes.names`` belongs to, where the form of the
             data says so.
 
     Raises:
@@ -209,7 +209,7 @@ def resolve_classes(
         given = tuple(clean_name(name) for name in rules.names)
         if len(set(given)) < len(given):
             twice = head([repr(name) for name, count in Counter(given).items() if count > 1])
-            raise ConfigError(f"data.class_names has {twice} twice (without blanks around); name each class once")
+            raise ConfigError(f"data.classes.names has {twice} twice (without blanks around); name each class once")
         if values is not None:
             order = _values_of(given, rules.values, numbers, values, where)
             names = _name_numbers(values, dict(zip(order, given, strict=True)), where)
@@ -253,11 +253,11 @@ def match_names_to_numbers(present: Sequence[int], names: Sequence[str], where: 
         strangers = [str(v) for v in sorted(present) if not first <= v < first + count]
         raise DataError(
             f"{where}: the labels {head(strangers)} have no name, there are {count}: {head(names)}; correct them or "
-            "data.class_names, or give the label of each name with data.label_values"
+            "data.classes.names, or give the label of each name with data.classes.values"
         )
     raise DataError(
         f"{where}: the labels are {low} to {high} and {count} classes have names ({head(names)}): does the first name "
-        f"belong to label 0 or to label 1? Give data.label_values "
+        f"belong to label 0 or to label 1? Give data.classes.values "
         f"[{_few_numbers(range(count))}] or [{_few_numbers(range(1, count + 1))}]"
     )
 
@@ -323,7 +323,7 @@ def _own_names(found: Iterable[Label], own: Mapping[int, str], where: Path) -> d
     if strangers:
         raise DataError(
             f"{where}: the labels {head([str(v) for v in strangers])} have no name, there are {len(own)}: "
-            f"{head(list(own.values()))}; correct them, or give data.class_names"
+            f"{head(list(own.values()))}; correct them, or give data.classes.names"
         )
     return {label: clean_name(own[label]) for label in found if isinstance(label, int)}
 
@@ -347,8 +347,8 @@ def _values_of(
         if set(found.values()) <= {*themselves.values()}:
             return tuple(themselves[name] for name in given)
         raise DataError(
-            f"{where}: the labels are {_some_numbers(found)} and data.class_names are numbers too, {head(given, 6)}: "
-            "which label does each belong to? Give data.label_values"
+            f"{where}: the labels are {_some_numbers(found)} and data.classes.names are numbers too, {head(given, 6)}: "
+            "which label does each belong to? Give data.classes.values"
         )
     if numbers is not None:
         return tuple(numbers[: len(given)]) if len(numbers) >= len(given) else tuple(range(len(given)))
@@ -356,7 +356,8 @@ def _values_of(
     if len(whole) < len(found):
         raise DataError(
             f"{where}: labels such as {next(v for v in found.values() if not isinstance(v, int))} are no whole "
-            "numbers, so data.class_names cannot name them in order; give the label of each name with data.label_values"
+            "numbers, so data.classes.names cannot name them in order; give the label of each name with "
+            "data.classes.values"
         )
     return match_names_to_numbers(whole, given, where) if whole else tuple(range(len(given)))
 
@@ -371,9 +372,9 @@ def _name_numbers(
     strangers = sorted({value for value in values.values() if value not in names})
     if strangers:
         raise DataError(
-            f"{where}: the labels {head([str(v) for v in strangers])} have no name; data.class_names names "
+            f"{where}: the labels {head([str(v) for v in strangers])} have no name; data.classes.names names "
             f"{head([f'{value} {name}' for value, name in names.items()])}; correct them, or name all of them "
-            "(data.class_names, data.label_values)"
+            "(data.classes.names, data.classes.values)"
         )
     return {label: names[value] for label, value in values.items()}
 
@@ -392,8 +393,8 @@ def _rename(
     if own is not None and not renamed and not set(spelled.values()) & set(given):
         if len(own) != len(given):
             raise DataError(
-                f"{where} names its {len(own)} classes itself ({head(list(own.values()))}) and data.class_names has "
-                f"{len(given)} names ({head(given)}); give one name for each, or leave data.class_names out"
+                f"{where} names its {len(own)} classes itself ({head(list(own.values()))}) and data.classes.names has "
+                f"{len(given)} names ({head(given)}); give one name for each, or leave data.classes.names out"
             )
         renamed = dict(zip(spelled.values(), given, strict=True))
     strangers = sorted({name for name in names.values() if name not in renamed and name not in given})
@@ -403,14 +404,15 @@ def _rename(
             renamed |= {name: known[similar_key(name)] for name in strangers}
         else:
             values = (
-                f"; where {head(given)} are their names, give the label of each with data.label_values, such as "
+                f"; where {head(given)} are their names, give the label of each with data.classes.values, such as "
                 f"{strangers}"
             )
             whole = len(strangers) == len(given) and not set(names.values()) & set(given)
             raise DataError(
-                f"{where} has the classes {_with_similar(strangers, given, 'data.class_names')} that data.class_names "
+                f"{where} has the classes {_with_similar(strangers, given, 'data.classes.names')} that "
+                "data.classes.names "
                 f"does not name: {', '.join(given)}; rename them{'' if rules.merge else _merging(strangers, given)}, "
-                f"or add them to data.class_names{values if whole and rules.values is None else ''}"
+                f"or add them to data.classes.names{values if whole and rules.values is None else ''}"
             )
     numbering = Numbering(given, tuple(renamed)) if renamed and len(renamed) == len(given) else None
     if own is not None and not renamed and set(spelled.values()) == set(given):
@@ -485,7 +487,7 @@ def _with_similar(names: Sequence[str], known: Sequence[str], whose: str) -> str
 def _merging(names: Sequence[str], known: Sequence[str]) -> str:
     """Return the remedy for names that are other spellings of known names."""
     near = {similar_key(name) for name in known}
-    return ", merge them with data.merge_labels similar" if all(similar_key(name) in near for name in names) else ""
+    return ", merge them with data.classes.merge similar" if all(similar_key(name) in near for name in names) else ""
 
 
 def _few_numbers(numbers: range, most: int = 6) -> str:

@@ -45,8 +45,8 @@ class ImageData:
         fill: Stream -> the value of each band that pixels without data get in every batch; they stay NaN when not
             given. A run's are its training means, so that such pixels are 0 once normalised.
         recognition: Which of them a run knows; None where they were not compared with a run's.
-        seen_size: Height and width that a model sees, where images are read larger (``data.crop_pct``): their centre,
-            in training the whole.
+        seen_size: Height and width that a model sees, where images are read larger (``data.images.crop_pct``): their
+            centre, in training the whole.
     """
 
     source: ImageSource
@@ -98,7 +98,9 @@ class ImageData:
         share = self.config.images_a_step // world
         sampler = None
         if shuffle_seed is not None:
-            weights = balancing_weights(self.source.targets[indices]) if self.config.sampling == "balanced" else None
+            weights = (
+                balancing_weights(self.source.targets[indices]) if self.config.loader.sampling == "balanced" else None
+            )
             sampler = EpochShuffle(len(indices), shuffle_seed, share, rank, world, weights)
         if sampler is None:
             indices = indices[rank::world]
@@ -130,7 +132,7 @@ class ImageData:
         Returns:
             A module from the streams of a batch, in 0..1, to changed ones; None where ``data.augment`` is "none".
         """
-        settings, bands = self.config.augment_settings, len(self.source.bands["image"])
+        settings, bands = self.config.augmentation, len(self.source.bands["image"])
         if build_augmentation(self.config.augment, bands, settings) is None:
             return None
         means = {name: mean for name, (mean, _) in self.statistics().items()}
@@ -141,7 +143,7 @@ class ImageData:
 
     def _workers(self, indices: Sequence[int], batch_size: int) -> int:
         """Choose the number of worker processes."""
-        asked = self.config.num_workers
+        asked = self.config.loader.num_workers
         if asked == 0 or (asked == -1 and self.source.in_memory):
             return 0
         one = self._dataset(indices[:1]).__getitems__([0])
@@ -255,22 +257,22 @@ class ImageData:
     def statistics(self, most: int = 500) -> dict[str, tuple[list[float], list[float]]]:
         """Compute mean and standard deviation of each band, for normalisation.
 
-        They come from the file that ``data.statistics`` names, or else from the training images (at most ``most``,
-        evenly spaced).
+        They come from the file that ``data.values.statistics`` names, or else from the training images (at most
+        ``most``, evenly spaced).
 
         Returns:
             For each stream, means and standard deviations in units of 0..1. A constant band has the deviation 1.
 
         Raises:
-            DataError: A band that has one value throughout and is not allowed to (``data.allow_constant``); a file of
-                statistics that cannot be read or lacks a band.
+            DataError: A band that has one value throughout and is not allowed to (``data.bands.allow_constant``); a
+                file of statistics that cannot be read or lacks a band.
         """
-        if self.config.statistics is not None:
-            known = read_statistics(self.config.statistics, self.source.bands)
-            known.refuse_constant(self.config.allow_constant)
+        if self.config.values.statistics is not None:
+            known = read_statistics(self.config.values.statistics, self.source.bands)
+            known.refuse_constant(self.config.bands.allow_constant)
             return known.normalization()
         measured = self.measure(most)
-        measured.refuse_constant(self.config.allow_constant)
+        measured.refuse_constant(self.config.bands.allow_constant)
         warn_data(measured.warnings)
         return measured.normalization()
 
@@ -325,10 +327,11 @@ def open_data(
     """
     img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
     # A run's settings go with other images as far as they concern them.
-    source = open_source(config, size_to_read(img_size, config.crop_pct), classes, strict=split)
-    if config.label_fraction < 1 and split and not source.classes:
+    source = open_source(config, size_to_read(img_size, config.images.crop_pct), classes, strict=split)
+    if config.classes.label_fraction < 1 and split and not source.classes:
         raise ConfigError(
-            f"data.label_fraction {config.label_fraction:g} has no meaning for data.source {config.source}, whose "
+            f"data.classes.label_fraction {config.classes.label_fraction:g} has no meaning for data.source "
+            f"{config.source}, whose "
             "images have no labels; leave it out"
         )
     config = resolve_split(source, config)
@@ -355,10 +358,10 @@ def open_data(
     notes += [*describe_doubtful(source.classes), *describe_empty(source)] if classes is None else []
     if split and source.named:
         notes += describe_families(source.keys, splits, given=any(source.given_split))
-        notes += describe_band_files(source.keys) if config.band_files is None else []
+        notes += describe_band_files(source.keys) if config.bands.files is None else []
     print_notes(notes)
     own = {name: indices for name, indices in splits.items() if indices}
-    return ImageData(source, own, config, fill, recognition, img_size if config.crop_pct < 1 else None)
+    return ImageData(source, own, config, fill, recognition, img_size if config.images.crop_pct < 1 else None)
 
 
 _SPLIT_NAMES = (*SPLITS, "unlabelled", NEW, "all")
@@ -369,9 +372,11 @@ def _assign_splits(source: ImageSource, config: DataConfig, split: bool) -> list
     if not split:
         return [name or "all" for name in source.given_split]
     assigned = assign_splits(source, config)
-    if config.label_fraction == 1:
+    if config.classes.label_fraction == 1:
         return assigned
-    return keep_labels(source.keys, strata_of(source)[0], assigned, config.label_fraction, config.label_seed)
+    return keep_labels(
+        source.keys, strata_of(source)[0], assigned, config.classes.label_fraction, config.classes.label_seed
+    )
 
 
 def split_by_rule(data: ImageData) -> ImageData:
@@ -423,7 +428,7 @@ class _SplitDataset(Dataset[Any]):
             if x.shape[-2] < size[0] or x.shape[-1] < size[1]:
                 raise DataError(
                     f"an image of {x.shape[-2]} x {x.shape[-1]} pixels has no margin around {size[0]} x {size[1]}; the "
-                    "source does not resize its images: set data.crop_pct 1"
+                    "source does not resize its images: set data.images.crop_pct 1"
                 )
         return {name: self.fit(x, size) for name, x in streams.items()}
 

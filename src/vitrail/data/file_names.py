@@ -70,7 +70,7 @@ class Families:
 
     Attributes:
         family: Family of each image, its path without the marks; None where it has no copies.
-        pattern: A ``data.group`` under which each family, and each image without one, is a group.
+        pattern: A ``data.splitting.group`` under which each family, and each image without one, is a group.
     """
 
     family: list[str | None]
@@ -241,7 +241,7 @@ def describe_band_files(keys: Sequence[str]) -> list[str]:
             example = " and ".join(f"{before[start:]}{mark}{after}" for mark in bands[:2])
             return [
                 f"{len(keys):,} files look like {len(bands)} bands of {len(images):,} images in files of their own "
-                f"({example}), and each is taken for an image: --data.band_files '{pattern}' --data.band_names "
+                f"({example}), and each is taken for an image: --data.bands.files '{pattern}' --data.bands.names "
                 f"'[{', '.join(names)}]' stacks them"
             ]
     return []
@@ -260,7 +260,7 @@ def _proposed(bands: Sequence[str], after: str) -> tuple[str, list[str]]:
 def _remedy(pattern: str, given: bool) -> str:
     if given:
         return "move each into one split"
-    return f"--data.group '{pattern}' keeps each in one (data.split grouped)"
+    return f"--data.splitting.group '{pattern}' keeps each in one (data.split grouped)"
 
 
 def _divided(families: Sequence[str | None], splits: Mapping[str, Sequence[int]]) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class FileReader:
         rule: Value settings of the recipe.
         values: The range of the values, decided once for all files; each file's own when not given.
         max_pixels: Pixels that are decoded at most.
-        band_pattern: Finds the band in the name of a file, where bands lie in files of their own (data.band_files).
+        band_pattern: Finds the band in the name of a file, where bands lie in files of their own (data.bands.files).
         stack: The rule by which such files are one image, found in the files; a path stands for the image that the
             file is a band of.
     """
@@ -177,7 +177,7 @@ class FileReader:
     @property
     def _of_pictures(self) -> ValueRule:
         """Return the rule for pictures: among rasters they keep their own range, 8 bits."""
-        return ValueRule(no_data=self.rule.no_data, prefix=self.rule.prefix) if self.named else self.rule
+        return ValueRule(no_data=self.rule.no_data, group=self.rule.group) if self.named else self.rule
 
     def _is_raster(self, path: Path) -> bool:
         return self.named and is_tiff(path)
@@ -225,7 +225,7 @@ class FileReader:
             if tiff and not self.named and whole and isinstance(file, Path):
                 _ask_for_names(file, self.max_pixels)
             if tiff and not self.named:
-                remedy = "name its bands with data.band_names to read it as a raster"
+                remedy = "name its bands with data.bands.names to read it as a raster"
                 if error.kind != DEEP:
                     remedy = f"{error.remedy}{OR}{remedy}"
                 raise type(error)(error.problem, remedy, error.kind, error.summary) from error
@@ -253,7 +253,7 @@ def _ask_for_names(path: Path, max_pixels: int | None) -> None:
     example = _USUAL.get(number) or ", ".join(f"b{i + 1}" for i in range(number))
     raise BandError(
         f"{path} is a TIFF file {bands}",
-        f"name them in the files' order: --data.band_names '[{example}]' (for example)",
+        f"name them in the files' order: --data.bands.names '[{example}]' (for example)",
         BAND_COUNT,
         f"are TIFF files {bands}",
     )
@@ -272,25 +272,25 @@ def file_readers(config: DataConfig, size: tuple[int, int]) -> dict[str, FileRea
     rules = value_rules(config)
 
     def reader(names: tuple[str, ...] | None, waves: tuple[float, ...] | None, rule: ValueRule) -> FileReader:
-        color: Literal["rgb", "gray"] = config.color if names is None else ("gray" if len(names) == 1 else "rgb")
+        color: Literal["rgb", "gray"] = config.images.color if names is None else ("gray" if len(names) == 1 else "rgb")
         return FileReader(
             bands=names or BANDS[color],
             size=size,
             color=color,
             named=names is not None,
             wavelengths=waves,
-            resize=config.resize,
-            convert=config.on_band_mismatch == "convert",
+            resize=config.images.resize,
+            convert=config.errors.on_band_mismatch == "convert",
             rule=rule,
-            max_pixels=config.max_pixels,
+            max_pixels=config.images.max_pixels,
         )
 
-    readers = {"image": reader(config.band_names, config.wavelengths, rules["image"])}
-    if config.band_files is not None:
-        check_pattern(config.band_files)
-        readers["image"] = dataclasses.replace(readers["image"], band_pattern=config.band_files)
-    if config.spectral_band_names is not None:
-        readers["spectral"] = reader(config.spectral_band_names, config.spectral_wavelengths, rules["spectral"])
-    elif config.spectral_path is not None:
-        raise ConfigError("data.spectral_path needs data.spectral_band_names, the names of the bands in its files")
+    readers = {"image": reader(config.bands.names, config.bands.wavelengths, rules["image"])}
+    if config.bands.files is not None:
+        check_pattern(config.bands.files)
+        readers["image"] = dataclasses.replace(readers["image"], band_pattern=config.bands.files)
+    if config.spectral.names is not None:
+        readers["spectral"] = reader(config.spectral.names, config.spectral.wavelengths, rules["spectral"])
+    elif config.spectral.path is not None:
+        raise ConfigError("data.spectral.path needs data.spectral.names, the names of the bands in its files")
     return readers

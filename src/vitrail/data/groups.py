@@ -29,16 +29,19 @@ def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
             )
         return list(source.groups)
     if pattern is None:
-        raise DataError("data.split grouped needs a column 'group' in a table, or data.group, a regular expression")
+        raise DataError(
+            "data.split grouped needs a column 'group' in a table, or data.splitting.group, a regular expression"
+        )
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"data.group {pattern!r} is not a valid regular expression ({error})") from error
+        raise ConfigError(f"data.splitting.group {pattern!r} is not a valid regular expression ({error})") from error
     found = [compiled.search(key) for key in source.keys]
     strangers = [key for key, match in zip(source.keys, found, strict=True) if match is None]
     if strangers:
         raise DataError(
-            f"data.group {pattern!r} is not a column, and is found in {len(found) - len(strangers)} of {len(found)} "
+            f"data.splitting.group {pattern!r} is not a column, and is found in {len(found) - len(strangers)} of "
+            f"{len(found)} "
             f"paths; {strangers[0]} is one that has no group"
         )
     return [(m.group(1) or "" if m.re.groups else m.group()) for m in found if m is not None]

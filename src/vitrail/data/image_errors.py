@@ -12,17 +12,17 @@ from pathlib import Path
 from vitrail.errors import DataError, few
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 
-# Values of `BandError.kind`: bands that `data.color` reads as they are, more than 8 bits a band, and another number of
-# bands than are named.
+# Values of `BandError.kind`: bands that `data.images.color` reads as they are, more than 8 bits a band, and another
+# number of bands than are named.
 GRAY, RGB, DEEP, BAND_COUNT = "gray", "rgb", "deep", "band count"
 # Between the alternatives of a remedy.
 OR = ", or "
 # A setting that is decided in training: a trained run takes those that leave out or convert images alone.
 _TRAINING_SETTING = re.compile(r"\bdata\.(?!on_)[a-z_]")
-SKIP = "--data.on_unreadable skip goes on without them"
+SKIP = "--data.errors.on_unreadable skip goes on without them"
 # Damaged files in a message; with skip the run lists all.
 _MOST_NAMED = 10
-CONVERT = "pass --data.on_band_mismatch convert"
+CONVERT = "pass --data.errors.on_band_mismatch convert"
 
 
 class ImageFault(DataError):
@@ -59,8 +59,8 @@ def too_large(path: object, size: tuple[int, int], max_pixels: int) -> Unreadabl
     """Build the error for an image with more pixels than may be decoded."""
     height, width = size
     return UnreadableError(
-        f"{path} has {height} x {width} = {height * width} pixels, more than data.max_pixels {max_pixels}",
-        "scale it down, or raise data.max_pixels",
+        f"{path} has {height} x {width} = {height * width} pixels, more than data.images.max_pixels {max_pixels}",
+        "scale it down, or raise data.images.max_pixels",
     )
 
 
@@ -154,7 +154,7 @@ def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:
     if fault.kind in (GRAY, RGB) and not of_run:
         if 2 * len(members) <= total:
             return [fault.remedy]
-        return [f"--data.color {fault.kind} reads them as they are; or {CONVERT}"]
+        return [f"--data.images.color {fault.kind} reads them as they are; or {CONVERT}"]
     if fault.kind == DEEP and of_run:
         return ["scale them to 8 bits, as the run's images were"]
     if fault.kind == BAND_COUNT:

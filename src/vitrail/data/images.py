@@ -272,7 +272,7 @@ def _stored_as(image: Image.Image) -> str:
 def _too_deep(path: Path | str, mode: str) -> BandError:
     return BandError(
         f"{path} has more than 8 bits a band (mode {mode}), which a picture cannot hold without loss",
-        "scale it to 8 bits, or make it a TIFF and name its bands (data.band_names)",
+        "scale it to 8 bits, or make it a TIFF and name its bands (data.bands.names)",
         DEEP,
         f"have more than 8 bits a band (mode {mode}), which a picture cannot hold without loss",
     )

@@ -72,7 +72,7 @@ def _groups(data: ImageData) -> list[str]:
         return []
     if data.source.groups is not None:
         return [str(group) for group in data.source.groups]
-    return [] if data.config.group is None else groups_of(data.source, data.config.group)
+    return [] if data.config.splitting.group is None else groups_of(data.source, data.config.splitting.group)
 
 
 def _on_groups(data: ImageData, held_out: Sequence[str], of_run: bool) -> list[str]:
@@ -122,13 +122,13 @@ _SHOWN = ("train", "val", "test")
 def _on_shares(data: ImageData, groups: Sequence[str], held_out: Sequence[str]) -> list[str]:
     """Describe held-out splits whose shares differ from the settings because of large groups."""
     config = data.config
-    if config.fold is not None or any(data.source.given_split):
+    if config.splitting.fold is not None or any(data.source.given_split):
         return []
     lines = []
     total = sum(len(rows) for split, rows in data.splits.items() if split != "labelled")
     for split in held_out:
         rows = data.splits[split]
-        wanted, got = getattr(config, f"{split}_fraction"), len(rows) / total
+        wanted, got = getattr(config.splitting, f"{split}_fraction"), len(rows) / total
         if wanted and not wanted / _UNEVEN <= got <= wanted * _UNEVEN:
             sizes = Counter(groups[row] for row in rows)
             name, count = sizes.most_common(1)[0]
@@ -137,8 +137,10 @@ def _on_shares(data: ImageData, groups: Sequence[str], held_out: Sequence[str]) 
             else:
                 why = f"{len(set(groups))} groups divide no better" if len(set(groups)) <= FEW_GROUPS else "by chance"
             lines.append(
-                f"{split} has {got:.0%} of the images where data.{split}_fraction asks for {wanted:.0%}: {why}; a "
-                "column of splits (data.split_column) divides them otherwise, folds (data.fold) test every group once"
+                f"{split} has {got:.0%} of the images where data.splitting.{split}_fraction asks for {wanted:.0%}: "
+                f"{why}; a "
+                "column of splits (data.table.split_column) divides them otherwise, folds (data.splitting.fold) test "
+                "every group once"
             )
     return lines
 
@@ -153,6 +155,6 @@ def _on_classes(data: ImageData, held_out: Sequence[str]) -> list[str]:
         lacking = [i for i, count in whole.items() if count and not source.has_class(i)[rows].any()]
         if lacking:
             named = few([f"{source.classes[i]} ({whole[i]} images in all)" for i in lacking])
-            fold = "" if data.config.fold is None else f" of fold {data.config.fold}"
+            fold = "" if data.config.splitting.fold is None else f" of fold {data.config.splitting.fold}"
             lines.append(f"{split}{fold} has no image of {named}: nothing is measured of them there")
     return lines

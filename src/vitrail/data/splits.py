@@ -39,7 +39,7 @@ def resolve_split(source: ImageSource, config: DataConfig) -> DataConfig:
         return config
     if source.scene is not None:
         return dataclasses.replace(config, split="block")
-    grouped = source.groups is not None or config.group is not None
+    grouped = source.groups is not None or config.splitting.group is not None
     return dataclasses.replace(config, split="grouped" if grouped else "stratified")
 
 
@@ -62,9 +62,11 @@ def assign_splits(source: ImageSource, config: DataConfig) -> list[str]:
             f"{len(lost)} of {len(source.keys)} images belong to no split where the others do, {lost[0]} is the first; "
             "put each into train, val or test, or none of them"
         )
-    if config.fold is not None and "val" in given:
-        raise ConfigError("data.fold has no meaning for data that is split already; leave it out, or join the splits")
-    if "val" in given or "train" not in given or (config.val_fraction == 0 and config.fold is None):
+    if config.splitting.fold is not None and "val" in given:
+        raise ConfigError(
+            "data.splitting.fold has no meaning for data that is split already; leave it out, or join the splits"
+        )
+    if "val" in given or "train" not in given or (config.splitting.val_fraction == 0 and config.splitting.fold is None):
         return list(source.given_split)
     training = [i for i, name in enumerate(source.given_split) if name == "train"]
     assigned = list(source.given_split)
@@ -75,9 +77,9 @@ def assign_splits(source: ImageSource, config: DataConfig) -> list[str]:
 
 def _assign(source: ImageSource, config: DataConfig, rows: Sequence[int], wanted: tuple[str, ...]) -> list[str]:
     """Split some of the images; ``wanted`` names the splits beside the training split."""
-    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    fractions = {"test": config.splitting.test_fraction, "val": config.splitting.val_fraction}
     fractions = {name: fractions[name] for name in wanted if fractions[name] > 0}
-    fold = None if config.fold is None else (config.fold, config.num_folds)
+    fold = None if config.splitting.fold is None else (config.splitting.fold, config.splitting.num_folds)
     strata, classes = strata_of(source)
     targets = strata[list(rows)]
     if source.scene is not None:
@@ -88,14 +90,14 @@ def _assign(source: ImageSource, config: DataConfig, rows: Sequence[int], wanted
         raise ConfigError("data.split block is for the patches of a scene (data.source arrays)")
     keys = [source.keys[i] for i in rows]
     if config.split == "grouped":
-        units = groups_of(source, config.group)
+        units = groups_of(source, config.splitting.group)
         return hashed_split(
             [units[i] for i in rows], targets, fractions, classes, fold=fold, first=wanted[0], grouped=True
         )
     if (config.split == "exact" or source.fixed) and fold is None:
         return stratified_split(keys, targets, fractions, classes)
     if config.split == "exact":
-        raise ConfigError("data.split exact has no folds; use data.split stratified with data.fold")
+        raise ConfigError("data.split exact has no folds; use data.split stratified with data.splitting.fold")
     return hashed_split(keys, targets, fractions, classes, fold=fold, first=wanted[0])
 
 
@@ -166,7 +168,7 @@ def _titles(classes: Sequence[str]) -> list[str]:
     titles = []
     for name in classes:
         others = ", ".join(repr(other) for other in spellings.get(name, ()) if other != name)
-        remedy = "merge them with data.merge_labels similar"
+        remedy = "merge them with data.classes.merge similar"
         titles.append(f"{name!r} (also spelled {others}; {remedy})" if others else repr(name))
     return titles
 
@@ -254,7 +256,7 @@ def hashed_split(
     if fold is not None and len(used) < fold[1]:
         raise DataError(
             f"{fold[1] - len(used)} of {fold[1]} folds would have no {'group' if grouped else 'image'} in {first}; "
-            f"set data.num_folds to at most {max(2, max(len(members) for members, *_ in parts))}"
+            f"set data.splitting.num_folds to at most {max(2, max(len(members) for members, *_ in parts))}"
         )
     if not grouped:
         return [filled[i] for i in range(len(names))]
@@ -340,8 +342,8 @@ def _folds(keys: Mapping[int, str], count: int, needed: Sequence[str], who: str,
     if crowded:
         raise DataError(
             f"{who} {len(folds)} {what}: too few for {count} folds with {' and '.join(needed)} in each; add {what}"
-            + (", set data.val_fraction 0" if "val" in needed[1:] else "")
-            + (f" or data.num_folds {count + 1}" if len(folds) > beside else "")
+            + (", set data.splitting.val_fraction 0" if "val" in needed[1:] else "")
+            + (f" or data.splitting.num_folds {count + 1}" if len(folds) > beside else "")
             + (_WITHOUT_GROUPS if what == "groups" else "")
         )
     return folds
@@ -442,7 +444,7 @@ def block_split(
         if lacking:
             raise DataError(
                 f"the {split} split would get no patch of {', '.join(lacking)} from blocks of {scene.block} pixels; "
-                "make data.block smaller, or change the fractions"
+                "make data.arrays.block smaller, or change the fractions"
             )
     return result
 

@@ -184,7 +184,7 @@ def seem_swapped(red: Tensor, blue: Tensor) -> str | None:
         return None
     return (
         f"blue is brighter than red in {share:.0%} of the images, which is rare but for sky and water; if the bands "
-        "are stored as blue, green, red, name them so (data.band_names)"
+        "are stored as blue, green, red, name them so (data.bands.names)"
     )
 
 
@@ -222,7 +222,7 @@ class Statistics:
         if unasked:
             raise DataError(
                 f"the training images have one value throughout in {', '.join(unasked)} (or no data); leave out such "
-                f"bands (data.bands), or allow them: --data.allow_constant '[{', '.join(unasked)}]'"
+                f"bands (data.bands.use), or allow them: --data.bands.allow_constant '[{', '.join(unasked)}]'"
             )
 
     def normalization(self) -> dict[str, tuple[list[float], list[float]]]:
@@ -237,7 +237,7 @@ class Statistics:
 
 
 def write_statistics(path: str | Path, statistics: Statistics) -> None:
-    """Write a file for ``data.statistics``."""
+    """Write a file for ``data.values.statistics``."""
     write_json(path, {"kind": "vitrail statistics", **asdict(statistics)})
 
 
@@ -258,10 +258,11 @@ def read_statistics(path: str | Path, bands: Mapping[str, Sequence[str]]) -> Sta
         known = {name: [BandStatistics(**band) for band in own] for name, own in content.pop("streams").items()}
         result = Statistics(streams=known, **content)
     except OSError as error:
-        raise DataError(f"cannot read data.statistics {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read data.values.statistics {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"data.statistics {path} is not what `vitrail data stats --out` writes ({type(error).__name__}: {error})"
+            f"data.values.statistics {path} is not what `vitrail data stats --out` writes ({type(error).__name__}: "
+            f"{error})"
         ) from error
     chosen: dict[str, list[BandStatistics]] = {}
     for stream, names in bands.items():
@@ -269,7 +270,8 @@ def read_statistics(path: str | Path, bands: Mapping[str, Sequence[str]]) -> Sta
         lacking = [name for name in names if name not in own]
         if lacking:
             raise DataError(
-                f"data.statistics {path} has no band {', '.join(lacking)} in the {stream} stream; measure these images "
+                f"data.values.statistics {path} has no band {', '.join(lacking)} in the {stream} stream; measure "
+                "these images "
                 "with `vitrail data stats`"
             )
         chosen[stream] = [own[name] for name in names]

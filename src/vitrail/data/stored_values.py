@@ -148,7 +148,7 @@ def _refuse_not_finite(images: Array, lost: Mask | None, rule: ValueRule, what: 
     marks = "nan" if not infinite else ("[nan, inf, -inf]" if nan else "[inf, -inf]")
     raise UnreadableError(
         f"{what} holds values that are not finite ({counts})",
-        f"fill them{OR}leave the image out{OR}say that they are no data (--{rule.prefix}nodata '{marks}')",
+        f"fill them{OR}leave the image out{OR}say that they are no data (--{rule.name_of('nodata')} '{marks}')",
     )
 
 
@@ -284,7 +284,7 @@ class StreamValues:
         mostly = [keys[i] for i in np.flatnonzero(lost > MOSTLY_NO_DATA).tolist()]
         if mostly:
             warnings.append(
-                f"{len(mostly)} images are mostly no data: {few(mostly)}; remove them, or check data.nodata"
+                f"{len(mostly)} images are mostly no data: {few(mostly)}; remove them, or check data.values.nodata"
             )
         return notes, warnings
 
@@ -315,7 +315,7 @@ class StreamValues:
             return None
         names = few([f"{self.bands[i]} ({below[i]:.1%} below, {above[i]:.1%} above)" for i in many])
         remedy = self._remedy(of_run, "holds all that were seen")
-        setting = f"{self.rule.prefix}{'range' if self.rule.limits is not None else 'scale'}: "
+        setting = f"{self.rule.name_of('range' if self.rule.limits is not None else 'scale')}: "
         outside = f"values of {names} lie outside of the range and"
         if worst[many[0]] > MOST_CUT_OFF:
             raise DataError(f"{setting}most {outside} would be cut off; {remedy}")

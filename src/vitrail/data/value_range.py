@@ -1,7 +1,8 @@
 """Convert stored values to 0..1: one rule for pictures, rasters, arrays and tables of images.
 
-The range of the values is known (8 bits; ``data.scale``, ``data.offset`` or ``data.range``; the files' own scale and
-offset), or the recipe is asked for it. One range is decided by type: that of 16-bit integers of one type throughout.
+The range of the values is known (8 bits; ``data.scale``, ``data.values.offset`` or ``data.values.range``; the files'
+own scale and offset), or the recipe is asked for it. One range is decided by type: that of 16-bit integers of one type
+throughout.
 Pixels without a measurement ("no data") become NaN here and are filled once the statistics are known: see
 :class:`vitrail.data.dataset.ImageData`.
 """
@@ -68,7 +69,7 @@ class ValueRule:
         no_data: Stored values that are no measurements, besides those that files declare; empty where the files'
             own declarations are to be ignored.
         recorded: The type whose range a run was trained with.
-        prefix: Prefix of the settings' names.
+        group: Group of the settings.
     """
 
     scale: float | tuple[float, ...] | None = None
@@ -76,12 +77,16 @@ class ValueRule:
     limits: tuple[tuple[float, float], ...] | None = None
     no_data: tuple[float, ...] | None = None
     recorded: str | None = None
-    prefix: str = "data."
+    group: str = "data.values"
 
     @property
     def setting(self) -> str:
         """Name of the scale setting in a recipe."""
-        return f"{self.prefix}scale"
+        return self.name_of("scale")
+
+    def name_of(self, setting: str) -> str:
+        """Return the dotted name of a setting; the scale of the image stream belongs to no group."""
+        return "data.scale" if (self.group, setting) == ("data.values", "scale") else f"{self.group}.{setting}"
 
     def stated(self, number: int) -> ValueRange | None:
         """Return the range in the recipe for a number of bands; None if there is none.
@@ -107,12 +112,12 @@ class ValueRule:
             return f"--{self.setting}"
         if low >= 0:
             return f"--{self.setting} {_rounded(high, up=True):g}"
-        return f"--{self.prefix}range '[{_rounded(low, up=False):g}, {_rounded(high, up=True):g}]'"
+        return f"--{self.name_of('range')} '[{_rounded(low, up=False):g}, {_rounded(high, up=True):g}]'"
 
     def _fit(self, name: str, given: int, number: int) -> None:
         if given not in (1, number):
             raise ConfigError(
-                f"{self.prefix}{name} has {given} entries and the images have {number} "
+                f"{self.name_of(name)} has {given} entries and the images have {number} "
                 f"{'band' if number == 1 else 'bands'}; give one for all bands or one a band"
             )
 
@@ -131,19 +136,22 @@ class ValueRule:
 def value_rules(config: DataConfig) -> dict[str, ValueRule]:
     """Return the value settings of each stream."""
     rules = {}
-    for stream, start in (("image", ""), ("spectral", "spectral_")):
-        limits = getattr(config, f"{start}range")
+    for stream, stated, scale, group in (
+        ("image", config.values, config.scale, "data.values"),
+        ("spectral", config.spectral, config.spectral.scale, "data.spectral"),
+    ):
+        limits = stated.range
         if limits is not None and not isinstance(limits[0], (tuple, list)):
             limits = (limits,)
-        given = getattr(config, f"{start}nodata")
+        given = stated.nodata
         no_data = None if given is None else tuple(float(v) for v in (given if isinstance(given, tuple) else (given,)))
         rules[stream] = ValueRule(
-            getattr(config, f"{start}scale"),
-            getattr(config, f"{start}offset"),
+            scale,
+            stated.offset,
             None if limits is None else tuple((float(low), float(high)) for low, high in limits),
             no_data,
-            getattr(config, f"{start}value_type"),
-            f"data.{start}",
+            stated.value_type,
+            group,
         )
     return rules
 
@@ -205,7 +213,7 @@ def resolve_range(
     if kind == PHYSICAL:
         note = (
             f"the files' own scale and offset give values from {low:g} to {high:g}, of which 0 to 1 are used (another "
-            f"range: --{rule.prefix}range '[LOW, HIGH]')"
+            f"range: --{rule.name_of('range')} '[LOW, HIGH]')"
         )
         return ValueRange((0.0,), (1.0,), kind), [] if rule.recorded else [note]
     if kind not in _TYPE_RANGES:

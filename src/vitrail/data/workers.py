@@ -32,18 +32,19 @@ _FULL = re.compile(r"No space left|Cannot allocate|unable to (?:write to file|mm
 _FILES = re.compile(r"Too many open files|ancdata|unable to open (?:file descriptor|shared memory object)")
 _MEMORY_CAUSE = "shared memory ran out while images were handed over between processes"
 _MEMORY_REMEDY = (
-    f"use --data.num_workers 0, fewer workers or a smaller data.batch_size, or give {_SHARED} more memory "
+    f"use --data.loader.num_workers 0, fewer workers or a smaller data.batch_size, or give {_SHARED} more memory "
     "(docker run --shm-size 2g)"
 )
 _FILES_CAUSE = "too many files are open"
-_FILES_REMEDY = "use --data.num_workers 0 or fewer workers, or allow more open files (ulimit -n 4096)"
+_FILES_REMEDY = "use --data.loader.num_workers 0 or fewer workers, or allow more open files (ulimit -n 4096)"
 
 
 def choose_workers(asked: int, batch_bytes: int) -> int:
     """Choose the number of worker processes.
 
     Args:
-        asked: ``data.num_workers``; -1 for one a core, at most 8, and as many as shared memory and open files allow.
+        asked: ``data.loader.num_workers``; -1 for one a core, at most 8, and as many as shared memory and open files
+            allow.
         batch_bytes: Size of a batch as a worker hands it over.
 
     Raises:
@@ -63,14 +64,15 @@ def choose_workers(asked: int, batch_bytes: int) -> int:
         assert memory is not None, "it is what is too little"
         need = (_AHEAD * wanted + _HELD) * batch_bytes
         raise ConfigError(
-            f"data.num_workers {wanted} needs about {need / 2**20:.0f} MB of shared memory, and {_SHARED} has "
+            f"data.loader.num_workers {wanted} needs about {need / 2**20:.0f} MB of shared memory, and {_SHARED} has "
             f"{memory / 2**20:.0f} MB left; use {by_memory} at most, a smaller data.batch_size, or give it more memory "
             "(docker run --shm-size 2g)"
         )
     if by_files < wanted:
         need = _LOADERS * (_FILES_A_WORKER * wanted + _FILES_A_LOADER) + _OTHER_FILES
         raise ConfigError(
-            f"data.num_workers {wanted} needs about {need} more open files, and this process may open {files} more; "
+            f"data.loader.num_workers {wanted} needs about {need} more open files, and this process may open {files} "
+            "more; "
             f"use {by_files} at most, or allow more open files (ulimit -n 4096)"
         )
     return wanted
@@ -172,11 +174,11 @@ def _of_end(code: int) -> RunError:
         )
     how = f"was ended by the signal {signal.strsignal(-code)!r}" if code < 0 else "ended unexpectedly"
     how += f" with exit code {code}" if code > 0 else ""
-    return RunError(f"a process that reads images {how}; --data.num_workers 0 reads them in the main process")
+    return RunError(f"a process that reads images {how}; --data.loader.num_workers 0 reads them in the main process")
 
 
 def _less_memory() -> str:
-    return "use fewer --data.num_workers, --data.num_workers 0 or a smaller data.batch_size"
+    return "use fewer --data.loader.num_workers, --data.loader.num_workers 0 or a smaller data.batch_size"
 
 
 def _iterator_of(traceback: TracebackType | None) -> Any:

@@ -55,7 +55,7 @@ def load_exported(path: str | Path, threads: int | None = None) -> ExportedModel
     """Load an export as a classifier; arguments and errors as for :func:`vitrail.engines.load_export`."""
     export = load_export(path, threads)
     card = card_from_values(export.record["model"])
-    reading = DataConfig(**{key: _as_tuple(value) for key, value in export.record["reading"].items()})
+    reading = DataConfig().changed({key: _as_tuple(value) for key, value in export.record["reading"].items()})
     return ExportedModel(export, card, card.as_trained(reading))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -69,10 +68,10 @@ def open_files(
     """
     second = "spectral" in card.streams and card.spectral == "none"
     # The spectral stream may also consist of bands of the image files.
-    in_files = second and not set(card.streams["spectral"].bands) <= set(data.band_names or ())
+    in_files = second and not set(card.streams["spectral"].bands) <= set(data.bands.names or ())
     if spectral is not None and not in_files:
         raise ConfigError(f"the run has no stream of spectral files; leave out --spectral {spectral}")
-    if in_files and data.spectral_band_names is None:
+    if in_files and data.spectral.names is None:
         _refuse_bands(card, "spectral")
     if in_files and spectral is None:
         raise ConfigError(
@@ -81,12 +80,12 @@ def open_files(
         )
     config = files_config(card, data, spectral if in_files else None)
     size = size or card.img_size
-    source = _chosen(config, _read(card, config, paths, size_to_read(size, config.crop_pct), spectral))
+    source = _chosen(config, _read(card, config, paths, size_to_read(size, config.images.crop_pct), spectral))
     for name, stream in card.streams.items():
         if source.bands.get(name) != stream.bands:
             _refuse_bands(card, name)
     check_values(source, of_run=True)
-    seen_size = size if config.crop_pct < 1 else None
+    seen_size = size if config.images.crop_pct < 1 else None
     return ImageData(source, {"all": list(range(len(source)))}, config, card.filling(), seen_size=seen_size)
 
 
@@ -98,18 +97,19 @@ def files_config(card: ModelCard, data: DataConfig, spectral: str | Path | None)
         data: Data settings of the run.
         spectral: Folder or file of the spectral files; None where there are none.
     """
-    return dataclasses.replace(
-        card.as_trained(data),
-        spectral_path=None if spectral is None else str(spectral),
-        spectral_band_names=data.spectral_band_names if spectral is not None else None,
-        band_names=data.band_names or _names_of(card, data),
+    return card.as_trained(data).changed(
+        {
+            "spectral.path": None if spectral is None else str(spectral),
+            "spectral.names": data.spectral.names if spectral is not None else None,
+            "bands.names": data.bands.names or _names_of(card, data),
+        }
     )
 
 
 def _names_of(card: ModelCard, data: DataConfig) -> tuple[str, ...] | None:
     """Default names of a file's bands for a run trained on arrays: the model's bands."""
     bands = card.streams["image"].bands
-    return bands if data.bands is None and bands not in BANDS.values() else None
+    return bands if data.bands.use is None and bands not in BANDS.values() else None
 
 
 def _read(
@@ -126,7 +126,7 @@ def _read(
             single = len(new) == 1 and other.is_file()
             partners += [other] if single else find_partners(new, listing.root, other, setting="--spectral")
     rows = [("", "", file) for file in files]
-    skip = config.on_unreadable == "skip"
+    skip = config.errors.on_unreadable == "skip"
     notes = describe_passed_over(listings)
     readers = file_readers(config, size)
     source = FileSource(Path(), rows, ("",), readers, partners or None, skip=skip, notes=notes, of_run=True)
@@ -190,9 +190,9 @@ def mask_reader(
 
 def _chosen(config: DataConfig, source: ImageSource) -> ImageSource:
     """Build the streams of the recipe from the bands of the files."""
-    if config.bands is not None or config.spectral_bands is not None:
-        source = ChosenBands(source, config.bands, config.spectral_bands)
-    return WithEdges(source) if config.spectral == "edges" else source
+    if config.bands.use is not None or config.spectral.use is not None:
+        source = ChosenBands(source, config.bands.use, config.spectral.use)
+    return WithEdges(source) if config.spectral.derive == "edges" else source
 
 
 def _refuse_bands(card: ModelCard, stream: str) -> None:

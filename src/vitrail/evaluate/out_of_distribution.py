@@ -243,22 +243,23 @@ def measure_ood(
         raise ConfigError(f"--ood-source must be a data.source with a path, got {source!r}{closest(source, kinds)}")
     run, trained = evaluated.run, evaluated.trained
     # Settings of the run's own listing and split do not apply to other images.
-    config = dataclasses.replace(
-        own,
-        source=source,
-        path=path,
-        spectral_path=spectral_path,
-        label_separator=None,
-        split="stratified",
-        group=None,
-        group_column=None,
-        group_pattern=None,
-        split_column=None,
-        label_pattern=None,
-        class_names=None,
-        label_values=None,
-        fold=None,
-        label_fraction=1.0,
+    config = own.changed(
+        {
+            "source": source,
+            "path": path,
+            "spectral.path": spectral_path,
+            "table.label_separator": None,
+            "split": "stratified",
+            "splitting.group": None,
+            "table.group_column": None,
+            "splitting.group_pattern": None,
+            "table.split_column": None,
+            "classes.label_pattern": None,
+            "classes.names": None,
+            "classes.values": None,
+            "splitting.fold": None,
+            "classes.label_fraction": 1.0,
+        }
     )
     try:
         others = open_prepared(trained.card, config, split=False, labelled=False)

@@ -252,9 +252,9 @@ def _groups(images: ImageData) -> list[str] | None:
         return ["-".join(str(int(x) // block) for x in corner) for corner in source.scene.corners]
     if source.groups is not None:
         return [str(group) for group in source.groups]
-    if config.split in ("auto", "grouped") and config.group is not None:
+    if config.split in ("auto", "grouped") and config.splitting.group is not None:
         try:
-            return groups_of(source, config.group)
+            return groups_of(source, config.splitting.group)
         except DataError:
             return None  # other images may have other names; metrics.json records that intervals are over images
     return None

@@ -77,7 +77,7 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
             (
                 len(found.unreadable),
                 f"{count(len(found.unreadable), 'file')} cannot be read.",
-                "Replace or remove the unreadable files, or go on without them by `--data.on_unreadable skip`.",
+                "Replace or remove the unreadable files, or go on without them by `--data.errors.on_unreadable skip`.",
             ),
             (
                 len(missing),
@@ -94,12 +94,12 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
                 len(found.similar_classes),
                 "Class names that differ only in spelling: "
                 f"{listed([' / '.join(names) for names in found.similar_classes], 3)}.",
-                "Correct the class names, or merge them by `--data.merge_labels similar`.",
+                "Correct the class names, or merge them by `--data.classes.merge similar`.",
             ),
             (
                 len(found.empty_bands),
                 f"Bands with one value in every image: {listed([band for _, band in found.empty_bands], 4)}.",
-                "Leave out bands that hold nothing, by `--data.bands`.",
+                "Leave out bands that hold nothing, by `--data.bands.use`.",
             ),
             (
                 constant,

@@ -229,7 +229,7 @@ def _groups(
     if not names:
         return None
     data, evaluated = recipe.data, str(part.metrics["name"])
-    column = data.group_column or data.group or ""
+    column = data.table.group_column or data.splitting.group or ""
     what = "block" if data.split == "block" else (column if column.replace("_", "").isalnum() else "group")
     others = [_names_of_groups(_predictions(part, split)) for split in ("train", "val") if split != evaluated]
     shared = len(set(names) & {name for found in others for name in found})

@@ -56,7 +56,7 @@ def read_image_record(run: RunFolder) -> KnownImages | None:
 
 def has_other_paths(data: DataConfig, own: DataConfig) -> bool:
     """Return whether settings have other paths than a run's own."""
-    return any(_place(getattr(data, name)) != _place(getattr(own, name)) for name in PATH_SETTINGS)
+    return any(_place(data.setting(name)) != _place(own.setting(name)) for name in PATH_SETTINGS)
 
 
 def _place(value: Any) -> Any:
@@ -91,7 +91,9 @@ def open_prepared(
     )
     if classes and (images.source.targets.ndim == 2) != card.multi_label:
         wanted = "multi-label data" if card.multi_label else "one label an image"
-        raise DataError(f"the run was trained with {wanted}, the data is of the other kind; see data.label_separator")
+        raise DataError(
+            f"the run was trained with {wanted}, the data is of the other kind; see data.table.label_separator"
+        )
     trained_on = {name: stream.bands for name, stream in card.streams.items()}
     if images.source.bands != trained_on:
         raise DataError(
@@ -194,8 +196,8 @@ def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> N
     """
     if moved or data.source not in _ON_DISK:
         return
-    for name in ("path", "spectral_path"):
-        value = getattr(data, name)
+    for name in ("path", "spectral.path"):
+        value = data.setting(name)
         if value is not None and not Path(value).exists():
             where = "" if Path(value).is_absolute() else f" (seen from {Path.cwd()})"
             raise DataError(
@@ -207,11 +209,13 @@ def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> N
 
 def _refuse_absent_folder(run: RunFolder, data: DataConfig, verb: str) -> None:
     """Raise the error for the image folder of a table."""
-    if data.source != "table" or data.path is None or data.image_folder is None:
+    if data.source != "table" or data.path is None or data.table.image_folder is None:
         return
-    if not any(folder.is_dir() for folder in (Path(data.image_folder), Path(data.path).parent / data.image_folder)):
+    if not any(
+        folder.is_dir() for folder in (Path(data.table.image_folder), Path(data.path).parent / data.table.image_folder)
+    ):
         raise DataError(
-            f"the images of {run} are not in {data.image_folder!r}, where its recipe has them (the table is "
+            f"the images of {run} are not in {data.table.image_folder!r}, where its recipe has them (the table is "
             f"{data.path} still); `vitrail {verb} {run} --data.path NEW` names their new folder"
         )
 

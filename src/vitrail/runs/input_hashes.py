@@ -19,7 +19,7 @@ _WHOLE, _SAMPLE = 1 << 28, 1 << 16
 # Number of samples of a large file, and of sampled files of a folder.
 _SAMPLES = 200
 # Data settings with paths.
-_PATHS = ("path", "spectral_path", "statistics", "labels")
+_PATHS = ("path", "spectral.path", "values.statistics", "arrays.labels")
 
 
 def input_hashes(data: DataConfig, weights: str | None = None) -> dict[str, str]:
@@ -43,7 +43,7 @@ def input_hashes(data: DataConfig, weights: str | None = None) -> dict[str, str]
     """
     hashes = {}
     for name in _PATHS:
-        value = getattr(data, name)
+        value = data.setting(name)
         if isinstance(value, str) and os.path.exists(value):
             path = Path(value)
             hashes[f"data.{name}"] = _file_hash(path) if path.is_file() else _folder_hash(path)

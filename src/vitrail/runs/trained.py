@@ -36,7 +36,7 @@ class StreamCard:
         mean: Mean of each band over the training images, values in 0..1.
         std: Standard deviation of each band over the training images.
         img_size: Height and width in training.
-        value_type: Type that determined the range of the stored values, or "physical"; see ``data.value_type``.
+        value_type: Type that determined the range of the stored values, or "physical"; see ``data.values.value_type``.
     """
 
     bands: tuple[str, ...]
@@ -56,7 +56,7 @@ class ModelCard:
         classes: Class names, in the order of the logits.
         streams: Input streams in order: "image", and "spectral" if there are two.
         resize: Resizing of images, "crop" or "squash".
-        crop_pct: Share of each side of the resized image that the model sees; see ``data.crop_pct``.
+        crop_pct: Share of each side of the resized image that the model sees; see ``data.images.crop_pct``.
         color: "rgb" or "gray".
         spectral: Origin of a derived spectral stream: "none", or "edges" of the image.
         epoch: Epoch of the weights, from 0.
@@ -101,14 +101,15 @@ class ModelCard:
             config: Data settings.
         """
         kinds = {name: stream.value_type for name, stream in self.streams.items()}
-        return dataclasses.replace(
-            config,
-            resize=self.resize,
-            crop_pct=self.crop_pct,
-            color=self.color,
-            spectral=self.spectral,
-            value_type=kinds.get("image"),
-            spectral_value_type=kinds.get("spectral"),
+        return config.changed(
+            {
+                "images.resize": self.resize,
+                "images.crop_pct": self.crop_pct,
+                "images.color": self.color,
+                "spectral.derive": self.spectral,
+                "values.value_type": kinds.get("image"),
+                "spectral.value_type": kinds.get("spectral"),
+            }
         )
 
     def filling(self) -> dict[str, tuple[float, ...]]:

@@ -104,11 +104,13 @@ def build_card(recipe: Recipe, data: ImageData, classes: tuple[str, ...], start:
             name: StreamCard(data.source.bands[name], mean, std, image_size(recipe), _value_type(data, name))
             for name, (mean, std) in normalization.items()
         },
-        resize=recipe.data.resize,
-        crop_pct=recipe.data.crop_pct,
+        resize=recipe.data.images.resize,
+        crop_pct=recipe.data.images.crop_pct,
         color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
-        spectral=recipe.data.spectral,
-        label_separator=(recipe.data.label_separator or ";") if classes and data.source.targets.ndim == 2 else None,
+        spectral=recipe.data.spectral.derive,
+        label_separator=(recipe.data.table.label_separator or ";")
+        if classes and data.source.targets.ndim == 2
+        else None,
     )
 
 
@@ -116,7 +118,7 @@ def build_batch_augmentation(recipe: Recipe, card: ModelCard) -> Augmentation | 
     """Build the random transforms of training batches (``data.augment``); None for "none"."""
     means = {name: stream.mean for name, stream in card.streams.items()}
     bands = len(card.streams["image"].bands)
-    return build_augmentation(recipe.data.augment, bands, recipe.data.augment_settings, means)
+    return build_augmentation(recipe.data.augment, bands, recipe.data.augmentation, means)
 
 
 def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:
@@ -133,7 +135,8 @@ def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> di
         others = " or ".join(name for name, family in list_families().items() if family.takes_spectral)
         raise ConfigError(
             f"the data has a second stream ({len(bands['spectral'])} bands) and {recipe.model.name} takes the image "
-            f"alone; use {others}, or leave the stream out (data.spectral none, no spectral_path, spectral_bands [])"
+            f"alone; use {others}, or leave the stream out (data.spectral.derive none, no data.spectral.path, "
+            "data.spectral.use [])"
         )
     return settings
 

@@ -60,7 +60,7 @@ def pretrain(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """Pre-train the recipe's model and write its run folder, with the last epoch's model and no classifier.
 
     Labels are not used for training; if there are any, metrics.csv has the accuracy of nearest neighbours and of a
-    linear probe on the features. Training images without a label (``data.label_fraction``) are trained on too.
+    linear probe on the features. Training images without a label (``data.classes.label_fraction``) are trained on too.
 
     Arguments, result and errors are those of :func:`train`; ``task.name`` is the kind of pre-training.
     """

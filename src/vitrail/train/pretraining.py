@@ -136,26 +136,26 @@ def _check_settings(recipe: Recipe) -> None:
             "trainer.compile true is not supported in pre-training, which calls the model's parts and not the whole; "
             "leave it out"
         )
-    if data.sampling != "shuffle":
+    if data.loader.sampling != "shuffle":
         raise ConfigError(
-            f"data.sampling {data.sampling!r} goes by labels, and pre-training takes each image as often as any other; "
-            "leave it out"
+            f"data.loader.sampling {data.loader.sampling!r} goes by labels, and pre-training takes each image as "
+            "often as any other; leave it out"
         )
     if recipe.task.name == "simclr":
-        if data.augment != "none" or data.augment_settings:
+        if data.augment != "none" or data.augmentation:
             raise ConfigError(
-                f"data.augment {data.augment!r} with {len(data.augment_settings)} augment_settings: simclr draws views "
-                "of its own (task.view_min_scale, task.color_strength); leave both out"
+                f"data.augment {data.augment!r} with {len(data.augmentation)} settings of data.augmentation: simclr "
+                "draws views of its own (task.view_min_scale, task.color_strength); leave both out"
             )
         if data.batch_size == "auto" or data.batch_size < 2:
             raise ConfigError(
                 f"data.batch_size must be a number of at least 2 for simclr, which compares the images of a batch, got "
                 f"{data.batch_size}"
             )
-    if augment_settings(data.augment, data.augment_settings).mixes:
+    if augment_settings(data.augment, data.augmentation).mixes:
         raise ConfigError(
             f"data.augment {data.augment!r} mixes images and their labels (mixup, cutmix), and pre-training has no "
-            "labels; add data.augment_settings {mixup: 0, cutmix: 0}"
+            "labels; add data.augmentation {mixup: 0, cutmix: 0}"
         )
 
 

@@ -7,7 +7,7 @@ import warnings
 
 # Pattern of the message -> reason.
 _SILENCED = {
-    r".*does not have many workers.*": "data.num_workers is chosen by the machine, or by the recipe",
+    r".*does not have many workers.*": "data.loader.num_workers is chosen by the machine, or by the recipe",
     r"This DataLoader will create.*": "a number of workers that was asked for",
     r".*isinstance\(treespec, LeafSpec\).*": "Lightning's own use of torch",
     r".*number of training batches.*": "log_every_n_steps is not a setting of a recipe",

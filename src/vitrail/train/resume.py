@@ -11,7 +11,8 @@ from typing import Any
 
 from vitrail.config.data import PATH_SETTINGS
 from vitrail.config.load import load_recipe
-from vitrail.config.schema import PRETRAINING, Recipe
+from vitrail.config.renamed import rename
+from vitrail.config.schema import PRETRAINING, Recipe, flat_settings
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
@@ -23,14 +24,14 @@ from vitrail.train.environment import is_first_process
 # A checkpoint holds the whole model under every strategy.
 _MAY_CHANGE = {
     "trainer.max_epochs", "trainer.early_stopping_patience", "trainer.accelerator", "trainer.devices",
-    "trainer.strategy", "data.num_workers", "data.cache", "data.check_copies", "data.path",
+    "trainer.strategy", "data.loader.num_workers", "data.loader.cache", "data.splitting.check_copies", "data.path",
     "model.weights", "run.dir", "run.overwrite", "run.tensorboard",
     "run.explain_images", "run.explain_every", "run.explain_method",
 }  # fmt: skip
 # Files that may be moved if the run has recorded their content.
-_BY_CONTENT = {"data.spectral_path", "data.statistics", "data.labels"}
+_BY_CONTENT = {"data.spectral.path", "data.values.statistics", "data.arrays.labels"}
 # Files that hold the images and their labels.
-_IN_IMAGES = {"data.path", "data.spectral_path", "data.labels"}
+_IN_IMAGES = {"data.path", "data.spectral.path", "data.arrays.labels"}
 
 
 def resume_settings(recipe: Recipe, run: RunFolder, resume: bool) -> Recipe:
@@ -75,7 +76,7 @@ def find_checkpoint(run: RunFolder) -> Path | None:
 
 def recipe_of(run: RunFolder) -> Recipe:
     """Load the recipe in a run folder."""
-    return load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config)
+    return load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config, recorded=True)
 
 
 def describe_interruption(recipe: Recipe, run: RunFolder) -> str:
@@ -139,15 +140,15 @@ def _check_changes(recipe: Recipe, begun: Recipe, run: RunFolder) -> None:
         )
     recorded = run.read_json(run.environment).get("inputs", {}) if run.environment.is_file() else {}
     paths = {f"data.{name}" for name in PATH_SETTINGS} if run.images.is_file() else set()
-    free = _MAY_CHANGE | (_BY_CONTENT & recorded.keys()) | paths
-    before = begun.to_dict()
-    for part, values in recipe.to_dict().items():
-        for key in [key for key in {**values, **before[part]} if f"{part}.{key}" not in free]:
-            if values.get(key) != before[part].get(key):
-                raise ConfigError(
-                    f"cannot resume {run} with {part}.{key} = {values.get(key)!r}: it began with "
-                    f"{before[part].get(key)!r}; leave it, or train into another --run.dir"
-                )
+    free = _MAY_CHANGE | (_BY_CONTENT & {rename(name) for name in recorded}) | paths
+    before, now = flat_settings(begun), flat_settings(recipe)
+    for name in [name for name in {**now, **before} if name not in free]:
+        if now.get(name) != before.get(name):
+            raise ConfigError(
+                f"cannot resume {run} with {name} = {now.get(name)!r}: it began with {before.get(name)!r}; leave it, "
+                "or "
+                "train into another --run.dir"
+            )
     if recipe.trainer.progressive_sizes and recipe.trainer.max_epochs != begun.trainer.max_epochs:
         raise ConfigError(
             f"cannot resume {run} with trainer.max_epochs = {recipe.trainer.max_epochs}: it began with "
@@ -170,7 +171,8 @@ def check_inputs(run: RunFolder, environment: dict[str, Any]) -> None:
     images = before.get("images")
     if images is not None:
         _check_images(run, images, environment["images"])
-    then, now = before.get("inputs", environment["inputs"]), environment["inputs"]
+    now = environment["inputs"]
+    then = {rename(name): digest for name, digest in before.get("inputs", now).items()}
     for name in [*then, *(name for name in now if name not in then)]:
         if name in _IN_IMAGES and "listing" in (images or {}):
             continue  # compared image by image, wherever they lie and however they are listed

@@ -123,7 +123,7 @@ def _check_labels(recipe: Recipe, data: ImageData) -> None:
     """Check that loss and monitors match single-label or multi-label data."""
     multi_label = data.source.targets.ndim == 2
     if multi_label != (recipe.task.loss == "bce"):
-        remedy = "use cross_entropy, or data.multi_label, or data.label_separator with a table"
+        remedy = "use cross_entropy, or data.classes.multi_label, or data.table.label_separator with a table"
         remedy = "use bce" if multi_label else remedy
         kind = "multi-label" if multi_label else "single-label"
         raise ConfigError(f"task.loss {recipe.task.loss!r} does not fit: the data is {kind}; {remedy}")
@@ -147,7 +147,7 @@ def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss | MultiLab
 
 
 def _mixing(recipe: Recipe, card: ModelCard) -> Mixing | None:
-    settings = augment_settings(recipe.data.augment, recipe.data.augment_settings)
+    settings = augment_settings(recipe.data.augment, recipe.data.augmentation)
     return Mixing(settings, len(card.classes)) if settings.mixes else None
 
 

@@ -136,7 +136,7 @@ def test_shares_are_those_of_the_pixels(changes):
 
 def test_settings_are_checked():
     cases = {
-        "mixxup": (0.2, "unknown setting data.augment_settings.mixxup; did you mean 'mixup'"),
+        "mixxup": (0.2, "unknown setting data.augmentation.mixxup; did you mean 'mixup'"),
         "flip_horizontal": (1.5, "must be a number from 0 to 1, got 1.5"),
         "erase": (True, "must be a number from 0 to 1, got True"),
         "crop_area": ([0.9, 0.3], "the smaller first"),
@@ -147,8 +147,8 @@ def test_settings_are_checked():
         "mixup": (float("nan"), "must be a number"),
     }
     for name, (value, message) in cases.items():
-        with pytest.raises(ConfigError, match=r"data\.augment_settings") as error:
-            DataConfig(augment_settings={name: value})
+        with pytest.raises(ConfigError, match=r"data.augmentation") as error:
+            DataConfig(augmentation={name: value})
         assert message in str(error.value)
     with pytest.raises(ConfigError, match="did you mean 'strong'"):
         augment_settings("stronk")

@@ -28,7 +28,7 @@ def _trained(folder, family, **trainer):
     return train(
         make_recipe(
             {
-                "data": {"batch_size": 200, "num_workers": 0},
+                "data": {"batch_size": 200, "loader": {"num_workers": 0}},
                 "model": {"name": family, "img_size": 8, **shape},
                 "trainer": {"accelerator": "cpu", "precision": "32-true", "monitor": "val_loss", **trainer},
                 "run": {"dir": str(folder), "tensorboard": False},

@@ -29,7 +29,7 @@ def random_transforms(settings: AugmentSettings, count: int, size: tuple[int, in
         ConfigError: Quarter turns of images that are not square.
     """
     if settings.quarter_turns and size[0] != size[1]:
-        raise ConfigError(f"data.augment_settings.quarter_turns needs square images, got {size[0]} x {size[1]}")
+        raise ConfigError(f"data.augmentation.quarter_turns needs square images, got {size[0]} x {size[1]}")
     # The image is turned, sheared, zoomed and shifted; a crop is taken of that; the crop is turned and flipped. The
     # matrix goes the other way, from the result back to the image.
     return _affine(settings, count, size) @ _crop(settings, count, size) @ _dihedral(settings, count)

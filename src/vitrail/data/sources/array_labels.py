@@ -35,8 +35,8 @@ def read_labels(config: DataConfig, arrays: Mapping[str, Array], cube: str, path
     Raises:
         ConfigError: No such array, or several that it could be.
     """
-    if config.labels is not None and config.labels not in arrays:
-        other = Path(config.labels)
+    if config.arrays.labels is not None and config.arrays.labels not in arrays:
+        other = Path(config.arrays.labels)
         for file in (other, path.parent / other):
             if file.is_file():
                 inside = read_arrays(file)
@@ -50,15 +50,15 @@ def read_labels(config: DataConfig, arrays: Mapping[str, Array], cube: str, path
                 if arrays[cube].ndim == 4 and fits:
                     return _squeeze(inside["labels" if "labels" in fits else fits[0]])
                 return _squeeze(inside[max(inside, key=lambda name: inside[name].size)])
-    if config.labels is None:
+    if config.arrays.labels is None:
         rest = [name for name in arrays if name != cube and arrays[name].size > 1]
         if len(rest) != 1 and "labels" not in rest:
             raise ConfigError(
-                f"which array of {path} holds the labels? Name it with data.labels"
+                f"which array of {path} holds the labels? Name it with data.arrays.labels"
                 + (f"; there are {', '.join(rest)}" if rest else ", or another file")
             )
         return _squeeze(arrays["labels" if "labels" in rest else rest[0]])
-    return _squeeze(pick_array(arrays, config.labels, path, "data.labels", texts=True))
+    return _squeeze(pick_array(arrays, config.arrays.labels, path, "data.arrays.labels", texts=True))
 
 
 def _squeeze(labels: Array) -> Array:
@@ -99,14 +99,14 @@ def labelled_images(labels: Array, config: DataConfig, path: Path) -> tuple[Inte
         DataError: No image is labelled.
     """
     every = np.arange(len(labels))
-    value = config.unlabelled_value
+    value = config.classes.unlabelled_value
     if value is None or value == "none" or labels.ndim != 1 or labels.dtype.kind not in "buif":
         return every, []
     kept = every[labels != value]
     if not len(kept):
-        raise DataError(f"{path}: no image is labelled (data.unlabelled_value {value})")
+        raise DataError(f"{path}: no image is labelled (data.classes.unlabelled_value {value})")
     lost = len(every) - len(kept)
-    return kept, [f"left out {lost:,} images whose label is {value} (data.unlabelled_value)"] if lost else []
+    return kept, [f"left out {lost:,} images whose label is {value} (data.classes.unlabelled_value)"] if lost else []
 
 
 def label_images(
@@ -128,8 +128,10 @@ def label_images(
         DataError: Labels that are not whole numbers or names, or rows that are not one-hot.
     """
     if labels.ndim == 1:
-        if config.multi_label:
-            raise ConfigError(f"data.multi_label needs labels (N, K) of 0 and 1, those of {path} are {labels.shape}")
+        if config.classes.multi_label:
+            raise ConfigError(
+                f"data.classes.multi_label needs labels (N, K) of 0 and 1, those of {path} are {labels.shape}"
+            )
         return _resolve(labels, rules, own_names(arrays) if labels.dtype.kind in "buif" else None, path)
     if not _is_binary(labels):
         raise DataError(
@@ -137,18 +139,19 @@ def label_images(
             "one-hot rows"
         )
     count = labels.shape[1]
-    if not config.multi_label:
+    if not config.classes.multi_label:
         wrong = np.flatnonzero(labels.sum(axis=1) != 1)
         if len(wrong):
             raise DataError(
                 f"{path}: {len(wrong)} of {len(labels)} rows of the labels have several or no 1 (row {wrong[0]} has "
-                f"{int(labels[wrong[0]].sum())}); one-hot labels have one in each row, and data.multi_label true (with "
+                f"{int(labels[wrong[0]].sum())}); one-hot labels have one in each row, and data.classes.multi_label "
+                "true (with "
                 "task.loss bce) takes any number"
             )
     found: dict[Label, int] = {i: int(labels[:, i].sum()) for i in range(count)}
     own = _own_of(own_names(arrays), range(count), rules, range(count), path)
     classes = resolve_classes(found, rules, path, own, range(count))
-    if config.multi_label:
+    if config.classes.multi_label:
         rows: list[Label | tuple[Label, ...]] = [tuple(np.flatnonzero(row).tolist()) for row in labels]
         return classes, encode_targets(rows, classes.index, len(classes.names))
     columns = np.array([classes.index[i] for i in range(count)], dtype=np.int64)
@@ -274,34 +277,35 @@ def label_plane(labels: Array, size: tuple[int, int], columnwise: bool, config: 
         raise DataError(f"{what} are not whole numbers; give a plane of numbers, or of shares for each class")
     plane = labels.astype(np.int64) if labels.dtype.kind in "bf" else labels
     unlabelled = _unlabelled(plane, config, path)
-    return LabelPlane(plane, unlabelled, 1 if unlabelled == 0 == config.unlabelled_value else None)
+    return LabelPlane(plane, unlabelled, 1 if unlabelled == 0 == config.classes.unlabelled_value else None)
 
 
 def _unlabelled(plane: Array, config: DataConfig, path: Path) -> int | str:
     """Resolve the number of unlabelled pixels: the setting, or 0 if unambiguous."""
-    if config.unlabelled_value is not None:
-        return config.unlabelled_value
+    if config.classes.unlabelled_value is not None:
+        return config.classes.unlabelled_value
     values = np.unique(plane)
     low, high = int(values[0]), int(values[-1])
-    named = None if config.label_values is None else [v for v in config.label_values if isinstance(v, int)]
+    named = None if config.classes.values is None else [v for v in config.classes.values if isinstance(v, int)]
     if low < 0 or (named is not None and 0 in named and set(values.tolist()) - set(named)):
         raise ConfigError(
             f"the labels of {path} are {head([str(v) for v in values.tolist()], 6)}: which number is unlabelled? Give "
-            f"data.unlabelled_value {low if low < 0 else 0} (or another, or none where every pixel is labelled)"
+            f"data.classes.unlabelled_value {low if low < 0 else 0} (or another, or none where every pixel is labelled)"
         )
     if named is not None:
         return "none" if 0 in named else 0
-    count = len(config.class_names or ())
+    count = len(config.classes.names or ())
     if count and low == 0 and high > count and len(values) == count + 1 and int(values[-2]) == count - 1:
         raise ConfigError(
             f"the labels of {path} are 0 to {count - 1} and {high}, and {count} classes have names "
-            f"({head(list(config.class_names or ()))}): give data.unlabelled_value {high} if those are unlabelled"
+            f"({head(list(config.classes.names or ()))}): give data.classes.unlabelled_value {high} if those are "
+            "unlabelled"
         )
-    if config.class_names is not None and low == 0 and high < len(config.class_names):
+    if config.classes.names is not None and low == 0 and high < len(config.classes.names):
         raise ConfigError(
-            f"the labels of {path} are 0 to {high} and {len(config.class_names)} classes have names "
-            f"({head(list(config.class_names))}): are pixels of 0 unlabelled, or of the first class? Give "
-            "data.unlabelled_value 0, or none where every pixel is labelled"
+            f"the labels of {path} are 0 to {high} and {len(config.classes.names)} classes have names "
+            f"({head(list(config.classes.names))}): are pixels of 0 unlabelled, or of the first class? Give "
+            "data.classes.unlabelled_value 0, or none where every pixel is labelled"
         )
     return 0
 
@@ -315,12 +319,12 @@ def find_patches(plane: LabelPlane, side: int, stride: int, path: Path) -> Integ
     """
     height, width = plane.numbers.shape
     if side > min(height, width):
-        raise ConfigError(f"data.patch {side} is more than the {height} x {width} pixels of {path}")
+        raise ConfigError(f"data.arrays.patch {side} is more than the {height} x {width} pixels of {path}")
     rows, columns = np.arange(0, height - side + 1, stride), np.arange(0, width - side + 1, stride)
     corners = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
     labelled = plane.labelled[corners[:, 0] + side // 2, corners[:, 1] + side // 2]
     if not labelled.any():
-        raise DataError(f"{path}: no patch has a labelled centre (data.unlabelled_value {plane.unlabelled})")
+        raise DataError(f"{path}: no patch has a labelled centre (data.classes.unlabelled_value {plane.unlabelled})")
     return np.asarray(corners[labelled], dtype=np.int64)
 
 

@@ -74,8 +74,8 @@ def bands_first(images: Array, layout: str | None, names: Sequence[str] | None, 
             possible = ["channels_last"]  # the names are refused with the number of bands
         if len(possible) != 1 and images.shape[1:] != (1, 1, 1):
             raise DataError(
-                f"{what} has the shape {images.shape}: are the bands last or first? Say so with --data.layout "
-                "channels_last or channels_first" + ("" if names is not None else ", or name them (data.band_names)")
+                f"{what} has the shape {images.shape}: are the bands last or first? Say so with --data.arrays.layout "
+                "channels_last or channels_first" + ("" if names is not None else ", or name them (data.bands.names)")
             )
         layout = possible[0] if possible else "channels_last"
     return images if layout == "channels_first" else images.transpose(0, 3, 1, 2)
@@ -99,7 +99,8 @@ def scene_layout(cube: Array, labels: Array, names: Sequence[str] | None, what: 
         possible = named or possible
     if len(possible) > 1:
         raise DataError(
-            f"{what} has the shape {cube.shape}: are the bands last or first? Say so with --data.layout channels_last "
+            f"{what} has the shape {cube.shape}: are the bands last or first? Say so with --data.arrays.layout "
+            "channels_last "
             "or channels_first"
         )
     return possible[0] if possible else "channels_last"

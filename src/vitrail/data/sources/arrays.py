@@ -42,8 +42,8 @@ class ArraySource(ImageSource):
 
     A patch is labelled by its centre pixel (of an even side: the one below and right of the centre) and lies wholly in
     the scene. Which axis holds the bands follows from the names of the bands and the size of the label plane, or
-    ``data.layout`` says so. A scene stored as (bands, pixels) is taken column by column in .mat files and row by row in
-    others.
+    ``data.arrays.layout`` says so. A scene stored as (bands, pixels) is taken column by column in .mat files and row by
+    row in others.
 
     Args:
         config: Where the arrays are, and how they are cut.
@@ -62,18 +62,18 @@ class ArraySource(ImageSource):
     def __init__(self, config: DataConfig, size: tuple[int, int], rules: ClassRules | None = None) -> None:
         rules = rules or ClassRules.of(config, None)
         path = Path(config.path or "")
-        arrays = read_arrays(path, (config.cube, config.labels))
-        cube_name = config.cube or max(arrays, key=lambda name: arrays[name].size)
-        cube = pick_array(arrays, cube_name, path, "data.cube")
+        arrays = read_arrays(path, (config.arrays.cube, config.arrays.labels))
+        cube_name = config.arrays.cube or max(arrays, key=lambda name: arrays[name].size)
+        cube = pick_array(arrays, cube_name, path, "data.arrays.cube")
         labels = read_labels(config, arrays, cube_name, path)
         what, rule = f"{path}: {cube_name}", value_rules(config)["image"]
-        self.path, self.size, self.resize = path, size, config.resize
+        self.path, self.size, self.resize = path, size, config.images.resize
         self.given_split: list[str] = []
         if are_images(cube, labels):
             kept, self.notes = labelled_images(labels, config, path)
             cube, labels = cube[kept], labels[kept]
             planes = cube[..., None] if cube.ndim == 3 else cube
-            cube = bands_first(planes, config.layout, config.band_names, what)
+            cube = bands_first(planes, config.arrays.layout, config.bands.names, what)
             bands = self._name_bands(config, cube.shape[1])
             self._corners, self.fixed = None, False
             invalid = no_data_mask(cube, rule)
@@ -87,32 +87,32 @@ class ArraySource(ImageSource):
                 f"{labels.shape}; one number, or a one-hot row, for each image is wanted"
             )
         else:
-            grid = _grid(config.grid, arrays)
+            grid = _grid(config.arrays.grid, arrays)
             columnwise = path.suffix.lower() == ".mat"
-            layout = config.layout or scene_layout(cube, labels, config.band_names, what)
+            layout = config.arrays.layout or scene_layout(cube, labels, config.bands.names, what)
             cube = _scene(cube, grid, columnwise, layout, what)
             bands = self._name_bands(config, cube.shape[0])
             plane = label_plane(labels, (cube.shape[1], cube.shape[2]), columnwise, config, path)
-            self._corners = find_patches(plane, config.patch, config.stride, path)
+            self._corners = find_patches(plane, config.arrays.patch, config.arrays.stride, path)
             invalid = scene_without_data(cube, plane.labelled, rule)
             values, self.value_notes = survey_array(cube, invalid, rule, bands, what)
-            values = by_patch(values, cube, invalid, self._corners, config.patch)
-            found, self.targets = plane.label_patches(self._corners, config.patch, rules, arrays, path)
-            self.scene = Scene(self._corners, config.patch, config.block or 3 * config.patch)
+            values = by_patch(values, cube, invalid, self._corners, config.arrays.patch)
+            found, self.targets = plane.label_patches(self._corners, config.arrays.patch, rules, arrays, path)
+            self.scene = Scene(self._corners, config.arrays.patch, config.arrays.block or 3 * config.arrays.patch)
             self.keys = [f"{path.stem}/{row:05d}_{column:05d}" for row, column in self._corners]
         self.values = {"image": values}
         self._images = to_unit_range(cube, invalid, values.limits)
         self.classes, self.numbering = found.names, found.numbering
-        self.patch = config.patch
+        self.patch = config.arrays.patch
         self.given_split = [""] * len(self.keys)
 
     def _name_bands(self, config: DataConfig, number: int) -> tuple[str, ...]:
-        names = config.band_names or tuple(f"band_{i + 1}" for i in range(number))
+        names = config.bands.names or tuple(f"band_{i + 1}" for i in range(number))
         if len(names) != number:
-            raise ConfigError(f"data.band_names has {len(names)} names and {self.path} has {number} bands")
+            raise ConfigError(f"data.bands.names has {len(names)} names and {self.path} has {number} bands")
         self.bands = {"image": tuple(names)}
-        if config.wavelengths is not None:
-            self.wavelengths = {"image": config.wavelengths}
+        if config.bands.wavelengths is not None:
+            self.wavelengths = {"image": config.bands.wavelengths}
         return tuple(names)
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def _scene(cube: Array, grid: tuple[int, int] | None, columnwise: bool, layout: 
         return unfold(flat, grid, columnwise)
     if cube.ndim == 2:
         raise DataError(
-            f"{what} has the shape {cube.shape}; a scene has three axes, or is (bands, pixels) with data.grid"
+            f"{what} has the shape {cube.shape}; a scene has three axes, or is (bands, pixels) with data.arrays.grid"
         )
     if cube.ndim != 3:
         raise DataError(f"{what} has the shape {cube.shape}; a scene (H, W, C) or images with a label each are wanted")

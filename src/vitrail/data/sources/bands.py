@@ -47,7 +47,7 @@ class ChosenBands(WrappedSource):
         if image is None:
             chosen["image"] = tuple(band for band in source.bands["image"] if band not in taken)
         if not all(chosen.values()):
-            raise ConfigError("no band is left for one of the streams; check data.bands and data.spectral_bands")
+            raise ConfigError("no band is left for one of the streams; check data.bands.use and data.spectral.use")
         self.bands = chosen
         self._positions = {stream: [positions[name] for name in names] for stream, names in chosen.items()}
         waves = {

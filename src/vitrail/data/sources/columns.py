@@ -79,12 +79,12 @@ def describe_unused(names: Iterable[str], split: str | None, group: str | None) 
     if split is None and (found := [name for name in names if _bare(name) in _SPLIT_LIKE]):
         lines.append(
             f"the column {head([repr(name) for name in found])} is not used; where it says which images are tested on, "
-            "write train, val and test into it and name it with data.split_column"
+            "write train, val and test into it and name it with data.table.split_column"
         )
     if group is None and (found := [name for name in names if _bare(name) in _GROUP_LIKE]):
         lines.append(
             f"the column {head([repr(name) for name in found])} is not used; where images of one value belong "
-            "together, name it with data.group_column"
+            "together, name it with data.table.group_column"
         )
     return lines
 

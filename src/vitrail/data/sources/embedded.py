@@ -238,7 +238,7 @@ def _image_column(schema: pa.Schema, title: str) -> str:
         return str(found[0])
     if "image" in found:
         return "image"
-    held = f"several ({', '.join(found)}); choose one with data.image_column" if found else "none"
+    held = f"several ({', '.join(found)}); choose one with data.table.image_column" if found else "none"
     raise DataError(f"{title} should have one column with the bytes of images, it has {held}")
 
 
@@ -249,7 +249,9 @@ def _bytes_and_paths(column: pa.ChunkedArray, name: str, path: Path) -> tuple[pa
         paths = pc.struct_field(column, "path").to_pylist() if "path" in fields else [None] * len(column)
         return pc.struct_field(column, "bytes"), [name or "" for name in paths]
     if not _is_binary(kind):
-        raise DataError(f"{path}: the column {name!r} holds {kind}; bytes of images are wanted (data.image_column)")
+        raise DataError(
+            f"{path}: the column {name!r} holds {kind}; bytes of images are wanted (data.table.image_column)"
+        )
     return column, [""] * len(column)
 
 

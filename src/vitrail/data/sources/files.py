@@ -252,7 +252,7 @@ def _once(rows: Sequence[Row], files: Mapping[str, Sequence[Path]], each: bool) 
         )
     if not repeated:
         return first, []
-    what = "taken each time (data.repeated_files each)" if each else "taken once"
+    what = "taken each time (data.images.repeated_files each)" if each else "taken once"
     number = plural(len(repeated), "image")
     return first, [f"{number} reached through links a second time, {what}: {head(repeated)}"]
 

@@ -68,7 +68,8 @@ class FolderSource(FileSource):
         splits = [split for split, *_ in rows]
         if each and "" in splits:
             raise ConfigError(
-                "data.repeated_files each takes images several times and needs them split already (train/, val/): "
+                "data.images.repeated_files each takes images several times and needs them split already (train/, "
+                "val/): "
                 "copies would lie in several splits"
             )
         found = resolve_classes(count_labels(labels), rules, root)
@@ -112,7 +113,7 @@ def _by_name(root: Path, pattern: str, each: bool) -> tuple[_Rows, Sequence[str]
     files = [(split, file) for split, listing in listings.items() for file in listing.files]
     if not files:
         raise DataError(f"{root} holds no image; check data.path")
-    labels = by_pattern("data.label_pattern", pattern, [file.relative_to(root).as_posix() for _, file in files])
+    labels = by_pattern("data.classes.label_pattern", pattern, [file.relative_to(root).as_posix() for _, file in files])
     rows: _Rows = [
         (split, normalize_label(label, root), file) for (split, file), label in zip(files, labels, strict=True)
     ]
@@ -131,7 +132,7 @@ def _refuse_lone_class(root: Path, names: Set[Label]) -> None:
     problem = f"{root} has one class only ({name}), two are needed"
     if splits:
         raise DataError(
-            f"{problem}; are the folders in {folders[0]} the classes ({head(inside)})? --data.label_pattern "
+            f"{problem}; are the folders in {folders[0]} the classes ({head(inside)})? --data.classes.label_pattern "
             "'([^/]+)/[^/]+$' takes the lowest folders"
         )
     raise DataError(f"{problem}; is {folders[0]} the folder that you mean?")
@@ -153,7 +154,7 @@ def _refuse_untrained(root: Path, splits: Sequence[str], names: Sequence[str | t
 
 
 def find_partners(
-    files: Sequence[Path], root: Path, other: Path, what: str = "second file", setting: str = "data.spectral_path"
+    files: Sequence[Path], root: Path, other: Path, what: str = "second file", setting: str = "data.spectral.path"
 ) -> list[Path]:
     """Find the file of each image in another folder: same relative path, any suffix.
 

@@ -159,7 +159,7 @@ def _refuse_flat_training(train: Path) -> None:
             raise DataError(
                 f"{train} holds {plural(number, 'image')} and no class folders; put each class's images "
                 "into a folder of its own, or take the class from a table (data.source table) or from the images' "
-                f"names: --data.path {shlex.quote(str(train))} --data.label_pattern REGEX"
+                f"names: --data.path {shlex.quote(str(train))} --data.classes.label_pattern REGEX"
             )
 
 
@@ -258,14 +258,15 @@ def _refuse_other_things(root: Path, folders: Sequence[Path], stacked: bool, fou
         if are_masks(folder.name) and (other := _drawn_on(folder, folders)):
             raise DataError(
                 f"the files of {folder} are named like those of {other} and look like masks of them, not like a "
-                f"class; move {folder.name} out of {root}; if it is a class, --data.label_pattern '^([^/]+)/' takes all"
+                f"class; move {folder.name} out of {root}; if it is a class, --data.classes.label_pattern "
+                "'^([^/]+)/' takes all"
             )
     _refuse_nested_classes(root, folders)
     if not stacked and are_bands(names) and _same_stems(folders):
         raise DataError(
             f"the folders {_listed(sorted(names))} in {root} hold files of the same names and look like bands of the "
             "same images, not like classes; put each class into a folder with the bands' folders inside, and stack "
-            "them with data.band_files"
+            "them with data.bands.files"
         )
     below = [_unwrap(folder) for folder in folders]
     sets = [set(inside) for _, inside in below]
@@ -327,7 +328,8 @@ def _refuse_nested_classes(root: Path, folders: Sequence[Path]) -> None:
         if len(nested) > 1 and names - {folder.name} <= set(nested):
             raise DataError(
                 f"{folder} holds folders named like the classes beside it ({_listed(nested)}); move it out of {root}, "
-                "or say which folder is the class, --data.label_pattern '([^/]+)/[^/]+$' (the lowest) or '^([^/]+)/' "
+                "or say which folder is the class, --data.classes.label_pattern '([^/]+)/[^/]+$' (the lowest) or "
+                "'^([^/]+)/' "
                 "(the highest)"
             )
 
@@ -344,7 +346,7 @@ def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, share
             return
         raise DataError(
             f"each class folder in {root} ({names}) holds {_listed(shared)}, which look like bands of the same images; "
-            "stack them with --data.band_files '(?P<band>[^/]+)/[^/]+$' and --data.band_names "
+            "stack them with --data.bands.files '(?P<band>[^/]+)/[^/]+$' and --data.bands.names "
             f"'[{', '.join(shared)}]'"
         )
     if any(parse_split(name) or are_masks(name) for name in shared) and not all(parse_split(name) for name in shared):
@@ -366,7 +368,7 @@ def _refuse_same_folders(root: Path, folders: Sequence[Path], first: Path, share
     raise DataError(
         f"all class folders in {root} ({names}) hold the same sub-folders and no image of their own: the classes seem "
         f"to be {_listed(shared)}. Name splits train, val and test; or say which folder is the class, "
-        "--data.label_pattern '([^/]+)/[^/]+$' (the lowest) or '^([^/]+)/' (the highest); "
+        "--data.classes.label_pattern '([^/]+)/[^/]+$' (the lowest) or '^([^/]+)/' (the highest); "
         f"--data.path {shlex.quote(str(first))} takes {folders[0].name} alone"
     )
 

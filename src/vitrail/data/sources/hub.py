@@ -54,7 +54,7 @@ def _load(library: Any, path: str, subset: str | None) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"cannot load the data set {path!r}: {reason}; check data.path (owner/name on the hub, or a folder), "
-            "data.subset and the network"
+            "data.table.subset and the network"
         ) from error
     return dict(found) if isinstance(found, dict) else {str(found.split or "all"): found}
 

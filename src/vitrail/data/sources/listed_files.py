@@ -50,7 +50,7 @@ class ListedFiles:
             remedy = "" if len(missing) == len(names) else f"; {SKIP}"
             raise DataError(
                 f"{len(missing)} of {len(names)} images that {self.table} lists do not exist: {head(missing)}; paths "
-                f"are relative to {self.folder} (data.image_folder){remedy}"
+                f"are relative to {self.folder} (data.table.image_folder){remedy}"
             )
         several = [
             f"{name} ({' and '.join(str(file.relative_to(self.folder)) for file in files[:2])})"

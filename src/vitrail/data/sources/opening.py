@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from vitrail.config.data import DataConfig
+from vitrail.config.data import DEFAULTS, DataConfig
 from vitrail.data.classes import ClassRules
 from vitrail.data.file_reader import FileReader, file_readers
 from vitrail.data.notes import warn_data
@@ -47,44 +46,47 @@ _FILES = ("folder", "unlabelled", "table")
 _LABELLED = ("folder", "table", "parquet", "hf", "arrays")
 # Settings that only some sources understand.
 _ONLY_FOR = {
-    "band_names": (*_FILES, "arrays"),
-    "band_files": _FILES,
-    "wavelengths": (*_FILES, "arrays"),
-    **dict.fromkeys(("scale", "offset", "range", "nodata", "value_type"), (*_FILES, "parquet", "hf", "arrays")),
-    "layout": ("arrays",),
-    "max_pixels": (*_FILES, "parquet", "hf"),
-    "spectral_path": ("folder", "unlabelled"),
-    "spectral_band_names": _FILES,
-    "spectral_wavelengths": _FILES,
+    "bands.names": (*_FILES, "arrays"),
+    "bands.files": _FILES,
+    "bands.wavelengths": (*_FILES, "arrays"),
     **dict.fromkeys(
-        ("spectral_scale", "spectral_offset", "spectral_range", "spectral_nodata", "spectral_value_type"), _FILES
+        ("scale", "values.offset", "values.range", "values.nodata", "values.value_type"),
+        (*_FILES, "parquet", "hf", "arrays"),
     ),
-    "image_column": ("table", "parquet", "hf"),
-    "label_column": ("table", "parquet", "hf"),
-    "group_column": ("table", "parquet", "hf"),
-    "split_column": ("table", "parquet", "hf"),
-    "separator": ("table",),
-    "header": ("table",),
-    "encoding": ("table",),
-    "image_folder": ("table",),
-    "multi_label": ("table", "arrays"),
-    "label_pattern": ("folder", "table"),
-    "group_pattern": (*_FILES, "parquet", "hf"),
-    "subset": ("hf",),
-    "class_names": _LABELLED,
-    "label_values": _LABELLED,
-    "merge_labels": _LABELLED,
-    "unlabelled_value": ("arrays",),
-    "cube": ("arrays",),
-    "labels": ("arrays",),
-    "grid": ("arrays",),
-    "patch": ("arrays",),
-    "stride": ("arrays",),
-    "block": ("arrays",),
-    "num_images": ("synthetic_leaves",),
-    "seed": ("synthetic_leaves",),
-    "repeated_files": ("folder",),
-    "on_unreadable": (*_FILES, "parquet", "hf"),
+    "arrays.layout": ("arrays",),
+    "images.max_pixels": (*_FILES, "parquet", "hf"),
+    "spectral.path": ("folder", "unlabelled"),
+    "spectral.names": _FILES,
+    "spectral.wavelengths": _FILES,
+    **dict.fromkeys(
+        ("spectral.scale", "spectral.offset", "spectral.range", "spectral.nodata", "spectral.value_type"), _FILES
+    ),
+    "table.image_column": ("table", "parquet", "hf"),
+    "table.label_column": ("table", "parquet", "hf"),
+    "table.group_column": ("table", "parquet", "hf"),
+    "table.split_column": ("table", "parquet", "hf"),
+    "table.separator": ("table",),
+    "table.header": ("table",),
+    "table.encoding": ("table",),
+    "table.image_folder": ("table",),
+    "classes.multi_label": ("table", "arrays"),
+    "classes.label_pattern": ("folder", "table"),
+    "splitting.group_pattern": (*_FILES, "parquet", "hf"),
+    "table.subset": ("hf",),
+    "classes.names": _LABELLED,
+    "classes.values": _LABELLED,
+    "classes.merge": _LABELLED,
+    "classes.unlabelled_value": ("arrays",),
+    "arrays.cube": ("arrays",),
+    "arrays.labels": ("arrays",),
+    "arrays.grid": ("arrays",),
+    "arrays.patch": ("arrays",),
+    "arrays.stride": ("arrays",),
+    "arrays.block": ("arrays",),
+    "leaves.num_images": ("synthetic_leaves",),
+    "leaves.seed": ("synthetic_leaves",),
+    "images.repeated_files": ("folder",),
+    "errors.on_unreadable": (*_FILES, "parquet", "hf"),
 }
 
 
@@ -146,23 +148,25 @@ def open_source(
     if strict:
         _refuse_meaningless(config)
     source = _openers(config, img_size, classes)[config.source]()
-    if config.group_pattern is not None:
+    if config.splitting.group_pattern is not None:
         try:
-            source.groups = by_pattern("data.group_pattern", config.group_pattern, source.keys)
+            source.groups = by_pattern("data.splitting.group_pattern", config.splitting.group_pattern, source.keys)
         except DataError:
             if strict:  # other images than a run's may be called otherwise; each is then a group of its own
                 raise
     if classes is not None and tuple(classes) != source.classes:
         found = ", ".join(source.classes) or "none"
         raise DataError(f"the run knows the classes {', '.join(classes)}, the data has {found}")
-    if config.bands is not None or config.spectral_bands is not None:
-        source = ChosenBands(source, config.bands, config.spectral_bands)
+    if config.bands.use is not None or config.spectral.use is not None:
+        source = ChosenBands(source, config.bands.use, config.spectral.use)
     check_values(source, of_run=classes is not None)
-    if config.spectral == "edges":
+    if config.spectral.derive == "edges":
         if "spectral" in source.bands:
-            raise ConfigError("data.spectral edges makes a second stream and the data brings one; choose one of them")
+            raise ConfigError(
+                "data.spectral.derive edges makes a second stream and the data brings one; choose one of them"
+            )
         source = WithEdges(source)
-    return InMemory(source) if config.cache and not source.in_memory else source
+    return InMemory(source) if config.loader.cache and not source.in_memory else source
 
 
 def check_values(source: ImageSource, *, of_run: bool = False) -> None:
@@ -186,30 +190,36 @@ def check_values(source: ImageSource, *, of_run: bool = False) -> None:
 def _openers(
     config: DataConfig, size: tuple[int, int], classes: Sequence[str] | None
 ) -> dict[str, Callable[[], ImageSource]]:
-    path, skip = config.path or "", config.on_unreadable == "skip"
+    path, skip = config.path or "", config.errors.on_unreadable == "skip"
     rules = ClassRules.of(config, classes)
 
     def readers_with_partners() -> dict[str, FileReader]:
         readers = file_readers(config, size)
-        if "spectral" in readers and config.spectral_path is None:
-            raise ConfigError("data.spectral_band_names needs data.spectral_path, the folder with the second files")
+        if "spectral" in readers and config.spectral.path is None:
+            raise ConfigError("data.spectral.names needs data.spectral.path, the folder with the second files")
         return readers
 
     def folder() -> ImageSource:
-        each, readers = config.repeated_files == "each", readers_with_partners()
-        return FolderSource(path, readers, classes, config.spectral_path, skip, each, rules, config.label_pattern)
+        each, readers = config.images.repeated_files == "each", readers_with_partners()
+        return FolderSource(
+            path, readers, classes, config.spectral.path, skip, each, rules, config.classes.label_pattern
+        )
 
     def unlabelled() -> ImageSource:
-        return UnlabelledSource(path, readers_with_partners(), config.spectral_path, skip)
+        return UnlabelledSource(path, readers_with_partners(), config.spectral.path, skip)
 
     def table() -> ImageSource:
         readers, form = file_readers(config, size), TableForm.of(config)
-        return TableSource(path, readers, classes, config.group, skip, config.label_separator, form, rules)
+        return TableSource(
+            path, readers, classes, config.splitting.group, skip, config.table.label_separator, form, rules
+        )
 
     def embedded(parts: Sequence[Part]) -> ImageSource:
         reader = file_readers(config, size)["image"]
-        columns = config.image_column, config.label_column, config.group
-        return EmbeddedSource(parts, path, reader, rules, *columns, skip, config.group_column, config.split_column)
+        columns = config.table.image_column, config.table.label_column, config.splitting.group
+        return EmbeddedSource(
+            parts, path, reader, rules, *columns, skip, config.table.group_column, config.table.split_column
+        )
 
     return {
         "digits": lambda: DigitsSource(size),
@@ -217,18 +227,18 @@ def _openers(
         "unlabelled": unlabelled,
         "table": table,
         "parquet": lambda: embedded(parquet_parts(path)),
-        "hf": lambda: embedded(hub_parts(path, config.subset, config.image_column)),
-        "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.num_images, config.seed)),
+        "hf": lambda: embedded(hub_parts(path, config.table.subset, config.table.image_column)),
+        "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.leaves.num_images, config.leaves.seed)),
         "arrays": lambda: ArraySource(config, size, rules),
         **{name: partial(opener, config, size) for name, opener in _REGISTERED.items()},
     }
 
 
 def _refuse_meaningless(config: DataConfig) -> None:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not accepts_setting(config.source, field.name) and value != field.default:
+    for name, default in DEFAULTS.items():
+        value = config.setting(name)
+        if not accepts_setting(config.source, name) and value != default:
             raise ConfigError(
-                f"data.{field.name} {value!r} has no meaning for data.source {config.source}, only for "
-                f"{', '.join(_ONLY_FOR[field.name])}; leave it out"
+                f"data.{name} {value!r} has no meaning for data.source {config.source}, only for "
+                f"{', '.join(_ONLY_FOR[name])}; leave it out"
             )

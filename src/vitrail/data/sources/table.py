@@ -59,11 +59,11 @@ class TableSource(FileSource):
         listed = ListedFiles(_image_folder(file, form), file)
         table = read_table(file, form, separator, listed.is_image)
         if "spectral" in table.names and "spectral" not in readers:
-            raise DataError(f"{file} lists second files (spectral); name their bands with data.spectral_band_names")
+            raise DataError(f"{file} lists second files (spectral); name their bands with data.spectral.names")
         paths = _filled(table, _path_column(table, form, listed))
         second = None
         if "spectral" in readers:
-            second = listed.find(_filled(table, _find(table, "spectral", None, "data.spectral_band_names")), skip)
+            second = listed.find(_filled(table, _find(table, "spectral", None, "data.spectral.names")), skip)
         if not table.lines:
             raise DataError(f"{file} lists no images; it has columns and no rows")
         files = listed.find(paths, skip)
@@ -98,7 +98,7 @@ def _image_folder(file: Path, form: TableForm) -> Path:
     for folder in (Path(form.image_folder), file.parent / form.image_folder):
         if folder.is_dir():
             return folder
-    raise DataError(f"no folder of images at {form.image_folder}; check data.image_folder")
+    raise DataError(f"no folder of images at {form.image_folder}; check data.table.image_folder")
 
 
 def _find(table: Table, default: str, given: str | None, setting: str) -> str:
@@ -114,25 +114,26 @@ def _find(table: Table, default: str, given: str | None, setting: str) -> str:
     if not table.header:
         raise DataError(
             f"{table.path} has no header (its first row names an image) and {len(table.names)} columns; name one by "
-            f"its position with {setting} (0 to {len(table.names) - 1}), or give data.header true"
+            f"its position with {setting} (0 to {len(table.names) - 1}), or give data.table.header true"
         )
     near = closest(name, table.names)
     asked = f"{near.removeprefix('; ')} " if near.endswith("?") else ""
     remedy = f"{asked}name the column that holds it with {setting}, or rename it"
     if len(table.names) == 1:
-        remedy += "; where the columns are separated by another character, give data.separator"
+        remedy += "; where the columns are separated by another character, give data.table.separator"
     raise DataError(
-        f"{table.path} has no column {name!r}, only {columns}; {remedy}; where this row is no header, give data.header "
+        f"{table.path} has no column {name!r}, only {columns}; {remedy}; where this row is no header, give "
+        "data.table.header "
         "false"
     )
 
 
 def _path_column(table: Table, form: TableForm, listed: ListedFiles) -> str:
     if table.header or form.image_column is not None or not table.lines:
-        return _find(table, "path", form.image_column, "data.image_column")
+        return _find(table, "path", form.image_column, "data.table.image_column")
     # Without a header: the only column whose first cell is a file.
     found = [name for name in table.names if listed.is_image(table.texts(name)[0])]
-    return found[0] if len(found) == 1 else _find(table, "path", None, "data.image_column")
+    return found[0] if len(found) == 1 else _find(table, "path", None, "data.table.image_column")
 
 
 def _filled(table: Table, name: str) -> list[str]:
@@ -151,12 +152,12 @@ def _refuse_empty(table: Table, name: str, rows: Sequence[int]) -> None:
 def _split_column(table: Table, form: TableForm) -> str | None:
     if form.split_column is None:
         return find_column(table.names, "split")
-    return _find(table, "split", form.split_column, "data.split_column")
+    return _find(table, "split", form.split_column, "data.table.split_column")
 
 
 def _group_column(table: Table, form: TableForm, group: str | None, paths: Sequence[str]) -> str | None:
     if form.group_column is not None:
-        return _find(table, "group", form.group_column, "data.group_column")
+        return _find(table, "group", form.group_column, "data.table.group_column")
     if group is None:
         return find_column(table.names, "group")
     if group not in table.names and re.fullmatch(r"\w[\w .-]*", group):
@@ -174,7 +175,8 @@ def _refuse_unfound(table: Table, group: str, paths: Sequence[str]) -> None:
     if not any(group in path for path in paths):
         near = closest(group, table.names)
         raise DataError(
-            f"data.group {group!r} is not a column of {table.path} (it has {', '.join(map(repr, table.names))}) and is "
+            f"data.splitting.group {group!r} is not a column of {table.path} (it has "
+            f"{', '.join(map(repr, table.names))}) and is "
             f"found in no path{near if near.endswith('?') else ''}"
         )
 
@@ -185,10 +187,14 @@ def _labels_of(
     """Return the label or labels of each row."""
     if form.label_pattern is not None:
         if separator is not None:
-            raise ConfigError("data.label_separator has no meaning beside data.label_pattern; leave one of them out")
-        found = by_pattern("data.label_pattern", form.label_pattern, [path.replace("\\", "/") for path in paths])
+            raise ConfigError(
+                "data.table.label_separator has no meaning beside data.classes.label_pattern; leave one of them out"
+            )
+        found = by_pattern(
+            "data.classes.label_pattern", form.label_pattern, [path.replace("\\", "/") for path in paths]
+        )
         return [normalize_label(label, table.path) for label in found]
-    name = _find(table, "label", form.label_column, "data.label_column")
+    name = _find(table, "label", form.label_column, "data.table.label_column")
     cells: list[Cell] = table.column(name)
     lists = any(isinstance(cell, tuple) for cell in cells)
     _refuse_printed_lists(table, name, cells, separator)
@@ -212,7 +218,8 @@ def _refuse_printed_lists(table: Table, name: str, cells: Sequence[Cell], separa
         plain = (separator or ";").join(item.strip(" '\"") for item in longest.strip("[](){}").split(","))
         raise DataError(
             f"{table.path}: {name} holds printed lists ({longest}); write the labels as {plain}, with "
-            f"data.label_separator {(separator or ';')!r} where an image has several, or lists into a Parquet file"
+            f"data.table.label_separator {(separator or ';')!r} where an image has several, or lists into a Parquet "
+            "file"
         )
 
 
@@ -245,7 +252,8 @@ def _refuse_repeated(
         first = [f"{name} ({', '.join(own)})" for name, own in differing.items()]
         raise DataError(
             f"{file} lists {len(repeated)} images more than once, {len(differing)} of them with different labels: "
-            f"{head(first)}; keep one row each, or give each image the labels of all its rows (data.multi_label true, "
+            f"{head(first)}; keep one row each, or give each image the labels of all its rows "
+            "(data.classes.multi_label true, "
             "task.loss bce)"
         )
     raise DataError(f"{file} lists {len(repeated)} images more than once: {head(list(repeated))}; keep one row each")

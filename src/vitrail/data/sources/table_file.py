@@ -57,7 +57,9 @@ class TableForm:
     @classmethod
     def of(cls, config: DataConfig) -> TableForm:
         """Read the format from a config."""
-        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
+        of_classes = {name: getattr(config.classes, name) for name in ("multi_label", "label_pattern")}
+        of_table = {name: getattr(config.table, name) for name in cls.__dataclass_fields__ if name not in of_classes}
+        return cls(**of_table, **of_classes)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def read_table(file: Path, form: TableForm, kept: str | None, is_image: Callable
     if content.startswith(_PARQUET) or file.suffix.lower() in (".parquet", ".pq"):
         for name in ("separator", "header", "encoding"):
             if getattr(form, name) is not None:
-                raise ConfigError(f"data.{name} has no meaning for {file}, a Parquet file; leave it out")
+                raise ConfigError(f"data.table.{name} has no meaning for {file}, a Parquet file; leave it out")
         return _read_parquet(file)
     kind = next((kind for mark, kind in _SPREADSHEETS.items() if content.startswith(mark)), None)
     if kind is not None:
@@ -135,22 +137,25 @@ def _decode(content: bytes, file: Path, encoding: str | None) -> str:
     try:
         text = content.decode(chosen)
     except LookupError as error:
-        raise ConfigError(f"data.encoding {encoding!r} is unknown; use utf-8, latin-1, cp1252, utf-16, ...") from error
+        raise ConfigError(
+            f"data.table.encoding {encoding!r} is unknown; use utf-8, latin-1, cp1252, utf-16, ..."
+        ) from error
     except UnicodeDecodeError as error:
         given = content[error.start : error.start + 4].hex(" ")
         line = content[: error.start].count(b"\n") + 1
         if encoding is not None and marked is None:
             raise DataError(
                 f"{file} is not {encoding} text ({error.reason} at byte {error.start}, line {line}: {given}); "
-                "change data.encoding"
+                "change data.table.encoding"
             ) from error
         raise DataError(
             f"{file} is not UTF-8 text ({error.reason} at byte {error.start}, line {line}: {given}); name its encoding "
-            "with data.encoding (latin-1, cp1252, ...), or save it as UTF-8"
+            "with data.table.encoding (latin-1, cp1252, ...), or save it as UTF-8"
         ) from error
     if "\0" in text:
         raise DataError(
-            f"cannot read {file} as a table: it holds NUL characters; name its encoding with data.encoding (utf-16-le, "
+            f"cannot read {file} as a table: it holds NUL characters; name its encoding with data.table.encoding "
+            "(utf-16-le, "
             "utf-16-be), or save it as UTF-8"
         )
     return text
@@ -166,7 +171,7 @@ def _declared_separator(text: str, given: str | None) -> tuple[str, str | None]:
     separator = _NAMED.get(given, given)
     if len(separator) != 1:
         raise ConfigError(
-            f"data.separator {given!r} is neither a character nor one of {', '.join(_NAMED)}"
+            f"data.table.separator {given!r} is neither a character nor one of {', '.join(_NAMED)}"
             f"{did_you_mean(given, _NAMED)}"
         )
     return text, separator
@@ -204,7 +209,7 @@ def _divide(
         fits.remove(" ")
     if len(fits) > 1:
         marks = " and ".join(next(name for name, mark in _NAMED.items() if mark == fit) for fit in fits)
-        raise ConfigError(f"{file} can be divided by {marks}; name its separator with data.separator")
+        raise ConfigError(f"{file} can be divided by {marks}; name its separator with data.table.separator")
     # A single column is divided by nothing.
     rows = _cells(text, fits[0] if fits else ",", file)
     return _with_header(rows, file, form, is_image)
@@ -268,7 +273,7 @@ def _with_header(
         if any(cell.strip() for cell in row[len(names) :]):
             raise DataError(
                 f"cannot read {file} as a table: line {line} has {len(row)} cells and there are {len(names)} columns; "
-                "put cells that hold the separator into quotes, or check data.separator"
+                "put cells that hold the separator into quotes, or check data.table.separator"
             )
     cells: list[list[Cell]] = [
         [clean_name(row[i]) if i < len(row) else "" for _, row in body] for i in range(len(names))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import vitrail
-from vitrail.config.data import DataConfig
+from vitrail.config.data import DEFAULTS, DataConfig
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.readme import readme
 from vitrail.engines.base import Arrays
@@ -26,9 +26,9 @@ from vitrail.outputs import is_output_folder
 README_FILE = "README.md"
 # Data settings by which image files are read; the others tell where training images lie, and stay out.
 READING = (
-    "band_names", "band_files", "wavelengths", "bands", "spectral_bands", "scale", "offset", "range", "nodata",
-    "max_pixels", "spectral_band_names", "spectral_wavelengths", "spectral_scale", "spectral_offset",
-    "spectral_range", "spectral_nodata",
+    "bands.names", "bands.files", "bands.wavelengths", "bands.use", "spectral.use", "scale", "values.offset",
+    "values.range", "values.nodata", "images.max_pixels", "spectral.names", "spectral.wavelengths", "spectral.scale",
+    "spectral.offset", "spectral.range", "spectral.nodata",
 )  # fmt: skip
 # Largest difference of outputs on another processor, as a share of their scale, by precision.
 BOUNDS = {"fp32": 1e-3, "bf16": 5e-2}
@@ -42,8 +42,7 @@ _PACKAGES = {
 
 def reading_settings(data: DataConfig) -> dict[str, Any]:
     """Return the settings of :data:`READING` that differ from their defaults."""
-    default = DataConfig()
-    return {name: getattr(data, name) for name in READING if getattr(data, name) != getattr(default, name)}
+    return {name: data.setting(name) for name in READING if data.setting(name) != DEFAULTS[name]}
 
 
 def describe_model(graph: ExportGraph, data: DataConfig, engine: str, no_photographs: str = "") -> dict[str, Any]:

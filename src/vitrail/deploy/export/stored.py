@@ -59,8 +59,8 @@ def stored_pixels(card: ModelCard, data: DataConfig, images: ImageData) -> tuple
         The description by stream, and the reason why there is none; one of the two is empty.
     """
     names = card.input_streams
-    needs_files = "spectral" in names and not set(card.streams["spectral"].bands) <= set(data.band_names or ())
-    if needs_files and data.spectral_band_names is None:
+    needs_files = "spectral" in names and not set(card.streams["spectral"].bands) <= set(data.bands.names or ())
+    if needs_files and data.spectral.names is None:
         return {}, f"image files do not bring the bands {', '.join(card.streams['spectral'].bands)}"
     config = files_config(card, data, "second files" if needs_files else None)
     readers = file_readers(config, size_to_read(card.img_size, card.crop_pct))

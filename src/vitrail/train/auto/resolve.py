@@ -41,11 +41,11 @@ def resolve_from_run(recipe: Recipe, begun: Recipe) -> Recipe:
         data = dataclasses.replace(data, batch_size=begun.data.images_a_step)
     if data.split == "auto":
         data = dataclasses.replace(data, split=begun.data.split)
-    if data.label_values is None and data.class_names in (None, begun.data.class_names):
-        names, values = begun.data.class_names, begun.data.label_values
-        data = dataclasses.replace(data, class_names=names, label_values=values)
-    if data.unlabelled_value is None:
-        data = dataclasses.replace(data, unlabelled_value=begun.data.unlabelled_value)
+    if data.classes.values is None and data.classes.names in (None, begun.data.classes.names):
+        names, values = begun.data.classes.names, begun.data.classes.values
+        data = data.changed({"classes.names": names, "classes.values": values})
+    if data.classes.unlabelled_value is None:
+        data = data.changed({"classes.unlabelled_value": begun.data.classes.unlabelled_value})
     return dataclasses.replace(recipe, trainer=trainer, data=data)
 
 
@@ -62,8 +62,8 @@ def resolve_from_data(recipe: Recipe, data: ImageData, classes: tuple[str, ...])
     resolved: dict[str, Any] = {"split": data.config.split}
     numbering = unwrap_source(data.source).numbering
     if classes and numbering is not None:
-        resolved |= {name: value for name, value in vars(numbering).items() if value is not None}
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **resolved))
+        resolved |= {f"classes.{name}": value for name, value in vars(numbering).items() if value is not None}
+    return dataclasses.replace(recipe, data=recipe.data.changed(resolved))
 
 
 def precision_origin(asked: Recipe, recipe: Recipe) -> str:
