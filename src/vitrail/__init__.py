@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from vitrail.deploy.export import export
+    from vitrail.engines.load import load_export
     from vitrail.models.family import register_family
     from vitrail.models.pretrained import from_pretrained, save_pretrained
     from vitrail.models.registry import create_model, list_models
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it.
 _PUBLIC = {
     "create_model": "vitrail.models.registry",
+    "export": "vitrail.deploy.export",
+    "load_export": "vitrail.engines.load",
     "from_pretrained": "vitrail.models.pretrained",
     "list_models": "vitrail.models.registry",
     "load_weights": "vitrail.weights.load",
@@ -29,8 +33,10 @@ _PUBLIC = {
 __all__ = [
     "__version__",
     "create_model",
+    "export",
     "from_pretrained",
     "list_models",
+    "load_export",
     "load_weights",
     "register_family",
     "save_pretrained",

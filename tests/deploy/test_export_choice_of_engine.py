@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,17 +10,29 @@ import pytest
 from tests.deploy.exporting import make_run, needs_openvino, skip_without
 from tests.images import save_image
 from vitrail.cli.main import main
+from vitrail.cli.recipes import load_run_recipe
+from vitrail.data import open_data
 from vitrail.deploy.export import candidates
 from vitrail.deploy.export.candidates import list_variants
+from vitrail.deploy.export.decisions import DecisionOutputs, fit_decisions
 from vitrail.deploy.export.measure import time_alternately
+from vitrail.deploy.export.verdict import Verdict
+from vitrail.deploy.exported import load_exported, to_inputs
 from vitrail.engines import load_export
 from vitrail.engines.openvino import OpenVINOEngine
 from vitrail.errors import ConfigError
+from vitrail.evaluate.calibration import fit_temperature
+from vitrail.runs.trained import load_classifier
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"))
+
+
+def _images(run):
+    card = load_classifier(run).card
+    return open_data(card.as_trained(load_run_recipe(run / "recipe.yaml").data), card.img_size)
 
 
 def export(run, out, *words):
@@ -117,4 +130,47 @@ def test_a_failed_conversion_is_a_line_of_the_table(run, tmp_path, monkeypatch, 
     reasons = {row["name"]: row["verdict"]["reason"] for row in record["candidates"]}
     assert reasons["onnx fp32"] == "onnx lacks an operator"
     assert reasons["openvino bf16"] == reasons["openvino fp32"] == "openvino lacks an operator"
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("include", [("sets",), ("ood",), ("sets", "ood", "embedding")])
+def test_decisions_are_those_fitted_on_the_validation_images(run, tmp_path, capsys, include):
+    assert export(run, tmp_path / "out", "--format", "torch", "--include", *include) == 0
+    loaded = load_exported(tmp_path / "out").export
+    assert loaded.check().keys() <= {"logits", "probabilities", "embedding", "ood_score"}
+    images = _images(run)
+    trained = load_classifier(run)
+    validation = images.batch(images.indices("val"))
+    logits, embedding = (x.numpy() for x in trained.classify(validation))
+    training = images.batch(images.indices("train"))
+    train = trained.classify(training)[1].numpy(), training["target"].numpy()
+    decisions = fit_decisions(logits, validation["target"].numpy(), embedding, train if "ood" in include else None)
+    assert loaded.record["decisions"]["temperature"] == pytest.approx(decisions.temperature, rel=1e-4)
+    found = loaded.run(to_inputs(loaded.record, training))
+    wanted = DecisionOutputs(decisions)(*trained.classify(training))
+    assert set(found) == {"logits", "probabilities"} | {
+        name for key in include for name in {"ood": ("ood_score", "ood_p_value"), "sets": ("set",)}.get(key, (key,))
+    }
+    for name, values in wanted.items():
+        if name in found:
+            np.testing.assert_allclose(found[name], values.numpy(), rtol=1e-3, atol=1e-3)
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_reduced_precision_gets_decisions_of_its_own(run, tmp_path, monkeypatch, capsys):
+    module = sys.modules["vitrail.deploy.export.export"]  # the function has its name
+    monkeypatch.setattr(module, "judge", lambda *_: Verdict("passed", "in this test"))
+    assert export(run, tmp_path / "out", "--precision", "bf16", "--include", "sets", "ood") == 0
+    loaded = load_export(tmp_path / "out")
+    images = _images(run)
+    batch = images.batch(images.indices("val"))
+    found = loaded.run(to_inputs(loaded.record, batch))
+    # The graph with decisions is fused in another way, which bf16 rounds differently.
+    temperature = fit_temperature(found["logits"], batch["target"].numpy())
+    assert loaded.record["decisions"]["temperature"] == pytest.approx(temperature, rel=0.05)
+    # Each validation image is one of the reference: its rank among their scores.
+    ranks = (found["ood_score"][None] >= found["ood_score"][:, None]).sum(axis=1)
+    np.testing.assert_allclose(found["ood_p_value"], (ranks + 1) / 9, atol=1.5 / 9)
     capsys.readouterr()

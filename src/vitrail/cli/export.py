@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("auto", "openvino", "onnx", "torch")
 PRECISIONS = ("auto", "fp32", "bf16")
-INCLUDE = ("embedding", "heatmap")
+INCLUDE = ("embedding", "heatmap", "sets", "ood")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -71,7 +71,6 @@ def _seconds(text: str) -> float:
 
 def _export(arguments: Namespace, budget: float) -> int:
     from vitrail.cli.outputs import output_folder
-    from vitrail.cli.recipes import load_run_recipe
     from vitrail.deploy.export import export
     from vitrail.deploy.export.gate import Limits
     from vitrail.runs.folder import RunFolder
@@ -80,7 +79,6 @@ def _export(arguments: Namespace, budget: float) -> int:
     out = run.export if arguments.out is None else output_folder(arguments.out, [arguments.run])
     exported = export(
         run,
-        load_run_recipe(run.recipe, prog="vitrail export").data,
         out=out,
         format=arguments.format,
         precision=arguments.precision,

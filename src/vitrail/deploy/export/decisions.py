@@ -187,7 +187,8 @@ class DecisionOutputs(nn.Module):
         self.multi_label, self.temperature = decisions.multi_label, decisions.temperature
         self.least_probability = decisions.least_probability
         self.kind = decisions.reference.kind
-        for name in ("scores", "center", "whitening", "means"):
+        # torch.export.save cannot write empty tensors (2.13), so that those of the distance stay out of the energy.
+        for name in ("scores",) if self.kind == "energy" else ("scores", "center", "whitening", "means"):
             self.register_buffer(name, torch.from_numpy(getattr(decisions.reference, name)))
 
     def forward(self, logits: Tensor, embedding: Tensor) -> dict[str, Tensor]:

@@ -9,23 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from vitrail.config.data import DataConfig
+from vitrail.config.load import load_recipe
 from vitrail.data.dataset import ImageData
 from vitrail.deploy.export.artefact import check_out, describe_model, new_export, write_check, write_record
 from vitrail.deploy.export.candidates import AUTO, Built, build_candidates, list_variants
 from vitrail.deploy.export.choice import Candidate, choose
 from vitrail.deploy.export.convert import trace
-from vitrail.deploy.export.gate import GateImages, Limits, judge
+from vitrail.deploy.export.decisions import Decisions, fit_decisions
+from vitrail.deploy.export.gate import GateImages, Limits, Outputs, judge
 from vitrail.deploy.export.gate_images import (
     Selection,
+    embed,
     export_outputs,
     original_outputs,
     pixel_types,
     select_gate_images,
 )
-from vitrail.deploy.export.graph import INCLUDE, ExportGraph
+from vitrail.deploy.export.graph import INCLUDE, ExportGraph, heatmap_of
 from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
 from vitrail.deploy.export.stored import as_photographs, stored_pixels
 from vitrail.deploy.export.verdict import Result
@@ -33,11 +37,14 @@ from vitrail.deploy.exported import to_inputs
 from vitrail.engines.load import Export, load_export
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.machine import cores, processor
+from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import open_images
 from vitrail.runs.trained import TrainedModel, load_classifier
 
 _CHECK_IMAGES = 4
+# Training images of the out-of-distribution reference, at most.
+_REFERENCE_IMAGES = 2000
 # Share of the budget for the timed calls.
 _TIMED = 0.25
 
@@ -63,7 +70,7 @@ class Exported:
 
 def export(
     run: str | Path | RunFolder,
-    data: DataConfig,
+    data: DataConfig | None = None,
     *,
     out: str | Path | None = None,
     format: str = AUTO,
@@ -79,7 +86,7 @@ def export(
 
     Args:
         run: The run folder.
-        data: Data settings of the run's recipe.
+        data: Data settings, where they differ from those of the run's recipe.
         out: Folder of the export; ``export`` in the run folder by default. An earlier export there is replaced.
         format: "openvino", "onnx" or "torch"; "auto" for the fastest.
         precision: "fp32" or "bf16"; "auto" for the fastest that passes.
@@ -96,6 +103,8 @@ def export(
         RunError: The run is not trained, or no candidate passes the gate; nothing is written then.
     """
     run = run if isinstance(run, RunFolder) else RunFolder.open(run)
+    if data is None:
+        data = load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config).data
     variants = list_variants(format, precision)
     for name in include:
         if name not in INCLUDE:
@@ -107,8 +116,10 @@ def export(
     selected, known = select_gate_images(run, trained, data, own, images)
     original = original_outputs(trained, selected, include)
 
+    decisions = _decisions(trained, own, selected[0], original.original.logits, include)
+
     report("trace the model")
-    graph, no_photographs = _graph(trained, data, own, selected[0], include)
+    graph, no_photographs = _graph(trained, data, own, selected[0], include, decisions)
     program = trace(graph)
     with new_export(out) as folder, tempfile.TemporaryDirectory(prefix=".candidates.", dir=out) as work:
         report(f"convert to {', '.join(dict.fromkeys(one.engine for one in variants))}")
@@ -123,16 +134,53 @@ def export(
         if chosen is None:
             reasons = "; ".join(f"{result.name}: {result.verdict.reason}" for result in results)
             raise RunError(f"no candidate may be written for {run}: {reasons}")
+        if decisions is not None and chosen.variant.precision != "fp32":
+            report(f"fit the decisions on the outputs of {chosen.variant.name}")
+            outputs = export_outputs(chosen.export, selected[:1], ["ood_score"] if "ood" in include else [])
+            decisions = _decisions(trained, own, selected[0], outputs["logits"], include)
+            assert decisions is not None, "as before"
+            if "ood_score" in outputs:
+                decisions = decisions.with_scores(outputs["ood_score"])
+            graph, _ = _graph(trained, data, own, selected[0], include, decisions)
+            (chosen,) = build_candidates(
+                trace(graph), graph, lambda engine: describe_model(graph, data, engine, no_photographs),
+                [chosen.variant], Path(work) / "decided", threads,
+            )  # fmt: skip
         _write(folder, chosen, graph, selected[0], results, measured, threads)
     return Exported(load_export(out, threads), results, measured, len(original.targets), known)
 
 
+def _decisions(
+    trained: TrainedModel, own: ImageData, first: Selection, logits: npt.NDArray[Any], include: Sequence[str]
+) -> Decisions | None:
+    """Fit temperature, sets and out-of-distribution reference on the validation images; None where not asked for.
+
+    Raises:
+        ConfigError: There are no validation images with labels.
+    """
+    if not {"sets", "ood"} & set(include):
+        return None
+    if not first.labelled:
+        raise ConfigError("--include sets and ood need validation images with labels, which the run does not have")
+    validation = logits[: len(first.indices)]
+    train = None
+    if "train" in own.splits and "ood" in include:
+        train = embed(trained, own, own.evenly_spaced("train", _REFERENCE_IMAGES))
+    embeddings, targets = embed(trained, own, first.indices)
+    return fit_decisions(validation, targets, embeddings, train)
+
+
 def _graph(
-    trained: TrainedModel, data: DataConfig, own: ImageData, first: Selection, include: Sequence[str]
+    trained: TrainedModel,
+    data: DataConfig,
+    own: ImageData,
+    first: Selection,
+    include: Sequence[str],
+    decisions: Decisions | None,
 ) -> tuple[ExportGraph, str]:
     """Build the graph; also return the reason why it has no input for photographs, empty where it has one."""
     stored, no_photographs = stored_pixels(trained.card, data, own)
-    return ExportGraph(trained, pixel_types(first.images, first.indices[0]), stored, include), no_photographs
+    return ExportGraph(trained, pixel_types(first.images, first.indices[0]), stored, include, decisions), no_photographs
 
 
 def _measure(
@@ -164,7 +212,14 @@ def _choose(
     graph: ExportGraph, limits: Limits,
 ) -> list[Result]:  # fmt: skip
     by_name = {one.variant.name: one for one in built}
-    streams = list(graph.card.streams) if "heatmap" in graph.include else []
+    names = ["embedding"] * ("embedding" in graph.include)
+    heatmaps = {name: heatmap_of(name) for name in graph.card.streams} if "heatmap" in graph.include else {}
+
+    def outputs_of(candidate: Candidate) -> Outputs:
+        found = export_outputs(by_name[candidate.name].export, selected, [*names, *heatmaps.values()])
+        maps = {stream: found[name] for stream, name in heatmaps.items()}
+        return Outputs(found["logits"], found.get("embedding"), maps)
+
     candidates = [
         Candidate(
             name,
@@ -177,12 +232,7 @@ def _choose(
     ]
     return choose(
         candidates,
-        lambda candidate: judge(
-            original,
-            export_outputs(by_name[candidate.name].export, selected, streams),
-            candidate.criterion,
-            limits,
-        ),
+        lambda candidate: judge(original, outputs_of(candidate), candidate.criterion, limits),
     )
 
 

@@ -12,7 +12,6 @@ import torch
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.deploy.export.gate import UNLABELLED, GateImages, Outputs
-from vitrail.deploy.export.graph import heatmap_of
 from vitrail.deploy.exported import to_inputs
 from vitrail.deploy.images import open_files
 from vitrail.engines.base import Arrays
@@ -107,23 +106,27 @@ def trained_shape(trained: TrainedModel) -> tuple[int, ...]:
     return (len(trained.card.classes),) if trained.card.multi_label else ()
 
 
-def export_outputs(export: Export, selected: Sequence[Selection], streams: Sequence[str]) -> Outputs:
-    """Compute the outputs of an export for the gate images.
+def export_outputs(export: Export, selected: Sequence[Selection], names: Sequence[str]) -> Arrays:
+    """Compute the logits and other outputs of an export for the gate images.
 
     Args:
         export: The export.
         selected: The gate images.
-        streams: Streams with a heatmap; empty where there are none.
+        names: Names of the other outputs.
     """
-    parts: dict[str, list[np.ndarray]] = {}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("logits", *names)}
     for own in selected:
         for batch in own.batches():
-            outputs: Arrays = export.run(to_inputs(export.record, batch))
-            for name, values in outputs.items():
-                parts.setdefault(name, []).append(values)
-    found = {name: np.concatenate(values) for name, values in parts.items()}
-    heatmaps = {name: found[heatmap_of(name)] for name in streams}
-    return Outputs(found["logits"], found.get("embedding"), heatmaps)
+            outputs = export.run(to_inputs(export.record, batch))
+            for name, rows in parts.items():
+                rows.append(outputs[name])
+    return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def embed(trained: TrainedModel, images: ImageData, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the embeddings of images, shape ``(n, C)``; also return their targets."""
+    rows = [trained.classify(batch)[1].numpy() for batch in images.batches(indices, _BATCH)]
+    return np.concatenate(rows), images.source.targets[indices]
 
 
 def pixel_types(images: ImageData, index: int) -> dict[str, torch.dtype]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrail.deploy.export.decisions import DecisionOutputs, Decisions
 from vitrail.deploy.export.pixels import Prepare, resized_streams
 from vitrail.deploy.export.stored import StoredPixels
 from vitrail.errors import ConfigError
@@ -20,7 +21,9 @@ from vitrail.runs.trained import TrainedModel
 # Suffix of the inputs that take pixels at the model's size; those of photographs have the stream's own name.
 RESIZED = "_resized"
 # Outputs that are included on demand, besides logits and probabilities.
-INCLUDE = ("embedding", "heatmap")
+INCLUDE = ("embedding", "heatmap", "sets", "ood")
+# Outputs of each of those that come from fitted decisions.
+_DECIDED = {"sets": ("set",), "ood": ("ood_score", "ood_p_value")}
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class ExportGraph(nn.Module):
         dtypes: Type of the resized pixels of each stream: uint8, or float32 in 0..1.
         stored: How photographs of each input stream are stored; empty for a graph without that entry.
         include: Outputs besides logits and probabilities, of :data:`INCLUDE`.
+        decisions: Fitted values of "sets" and "ood", which need them; probabilities then have their temperature.
 
     Raises:
         ConfigError: An output that the model does not have.
@@ -85,6 +89,7 @@ class ExportGraph(nn.Module):
         dtypes: Mapping[str, torch.dtype],
         stored: Mapping[str, StoredPixels] | None = None,
         include: Collection[str] = ("embedding",),
+        decisions: Decisions | None = None,
     ) -> None:
         super().__init__()
         self.card = card = trained.card
@@ -110,6 +115,9 @@ class ExportGraph(nn.Module):
             if reason is not None:
                 raise ConfigError(f"--include heatmap is not possible: {reason}")
             self.outputs += [heatmap_of(name) for name in card.streams]
+        self.outputs += [output for name, own in _DECIDED.items() if name in include for output in own]
+        self.decisions = decisions
+        self.decide = None if decisions is None else DecisionOutputs(decisions)
 
     def forward(self, *pixels: Tensor) -> dict[str, Tensor]:
         """Classify a batch.
@@ -119,7 +127,7 @@ class ExportGraph(nn.Module):
 
         Returns:
             The tensors of :attr:`outputs` by name: logits and probabilities ``(B, K)``, embedding ``(B, C)``, heatmaps
-            ``(B, H, W)`` at the model's size.
+            ``(B, H, W)`` at the model's size, sets ``(B, K)``, out-of-distribution scores and p-values ``(B,)``.
         """
         inputs = self.prepare(*pixels)
         heatmaps: dict[str, Tensor] = {}
@@ -129,9 +137,12 @@ class ExportGraph(nn.Module):
         else:
             features = self.model.forward_features(*inputs)
         logits = self.model.forward_head(features).float()
-        outputs = {"logits": logits, "probabilities": self.card.probabilities(logits), **heatmaps}
-        if "embedding" in self.include:
-            outputs["embedding"] = self.model.forward_head(features, pre_logits=True).float()
+        embedding = self.model.forward_head(features, pre_logits=True).float()
+        if self.decide is None:
+            decided = {"probabilities": self.card.probabilities(logits)}
+        else:
+            decided = self.decide(logits, embedding)
+        outputs = {"logits": logits, "embedding": embedding, **heatmaps, **decided}
         return {name: outputs[name] for name in self.outputs}
 
 
