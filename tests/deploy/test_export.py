@@ -191,3 +191,55 @@ def test_what_an_export_lacks_is_refused(exported, run, capsys):
     ):
         assert main(["predict", str(exported("torch")), str(run.parent / "pictures"), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def with_heatmap(run):
+    out = run.parent / "heatmap"
+    words = ["export", str(run), "--out", str(out), "--format", "torch", "--include", "heatmap", *QUICK]
+    assert main(words) == 0
+    return out
+
+
+def test_an_export_is_explained_as_its_run(with_heatmap, run, tmp_path, capsys):
+    folder = str(run.parent / "pictures" / "val" / "dark")
+    assert main(["explain", str(with_heatmap), folder, "--out", str(tmp_path / "export")]) == 0
+    assert main(["explain", str(run), folder, "--out", str(tmp_path / "run"), "--method", "rollout"]) == 0
+    maps = sorted(file.name for file in (tmp_path / "run" / "maps").glob("*_rollout.npy"))
+    assert len(maps) == 4
+    for name in maps:
+        wanted, found = (np.load(tmp_path / one / "maps" / name) for one in ("run", "export"))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * wanted.max())
+    capsys.readouterr()
+
+
+def test_an_export_is_evaluated_on_named_images(with_heatmap, run, capsys):
+    place = ["--data.source", "folder", "--data.path", str(run.parent / "pictures")]
+    assert main(["evaluate", str(with_heatmap), *place, "--split", "val"]) == 0
+    found = capsys.readouterr().out
+    assert main(["evaluate", str(run), "--split", "val"]) == 0
+    accuracy = re.search(r"accuracy (0\.\d+|1\.0+)", capsys.readouterr().out).group(1)
+    assert f"on val: accuracy {accuracy} (95 % interval" in found
+    assert "8 images" in found
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("explain", ["FILES", "--method", "gradcam"], "--method is not supported for an export"),
+        ("explain", [], "has no images of its own"),
+        ("evaluate", [], "has no images of its own"),
+        ("evaluate", ["--corruptions"], "--corruptions is not supported for an export"),
+    ],
+)
+def test_verbs_refuse_what_only_a_run_can(with_heatmap, run, tmp_path, capsys, verb, words, message):
+    more = ["--out", str(tmp_path / "out")] if verb == "explain" else []
+    words = [str(run.parent / "pictures") if word == "FILES" else word for word in words]
+    assert main([verb, str(with_heatmap), *words, *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_export_without_heatmap_says_how_to_get_one(exported, run, tmp_path, capsys):
+    folder = str(run.parent / "pictures" / "val")
+    assert main(["explain", str(exported("torch")), folder, "--out", str(tmp_path / "out")]) == 2
+    assert "export the run with --include heatmap" in capsys.readouterr().err

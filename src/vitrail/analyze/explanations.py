@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from vitrail.figures.heatmaps import (
 from vitrail.figures.write import write_figure
 from vitrail.files import replacing, write_json
 from vitrail.outputs import EXPLANATIONS_FILE
-from vitrail.runs.trained import ModelCard, TrainedModel
+from vitrail.runs.trained import Classifier, ModelCard, TrainedModel
 
 Array = npt.NDArray[Any]
 Settings = Mapping[str, Mapping[str, Any]]
@@ -118,6 +118,27 @@ def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
     return class_index(name, card.classes)
 
 
+def explain_by_run(
+    trained: TrainedModel, methods: Settings, target: int | None = None
+) -> Callable[[Batch], dict[str, Explanation]]:
+    """Build the function that explains a batch by methods, with the model of a run.
+
+    Args:
+        trained: The model.
+        methods: Method -> its settings.
+        target: Index of the class to explain; the predicted one of each image by default.
+    """
+
+    def explain_batch(batch: Batch) -> dict[str, Explanation]:
+        inputs = trained.inputs(batch)
+        return {
+            name: explain(trained.model, inputs, name, get_method(name).target(target), **settings)
+            for name, settings in methods.items()
+        }
+
+    return explain_batch
+
+
 def explain_images(
     trained: TrainedModel, data: ImageData, indices: Sequence[int], methods: Settings, *, target: int | None = None,
     batch_size: int = 16,
@@ -135,15 +156,18 @@ def explain_images(
     Raises:
         ConfigError: A method that does not support the model, or an invalid value of a setting.
     """
+    yield from _explained(trained, data, indices, explain_by_run(trained, methods, target), batch_size)
+
+
+def _explained(
+    classifier: Classifier, data: ImageData, indices: Sequence[int],
+    explain_batch: Callable[[Batch], dict[str, Explanation]], batch_size: int,
+) -> Iterator[Explained]:  # fmt: skip
     for batch in data.batches(list(indices), batch_size):
-        inputs = trained.inputs(batch)
-        explanations = {}
-        for name, settings in methods.items():
-            chosen = get_method(name).target(target)
-            explanations[name] = explain(trained.model, inputs, name, chosen, **settings)
-        predicted, probability = _predict(trained, batch)
-        streams = [name for name in trained.card.streams if name in batch]
-        pictures = {name: as_pictures(batch[name], trained.card.streams[name].bands) for name in streams}
+        explanations = explain_batch(batch)
+        predicted, probability = _predict(classifier, batch)
+        streams = [name for name in classifier.card.streams if name in batch]
+        pictures = {name: as_pictures(batch[name], classifier.card.streams[name].bands) for name in streams}
         for row, index in enumerate(batch["index"].tolist()):
             yield Explained(
                 key=data.source.keys[index],
@@ -157,11 +181,11 @@ def explain_images(
             )
 
 
-def _predict(trained: TrainedModel, batch: Batch) -> tuple[list[str], list[float]]:
-    card = trained.card
+def _predict(classifier: Classifier, batch: Batch) -> tuple[list[str], list[float]]:
+    card = classifier.card
     if not card.classes:
         return [""] * len(batch["index"]), [0.0] * len(batch["index"])
-    values, indices = card.probabilities(trained.classify(batch)[0]).max(dim=1)
+    values, indices = card.probabilities(classifier.classify(batch)[0]).max(dim=1)
     return [card.classes[i] for i in indices.tolist()], values.tolist()
 
 
@@ -171,14 +195,13 @@ def _true_class(data: ImageData, index: int) -> str:
 
 
 def write_explanations(
-    trained: TrainedModel,
+    classifier: Classifier,
     data: ImageData,
     indices: Sequence[int],
-    methods: Settings,
+    explain_batch: Callable[[Batch], dict[str, Explanation]],
     out: str | Path,
     *,
     run: str,
-    target: int | None = None,
     batch_size: int = 16,
 ) -> int:
     """Explain images and write panels, overlays and maps.
@@ -189,13 +212,12 @@ def write_explanations(
     the files and their settings. Every file is whole or absent.
 
     Args:
-        trained: The model.
+        classifier: The trained run or the export.
         data: The images.
         indices: Indices into the data.
-        methods: Method -> its settings.
+        explain_batch: Explains a batch; see :func:`explain_by_run`.
         out: The folder.
         run: Name of the model.
-        target: Index of the class to explain; the predicted one of each image by default.
         batch_size: Images in a batch.
 
     Returns:
@@ -212,16 +234,20 @@ def write_explanations(
     entries: list[dict[str, Any]] = []
     made: dict[str, dict[str, Any]] = {}
     size: tuple[int, ...] = ()
-    images = explain_images(trained, data, indices, methods, target=target, batch_size=batch_size)
+    images = _explained(classifier, data, indices, explain_batch, batch_size)
     # No progress bar where the output is no terminal.
     for seen, name in zip(tqdm(images, total=len(indices), unit="image", disable=None), names, strict=True):
         made = {method: _method_entry(get_method(method), e) for method, e in seen.explanations.items()}
         size = next(iter(seen.pictures.values())).shape[:2]
-        entries.append(_write_image(folder, name, seen, trained.card.classes))
+        entries.append(_write_image(folder, name, seen, classifier.card.classes))
     content = {
         "run": run,
-        "model": {"name": trained.card.name, "settings": trained.card.settings, "epoch": trained.card.epoch},
-        "classes": list(trained.card.classes),
+        "model": {
+            "name": classifier.card.name,
+            "settings": classifier.card.settings,
+            "epoch": classifier.card.epoch,
+        },
+        "classes": list(classifier.card.classes),
         "size": list(size),
         "methods": made,
         "images": entries,

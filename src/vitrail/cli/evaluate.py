@@ -22,7 +22,7 @@ _OF_THE_MODEL = ("corruptions", "missing", "attacks", "ood", "memory")
 
 def _parser() -> VerbParser:
     parser = VerbParser("evaluate", "Measure a trained run on a split of its data, or on other images.")
-    parser.add_argument("run", help="the run folder")
+    parser.add_argument("run", help="the run folder, or the folder of an export")
     parser.add_argument("--split", choices=("test", "val", "train", "new"),
         help="which images; test, or val if there is none; new images are unknown to the run",
     )  # fmt: skip
@@ -75,6 +75,11 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(options)
     _check(arguments, rest)
 
+    from vitrail.engines.load import find_export
+
+    if find_export(arguments.run) is not None:
+        return _evaluate_export(arguments, rest)
+
     from vitrail.evaluate.saved_predictions import Intervals, evaluate_saved
     from vitrail.runs.folder import RunFolder
 
@@ -88,6 +93,47 @@ def main(argv: list[str]) -> int:
         print_next(["vitrail", "report", run])
         return 0
     return _with_model(arguments, run, own, changed, intervals)
+
+
+def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
+    """Measure an export on labelled images that the command names; nothing is written."""
+    import numpy as np
+
+    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.deploy.export.artefact import READING
+    from vitrail.deploy.exported import load_exported
+    from vitrail.evaluate.metrics import classification_metrics
+    from vitrail.evaluate.multi_label import multi_label_metrics
+    from vitrail.runs.images import open_prepared
+
+    given = {name: getattr(arguments, name) not in (None, False) for name in (*_OF_THE_MODEL, "from_predictions")}
+    given |= {"tta": arguments.tta != "none", "device": arguments.device not in ("auto", "cpu")}
+    for name, is_given in given.items():
+        if is_given:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is not supported for an export; evaluate the run folder")
+    if not rest:
+        raise ConfigError(
+            f"{arguments.run} is an export and has no images of its own; name labelled images with "
+            "--data.source folder --data.path DIR"
+        )
+    exported = load_exported(arguments.run)
+    data = load_run_recipe({}, rest, "vitrail evaluate").data
+    data = data.changed({name: exported.reading.setting(name) for name in READING})
+    images = open_prepared(exported.card, data, split=False)
+    split = arguments.split or next(name for name in ("test", "val", "all", "train") if name in images.splits)
+    logits, targets = [], []
+    for batch in images.batches(images.indices(split), 32):
+        logits.append(exported.classify(batch)[0].numpy())
+        targets.append(batch["target"].numpy())
+    measure = multi_label_metrics if exported.card.multi_label else classification_metrics
+    metrics = measure(np.concatenate(logits), np.concatenate(targets), exported.card.classes)
+    print(
+        f"{arguments.run} on {split}: {'all labels right' if 'map' in metrics else 'accuracy'} "
+        f"{metrics['accuracy']:.4f} (95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
+        f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
+    )
+    return 0
 
 
 def _check(arguments: Namespace, rest: list[str]) -> None:

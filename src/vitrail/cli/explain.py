@@ -42,7 +42,12 @@ def main(argv: list[str]) -> int:
     settings = _by_method(parse_settings(arguments.set))
     arguments.out = str(output_folder(arguments.out, [arguments.run, *(arguments.images or [])]))
 
-    from vitrail.analyze.explanations import check_methods, find_class, write_explanations
+    from vitrail.engines.load import find_export
+
+    if find_export(arguments.run) is not None:
+        return _explain_export(arguments, settings_of_data)
+
+    from vitrail.analyze.explanations import check_methods, explain_by_run, find_class, write_explanations
     from vitrail.explain.methods.registry import default_method
     from vitrail.runs.trained import choose_device, load_trained
 
@@ -60,10 +65,9 @@ def main(argv: list[str]) -> int:
         trained,
         data,
         indices,
-        methods,
+        explain_by_run(trained, methods, target),
         arguments.out,
         run=arguments.run,
-        target=target,
         batch_size=arguments.batch_size,
     )
     print(
@@ -77,10 +81,48 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _explain_export(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    """Write the heatmaps of an export; refuse what only a run folder can compute."""
+    from vitrail.analyze.explanations import write_explanations
+    from vitrail.cli.recipes import for_files
+    from vitrail.deploy.exported import ROLLOUT, load_exported
+    from vitrail.deploy.images import open_files
+
+    of_run = {
+        "--method": arguments.method not in (None, [ROLLOUT]), "--target": arguments.target, "--set": arguments.set,
+        "--split": arguments.split, "--size": arguments.size, "--measure": arguments.measure,
+        "--device": arguments.device not in ("auto", "cpu"), "--data settings": settings,
+    }  # fmt: skip
+    for option, given in of_run.items():
+        if given:
+            raise ConfigError(
+                f"{option} is not supported for an export, which holds the map of {ROLLOUT} alone; use the run folder"
+            )
+    if not arguments.images:
+        raise ConfigError(f"{arguments.run} is an export and has no images of its own; name image files or folders")
+    exported = load_exported(arguments.run)
+    data = open_files(
+        exported.card, for_files(exported.reading, arguments), arguments.images, spectral=arguments.spectral
+    )
+    count = write_explanations(
+        exported,
+        data,
+        data.indices("all"),
+        exported.explain,
+        arguments.out,
+        run=arguments.run,
+        batch_size=arguments.batch_size,
+    )
+    print(f"{count} {'image' if count == 1 else 'images'} explained by {ROLLOUT}; written to {arguments.out}")
+    for path, problem in data.source.left_out:
+        print(f"left out: {path} ({problem})")
+    return 0
+
+
 def _parser() -> VerbParser:
     parser = VerbParser("explain", "Show the image regions that a run relies on, and measure the faithfulness of maps.")
     parser.epilog = f"{_EPILOG} {EPILOG}"
-    parser.add_argument("run", help="the run folder")
+    parser.add_argument("run", help="the run folder, or the folder of an export")
     parser.add_argument("images", nargs="*", help="image files or folders; the run's own images where none are named")
     parser.add_argument(
         "--method",

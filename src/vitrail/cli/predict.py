@@ -11,8 +11,8 @@ from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrail.data.dataset import ImageData
-    from vitrail.deploy.predict import Classifier
     from vitrail.runs.folder import RunFolder
+    from vitrail.runs.trained import Classifier
 
 
 def main(argv: list[str]) -> int:

@@ -15,7 +15,11 @@ from vitrail.config.data import DataConfig
 from vitrail.engines.base import Arrays
 from vitrail.engines.load import Export, load_export
 from vitrail.errors import ConfigError, DataError
+from vitrail.explain.methods.maps import Explanation, as_streams
 from vitrail.runs.trained import ModelCard, card_from_values
+
+# Method of the heatmap.
+ROLLOUT = "rollout"
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,26 @@ class ExportedModel:
         embedding = outputs.get("embedding")
         # Without embeddings: no channels.
         return logits, logits.new_empty(len(logits), 0) if embedding is None else torch.from_numpy(embedding)
+
+    def explain(self, batch: Mapping[str, Tensor]) -> dict[str, Explanation]:
+        """Return the heatmaps of a batch, as the attention rollout that they are.
+
+        Args:
+            batch: As for :meth:`classify`.
+
+        Raises:
+            ConfigError: The export has no heatmap.
+        """
+        if "heatmap" not in self.export.record["outputs"]:
+            raise ConfigError(f"{self.export.folder} has no heatmap; export the run with --include heatmap")
+        outputs = self.export.run(to_inputs(self.export.record, batch))
+        maps = [torch.from_numpy(outputs[heatmap_of(name)]) for name in self.card.streams]
+        return {ROLLOUT: Explanation(as_streams(tuple(self.card.streams), maps), ROLLOUT)}
+
+
+def heatmap_of(stream: str) -> str:
+    """Return the name of the output with a stream's heatmap."""
+    return "heatmap" if stream == "image" else f"heatmap_{stream}"
 
 
 def load_exported(path: str | Path, threads: int | None = None) -> ExportedModel:

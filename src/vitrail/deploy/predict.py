@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
-from torch import Tensor
 
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
-from vitrail.runs.trained import ModelCard
-
-
-class Classifier(Protocol):
-    """A trained run or an export."""
-
-    @property
-    def card(self) -> ModelCard:
-        """Description of inputs and outputs."""
-        ...
-
-    def classify(self, batch: Mapping[str, Tensor], tta: str = "none") -> tuple[Tensor, Tensor]:
-        """Compute logits and embeddings of a batch."""
-        ...
+from vitrail.runs.trained import Classifier
 
 
 def predict_files(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -119,6 +119,19 @@ class ModelCard:
     def normalization(self) -> NormalizeStreams:
         """Build the normalisation of the inputs."""
         return NormalizeStreams({name: (stream.mean, stream.std) for name, stream in self.streams.items()})
+
+
+class Classifier(Protocol):
+    """A trained run or an export."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Description of inputs and outputs."""
+        ...
+
+    def classify(self, batch: Mapping[str, Tensor], tta: str = "none") -> tuple[Tensor, Tensor]:
+        """Compute logits and embeddings of a batch."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ from vitrail.deploy.export.gate_images import (
     pixel_types,
     select_gate_images,
 )
-from vitrail.deploy.export.graph import INCLUDE, ExportGraph, heatmap_of
+from vitrail.deploy.export.graph import INCLUDE, ExportGraph
 from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
 from vitrail.deploy.export.stored import as_photographs, stored_pixels
 from vitrail.deploy.export.verdict import Result
-from vitrail.deploy.exported import to_inputs
+from vitrail.deploy.exported import heatmap_of, to_inputs
 from vitrail.engines.load import Export, load_export
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.machine import cores, processor

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitrail.deploy.export.decisions import DecisionOutputs, Decisions
 from vitrail.deploy.export.pixels import Prepare, resized_streams
 from vitrail.deploy.export.stored import StoredPixels
+from vitrail.deploy.exported import heatmap_of
 from vitrail.errors import ConfigError
 from vitrail.explain.methods.relevance import lacks_rollout
 from vitrail.explain.methods.rollout import features_and_rollout
@@ -144,8 +145,3 @@ class ExportGraph(nn.Module):
             decided = self.decide(logits, embedding)
         outputs = {"logits": logits, "embedding": embedding, **heatmaps, **decided}
         return {name: outputs[name] for name in self.outputs}
-
-
-def heatmap_of(stream: str) -> str:
-    """Return the name of a stream's heatmap."""
-    return "heatmap" if stream == "image" else f"heatmap_{stream}"
