@@ -15,6 +15,7 @@ from vitrail.machine import processor
 
 # Our names of precisions -> OpenVINO's.
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+INT8 = "int8"
 # Layers of a compiled model with matrix products, and OpenVINO's names of their precisions -> ours.
 _PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
 _RUNTIME = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
@@ -24,24 +25,31 @@ class OpenVINOEngine:
     """Model of OpenVINO, compiled for this CPU.
 
     Args:
-        file: The model, model.xml.
-        precision: "fp32" or "bf16". The hint is always set: without one, OpenVINO computes in bf16 where it can.
+        file: The model, model.xml, or an ``openvino.Model``.
+        precision: "fp32", "bf16", or "int8" of a quantised model, whose other operations compute in bf16 where the CPU
+            can. The hint is always set: without one, OpenVINO computes in bf16 where it can.
         threads: Number of threads; all cores by default.
 
     Raises:
         ConfigError: The CPU does not compute in this precision. OpenVINO accepts the hint and computes in float32.
+
+    Attributes:
+        floating: Precision of the operations in floating point.
     """
 
-    def __init__(self, file: Path, precision: str = "fp32", threads: int | None = None) -> None:
-        openvino = import_extra("openvino", "export")
+    def __init__(self, file: Path | Any, precision: str = "fp32", threads: int | None = None) -> None:
+        core = import_extra("openvino", "export").Core()
+        self.floating = _floating(core) if precision == INT8 else precision
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_PRECISION_HINT": _HINTS[self.floating],
             "PERFORMANCE_HINT": "LATENCY",
             **({} if threads is None else {"INFERENCE_NUM_THREADS": threads}),
         }
-        self.compiled = openvino.Core().compile_model(file, "CPU", settings)
+        self.compiled = core.compile_model(file, "CPU", settings)
         effective = self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.precision = next((ours for ours, hint in _HINTS.items() if hint == effective), effective)
+        if precision == INT8 and self.precision == self.floating and self.operations().get(INT8):
+            self.precision = INT8
         if self.precision != precision:
             raise ConfigError(
                 f"precision {precision} is not supported by OpenVINO on {processor()}, which computes in "
@@ -65,3 +73,8 @@ class OpenVINOEngine:
         """Run a batch; see :class:`vitrail.engines.base.Engine`."""
         results = self._request.infer(dict(inputs))
         return {name: results[index].copy() for index, name in enumerate(self._names)}
+
+
+def _floating(core: Any) -> str:
+    """Precision of a quantised model's operations in floating point."""
+    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"

@@ -1,0 +1,196 @@
+"""Quantisation to int8: what it leaves alone, how variants are ranked, and that bad layers are found and restored."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from vitrail.deploy.export.convert import trace
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.quantize import QuantizeSettings, quantize
+from vitrail.deploy.export.scope import Group, merge_neighbours, names_outside, quantized_groups, without_quantizers
+from vitrail.deploy.export.stored import StoredPixels
+from vitrail.engines.openvino import OpenVINOEngine
+from vitrail.errors import ConfigError
+from vitrail.models.registry import create_model, list_families
+from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("nncf") is None or importlib.util.find_spec("openvino") is None,
+    reason="needs the extra export (openvino, nncf)",
+)
+
+SIZE = (16, 16)
+VIT = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
+HVT = {
+    **{name: value for name, value in list_families()["hvt"].test_config.items() if name != "img_size"},
+    "spectral_chans": 2,
+}
+
+
+def trained(family, settings, spectral="none"):
+    """A model with weights that make probabilities uneven; no training."""
+    torch.manual_seed(0)
+    model = create_model(family, img_size=SIZE, **settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1))
+    streams = {
+        stream.name: StreamCard(tuple(f"{stream.name}{i}" for i in range(stream.chans)), (0.4,) * stream.chans,
+                                (0.3,) * stream.chans, SIZE)
+        for stream in model.streams
+    }  # fmt: skip
+    card = ModelCard(family, {}, tuple("abcde"), streams, spectral=spectral)
+    return TrainedModel(model, card.normalization(), card)
+
+
+def convert(model, stored=None, include=("embedding",)):
+    openvino = pytest.importorskip("openvino")
+    graph = ExportGraph(model, dict.fromkeys(model.card.streams, torch.uint8), stored or {}, include)
+    made = openvino.convert_model(trace(graph))
+    made.reshape(dict(enumerate([[-1 if dim is None else dim for dim in entry.shape] for entry in graph.inputs])))
+    for port, name in zip(made.inputs, [entry.name for entry in graph.inputs], strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(made.outputs, graph.outputs, strict=True):
+        port.get_tensor().set_names({name})
+    return made
+
+
+def pixels(count, seed, chans=3):
+    return np.random.default_rng(seed).integers(0, 256, (count, chans, *SIZE)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """A ViT with inputs for photographs and resized pixels, and with a heatmap."""
+    stored = {"image": StoredPixels(("r", "g", "b"), torch.uint8, (0.0,), (255.0,), "levels", "crop", SIZE)}
+    return convert(trained("vit", VIT), stored, ("embedding", "heatmap"))
+
+
+@pytest.fixture(scope="module")
+def quantized(photographs):
+    lines = []
+    found = quantize(
+        photographs,
+        {"image": pixels(4, 0), "image_resized": pixels(4, 0)},
+        {"image_resized": pixels(12, 1)},
+        lambda change: change.mean < 1,
+        settings=QuantizeSettings(smooth=(0.95,), threads=1),
+        report=lines.append,
+    )
+    return found, lines
+
+
+def kinds(model, names):
+    return [node.get_type_name() for node in model.get_ordered_ops() if node.get_friendly_name() in set(names)]
+
+
+def weighted(model):
+    return [
+        node.get_friendly_name()
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "Convolution"
+        or (node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() == "Constant")
+    ]
+
+
+def test_the_layers_of_the_network_alone_are_quantised(photographs):
+    outside = names_outside(photographs)
+    # Patches, four layers a block, and the head; the pipeline's own products stay.
+    inside = [name for name in weighted(photographs) if name not in outside]
+    assert len(inside) == 1 + 4 + 1
+    assert "Softmax" in kinds(photographs, outside)
+    assert not {"Parameter", "Result"} & set(kinds(photographs, outside))
+
+
+def test_edges_are_preprocessing():
+    model = trained("hvt", {**HVT, "num_classes": 5}, spectral="edges")
+    made = convert(model)
+    outside = set(names_outside(made))
+    convolutions = [node for node in made.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    sobel = [node for node in convolutions if list(node.input_value(1).get_shape()) == [2, 1, 3, 3]]
+    assert len(sobel) == 1
+    assert sobel[0].get_friendly_name() in outside
+    assert not outside.intersection(node.get_friendly_name() for node in convolutions if node not in sobel)
+
+
+def test_the_quantised_model_has_int8_operations_and_equal_preprocessing(photographs, quantized):
+    found, lines = quantized
+    assert found.enough
+    assert not found.restored
+    assert found.operations["int8"] >= 1 + 4
+    assert found.change.images == 12
+    assert 0 < found.change.mean < 0.1
+    assert any("int8 operations" in line for line in lines)
+    # Photographs, through the same layers: a picture of the model's size gives what resized pixels give.
+    engine = OpenVINOEngine(found.model, "int8", threads=1)
+    images, none = pixels(3, 2), np.zeros((0, 3, 1, 1), np.uint8)
+    resized = engine.run({"image": none, "image_resized": images})
+    whole = engine.run({"image": images, "image_resized": np.zeros((0, 3, *SIZE), np.uint8)})
+    np.testing.assert_allclose(whole["probabilities"], resized["probabilities"], atol=1e-6)
+
+
+def test_the_full_bias_correction_follows_and_the_budget_ends_the_trials(photographs, quantized):
+    found, _ = quantized
+    assert [name for name, _ in found.tried] == [
+        "SmoothQuant 0.95, fast bias correction", "SmoothQuant 0.95, full bias correction"
+    ]  # fmt: skip
+    assert found.change.mean == min(change.mean for _, change in found.tried)
+    lines = []
+    short = quantize(
+        photographs, {"image_resized": pixels(2, 0)}, {"image_resized": pixels(4, 1)}, lambda change: False,
+        settings=QuantizeSettings(budget=0, threads=1), report=lines.append,
+    )  # fmt: skip
+    assert not short.enough
+    assert short.tried[0][0] == "SmoothQuant 0.95, fast bias correction"
+    assert "no time for further variants of int8" in lines
+
+
+def test_a_model_without_int8_operations_is_refused(photographs):
+    with pytest.raises(ConfigError, match="int8 is not supported"):
+        OpenVINOEngine(photographs, "int8", threads=1)
+
+
+def test_groups_cover_all_quantisers_and_none_is_left_without_them(quantized):
+    model = quantized[0].model
+    groups = quantized_groups(model)
+    layers = [name for group in groups for name in group.layers]
+    assert len(layers) == len(set(layers))
+    assert len(merge_neighbours(groups, 3)) == 3
+    assert sum(len(group.layers) for group in merge_neighbours(groups, 3)) == len(layers)
+    free = without_quantizers(model, [name for group in groups for name in group.quantizers])
+    assert not quantized_groups(free)
+    assert len(quantized_groups(model)) == len(groups)
+
+
+@pytest.mark.parametrize(("count", "most"), [(7, 3), (3, 7), (1, 1), (5, 5)])
+def test_neighbours_are_merged_evenly(count, most):
+    groups = [Group((f"layer{i}",), (f"quantizer{i}",)) for i in range(count)]
+    merged = merge_neighbours(groups, most)
+    sizes = [len(group.layers) for group in merged]
+    assert len(merged) == min(count, most)
+    assert max(sizes) - min(sizes) <= 1
+    assert [name for group in merged for name in group.layers] == [f"layer{i}" for i in range(count)]
+
+
+def test_the_layer_with_outliers_is_restored():
+    """A channel that is a thousand times larger than the others leaves them one level of int8."""
+    model = trained("vit", VIT)
+    block = model.model.blocks[0]
+    with torch.no_grad():
+        block.mlp.fc1.bias[0] = 3000.0
+        block.mlp.fc2.weight[:, 0] = 0.0
+    made = convert(model)
+    settings = QuantizeSettings(smooth=(None,), threads=1, trials=6, trial_images=8)
+    found = quantize(
+        made, {"image_resized": pixels(4, 0)}, {"image_resized": pixels(16, 1)}, lambda change: change.mean < 0.01,
+        settings=settings,
+    )  # fmt: skip
+    assert found.tried[0][1].mean > 0.01
+    assert found.enough
+    assert 0 < len(found.restored) <= 6
+    fc2 = [node.get_friendly_name() for node in made.get_ordered_ops()
+           if node.get_type_name() == "MatMul" and list(node.input_value(1).get_shape()) == [16, 64]]  # fmt: skip
+    assert fc2[0] in found.restored
+    assert found.operations["int8"] > 0
