@@ -125,7 +125,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.q_norm, self.k_norm = (head_norm(dim // num_heads, options) for _ in range(2))
-        self.attn_drop = nn.Dropout(options.get("attn_drop", 0.0))
+        # A rate: the fused attention drops the weights itself, and a module that is not called would mislead its hooks.
+        self.attn_drop = options.get("attn_drop", 0.0)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(options.get("proj_drop", 0.0))
         self.tap = AttentionTap()
@@ -171,7 +172,7 @@ class Attention(nn.Module):
             q, k = (rotate(part, rotation, layout.num_prefix) for part in (q, k))
         if self.factor != 1.0:
             q = q * self.factor
-        dropout = self.attn_drop.p if self.attn_drop.training else 0.0
+        dropout = self.attn_drop if self.training else 0.0
         mixed = attend(q, k, v, tap=self.tap, layout=layout, bias=bias, dropout=dropout)
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(-3, -2).flatten(-2)))
         return out

@@ -62,7 +62,8 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(context_dim, 2 * dim, bias=qkv_bias)
         self.q_norm, self.k_norm = (head_norm(dim // num_heads, options) for _ in range(2))
-        self.attn_drop = nn.Dropout(options.get("attn_drop", 0.0))
+        # A rate: the fused attention drops the weights itself, and a module that is not called would mislead its hooks.
+        self.attn_drop = options.get("attn_drop", 0.0)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(options.get("proj_drop", 0.0))
         self.tap = AttentionTap()
@@ -89,7 +90,7 @@ class CrossAttention(nn.Module):
         kv = self.kv(context).view(B, h * w, 2, self.num_heads, head_dim)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
         layout = TokenLayout("cross", query_grid=(H, W), key_grid=(h, w))
-        dropout = self.attn_drop.p if self.attn_drop.training else 0.0
+        dropout = self.attn_drop if self.training else 0.0
         mixed = attend(self.q_norm(q), self.k_norm(k), v, tap=self.tap, layout=layout, dropout=dropout)
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).reshape(B, H, W, C)))
         return out

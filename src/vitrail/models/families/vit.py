@@ -262,7 +262,7 @@ class ViT(VisionModel):
         self.pos_prefix = 0 if config.no_embed_class else self.num_prefix
         add_position_table(self, config.pos_embed, self.grid, dim, self.pos_prefix, persistent=True)
         self.pos_drop = nn.Dropout(config.pos_drop_rate)
-        self.patch_drop = PatchDropout(config.patch_drop_rate, self.num_prefix)
+        self.patch_drop = PatchDropout(config.patch_drop_rate, self.num_prefix) if config.patch_drop_rate else None
         rates = drop_path_schedule(config.drop_path_rate, config.depth)
         attention = config.attention_options
         attention["norm_eps"] = _NORM_EPS
@@ -489,11 +489,10 @@ class ViT(VisionModel):
             ShapeError: No batch of images of the right number of bands and type, or smaller than a patch.
         """
         tokens, grid, rotation = self._add_positions(*self.embed(x))
-        if self.patch_drop.active:
+        whole = self.patch_drop is None or not self.patch_drop.active
+        if self.patch_drop is not None:
             tokens, rotation = self.patch_drop(tokens, rotation)
-            out: Tensor = self.norm(self._run(tokens, None, rotation)[0])
-        else:
-            out = self.norm(self._run(tokens, grid, rotation)[0])
+        out: Tensor = self.norm(self._run(tokens, grid if whole else None, rotation)[0])
         return out
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
