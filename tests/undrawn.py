@@ -4,13 +4,14 @@ import pytest
 from PIL import Image
 
 
-def _blank(figure, target, format, dpi, **_):
-    """Write a file of the figure's size with nothing in it."""
+def _blank(figure, targets, dpi, tight=False):
+    """Write files of the figure's size with nothing in them."""
     width, height = (round(dpi * inches) for inches in figure.get_size_inches())
-    if format == "svg":
-        target.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"/>')
-    else:
-        Image.new("L", (width, height)).save(target, "PNG")
+    for kind, target in targets.items():
+        if kind == "svg":
+            target.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"/>')
+        else:
+            Image.new("L", (width, height)).save(target, "PNG")
 
 
 @pytest.fixture(autouse=True)

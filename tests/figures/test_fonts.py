@@ -41,7 +41,7 @@ def _drawn(text, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(2):
-            fonts.save_figure(figure, io.BytesIO(), format="png")
+            fonts.save_figure(figure, {"png": io.BytesIO()}, dpi=100, tight=True)
     return figure.texts[0].get_fontfamily(), capsys.readouterr().err
 
 

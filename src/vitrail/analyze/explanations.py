@@ -281,7 +281,7 @@ def _write_image(folder: Path, name: str, seen: Explained, classes: Sequence[str
         titles[method] = method if target is None else f"{method}\nfor {target}"
         entry["methods"][method] = _write_maps(folder, name, seen, method, streams) | {"target": target}
     cells, labels = explained_cells(seen.pictures, maps, titles, signed_methods(maps))
-    write_figure(draw_cells(cells, labels, RANK, seen.caption()), folder / entry["panel"], dpi=130, bbox_inches="tight")
+    write_figure(draw_cells(cells, labels, RANK, seen.caption()), folder / entry["panel"], dpi=130, tight=True)
     return entry
 
 
@@ -316,7 +316,7 @@ def _write_maps(folder: Path, name: str, seen: Explained, method: str, streams: 
                 np.save(opened, parts)
             cells, labels = part_cells(seen.pictures[stream], parts)
             figure = draw_cells(cells, labels, EVEN, f"{method}, part by part: {seen.caption()}")
-            write_figure(figure, folder / files["parts_panel"], dpi=130, bbox_inches="tight")
+            write_figure(figure, folder / files["parts_panel"], dpi=130, tight=True)
             entry["streams"][stream] |= files
         if found.share is not None:
             entry["streams"][stream]["share"] = round(float(found.share[seen.row]), 6)

@@ -5,36 +5,47 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import matplotlib
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
+
+from vitrail.outputs import FIGURE_METADATA
 
 # Boxes with a letter's number; it has every letter and shows none.
 _WITHOUT_LETTERS = ("Last Resort",)
 _MOST_NAMED = 12
 
 
-def save_figure(figure: Figure, target: BinaryIO | Path | str, **options: Any) -> None:
-    """Save a figure with all letters of its texts that an installed font has.
+def save_figure(figure: Figure, targets: Mapping[str, BinaryIO | Path], dpi: int, tight: bool = False) -> None:
+    """Save a figure in one or more formats, laid out once, with all letters of its texts that an installed font has.
 
     Letters that no font has are drawn as boxes and named in one line on stderr, once, in place of matplotlib's warning
-    for each.
+    for each. The bytes are the same for the same figure.
 
     Args:
-        figure: The figure.
-        target: File, or a stream.
-        **options: Of :meth:`matplotlib.figure.Figure.savefig`.
+        figure: The figure; it has no layout engine afterwards.
+        targets: Formats, "png" or "svg", and the file or stream of each.
+        dpi: Pixels an inch.
+        tight: Crop to what is drawn.
     """
     missing = _use_fallback_fonts(figure)
     if missing:
         _report_missing(missing)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from", category=UserWarning)
-        figure.savefig(target, **options)
+        # Given an engine of layouts or "tight", ``savefig`` draws once more for each format.
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+        box = figure.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"]) if tight else None
+        for kind, target in targets.items():
+            metadata = {"Date": None} if kind == "svg" else FIGURE_METADATA
+            figure.savefig(target, format=kind, dpi=dpi, metadata=metadata, bbox_inches=box)
 
 
 def _use_fallback_fonts(figure: Figure) -> str:

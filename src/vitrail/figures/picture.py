@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from vitrail.figures.write import write_figure
+from vitrail.figures.write import write_both
 
 # Inches that a phone shows with readable letters.
 _NARROW = 5.0
@@ -58,10 +58,6 @@ def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Pic
         return picture
     picture.width = round(_PIXELS * figure.get_figwidth())
     picture.broad = figure.get_figwidth() > _NARROW
-    files = [folder / f"{picture.name}.{kind}" for kind in ("svg", "png")]
-    for file in files:
-        write_figure(figure, file, dpi=150, bbox_inches="tight")
-        # A second layout would move the panels.
-        figure.set_layout_engine("none")
-    picture.data_uri = "data:image/png;base64," + base64.b64encode(files[1].read_bytes()).decode()
+    png, _ = write_both(figure, folder, picture.name, dpi=150, tight=True)
+    picture.data_uri = "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
     return picture

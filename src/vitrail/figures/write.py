@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from vitrail.figures.fonts import save_figure
 from vitrail.files import replacing
-from vitrail.outputs import FIGURE_METADATA
 
 
-def write_figure(figure: Figure, path: Path, dpi: int, **options: Any) -> None:
+def write_figure(figure: Figure, path: Path, dpi: int, tight: bool = False) -> None:
     """Write a figure in the format of its file name, PNG or SVG.
 
     Args:
         figure: The figure.
         path: The file, ``NAME.png`` or ``NAME.svg``.
         dpi: Pixels an inch.
-        **options: Of :meth:`matplotlib.figure.Figure.savefig`.
+        tight: Crop to what is drawn.
 
     Raises:
         RunError: The file cannot be written.
     """
-    kind = path.suffix.lstrip(".")
-    metadata = {"Date": None} if kind == "svg" else FIGURE_METADATA
-    with replacing(path) as temporary:
-        save_figure(figure, temporary, format=kind, dpi=dpi, metadata=metadata, **options)
+    _write(figure, [path], dpi, tight)
 
 
-def write_both(figure: Figure, folder: Path, name: str, dpi: int = 110, **options: Any) -> list[Path]:
+def write_both(figure: Figure, folder: Path, name: str, dpi: int = 110, tight: bool = False) -> list[Path]:
     """Write a figure as PNG and SVG, with one layout for both.
 
     Args:
@@ -38,7 +34,7 @@ def write_both(figure: Figure, folder: Path, name: str, dpi: int = 110, **option
         folder: Where the files go.
         name: Of the files, without ending.
         dpi: Pixels an inch.
-        **options: Of :meth:`matplotlib.figure.Figure.savefig`.
+        tight: Crop to what is drawn.
 
     Returns:
         The files, PNG first.
@@ -47,8 +43,12 @@ def write_both(figure: Figure, folder: Path, name: str, dpi: int = 110, **option
         RunError: A file cannot be written.
     """
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    for path in paths:
-        write_figure(figure, path, dpi, **options)
-        # A second layout would move the panels.
-        figure.set_layout_engine("none")
+    _write(figure, paths, dpi, tight)
     return paths
+
+
+def _write(figure: Figure, paths: list[Path], dpi: int, tight: bool) -> None:
+    """Write a figure into files, all or none."""
+    with ExitStack() as files:
+        targets = {path.suffix.lstrip("."): files.enter_context(replacing(path)) for path in paths}
+        save_figure(figure, targets, dpi, tight)
