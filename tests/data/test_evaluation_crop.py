@@ -106,7 +106,7 @@ def test_a_run_keeps_its_margin_everywhere(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "images", splits=("train", "val"), per_class=4)
     run = tmp_path / "run"
     assert main(["train", *SMALL, "--data.source", "folder", "--data.path", str(folder), "--data.img_size", "16",
-                 "--data.images.crop_pct", "0.8", "--trainer.precision", "32-true",
+                 "--data.images.crop_pct", "0.8",
                  "--run.dir", str(run)]) == 0  # fmt: skip
     card = json.loads((run / "model.json").read_text())
     assert card["crop_pct"] == 0.8
