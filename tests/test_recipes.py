@@ -93,7 +93,7 @@ def test_pretraining_and_fine_tuning_in_turn(path, tmp_path):
     contents[1]["model"]["weights"] = str(tmp_path / "0")
     for number, content in enumerate(contents):
         content["model"] |= {"embed_dim": 16, "depth": 2}
-        content["data"]["test_fraction"] = 0.8
+        content["data"].setdefault("splitting", {})["test_fraction"] = 0.8
         content["trainer"] |= {"max_epochs": 1, "accelerator": "cpu"}
         content["run"] = {"dir": str(tmp_path / str(number)), "tensorboard": False}
         recipe = make_recipe(content)

@@ -48,8 +48,8 @@ def run(tmp_path_factory):
     np.savez(folder / "train.npz", images=images(NUMBERS), labels=NUMBERS)
     data = train(folder / "run", "--data.source", "arrays", "--data.path", folder / "train.npz",
                  "--data.classes.names", "[zero,one,two]", "--data.bands.names", "[red,green,blue]")  # fmt: skip
-    assert data["class_names"] == list(NAMES)
-    assert data["label_values"] == [0, 1, 2]
+    assert data["classes"]["names"] == list(NAMES)
+    assert data["classes"]["values"] == [0, 1, 2]
     return folder / "run"
 
 
@@ -109,7 +109,7 @@ def test_a_run_from_before_numberings_were_recorded_asks(run, tmp_path):
     recipe = run / "recipe.yaml"
     known = recipe.read_text()
     content = yaml.safe_load(known)
-    content["data"]["label_values"] = None
+    content["data"]["classes"]["values"] = None
     np.savez(tmp_path / "first.npz", images=images(NUMBERS[NUMBERS == 1], 1), labels=NUMBERS[NUMBERS == 1])
     try:
         recipe.write_text(yaml.safe_dump(content))
@@ -139,7 +139,7 @@ def test_names_inside_parquet_are_remembered(tmp_path):
     write(tmp_path / "train.parquet", ("emu", "cat", "dog"), NUMBERS)
     run = tmp_path / "run"
     data = train(run, "--data.source", "parquet", "--data.path", tmp_path / "train.parquet")
-    assert (data["class_names"], data["label_values"]) == (["emu", "cat", "dog"], [0, 1, 2])
+    assert (data["classes"]["names"], data["classes"]["values"]) == (["emu", "cat", "dog"], [0, 1, 2])
     write(tmp_path / "bare.parquet", None, NUMBERS[NUMBERS > 0], 1)
     assert numbered(run, tmp_path / "bare.parquet") == NUMBERS[NUMBERS > 0].tolist()
     write(tmp_path / "turned.parquet", ("dog", "emu", "cat"), NUMBERS, 2)
