@@ -16,15 +16,16 @@ from vitrail.layers.tap import TokenLayout
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 10)])
-def test_patches_are_the_pixels_that_the_layer_sees(size):
+@pytest.mark.parametrize(("stride", "padding"), [((4, 4), (0, 0)), ((2, 3), (0, 0)), ((3, 2), (1, 2))])
+def test_patches_are_the_pixels_that_the_layer_sees(size, stride, padding):
     torch.manual_seed(0)
-    layer = vitrail.layers.PatchEmbed(1, 16, 4)
+    layer = vitrail.layers.PatchEmbed(1, 16, 4, stride=stride, padding=padding)
     torch.nn.init.eye_(layer.proj.weight.data.view(16, 16))
     torch.nn.init.zeros_(layer.proj.bias)
     image = torch.rand(1, 1, *size)
     tokens = layer(image)[0]
     grid = tuple(tokens.shape[:2])
-    pieces = cut(image[0, 0].numpy(), PatchGrid(0, (4, 4), grid, 0))
+    pieces = cut(image[0, 0].numpy(), PatchGrid(0, (4, 4), stride, padding, grid))
     assert np.allclose(pieces.reshape(*grid, 16), tokens.detach().numpy())
     apart = pull_apart(pieces)
     step = apart.shape[0] // grid[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vitrail.explain.capture.record import layer_stride
+from vitrail.explain.capture.record import first_tiles, layer_tiles
 from vitrail.explain.structure import anatomy as structure
 from vitrail.explain.structure.anatomy import Anatomy, dissect
 from vitrail.explain.structure.features import principal_colors
@@ -59,6 +60,11 @@ def plan_figures(
     """Choose the figures: name -> function that draws it; and the reasons for omitted figures."""
     figures: dict[str, Callable[[], Figure]] = {}
     omitted: dict[str, str] = {}
+    # All levels of a model with an offset have one stride, so that one offset serves every figure.
+    views = [
+        replace(view, offset=first_tiles(model, stream.name).offset if anatomy.patches else (0, 0))
+        for stream, view in zip(model.streams, views, strict=True)
+    ]
     image = views[0]
     prefixes = [model.stream_prefixes.get(stream.name, "") for stream in model.streams]
 
@@ -68,7 +74,7 @@ def plan_figures(
     groups = [token_groups(group) for group in anatomy.groups if of_image(group.name)]
     kinds = {group.layout.kind for group in anatomy.groups}
     if anatomy.patches:
-        patches = [PatchGrid(p.stream, p.patch, p.grid, p.num_prefix) for p in anatomy.patches]
+        patches = [_patch_grid(patch) for patch in anatomy.patches]
         figures["patches"] = lambda: draw_patches(patches, views, note)
     if kinds == {"window"}:
         figures["windows"] = lambda: draw_windows(groups, image, note)
@@ -92,10 +98,13 @@ def plan_figures(
     attention = [query_attention(model, layer) for layer in anatomy.attention if of_image(layer.name)]
     if attention:
         figures["attention"] = lambda: draw_attention(attention, image, note)
+    if anatomy.prefix:
+        tokens_before = [query_attention(model, layer) for layer in anatomy.prefix]
+        figures["prefix_attention"] = lambda: draw_attention(tokens_before, image, note)
     if anatomy.learned:
         learned = anatomy.learned[0]
         spread = None if learned.spread is None else _array(learned.spread)
-        stride = anatomy.patches[0].patch
+        stride = anatomy.patches[0].stride
         figures["token_maps"] = lambda: draw_learned(_array(learned.maps), spread, image, stride, note)
     streams = [[_level(level) for level in anatomy.levels if level.name.startswith(prefix)] for prefix in prefixes]
     if streams[0]:
@@ -108,6 +117,21 @@ def plan_figures(
         tokens = [_feature_map("", (1, 1), x.permute(2, 0, 1)) for x in (fusion.image, fusion.spectral, fusion.fused)]
         figures["fusion"] = lambda: draw_fusion(weights, tokens, views, note)
     return figures, omitted
+
+
+_POSITIONS = {
+    "learned": "a learned position is added to each",
+    "fixed": "sines and cosines of the position are added to each",
+    "relative": "attention has a bias by relative position",
+    "rotary": "queries and keys are rotated by their position",
+}
+
+
+def _patch_grid(patch: structure.PatchGrid) -> PatchGrid:
+    """Unpack the patches of one input."""
+    positions = ", ".join(_POSITIONS[kind] for kind in patch.positions) or "no positions"
+    sizes = patch.patch, patch.stride, patch.padding
+    return PatchGrid(patch.stream, *sizes, patch.grid, patch.prefix, positions, patch.stem)
 
 
 def token_groups(group: Groups) -> TokenGroups:
@@ -127,10 +151,9 @@ def merging_of(merge: Merge) -> Merging:
 def query_attention(model: VisionModel, layer: structure.QueryAttention) -> QueryAttention:
     """Unpack the attention of one token in one layer into arrays."""
     window = None if layer.layout.kind == "global" else layer.layout.window
-    stride = layer_stride(model, layer.name)
-    return QueryAttention(
-        layer.name, layer.layout.kind, window, layer.layout.shift, stride, layer.query, _array(layer.maps)
-    )
+    stride, layout = layer_tiles(model, layer.name).stride, layer.layout
+    maps = _array(layer.maps)
+    return QueryAttention(layer.name, layout.kind, window, layout.shift, stride, layer.query, layer.token, maps)
 
 
 def _relative_positions(layer: RelativeBias) -> RelativePositions:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.data.dataset import ImageData
 from vitrail.data.sources.base import ImageSource
 from vitrail.errors import DataError
-from vitrail.explain.capture.record import first_stride
+from vitrail.explain.capture.record import first_tiles
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import upsample
 from vitrail.explain.methods.registry import METHODS
@@ -137,6 +137,6 @@ def learned_token_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray
         return None
     maps = token_maps(trained.model, *examples.inputs)
     n, tokens, h, w = maps.shape
-    stride = first_stride(trained.model, trained.model.streams[0].name)
-    array: npt.NDArray[Any] = upsample(maps.flatten(0, 1) * (h * w), examples.size, stride).numpy()
+    tiles = first_tiles(trained.model, trained.model.streams[0].name)
+    array: npt.NDArray[Any] = upsample(maps.flatten(0, 1) * (h * w), examples.size, tiles).numpy()
     return array.reshape(n, tokens, *examples.size)

@@ -94,6 +94,7 @@ class PatchEmbed(nn.Module):
             not given.
         stride: Pixels from one patch to the next; the patch size when not given, less for overlapping patches.
         padding: Rows and columns of zeros on each side of the image.
+        pixels: Pixels of a position of its input, which are more than one after a stem.
 
     Raises:
         ConfigError: A stride larger than the patch, or padding that holds a whole patch.
@@ -112,12 +113,14 @@ class PatchEmbed(nn.Module):
         norm_layer: str | None = None,
         stride: Size | None = None,
         padding: Size = 0,
+        pixels: tuple[int, int] = (1, 1),
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
         self.patch_size = to_pair(patch_size, "patch_size")
         self.stride = self.patch_size if stride is None else to_pair(stride, "patch_stride")
         self.padding = to_padding(padding)
+        self.pixels = pixels
         if any(step > size for step, size in zip(self.stride, self.patch_size, strict=True)):
             raise ConfigError(
                 f"patch_stride {self.stride} is larger than the patch {self.patch_size}: pixels go unread"
@@ -128,6 +131,20 @@ class PatchEmbed(nn.Module):
             in_chans, embed_dim, kernel_size=self.patch_size, stride=self.stride, padding=self.padding
         )
         self.norm = nn.Identity() if norm_layer is None else make_norm(norm_layer, embed_dim, _NORM_EPS)
+
+    @property
+    def pixel_stride(self) -> tuple[int, int]:
+        """Pixels of the image from one token to the next."""
+        return self.stride[0] * self.pixels[0], self.stride[1] * self.pixels[1]
+
+    @property
+    def pixel_offset(self) -> tuple[int, int]:
+        """Pixels from the image's top left corner to the first tile of one stride, which is central in its patch."""
+        rows, columns = (
+            ((patch - step) // 2 - pad) * pixels
+            for patch, step, pad, pixels in zip(self.patch_size, self.stride, self.padding, self.pixels, strict=True)
+        )
+        return rows, columns
 
     def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Compute height and width of the grid of patches that cover an image of a size; ceil(H / patch) by default."""

@@ -7,6 +7,26 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+Pair = tuple[int, int]
+
+
+class Tiles(NamedTuple):
+    """Pixels of the image that belong to each position of a grid, tiles of one stride.
+
+    Attributes:
+        stride: Pixels from one position to the next, height and width.
+        offset: Pixels from the image's top left corner to the first tile; negative where it begins in the padding.
+    """
+
+    stride: Pair
+    offset: Pair = (0, 0)
+
+    def token_at(self, row: int, column: int, grid: Pair) -> int:
+        """Row-major index on a grid of the position whose tile holds a pixel; the nearest where none does."""
+        at = ((pixel - first) // step for pixel, step, first in zip((row, column), *self, strict=True))
+        y, x = (min(max(place, 0), length - 1) for place, length in zip(at, grid, strict=True))
+        return y * grid[1] + x
+
 
 class FeatureInfo(dict[str, Any]):
     """One level of a feature pyramid; also timm's dictionary with ``module``, ``num_chs`` and ``reduction``.
@@ -15,14 +35,21 @@ class FeatureInfo(dict[str, Any]):
         name: The module that produces it.
         channels: Its channels.
         stride: Input pixels per position, height and width.
+        offset: Pixels from the image's top left corner to the first position's tile of one stride; not 0 where
+            patches overlap, or zeros pad the image on all sides.
     """
 
-    def __init__(self, name: str, channels: int, stride: tuple[int, int]) -> None:
+    def __init__(self, name: str, channels: int, stride: Pair, offset: Pair = (0, 0)) -> None:
         super().__init__(module=name, num_chs=channels, reduction=stride[0])
-        self.name, self.channels, self.stride = name, channels, stride
+        self.name, self.channels, self.stride, self.offset = name, channels, stride, offset
 
-    def __reduce__(self) -> tuple[type[FeatureInfo], tuple[str, int, tuple[int, int]], None, None, Iterator[Any]]:
-        return FeatureInfo, (self.name, self.channels, self.stride), None, None, iter(self.items())
+    @property
+    def tiles(self) -> Tiles:
+        """Pixels that belong to each position."""
+        return Tiles(self.stride, self.offset)
+
+    def __reduce__(self) -> tuple[type[FeatureInfo], tuple[str, int, Pair, Pair], None, None, Iterator[Any]]:
+        return FeatureInfo, (self.name, self.channels, self.stride, self.offset), None, None, iter(self.items())
 
 
 class Stream(NamedTuple):

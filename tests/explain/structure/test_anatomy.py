@@ -9,7 +9,7 @@ import vitrail
 from tests.tiers import fast_first
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.record import CapturedMixing, capture_attention
-from vitrail.explain.structure.anatomy import dissect, keep_one_query
+from vitrail.explain.structure.anatomy import dissect, keep_few_queries
 from vitrail.explain.structure.features import principal_colors
 from vitrail.explain.structure.merging import trace_merge
 from vitrail.explain.structure.positions import relative_bias
@@ -227,18 +227,34 @@ def test_every_family(name, extra):
     assert all(not module._forward_hooks for module in model.modules())
 
 
-def test_kept_rows_are_those_of_the_whole_matrix():
-    for settings in ({}, {"class_token": False, "global_pool": "avg"}):
-        model, inputs, anatomy = _dissect("vit", **settings)
-        with torch.no_grad(), capture_attention(model) as record:
-            model.forward_features(*inputs)
-        for step, asked in zip(record.steps, anatomy.attention, strict=True):
-            P = model.num_prefix
-            row = 0 if P else central_token((4, 4))
-            assert torch.allclose(asked.maps, step.weights[0, :, row, P:].reshape(-1, 4, 4))
-            assert asked.query == (None if P else row)
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, ("class",)),
+        ({"num_class_tokens": 2, "reg_tokens": 1}, ("class 1", "class 2", "register")),
+        ({"class_token": False, "global_pool": "avg"}, ()),
+        ({"class_token": False, "global_pool": "avg", "reg_tokens": 2}, ("register 1", "register 2")),
+    ],
+)
+def test_kept_rows_are_those_of_the_whole_matrix(settings, names):
+    model, inputs, anatomy = _dissect("vit", **settings)
+    with torch.no_grad(), capture_attention(model) as record:
+        model.forward_features(*inputs)
+    P, classes = len(names), sum(name.startswith("class") for name in names)
+    assert anatomy.patches[0].prefix == names
+    for step, asked in zip(record.steps, anatomy.attention, strict=True):
+        rows = range(classes) if classes else [P + central_token((4, 4))]
+        expected = sum(step.weights[0, :, row, P:] for row in rows) / len(rows)
+        assert torch.allclose(asked.maps, expected.reshape(-1, 4, 4), atol=1e-6)
+        assert asked.query == (None if classes else central_token((4, 4)))
+    assert [asked.token for asked in anatomy.prefix] == [*names] * (P > 1)
+    for row, asked in enumerate(anatomy.prefix):
+        assert torch.equal(asked.maps, record.steps[-1].weights[0, :, row, P:].reshape(-1, 4, 4))
+
+
+def test_other_kinds_of_mixing_are_kept_whole():
     pool = torch.rand(1, 3, 16)
-    assert keep_one_query(CapturedMixing("token_learners.0", pool, TokenLayout("pool", key_grid=(4, 4)))) is pool
+    assert keep_few_queries(CapturedMixing("token_learners.0", pool, TokenLayout("pool", key_grid=(4, 4)))) is pool
 
 
 @pytest.mark.parametrize("fuse", [False, True])

@@ -11,6 +11,7 @@ import vitrail
 from tests.explain.dense import hierarchy_settings, places
 from vitrail.errors import ConfigError
 from vitrail.explain import bias_and_content, capture_attention, position_similarities, relative_biases
+from vitrail.explain.structure.positions import position_kinds
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -92,6 +93,58 @@ def test_likeness_of_positions():
     ]  # fmt: skip
 
 
+TINY = {
+    "vit": {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2},
+    "swin": {"img_size": 16, "patch_size": 4, "window_size": 2, "embed_dim": 8, "depths": (1,), "num_heads": (2,)},
+    "maxvit": {"img_size": 16, "stem_width": 8, "embed_dim": (8,), "depths": (1,), "dim_head": 4, "window_size": 2},
+    "hvt": {"img_size": 16, "patch_size": 4, "embed_dim": 8, "depths": (1,), "num_heads": (2,)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "pos_embed", "kinds"),
+    [
+        *[("vit", kind, ["learned"]) for kind in ("learned", "learned1d")],
+        *[("vit", kind, ["fixed"]) for kind in ("sincos2d", "sincos1d")],
+        ("vit", "rope", ["rotary"]),
+        ("vit", "none", []),
+        ("swin", "relative", ["relative"]),
+        ("swin", "learned+relative", ["learned", "relative"]),
+        ("swin", "sincos2d", ["fixed"]),
+        ("swin", "none", []),
+        ("maxvit", "relative", ["relative"]),
+        ("maxvit", "none", []),
+        ("hvt", "sincos2d", ["fixed"]),
+        ("hvt", "rope", ["rotary"]),
+    ],
+)
+def test_every_kind_of_positions_is_named(name, pos_embed, kinds):
+    model = vitrail.create_model(name, **TINY[name], pos_embed=pos_embed)
+    assert position_kinds(model) == kinds
+    tables = {"learned", "fixed"} & set(kinds)
+    words = {"rotary": "pos_embed 'rope'", "relative": "relative_biases", "learned": "similarities",
+             "fixed": "similarities"}  # fmt: skip
+    for function, has in ((position_similarities, bool(tables)), (relative_biases, "relative" in kinds)):
+        if has:
+            assert function(model)
+            continue
+        with pytest.raises(ConfigError, match=r"no (absolute|relative) positions") as error:
+            function(model)
+        assert all(words[kind] in str(error.value) for kind in kinds)
+        assert kinds or "no other kind" in str(error.value)
+
+
+@pytest.mark.parametrize("prefix", [{}, {"num_class_tokens": 2, "reg_tokens": 1}, {"no_embed_class": True}])
+def test_similarity_of_fixed_positions_is_that_of_their_sines(prefix):
+    model = vitrail.create_model("vit", **TINY["vit"], pos_embed="sincos1d", **prefix)
+    (found,) = position_similarities(model)
+    # Vectors of sines and cosines have one length; their products are cosines of differences of places.
+    frequencies = 10000.0 ** -(np.arange(0, 16, 2) / 16)
+    apart = np.arange(16)[:, None] - np.arange(16)
+    expected = np.cos(apart[..., None] * frequencies).mean(axis=-1)
+    assert np.allclose(found.similarity.view(16, 16).numpy(), expected, atol=1e-5)
+
+
 def test_what_a_family_does_not_have():
     vit = vitrail.create_model("vit", img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2)
     swin = vitrail.create_model("swin", img_size=16, patch_size=4, window_size=2, embed_dim=8, depths=(1,),
@@ -101,5 +154,5 @@ def test_what_a_family_does_not_have():
         relative_biases(vit)
     with pytest.raises(ConfigError, match="ViT has no relative positions"):
         bias_and_content(vit, torch.randn(1, 3, 16, 16))
-    with pytest.raises(ConfigError, match=r"Swin learns no absolute positions.*relative_biases"):
+    with pytest.raises(ConfigError, match=r"Swin adds no absolute positions.*relative_biases"):
         position_similarities(swin)

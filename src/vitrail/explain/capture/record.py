@@ -22,6 +22,7 @@ from vitrail.layers.modes import in_transform
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.tap import AttentionTap, Consumer, TokenLayout, named_taps
 from vitrail.models.base import VisionModel
+from vitrail.models.facts import Tiles
 from vitrail.weights.wrapped import unwrapped
 
 
@@ -205,24 +206,24 @@ def _is_in(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
-def layer_stride(model: VisionModel, layer: str) -> tuple[int, int]:
-    """Return the pixels per token in a layer, height and width; for a merging layer after merging."""
-    return next(info.stride for info in model.feature_info if layer.startswith(info.name + "."))
+def layer_tiles(model: VisionModel, layer: str) -> Tiles:
+    """Return the pixels of each token in a layer; for a merging layer after merging."""
+    return next(info.tiles for info in model.feature_info if layer.startswith(info.name + "."))
 
 
-def first_stride(model: VisionModel, stream: str) -> tuple[int, int]:
-    """Return the pixels per first token of a stream, height and width; also for a model without levels."""
+def first_tiles(model: VisionModel, stream: str) -> Tiles:
+    """Return the pixels of each first token of a stream; also for a model without levels."""
     prefix = model.stream_prefixes.get(stream, "")
     for name, module in model.named_modules():
         if name.startswith(prefix) and isinstance(module, PatchEmbed):
-            return module.patch_size
-    return next(info.stride for info in model.feature_info if info.name.startswith(prefix))
+            return Tiles(module.pixel_stride, module.pixel_offset)
+    return next(info.tiles for info in model.feature_info if info.name.startswith(prefix))
 
 
-def last_stride(model: VisionModel, stream: str) -> tuple[int, int]:
-    """Return the pixels per last token of a stream, height and width."""
+def last_tiles(model: VisionModel, stream: str) -> Tiles:
+    """Return the pixels of each last token of a stream."""
     prefix = model.stream_prefixes[stream]
-    return [info.stride for info in model.feature_info if info.name.startswith(prefix)][-1]
+    return [info.tiles for info in model.feature_info if info.name.startswith(prefix)][-1]
 
 
 def layer_at(layers: Sequence[str], index: int) -> str:

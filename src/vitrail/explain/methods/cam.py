@@ -122,4 +122,4 @@ def _class_activation(
 def _finish(tokens: Tensor, level: Level, inputs: Inputs, model: VisionModel) -> StreamMap:
     image = inputs_by_stream(model, inputs)[level.stream]
     tokens = tokens.relu()
-    return StreamMap(upsample(tokens, (image.shape[2], image.shape[3]), level.stride), tokens)
+    return StreamMap(upsample(tokens, (image.shape[2], image.shape[3]), level.tiles), tokens)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.record import capture_attention, check_reports, first_stride, last_stride
+from vitrail.explain.capture.record import capture_attention, check_reports, first_tiles, last_tiles
 from vitrail.explain.methods.maps import upsample
 from vitrail.explain.methods.relevance import HeadFusion, Propagation, check_head_fusion, row_product
 from vitrail.explain.methods.rollout import rollout_matrix
@@ -86,7 +86,7 @@ def spectral_regions(
     grid, keys = cross.layout.query_grid, cross.layout.key_grid
     assert grid is not None, "the streams meet on grids"
     assert keys is not None, "the streams meet on grids"
-    stride = last_stride(model, model.streams[0].name)
+    stride = last_tiles(model, model.streams[0].name).stride
     second = model.stream_prefixes[model.streams[1].name]
     tokens = torch.stack([_overlap(box, size, grid, stride) for box in chosen])
     own = [step for step in record.steps if step.name.startswith(second)]
@@ -101,7 +101,7 @@ def spectral_regions(
         traced.append(row.view(-1, *source))
     found = torch.stack(traced, dim=1)
     map_ = upsample(
-        found.flatten(0, 1), (spectral.shape[2], spectral.shape[3]), first_stride(model, model.streams[-1].name)
+        found.flatten(0, 1), (spectral.shape[2], spectral.shape[3]), first_tiles(model, model.streams[-1].name)
     )
     return SpectralRegions(
         chosen, tokens, torch.stack(direct, dim=1), found, map_.view(*found.shape[:2], *map_.shape[1:])

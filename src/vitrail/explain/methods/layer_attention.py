@@ -16,9 +16,9 @@ from vitrail.explain.capture.record import (
     capture_attention,
     check_reports,
     lacks_taps,
-    last_stride,
+    last_tiles,
     layer_at,
-    layer_stride,
+    layer_tiles,
     numbered_layers,
     running_mixers,
     tapped_layers,
@@ -27,6 +27,7 @@ from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.explain.methods.registry import register_method
 from vitrail.layers.tap import TokenLayout
 from vitrail.models.base import VisionModel
+from vitrail.models.facts import Tiles
 
 Query = tuple[int, int] | Literal["class", "mean"]
 
@@ -42,7 +43,7 @@ class AttentionMaps:
         layout: Layout that the layer reported.
         maps: Weights of the keys by head, shape ``(B, heads, h, w)``. They sum to one without the weights of the class
             token and of padding that is not masked.
-        stride: Pixels per key.
+        tiles: Pixels of each key.
     """
 
     layer: str
@@ -50,7 +51,7 @@ class AttentionMaps:
     query: Query
     layout: TokenLayout
     maps: Tensor
-    stride: tuple[int, int]
+    tiles: Tiles
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def attention_maps(
     assert step.layout.key_grid is not None, "attend() omits layers without positions"
     maps = step.weights.view(*step.weights.shape[:2], *step.layout.key_grid)
     stream = _stream(model, step)
-    stride = last_stride(model, stream) if step.layout.kind == "cross" else layer_stride(model, step.name)
-    return AttentionMaps(step.name, stream, queries[step.name], step.layout, maps, stride)
+    tiles = last_tiles(model, stream) if step.layout.kind == "cross" else layer_tiles(model, step.name)
+    return AttentionMaps(step.name, stream, queries[step.name], step.layout, maps, tiles)
 
 
 def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[AttentionDistance]:
@@ -137,14 +138,14 @@ def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[Atte
     def measure(step: CapturedMixing) -> Tensor | None:
         if step.name not in layers or step.layout.kind == "cross" or step.layout.query_grid is None:
             return None
-        return _distance(step, layer_stride(model, step.name))
+        return _distance(step, layer_tiles(model, step.name).stride)
 
     with torch.no_grad(), capture_attention(model, keep=measure) as record:
         model.forward_features(*inputs)
     check_reports(model, running_mixers(model, inputs), record)
     if not record.steps:
         raise ConfigError("every layer attends among learned tokens, which have no positions and so no distances")
-    return [AttentionDistance(step.name, layer_stride(model, step.name), step.weights) for step in record.steps]
+    return [AttentionDistance(step.name, layer_tiles(model, step.name).stride, step.weights) for step in record.steps]
 
 
 def _layer_name(layers: Sequence[str], layer: str | int) -> str:
@@ -209,9 +210,8 @@ def _token_index(
     size = (image.shape[2], image.shape[3])
     if len(query) != 2 or not all(0 <= at < length for at, length in zip(query, size, strict=True)):
         raise ConfigError(f"query {tuple(query)} is not a position (row, column) in an image of {size[0]} x {size[1]}")
-    stride = last_stride(model, stream) if layout.kind == "cross" else layer_stride(model, step.name)
-    grid = layout.query_grid
-    return min(query[0] // stride[0], grid[0] - 1) * grid[1] + min(query[1] // stride[1], grid[1] - 1)
+    tiles = last_tiles(model, stream) if layout.kind == "cross" else layer_tiles(model, step.name)
+    return tiles.token_at(*query, layout.query_grid)
 
 
 def _distance(step: CapturedMixing, stride: tuple[int, int]) -> Tensor:
@@ -258,5 +258,5 @@ def _attention(
     tokens = found.maps.mean(dim=1) if head is None else found.maps[:, head]
     image = inputs[[stream.name for stream in model.streams].index(found.stream)]
     size = (1, 1) if image is None else (image.shape[2], image.shape[3])
-    map_ = upsample(tokens, size, None if image is None else found.stride)
+    map_ = upsample(tokens, size, None if image is None else found.tiles)
     return {found.stream: StreamMap(map_, tokens, None, found.maps if head is None else None)}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError, did_you_mean
 from vitrail.explain.capture.forwarding import frozen
 from vitrail.models.base import VisionModel
+from vitrail.models.facts import Tiles
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,13 @@ class Level:
         stream: Name of the stream.
         index: Its index in the model's ``feature_info``.
         name: Its name there.
-        stride: Pixels per token, height and width.
+        tiles: Pixels of each token.
     """
 
     stream: str
     index: int
     name: str
-    stride: tuple[int, int]
+    tiles: Tiles
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def choose_levels(model: VisionModel, inputs: Sequence[Tensor | None], layer: in
                 f"the class does not depend on the patches of {names[index]}: after it the class token alone is read; "
                 + (f"take {names[index - 1]} or an earlier level" if index else "this model has no earlier level")
             )
-        chosen.append(Level(stream.name, index, names[index], model.feature_info[index].stride))
+        chosen.append(Level(stream.name, index, names[index], model.feature_info[index].tiles))
     if not chosen:
         raise ConfigError(f"level {layer!r} belongs to a stream without an input")
     return chosen

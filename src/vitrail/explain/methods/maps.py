@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import UnknownNameError, closest
+from vitrail.models.facts import Tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,23 +74,26 @@ def as_streams(names: Sequence[str], maps: Sequence[Tensor]) -> dict[str, Stream
     return {name: StreamMap(x, x) for name, x in zip(names, maps, strict=True)}
 
 
-def upsample(tokens: Tensor, size: tuple[int, int], stride: tuple[int, int] | None = None) -> Tensor:
+def upsample(tokens: Tensor, size: tuple[int, int], tiles: Tiles | None = None) -> Tensor:
     """Interpolate maps bilinearly to pixels.
 
     Args:
         tokens: Maps, shape ``(B, h, w)``.
         size: Height and width of the result.
-        stride: Pixels per token. The last tokens of an image whose size is not a multiple of the stride extend beyond
-            its edge, and are cropped. Overlapping patches reach beyond their strides: the map is centred, and its
-            edges repeated. By default the tokens cover exactly the image.
+        tiles: Pixels of each token. Tiles that extend beyond the image's edge are cropped; where they do not reach it
+            (overlapping patches), the map's edge is repeated. By default the tokens cover exactly the image.
 
     Returns:
         Shape ``(B, *size)``.
     """
-    full = size if stride is None else (tokens.shape[1] * stride[0], tokens.shape[2] * stride[1])
-    maps = F.interpolate(tokens[:, None], size=full, mode="bilinear", align_corners=False)[:, 0]
-    short = [max(0, length - got) for length, got in zip(size, full, strict=True)]
-    if any(short):
-        (down, right), (tall, wide) = (length // 2 for length in short), short
-        maps = F.pad(maps[:, None], (right, wide - right, down, tall - down), mode="replicate")[:, 0]
-    return maps[:, : size[0], : size[1]]
+    if tiles is None:
+        return F.interpolate(tokens[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    (height, width), (down, right) = tiles
+    full = (tokens.shape[1] * height, tokens.shape[2] * width)
+    maps = F.interpolate(tokens[:, None], size=full, mode="bilinear", align_corners=False)
+    maps = maps[:, :, max(0, -down) :, max(0, -right) :]
+    down, right = max(0, down), max(0, right)
+    below, beside = (max(0, size[0] - down - maps.shape[2]), max(0, size[1] - right - maps.shape[3]))
+    if down or right or below or beside:
+        maps = F.pad(maps, (right, beside, down, below), mode="replicate")
+    return maps[:, 0, : size[0], : size[1]]

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.groups import from_groups, normalize_rows, real_tokens, to_groups
-from vitrail.explain.capture.record import CapturedMixing, first_stride, lacks_taps
+from vitrail.explain.capture.record import CapturedMixing, first_tiles, lacks_taps
 from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.layers.patch_merging import PARENTS
 from vitrail.layers.tap import TokenLayout
 from vitrail.models.base import VisionModel
+from vitrail.models.facts import Tiles
 
 HeadFusion = Literal["mean", "max", "min"]
 
@@ -89,7 +90,7 @@ def propagate(
     tokens = {name: row[:, model.num_prefix :].float() for name, row in rows.items()}
     total = torch.stack([row.sum(dim=1) for row in tokens.values()]).sum(dim=0)
     results = {
-        name: _result(row, grids[name], total, image.shape, first_stride(model, name))
+        name: _result(row, grids[name], total, image.shape, first_tiles(model, name))
         for (name, row), image in zip(tokens.items(), inputs, strict=False)
         if image is not None
     }
@@ -167,13 +168,11 @@ def _grid(step: CapturedMixing) -> tuple[int, int]:
     return step.layout.key_grid or step.layout.query_grid or (0, 0)
 
 
-def _result(
-    tokens: Tensor, grid: tuple[int, int], total: Tensor, shape: Sequence[int], stride: tuple[int, int]
-) -> Rollout:
+def _result(tokens: Tensor, grid: tuple[int, int], total: Tensor, shape: Sequence[int], tiles: Tiles) -> Rollout:
     tiny = torch.finfo(tokens.dtype).tiny
     share = tokens.sum(dim=1)
     scaled = (tokens / share[:, None].clamp_min(tiny)).reshape(tokens.shape[0], *grid)
-    return Rollout(upsample(scaled, (shape[2], shape[3]), stride), scaled, share / total.clamp_min(tiny), {})
+    return Rollout(upsample(scaled, (shape[2], shape[3]), tiles), scaled, share / total.clamp_min(tiny), {})
 
 
 class Propagation:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.groups import normalize_rows
-from vitrail.explain.capture.record import capture_attention, first_stride
+from vitrail.explain.capture.record import capture_attention, first_tiles
 from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.explain.methods.registry import register_method
 from vitrail.layers.token_learner import TokenLearner
@@ -76,5 +76,5 @@ def _tokens(
     assert inputs[0] is not None, "the first stream always has an input"
     size = (inputs[0].shape[2], inputs[0].shape[3])
     stream = model.streams[0].name
-    map_ = upsample(tokens, size, first_stride(model, stream))
+    map_ = upsample(tokens, size, first_tiles(model, stream))
     return {stream: StreamMap(map_, tokens, None, maps if token is None else None)}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.groups import normalize_rows
-from vitrail.explain.capture.record import CapturedMixing, capture_attention, layer_stride
+from vitrail.explain.capture.record import CapturedMixing, capture_attention, layer_tiles
 from vitrail.explain.structure.merging import Merge, trace_merge
-from vitrail.explain.structure.positions import RelativeBias, relative_bias
+from vitrail.explain.structure.positions import RelativeBias, position_kinds, relative_bias
 from vitrail.explain.structure.token_groups import Groups, central_token, group_tokens, token_attention
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.patch_merging import PatchMerging
@@ -37,15 +37,23 @@ class PatchGrid(NamedTuple):
         name: The layer's name.
         stream: Index of its input.
         patch: Height and width of a patch in pixels.
+        stride: Pixels from one patch to the next.
+        padding: Rows and columns of zeros on each side of the image.
         grid: Patches along both sides.
-        num_prefix: Number of prefix tokens (class token).
+        prefix: Names of the tokens before those of the patches.
+        positions: How tokens know their positions, see :func:`~vitrail.explain.structure.positions.position_kinds`.
+        stem: Whether patches are cut of a stem's feature map.
     """
 
     name: str
     stream: int
     patch: Pair
+    stride: Pair
+    padding: Pair
     grid: Pair
-    num_prefix: int
+    prefix: tuple[str, ...]
+    positions: list[str]
+    stem: bool
 
 
 class QueryAttention(NamedTuple):
@@ -54,13 +62,15 @@ class QueryAttention(NamedTuple):
     Attributes:
         name: The layer's name.
         layout: Layout that the layer reported.
-        query: Row-major index of the query on the grid; None is the class token.
+        query: Row-major index of the query on the grid; None for prefix tokens.
+        token: Name of the query: "class" for the mean of class tokens, or that of a prefix token; "" on the grid.
         maps: Weights of the tokens of the grid by head, shape ``(heads, H, W)``.
     """
 
     name: str
     layout: TokenLayout
     query: int | None
+    token: str
     maps: Tensor
 
 
@@ -111,13 +121,17 @@ class LearnedTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Structure of the forward pass of one image; lists are empty where the model has no such layer."""
+    """Structure of the forward pass of one image; lists are empty where the model has no such layer.
+
+    ``prefix`` holds the attention of each prefix token in the last layer that has several.
+    """
 
     patches: list[PatchGrid]
     groups: list[Groups]
     relative: list[RelativeBias]
     merges: list[Merge]
     attention: list[QueryAttention]
+    prefix: list[QueryAttention]
     levels: list[Level]
     fusion: FusedStreams | None
     learned: list[LearnedTokens]
@@ -141,7 +155,7 @@ def dissect(model: VisionModel, inputs: Sequence[Tensor]) -> Anatomy:
         for name, module in model.named_modules():
             if isinstance(module, PatchEmbed | CrossAttentionFusion | ConcatFusion):
                 stack.callback(module.register_forward_hook(_store(calls, name)).remove)
-        record = stack.enter_context(capture_attention(model, keep=keep_one_query))
+        record = stack.enter_context(capture_attention(model, keep=keep_few_queries))
         model.forward_features(*inputs)
         steps = list(record.steps)
     with torch.no_grad():
@@ -149,11 +163,11 @@ def dissect(model: VisionModel, inputs: Sequence[Tensor]) -> Anatomy:
     levels = [Level(info.name, info.stride, map_[0]) for info, map_ in zip(model.feature_info, maps, strict=True)]
     modules = dict(model.named_modules())
     patches = [
-        PatchGrid(name, i, _tile(model, module), _grid(calls[name][1]), model.num_prefix)
+        _patch_grid(model, name, module, i, _grid(calls[name][1]))
         for i, (name, module) in enumerate((n, m) for n, m in modules.items() if isinstance(m, PatchEmbed))
     ]
     groups = [
-        group_tokens(step.name, step.layout, layer_stride(model, step.name), _mask_padding(modules[step.name]))
+        group_tokens(step.name, step.layout, layer_tiles(model, step.name).stride, _mask_padding(modules[step.name]))
         for step in steps
         if step.layout.kind in ("window", "grid")
     ]
@@ -167,7 +181,8 @@ def dissect(model: VisionModel, inputs: Sequence[Tensor]) -> Anatomy:
         groups,
         [bias for name, module in modules.items() if (bias := relative_bias(name, module)) is not None],
         merges,
-        _attention(steps, groups),
+        _attention(model, steps, groups),
+        _prefix_attention(model, steps),
         levels,
         _fusion(calls, modules, steps),
         _learned_tokens(steps),
@@ -187,7 +202,7 @@ def _grid(tokens: Tensor) -> Pair:
 
 def _stride_before(model: VisionModel, layer: str) -> Pair:
     """Return the pixels per token before a merging layer."""
-    height, width = layer_stride(model, layer)
+    height, width = layer_tiles(model, layer).stride
     return height // 2, width // 2
 
 
@@ -195,43 +210,69 @@ def _mask_padding(module: nn.Module) -> bool:
     return bool(getattr(module, "mask_padding", True))
 
 
-def keep_one_query(step: CapturedMixing) -> Tensor:
-    """Reduce global attention to the row of one token, since N x N weights of a large image exceed the memory.
+def keep_few_queries(step: CapturedMixing) -> Tensor:
+    """Reduce global attention to a few rows, since N x N weights of a large image exceed the memory.
 
     Args:
         step: The layer.
 
     Returns:
-        Shape ``(B, heads, 1, N)`` for global attention: the row of the class token, or else of the central token; all
-        weights for other kinds.
+        Shape ``(B, heads, P + 1, N)`` for global attention: the rows of the P prefix tokens, then of the central
+        token; all weights for other kinds.
     """
     weights, layout = step.weights, step.layout
-    if layout.kind != "global":
+    if layout.kind != "global" or layout.query_grid is None:
         return weights
-    row = 0 if layout.num_prefix or layout.query_grid is None else central_token(layout.query_grid)
-    return weights[:, :, row : row + 1].clone()
+    P = layout.num_prefix
+    return weights[:, :, [*range(P), P + central_token(layout.query_grid)]]
 
 
-def _tile(model: VisionModel, layer: PatchEmbed) -> tuple[int, int]:
-    """Pixels of the image from one token to the next: the patch, or less where patches overlap, more after a stem."""
-    if layer.stride == layer.patch_size and layer.in_chans in {stream.chans for stream in model.streams}:
-        return layer.patch_size
-    return model.feature_info[0].stride
+def _patch_grid(model: VisionModel, name: str, layer: PatchEmbed, stream: int, grid: Pair) -> PatchGrid:
+    rows, columns = layer.pixels
+    patch, padding = ((a * rows, b * columns) for a, b in (layer.patch_size, layer.padding))
+    kinds = position_kinds(model, name.rpartition(".")[0])
+    stem = layer.pixels != (1, 1) or layer.in_chans != model.streams[stream].chans
+    return PatchGrid(name, stream, patch, layer.pixel_stride, padding, grid, prefix_names(model), kinds, stem)
 
 
-def _attention(steps: Sequence[CapturedMixing], groups: Sequence[Groups]) -> list[QueryAttention]:
+def prefix_names(model: VisionModel) -> tuple[str, ...]:
+    """Name the prefix tokens: "class" and "register", numbered where there are several."""
+    classes = min(model.num_class_tokens, model.num_prefix)
+    counts = {"class": classes, "register": model.num_prefix - classes}
+    return tuple(f"{name} {i + 1}" if n > 1 else name for name, n in counts.items() for i in range(n))
+
+
+def _prefix_attention(model: VisionModel, steps: Sequence[CapturedMixing]) -> list[QueryAttention]:
+    """Return the attention of each prefix token in the last layer whose tokens have positions, if there are several."""
+    last = next((s for s in reversed(steps) if s.layout.kind == "global" and s.layout.query_grid is not None), None)
+    if last is None or last.layout.num_prefix < 2:
+        return []
+    return [
+        QueryAttention(last.name, last.layout, None, name, _on_grid(last, last.weights[0, :, row]))
+        for row, name in enumerate(prefix_names(model))
+    ]
+
+
+def _on_grid(step: CapturedMixing, row: Tensor) -> Tensor:
+    """Bring the weights of one query, ``(heads, P + h * w)``, to the grid, ``(heads, h, w)``."""
+    assert step.layout.query_grid is not None, "only layers with a grid are drawn"
+    return row[:, step.layout.num_prefix :].reshape(-1, *step.layout.query_grid)
+
+
+def _attention(model: VisionModel, steps: Sequence[CapturedMixing], groups: Sequence[Groups]) -> list[QueryAttention]:
     by_name = {group.name: group for group in groups}
     attention: list[QueryAttention] = []
     for step in steps:
         layout, grid = step.layout, step.layout.query_grid
         if layout.kind == "global" and grid is not None:
-            query = None if layout.num_prefix else central_token(grid)
-            maps = step.weights[0, :, 0, layout.num_prefix :].reshape(-1, *grid)
-            attention.append(QueryAttention(step.name, layout, query, maps))
+            classes = min(model.num_class_tokens, layout.num_prefix)
+            query = None if classes else central_token(grid)
+            row = step.weights[0, :, :classes].mean(dim=1) if classes else step.weights[0, :, -1]
+            attention.append(QueryAttention(step.name, layout, query, "class" if classes else "", _on_grid(step, row)))
         elif step.name in by_name and grid is not None:
             query = central_token(grid)
             maps = token_attention(step, by_name[step.name], query)
-            attention.append(QueryAttention(step.name, layout, query, maps))
+            attention.append(QueryAttention(step.name, layout, query, "", maps))
     return attention
 
 

@@ -1,8 +1,9 @@
-"""Learned positions: similarity of absolute positions, relative position bias, and their part in the attention."""
+"""Positions: similarity of absolute positions, relative position bias, and their part in the attention."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,11 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class PositionSimilarity:
-    """Similarity of the learned positions of one stream.
+    """Similarity of the absolute positions of one stream, learned or fixed.
 
     Attributes:
-        name: Name of the parameter.
-        grid: Height and width of the learned grid.
+        name: Name of the parameter or buffer.
+        grid: Height and width of the table's grid.
         similarity: Cosine similarity of all pairs of positions, shape ``(h, w, h, w)``.
     """
 
@@ -73,25 +74,57 @@ class BiasAndContent:
 
 
 def position_similarities(model: VisionModel) -> list[PositionSimilarity]:
-    """Compute cosine similarities of learned positions, without class tokens, for each table of a model.
+    """Compute cosine similarities of absolute positions, without prefix tokens, for each table of a model.
 
     Raises:
-        ConfigError: The model has no absolute positions.
+        ConfigError: The model adds no absolute positions to its tokens.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7, centre.
     """
     found = []
+    for name, table, grid in _position_tables(model):
+        positions = F.normalize(table.detach()[0, table.shape[1] - grid[0] * grid[1] :].float(), dim=-1)
+        found.append(PositionSimilarity(name, grid, (positions @ positions.t()).view(*grid, *grid)))
+    if not found:
+        raise ConfigError(f"{type(model).__name__} adds no absolute positions to its tokens; {_remedy(model)}")
+    return found
+
+
+def _position_tables(model: VisionModel) -> Iterator[tuple[str, Tensor, Pair]]:
+    """Yield name, values ``(1, P + h * w, C)`` and grid of each table of absolute positions."""
     for name, module in model.named_modules():
         table, grid = getattr(module, "pos_embed", None), getattr(module, "grid", None)
-        if isinstance(table, nn.Parameter) and grid is not None:
-            positions = F.normalize(table.detach()[0, table.shape[1] - grid[0] * grid[1] :].float(), dim=-1)
-            similarity = (positions @ positions.t()).view(*grid, *grid)
-            found.append(PositionSimilarity(f"{name}.pos_embed" if name else "pos_embed", grid, similarity))
-    if not found:
-        raise ConfigError(
-            f"{type(model).__name__} learns no absolute positions; its positions are relative: see relative_biases"
-        )
-    return found
+        if isinstance(table, Tensor) and grid is not None:
+            yield f"{name}.pos_embed" if name else "pos_embed", table, grid
+
+
+def position_kinds(model: VisionModel, prefix: str = "") -> list[str]:
+    """Return how a model, or its modules whose names begin with a prefix, know the positions of tokens.
+
+    Returns:
+        Of "learned" and "fixed" (absolute positions), "relative" (a bias of the scores) and "rotary"; empty without.
+    """
+    tables = [table for name, table, _ in _position_tables(model) if name.startswith(prefix)]
+    biases = (relative_bias(name, module) for name, module in model.named_modules() if name.startswith(prefix))
+    there = {
+        "learned": any(isinstance(table, nn.Parameter) for table in tables),
+        "fixed": any(not isinstance(table, nn.Parameter) for table in tables),
+        "relative": any(bias is not None for bias in biases),
+        "rotary": getattr(getattr(model, "config", None), "pos_embed", "") == "rope",
+    }
+    return [kind for kind, found in there.items() if found]
+
+
+_REMEDIES = {
+    "learned": "its absolute ones are part of its tokens: see position_similarities",
+    "fixed": "its absolute ones are part of its tokens: see position_similarities",
+    "relative": "its positions are relative: see relative_biases",
+    "rotary": "its positions are rotations of queries and keys (pos_embed 'rope'), which no table holds",
+}
+
+
+def _remedy(model: VisionModel) -> str:
+    return "; ".join(_REMEDIES[kind] for kind in position_kinds(model)) or "it has positions of no other kind either"
 
 
 def relative_bias(name: str, module: nn.Module) -> RelativeBias | None:
@@ -119,10 +152,7 @@ def relative_biases(model: VisionModel) -> list[RelativeBias]:
     found = [relative_bias(name, module) for name, module in model.named_modules()]
     biases = [bias for bias in found if bias is not None]
     if not biases:
-        raise ConfigError(
-            f"{type(model).__name__} has no relative positions; its absolute ones are part of its tokens: see "
-            "position_similarities"
-        )
+        raise ConfigError(f"{type(model).__name__} has no relative positions; {_remedy(model)}")
     return biases
 
 

@@ -40,10 +40,12 @@ class View:
     Attributes:
         pixels: Shape ``(H, W)`` or ``(H, W, 3)``, in 0..1, of the model's input size.
         title: Its name.
+        offset: Pixels from its corner to the first token's tile, negative where that begins in the padding.
     """
 
     pixels: Array
     title: str
+    offset: Pair = (0, 0)
 
     @property
     def size(self) -> Pair:
@@ -117,14 +119,20 @@ def show_image(axis: Any, view: View, stride: Pair, grid: Pair, padded: Pair | N
         padded: The same with the padding of windows.
         alpha: Opacity of the image.
     """
-    height, width = view.size[0] / stride[0], view.size[1] / stride[1]
+    top, left = (-first / step for first, step in zip(view.offset, stride, strict=True))
+    bottom, right = (at + side / step for at, side, step in zip((top, left), view.size, stride, strict=True))
     rows, columns = padded or grid
     axis.set_facecolor(PADDING)
-    _imshow(axis, view.pixels, (0, width, height, 0), alpha)
+    _imshow(axis, view.pixels, (left, right, bottom, top), alpha)
     filler = np.ones((rows, columns), dtype=bool)
     filler[: grid[0], : grid[1]] = False
     hatch_cells(axis, filler)
-    axis.set(xlim=(0, columns), ylim=(rows, 0))
+    # Pixels that overlapping patches alone reach stay in sight.
+    beyond = any(view.offset)
+    axis.set(
+        xlim=(min(0.0, left), max(columns, right) if beyond else columns),
+        ylim=(max(rows, bottom) if beyond else rows, min(0.0, top)),
+    )
     axis.set_aspect(stride[0] / stride[1])
 
 

@@ -30,6 +30,7 @@ from vitrail.figures.style import PALETTE, head
 
 _MOST_PULLED_APART = 64
 _FIRST_IN_ROW, _LAST_IN_ROW = 9, 2
+_MOST_PREFIX = 5
 _MOST_LAYERS = 4
 _MOST_HEADS = 3
 _MOST_MAPS = 8
@@ -42,14 +43,35 @@ class PatchGrid:
     Attributes:
         stream: Index of the input.
         patch: Height and width of a patch in pixels.
+        stride: Pixels from one patch to the next.
+        padding: Rows and columns of zeros on each side of the image.
         grid: Patches along both sides.
-        num_prefix: Tokens before those of the patches.
+        prefix: Names of the tokens before those of the patches.
+        positions: How tokens know their positions, for the title.
+        stem: Whether patches are cut of a stem's feature map.
     """
 
     stream: int
     patch: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
     grid: tuple[int, int]
-    num_prefix: int
+    prefix: tuple[str, ...] = ()
+    positions: str = ""
+    stem: bool = False
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether neighbours share pixels."""
+        return self.stride != self.patch
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Pixels that the patches cover, height and width, padding included."""
+        rows, columns = (
+            (count - 1) * step + size for count, step, size in zip(self.grid, self.stride, self.patch, strict=True)
+        )
+        return rows, columns
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,8 @@ class QueryAttention:
         window: Height and width of a group; None for global attention.
         shift: Rows and columns of the cyclic shift.
         stride: Pixels from one token to the next.
-        query: Index of the query token, row-major on the grid; None for the class token.
+        query: Index of the query token, row-major on the grid; None for prefix tokens.
+        token: Name of a query that is no token of the grid.
         maps: Weight of each token of the grid by head, shape ``(heads, H, W)``.
     """
 
@@ -72,6 +95,7 @@ class QueryAttention:
     shift: tuple[int, int]
     stride: tuple[int, int]
     query: int | None
+    token: str
     maps: Array
 
 
@@ -83,16 +107,38 @@ def draw_patches(patches: Sequence[PatchGrid], views: Sequence[View], note: str)
     for patch, part in zip(patches, parts, strict=True):
         view = views[patch.stream]
         axes = part.subplot_mosaic([["grid", "apart"], ["row", "row"]], height_ratios=[3.4, 1])
-        show_image(axes["grid"], view, patch.patch, patch.grid)
+        show_image(axes["grid"], view, patch.stride, patch.grid)
         lines(axes["grid"], patch.grid, (1, 1), "white", 0.9)
-        size = f"{view.size[0]} × {view.size[1]} pixels"
-        padding = [g * p - s for g, p, s in zip(patch.grid, patch.patch, view.size, strict=True)]
-        if any(padding):
-            size += f" (+ {padding[0]} rows, {padding[1]} columns of zeros)"
-        label(axes["grid"], f"{view.title}: {size}\npatches of {patch.patch[0]} × {patch.patch[1]} pixels", "patch")
+        text = f"patches of {_by(patch.patch)} pixels"
+        if patch.overlaps:
+            text += f", one every {_by(patch.stride)}; the central one is outlined"
+            _outline_patch(axes["grid"], patch, view)
+        label(axes["grid"], f"{view.title}: {_by(view.size)} pixels{_zeros(patch, view)}\n{text}", "patch")
         _draw_apart(axes["apart"], patch, view)
         _draw_row(axes["row"], patch, view)
     return head(figure, "From pixels to tokens", note)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _zeros(patch: PatchGrid, view: View) -> str:
+    """Describe the zeros around an image; empty without any."""
+    around = [f"+ {_by(patch.padding)} zeros on each side"] if any(patch.padding) else []
+    end = [full - 2 * p - s for full, p, s in zip(patch.extent, patch.padding, view.size, strict=True)]
+    after = [f"+ {end[0]} rows, {end[1]} columns of zeros"] if any(value > 0 for value in end) else []
+    return f" ({', '.join([*around, *after])})" if around or after else ""
+
+
+def _outline_patch(axis: Any, patch: PatchGrid, view: View) -> None:
+    """Outline the pixels of the central patch, in units of tokens."""
+    height, width = (size / step for size, step in zip(patch.patch, patch.stride, strict=True))
+    top, left = (
+        count // 2 - (first + pad) / step
+        for count, first, pad, step in zip(patch.grid, view.offset, patch.padding, patch.stride, strict=True)
+    )
+    axis.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=PALETTE[1], linewidth=2.0))
 
 
 def _draw_apart(axis: Any, patch: PatchGrid, view: View) -> None:
@@ -101,7 +147,8 @@ def _draw_apart(axis: Any, patch: PatchGrid, view: View) -> None:
     axis.set_axis_off()
     count = f"{patch.grid[0]} × {patch.grid[1]} = {patch.grid[0] * patch.grid[1]} patches"
     cropped = "" if (rows, columns) == patch.grid else f" (the first {rows} × {columns} are shown)"
-    axis.set_title(f"{count}{cropped},\neach projected to one token by one shared linear map", fontsize=9)
+    how = "cut of the stem's feature map, and" if patch.stem else "each"
+    axis.set_title(f"{count}{cropped},\n{how} projected to one token by one shared linear map", fontsize=9)
 
 
 def pull_apart(pieces: Array) -> Array:
@@ -125,9 +172,16 @@ def _draw_row(axis: Any, patch: PatchGrid, view: View) -> None:
     if count > _FIRST_IN_ROW + _LAST_IN_ROW + 1:
         numbers = [*numbers[:_FIRST_IN_ROW], -1, *numbers[-_LAST_IN_ROW:]]
     left = 0.0
-    for _ in range(patch.num_prefix):
+    names = patch.prefix
+    if len(names) > _MOST_PREFIX:
+        names = (*names[: _MOST_PREFIX - 1], "", names[-1])
+    for name in names:
+        if not name:
+            axis.text(left + 0.35, 0.5, "…", ha="center", va="center", fontsize=14)
+            left += 0.8
+            continue
         axis.add_patch(Rectangle((left, 0), 1, 1, facecolor=PALETTE[1], edgecolor=INK))
-        write(axis, 0.5, left + 0.5, "class", 8)
+        write(axis, 0.5, left + 0.5, name.replace(" ", "\n"), 8 if len(name) <= 5 else 7)
         axis.text(left + 0.5, 1.25, "learned", ha="center", va="center", fontsize=7)
         left += 1.3
     for number in numbers:
@@ -141,11 +195,8 @@ def _draw_row(axis: Any, patch: PatchGrid, view: View) -> None:
     axis.set(xlim=(-0.2, left), ylim=(1.6, -0.2))
     axis.set_aspect("equal")
     axis.set_axis_off()
-    total = count + patch.num_prefix
-    title = f"the row of {total} tokens, read line by line; a learned position is added to each"
-    if patch.num_prefix == 0:
-        title = f"the {total} tokens, counted line by line"
-    axis.set_title(title, fontsize=9)
+    positions = f"; {patch.positions}" if patch.positions else ""
+    axis.set_title(f"the {count + len(patch.prefix)} tokens, read line by line{positions}", fontsize=9)
 
 
 def _piece(axis: Any, pixels: Array, extent: tuple[float, float, float, float]) -> None:
@@ -156,17 +207,21 @@ def _piece(axis: Any, pixels: Array, extent: tuple[float, float, float, float]) 
 
 def cut(pixels: Array, patch: PatchGrid) -> Array:
     """Cut pixels into patches: shape ``(rows, columns, ph, pw)`` and colours; zeros where the layer pads with zeros."""
-    (rows, columns), (ph, pw) = patch.grid, patch.patch
-    padded = np.zeros((rows * ph, columns * pw, *pixels.shape[2:]), dtype=np.float64)
-    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
-    return padded.reshape(rows, ph, columns, pw, *pixels.shape[2:]).swapaxes(1, 2)
+    top, left = patch.padding
+    padded = np.zeros((*patch.extent, *pixels.shape[2:]), dtype=np.float64)
+    shown = pixels[: padded.shape[0] - top, : padded.shape[1] - left]
+    padded[top : top + shown.shape[0], left : left + shown.shape[1]] = shown
+    pieces = np.lib.stride_tricks.sliding_window_view(padded, patch.patch, axis=(0, 1))
+    pieces = pieces[:: patch.stride[0], :: patch.stride[1]]
+    # Windows are the last axes; colours follow them.
+    return pieces if pixels.ndim == 2 else np.moveaxis(pieces, 2, -1)
 
 
 def draw_attention(layers: Sequence[QueryAttention], view: View, note: str) -> Figure:
-    """Draw the attention of one token: a row for each of a few layers, the mean over heads and single heads.
+    """Draw attention: a row for each of a few layers or queries, the mean over heads and single heads.
 
     Args:
-        layers: In the model's order.
+        layers: One token in the layers of a model, in order; or several tokens in one layer.
         view: The image.
         note: Below the figure: the model and its weights.
     """
@@ -194,8 +249,15 @@ def draw_attention(layers: Sequence[QueryAttention], view: View, note: str) -> F
         bar = figure.colorbar(ScalarMappable(scale, "inferno"), ax=axes[row, :], shrink=0.85, aspect=18)
         bar.set_label("% of the attention", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    query = "the class token" if chosen[0].query is None else "the starred token"
-    return head(figure, f"What {query} attends to", note)
+    return head(figure, f"What {_query(chosen)} to", note)
+
+
+def _query(layers: Sequence[QueryAttention]) -> str:
+    if len({layer.token for layer in layers}) > 1:
+        return "class and register tokens attend"
+    if layers[0].query is not None:
+        return "the starred token attends"
+    return f"the {layers[0].token} token attends"
 
 
 def choose_layers(layers: Sequence[QueryAttention], most: int = _MOST_LAYERS) -> list[QueryAttention]:
@@ -210,7 +272,7 @@ def choose_layers(layers: Sequence[QueryAttention], most: int = _MOST_LAYERS) ->
 
 def _describe(layer: QueryAttention) -> str:
     if layer.window is None:
-        return f"{where(layer.name)}\nall tokens"
+        return f"{where(layer.name)}\n{layer.token or 'all tokens'}"
     shifted = "shifted " if layer.kind == "window" and layer.shift != (0, 0) else ""
     return f"{where(layer.name)}\n{shifted}{layer.kind} {layer.window[0]} × {layer.window[1]}"
 

@@ -35,6 +35,7 @@ from vitrail.layers.positions import (
 )
 from vitrail.layers.shapes import check_img_size, grid_size, to_pair
 from vitrail.layers.stems import make_stem, measure_stem
+from vitrail.layers.symbolic import is_symbolic
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel, group_parameters
 from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, old_grid, read_width
@@ -296,7 +297,8 @@ class ViT(VisionModel):
         self.head = linear_classifier(dim, config.num_classes)
         self.grad_checkpointing = False
         on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
-        self.feature_info = [FeatureInfo(f"blocks.{i}", dim, self.patch_stride) for i in range(on_grid)]
+        tiles = self.patch_stride, self.patch_embed.pixel_offset
+        self.feature_info = [FeatureInfo(f"blocks.{i}", dim, *tiles) for i in range(on_grid)]
         self._init_weights()
 
     def _build_patches(self) -> None:
@@ -320,7 +322,7 @@ class ViT(VisionModel):
             (values[0] // pixels[0], values[1] // pixels[1]) for values in (patch, stride, padding)
         )
         kind = LinearPatchEmbed if config.patch_embed == "linear" else PatchEmbed
-        self.patch_embed = kind(chans, config.embed_dim, patch, stride=stride, padding=padding)
+        self.patch_embed = kind(chans, config.embed_dim, patch, stride=stride, padding=padding, pixels=pixels)
         self.grid = self.patch_embed.grid_of(grid_size(size, pixels))
 
     def _build_pool(self) -> AttentionPool | None:
@@ -354,7 +356,7 @@ class ViT(VisionModel):
 
     def embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """Patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
-        if self.config.stem:
+        if self.config.stem and not is_symbolic(x):
             check_images(x, self.config.in_chans, _first_convolution(self.stem))
             (H, W), (ph, pw) = x.shape[2:], to_pair(self.config.patch_size)
             if H < ph or W < pw:
