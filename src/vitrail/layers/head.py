@@ -7,14 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vitrail.errors import ConfigError
 from vitrail.layers.attention import attend, attention_weights
 from vitrail.layers.mlp import make_mlp
 from vitrail.layers.norms import make_norm
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
-Pool = Literal["avg", "max", "avgmax", ""]
-POOLS = ("avg", "max", "avgmax", "")
+Pool = Literal["avg", "max", "avgmax", "map", ""]
+POOLS = ("avg", "max", "avgmax", "map", "")
+_FIXED = ("token", "avg", "max", "avgmax", "")
 
 
 def pool_tokens(x: Tensor, pool: str, dims: tuple[int, ...], num_prefix: int = 0, num_class_tokens: int = 1) -> Tensor:
@@ -27,7 +29,12 @@ def pool_tokens(x: Tensor, pool: str, dims: tuple[int, ...], num_prefix: int = 0
         dims: Dimensions of the positions, which are pooled away.
         num_prefix: Tokens before the patches, which only "token" and "" read.
         num_class_tokens: Class tokens among them, at the start.
+
+    Raises:
+        ConfigError: Another pooling.
     """
+    if pool not in _FIXED:
+        raise ConfigError(f"pool must be {' or '.join(map(repr, _FIXED))}, got {pool!r}; AttentionPool is 'map'")
     if not pool:
         return x
     if pool == "token":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -10,19 +9,17 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.head import linear_classifier
-from vitrail.layers.init import init_linears
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.symbolic import resolve_annotations
 from vitrail.models.checkpoint_sizes import count_prefix, old_grid
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
-from vitrail.models.protocol import LibraryProtocol
+from vitrail.models.pooling import Pooling
 from vitrail.models.scripting import as_traced
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
 
 
-class VisionModel(LibraryProtocol):
+class VisionModel(Pooling):
     """Base of the families.
 
     Other code asks a model what it can do by the methods below, and never by its class. Methods named ``lacks_...``
@@ -30,55 +27,28 @@ class VisionModel(LibraryProtocol):
 
     Attributes:
         key_maps: How to read the checkpoints of other libraries, the family's own first.
-        classifier: Name of the module that gives the logits.
         input_kernels: Convolutions that see the bands, by the name of their weight.
         stream_prefixes: For a family of several streams, what their keys begin with, by stream.
-        channels_first: Whether :meth:`forward_features` gives a map ``(B, C, H, W)`` instead of tokens.
         not_decayed: Last parts of the names of parameters without weight decay, besides biases and norms.
         name: What the model was created as, a variant or a family.
-        config: The settings the model was built with.
         num_features: Width of what the classifier sees.
         num_prefix: Class and other tokens before those of the patches.
-        num_class_tokens: Class tokens at the start of these, whose mean ``global_pool="token"`` reads.
         feature_info: The levels that :meth:`forward_intermediates` can return, in order.
     """
 
     key_maps: ClassVar[Sequence[KeyMap]] = ()
-    classifier: ClassVar[str] = "head"
     input_kernels: ClassVar[Mapping[str, InputKernel]] = {"patch_embed.proj.weight": InputKernel("image")}
     stream_prefixes: ClassVar[Mapping[str, str]] = {}
-    channels_first: ClassVar[bool] = False
     not_decayed: ClassVar[Sequence[str]] = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
     name: str = ""
-    _num_classes: int = 0
-    config: Any
     num_features: int
     norm: nn.Module
-    head: nn.Module
-    num_prefix: int = 0
-    num_class_tokens: int = 1
     feature_info: list[FeatureInfo]
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         if "forward" in cls.__dict__:
             resolve_annotations(cls.forward)
-
-    @property
-    def num_classes(self) -> int:
-        """Width of the logits, as the classifier at hand has it; 0 without one."""
-        head = self.get_classifier()
-        if head is None or isinstance(head, nn.Identity):
-            return 0 if head is not None else self._num_classes
-        # The last linear layer decides: a classifier may be wrapped or have hidden layers.
-        found = (getattr(part, "out_features", None) for part in head.modules())
-        widths = [width for width in found if isinstance(width, int)]
-        return widths[-1] if widths else self._num_classes
-
-    @num_classes.setter
-    def num_classes(self, value: int) -> None:
-        # For a classifier that does not tell its width.
-        self._num_classes = value
 
     def mixers(self) -> list[str]:
         """Names of the modules in which blocks mix tokens, in the order of the blocks.
@@ -93,16 +63,6 @@ class VisionModel(LibraryProtocol):
                     parts = [child for child, _ in block.named_children() if child.startswith("attn")]
                     found += [f"{name}.{index}.{part}" for part in parts] or [f"{name}.{index}"]
         return found
-
-    def get_classifier(self) -> nn.Module | None:
-        """The module that gives the logits, also where another has taken its place; None for a family without one."""
-        module: nn.Module = self
-        for name in self.classifier.split("."):
-            part = module._modules.get(name)
-            if part is None:
-                break
-            module = part
-        return None if module is self else module
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -216,10 +176,6 @@ class VisionModel(LibraryProtocol):
         """Whether the logits depend on the patches of a level; not where only a class token is read after it."""
         return True
 
-    def pooling_weights(self, features: Tensor) -> Tensor | None:
-        """Weights of the last tokens ``(B, N, C)`` in a pooling that depends on them, ``(B, N)``; None for another."""
-        return None
-
     @abstractmethod
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify what :meth:`forward_features` gave; ``pre_logits`` stops before the classifier."""
@@ -289,25 +245,6 @@ class VisionModel(LibraryProtocol):
         out: Tensor = self.norm(tokens) if index == len(self.feature_info) - 1 else tokens
         return out
 
-    def build_head(self, num_classes: int) -> nn.Module:
-        """Build a freshly initialised classifier, a linear layer; the identity for no classes."""
-        head = linear_classifier(self.num_features, num_classes)
-        init_linears(head)
-        return head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one; 0 classes leaves the features as they are.
-
-        Args:
-            num_classes: Width of the logits.
-            global_pool: How tokens are pooled from now on; as they were when not given.
-        """
-        pool: Any = self.config.global_pool if global_pool is None else global_pool
-        self.config = dataclasses.replace(self.config, num_classes=num_classes, global_pool=pool)
-        self.num_classes = num_classes
-        parameter = next(self.parameters())
-        self.head = self.build_head(num_classes).to(parameter.device, parameter.dtype)
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
         for module in self.modules():
@@ -317,11 +254,6 @@ class VisionModel(LibraryProtocol):
     def __prepare_scriptable__(self) -> nn.Module:
         """Trace the model for ``torch.jit.script``, in its mode and for images of its own size."""
         return as_traced(self, [(stream.chans, *stream.size) for stream in self.streams])
-
-    @property
-    def global_pool(self) -> str:
-        """Pooling of the last tokens, as the setting says; "avg" for a family without that setting."""
-        return str(getattr(getattr(self, "config", None), "global_pool", "avg"))
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -401,10 +333,12 @@ class VisionModel(LibraryProtocol):
             state: Tensors by our names.
 
         Returns:
-            Number of classes, bands, patch and image size, where the shapes show them.
+            Number of classes, bands, patch and image size, pooling by attention, where the shapes show them.
         """
         head = state.get(f"{cls.classifier}.weight")
         settings: dict[str, Any] = {"num_classes": 0 if head is None else head.shape[0]}
+        if "attn_pool.latent" in state:
+            settings["global_pool"] = "map"
         for key, role in cls.input_kernels.items():
             kernel = state.get(key)
             if kernel is None or kernel.ndim != 4:

@@ -9,6 +9,7 @@ from typing import Any
 from vitrail.errors import ConfigError
 from vitrail.layers.activations import ACTIVATIONS
 from vitrail.layers.checks import check_named, check_rate
+from vitrail.layers.head import POOLS
 from vitrail.layers.mlp import MLPS
 from vitrail.layers.norms import NORMS
 
@@ -18,14 +19,21 @@ def as_config(kind: type[Any], config: Any) -> Any:
     return kind(**config) if isinstance(config, Mapping) else config
 
 
-def check_pool(pool: str, pools: Sequence[str]) -> None:
-    """Refuse another way of pooling.
+def check_pool(config: Any, *more: str) -> None:
+    """Refuse another ``global_pool`` than :data:`~vitrail.layers.head.POOLS`.
+
+    Args:
+        config: The settings; where they have ``absent``, a mapping, it gives the reason for ``global_pool=VALUE``.
+        *more: Further ways of pooling.
 
     Raises:
-        ConfigError: Naming the ways that there are and the value.
+        ConfigError: Naming the ways that there are, the value and the reason.
     """
+    pools, pool = (*more, *POOLS), config.global_pool
     if pool not in pools:
-        raise ConfigError(f"global_pool must be {' or '.join(map(repr, pools))}, got {pool!r}")
+        reason = getattr(config, "absent", {}).get(f"global_pool={pool}")
+        why = "" if reason is None else f": {reason}"
+        raise ConfigError(f"global_pool must be {' or '.join(map(repr, pools))}, got {pool!r}{why}")
 
 
 def check_choices(config: object, **choices: Sequence[str]) -> None:

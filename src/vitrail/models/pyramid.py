@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.layers.head import pool_tokens
 from vitrail.models.base import VisionModel, group_parameters
 from vitrail.models.facts import LevelTokens
 
@@ -67,7 +66,7 @@ class Pyramid(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool a map and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        pooled = pool_tokens(features, self.config.global_pool, (2, 3) if self.channels_first else (1, 2))
+        pooled = self.pool(features, (2, 3) if self.channels_first else (1, 2))
         logits: Tensor = pooled if pre_logits else self.head(pooled)
         return logits
 
@@ -111,4 +110,4 @@ class Pyramid(VisionModel):
             blocks = [[f"{prefix}.blocks.{name}"] for name, _ in stage.get_submodule("blocks").named_children()]
             blocks[0].append(f"{prefix}.downsample")
             groups += blocks
-        return group_parameters(self, [*groups, ["norm", "head"]])
+        return group_parameters(self, [*groups, ["norm", "attn_pool", "head"]])

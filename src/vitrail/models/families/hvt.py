@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.checks import check_named
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
-from vitrail.layers.head import POOLS, Pool, linear_classifier, pool_tokens
+from vitrail.layers.head import Pool, linear_classifier
 from vitrail.layers.hierarchy import HierarchicalEncoder
 from vitrail.layers.init import init_linears
 from vitrail.layers.norms import make_norm
@@ -52,7 +52,7 @@ class HVTConfig(LayerSettings):
         mlp_ratio: Hidden width of the MLPs over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
-            of these two; "" classifies each token.
+            of these two, "map" attention with a learned query (arXiv:2106.04560); "" classifies each token.
         pos_embed: "learned" or "sincos2d" positions added to the patches, "rope" (queries and keys turned by their
             positions, for global attention), or "none".
         pos_drop_rate: Dropout of the patches with their positions, in training.
@@ -94,7 +94,7 @@ class HVTConfig(LayerSettings):
 
     absent: ClassVar[Mapping[str, str]] = {
         "patch_drop_rate": "patch merging needs the whole grid; use drop_path_rate, or a ViT",
-        "class_token": "patch merging leaves no place for one; use global_pool avg, max or avgmax",
+        "class_token": "patch merging leaves no place for one; use global_pool avg, max, avgmax or map",
         "global_pool=token": "there is no class token",
         "reg_tokens": "patch merging leaves no place for them; a ViT has register tokens",
     }
@@ -109,7 +109,7 @@ class HVTConfig(LayerSettings):
         object.__setattr__(self, "patch_size", to_pair(self.patch_size, "patch_size"))
         check_at_least(self, 1, "in_chans", "embed_dim")
         check_at_least(self, 0, "num_classes", "spectral_chans")
-        check_pool(self.global_pool, POOLS)
+        check_pool(self)
         check_stages(self, "depths", "num_heads")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         if isinstance(self.attention, str):
@@ -194,6 +194,7 @@ class HVT(VisionModel):
                 self.fusion = CrossAttentionFusion(dim, width, heads, config.mlp_ratio, config.qkv_bias, *options)
             if config.missing_spectral == "learned":
                 self.spectral_token = nn.Parameter(torch.zeros(1, 1, 1, width))
+        self.attn_pool = self.build_pool()
         self.head_norm = make_norm(config.norm_layer, dim, _NORM_EPS)
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = linear_classifier(dim, config.num_classes)
@@ -345,8 +346,8 @@ class HVT(VisionModel):
         return fused, torch.cat([context, spread], dim=-1)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Average ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        pooled: Tensor = self.head_norm(pool_tokens(features, self.config.global_pool, (1,)))
+        """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
+        pooled: Tensor = self.head_norm(self.pool(features))
         return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward(self, image: Tensor, spectral: Tensor | None = None) -> Tensor:
@@ -448,7 +449,7 @@ class HVT(VisionModel):
             for block in range(depth):
                 parts = ["downsample", "blocks.0"] if block == 0 else [f"blocks.{block}"]
                 groups.append([f"{name}.stages.{stage}.{part}" for name in names for part in parts])
-        last = ["rgb.norm", "spectral.norm", "spectral_token", "fusion", "head_norm", "head"]
+        last = ["rgb.norm", "spectral.norm", "spectral_token", "fusion", "attn_pool", "head_norm", "head"]
         return group_parameters(self, [*groups, last])
 
     def fit_tensor(

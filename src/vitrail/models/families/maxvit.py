@@ -18,7 +18,7 @@ from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
 from vitrail.layers.checks import check_named
 from vitrail.layers.drop_path import drop_path_schedule
-from vitrail.layers.head import POOLS, Head, Pool, pool_tokens
+from vitrail.layers.head import Head, Pool
 from vitrail.layers.init import init_linears
 from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, ConvFlavour, MBConv, Stem
 from vitrail.layers.mixer import call_mixer
@@ -67,7 +67,7 @@ class MaxViTConfig(LayerSettings):
         mlp_ratio: Hidden width of the MLPs over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
-            of these two; "" classifies each token.
+            of these two, "map" attention with a learned query (arXiv:2106.04560); "" classifies each token.
         pos_embed: "relative" biases inside windows and grids, or "none": the convolutions alone tell positions apart.
         drop_path_rate: Stochastic depth of the last block.
         flavour: "tf" computes what the published TensorFlow models do (and timm's "tf"); "torchvision" has
@@ -95,7 +95,7 @@ class MaxViTConfig(LayerSettings):
     absent: ClassVar[Mapping[str, str]] = {
         "pos_drop_rate": "no positions are added to its tokens; use proj_drop_rate",
         "patch_drop_rate": "windows and convolutions need the whole map; use drop_path_rate, or a ViT",
-        "class_token": "windows hold positions of the map alone; use global_pool avg, max or avgmax",
+        "class_token": "windows hold positions of the map alone; use global_pool avg, max, avgmax or map",
         "global_pool=token": "there is no class token",
         "reg_tokens": "windows hold positions of the map alone; a ViT has register tokens",
     }
@@ -115,7 +115,7 @@ class MaxViTConfig(LayerSettings):
         check_stages(self, "embed_dim", "depths")
         check_at_least(self, 1, "in_chans", "stem_width", "dim_head")
         check_at_least(self, 0, "num_classes")
-        check_pool(self.global_pool, POOLS)
+        check_pool(self)
         if self.head_hidden_size is None:
             object.__setattr__(self, "head_hidden_size", self.embed_dim[-1])
         check_at_least(self, 0, "head_hidden_size")
@@ -224,6 +224,13 @@ class MaxViT(Pyramid):
         self.norm = nn.Identity() if hidden else make_norm(config.norm_layer, dim, _NORM_EPS)
         self.head = self.build_head(config.num_classes)
         self._init_weights()
+        self.attn_pool = self.build_pool()
+
+    @property
+    def pool_sizes(self) -> tuple[int, int]:
+        """Channels and heads of the last stage."""
+        dim = self.config.embed_dim[-1]
+        return dim, dim // self.config.dim_head
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -250,7 +257,7 @@ class MaxViT(Pyramid):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, C, H, W)`` and classify; ``(B, num_features)`` with ``pre_logits``."""
         pool = self.config.global_pool
-        x = pool_tokens(features, pool, (2, 3)) if pool else features.permute(0, 2, 3, 1)
+        x = self.pool(features, (2, 3)) if pool else features.permute(0, 2, 3, 1)
         if not pre_logits:
             x = self.head(x)
         elif isinstance(self.head, Head):

@@ -17,7 +17,7 @@ from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
 from vitrail.layers.checks import check_named
 from vitrail.layers.drop_path import drop_path_schedule
-from vitrail.layers.head import POOLS, Head, Pool
+from vitrail.layers.head import Head, Pool
 from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.norms import make_norm
 from vitrail.layers.patch_merging import PatchMerging
@@ -67,7 +67,7 @@ class SwinConfig(LayerSettings):
         mlp_ratio: Hidden width of the MLPs over the token width.
         qkv_bias: Whether queries, keys and values have a bias.
         global_pool: "avg" reads the mean over all tokens, "max" the largest value of each channel, "avgmax" the mean
-            of these two; "" classifies each token.
+            of these two, "map" attention with a learned query (arXiv:2106.04560); "" classifies each token.
         pos_embed: "relative" biases inside windows, "learned" or "sincos2d" absolute positions added to the patches,
             "learned+relative" or "sincos2d+relative" both, or "none"; the paper's table 4.
         pos_drop_rate: Dropout of the patches with absolute positions, in training.
@@ -93,7 +93,7 @@ class SwinConfig(LayerSettings):
 
     absent: ClassVar[Mapping[str, str]] = {
         "patch_drop_rate": "windows need the whole grid of patches; use drop_path_rate, or a ViT",
-        "class_token": "windows hold patches alone; use global_pool avg, max or avgmax",
+        "class_token": "windows hold patches alone; use global_pool avg, max, avgmax or map",
         "global_pool=token": "there is no class token",
         "reg_tokens": "windows hold patches alone; a ViT has register tokens",
     }
@@ -108,7 +108,7 @@ class SwinConfig(LayerSettings):
             object.__setattr__(self, name, to_pair(getattr(self, name), name))
         check_at_least(self, 1, "in_chans", "embed_dim")
         check_at_least(self, 0, "num_classes")
-        check_pool(self.global_pool, POOLS)
+        check_pool(self)
         check_stages(self, "depths", "num_heads")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         self.check_layers()
@@ -246,6 +246,7 @@ class Swin(Pyramid):
         self.head = Head(dims[-1], config.num_classes, drop_rate=config.drop_rate)
         self.feature_info = [FeatureInfo(f"layers.{i}", dim, (ph * 2**i, pw * 2**i)) for i, dim in enumerate(dims)]
         init_linears(self)
+        self.attn_pool = self.build_pool()
         init_position_table(self)
         init_patch_projection(self.patch_embed.proj)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError, closest
@@ -20,7 +19,7 @@ from vitrail.layers.attention import Attention
 from vitrail.layers.block import Block
 from vitrail.layers.checkpointing import run_block
 from vitrail.layers.drop_path import drop_path_schedule
-from vitrail.layers.head import POOLS, AttentionPool, linear_classifier, pool_tokens
+from vitrail.layers.head import linear_classifier
 from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.norms import make_norm
 from vitrail.layers.patches import LinearPatchEmbed, PatchDropout, PatchEmbed, check_images, take_patches, to_padding
@@ -162,7 +161,7 @@ class ViTConfig(LayerSettings):
         check_at_least(self, 0, "reg_tokens")
         self.check_layers()
         check_rates(self, "pos_drop_rate", "patch_drop_rate", "drop_path_rate")
-        check_pool(self.global_pool, ("token", "map", *POOLS))
+        check_pool(self, "token")
         check_choices(self, pos_embed_init=("normal", "sincos"), pos_embed=_POSITIONS, patch_embed=("conv", "linear"))
         self._check_tokens()
         if self.pos_embed == "rope" and (self.embed_dim // self.num_heads) % 4:
@@ -291,7 +290,7 @@ class ViT(VisionModel):
         # Where tokens are pooled the norm comes after the pooling, as in timm.
         pooled = config.global_pool in ("avg", "max", "avgmax") if config.fc_norm is None else config.fc_norm
         self.norm = nn.Identity() if pooled else make_norm(config.norm_layer, dim, _NORM_EPS)
-        self.attn_pool = self._build_pool()
+        self.attn_pool = self.build_pool()
         self.fc_norm = make_norm(config.norm_layer, dim, _NORM_EPS) if pooled else nn.Identity()
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = linear_classifier(dim, config.num_classes)
@@ -325,18 +324,9 @@ class ViT(VisionModel):
         self.patch_embed = kind(chans, config.embed_dim, patch, stride=stride, padding=padding, pixels=pixels)
         self.grid = self.patch_embed.grid_of(grid_size(size, pixels))
 
-    def _build_pool(self) -> AttentionPool | None:
-        config = self.config
-        if config.global_pool != "map":
-            return None
-        names = config.norm_layer, _NORM_EPS, config.act_layer
-        return AttentionPool(config.embed_dim, config.num_heads, config.mlp_ratio, *names)
-
     def _init_weights(self) -> None:
         # TokenLearner and TokenFuser have begun as their authors have them.
         init_linears(self.blocks, self.head)
-        if self.attn_pool is not None:
-            init_linears(self.attn_pool)
         kind, dim = self.config.pos_embed, self.config.embed_dim
         sincos = self.config.pos_embed_init == "sincos" and kind in LEARNED_TABLES
         init_position_table(self, fixed_positions(kind, self.grid, dim) if sincos else None)
@@ -499,19 +489,9 @@ class ViT(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
-        if self.attn_pool is not None:
-            pooled = self.attn_pool(features[:, self.num_prefix :])
-        else:
-            pooled = pool_tokens(features, self.config.global_pool, (1,), self.num_prefix, self.num_class_tokens)
-        pooled = self.fc_norm(pooled)
+        pooled = self.fc_norm(self.pool(features))
         out: Tensor = pooled if pre_logits else self.head(self.head_drop(pooled))
         return out
-
-    def pooling_weights(self, features: Tensor) -> Tensor | None:
-        """Mean over heads of the pooling's attention, as :meth:`VisionModel.pooling_weights`; prefix tokens get 0."""
-        if self.attn_pool is None:
-            return None
-        return F.pad(self.attn_pool.weights(features[:, self.num_prefix :]).mean(dim=1), (self.num_prefix, 0))
 
     def run_levels(
         self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
@@ -540,7 +520,7 @@ class ViT(VisionModel):
             self.config = dataclasses.replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
         super().reset_classifier(num_classes, global_pool)
         if (self.attn_pool is None) == (self.config.global_pool == "map"):
-            self.attn_pool = self._build_pool()
+            self.attn_pool = self.build_pool()
             if self.attn_pool is not None:
                 init_linears(self.attn_pool)
                 parameter = next(self.parameters())
