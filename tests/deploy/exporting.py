@@ -29,9 +29,9 @@ needs_openvino = skip_without("openvino")
 FORMATS = [pytest.param(engine, marks=skip_without(engine)) for engine in PACKAGES]
 
 
-def make_run(root, *words):
+def make_run(root, *words, per_class=4):
     """Train a ViT for one epoch on pictures of two brightnesses; the run lies in ``root/run``."""
-    folder = make_folder(root / "pictures", splits=("train", "val"), per_class=4)
+    folder = make_folder(root / "pictures", splits=("train", "val"), per_class=per_class)
     run = root / "run"
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         code = main(["train", "--data.source", "folder", "--data.path", str(folder), *SMALL, *(words or VIT),

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.deploy.exporting import make_run
+from vitrail.cli.main import main
 from vitrail.deploy.export.convert import trace
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.quantize import QuantizeSettings, quantize
 from vitrail.deploy.export.scope import Group, merge_neighbours, names_outside, quantized_groups, without_quantizers
 from vitrail.deploy.export.stored import StoredPixels
+from vitrail.engines import load_export
 from vitrail.engines.openvino import OpenVINOEngine
 from vitrail.errors import ConfigError
 from vitrail.models.registry import create_model, list_families
@@ -194,3 +197,25 @@ def test_the_layer_with_outliers_is_restored():
            if node.get_type_name() == "MatMul" and list(node.input_value(1).get_shape()) == [16, 64]]  # fmt: skip
     assert fc2[0] in found.restored
     assert found.operations["int8"] > 0
+
+
+@pytest.mark.slow
+def test_an_export_in_int8_is_written_with_its_quantisation(tmp_path, capsys):
+    run = make_run(tmp_path, per_class=40)
+    out = tmp_path / "out"
+    words = ["--precision", "int8", "--agreement", "0.5", "--max-drop", "0.5", "--include", "sets", "--threads", "1"]
+    assert main(["export", str(run), "--out", str(out), "--budget", "1s", *words]) == 0
+    assert "int8" in capsys.readouterr().out
+    export = load_export(out, threads=1)
+    record = export.record
+    assert (record["precision"], export.engine.precision) == ("int8", "int8")
+    assert record["quantisation"]["scheme"] == "SmoothQuant 0.95, fast bias correction"
+    assert record["candidates"][0]["measured"]["operations"]["int8"] >= 5
+    assert "set" in record["outputs"]
+    # Without being asked for, and with a short budget, it is left out with the reason.
+    assert (
+        main(["export", str(run), "--out", str(out), "--budget", "2s", "--threads", "1", "--format", "openvino"]) == 0
+    )
+    reason = next(row for row in load_export(out).record["candidates"] if row["name"] == "openvino int8")
+    assert reason["verdict"]["status"] == "not built"
+    assert "raise --budget" in reason["verdict"]["reason"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vitrail.deploy.export.export import Exported
 
 FORMATS = ("auto", "openvino", "onnx", "torch")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 INCLUDE = ("embedding", "heatmap", "sets", "ood")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -112,7 +112,7 @@ def _tables(exported: Exported, agreement: float) -> str:
     times = [f"ms at {batch}, {share}" for batch in batches for share in ("p50", "p99")]
     header = ["candidate", *times, "images/s", "file MB", "memory MB", "computes in", "products"]
     lines = [format_table(header, rows, right=range(1, 8)), "", format_table(*gate_table(exported.results), right=(1,))]
-    if any("bf16" in result.name for result in exported.results):
+    if any("fp32" not in result.name for result in exported.results):
         lines += ["", f"power of the gate: {power_text(exported.gate_images, agreement)}"]
     if exported.known:
         lines.append(f"{exported.known} of --images are left out: the run was made from them")

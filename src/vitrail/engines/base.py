@@ -14,7 +14,8 @@ class Engine(Protocol):
     """A loaded model. It runs one batch at a time; threads that run at once need an engine each.
 
     Attributes:
-        precision: Precision of the arithmetic, as the engine reports it: "fp32", "bf16" or "fp16".
+        precision: Precision of the arithmetic, as the engine reports it: "fp32", "bf16", "fp16", or "int8" of a
+            quantised model.
     """
 
     precision: str

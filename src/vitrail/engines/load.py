@@ -33,7 +33,7 @@ def open_engine(folder: Path, engine: str, precision: str, threads: int | None =
     Args:
         folder: Folder with the file.
         engine: Key of :data:`ENGINES`.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "int8".
         threads: Number of threads; all cores by default.
 
     Raises:

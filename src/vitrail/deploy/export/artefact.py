@@ -31,7 +31,7 @@ READING = (
     "spectral.offset", "spectral.range", "spectral.nodata",
 )  # fmt: skip
 # Largest difference of outputs on another processor, as a share of their scale, by precision.
-BOUNDS = {"fp32": 1e-3, "bf16": 5e-2}
+BOUNDS = {"fp32": 1e-3, "bf16": 5e-2, "int8": 0.1}
 # Outputs that jump where others, which are checked, pass a threshold.
 _STEPS = ("set", "ood_p_value")
 

@@ -14,12 +14,15 @@ from vitrail.deploy.export.gate import Criterion
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.engines.base import Engine
 from vitrail.engines.load import ENGINES, Export, open_engine
+from vitrail.engines.openvino import INT8
 from vitrail.errors import ConfigError, VitrailError
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", INT8)
 AUTO = "auto"
+# Model file in fp32, model file to write, the graph and its description.
+Quantize = Callable[[Path, Path, ExportGraph, Mapping[str, Any]], None]
 # From the safest to the riskiest, as the gate tests them.
-_ORDER = (("openvino", "fp32"), ("onnx", "fp32"), ("torch", "fp32"), ("openvino", "bf16"))
+_ORDER = (("openvino", "fp32"), ("onnx", "fp32"), ("torch", "fp32"), ("openvino", "bf16"), ("openvino", INT8))
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Built:
 
     Attributes:
         variant: The variant.
-        folder: Folder with its model file, which variants of one engine share.
+        folder: Folder with its model file, which variants of one engine in floating point share.
         facts: Description of the model.
         engine: The loaded engine; None if it could not be built or loaded.
         failure: Why not.
@@ -102,6 +105,7 @@ def build_candidates(
     variants: list[Variant],
     folder: Path,
     threads: int | None,
+    quantize: Quantize,
 ) -> list[Built]:
     """Convert the program to each engine, once, and load all variants.
 
@@ -112,6 +116,7 @@ def build_candidates(
         variants: What to build.
         folder: Folder for a sub-folder of each engine.
         threads: Number of threads of each engine.
+        quantize: Writes the model file in int8.
     """
     failures: dict[str, str] = {}
     built = []
@@ -122,12 +127,16 @@ def build_candidates(
             if not place.exists():
                 place.mkdir(parents=True)
                 convert(program, graph, variant.engine, place, facts)
+            if variant.engine not in failures and variant.precision == INT8:
+                file, place = ENGINES[variant.engine], folder / f"{variant.engine} {INT8}"
+                place.mkdir()
+                quantize(folder / variant.engine / file, place / file, graph, facts)
             if variant.engine not in failures:
                 engine = open_engine(place, variant.engine, variant.precision, threads)
         # Converters raise errors of many kinds for operators that they lack, all of them RuntimeErrors.
         except (VitrailError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            if not any(place.glob("model.*")):
+            if not any((folder / variant.engine).glob("model.*")):
                 failures[variant.engine] = reason
             built.append(Built(variant, place, facts, None, reason))
             continue

@@ -13,6 +13,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.layout import rewrite
 from vitrail.engines.load import ENGINES
 from vitrail.engines.torch import RECORD
 from vitrail.extras import import_extra
@@ -71,6 +72,7 @@ def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, fa
         port.get_tensor().set_names({entry.name})
     for port, name in zip(model.outputs, graph.outputs, strict=True):
         port.get_tensor().set_names({name})
+    rewrite(model)
     model.set_rt_info(facts, [METADATA, "export"])
     # Default names count all operations of the process: two exports would differ.
     model.set_friendly_name(METADATA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vitrail.config.data import DataConfig
 from vitrail.config.load import load_recipe
 from vitrail.data.dataset import ImageData
 from vitrail.deploy.export.artefact import check_out, describe_model, new_export, write_check, write_record
+from vitrail.deploy.export.calibrate import Quantizer
 from vitrail.deploy.export.candidates import AUTO, Built, build_candidates, list_variants
 from vitrail.deploy.export.choice import Candidate, choose
 from vitrail.deploy.export.convert import trace
@@ -31,10 +32,12 @@ from vitrail.deploy.export.gate_images import (
 )
 from vitrail.deploy.export.graph import INCLUDE, ExportGraph
 from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
+from vitrail.deploy.export.quantize import QuantizeSettings
 from vitrail.deploy.export.stored import as_photographs, stored_pixels
 from vitrail.deploy.export.verdict import Result
 from vitrail.deploy.exported import heatmap_of, to_inputs
 from vitrail.engines.load import Export, load_export
+from vitrail.engines.openvino import INT8
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.machine import cores, processor
 from vitrail.models.registry import find_family
@@ -45,8 +48,8 @@ from vitrail.runs.trained import TrainedModel, load_classifier
 _CHECK_IMAGES = 4
 # Training images of the out-of-distribution reference, at most.
 _REFERENCE_IMAGES = 2000
-# Share of the budget for the timed calls.
-_TIMED = 0.25
+# Shares of the budget for the timed calls, and for quantisation.
+_TIMED, _QUANTIZED = 0.25, 0.5
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,11 @@ def export(
         data: Data settings, where they differ from those of the run's recipe.
         out: Folder of the export; ``export`` in the run folder by default. An earlier export there is replaced.
         format: "openvino", "onnx" or "torch"; "auto" for the fastest.
-        precision: "fp32" or "bf16"; "auto" for the fastest that passes.
+        precision: "fp32", "bf16" or "int8"; "auto" for the fastest that passes.
         include: Outputs besides logits and probabilities, of :data:`~vitrail.deploy.export.graph.INCLUDE`.
         images: Files and folders of further gate images, without labels.
         limits: Limits of the gate; the defaults if None.
-        budget: Seconds for measuring; a quarter is for timed calls.
+        budget: Seconds for measuring; a quarter is for timed calls, half for quantisation.
         threads: Number of threads of the engine; all cores by default.
         report: Receives a line at the beginning of each step.
 
@@ -118,6 +121,11 @@ def export(
 
     decisions = _decisions(trained, own, selected[0], original.original.logits, include)
 
+    quantizer = Quantizer(
+        own, (limits or Limits()).agreement, trained.card.multi_label,
+        QuantizeSettings(budget=budget * _QUANTIZED, threads=threads), precision == INT8, report,
+    )  # fmt: skip
+
     report("trace the model")
     graph, no_photographs = _graph(trained, data, own, selected[0], include, decisions)
     program = trace(graph)
@@ -125,7 +133,7 @@ def export(
         report(f"convert to {', '.join(dict.fromkeys(one.engine for one in variants))}")
         built = build_candidates(
             program, graph, lambda engine: describe_model(graph, data, engine, no_photographs), variants, Path(work),
-            threads,
+            threads, quantizer,
         )  # fmt: skip
         measured = _measure(built, trained, selected[0], budget * _TIMED, threads, report)
         report(f"compare with the run on {len(original.targets):,} images")
@@ -144,9 +152,10 @@ def export(
             graph, _ = _graph(trained, data, own, selected[0], include, decisions)
             (chosen,) = build_candidates(
                 trace(graph), graph, lambda engine: describe_model(graph, data, engine, no_photographs),
-                [chosen.variant], Path(work) / "decided", threads,
+                [chosen.variant], Path(work) / "decided", threads, quantizer,
             )  # fmt: skip
-        _write(folder, chosen, graph, selected[0], results, measured, threads)
+        more = {"quantisation": quantizer.describe()} if chosen.variant.precision == INT8 else {}
+        _write(folder, chosen, graph, selected[0], results, measured, threads, more)
     return Exported(load_export(out, threads), results, measured, len(original.targets), known)
 
 
@@ -238,7 +247,7 @@ def _choose(
 
 def _write(
     folder: Path, chosen: Built, graph: ExportGraph, first: Selection, results: Sequence[Result],
-    measured: dict[str, Measured], threads: int | None,
+    measured: dict[str, Measured], threads: int | None, quantisation: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Write the chosen candidate's files, its check images, and the record."""
     spread = [first.indices[i * len(first.indices) // _CHECK_IMAGES] for i in range(_CHECK_IMAGES)]
@@ -258,5 +267,6 @@ def _write(
             {**result.to_json(), "measured": measured[result.name].to_json() if result.name in measured else None}
             for result in results
         ],
+        **quantisation,
     }
     write_record(folder, chosen.facts, more)

@@ -141,9 +141,9 @@ def quantize(
 
     Args:
         model: ``openvino.Model`` in fp32, with the outputs "logits" and "probabilities".
-        calibration: Training images by name of the input; inputs that are missing get an empty batch, which excludes
-            the full bias correction.
-        ranking: Other training images; inputs that are missing get an empty batch.
+        calibration: Training images by name of the input. Only the full bias correction, which needs all inputs, uses
+            those that ``ranking`` does not have.
+        ranking: Other training images. Inputs that are missing get an empty batch.
         enough: Bound on the change of the probabilities.
         multi_label: Whether decisions are those of each label.
         settings: Settings; the defaults if None.
@@ -157,6 +157,13 @@ def quantize(
         ConfigError: The compiled model has no int8 operation.
     """
     return _Quantization(model, calibration, ranking, enough, multi_label, settings or QuantizeSettings(), report).run()
+
+
+def repeat(model: Graph, calibration: Arrays, ranking: Arrays, found: Quantized, settings: QuantizeSettings) -> Graph:
+    """Quantise a graph of the same network by settings that were found before; arguments as for :func:`quantize`."""
+    names = calibration if found.scheme.full_correction else ranking
+    items = _items(model, {name: calibration[name] for name in names}, settings.images)
+    return _run_nncf(model, items, found.scheme, [*names_outside(model), *found.restored])
 
 
 @dataclass(frozen=True)
@@ -179,11 +186,7 @@ class _Quantization:
     ) -> None:  # fmt: skip
         self.model, self.enough, self.multi_label = model, enough, multi_label
         self.settings, self.report = settings, report
-        count = min(len(x) for x in calibration.values())
-        self.items = [
-            _with_empty(model, {name: x[i : i + 1] for name, x in calibration.items()})
-            for i in range(min(count, settings.images))
-        ]
+        self.calibration = calibration
         self.empty = [port.get_any_name() for port in model.inputs if port.get_any_name() not in calibration]
         self.ranking = ranking
         self.outside = names_outside(model)
@@ -266,7 +269,10 @@ class _Quantization:
 
     def _variant(self, scheme: Scheme, restored: tuple[str, ...] = ()) -> _Variant:
         begun = time.monotonic()
-        made = _run_nncf(self.model, self.items, scheme, [*self.outside, *restored])
+        # An image for each input only where it is needed: the network computes both.
+        names = self.calibration if scheme.full_correction else self.ranking
+        items = _items(self.model, {name: self.calibration[name] for name in names}, self.settings.images)
+        made = _run_nncf(self.model, items, scheme, [*self.outside, *restored])
         engine = OpenVINOEngine(made, INT8, self.settings.threads)
         self.floating, operations = engine.floating, engine.operations()
         change, difference = self._measure(engine)
@@ -298,6 +304,12 @@ class _Quantization:
 
     def _fits(self, seconds: float) -> bool:
         return time.monotonic() - self.start + seconds <= self.settings.budget
+
+
+def _items(model: Graph, images: Arrays, most: int) -> list[Arrays]:
+    """Return calibration images, a batch of one each."""
+    count = min(most, *(len(x) for x in images.values()))
+    return [_with_empty(model, {name: x[i : i + 1] for name, x in images.items()}) for i in range(count)]
 
 
 def _with_empty(model: Graph, images: Arrays) -> Arrays:

@@ -40,7 +40,7 @@ def readme(facts: Mapping[str, Any]) -> str:
     names = [entry["name"] for entry in inputs]
     code = _CODE[engine].format(
         file=ENGINES[engine],
-        hint="bf16" if facts["precision"] == "bf16" else "f32",
+        hint="f32" if facts["precision"] == "fp32" else "bf16",
         arrays="\n".join(_array(entry, inputs[0]["entry"], "torch" if engine == "torch" else "np") for entry in inputs),
         feed=", ".join(f'"{name}": {name}' for name in names),
         positional=", ".join(names),

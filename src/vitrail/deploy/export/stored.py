@@ -116,17 +116,21 @@ def _of_bands(limits: ValueRange, bands: tuple[str, ...], wanted: tuple[str, ...
     return ValueRange(low, high, limits.kind)
 
 
-def as_photographs(stored: Mapping[str, StoredPixels], batch: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+def as_photographs(
+    stored: Mapping[str, StoredPixels], batch: Mapping[str, torch.Tensor], enlarge: tuple[int, int] = (2, 3)
+) -> dict[str, np.ndarray]:
     """Enlarge images in 0..1 and convert them to stored values: photographs of a shape that is cropped and resized.
 
     Args:
         stored: Result of :func:`stored_pixels`.
         batch: Streams in 0..1, shape ``(B, C, H, W)`` each.
+        enlarge: Factors of height and width.
     """
     photographs = {}
     for name, own in stored.items():
         low, high = (torch.tensor(side).view(-1, 1, 1) for side in (own.low, own.high))
-        values = batch[name].repeat_interleave(2, dim=2).repeat_interleave(3, dim=3) * (high - low) + low
+        down, across = enlarge
+        values = batch[name].repeat_interleave(down, dim=2).repeat_interleave(across, dim=3) * (high - low) + low
         whole = own.dtype != torch.float32
         photographs[name] = (values.round() if whole else values).numpy().astype(str(own.dtype).removeprefix("torch."))
     return photographs

@@ -1,0 +1,116 @@
+"""Quantisation of a run's export: its training images for calibration and ranking, its bound and its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitrail.data.dataset import ImageData
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.quantize import Change, Quantized, QuantizeSettings, quantize, repeat
+from vitrail.deploy.export.stored import as_photographs
+from vitrail.deploy.exported import to_inputs
+from vitrail.engines.base import Arrays
+from vitrail.errors import ConfigError
+from vitrail.extras import import_extra
+
+# Calibration images, and ranking images: half of the training images each where there are fewer.
+_IMAGES = 300
+_LEAST_IMAGES = 16
+_CHUNK = 16
+# Seconds below which quantisation is not begun, unless it is asked for.
+LEAST_BUDGET = 30.0
+
+
+class Quantizer:
+    """Quantises OpenVINO files of a run's graph; the second file by the settings found for the first.
+
+    Args:
+        images: The run's images.
+        agreement: Agreement that the gate asks for. Half as many decisions may differ on the ranking images, so that
+            the result has a chance to pass.
+        multi_label: Whether decisions are those of each label.
+        settings: Settings.
+        forced: Whether int8 was asked for, so that it is made in spite of a short budget.
+        report: Receives a line at each step.
+
+    Attributes:
+        found: Result for the first file; None before.
+    """
+
+    def __init__(
+        self, images: ImageData, agreement: float, multi_label: bool, settings: QuantizeSettings, forced: bool = False,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        self.images, self.agreement, self.multi_label = images, agreement, multi_label
+        self.settings, self.forced, self.report = settings, forced, report
+        self.found: Quantized | None = None
+
+    def __call__(self, source: Path, target: Path, graph: ExportGraph, facts: Mapping[str, Any]) -> None:
+        """Quantise a file.
+
+        Args:
+            source: model.xml in fp32.
+            target: model.xml to write.
+            graph: The graph that it was made from.
+            facts: Its description.
+
+        Raises:
+            ConfigError: The budget is too short, training images are too few, or no operation became int8.
+        """
+        openvino = import_extra("openvino", "export")
+        model = openvino.Core().read_model(source)
+        calibration, ranking = self._images(graph, facts)
+        if self.found is None:
+            self.found = quantize(
+                model, calibration, ranking, self._enough, multi_label=self.multi_label, settings=self.settings,
+                report=self.report,
+            )  # fmt: skip
+            model = self.found.model
+        else:
+            model = repeat(model, calibration, ranking, self.found, self.settings)
+        openvino.save_model(model, target, compress_to_fp16=False)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the quantisation for export.json."""
+        found = self.found
+        assert found is not None, "a file was quantised"
+        return {
+            "scheme": found.scheme.name,
+            "restored": list(found.restored),
+            "tried": [{"name": name, **vars(change)} for name, change in found.tried],
+        }
+
+    def _enough(self, change: Change) -> bool:
+        return change.misses <= (1 - self.agreement) / 2 * change.images
+
+    def _images(self, graph: ExportGraph, facts: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
+        if not self.forced and self.settings.budget < LEAST_BUDGET:
+            raise ConfigError(
+                f"quantisation has {self.settings.budget:.0f} s and needs {LEAST_BUDGET:.0f} s; raise --budget, or ask "
+                "for --precision int8"
+            )
+        indices = self.images.balanced_sample("train", 2 * _IMAGES) if self.images.splits.get("train") else []
+        if len(indices) < 2 * _LEAST_IMAGES:
+            raise ConfigError(
+                f"quantisation needs {2 * _LEAST_IMAGES} training images, the run has {len(indices)}; export with "
+                "--precision bf16 or fp32"
+            )
+        # Alternately, so that classes are as balanced in both.
+        return self._load(indices[::2], graph, facts, photographs=True), self._load(indices[1::2], graph, facts)
+
+    def _load(
+        self, indices: Sequence[int], graph: ExportGraph, facts: Mapping[str, Any], photographs: bool = False
+    ) -> Arrays:
+        parts: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(indices), _CHUNK):
+            batch = self.images.batch(indices[start : start + _CHUNK])
+            found = to_inputs(facts, batch)
+            if photographs and graph.stored:
+                found |= as_photographs(graph.stored, batch, enlarge=(1, 1))
+            for name, values in found.items():
+                parts.setdefault(name, []).append(values)
+        return {name: np.concatenate(values) for name, values in parts.items()}
