@@ -7,15 +7,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
-import torch
 
-from tests.peers import define_missing_operators
 from tests.probes import probes as probes
 
-# Importing the tests makes millions of objects that stay; to look through them again and again takes seconds.
-gc.disable()
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-define_missing_operators()
+
+def pytest_collectstart(collector):
+    """Before the first test is imported, and never in the process that only hands tests out: it needs no torch."""
+    if not isinstance(collector, pytest.Session):
+        return
+    import torch
+
+    from tests.peers import define_missing_operators
+
+    # Importing the tests makes millions of objects that stay; to look through them again and again takes seconds.
+    gc.disable()
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    define_missing_operators()
 
 
 def pytest_collection_finish():
@@ -25,6 +32,8 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    import torch
+
     torch.manual_seed(1234)
 
 

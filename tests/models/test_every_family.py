@@ -1,17 +1,20 @@
 """What every registered family promises, tried on its tiny ``test_config``."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
 import torch
 
 import vitrail
+from tests.tiers import fast_first
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers import AttentionTap
 from vitrail.models import list_families
 
 FAMILIES = sorted(list_families())
+BACKENDS = ("eager", "aot_eager")
 
 
 @pytest.fixture(params=FAMILIES)
@@ -151,10 +154,11 @@ def test_grad_checkpointing_gives_the_same_gradients(model):
 
 @pytest.mark.parametrize(
     ("family", "backend"),
-    [*((name, "eager") for name in FAMILIES), ("vit", "aot_eager"),
-     *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in FAMILIES if name != "vit")],
+    fast_first(
+        [("vit", "aot_eager"), *((f, b) for f in FAMILIES for b in BACKENDS if (f, b) != ("vit", "aot_eager"))], 1
+    ),
     indirect=["family"],
-)  # fmt: skip
+)
 def test_compiles_without_a_graph_break(model, backend):
     torch.compiler.reset()
     model.eval()
@@ -169,6 +173,7 @@ def test_compiles_without_a_graph_break(model, backend):
         assert torch.allclose(eager, compiled, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", fast_first(["vit", "hvt", "swin", "maxvit"], 2), indirect=True)
 def test_exports_for_any_batch(model):
     model.eval()
     inputs = _inputs(model)

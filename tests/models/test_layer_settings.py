@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import vitrail
+from tests.tiers import fast_first
 from vitrail.errors import ConfigError
 from vitrail.explain import explain
 from vitrail.layers.activations import ACTIVATIONS
@@ -53,11 +54,22 @@ def _add_positions(name, rate):
 
 def _rates():
     pairs = [(name, rate) for name, family in FAMILIES.items() for rate in RATES if rate in family.settings]
-    return [pytest.param(*pair, id="-".join(pair)) for pair in pairs]
+    first = [(*pair, i % 2 == 1) for i, pair in enumerate(pairs)]
+    return fast_first([*first, *((name, rate, not checkpointing) for name, rate, checkpointing in first)], len(first))
 
 
-@pytest.mark.parametrize(("name", "rate"), _rates())
-@pytest.mark.parametrize("checkpointing", [False, True])
+def _changes():
+    """All changes at once in each family and each change in one family; then the other pairs."""
+    pairs = [(name, change) for name in FAMILIES for change in CHANGES]
+    first = [
+        (name, change)
+        for name, change in pairs
+        if change is CHANGES[-1] or CHANGES.index(change) % len(FAMILIES) == list(FAMILIES).index(name)
+    ]
+    return fast_first([*first, *(pair for pair in pairs if pair not in first)], len(first))
+
+
+@pytest.mark.parametrize(("name", "rate", "checkpointing"), _rates())
 def test_rates_act_in_training_alone(name, rate, checkpointing):
     settings = _add_positions(name, rate)
     plain, model = _build(name, **settings), _build(name, **settings, **{rate: 0.4})
@@ -88,8 +100,8 @@ def test_rates_of_zero_change_no_training(name):
     assert torch.equal(plain.train()(*inputs), model.train()(*inputs))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: "+".join(map(str, change.values())))
+@pytest.mark.parametrize(("name", "change"), _changes(), ids=lambda value: "+".join(map(str, value.values()))
+                         if isinstance(value, dict) else value)  # fmt: skip
 def test_layers_by_name_run_train_and_are_explained(name, change):
     plain, model = _build(name), _build(name, **change)
     inputs = _inputs(model, grow=5)

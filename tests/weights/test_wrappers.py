@@ -9,6 +9,7 @@ import datetime
 import decimal
 import enum
 import functools
+import itertools
 import os
 import pathlib
 import pickle
@@ -66,8 +67,16 @@ def _write(content, path, how):
         torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("prefix", fast_first(PREFIXES, 5))
+@pytest.mark.parametrize(
+    ("family", "prefix"),
+    fast_first(
+        sorted(
+            itertools.product(FAMILIES, PREFIXES),
+            key=lambda pair: (FAMILIES.index(pair[0]) - PREFIXES.index(pair[1])) % len(FAMILIES) > 0,
+        ),
+        len(PREFIXES),
+    ),
+)
 def test_every_wrapper_prefix_and_format(family, prefix, tmp_path):
     model = build(family, 1)
     rng = random.Random(f"{family} {prefix}")
