@@ -1,0 +1,188 @@
+"""Images per second of exports, in turns with timm and with vitrail in eager mode, in one process.
+
+    .venv-peers/bin/python benchmarks/export.py                                   # all models, about 20 minutes
+    .venv-peers/bin/python benchmarks/export.py --models vit_small_patch16_224 --rounds 31
+
+Weights are random, with all biases and norms changed, since zeros and ones would be left out of the graph. The
+agreement of int8 with fp32 on random images is printed; it says nothing about trained models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitrail.deploy.export.convert import convert, trace
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.quantize import QuantizeSettings, quantize
+from vitrail.engines.openvino import OpenVINOEngine
+from vitrail.files import write_text
+from vitrail.machine import cores, processor
+from vitrail.models.registry import create_model
+from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "benchmarks" / "results" / "export"
+# Least speed of int8 over timm in eager mode.
+TARGETS = {"vit_small_patch16_224": 3.7, "swin_tiny_patch4_window7_224": 4.0, "maxvit_tiny_tf_224": 5.6}
+SIZE, CLASSES = (224, 224), 10
+BANDS = ("red", "green", "blue")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def build(name: str) -> TrainedModel:
+    """A model with random weights, as a run's."""
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=CLASSES).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim <= 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    card = ModelCard(name, {}, tuple(map(str, range(CLASSES))), {"image": StreamCard(BANDS, MEAN, STD, SIZE, "uint8")})
+    return TrainedModel(model, card.normalization(), card)
+
+
+def pictures(count: int, seed: int) -> np.ndarray:
+    """Random pictures of soft patches, uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((count, 3, 8, 8), generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear")
+    return ((smooth + torch.rand(smooth.shape, generator=generator) * 0.1).clamp(0, 1) * 255).to(torch.uint8).numpy()
+
+
+def measure_model(name: str, batch: int, rounds: int, images: int) -> dict:
+    """Measure one model."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    from tests.peers import define_missing_operators
+
+    define_missing_operators()
+    import timm
+
+    trained = build(name)
+    graph = ExportGraph(trained, {"image": torch.uint8}, {}, ("embedding",))
+    peer = timm.create_model(name, num_classes=CLASSES).eval()
+    pixels = pictures(batch, 0)
+    unit = torch.from_numpy(pixels).float() / 255
+    steps: dict[str, Callable[[], object]] = {
+        "timm, eager fp32": lambda: peer(unit),
+        "vitrail, eager fp32": lambda: trained.classify(unit),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        convert(trace(graph), graph, "openvino", Path(folder), {})
+        file = Path(folder) / "model.xml"
+        engines = {precision: OpenVINOEngine(file, precision, cores()) for precision in ("fp32", "bf16")}
+        import openvino
+
+        found = quantize(
+            openvino.Core().read_model(file),
+            {"image_resized": pictures(images, 1)},
+            {"image_resized": pictures(images, 2)},
+            lambda change: True,
+            settings=QuantizeSettings(smooth=(0.95,), budget=0, threads=cores()),
+            report=lambda line: print(f"  {line}", flush=True),
+        )
+        engines["int8"] = OpenVINOEngine(found.model, "int8", cores())
+    names = {}
+    for precision, engine in engines.items():
+        label = f"OpenVINO {precision}" if precision != "int8" else f"OpenVINO int8 + {engine.floating}"
+        names[label] = engine
+        steps[label] = lambda engine=engine: engine.run({"image_resized": pixels})
+    times = alternate(steps, rounds)
+    rows = []
+    for label, own in times.items():
+        ratios = [base / one for base, one in zip(times["timm, eager fp32"], own, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append(
+            {
+                "name": label,
+                "images_per_second": batch / statistics.median(own),
+                "over_timm": middle,
+                "quartiles": [low, high],
+                "operations": names[label].operations() if label in names else {},
+            }
+        )
+    return {"model": name, "rows": rows, "int8": {"scheme": found.scheme.name, **vars(found.change)}}
+
+
+def alternate(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step, in turns."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    with torch.inference_mode():
+        for turn in range(rounds + 1):
+            for name, step in steps.items():
+                begun = time.perf_counter()
+                step()
+                if turn:  # the first one fills caches
+                    times[name].append(time.perf_counter() - begun)
+    return times
+
+
+def page(results: list[dict], facts: dict) -> str:
+    """Write the page."""
+    lines = [
+        "# Speed of exports",
+        "",
+        f"{facts['processor']}, {facts['threads']} threads, batch {facts['batch']}, 224 pixels, random weights; "
+        f"{facts['rounds']} rounds in turns, in one process. Load of the machine: {facts['load']:.1f}"
+        + (" (a trial: other programs ran beside it)." if facts["load"] > facts["threads"] else "."),
+        "Ratios are medians over the rounds, with quartiles.",
+        "",
+        "| model | engine | images/s | over timm | quartiles | products and convolutions | aim |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for row in result["rows"]:
+            low, high = row["quartiles"]
+            counts = ", ".join(f"{n} {precision}" for precision, n in row["operations"].items())
+            aim = f">= {TARGETS[result['model']]}" if "int8" in row["name"] and result["model"] in TARGETS else ""
+            lines.append(
+                f"| {result['model']} | {row['name']} | {row['images_per_second']:.1f} | {row['over_timm']:.2f} | "
+                f"{low:.2f} to {high:.2f} | {counts} | {aim} |"
+            )
+    lines.append("")
+    for result in results:
+        own = result["int8"]
+        lines.append(
+            f"- {result['model']}, {own['scheme']}: {own['images'] - own['misses']} of {own['images']} decisions as in "
+            f"fp32 on random images, probabilities change by {own['mean']:.2g} on average."
+        )
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(TARGETS))
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--images", type=int, default=32, help="images for calibration, and for the agreement")
+    parser.add_argument("--out", type=Path, default=OUT, help="path of the two files, without an ending")
+    arguments = parser.parse_args()
+    torch.set_num_threads(cores())
+    results = []
+    facts = {"processor": processor(), "threads": cores(), "batch": arguments.batch, "rounds": arguments.rounds}
+    for name in arguments.models:
+        print(name, flush=True)
+        results.append(measure_model(name, arguments.batch, arguments.rounds, arguments.images))
+        facts["load"] = os.getloadavg()[0]
+        for row in results[-1]["rows"]:
+            print(
+                f"  {row['name']}: {row['images_per_second']:.1f} images/s, {row['over_timm']:.2f} x timm", flush=True
+            )
+        write_text(arguments.out.with_suffix(".json"), json.dumps({**facts, "models": results}, indent=1) + "\n")
+        write_text(arguments.out.with_suffix(".md"), page(results, facts))
+
+
+if __name__ == "__main__":
+    main()
