@@ -6,16 +6,22 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
+import vitrail
 from tests.compare.runs import finish
 from vitrail.compare import load_suite, plan
 from vitrail.compare.execute import write_recipes
-from vitrail.compare.plan import commands, expect
+from vitrail.compare.plan import commands, expect, identity
+from vitrail.config.load import load_recipe
 from vitrail.errors import RunError
+from vitrail.models.registry import find_family
 from vitrail.runs.lock import lock_holder, lock_run_folder
 from vitrail.runs.suite import SuiteFolder
+
+RECIPES = Path(vitrail.__file__).parent / "recipes" / "digits"
 
 
 def _states(runs):
@@ -130,3 +136,24 @@ def test_a_full_disk_names_the_lock_and_leaves_none(tmp_path, monkeypatch):
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "of_an_earlier_version"),
+    [
+        ("hvt", "6ebc933c42d5"),
+        ("maxvit", "983462b19394"),
+        ("swin", "04d102aec94a"),
+        ("vit", "ac81eb2b69fc"),
+        ("vit_token_learner", "27d58557a75e"),
+    ],
+)
+def test_settings_added_later_leave_identities_as_they_were(recipe, of_an_earlier_version):
+    """The identities were recorded before families had dropout rates, norms by name and the like.
+
+    With other identities the trained runs of a suite would not be found again.
+    """
+    path = RECIPES / f"{recipe}.yaml"
+    assert identity(load_recipe(path, settings_of=lambda name: find_family(name)[0].config)) == of_an_earlier_version
+    changed = load_recipe(path, ["--model.drop_rate", "0.1"], settings_of=lambda name: find_family(name)[0].config)
+    assert identity(changed) != of_an_earlier_version

@@ -40,8 +40,16 @@ _WITHOUT_EFFECT = (
     ("data", "check_copies"),
 )  # fmt: skip
 
-# Settings that earlier versions did not have, and the values at which they change nothing.
+# Settings that earlier versions did not have, and the values at which they change nothing: left out of the identity
+# there, so that runs of earlier versions stay those of their suites.
 _ADDED = {"crop_pct": 1.0}
+# Of models, whose default changes nothing.
+_ADDED_TO_MODELS = (
+    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "act_layer", "norm_layer",
+    "mlp_layer", "init_values", "qk_norm", "num_class_tokens", "reg_tokens", "no_embed_class", "patch_embed",
+    "patch_stride", "patch_padding", "stem", "stem_width", "pos_embed",
+)  # fmt: skip
+_ADDED_TO_PARTS = {"token_learner": {"dropout_rate": 0.0}}
 
 # Settings of a model that default to those of the data.
 _DATA_SETTINGS = ("num_classes", "in_chans", "spectral_chans", "img_size")
@@ -208,6 +216,8 @@ def identity(recipe: Recipe, needs: str | None = None, where: str = "recipe", kn
     for key, value in _ADDED.items():
         if content["data"][key] == value:
             content["data"].pop(key)
+    if content["run"]["explain_method"] == "auto":
+        content["run"]["explain_method"] = "rollout"  # the default of earlier versions; results do not depend on it
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -224,9 +234,19 @@ def _complete_model(config: ModelConfig) -> dict[str, Any]:
         settings = complete_settings(config.name, config.settings)
     except ConfigError:  # required settings may come from the data
         return {}
+    defaults = {field.name: field.default for field in dataclasses.fields(family.config)}
+    for part, added in _ADDED_TO_PARTS.items():
+        for key, value in added.items():
+            if settings.get(part) and settings[part][key] == value:
+                settings[part].pop(key)
     return {
         "name": family.name,
-        **{key: value for key, value in settings.items() if key in config.settings or key not in _DATA_SETTINGS},
+        **{
+            key: value
+            for key, value in settings.items()
+            if (key in config.settings or key not in _DATA_SETTINGS)
+            and not (key in _ADDED_TO_MODELS and value == defaults[key])
+        },
     }
 
 
