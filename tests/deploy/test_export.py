@@ -97,6 +97,7 @@ def test_no_file_holds_paths_of_this_machine(exported, run, engine):
 
 
 @needs_openvino
+@pytest.mark.slow
 def test_two_exports_are_one_file(exported, run, tmp_path):
     first = json.loads((exported("openvino") / "1" / "export.json").read_text())
     assert main(["export", str(run), "--out", str(tmp_path / "again"), "--format", "openvino", *QUICK]) == 0
