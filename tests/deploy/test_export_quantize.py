@@ -107,6 +107,7 @@ def test_the_layers_of_the_network_alone_are_quantised(photographs):
     assert not {"Parameter", "Result"} & set(kinds(photographs, outside))
 
 
+@pytest.mark.slow
 def test_edges_are_preprocessing():
     model = trained("hvt", {**HVT, "num_classes": 5}, spectral="edges")
     made = convert(model)
@@ -134,6 +135,7 @@ def test_the_quantised_model_has_int8_operations_and_equal_preprocessing(photogr
     np.testing.assert_allclose(whole["probabilities"], resized["probabilities"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_full_bias_correction_follows_and_the_budget_ends_the_trials(photographs, quantized):
     found, _ = quantized
     assert [name for name, _ in found.tried] == [
@@ -177,6 +179,7 @@ def test_neighbours_are_merged_evenly(count, most):
     assert [name for group in merged for name in group.layers] == [f"layer{i}" for i in range(count)]
 
 
+@pytest.mark.slow
 def test_the_layer_with_outliers_is_restored():
     """A channel that is a thousand times larger than the others leaves them one level of int8."""
     model = trained("vit", VIT)
