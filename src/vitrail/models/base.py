@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.symbolic import resolve_annotations
-from vitrail.models.checkpoint_sizes import count_prefix, old_grid
+from vitrail.models.checkpoint_sizes import count_prefix, embeds_prefix, old_grid
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.pooling import Pooling
 from vitrail.models.scripting import as_traced
@@ -351,7 +351,9 @@ class VisionModel(Pooling):
             settings[f"{prefix}patch_size"] = patch
             positions = state.get(key.replace("patch_embed.proj.weight", "pos_embed"))
             if positions is not None and positions.ndim == 3:
-                grid = old_grid(positions.shape[1] - count_prefix(state), patch, {}, prefix)
+                count = positions.shape[1]
+                before = count_prefix(state) if embeds_prefix(count, state) else 0
+                grid = old_grid(count - before, patch, {}, prefix)
                 if grid is not None:
                     settings[f"{prefix}img_size"] = (grid[0] * patch[0], grid[1] * patch[1])
         return settings

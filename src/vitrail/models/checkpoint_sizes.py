@@ -72,6 +72,12 @@ def count_prefix(state: Mapping[str, Tensor]) -> int:
     return sum(token.shape[1] if token.ndim == 3 else 1 for token in tokens)
 
 
+def embeds_prefix(count: int, state: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint's positions, ``count`` in all, hold those of its prefix tokens before those of a square."""
+    without = count - count_prefix(state)
+    return math.isqrt(max(without, 0)) ** 2 == without or math.isqrt(count) ** 2 != count
+
+
 def old_window(count: int, made_for: Mapping[str, Any]) -> tuple[int, int] | None:
     """The window that a checkpoint's table of relative positions was learned for.
 

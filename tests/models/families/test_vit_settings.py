@@ -292,6 +292,7 @@ def test_overlapping_patches_are_refused_by_masks():
         {"qk_norm": True, "global_pool": "map"},
         {"mlp_layer": "swiglu", "mlp_ratio": 2.0},
         {"num_class_tokens": 2},
+        {"no_embed_class": True, "reg_tokens": 4},
     ],
     ids=name_of,
 )

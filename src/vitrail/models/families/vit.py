@@ -37,7 +37,7 @@ from vitrail.layers.stems import make_stem, measure_stem
 from vitrail.layers.symbolic import is_symbolic
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel, group_parameters
-from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, old_grid, read_width
+from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, embeds_prefix, old_grid, read_width
 from vitrail.models.checks import (
     as_config,
     check_at_least,
@@ -586,6 +586,9 @@ class ViT(VisionModel):
         token = state.get("cls_token")
         if token is not None and token.ndim == 3 and token.shape[1] > 1:
             names["num_class_tokens"] = token.shape[1]
+        table = state.get("pos_embed")
+        if table is not None and table.ndim == 3 and not embeds_prefix(table.shape[1], state):
+            names["no_embed_class"] = True
         structure = cls.read_structure(state)
         names |= {key: structure[key] for key in _READ if key in structure}
         return {**super().read_settings(state), **names}
