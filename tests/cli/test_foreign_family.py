@@ -39,7 +39,7 @@ def install(folder, entry="vitrail_pvt:family"):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
     install(folder)
-    families = dict(REGISTERED)
+    families = list_families()  # those of this package register when they are first listed
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
