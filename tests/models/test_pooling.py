@@ -11,6 +11,7 @@ from vitrail.explain import explain
 from vitrail.layers.fast.dispatch import without_fast_paths
 from vitrail.layers.head import POOLS, pool_tokens
 from vitrail.models import list_families
+from vitrail.models.profile import walk
 
 FAMILIES = list_families()
 CASES = {
@@ -161,3 +162,13 @@ def test_a_class_token_that_a_family_lacks_is_refused_with_the_reason(name):
 def test_pooling_of_tokens_refuses_what_it_does_not_compute():
     with pytest.raises(ConfigError, match=r"pool must be 'token' or 'avg' .*got 'map'; AttentionPool"):
         pool_tokens(torch.zeros(1, 2, 3), "map", (1,))
+
+
+def test_the_attention_of_the_pooling_is_a_step_of_the_walk(case):
+    model = build(case, global_pool="map")
+    pool, dim = model.attn_pool, model.attn_pool.q.in_features
+    (step,) = (step for step in walk(model, inputs_of(model), repeats=1) if step.name == "attn_pool")
+    assert step.parameters == sum(p.numel() for p in pool.parameters())
+    images, tokens = 2, tokens_of(model.forward_features(*inputs_of(model)), model).shape[1]
+    products = images * (dim * dim * 2 + tokens * 2 * dim * dim + 2 * tokens * dim)
+    assert step.multiply_adds == products + images * 2 * dim * pool.mlp.fc1.out_features

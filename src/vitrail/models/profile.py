@@ -427,7 +427,9 @@ def _run_on_meta(model: nn.Module, inputs: Sequence[Tensor]) -> None:
 
     What a device computes in its own way (the CPU may do parts of a map twice) does not enter the count.
     """
-    state = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    # Detached: the counter of torch looks for the gradient of a parameter that a layer takes as its input.
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    state = {name: tensor.detach().to("meta") for name, tensor in tensors}
     # The device as a context is for masks and indices that a forward pass makes without saying where.
     with torch.device("meta"):
         torch.func.functional_call(model, state, tuple(x.to("meta") for x in inputs))
