@@ -24,15 +24,24 @@ from vitrail.layers.hierarchy import HierarchicalEncoder
 from vitrail.layers.init import init_linears
 from vitrail.layers.norms import make_norm
 from vitrail.layers.shapes import Size, to_pair
-from vitrail.layers.symbolic import is_symbolic
 from vitrail.models.base import VisionModel, group_parameters
 from vitrail.models.checkpoint_sizes import fit_positions, read_stages, read_width
-from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_rates, check_stages
+from vitrail.models.checks import (
+    as_config,
+    check_at_least,
+    check_choices,
+    check_mlp_ratio,
+    check_pool,
+    check_rates,
+    check_stages,
+)
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.family import Family, register_family
 from vitrail.models.layer_settings import LayerSettings
+from vitrail.models.two_streams import check_two_streams, split_list
 from vitrail.weights.kernels import InputKernel
-from vitrail.weights.rules import Convert, FoldProjection, KeyMap, Rename, SplitRows
+from vitrail.weights.rules import KeyMap
+from vitrail.weights.two_streams import RESEARCH_RULES
 
 _NORM_EPS = 1e-5
 
@@ -117,10 +126,7 @@ class HVTConfig(LayerSettings):
                 raise ConfigError(f"attention must be 'global' or a window size, got {self.attention!r}")
         else:
             object.__setattr__(self, "attention", to_pair(self.attention, "attention"))
-        if self.fusion not in ("cross_attention", "concat"):
-            raise ConfigError(f"fusion must be 'cross_attention' or 'concat', got {self.fusion!r}")
-        if self.missing_spectral not in ("error", "learned"):
-            raise ConfigError(f"missing_spectral must be 'error' or 'learned', got {self.missing_spectral!r}")
+        check_choices(self, fusion=("cross_attention", "concat"), missing_spectral=("error", "learned"))
         self.check_layers()
         check_rates(self, "pos_drop_rate")
         check_named("pos_embed", self.pos_embed, dict.fromkeys(("learned", "sincos2d", "rope", "none")))
@@ -137,18 +143,10 @@ class HVTConfig(LayerSettings):
             if getattr(self, name) is not None:
                 check_at_least(self, 1, name)
         if not self.spectral_chans:
-            for name, default in (
-                ("spectral_img_size", None),
-                ("spectral_patch_size", None),
-                ("missing_spectral", "error"),
-            ):
+            defaults = {"spectral_img_size": None, "spectral_patch_size": None, "missing_spectral": "error"}
+            for name, default in defaults.items():
                 if getattr(self, name) != default:
                     raise ConfigError(f"{name} needs a spectral stream; give spectral_chans, its number of bands")
-
-
-def _prompt_on_grid(prompt: Tensor) -> Tensor:
-    """The fusion's prompt ``(1, 1, C)`` for tokens on a grid, ``(1, 1, 1, C)``."""
-    return prompt.unsqueeze(1)
 
 
 class HVT(VisionModel):
@@ -221,28 +219,8 @@ class HVT(VisionModel):
 
     def _check_inputs(self, image: Any, spectral: Any) -> tuple[Tensor, Tensor | None]:
         """The image and the spectral input; None where there is no such stream, or it may be missing."""
-        inputs = (image, spectral)
-        if is_symbolic(image):
-            # A symbolic graph has a place for every argument; of one stream the second stays unused.
-            return image, None if self.spectral is None else spectral
-        if not isinstance(image, Tensor) or not isinstance(spectral, Tensor | None):
-            raise ShapeError(f"expected an image and at most one spectral input, got {describe(inputs)}")
-        if self.spectral is None:
-            if spectral is not None:
-                raise ShapeError(
-                    f"the model has no spectral stream but was given {describe(inputs)}; build it with "
-                    "spectral_chans equal to the number of bands, or give the image alone"
-                )
-            return image, None
-        if spectral is None:
-            if self.spectral_token is None:
-                raise ShapeError(
-                    f"expected an image and a spectral input of {self.spectral.in_chans} bands, got "
-                    f"{describe(inputs)}; for images alone, build with missing_spectral='learned'"
-                )
-        elif spectral.shape[0] != image.shape[0]:
-            raise ShapeError(f"image and spectral input must be of one batch, got {describe(inputs)}")
-        return image, spectral
+        bands = 0 if self.spectral is None else self.spectral.in_chans
+        return check_two_streams(image, spectral, bands, may_miss=self.spectral_token is not None)
 
     def encode(self, image: Tensor, spectral: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Each stream by itself.
@@ -386,12 +364,7 @@ class HVT(VisionModel):
             ConfigError: A level that does not exist, or another format.
             ShapeError: As for :meth:`encode`; also a level of the spectral stream without its input.
         """
-        if isinstance(image, list | tuple):
-            if spectral is not None or not all(isinstance(x, Tensor | None) or is_symbolic(x) for x in image):
-                given = describe((*image, spectral))
-                raise ShapeError(f"expected an image and a spectral input, as two arguments or in a list, got {given}")
-            image, spectral = (*image, None)[:2]
-        image, spectral = self._check_inputs(image, spectral)
+        image, spectral = self._check_inputs(*split_list(image, spectral))
         own = len(self.rgb.stages)
         wanted = range(own) if indices is None and spectral is None else indices
         if spectral is None and max(self.level_indices(wanted), default=0) >= own:
@@ -483,30 +456,7 @@ class HVT(VisionModel):
         KeyMap(
             "hvit",
             (r"rgb_patch_embed\.proj\.weight", r"norm_rgb_final_encoder\.weight"),
-            (
-                Rename(r"(rgb|spectral)_(patch_embed|stages)\.(.*)", r"\1.\2.\3"),
-                Rename(r"(rgb|spectral)_pos_embed", r"\1.pos_embed"),
-                # There the merging ends a stage, here it begins the next; no model has sixteen stages.
-                *(
-                    Rename(rf"(\w+)\.stages\.{i}\.downsample_layer\.(.*)", rf"\1.stages.{i + 1}.downsample.\2")
-                    for i in range(16)
-                ),
-                Rename(r"norm_(rgb|spectral)_final_encoder\.(.*)", r"\1.norm.\2"),
-                Rename(r"simple_fusion_projector\.(.*)", r"fusion.proj.\1"),
-                Convert(r"dfca_module\.disease_mask_param", _prompt_on_grid),
-                Rename(r"dfca_module\.disease_mask_param", "fusion.prompt"),
-                SplitRows(
-                    r"dfca_module\.cross_attention\.in_proj_(weight|bias)",
-                    ((r"fusion.attn.q.\1", 1), (r"fusion.attn.kv.\1", 2)),
-                ),
-                FoldProjection("spectral_to_dfca_proj", "fusion.attn.kv", "fusion.prompt"),
-                Rename(r"dfca_module\.cross_attention\.out_proj\.(.*)", r"fusion.attn.proj.\1"),
-                Rename(r"dfca_module\.ffn\.0\.(.*)", r"fusion.mlp.fc1.\1"),
-                Rename(r"dfca_module\.ffn\.3\.(.*)", r"fusion.mlp.fc2.\1"),
-                Rename(r"dfca_module\.(norm[12])\.(.*)", r"fusion.\1.\2"),
-                Rename(r"classifier_head_norm\.(.*)", r"head_norm.\1"),
-                Rename(r"classifier_head\.(.*)", r"head.\1"),
-            ),
+            RESEARCH_RULES,
         ),
     )
 
