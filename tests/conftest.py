@@ -11,9 +11,11 @@ import pytest
 from tests.probes import probes as probes
 
 
-def pytest_collectstart(collector):
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session):
     """Before the first test is imported, and never in the process that only hands tests out: it needs no torch."""
-    if not isinstance(collector, pytest.Session):
+    config = session.config
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         return
     import torch
 
