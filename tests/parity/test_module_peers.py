@@ -125,7 +125,7 @@ def test_torchvision_extracts_blocks_attention_and_mlps(case):
     seen, parts = {}, []
     for name, module in model.named_modules():
         inside, _, last = name.rpartition(".")
-        # Steps that depend on the size of the map are one node: attention (of a head too), embedding, merging, TokenLearner.
+        # Steps that depend on the size of the map are one node: attention, embedding, merging, TokenLearner.
         opaque = ("token_learners", "token_fusers", "stem.", "embed.", "downsample.", "attn.", "attn_pool.")
         whole = any(part in name for part in opaque)
         if not whole and (last in ("attn", "mlp", "fc1", "conv", "conv1_1x1", "norm1") or inside.endswith("blocks")):
