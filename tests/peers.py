@@ -57,3 +57,14 @@ def import_peer(name):
         pytest.skip(f"{name} is not installed: `make test-peers` runs this")
     define_missing_operators()
     return importlib.import_module(name)
+
+
+def places_of_dropout(model):
+    """Rates of the dropouts that act, by the name of their place: modules, and the rates of attention's weights."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and module.p:
+            found[name.replace("head.fc_drop", "head.drop")] = module.p
+        elif isinstance(getattr(module, "attn_drop", None), float) and module.attn_drop:
+            found[f"{name}.attn_drop"] = module.attn_drop
+    return found

@@ -5,7 +5,7 @@ import torch
 
 import vitrail
 from tests.golden_files import relative_error
-from tests.peers import import_peer
+from tests.peers import import_peer, places_of_dropout
 
 pytestmark = pytest.mark.peers
 
@@ -134,7 +134,7 @@ def test_settings_of_the_layers_equal_timms(own, theirs):
     peer = _randomise(_tiny_peer(transformer_window_size=(4, 4), transformer_dim_head=8, **theirs)).eval()
     model = vitrail.create_model("maxvit", **TINY, window_size=4, dim_head=8, **own)
     vitrail.load_weights(model.eval(), peer.state_dict())
-    rates = [sorted(m.p for m in net.modules() if isinstance(m, torch.nn.Dropout) and m.p) for net in (model, peer)]
+    rates = [sorted(places_of_dropout(net).values()) for net in (model, peer)]
     assert rates[0] == rates[1]
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 
 import vitrail
 from tests.golden_files import relative_error
-from tests.peers import import_peer
+from tests.peers import import_peer, places_of_dropout
 
 pytestmark = pytest.mark.peers
 
@@ -118,7 +118,7 @@ def test_settings_of_the_layers_equal_timms(norm_layer):
     norm = {"layernorm": torch.nn.LayerNorm, "rmsnorm": get_norm_layer("rmsnorm")}[norm_layer]
     peer = import_peer("timm").create_model("swin_tiny_patch4_window7_224", norm_layer=norm, **settings)
     model = vitrail.create_model("swin", norm_layer=norm_layer, **settings)
-    assert _places_of_dropout(model) == _places_of_dropout(peer)
+    assert places_of_dropout(model) == places_of_dropout(peer)
     eps = {m.eps for m in peer.modules() if type(m).__name__.lower() == norm_layer}
     for module in (*model.modules(), *peer.modules()):
         if hasattr(module, "eps"):
@@ -127,12 +127,3 @@ def test_settings_of_the_layers_equal_timms(norm_layer):
     x = torch.randn(2, 3, 56, 56)
     with torch.no_grad():
         assert relative_error(model(x), peer(x)) < 1e-5
-
-
-def _places_of_dropout(model):
-    """Rates of the dropouts that act, by the name of their place in the model."""
-    return {
-        name.replace("head.fc_drop", "head.drop"): module.p
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Dropout) and module.p
-    }
