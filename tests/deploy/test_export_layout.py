@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tests.deploy.exporting import skip_without
+from tests.tiers import fast_first
 from vitrail.deploy.export.layout import rewrite
 from vitrail.models.registry import create_model, list_families
 
