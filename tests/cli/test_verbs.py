@@ -97,7 +97,7 @@ def test_evaluate_on_other_images(run, tmp_path, capsys):
 
 
 def test_evaluate_cannot_move_images_between_splits(run, images, capsys):
-    for words in (["--data.splitting.test_fraction", "0.8"], ["--data.img_size=64"], ["--data.images.color", "gray"]):
+    for words in (["--data.splitting.test_fraction", "0.8"], ["--data.img_size=64"], ["--data.color", "gray"]):
         fails(capsys, ["evaluate", run, *words], 2, "cannot be changed in vitrail evaluate")
     before = (run / "evaluation" / "metrics.json").stat().st_mtime_ns
     assert main(["evaluate", str(run), "--data.path", f"{images}/../{images.name}/"]) == 0

@@ -12,7 +12,7 @@ from vitrail.config.renamed import GROUPS, RENAMED, earlier, rename, rename_chan
 from vitrail.errors import ConfigError
 from vitrail.models.registry import find_family
 
-FIRST = {"source", "path", "img_size", "scale", "split", "augment", "batch_size"}
+FIRST = {"source", "path", "img_size", "color", "scale", "split", "augment", "batch_size"}
 
 
 def test_names_are_translated_one_to_one():

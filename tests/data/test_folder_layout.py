@@ -90,9 +90,9 @@ def test_bands_in_folders_are_no_classes(tmp_path, names):
             save_image(tmp_path / "a" / name / f"{i}.png", (9, 9), mode="L")
             save_image(tmp_path / "b" / name / f"{name}_{i}.png", (9, 9), mode="L")
     with pytest.raises(DataError, match="look like bands of the same images"):
-        folder(tmp_path / "a", images__color="gray")
+        folder(tmp_path / "a", color="gray")
     # The same names of folders with other files inside are classes: red and green apples.
-    assert folder(tmp_path / "b", images__color="gray").source.classes == tuple(sorted(names))
+    assert folder(tmp_path / "b", color="gray").source.classes == tuple(sorted(names))
 
 
 @pytest.mark.parametrize("name", ["test", "Testing", "val"])

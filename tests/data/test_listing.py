@@ -203,16 +203,16 @@ def test_one_remedy_for_a_whole_set_of_gray_images(tmp_path, suffix):
             save_image(tmp_path / name / f"{i}{suffix}", mode="L", seed=i)
     with pytest.raises(DataError, match=r"24 of 24 images have 1 band \(L\)") as told:
         folder(tmp_path)
-    assert "--data.images.color gray" in str(told.value)
+    assert "--data.color gray" in str(told.value)
     assert str(told.value).count("on_band_mismatch") == 1
-    assert str(told.value).index("--data.images.color gray") < str(told.value).index("on_band_mismatch")
-    assert len(folder(tmp_path, images__color="gray").source) == 24
+    assert str(told.value).index("--data.color gray") < str(told.value).index("on_band_mismatch")
+    assert len(folder(tmp_path, color="gray").source) == 24
     # A few gray ones among others are no gray set.
     make_folder(tmp_path / "few", splits=(), per_class=12)
     save_image(tmp_path / "few" / "dark" / f"gray{suffix}", mode="L")
     with pytest.raises(DataError, match="gray") as told:
         folder(tmp_path / "few")
-    assert "--data.images.color gray" not in str(told.value)
+    assert "--data.color gray" not in str(told.value)
 
 
 def test_the_remedy_for_deep_images_fits_their_format(tmp_path):

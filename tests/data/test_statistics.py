@@ -76,7 +76,7 @@ def test_a_file_of_statistics_is_used_for_its_bands(tmp_path):
     assert read_statistics(tmp_path / "s.json", data.source.bands) == measured
     gray = data_config(
         **config,
-        images__color="gray",
+        color="gray",
         errors__on_band_mismatch="convert",
         values__statistics=str(tmp_path / "s.json"),
     )

@@ -150,5 +150,5 @@ def test_no_remedy_of_training_is_offered_to_a_run(tmp_path, capsys):
     for name, count in {"gray": "3 of 3", "deep": "3 of 3", "cut": "each of 3 files"}.items():
         told = predicted(capsys, run, tmp_path / name, code=1).err
         assert count in told
-        assert "data.images.color" not in told
+        assert "data.color" not in told
         assert "band_names" not in told

@@ -55,6 +55,7 @@ class DataConfig:
             relative to its folder; the Parquet file or the folder of them; owner/name of a data set on the hub; the
             file of arrays.
         img_size: Height and width in pixels that images are brought to; the model's when not given.
+        color: Bands of a folder's images: "rgb" (3) or "gray" (1).
         scale: Value that becomes 1 (with ``values.offset``: the difference between the values that become 0 and 1), for
             all bands or one a band. Not needed for 8 bits and where files bring a scale and offset of their own (GDAL),
             which are applied first; of 16-bit integers of one type throughout their largest is used, and logged.
@@ -85,6 +86,7 @@ class DataConfig:
     source: str = "digits"
     path: str | None = None
     img_size: int | tuple[int, int] | None = None
+    color: Literal["rgb", "gray"] = "rgb"
     scale: float | tuple[float, ...] | None = None
     split: Literal["auto", "stratified", "exact", "grouped", "block"] = "auto"
     augment: Literal["none", "light", "standard", "strong", "leaf"] = "none"

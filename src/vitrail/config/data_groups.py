@@ -20,7 +20,6 @@ class ImagesConfig:
         resize: "crop" scales the shorter side and cuts the centre, "squash" scales both sides.
         crop_pct: Share of each side of that picture that evaluation, predictions and explanations see, its centre, as
             in timm (0.875: 224 of 256 pixels); training sees all of it. 1 cuts off no margin.
-        color: Bands of a folder's images: "rgb" (3) or "gray" (1).
         max_pixels: Largest picture or raster, height times width; a larger one is read at reduced size where its format
             allows it (JPEG, rasters), else refused.
         repeated_files: How often an image of a folder counts that several links lead to: "once" a class, or "each" time
@@ -29,7 +28,6 @@ class ImagesConfig:
 
     resize: Literal["crop", "squash"] = "crop"
     crop_pct: float = 1.0
-    color: Literal["rgb", "gray"] = "rgb"
     max_pixels: int = 178_956_970
     repeated_files: Literal["once", "each"] = "once"
 
@@ -40,7 +38,7 @@ class BandsConfig:
 
     Attributes:
         names: Names of the bands in the images, in the files' order. Naming them is how TIFF files of any number of
-            bands and of 8, 16 or 32 bits are read; without names images are pictures of the bands of ``images.color``.
+            bands and of 8, 16 or 32 bits are read; without names images are pictures of the bands of ``color``.
         files: Where each band of an image is a file of its own: a regular expression with a group named "band",
             searched in a file's name (or else in its path), for example ``Ch(?P<band>[0-9])_``. Files whose names
             differ in that group alone are one image. ``names`` gives what the group holds, in the wanted order, or

@@ -11,7 +11,7 @@ from vitrail.errors import ConfigError
 # Group -> setting -> name in earlier versions, in the part "data".
 GROUPS: dict[str, dict[str, str]] = {
     "images": {
-        "resize": "resize", "crop_pct": "crop_pct", "color": "color", "max_pixels": "max_pixels",
+        "resize": "resize", "crop_pct": "crop_pct", "max_pixels": "max_pixels",
         "repeated_files": "repeated_files",
     },
     "bands": {

@@ -272,7 +272,7 @@ def file_readers(config: DataConfig, size: tuple[int, int]) -> dict[str, FileRea
     rules = value_rules(config)
 
     def reader(names: tuple[str, ...] | None, waves: tuple[float, ...] | None, rule: ValueRule) -> FileReader:
-        color: Literal["rgb", "gray"] = config.images.color if names is None else ("gray" if len(names) == 1 else "rgb")
+        color: Literal["rgb", "gray"] = config.color if names is None else ("gray" if len(names) == 1 else "rgb")
         return FileReader(
             bands=names or BANDS[color],
             size=size,

@@ -12,7 +12,7 @@ from pathlib import Path
 from vitrail.errors import DataError, few
 from vitrail.files import LFS_REMEDY, is_lfs_pointer
 
-# Values of `BandError.kind`: bands that `data.images.color` reads as they are, more than 8 bits a band, and another
+# Values of `BandError.kind`: bands that `data.color` reads as they are, more than 8 bits a band, and another
 # number of bands than are named.
 GRAY, RGB, DEEP, BAND_COUNT = "gray", "rgb", "deep", "band count"
 # Between the alternatives of a remedy.
@@ -154,7 +154,7 @@ def _remedies(members: Sequence[Fault], total: int, of_run: bool) -> list[str]:
     if fault.kind in (GRAY, RGB) and not of_run:
         if 2 * len(members) <= total:
             return [fault.remedy]
-        return [f"--data.images.color {fault.kind} reads them as they are; or {CONVERT}"]
+        return [f"--data.color {fault.kind} reads them as they are; or {CONVERT}"]
     if fault.kind == DEEP and of_run:
         return ["scale them to 8 bits, as the run's images were"]
     if fault.kind == BAND_COUNT:

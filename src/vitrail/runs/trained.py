@@ -105,7 +105,7 @@ class ModelCard:
             {
                 "images.resize": self.resize,
                 "images.crop_pct": self.crop_pct,
-                "images.color": self.color,
+                "color": self.color,
                 "spectral.derive": self.spectral,
                 "values.value_type": kinds.get("image"),
                 "spectral.value_type": kinds.get("spectral"),
