@@ -36,9 +36,6 @@ PATTERN = re.compile("|".join(rf"(?<![a-z])(?:{words})" for words in REPLACED), 
 # A key of recorded files, whose names do not change.
 RECORDED = '"several_labels"'
 
-# Files that still hold such words, with their number: it may only fall, and a file without any leaves the table.
-EXCUSED: dict[str, int] = {}
-
 
 def _texts():
     for folder, endings in (("src", ("py", "j2", "json")), ("docs", ("md", "py")), ("recipes", ("yaml",)),
@@ -54,15 +51,9 @@ def _found(path):
 
 
 def test_texts_use_the_words_of_the_field():
-    found = {path.relative_to(ROOT).as_posix(): _found(path) for path in _texts()}
-    more = {name: words for name, words in found.items() if len(words) > EXCUSED.get(name, 0)}
-    lines = "\n".join(f"{name}:{number}: {word!r}" for name, words in more.items() for number, word in words)
-    assert not more, f"write the field's words of REPLACED instead of:\n{lines}"
-
-
-def test_no_excuse_is_larger_than_needed():
-    counts = {name: len(_found(ROOT / name)) if (ROOT / name).exists() else 0 for name in EXCUSED}
-    assert counts == EXCUSED, "lower the numbers in EXCUSED to those found"
+    found = {path.relative_to(ROOT).as_posix(): words for path in _texts() if (words := _found(path))}
+    lines = "\n".join(f"{name}:{number}: {word!r}" for name, words in found.items() for number, word in words)
+    assert not found, f"write the field's words of REPLACED instead of:\n{lines}"
 
 
 @pytest.mark.parametrize("text", ["a perceptron", "settle_labels", "Carrier(", "several_labels", "drawn anew."])

@@ -19,9 +19,9 @@ SMALL = (
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript"), "torch": ()}
 
 
-def skip_without(engine):
-    """The mark that skips a test where packages of an engine are missing."""
-    missing = [package for package in PACKAGES[engine] if importlib.util.find_spec(package) is None]
+def skip_without(engine, *others):
+    """The mark that skips a test where packages of an engine, or others, are missing."""
+    missing = [package for package in (*PACKAGES[engine], *others) if importlib.util.find_spec(package) is None]
     return pytest.mark.skipif(bool(missing), reason=f"needs the extra export ({', '.join(missing)})")
 
 

@@ -1,12 +1,10 @@
 """Quantisation to int8: what it leaves alone, how variants are ranked, and that bad layers are found and restored."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 
-from tests.deploy.exporting import make_run
+from tests.deploy.exporting import make_run, skip_without
 from vitrail.cli.main import main
 from vitrail.deploy.export.convert import trace
 from vitrail.deploy.export.graph import ExportGraph
@@ -19,10 +17,7 @@ from vitrail.errors import ConfigError
 from vitrail.models.registry import create_model, list_families
 from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("nncf") is None or importlib.util.find_spec("openvino") is None,
-    reason="needs the extra export (openvino, nncf)",
-)
+pytestmark = skip_without("openvino", "nncf")
 
 SIZE = (16, 16)
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5}

@@ -168,12 +168,13 @@ def test_without_positions_attention_does_not_see_the_order(name, kind):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"drop_rate": 1.0}, "drop_rate must be at least 0 and below 1"),
-        ({"attn_drop_rate": -0.1}, "attn_drop_rate must be at least 0"),
+        ({"drop_rate": 1.0}, "drop_rate must be at least 0 and below 1, got 1.0"),
+        ({"attn_drop_rate": -0.1}, "attn_drop_rate must be at least 0 and below 1"),
         ({"act_layer": "gleu"}, "act_layer must be one of .*gelu"),
-        ({"norm_layer": "batchnorm"}, "norm_layer must be one of layernorm"),
-        ({"mlp_layer": "moe"}, "mlp_layer must be one of mlp, swiglu"),
-        ({"init_values": 0.0}, "init_values must be above 0"),
+        ({"act_layer": "silo"}, "act_layer must be one of .*; got 'silo'; did you mean 'silu'"),
+        ({"norm_layer": "batchnorm"}, "norm_layer must be one of layernorm, rmsnorm, simplenorm; got 'batchnorm'"),
+        ({"mlp_layer": "moe"}, "mlp_layer must be one of mlp, swiglu; got 'moe'"),
+        ({"init_values": 0.0}, "init_values must be above 0, or null for no layer scale, got 0.0"),
         ({"pos_embed": "rotary"}, "pos_embed must be"),
     ],
 )

@@ -43,6 +43,11 @@ class Evaluation:
         """Name of the evaluated images: a split, or other data."""
         return str(self.metrics["name"])
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether the run's targets are multi-label."""
+        return self.run.read_json(self.run.card).get("label_separator") is not None
+
     @classmethod
     def read(cls, run: RunFolder, folder: Path) -> Evaluation:
         """Read an evaluation.

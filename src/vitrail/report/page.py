@@ -248,12 +248,8 @@ def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
     ), figure
 
 
-def _is_multi_label(run: _Run) -> bool:
-    return run.folder.read_json(run.folder.card).get("label_separator") is not None
-
-
 def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
-    runs = [run for run in runs if not _is_multi_label(run)]
+    runs = [run for run in runs if not run.part.multi_label]
     if not runs:
         problem = "Not drawn: labels of a multi-label run do not exclude each other."
         return Picture("confusion", "Confusion matrices", "", problem=problem), None

@@ -206,6 +206,11 @@ def _is_in(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
+def class_tokens(model: VisionModel, num_prefix: int) -> int:
+    """Return the number of class tokens among the prefix tokens of a layer."""
+    return min(model.num_class_tokens, num_prefix)
+
+
 def layer_tiles(model: VisionModel, layer: str) -> Tiles:
     """Return the pixels of each token in a layer; for a merging layer after merging."""
     return next(info.tiles for info in model.feature_info if layer.startswith(info.name + "."))

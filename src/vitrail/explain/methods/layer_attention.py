@@ -15,6 +15,7 @@ from vitrail.explain.capture.record import (
     CapturedMixing,
     capture_attention,
     check_reports,
+    class_tokens,
     lacks_taps,
     last_tiles,
     layer_at,
@@ -113,8 +114,7 @@ def attention_maps(
     assert step.layout.key_grid is not None, "attend() omits layers without positions"
     maps = step.weights.view(*step.weights.shape[:2], *step.layout.key_grid)
     stream = _stream(model, step)
-    tiles = last_tiles(model, stream) if step.layout.kind == "cross" else layer_tiles(model, step.name)
-    return AttentionMaps(step.name, stream, queries[step.name], step.layout, maps, tiles)
+    return AttentionMaps(step.name, stream, queries[step.name], step.layout, maps, _tiles(model, step, stream))
 
 
 def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[AttentionDistance]:
@@ -157,7 +157,7 @@ def _layer_name(layers: Sequence[str], layer: str | int) -> str:
 
 
 def _query_of(model: VisionModel, step: CapturedMixing, query: Query | None) -> Query:
-    has_class = bool(step.layout.num_prefix and model.num_class_tokens)
+    has_class = class_tokens(model, step.layout.num_prefix) > 0
     if query is None:
         return "class" if has_class else "mean"
     if query == "class" and not has_class:
@@ -175,13 +175,18 @@ def _stream(model: VisionModel, step: CapturedMixing) -> str:
     return next((name for name in names if step.name.startswith(prefixes.get(name, ""))), names[0])
 
 
+def _tiles(model: VisionModel, step: CapturedMixing, stream: str) -> Tiles:
+    """Return the pixels of each token of a stream in a layer; cross-attention joins the last tokens of two streams."""
+    return last_tiles(model, stream) if step.layout.kind == "cross" else layer_tiles(model, step.name)
+
+
 def _attention_of(model: VisionModel, step: CapturedMixing, query: Query, inputs: Sequence[Tensor | None]) -> Tensor:
     """Compute the attention of a query, shape ``(B, heads, keys)``, without prefix tokens and padding."""
     weights, layout = step.weights.float(), step.layout
     prefix, grid = layout.num_prefix, layout.query_grid
     assert grid is not None, "a layer whose keys have a grid has queries with a grid"
     if query == "class":
-        return weights[:, :, : model.num_class_tokens, prefix:].mean(dim=2)
+        return weights[:, :, : class_tokens(model, prefix), prefix:].mean(dim=2)
     count = grid[0] * grid[1]
     row = torch.full((1, count), 1 / count, device=weights.device)
     if isinstance(query, tuple):
@@ -210,8 +215,7 @@ def _token_index(
     size = (image.shape[2], image.shape[3])
     if len(query) != 2 or not all(0 <= at < length for at, length in zip(query, size, strict=True)):
         raise ConfigError(f"query {tuple(query)} is not a position (row, column) in an image of {size[0]} x {size[1]}")
-    tiles = last_tiles(model, stream) if layout.kind == "cross" else layer_tiles(model, step.name)
-    return tiles.token_at(*query, layout.query_grid)
+    return _tiles(model, step, stream).token_at(*query, layout.query_grid)
 
 
 def _distance(step: CapturedMixing, stride: tuple[int, int]) -> Tensor:

@@ -111,7 +111,7 @@ def list_methods(model: VisionModel | None = None) -> list[str]:
     return sorted(name for name, method in _known().items() if model is None or method.refusal(model) is None)
 
 
-# The first of these that can explain a model is its default; the last can explain all.
+# The first of these that can explain a model is its default; where none can, the first says why.
 _DEFAULTS = ("rollout", "gradcam", "saliency")
 
 

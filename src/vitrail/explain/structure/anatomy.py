@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.groups import normalize_rows
-from vitrail.explain.capture.record import CapturedMixing, capture_attention, layer_tiles
+from vitrail.explain.capture.record import CapturedMixing, capture_attention, class_tokens, layer_tiles
 from vitrail.explain.structure.merging import Merge, trace_merge
 from vitrail.explain.structure.positions import RelativeBias, position_kinds, relative_bias
 from vitrail.explain.structure.token_groups import Groups, central_token, group_tokens, token_attention
@@ -237,7 +237,7 @@ def _patch_grid(model: VisionModel, name: str, layer: PatchEmbed, stream: int, g
 
 def prefix_names(model: VisionModel) -> tuple[str, ...]:
     """Name the prefix tokens: "class" and "register", numbered where there are several."""
-    classes = min(model.num_class_tokens, model.num_prefix)
+    classes = class_tokens(model, model.num_prefix)
     counts = {"class": classes, "register": model.num_prefix - classes}
     return tuple(f"{name} {i + 1}" if n > 1 else name for name, n in counts.items() for i in range(n))
 
@@ -265,7 +265,7 @@ def _attention(model: VisionModel, steps: Sequence[CapturedMixing], groups: Sequ
     for step in steps:
         layout, grid = step.layout, step.layout.query_grid
         if layout.kind == "global" and grid is not None:
-            classes = min(model.num_class_tokens, layout.num_prefix)
+            classes = class_tokens(model, layout.num_prefix)
             query = None if classes else central_token(grid)
             row = step.weights[0, :, :classes].mean(dim=1) if classes else step.weights[0, :, -1]
             attention.append(QueryAttention(step.name, layout, query, "class" if classes else "", _on_grid(step, row)))
