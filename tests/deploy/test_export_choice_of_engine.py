@@ -174,3 +174,26 @@ def test_reduced_precision_gets_decisions_of_its_own(run, tmp_path, monkeypatch,
     ranks = (found["ood_score"][None] >= found["ood_score"][:, None]).sum(axis=1)
     np.testing.assert_allclose(found["ood_p_value"], (ranks + 1) / 9, atol=1.5 / 9)
     capsys.readouterr()
+
+
+@needs_openvino
+def test_a_model_that_cannot_be_built_with_its_own_decisions_is_refused(run, tmp_path, monkeypatch, capsys):
+    module = sys.modules["vitrail.deploy.export.export"]
+    monkeypatch.setattr(module, "judge", lambda *_: Verdict("passed", "in this test"))
+    embedded, inner_embed = [], module.embed
+    monkeypatch.setattr(module, "embed", lambda *args: embedded.append(args[2]) or inner_embed(*args))
+    inner = candidates.convert
+
+    def convert(program, graph, engine, folder, facts):
+        if "decided" in folder.parts:
+            raise RuntimeError("an operator is missing\nwith a long explanation")
+        inner(program, graph, engine, folder, facts)
+
+    monkeypatch.setattr(candidates, "convert", convert)
+    assert export(run, tmp_path / "out", "--precision", "bf16", "--include", "sets", "ood") == 1
+    found = capsys.readouterr().err
+    assert "openvino bf16 with decisions of its own cannot be built" in found
+    assert "an operator is missing; export with --precision fp32" in found
+    assert list((tmp_path / "out").iterdir()) == []
+    # Both fits share the embeddings of the training and of the validation images.
+    assert len(embedded) == 2

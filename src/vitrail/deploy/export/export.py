@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 import torch
+from torch.export import ExportedProgram
 
 from vitrail.config.data import DataConfig
 from vitrail.config.load import load_recipe
 from vitrail.data.dataset import ImageData
 from vitrail.deploy.export.artefact import check_out, describe_model, new_export, write_check, write_record
 from vitrail.deploy.export.calibrate import Quantizer
-from vitrail.deploy.export.candidates import AUTO, Built, build_candidates, list_variants
+from vitrail.deploy.export.candidates import AUTO, Built, Variant, build_candidates, list_variants
 from vitrail.deploy.export.choice import Candidate, choose
 from vitrail.deploy.export.convert import trace
-from vitrail.deploy.export.decisions import Decisions, fit_decisions
+from vitrail.deploy.export.decisions import Decisions, Floats, fit_decisions
 from vitrail.deploy.export.gate import GateImages, Limits, Outputs, judge
 from vitrail.deploy.export.gate_images import (
     Selection,
@@ -118,8 +118,10 @@ def export(
     own = open_images(run, trained.card, data, verb="export").data
     selected, known = select_gate_images(run, trained, data, own, images)
     original = original_outputs(trained, selected, include)
+    first = selected[0]
 
-    decisions = _decisions(trained, own, selected[0], original.original.logits, include)
+    fit = _decision_fitter(trained, own, first, include)
+    decisions = None if fit is None else fit(original.original.logits)
 
     quantizer = Quantizer(
         own, (limits or Limits()).agreement, trained.card.multi_label,
@@ -127,42 +129,52 @@ def export(
     )  # fmt: skip
 
     report("trace the model")
-    graph, no_photographs = _graph(trained, data, own, selected[0], include, decisions)
+    types = pixel_types(first.images, first.indices[0])
+    stored, no_photographs = stored_pixels(trained.card, data, own)
+
+    def build(program: ExportedProgram, graph: ExportGraph, variants: list[Variant], folder: Path) -> list[Built]:
+        return build_candidates(
+            program, graph, lambda engine: describe_model(graph, data, engine, no_photographs), variants, folder,
+            threads, quantizer,
+        )  # fmt: skip
+
+    graph = ExportGraph(trained, types, stored, include, decisions)
     program = trace(graph)
     with new_export(out) as folder, tempfile.TemporaryDirectory(prefix=".candidates.", dir=out) as work:
         report(f"convert to {', '.join(dict.fromkeys(one.engine for one in variants))}")
-        built = build_candidates(
-            program, graph, lambda engine: describe_model(graph, data, engine, no_photographs), variants, Path(work),
-            threads, quantizer,
-        )  # fmt: skip
-        measured = _measure(built, trained, selected[0], budget * _TIMED, threads, report)
+        built = build(program, graph, variants, Path(work))
+        measured = _measure(built, trained, first, budget * _TIMED, threads, report)
         report(f"compare with the run on {len(original.targets):,} images")
         results = _choose(built, measured, original, selected, graph, limits or Limits())
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
         if chosen is None:
             reasons = "; ".join(f"{result.name}: {result.verdict.reason}" for result in results)
             raise RunError(f"no candidate may be written for {run}: {reasons}")
-        if decisions is not None and chosen.variant.precision != "fp32":
-            report(f"fit the decisions on the outputs of {chosen.variant.name}")
+        if fit is not None and chosen.variant.precision != "fp32":
+            name = chosen.variant.name
+            report(f"fit the decisions on the outputs of {name}")
             outputs = export_outputs(chosen.export, selected[:1], ["ood_score"] if "ood" in include else [])
-            decisions = _decisions(trained, own, selected[0], outputs["logits"], include)
-            assert decisions is not None, "as before"
+            decisions = fit(outputs["logits"])
             if "ood_score" in outputs:
                 decisions = decisions.with_scores(outputs["ood_score"])
-            graph, _ = _graph(trained, data, own, selected[0], include, decisions)
-            (chosen,) = build_candidates(
-                trace(graph), graph, lambda engine: describe_model(graph, data, engine, no_photographs),
-                [chosen.variant], Path(work) / "decided", threads, quantizer,
-            )  # fmt: skip
+            graph = ExportGraph(trained, types, stored, include, decisions)
+            (chosen,) = build(trace(graph), graph, [chosen.variant], Path(work) / "decided")
+            if chosen.engine is None:
+                raise RunError(
+                    f"{name} with decisions of its own cannot be built for {run}: {chosen.failure}; export with "
+                    "--precision fp32"
+                )
         more = {"quantisation": quantizer.describe()} if chosen.variant.precision == INT8 else {}
-        _write(folder, chosen, graph, selected[0], results, measured, threads, more)
+        _write(folder, chosen, graph, first, results, measured, threads, more)
     return Exported(load_export(out, threads), results, measured, len(original.targets), known)
 
 
-def _decisions(
-    trained: TrainedModel, own: ImageData, first: Selection, logits: npt.NDArray[Any], include: Sequence[str]
-) -> Decisions | None:
-    """Fit temperature, sets and out-of-distribution reference on the validation images; None where not asked for.
+def _decision_fitter(
+    trained: TrainedModel, own: ImageData, first: Selection, include: Sequence[str]
+) -> Callable[[Floats], Decisions] | None:
+    """Build the function from logits of the gate images to decisions, fitted on validation images; None if not asked.
+
+    It keeps the embeddings, which are those of the run at every precision of the export.
 
     Raises:
         ConfigError: There are no validation images with labels.
@@ -171,25 +183,11 @@ def _decisions(
         return None
     if not first.labelled:
         raise ConfigError("--include sets and ood need validation images with labels, which the run does not have")
-    validation = logits[: len(first.indices)]
     train = None
     if "train" in own.splits and "ood" in include:
         train = embed(trained, own, own.evenly_spaced("train", _REFERENCE_IMAGES))
     embeddings, targets = embed(trained, own, first.indices)
-    return fit_decisions(validation, targets, embeddings, train)
-
-
-def _graph(
-    trained: TrainedModel,
-    data: DataConfig,
-    own: ImageData,
-    first: Selection,
-    include: Sequence[str],
-    decisions: Decisions | None,
-) -> tuple[ExportGraph, str]:
-    """Build the graph; also return the reason why it has no input for photographs, empty where it has one."""
-    stored, no_photographs = stored_pixels(trained.card, data, own)
-    return ExportGraph(trained, pixel_types(first.images, first.indices[0]), stored, include, decisions), no_photographs
+    return lambda logits: fit_decisions(logits[: len(first.indices)], targets, embeddings, train)
 
 
 def _measure(
