@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import statistics
 import time
@@ -117,32 +118,27 @@ def measure(
     """Measure the built candidates, in alternation with the run in eager mode.
 
     Args:
-        built: The candidates.
+        built: The candidates, all of them with an engine.
         eager: Runs the model on the first n images.
         images: As many images as the largest batch, by the names of the inputs.
         seconds: Time for all calls.
         threads: Number of threads of the engines.
     """
-    able = [one for one in built if one.engine is not None]
-    exports = {one.variant.name: one.export for one in able}
+    exports = {one.variant.name: one.export for one in built}
     speeds: dict[str, list[Speed]] = {name: [] for name in (*exports, EAGER)}
     for batch in BATCHES:
         inputs = {name: x[:batch] for name, x in images.items()}
-        steps: dict[str, Step] = {name: _step(export, inputs) for name, export in exports.items()}
-        steps[EAGER] = lambda batch=batch: eager(batch)  # type: ignore[misc]
+        steps: dict[str, Step] = {name: functools.partial(export.run, inputs) for name, export in exports.items()}
+        steps[EAGER] = functools.partial(eager, batch)
         for name, speed in time_alternately(steps, batch, seconds / len(BATCHES)).items():
             speeds[name].append(speed)
     found = {EAGER: Measured(tuple(speeds[EAGER]), None, None, "fp32", {})}
-    for one in able:
-        name, engine = one.variant.name, one.engine
-        assert engine is not None, "only candidates with an engine are measured"
-        memory = _peak_memory(one, images, threads) if len(able) > 1 else None
+    for one in built:
+        name = one.variant.name
+        engine = exports[name].engine
+        memory = _peak_memory(one, images, threads) if len(built) > 1 else None
         found[name] = Measured(tuple(speeds[name]), one.size, memory, engine.precision, engine.operations())
     return found
-
-
-def _step(export: Export, inputs: Arrays) -> Step:
-    return lambda: export.run(inputs)
 
 
 def _peak_memory(one: Built, images: Arrays, threads: int | None) -> int | None:
