@@ -66,9 +66,7 @@ def open_files(
         ConfigError: Files cannot provide a stream of the run, or ``spectral`` is given to a run without such files.
         DataError: Files are missing, unreadable or have other bands; all unreadable files are listed.
     """
-    second = "spectral" in card.streams and card.spectral == "none"
-    # The spectral stream may also consist of bands of the image files.
-    in_files = second and not set(card.streams["spectral"].bands) <= set(data.bands.names or ())
+    in_files = needs_spectral_files(card, data)
     if spectral is not None and not in_files:
         raise ConfigError(f"the run has no stream of spectral files; leave out --spectral {spectral}")
     if in_files and data.spectral.names is None:
@@ -87,6 +85,16 @@ def open_files(
     check_values(source, of_run=True)
     seen_size = size if config.images.crop_pct < 1 else None
     return ImageData(source, {"all": list(range(len(source)))}, config, card.filling(), seen_size=seen_size)
+
+
+def needs_spectral_files(card: ModelCard, data: DataConfig) -> bool:
+    """Check whether each image needs a spectral file; the stream may also consist of bands of the image files.
+
+    Args:
+        card: Model card of the run.
+        data: Data settings of the run.
+    """
+    return "spectral" in card.input_streams and not set(card.streams["spectral"].bands) <= set(data.bands.names or ())
 
 
 def files_config(card: ModelCard, data: DataConfig, spectral: str | Path | None) -> DataConfig:

@@ -17,7 +17,7 @@ from vitrail.data.listing import is_tiff
 from vitrail.data.sources.base import unwrap_source
 from vitrail.data.sources.files import FileSource
 from vitrail.data.value_range import PHYSICAL, ValueRange
-from vitrail.deploy.images import files_config
+from vitrail.deploy.images import files_config, needs_spectral_files
 from vitrail.runs.trained import ModelCard
 
 # Types of stored values that an export takes; all others are given as float32.
@@ -59,7 +59,7 @@ def stored_pixels(card: ModelCard, data: DataConfig, images: ImageData) -> tuple
         The description by stream, and the reason why there is none; one of the two is empty.
     """
     names = card.input_streams
-    needs_files = "spectral" in names and not set(card.streams["spectral"].bands) <= set(data.bands.names or ())
+    needs_files = needs_spectral_files(card, data)
     if needs_files and data.spectral.names is None:
         return {}, f"image files do not bring the bands {', '.join(card.streams['spectral'].bands)}"
     config = files_config(card, data, "second files" if needs_files else None)
