@@ -100,8 +100,7 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     import numpy as np
 
     from vitrail.cli.recipes import load_run_recipe
-    from vitrail.deploy.export.artefact import READING
-    from vitrail.deploy.exported import load_exported
+    from vitrail.deploy.exported import READING, load_exported
     from vitrail.evaluate.metrics import classification_metrics
     from vitrail.evaluate.multi_label import multi_label_metrics
     from vitrail.runs.images import open_prepared

@@ -20,6 +20,12 @@ from vitrail.runs.trained import ModelCard, card_from_values
 
 # Method of the heatmap.
 ROLLOUT = "rollout"
+# Data settings by which image files are read; the others tell where training images lie, and stay out.
+READING = (
+    "bands.names", "bands.files", "bands.wavelengths", "bands.use", "spectral.use", "scale", "values.offset",
+    "values.range", "values.nodata", "images.max_pixels", "spectral.names", "spectral.wavelengths", "spectral.scale",
+    "spectral.offset", "spectral.range", "spectral.nodata",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import vitrail
 from vitrail.config.data import DEFAULTS, DataConfig
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.readme import readme
+from vitrail.deploy.exported import READING
 from vitrail.engines.base import Arrays
 from vitrail.engines.load import CHECK_FILE, FORMAT, INPUT, OUTPUT, RECORD_FILE, VERSION_FOLDER, Export, digest
 from vitrail.errors import ConfigError, RunError
@@ -24,12 +25,6 @@ from vitrail.files import write_json, write_text
 from vitrail.outputs import is_output_folder
 
 README_FILE = "README.md"
-# Data settings by which image files are read; the others tell where training images lie, and stay out.
-READING = (
-    "bands.names", "bands.files", "bands.wavelengths", "bands.use", "spectral.use", "scale", "values.offset",
-    "values.range", "values.nodata", "images.max_pixels", "spectral.names", "spectral.wavelengths", "spectral.scale",
-    "spectral.offset", "spectral.range", "spectral.nodata",
-)  # fmt: skip
 # Largest difference of outputs on another processor, as a share of their scale, by precision.
 BOUNDS = {"fp32": 1e-3, "bf16": 5e-2, "int8": 0.1}
 # Outputs that jump where others, which are checked, pass a threshold.
