@@ -15,7 +15,7 @@ from vitrail.cli.main import main
 from vitrail.data import open_data
 from vitrail.data.images import read_image
 from vitrail.deploy.exported import load_exported, to_inputs
-from vitrail.engines import load_export
+from vitrail.engines import Export, load_export
 from vitrail.errors import RunError, ShapeError
 from vitrail.runs import load_trained
 
@@ -211,6 +211,26 @@ def test_an_export_is_explained_as_its_run(with_heatmap, run, tmp_path, capsys):
     for name in maps:
         wanted, found = (np.load(tmp_path / one / "maps" / name) for one in ("run", "export"))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * wanted.max())
+    wanted, found = (json.loads((tmp_path / one / "explanations.json").read_text()) for one in ("run", "export"))
+    for own, other in zip(wanted["images"], found["images"], strict=True):
+        assert other["predicted"] == own["predicted"]
+        assert other["probability"] == pytest.approx(own["probability"], abs=1e-5)
+    capsys.readouterr()
+
+
+def test_an_export_is_explained_by_one_run_a_batch(with_heatmap, run, tmp_path, monkeypatch, capsys):
+    sizes, inner = [], Export.run
+    folder = str(run.parent / "pictures" / "val" / "dark")
+
+    def counted(self, inputs):
+        sizes.append({len(x) for x in inputs.values()})
+        return inner(self, inputs)
+
+    exported = load_exported(with_heatmap)
+    monkeypatch.setattr(Export, "run", counted)
+    monkeypatch.setattr("vitrail.deploy.exported.load_exported", lambda path: exported)
+    assert main(["explain", str(with_heatmap), folder, "--out", str(tmp_path), "--batch-size", "3"]) == 0
+    assert sizes == [{3}, {1}]
     capsys.readouterr()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from vitrail import __version__
@@ -35,10 +36,12 @@ from vitrail.figures.heatmaps import (
 from vitrail.figures.write import write_figure
 from vitrail.files import replacing, write_json
 from vitrail.outputs import EXPLANATIONS_FILE
-from vitrail.runs.trained import Classifier, ModelCard, TrainedModel
+from vitrail.runs.trained import ModelCard, TrainedModel
 
 Array = npt.NDArray[Any]
 Settings = Mapping[str, Mapping[str, Any]]
+# Batch -> its logits, and method -> its explanation.
+ExplainBatch = Callable[[Batch], tuple[Tensor, dict[str, Explanation]]]
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,8 @@ def find_class(name: str, card: ModelCard, methods: Sequence[str]) -> int:
     return class_index(name, card.classes)
 
 
-def explain_by_run(
-    trained: TrainedModel, methods: Settings, target: int | None = None
-) -> Callable[[Batch], dict[str, Explanation]]:
-    """Build the function that explains a batch by methods, with the model of a run.
+def explain_by_run(trained: TrainedModel, methods: Settings, target: int | None = None) -> ExplainBatch:
+    """Build the function that classifies a batch and explains it by methods, with the model of a run.
 
     Args:
         trained: The model.
@@ -129,12 +130,14 @@ def explain_by_run(
         target: Index of the class to explain; the predicted one of each image by default.
     """
 
-    def explain_batch(batch: Batch) -> dict[str, Explanation]:
+    def explain_batch(batch: Batch) -> tuple[Tensor, dict[str, Explanation]]:
         inputs = trained.inputs(batch)
-        return {
+        explanations = {
             name: explain(trained.model, inputs, name, get_method(name).target(target), **settings)
             for name, settings in methods.items()
         }
+        logits = trained.classify(batch)[0] if trained.card.classes else torch.empty(len(batch["index"]), 0)
+        return logits, explanations
 
     return explain_batch
 
@@ -156,18 +159,17 @@ def explain_images(
     Raises:
         ConfigError: A method that does not support the model, or an invalid value of a setting.
     """
-    yield from _explained(trained, data, indices, explain_by_run(trained, methods, target), batch_size)
+    yield from _explained(trained.card, data, indices, explain_by_run(trained, methods, target), batch_size)
 
 
 def _explained(
-    classifier: Classifier, data: ImageData, indices: Sequence[int],
-    explain_batch: Callable[[Batch], dict[str, Explanation]], batch_size: int,
-) -> Iterator[Explained]:  # fmt: skip
+    card: ModelCard, data: ImageData, indices: Sequence[int], explain_batch: ExplainBatch, batch_size: int
+) -> Iterator[Explained]:
     for batch in data.batches(list(indices), batch_size):
-        explanations = explain_batch(batch)
-        predicted, probability = _predict(classifier, batch)
-        streams = [name for name in classifier.card.streams if name in batch]
-        pictures = {name: as_pictures(batch[name], classifier.card.streams[name].bands) for name in streams}
+        logits, explanations = explain_batch(batch)
+        predicted, probability = _predict(card, logits)
+        streams = [name for name in card.streams if name in batch]
+        pictures = {name: as_pictures(batch[name], card.streams[name].bands) for name in streams}
         for row, index in enumerate(batch["index"].tolist()):
             yield Explained(
                 key=data.source.keys[index],
@@ -181,11 +183,10 @@ def _explained(
             )
 
 
-def _predict(classifier: Classifier, batch: Batch) -> tuple[list[str], list[float]]:
-    card = classifier.card
+def _predict(card: ModelCard, logits: Tensor) -> tuple[list[str], list[float]]:
     if not card.classes:
-        return [""] * len(batch["index"]), [0.0] * len(batch["index"])
-    values, indices = card.probabilities(classifier.classify(batch)[0]).max(dim=1)
+        return [""] * len(logits), [0.0] * len(logits)
+    values, indices = card.probabilities(logits).max(dim=1)
     return [card.classes[i] for i in indices.tolist()], values.tolist()
 
 
@@ -195,10 +196,10 @@ def _true_class(data: ImageData, index: int) -> str:
 
 
 def write_explanations(
-    classifier: Classifier,
+    card: ModelCard,
     data: ImageData,
     indices: Sequence[int],
-    explain_batch: Callable[[Batch], dict[str, Explanation]],
+    explain_batch: ExplainBatch,
     out: str | Path,
     *,
     run: str,
@@ -212,10 +213,10 @@ def write_explanations(
     the files and their settings. Every file is whole or absent.
 
     Args:
-        classifier: The trained run or the export.
+        card: Model card of the trained run or the export.
         data: The images.
         indices: Indices into the data.
-        explain_batch: Explains a batch; see :func:`explain_by_run`.
+        explain_batch: Classifies and explains a batch; see :func:`explain_by_run`.
         out: The folder.
         run: Name of the model.
         batch_size: Images in a batch.
@@ -234,20 +235,16 @@ def write_explanations(
     entries: list[dict[str, Any]] = []
     made: dict[str, dict[str, Any]] = {}
     size: tuple[int, ...] = ()
-    images = _explained(classifier, data, indices, explain_batch, batch_size)
+    images = _explained(card, data, indices, explain_batch, batch_size)
     # No progress bar where the output is no terminal.
     for seen, name in zip(tqdm(images, total=len(indices), unit="image", disable=None), names, strict=True):
         made = {method: _method_entry(get_method(method), e) for method, e in seen.explanations.items()}
         size = next(iter(seen.pictures.values())).shape[:2]
-        entries.append(_write_image(folder, name, seen, classifier.card.classes))
+        entries.append(_write_image(folder, name, seen, card.classes))
     content = {
         "run": run,
-        "model": {
-            "name": classifier.card.name,
-            "settings": classifier.card.settings,
-            "epoch": classifier.card.epoch,
-        },
-        "classes": list(classifier.card.classes),
+        "model": {"name": card.name, "settings": card.settings, "epoch": card.epoch},
+        "classes": list(card.classes),
         "size": list(size),
         "methods": made,
         "images": entries,

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     trained = trained.to(choose_device(arguments.device))
     data, indices = _open(arguments, trained, settings_of_data)
     count = write_explanations(
-        trained,
+        trained.card,
         data,
         indices,
         explain_by_run(trained, methods, target),
@@ -105,7 +105,7 @@ def _explain_export(arguments: argparse.Namespace, settings: Sequence[str]) -> i
         exported.card, for_files(exported.reading, arguments), arguments.images, spectral=arguments.spectral
     )
     count = write_explanations(
-        exported,
+        exported.card,
         data,
         data.indices("all"),
         exported.explain,

@@ -60,8 +60,8 @@ class ExportedModel:
         # Without embeddings: no channels.
         return logits, logits.new_empty(len(logits), 0) if embedding is None else torch.from_numpy(embedding)
 
-    def explain(self, batch: Mapping[str, Tensor]) -> dict[str, Explanation]:
-        """Return the heatmaps of a batch, as the attention rollout that they are.
+    def explain(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Explanation]]:
+        """Compute the logits and heatmaps of a batch; the heatmaps are those of attention rollout.
 
         Args:
             batch: As for :meth:`classify`.
@@ -73,7 +73,8 @@ class ExportedModel:
             raise ConfigError(f"{self.export.folder} has no heatmap; export the run with --include heatmap")
         outputs = self.export.run(to_inputs(self.export.record, batch))
         maps = [torch.from_numpy(outputs[heatmap_of(name)]) for name in self.card.streams]
-        return {ROLLOUT: Explanation(as_streams(tuple(self.card.streams), maps), ROLLOUT)}
+        explanation = Explanation(as_streams(tuple(self.card.streams), maps), ROLLOUT)
+        return torch.from_numpy(outputs["logits"]), {ROLLOUT: explanation}
 
 
 def heatmap_of(stream: str) -> str:
