@@ -15,13 +15,13 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from vitrail.bench.speed import alternate
 from vitrail.deploy.export.convert import convert, trace
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.quantize import QuantizeSettings, quantize
@@ -98,7 +98,9 @@ def measure_model(name: str, batch: int, rounds: int, images: int) -> dict:
         label = f"OpenVINO {precision}" if precision != "int8" else f"OpenVINO int8 + {engine.floating}"
         names[label] = engine
         steps[label] = lambda engine=engine: engine.run({"image_resized": pixels})
-    times = alternate(steps, rounds)
+    with torch.inference_mode():
+        # One call of each in a round.
+        times = dict(zip(steps, alternate(list(steps.values()), rounds=rounds, least=0), strict=True))
     rows = []
     for label, own in times.items():
         ratios = [base / one for base, one in zip(times["timm, eager fp32"], own, strict=True)]
@@ -113,19 +115,6 @@ def measure_model(name: str, batch: int, rounds: int, images: int) -> dict:
             }
         )
     return {"model": name, "rows": rows, "int8": {"scheme": found.scheme.name, **vars(found.change)}}
-
-
-def alternate(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    with torch.inference_mode():
-        for turn in range(rounds + 1):
-            for name, step in steps.items():
-                begun = time.perf_counter()
-                step()
-                if turn:  # the first one fills caches
-                    times[name].append(time.perf_counter() - begun)
-    return times
 
 
 def page(results: list[dict], facts: dict) -> str:
