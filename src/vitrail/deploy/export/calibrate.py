@@ -48,6 +48,7 @@ class Quantizer:
         self.images, self.agreement, self.multi_label = images, agreement, multi_label
         self.settings, self.forced, self.report = settings, forced, report
         self.found: Quantized | None = None
+        self._loaded: tuple[Arrays, Arrays] | None = None
 
     def __call__(self, source: Path, target: Path, graph: ExportGraph, facts: Mapping[str, Any]) -> None:
         """Quantise a file.
@@ -63,7 +64,9 @@ class Quantizer:
         """
         openvino = import_extra("openvino", "export")
         model = openvino.Core().read_model(source)
-        calibration, ranking = self._images(graph, facts)
+        if self._loaded is None:
+            self._loaded = self._images(graph, facts)  # the second graph takes the same inputs
+        calibration, ranking = self._loaded
         if self.found is None:
             self.found = quantize(
                 model, calibration, ranking, self._enough, multi_label=self.multi_label, settings=self.settings,
