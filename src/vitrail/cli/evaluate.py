@@ -325,9 +325,8 @@ def _drops(table: Any) -> str:
         units = f"{groups} groups" if groups else f"{whole['images']} images"
         lines.append(
             f"no band is shown to be needed on {units}; the largest drop, {first['drop']:.3f} without {first['band']}, "
-            f"may be random: measure more {'groups' if groups else 'images'} (data.splitting.test_fraction), or all "
-            "of them once "
-            "by folds (`vitrail compare` with folds)"
+            f"may be random: measure more {'groups' if groups else 'images'} (data.splitting.test_fraction), or all of "
+            "them once by folds (`vitrail compare` with folds)"
         )
     return "\n".join(lines)
 

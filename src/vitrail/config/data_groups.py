@@ -127,8 +127,8 @@ class TableConfig:
         header: Whether a table's first row holds the names of its columns; found where that is certain.
         encoding: Encoding of a table ("latin-1", "cp1252", ...); UTF-8, or UTF-16 with its mark, when not given.
         image_folder: Folder that the paths in a table are relative to; the table's own when not given.
-        label_separator: Separator between the labels of an image in a multi-label table, for example
-            ";"; one label an image when not given.
+        label_separator: Separator between the labels of an image in a multi-label table, for example ";"; one label an
+            image when not given.
     """
 
     subset: str | None = None

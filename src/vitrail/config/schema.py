@@ -389,8 +389,7 @@ class Recipe:
         if twice and self.task.loss != "bce":
             raise ConfigError(
                 "data.loader.sampling 'balanced' and task.class_weights 'balanced' correct for rare classes twice, "
-                "which then "
-                "count for more than frequent ones; leave one of them out"
+                "which then count for more than frequent ones; leave one of them out"
             )
         if self.run.explain_images and self.trainer.strategy == "fsdp":
             raise ConfigError(

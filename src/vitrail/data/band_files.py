@@ -159,8 +159,7 @@ def gather(pattern: str, bands: Sequence[str], files: Sequence[Path]) -> tuple[B
         found = ", ".join(sorted(known, key=natural_order))
         raise DataError(
             f"data.bands.names has {len(bands)} names ({', '.join(bands)}) and data.bands.files finds {len(known)} "
-            "bands "
-            f"({found}); name each once, in this order, or name those that are wanted"
+            f"bands ({found}); name each once, in this order, or name those that are wanted"
         )
     other = sorted(known - set(order), key=natural_order)
     number = sum(marks[mark] for mark in other)

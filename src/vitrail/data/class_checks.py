@@ -27,8 +27,7 @@ def describe_doubtful(names: Sequence[str]) -> list[str]:
         if joined:
             lines.append(
                 f"warning: {len(joined)} class names join others, such as {joined[0]!r}; data.table.label_separator "
-                f"{mark!r} "
-                "gives an image each of them (in a table, with task.loss bce)"
+                f"{mark!r} gives an image each of them (in a table, with task.loss bce)"
             )
     missing = [repr(name) for name in names if name.casefold() in ("nan", "<na>", "nat")]
     if missing:

@@ -331,8 +331,7 @@ def open_data(
     if config.classes.label_fraction < 1 and split and not source.classes:
         raise ConfigError(
             f"data.classes.label_fraction {config.classes.label_fraction:g} has no meaning for data.source "
-            f"{config.source}, whose "
-            "images have no labels; leave it out"
+            f"{config.source}, whose images have no labels; leave it out"
         )
     config = resolve_split(source, config)
     recognition = None if known is None else known.recognise(source)

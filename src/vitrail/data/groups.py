@@ -41,7 +41,6 @@ def groups_of(source: ImageSource, pattern: str | None) -> list[str]:
     if strangers:
         raise DataError(
             f"data.splitting.group {pattern!r} is not a column, and is found in {len(found) - len(strangers)} of "
-            f"{len(found)} "
-            f"paths; {strangers[0]} is one that has no group"
+            f"{len(found)} paths; {strangers[0]} is one that has no group"
         )
     return [(m.group(1) or "" if m.re.groups else m.group()) for m in found if m is not None]

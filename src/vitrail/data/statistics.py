@@ -270,9 +270,8 @@ def read_statistics(path: str | Path, bands: Mapping[str, Sequence[str]]) -> Sta
         lacking = [name for name in names if name not in own]
         if lacking:
             raise DataError(
-                f"data.values.statistics {path} has no band {', '.join(lacking)} in the {stream} stream; measure "
-                "these images "
-                "with `vitrail data stats`"
+                f"data.values.statistics {path} has no band {', '.join(lacking)} in the {stream} stream; measure these "
+                "images with `vitrail data stats`"
             )
         chosen[stream] = [own[name] for name in names]
     return dataclasses.replace(result, streams=chosen)

@@ -72,8 +72,7 @@ def choose_workers(asked: int, batch_bytes: int) -> int:
         need = _LOADERS * (_FILES_A_WORKER * wanted + _FILES_A_LOADER) + _OTHER_FILES
         raise ConfigError(
             f"data.loader.num_workers {wanted} needs about {need} more open files, and this process may open {files} "
-            "more; "
-            f"use {by_files} at most, or allow more open files (ulimit -n 4096)"
+            f"more; use {by_files} at most, or allow more open files (ulimit -n 4096)"
         )
     return wanted
 

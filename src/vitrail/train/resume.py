@@ -146,8 +146,7 @@ def _check_changes(recipe: Recipe, begun: Recipe, run: RunFolder) -> None:
         if now.get(name) != before.get(name):
             raise ConfigError(
                 f"cannot resume {run} with {name} = {now.get(name)!r}: it began with {before.get(name)!r}; leave it, "
-                "or "
-                "train into another --run.dir"
+                "or train into another --run.dir"
             )
     if recipe.trainer.progressive_sizes and recipe.trainer.max_epochs != begun.trainer.max_epochs:
         raise ConfigError(

@@ -145,8 +145,7 @@ def label_images(
             raise DataError(
                 f"{path}: {len(wrong)} of {len(labels)} rows of the labels have several or no 1 (row {wrong[0]} has "
                 f"{int(labels[wrong[0]].sum())}); one-hot labels have one in each row, and data.classes.multi_label "
-                "true (with "
-                "task.loss bce) takes any number"
+                "true (with task.loss bce) takes any number"
             )
     found: dict[Label, int] = {i: int(labels[:, i].sum()) for i in range(count)}
     own = _own_of(own_names(arrays), range(count), rules, range(count), path)

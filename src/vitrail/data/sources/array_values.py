@@ -100,8 +100,7 @@ def scene_layout(cube: Array, labels: Array, names: Sequence[str] | None, what: 
     if len(possible) > 1:
         raise DataError(
             f"{what} has the shape {cube.shape}: are the bands last or first? Say so with --data.arrays.layout "
-            "channels_last "
-            "or channels_first"
+            "channels_last or channels_first"
         )
     return possible[0] if possible else "channels_last"
 

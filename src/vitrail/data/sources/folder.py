@@ -69,8 +69,7 @@ class FolderSource(FileSource):
         if each and "" in splits:
             raise ConfigError(
                 "data.images.repeated_files each takes images several times and needs them split already (train/, "
-                "val/): "
-                "copies would lie in several splits"
+                "val/): copies would lie in several splits"
             )
         found = resolve_classes(count_labels(labels), rules, root)
         names = found.named(labels)

@@ -236,8 +236,7 @@ def _refuse_splits_by_other_names(root: Path, folders: Sequence[Path]) -> None:
     names = ", ".join(name for name in ("train", "val", "test") if name in likely.values())
     raise DataError(
         f"the folders {_listed([folder.name for folder in folders])} in {root} are named like splits, not like "
-        f"classes; {guess}{remedy}rename them {names}, with class folders directly "
-        "inside"
+        f"classes; {guess}{remedy}rename them {names}, with class folders directly inside"
     )
 
 
@@ -329,8 +328,7 @@ def _refuse_nested_classes(root: Path, folders: Sequence[Path]) -> None:
             raise DataError(
                 f"{folder} holds folders named like the classes beside it ({_listed(nested)}); move it out of {root}, "
                 "or say which folder is the class, --data.classes.label_pattern '([^/]+)/[^/]+$' (the lowest) or "
-                "'^([^/]+)/' "
-                "(the highest)"
+                "'^([^/]+)/' (the highest)"
             )
 
 

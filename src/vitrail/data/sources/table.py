@@ -123,8 +123,7 @@ def _find(table: Table, default: str, given: str | None, setting: str) -> str:
         remedy += "; where the columns are separated by another character, give data.table.separator"
     raise DataError(
         f"{table.path} has no column {name!r}, only {columns}; {remedy}; where this row is no header, give "
-        "data.table.header "
-        "false"
+        "data.table.header false"
     )
 
 
@@ -176,8 +175,7 @@ def _refuse_unfound(table: Table, group: str, paths: Sequence[str]) -> None:
         near = closest(group, table.names)
         raise DataError(
             f"data.splitting.group {group!r} is not a column of {table.path} (it has "
-            f"{', '.join(map(repr, table.names))}) and is "
-            f"found in no path{near if near.endswith('?') else ''}"
+            f"{', '.join(map(repr, table.names))}) and is found in no path{near if near.endswith('?') else ''}"
         )
 
 
@@ -218,8 +216,8 @@ def _refuse_printed_lists(table: Table, name: str, cells: Sequence[Cell], separa
         plain = (separator or ";").join(item.strip(" '\"") for item in longest.strip("[](){}").split(","))
         raise DataError(
             f"{table.path}: {name} holds printed lists ({longest}); write the labels as {plain}, with "
-            f"data.table.label_separator {(separator or ';')!r} where an image has several, or lists into a Parquet "
-            "file"
+            f"data.table.label_separator {(separator or ';')!r} where an image has several, or lists "
+            "into a Parquet file"
         )
 
 
@@ -253,8 +251,7 @@ def _refuse_repeated(
         raise DataError(
             f"{file} lists {len(repeated)} images more than once, {len(differing)} of them with different labels: "
             f"{head(first)}; keep one row each, or give each image the labels of all its rows "
-            "(data.classes.multi_label true, "
-            "task.loss bce)"
+            "(data.classes.multi_label true, task.loss bce)"
         )
     raise DataError(f"{file} lists {len(repeated)} images more than once: {head(list(repeated))}; keep one row each")
 

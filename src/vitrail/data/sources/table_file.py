@@ -155,8 +155,7 @@ def _decode(content: bytes, file: Path, encoding: str | None) -> str:
     if "\0" in text:
         raise DataError(
             f"cannot read {file} as a table: it holds NUL characters; name its encoding with data.table.encoding "
-            "(utf-16-le, "
-            "utf-16-be), or save it as UTF-8"
+            "(utf-16-le, utf-16-be), or save it as UTF-8"
         )
     return text
 
