@@ -210,9 +210,7 @@ def _openers(
 
     def table() -> ImageSource:
         readers, form = file_readers(config, size), TableForm.of(config)
-        return TableSource(
-            path, readers, classes, config.splitting.group, skip, config.table.label_separator, form, rules
-        )
+        return TableSource(path, readers, classes, config.splitting.group, skip, form, rules)
 
     def embedded(parts: Sequence[Part]) -> ImageSource:
         reader = file_readers(config, size)["image"]

@@ -32,7 +32,6 @@ class TableSource(FileSource):
         classes: Names of the classes where they are given (by a run); those of the table otherwise.
         group: The column that names the groups; "group" where there is one, when not given.
         skip: Leave out files that are missing, cannot be read or have another number of bands.
-        separator: Separator of multiple labels; one label an image when not given.
         form: How the table is written.
         rules: How labels become classes; by their names when not given.
 
@@ -51,13 +50,12 @@ class TableSource(FileSource):
         classes: Sequence[str] | None = None,
         group: str | None = None,
         skip: bool = False,
-        separator: str | None = None,
         form: TableForm | None = None,
         rules: ClassRules | None = None,
     ) -> None:
         file, form = Path(path), form or TableForm()
         listed = ListedFiles(_image_folder(file, form), file)
-        table = read_table(file, form, separator, listed.is_image)
+        table = read_table(file, form, listed.is_image)
         if "spectral" in table.names and "spectral" not in readers:
             raise DataError(f"{file} lists second files (spectral); name their bands with data.spectral.names")
         paths = _filled(table, _path_column(table, form, listed))
@@ -69,7 +67,7 @@ class TableSource(FileSource):
         files = listed.find(paths, skip)
         split_column = _split_column(table, form)
         splits = [""] * len(paths) if split_column is None else splits_of_cells(table.column(split_column), file)
-        labels = _labels_of(table, form, separator, paths)
+        labels = _labels_of(table, form, paths)
         group_column = _group_column(table, form, group, paths)
         groups = None if group_column is None else groups_of_cells(table.column(group_column))
         kept = list(range(len(files)))
@@ -179,10 +177,9 @@ def _refuse_unfound(table: Table, group: str, paths: Sequence[str]) -> None:
         )
 
 
-def _labels_of(
-    table: Table, form: TableForm, separator: str | None, paths: Sequence[str]
-) -> list[Label | tuple[Label, ...]]:
+def _labels_of(table: Table, form: TableForm, paths: Sequence[str]) -> list[Label | tuple[Label, ...]]:
     """Return the label or labels of each row."""
+    separator = form.label_separator
     if form.label_pattern is not None:
         if separator is not None:
             raise ConfigError(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitrail.config.data import DataConfig
+from vitrail.config.data_groups import TableConfig
 from vitrail.data.classes import Label, clean_name, normalize_label
 from vitrail.data.image_errors import refuse_pointer
 from vitrail.errors import ConfigError, DataError, did_you_mean
@@ -40,26 +41,17 @@ Cell = Label | tuple[Label, ...]
 
 
 @dataclass(frozen=True)
-class TableForm:
-    """Format of a table by the recipe; see :class:`vitrail.config.data.DataConfig`."""
+class TableForm(TableConfig):
+    """Format of a table by the recipe: the settings of its group, and two of the classes."""
 
-    image_column: str | None = None
-    label_column: str | None = None
-    group_column: str | None = None
-    split_column: str | None = None
-    separator: str | None = None
-    header: bool | None = None
-    encoding: str | None = None
-    image_folder: str | None = None
     multi_label: bool = False
     label_pattern: str | None = None
 
     @classmethod
     def of(cls, config: DataConfig) -> TableForm:
         """Read the format from a config."""
-        of_classes = {name: getattr(config.classes, name) for name in ("multi_label", "label_pattern")}
-        of_table = {name: getattr(config.table, name) for name in cls.__dataclass_fields__ if name not in of_classes}
-        return cls(**of_table, **of_classes)
+        classes = config.classes
+        return cls(**vars(config.table), multi_label=classes.multi_label, label_pattern=classes.label_pattern)
 
 
 @dataclass(frozen=True)
@@ -98,13 +90,12 @@ class Table:
         return [str(cell) for cell in self.column(name)]
 
 
-def read_table(file: Path, form: TableForm, kept: str | None, is_image: Callable[[str], bool]) -> Table:
+def read_table(file: Path, form: TableForm, is_image: Callable[[str], bool]) -> Table:
     """Read a CSV file (of any separator) or a Parquet file.
 
     Args:
         file: The file; its content decides which of the two it is.
         form: What the recipe says of it.
-        kept: A character that separates labels inside a cell, and so is no separator of columns.
         is_image: Whether a cell names an image that exists; by that a first row that is no header is known.
 
     Raises:
@@ -128,7 +119,7 @@ def read_table(file: Path, form: TableForm, kept: str | None, is_image: Callable
         raise DataError(f"{file} is {kind}, not a text; save it as CSV, and give that file")
     text = _decode(content, file, form.encoding)
     text, separator = _declared_separator(text, form.separator)
-    return _divide(text, separator, file, form, kept, is_image)
+    return _divide(text, separator, file, form, is_image)
 
 
 def _decode(content: bytes, file: Path, encoding: str | None) -> str:
@@ -176,14 +167,7 @@ def _declared_separator(text: str, given: str | None) -> tuple[str, str | None]:
     return text, separator
 
 
-def _divide(
-    text: str,
-    separator: str | None,
-    file: Path,
-    form: TableForm,
-    kept: str | None,
-    is_image: Callable[[str], bool],
-) -> Table:
+def _divide(text: str, separator: str | None, file: Path, form: TableForm, is_image: Callable[[str], bool]) -> Table:
     """Parse the table by its separator, which is detected if only one fits."""
     if separator is not None:
         return _with_header(_cells(text, separator, file), file, form, is_image)
@@ -191,7 +175,8 @@ def _divide(
     wanted = _wanted_names(form)
     tries: dict[str, list[tuple[int, list[str]]]] = {}
     for mark in (*_FOUND, " "):
-        if mark == kept or mark not in (head.replace("\t", " ") if mark == " " else head):
+        # A separator of the labels inside a cell separates no columns.
+        if mark == form.label_separator or mark not in (head.replace("\t", " ") if mark == " " else head):
             continue
         try:
             tries[mark] = _cells(head, mark, file)
