@@ -15,7 +15,7 @@ from tests.compare.runs import finish
 from vitrail.compare import load_suite, plan
 from vitrail.compare.execute import write_recipes
 from vitrail.compare.plan import commands, expect, identity
-from vitrail.config.load import load_recipe
+from vitrail.config.load import load_recipe, read_yaml
 from vitrail.errors import RunError
 from vitrail.models.registry import find_family
 from vitrail.runs.lock import lock_holder, lock_run_folder
@@ -157,3 +157,25 @@ def test_settings_added_later_leave_identities_as_they_were(recipe, of_an_earlie
     assert identity(load_recipe(path, settings_of=lambda name: find_family(name)[0].config)) == of_an_earlier_version
     changed = load_recipe(path, ["--model.drop_rate", "0.1"], settings_of=lambda name: find_family(name)[0].config)
     assert identity(changed) != of_an_earlier_version
+
+
+@pytest.mark.parametrize("recipe", ["hvt", "maxvit", "swin", "vit", "vit_token_learner"])
+def test_defaults_that_are_written_out_leave_identities_as_they_are(recipe):
+    """Each setting of the family alone, and all together; those of a part too."""
+    content = read_yaml(RECIPES / f"{recipe}.yaml")
+    family, _ = find_family(content["model"]["name"])
+    defaults = {field.name: field.default for field in dataclasses.fields(family.config)}
+    of_data = ("num_classes", "in_chans", "spectral_chans", "img_size")
+    left_out = {key: value for key, value in defaults.items() if key not in (*content["model"], *of_data)}
+    if "token_learner" in content["model"]:
+        left_out["token_learner"] = {"dropout_rate": 0.0, **content["model"]["token_learner"]}
+    assert left_out["drop_rate"] == 0.0
+
+    def identity_with(**settings):
+        changed = {**content, "model": {**content["model"], **settings}}
+        return identity(load_recipe(changed, settings_of=lambda _: family.config))
+
+    plain = identity_with()
+    assert {key: identity_with(**{key: value}) for key, value in left_out.items()} == dict.fromkeys(left_out, plain)
+    assert identity_with(**left_out) == plain
+    assert identity_with(drop_rate=0.1) != plain

@@ -202,7 +202,9 @@ def identity(recipe: Recipe, needs: str | None = None, where: str = "recipe", kn
         ConfigError: ``model.weights`` is missing, or a file is unreadable.
     """
     content = recipe.to_dict()
-    content["model"] |= _complete_model(recipe.model)
+    if complete := _complete_model(recipe.model):
+        # Given settings are among the complete ones, unless they are left out at their defaults.
+        content["model"] = {k: v for k, v in content["model"].items() if k not in recipe.model.settings} | complete
     content["data"] = _earlier_names(recipe) | _complete_augmentation(recipe.data)
     weights = recipe.model.weights
     if needs is not None:
@@ -291,7 +293,6 @@ class Expectation:
 
     Attributes:
         seconds: Total time of the missing epochs in sequence, without start and evaluation of the runs; None before the
-            first finished run.
             first finished run.
         basis: Number of finished runs that the estimate is based on.
     """
