@@ -19,8 +19,14 @@ from vitrail.errors import ConfigError, closest
 from vitrail.evaluate.image_scores import SCORES
 from vitrail.models.registry import find_family
 
-# Settings that the suite sets for all of its runs.
-_OWN = ("run.dir", "run.seed", "run.overwrite", "data.splitting.fold", "data.splitting.num_folds")
+# Settings that the suite sets for all of its runs, and its keys that decide them.
+_OWN = {
+    "run.dir": "runs_dir",
+    "run.seed": "seeds",
+    "run.overwrite": "runs_dir",
+    "data.splitting.fold": "folds",
+    "data.splitting.num_folds": "folds",
+}
 _KEYS = {
     "title": "title of the comparison",
     "about": "purpose and expectations",
@@ -261,12 +267,9 @@ def _check_family(content: Mapping[str, Any], layers: Sequence[Mapping[str, Any]
 
 def _refuse_own(changes: Mapping[str, Any], where: str) -> None:
     """Reject settings that the suite sets itself."""
-    for dotted in _OWN:
+    for dotted, key in _OWN.items():
         if dotted in changes:
-            remedy = {"run.seed": "seeds", "data.splitting.fold": "folds", "data.splitting.num_folds": "folds"}.get(
-                dotted, "runs_dir"
-            )
-            raise ConfigError(f"{where}: {dotted} is set by the suite; use the key {remedy!r}")
+            raise ConfigError(f"{where}: {dotted} is set by the suite; use the key {key!r}")
 
 
 def _read_pretrained(
