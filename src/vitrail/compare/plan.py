@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vitrail.compare.suite import PRETRAINED, Fold, Suite, resolve_run
 from vitrail.config.augment import augment_settings
-from vitrail.config.data import DataConfig
+from vitrail.config.data import FILE_SETTINGS, DataConfig
 from vitrail.config.renamed import earlier
 from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe, flat_settings
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
@@ -260,7 +260,7 @@ def _complete_augmentation(config: DataConfig) -> dict[str, Any]:
 
 def _input_hashes(data: DataConfig, weights: str | None, where: str, known: _Hashes) -> dict[str, str]:
     """Hash the files of a recipe; each set of files is read once."""
-    key = (data.path, data.spectral.path, data.values.statistics, data.arrays.labels, weights)
+    key = (*map(data.setting, FILE_SETTINGS), weights)
     if key not in known:
         try:
             hashes = input_hashes(data)

@@ -37,6 +37,8 @@ FORM_SETTINGS = (
 )  # fmt: skip
 # Settings that say where a run's images lie and how they are listed there: another path may need others.
 PATH_SETTINGS = (*FORM_SETTINGS, "table.subset", "splitting.group_pattern", "images.repeated_files")
+# Settings that name a file or folder.
+FILE_SETTINGS = ("path", "spectral.path", "values.statistics", "arrays.labels")
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,9 @@ class DataConfig:
             value = getattr(self, group)
             if isinstance(value, Mapping):
                 object.__setattr__(self, group, build_group(f"data.{group}", value))
-        expand_homes("data", self, ("path",))
-        for name in ("spectral.path", "values.statistics", "arrays.labels"):
-            group, leaf = name.split(".")
-            expand_homes(f"data.{group}", getattr(self, group), (leaf,))
+        for name in FILE_SETTINGS:
+            group, dot, leaf = name.rpartition(".")
+            expand_homes(f"data{dot}{group}", getattr(self, group) if group else self, (leaf,))
         require(self.batch_size == "auto" or self.batch_size >= 1, "data.batch_size", "at least 1", self.batch_size)
         workers, share = self.loader.num_workers, self.classes.label_fraction
         seen = self.images.crop_pct

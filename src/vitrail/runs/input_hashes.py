@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.config.data import DataConfig
+from vitrail.config.data import FILE_SETTINGS, DataConfig
 from vitrail.data.listing import list_files
 from vitrail.weights.hashes import tensors_hash
 from vitrail.weights.hub import HUB_PREFIX
@@ -18,8 +18,6 @@ from vitrail.weights.locations import find_weights
 _WHOLE, _SAMPLE = 1 << 28, 1 << 16
 # Number of samples of a large file, and of sampled files of a folder.
 _SAMPLES = 200
-# Data settings with paths.
-_PATHS = ("path", "spectral.path", "values.statistics", "arrays.labels")
 
 
 def input_hashes(data: DataConfig, weights: str | None = None) -> dict[str, str]:
@@ -42,7 +40,7 @@ def input_hashes(data: DataConfig, weights: str | None = None) -> dict[str, str]
         OSError: A file is unreadable.
     """
     hashes = {}
-    for name in _PATHS:
+    for name in FILE_SETTINGS:
         value = data.setting(name)
         if isinstance(value, str) and os.path.exists(value):
             path = Path(value)
