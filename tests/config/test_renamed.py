@@ -8,7 +8,7 @@ import yaml
 from vitrail.cli.arguments import VerbParser
 from vitrail.config import Recipe, dump_recipe, load_recipe
 from vitrail.config.data import DEFAULTS
-from vitrail.config.renamed import GROUPS, RENAMED, earlier, rename, rename_changes, rename_content, rename_options
+from vitrail.config.renamed import EARLIER, RENAMED, earlier, rename, rename_changes, rename_content, rename_options
 from vitrail.errors import ConfigError
 from vitrail.models.registry import find_family
 
@@ -18,7 +18,7 @@ FIRST = {"source", "path", "img_size", "color", "scale", "split", "augment", "ba
 def test_names_are_translated_one_to_one():
     assert len(set(RENAMED.values())) == len(RENAMED)
     assert not FIRST & {old.removeprefix("data.") for old in RENAMED}
-    assert not FIRST & set(GROUPS)
+    assert not FIRST & set(EARLIER)
     for old, new in RENAMED.items():
         assert rename(old) == new
         assert rename(new) == new

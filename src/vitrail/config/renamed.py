@@ -9,7 +9,7 @@ from typing import Any
 from vitrail.errors import ConfigError
 
 # Group -> setting -> name in earlier versions, in the part "data".
-GROUPS: dict[str, dict[str, str]] = {
+EARLIER: dict[str, dict[str, str]] = {
     "images": {
         "resize": "resize", "crop_pct": "crop_pct", "max_pixels": "max_pixels",
         "repeated_files": "repeated_files",
@@ -52,10 +52,10 @@ GROUPS: dict[str, dict[str, str]] = {
 }  # fmt: skip
 # Name in earlier versions -> name, both dotted. The settings of the augmentation are a group of their own.
 RENAMED = {
-    **{f"data.{old}": f"data.{group}.{name}" for group, names in GROUPS.items() for name, old in names.items()},
+    **{f"data.{old}": f"data.{group}.{name}" for group, names in EARLIER.items() for name, old in names.items()},
     "data.augment_settings": "data.augmentation",
 }
-_EARLIER = {new: old for old, new in RENAMED.items()}
+_OLD = {new: old for old, new in RENAMED.items()}
 
 
 def rename(dotted: str, value: Any = None) -> str:
@@ -69,15 +69,15 @@ def rename(dotted: str, value: Any = None) -> str:
     if not names:
         return dotted
     old, rest = f"{part}.{names[0]}", names[1:]
-    of_group = names[0] in GROUPS and (rest or isinstance(value, Mapping) or str(value).lstrip().startswith("{"))
+    of_group = names[0] in EARLIER and (rest or isinstance(value, Mapping) or str(value).lstrip().startswith("{"))
     return dotted if of_group or old not in RENAMED else ".".join([RENAMED[old], *rest])
 
 
 def earlier(dotted: str) -> str:
     """Translate a dotted name into that of earlier versions, in which records and hashes of suites are written."""
     for name in (dotted, dotted.rpartition(".")[0]):
-        if name in _EARLIER:
-            return _EARLIER[name] + dotted.removeprefix(name)
+        if name in _OLD:
+            return _OLD[name] + dotted.removeprefix(name)
     return dotted
 
 
