@@ -57,18 +57,14 @@ def read_recipe_arguments(
     file = others.pop(0) if others else None
     if others:
         raise ConfigError(f"unexpected argument {others[0]!r}; {prog} takes one recipe and settings (`{prog} --help`)")
-    if file is not None and "--resume" in given and _in_run_folder(Path(file)):
+    content = {} if file is None else read_yaml(file)
+    recorded = file is not None and _in_run_folder(Path(file))
+    if file is not None and recorded and "--resume" in given:
         # The recipe of a run folder resumes that folder, wherever it has been moved and from wherever it is called.
         settings.setdefault("run.dir", Written(Path(file).parent))
-    settings = _with_model_of_weights(file, settings)
-    recipe = load_recipe(
-        file,
-        settings,
-        settings_of=_choose_settings_of(file, settings),
-        prog=prog,
-        flags=own,
-        recorded=file is not None and _in_run_folder(Path(file)),
-    )
+    settings = _with_model_of_weights(content, settings)
+    settings_of = _choose_settings_of(content, settings)
+    recipe = load_recipe(file, settings, settings_of=settings_of, prog=prog, flags=own, recorded=recorded)
     if "--print-config" in given:
         print(dump_recipe(recipe), end="")
         return None, given
@@ -90,18 +86,18 @@ def _in_run_folder(file: Path) -> bool:
     return file.name == run.recipe.name and any(other.exists() for other in others)
 
 
-def _with_model_of_weights(file: str | None, settings: Mapping[str, Written]) -> dict[str, Any]:
+def _with_model_of_weights(content: Mapping[str, Any], settings: Mapping[str, Written]) -> dict[str, Any]:
     """Where weights are given and no model is named, the model is the one that they are of.
 
     Args:
-        file: The recipe.
+        content: The recipe's file.
         settings: Of the command line.
 
     Returns:
         These settings, and the name and settings that stand beside the weights, but those that follow from the data.
     """
-    given = read_yaml(file).get("model", {}) if file is not None else {}
-    given = given if isinstance(given, dict) else {}
+    given = content.get("model")
+    given = given if isinstance(given, Mapping) else {}
     named = {*settings, *(f"model.{key}" for key in given)}
     if "model.weights" not in named or "model.name" in named:
         return dict(settings)
@@ -114,10 +110,10 @@ def _with_model_of_weights(file: str | None, settings: Mapping[str, Written]) ->
     card = find_weights(place).card
     if card is None:
         return dict(settings)
-    content = read_card(card)
+    model = read_card(card)
     of_data = ("num_classes", "in_chans", "spectral_chans")
-    more = {f"model.{k}": v for k, v in content["settings"].items() if k not in of_data and f"model.{k}" not in named}
-    return {**more, "model.name": content["name"], **settings}
+    more = {f"model.{k}": v for k, v in model["settings"].items() if k not in of_data and f"model.{k}" not in named}
+    return {**more, "model.name": model["name"], **settings}
 
 
 def _value_of(option: str, words: list[str]) -> str | None:
@@ -154,17 +150,16 @@ class _NoSettings:
     """The settings of a model of which none is given."""
 
 
-def _choose_settings_of(file: str | None, settings: Mapping[str, Any]) -> Callable[[str], type[Any]]:
+def _choose_settings_of(content: Mapping[str, Any], settings: Mapping[str, Any]) -> Callable[[str], type[Any]]:
     """Return ``settings_of`` of :func:`load_recipe`: without torch where no setting of a family is given.
 
     Args:
-        file: The recipe.
+        content: The recipe's file.
         settings: Of the command line.
     """
     given = set(settings)
-    if file is not None:
-        for part, values in read_yaml(file).items():
-            given |= {f"{part}.{key}" for key in values} if isinstance(values, Mapping) else {part}
+    for part, values in content.items():
+        given |= {f"{part}.{key}" for key in values} if isinstance(values, Mapping) else {part}
     # A setting that no part has may be meant to be one of the family's.
     return _settings_of if given - {name for name, _ in list_settings()} else _settings_of_known
 
