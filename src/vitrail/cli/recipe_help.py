@@ -96,10 +96,10 @@ def _settings(own: type[Any] | None, defaults: Mapping[str, Any]) -> Iterator[tu
     from vitrail.config.data_groups import GROUPS
 
     for setting, default_value in list_settings(own):
+        if setting == "data.augmentation":
+            continue
         part, name = setting.split(".", 1)
         group, _, leaf = name.partition(".")
-        if part == "data" and not leaf and (group in GROUPS or group == "augmentation"):
-            continue
         of_model = default_value == argparse.SUPPRESS
         kind = own if of_model else getattr(config, f"{part.capitalize()}Config")
         section = part

@@ -11,6 +11,7 @@ from vitrail.catalogue import read_catalogue
 from vitrail.cli.recipe_help import describe_recipe_verb
 from vitrail.config.changes import split_words
 from vitrail.config.data import DataConfig
+from vitrail.config.data_groups import GROUPS
 from vitrail.config.load import dump_recipe, list_settings, load_recipe, read_yaml
 from vitrail.config.schema import Recipe
 from vitrail.config.text import Written
@@ -160,8 +161,9 @@ def _choose_settings_of(content: Mapping[str, Any], settings: Mapping[str, Any])
     given = set(settings)
     for part, values in content.items():
         given |= {f"{part}.{key}" for key in values} if isinstance(values, Mapping) else {part}
+    known = {name for name, _ in list_settings()} | {f"data.{group}" for group in GROUPS}
     # A setting that no part has may be meant to be one of the family's.
-    return _settings_of if given - {name for name, _ in list_settings()} else _settings_of_known
+    return _settings_of if given - known else _settings_of_known
 
 
 def _settings_of_known(name: str) -> type[Any]:

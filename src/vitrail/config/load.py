@@ -174,7 +174,7 @@ def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail t
 
 
 def list_settings(settings_type: type[Any] | None = None) -> Iterator[tuple[str, Any]]:
-    """List the settings of a recipe with their defaults, those inside a group of settings after the group.
+    """List the settings of a recipe with their defaults, those of groups by their dotted names.
 
     Args:
         settings_type: Dataclass of the model's settings, whose defaults are ``argparse.SUPPRESS``.
@@ -182,20 +182,15 @@ def list_settings(settings_type: type[Any] | None = None) -> Iterator[tuple[str,
     Yields:
         Dotted name and default.
     """
-    for part, kind in _PARTS.items():
-        yield from _list_fields(part, kind)
+    for name, default in DEFAULTS.items():
+        yield f"data.{name}", default
+    for part in ("task", "trainer", "run"):
+        for f in dataclasses.fields(_PARTS[part]):
+            yield f"{part}.{f.name}", f.default
     for name in _MODEL_FIELDS:
         yield f"model.{name}", getattr(ModelConfig, name)
     for f in () if settings_type is None else dataclasses.fields(settings_type):
         yield f"model.{f.name}", argparse.SUPPRESS
-
-
-def _list_fields(prefix: str, kind: type[Any]) -> Iterator[tuple[str, Any]]:
-    for f in dataclasses.fields(kind):
-        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-        yield f"{prefix}.{f.name}", default
-        if dataclasses.is_dataclass(default):
-            yield from _list_fields(f"{prefix}.{f.name}", type(default))
 
 
 # Making a parser and evaluating a class's hints take longer than reading a recipe, and neither changes.
