@@ -197,7 +197,7 @@ def test_a_stated_range_holds_for_pictures_alone_too(tmp_path):
         path = tmp_path / "d" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 16, (8, 8)).astype("uint8")).save(path)
-    data = open_data(DataConfig(source="folder", path=str(tmp_path / "d"), images={"color": "gray"}, scale=15), SIZE)
+    data = open_data(DataConfig(source="folder", path=str(tmp_path / "d"), color="gray", scale=15), SIZE)
     x = np.array(Image.open(tmp_path / "d" / data.source.keys[0]))
     assert np.allclose(data.source.load([0])["image"][0, 0], x / 15, atol=1e-6)
 
