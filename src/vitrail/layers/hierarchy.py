@@ -20,7 +20,7 @@ from vitrail.layers.modes import known
 from vitrail.layers.norms import make_norm
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.positions import add_position_table, init_position_table, resample_positions, rotary_positions
+from vitrail.layers.positions import add_position_table, add_positions, init_position_table, rotary_positions
 from vitrail.layers.shapes import check_img_size, grid_size
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import TokenLayout
@@ -174,10 +174,7 @@ class HierarchicalEncoder(nn.Module):
 
     def levels_of(self, tokens: Tensor, count: int | None = None) -> list[Tensor]:
         """As :meth:`levels`, from patches ``(B, H, W, C)`` that have no positions yet."""
-        _, H, W, C = tokens.shape
-        if self.pos_embed is not None:
-            tokens = tokens + resample_positions(self.pos_embed, self.grid, (H, W)).view(1, H, W, C)
-        tokens = self.pos_drop(tokens)
+        tokens = self.pos_drop(add_positions(tokens, self.pos_embed, self.grid))
         levels: list[Tensor] = []
         for stage in list(self.stages)[:count]:
             tokens = stage(tokens)

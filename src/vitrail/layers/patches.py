@@ -55,6 +55,21 @@ def _autocast_converts(x: Tensor) -> bool:
     return x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
 
 
+def check_covers(x: Tensor, patch: tuple[int, int]) -> None:
+    """Validate that images cover one patch at least.
+
+    Args:
+        x: Images, shape ``(B, C, H, W)``.
+        patch: Height and width of a patch in pixels.
+
+    Raises:
+        ShapeError: Fewer rows or columns than a patch has.
+    """
+    (H, W), (ph, pw) = x.shape[2:], patch
+    if H < ph or W < pw:
+        raise ShapeError(f"an image of {H} x {W} is smaller than one patch of {ph} x {pw}; resize the image")
+
+
 class UnfoldLinear(nn.Conv2d):
     """A convolution computed as unfolding and a linear layer: the same weights, the same result.
 
@@ -166,13 +181,11 @@ class PatchEmbed(nn.Module):
             Tokens, shape ``(B, *grid_of((H, W)), embed_dim)``.
 
         Raises:
-            ShapeError: As for :func:`check_images`, or smaller than a patch.
+            ShapeError: As for :func:`check_images` and :func:`check_covers`.
         """
         check_images(x, self.in_chans, self.proj)
+        check_covers(x, self.patch_size)
         H, W = x.shape[2:]
-        ph, pw = self.patch_size
-        if H < ph or W < pw:
-            raise ShapeError(f"an image of {H} x {W} is smaller than one patch of {ph} x {pw}; resize the image")
         grid = self.grid_of((H, W))
         bottom, right = (
             (count - 1) * step + patch - length - 2 * pad

@@ -1,6 +1,8 @@
-"""Tables of positions: initial values, and resampling to another grid."""
+"""Tables of positions: initial values, adding them to tokens, and resampling to another grid."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +63,24 @@ def sincos_sequence(length: int, dim: int, device: torch.device | None = None) -
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
 
 
+def _resample_places(
+    table: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_prefix: int,
+    resample: Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor],
+) -> Tensor:
+    """Resample the positions of a table after its prefix; arguments and result as of :func:`resample_positions`."""
+    # A graph for dynamic sizes is not specialised to the grid at hand: there equal grids are resampled, to the same.
+    if known(old_grid[0] == new_grid[0]) and known(old_grid[1] == new_grid[1]):
+        return table
+    prefix, places = table[:, :num_prefix], table[:, num_prefix:]
+    # Half precision is resampled in single; double stays double.
+    wide = places.to(torch.promote_types(table.dtype, torch.float32))
+    resampled = resample(wide, old_grid, new_grid).to(table.dtype)
+    return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
+
+
 @one_node
 def resample_sequence(
     table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int = 0
@@ -70,13 +90,13 @@ def resample_sequence(
     Arguments and result are those of :func:`resample_positions`. Rows have no meaning in a sequence: where the width of
     the grid changes, positions do not stay in their columns.
     """
-    if known(old_grid[0] == new_grid[0]) and known(old_grid[1] == new_grid[1]):
-        return table
-    prefix, places = table[:, :num_prefix], table[:, num_prefix:]
-    wide = places.transpose(1, 2).to(torch.promote_types(table.dtype, torch.float32))
+    return _resample_places(table, old_grid, new_grid, num_prefix, _resample_line)
+
+
+def _resample_line(line: Tensor, _: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Resample positions ``(1, H * W, C)`` linearly to ``(1, H' * W', C)``."""
     length = new_grid[0] * new_grid[1]
-    resampled = F.interpolate(wide, size=length, mode="linear", align_corners=False).transpose(1, 2).to(table.dtype)
-    return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
+    return F.interpolate(line.transpose(1, 2), size=length, mode="linear", align_corners=False).transpose(1, 2)
 
 
 @one_node
@@ -158,6 +178,23 @@ def add_position_table(
         owner.register_parameter("pos_embed", None)
 
 
+def add_positions(tokens: Tensor, table: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    """Add positions to the tokens of a map, resampled to its size.
+
+    Args:
+        tokens: Shape ``(B, H, W, C)``.
+        table: Positions of :func:`add_position_table` without prefix tokens; None leaves the tokens as they are.
+        grid: Height and width of the table's grid.
+
+    Returns:
+        Shape ``(B, H, W, C)``.
+    """
+    if table is None:
+        return tokens
+    _, H, W, C = tokens.shape
+    return tokens + resample_positions(table, grid, (H, W)).view(1, H, W, C)
+
+
 def init_position_table(owner: nn.Module, start: Tensor | None = None) -> None:
     """Initialise learned positions of :func:`add_position_table`, truncated normal of deviation 0.02.
 
@@ -197,15 +234,7 @@ def resample_positions(
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2; antialiasing as in timm.
     """
-    # A graph for dynamic sizes is not specialised to the grid at hand: there equal grids are resampled, to the same.
-    if known(old_grid[0] == new_grid[0]) and known(old_grid[1] == new_grid[1]):
-        return table
-    prefix, grid = table[:, :num_prefix], table[:, num_prefix:]
-    # Half precision is resampled in single; double stays double.
-    wide = torch.promote_types(table.dtype, torch.float32)
-    resampled = resample_grid(grid.to(wide), old_grid, new_grid)
-    resampled = resampled.to(table.dtype)
-    return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
+    return _resample_places(table, old_grid, new_grid, num_prefix, resample_grid)
 
 
 @with_fast_path("resample_positions")

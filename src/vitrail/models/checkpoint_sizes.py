@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.layers.positions import resample_positions
+from vitrail.layers.positions import resample_table
 from vitrail.layers.shapes import grid_size, to_pair
 
 
@@ -43,27 +43,32 @@ def fit_positions(
     patch_size: tuple[int, int],
     made_for: Mapping[str, Any],
     prefix: str = "",
+    kind: str = "learned",
+    num_prefix: int = 0,
 ) -> tuple[Tensor, str] | None:
     """Resample a checkpoint's absolute positions to a model's grid (from a square one where no settings tell).
 
     Args:
-        own: The model's positions, shape ``(1, H * W, C)``; None without.
+        own: The model's positions, shape ``(1, num_prefix + H * W, C)``; None without.
         grid: Height and width of its grid.
         value: The checkpoint's positions.
         patch_size: As for :func:`old_grid`.
         made_for: As for :func:`old_grid`.
         prefix: As for :func:`old_grid`.
+        kind: Of the positions, as for :func:`~vitrail.layers.positions.add_position_table`.
+        num_prefix: Positions of prefix tokens, at the start of both tables; they stay.
 
     Returns:
         The positions and what was done, or None where they cannot fit.
     """
     if own is None or value.ndim != 3 or value.shape[-1] != own.shape[-1]:
         return None
-    old = old_grid(value.shape[1], patch_size, made_for, prefix)
+    old = old_grid(value.shape[1] - num_prefix, patch_size, made_for, prefix)
     if old is None:
         return None
-    how = f"positions from {old[0]} x {old[1]} to {grid[0]} x {grid[1]}, bicubic"
-    return resample_positions(value, old, grid), how
+    form = "linear in raster order" if kind.endswith("1d") else "bicubic"
+    how = f"positions from {old[0]} x {old[1]} to {grid[0]} x {grid[1]}, {form}"
+    return resample_table(kind, value, old, grid, num_prefix), how
 
 
 def count_prefix(state: Mapping[str, Tensor]) -> int:

@@ -24,8 +24,8 @@ from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.positions import (
     add_position_table,
+    add_positions,
     init_position_table,
-    resample_positions,
     resample_relative_table,
 )
 from vitrail.layers.shapes import check_img_size, grid_size, to_pair
@@ -252,10 +252,7 @@ class Swin(Pyramid):
 
     def add_positions(self, patches: Tensor) -> Tensor:
         """Add absolute positions to patches ``(B, H, W, C)``, where there are any."""
-        if self.pos_embed is not None:
-            _, H, W, C = patches.shape
-            patches = patches + resample_positions(self.pos_embed, self.grid, (H, W)).view(1, H, W, C)
-        dropped: Tensor = self.pos_drop(patches)
+        dropped: Tensor = self.pos_drop(add_positions(patches, self.pos_embed, self.grid))
         return dropped
 
     def build_head(self, num_classes: int) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, ShapeError, closest
+from vitrail.errors import ConfigError, closest
 from vitrail.layers.attention import Attention
 from vitrail.layers.block import Block
 from vitrail.layers.checkpointing import run_block
@@ -22,7 +22,15 @@ from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.head import linear_classifier
 from vitrail.layers.init import init_linears, init_patch_projection
 from vitrail.layers.norms import make_norm
-from vitrail.layers.patches import LinearPatchEmbed, PatchDropout, PatchEmbed, check_images, take_patches, to_padding
+from vitrail.layers.patches import (
+    LinearPatchEmbed,
+    PatchDropout,
+    PatchEmbed,
+    check_covers,
+    check_images,
+    take_patches,
+    to_padding,
+)
 from vitrail.layers.positions import (
     FIXED_TABLES,
     LEARNED_TABLES,
@@ -37,7 +45,7 @@ from vitrail.layers.stems import make_stem, measure_stem
 from vitrail.layers.symbolic import is_symbolic
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel, group_parameters
-from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, embeds_prefix, old_grid, read_width
+from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, embeds_prefix, fit_positions, read_width
 from vitrail.models.checks import (
     as_config,
     check_at_least,
@@ -348,9 +356,7 @@ class ViT(VisionModel):
         """Patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
         if self.config.stem and not is_symbolic(x):
             check_images(x, self.config.in_chans, _first_convolution(self.stem))
-            (H, W), (ph, pw) = x.shape[2:], to_pair(self.config.patch_size)
-            if H < ph or W < pw:
-                raise ShapeError(f"an image of {H} x {W} is smaller than one patch of {ph} x {pw}; resize the image")
+            check_covers(x, to_pair(self.config.patch_size))
         return (self.patch_embed(self.stem(x)),)
 
     def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
@@ -519,12 +525,6 @@ class ViT(VisionModel):
             # The norm stays where it is.
             self.config = dataclasses.replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
         super().reset_classifier(num_classes, global_pool)
-        if (self.attn_pool is None) == (self.config.global_pool == "map"):
-            self.attn_pool = self.build_pool()
-            if self.attn_pool is not None:
-                init_linears(self.attn_pool)
-                parameter = next(self.parameters())
-                self.attn_pool.to(parameter.device, parameter.dtype)
 
     def _keep_levels(self, count: int) -> None:
         learner = self.config.token_learner
@@ -548,18 +548,13 @@ class ViT(VisionModel):
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
     ) -> tuple[Tensor, str] | None:
         """Resample positions that were learned for another grid (a square one where no settings tell)."""
-        if key != "pos_embed" or value.ndim != 3 or value.shape[-1] != self.num_features:
-            return None
         prefix = 0 if self.config.no_embed_class else count_prefix(state)
-        count = value.shape[1] - prefix
-        overlap = {} if self.config.patch_stride is None else {"img_size": None}
-        old = old_grid(count, self.patch_stride, {**made_for, **overlap})
-        if old is None or prefix != self.pos_prefix:
+        if key != "pos_embed" or prefix != self.pos_prefix:
             return None
-        kind = self.config.pos_embed
-        form = "linear in raster order" if kind.endswith("1d") else "bicubic"
-        how = f"positions from {old[0]} x {old[1]} to {self.grid[0]} x {self.grid[1]}, {form}"
-        return resample_table(kind, value, old, self.grid, prefix), how
+        # The size of the image tells the grid of patches that tile it, not of overlapping ones.
+        told = made_for if self.config.patch_stride is None else {**made_for, "img_size": None}
+        own, kind = self.pos_embed, self.config.pos_embed
+        return fit_positions(own, self.grid, value, self.patch_stride, told, kind=kind, num_prefix=prefix)
 
     @classmethod
     def read_structure(cls, state: Mapping[str, Tensor]) -> dict[str, Any]:
