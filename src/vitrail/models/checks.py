@@ -7,11 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitrail.errors import ConfigError
-from vitrail.layers.activations import ACTIVATIONS
-from vitrail.layers.checks import check_named, check_rate
+from vitrail.layers.checks import check_rate
 from vitrail.layers.head import POOLS
-from vitrail.layers.mlp import MLPS
-from vitrail.layers.norms import NORMS
 
 
 def as_config(kind: type[Any], config: Any) -> Any:
@@ -68,30 +65,6 @@ def check_rates(config: object, *names: str) -> None:
     """
     for name in names:
         check_rate(name, getattr(config, name))
-
-
-def check_layer_names(config: object) -> None:
-    """Refuse names of layers that no registry has: ``act_layer``, ``norm_layer`` and ``mlp_layer``, where there are.
-
-    Raises:
-        ConfigError: Naming the setting, the value and the known names.
-    """
-    registries: Mapping[str, Mapping[str, object]] = {"act_layer": ACTIVATIONS, "norm_layer": NORMS, "mlp_layer": MLPS}
-    for setting, known in registries.items():
-        name = getattr(config, setting, None)
-        if name is not None:
-            check_named(setting, name, known)
-
-
-def check_layer_scale(config: object) -> None:
-    """Refuse an initial layer scale (``init_values``) that is not above 0.
-
-    Raises:
-        ConfigError: Naming the value and how layer scale is left out.
-    """
-    value: Any = getattr(config, "init_values", None)
-    if value is not None and not 0 < value < math.inf:
-        raise ConfigError(f"init_values must be above 0, or null for no layer scale, got {value!r}")
 
 
 def check_mlp_ratio(ratio: float, dim: int) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from vitrail.errors import ConfigError
+from vitrail.layers.activations import ACTIVATIONS
 from vitrail.layers.attention import AttentionOptions
 from vitrail.layers.block import BlockOptions
-from vitrail.models.checks import check_layer_names, check_layer_scale, check_rates
+from vitrail.layers.checks import check_named
+from vitrail.layers.mlp import MLPS
+from vitrail.layers.norms import NORMS
+from vitrail.models.checks import check_rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +42,18 @@ class LayerSettings:
     qk_norm: bool = False
 
     def check_layers(self) -> None:
-        """Refuse rates out of range, and names that no layer has.
+        """Refuse rates and an initial layer scale out of range, and names that no registry of layers has.
 
         Raises:
-            ConfigError: Naming the setting and the value.
+            ConfigError: Naming the setting, the value, and the known names or the remedy.
         """
         check_rates(self, "drop_rate", "proj_drop_rate", "attn_drop_rate")
-        check_layer_names(self)
-        check_layer_scale(self)
+        if self.act_layer is not None:
+            check_named("act_layer", self.act_layer, ACTIVATIONS)
+        check_named("norm_layer", self.norm_layer, NORMS)
+        check_named("mlp_layer", self.mlp_layer, MLPS)
+        if self.init_values is not None and not 0 < self.init_values < math.inf:
+            raise ConfigError(f"init_values must be above 0, or null for no layer scale, got {self.init_values!r}")
 
     @property
     def attention_options(self) -> AttentionOptions:
