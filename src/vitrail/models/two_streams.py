@@ -1,4 +1,4 @@
-"""Inputs of a model with an image stream and a spectral one."""
+"""Settings and inputs of a model with an image stream and a spectral one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,31 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.errors import ShapeError
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.shapes import to_pair
 from vitrail.layers.symbolic import is_symbolic
+from vitrail.models.checks import check_at_least
 from vitrail.models.facts import describe
+
+
+def check_spectral_settings(config: Any) -> None:
+    """Refuse settings of the spectral stream that are out of range or without such a stream; make its sizes pairs.
+
+    Raises:
+        ConfigError: Naming the setting, and the value or the remedy.
+    """
+    for name in ("spectral_img_size", "spectral_patch_size"):
+        value = getattr(config, name)
+        if value is not None:
+            object.__setattr__(config, name, to_pair(value, name))
+    for name in ("spectral_embed_dim", "fusion_heads"):
+        if getattr(config, name) is not None:
+            check_at_least(config, 1, name)
+    if not config.spectral_chans:
+        defaults = {"spectral_img_size": None, "spectral_patch_size": None, "missing_spectral": "error"}
+        for name, default in defaults.items():
+            if getattr(config, name) != default:
+                raise ConfigError(f"{name} needs a spectral stream; give spectral_chans, its number of bands")
 
 
 def check_two_streams(image: Any, spectral: Any, bands: int, may_miss: bool) -> tuple[Tensor, Tensor | None]:

@@ -38,7 +38,7 @@ from vitrail.models.checks import (
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.family import Family, register_family
 from vitrail.models.layer_settings import LayerSettings
-from vitrail.models.two_streams import check_two_streams, split_list
+from vitrail.models.two_streams import check_spectral_settings, check_two_streams, split_list
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
 from vitrail.weights.two_streams import RESEARCH_RULES
@@ -132,21 +132,7 @@ class HVTConfig(LayerSettings):
         check_named("pos_embed", self.pos_embed, dict.fromkeys(("learned", "sincos2d", "rope", "none")))
         if self.pos_embed == "rope" and self.attention != "global":
             raise ConfigError(f"pos_embed 'rope' needs attention 'global', got windows of {self.attention}")
-        self._check_spectral()
-
-    def _check_spectral(self) -> None:
-        for name in ("spectral_img_size", "spectral_patch_size"):
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, to_pair(value, name))
-        for name in ("spectral_embed_dim", "fusion_heads"):
-            if getattr(self, name) is not None:
-                check_at_least(self, 1, name)
-        if not self.spectral_chans:
-            defaults = {"spectral_img_size": None, "spectral_patch_size": None, "missing_spectral": "error"}
-            for name, default in defaults.items():
-                if getattr(self, name) != default:
-                    raise ConfigError(f"{name} needs a spectral stream; give spectral_chans, its number of bands")
+        check_spectral_settings(self)
 
 
 class HVT(VisionModel):
