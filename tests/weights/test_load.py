@@ -423,6 +423,37 @@ def test_queries_keys_and_values_of_different_shapes(part):
     assert unchanged(model, before)
 
 
+def _with_gates(state):
+    """The same weights as timm's SwiGLU has them: gate and value apart."""
+    gated = {}
+    for key, value in state.items():
+        if ".mlp.fc1." in key:
+            halves = value.chunk(2)
+            gated |= {key.replace("fc1", f"fc1_{part}"): half for part, half in zip("gx", halves, strict=True)}
+        else:
+            gated[key] = value
+    return gated
+
+
+def test_gates_and_values_are_merged():
+    model, other = (build("vit", seed, mlp_layer="swiglu") for seed in (1, 2))
+    vitrail.load_weights(other, _with_gates(model.state_dict()))
+    assert unchanged(other, snapshot(model))
+
+
+@pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t[..., None], lambda t: t.sum()])
+@pytest.mark.parametrize("part", ["fc1_g.weight", "fc1_x.weight", "fc1_g.bias", "fc1_x.bias"])
+def test_gates_and_values_of_different_shapes(part, change):
+    model, other = (build("vit", seed, mlp_layer="swiglu") for seed in (1, 2))
+    before = snapshot(other)
+    state = _with_gates(model.state_dict())
+    key = f"blocks.1.mlp.{part}"
+    state[key] = change(state[key])
+    with pytest.raises(WeightsError, match=r"the parts g, x of blocks\.1\.mlp\.fc1\.\w+ have different shapes"):
+        vitrail.load_weights(other, state)
+    assert unchanged(other, before)
+
+
 def test_two_layouts_in_one_file():
     golden = read_golden("vit_hf")
     model = vitrail.create_model("vit", **golden.config)

@@ -93,3 +93,26 @@ def measure_stem(stem: nn.Module, in_chans: int, size: Pair) -> tuple[int, Pair]
         raise ConfigError(f"stem must give a feature map (B, C, h, w), and {name} gives {found} for {tuple(x.shape)}")
     rows, columns = (max(1, round(length / made)) for length, made in zip(size, out.shape[2:], strict=True))
     return out.shape[1], (rows, columns)
+
+
+def check_multiples(pixels: Pair, **lengths: Pair) -> None:
+    """Refuse lengths of patches that positions of a stem's feature map do not make up.
+
+    Args:
+        pixels: Pixels per position, height and width, as of :func:`measure_stem`.
+        **lengths: By their setting, height and width in pixels.
+
+    Raises:
+        ConfigError: A length that is no multiple.
+    """
+    for name, values in lengths.items():
+        if any(value % step for value, step in zip(values, pixels, strict=True)):
+            raise ConfigError(
+                f"{name} {values[0]} x {values[1]} is no multiple of the {pixels[0]} x {pixels[1]} pixels of a "
+                "position after the stem; choose a multiple"
+            )
+
+
+def first_convolution(stem: nn.Module) -> nn.Module:
+    """Find the first module of a stem with a weight, whose type the images must have; the stem without one."""
+    return next((part for part in stem.modules() if isinstance(getattr(part, "weight", None), Tensor)), stem)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitrail.weights.rules import MergeQkv, Rename, Rule
+from vitrail.weights.rules import MergeRows, Rename, Rule
 
 
 def block_rules(block: str, attention: str) -> tuple[Rule, ...]:
@@ -16,15 +16,15 @@ def block_rules(block: str, attention: str) -> tuple[Rule, ...]:
     return (
         Rename(rf"({block})\.layernorm_before\.(.*)", r"\1.norm1.\2"),
         Rename(rf"({block})\.layernorm_after\.(.*)", r"\1.norm2.\2"),
-        MergeQkv(
-            rf"({block})\.attention\.{attention}\.(?=\w+\.(weight|bias))(query|key|value)\.(?:weight|bias)",
+        MergeRows(
+            rf"({block})\.attention\.{attention}\.(?P<part>query|key|value)\.(weight|bias)",
             ("query", "key", "value"),
-            r"\1.attn.qkv.\2",
+            r"\1.attn.qkv.\3",
         ),
-        MergeQkv(
-            rf"({block})\.attention\.(?=\w+\.(weight|bias))([qkv]_proj)\.(?:weight|bias)",
+        MergeRows(
+            rf"({block})\.attention\.(?P<part>[qkv]_proj)\.(weight|bias)",
             ("q_proj", "k_proj", "v_proj"),
-            r"\1.attn.qkv.\2",
+            r"\1.attn.qkv.\3",
         ),
         Rename(rf"({block})\.attention\.(?:output\.dense|o_proj)\.(.*)", r"\1.attn.proj.\2"),
         Rename(rf"({block})\.intermediate\.dense\.(.*)", r"\1.mlp.fc1.\2"),

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, WeightsError
 from vitrail.weights.remedies import PYTHON, Spelling
@@ -33,6 +33,14 @@ class InputKernel(NamedTuple):
 
     stream: str
     is_patch: bool = True
+
+
+def kernels_of_stem(stem: nn.Module, in_chans: int) -> dict[str, InputKernel]:
+    """Find the stem's convolution of the bands, which loading adapts to other bands; none leaves nothing to adapt."""
+    for name, part in stem.named_modules():
+        if isinstance(part, nn.Conv2d) and part.in_channels == in_chans and part.groups == 1:
+            return {f"stem.{name}.weight" if name else "stem.weight": InputKernel("image", is_patch=False)}
+    return {}
 
 
 @dataclass(frozen=True)

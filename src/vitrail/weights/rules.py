@@ -129,52 +129,12 @@ class Convert:
 
 
 @dataclass(frozen=True)
-class MergeQkv:
-    """Concatenate separate queries, keys and values into one tensor, along the output dimension.
-
-    Attributes:
-        pattern: Matches the three keys; its last group is the part that tells them apart.
-        names: That part's spelling for queries, keys and values.
-        merged: The merged key; may use the other groups of the pattern.
-    """
-
-    pattern: str
-    names: tuple[str, str, str]
-    merged: str
-
-    def apply(self, state: State, report: LoadReport) -> State:
-        """Merge.
-
-        Raises:
-            WeightsError: The three are not of one shape.
-        """
-        out: State = {}
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            match = re.fullmatch(self.pattern, key)
-            if match is None or match.groups()[-1] not in self.names:
-                out[key] = value
-                continue
-            new = match.expand(self.merged)
-            report.note_rename(key, new)
-            parts.setdefault(new, {})[match.groups()[-1]] = value
-        for new, found in parts.items():
-            # An incomplete triple leaves the merged key missing, which the loader then reports.
-            if set(found) == set(self.names):
-                shapes = {tuple(found[name].shape) for name in self.names}
-                if len(shapes) > 1 or () in shapes:
-                    raise WeightsError(f"queries, keys and values of {new} have different shapes: {sorted(shapes)}")
-                out[new] = torch.cat([found[name] for name in self.names], dim=0)
-        return out
-
-
-@dataclass(frozen=True)
 class MergeRows:
-    """Concatenate tensors along the output dimension.
+    """Concatenate tensors of one shape along the output dimension.
 
     Attributes:
-        pattern: Matches their keys; its second group is the part that tells them apart.
-        names: That part's spelling, in order.
+        pattern: Matches their keys; its group ``part`` tells them apart.
+        names: What ``part`` matches, in the order of the rows.
         merged: The merged key; may use the other groups of the pattern.
     """
 
@@ -183,7 +143,11 @@ class MergeRows:
     merged: str
 
     def apply(self, state: State, report: LoadReport) -> State:
-        """Merge; an incomplete set leaves the merged key missing, which the loader reports."""
+        """Merge.
+
+        Raises:
+            WeightsError: The tensors are not of one shape.
+        """
         out: State = {}
         parts: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -193,9 +157,14 @@ class MergeRows:
                 continue
             new = match.expand(self.merged)
             report.note_rename(key, new)
-            parts.setdefault(new, {})[match[2]] = value
+            parts.setdefault(new, {})[match["part"]] = value
         for new, found in parts.items():
+            # An incomplete set leaves the merged key missing, which the loader then reports.
             if set(found) == set(self.names):
+                shapes = {tuple(found[name].shape) for name in self.names}
+                if len(shapes) > 1 or () in shapes:
+                    names = ", ".join(self.names)
+                    raise WeightsError(f"the parts {names} of {new} have different shapes: {sorted(shapes)}")
                 out[new] = torch.cat([found[name] for name in self.names], dim=0)
         return out
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError
 from vitrail.layers.attention import Attention
 from vitrail.layers.block import Block
 from vitrail.layers.checkpointing import run_block
@@ -41,7 +41,7 @@ from vitrail.layers.positions import (
     rotary_positions,
 )
 from vitrail.layers.shapes import check_img_size, grid_size, to_pair
-from vitrail.layers.stems import make_stem, measure_stem
+from vitrail.layers.stems import check_multiples, first_convolution, make_stem, measure_stem
 from vitrail.layers.symbolic import is_symbolic
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.base import VisionModel, group_parameters
@@ -58,33 +58,12 @@ from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
 from vitrail.models.family import Family, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
-from vitrail.weights.huggingface import block_rules
-from vitrail.weights.kernels import InputKernel
-from vitrail.weights.rules import Drop, DropToken, KeyMap, MergeRows, Rename, Rule
+from vitrail.models.token_learner_settings import TokenLearnerConfig, complete_token_learner
+from vitrail.weights.kernels import kernels_of_stem
+from vitrail.weights.plain_encoder import TIMM_RULES, TORCHVISION_RULES, TRANSFORMERS_RULES
+from vitrail.weights.rules import KeyMap, Rename
 
 _NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class TokenLearnerConfig:
-    """Where a ViT learns its tokens, and how.
-
-    Attributes:
-        num_tokens: Tokens to learn.
-        layer: Blocks before it, 0 to the depth; the middle when not given.
-        version: "1.1" (softmax, weighted mean) or "1.0" (sigmoid, weighted sum).
-        bottleneck_dim: Hidden width of the MLPs of version 1.1 and of the fuser.
-        dropout_rate: Dropout rate inside of these MLPs in training.
-        fuse: Whether every later block learns its own tokens and a TokenFuser spreads them back over all
-            positions (the paper's section 2.2), instead of going on with the learned tokens alone.
-    """
-
-    num_tokens: int = 8
-    layer: int | None = None
-    version: str = "1.1"
-    bottleneck_dim: int = 64
-    fuse: bool = False
-    dropout_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -178,7 +157,7 @@ class ViTConfig(LayerSettings):
                 f"(embed_dim {self.embed_dim} over num_heads {self.num_heads})"
             )
         if self.token_learner is not None:
-            object.__setattr__(self, "token_learner", _complete_token_learner(self.token_learner, self.depth))
+            object.__setattr__(self, "token_learner", complete_token_learner(self.token_learner, self.depth))
             if self.patch_drop_rate:
                 raise ConfigError("token_learner needs the whole grid of patches; set patch_drop_rate 0")
 
@@ -199,47 +178,6 @@ class ViTConfig(LayerSettings):
         return int(self.class_token) if self.num_class_tokens is None else self.num_class_tokens
 
 
-def _complete_token_learner(value: TokenLearnerConfig | Mapping[str, Any], depth: int) -> TokenLearnerConfig:
-    if isinstance(value, Mapping):
-        known = [f.name for f in dataclasses.fields(TokenLearnerConfig)]
-        for key in value:
-            if key not in known:
-                raise ConfigError(f"token_learner has no setting {key!r}{closest(key, known)}")
-        value = TokenLearnerConfig(**value)
-    if not isinstance(value, TokenLearnerConfig):
-        raise ConfigError(f"token_learner must hold settings (num_tokens: 8, ...), got {value!r}")
-    check_at_least(value, 1, "num_tokens", "bottleneck_dim")
-    check_rates(value, "dropout_rate")
-    layer = depth // 2 if value.layer is None else value.layer
-    last = depth - 1 if value.fuse else depth
-    if not 0 <= layer <= last:
-        raise ConfigError(
-            f"token_learner layer counts the blocks before it: 0 to {last} for {depth} blocks"
-            f"{' with a fuser' if value.fuse else ''}, got {layer}"
-        )
-    return dataclasses.replace(value, layer=layer)
-
-
-# Touvron et al. 2021, arXiv:2012.12877, section 4: its output is averaged with the class token's.
-_DISTILLATION = DropToken(
-    "dist_token",
-    "pos_embed",
-    1,
-    r"head_dist\..*",
-    "part of distillation, which this model does not have; its outputs are those of the class token alone",
-)
-# Layer scale of DeiT III and BEiT, and of transformers' DINOv2.
-_LAYER_SCALE: tuple[Rule, ...] = (
-    Rename(r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma"),
-    Rename(r"(blocks\.\d+)\.layer_scale([12])\.lambda1", r"\1.ls\2.gamma"),
-)
-# Gate and value are one matrix in DINOv2, two in timm's SwiGLU.
-_GATED: tuple[Rule, ...] = (
-    Rename(r"(blocks\.\d+\.mlp)\.(?:w12|weights_in)\.(.*)", r"\1.fc1.\2"),
-    Rename(r"(blocks\.\d+\.mlp)\.(?:w3|weights_out)\.(.*)", r"\1.fc2.\2"),
-    MergeRows(r"(blocks\.\d+\.mlp)\.fc1_([gx])\.(weight|bias)", ("g", "x"), r"\1.fc1.\3"),
-)
-_REGISTERS = Rename(r"register_tokens", "reg_token")
 _POSITIONS = (*LEARNED_TABLES, *FIXED_TABLES, "rope", "none")
 
 
@@ -318,13 +256,8 @@ class ViT(VisionModel):
         chans, pixels = config.in_chans, (1, 1)
         if config.stem:
             chans, pixels = measure_stem(self.stem, config.in_chans, size)
-            self.input_kernels = _kernels_of_stem(self.stem, config.in_chans)  # type: ignore[misc]  # of this model
-        for name, values in (("patch_size", patch), ("patch_stride", stride), ("patch_padding", padding)):
-            if any(value % step for value, step in zip(values, pixels, strict=True)):
-                raise ConfigError(
-                    f"{name} {values[0]} x {values[1]} is no multiple of the {pixels[0]} x {pixels[1]} pixels of a "
-                    "position after the stem; choose a multiple"
-                )
+            self.input_kernels = kernels_of_stem(self.stem, config.in_chans)  # type: ignore[misc]  # of this model
+        check_multiples(pixels, patch_size=patch, patch_stride=stride, patch_padding=padding)
         patch, stride, padding = (
             (values[0] // pixels[0], values[1] // pixels[1]) for values in (patch, stride, padding)
         )
@@ -355,7 +288,7 @@ class ViT(VisionModel):
     def embed(self, x: Tensor) -> tuple[Tensor, ...]:
         """Patches ``(B, H, W, C)`` before positions, as :meth:`VisionModel.embed`."""
         if self.config.stem and not is_symbolic(x):
-            check_images(x, self.config.in_chans, _first_convolution(self.stem))
+            check_images(x, self.config.in_chans, first_convolution(self.stem))
             check_covers(x, to_pair(self.config.patch_size))
         return (self.patch_embed(self.stem(x)),)
 
@@ -589,60 +522,16 @@ class ViT(VisionModel):
         return {**super().read_settings(state), **names}
 
     key_maps = (
-        KeyMap(
-            "timm",  # also vitrail's own names, DeiT's, MAE's and DINO's
-            (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight"),
-            (
-                _REGISTERS,
-                *_LAYER_SCALE,
-                *_GATED,
-                _DISTILLATION,
-                Drop(r"pre_logits\b.*", "representation layer of the pre-training head, not used"),
-            ),
-        ),
+        KeyMap("timm", (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight"), TIMM_RULES),
         KeyMap(
             "huggingface",
             (
                 r"((vit|deit)\.)?embeddings\.patch_embeddings\.projection\.weight",
                 r"((vit|deit)\.)?embeddings\.position_embeddings",
             ),
-            (
-                Rename(r"(?:vit|deit)\.(.*)", r"\1"),
-                Rename(r"embeddings\.register_tokens", "reg_token"),
-                Drop(r"pooler\..*", "pooler of the pre-training head, not part of the classifier"),
-                Rename(r"embeddings\.mask_token", "mask_token"),
-                Rename(r"embeddings\.distillation_token", "dist_token"),
-                Rename(r"distillation_classifier\.(.*)", r"head_dist.\1"),
-                Rename(r"cls_classifier\.(.*)", r"head.\1"),
-                Rename(r"embeddings\.cls_token", "cls_token"),
-                Rename(r"embeddings\.position_embeddings", "pos_embed"),
-                _DISTILLATION,
-                Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
-                Rename(r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", r"blocks.\1.\2"),
-                *_LAYER_SCALE,
-                *_GATED,
-                *block_rules(r"blocks\.\d+", "attention"),
-                Rename(r"layernorm\.(.*)", r"norm.\1"),
-                Rename(r"classifier\.(.*)", r"head.\1"),
-            ),
+            (Rename(r"(?:vit|deit)\.(.*)", r"\1"), *TRANSFORMERS_RULES),
         ),
-        KeyMap(
-            "torchvision",
-            (r"conv_proj\.weight", r"encoder\.pos_embedding"),
-            (
-                Rename(r"class_token", "cls_token"),
-                Rename(r"conv_proj\.(.*)", r"patch_embed.proj.\1"),
-                Rename(r"encoder\.pos_embedding", "pos_embed"),
-                Rename(r"encoder\.layers\.encoder_layer_(\d+)\.(.*)", r"blocks.\1.\2"),
-                Rename(r"(blocks\.\d+)\.ln_([12])\.(.*)", r"\1.norm\2.\3"),
-                Rename(r"(blocks\.\d+)\.self_attention\.in_proj_(weight|bias)", r"\1.attn.qkv.\2"),
-                Rename(r"(blocks\.\d+)\.self_attention\.out_proj\.(.*)", r"\1.attn.proj.\2"),
-                Rename(r"(blocks\.\d+)\.mlp\.(?:0|linear_1)\.(.*)", r"\1.mlp.fc1.\2"),
-                Rename(r"(blocks\.\d+)\.mlp\.(?:3|linear_2)\.(.*)", r"\1.mlp.fc2.\2"),
-                Rename(r"encoder\.ln\.(.*)", r"norm.\1"),
-                Rename(r"heads\.head\.(.*)", r"head.\1"),
-            ),
-        ),
+        KeyMap("torchvision", (r"conv_proj\.weight", r"encoder\.pos_embedding"), TORCHVISION_RULES),
     )
 
 
@@ -652,19 +541,6 @@ _READ = ("reg_tokens", "init_values", "qk_norm", "mlp_layer", "mlp_ratio")
 
 def _token_parameter(count: int, dim: int) -> nn.Parameter | None:
     return nn.Parameter(torch.zeros(1, count, dim)) if count else None
-
-
-def _first_convolution(stem: nn.Module) -> nn.Module:
-    """The first module of a stem with a weight, whose type the images must have; the stem without one."""
-    return next((part for part in stem.modules() if isinstance(getattr(part, "weight", None), Tensor)), stem)
-
-
-def _kernels_of_stem(stem: nn.Module, in_chans: int) -> dict[str, InputKernel]:
-    """The stem's convolution of the bands, which loading adapts to other bands; the patches' where there is none."""
-    for name, part in stem.named_modules():
-        if isinstance(part, nn.Conv2d) and part.in_channels == in_chans and part.groups == 1:
-            return {f"stem.{name}.weight" if name else "stem.weight": InputKernel("image", is_patch=False)}
-    return {}
 
 
 # arXiv:2010.11929, table 1, and the smaller widths of Touvron et al. 2021, arXiv:2012.12877, table 1.

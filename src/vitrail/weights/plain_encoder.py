@@ -1,0 +1,69 @@
+"""Rules for checkpoints of a plain encoder: patches, then blocks of one width, with class and register tokens.
+
+Rules of timm's names are also those of vitrail's own, DeiT's, MAE's and DINO's.
+"""
+
+from __future__ import annotations
+
+from vitrail.weights.huggingface import block_rules
+from vitrail.weights.rules import Drop, DropToken, MergeRows, Rename, Rule
+
+# Touvron et al. 2021, arXiv:2012.12877, section 4: its output is averaged with the class token's.
+_DISTILLATION = DropToken(
+    "dist_token",
+    "pos_embed",
+    1,
+    r"head_dist\..*",
+    "part of distillation, which this model does not have; its outputs are those of the class token alone",
+)
+# Layer scale of DeiT III and BEiT, and of transformers' DINOv2.
+_LAYER_SCALE: tuple[Rule, ...] = (
+    Rename(r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma"),
+    Rename(r"(blocks\.\d+)\.layer_scale([12])\.lambda1", r"\1.ls\2.gamma"),
+)
+# Gate and value are one matrix in DINOv2, two in timm's SwiGLU.
+_GATED: tuple[Rule, ...] = (
+    Rename(r"(blocks\.\d+\.mlp)\.(?:w12|weights_in)\.(.*)", r"\1.fc1.\2"),
+    Rename(r"(blocks\.\d+\.mlp)\.(?:w3|weights_out)\.(.*)", r"\1.fc2.\2"),
+    MergeRows(r"(blocks\.\d+\.mlp)\.fc1_(?P<part>[gx])\.(weight|bias)", ("g", "x"), r"\1.fc1.\3"),
+)
+_REGISTERS = Rename(r"register_tokens", "reg_token")
+
+TIMM_RULES: tuple[Rule, ...] = (
+    _REGISTERS,
+    *_LAYER_SCALE,
+    *_GATED,
+    _DISTILLATION,
+    Drop(r"pre_logits\b.*", "representation layer of the pre-training head, not used"),
+)
+TRANSFORMERS_RULES: tuple[Rule, ...] = (
+    Rename(r"embeddings\.register_tokens", "reg_token"),
+    Drop(r"pooler\..*", "pooler of the pre-training head, not part of the classifier"),
+    Rename(r"embeddings\.mask_token", "mask_token"),
+    Rename(r"embeddings\.distillation_token", "dist_token"),
+    Rename(r"distillation_classifier\.(.*)", r"head_dist.\1"),
+    Rename(r"cls_classifier\.(.*)", r"head.\1"),
+    Rename(r"embeddings\.cls_token", "cls_token"),
+    Rename(r"embeddings\.position_embeddings", "pos_embed"),
+    _DISTILLATION,
+    Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
+    Rename(r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", r"blocks.\1.\2"),
+    *_LAYER_SCALE,
+    *_GATED,
+    *block_rules(r"blocks\.\d+", "attention"),
+    Rename(r"layernorm\.(.*)", r"norm.\1"),
+    Rename(r"classifier\.(.*)", r"head.\1"),
+)
+TORCHVISION_RULES: tuple[Rule, ...] = (
+    Rename(r"class_token", "cls_token"),
+    Rename(r"conv_proj\.(.*)", r"patch_embed.proj.\1"),
+    Rename(r"encoder\.pos_embedding", "pos_embed"),
+    Rename(r"encoder\.layers\.encoder_layer_(\d+)\.(.*)", r"blocks.\1.\2"),
+    Rename(r"(blocks\.\d+)\.ln_([12])\.(.*)", r"\1.norm\2.\3"),
+    Rename(r"(blocks\.\d+)\.self_attention\.in_proj_(weight|bias)", r"\1.attn.qkv.\2"),
+    Rename(r"(blocks\.\d+)\.self_attention\.out_proj\.(.*)", r"\1.attn.proj.\2"),
+    Rename(r"(blocks\.\d+)\.mlp\.(?:0|linear_1)\.(.*)", r"\1.mlp.fc1.\2"),
+    Rename(r"(blocks\.\d+)\.mlp\.(?:3|linear_2)\.(.*)", r"\1.mlp.fc2.\2"),
+    Rename(r"encoder\.ln\.(.*)", r"norm.\1"),
+    Rename(r"heads\.head\.(.*)", r"head.\1"),
+)
