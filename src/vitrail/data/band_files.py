@@ -263,8 +263,8 @@ def stack_pictures(files: Sequence[Path], decode_one: Callable[[Path], Picture])
         BandError: Pictures of different shapes.
     """
     parts = [decode_one(file) for file in files]
-    if len({part.planes.shape for part in parts}) > 1:
-        shapes = sorted({" x ".join(map(str, part.planes.shape[1:])) for part in parts})
+    if len({(part.planes.shape, part.reduced) for part in parts}) > 1:
+        shapes = sorted({" x ".join(map(str, part.size)) for part in parts})
         raise BandError(
             f"the bands of {files[0]} have different shapes ({' and '.join(shapes)})",
             "scale them to one",
@@ -272,4 +272,5 @@ def stack_pictures(files: Sequence[Path], decode_one: Callable[[Path], Picture])
         )
     masks = [part.invalid for part in parts if part.invalid is not None]
     invalid = np.logical_or.reduce(masks) if masks else None
-    return Picture(torch.cat([part.planes for part in parts]), invalid, sum(part.pixels for part in parts))
+    planes = torch.cat([part.planes for part in parts])
+    return Picture(planes, invalid, sum(part.pixels for part in parts), parts[0].reduced)

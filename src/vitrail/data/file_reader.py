@@ -100,20 +100,19 @@ class FileReader:
         Returns:
             Shape ``(C, H, W)``, uint8 of which 255 means 1, or float32 in 0..1, NaN where there is no data.
         """
-        planes, invalid, _ = self._picture(file, name, size)
-        return self._as_read(planes, invalid, size)
+        return self._as_read(self._picture(file, name, size), size)
 
     def read_and_survey_picture(self, file: Path | bytes, name: str) -> tuple[Tensor, Survey | int]:
         """Read and survey a picture with one decoding, at the reader's size."""
-        planes, invalid, pixels = self._picture(file, name, self.size)
-        return self._as_read(planes, invalid, self.size), self._survey_of(planes, invalid, pixels, name)
+        picture = self._picture(file, name, self.size)
+        return self._as_read(picture, self.size), self._survey_of(picture, name)
 
-    def _as_read(self, planes: Tensor, invalid: npt.NDArray[np.bool_] | None, size: tuple[int, int] | None) -> Tensor:
-        stated = self._of_pictures.stated(len(self.bands))
-        if invalid is None and stated is None:
-            return planes.contiguous() if size is None else resize_picture(planes, size, self.resize)
+    def _as_read(self, picture: Picture, size: tuple[int, int] | None) -> Tensor:
+        planes, stated = picture.planes, self._of_pictures.stated(len(self.bands))
+        if picture.invalid is None and stated is None:
+            return planes.contiguous() if size is None else resize_picture(planes, size, self.resize, picture.reduced)
         limits = stated or ValueRange((0.0,), (255.0,))
-        unit = to_unit_range(planes.numpy(), _by_band(invalid, len(planes)), limits)
+        unit = to_unit_range(planes.numpy(), _by_band(picture.invalid, len(planes)), limits)
         return unit if size is None else resize_tensor(unit, size, self.resize, "bicubic").clamp_(0, 1)
 
     def survey(self, path: Path) -> tuple[Survey | int, Thumbnails]:
@@ -133,14 +132,14 @@ class FileReader:
 
     def survey_picture(self, file: Path | bytes, name: str) -> tuple[Survey | int, Thumbnails]:
         """Survey a picture from a path or from bytes."""
-        stated = self._of_pictures.stated(len(self.bands)) is not None
-        planes, invalid, pixels = self._picture(file, name, None if stated else (SIDE, SIDE))
-        return self._survey_of(planes, invalid, pixels, name), thumbnail_of_stored(planes.numpy(), invalid)
+        picture = self._picture(file, name, (SIDE, SIDE))
+        return self._survey_of(picture, name), thumbnail_of_stored(picture.planes.numpy(), picture.invalid)
 
-    def _survey_of(self, planes: Tensor, invalid: npt.NDArray[np.bool_] | None, pixels: int, name: str) -> Survey | int:
-        if invalid is None and self._of_pictures.stated(len(self.bands)) is None:
-            return pixels
-        return survey(planes.numpy(), _by_band(invalid, len(planes)), self._of_pictures, name)
+    def _survey_of(self, picture: Picture, name: str) -> Survey | int:
+        if picture.invalid is None and self._of_pictures.stated(len(self.bands)) is None:
+            return picture.pixels
+        invalid = _by_band(picture.invalid, len(picture.planes))
+        return survey(picture.planes.numpy(), invalid, self._of_pictures, name)
 
     def original_size(self, path: Path) -> tuple[int, int]:
         """Return height and width of a file's image as displayed."""
@@ -159,7 +158,7 @@ class FileReader:
 
         Args:
             path: The file.
-            size: Height and width that are wanted of it: a JPEG is decoded no larger than needed; in full when not
+            size: Height and width that are wanted of it: a JPEG may be decoded smaller than it is; in full when not
                 given.
 
         Returns:
@@ -168,8 +167,8 @@ class FileReader:
         if self._is_raster(path):
             values, invalid, _ = self._raster(path, size or (1, 1))
         else:
-            planes, hidden, _ = self._picture(path, str(path), size)
-            values, invalid = planes.numpy(), _by_band(hidden, len(planes))
+            picture = self._picture(path, str(path), size)
+            values, invalid = picture.planes.numpy(), _by_band(picture.invalid, len(picture.planes))
         if invalid is not None:
             values = np.where(invalid, np.float32(np.nan), values.astype(np.float32))
         return values if values.dtype != np.float64 else values.astype(np.float32)
@@ -203,18 +202,17 @@ class FileReader:
             return open_raster(path, len(self.bands), self.max_pixels, size)
         return stack_rasters(self.stack.files(path), lambda file: open_raster(file, 1, self.max_pixels, size))
 
-    def _picture(
-        self, file: Path | bytes, name: str, size: tuple[int, int] | None
-    ) -> tuple[Tensor, npt.NDArray[np.bool_] | None, int]:
+    def _picture(self, file: Path | bytes, name: str, size: tuple[int, int] | None) -> Picture:
+        # Means of pixels with and without data, or beyond a stated range, are of neither kind.
+        if self.rule.no_data or self._of_pictures.stated(len(self.bands)) is not None:
+            size = None
         if self.stack is not None and isinstance(file, Path):
-            picture = stack_pictures(self.stack.files(file), lambda band: self._decode(band, str(band), "gray", size))
-        elif self.named and len(self.bands) != len(BANDS[self.color]):
+            return stack_pictures(self.stack.files(file), lambda band: self._decode(band, str(band), "gray", None))
+        if self.named and len(self.bands) != len(BANDS[self.color]):
             wanted = f"where {len(self.bands)} bands are wanted ({', '.join(self.bands)})"
             remedy = "give TIFF files of these bands, or leave it out"
             raise BandError(f"{name} is a picture {wanted}", remedy, summary=f"are pictures {wanted}")
-        else:
-            picture = self._decode(file, name, self.color, size)
-        return picture.planes, picture.invalid, picture.pixels
+        return self._decode(file, name, self.color, size)
 
     def _decode(self, file: Path | bytes, name: str, color: str, size: tuple[int, int] | None) -> Picture:
         try:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vitrail.data.centre_crop import centre_box
 from vitrail.data.image_errors import CONVERT, DEEP, GRAY, RGB, BandError, PointerError, UnreadableError, too_large
+from vitrail.data.jpeg_draft import TURNED, Reduction, draft, reduction
 from vitrail.data.no_data import parse_no_data
 from vitrail.errors import DataError
 from vitrail.files import is_lfs_pointer
@@ -36,8 +37,6 @@ _DEEP_STORED = ";16"
 # Pictures in which a camera has put small or deep ones behind the picture itself.
 _ONE_PICTURE = "MPO"
 _ORIENTATION = 274
-# Values of it for images that lie on their side.
-_TURNED = (5, 6, 7, 8)
 # Tag of TIFF pages: the value that is no data (GDAL).
 _GDAL_NODATA = 42113
 # Pillow has one limit of pixels for all: while a larger picture is opened on purpose, nobody else changes it.
@@ -55,7 +54,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             # Pillow gives the size of a TIFF as it is shown.
-            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in TURNED
     except _FAULTS as error:
         raise _unreadable(path, path, error) from error
     return (width, height) if turned else (height, width)
@@ -80,11 +79,18 @@ class Picture:
         invalid: Pixels without data (transparent, masked, or of the declared value in all bands), shape ``(H, W)``;
             None where there are none.
         pixels: Number of pixels in the file, which may have been decoded at a reduced size.
+        reduced: How a JPEG was reduced; None for an image that was decoded in full.
     """
 
     planes: Tensor
     invalid: npt.NDArray[np.bool_] | None
     pixels: int
+    reduced: Reduction | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in the file, as displayed."""
+        return (self.planes.shape[1], self.planes.shape[2]) if self.reduced is None else self.reduced.size
 
 
 def read_image(
@@ -113,8 +119,9 @@ def read_image(
     Raises:
         DataError: Not an image, truncated, too large, or of other bands.
     """
-    planes = decode_picture(file, color, size, convert, name, max_pixels).planes
-    return planes.contiguous() if size is None else resize_picture(planes, size, resize)
+    picture = decode_picture(file, color, size, convert, name, max_pixels)
+    planes = picture.planes
+    return planes.contiguous() if size is None else resize_picture(planes, size, resize, picture.reduced)
 
 
 def decode_picture(
@@ -131,7 +138,8 @@ def decode_picture(
     Args:
         file: A file of any format that Pillow reads, or what would be in it.
         color: "rgb" or "gray".
-        size: Height and width that are wanted of it: a JPEG is decoded no larger than needed.
+        size: Height and width that are wanted of it: a JPEG may be decoded smaller than it is, see
+            :mod:`vitrail.data.jpeg_draft`.
         convert: Convert an image of other bands instead of refusing it; transparent pixels are then without data.
         name: Name in errors; by default that of the file.
         max_pixels: Pixels that are decoded at most; Pillow's limit when not given.
@@ -149,9 +157,7 @@ def decode_picture(
             own = image.size
             if max_pixels is not None and own[0] * own[1] > max_pixels:
                 _draft_below(image, max_pixels, name)
-            if size is not None:
-                # JPEG can be decoded at a half, a quarter or an eighth of its size; never below what is wanted.
-                image.draft(image.mode, (size[1], size[0]))
+            draft(image, size)
             (frames, hidden), stored = _pages(image, file), _stored_as(image)
             if image.format == "TIFF" and no_data != ():
                 mark = parse_no_data(str(image.tag_v2.get(_GDAL_NODATA, "")), name)  # type: ignore[attr-defined]
@@ -159,9 +165,12 @@ def decode_picture(
             scrambled = (
                 image.format == "TIFF"
                 and image.info.get("compression") == "raw"
-                and image.getexif().get(_ORIENTATION) in _TURNED
+                and image.getexif().get(_ORIENTATION) in TURNED
             )
             image.load()
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            reduced = reduction((own[1], own[0]), (image.size[1], image.size[0])) if image.format != "TIFF" else None
+            reduced = reduced and reduced.turned(orientation, (image.size[1], image.size[0]))
     except DataError:
         raise
     except _FAULTS as error:
@@ -188,7 +197,7 @@ def decode_picture(
         invalid = same if invalid is None else invalid | same
     if invalid is not None and (not invalid.any() or invalid.shape != planes.shape[1:]):
         invalid = None
-    return Picture(torch.from_numpy(planes), invalid, own[0] * own[1])
+    return Picture(torch.from_numpy(planes), invalid, own[0] * own[1], reduced)
 
 
 def _open(file: Path | bytes, max_pixels: int | None) -> Image.Image:
@@ -326,13 +335,23 @@ def _of_many(problem: str) -> str:
     return re.sub(r"^holds \d+", "hold several", problem)
 
 
-def resize_picture(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
-    """Bicubic and without aliases, in torch: for 8 bits two to three times as fast as Pillow, and equal to a level."""
-    height, width = x.shape[1:]
-    if how == "crop":
-        # The part that the centre crop keeps is scaled in one step: no pixel is computed and cut off.
-        top, left, rows, columns = centre_box(height, width, size)
-        x = x[:, top : top + rows, left : left + columns]
+def resize_picture(x: Tensor, size: tuple[int, int], how: str, reduced: Reduction | None = None) -> Tensor:
+    """Resize, bicubic and without aliases, in torch.
+
+    For 8 bits it is two to three times as fast as Pillow, and equal to a level.
+
+    Args:
+        x: Shape ``(C, H, W)``, uint8.
+        size: Height and width wanted.
+        how: "crop" or "squash".
+        reduced: How a JPEG was reduced.
+    """
+    height, width = x.shape[1:] if reduced is None else reduced.size
+    # The part that the centre crop keeps is scaled in one step: no pixel is computed and cut off.
+    top, left, rows, columns = centre_box(height, width, size) if how == "crop" else (0, 0, height, width)
+    if reduced is not None:
+        return reduced.resize(x, (top, left, rows, columns), size)
+    x = x[:, top : top + rows, left : left + columns]
     if x.shape[1:] == size:
         return x.contiguous()
     return F.interpolate(x[None], size=size, mode="bicubic", antialias=True)[0].contiguous()

@@ -62,12 +62,24 @@ def describe_model(graph: ExportGraph, data: DataConfig, engine: str, no_photogr
             name: {"filter": own.filter, "how": own.how, "size": list(own.size), "seen": list(graph.card.img_size)}
             for name, own in graph.stored.items()
         },
+        "decoding": _decoding(graph),
         "model": dataclasses.asdict(graph.card),
         "reading": reading_settings(data),
         "versions": {
             "vitrail": vitrail.__version__,
             **{name: importlib.metadata.version(name) for name in _PACKAGES[engine]},
         },
+    }
+
+
+def _decoding(graph: ExportGraph) -> dict[str, str]:
+    """State how image files become the pixels of the photographs' inputs; empty for rasters."""
+    if all(own.filter == "bilinear" for own in graph.stored.values()):
+        return {}
+    return {
+        "jpeg": "in full; at a half, a quarter or an eighth only if at least twice as large as the input of the model",
+        "orientation": "turned as the EXIF tag says",
+        "color": "8 bits a band, without a color profile, in the order of the bands",
     }
 
 

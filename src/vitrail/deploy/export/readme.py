@@ -28,6 +28,9 @@ _CASTS = """
 OpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. Check the type
 before the call, or load the folder with `vitrail.engines.load_export`, which refuses other types and sizes.
 """
+_DECODING = """ Decode JPEG files in full and turn them as their EXIF tag says;
+Pillow, OpenCV (whose order of colors is blue, green, red) and simplejpeg then give the pixels of `vitrail predict`, up
+to half a level of 255 on average."""
 
 
 def readme(facts: Mapping[str, Any]) -> str:
@@ -88,5 +91,6 @@ def _entries(facts: Mapping[str, Any]) -> str:
         return (
             "Photographs of any size are cropped and resized\nin the graph, as the run evaluates them. A batch takes "
             "photographs of one size, or pixels at the model's size; the\nother inputs stay empty (0 images)."
+            + (_DECODING if facts["decoding"] else "")
         )
     return f"There is no input for photographs of any size: {facts['no_photographs']}."
