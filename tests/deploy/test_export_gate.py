@@ -1,6 +1,7 @@
 """Verdicts of the gate on outputs with known differences."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -202,7 +203,7 @@ def test_limits_out_of_range_are_refused(wrong):
         Limits(**wrong)
 
 
-def test_results_survive_json_and_the_table_is_in_words():
+def test_results_are_written_as_json_and_the_table_is_in_words():
     gate, targets = _gate(320)
     logits = gate.original.logits
     gate = GateImages(Outputs(logits, np.ones((320, 2))), targets)
@@ -214,7 +215,15 @@ def test_results_survive_json_and_the_table_is_in_words():
         Result("openvino int8", None, False, Verdict("not built", "no AVX512")),
     ]
     text = json.dumps([r.to_json() for r in results], allow_nan=False)
-    assert [Result.from_json(x) for x in json.loads(text)] == results
+    plain = json.loads(text)
+    assert [(x["name"], x["images_per_second"], x["chosen"]) for x in plain] == [
+        ("openvino bf16", 41.63, True), ("zero", 1.0, False), ("openvino int8", None, False),
+    ]  # fmt: skip
+    verdicts = [x["verdict"] for x in plain]
+    assert [v["status"] for v in verdicts] == ["passed", "refused", "not built"]
+    assert verdicts[0]["agreement_low"] == passed.agreement_low
+    assert (infinite.similarities[0].difference, verdicts[1]["similarities"][0]["difference"]) == (math.inf, None)
+    assert verdicts[2]["similarities"] == []
     header, rows = gate_table(results)
     assert {len(row) for row in rows} == {len(header)}
     assert rows[0] == [
@@ -222,11 +231,6 @@ def test_results_survive_json_and_the_table_is_in_words():
         "decisions agree for 320 of 320 images, accuracy drops by at most 1.0 %",
     ]  # fmt: skip
     assert rows[2] == ["openvino int8", "-", "-", "-", "not built", "no AVX512"]
-    for change in ({"status": "maybe"}, {"more": 1}):
-        plain = results[0].to_json()
-        plain["verdict"] |= change
-        with pytest.raises(DataError, match="export the run again"):
-            Result.from_json(plain)
 
 
 def test_percentages_never_flatter():

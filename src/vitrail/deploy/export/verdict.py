@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-from vitrail.errors import DataError
+from typing import Any, Literal
 
 Status = Literal["passed", "refused", "not tested", "not built"]
 
@@ -107,32 +105,6 @@ class Result:
         for record in (verdict, *verdict["similarities"]):
             record.update({k: None for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)})
         return plain
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Result:
-        """Read the output of :meth:`to_json`.
-
-        Raises:
-            DataError: Keys are missing or unknown, or the status is unknown.
-        """
-        record = _fields(cls, plain)
-        verdict = _fields(Verdict, record["verdict"])
-        if verdict["status"] not in get_args(Status):
-            raise DataError(f"the gate's table has the unknown status {verdict['status']!r}; export the run again")
-        similarities = tuple(Similarity(**_fields(Similarity, _infinite(s))) for s in verdict["similarities"])
-        return cls(**{**record, "verdict": Verdict(**{**verdict, "similarities": similarities})})
-
-
-def _fields(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(kind)}
-    if set(plain) != names:
-        wrong = ", ".join(sorted(set(plain) ^ names))
-        raise DataError(f"the gate's table has missing or unknown keys ({wrong}); export the run again")
-    return dict(plain)
-
-
-def _infinite(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {**plain, "difference": math.inf} if plain.get("difference", 0) is None else dict(plain)
 
 
 def gate_table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
