@@ -1,6 +1,7 @@
 """Every pooling of every family: by hand, trained, explained, changed afterwards, saved and recognised."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import vitrail
 from vitrail.errors import ConfigError
 from vitrail.explain import explain
 from vitrail.layers.fast.dispatch import without_fast_paths
-from vitrail.layers.head import POOLS, pool_tokens
+from vitrail.layers.head import Pool, pool_tokens
 from vitrail.models import list_families
 from vitrail.models.profile import walk
 
@@ -74,7 +75,7 @@ def test_attention_pooling_by_hand(case, grow):
             torch.testing.assert_close(model(*inputs), model.head(pooled), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", get_args(Pool))
 def test_every_pooling_trains(case, pool):
     model = build(case, global_pool=pool)
     model(*inputs_of(model)).square().sum().backward()

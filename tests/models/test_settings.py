@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pickle
+import typing
 
 import pytest
 
@@ -66,3 +67,19 @@ def test_configs_stand_where_trainer_expects_its_own(name):
     for wrong in ("num_classes", "num_head"):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(model.config, wrong, 3)
+
+
+def _choices():
+    for name, family in list_families().items():
+        for setting, hint in typing.get_type_hints(family.config).items():
+            if typing.get_origin(hint) is typing.Literal:
+                yield name, setting, typing.get_args(hint)
+
+
+@pytest.mark.parametrize("value", ["bilinear", 1, None, ["avg"]])
+@pytest.mark.parametrize(("name", "setting", "choices"), _choices())
+def test_a_config_refuses_values_that_are_none_of_its_choices(name, setting, choices, value):
+    family = list_families()[name]
+    with pytest.raises(ConfigError) as caught:
+        family.config(**{**family.test_config, setting: value})
+    assert str(caught.value) == f"{setting} must be {' or '.join(map(repr, choices))}, got {value!r}"

@@ -15,7 +15,6 @@ from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
 Pool = Literal["avg", "max", "avgmax", "map", ""]
-POOLS = ("avg", "max", "avgmax", "map", "")
 _FIXED = ("token", "avg", "max", "avgmax", "")
 
 

@@ -8,41 +8,11 @@ from typing import Any
 
 from vitrail.errors import ConfigError
 from vitrail.layers.checks import check_rate
-from vitrail.layers.head import POOLS
 
 
 def as_config(kind: type[Any], config: Any) -> Any:
     """A config from its settings as a mapping, as a file of Hugging Face's hub holds them; a config as it is."""
     return kind(**config) if isinstance(config, Mapping) else config
-
-
-def check_pool(config: Any, *more: str) -> None:
-    """Refuse another ``global_pool`` than :data:`~vitrail.layers.head.POOLS`.
-
-    Args:
-        config: The settings; where they have ``absent``, a mapping, it gives the reason for ``global_pool=VALUE``.
-        *more: Further ways of pooling.
-
-    Raises:
-        ConfigError: Naming the ways that there are, the value and the reason.
-    """
-    pools, pool = (*more, *POOLS), config.global_pool
-    if pool not in pools:
-        reason = getattr(config, "absent", {}).get(f"global_pool={pool}")
-        why = "" if reason is None else f": {reason}"
-        raise ConfigError(f"global_pool must be {' or '.join(map(repr, pools))}, got {pool!r}{why}")
-
-
-def check_choices(config: object, **choices: Sequence[str]) -> None:
-    """Refuse settings that are none of a few names.
-
-    Raises:
-        ConfigError: Naming the setting, the names and the value.
-    """
-    for name, known in choices.items():
-        value = getattr(config, name)
-        if value not in known:
-            raise ConfigError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def check_at_least(config: object, minimum: int, *names: str) -> None:

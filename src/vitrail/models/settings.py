@@ -67,13 +67,32 @@ def check_settings(kind: type[Any], settings: Mapping[str, Any], owner: str, pre
             reason = absent.get(name)
             why = suggest(name, names) if reason is None else f": {reason}"
             raise ConfigError(f"{owner} has no setting {prefix + name!r}{why}")
-        if not _fits(value, hints[name]):
-            reason = absent.get(f"{name}={value}")
-            why = "" if reason is None else f": {reason}"
-            raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {value!r}{why}")
+        _check_value(name, value, hints[name], absent, prefix)
         for part in _alternatives(hints[name]):
             if dataclasses.is_dataclass(part) and isinstance(part, type) and isinstance(value, Mapping):
                 check_settings(part, value, owner, f"{prefix}{name}.")
+
+
+def check_choices(config: object) -> None:
+    """Refuse settings whose type is a ``Literal`` and whose value is none of its names.
+
+    Args:
+        config: The settings; where they have ``absent``, a mapping, it gives the reason for ``SETTING=VALUE``.
+
+    Raises:
+        ConfigError: Naming the setting, the names, the value and the reason.
+    """
+    absent: Mapping[str, str] = getattr(config, "absent", {})
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            _check_value(name, getattr(config, name), hint, absent)
+
+
+def _check_value(name: str, value: Any, hint: Any, absent: Mapping[str, str], prefix: str = "") -> None:
+    if not _fits(value, hint):
+        reason = absent.get(f"{name}={value}")
+        why = "" if reason is None else f": {reason}"
+        raise ConfigError(f"{prefix}{name} must be {_describe(hint)}, got {value!r}{why}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

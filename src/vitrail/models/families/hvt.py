@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.checks import check_named
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.head import Pool, linear_classifier
 from vitrail.layers.hierarchy import HierarchicalEncoder
@@ -29,15 +28,14 @@ from vitrail.models.checkpoint_sizes import fit_positions, read_stages, read_wid
 from vitrail.models.checks import (
     as_config,
     check_at_least,
-    check_choices,
     check_mlp_ratio,
-    check_pool,
     check_rates,
     check_stages,
 )
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.family import Family, register_family
 from vitrail.models.layer_settings import LayerSettings
+from vitrail.models.settings import check_choices
 from vitrail.models.two_streams import check_spectral_settings, check_two_streams, split_list
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import KeyMap
@@ -118,7 +116,7 @@ class HVTConfig(LayerSettings):
         object.__setattr__(self, "patch_size", to_pair(self.patch_size, "patch_size"))
         check_at_least(self, 1, "in_chans", "embed_dim")
         check_at_least(self, 0, "num_classes", "spectral_chans")
-        check_pool(self)
+        check_choices(self)
         check_stages(self, "depths", "num_heads")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         if isinstance(self.attention, str):
@@ -126,10 +124,8 @@ class HVTConfig(LayerSettings):
                 raise ConfigError(f"attention must be 'global' or a window size, got {self.attention!r}")
         else:
             object.__setattr__(self, "attention", to_pair(self.attention, "attention"))
-        check_choices(self, fusion=("cross_attention", "concat"), missing_spectral=("error", "learned"))
         self.check_layers()
         check_rates(self, "pos_drop_rate")
-        check_named("pos_embed", self.pos_embed, dict.fromkeys(("learned", "sincos2d", "rope", "none")))
         if self.pos_embed == "rope" and self.attention != "global":
             raise ConfigError(f"pos_embed 'rope' needs attention 'global', got windows of {self.attention}")
         check_spectral_settings(self)
@@ -233,12 +229,15 @@ class HVT(VisionModel):
         if self.spectral is None:
             return None
         if spectral is not None:
-            if self.training and self.spectral_token is not None:
-                # It takes part, if with no weight: data-parallel training waits for a gradient of every parameter.
-                spectral = spectral + 0.0 * self.spectral_token
-            return spectral
+            return self._with_learned_token(spectral)
         assert self.spectral_token is not None  # _check_inputs refuses otherwise
         return self.spectral_token.expand(tokens.shape[0], -1, -1, -1)
+
+    def _with_learned_token(self, spectral: Tensor) -> Tensor:
+        if self.training and self.spectral_token is not None:
+            # It takes part, if with no weight: data-parallel training waits for a gradient of every parameter.
+            return spectral + 0.0 * self.spectral_token
+        return spectral
 
     def _fuse(self, tokens: Tensor, context: Tensor | None) -> Tensor:
         if self.fusion is not None:
@@ -299,9 +298,7 @@ class HVT(VisionModel):
         tokens: Tensor = self.rgb.norm(self.rgb.levels_of(embedded[0])[-1])
         if self.spectral is None or self.fusion is None:
             return (tokens,)
-        context: Tensor = self.spectral.norm(self.spectral.levels_of(embedded[1])[-1])
-        if self.spectral_token is not None:
-            context = context + 0.0 * self.spectral_token  # it takes part, as in encode
+        context = self._with_learned_token(self.spectral.norm(self.spectral.levels_of(embedded[1])[-1]))
         fused: Tensor = self.fusion(tokens, context)
         spread = fused
         if fused.shape[1:3] != context.shape[1:3]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
-from vitrail.layers.checks import check_named
 from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.head import Head, Pool
 from vitrail.layers.init import init_linears
@@ -28,12 +27,13 @@ from vitrail.layers.positions import resample_relative_table
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.windows import Kind
 from vitrail.models.checkpoint_sizes import old_window, read_each_stage, read_stages, read_width
-from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_stages
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_stages
 from vitrail.models.facts import FeatureInfo
 from vitrail.models.family import Family, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision, missing_layers
 from vitrail.models.pyramid import Pyramid
+from vitrail.models.settings import check_choices
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
 
@@ -43,7 +43,6 @@ _PARTITION_RATIO = 32
 # The squeeze of squeeze and excitation has a quarter of the width.
 _LEAST_WIDTH = 4
 _FLAVOURS = {"tf": TENSORFLOW, "torchvision": TORCHVISION}
-_POSITIONS = ("relative", "none")
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class MaxViTConfig(LayerSettings):
         check_stages(self, "embed_dim", "depths")
         check_at_least(self, 1, "in_chans", "stem_width", "dim_head")
         check_at_least(self, 0, "num_classes")
-        check_pool(self)
+        check_choices(self)
         if self.head_hidden_size is None:
             object.__setattr__(self, "head_hidden_size", self.embed_dim[-1])
         check_at_least(self, 0, "head_hidden_size")
@@ -125,10 +124,7 @@ class MaxViTConfig(LayerSettings):
             if dim < _LEAST_WIDTH:
                 raise ConfigError(f"embed_dim must be at least {_LEAST_WIDTH} in every stage, got {dim}")
         check_mlp_ratio(self.mlp_ratio, min(self.embed_dim))
-        if self.flavour not in _FLAVOURS:
-            raise ConfigError(f"flavour must be 'tf' or 'torchvision', got {self.flavour!r}")
         self.check_layers()
-        check_named("pos_embed", self.pos_embed, dict.fromkeys(_POSITIONS))
 
     @property
     def convolution(self) -> ConvFlavour:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
 from vitrail.layers.block import Block, Stage
-from vitrail.layers.checks import check_named
 from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.head import Head, Pool
 from vitrail.layers.init import init_linears, init_patch_projection
@@ -31,20 +30,18 @@ from vitrail.layers.positions import (
 from vitrail.layers.shapes import check_img_size, grid_size, to_pair
 from vitrail.layers.window_attention import ShiftedWindowAttention, WindowAttention
 from vitrail.models.checkpoint_sizes import fit_positions, old_window, read_each_stage, read_stages, read_width
-from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_pool, check_rates, check_stages
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_rates, check_stages
 from vitrail.models.facts import FeatureInfo
 from vitrail.models.family import Family, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision, missing_layers
 from vitrail.models.pyramid import Pyramid
+from vitrail.models.settings import check_choices
 from vitrail.weights.huggingface import block_rules
 from vitrail.weights.rules import Drop, KeyMap, Rename, Rule
 
 Pair = tuple[int, int]
 _NORM_EPS = 1e-5
-
-
-_POSITIONS = ("relative", "none", "learned", "sincos2d", "learned+relative", "sincos2d+relative")
 
 
 @dataclass(frozen=True)
@@ -108,12 +105,11 @@ class SwinConfig(LayerSettings):
             object.__setattr__(self, name, to_pair(getattr(self, name), name))
         check_at_least(self, 1, "in_chans", "embed_dim")
         check_at_least(self, 0, "num_classes")
-        check_pool(self)
+        check_choices(self)
         check_stages(self, "depths", "num_heads")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         self.check_layers()
         check_rates(self, "pos_drop_rate")
-        check_named("pos_embed", self.pos_embed, dict.fromkeys(_POSITIONS))
         if self.pos_drop_rate and self.absolute == "none":
             raise ConfigError(
                 f"pos_drop_rate {self.pos_drop_rate} acts on patches with absolute positions, and pos_embed "

@@ -32,7 +32,6 @@ from vitrail.layers.patches import (
     to_padding,
 )
 from vitrail.layers.positions import (
-    FIXED_TABLES,
     LEARNED_TABLES,
     add_position_table,
     fixed_positions,
@@ -49,15 +48,14 @@ from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, embeds
 from vitrail.models.checks import (
     as_config,
     check_at_least,
-    check_choices,
     check_mlp_ratio,
-    check_pool,
     check_rates,
 )
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
 from vitrail.models.family import Family, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
+from vitrail.models.settings import check_choices
 from vitrail.models.token_learner_settings import TokenLearnerConfig, complete_token_learner
 from vitrail.weights.kernels import kernels_of_stem
 from vitrail.weights.plain_encoder import TIMM_RULES, TORCHVISION_RULES, TRANSFORMERS_RULES
@@ -148,8 +146,7 @@ class ViTConfig(LayerSettings):
         check_at_least(self, 0, "reg_tokens")
         self.check_layers()
         check_rates(self, "pos_drop_rate", "patch_drop_rate", "drop_path_rate")
-        check_pool(self, "token")
-        check_choices(self, pos_embed_init=("normal", "sincos"), pos_embed=_POSITIONS, patch_embed=("conv", "linear"))
+        check_choices(self)
         self._check_tokens()
         if self.pos_embed == "rope" and (self.embed_dim // self.num_heads) % 4:
             raise ConfigError(
@@ -176,9 +173,6 @@ class ViTConfig(LayerSettings):
     def class_tokens(self) -> int:
         """Number of class tokens."""
         return int(self.class_token) if self.num_class_tokens is None else self.num_class_tokens
-
-
-_POSITIONS = (*LEARNED_TABLES, *FIXED_TABLES, "rope", "none")
 
 
 class ViT(VisionModel):
