@@ -15,6 +15,8 @@ from vitrail.figures.tables import Column, Table
 
 T = TypeVar("T")
 
+CONFUSION = "Confusion matrices"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -79,6 +81,12 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean; None where one is missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def no_confusion() -> tuple[Picture, None]:
+    """Give the reason in place of the confusion matrices of multi-label runs."""
+    problem = "Not drawn: labels of a multi-label run do not exclude each other."
+    return Picture("confusion", CONFUSION, "", problem=problem), None
 
 
 def mixed_up(counts: pd.DataFrame) -> str:

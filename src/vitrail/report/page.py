@@ -29,7 +29,7 @@ from vitrail.figures.training import convergence
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
-from vitrail.report.evaluated import Section, Subject, mixed_up
+from vitrail.report.evaluated import CONFUSION, Section, Subject, mixed_up, no_confusion
 from vitrail.report.robust import robustness
 from vitrail.report.run_brief import run_brief
 from vitrail.report.run_facts import read_facts
@@ -251,12 +251,11 @@ def _convergence(runs: list[_Run]) -> tuple[Picture, Figure]:
 def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
     runs = [run for run in runs if not run.part.multi_label]
     if not runs:
-        problem = "Not drawn: labels of a multi-label run do not exclude each other."
-        return Picture("confusion", "Confusion matrices", "", problem=problem), None
+        return no_confusion()
     tables = {run.label: run.part.confusion() for run in runs}
     return Picture(
         "confusion",
-        "Confusion matrices",
+        CONFUSION,
         f"Images of {_names_with_splits(runs)}: counts, and per cent of the true class with classes that are often "
         "confused side by side. The colour is the share of the true class. From confusion.csv.",
         "Confusion matrix of each run; " + "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items()),

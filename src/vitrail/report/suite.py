@@ -20,7 +20,7 @@ from vitrail.figures.training import convergence_bands
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
-from vitrail.report.evaluated import Section, Subject, mixed_up
+from vitrail.report.evaluated import CONFUSION, Section, Subject, mixed_up, no_confusion
 from vitrail.report.robust import robustness
 from vitrail.report.side_by_side import EXPLANATIONS, FEATURES, check_without, explained, feature_spaces
 from vitrail.report.suite_brief import suite_brief
@@ -179,12 +179,10 @@ def _pictures(
 
 def _confusion(subjects: Sequence[Subject], runs: str) -> tuple[Picture, Figure | None]:
     """Add up the counts of all runs of each variant."""
-    title = "Confusion matrices"
     tables: dict[str, pd.DataFrame] = {}
     for subject in subjects:
         if not all(part.files.confusion.is_file() for part in subject.parts):
-            problem = "Not drawn: labels of a multi-label run do not exclude each other."
-            return Picture("confusion", title, "", problem=problem), None
+            return no_confusion()
         first, *others = (part.confusion() for part in subject.parts)
         tables[subject.label] = sum(others, start=first)
     caption = (
@@ -194,7 +192,7 @@ def _confusion(subjects: Sequence[Subject], runs: str) -> tuple[Picture, Figure 
     )
     alt = "; ".join(f"{name}: {mixed_up(table)}" for name, table in tables.items())
     figure = draw_confusion(tables)
-    return Picture("confusion", title, caption, f"Confusion matrix of each variant; {alt}"), figure
+    return Picture("confusion", CONFUSION, caption, f"Confusion matrix of each variant; {alt}"), figure
 
 
 def _incomplete(facts: Mapping[str, Any]) -> str:
