@@ -3,7 +3,7 @@
 import pytest
 
 from vitrail import list_models
-from vitrail.errors import closest
+from vitrail.errors import closest, plural
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,17 @@ def test_settings():
 @pytest.mark.parametrize(("name", "known"), [("--batch", ["--out", "--json", "--run"]), ("--zz", ["--tta", "--out"])])
 def test_dashes_make_no_option_alike(name, known):
     assert "did you mean" not in closest(name, known)
+
+
+@pytest.mark.parametrize(
+    ("number", "what", "text"),
+    [
+        (1, "class", "1 class"),
+        (0, "image", "0 images"),
+        (2, "class", "2 classes"),
+        (2, "branch", "2 branches"),
+        (1200, "image", "1,200 images"),
+    ],
+)
+def test_a_noun_is_in_the_plural_unless_the_number_is_1(number, what, text):
+    assert plural(number, what) == text

@@ -76,6 +76,12 @@ def few(items: Sequence[str], most: int = 3, between: str = ", ") -> str:
     return between.join(items[:most]) + more
 
 
+def plural(number: int, what: str) -> str:
+    """Format a number with its noun, in the plural unless the number is 1."""
+    nouns = f"{what}es" if what.endswith(("s", "ch")) else f"{what}s"
+    return f"{number:,} {what if number == 1 else nouns}"
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Phrase that names the known spelling nearest to a mistaken one, where the message lists the choices itself.
 

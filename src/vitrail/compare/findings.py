@@ -11,6 +11,7 @@ import pandas as pd
 from vitrail.bootstrap import NOT_SHOWN
 from vitrail.compare.results import Tables
 from vitrail.compare.suite import PRETRAINED, Suite
+from vitrail.errors import plural
 from vitrail.evaluate.image_scores import SCORES
 from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table
 
@@ -168,7 +169,7 @@ def _variant(row: Mapping[str, Any], suite: Suite) -> str:
         interval = f" (95 % interval over seeds {low} to {high})"
     elif row["seeds"] > 1:
         interval = " (all seeds alike: no interval)"
-    runs = f"{row['runs']} run" + ("" if row["runs"] == 1 else "s")
+    runs = plural(row["runs"], "run")
     return f"{row['variant']}: {metric_name(suite.metric)} {shown}{interval}, {runs}, {row['parameters']:,} parameters."
 
 

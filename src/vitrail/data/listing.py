@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitrail.errors import DataError, few
+from vitrail.errors import DataError, few, plural
 from vitrail.files import is_lfs_pointer
 from vitrail.outputs import FIGURE_MARK, is_output_folder
 
@@ -158,11 +158,6 @@ def by_suffix(files: Sequence[Path]) -> str:
     """Count files by suffix, the most frequent first."""
     counts = Counter(path.suffix.lower() or "without suffix" for path in files)
     return ", ".join(f"{number} {suffix}" for suffix, number in sorted(counts.items(), key=lambda x: (-x[1], x[0])))
-
-
-def plural(number: int, what: str) -> str:
-    """Format a number with its noun in the singular or plural."""
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitrail.data.audit import Audit
-from vitrail.report.brief import Answer, count, lie, listed
+from vitrail.errors import plural
+from vitrail.report.brief import Answer, lie, listed
 
 QUESTIONS = ("What was checked", "What was found", "What to do")
 _REGROUP = (
@@ -36,10 +37,10 @@ def audit_brief(found: Audit, place: str) -> list[Answer]:
 
 def _checked(found: Audit, place: str) -> str:
     splits = listed([f"{name} {number:,}" for name, number in found.splits.items() if name != "labelled"])
-    classes = f" of {count(len(found.balance), 'class')}" if found.balance else ""
+    classes = f" of {plural(len(found.balance), 'class')}" if found.balance else ""
     among = f" ({splits})" if len(found.splits) > 1 else ""
     return (
-        f"{count(found.images, 'image')}{classes} of {place}{among} were opened and compared with each other: "
+        f"{plural(found.images, 'image')}{classes} of {place}{among} were opened and compared with each other: "
         "files that cannot be read, copies, leaks between splits, class names, constant bands."
     )
 
@@ -59,24 +60,24 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
         for number, line, remedy in (
             (
                 len(found.leaks),
-                f"{count(len(found.leaks), 'group')} of copies {lie(len(found.leaks))} in several splits: what is "
+                f"{plural(len(found.leaks), 'group')} of copies {lie(len(found.leaks))} in several splits: what is "
                 "measured is too good.",
                 _REGROUP,
             ),
             (
                 len(found.shared_groups),
-                f"{count(len(found.shared_groups), 'group')} of the data's own {lie(len(found.shared_groups))} in "
+                f"{plural(len(found.shared_groups), 'group')} of the data's own {lie(len(found.shared_groups))} in "
                 f"several splits ({listed(list(found.shared_groups), 3)}): what is measured is too good.",
                 "Give each group one split in the data, or let `--data.split grouped` do it.",
             ),
             (
                 len(found.conflicts),
-                f"{count(len(found.conflicts), 'group')} of copies with different classes.",
+                f"{plural(len(found.conflicts), 'group')} of copies with different classes.",
                 "Look at the copies of different classes below and correct their labels.",
             ),
             (
                 len(found.unreadable),
-                f"{count(len(found.unreadable), 'file')} cannot be read.",
+                f"{plural(len(found.unreadable), 'file')} cannot be read.",
                 "Replace or remove the unreadable files, or go on without them by `--data.errors.on_unreadable skip`.",
             ),
             (
@@ -86,7 +87,7 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
             ),
             (
                 len(found.possible_leaks),
-                f"{count(len(found.possible_leaks), 'possible leak')}: look-alikes in different splits that are not "
+                f"{plural(len(found.possible_leaks), 'possible leak')}: look-alikes in different splits that are not "
                 f"confirmed as copies (hashes that differ in at most {found.distance} of 64 bits, --distance).",
                 "Look at the possible leaks below; where they show the same thing, group them.",
             ),
@@ -103,12 +104,12 @@ def _findings(found: Audit) -> Sequence[tuple[str, str]]:
             ),
             (
                 constant,
-                f"{count(constant, 'image')} with a constant band.",
+                f"{plural(constant, 'image')} with a constant band.",
                 "Look at the images with a constant band below: they may be empty or damaged.",
             ),
             (
                 len(one_split),
-                f"{count(len(one_split), 'group')} of copies {lie(len(one_split))} within one split.",
+                f"{plural(len(one_split), 'group')} of copies {lie(len(one_split))} within one split.",
                 "Copies within one split do no harm to the result; remove them where they count too much.",
             ),
         )

@@ -71,12 +71,6 @@ def per_hundred_between(low: float, high: float) -> str:
     return f"between {math.floor(round(100 * low, 6))} and {math.ceil(round(100 * high, 6))} of 100"
 
 
-def count(number: int, what: str) -> str:
-    """A number with its noun, in the plural where it is not one."""
-    plural = f"{what}es" if what.endswith(("s", "ch")) else f"{what}s"
-    return f"{number:,} {what if number == 1 else plural}"
-
-
 def lie(number: int) -> str:
     """The verb for so many things."""
     return "lies" if number == 1 else "lie"

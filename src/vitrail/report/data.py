@@ -12,11 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vitrail.analyze.evaluated import Evaluation
-from vitrail.errors import DataError, RunError
+from vitrail.errors import DataError, RunError, plural
 from vitrail.figures.data import SPLIT_NAMES, class_balance, duplicates, image_sizes
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
-from vitrail.report.brief import count
 from vitrail.report.evaluated import Section, Subject
 
 # Classes with a bar of their own; of more, the largest and the smallest.
@@ -160,8 +159,8 @@ def _words(found: Known) -> list[str]:
     across = found.leaks
     if audit["split_leaks"]:
         parts = [
-            *([f"{count(len(across), 'group')} of the same or nearly the same images"] if across else []),
-            *([f"{count(len(audit['shared_groups']), 'group')} of the data's own"] if audit["shared_groups"] else []),
+            *([f"{plural(len(across), 'group')} of the same or nearly the same images"] if across else []),
+            *([f"{plural(len(audit['shared_groups']), 'group')} of the data's own"] if audit["shared_groups"] else []),
         ]
         words.append(f"The split leaks: {' and '.join(parts)} lie in several splits; what is measured is too good.")
     else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vitrail.errors import plural
 from vitrail.evaluate.run import OTHER
-from vitrail.report.brief import Answer, count, lie, listed, per_hundred, per_hundred_between
+from vitrail.report.brief import Answer, lie, listed, per_hundred, per_hundred_between
 from vitrail.report.run_facts import ClassFacts, RunFacts
 
 QUESTIONS = ("What was trained", "How good it is", "What to be careful about")
@@ -60,11 +61,11 @@ def what_was_trained(facts: RunFacts) -> str:
     told = f"{len(names)} {kind} ({listed(names)})" if names else f"{kind}"
     verb = "find" if facts.multi_label else "tell apart"
     train = facts.splits.get("train")
-    on = f"on {count(train, 'image')} of {facts.data}" if train else f"on images of {facts.data}"
+    on = f"on {plural(train, 'image')} of {facts.data}" if train else f"on images of {facts.data}"
     begin = f", starting from the pre-trained weights {facts.weights}" if facts.weights else ""
     val = facts.splits.get("val")
-    chosen = f"; {count(val, 'further image')} chose the best epoch" if val else ""
-    bands = f" It reads {count(len(facts.bands), 'band')}: {listed(facts.bands)}." if facts.bands else ""
+    chosen = f"; {plural(val, 'further image')} chose the best epoch" if val else ""
+    bands = f" It reads {plural(len(facts.bands), 'band')}: {listed(facts.bands)}." if facts.bands else ""
     return f"A model ({facts.model}) was trained {on} to {verb} {told}{begin}{chosen}.{bands}{_on_bands(facts)}"
 
 
@@ -90,7 +91,7 @@ def how_good(facts: RunFacts) -> str:
     else:
         told = f"{share[0].upper()}{share[1:]} are classified correctly"
     interval = f"({per_hundred_between(facts.low, facts.high)}, with 95 % confidence)"
-    return f"{told} {interval}: {number:,} of {count(facts.images, 'image')}{_of_groups(facts)}.{_how_unseen(facts)}"
+    return f"{told} {interval}: {number:,} of {plural(facts.images, 'image')}{_of_groups(facts)}.{_how_unseen(facts)}"
 
 
 def unseen(facts: RunFacts) -> bool:
@@ -116,7 +117,7 @@ def _of_groups(facts: RunFacts) -> str:
     if facts.groups is None:
         return ""
     what, names = facts.groups.what, facts.groups.names
-    told = count(len(names), "group") if what == "group" else count(len(names), what)
+    told = plural(len(names), "group") if what == "group" else plural(len(names), what)
     return f" from {told}" + ("" if what == "block" else f" ({listed(names, 5)})")
 
 
@@ -150,7 +151,7 @@ def _how_unseen(facts: RunFacts) -> str:
 
 def _plural(facts: RunFacts) -> str:
     assert facts.groups is not None
-    return count(2, facts.groups.what).removeprefix("2 ")
+    return plural(2, facts.groups.what).removeprefix("2 ")
 
 
 def cautions(facts: RunFacts) -> list[str]:
@@ -170,8 +171,8 @@ def _unfinished(facts: RunFacts) -> str:
 def _leaks(facts: RunFacts) -> str:
     copies, groups = facts.leaking
     parts = [
-        *([f"{count(copies, 'group')} of copies of the same image"] if copies else []),
-        *([f"{count(groups, 'group')} of the data's own"] if groups else []),
+        *([f"{plural(copies, 'group')} of copies of the same image"] if copies else []),
+        *([f"{plural(groups, 'group')} of the data's own"] if groups else []),
     ]
     if not parts:
         return ""
@@ -182,7 +183,7 @@ def _shared_groups(facts: RunFacts) -> str:
     if facts.groups is None or not facts.groups.shared or facts.leaking[1]:
         return ""
     return (
-        f"{count(facts.groups.shared, facts.groups.what)} of the data {lie(facts.groups.shared)} in several "
+        f"{plural(facts.groups.shared, facts.groups.what)} of the data {lie(facts.groups.shared)} in several "
         f"splits: the result says little about new {_plural(facts)}."
     )
 
@@ -211,12 +212,12 @@ def _few_images(facts: RunFacts) -> str:
     groups = facts.groups
     if groups is not None and len(groups.names) < _FEW_GROUPS:
         return (
-            f"The result rests on {count(len(groups.names), groups.what)}: another {groups.what} may do much better "
+            f"The result rests on {plural(len(groups.names), groups.what)}: another {groups.what} may do much better "
             "or worse."
         )
     if facts.images >= _FEW_IMAGES:
         return ""
-    return f"The result rests on {count(facts.images, 'image')}, so its interval is wide."
+    return f"The result rests on {plural(facts.images, 'image')}, so its interval is wide."
 
 
 def _weak_classes(facts: RunFacts) -> str:
@@ -276,7 +277,7 @@ def _possible_leaks(facts: RunFacts) -> str:
     if not facts.possible_leaks:
         return ""
     return (
-        f"{count(facts.possible_leaks, 'possible leak')}: images in different splits look alike and are not confirmed "
+        f"{plural(facts.possible_leaks, 'possible leak')}: images in different splits look alike and are not confirmed "
         "as copies; look at them on the page of the audit."
     )
 
@@ -288,7 +289,7 @@ def _unaudited(facts: RunFacts) -> str:
 
 
 def _unreadable(facts: RunFacts) -> str:
-    return f"{count(facts.unreadable, 'file')} could not be read and took no part." if facts.unreadable else ""
+    return f"{plural(facts.unreadable, 'file')} could not be read and took no part." if facts.unreadable else ""
 
 
 def _views(facts: RunFacts) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from vitrail.bootstrap import NOT_SHOWN
-from vitrail.report.brief import Answer, count, listed
+from vitrail.errors import plural
+from vitrail.report.brief import Answer, listed
 
 QUESTIONS = ("What was compared", "What is shown", "What to be careful about")
 # Fewer runs of a variant, or fewer images, leave a comparison open to luck.
@@ -41,14 +42,14 @@ def suite_brief(
 
 def _compared(facts: Mapping[str, Any], results: pd.DataFrame, data: str) -> str:
     names = [variant["name"] for variant in facts["variants"]]
-    told = f"{count(len(names), 'variant')} of one recipe ({listed(names)})"
+    told = f"{plural(len(names), 'variant')} of one recipe ({listed(names)})"
     if not len(results):
         return f"{told} are to be compared by {facts['metric_name']}; no run is done yet."
     runs = results.groupby("variant").size()
     times = f"{runs.min()}" if runs.min() == runs.max() else f"{runs.min()} to {runs.max()}"
     each = "once" if times == "1" else f"{times} times"
     folds = "" if facts["folds"] is None else f" in {facts['folds']} folds"
-    groups = "" if not facts.get("groups") else f" from {count(facts['groups'], 'group')}"
+    groups = "" if not facts.get("groups") else f" from {plural(facts['groups'], 'group')}"
     of = f" of {data}" if data else ""
     number = "" if facts.get("images") is None else f"{facts['images']:,} "
     return (
@@ -106,7 +107,7 @@ def _cautions(facts: Mapping[str, Any], results: pd.DataFrame, pairs: pd.DataFra
     lines = []
     missing = facts["runs_planned"] - facts["runs_done"]
     if missing:
-        lines.append(f"{count(missing, 'planned run')} of {facts['runs_planned']} did not finish and took no part.")
+        lines.append(f"{plural(missing, 'planned run')} of {facts['runs_planned']} did not finish and took no part.")
     if not len(results):
         return lines
     if facts.get("near_guess"):
@@ -119,11 +120,13 @@ def _cautions(facts: Mapping[str, Any], results: pd.DataFrame, pairs: pd.DataFra
         )
     fewest = int(results.groupby("variant").size().min())
     if fewest < _FEW_RUNS:
-        lines.append(f"With {count(fewest, 'run')} of a variant, the luck of a seed is hard to tell from a difference.")
+        lines.append(
+            f"With {plural(fewest, 'run')} of a variant, the luck of a seed is hard to tell from a difference."
+        )
     number = facts.get("groups") or facts.get("images")
     if number is not None and number < _FEW_IMAGES:
         what = "group" if facts.get("groups") else "image"
-        lines.append(f"The comparison rests on {count(number, what)}: only large differences can be shown.")
+        lines.append(f"The comparison rests on {plural(number, what)}: only large differences can be shown.")
     if len(pairs) and (pairs["statement"] == NOT_SHOWN).any():
         lines.append("That no difference is shown does not mean that the variants are equally good.")
     lines.append("The result is about these data and recipes; on other data the order may be another.")

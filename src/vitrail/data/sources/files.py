@@ -24,11 +24,10 @@ from vitrail.data.image_errors import (
     head,
     unreadable_message,
 )
-from vitrail.data.listing import plural
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
-from vitrail.errors import DataError
+from vitrail.errors import DataError, plural
 
 # Split, class (or a tuple of labels) and file of an image.
 Row = tuple[str, str | tuple[str, ...], Path]

@@ -16,7 +16,6 @@ from vitrail.data.listing import (
     by_suffix,
     describe_passed_over,
     list_images,
-    plural,
     subfolders,
 )
 from vitrail.data.sources.folder_names import (
@@ -28,7 +27,7 @@ from vitrail.data.sources.folder_names import (
     images_and_masks,
     parse_split,
 )
-from vitrail.errors import DataError, few
+from vitrail.errors import DataError, few, plural
 
 _VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".mpeg", ".mpg", ".webm", ".m4v", ".wmv")
 _NUMBERED = re.compile(r"[^\d]*\d+")

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from vitrail.errors import plural
 from vitrail.figures.anatomy.canvas import (
     ACCENT,
     INK,
@@ -264,7 +265,7 @@ def _draw_partition(axis: Any, group: TokenGroups, view: View, title: str) -> No
         bands = (group.padded[0] // group.window[0], group.padded[1] // group.window[1])
         lines(axis, group.padded, bands, ACCENT, 1.5)
     axis.set(xlim=(0, group.padded[1]), ylim=(group.padded[0], 0))
-    count = f"{len(group.labels)} group{'s' if len(group.labels) > 1 else ''} of {_size(group.window)}"
+    count = f"{plural(len(group.labels), 'group')} of {_size(group.window)}"
     # A size with padding fills the line.
     gap = ", " if group.padded == group.grid else "\n"
     size = f"{_size(group.grid)} tokens{_padding(group)}{gap}{count}"

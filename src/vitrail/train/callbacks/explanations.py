@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import Batch, ImageData
+from vitrail.errors import plural
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import default_method, get_method
@@ -68,7 +69,7 @@ def draw_glimpse(glimpse: Glimpse, out: Path) -> None:
         cells.append([Cell(pixels, title=title) for pixels, title in zip(pictures, titles, strict=True)])
         cells.append([Cell(p, heat, method.signed) for p, heat in zip(pictures, heats, strict=True)])
         labels += [stream if several else "image", f"{method.name}\n{stream}" if several else method.name]
-    epochs = f"{glimpse.epoch} {'epoch' if glimpse.epoch == 1 else 'epochs'}"
+    epochs = plural(glimpse.epoch, "epoch")
     write_figure(draw_cells(cells, labels, EVEN, f"{method.name} after {epochs}"), out, dpi=110)
 
 
