@@ -29,12 +29,9 @@ $(PEERS_STAMP): $(STAMP) pyproject.toml
 demo: $(STAMP)
 	$(BIN)/vitrail demo
 
-# Exports are tested in processes of their own: a process in which OpenVINO and ONNX Runtime had run died without a trace in
-# later tests that train and evaluate. A process that dies ends the run, which could otherwise wait for its tests forever.
-FAST := -n 2 --dist loadfile --max-worker-restart 0 -m "not slow and not peers"
+# A process that dies ends the run, which could otherwise wait for its tests forever.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(FAST) --ignore-glob '*/deploy/test_export*'
-	$(BIN)/python -m pytest $(FAST) tests/deploy/test_export*.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow and not peers"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not peers"

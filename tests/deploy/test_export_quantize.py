@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.deploy.exporting import make_run, skip_without
+from tests.engines.test_signal_stack import installed
 from vitrail.cli.main import main
 from vitrail.deploy.export.convert import trace
 from vitrail.deploy.export.graph import ExportGraph
@@ -68,7 +69,7 @@ def photographs():
 
 @pytest.fixture(scope="module")
 def quantized(photographs):
-    lines = []
+    lines, before = [], installed()
     found = quantize(
         photographs,
         {"image": pixels(4, 0), "image_resized": pixels(4, 0)},
@@ -77,6 +78,7 @@ def quantized(photographs):
         settings=QuantizeSettings(smooth=(0.95,), threads=1),
         report=lines.append,
     )
+    assert installed() == before
     return found, lines
 
 

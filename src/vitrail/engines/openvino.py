@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,34 @@ _PRODUCTS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttenti
 _RUNTIME = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
+class _Stack(ctypes.Structure):
+    """``stack_t`` of sigaltstack(2)."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def keep_signal_stack() -> Iterator[None]:
+    """Restore this thread's stack for signal handlers after OpenVINO has loaded its plugin for CPUs.
+
+    Each ``openvino.Core`` loads a plugin, which installs a stack of its own. Freed, the plugin unmaps it, and installs
+    the one that it replaced if its own is still in use. Of two plugins, the one freed last installs the unmapped stack
+    of the first; one that another thread frees leaves its own installed. The next signal that Python handles, of a
+    data worker that ends or of Ctrl-C, then kills the process without a message (OpenVINO 2026.4). A plugin whose stack
+    is not in use installs none. Use it around all code that creates a ``Core``.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    sigaltstack = ctypes.CDLL(None).sigaltstack
+    before = _Stack()
+    sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)
+
+
 class OpenVINOEngine:
     """Model of OpenVINO, compiled for this CPU.
 
@@ -37,6 +68,7 @@ class OpenVINOEngine:
         floating: Precision of the operations in floating point.
     """
 
+    @keep_signal_stack()
     def __init__(self, file: Path | Any, precision: str = "fp32", threads: int | None = None) -> None:
         core = import_extra("openvino", "export").Core()
         self.floating = _floating(core) if precision == INT8 else precision

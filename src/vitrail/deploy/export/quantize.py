@@ -28,7 +28,7 @@ from vitrail.deploy.export.scope import (
 )
 from vitrail.durations import format_duration
 from vitrail.engines.base import Arrays
-from vitrail.engines.openvino import INT8, OpenVINOEngine
+from vitrail.engines.openvino import INT8, OpenVINOEngine, keep_signal_stack
 from vitrail.extras import import_extra
 
 _PROBABILITIES = "probabilities"
@@ -322,6 +322,7 @@ def _with_empty(model: Graph, images: Arrays) -> Arrays:
     return arrays
 
 
+@keep_signal_stack()  # NNCF creates engines of its own
 def _run_nncf(model: Graph, items: Sequence[Arrays], scheme: Scheme, ignored: Sequence[str]) -> Graph:
     """Quantise a copy of the graph.
 
