@@ -19,6 +19,7 @@ from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.point_graphs import VNEdgeConv, nearest_points
 from vitrail.layers.window_attention import ShiftedWindowAttention, WindowAttention
 
 pytestmark = fast_paths_on
@@ -58,6 +59,23 @@ def _stem(rng):
     return Stem(3, 8, flavour, rng.random() < 0.5), torch.randn(2, 3, rng.randint(2, 20), rng.randint(2, 20))
 
 
+class _Edges(nn.Module):
+    """A convolution along the edges of a random graph; every second time with a mask in training."""
+
+    def __init__(self, rng):
+        super().__init__()
+        self.masked = rng.random() < 0.5
+        self.conv = VNEdgeConv(4, 5, rng.choice(["mean", "max"]), rng.choice([0.0, 0.2]), cross=rng.random() < 0.5)
+
+    def forward(self, x):
+        mask = torch.arange(x.shape[1]).expand(len(x), -1) < 4 if self.masked else None
+        return self.conv(x, nearest_points(x.flatten(2), 4, mask), mask)
+
+
+def _edges(rng):
+    return _Edges(rng), torch.randn(rng.randint(2, 3), rng.randint(4, 12), rng.choice([3, 5]), 4)
+
+
 # A random layer and an input.
 LAYERS = {
     "window attention": _windows,
@@ -70,6 +88,7 @@ LAYERS = {
     "stem": _stem,
     "patches": lambda rng: (PatchEmbed(3, 8, 4), torch.randn(2, 3, rng.randint(4, 20), rng.randint(4, 20))),
     "block": _block,
+    "edges of vectors": _edges,
 }
 
 
@@ -88,7 +107,11 @@ def _run(layer, x, gradients):
     with torch.set_grad_enabled(gradients):
         out = layer(x)
     weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
-    found = torch.autograd.grad((out * weight).sum(), [x, *layer.parameters()]) if gradients else []
+    found = (
+        torch.autograd.grad((out * weight).sum(), [x, *(p for p in layer.parameters() if p.requires_grad)])
+        if gradients
+        else []
+    )
     return [out, *found, *(buffer for buffer in layer.buffers() if buffer.is_floating_point())]
 
 

@@ -1,5 +1,25 @@
 """Loads all fast paths, each of which registers itself."""
 
-from vitrail.layers.fast import attention, gelu, mbconv, mlp, patches, positions, relative_position, window_attention
+from vitrail.layers.fast import (
+    attention,
+    gelu,
+    mbconv,
+    mlp,
+    patches,
+    positions,
+    relative_position,
+    vector_edges,
+    window_attention,
+)
 
-__all__ = ["attention", "gelu", "mbconv", "mlp", "patches", "positions", "relative_position", "window_attention"]
+__all__ = [
+    "attention",
+    "gelu",
+    "mbconv",
+    "mlp",
+    "patches",
+    "positions",
+    "relative_position",
+    "vector_edges",
+    "window_attention",
+]

@@ -1,0 +1,180 @@
+"""Graphs of nearest points, and convolutions along their edges.
+
+Sources: Wang et al. 2019, arXiv:1801.07829 (EdgeConv); Deng et al. 2021, arXiv:2104.12229 (with vector neurons).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError
+from vitrail.layers.fast.dispatch import with_fast_path
+from vitrail.layers.masked import MaskedBatchNorm
+from vitrail.layers.vector_neurons import VNBatchNorm, clip_along, make_vector_pool
+
+# Above this width squared distances come of a matrix product: faster, but less exact.
+_EXACT_WIDTH = 3
+
+
+def squared_distances(x: Tensor) -> Tensor:
+    """Compute the squared distances of all pairs of points, ``(B, N, F)`` to ``(B, N, N)``.
+
+    Those of coordinates are sums of squared differences. A matrix product would leave errors of the order of the
+    squared coordinates, which choose other neighbours for a rotated cloud.
+    """
+    if x.shape[-1] <= _EXACT_WIDTH:
+        return sum((part[:, :, None] - part[:, None]).square() for part in x.unbind(dim=-1))  # type: ignore[return-value]
+    squares = x.square().sum(dim=-1)
+    return squares[:, :, None] + squares[:, None] - 2.0 * x @ x.transpose(1, 2)
+
+
+def nearest_points(x: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
+    """Find the k nearest points of each point, itself among them.
+
+    Args:
+        x: Coordinates or features, shape ``(B, N, F)``.
+        k: Number of neighbours; all points where a cloud has fewer.
+        mask: True for real points, shape ``(B, N)``. Others are nobody's neighbours; where too few are left, a point is
+            its own neighbour again.
+
+    Returns:
+        Indices, shape ``(B, N, k)``; the order of points at one distance is open.
+    """
+    distances = squared_distances(x.detach())
+    if mask is not None:
+        distances = distances.masked_fill(~mask[:, None], float("inf"))
+    nearest, index = distances.topk(min(k, x.shape[1]), dim=-1, largest=False)
+    if mask is None:
+        return index
+    own = torch.arange(x.shape[1], device=x.device)[:, None]
+    return torch.where(nearest.isinf(), own, index)
+
+
+def take_neighbours(x: Tensor, index: Tensor) -> Tensor:
+    """Gather the neighbours of each point.
+
+    Args:
+        x: Features, shape ``(B, N, ...)``.
+        index: Neighbours, shape ``(B, N, k)``.
+
+    Returns:
+        Shape ``(B, N, k, ...)``.
+    """
+    first = torch.arange(x.shape[0], device=x.device)[:, None, None] * x.shape[1]
+    return x.flatten(0, 1)[index + first]
+
+
+def graph_features(x: Tensor, index: Tensor, cross: bool = False) -> Tensor:
+    """Compute the features of edges, neighbour minus point and point.
+
+    Args:
+        x: Features, shape ``(B, N, ..., C)``.
+        index: Neighbours, shape ``(B, N, k)``.
+        cross: Whether the cross product of neighbour and point follows. It turns with the cloud, but a mirrored cloud
+            has other ones. Of vectors with more than 3 coordinates it is that of the first three, and 0 beyond.
+
+    Returns:
+        Shape ``(B, N, k, ..., 2 C or 3 C)``.
+    """
+    neighbours = take_neighbours(x, index)
+    centres = x[:, :, None].expand_as(neighbours)
+    parts = [neighbours - centres, centres]
+    if cross:
+        parts.append(cross_product(neighbours, centres))
+    return torch.cat(parts, dim=-1)
+
+
+def cross_product(x: Tensor, y: Tensor) -> Tensor:
+    """Compute cross products of vectors ``(..., S, C)``: those of the first three coordinates, 0 beyond."""
+    # Without dim, torch.cross takes the first dimension of size 3: the batch, where it has 3 clouds.
+    product = torch.linalg.cross(x[..., :3, :], y[..., :3, :], dim=-2)
+    return nn.functional.pad(product, (0, 0, 0, x.shape[-2] - 3))
+
+
+class VNEdgeConv(nn.Module):
+    """Convolve vectors along the edges of a graph: linear layer, batch norm, leaky ReLU, mean or max over neighbours.
+
+    Args:
+        in_channels: Vectors of a point.
+        out_channels: Vectors of the result.
+        pooling: "mean" or "max", see :func:`~vitrail.layers.vector_neurons.make_vector_pool`.
+        negative_slope: As of :class:`~vitrail.layers.vector_neurons.VNLeakyReLU`.
+        cross: Whether edges have the cross product of their ends as a feature.
+
+    Source: arXiv:2104.12229, section 4.1 and the authors' code.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        pooling: str = "mean",
+        negative_slope: float = 0.2,
+        cross: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.cross = in_channels, cross
+        edge_channels = in_channels * (3 if cross else 2)
+        self.map_to_feat = nn.Linear(edge_channels, out_channels, bias=False)
+        self.batchnorm = VNBatchNorm(out_channels)
+        self.map_to_dir = nn.Linear(edge_channels, out_channels, bias=False)
+        self.pool = make_vector_pool(pooling, out_channels)
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: Vectors, shape ``(B, N, S, in_channels)``.
+            index: Neighbours of each point, shape ``(B, N, k)``.
+            mask: True for real points, shape ``(B, N)``; the edges of others are left out of the batch norm's
+                statistics.
+
+        Returns:
+            Shape ``(B, N, S, out_channels)``.
+        """
+        return convolve_edges(self, x, index, mask)
+
+
+@with_fast_path("vector_edges")
+def convolve_edges(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+    """Run a :class:`VNEdgeConv`."""
+    edges = graph_features(x, index, layer.cross)
+    features = layer.batchnorm(layer.map_to_feat(edges), mask)
+    out: Tensor = layer.pool(clip_along(features, layer.map_to_dir(edges), layer.negative_slope))
+    return out
+
+
+class EdgeConv(nn.Module):
+    """Convolve features along the edges of a graph: linear layer, batch norm, leaky ReLU, maximum over neighbours.
+
+    Args:
+        in_channels: Channels of a point.
+        out_channels: Channels of the result.
+        negative_slope: Of the leaky ReLU.
+
+    Source: arXiv:1801.07829, section 3.1 and the authors' code.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, negative_slope: float = 0.2) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2 * in_channels, out_channels, bias=False)
+        self.bn = MaskedBatchNorm(out_channels)
+        self.act = nn.LeakyReLU(negative_slope)
+
+    def forward(self, x: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map ``(B, N, C)`` to ``(B, N, C')``; ``index`` and ``mask`` are those of :class:`VNEdgeConv`."""
+        edges = self.fc(graph_features(x, index))
+        out: Tensor = self.act(self.bn(edges, mask)).amax(dim=2)
+        return out
+
+
+def check_neighbours(k: int) -> None:
+    """Refuse a graph without edges.
+
+    Raises:
+        ConfigError: Naming the value.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ConfigError(f"num_neighbors must be a whole number of at least 1, got {k!r}")
