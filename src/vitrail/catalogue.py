@@ -61,12 +61,17 @@ class StreamFacts:
     Attributes:
         name: Its key in a batch.
         chans: Bands.
-        size: Height and width in pixels.
+        size: Height and width in pixels; frames first for a clip.
     """
 
     name: str
     chans: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
+
+    @property
+    def size_text(self) -> str:
+        """Its size as text, for example ``32 x 224 x 224``."""
+        return " x ".join(map(str, self.size))
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,9 @@ class Variant:
 
     @property
     def size(self) -> str:
-        """Height and width of the first input, one number where they are equal."""
-        height, width = self.streams[0].size
-        return str(height) if height == width else f"{height} x {width}"
+        """Size of the first input, one number for an image whose height and width are equal."""
+        first = self.streams[0]
+        return str(first.size[0]) if len(first.size) == 2 and len(set(first.size)) == 1 else first.size_text
 
     @property
     def bands(self) -> str:

@@ -29,7 +29,7 @@ MORE = {
     "hvt, windows": ("hvt", {"attention": 4}),
     "hvt, concat": ("hvt", {"fusion": "concat"}),
 }  # fmt: skip
-CASES = {name: (name, {}) for name in list_families()} | MORE
+CASES = {name: (name, {}) for name in list_families("image")} | MORE
 
 
 def trained(family, settings):

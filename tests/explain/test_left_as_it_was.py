@@ -13,7 +13,7 @@ from vitrail.explain.capture.record import tapped_layers
 from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in list_families()},
+    **{name: (name, {}) for name in list_families("image")},
     "vit with learned tokens": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1}}),
     "vit with fused tokens": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1, "fuse": True}}),
     "hvt concatenated": ("hvt", {"fusion": "concat", "attention": 3}),

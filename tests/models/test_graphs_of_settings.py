@@ -54,7 +54,7 @@ def _build(case, training):
 
 def _inputs(model, batch=2, grow=0):
     torch.manual_seed(1)
-    return [torch.randn(batch, chans, size[0] + grow, size[1] + 2 * grow) for _, chans, size in model.streams]
+    return [torch.randn(batch, chans, size[0] + grow, size[1] + 2 * grow) for _, chans, size, _ in model.streams]
 
 
 def _run(call, inputs):

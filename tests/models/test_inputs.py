@@ -12,7 +12,7 @@ from vitrail.explain import capture_attention
 from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in list_families()},
+    **{name: (name, {}) for name in list_families("image")},
     **{
         f"vit with TokenLearner {version}{' and fuser' if fuse else ''}": (
             "vit",
@@ -109,7 +109,7 @@ def test_autocast_takes_any_type_that_it_converts(model, dtype):
     assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
-@pytest.mark.parametrize("family", list_families())
+@pytest.mark.parametrize("family", list_families("image"))
 @pytest.mark.parametrize(
     ("shape", "remedy"),
     [

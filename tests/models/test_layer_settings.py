@@ -13,7 +13,7 @@ from vitrail.layers.fast.dispatch import without_fast_paths
 from vitrail.layers.norms import NORMS
 from vitrail.models import list_families
 
-FAMILIES = {name: family for name, family in list_families().items() if "attn_drop_rate" in family.settings}
+FAMILIES = {name: family for name, family in list_families("image").items() if "attn_drop_rate" in family.settings}
 RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate")
 POSITIONS = {
     "swin": ("relative", "none", "learned", "sincos2d", "learned+relative", "sincos2d+relative"),
@@ -40,7 +40,7 @@ def _build(name, seed=0, **settings):
 
 def _inputs(model, grow=0):
     torch.manual_seed(1)
-    return [torch.randn(2, chans, size[0] + grow, size[1] + 2 * grow) for _, chans, size in model.streams]
+    return [torch.randn(2, chans, size[0] + grow, size[1] + 2 * grow) for _, chans, size, _ in model.streams]
 
 
 def _positions():

@@ -14,7 +14,7 @@ from vitrail.layers.head import Pool, pool_tokens
 from vitrail.models import list_families
 from vitrail.models.profile import walk
 
-FAMILIES = list_families()
+FAMILIES = list_families("image")
 CASES = {
     "vit": {},
     "vit without class token": {"class_token": False, "global_pool": "avg"},
@@ -41,7 +41,7 @@ def build(case, **settings):
 
 def inputs_of(model, grow=0):
     torch.manual_seed(4)
-    return [torch.randn(2, chans, size[0] + grow, size[1] + 2 * grow) for _, chans, size in model.streams]
+    return [torch.randn(2, chans, size[0] + grow, size[1] + 2 * grow) for _, chans, size, _ in model.streams]
 
 
 def tokens_of(features, model):

@@ -29,7 +29,7 @@ CHANGES = {
 def _answer(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        return model(*(torch.randn(2, chans, *size, generator=generator) for _, chans, size in model.streams))
+        return model(*(torch.randn(2, *stream.shape, generator=generator) for stream in model.streams))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

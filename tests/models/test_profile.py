@@ -90,7 +90,7 @@ def _tiny(family, **settings):
 
 def _tiny_models():
     yield _tiny("hvt", spectral_chans=5)
-    for family in list_families():
+    for family in list_families("image"):
         yield _tiny(family)
 
 

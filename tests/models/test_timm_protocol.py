@@ -237,7 +237,7 @@ def test_checkpointing_as_hugging_face_asks(model):
         model.gradient_checkpointing_enable(every_n_layers=2)
 
 
-@pytest.mark.parametrize("name", sorted(list_families()))
+@pytest.mark.parametrize("name", sorted(list_families("image")))
 def test_reloaded_by_hugging_faces_mixin(name, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     kind = type(vitrail.create_model(name, **list_families()[name].test_config))

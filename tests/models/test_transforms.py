@@ -11,7 +11,7 @@ from tests.tiers import fast_first
 from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in list_families()},
+    **{name: (name, {}) for name in list_families("image")},
     **{
         f"vit with TokenLearner {version}{' and fuser' if fuse else ''}": (
             "vit",

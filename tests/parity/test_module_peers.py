@@ -261,7 +261,7 @@ class _Labelled(nn.Module):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", sorted(list_families()))
+@pytest.mark.parametrize("name", sorted(list_families("image")))
 def test_hugging_faces_trainer(name, checkpointing, tmp_path):
     import_peer("accelerate")
     transformers = import_peer("transformers")
@@ -288,7 +288,7 @@ def test_hugging_faces_trainer(name, checkpointing, tmp_path):
 
 
 @pytest.mark.parametrize("report_to", [[], ["tensorboard"]], ids=["no log", "tensorboard"])
-@pytest.mark.parametrize("name", sorted(list_families()))
+@pytest.mark.parametrize("name", sorted(list_families("image")))
 def test_hugging_faces_trainer_of_the_model_itself(name, report_to, tmp_path):
     import_peer("accelerate")
     transformers = import_peer("transformers")

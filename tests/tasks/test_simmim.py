@@ -17,7 +17,7 @@ def made(name, seed=0, ratio=0.5, task=None, **settings):
 
 
 def test_every_family_is_tried():
-    assert {name.split("_")[0] for name in SETTINGS} == set(list_families())
+    assert {name.split("_")[0] for name in SETTINGS} == set(list_families("image"))
 
 
 def _inputs(task, size=None, seed=0):

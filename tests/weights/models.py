@@ -5,7 +5,7 @@ import torch
 import vitrail
 from vitrail.models import list_families
 
-FAMILIES = sorted(list_families())
+FAMILIES = sorted(list_families("image"))
 
 
 def build(family, seed=0, **settings):

@@ -25,7 +25,7 @@ SOURCES = {
 
 
 def _inputs(model, batch=2):
-    return [torch.randn(batch, chans, *size) for _, chans, size in model.streams]
+    return [torch.randn(batch, *stream.shape) for stream in model.streams]
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -199,7 +199,7 @@ def test_the_projection_of_the_research_code_is_folded_exactly(seed):
     seen = {}
     model.fusion.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs, output=output))
     with torch.no_grad():
-        model(*(torch.randn(2, chans, *size) for _, chans, size in model.streams))
+        model(*(torch.randn(2, *stream.shape) for stream in model.streams))
         x, context = (tokens.flatten(1, 2) for tokens in seen["inputs"])
         assert (reference(x, context) - seen["output"].flatten(1, 2)).abs().max() < 1e-5
         # In double precision nothing but rounding is left.

@@ -38,7 +38,7 @@ def _prefixed(prefix, state):
 
 
 def _same_outputs(model, other):
-    inputs = [torch.randn(2, chans, *size) for _, chans, size in model.streams]
+    inputs = [torch.randn(2, *stream.shape) for stream in model.streams]
     with torch.no_grad():
         assert (model(*inputs) - other(*inputs)).abs().max() < 1e-6
 

@@ -130,10 +130,13 @@ def _record(catalogue: Catalogue, variant: Variant, whole: bool) -> dict[str, An
 
 def _print_csv(catalogue: Catalogue, variants: list[Variant]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow("name family height width bands parameters multiply_adds published_top1 source description".split())
+    writer.writerow(
+        "name family frames height width bands parameters multiply_adds published_top1 source description".split()
+    )
     for v in variants:
         published = "" if v.published is None else v.published
-        numbers = (*v.streams[0].size, v.bands, v.parameters, v.multiply_adds, published)
+        frames, height, width = (None, None, *v.streams[0].size)[-3:]
+        numbers = (frames, height, width, v.bands, v.parameters, v.multiply_adds, published)
         writer.writerow([v.name, v.family, *numbers, catalogue.families[v.family].source, catalogue.description(v)])
 
 
@@ -170,7 +173,7 @@ def _listing(catalogue: Catalogue, variants: list[Variant], candidates: list[Var
 def _details(catalogue: Catalogue, variant: Variant) -> str:
     family = catalogue.families[variant.family]
     inputs = "; ".join(
-        f"{s.name}: {s.chans} {'band' if s.chans == 1 else 'bands'}, {s.size[0]} x {s.size[1]}" for s in variant.streams
+        f"{s.name}: {s.chans} {'band' if s.chans == 1 else 'bands'}, {s.size_text}" for s in variant.streams
     )
     published = (
         "none by the authors"

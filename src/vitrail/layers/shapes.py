@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from vitrail.errors import ConfigError
 
 Size = int | tuple[int, int]
@@ -30,6 +32,14 @@ def divide_up(length: int, by: int) -> int:
     it is divided again.
     """
     return (length - 1) // by + 1
+
+
+def product(lengths: Iterable[int]) -> int:
+    """Multiply lengths: the number of positions of a grid. torch.compile does not trace ``math.prod`` of symbols."""
+    result = 1
+    for length in lengths:
+        result = result * length
+    return result
 
 
 def grid_size(img_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:

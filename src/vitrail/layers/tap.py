@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+# Positions along each axis: rows and columns, of a clip frames (or tubelets) first. Whole numbers; typed so that code
+# for images alone can take one where it needs a pair.
+Grid = tuple[Any, ...]
 LayoutKind = Literal["global", "window", "grid", "cross", "pool", "mix", "fuse", "merge"]
 
 
@@ -26,22 +29,24 @@ class TokenLayout:
             (TokenLearner); ``mix``, each row the learned tokens that one of as many others was made of, by size,
             and ``fuse``, each row how much of each of those one token took up (TokenFuser); ``merge``, each row the
             neighbours that one token was made of.
-        query_grid: Height and width of the queries' grid without prefix tokens; None when they have no grid.
+        query_grid: Height and width of the queries' grid without prefix tokens, for a clip time first; None when they
+            have no grid.
         key_grid: The same for the keys.
-        num_prefix: Class and other tokens before the grid, in rows and columns alike.
-        window: Height and width of a group, for ``window`` and ``grid``.
+        num_prefix: Class and other tokens before the grid, in rows and columns alike; before each group of a
+            ``window`` layout.
+        window: Height and width of a group, for ``window`` and ``grid``; for a clip time first.
         shift: Rows and columns by which the windows were shifted.
         padding: Rows and columns appended at the bottom and right before grouping.
         pad_after_shift: Whether they were appended after the shift.
     """
 
     kind: LayoutKind
-    query_grid: tuple[int, int] | None = None
-    key_grid: tuple[int, int] | None = None
+    query_grid: Grid | None = None
+    key_grid: Grid | None = None
     num_prefix: int = 0
-    window: tuple[int, int] | None = None
-    shift: tuple[int, int] = (0, 0)
-    padding: tuple[int, int] = (0, 0)
+    window: Grid | None = None
+    shift: Grid = (0, 0)
+    padding: Grid = (0, 0)
     pad_after_shift: bool = False
 
 

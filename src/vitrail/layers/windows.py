@@ -3,6 +3,8 @@
 A map whose size is no multiple of the group's is padded at the bottom and right. *Regions* say which tokens of a group
 attend to each other: those with the same label. Padding is a region of its own, so that it never reaches a real token
 and no row of the attention is empty.
+
+Windows may have any number of axes, with time before height and width for a clip; grids have two.
 """
 
 from __future__ import annotations
@@ -15,18 +17,19 @@ from torch import Tensor
 
 from vitrail.errors import ShapeError
 from vitrail.layers.modes import known
-from vitrail.layers.shapes import padding_to_multiple
+from vitrail.layers.shapes import padding_to_multiple, product
+from vitrail.layers.tap import Grid
 
 Pair = tuple[int, int]
 Kind = Literal["window", "grid"]
 
 
-def partition_windows(x: Tensor, window: Pair) -> Tensor:
+def partition_windows(x: Tensor, window: Grid) -> Tensor:
     """Split a feature map into non-overlapping windows of neighbours.
 
     Args:
-        x: Features, shape ``(B, H, W, C)``.
-        window: Height and width of a window, in tokens.
+        x: Features, shape ``(B, H, W, C)``, or ``(B, T, H, W, C)`` of a clip.
+        window: Size of a window along each axis, in tokens.
 
     Returns:
         Windows, shape ``(B * H/wh * W/ww, wh * ww, C)``: row-major over the windows of a map, and row-major
@@ -37,32 +40,34 @@ def partition_windows(x: Tensor, window: Pair) -> Tensor:
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.2.
     """
-    B, H, W, C = _map_shape(x)
-    _check_multiple((H, W), window, "window")
-    wh, ww = window
-    windows = x.reshape(B, H // wh, wh, W // ww, ww, C).transpose(2, 3)
-    return windows.reshape(-1, wh * ww, C)
+    B, grid, C = _map_shape(x, len(window))
+    _check_multiple(grid, window, "window")
+    axes = len(window)
+    split = [part for length, size in zip(grid, window, strict=True) for part in (length // size, size)]
+    windows = x.reshape(B, *split, C).permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
+    return windows.reshape(-1, product(window), C)
 
 
-def merge_windows(windows: Tensor, window: Pair, grid: Pair) -> Tensor:
+def merge_windows(windows: Tensor, window: Grid, grid: Grid) -> Tensor:
     """Join windows to a feature map; the inverse of :func:`partition_windows`.
 
     Args:
         windows: Shape ``(B * H/wh * W/ww, wh * ww, C)``.
-        window: Height and width of a window, in tokens.
-        grid: Height and width of the map.
+        window: Size of a window along each axis, in tokens.
+        grid: Size of the map.
 
     Returns:
-        Features, shape ``(B, H, W, C)``.
+        Features, shape ``(B, *grid, C)``.
 
     Raises:
         ShapeError: The windows do not make up whole maps of that size.
     """
-    H, W = grid
-    wh, ww = window
     _check_groups(windows, window, grid, "window")
-    spread = windows.reshape(-1, H // wh, W // ww, wh, ww, windows.shape[-1]).transpose(2, 3)
-    return spread.reshape(-1, H, W, windows.shape[-1])
+    axes = len(window)
+    counts = [length // size for length, size in zip(grid, window, strict=True)]
+    spread = windows.reshape(-1, *counts, *window, windows.shape[-1])
+    pairs = [axis for i in range(1, axes + 1) for axis in (i, axes + i)]
+    return spread.permute(0, *pairs, 2 * axes + 1).reshape(-1, *grid, windows.shape[-1])
 
 
 def partition_grid(x: Tensor, grid_size: Pair) -> Tensor:
@@ -83,7 +88,7 @@ def partition_grid(x: Tensor, grid_size: Pair) -> Tensor:
 
     Source: Tu et al. 2022, arXiv:2204.01697, section 3.2.
     """
-    B, H, W, C = _map_shape(x)
+    B, (H, W), C = _map_shape(x, 2)
     _check_multiple((H, W), grid_size, "grid")
     gh, gw = grid_size
     groups = x.reshape(B, gh, H // gh, gw, W // gw, C).permute(0, 2, 4, 1, 3, 5)
@@ -111,39 +116,39 @@ def merge_grid(groups: Tensor, grid_size: Pair, grid: Pair) -> Tensor:
     return spread.reshape(-1, H, W, groups.shape[-1])
 
 
-def count_groups(grid: Pair, group: Pair) -> int:
+def count_groups(grid: Grid, group: Grid) -> int:
     """Count the groups of a map whose size is a multiple of theirs."""
-    return grid[0] // group[0] * (grid[1] // group[1])
+    return product([length // size for length, size in zip(grid, group, strict=True)])
 
 
-def window_padding(grid: Pair, window: Pair) -> Pair:
+def window_padding(grid: Grid, window: Grid) -> Grid:
     """Rows and columns to append so that ``grid`` becomes a multiple of ``window``."""
-    return padding_to_multiple(grid[0], window[0]), padding_to_multiple(grid[1], window[1])
+    return tuple(padding_to_multiple(length, size) for length, size in zip(grid, window, strict=True))
 
 
-def pad_map(x: Tensor, size: Pair) -> Tensor:
-    """Zero-pad ``(B, H, W, C)`` at the bottom and right to a map of this height and width."""
-    bottom, right = size[0] - x.shape[1], size[1] - x.shape[2]
-    if known(bottom == 0) and known(right == 0):
+def pad_map(x: Tensor, size: Grid) -> Tensor:
+    """Zero-pad ``(B, H, W, C)`` at the bottom and right to a map of this size."""
+    missing = [wanted - length for wanted, length in zip(size, x.shape[1:-1], strict=True)]
+    if all(known(count == 0) for count in missing):
         return x
-    return F.pad(x, (0, 0, 0, right, 0, bottom))
+    return F.pad(x, (0, 0, *(pad for count in reversed(missing) for pad in (0, count))))
 
 
-def crop_map(x: Tensor, size: Pair) -> Tensor:
-    """Crop ``(B, H, W, C)`` at the bottom and right to a map of this height and width; undoes :func:`pad_map`."""
-    if known(x.shape[1] == size[0]) and known(x.shape[2] == size[1]):
+def crop_map(x: Tensor, size: Grid) -> Tensor:
+    """Crop ``(B, H, W, C)`` at the bottom and right to a map of this size; undoes :func:`pad_map`."""
+    if all(known(length == wanted) for length, wanted in zip(x.shape[1:-1], size, strict=True)):
         return x
-    x = x[:, : size[0], : size[1]]
+    x = x[(slice(None), *map(slice, size))]
     # A graph for dynamic sizes should not depend on whether the crop removed anything.
     return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
 
 
-def roll_map(x: Tensor, shift: Pair) -> Tensor:
+def roll_map(x: Tensor, shift: Grid) -> Tensor:
     """Roll ``(B, H, W, C)`` down and to the right by rows and columns."""
-    return x if known(shift[0] == 0) and known(shift[1] == 0) else x.roll(shift, (1, 2))
+    return x if all(known(step == 0) for step in shift) else x.roll(shift, tuple(range(1, len(shift) + 1)))
 
 
-def shift_map(x: Tensor, padding: Pair, shift: Pair, pad_after_shift: bool = False) -> Tensor:
+def shift_map(x: Tensor, padding: Grid, shift: Grid, pad_after_shift: bool = False) -> Tensor:
     """Pad ``(B, H, W, C)`` at the bottom and right and roll it up and left.
 
     Args:
@@ -152,11 +157,12 @@ def shift_map(x: Tensor, padding: Pair, shift: Pair, pad_after_shift: bool = Fal
         shift: Rows and columns of the roll.
         pad_after_shift: Whether to roll first, as timm does: the padding then stays where it was appended.
     """
-    size, back = (x.shape[1] + padding[0], x.shape[2] + padding[1]), (-shift[0], -shift[1])
+    size = tuple(length + count for length, count in zip(x.shape[1:-1], padding, strict=True))
+    back = tuple(-step for step in shift)
     return pad_map(roll_map(x, back), size) if pad_after_shift else roll_map(pad_map(x, size), back)
 
 
-def unshift_map(x: Tensor, grid: Pair, shift: Pair, pad_after_shift: bool = False) -> Tensor:
+def unshift_map(x: Tensor, grid: Grid, shift: Grid, pad_after_shift: bool = False) -> Tensor:
     """The inverse of :func:`shift_map`, to a map of size ``grid``."""
     return roll_map(crop_map(x, grid), shift) if pad_after_shift else crop_map(roll_map(x, shift), grid)
 
@@ -219,29 +225,32 @@ def same_region(groups: Tensor) -> Tensor:
     return groups[:, :, None] == groups[:, None, :]
 
 
-def _map_shape(x: Tensor) -> tuple[int, int, int, int]:
-    if x.ndim != 4:
-        raise ShapeError(f"expected a feature map of shape (B, H, W, C), got {tuple(x.shape)}")
-    B, H, W, C = x.shape
-    return B, H, W, C
+def _map_shape(x: Tensor, axes: int) -> tuple[int, Grid, int]:
+    if x.ndim != axes + 2:
+        names = "(B, H, W, C)" if axes == 2 else "(B, T, H, W, C)"
+        raise ShapeError(f"expected a feature map of shape {names}, got {tuple(x.shape)}")
+    return x.shape[0], tuple(x.shape[1:-1]), x.shape[-1]
 
 
-def _check_multiple(grid: Pair, group: Pair, name: str) -> None:
-    if grid[0] % group[0] or grid[1] % group[1]:
-        bottom, right = window_padding(grid, group)
+def _by(size: Grid) -> str:
+    return " x ".join(map(str, size))
+
+
+def _check_multiple(grid: Grid, group: Grid, name: str) -> None:
+    if any(length % size for length, size in zip(grid, group, strict=True)):
+        *frames, rows, columns = window_padding(grid, group)
+        parts = [*(f"{count} frames" for count in frames), f"{rows} rows", f"{columns} columns"]
         raise ShapeError(
-            f"a map of {grid[0]} x {grid[1]} is no multiple of the {name} of {group[0]} x {group[1]}; append "
-            f"{bottom} rows and {right} columns"
+            f"a map of {_by(grid)} is no multiple of the {name} of {_by(group)}; append {' and '.join(parts)}"
         )
 
 
-def _check_groups(groups: Tensor, group: Pair, grid: Pair, name: str) -> None:
+def _check_groups(groups: Tensor, group: Grid, grid: Grid, name: str) -> None:
     _check_multiple(grid, group, name)
-    count = count_groups(grid, group)
-    if groups.ndim != 3 or groups.shape[1] != group[0] * group[1] or groups.shape[0] % count:
+    count, tokens = count_groups(grid, group), product(group)
+    if groups.ndim != 3 or groups.shape[1] != tokens or groups.shape[0] % count:
         raise ShapeError(
-            f"expected {name}s of shape (B * {count}, {group[0] * group[1]}, C) for a map of "
-            f"{grid[0]} x {grid[1]}, got {tuple(groups.shape)}"
+            f"expected {name}s of shape (B * {count}, {tokens}, C) for a map of {_by(grid)}, got {tuple(groups.shape)}"
         )
 
 

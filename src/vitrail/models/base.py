@@ -1,4 +1,7 @@
-"""The contract of a model: what every family answers, with defaults for models of one image."""
+"""The contract of a model: what every family answers, with defaults for models of one image.
+
+Where a docstring says ``(H, W)`` of tokens, a model of another modality has the axes of its grid.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError, ShapeError
-from vitrail.layers.shapes import to_pair
+from vitrail.layers.shapes import product, to_pair
 from vitrail.layers.symbolic import resolve_annotations
+from vitrail.layers.tap import Grid
 from vitrail.models.checkpoint_sizes import count_prefix, embeds_prefix, old_grid
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
+from vitrail.models.modality import IMAGE, Modality
 from vitrail.models.pooling import Pooling
 from vitrail.models.scripting import as_traced
 from vitrail.weights.kernels import InputKernel
@@ -26,6 +31,7 @@ class VisionModel(Pooling):
     give the reason why the model cannot, empty where it can.
 
     Attributes:
+        modality: What the inputs are.
         key_maps: How to read the checkpoints of other libraries, the family's own first.
         input_kernels: Convolutions that see the bands, by the name of their weight.
         stream_prefixes: For a family of several streams, what their keys begin with, by stream.
@@ -36,6 +42,7 @@ class VisionModel(Pooling):
         feature_info: The levels that :meth:`forward_intermediates` can return, in order.
     """
 
+    modality: ClassVar[Modality] = IMAGE
     key_maps: ClassVar[Sequence[KeyMap]] = ()
     input_kernels: ClassVar[Mapping[str, InputKernel]] = {"patch_embed.proj.weight": InputKernel("image")}
     stream_prefixes: ClassVar[Mapping[str, str]] = {}
@@ -113,8 +120,8 @@ class VisionModel(Pooling):
             *embedded: What :meth:`embed` gave.
         """
 
-    def mask_unit(self) -> tuple[int, int]:
-        """Height and width in pixels of the smallest part of the image that :meth:`forward_visible` can leave out.
+    def mask_unit(self) -> Grid:
+        """Size in pixels of the smallest part of the input that :meth:`forward_visible` can leave out.
 
         The first tokens' stride, unless a family leaves out larger parts (windows).
         """
@@ -155,22 +162,22 @@ class VisionModel(Pooling):
         """
         return self.get_submodule(self.feature_info[index].name)
 
-    def level_as_map(self, index: int, output: Tensor, size: tuple[int, int]) -> Tensor:
+    def level_as_map(self, index: int, output: Tensor, size: Grid) -> Tensor:
         """Bring an output of :meth:`level_module`, or a gradient of its shape, into the layout of a feature map.
 
         Args:
             index: Index of the level in :attr:`feature_info`.
             output: Shape ``(B, N, C)`` with prefix tokens first; or ``(B, h, w, C)``, or ``(B, C, h, w)`` where
                 :attr:`channels_first` is true.
-            size: Height and width of the level's map.
+            size: The level's grid.
 
         Returns:
-            Shape ``(B, C, h, w)``.
+            Shape ``(B, C, *size)``.
         """
         if output.ndim == 3:
-            patches = output[:, output.shape[1] - size[0] * size[1] :]
+            patches = output[:, output.shape[1] - product(size) :]
             return patches.transpose(1, 2).reshape(len(output), -1, *size)
-        return output if self.channels_first else output.permute(0, 3, 1, 2)
+        return output if self.channels_first else output.movedim(-1, 1)
 
     def reads_level(self, index: int) -> bool:
         """Whether the logits depend on the patches of a level; not where only a class token is read after it."""
@@ -253,7 +260,7 @@ class VisionModel(Pooling):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Trace the model for ``torch.jit.script``, in its mode and for images of its own size."""
-        return as_traced(self, [(stream.chans, *stream.size) for stream in self.streams])
+        return as_traced(self, [stream.shape for stream in self.streams])
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -387,19 +394,19 @@ class VisionModel(Pooling):
 
 
 def as_format(x: Tensor, output_fmt: str) -> Tensor:
-    """Bring a map ``(B, H, W, C)`` into another format.
+    """Bring a map ``(B, H, W, C)``, or ``(B, T, H, W, C)`` of a clip, into another format.
 
     Args:
         x: The map.
-        output_fmt: "NCHW", "NHWC" or "NLC".
+        output_fmt: "NCHW" for channels before the grid, "NHWC" for channels last, or "NLC" for one row of tokens.
 
     Raises:
         ConfigError: Another format.
     """
     if output_fmt == "NCHW":
-        return x.permute(0, 3, 1, 2)
+        return x.movedim(-1, 1)
     if output_fmt == "NLC":
-        return x.flatten(1, 2)
+        return x.flatten(1, -2)
     if output_fmt != "NHWC":
         raise ConfigError(f"output_fmt must be 'NCHW', 'NHWC' or 'NLC', got {output_fmt!r}")
     return x

@@ -1,4 +1,7 @@
-"""Facts that a model states of itself: its inputs, its levels, where its tokens begin and end."""
+"""Facts that a model states of itself: its inputs, its levels, where its tokens begin and end.
+
+A grid has the axes of the input's modality: rows and columns of an image; frames, rows and columns of a clip.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,26 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-Pair = tuple[int, int]
+from vitrail.layers.tap import Grid
 
 
 class Tiles(NamedTuple):
-    """Pixels of the image that belong to each position of a grid, tiles of one stride.
+    """Pixels of the input that belong to each position of a grid, tiles of one stride.
 
     Attributes:
-        stride: Pixels from one position to the next, height and width.
-        offset: Pixels from the image's top left corner to the first tile; negative where it begins in the padding.
+        stride: Pixels (frames) from one position to the next along each axis of the grid.
+        offset: Pixels from the first one of the input to the first tile; negative where it begins in the padding.
     """
 
-    stride: Pair
-    offset: Pair = (0, 0)
+    stride: Grid
+    offset: Grid
 
-    def token_at(self, row: int, column: int, grid: Pair) -> int:
+    def token_at(self, pixel: Grid, grid: Grid) -> int:
         """Row-major index on a grid of the position whose tile holds a pixel; the nearest where none does."""
-        at = ((pixel - first) // step for pixel, step, first in zip((row, column), *self, strict=True))
-        y, x = (min(max(place, 0), length - 1) for place, length in zip(at, grid, strict=True))
-        return y * grid[1] + x
+        index = 0
+        for at, step, first, length in zip(pixel, *self, grid, strict=True):
+            index = index * length + min(max((at - first) // step, 0), length - 1)
+        return index
 
 
 class FeatureInfo(dict[str, Any]):
@@ -34,21 +38,22 @@ class FeatureInfo(dict[str, Any]):
     Args:
         name: The module that produces it.
         channels: Its channels.
-        stride: Input pixels per position, height and width.
-        offset: Pixels from the image's top left corner to the first position's tile of one stride; not 0 where
-            patches overlap, or zeros pad the image on all sides.
+        stride: Input pixels (frames) per position along each axis of the grid.
+        offset: Pixels from the first one of the input to the first position's tile of one stride; not 0 where patches
+            overlap, or zeros pad the image on all sides. 0 when not given.
     """
 
-    def __init__(self, name: str, channels: int, stride: Pair, offset: Pair = (0, 0)) -> None:
-        super().__init__(module=name, num_chs=channels, reduction=stride[0])
-        self.name, self.channels, self.stride, self.offset = name, channels, stride, offset
+    def __init__(self, name: str, channels: int, stride: Grid, offset: Grid | None = None) -> None:
+        super().__init__(module=name, num_chs=channels, reduction=stride[-2:][0])
+        self.name, self.channels, self.stride = name, channels, stride
+        self.offset = (0,) * len(stride) if offset is None else offset
 
     @property
     def tiles(self) -> Tiles:
         """Pixels that belong to each position."""
         return Tiles(self.stride, self.offset)
 
-    def __reduce__(self) -> tuple[type[FeatureInfo], tuple[str, int, Pair, Pair], None, None, Iterator[Any]]:
+    def __reduce__(self) -> tuple[type[FeatureInfo], tuple[str, int, Grid, Grid], None, None, Iterator[Any]]:
         return FeatureInfo, (self.name, self.channels, self.stride, self.offset), None, None, iter(self.items())
 
 
@@ -56,21 +61,33 @@ class Stream(NamedTuple):
     """One input of a model.
 
     Attributes:
-        name: Its key in a batch (``"image"``, ``"spectral"``).
+        name: Its key in a batch (``"image"``, ``"spectral"``, ``"video"``).
         chans: Bands.
-        size: Height and width that the model was built for; others work too.
+        size: Height and width that the model was built for, with the number of frames before them for a clip; others
+            work too.
+        channels_last: Whether the bands are the last dimension, as the coordinates of points, instead of the first.
     """
 
     name: str
     chans: int
-    size: tuple[int, int]
+    size: Grid
+    channels_last: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: ``(chans, *size)``, or ``(*size, chans)``."""
+        return (*self.size, self.chans) if self.channels_last else (self.chans, *self.size)
+
+    def size_of(self, x: Tensor) -> Grid:
+        """Size of a batch of inputs without its batch and channel dimensions."""
+        return tuple(x.shape[1:-1] if self.channels_last else x.shape[2:])
 
 
 class LevelTokens(NamedTuple):
     """Tokens at one level of a feature pyramid.
 
     Attributes:
-        map: Those of the grid, shape ``(B, H, W, C)``.
+        map: Those of the grid, shape ``(B, *grid, C)``, ``(B, H, W, C)`` for images.
         prefix: Class and other tokens before the grid, shape ``(B, P, C)``; None without any.
     """
 
@@ -84,16 +101,16 @@ class Ends(NamedTuple):
     Attributes:
         stream: Its name.
         first_dim: Width of its first tokens.
-        first_stride: Pixels per first token, height and width.
+        first_stride: Pixels per first token along each axis of the grid.
         last_dim: Width of its last tokens.
         last_stride: Pixels per last token.
     """
 
     stream: str
     first_dim: int
-    first_stride: tuple[int, int]
+    first_stride: Grid
     last_dim: int
-    last_stride: tuple[int, int]
+    last_stride: Grid
 
 
 def describe(inputs: Sequence[object]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
+from vitrail.models.modality import Modality
 from vitrail.models.peer import Peer
 from vitrail.models.settings import serves_trainer
 from vitrail.weights.rules import KeyMap
@@ -53,6 +54,11 @@ class Family:
         return self.build.key_maps or (KeyMap("vitrail", (first,)),)
 
     @property
+    def modality(self) -> Modality:
+        """What the inputs of its models are, as its class declares."""
+        return self.build.modality
+
+    @property
     def takes_spectral(self) -> bool:
         """Whether its models can have a second stream, whose bands the setting ``spectral_chans`` counts."""
         return "spectral_chans" in self.settings
@@ -60,10 +66,6 @@ class Family:
 
 # Families by name, filled by their files.
 REGISTERED: dict[str, Family] = {}
-
-
-# Settings that other code sets or reads, whatever the family.
-_REQUIRED = ("img_size", "in_chans", "num_classes", "global_pool")
 
 
 def register_family(family: Family) -> Family:
@@ -80,11 +82,11 @@ def register_family(family: Family) -> Family:
 
     Raises:
         ConfigError: The family's name or one of its variants' names is taken, its config lacks a setting that every
-            family has, or its class is no :class:`~vitrail.models.base.VisionModel`.
+            family of its modality has, or its class is no :class:`~vitrail.models.base.VisionModel`.
     """
     if not (isinstance(family.build, type) and issubclass(family.build, VisionModel)):
         raise ConfigError(f"the family {family.name}: build must be a subclass of VisionModel, got {family.build!r}")
-    lacking = [name for name in _REQUIRED if name not in family.settings]
+    lacking = [name for name in family.modality.settings if name not in family.settings]
     if lacking:
         raise ConfigError(f"the config of the family {family.name} has no {' and no '.join(lacking)}; add it")
     others = [known for known in REGISTERED.values() if not _is_same_definition(known, family)]

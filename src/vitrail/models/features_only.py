@@ -70,7 +70,7 @@ class FeatureEncoder(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Trace the encoder for ``torch.jit.script``, in its mode and for images of the model's own size."""
-        return as_traced(self, [(stream.chans, *stream.size) for stream in self.model.streams], encoder=True)
+        return as_traced(self, [stream.shape for stream in self.model.streams], encoder=True)
 
     @resolve_annotations
     def forward(self, x: Tensor, spectral: Tensor | None = None) -> list[Tensor]:

@@ -88,10 +88,10 @@ def example_inputs(model: VisionModel, batch: int = 1, device: torch.device | st
         device: Where to make them; the model's own when not given.
 
     Returns:
-        For each of the model's streams, shape ``(batch, chans, H, W)``.
+        For each of the model's streams, shape ``(batch, *stream.shape)``.
     """
     device = next(model.parameters()).device if device is None else device
-    return [torch.zeros(batch, stream.chans, *stream.size, device=device) for stream in model.streams]
+    return [torch.zeros(batch, *stream.shape, device=device) for stream in model.streams]
 
 
 def count_multiply_adds(model: nn.Module, *inputs: Tensor) -> int:

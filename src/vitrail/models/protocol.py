@@ -95,7 +95,7 @@ class LibraryProtocol(nn.Module, ABC):
             "architecture": self.name,
             "url": "",
             "num_classes": self.num_classes,
-            "input_size": (first.chans, *first.size),
+            "input_size": first.shape,
             "fixed_input_size": False,
             "pool_size": None,
             "crop_pct": 1.0,

@@ -24,8 +24,11 @@ from vitrail.weights.remedies import CREATE
 _BUNDLED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
-def list_families() -> dict[str, Family]:
+def list_families(modality: str | None = None) -> dict[str, Family]:
     """All families by name: those of this package, of other distributions, and those registered in this process.
+
+    Args:
+        modality: Families of this modality alone (``"image"``, ``"video"``).
 
     Raises:
         ConfigError: An entry point names no family, or a name that is taken.
@@ -43,7 +46,7 @@ def list_families() -> dict[str, Family]:
                 f"the entry point {entry.name} = {entry.value} of {describe_origin(entry)} is a "
                 f"{type(found).__name__}; name a vitrail.models.Family, or a module that calls register_family"
             )
-    return dict(sorted(REGISTERED.items()))
+    return {name: own for name, own in sorted(REGISTERED.items()) if modality in (None, own.modality.name)}
 
 
 def find_family(name: str) -> tuple[Family, dict[str, Any]]:

@@ -18,29 +18,29 @@ class _Traced(nn.Module):
 
     Args:
         traced: The trace.
-        sizes: Height and width of each input.
+        shapes: Shape of each input without its batch.
     """
 
-    def __init__(self, traced: nn.Module, sizes: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, traced: nn.Module, shapes: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
         self.traced = traced
-        self.size, self.spectral_size = list(sizes[0]), list(sizes[-1])
+        self.shape, self.spectral_shape = list(shapes[0]), list(shapes[-1])
         self.train(traced.training)
         self.recorded_in_training = traced.training
 
-    def check(self, x: Tensor, size: list[int]) -> None:
+    def check(self, x: Tensor, shape: list[int]) -> None:
         """Refuse inputs that the trace would compute wrongly."""
         if self.training != self.recorded_in_training:
             raise ValueError("scripted in another mode; call train() or eval() before torch.jit.script")
-        if x.dim() != 4 or x.size(2) != size[0] or x.size(3) != size[1]:
-            raise ValueError(f"scripted for inputs of {size[0]} x {size[1]}; build the model with another img_size")
+        if list(x.shape)[1:] != shape:
+            raise ValueError(f"scripted for inputs of shape {shape}; build the model with another img_size")
 
 
 class TracedModel(_Traced):
     """Classifies images ``(B, C, H, W)``."""
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        self.check(x, self.size)
+        self.check(x, self.shape)
         logits: Tensor = self.traced(x)
         return logits
 
@@ -49,8 +49,8 @@ class TracedTwoStreams(_Traced):
     """Classifies images ``(B, C, H, W)`` with spectral inputs ``(B, S, h, w)``."""
 
     def forward(self, image: Tensor, spectral: Tensor) -> Tensor:  # noqa: D102
-        self.check(image, self.size)
-        self.check(spectral, self.spectral_size)
+        self.check(image, self.shape)
+        self.check(spectral, self.spectral_shape)
         logits: Tensor = self.traced(image, spectral)
         return logits
 
@@ -59,7 +59,7 @@ class TracedEncoder(_Traced):
     """Computes the feature maps of images ``(B, C, H, W)``."""
 
     def forward(self, x: Tensor) -> list[Tensor]:  # noqa: D102
-        self.check(x, self.size)
+        self.check(x, self.shape)
         maps: list[Tensor] = self.traced(x)
         return maps
 
@@ -68,18 +68,18 @@ class TracedTwoStreamEncoder(_Traced):
     """Computes the feature maps of images ``(B, C, H, W)`` with spectral inputs ``(B, S, h, w)``."""
 
     def forward(self, x: Tensor, spectral: Tensor) -> list[Tensor]:  # noqa: D102
-        self.check(x, self.size)
-        self.check(spectral, self.spectral_size)
+        self.check(x, self.shape)
+        self.check(spectral, self.spectral_shape)
         maps: list[Tensor] = self.traced(x, spectral)
         return maps
 
 
-def as_traced(model: nn.Module, shapes: Sequence[tuple[int, int, int]], encoder: bool = False) -> nn.Module:
+def as_traced(model: nn.Module, shapes: Sequence[tuple[int, ...]], encoder: bool = False) -> nn.Module:
     """Trace a model for ``torch.jit.script``; its buffers and the random state stay as they are.
 
     Args:
         model: A model or a feature encoder, in the mode in which the script is to run.
-        shapes: Bands, height and width of each input.
+        shapes: Shape of each input without its batch.
         encoder: Whether the result is a list of maps.
     """
     parameter = next(model.parameters())
@@ -93,4 +93,4 @@ def as_traced(model: nn.Module, shapes: Sequence[tuple[int, int, int]], encoder:
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     kinds = (TracedEncoder, TracedTwoStreamEncoder) if encoder else (TracedModel, TracedTwoStreams)
-    return kinds[len(shapes) - 1](traced, [shape[1:] for shape in shapes])
+    return kinds[len(shapes) - 1](traced, shapes)

@@ -98,7 +98,7 @@ def _differing_outputs(model: VisionModel, twin: VisionModel) -> list[str]:
 def _run(network: VisionModel, model: VisionModel) -> Tensor:
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    images = (torch.randn(1, stream.chans, *stream.size, generator=generator) for stream in model.streams)
+    images = (torch.randn(1, *stream.shape, generator=generator) for stream in model.streams)
     with evaluation_mode(network), torch.no_grad():
         out: Tensor = network(*(x.to(parameter.device, parameter.dtype) for x in images))
     return out

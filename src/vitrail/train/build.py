@@ -124,12 +124,20 @@ def build_batch_augmentation(recipe: Recipe, card: ModelCard) -> Augmentation | 
 def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:
     """Settings of the model that follow from the images; the recipe's ``img_size`` has precedence."""
     bands = data.source.bands
+    family = find_family(recipe.model.name)[0]
+    modality = family.modality
+    if modality.name not in bands:
+        known = [name for name, other in list_families().items() if other.modality.name in bands]
+        raise ConfigError(
+            f"model.name {recipe.model.name} takes {modality.noun}, and data.source {recipe.data.source} has "
+            f"{' and '.join(bands)}; choose a model of {' or '.join(known) or 'another family'}, or other data"
+        )
     settings: dict[str, Any] = {
         "num_classes": num_classes,
-        "in_chans": len(bands["image"]),
+        "in_chans": len(bands[modality.name]),
         "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
     }
-    if find_family(recipe.model.name)[0].takes_spectral:
+    if family.takes_spectral:
         settings["spectral_chans"] = len(bands.get("spectral", ()))
     elif "spectral" in bands:
         others = " or ".join(name for name, family in list_families().items() if family.takes_spectral)

@@ -10,7 +10,7 @@ from vitrail.explain import capture_attention
 from vitrail.models import list_families
 
 CASES = {
-    **{name: (name, {}) for name in list_families()},
+    **{name: (name, {}) for name in list_families("image")},
     "vit with learned tokens": ("vit", {"token_learner": {"num_tokens": 3, "layer": 1}}),
     "hvt in windows": ("hvt", {"attention": 3}),
     "maxvit as torchvision": ("maxvit", {"flavour": "torchvision"}),

@@ -48,7 +48,7 @@ def _tiny(**settings):
 
 
 def _inputs(model, batch=2, dtype=torch.float32):
-    return [torch.randn(batch, chans, *size, dtype=dtype) for _, chans, size in model.streams]
+    return [torch.randn(batch, *stream.shape, dtype=dtype) for stream in model.streams]
 
 
 @pytest.mark.parametrize("source", ["auto", "hvit"])
@@ -359,7 +359,7 @@ def test_compile_without_the_spectral_stream():
 @pytest.mark.parametrize("settings", EVERY_KIND)
 def test_low_precision(settings):
     model = _tiny(**settings)
-    inputs = [torch.randn(2, chans, 4 * size[0] - 1, size[1]) for _, chans, size in model.streams]
+    inputs = [torch.randn(2, chans, 4 * size[0] - 1, size[1]) for _, chans, size, _ in model.streams]
     with torch.no_grad():
         exact = model.eval()(*inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16):

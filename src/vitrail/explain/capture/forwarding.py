@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
+from vitrail.layers.tap import Grid
 from vitrail.models.base import VisionModel
 
 Inputs = Sequence[Tensor | None]
@@ -19,6 +20,12 @@ SCORES = ("probability", "independent", "logit")
 def inputs_by_stream(model: VisionModel, inputs: Inputs) -> dict[str, Tensor]:
     """Return the inputs that are not None, by stream."""
     return {stream.name: x for stream, x in zip(model.streams, inputs, strict=False) if x is not None}
+
+
+def input_sizes(model: VisionModel, inputs: Inputs) -> dict[str, Grid]:
+    """Return the size of the inputs that are not None, by stream: height and width, frames first for a clip."""
+    pairs = zip(model.streams, inputs, strict=False)
+    return {stream.name: stream.size_of(x) for stream, x in pairs if x is not None}
 
 
 def forward_of(model: VisionModel, inputs: Inputs) -> Callable[..., Tensor]:

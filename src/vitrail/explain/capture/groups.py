@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.layers.tap import TokenLayout
+from vitrail.layers.shapes import product, to_pair
+from vitrail.layers.tap import Grid, TokenLayout
 from vitrail.layers.windows import (
     merge_grid,
     merge_windows,
@@ -23,27 +25,43 @@ def to_groups(values: Tensor, layout: TokenLayout) -> Tensor:
     """Partition a value of each token into the groups of a layer.
 
     Args:
-        values: Shape ``(B, H * W)``, row-major on the grid.
-        layout: Layout of kind "window" or "grid".
+        values: Shape ``(B, groups * P + N)``: the prefix tokens of each group, then those of the grid, row-major.
+        layout: Layout of kind "window" or "grid"; its padding, shift and window have the axes of its grid.
 
     Returns:
-        Shape ``(B * groups, n)``; zero at padding.
+        Shape ``(B * groups, P + n)``; zero at padding.
     """
-    grid, window = layout.query_grid, layout.window
-    assert grid is not None, "layers with groups have a grid"
-    assert window is not None, "layers with groups have a window"
-    rolled = shift_map(values.view(values.shape[0], *grid, 1), layout.padding, layout.shift, layout.pad_after_shift)
-    return (partition_windows if layout.kind == "window" else partition_grid)(rolled, window).squeeze(-1)
+    grid, window, padding, shift = _groups_of(layout)
+    before = values.shape[1] - product(grid)
+    rolled = shift_map(values[:, before:].reshape(-1, *grid, 1), padding, shift, layout.pad_after_shift)
+    parted = partition_windows(rolled, window) if layout.kind == "window" else partition_grid(rolled, to_pair(window))
+    groups = parted.squeeze(-1)
+    if not layout.num_prefix:
+        return groups
+    return torch.cat([values[:, :before].reshape(len(groups), layout.num_prefix), groups], dim=1)
 
 
 def from_groups(groups: Tensor, layout: TokenLayout) -> Tensor:
-    """Invert :func:`to_groups`: ``(B * groups, n)`` to ``(B, H * W)``, without padding."""
+    """Invert :func:`to_groups`: ``(B * groups, P + n)`` to ``(B, groups * P + N)``, without padding."""
+    grid, window, padding, shift = _groups_of(layout)
+    full = tuple(length + count for length, count in zip(grid, padding, strict=True))
+    tokens = groups[:, layout.num_prefix :, None]
+    if layout.kind == "window":
+        merged = merge_windows(tokens, window, full)
+    else:
+        merged = merge_grid(tokens, to_pair(window), to_pair(full))
+    values = unshift_map(merged, grid, shift, layout.pad_after_shift).flatten(1)
+    if not layout.num_prefix:
+        return values
+    return torch.cat([groups[:, : layout.num_prefix].reshape(len(values), -1), values], dim=1)
+
+
+def _groups_of(layout: TokenLayout) -> tuple[Grid, Grid, Grid, Grid]:
+    """Return the grid of a layer, and window, padding and shift of its groups."""
     grid, window = layout.query_grid, layout.window
     assert grid is not None, "layers with groups have a grid"
     assert window is not None, "layers with groups have a window"
-    full = (grid[0] + layout.padding[0], grid[1] + layout.padding[1])
-    merged = (merge_windows if layout.kind == "window" else merge_grid)(groups[..., None], window, full)
-    return unshift_map(merged, grid, layout.shift, layout.pad_after_shift).flatten(1)
+    return grid, window, layout.padding, layout.shift
 
 
 def group_members(layout: TokenLayout, device: torch.device | None = None) -> Tensor:
@@ -58,7 +76,12 @@ def group_members(layout: TokenLayout, device: torch.device | None = None) -> Te
 def _compute_members(layout: TokenLayout, device: torch.device | None) -> Tensor:
     assert layout.query_grid is not None, "layers with groups have a grid"
     # Indices start at 1 for the partition, so that zero padding differs.
-    indices = torch.arange(1, layout.query_grid[0] * layout.query_grid[1] + 1, device=device)
+    count = product(layout.query_grid)
+    indices = torch.arange(1, count + 1, device=device)
+    if layout.num_prefix:
+        assert layout.window is not None, "layers with groups have a window"
+        # Prefix tokens are no positions, as padding is none.
+        indices = F.pad(indices, (count // product(layout.window) * layout.num_prefix, 0))
     return to_groups(indices[None], layout) - 1
 
 
@@ -66,7 +89,7 @@ _cached_members = functools.lru_cache(maxsize=64)(_compute_members)
 
 
 def token_positions(layout: TokenLayout, of: str = "queries", device: torch.device | None = None) -> Tensor:
-    """Compute the row and column on the feature map of each token of a layer.
+    """Compute the row and column (for a clip the frame, row and column) on the feature map of each token of a layer.
 
     Args:
         layout: Layout of the layer.
@@ -74,7 +97,7 @@ def token_positions(layout: TokenLayout, of: str = "queries", device: torch.devi
         device: Device of the result.
 
     Returns:
-        Shape ``(groups, n, 2)``, int64; -1 for padding and prefix tokens.
+        Shape ``(groups, n, axes)``, int64; -1 for padding and prefix tokens.
 
     Raises:
         ConfigError: Tokens without a grid, or an invalid ``of``.
@@ -88,8 +111,9 @@ def token_positions(layout: TokenLayout, of: str = "queries", device: torch.devi
         index = group_members(layout, device)
     else:
         prefix = torch.full((layout.num_prefix,), -1, device=device)
-        index = torch.cat([prefix, torch.arange(grid[0] * grid[1], device=device)])[None]
-    positions = torch.stack([index // grid[1], index % grid[1]], dim=-1)
+        index = torch.cat([prefix, torch.arange(product(grid), device=device)])[None]
+    strides = [product(grid[axis + 1 :]) for axis in range(len(grid))]
+    positions = torch.stack([index // step % length for step, length in zip(strides, grid, strict=True)], dim=-1)
     return positions.masked_fill(index[..., None] < 0, -1)
 
 

@@ -129,7 +129,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 def _inputs(trained: Trained | None, network: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
     """Order the images by stream, check them, and normalise them for a trained model."""
     names = [stream.name for stream in network.streams]
-    ordered = _by_stream(names, images)
+    ordered = _by_stream(network, images)
     # A dictionary, since the second stream may have an input where the first has none.
     present = {name: x for name, x in zip(names, ordered, strict=False) if isinstance(x, Tensor)}
     for name, x in present.items():
@@ -145,7 +145,8 @@ def _inputs(trained: Trained | None, network: VisionModel, images: Images) -> tu
     return tuple((x.clone() if x.is_inference() else x.detach()) if isinstance(x, Tensor) else x for x in inputs)
 
 
-def _by_stream(names: Sequence[str], images: Images) -> tuple[Tensor | None, ...]:
+def _by_stream(network: VisionModel, images: Images) -> tuple[Tensor | None, ...]:
+    names = [stream.name for stream in network.streams]
     if isinstance(images, Tensor):
         ordered: tuple[Tensor | None, ...] = (images,)
     elif isinstance(images, Mapping):
@@ -156,8 +157,10 @@ def _by_stream(names: Sequence[str], images: Images) -> tuple[Tensor | None, ...
     else:
         # Anything else is reported by the error below.
         ordered = tuple(images if isinstance(images, list | tuple) else [cast(Any, images)])
-    if not ordered or not isinstance(ordered[0], Tensor) or ordered[0].ndim != 4 or not len(ordered[0]):
-        raise ShapeError(f"expected images of shape (B, C, H, W) with at least one image, got {describe(ordered)}")
+    axes = 1 + len(network.streams[0].shape)
+    if not ordered or not isinstance(ordered[0], Tensor) or ordered[0].ndim != axes or not len(ordered[0]):
+        noun, shape = network.modality.noun, network.modality.shape
+        raise ShapeError(f"expected {noun} of shape {shape}, at least one, got {describe(ordered)}")
     if len(ordered) > len(names):
         raise ShapeError(f"expected one input for each stream ({', '.join(names)}), got {describe(ordered)}")
     return ordered

@@ -20,6 +20,7 @@ from vitrail.layers.attention import Attention
 from vitrail.layers.fusion import CrossAttention
 from vitrail.layers.modes import in_transform
 from vitrail.layers.patches import PatchEmbed
+from vitrail.layers.shapes import product
 from vitrail.layers.tap import AttentionTap, Consumer, TokenLayout, named_taps
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Tiles
@@ -46,7 +47,7 @@ class CapturedMixing:
         return self.weights.untyped_storage().nbytes()
 
     def positions(self, of: Literal["queries", "keys"] = "queries") -> Tensor:
-        """Compute the row and column of each token on the feature map, in the order of the rows of ``weights``.
+        """Compute the position of each token on the feature map, in the order of the rows of ``weights``.
 
         ``weights[w, head, i, j]`` is how much the token at ``positions("queries")[w % groups, i]`` attends to the one
         at ``positions("keys")[w % groups, j]``; for ``window`` and ``grid`` the groups of an image follow each other.
@@ -55,7 +56,8 @@ class CapturedMixing:
             of: "queries" for the rows of ``weights``, "keys" for the columns.
 
         Returns:
-            Shape ``(groups, n, 2)``, int64: row and column. -1 for padding and for prefix tokens (class token).
+            Shape ``(groups, n, 2)``, int64: row and column, for a clip frame, row and column. -1 for padding and for
+            prefix tokens (class token).
 
         Raises:
             ConfigError: Tokens without a grid: learned tokens, or the columns of ``merge``.
@@ -375,9 +377,9 @@ def _fault_of_shape(shape: torch.Size, layout: TokenLayout) -> str:
     if len(shape) != 4:
         return f"have the shape {tuple(shape)}"
     if layout.window is not None:
-        wanted = (layout.window[0] * layout.window[1],) * 2
+        wanted = (product(layout.window) + layout.num_prefix,) * 2
     elif layout.query_grid is not None and layout.key_grid is not None:
-        queries, keys = (grid[0] * grid[1] + layout.num_prefix for grid in (layout.query_grid, layout.key_grid))
+        queries, keys = (product(grid) + layout.num_prefix for grid in (layout.query_grid, layout.key_grid))
         wanted = (queries, keys)
     else:
         return ""  # tokens without a grid: any count

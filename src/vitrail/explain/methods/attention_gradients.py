@@ -196,7 +196,7 @@ def _token_relevance(model: VisionModel, features: Tensor, gradient: Tensor) -> 
     return product.flatten(1)[:, model.num_prefix :].float()
 
 
-@register_method("gradient_rollout", by_class=True, lacks=lacks_taps)
+@register_method("gradient_rollout", by_class=True, lacks=lacks_taps, any_grid=True)
 def _gradient_rollout(
     model: VisionModel,
     inputs: Sequence[Tensor | None],
@@ -215,7 +215,7 @@ def _lacks_attribution(model: VisionModel) -> str | None:
     return lacks_taps(model) or lacks_mean(model)
 
 
-@register_method("attribution", by_class=True, lacks=_lacks_attribution)
+@register_method("attribution", by_class=True, lacks=_lacks_attribution, any_grid=True)
 def _attribution(model: VisionModel, inputs: Sequence[Tensor | None], target: Tensor) -> dict[str, StreamMap]:
     """Relevance for a class, from attention times its gradient, added up over layers (Chefer et al. 2021)."""
     return attribution(model, *inputs, target=target).by_stream(model)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vitrail.explain.capture.forwarding import Inputs, inputs_by_stream
+from vitrail.explain.capture.forwarding import Inputs, input_sizes
 from vitrail.explain.methods.levels import (
     Level,
     LevelGradient,
@@ -27,7 +27,7 @@ from vitrail.explain.methods.registry import register_method
 from vitrail.models.base import VisionModel
 
 
-@register_method("gradcam", by_class=True, lacks=lacks_levels)
+@register_method("gradcam", by_class=True, lacks=lacks_levels, any_grid=True)
 def _gradcam(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
@@ -37,12 +37,12 @@ def _gradcam(
     """
 
     def weigh(values: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.mean(dim=(2, 3), keepdim=True)
+        return gradient.mean(dim=_grid(gradient), keepdim=True)
 
     return _class_activation(model, inputs, target, layer, weigh)
 
 
-@register_method("gradcam++", by_class=True, lacks=lacks_levels)
+@register_method("gradcam++", by_class=True, lacks=lacks_levels, any_grid=True)
 def _gradcam_plus_plus(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
@@ -55,15 +55,15 @@ def _gradcam_plus_plus(
 
     def weigh(values: Tensor, gradient: Tensor) -> Tensor:
         square, cube = gradient**2, gradient**3
-        denominator = 2 * square + values.relu().sum(dim=(2, 3), keepdim=True) * cube
+        denominator = 2 * square + values.relu().sum(dim=_grid(values), keepdim=True) * cube
         # Only positive gradients contribute, and there the denominator is positive.
         alpha = torch.where(gradient > 0, square / denominator, 0.0)
-        return (alpha * gradient.relu()).sum(dim=(2, 3), keepdim=True)
+        return (alpha * gradient.relu()).sum(dim=_grid(values), keepdim=True)
 
     return _class_activation(model, inputs, target, layer, weigh)
 
 
-@register_method("layercam", by_class=True, lacks=lacks_levels)
+@register_method("layercam", by_class=True, lacks=lacks_levels, any_grid=True)
 def _layercam(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
@@ -78,7 +78,7 @@ def _layercam(
     return _class_activation(model, inputs, target, layer, weigh)
 
 
-@register_method("eigencam", by_class=False, lacks=lacks_levels)
+@register_method("eigencam", by_class=False, lacks=lacks_levels, any_grid=True)
 def _eigencam(
     model: VisionModel, inputs: Inputs, target: Tensor | None, layer: int | str | None = None
 ) -> dict[str, StreamMap]:
@@ -120,6 +120,10 @@ def _class_activation(
 
 
 def _finish(tokens: Tensor, level: Level, inputs: Inputs, model: VisionModel) -> StreamMap:
-    image = inputs_by_stream(model, inputs)[level.stream]
     tokens = tokens.relu()
-    return StreamMap(upsample(tokens, (image.shape[2], image.shape[3]), level.tiles), tokens)
+    return StreamMap(upsample(tokens, input_sizes(model, inputs)[level.stream], level.tiles), tokens)
+
+
+def _grid(values: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of the grid in values ``(B, C, *grid)``."""
+    return tuple(range(2, values.ndim))

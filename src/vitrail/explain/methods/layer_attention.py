@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError, closest
+from vitrail.explain.capture.forwarding import input_sizes
 from vitrail.explain.capture.groups import from_groups, group_members, real_tokens, to_groups
 from vitrail.explain.capture.record import (
     CapturedMixing,
@@ -26,7 +27,8 @@ from vitrail.explain.capture.record import (
 )
 from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.explain.methods.registry import register_method
-from vitrail.layers.tap import TokenLayout
+from vitrail.layers.shapes import product
+from vitrail.layers.tap import Grid, TokenLayout
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Tiles
 
@@ -66,7 +68,7 @@ class AttentionDistance:
     """
 
     layer: str
-    stride: tuple[int, int]
+    stride: Grid
     distance: Tensor
 
 
@@ -187,7 +189,7 @@ def _attention_of(model: VisionModel, step: CapturedMixing, query: Query, inputs
     assert grid is not None, "a layer whose keys have a grid has queries with a grid"
     if query == "class":
         return weights[:, :, : class_tokens(model, prefix), prefix:].mean(dim=2)
-    count = grid[0] * grid[1]
+    count = product(grid)
     row = torch.full((1, count), 1 / count, device=weights.device)
     if isinstance(query, tuple):
         index = _token_index(model, step, query, inputs)
@@ -202,29 +204,29 @@ def _attention_of(model: VisionModel, step: CapturedMixing, query: Query, inputs
 
 
 def _token_index(
-    model: VisionModel, step: CapturedMixing, query: tuple[int, int], inputs: Sequence[Tensor | None]
+    model: VisionModel, step: CapturedMixing, query: Sequence[int], inputs: Sequence[Tensor | None]
 ) -> int:
     """Return the row-major index of the query at a position in pixels."""
     layout = step.layout
-    names = [stream.name for stream in model.streams]
     # In cross-attention image tokens attend to spectral tokens.
-    stream = names[0] if layout.kind == "cross" else _stream(model, step)
-    image = inputs[names.index(stream)]
-    assert image is not None, "no layer of a stream without input reports"
+    stream = model.streams[0].name if layout.kind == "cross" else _stream(model, step)
     assert layout.query_grid is not None
-    size = (image.shape[2], image.shape[3])
-    if len(query) != 2 or not all(0 <= at < length for at, length in zip(query, size, strict=True)):
-        raise ConfigError(f"query {tuple(query)} is not a position (row, column) in an image of {size[0]} x {size[1]}")
-    return _tiles(model, step, stream).token_at(*query, layout.query_grid)
+    size = input_sizes(model, inputs)[stream]  # no layer of a stream without input reports
+    if len(query) != len(size) or not all(0 <= at < length for at, length in zip(query, size, strict=True)):
+        axes = ", ".join(model.modality.axes)
+        raise ConfigError(
+            f"query {tuple(query)} is not a position ({axes}) in an input of {' x '.join(map(str, size))}"
+        )
+    return _tiles(model, step, stream).token_at(tuple(query), layout.query_grid)
 
 
-def _distance(step: CapturedMixing, stride: tuple[int, int]) -> Tensor:
+def _distance(step: CapturedMixing, stride: Grid) -> Tensor:
     """Compute the mean distance by image and head, shape ``(B, heads)``."""
     layout, weights = step.layout, step.weights.float()
     assert layout.query_grid is not None
     if layout.kind == "global":
         weights = weights[:, None, :, layout.num_prefix :, layout.num_prefix :]
-        members = torch.arange(layout.query_grid[0] * layout.query_grid[1], device=weights.device)[None]
+        members = torch.arange(product(layout.query_grid), device=weights.device)[None]
         real = torch.ones_like(members, dtype=torch.bool)
     else:
         members, real = group_members(layout, weights.device), real_tokens(layout, weights.device)
@@ -260,7 +262,6 @@ def _attention(
     if head is not None and not 0 <= head < heads:
         raise ConfigError(f"head must be from 0 to {heads - 1} in {found.layer}, got {head}")
     tokens = found.maps.mean(dim=1) if head is None else found.maps[:, head]
-    image = inputs[[stream.name for stream in model.streams].index(found.stream)]
-    size = (1, 1) if image is None else (image.shape[2], image.shape[3])
-    map_ = upsample(tokens, size, None if image is None else found.tiles)
+    size = input_sizes(model, inputs).get(found.stream)
+    map_ = upsample(tokens, (1, 1), None) if size is None else upsample(tokens, size, found.tiles)
     return {found.stream: StreamMap(map_, tokens, None, found.maps if head is None else None)}

@@ -130,7 +130,7 @@ def level_gradients(
             handle.remove()
     values = level_values(model, inputs, levels)
     return [
-        LevelGradient(level, value, model.level_as_map(level.index, gradient, (value.shape[2], value.shape[3])).float())
+        LevelGradient(level, value, model.level_as_map(level.index, gradient, tuple(value.shape[2:])).float())
         for level, value, gradient in zip(levels, values, gradients, strict=True)
     ]
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import UnknownNameError, closest
+from vitrail.layers.tap import Grid
 from vitrail.models.facts import Tiles
 
 
@@ -18,8 +19,9 @@ class StreamMap:
     """Relevance of one input.
 
     Attributes:
-        map: Shape ``(B, H, W)``, at the input's resolution.
-        tokens: Shape ``(B, h, w)``, on the method's own grid; those of a rollout sum to one.
+        map: Shape ``(B, H, W)``, at the input's resolution; for a clip ``(B, T, H, W)``.
+        tokens: Shape ``(B, h, w)``, on the method's own grid; those of a rollout sum to one. For a clip
+            ``(B, t, h, w)``.
         share: This input's share of the total relevance, shape ``(B,)``; None for a method without shares.
         parts: Maps of the parts (heads, learned tokens), shape ``(B, parts, h, w)``; None for a method without parts.
     """
@@ -74,26 +76,33 @@ def as_streams(names: Sequence[str], maps: Sequence[Tensor]) -> dict[str, Stream
     return {name: StreamMap(x, x) for name, x in zip(names, maps, strict=True)}
 
 
-def upsample(tokens: Tensor, size: tuple[int, int], tiles: Tiles | None = None) -> Tensor:
-    """Interpolate maps bilinearly to pixels.
+# Linear interpolation along as many axes.
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+def upsample(tokens: Tensor, size: Grid, tiles: Tiles | None = None) -> Tensor:
+    """Interpolate maps linearly along each axis to pixels.
 
     Args:
-        tokens: Maps, shape ``(B, h, w)``.
-        size: Height and width of the result.
+        tokens: Maps, shape ``(B, h, w)``, of a clip ``(B, t, h, w)``.
+        size: Size of the result, of as many axes.
         tiles: Pixels of each token. Tiles that extend beyond the image's edge are cropped; where they do not reach it
             (overlapping patches), the map's edge is repeated. By default the tokens cover exactly the image.
 
     Returns:
         Shape ``(B, *size)``.
     """
+    grid = tokens.shape[1:]
+    full = size if tiles is None else tuple(count * step for count, step in zip(grid, tiles.stride, strict=True))
+    maps = F.interpolate(tokens[:, None], size=full, mode=_LINEAR[len(grid)], align_corners=False)
     if tiles is None:
-        return F.interpolate(tokens[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    (height, width), (down, right) = tiles
-    full = (tokens.shape[1] * height, tokens.shape[2] * width)
-    maps = F.interpolate(tokens[:, None], size=full, mode="bilinear", align_corners=False)
-    maps = maps[:, :, max(0, -down) :, max(0, -right) :]
-    down, right = max(0, down), max(0, right)
-    below, beside = (max(0, size[0] - down - maps.shape[2]), max(0, size[1] - right - maps.shape[3]))
-    if down or right or below or beside:
-        maps = F.pad(maps, (right, beside, down, below), mode="replicate")
-    return maps[:, 0, : size[0], : size[1]]
+        return maps[:, 0]
+    maps = maps[(slice(None), slice(None), *(slice(max(0, -first), None) for first in tiles.offset))]
+    before = [max(0, first) for first in tiles.offset]
+    after = [
+        max(0, wanted - first - length) for wanted, first, length in zip(size, before, maps.shape[2:], strict=True)
+    ]
+    if any(before) or any(after):
+        sides = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
+        maps = F.pad(maps, sides, mode="replicate")
+    return maps[:, 0][(slice(None), *(slice(length) for length in size))]

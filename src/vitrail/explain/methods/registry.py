@@ -14,6 +14,7 @@ from vitrail.errors import ConfigError, closest, did_you_mean
 from vitrail.explain.capture.prepare import Target, lacks_class
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.models.base import VisionModel
+from vitrail.models.modality import IMAGE
 from vitrail.plugins import METHODS as PLUGINS
 from vitrail.plugins import load_plugins
 
@@ -27,12 +28,13 @@ class Method:
 
     Attributes:
         name: Its name.
-        compute: ``compute(model, inputs, target, **settings)``; inputs are a tuple of tensors ``(B, C, H, W)`` (None
-            for a stream without input), the target ``(B,)`` or None.
+        compute: ``compute(model, inputs, target, **settings)``; inputs are a tuple of tensors, one for each stream
+            (None without input), the target ``(B,)`` or None.
         by_class: Whether it explains a class.
         signed: Whether its maps have negative values (evidence against the class).
         summary: Description, one line.
         lacks: Returns the reason why a model cannot be explained, or None.
+        any_grid: Whether it explains inputs of any modality, on grids of any number of axes, and not images alone.
     """
 
     name: str
@@ -41,9 +43,12 @@ class Method:
     signed: bool
     summary: str
     lacks: Callable[[VisionModel], str | None] = lambda model: None
+    any_grid: bool = False
 
     def refusal(self, model: VisionModel) -> str | None:
         """Return the reason why the method cannot explain a model; None where it can."""
+        if not self.any_grid and model.modality is not IMAGE:
+            return f"{self.name} explains {IMAGE.noun}, and this model takes {model.modality.noun}"
         return (lacks_class(model) if self.by_class else None) or self.lacks(model)
 
     def target(self, classes: Target) -> Target:
@@ -85,7 +90,12 @@ def _known() -> dict[str, Method]:
 
 
 def register_method(
-    name: str, *, by_class: bool, signed: bool = False, lacks: Callable[[VisionModel], str | None] = lambda model: None
+    name: str,
+    *,
+    by_class: bool,
+    signed: bool = False,
+    lacks: Callable[[VisionModel], str | None] = lambda model: None,
+    any_grid: bool = False,
 ) -> Callable[[Compute], Compute]:
     """Register a function as a method; the first line of its docstring becomes the summary.
 
@@ -96,11 +106,12 @@ def register_method(
         by_class: Whether it explains a class.
         signed: Whether its maps have negative values.
         lacks: Returns the reason why a model cannot be explained, or None.
+        any_grid: Whether it explains inputs of any modality; images alone by default.
     """
 
     def register(compute: Compute) -> Compute:
         summary = (inspect.getdoc(compute) or "").split("\n")[0]
-        METHODS[name] = Method(name, compute, by_class, signed, summary, lacks)
+        METHODS[name] = Method(name, compute, by_class, signed, summary, lacks, any_grid)
         return compute
 
     return register

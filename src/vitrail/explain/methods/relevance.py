@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
+from vitrail.explain.capture.forwarding import input_sizes
 from vitrail.explain.capture.groups import from_groups, normalize_rows, real_tokens, to_groups
 from vitrail.explain.capture.record import CapturedMixing, first_tiles, lacks_taps
 from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.layers.patch_merging import PARENTS
-from vitrail.layers.tap import TokenLayout
+from vitrail.layers.shapes import product
+from vitrail.layers.tap import Grid, TokenLayout
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Tiles
 
@@ -32,9 +34,9 @@ class Rollout:
     """Relevance of each position of an input.
 
     Attributes:
-        map: Shape ``(B, H, W)``, at the input's resolution, interpolated from the tokens.
-        tokens: Shape ``(B, h, w)``, on the grid of the first tokens; sums to one for each image, or to zero where
-            no attention has a positive gradient for the class.
+        map: Shape ``(B, H, W)``, of a clip ``(B, T, H, W)``, at the input's resolution, interpolated from the tokens.
+        tokens: Shape ``(B, h, w)``, of a clip ``(B, t, h, w)``, on the grid of the first tokens; sums to one for each
+            image, or to zero where no attention has a positive gradient for the class.
         share: Share of this input in the total relevance, shape ``(B,)``; one for a model of one stream.
         others: Relevance of the model's other streams, by name.
     """
@@ -69,12 +71,12 @@ def propagate(
             omits the identity: the part that only residual connections propagate.
     """
     propagation = Propagation(model.num_prefix, averaged)
-    streams = model.stream_prefixes or {"image": ""}
+    streams = model.stream_prefixes or {model.streams[0].name: ""}
     first = next(iter(streams))
     if not averaged:
         # The relevance is small beside the identity, which is subtracted in the end.
         row = row.double()
-    grids: dict[str, tuple[int, int]] = {}
+    grids: dict[str, Grid] = {}
     rows = {first: row}
     for step in reversed(steps):
         if step.layout.kind == "cross":
@@ -87,12 +89,11 @@ def propagate(
     if not averaged:
         own = [step for step in steps if step.layout.kind != "cross" and step.name.startswith(streams[first])]
         rows[first] = (rows[first] - _identity_part(row, own, model.num_prefix)).clamp_min(0)
-    tokens = {name: row[:, model.num_prefix :].float() for name, row in rows.items()}
+    tokens = {name: row[:, row.shape[1] - product(grids[name]) :].float() for name, row in rows.items()}
     total = torch.stack([row.sum(dim=1) for row in tokens.values()]).sum(dim=0)
     results = {
-        name: _result(row, grids[name], total, image.shape, first_tiles(model, name))
-        for (name, row), image in zip(tokens.items(), inputs, strict=False)
-        if image is not None
+        name: _result(tokens[name], grids[name], total, size, first_tiles(model, name))
+        for name, size in input_sizes(model, inputs).items()
     }
     return dataclasses.replace(results.pop(first), others=results)
 
@@ -149,7 +150,7 @@ def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tens
     if lack is not None:
         raise ConfigError(f"this model cannot be explained: {lack}")
     grid = last.query_grid
-    count = features.shape[1] if features.ndim == 3 or grid is None else grid[0] * grid[1]
+    count = features.shape[1] if features.ndim == 3 or grid is None else product(grid)
     row = torch.zeros(features.shape[0], count, dtype=torch.float32, device=features.device)
     if reads_class_token(model):
         row[:, : model.num_class_tokens] = 1.0 / model.num_class_tokens
@@ -163,16 +164,16 @@ def reads_class_token(model: VisionModel) -> bool:
     return model.global_pool == "token"
 
 
-def _grid(step: CapturedMixing) -> tuple[int, int]:
+def _grid(step: CapturedMixing) -> Grid:
     """Return the grid of a layer's input tokens; (0, 0) for learned tokens, which have none."""
     return step.layout.key_grid or step.layout.query_grid or (0, 0)
 
 
-def _result(tokens: Tensor, grid: tuple[int, int], total: Tensor, shape: Sequence[int], tiles: Tiles) -> Rollout:
+def _result(tokens: Tensor, grid: Grid, total: Tensor, size: Grid, tiles: Tiles) -> Rollout:
     tiny = torch.finfo(tokens.dtype).tiny
     share = tokens.sum(dim=1)
     scaled = (tokens / share[:, None].clamp_min(tiny)).reshape(tokens.shape[0], *grid)
-    return Rollout(upsample(scaled, (shape[2], shape[3]), tiles), scaled, share / total.clamp_min(tiny), {})
+    return Rollout(upsample(scaled, size, tiles), scaled, share / total.clamp_min(tiny), {})
 
 
 class Propagation:
@@ -265,7 +266,7 @@ def fuse_heads(
     else:
         fused = weights.amax(dim=1) if head_fusion == "max" else weights.amin(dim=1)
     fused = fused.float()
-    if layout.kind in ("window", "grid") and layout.padding != (0, 0):
+    if layout.kind in ("window", "grid") and any(layout.padding):
         # In the reference implementations padded tokens are keys, too.
         real = real_tokens(layout, fused.device)
         fused = (fused.view(-1, *real.shape, real.shape[1]) * real[:, None]).flatten(0, 1)

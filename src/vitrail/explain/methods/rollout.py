@@ -104,7 +104,7 @@ def rollout_matrix(step: CapturedMixing, head_fusion: HeadFusion, discard_ratio:
     return normalize_rows(weights.float()) if kind == "pool" else weights.float()
 
 
-@register_method("rollout", by_class=False, lacks=lacks_rollout)
+@register_method("rollout", by_class=False, lacks=lacks_rollout, any_grid=True)
 def _rollout(
     model: VisionModel,
     inputs: Sequence[Tensor | None],

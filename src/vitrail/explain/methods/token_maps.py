@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.errors import ConfigError
+from vitrail.explain.capture.forwarding import input_sizes
 from vitrail.explain.capture.groups import normalize_rows
 from vitrail.explain.capture.record import capture_attention, first_tiles
 from vitrail.explain.methods.maps import StreamMap, upsample
@@ -60,7 +61,7 @@ def lacks_learned_tokens(model: VisionModel) -> str | None:
     return f"this {type(model).__name__} learns no tokens{remedy}"
 
 
-@register_method("tokens", by_class=False, lacks=lacks_learned_tokens)
+@register_method("tokens", by_class=False, lacks=lacks_learned_tokens, any_grid=True)
 def _tokens(
     model: VisionModel,
     inputs: Sequence[Tensor | None],
@@ -73,8 +74,6 @@ def _tokens(
     if token is not None and not 0 <= token < maps.shape[1]:
         raise ConfigError(f"token must be from 0 to {maps.shape[1] - 1}, got {token}")
     tokens = maps.mean(dim=1) if token is None else maps[:, token]
-    assert inputs[0] is not None, "the first stream always has an input"
-    size = (inputs[0].shape[2], inputs[0].shape[3])
     stream = model.streams[0].name
-    map_ = upsample(tokens, size, first_tiles(model, stream))
+    map_ = upsample(tokens, input_sizes(model, inputs)[stream], first_tiles(model, stream))
     return {stream: StreamMap(map_, tokens, None, maps if token is None else None)}
