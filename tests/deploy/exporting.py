@@ -19,10 +19,15 @@ SMALL = (
 PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript"), "torch": ()}
 
 
+def missing(engine, *others):
+    """Packages of an engine, or others, that are not installed."""
+    return [package for package in (*PACKAGES[engine], *others) if importlib.util.find_spec(package) is None]
+
+
 def skip_without(engine, *others):
     """The mark that skips a test where packages of an engine, or others, are missing."""
-    missing = [package for package in (*PACKAGES[engine], *others) if importlib.util.find_spec(package) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"needs the extra export ({', '.join(missing)})")
+    lacks = missing(engine, *others)
+    return pytest.mark.skipif(bool(lacks), reason=f"needs the extra export ({', '.join(lacks)})")
 
 
 needs_openvino = skip_without("openvino")

@@ -1,12 +1,14 @@
 """Candidates of an export: what is built, measured, judged, and written."""
 
+import importlib
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
+from tests.deploy.eager import EagerEngine
+from tests.deploy.eager import eager_engines as eager_engines
 from tests.deploy.exporting import make_run, needs_openvino, skip_without
 from tests.images import save_image
 from vitrail.cli.main import main
@@ -19,7 +21,6 @@ from vitrail.deploy.export.measure import time_alternately
 from vitrail.deploy.export.verdict import Verdict
 from vitrail.deploy.exported import load_exported, to_inputs
 from vitrail.engines import load_export
-from vitrail.engines.openvino import OpenVINOEngine
 from vitrail.errors import ConfigError
 from vitrail.evaluate.calibration import fit_temperature
 from vitrail.runs.trained import load_classifier
@@ -87,7 +88,7 @@ def test_the_fastest_that_passes_is_written(run, tmp_path, capsys):
     assert load_export(tmp_path / "out").engine.precision == "fp32"
 
 
-@needs_openvino
+@pytest.mark.usefixtures("eager_engines")
 def test_a_refused_precision_writes_nothing(run, tmp_path, capsys):
     assert export(run, tmp_path / "out", "--precision", "bf16") == 1
     assert "no candidate may be written" in capsys.readouterr().err
@@ -95,26 +96,17 @@ def test_a_refused_precision_writes_nothing(run, tmp_path, capsys):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.slow
-@needs_openvino
-def test_a_precision_that_the_processor_lacks_is_not_replaced(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("vitrail.engines.openvino._HINTS", {"fp32": "f32", "bf16": "f32"})
-    assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "bf16") == 1
-    assert "precision bf16 is not supported by OpenVINO on" in capsys.readouterr().err
-
-
-@needs_openvino
+@pytest.mark.usefixtures("eager_engines")
 def test_an_engine_that_computes_otherwise_is_refused(run, tmp_path, monkeypatch, capsys):
-    inner = OpenVINOEngine.run
+    inner = EagerEngine.run
     monkeypatch.setattr(
-        OpenVINOEngine,
-        "run",
-        lambda self, inputs: {k: v * np.float32(1.001) for k, v in inner(self, inputs).items()},
+        EagerEngine, "run", lambda self, inputs: {k: v * np.float32(1.001) for k, v in inner(self, inputs).items()}
     )
     assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32") == 1
     assert "logits differ by" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("eager_engines")
 def test_a_failed_conversion_is_a_line_of_the_table(run, tmp_path, monkeypatch, capsys):
     inner = candidates.convert
 
@@ -133,10 +125,9 @@ def test_a_failed_conversion_is_a_line_of_the_table(run, tmp_path, monkeypatch, 
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("include", [("sets",), ("ood",), ("sets", "ood", "embedding")])
-def test_decisions_are_those_fitted_on_the_validation_images(run, tmp_path, capsys, include):
-    assert export(run, tmp_path / "out", "--format", "torch", "--include", *include) == 0
-    loaded = load_exported(tmp_path / "out").export
+def check_decisions(run, out, include):
+    """The export's decisions are those fitted on the validation images; its outputs are those asked for."""
+    loaded = load_exported(out).export
     assert loaded.check().keys() <= {"logits", "probabilities", "embedding", "ood_score"}
     images = _images(run)
     trained = load_classifier(run)
@@ -154,13 +145,25 @@ def test_decisions_are_those_fitted_on_the_validation_images(run, tmp_path, caps
     for name, values in wanted.items():
         if name in found:
             np.testing.assert_allclose(found[name], values.numpy(), rtol=1e-3, atol=1e-3)
-    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("eager_engines")
+@pytest.mark.parametrize("include", [("sets",), ("ood",)])
+def test_decisions_are_those_fitted_on_the_validation_images(run, tmp_path, include):
+    assert export(run, tmp_path / "out", "--format", "torch", "--include", *include) == 0
+    check_decisions(run, tmp_path / "out", include)
+
+
+def test_decisions_are_computed_by_an_engine(run, tmp_path):
+    include = ("sets", "ood", "embedding")
+    assert export(run, tmp_path / "out", "--format", "torch", "--include", *include) == 0
+    check_decisions(run, tmp_path / "out", include)
 
 
 @pytest.mark.slow
 @needs_openvino
 def test_reduced_precision_gets_decisions_of_its_own(run, tmp_path, monkeypatch, capsys):
-    module = sys.modules["vitrail.deploy.export.export"]  # the function has its name
+    module = importlib.import_module("vitrail.deploy.export.export")
     monkeypatch.setattr(module, "judge", lambda *_: Verdict("passed", "in this test"))
     assert export(run, tmp_path / "out", "--precision", "bf16", "--include", "sets", "ood") == 0
     loaded = load_export(tmp_path / "out")
@@ -176,9 +179,9 @@ def test_reduced_precision_gets_decisions_of_its_own(run, tmp_path, monkeypatch,
     capsys.readouterr()
 
 
-@needs_openvino
+@pytest.mark.usefixtures("eager_engines")
 def test_a_model_that_cannot_be_built_with_its_own_decisions_is_refused(run, tmp_path, monkeypatch, capsys):
-    module = sys.modules["vitrail.deploy.export.export"]
+    module = importlib.import_module("vitrail.deploy.export.export")
     monkeypatch.setattr(module, "judge", lambda *_: Verdict("passed", "in this test"))
     embedded, inner_embed = [], module.embed
     monkeypatch.setattr(module, "embed", lambda *args: embedded.append(args[2]) or inner_embed(*args))

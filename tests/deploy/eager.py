@@ -1,0 +1,43 @@
+"""Exports that run their graph in eager mode, for tests of all that surrounds tracing, conversion and engines."""
+
+import importlib
+
+import pytest
+import torch
+
+from vitrail.deploy.export import candidates
+from vitrail.engines import load
+from vitrail.engines.load import ENGINES
+
+
+class EagerEngine:
+    """The graph itself in place of an engine's model of it, in every precision."""
+
+    def __init__(self, graph, precision):
+        self.graph, self.precision = graph, precision
+
+    def operations(self):
+        return {}
+
+    @torch.no_grad()
+    def run(self, inputs):
+        outputs = self.graph(*(torch.from_numpy(inputs[entry.name]) for entry in self.graph.inputs))
+        return {name: x.numpy() for name, x in outputs.items()}
+
+
+@pytest.fixture
+def eager_engines(monkeypatch):
+    """All engines run the graph; a model file holds its number. No package of an engine is needed."""
+    graphs = []
+
+    def convert(program, graph, engine, folder, facts):
+        (folder / ENGINES[engine]).write_text(str(len(graphs)))
+        graphs.append(graph.eval())
+
+    def open_engine(folder, engine, precision, *_):
+        return EagerEngine(graphs[int((folder / ENGINES[engine]).read_text())], precision)
+
+    monkeypatch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
+    monkeypatch.setattr(candidates, "convert", convert)
+    monkeypatch.setattr(candidates, "open_engine", open_engine)
+    monkeypatch.setattr(load, "open_engine", open_engine)
