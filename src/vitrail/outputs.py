@@ -9,6 +9,7 @@ ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 EXPLANATIONS_FILE = "explanations.json"
+STRUCTURE_FILE = "structure.json"
 
 # What a figure says of itself, so that it is known where it lies among images.
 FIGURE_METADATA = {"Software": "vitrail"}

@@ -14,12 +14,15 @@ from vitrail.cli.outputs import output_folder
 from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vitrail.analyze.structure import Source
     from vitrail.data.dataset import ImageData
     from vitrail.runs.trained import TrainedModel
 
+# Images that are explained, and images that structures are averaged over.
+_IMAGES, _PROBES = 8, 64
 _EPILOG = (
     "Writes panels/ (each image beside all methods, on one scale), overlays/, maps/ (.npy) and explanations.json. "
-    "`vitrail explain --methods` lists the methods."
+    "`vitrail explain --methods` lists the methods, `vitrail explain --structures` what --structure can show."
 )
 
 
@@ -31,15 +34,25 @@ def main(argv: list[str]) -> int:
     """
     if argv == ["--methods"]:
         return _list_methods()
+    if argv == ["--structures"]:
+        return _list_structures()
     options, settings_of_data = split_arguments(argv, "vitrail explain", UNFIT)
     arguments = _parser().parse_intermixed_args(repeat_set(options))
     if arguments.masks is not None and not arguments.measure:
         raise ConfigError("--masks has no effect without --measure; add --measure, or leave --masks out")
     if arguments.masks is not None and not arguments.images:
         raise ConfigError("--masks goes with image files; name them, or leave it out")
+    if arguments.number is None:
+        arguments.number = _IMAGES if arguments.structure is None else _PROBES
     if arguments.batch_size < 1 or arguments.number < 1:
         raise ConfigError("--batch-size and --number must be at least 1")
+    if arguments.structure is not None:
+        return _explain_structure(arguments, settings_of_data)
+    if arguments.other is not None:
+        raise ConfigError("--other RUN is the second model of --structure cka; add that, or leave --other out")
     settings = _by_method(parse_settings(arguments.set))
+    if arguments.out is None:
+        raise ConfigError("--out DIR is missing: the folder to write explanations into")
     arguments.out = str(output_folder(arguments.out, [arguments.run, *(arguments.images or [])]))
 
     from vitrail.engines.load import find_export
@@ -119,6 +132,51 @@ def _explain_export(arguments: argparse.Namespace, settings: Sequence[str]) -> i
     return 0
 
 
+def _explain_structure(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    """Write what the model learned: pictures and tables of its structures."""
+    from vitrail.analyze.structure import check_structures, learned_structures, needs_images, write_structures
+    from vitrail.engines.load import find_export
+    from vitrail.runs.folder import RunFolder
+    from vitrail.runs.trained import choose_device, load_trained
+
+    without = {"--method": arguments.method, "--target": arguments.target, "--set": arguments.set,
+               "--measure": arguments.measure, "--masks": arguments.masks}  # fmt: skip
+    for option, given in without.items():
+        if given:
+            raise ConfigError(f"{option} explains predictions, and --structure the model; give one of them")
+    if find_export(arguments.run) is not None:
+        raise ConfigError(f"--structure is not supported for an export ({arguments.run}); use the run folder")
+    check_structures(arguments.structure)
+    if arguments.other is not None and not {"cka", "all"} & set(arguments.structure):
+        raise ConfigError("--other RUN is the second model of --structure cka; add that, or leave --other out")
+    run, trained = RunFolder.open(arguments.run), load_trained(arguments.run)
+    names = check_structures(arguments.structure, trained.model)
+    folder = run.structure if arguments.out is None else output_folder(arguments.out, [arguments.run])
+    other = None if arguments.other is None else load_trained(arguments.other)
+    if not needs_images(names) and (arguments.images or settings or arguments.split):
+        raise ConfigError(f"{', '.join(names)} needs no images; leave out the files, --split and settings of data")
+    device = str(choose_device(arguments.device))
+    sources = [
+        _probe(arguments, name, one.to(device), settings if needs_images(names) else None)
+        for name, one in ((run.name, trained), (RunFolder(arguments.other or ".").name, other))
+        if one is not None
+    ]
+    written = write_structures(learned_structures(names, *sources), Path(folder), run.name, run.weights_hash())
+    print(f"{', '.join(written)}: pictures (PNG, SVG) and tables (CSV) written to {folder}")
+    print_next(["vitrail", "report", arguments.run])
+    return 0
+
+
+def _probe(arguments: argparse.Namespace, name: str, trained: TrainedModel, settings: Sequence[str] | None) -> Source:
+    """Open the images that a model is probed with; none where no structure needs them (no ``settings``)."""
+    from vitrail.analyze.structure import Source
+
+    if settings is None:
+        return Source(name, trained, lambda: (), 0)
+    data, indices = _open(arguments, trained, settings)
+    return Source(name, trained, lambda: data.batches(indices, arguments.batch_size), len(indices))
+
+
 def _parser() -> VerbParser:
     parser = VerbParser("explain", "Show the image regions that a run relies on, and measure the faithfulness of maps.")
     parser.epilog = f"{_EPILOG} {EPILOG}"
@@ -130,7 +188,16 @@ def _parser() -> VerbParser:
         metavar="METHOD",
         help="one or several methods; rollout, or gradcam where rollout cannot",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument(
+        "--structure",
+        nargs="+",
+        metavar="NAME",
+        help="what the model learned instead of single predictions: all, or some of those that --structures lists",
+    )
+    parser.add_argument("--other", metavar="RUN", help="a second run on the same images, for --structure cka")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder to write into; with --structure that of the run if left out"
+    )
     parser.add_argument("--target", metavar="CLASS", help="name or number of the class to explain; else the predicted")
     parser.add_argument(
         "--set",
@@ -140,7 +207,12 @@ def _parser() -> VerbParser:
         help="a setting of a method, e.g. rollout.head_fusion=max; several may follow",
     )
     parser.add_argument("--split", choices=("test", "val", "train"), help="of the run's own images; test, else val")
-    parser.add_argument("--number", type=int, default=8, metavar="N", help="how many of the run's own images")
+    parser.add_argument(
+        "--number",
+        type=int,
+        metavar="N",
+        help=f"how many of the run's own images: {_IMAGES}, with --structure {_PROBES}",
+    )
     parser.add_argument("--size", nargs="+", type=int, metavar="PIXELS", help="input size: one number, or two")
     parser.add_argument("--spectral", metavar="DIR", help="folder of second files, for a run that takes them")
     parser.add_argument("--measure", action="store_true", help="measure how faithful the methods are: measures.csv")
@@ -161,6 +233,15 @@ def _list_methods() -> int:
         given = ", ".join(f"{key}={value}" for key, value in method.settings.items())
         rows.append([name, "yes" if method.by_class else "no", method.summary, given])
     print(format_table(["method", "of a class", "shows", "settings"], rows))
+    return 0
+
+
+def _list_structures() -> int:
+    from vitrail.analyze.structure import STRUCTURES
+    from vitrail.cli.tables import format_table
+
+    rows = [[name, "yes" if one.needs_images else "no", one.summary] for name, one in STRUCTURES.items()]
+    print(format_table(["structure", "probed with images", "shows"], rows))
     return 0
 
 

@@ -26,6 +26,8 @@ from vitrail.explain.metrics.localisation import energy_inside, mask_iou, pointi
 from vitrail.explain.metrics.method_table import compare_methods, measure, score_methods
 from vitrail.explain.metrics.randomisation import Randomisation, randomisation_check
 from vitrail.explain.metrics.remove_and_debias import Road, road
+from vitrail.explain.structure.filters import ProjectionFilters, projection_filters
+from vitrail.explain.structure.heads import AttentionEntropy, HeadFocus, attention_entropy, head_focus
 from vitrail.explain.structure.positions import (
     BiasAndContent,
     PositionSimilarity,
@@ -34,9 +36,11 @@ from vitrail.explain.structure.positions import (
     position_similarities,
     relative_biases,
 )
+from vitrail.explain.structure.similarity import all_features, cka_matrix, linear_cka
 
 __all__ = [
     "AttentionDistance",
+    "AttentionEntropy",
     "AttentionMaps",
     "AttentionRecord",
     "BandImportance",
@@ -45,7 +49,9 @@ __all__ = [
     "CapturedMixing",
     "Curve",
     "Explanation",
+    "HeadFocus",
     "PositionSimilarity",
+    "ProjectionFilters",
     "Randomisation",
     "RelativeBias",
     "Road",
@@ -53,25 +59,31 @@ __all__ = [
     "SpectralRegions",
     "StreamMap",
     "StreamShares",
+    "all_features",
     "attention_distances",
+    "attention_entropy",
     "attention_maps",
     "attention_rollout",
     "attribution",
     "band_importance",
     "bias_and_content",
     "capture_attention",
+    "cka_matrix",
     "compare_methods",
     "deletion",
     "energy_inside",
     "explain",
     "gradient_rollout",
+    "head_focus",
     "infidelity",
     "insertion",
+    "linear_cka",
     "list_methods",
     "mask_iou",
     "measure",
     "pointing_game",
     "position_similarities",
+    "projection_filters",
     "randomisation_check",
     "register_method",
     "relative_biases",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from vitrail.errors import RunError
 from vitrail.figures.write import write_both
 
 # Inches that a phone shows with readable letters.
@@ -29,6 +31,7 @@ class Picture:
         problem: Reason for a missing image.
         width: Largest width on the page in pixels, so that letters are about as large as the page's.
         broad: Whether it is too broad for a phone, and scrolls there.
+        file: Path of an image that was written before, from the folder of the page; else it is written with the page.
     """
 
     name: str
@@ -39,6 +42,29 @@ class Picture:
     problem: str = ""
     width: int = 0
     broad: bool = False
+    file: str = ""
+
+
+def embed_written(picture: Picture, file: Path, inches: float, page_folder: Path) -> Picture:
+    """Embed a PNG that was written before into its picture.
+
+    Args:
+        picture: Its name, title and caption.
+        file: The PNG.
+        inches: Width of the figure.
+        page_folder: Folder of the page.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read the picture {file} ({error}); write it again, or remove its folder") from error
+    picture.width, picture.broad = round(_PIXELS * inches), inches > _NARROW
+    picture.data_uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    picture.file = Path(os.path.relpath(file, page_folder)).as_posix()
+    return picture
 
 
 def shorten(text: str, most: int) -> str:

@@ -40,6 +40,7 @@ from vitrail.report.side_by_side import (
     check_without,
     feature_spaces,
 )
+from vitrail.report.structure import structures
 from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
@@ -125,6 +126,7 @@ def write_report(
         *robustness(subjects),
         *measured.cost(subjects),
         *measured.others(subjects),
+        *structures(subjects, out),
         *([] if FEATURES in without else feature_spaces(subjects)),
         *([] if EXPLANATIONS in without else _sections(_explanations(loaded, opened))),
     ]

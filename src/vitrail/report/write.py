@@ -110,11 +110,11 @@ def _markdown(out: Path, title: str, brief: Sequence[Answer], sections: Sequence
         if section.words:
             parts.append("\n".join(f"- {escaped(words)}" for words in section.words))
         for picture, figure in section.shown:
-            if figure is None:
+            if figure is None and not picture.file:
                 parts.append(escaped(picture.problem))
                 continue
             # Spaces and brackets end a link's address unless it stands between these.
-            file = f"{beside(out, 'figures').name}/{picture.name}.png"
+            file = picture.file or f"{beside(out, 'figures').name}/{picture.name}.png"
             alt = escaped(picture.alt).replace("[", "(").replace("]", ")")
             parts += [f"![{alt}](<{file}>)", escaped(picture.caption)]
         for table in section.tables:

@@ -77,6 +77,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation"
         self.figures = self.path / "figures"
         self.features = self.path / "features"
+        self.structure = self.path / "structure"
         self.report = self.path / "report.html"
         self.export = self.path / "export"
         self.unreadable = self.path / "unreadable.csv"
@@ -177,7 +178,7 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Delete temporary files of an interrupted process, in the run's own folders only."""
-        figures = self.figures, self.explanation(0).parent
+        figures = self.figures, self.explanation(0).parent, self.structure
         for folder in (self.path, self.checkpoints, self.evaluation, *figures, self.path / "predictions"):
             for file in folder.glob(".*.????????.tmp"):
                 if file.is_file():

@@ -88,6 +88,15 @@ def _compute_members(layout: TokenLayout, device: torch.device | None) -> Tensor
 _cached_members = functools.lru_cache(maxsize=64)(_compute_members)
 
 
+def coordinates(members: Tensor, grid: Grid) -> list[Tensor]:
+    """Return the position of row-major indices along each axis of a grid; meaningless for -1."""
+    found = []
+    for length in reversed(grid):
+        found.append(members % length)
+        members = members // length
+    return found[::-1]
+
+
 def token_positions(layout: TokenLayout, of: str = "queries", device: torch.device | None = None) -> Tensor:
     """Compute the row and column (for a clip the frame, row and column) on the feature map of each token of a layer.
 

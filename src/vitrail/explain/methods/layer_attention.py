@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError, closest
 from vitrail.explain.capture.forwarding import input_sizes
-from vitrail.explain.capture.groups import from_groups, group_members, real_tokens, to_groups
+from vitrail.explain.capture.groups import coordinates, from_groups, group_members, real_tokens, to_groups
 from vitrail.explain.capture.record import (
     CapturedMixing,
     capture_attention,
@@ -27,6 +27,7 @@ from vitrail.explain.capture.record import (
 )
 from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.explain.methods.registry import register_method
+from vitrail.explain.structure.token_groups import uniform_attention
 from vitrail.layers.shapes import product
 from vitrail.layers.tap import Grid, TokenLayout
 from vitrail.models.base import VisionModel
@@ -64,12 +65,16 @@ class AttentionDistance:
     Attributes:
         layer: The layer's name.
         stride: Pixels per token.
+        kind: Kind of its layout: "global", "window" or "grid".
         distance: Mean distance from query to key in pixels, by image and head, shape ``(B, heads)``.
+        uniform: Mean distance of uniform attention over the same keys.
     """
 
     layer: str
     stride: Grid
+    kind: str
     distance: Tensor
+    uniform: float
 
 
 def attention_maps(
@@ -120,7 +125,7 @@ def attention_maps(
 
 
 def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[AttentionDistance]:
-    """Compute the mean attention distance of each layer and head, in pixels.
+    """Compute the mean attention distance of each layer and head, in pixels; of a clip the distance in space.
 
     Distance between the centres of query and key, weighted by the attention, averaged over all queries. Positions are
     those on the feature map, so that neighbours in a grid are far apart. Class tokens and padding are omitted as
@@ -135,19 +140,23 @@ def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[Atte
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7, right.
     """
-    layers = numbered_layers(model)
+    layers, found = numbered_layers(model), []
 
     def measure(step: CapturedMixing) -> Tensor | None:
         if step.name not in layers or step.layout.kind == "cross" or step.layout.query_grid is None:
             return None
-        return _distance(step, layer_tiles(model, step.name).stride)
+        stride = layer_tiles(model, step.name).stride
+        uniform = _distance(replace(step, weights=uniform_attention(model, step)), stride)[0, 0]
+        distance = _distance(step, stride)
+        found.append(AttentionDistance(step.name, stride, step.layout.kind, distance, float(uniform)))
+        return None
 
     with torch.no_grad(), capture_attention(model, keep=measure) as record:
         model.forward_features(*inputs)
     check_reports(model, running_mixers(model, inputs), record)
-    if not record.steps:
+    if not found:
         raise ConfigError("every layer attends among learned tokens, which have no positions and so no distances")
-    return [AttentionDistance(step.name, layer_tiles(model, step.name).stride, step.weights) for step in record.steps]
+    return found
 
 
 def _layer_name(layers: Sequence[str], layer: str | int) -> str:
@@ -231,8 +240,11 @@ def _distance(step: CapturedMixing, stride: Grid) -> Tensor:
     else:
         members, real = group_members(layout, weights.device), real_tokens(layout, weights.device)
         weights = weights.view(-1, len(members), *weights.shape[1:])
-    rows, columns = members // layout.query_grid[1] * stride[0], members % layout.query_grid[1] * stride[1]
-    apart = torch.hypot(*(1.0 * (x[:, :, None] - x[:, None, :]) for x in (rows, columns)))
+    # The last two axes are those of space.
+    places = coordinates(members, layout.query_grid)[-2:]
+    apart = torch.hypot(
+        *(float(step) * (x[:, :, None] - x[:, None, :]) for x, step in zip(places, stride[-2:], strict=True))
+    )
     apart, both = apart * real[:, None], real[:, None].float()
     sums = []
     for head in range(weights.shape[2]):  # one by one, since all at once would double the memory of the weights
@@ -242,12 +254,12 @@ def _distance(step: CapturedMixing, stride: Grid) -> Tensor:
     return torch.stack(sums, dim=1)
 
 
-def _lacks_positions(model: VisionModel) -> str | None:
+def lacks_positions(model: VisionModel) -> str | None:
     """Return the reason why no layer attends among tokens with positions; None where one does."""
     return lacks_taps(model) or model.lacks_positions() or None
 
 
-@register_method("attention", by_class=False, lacks=_lacks_positions)
+@register_method("attention", by_class=False, lacks=lacks_positions)
 def _attention(
     model: VisionModel,
     inputs: Sequence[Tensor | None],

@@ -18,7 +18,7 @@ from vitrail.explain.capture.groups import normalize_rows
 from vitrail.explain.capture.record import CapturedMixing, capture_attention, class_tokens, layer_tiles
 from vitrail.explain.structure.merging import Merge, trace_merge
 from vitrail.explain.structure.positions import RelativeBias, position_kinds, relative_bias
-from vitrail.explain.structure.token_groups import Groups, central_token, group_tokens, token_attention
+from vitrail.explain.structure.token_groups import Groups, central_token, group_tokens, masks_padding, token_attention
 from vitrail.layers.fusion import ConcatFusion, CrossAttentionFusion
 from vitrail.layers.patch_merging import PatchMerging
 from vitrail.layers.patches import PatchEmbed
@@ -167,7 +167,7 @@ def dissect(model: VisionModel, inputs: Sequence[Tensor]) -> Anatomy:
         for i, (name, module) in enumerate((n, m) for n, m in modules.items() if isinstance(m, PatchEmbed))
     ]
     groups = [
-        group_tokens(step.name, step.layout, layer_tiles(model, step.name).stride, _mask_padding(modules[step.name]))
+        group_tokens(step.name, step.layout, layer_tiles(model, step.name).stride, masks_padding(modules[step.name]))
         for step in steps
         if step.layout.kind in ("window", "grid")
     ]
@@ -204,10 +204,6 @@ def _stride_before(model: VisionModel, layer: str) -> Pair:
     """Return the pixels per token before a merging layer."""
     height, width = layer_tiles(model, layer).stride
     return height // 2, width // 2
-
-
-def _mask_padding(module: nn.Module) -> bool:
-    return bool(getattr(module, "mask_padding", True))
 
 
 def keep_few_queries(step: CapturedMixing) -> Tensor:

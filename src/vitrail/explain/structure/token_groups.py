@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrail.explain.capture.groups import group_members
 from vitrail.explain.capture.record import CapturedMixing
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import padding_regions, partition_grid, partition_windows, shifted_regions, window_mask
+from vitrail.models.base import VisionModel
 
 Pair = tuple[int, int]
 
@@ -83,14 +84,49 @@ def group_tokens(name: str, layout: TokenLayout, stride: Pair, mask_padding: boo
     if layout.kind == "window":
         partition: Callable[[Tensor, Pair], Tensor] = partition_windows
         regions = shifted_regions(grid, layout.padding, layout.shift, mask_padding)
-        mask = window_mask(grid, layout.window, layout.shift, mask_padding)
     else:
         partition = partition_grid
         regions = padding_regions(grid, layout.padding)
-        mask = window_mask(grid, layout.window, (0, 0), mask_padding=True, kind="grid")
     members = group_members(layout)
     labels = partition(regions[None, :, :, None], layout.window).squeeze(-1)
-    return Groups(name, layout, stride, members, regions, labels, mask)
+    return Groups(name, layout, stride, members, regions, labels, _mask_of(layout, mask_padding))
+
+
+def _mask_of(layout: TokenLayout, mask_padding: bool) -> Tensor:
+    """Compute where a query of a group may not attend to a key, shape ``(groups, n, n)``, without prefix tokens."""
+    assert layout.query_grid is not None
+    assert layout.window is not None
+    if layout.kind == "window":
+        return window_mask(layout.query_grid, layout.window, layout.shift, mask_padding)
+    return window_mask(layout.query_grid, layout.window, (0, 0), mask_padding=True, kind="grid")
+
+
+def masks_padding(layer: nn.Module) -> bool:
+    """Return whether padded tokens are masked as keys in a layer."""
+    return bool(getattr(layer, "mask_padding", True))
+
+
+def uniform_attention(model: VisionModel, step: CapturedMixing) -> Tensor:
+    """Compute uniform attention over the keys that are not masked, for a layer with attention.
+
+    Args:
+        model: The model of the layer.
+        step: The layer.
+
+    Returns:
+        Shape ``(groups, 1, queries, keys)``, the same for all images and heads; one group for layers without groups.
+    """
+    layout, weights = step.layout, step.weights
+    if layout.kind in ("window", "grid"):
+        assert layout.query_grid is not None
+        groups, n = group_members(layout).shape
+        visible, P = torch.ones(groups, n, n), layout.num_prefix
+        if any(layout.padding) or any(layout.shift):
+            visible[:, P:, P:] = (~_mask_of(layout, masks_padding(model.get_submodule(step.name)))).float()
+        visible = visible.to(weights.device)
+    else:
+        visible = weights.new_ones(1, *weights.shape[2:], dtype=torch.float32)
+    return (visible / visible.sum(dim=-1, keepdim=True).clamp_min(1))[:, None]
 
 
 def token_attention(step: CapturedMixing, groups: Groups, index: int) -> Tensor:
