@@ -42,7 +42,7 @@ def test_rollout_through_the_interface():
     assert result["image"].tokens.shape == (2, 4, 5)
     assert torch.allclose(result.tokens.sum((1, 2)), torch.ones(2), atol=1e-5)
     assert result.target is None
-    assert result.settings == {"head_fusion": "mean", "discard_ratio": 0.2}
+    assert result.settings == {"head_fusion": "mean", "discard_ratio": 0.2, "discard_from": "row"}
     assert list(result) == ["image"]
 
 
@@ -62,7 +62,7 @@ def test_streams_by_name_and_in_order():
     ("arguments", "settings", "error", "words"),
     [
         (("rolout",), {}, ConfigError, "did you mean 'rollout'"),
-        (("rollout",), {"discard": 0.1}, ConfigError, "did you mean 'discard_ratio'"),
+        (("rollout",), {"discard_rato": 0.1}, ConfigError, "did you mean 'discard_ratio'"),
         (("probe", 3), {}, ConfigError, "from 0 to 2, got 3"),
         (("probe", [0, 1, 2]), {}, ConfigError, "each of the 2 images"),
         (("probe", 0.5), {}, ConfigError, "index of a class"),

@@ -10,6 +10,7 @@ import vitrail
 from tests.explain.dense import hierarchy_settings, places
 from vitrail.errors import ConfigError
 from vitrail.explain import attention_rollout, capture_attention, token_maps
+from vitrail.explain.methods.relevance import fuse_heads
 
 
 def _dense_rollout(model, x):
@@ -247,3 +248,55 @@ def test_a_missing_stream_leaves_its_half_unexplained():
         rollout = attention_rollout(model, *inputs)
         assert not rollout.others
         assert torch.allclose(rollout.share, torch.tensor([0.5]))
+
+
+def _vit_explain(attentions, head_fusion, discard_ratio):
+    """The program vit-explain by its published steps, for one image: matrices ``(heads, N, N)``, first layer first."""
+    N = attentions[0].shape[-1]
+    result = torch.eye(N)
+    for attention in attentions:
+        fused = {"mean": attention.mean(0), "max": attention.max(0).values, "min": attention.min(0).values}[head_fusion]
+        flat = fused.clone().flatten()
+        dropped = flat.sort().indices[: int(len(flat) * discard_ratio)]
+        flat[dropped[dropped != 0]] = 0
+        matrix = (flat.view(N, N) + torch.eye(N)) / 2
+        result = matrix / matrix.sum(1, keepdim=True) @ result
+    return result[0, 1:]
+
+
+@pytest.mark.parametrize("head_fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("discard_ratio", [0.0, 0.35, 0.9])
+def test_discarding_from_the_whole_matrix(head_fusion, discard_ratio):
+    """As vit-explain's steps, image by image; both settings change the map."""
+    torch.manual_seed(3)
+    model = vitrail.create_model("vit", img_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=4,
+                                 num_classes=3).eval()  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data.mul_(2).add_(torch.randn_like(parameter), alpha=0.2)
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad(), capture_attention(model) as record:
+        model(x)
+    settings = {"head_fusion": head_fusion, "discard_ratio": discard_ratio}
+    found = attention_rollout(model, x, **settings, discard_from="matrix")
+    for image in range(3):
+        expected = _vit_explain([step.weights[image] for step in record.steps], head_fusion, discard_ratio)
+        assert torch.allclose(found.tokens[image].flatten(), expected / expected.sum(), atol=1e-6)
+    if discard_ratio:
+        assert not torch.allclose(found.tokens, attention_rollout(model, x, **settings).tokens, atol=1e-3)
+
+
+def test_windows_of_an_image_are_one_matrix():
+    """With half of the weights discarded, as many are left of the image, not of each window."""
+    model = vitrail.create_model("swin", img_size=16, patch_size=2, window_size=4, embed_dim=8, depths=(2,),
+                                 num_heads=(2,), num_classes=2).eval()  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad(), capture_attention(model, keep=lambda step: fuse_heads(
+        step.weights, step.layout, "mean", 0.5, "matrix")) as record:  # fmt: skip
+        model(x)
+    left = (record[0].weights > 0).view(2, 4, -1).sum(-1)
+    assert left.sum(1).tolist() == [512, 512]
+    assert (left != 128).any()
+    with pytest.raises(ConfigError, match="discard_from must be 'row' or 'matrix', got 'column'"):
+        attention_rollout(model, x, discard_from="column")

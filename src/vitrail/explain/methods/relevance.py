@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.forwarding import input_sizes
-from vitrail.explain.capture.groups import from_groups, normalize_rows, real_tokens, to_groups
+from vitrail.explain.capture.groups import from_groups, group_members, normalize_rows, real_tokens, to_groups
 from vitrail.explain.capture.record import CapturedMixing, first_tiles, lacks_taps
 from vitrail.explain.methods.maps import StreamMap, upsample
 from vitrail.layers.patch_merging import PARENTS
@@ -27,6 +27,8 @@ from vitrail.models.base import VisionModel
 from vitrail.models.facts import Tiles
 
 HeadFusion = Literal["mean", "max", "min"]
+# Where the smallest weights are discarded: in each row, or in the whole matrix of an image.
+DiscardFrom = Literal["row", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,11 @@ def row_product(row: Tensor, matrix: Tensor) -> Tensor:
 
 
 def fuse_heads(
-    weights: Tensor, layout: TokenLayout, head_fusion: HeadFusion = "mean", discard_ratio: float = 0.0
+    weights: Tensor,
+    layout: TokenLayout,
+    head_fusion: HeadFusion = "mean",
+    discard_ratio: float = 0.0,
+    discard_from: DiscardFrom = "row",
 ) -> Tensor:
     """Fuse the heads of an attention; weights of padded keys become zero.
 
@@ -256,10 +262,14 @@ def fuse_heads(
         weights: Attention, shape ``(B, heads, N, M)``.
         layout: Layout of the layer.
         head_fusion: Mean, maximum or minimum over heads.
-        discard_ratio: Share of the smallest weights of each row set to zero.
+        discard_ratio: Share of the smallest weights set to zero.
+        discard_from: "row" discards them from each row; "matrix" from the whole matrix of an image (all its windows
+            together), where the first weight, that of the class token to itself, stays.
 
     Returns:
         Shape ``(B, N, M)``, float32.
+
+    Source: discarding from the whole matrix: J. Gildenblat's program vit-explain.
     """
     if head_fusion == "mean":
         fused = weights.mean(dim=1)
@@ -270,14 +280,25 @@ def fuse_heads(
         # In the reference implementations padded tokens are keys, too.
         real = real_tokens(layout, fused.device)
         fused = (fused.view(-1, *real.shape, real.shape[1]) * real[:, None]).flatten(0, 1)
-    count = int(fused.shape[-1] * discard_ratio)
-    if count:
-        smallest = fused.topk(count, dim=-1, largest=False).indices
-        fused = fused.scatter(-1, smallest, 0.0)
-    return fused
+    if discard_from == "row":
+        return _without_smallest(fused, discard_ratio)
+    groups = len(group_members(layout)) if layout.kind in ("window", "grid") else 1
+    flat = fused.reshape(len(fused) // groups, -1)
+    rest = _without_smallest(flat, discard_ratio)
+    if layout.num_prefix:
+        rest = torch.cat([flat[:, :1], rest[:, 1:]], dim=1)
+    return rest.view(fused.shape)
 
 
-def check_head_fusion(head_fusion: str, discard_ratio: float) -> None:
+def _without_smallest(values: Tensor, ratio: float) -> Tensor:
+    """Set the smallest share of each row (last dimension) to zero."""
+    count = int(values.shape[-1] * ratio)
+    if not count:
+        return values
+    return values.scatter(-1, values.topk(count, dim=-1, largest=False).indices, 0.0)
+
+
+def check_head_fusion(head_fusion: str, discard_ratio: float, discard_from: str = "row") -> None:
     """Check the settings of :func:`fuse_heads`.
 
     Raises:
@@ -287,3 +308,5 @@ def check_head_fusion(head_fusion: str, discard_ratio: float) -> None:
         raise ConfigError(f"discard_ratio must be at least 0 and below 1, got {discard_ratio}")
     if head_fusion not in ("mean", "max", "min"):
         raise ConfigError(f"head_fusion must be 'mean', 'max' or 'min', got {head_fusion!r}")
+    if discard_from not in ("row", "matrix"):
+        raise ConfigError(f"discard_from must be 'row' or 'matrix', got {discard_from!r}")

@@ -21,6 +21,7 @@ from vitrail.explain.capture.record import (
 from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import register_method
 from vitrail.explain.methods.relevance import (
+    DiscardFrom,
     HeadFusion,
     Rollout,
     check_head_fusion,
@@ -34,7 +35,11 @@ from vitrail.models.base import VisionModel
 
 
 def attention_rollout(
-    model: VisionModel, *inputs: Tensor | None, head_fusion: HeadFusion = "mean", discard_ratio: float = 0.0
+    model: VisionModel,
+    *inputs: Tensor | None,
+    head_fusion: HeadFusion = "mean",
+    discard_ratio: float = 0.0,
+    discard_from: DiscardFrom = "row",
 ) -> Rollout:
     """Compute the attention rollout through all layers of a model.
 
@@ -55,7 +60,9 @@ def attention_rollout(
         *inputs: Normalised images, shape ``(B, C, H, W)``, one for each stream. A stream without input (None) has no
             map; the shares of the other streams do not sum to one.
         head_fusion: Fusion of heads: "mean", "max" or "min".
-        discard_ratio: Share of the smallest weights of each row set to zero before the residual is added.
+        discard_ratio: Share of the smallest weights set to zero before the residual is added.
+        discard_from: "row", from each row, or "matrix", from the whole matrix of an image, as the program vit-explain
+            does. That program divides columns by the sums of the rows; here rows are divided by their own sums.
 
     Raises:
         ConfigError: A setting out of range, a pooling other than the class token and the mean, or a block without a
@@ -63,8 +70,8 @@ def attention_rollout(
 
     Source: Abnar & Zuidema 2020, arXiv:2005.00928, section 3.
     """
-    check_head_fusion(head_fusion, discard_ratio)
-    keep = partial(rollout_matrix, head_fusion=head_fusion, discard_ratio=discard_ratio)
+    check_head_fusion(head_fusion, discard_ratio, discard_from)
+    keep = partial(rollout_matrix, head_fusion=head_fusion, discard_ratio=discard_ratio, discard_from=discard_from)
     with torch.no_grad(), capture_attention(model, keep=keep) as record:
         features = model.forward_features(*inputs)
     check_reports(model, running_mixers(model, inputs), record)
@@ -95,11 +102,13 @@ def features_and_rollout(model: VisionModel, *inputs: Tensor) -> tuple[Tensor, R
     return features, propagate(model, pooling_row(model, features, steps[-1].layout), steps, inputs)
 
 
-def rollout_matrix(step: CapturedMixing, head_fusion: HeadFusion, discard_ratio: float) -> Tensor:
+def rollout_matrix(
+    step: CapturedMixing, head_fusion: HeadFusion, discard_ratio: float, discard_from: DiscardFrom = "row"
+) -> Tensor:
     """Compute the matrix of a layer, ``(B, queries, keys)``; merged tokens keep the weights of their parents."""
     weights, kind = step.weights, step.layout.kind
     if weights.ndim == 4:
-        fused = fuse_heads(weights, step.layout, head_fusion, discard_ratio)
+        fused = fuse_heads(weights, step.layout, head_fusion, discard_ratio, discard_from)
         return normalize_rows(fused) if kind == "cross" else fused
     return normalize_rows(weights.float()) if kind == "pool" else weights.float()
 
@@ -111,6 +120,10 @@ def _rollout(
     target: Tensor | None,
     head_fusion: HeadFusion = "mean",
     discard_ratio: float = 0.0,
+    discard_from: DiscardFrom = "row",
 ) -> dict[str, StreamMap]:
     """Attention of all layers composed, from the output back to the input (Abnar & Zuidema 2020)."""
-    return attention_rollout(model, *inputs, head_fusion=head_fusion, discard_ratio=discard_ratio).by_stream(model)
+    found = attention_rollout(
+        model, *inputs, head_fusion=head_fusion, discard_ratio=discard_ratio, discard_from=discard_from
+    )
+    return found.by_stream(model)
