@@ -19,6 +19,7 @@ from vitrail.layers.vector_neurons import (
     VNMaxPool,
     VNMeanPool,
     VNStdFeature,
+    clip_along,
     invariant_products,
     orthonormal_frame,
 )
@@ -190,6 +191,13 @@ def test_edges_turn_with_the_cloud(pooling, cross, batch):
     assert relative_error(layer(rotate_vectors(x, rotation), index), rotate_vectors(out, rotation)) < 1e-10
     mirrored = relative_error(layer(-x, index), -out)
     assert mirrored > 1e-3 if cross else mirrored < 1e-10
+
+
+def test_numbers_are_clipped_as_vectors_of_one_coordinate():
+    x, direction = torch.randn(50, 1, 4, dtype=torch.float64), torch.randn(50, 1, 4, dtype=torch.float64)
+    as_vectors = [nn.functional.pad(part, (0, 0, 0, 2)) for part in (x, direction)]
+    for slope in (0.0, 0.2):
+        assert torch.allclose(clip_along(x, direction, slope), clip_along(*as_vectors, slope)[:, :1], atol=1e-12)
 
 
 def test_bias_breaks_equivariance_by_its_length():

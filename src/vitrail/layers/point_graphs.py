@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
 from vitrail.layers.fast.dispatch import with_fast_path
 from vitrail.layers.masked import MaskedBatchNorm
 from vitrail.layers.vector_neurons import VNBatchNorm, clip_along, make_vector_pool
@@ -168,13 +167,3 @@ class EdgeConv(nn.Module):
         edges = self.fc(graph_features(x, index))
         out: Tensor = self.act(self.bn(edges, mask)).amax(dim=2)
         return out
-
-
-def check_neighbours(k: int) -> None:
-    """Refuse a graph without edges.
-
-    Raises:
-        ConfigError: Naming the value.
-    """
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ConfigError(f"num_neighbors must be a whole number of at least 1, got {k!r}")

@@ -44,6 +44,10 @@ def clip_along(x: Tensor, direction: Tensor, negative_slope: float) -> Tensor:
         direction: Directions, shape ``(..., S, C)`` or ``(..., S, 1)``.
         negative_slope: Share of that part that stays.
     """
+    if x.shape[-2] == 1:
+        # Numbers instead of vectors: the difference below, without its cancellation.
+        kept = negative_slope + (1.0 - negative_slope) * EPS / (direction.square() + EPS)
+        return torch.where(x * direction < 0.0, x * kept, x)
     against = (x * direction).sum(dim=-2, keepdim=True).clamp(max=0.0)
     return x - (1.0 - negative_slope) * against / (squared_lengths(direction) + EPS) * direction
 

@@ -1,0 +1,262 @@
+"""Base of the families for point clouds: inputs, levels and pooling."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vitrail.errors import ConfigError, ShapeError
+from vitrail.layers.masked import masked_max, masked_mean
+from vitrail.layers.modes import in_graph
+from vitrail.layers.symbolic import resolve_annotations
+from vitrail.models.base import VisionModel
+from vitrail.models.checks import check_at_least
+from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
+from vitrail.models.modality import POINTS
+from vitrail.weights.kernels import InputKernel
+
+COORDINATES = 3
+POOLS = ("avg", "max", "catavgmax", "")
+
+
+@dataclass(frozen=True)
+class PointSettings:
+    """Settings that all families of point clouds have.
+
+    Attributes:
+        num_points: Points of a cloud that the model is made for; other numbers run too.
+        in_chans: Numbers of a point: 3 coordinates, then its attributes (intensity, colour).
+        num_classes: Number of logits; 0 gives the pooled features.
+    """
+
+    num_points: int = 1024
+    in_chans: int = 3
+    num_classes: int = 40
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: A value out of range.
+        """
+        check_at_least(self, 1, "num_points")
+        check_at_least(self, 0, "num_classes")
+        check_at_least(self, COORDINATES, "in_chans")
+
+
+@dataclass(frozen=True)
+class GraphSettings(PointSettings):
+    """Settings of families with graphs of nearest points, beside those of :class:`PointSettings`.
+
+    Attributes:
+        num_neighbors: Neighbours of a point in the graph of nearest points, itself among them.
+    """
+
+    num_neighbors: int = 20
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ConfigError: A value out of range.
+        """
+        super().__post_init__()
+        check_at_least(self, 1, "num_neighbors")
+
+
+class PointCloudModel(VisionModel):
+    """Model of point clouds.
+
+    A point without finite coordinates is no point: clouds of fewer points are padded with NaN, and a point is removed
+    by writing NaN. Tokens of such points are NaN in :meth:`forward_features` too.
+
+    Attributes:
+        feature_info: One level a layer, on the grid of the points, in their order.
+        neck: From pooled features to what the classifier sees.
+    """
+
+    modality = POINTS
+    neck: nn.Module
+    input_kernels: ClassVar[dict[str, InputKernel]] = {}
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """Coordinates, then attributes where there are any."""
+        size, attributes = (self.config.num_points,), self.config.in_chans - COORDINATES
+        points = Stream("points", COORDINATES, size, channels_last=True)
+        return (points, Stream("features", attributes, size, channels_last=True)) if attributes else (points,)
+
+    @property
+    def ends(self) -> tuple[Ends, ...]:
+        """None: points lie on no grid from which parts could be left out."""
+        return ()
+
+    def lacks_grid(self) -> str:
+        """Reason why pre-training by masks is not possible."""
+        return f"{type(self).__name__} takes points, which lie on no grid"
+
+    def lacks_visible(self) -> str:
+        """Reason why :meth:`forward_visible` is not possible."""
+        return self.lacks_grid()
+
+    def embed(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """Refuse, with :meth:`lacks_grid`."""
+        raise ConfigError(f"embed is not possible: {self.lacks_grid()}")
+
+    def forward_embedded(self, *embedded: Tensor) -> tuple[Tensor, ...]:
+        """Refuse, with :meth:`lacks_grid`."""
+        raise ConfigError(f"forward_embedded is not possible: {self.lacks_grid()}")
+
+    @resolve_annotations
+    def forward(self, x: Tensor, features: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Classify point clouds.
+
+        Args:
+            x: Coordinates, shape ``(B, N, 3)``; NaN where a cloud has fewer points.
+            features: Attributes of the points, shape ``(B, N, in_chans - 3)``.
+            mask: True for real points, shape ``(B, N)``, beside those that are NaN.
+
+        Returns:
+            Logits, shape ``(B, num_classes)``.
+
+        Raises:
+            ShapeError: Inputs of another shape or type.
+        """
+        return self.forward_head(self.forward_features(x, features, mask))
+
+    def forward_features(self, x: Tensor, features: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Compute the features of the points; arguments are those of :meth:`forward`.
+
+        Returns:
+            Shape ``(B, N, C)``; NaN where there is no point.
+        """
+        points, mask = self._take(x, features, mask)
+        return self._mark(self.encode(points, mask, None)[0], mask)
+
+    @abstractmethod
+    def encode(self, points: Tensor, mask: Tensor | None, stop: int | None) -> tuple[Tensor, list[Tensor]]:
+        """Run the layers before the pooling.
+
+        Args:
+            points: Coordinates and attributes, shape ``(B, N, in_chans)``; 0 where there is no point.
+            mask: True for real points, shape ``(B, N)``; None where all are.
+            stop: How many levels to run; None for all layers.
+
+        Returns:
+            Features of the points, shape ``(B, N, C)``, and the values of the levels, shape ``(B, N, ...)`` each.
+        """
+
+    def run_levels(
+        self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
+    ) -> tuple[Tensor, dict[int, LevelTokens]]:
+        """Run the layers up to a level, as :meth:`VisionModel.run_levels`; vectors of a point follow one another."""
+        points, mask = self._take(*inputs)
+        out, levels = self.encode(points, mask, stop)
+        return self._mark(out, mask), {index: LevelTokens(levels[index].flatten(2)) for index in wanted}
+
+    def level_as_map(self, index: int, output: Tensor, size: tuple[Any, ...]) -> Tensor:
+        """Bring the values of a level, ``(B, N, ...)``, to ``(B, C, N)``."""
+        return output.flatten(2).transpose(1, 2)
+
+    def norm_level(self, index: int, tokens: Tensor) -> Tensor:
+        """Return the tokens: no norm stands alone at the end."""
+        return tokens
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool features ``(B, N, C)`` and classify; ``pre_logits`` stops before the last linear layer."""
+        hidden: Tensor = self.neck(self.pool_points(features))
+        out: Tensor = hidden if pre_logits else self.head(hidden)
+        return out
+
+    def pool_points(self, features: Tensor) -> Tensor:
+        """Pool features ``(B, N, C)``, NaN where there is no point, by the setting ``global_pool``."""
+        mask = known_mask(~features[..., 0].isnan())
+        if mask is not None:
+            features = features.masked_fill(~mask[..., None], 0.0)
+        pool = self.config.global_pool
+        if not pool:
+            return features
+        parts = [masked_max(features, mask)] if "max" in pool else []
+        if "avg" in pool:
+            parts.append(masked_mean(features, mask))
+        return torch.cat(parts, dim=-1)
+
+    def _take(
+        self, x: Tensor, features: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Check the inputs; return the points ``(B, N, in_chans)`` and the mask of real ones, None where all are."""
+        attributes = self.config.in_chans - COORDINATES
+        given = (x,) if features is None else (x, features)
+        shapes = [tuple(part.shape[2:]) for part in given]
+        right = shapes == [(COORDINATES,), (attributes,)][: 1 + bool(attributes)]
+        if not right or not all(part.is_floating_point() for part in given):
+            wanted = "(B, N, 3)" + (f" and attributes of shape (B, N, {attributes})" if attributes else "")
+            raise ShapeError(
+                f"{type(self).__name__} takes points of shape {wanted}, floating-point numbers, got {describe(given)}"
+                f" of type {', '.join(str(part.dtype) for part in given)}"
+            )
+        finite = x.isfinite().all(dim=-1)
+        mask = known_mask(finite if mask is None else finite & mask.bool())
+        points = torch.cat(given, dim=-1) if features is not None else x
+        return (points if mask is None else points.masked_fill(~mask[..., None], 0.0)), mask
+
+    def _mark(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return x if mask is None else x.masked_fill(~mask[..., None], float("nan"))
+
+
+def known_mask(mask: Tensor) -> Tensor | None:
+    """Return None for a mask of points that are all real, so that layers need none; a graph has the mask always."""
+    if in_graph(mask):
+        return mask
+    return None if mask.is_meta or bool(mask.all()) else mask
+
+
+def check_point_pool(pool: str) -> None:
+    """Refuse another ``global_pool`` than :data:`POOLS`.
+
+    Raises:
+        ConfigError: Naming the ways that there are and the value.
+    """
+    if pool not in POOLS:
+        raise ConfigError(f"global_pool must be {' or '.join(map(repr, POOLS))} for point clouds, got {pool!r}")
+
+
+def check_widths(config: object, **counts: int) -> None:
+    """Refuse lists of layer widths of another length, or with a width below 1; make them tuples.
+
+    Args:
+        config: The settings.
+        **counts: Setting -> how many widths it has.
+
+    Raises:
+        ConfigError: Naming the setting and the value.
+    """
+    for name, count in counts.items():
+        widths = getattr(config, name)
+        if len(widths) != count or min(widths) < 1:
+            raise ConfigError(f"{name} must be {count} whole numbers of at least 1, got {widths!r}")
+        object.__setattr__(config, name, tuple(widths))
+
+
+PointPool = Literal["avg", "max", "catavgmax", ""]
+
+
+def point_levels(names: Sequence[str], channels: Sequence[int]) -> list[FeatureInfo]:
+    """Describe the levels of a model of points, each on the points themselves."""
+    return [FeatureInfo(name, width, (1,)) for name, width in zip(names, channels, strict=True)]
+
+
+def split_vectors(points: Tensor) -> Tensor:
+    """View points ``(B, N, S)`` as lists of one vector, ``(B, N, S, 1)``."""
+    return points.unsqueeze(-1)
+
+
+def join_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Append the mean over all points to the features ``(B, N, ..., C)`` of each: ``(B, N, ..., 2 C)``."""
+    mean = masked_mean(x, mask).unsqueeze(1)
+    return torch.cat([x, mean.expand_as(x)], dim=-1)
