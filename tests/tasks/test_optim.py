@@ -1,6 +1,7 @@
 """Which parameters decay, how fast each layer learns, and the schedule against its formula."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from torch import nn
 
 import vitrail
 from tests.weights.models import FAMILIES, build
+from vitrail.config.schema import TrainerConfig
 from vitrail.errors import ConfigError
 from vitrail.models.features_only import FeatureEncoder
-from vitrail.tasks import parameter_groups, warmup_cosine
+from vitrail.tasks import parameter_groups, warmup_cosine, warmup_steps_down
+from vitrail.tasks.optim import build_schedule
 
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
@@ -101,3 +104,64 @@ def test_numbers_out_of_range_are_refused(name, value):
 def test_schedules_out_of_range_are_refused(warmup, floor):
     with pytest.raises(ConfigError, match="must be"):
         warmup_cosine(10, warmup, floor)
+    with pytest.raises(ConfigError, match="must be"):
+        warmup_steps_down([5], 0.1, warmup, floor)
+
+
+def _rates(scheduler_of, steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = scheduler_of(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_steps_are_those_of_torch(seed):
+    """By steps as torch's MultiStepLR and StepLR, whose epochs are counted in steps here."""
+    rng = random.Random(seed)
+    per_epoch, epochs, gamma = rng.randint(2, 7), rng.randint(6, 12), rng.choice([0.1, 0.5])
+    milestones = sorted(rng.sample(range(1, epochs), 3))
+    common = {"max_epochs": epochs, "gamma": gamma, "warmup_epochs": 0.0, "min_learning_rate": 0.0,
+              "learning_rate": 0.5}  # fmt: skip
+    config = TrainerConfig(schedule="multistep", milestones=tuple(milestones), **common)
+    schedulers = torch.optim.lr_scheduler
+    ours = _rates(lambda o: schedulers.LambdaLR(o, build_schedule(config, per_epoch * epochs)), per_epoch * epochs)
+    theirs = _rates(lambda o: schedulers.MultiStepLR(o, [m * per_epoch for m in milestones], gamma), per_epoch * epochs)
+    assert ours == pytest.approx(theirs, rel=1e-9)
+    size = rng.randint(1, 4)
+    config = TrainerConfig(schedule="step", step_size=size, **common)
+    ours = _rates(lambda o: schedulers.LambdaLR(o, build_schedule(config, per_epoch * epochs)), per_epoch * epochs)
+    theirs = _rates(lambda o: schedulers.StepLR(o, size * per_epoch, gamma), per_epoch * epochs)
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+def test_warm_up_floor_and_constant():
+    factor = build_schedule(
+        TrainerConfig(max_epochs=10, schedule="multistep", milestones=(4, 6, 8), learning_rate=1.0,
+                      min_learning_rate=0.01, warmup_epochs=2), 100
+    )  # fmt: skip
+    assert [factor(step) for step in (0, 20, 39, 40, 60, 80, 99)] == pytest.approx(
+        [1 / 21, 1, 1, 0.1, 0.01, 0.01, 0.01]
+    )
+    constant = build_schedule(TrainerConfig(max_epochs=10, schedule="constant", warmup_epochs=0), 100)
+    assert {constant(step) for step in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"milestones": (3,)}, "milestones belongs to trainer.schedule multistep, and it is cosine"),
+        ({"gamma": 0.5, "schedule": "constant"}, "gamma belongs to trainer.schedule multistep and step"),
+        ({"schedule": "multistep"}, "milestones must be increasing epochs above 0"),
+        ({"schedule": "multistep", "milestones": (3, 3)}, "milestones must be increasing"),
+        ({"schedule": "step"}, "step_size must be above 0"),
+        ({"schedule": "step", "step_size": 2, "gamma": 1.0}, "gamma must be above 0 and below 1"),
+    ],
+)
+def test_schedules_with_unfit_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainerConfig(**settings)

@@ -195,7 +195,12 @@ class TrainerConfig:
             learning rate then falls by the clock. 0 for no limit.
         learning_rate: Of AdamW after the warm-up; "auto" tries a range of rates in 80 steps and takes one
             between that at which the loss falls fastest and that at which it is lowest.
-        min_learning_rate: At the end of the cosine.
+        min_learning_rate: At the end of the cosine; the lowest of the other schedules.
+        schedule: Learning rate after the warm-up: "cosine" to min_learning_rate, "multistep" (times ``gamma`` after
+            each of ``milestones``), "step" (times ``gamma`` every ``step_size`` epochs) or "constant".
+        milestones: Epochs of schedule multistep, increasing.
+        step_size: Epochs between two steps of schedule step.
+        gamma: Factor of each step, above 0 and below 1; 0.1 when not given.
         weight_decay: On weights; biases, norms, positions and class tokens have none.
         layer_decay: Factor on the learning rate from each group of layers to the one before it, the classifier's
             being 1; below 1 for fine-tuning.
@@ -232,6 +237,10 @@ class TrainerConfig:
     max_minutes: float = 0.0
     learning_rate: float | Literal["auto"] = 1e-3
     min_learning_rate: float = 1e-6
+    schedule: Literal["cosine", "multistep", "step", "constant"] = "cosine"
+    milestones: tuple[float, ...] = ()
+    step_size: float | None = None
+    gamma: float | None = None
     weight_decay: float = 0.05
     layer_decay: float = 1.0
     freeze_epochs: int = 0
@@ -283,7 +292,32 @@ class TrainerConfig:
             require(0 <= value < math.inf, f"trainer.{name}", "at least 0 and finite", value)
         for name in ("devices", "num_nodes"):
             require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
+        self._check_schedule()
         self._check_strategy()
+
+    def _check_schedule(self) -> None:
+        """Check that the schedule has its settings and no others; fill in gamma."""
+        for name, value, owners in (
+            ("milestones", self.milestones, ("multistep",)),
+            ("step_size", self.step_size, ("step",)),
+            ("gamma", self.gamma, ("multistep", "step")),
+        ):
+            if value not in (None, ()) and self.schedule not in owners:
+                raise ConfigError(
+                    f"trainer.{name} belongs to trainer.schedule {' and '.join(owners)}, and it is {self.schedule}; "
+                    "leave it out"
+                )
+        if self.schedule == "multistep":
+            points = self.milestones
+            rising = all(a < b for a, b in zip((0.0, *points), points, strict=False))
+            require(bool(points) and rising, "trainer.milestones", "increasing epochs above 0", points)
+        if self.schedule == "step":
+            size = self.step_size
+            require(size is not None and 0 < size < math.inf, "trainer.step_size", "above 0 and finite", size)
+        if self.schedule in ("multistep", "step"):
+            gamma = 0.1 if self.gamma is None else self.gamma
+            require(0 < gamma < 1, "trainer.gamma", "above 0 and below 1", gamma)
+            object.__setattr__(self, "gamma", gamma)
 
     def _check_strategy(self) -> None:
         if self.strategy != "auto" and self.devices * self.num_nodes == 1:

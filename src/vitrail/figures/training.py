@@ -15,6 +15,9 @@ from scipy import stats
 from vitrail.figures.labels import legend_below
 from vitrail.figures.style import PALETTE, plain, variant_style
 
+# Runs of a variant from which on its mean has a band.
+FEWEST_FOR_BAND = 5
+
 
 def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw loss and accuracy by epoch: training dashed, validation solid, a colour a run.
@@ -42,7 +45,10 @@ def convergence(curves: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str, name: str) -> Figure:
-    """Draw validation loss and a measure by epoch: the mean over a variant's runs, and a 95 % band of that mean.
+    """Draw validation loss and a measure by epoch: the mean over a variant's runs, and its spread.
+
+    From five runs on the spread is a 95 % band of the mean; of fewer runs each is a thin line, since a band of two to
+    four values is wider than what it describes.
 
     Args:
         curves: Variant -> metrics.csv of each of its runs.
@@ -51,7 +57,8 @@ def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str,
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
-    several = any(len(tables) > 1 for tables in curves.values())
+    banded = any(len(tables) >= FEWEST_FOR_BAND for tables in curves.values())
+    single = any(1 < len(tables) < FEWEST_FOR_BAND for tables in curves.values())
     for number, tables in enumerate(curves.values()):
         color, dashes = variant_style(number)
         for axis, column in zip(axes, ("val_loss", metric), strict=True):
@@ -59,7 +66,9 @@ def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str,
             mean, count = joined.mean(axis=1), joined.count(axis=1)
             epochs = joined.index.to_numpy() + 1
             axis.plot(epochs, mean, color=color, linestyle=dashes, linewidth=1.6, marker="." if len(mean) < 3 else "")
-            if joined.shape[1] > 1:
+            if 1 < joined.shape[1] < FEWEST_FOR_BAND:
+                axis.plot(epochs, joined.to_numpy(), color=color, linewidth=0.6, alpha=0.6)
+            elif joined.shape[1] > 1:
                 half = stats.t.ppf(0.975, np.maximum(count - 1, 1)) * joined.std(axis=1, ddof=1) / np.sqrt(count)
                 # The mean cannot be where the values cannot: a share lies in 0..1, a loss from 0 on.
                 most = np.inf if column == "val_loss" else 1.0
@@ -69,14 +78,16 @@ def convergence_bands(curves: Mapping[str, Sequence[pd.DataFrame]], metric: str,
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         plain(axis)
-    # A band of two or three runs is wide; measures that lie in 0..1 are shown there.
+    # Measures lie in 0..1.
     low, high = axes[1].get_ylim()
     axes[1].set_ylim(max(low, -0.02), min(high, 1.02))
     keys: list[Line2D | Patch] = [
         Line2D([], [], color=variant_style(i)[0], linestyle=variant_style(i)[1], label=name)
         for i, name in enumerate(curves)
     ]
-    if several:
+    if banded:
         keys.append(Patch(color="gray", alpha=0.25, label="95 % band of the mean over runs"))
+    if single:
+        keys.append(Line2D([], [], color="gray", linewidth=0.6, label="single runs"))
     legend_below(figure, keys)
     return figure

@@ -16,7 +16,7 @@ from vitrail.config.schema import Recipe
 from vitrail.errors import RunError
 from vitrail.figures.comparison import differences, pareto
 from vitrail.figures.picture import Picture
-from vitrail.figures.training import convergence_bands
+from vitrail.figures.training import FEWEST_FOR_BAND, convergence_bands
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
@@ -155,8 +155,8 @@ def _pictures(
         pictures.append((Picture(kind.lower(), kind, caption, f"Differences in {axis}: {alt}"), figure))
     column, name = facts["curve"], facts["curve_name"]
     caption = (
-        f"Validation loss and {name} by epoch: mean over the runs of a variant, with a 95 % band of that mean where "
-        f"there are several. From metrics.csv of the runs: {told}."
+        f"Validation loss and {name} by epoch: mean over the runs of a variant, with a 95 % band of that mean from "
+        f"{FEWEST_FOR_BAND} runs on, and the single runs below that. From metrics.csv of the runs: {told}."
     )
     curves = {name: [RunFolder(path).read_metrics() for path in paths] for name, paths in runs_of.items()}
     alt = "; ".join(f"{n}: at most {max(t[column].max() for t in tables):.3g}" for n, tables in curves.items())

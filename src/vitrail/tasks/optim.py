@@ -1,14 +1,16 @@
-"""Parameter groups for weight decay and layer-wise learning rates, and the learning-rate schedule."""
+"""Parameter groups for weight decay and layer-wise learning rates, and learning-rate schedules."""
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from vitrail.config.checks import require
+from vitrail.config.schema import TrainerConfig
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
 from vitrail.weights.wrapped import network_inside
@@ -80,15 +82,76 @@ def warmup_cosine(total_steps: int, warmup_steps: int, floor: float) -> Callable
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5; warm-up: Goyal et al. 2017, arXiv:1706.02677.
     """
-    require(warmup_steps >= 0, "warmup_steps", "at least 0", warmup_steps)
-    require(0 <= floor <= 1, "floor", "from 0 to 1", floor)
+    _check_schedule(warmup_steps, floor)
     if warmup_steps >= total_steps:
         raise ConfigError(f"the warm-up of {warmup_steps} steps leaves none of the {total_steps}; shorten it")
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
+            return _warmup(step, warmup_steps)
         progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor
+
+
+def warmup_steps_down(
+    milestones: Sequence[int], gamma: float, warmup_steps: int = 0, floor: float = 0.0
+) -> Callable[[int], float]:
+    """Build a schedule: linear warm-up, and the learning rate times ``gamma`` at each milestone.
+
+    After the warm-up equal to :class:`torch.optim.lr_scheduler.MultiStepLR`; without milestones constant.
+
+    Args:
+        milestones: Optimiser steps, increasing.
+        gamma: Factor at each milestone, above 0.
+        warmup_steps: Warm-up steps.
+        floor: Lowest factor on the learning rate, in 0..1.
+
+    Returns:
+        As :func:`warmup_cosine`.
+
+    Raises:
+        ConfigError: Milestones out of order, or a number out of range.
+    """
+    _check_schedule(warmup_steps, floor)
+    require(0 < gamma < math.inf, "gamma", "above 0 and finite", gamma)
+    require(list(milestones) == sorted(milestones), "milestones", "increasing", list(milestones))
+    points = list(milestones)
+
+    def factor(step: int) -> float:
+        return _warmup(step, warmup_steps) * max(gamma ** bisect.bisect_right(points, step), floor)
+
+    return factor
+
+
+def _check_schedule(warmup_steps: int, floor: float) -> None:
+    require(warmup_steps >= 0, "warmup_steps", "at least 0", warmup_steps)
+    require(0 <= floor <= 1, "floor", "from 0 to 1", floor)
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    return min((step + 1) / (warmup_steps + 1), 1.0)
+
+
+def build_schedule(config: TrainerConfig, total_steps: int) -> Callable[[int], float]:
+    """Build the schedule of a recipe.
+
+    Args:
+        config: Schedule, warm-up and learning rates, in epochs.
+        total_steps: Optimiser steps of the whole training.
+
+    Returns:
+        Factor on the peak learning rate as a function of the step.
+    """
+    epoch = total_steps / config.max_epochs
+    # Warm-up takes at most half of the steps.
+    warmup = min(round(config.warmup_epochs * epoch), total_steps // 2)
+    floor = config.min_learning_rate / config.peak_learning_rate
+    if config.schedule == "cosine":
+        return warmup_cosine(total_steps, warmup, floor)
+    points = list(config.milestones)
+    if config.schedule == "step":
+        assert config.step_size is not None, "checked by the config"
+        points = [config.step_size * (i + 1) for i in range(int(config.max_epochs / config.step_size))]
+    return warmup_steps_down([round(point * epoch) for point in points], config.gamma or 1.0, warmup, floor)

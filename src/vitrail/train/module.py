@@ -18,7 +18,7 @@ from torch import Tensor
 from vitrail.config.schema import TrainerConfig
 from vitrail.data.sampling import EpochShuffle
 from vitrail.tasks.base import Task
-from vitrail.tasks.optim import warmup_cosine
+from vitrail.tasks.optim import build_schedule
 from vitrail.train.sharding import shard, share_statistics
 
 # A checkpoint's own entry.
@@ -98,7 +98,7 @@ class TaskModule(LightningModule, ABC):
         return loss if members == size else loss * (size / members)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make AdamW with linear warm-up and cosine decay, updated every step."""
+        """Make AdamW with linear warm-up and the schedule of the recipe, updated every step."""
         config = self.config
         rate = config.peak_learning_rate
         groups = self.task.parameter_groups(config.weight_decay, rate, config.layer_decay)
@@ -106,9 +106,7 @@ class TaskModule(LightningModule, ABC):
         fused = self.device.type in ("cpu", "cuda") and not config.precision.endswith("-mixed")
         optimizer = torch.optim.AdamW(groups, lr=rate, betas=self.task.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
-        # Warm-up takes at most half of the steps.
-        warmup = min(round(config.warmup_epochs * total / config.max_epochs), total // 2)
-        factor = warmup_cosine(total, warmup, config.min_learning_rate / rate)
+        factor = build_schedule(config, total)
         if config.max_minutes:
             factor = _by_the_clock(factor, self.trainer, total, 60 * config.max_minutes)
         if self.resumed is not None:
