@@ -14,7 +14,7 @@ from vitrail.layers.modes import in_transform, known
 from vitrail.layers.norms import make_norm
 from vitrail.layers.positions import rotate
 from vitrail.layers.symbolic import one_node
-from vitrail.layers.tap import AttentionTap, TokenLayout
+from vitrail.layers.tap import AttentionTap, Grid, TokenLayout
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -135,7 +135,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        grid: tuple[int, int] | None = None,
+        grid: Grid | None = None,
         num_prefix: int = 0,
         rotation: Tensor | None = None,
     ) -> Tensor:
@@ -143,7 +143,8 @@ class Attention(nn.Module):
 
         Args:
             x: Tokens, shape ``(B, N, C)``.
-            grid: Height and width of the grid that the tokens after the prefix form, if they do; for the tap.
+            grid: Height and width (of a clip times first) of the grid that the tokens after the prefix form, if they
+                do; for the tap.
             num_prefix: Tokens before the grid.
             rotation: Rotary positions of the tokens after the prefix, as of :func:`rotary_positions`.
 

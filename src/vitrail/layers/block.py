@@ -13,6 +13,7 @@ from vitrail.layers.drop_path import DropPath
 from vitrail.layers.mixer import call_mixer
 from vitrail.layers.mlp import make_mlp
 from vitrail.layers.norms import make_norm
+from vitrail.layers.tap import Grid
 
 
 class LayerScale(nn.Module):
@@ -88,7 +89,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        grid: tuple[int, int] | None = None,
+        grid: Grid | None = None,
         num_prefix: int | None = None,
         rotation: Tensor | None = None,
     ) -> Tensor:

@@ -26,7 +26,7 @@ def init_patch_projection(conv: nn.Conv2d) -> None:
     zero_bias(conv)
 
 
-def zero_bias(layer: nn.Linear | nn.Conv2d) -> None:
+def zero_bias(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
     """Set the bias of a layer to zero, if it has one."""
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -19,33 +19,41 @@ from vitrail.layers.symbolic import one_node
 _NORM_EPS = 1e-5
 
 
-def check_images(x: Tensor, bands: int, kernel: nn.Module) -> None:
-    """Validate a batch of images for the first convolution.
+def check_images(x: Tensor, bands: int, kernel: nn.Module, axes: int = 2) -> None:
+    """Validate a batch of images or clips for the first convolution.
 
     Args:
-        x: Images, shape ``(B, C, H, W)``.
+        x: Images, shape ``(B, C, H, W)``, or clips, ``(B, C, T, H, W)``.
         bands: C.
         kernel: The convolution, or a module in its place; with a ``weight``, the images must have its dtype.
+        axes: 2 for images, 3 for clips.
 
     Raises:
-        ShapeError: No tensor, not four dimensions, another number of bands, or another type of number.
+        ShapeError: No tensor, another number of dimensions or bands, or another type of number.
     """
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != bands:
+    if not isinstance(x, Tensor) or x.ndim != axes + 2 or x.shape[1] != bands:
         given = str(tuple(x.shape)) if isinstance(x, Tensor) else "None" if x is None else type(x).__name__
-        raise ShapeError(f"expected images of shape (B, {bands}, H, W), got {given}; {_shape_remedy(x, bands)}")
+        wanted = f"images of shape (B, {bands}, H, W)" if axes == 2 else f"clips of shape (B, {bands}, T, H, W)"
+        raise ShapeError(f"expected {wanted}, got {given}; {_shape_remedy(x, bands, axes)}")
     weight = getattr(kernel, "weight", None)
     if isinstance(weight, Tensor) and x.dtype != weight.dtype and not _autocast_converts(x):
         whole = not (x.is_floating_point() or x.is_complex())
         advice = "bring them to 0..1 and normalise them" if whole else f"convert with .to({weight.dtype})"
-        raise ShapeError(f"expected images of {weight.dtype}, as the model's weights, got {x.dtype}; {advice}")
+        noun = "images" if axes == 2 else "clips"
+        raise ShapeError(f"expected {noun} of {weight.dtype}, as the model's weights, got {x.dtype}; {advice}")
 
 
-def _shape_remedy(x: object, bands: int) -> str:
+def _shape_remedy(x: object, bands: int, axes: int) -> str:
     if not isinstance(x, Tensor):
         return "pass a tensor"
-    if x.ndim == 3 and bands in (x.shape[0], x.shape[2]):
+    if axes == 3 and x.ndim == 4 and x.shape[0] == bands:
+        return "add a batch dimension: x[None]"
+    if axes == 3 and x.ndim == 5 and bands in (x.shape[2], x.shape[4]):
+        order = "x.transpose(1, 2)" if x.shape[2] == bands else "x.permute(0, 4, 1, 2, 3)"
+        return f"move the bands to the second dimension: {order}"
+    if axes == 2 and x.ndim == 3 and bands in (x.shape[0], x.shape[2]):
         return "add a batch dimension: x[None]" if x.shape[0] == bands else "use x.permute(2, 0, 1)[None]"
-    if x.ndim == 4 and x.shape[3] == bands:
+    if axes == 2 and x.ndim == 4 and x.shape[3] == bands:
         return "move the bands to the second dimension: x.permute(0, 3, 1, 2)"
     return "build the model with in_chans equal to the number of bands"
 

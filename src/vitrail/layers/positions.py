@@ -12,6 +12,7 @@ from vitrail.errors import ConfigError
 from vitrail.layers.fast.dispatch import with_fast_path
 from vitrail.layers.modes import known
 from vitrail.layers.symbolic import one_node
+from vitrail.layers.tap import Grid
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, device: torch.device | None = None) -> Tensor:
@@ -58,9 +59,10 @@ def sincos_sequence(length: int, dim: int, device: torch.device | None = None) -
     """
     if dim % 2:
         raise ConfigError(f"sine and cosine positions in one dimension need an even width, got {dim}")
-    frequencies = 10000.0 ** -(torch.arange(0, dim, 2, device=device) / dim)
-    angles = torch.arange(float(length), device=device)[:, None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+    # In double precision: a late place has many turns, whose rounding would reach the sines.
+    frequencies = 10000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+    angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None].to(torch.get_default_dtype())
 
 
 def _resample_places(
@@ -243,6 +245,42 @@ def resample_grid(grid: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, 
     image = grid.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True)
     return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@one_node
+def resample_space_time(table: Tensor, old_grid: Grid, new_grid: Grid, num_prefix: int = 0) -> Tensor:
+    """Resample positions of a clip: bicubically in space, slice by slice, then linearly in time.
+
+    Args:
+        table: Positions, shape ``(1, num_prefix + T * H * W, C)`` for the old grid, in the order time, row, column.
+        old_grid: T, H and W of the table.
+        new_grid: Those of the new grid.
+        num_prefix: Positions of prefix tokens, at the start, which stay.
+
+    Returns:
+        Positions, shape ``(1, num_prefix + T' * H' * W', C)``; the table itself when the grids are equal.
+    """
+    if all(known(old == new) for old, new in zip(old_grid, new_grid, strict=True)):
+        return table
+    frames, width = old_grid[0], table.shape[-1]
+    prefix, slices = table[:, :num_prefix], table[:, num_prefix:].view(frames, -1, width)
+    # The slices are channels of one image.
+    image = slices.transpose(0, 1).reshape(1, -1, frames * width)
+    image = resample_positions(image, (old_grid[1], old_grid[2]), (new_grid[1], new_grid[2]))
+    series = resample_time(image.view(-1, frames, width), new_grid[0])
+    resampled = series.transpose(0, 1).reshape(1, -1, width)
+    return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
+
+
+@one_node
+def resample_time(table: Tensor, length: int, num_prefix: int = 0) -> Tensor:
+    """Resample positions ``(B, num_prefix + T, C)`` linearly to another length; prefix tokens keep theirs."""
+    if known(table.shape[1] - num_prefix == length):
+        return table
+    prefix, times = table[:, :num_prefix], table[:, num_prefix:].transpose(1, 2)
+    wide = times.to(torch.promote_types(table.dtype, torch.float32))
+    resampled = F.interpolate(wide, size=length, mode="linear", align_corners=False).transpose(1, 2).to(table.dtype)
+    return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
 
 
 def resample_relative_table(table: Tensor, old_window: tuple[int, int], new_window: tuple[int, int]) -> Tensor:

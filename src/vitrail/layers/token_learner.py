@@ -90,20 +90,24 @@ class TokenLearner(nn.Module):
         """Pool the tokens into a few.
 
         Args:
-            x: Tokens on their grid, shape ``(B, H, W, C)``; any height and width.
+            x: Tokens on their grid, shape ``(B, H, W, C)``; any height and width. Of a clip ``(B, T, H, W, C)``: each
+                of the T slices has learned tokens of its own.
 
         Returns:
-            Learned tokens, shape ``(B, S, C)``.
+            Learned tokens, shape ``(B, S, C)``, of a clip ``(B, T * S, C)``.
 
         Raises:
-            ShapeError: Not four dimensions of the right width.
+            ShapeError: Another number of dimensions or another width.
         """
-        if x.ndim != 4 or x.shape[-1] != self.dim:
+        if x.ndim not in (4, 5) or x.shape[-1] != self.dim:
             raise ShapeError(f"TokenLearner wants tokens of shape (B, H, W, {self.dim}), got {tuple(x.shape)}")
-        weights = self.selection(x)
+        slices = x if x.ndim == 4 else x.flatten(0, 1)
+        weights, tokens = self.selection(slices), slices.flatten(1, 2)
         if self.tap.armed:
-            self.tap.report(weights, TokenLayout("pool", key_grid=(x.shape[1], x.shape[2])))
-        return weights @ x.flatten(1, 2)
+            if x.ndim == 5:
+                weights, tokens = block_diagonal(weights, x.shape[1]), x.flatten(1, 3)
+            self.tap.report(weights, TokenLayout("pool", key_grid=tuple(x.shape[1:-1])))
+        return (weights @ tokens).reshape(x.shape[0], -1, self.dim)
 
 
 def init_masks(masks: nn.Module) -> None:
@@ -127,6 +131,13 @@ def init_masks(masks: nn.Module) -> None:
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
 
 
+def block_diagonal(weights: Tensor, slices: int) -> Tensor:
+    """Join the matrices of the slices of each clip, ``(B * T, n, m)``, to one, ``(B, T * n, T * m)``, else zero."""
+    n, m = weights.shape[1:]
+    same = torch.eye(slices, dtype=weights.dtype, device=weights.device)[:, None, :, None]
+    return (weights.view(-1, slices, n, 1, m) * same).reshape(-1, slices * n, slices * m)
+
+
 class TokenMix(nn.Linear):
     """A linear map from a few tokens to as many others, the same for every channel.
 
@@ -138,10 +149,11 @@ class TokenMix(nn.Linear):
         super().__init__(num_tokens, num_tokens)
         self.tap = AttentionTap()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C, S)`` to ``(B, C, S)``."""
+    def forward(self, x: Tensor, slices: int = 1) -> Tensor:
+        """Map ``(B * slices, C, S)`` to the same shape."""
         if self.tap.armed:
-            self.tap.report(self.weight.abs().expand(x.shape[0], -1, -1), TokenLayout("mix"))
+            weights = self.weight.abs().expand(x.shape[0], -1, -1)
+            self.tap.report(block_diagonal(weights, slices) if slices > 1 else weights, TokenLayout("mix"))
         return super().forward(x)
 
 
@@ -172,12 +184,13 @@ class TokenFuser(nn.Module):
         self.tap = AttentionTap()
 
     @one_node
-    def forward(self, tokens: Tensor, original: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, original: Tensor, slices: int = 1) -> Tensor:
         """Mix the learned tokens and spread them over the positions.
 
         Args:
-            tokens: Learned tokens, shape ``(B, S, C)``.
-            original: The tokens that they were learned from, shape ``(B, N, C)``.
+            tokens: Learned tokens, shape ``(B, S, C)``, of a clip ``(B, T * S, C)``.
+            original: The tokens that they were learned from, shape ``(B, N, C)``, of a clip ``(B, T * N, C)``.
+            slices: T, the slices of a clip, each mixed and spread by itself.
 
         Returns:
             Residual to add to ``original``, shape ``(B, N, C)``.
@@ -185,14 +198,18 @@ class TokenFuser(nn.Module):
         Raises:
             ShapeError: Another number or width of tokens.
         """
-        if tokens.ndim != 3 or tokens.shape[1:] != (self.num_tokens, self.dim) or original.shape[-1] != self.dim:
+        count = slices * self.num_tokens
+        if tokens.ndim != 3 or tokens.shape[1:] != (count, self.dim) or original.shape[-1] != self.dim:
             raise ShapeError(
-                f"TokenFuser wants tokens of shape (B, {self.num_tokens}, {self.dim}) and originals of shape "
+                f"TokenFuser wants tokens of shape (B, {count}, {self.dim}) and originals of shape "
                 f"(B, N, {self.dim}), got {tuple(tokens.shape)} and {tuple(original.shape)}"
             )
-        mixed = self.mix(self.norm_in(tokens).transpose(1, 2)).transpose(1, 2)
-        weights = torch.sigmoid(self.masks(self.norm_original(original)))
+        learned = tokens.reshape(-1, self.num_tokens, self.dim)
+        mixed = self.norm_mixed(self.mix(self.norm_in(learned).transpose(1, 2), slices).transpose(1, 2))
+        weights = torch.sigmoid(self.masks(self.norm_original(original.reshape(learned.shape[0], -1, self.dim))))
         if self.tap.armed:
+            if slices > 1:
+                weights, mixed = block_diagonal(weights, slices), mixed.reshape(tokens.shape)
             self.tap.report(weights, TokenLayout("fuse"))
-        spread: Tensor = weights @ self.norm_mixed(mixed)
-        return spread
+        spread: Tensor = weights @ mixed
+        return spread.reshape(original.shape)

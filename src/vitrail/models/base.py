@@ -21,6 +21,7 @@ from vitrail.models.modality import IMAGE, Modality
 from vitrail.models.pooling import Pooling
 from vitrail.models.scripting import as_traced
 from vitrail.weights.kernels import InputKernel
+from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap
 
 
@@ -322,6 +323,18 @@ class VisionModel(Pooling):
             The fitting tensor and what was done, or None where that is impossible.
         """
         return None
+
+    def adapt_state(self, state: dict[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+        """Complete the checkpoint of another kind of model from which this one can start.
+
+        Args:
+            state: The checkpoint, by our names.
+            report: Gets notes of what was done.
+
+        Returns:
+            The tensors to load; ``state`` unless a family says otherwise.
+        """
+        return state
 
     @classmethod
     def first_width(cls, config: Any) -> int | None:

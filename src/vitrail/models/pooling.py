@@ -76,6 +76,11 @@ class Pooling(LibraryProtocol):
         heads: Any = getattr(self.config, "num_heads", 1)
         return self.num_features, heads if isinstance(heads, int) else heads[-1]
 
+    @property
+    def reads_class_token(self) -> bool:
+        """Whether the classifier reads class tokens instead of the other tokens."""
+        return self.global_pool == "token"
+
     def build_pool(self) -> AttentionPool | None:
         """Build the freshly initialised attention of ``global_pool="map"``; None for another pooling."""
         if self.global_pool != "map":

@@ -130,5 +130,7 @@ def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         items = typing.get_args(hint)
         plural = _NAMES[items[0]].removeprefix("a ") + "s"
-        return f"a list of {plural}" if items[-1] is Ellipsis else f"a pair of {plural}"
+        if items[-1] is Ellipsis:
+            return f"a list of {plural}"
+        return f"a pair of {plural}" if len(items) == 2 else f"{len(items)} {plural}"
     return "settings" if dataclasses.is_dataclass(hint) else _NAMES.get(hint, _MODULE)

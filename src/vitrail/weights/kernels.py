@@ -135,7 +135,7 @@ class BandRule:
             return mixing, f"kernels repeated in turn{left_out}"
         new = self._checked(self.wavelengths, in_chans, stream, "band_wavelengths")
         source = self.source_wavelengths
-        if source is None and bands == 3 and stream == "image":
+        if source is None and bands == 3 and stream != "spectral":
             source = RGB_NM
         old = self._checked(source, bands, stream, "source_wavelengths")
         if len(set(old)) < bands:
@@ -251,8 +251,8 @@ def fit_input_kernel(
 
     Args:
         key: Its name, for errors.
-        kernel: Shape ``(out, bands, kh, kw)``.
-        wanted: The shape the model has.
+        kernel: Shape ``(out, bands, kh, kw)``; of tubelets ``(out, bands, frames, kh, kw)``.
+        wanted: The shape the model has. A kernel of patches for one of tubelets gets all but its frames.
         role: Position and purpose of the kernel in the model.
         rule: How to make the kernels of other bands; None refuses.
         where: The checkpoint's name, for errors.
@@ -264,6 +264,17 @@ def fit_input_kernel(
     Raises:
         WeightsError: Other bands without a rule, or with one whose wavelengths do not fit.
     """
+    if len(wanted) == 5:
+        patch = torch.Size((*wanted[:2], *wanted[3:]))
+        if kernel.ndim == 4:
+            return fit_input_kernel(key, kernel, patch, role, rule, where, spelling)
+        if kernel.ndim != 5 or kernel.shape[0] != wanted[0] or kernel.shape[2] != wanted[2]:
+            return kernel, ""
+        # Each frame of a tubelet is a kernel of its own.
+        frames = kernel.transpose(1, 2).flatten(0, 1)
+        alone = torch.Size((frames.shape[0], *patch[1:]))
+        frames, how = fit_input_kernel(key, frames, alone, role, rule, where, spelling)
+        return frames.reshape(wanted[0], wanted[2], *frames.shape[1:]).transpose(1, 2), how
     if kernel.ndim != 4 or len(wanted) != 4 or kernel.shape[0] != wanted[0]:
         return kernel, ""
     done: list[str] = []

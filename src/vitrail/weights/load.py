@@ -74,6 +74,10 @@ class Fitting(Protocol):
         """Resample a tensor for ``key``, and describe how; None if impossible."""
         ...
 
+    def adapt_state(self, state: State, report: LoadReport) -> State:
+        """Complete a checkpoint of another kind of model, by our names; others are returned as they are."""
+        ...
+
 
 @runtime_checkable
 class Structured(Protocol):
@@ -199,6 +203,8 @@ def _plan(
     report = LoadReport(source=key_map.source, notes=[*checkpoint.notes, *notes], key=candidate.key)
     report.dropped |= outside(candidate)
     state = apply_map(key_map, candidate.state, report, where)
+    if isinstance(model, Fitting):
+        state = model.adapt_state(state, report)
     own = model.state_dict()
     head = _head_keys(model, {*own, *state})
     if options.new_head and not isinstance(model, Fitting):
@@ -358,7 +364,9 @@ def _adapt(
 ) -> tuple[Tensor, str]:
     role = model.input_kernels.get(key)
     if role is not None:
-        return fit_input_kernel(key, value, target.shape, role, options.rule, where, options.spelling)
+        value, how = fit_input_kernel(key, value, target.shape, role, options.rule, where, options.spelling)
+        fitted = None if value.shape == target.shape else model.fit_tensor(key, value, state, made_for)
+        return (value, how) if fitted is None else (fitted[0], "; ".join(part for part in (how, fitted[1]) if part))
     # Equal in number is not equal in kind: 2 x 8 positions are not 4 x 4, where the settings tell.
     fitted = model.fit_tensor(key, value, state, made_for) if made_for or value.shape != target.shape else None
     if fitted is None or (fitted[0].shape == value.shape and torch.equal(fitted[0], value)):

@@ -22,6 +22,7 @@ from vitrail.layers.modes import in_transform
 from vitrail.layers.patches import PatchEmbed
 from vitrail.layers.shapes import product
 from vitrail.layers.tap import AttentionTap, Consumer, TokenLayout, named_taps
+from vitrail.layers.tubelets import TubeletEmbed
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Tiles
 from vitrail.weights.wrapped import unwrapped
@@ -222,7 +223,7 @@ def first_tiles(model: VisionModel, stream: str) -> Tiles:
     """Return the pixels of each first token of a stream; also for a model without levels."""
     prefix = model.stream_prefixes.get(stream, "")
     for name, module in model.named_modules():
-        if name.startswith(prefix) and isinstance(module, PatchEmbed):
+        if name.startswith(prefix) and isinstance(module, PatchEmbed | TubeletEmbed):
             return Tiles(module.pixel_stride, module.pixel_offset)
     return next(info.tiles for info in model.feature_info if info.name.startswith(prefix))
 

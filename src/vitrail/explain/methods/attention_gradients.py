@@ -39,7 +39,6 @@ from vitrail.explain.methods.relevance import (
     lacks_mean,
     pooling_row,
     propagate,
-    reads_class_token,
 )
 from vitrail.layers.tap import TokenLayout
 from vitrail.models.base import VisionModel
@@ -167,7 +166,7 @@ def _propagate_weighted(
         sources = [features, *(image for image in inputs if image is not None), *weighting.constants]
         gradient = torch.autograd.grad(score, sources, allow_unused=True)[0]
     _check_reached(model, record, weighting.reached)
-    if weighting.scaled and not reads_class_token(model):
+    if weighting.scaled and not model.reads_class_token:
         row = normalize_rows(F.pad(_token_relevance(model, features.detach(), gradient), (model.num_prefix, 0)))
     else:
         row = pooling_row(model, features, record.steps[-1].layout)

@@ -95,7 +95,7 @@ def spectral_regions(
         row = (overlap.flatten() / overlap.sum()).expand(len(image), -1)
         row = row_product(row, cross.weights)
         direct.append(row.view(-1, *keys))
-        propagation, source = Propagation(model.num_prefix), keys
+        propagation, source = Propagation(), keys
         for step in reversed(own):
             row, source = propagation.back(row, step), step.layout.key_grid or source
         traced.append(row.view(-1, *source))

@@ -72,7 +72,7 @@ def propagate(
         averaged: Whether a branch and its residual connection are averaged (rollout) or added (attribution). The sum
             omits the identity: the part that only residual connections propagate.
     """
-    propagation = Propagation(model.num_prefix, averaged)
+    propagation = Propagation(averaged)
     streams = model.stream_prefixes or {model.streams[0].name: ""}
     first = next(iter(streams))
     if not averaged:
@@ -90,7 +90,7 @@ def propagate(
             rows[stream], grids[stream] = propagation.back(rows[stream], step), _grid(step)
     if not averaged:
         own = [step for step in steps if step.layout.kind != "cross" and step.name.startswith(streams[first])]
-        rows[first] = (rows[first] - _identity_part(row, own, model.num_prefix)).clamp_min(0)
+        rows[first] = (rows[first] - _identity_part(row, own)).clamp_min(0)
     tokens = {name: row[:, row.shape[1] - product(grids[name]) :].float() for name, row in rows.items()}
     total = torch.stack([row.sum(dim=1) for row in tokens.values()]).sum(dim=0)
     results = {
@@ -100,19 +100,22 @@ def propagate(
     return dataclasses.replace(results.pop(first), others=results)
 
 
-def _identity_part(row: Tensor, steps: Sequence[CapturedMixing], prefix: int) -> Tensor:
+def _identity_part(row: Tensor, steps: Sequence[CapturedMixing]) -> Tensor:
     """Propagate a row through residual connections and merging alone."""
     fused = 0
     for step in reversed(steps):
         kind = step.layout.kind
         if kind == "merge":
             row = _to_parents(row, step)
+        elif kind == "slices":
+            row = _to_slices(row, step)
         elif kind == "mix":
             fused += 1
         elif kind == "pool" and fused:
             fused -= 1  # a residual connection bypasses the TokenLearner of a fused block
         elif kind == "pool":
-            row = torch.cat([row[:, :prefix], row.new_zeros(row.shape[0], step.weights.shape[-1])], dim=1)
+            prefix = row[:, : row.shape[1] - step.weights.shape[1]]
+            row = torch.cat([prefix, row.new_zeros(row.shape[0], step.weights.shape[-1])], dim=1)
     return row
 
 
@@ -154,16 +157,11 @@ def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tens
     grid = last.query_grid
     count = features.shape[1] if features.ndim == 3 or grid is None else product(grid)
     row = torch.zeros(features.shape[0], count, dtype=torch.float32, device=features.device)
-    if reads_class_token(model):
+    if model.reads_class_token:
         row[:, : model.num_class_tokens] = 1.0 / model.num_class_tokens
     else:
         row[:, model.num_prefix :] = 1.0 / (count - model.num_prefix)
     return row
-
-
-def reads_class_token(model: VisionModel) -> bool:
-    """Return whether the classifier reads class tokens instead of the mean of the other tokens."""
-    return model.global_pool == "token"
 
 
 def _grid(step: CapturedMixing) -> Grid:
@@ -182,12 +180,11 @@ class Propagation:
     """Multiply a row vector by the matrices of layers, last layer first.
 
     Args:
-        prefix: Number of prefix tokens (class token).
         averaged: Whether a branch and its residual connection are averaged, rows scaled to sum to one, or added.
     """
 
-    def __init__(self, prefix: int, averaged: bool = True) -> None:
-        self.prefix, self.averaged = prefix, averaged
+    def __init__(self, averaged: bool = True) -> None:
+        self.averaged = averaged
         self._bypassing: list[Tensor] = []
         self._spread: Tensor | None = None
 
@@ -215,21 +212,37 @@ class Propagation:
             # Stored until the step before it, which mixed the learned tokens.
             self._spread = step.weights
             return row
-        head, rest = row[:, : self.prefix], row[:, self.prefix :]
+        if kind == "slices":
+            return _to_slices(row, step)
+        # Class tokens, which learn no tokens, come first.
         if kind == "mix":
             assert self._spread is not None, "a fuse step follows each mix step"
+            head, rest = _split(row, self._spread.shape[1])
             matrix = self._spread @ step.weights
             residual, mixed = self.split(rest, normalize_rows(matrix) if self.averaged else matrix)
             # The residual connection bypasses the TokenLearner of the block.
             self._bypassing.append(residual)
             return torch.cat([head, mixed], dim=1)
         assert kind == "pool", f"rollout knows no layout of kind {kind}"
+        head, rest = _split(row, step.weights.shape[1])
         rest = row_product(rest, step.weights)
         return torch.cat([head, rest + self._bypassing.pop() if self._bypassing else rest], dim=1)
 
 
 def _sum(parts: tuple[Tensor, Tensor]) -> Tensor:
     return parts[0] + parts[1]
+
+
+def _split(row: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Split off the last ``count`` values of rows."""
+    return row[:, : row.shape[1] - count], row[:, row.shape[1] - count :]
+
+
+def _to_slices(row: Tensor, step: CapturedMixing) -> Tensor:
+    """Propagate from one token for each slice of time to the tokens of the slices: their prefix tokens first."""
+    times, prefix = step.weights.shape[1], step.layout.num_prefix
+    shares = _split(row, times)[1][:, :, None] * step.weights
+    return torch.cat([shares[:, :, :prefix].flatten(1), shares[:, :, prefix:].flatten(1)], dim=1)
 
 
 def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:
