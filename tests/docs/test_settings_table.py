@@ -16,7 +16,11 @@ from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.registry import create_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures" / "README.md"
-FAMILIES = {name: family for name, family in list_families().items() if not is_foreign(family)}
+FAMILIES = {
+    name: family
+    for name, family in list_families().items()
+    if issubclass(family.config, LayerSettings) and not is_foreign(family)
+}
 ALSO = {"pos_drop_rate", "drop_path_rate", "global_pool", "pos_embed"}
 REGISTRIES = {"norm_layer": NORMS, "mlp_layer": MLPS}
 

@@ -4,12 +4,13 @@ The reference implementations ran on weights and inputs drawn by torch's CPU gen
 the outputs, and of a weight or an input the generator, seed, position, shift and scale. Only tensors that are repeated
 bit for bit are replaced; all others stay in the file.
 
-``python -m tests.golden.pack FOLDER/*.safetensors`` reads full files and writes the short ones beside this module.
+``python -m tests.golden.pack FOLDER/*.safetensors`` reads full files and writes the short ones beside this module;
+``--without PREFIX`` leaves out tensors that no test reads, for example ``output.hidden``.
 """
 
+import argparse
 import functools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,11 @@ STREAM = {"state": 1_000_000, "input": 8_000_000}
 TOLERANCE = 1e-4
 
 
-def pack(source, target):
+def pack(source, target, without=()):
     """Write the short form of a golden file; return the names of its weights and inputs that stay as they are."""
     with safe_open(source, "pt") as file:
         metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in file.keys() if not key.startswith(tuple(without))}
     draws = {}
     for name, tensor in tensors.items():
         kind = name.split(".")[0]
@@ -112,6 +113,10 @@ def _numpy_normals(seed):
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        left = pack(path, FOLDER / path.name)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--without", action="append", default=[])
+    parser.add_argument("files", nargs="+", type=Path)
+    arguments = parser.parse_args()
+    for path in arguments.files:
+        left = pack(path, FOLDER / path.name, arguments.without)
         print(f"{path.name}: {path.stat().st_size} -> {(FOLDER / path.name).stat().st_size} bytes; stay: {left}")

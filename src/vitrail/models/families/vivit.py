@@ -115,6 +115,10 @@ class ViViTConfig(LayerSettings):
     inflation: Literal["central_frame", "inflation"] = "central_frame"
     temporal_init: Literal["zero", "copy"] = "zero"
     token_learner: TokenLearnerConfig | None = None
+    absent: ClassVar[Mapping[str, str]] = {
+        "patch_drop_rate": "attention along time and space needs whole slices; use drop_path_rate",
+        "reg_tokens": "no published model of clips has register tokens; a ViT has them",
+    }
 
     def __post_init__(self) -> None:
         """Check what the layers do not check themselves.
