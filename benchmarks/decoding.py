@@ -31,11 +31,11 @@ Read = Callable[[Path, Size], Tensor]
 
 def _to_the_size(file: Path, size: Size) -> Tensor:
     """As vitrail did before: no larger than needed, and crops between two pixels are rounded."""
-    jpeg_draft.FACTOR = 1
+    factor, jpeg_draft.FACTOR = jpeg_draft.FACTOR, 1
     try:
         return resize_picture(decode_picture(file, size=size).planes, size, "crop")
     finally:
-        jpeg_draft.FACTOR = 2
+        jpeg_draft.FACTOR = factor
 
 
 def _opencv(file: Path, size: Size) -> Tensor:
@@ -57,7 +57,7 @@ def readers() -> dict[str, Read]:
     found: dict[str, Read] = {
         FULL: lambda file, size: resize_picture(read_image(file), size, "crop"),
         "Pillow, draft to the size": _to_the_size,
-        "vitrail: draft to twice the size": lambda file, size: read_image(file, size=size),
+        "vitrail": lambda file, size: read_image(file, size=size),
     }
     if importlib.util.find_spec("cv2"):
         found["OpenCV, in full"] = _opencv

@@ -40,7 +40,7 @@ def distance(found, wanted):
 
 
 @pytest.mark.parametrize("how", ["crop", "squash"])
-@pytest.mark.parametrize("target", [(48, 48), (40, 64), (61, 37)])
+@pytest.mark.parametrize("target", [(40, 40), (32, 56), (49, 31)])
 def test_pixels_are_those_of_a_full_decoding(tmp_path, target, how):
     reduced = 0
     for size in SIZES:
@@ -49,7 +49,7 @@ def test_pixels_are_those_of_a_full_decoding(tmp_path, target, how):
         wanted = resize_picture(full, target, how)
         assert distance(read_image(file, size=target, resize=how), wanted) < LIMIT
         reduced += decode_picture(file, size=target).planes.shape != full.shape
-    assert reduced >= 3
+    assert reduced >= 2
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -58,7 +58,7 @@ def test_turned_photographs_keep_their_frame(tmp_path, orientation):
     file = photograph(tmp_path / "photo.jpg", (131, 201), orientation)
     full = read_image(file)
     assert full.shape[1:] == ((131, 201) if orientation < 5 else (201, 131))
-    for target, how in (((24, 24), "crop"), ((20, 32), "crop"), ((32, 20), "squash")):
+    for target, how in (((16, 16), "crop"), ((14, 20), "crop"), ((20, 14), "squash")):
         picture = decode_picture(file, size=target)
         assert picture.reduced is not None
         assert picture.size == full.shape[1:]
@@ -69,7 +69,7 @@ def test_turned_photographs_keep_their_frame(tmp_path, orientation):
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_a_box_between_two_pixels_is_not_rounded(tmp_path, scale):
     file = photograph(tmp_path / "photo.jpg", (scale * 70 + 1, scale * 90 + 3), mode="L")
-    target = (35, 35)
+    target = (20, 20)
     picture = decode_picture(file, "gray", size=target)
     assert picture.reduced.scale == scale
     wanted = resize_picture(read_image(file, "gray"), target, "crop")
@@ -80,9 +80,9 @@ def test_a_box_between_two_pixels_is_not_rounded(tmp_path, scale):
 
 def test_a_large_photograph_is_not_decoded_in_full(tmp_path):
     file = photograph(tmp_path / "photo.jpg", (1200, 1600))
-    assert decode_picture(file, size=(64, 64)).planes.shape[1:] == (150, 200)
+    assert decode_picture(file, size=(64, 64)).planes.shape[1:] == (300, 400)
     assert decode_picture(file, size=(64, 64)).pixels == 1200 * 1600
-    assert decode_picture(file, size=(224, 224)).planes.shape[1:] == (600, 800)
+    assert decode_picture(file, size=(160, 160)).planes.shape[1:] == (600, 800)
     assert decode_picture(file).planes.shape[1:] == (1200, 1600)
 
 

@@ -77,7 +77,7 @@ def _decoding(graph: ExportGraph) -> dict[str, str]:
     if all(own.filter == "bilinear" for own in graph.stored.values()):
         return {}
     return {
-        "jpeg": "in full; at a half, a quarter or an eighth only if at least twice as large as the input of the model",
+        "jpeg": "in full; at a half, a quarter or an eighth only if at least three times as large as the model's input",
         "orientation": "turned as the EXIF tag says",
         "color": "8 bits a band, without a color profile, in the order of the bands",
     }

@@ -30,7 +30,7 @@ before the call, or load the folder with `vitrail.engines.load_export`, which re
 """
 _DECODING = """ Decode JPEG files in full and turn them as their EXIF tag says;
 Pillow, OpenCV (whose order of colors is blue, green, red) and simplejpeg then give the pixels of `vitrail predict`, up
-to half a level of 255 on average."""
+to a quarter of a level of 255 on average."""
 
 
 def readme(facts: Mapping[str, Any]) -> str:
