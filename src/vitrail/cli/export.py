@@ -92,8 +92,23 @@ def _export(arguments: Namespace, budget: float) -> int:
     print(_tables(exported, arguments.agreement))
     record = exported.export.record
     print(f"{record['engine']} {record['precision']} written to {exported.export.folder}")
+    if (slower := _slower(exported)) is not None:
+        print(slower)
     print_next(["vitrail", "predict", out, "IMAGES"])
     return 0
+
+
+def _slower(exported: Exported) -> str | None:
+    """Say that a forced engine is slower than the run, beyond the noise of speeds."""
+    from vitrail.deploy.export.choice import LEAST_GAIN
+    from vitrail.deploy.export.measure import EAGER
+
+    chosen = next(result.name for result in exported.results if result.chosen)
+    own, eager = exported.measured[chosen], exported.measured[EAGER]
+    if not own.slower_than(eager, LEAST_GAIN):
+        return None
+    speeds = f"{own.images_per_second:.1f} images/s against {eager.images_per_second:.1f}"
+    return f"slower than the run itself: {speeds}; --format auto looks for a faster engine"
 
 
 def _tables(exported: Exported, agreement: float) -> str:
@@ -114,6 +129,11 @@ def _tables(exported: Exported, agreement: float) -> str:
     lines = [format_table(header, rows, right=range(1, 8)), "", format_table(*gate_table(exported.results), right=(1,))]
     if any("fp32" not in result.name for result in exported.results):
         lines += ["", f"power of the gate: {power_text(exported.gate_images, agreement)}"]
+    lines += (
+        ["", format_table(*exported.final.lines(), right=(1,))]
+        if exported.final
+        else ["", "the run has no test images"]
+    )
     if exported.known:
         lines.append(f"{exported.known} of --images are left out: the run was made from them")
     return "\n".join(lines)

@@ -153,6 +153,24 @@ class FileReader:
         raster = self._open_raster(path)
         return PHYSICAL if raster.scale is not None else raster.values.dtype.name
 
+    def read_stored(self, path: Path) -> npt.NDArray[Any]:
+        """Read a file in full and in its own units, as other programs do.
+
+        Args:
+            path: The file.
+
+        Returns:
+            Shape ``(C, H, W)``; float32 with NaN where there is no data, else of the stored type.
+        """
+        if self._is_raster(path):
+            values, invalid, _ = self._raster(path, (1, 1))
+        else:
+            picture = self._picture(path, str(path), None)
+            values, invalid = picture.planes.numpy(), _by_band(picture.invalid, len(picture.planes))
+        if invalid is not None:
+            values = np.where(invalid, np.float32(np.nan), values.astype(np.float32))
+        return values if values.dtype != np.float64 else values.astype(np.float32)
+
     @property
     def _of_pictures(self) -> ValueRule:
         """Return the rule for pictures: among rasters they keep their own range, 8 bits."""

@@ -33,6 +33,7 @@ class Candidate:
         criterion: "equality" (fp32), "agreement" (reduced precision) or "drop" (a changed computation).
         images_per_second: Measured speed; None if it could not be built or run.
         failure: Why it could not be built or run.
+        slower: Whether it is slower than the run in eager mode, so that it must not be chosen.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Candidate:
     criterion: Criterion
     images_per_second: float | None
     failure: str = ""
+    slower: bool = False
 
 
 def choose(candidates: Sequence[Candidate], judge: Callable[[Candidate], Verdict]) -> list[Result]:
@@ -53,12 +55,15 @@ def choose(candidates: Sequence[Candidate], judge: Callable[[Candidate], Verdict
     - one that is not faster by :data:`LEAST_GAIN` than a safer candidate that passed, which it could not replace,
     - one whose engine computes something else in fp32 already.
 
+    One that is slower than the run is not chosen.
+
     Args:
         candidates: From the safest to the riskiest; fp32 in any order.
         judge: Judges a candidate on the gate images; called for tested candidates only.
 
     Returns:
-        Results in the order of the candidates. At most one is chosen; none if no candidate passes.
+        Results in the order of the candidates. At most one is chosen; none if no candidate passes, or
+        all are slower.
 
     Raises:
         ConfigError: A name is repeated, or a speed is missing without a failure.
@@ -85,7 +90,7 @@ def choose(candidates: Sequence[Candidate], judge: Callable[[Candidate], Verdict
                 passed.append(c)
             else:
                 refused = c
-    chosen = max(passed, key=_speed, default=None)
+    chosen = max((c for c in passed if not c.slower), key=_speed, default=None)
     return [Result(c.name, c.images_per_second, c is chosen, verdicts[c.name]) for c in candidates]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from vitrail.data.dataset import ImageData
 from vitrail.deploy.export.artefact import check_out, describe_model, new_export, write_check, write_record
 from vitrail.deploy.export.calibrate import Quantizer
 from vitrail.deploy.export.candidates import AUTO, Built, Variant, build_candidates, list_variants
-from vitrail.deploy.export.choice import Candidate, choose
+from vitrail.deploy.export.choice import LEAST_GAIN, Candidate, choose
 from vitrail.deploy.export.convert import trace
 from vitrail.deploy.export.decisions import Decisions, Floats, fit_decisions
-from vitrail.deploy.export.gate import GateImages, Limits, Outputs, judge
+from vitrail.deploy.export.final_table import FinalTable, compare_on_test
+from vitrail.deploy.export.gate import GateImages, Limits, Outputs, judge, judge_photographs
 from vitrail.deploy.export.gate_images import (
     Selection,
     embed,
@@ -29,12 +30,13 @@ from vitrail.deploy.export.gate_images import (
     original_outputs,
     pixel_types,
     select_gate_images,
+    spread_files,
 )
 from vitrail.deploy.export.graph import INCLUDE, ExportGraph
 from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
 from vitrail.deploy.export.quantize import QuantizeSettings
 from vitrail.deploy.export.stored import as_photographs, stored_pixels
-from vitrail.deploy.export.verdict import Result
+from vitrail.deploy.export.verdict import Result, Verdict
 from vitrail.deploy.exported import heatmap_of, to_inputs
 from vitrail.engines.load import Export, load_export
 from vitrail.engines.openvino import INT8
@@ -46,6 +48,8 @@ from vitrail.runs.images import open_images
 from vitrail.runs.trained import TrainedModel, load_classifier
 
 _CHECK_IMAGES = 4
+# Image files on which fp32 candidates are compared as another program runs them, at most.
+_PHOTOGRAPHS = 100
 # Training images of the out-of-distribution reference, at most.
 _REFERENCE_IMAGES = 2000
 # Shares of the budget for the timed calls, and for quantisation.
@@ -60,6 +64,7 @@ class Exported:
         export: The loaded export.
         results: Verdict of the gate about each candidate.
         measured: Measurements by candidate, and of the run in eager mode.
+        final: Comparison of the written export with the run on its test images; None where it has none.
         gate_images: Number of gate images.
         known: Further images that were left out, because the run was made from them.
     """
@@ -67,6 +72,7 @@ class Exported:
     export: Export
     results: list[Result]
     measured: dict[str, Measured]
+    final: FinalTable | None
     gate_images: int
     known: int
 
@@ -145,11 +151,11 @@ def export(
         built = build(program, graph, variants, Path(work))
         measured = _measure(built, trained, first, budget * _TIMED, threads, report)
         report(f"compare with the run on {len(original.targets):,} images")
-        results = _choose(built, measured, original, selected, graph, limits or Limits())
+        slower = _slower_than_run(measured) if format == AUTO else set()
+        results = _choose(built, measured, original, selected, graph, limits or Limits(), slower)
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
         if chosen is None:
-            reasons = "; ".join(f"{result.name}: {result.verdict.reason}" for result in results)
-            raise RunError(f"no candidate may be written for {run}: {reasons}")
+            raise RunError(_none_chosen(run, results, measured))
         if fit is not None and chosen.variant.precision != "fp32":
             name = chosen.variant.name
             report(f"fit the decisions on the outputs of {name}")
@@ -164,9 +170,11 @@ def export(
                     f"{name} with decisions of its own cannot be built for {run}: {chosen.failure}; export with "
                     "--precision fp32"
                 )
+        final = _compare_on_test(chosen, trained, own, graph, report)
         more = {"quantisation": quantizer.describe()} if chosen.variant.precision == INT8 else {}
+        more["test"] = None if final is None else final.to_json()
         _write(folder, chosen, graph, first, results, measured, threads, more)
-    return Exported(load_export(out, threads), results, measured, len(original.targets), known)
+    return Exported(load_export(out, threads), results, measured, final, len(original.targets), known)
 
 
 def _decision_fitter(
@@ -188,6 +196,26 @@ def _decision_fitter(
         train = embed(trained, own, own.evenly_spaced("train", _REFERENCE_IMAGES))
     embeddings, targets = embed(trained, own, first.indices)
     return lambda logits: fit_decisions(logits[: len(first.indices)], targets, embeddings, train)
+
+
+def _slower_than_run(measured: Mapping[str, Measured]) -> set[str]:
+    """Find the candidates that are slower than the run in eager mode, beyond the noise of speeds."""
+    return {name for name, own in measured.items() if own.slower_than(measured[EAGER], LEAST_GAIN)}
+
+
+def _none_chosen(run: RunFolder, results: Sequence[Result], measured: Mapping[str, Measured]) -> str:
+    """Describe why nothing is written, with a remedy where candidates are only too slow."""
+    passed = [result for result in results if result.verdict.status == "passed"]
+    if not passed:
+        reasons = "; ".join(f"{result.name}: {result.verdict.reason}" for result in results)
+        return f"no candidate may be written for {run}: {reasons}"
+    eager = measured[EAGER].images_per_second
+    best = max(passed, key=lambda result: result.images_per_second or 0.0)
+    return (
+        f"every candidate is slower than the run itself ({eager:.1f} images/s): the fastest, {best.name}, runs "
+        f"{best.images_per_second:.1f}; predict with {run}, or write it all the same with --format "
+        f"{best.name.split()[0]}"
+    )
 
 
 def _measure(
@@ -216,16 +244,25 @@ def _measure(
 
 def _choose(
     built: Sequence[Built], measured: dict[str, Measured], original: GateImages, selected: Sequence[Selection],
-    graph: ExportGraph, limits: Limits,
+    graph: ExportGraph, limits: Limits, slower: Set[str],
 ) -> list[Result]:  # fmt: skip
     by_name = {one.variant.name: one for one in built}
     names = ["embedding"] * ("embedding" in graph.include)
     heatmaps = {name: heatmap_of(name) for name in graph.card.streams} if "heatmap" in graph.include else {}
+    files, rows = spread_files(selected, _PHOTOGRAPHS) if graph.stored else ([], [])
 
-    def outputs_of(candidate: Candidate) -> Outputs:
-        found = export_outputs(by_name[candidate.name].export, selected, [*names, *heatmaps.values()])
+    def judge_one(candidate: Candidate) -> Verdict:
+        export = by_name[candidate.name].export
+        equality = candidate.criterion == "equality"
+        found = export_outputs(export, selected, [*names, *heatmaps.values()], None if equality else graph.stored)
         maps = {stream: found[name] for stream, name in heatmaps.items()}
-        return Outputs(found["logits"], found.get("embedding"), maps)
+        outputs = Outputs(found["logits"], found.get("embedding"), maps)
+        verdict = judge(original, outputs, candidate.criterion, limits)
+        if not (equality and rows and verdict.status == "passed"):
+            return verdict
+        return judge_photographs(
+            original, rows, export_outputs(export, files, [], graph.stored)["logits"], verdict, limits
+        )
 
     candidates = [
         Candidate(
@@ -234,13 +271,23 @@ def _choose(
             one.variant.criterion,
             measured[name].images_per_second if name in measured else None,
             one.failure,
+            name in slower,
         )
         for name, one in by_name.items()
     ]
-    return choose(
-        candidates,
-        lambda candidate: judge(original, outputs_of(candidate), candidate.criterion, limits),
-    )
+    return choose(candidates, judge_one)
+
+
+def _compare_on_test(
+    chosen: Built, trained: TrainedModel, own: ImageData, graph: ExportGraph, report: Callable[[str], None]
+) -> FinalTable | None:
+    """Compare the chosen candidate with the run on test images, which have no part in any choice; None without any."""
+    if not own.splits.get("test"):
+        return None
+    selected = [Selection(own, own.splits["test"], labelled=True)]
+    report(f"compare with the run on {len(selected[0].indices):,} test images")
+    original = original_outputs(trained, selected, ())
+    return compare_on_test(original, Outputs(export_outputs(chosen.export, selected, [], graph.stored)["logits"]))
 
 
 def _write(

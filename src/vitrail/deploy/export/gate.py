@@ -7,7 +7,7 @@ because images are few: the verdict then gives the number of missing images.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,9 +17,9 @@ from scipy.stats import rankdata
 
 from vitrail.bootstrap import Bootstrap, Doubles
 from vitrail.deploy.export.bounds import LEVEL, agreement_bound, agreement_limit, drop_bound, images_needed, shows_drop
-from vitrail.deploy.export.verdict import Similarity, Verdict, percent, percent_at_least, percent_at_most
+from vitrail.deploy.export.mean_precision import mean_precisions
+from vitrail.deploy.export.verdict import Photographs, Similarity, Verdict, percent, percent_at_least, percent_at_most
 from vitrail.errors import ConfigError, DataError
-from vitrail.evaluate.bootstrap_measures import Ranker
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -39,6 +39,8 @@ class Limits:
         tolerance: Largest difference of outputs that count as equal, relative to the original's largest value.
         heatmap_correlation: Spearman correlation above which heatmaps of an image count as alike.
         embedding_cosine: Cosine above which embeddings of an image count as alike.
+        photographs: Largest median difference of logits, relative to their largest value, on image files that another
+            program decodes. Photographs of leaves and insects: at most 0.002, and 0.1 or more where they are squashed.
         alike: Least share of images whose heatmaps, or embeddings, are alike.
         level: Confidence level of each bound.
 
@@ -51,6 +53,7 @@ class Limits:
     tolerance: float = 1e-4
     heatmap_correlation: float = 0.9
     embedding_cosine: float = 0.98
+    photographs: float = 0.02
     alike: float = 0.95
     level: float = LEVEL
 
@@ -167,6 +170,39 @@ def judge(
     return dataclasses.replace(verdict, status="passed", reason=_evidence(verdict, limits, criterion))
 
 
+def judge_photographs(
+    gate: GateImages, rows: Sequence[int], logits: Floats, verdict: Verdict, limits: Limits
+) -> Verdict:
+    """Compare an fp32 candidate that passed with the original on image files, decoded in full by another program.
+
+    Decoders and the resize in the graph differ by fractions of a level, so that logits are close but not equal, and
+    near ties may be decided otherwise: the candidate is refused where the agreement is shown to be below the limit, or
+    logits are typically away. A mistaken crop, order of bands, range or normalisation moves those of most images.
+
+    Args:
+        gate: Gate images.
+        rows: Which of them are compared.
+        logits: The candidate's logits for them.
+        verdict: The candidate's verdict.
+        limits: Limits.
+    """
+    original = gate.original.logits[list(rows)]
+    misses = int((gate.decisions(original) != gate.decisions(logits)).sum(axis=0).max())
+    scale = float(np.abs(gate.original.logits).max(initial=0)) or 1.0
+    away = float(np.median(np.abs(original.astype(np.float64) - logits).max(axis=1))) / scale
+    found = dataclasses.replace(verdict, photographs=Photographs(len(rows), misses, away))
+    of = f"{len(rows):,} image files, decoded in full"
+    if not away <= limits.photographs:
+        reason = (
+            f"logits typically differ by {away:.1e} of their scale on {of}, at most {limits.photographs:g} is alike"
+        )
+    elif agreement_limit(len(rows), misses, limits.level) < limits.agreement:
+        reason = f"decisions agree for {len(rows) - misses:,} of {of}, {percent(limits.agreement)} is asked"
+    else:
+        return dataclasses.replace(found, reason=f"{verdict.reason}; {len(rows) - misses:,} of {of}")
+    return dataclasses.replace(found, status="refused", reason=reason)
+
+
 def _check_outputs(original: Outputs, outputs: Outputs) -> None:
     if not np.isfinite(original.logits).all():
         raise DataError("some logits of the original model are infinite or NaN; check the run")
@@ -216,27 +252,16 @@ def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Ve
 
 
 def _precision_drop(gate: GateImages, outputs: Outputs, level: float) -> dict[str, float | None]:
-    """Compute the drop of the mean average precision, over labels with positives, and its bootstrap bound."""
+    """Compute the drop of the mean average precision, and its bootstrap bound."""
     labelled = gate.labelled
     targets = gate.targets[labelled] > 0
-    labels = np.flatnonzero(targets.any(axis=0))
-    if len(labels) == 0:
-        return {}
-    pairs = [
-        [Ranker(targets[:, k], x.logits[labelled][:, k].astype(np.float64)) for x in (gate.original, outputs)]
-        for k in labels
-    ]
-
-    def drops(weights: npt.NDArray[np.float32]) -> Doubles:
-        with np.errstate(invalid="ignore"):
-            each = np.stack([first(weights)[1] - second(weights)[1] for first, second in pairs])
-        present = np.isfinite(each)
-        total: Doubles = np.where(present, each, 0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
-        return total
-
-    value = float(drops(np.ones((len(targets), 1), np.float32))[0])
     bootstrap = Bootstrap(len(targets), confidence=2 * level - 1)  # its upper end has the one-sided level
-    interval = bootstrap.interval(np.concatenate([drops(weights) for weights in bootstrap.weights()]))
+    found = mean_precisions(targets, [x.logits[labelled] for x in (gate.original, outputs)], bootstrap)
+    if found is None:
+        return {}
+    (first, second), resampled = found
+    interval = bootstrap.interval(resampled[0] - resampled[1])
+    value = float(first - second)
     return {"precision_drop": value, "precision_drop_high": value if interval is None else interval[1]}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ import torch
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.deploy.export.gate import UNLABELLED, GateImages, Outputs
+from vitrail.deploy.export.photographs import file_source, run_photographs
+from vitrail.deploy.export.stored import StoredPixels
 from vitrail.deploy.exported import to_inputs
 from vitrail.deploy.images import open_files
 from vitrail.engines.base import Arrays
@@ -106,21 +108,45 @@ def trained_shape(trained: TrainedModel) -> tuple[int, ...]:
     return (len(trained.card.classes),) if trained.card.multi_label else ()
 
 
-def export_outputs(export: Export, selected: Sequence[Selection], names: Sequence[str]) -> Arrays:
+def export_outputs(
+    export: Export,
+    selected: Sequence[Selection],
+    names: Sequence[str],
+    stored: Mapping[str, StoredPixels] | None = None,
+) -> Arrays:
     """Compute the logits and other outputs of an export for the gate images.
 
     Args:
         export: The export.
         selected: The gate images.
         names: Names of the other outputs.
+        stored: How photographs are stored: those in files are then decoded in full and given at their own size, as by
+            another program. By default all are given at the model's size, as the pipeline resizes them.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("logits", *names)}
     for own in selected:
-        for batch in own.batches():
-            outputs = export.run(to_inputs(export.record, batch))
+        source = file_source(own.images)
+        if stored and source is not None:
+            batches = run_photographs(export, source, stored, own.indices)
+        else:
+            batches = (export.run(to_inputs(export.record, batch)) for batch in own.batches())
+        for outputs in batches:
             for name, rows in parts.items():
                 rows.append(outputs[name])
     return {name: np.concatenate(rows) for name, rows in parts.items()}
+
+
+def spread_files(selected: Sequence[Selection], most: int) -> tuple[list[Selection], list[int]]:
+    """Select images in files, evenly spaced; also return their rows among all images."""
+    spread, rows, start = [], [], 0
+    total = sum(len(own.indices) for own in selected if file_source(own.images) is not None)
+    step = max(1, -(-total // most))
+    for own in selected:
+        if file_source(own.images) is not None:
+            spread.append(Selection(own.images, own.indices[::step], own.labelled))
+            rows += range(start, start + len(own.indices), step)
+        start += len(own.indices)
+    return spread, rows
 
 
 def embed(trained: TrainedModel, images: ImageData, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -37,12 +37,14 @@ class Speed:
         calls: Number of calls.
         p50: Median seconds of a call.
         p99: 99th percentile; with fewer than 100 calls the longest.
+        best: Seconds of the fastest call, which other work on the machine has slowed down least.
     """
 
     batch: int
     calls: int
     p50: float
     p99: float
+    best: float
 
     @property
     def images_per_second(self) -> float:
@@ -71,7 +73,7 @@ def time_alternately(steps: Mapping[str, Step], batch: int, seconds: float) -> d
             steps[name]()
             times[name].append(time.perf_counter() - start)
     return {
-        name: Speed(batch, len(own), statistics.median(own), float(np.quantile(own, 0.99, method="higher")))
+        name: Speed(batch, len(own), statistics.median(own), float(np.quantile(own, 0.99, method="higher")), min(own))
         for name, own in times.items()
     }
 
@@ -99,6 +101,11 @@ class Measured:
     def images_per_second(self) -> float:
         """Images per second at the largest batch."""
         return self.speeds[-1].images_per_second
+
+    def slower_than(self, other: Measured, factor: float) -> bool:
+        """Test whether both the median and the fastest call of the largest batch take longer by a factor."""
+        own, its = self.speeds[-1], other.speeds[-1]
+        return own.p50 > factor * its.p50 and own.best > factor * its.best
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain values."""

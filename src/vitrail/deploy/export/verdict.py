@@ -37,6 +37,21 @@ class Similarity:
 
 
 @dataclass(frozen=True)
+class Photographs:
+    """Comparison of an fp32 candidate with the run on image files that are decoded in full and resized in the graph.
+
+    Attributes:
+        images: Number of images.
+        misses: Images with another decision than the original's.
+        difference: Median over the images of the largest difference of logits, relative to the original's largest one.
+    """
+
+    images: int
+    misses: int
+    difference: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Verdict of the gate about a candidate; numbers are None where they were not measured.
 
@@ -59,6 +74,7 @@ class Verdict:
         precision_drop_high: Its upper bound, by the bootstrap.
         logit_difference: Largest difference of logits, relative to the original's largest one.
         similarities: Of the embedding and the heatmaps.
+        photographs: Of fp32 candidates, whose other numbers come from pixels at the model's size; None without files.
     """
 
     status: Status
@@ -79,6 +95,7 @@ class Verdict:
     precision_drop_high: float | None = None
     logit_difference: float | None = None
     similarities: tuple[Similarity, ...] = ()
+    photographs: Photographs | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +119,7 @@ class Result:
         plain = dataclasses.asdict(self)
         verdict = plain["verdict"]
         verdict["similarities"] = list(verdict["similarities"])
-        for record in (verdict, *verdict["similarities"]):
+        for record in (verdict, *verdict["similarities"], verdict["photographs"] or {}):
             record.update({k: None for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)})
         return plain
 
