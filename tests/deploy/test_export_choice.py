@@ -10,6 +10,7 @@ from scipy.stats import norm
 from tests.tiers import fast_first
 from vitrail.deploy.export.bounds import misses_allowed
 from vitrail.deploy.export.choice import LEAST_GAIN, Candidate, choose
+from vitrail.deploy.export.measure import Measured, Speed
 from vitrail.deploy.export.verdict import Verdict
 from vitrail.errors import ConfigError
 
@@ -155,3 +156,20 @@ def test_no_candidates_and_mistaken_ones():
         choose([ONNX, ONNX], _verdict)
     with pytest.raises(ConfigError, match="has no speed"):
         choose([replace(ONNX, images_per_second=None)], _verdict)
+
+
+def test_a_candidate_that_is_slower_than_the_run_is_not_chosen():
+    candidates = [replace(FP32, slower=True), replace(ONNX, images_per_second=15.0), BF16]
+    tested, _, chosen = _choose(candidates)
+    assert tested == [c.name for c in candidates]
+    assert chosen == "openvino bf16"
+    assert _choose(candidates, refused=["openvino bf16"])[2] == "onnx fp32"
+    assert _choose([replace(c, slower=True) for c in ALL])[2] is None
+
+
+@pytest.mark.parametrize(
+    ("p50", "best", "slower"), [(1.1, 1.1, True), (1.1, 1.0, False), (1.0, 1.1, False), (1.02, 1.02, False)]
+)
+def test_slower_than_the_run_is_beyond_noise(p50, best, slower):
+    run, own = (Measured((Speed(8, 9, *times),), None, None, "fp32", {}) for times in ((1, 2, 1), (p50, 3, best)))
+    assert own.slower_than(run, LEAST_GAIN) == slower

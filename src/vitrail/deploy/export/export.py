@@ -171,8 +171,9 @@ def export(
                     "--precision fp32"
                 )
         final = _compare_on_test(chosen, trained, own, graph, report)
-        more = {"quantisation": quantizer.describe()} if chosen.variant.precision == INT8 else {}
-        more["test"] = None if final is None else final.to_json()
+        more: dict[str, Any] = {"test": None if final is None else final.to_json()}
+        if chosen.variant.precision == INT8:
+            more["quantisation"] = quantizer.describe()
         _write(folder, chosen, graph, first, results, measured, threads, more)
     return Exported(load_export(out, threads), results, measured, final, len(original.targets), known)
 

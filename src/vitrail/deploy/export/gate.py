@@ -230,6 +230,7 @@ def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Ve
     counts = {(int(a), int(b)) for a, b in zip(losses, gains, strict=True)}
     allowed = (1 - limits.agreement) * n + 1e-9
     bound, lost, gained = max((drop_bound(known, a, b, level), a, b) for a, b in counts)
+    precision = _precision_drop(gate, outputs, level) if gate.multi_label and known > 1 else None
     return Verdict(
         "refused",
         "",
@@ -245,24 +246,25 @@ def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Ve
         gains=gained,
         drop=(lost - gained) / known if known else None,
         drop_high=bound if known else None,
-        **(_precision_drop(gate, outputs, level) if gate.multi_label and known > 1 else {}),
+        precision_drop=None if precision is None else precision[0],
+        precision_drop_high=None if precision is None else precision[1],
         logit_difference=_difference(gate.original.logits, outputs.logits),
         similarities=_similarities(gate.original, outputs, limits),
     )
 
 
-def _precision_drop(gate: GateImages, outputs: Outputs, level: float) -> dict[str, float | None]:
+def _precision_drop(gate: GateImages, outputs: Outputs, level: float) -> tuple[float, float] | None:
     """Compute the drop of the mean average precision, and its bootstrap bound."""
     labelled = gate.labelled
     targets = gate.targets[labelled] > 0
     bootstrap = Bootstrap(len(targets), confidence=2 * level - 1)  # its upper end has the one-sided level
     found = mean_precisions(targets, [x.logits[labelled] for x in (gate.original, outputs)], bootstrap)
     if found is None:
-        return {}
+        return None
     (first, second), resampled = found
     interval = bootstrap.interval(resampled[0] - resampled[1])
     value = float(first - second)
-    return {"precision_drop": value, "precision_drop_high": value if interval is None else interval[1]}
+    return value, value if interval is None else interval[1]
 
 
 def _difference(one: Floats, other: Floats) -> float:

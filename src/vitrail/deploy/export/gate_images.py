@@ -138,7 +138,9 @@ def export_outputs(
 
 def spread_files(selected: Sequence[Selection], most: int) -> tuple[list[Selection], list[int]]:
     """Select images in files, evenly spaced; also return their rows among all images."""
-    spread, rows, start = [], [], 0
+    spread: list[Selection] = []
+    rows: list[int] = []
+    start = 0
     total = sum(len(own.indices) for own in selected if file_source(own.images) is not None)
     step = max(1, -(-total // most))
     for own in selected:

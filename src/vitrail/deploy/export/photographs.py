@@ -10,10 +10,9 @@ import numpy.typing as npt
 import torch
 
 from vitrail.data.dataset import ImageData
-from vitrail.data.file_reader import FileReader
 from vitrail.data.sources.base import unwrap_source
 from vitrail.data.sources.files import FileSource
-from vitrail.deploy.export.stored import StoredPixels
+from vitrail.deploy.export.stored import StoredPixels, origin_of
 from vitrail.engines.base import Arrays
 from vitrail.engines.load import Export
 from vitrail.errors import DataError
@@ -26,12 +25,6 @@ def file_source(images: ImageData) -> FileSource | None:
     """Return the source of images that lie in files; None for arrays."""
     source = unwrap_source(images.source)
     return source if isinstance(source, FileSource) else None
-
-
-def origin_of(wanted: Sequence[str], stream: str, readers: Mapping[str, FileReader]) -> str | None:
-    """Find the files that hold the bands of a stream: its own, or those of another stream."""
-    names = [name for name in (stream, *readers) if name in readers]
-    return next((name for name in names if set(wanted) <= set(readers[name].bands)), None)
 
 
 def read_photographs(source: FileSource, stored: Mapping[str, StoredPixels], index: int) -> Arrays:

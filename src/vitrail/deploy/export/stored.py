@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,16 +67,20 @@ def stored_pixels(card: ModelCard, data: DataConfig, images: ImageData) -> tuple
     found: dict[str, StoredPixels] = {}
     for name in names:
         wanted = card.streams[name].bands
-        origin = next(
-            (key for key in (name, *readers) if key in readers and set(wanted) <= set(readers[key].bands)), ""
-        )
-        if not origin:
+        origin = origin_of(wanted, name, readers)
+        if origin is None:
             return {}, f"no single file holds the bands {', '.join(wanted)}"
         own = _of_reader(card, images, name, readers[origin], origin)
         if isinstance(own, str):
             return {}, own
         found[name] = own
     return found, ""
+
+
+def origin_of(wanted: Sequence[str], stream: str, readers: Mapping[str, FileReader]) -> str | None:
+    """Find the files that hold the bands of a stream: its own, or those of another stream."""
+    names = [name for name in (stream, *readers) if name in readers]
+    return next((name for name in names if set(wanted) <= set(readers[name].bands)), None)
 
 
 def _of_reader(card: ModelCard, images: ImageData, name: str, reader: FileReader, origin: str) -> StoredPixels | str:
