@@ -19,7 +19,7 @@ from vitrail.data import open_data
 from vitrail.data.images import read_image
 from vitrail.deploy.exported import load_exported, to_inputs
 from vitrail.engines import Export, load_export
-from vitrail.engines.load import ENGINES
+from vitrail.engines.load import ENGINES, sealed
 from vitrail.errors import RunError, ShapeError
 from vitrail.runs import load_trained
 
@@ -177,7 +177,7 @@ def test_a_changed_export_is_refused(exported, tmp_path, capsys):
         changed = {name: values + (0.01 if name == "output.resized.logits" else 0) for name, values in arrays.items()}
     np.savez(check, **changed)
     record["files"].pop("check.npz")
-    (folder / "1" / "export.json").write_text(json.dumps(record))
+    (folder / "1" / "export.json").write_text(json.dumps(sealed(record)))
     with pytest.raises(RunError, match="output logits differs by"):
         load_export(folder)
     assert main(["export", "--check", str(folder)]) == 1

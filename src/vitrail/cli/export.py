@@ -145,6 +145,6 @@ def _check(folder: str, threads: int | None) -> int:
     export = load_export(folder, threads, check=False)
     differences = export.check()
     for name, value in differences.items():
-        print(f"{name}: differs by {value:.2g} of its scale")
-    print(f"{export.folder}: as recorded (bound {export.record['check']['bound']:g})")
+        print(f"{name}: differs by {value:.2g} of its scale (bound {export.record['check']['bounds'][name]:.2g})")
+    print(f"{export.folder}: as recorded")
     return 0

@@ -42,6 +42,7 @@ class FileReader:
         band_pattern: Finds the band in the name of a file, where bands lie in files of their own (data.bands.files).
         stack: The rule by which such files are one image, found in the files; a path stands for the image that the
             file is a band of.
+        in_full: Decode JPEG files in full, however large.
     """
 
     bands: tuple[str, ...]
@@ -56,6 +57,7 @@ class FileReader:
     max_pixels: int | None = None
     band_pattern: str | None = None
     stack: BandFiles | None = None
+    in_full: bool = False
 
     def files(self, path: Path) -> list[Path]:
         """List the files of an image: one, or one for each band."""
@@ -202,7 +204,7 @@ class FileReader:
 
     def _picture(self, file: Path | bytes, name: str, size: tuple[int, int] | None) -> Picture:
         # Means of pixels with and without data, or beyond a stated range, are of neither kind.
-        if self.rule.no_data or self._of_pictures.stated(len(self.bands)) is not None:
+        if self.in_full or self.rule.no_data or self._of_pictures.stated(len(self.bands)) is not None:
             size = None
         if self.stack is not None and isinstance(file, Path):
             return stack_pictures(self.stack.files(file), lambda band: self._decode(band, str(band), "gray", None))

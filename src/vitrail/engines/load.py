@@ -23,6 +23,8 @@ FORMAT = 1
 
 # Engine -> the file that it opens.
 ENGINES = {"openvino": "model.xml", "onnx": "model.onnx", "torch": "model.pt2"}
+# Key of the record's own digest.
+SEAL = "sha256"
 # Prefixes of arrays in check.npz: of inputs, and of the outputs of each entry.
 INPUT, OUTPUT = "input.", "output."
 
@@ -68,6 +70,13 @@ def digest(file: Path) -> str:
     """Return the SHA-256 of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with the SHA-256 of all its other values, by which edits are found."""
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return {**rest, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 @dataclass(frozen=True)
@@ -140,12 +149,12 @@ class Export:
                     continue  # a step function of other outputs
                 value = difference(values, recorded)
                 differences[name] = value if name not in differences else max(value, differences[name])
-        bound = self.record["check"]["bound"]
         for name, value in differences.items():
+            bound = self.record["check"]["bounds"][name]
             if not value <= bound:
                 raise RunError(
                     f"{self.folder}: output {name} differs by {value:.2g} of its scale from the recorded one (bound "
-                    f"{bound:g}); this processor or version computes otherwise: export again on it"
+                    f"{bound:.2g}); this processor or version computes otherwise: export again on it"
                 )
         return differences
 
@@ -181,7 +190,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Read export.json.
 
     Raises:
-        RunError: It is damaged, or of another version.
+        RunError: It is damaged, edited, or of another version.
     """
     file = folder / RECORD_FILE
     try:
@@ -191,6 +200,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
         raise RunError(f"{file} has the layout {found!r} and this version reads {FORMAT}; export again")
+    if sealed(record)[SEAL] != record.get(SEAL):
+        raise RunError(f"{file} was edited (its SHA-256 differs); restore it, or export again")
     return dict(record)
 
 

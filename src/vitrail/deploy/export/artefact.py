@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,23 @@ from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.readme import readme
 from vitrail.deploy.exported import READING
 from vitrail.engines.base import Arrays
-from vitrail.engines.load import CHECK_FILE, FORMAT, INPUT, OUTPUT, RECORD_FILE, VERSION_FOLDER, Export, digest
+from vitrail.engines.load import (
+    CHECK_FILE,
+    FORMAT,
+    INPUT,
+    OUTPUT,
+    RECORD_FILE,
+    VERSION_FOLDER,
+    Export,
+    difference,
+    digest,
+    sealed,
+)
 from vitrail.errors import ConfigError, RunError
 from vitrail.files import write_json, write_text
 from vitrail.outputs import is_output_folder
 
 README_FILE = "README.md"
-# Largest difference of outputs on another processor, as a share of their scale, by precision.
-BOUNDS = {"fp32": 1e-3, "bf16": 5e-2, "int8": 0.1}
 # Outputs that jump where others, which are checked, pass a threshold.
 _STEPS = ("set", "ood_p_value")
 
@@ -123,20 +133,48 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"{final} holds files that are no export; choose another --out")
 
 
-def write_check(folder: Path, export: Export, batches: Mapping[str, Arrays]) -> None:
+def write_check(
+    folder: Path, export: Export, batches: Mapping[str, Arrays], run: Callable[[Arrays], Arrays]
+) -> dict[str, float]:
     """Write the check images and their outputs.
 
     Args:
         folder: The version folder.
         export: The export.
         batches: Check images of each entry, by the names of its inputs.
+        run: Computes the outputs of the run in fp32 for inputs of one entry.
+
+    Returns:
+        For each output the largest difference from the run's, as a share of the run's largest value.
     """
     arrays: Arrays = {}
+    differences: dict[str, float] = {}
     for entry, inputs in batches.items():
         arrays |= {INPUT + name: x for name, x in inputs.items()}
-        arrays |= {f"{OUTPUT}{entry}.{name}": x for name, x in export.run(inputs).items() if name not in _STEPS}
+        wanted = run(inputs)
+        for name, x in export.run(inputs).items():
+            if name not in _STEPS:
+                arrays[f"{OUTPUT}{entry}.{name}"] = x
+                differences[name] = max(differences.get(name, 0.0), difference(x, wanted[name]))
     with (folder / CHECK_FILE).open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+    return differences
+
+
+def check_bounds(differences: Mapping[str, float], logit_difference: float, tolerance: float) -> dict[str, float]:
+    """Derive the largest differences from the recorded outputs that another processor may have.
+
+    A processor that computes in this precision as well as this one is as far from the run in fp32, in another
+    direction: from this one by at most twice as far. Nothing better than the tolerance of equal outputs is asked.
+
+    Args:
+        differences: Result of :func:`write_check`.
+        logit_difference: The same of the logits on all gate images. Few check images show less: all differences grow by
+            the same factor.
+        tolerance: Difference up to which outputs are equal.
+    """
+    factor = max(1.0, logit_difference / max(differences["logits"], tolerance))
+    return {name: 2 * max(tolerance, factor * value) for name, value in differences.items()}
 
 
 def write_record(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
@@ -145,9 +183,10 @@ def write_record(folder: Path, facts: Mapping[str, Any], measured: Mapping[str, 
     Args:
         folder: The version folder, with the model file and check.npz.
         facts: Result of :func:`describe_model`.
-        measured: Facts of this export alone: "precision", the processor, measurements, the gate.
+        measured: Facts of this export alone: "precision", the processor, measurements, the gate, the check's bounds.
     """
     write_text(folder / README_FILE, readme({**facts, **measured}))
     files = {file.name: digest(file) for file in sorted(folder.iterdir()) if file.name != README_FILE}
-    check = {"bound": BOUNDS[measured["precision"]]}
-    write_json(folder / RECORD_FILE, {**facts, **measured, "check": check, "files": files})
+    # As it is read: JSON has lists alone, and names of keys are text.
+    record = json.loads(json.dumps({**facts, **measured, "files": files}))
+    write_json(folder / RECORD_FILE, sealed(record))

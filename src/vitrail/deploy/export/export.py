@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
 from vitrail.config.data import DataConfig
 from vitrail.config.load import load_recipe
 from vitrail.data.dataset import ImageData
-from vitrail.deploy.export.artefact import check_out, describe_model, new_export, write_check, write_record
+from vitrail.deploy.export.artefact import (
+    check_bounds,
+    check_out,
+    describe_model,
+    new_export,
+    write_check,
+    write_record,
+)
 from vitrail.deploy.export.calibrate import Quantizer
 from vitrail.deploy.export.candidates import AUTO, Built, Variant, build_candidates, list_variants
 from vitrail.deploy.export.choice import LEAST_GAIN, Candidate, choose
@@ -27,6 +35,7 @@ from vitrail.deploy.export.gate_images import (
     Selection,
     embed,
     export_outputs,
+    logits_in_full,
     original_outputs,
     pixel_types,
     select_gate_images,
@@ -152,7 +161,7 @@ def export(
         measured = _measure(built, trained, first, budget * _TIMED, threads, report)
         report(f"compare with the run on {len(original.targets):,} images")
         slower = _slower_than_run(measured) if format == AUTO else set()
-        results = _choose(built, measured, original, selected, graph, limits or Limits(), slower)
+        results = _choose(built, measured, trained, original, selected, graph, limits or Limits(), slower)
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
         if chosen is None:
             raise RunError(_none_chosen(run, results, measured))
@@ -244,13 +253,14 @@ def _measure(
 
 
 def _choose(
-    built: Sequence[Built], measured: dict[str, Measured], original: GateImages, selected: Sequence[Selection],
-    graph: ExportGraph, limits: Limits, slower: Set[str],
+    built: Sequence[Built], measured: dict[str, Measured], trained: TrainedModel, original: GateImages,
+    selected: Sequence[Selection], graph: ExportGraph, limits: Limits, slower: Set[str],
 ) -> list[Result]:  # fmt: skip
     by_name = {one.variant.name: one for one in built}
     names = ["embedding"] * ("embedding" in graph.include)
     heatmaps = {name: heatmap_of(name) for name in graph.card.streams} if "heatmap" in graph.include else {}
     files, rows = spread_files(selected, _PHOTOGRAPHS) if graph.stored else ([], [])
+    in_full = logits_in_full(trained, files) if rows else np.zeros((0, 0), np.float32)
 
     def judge_one(candidate: Candidate) -> Verdict:
         export = by_name[candidate.name].export
@@ -261,9 +271,8 @@ def _choose(
         verdict = judge(original, outputs, candidate.criterion, limits)
         if not (equality and rows and verdict.status == "passed"):
             return verdict
-        return judge_photographs(
-            original, rows, export_outputs(export, files, [], graph.stored)["logits"], verdict, limits
-        )
+        found = export_outputs(export, files, [], graph.stored)
+        return judge_photographs(original, rows, in_full, found["logits"], verdict, limits)
 
     candidates = [
         Candidate(
@@ -303,8 +312,11 @@ def _write(
         checks["photographs"] = as_photographs(graph.stored, batch)
     for file in chosen.folder.iterdir():
         shutil.copy2(file, folder / file.name)
-    write_check(folder, chosen.export, checks)
+    differences = write_check(folder, chosen.export, checks, graph.compute)
+    verdict = next(result.verdict for result in results if result.chosen)
+    bounds = check_bounds(differences, verdict.logit_difference or 0.0, Limits().tolerance)
     more: dict[str, Any] = {
+        "check": {"bounds": bounds, "differences_from_run": differences},
         "precision": chosen.variant.precision,
         "processor": processor(),
         "threads": threads or cores(),

@@ -12,7 +12,7 @@ import torch
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.deploy.export.gate import UNLABELLED, GateImages, Outputs
-from vitrail.deploy.export.photographs import file_source, run_photographs
+from vitrail.deploy.export.photographs import decoded_in_full, file_source, run_photographs
 from vitrail.deploy.export.stored import StoredPixels
 from vitrail.deploy.exported import to_inputs
 from vitrail.deploy.images import open_files
@@ -149,6 +149,17 @@ def spread_files(selected: Sequence[Selection], most: int) -> tuple[list[Selecti
             rows += range(start, start + len(own.indices), step)
         start += len(own.indices)
     return spread, rows
+
+
+def logits_in_full(trained: TrainedModel, selected: Sequence[Selection]) -> np.ndarray:
+    """Compute the run's logits of images in files, decoded in full and resized by the pipeline."""
+    parts = []
+    for own in selected:
+        source = file_source(own.images)
+        assert source is not None, "selected by spread_files"
+        with decoded_in_full(source):
+            parts += [trained.classify(batch)[0].numpy() for batch in own.batches()]
+    return np.concatenate(parts)
 
 
 def embed(trained: TrainedModel, images: ImageData, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:

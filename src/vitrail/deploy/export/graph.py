@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -119,6 +120,12 @@ class ExportGraph(nn.Module):
         self.outputs += [output for name, own in _DECIDED.items() if name in include for output in own]
         self.decisions = decisions
         self.decide = None if decisions is None else DecisionOutputs(decisions)
+
+    @torch.no_grad()
+    def compute(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph in eager mode on the inputs of one entry, by name."""
+        pixels = [arrays[own.name] if own.name in arrays else own.example(0).numpy() for own in self.inputs]
+        return {name: x.numpy() for name, x in self.eval()(*map(torch.from_numpy, pixels)).items()}
 
     def forward(self, *pixels: Tensor) -> dict[str, Tensor]:
         """Classify a batch.

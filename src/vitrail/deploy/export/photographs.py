@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,17 @@ def file_source(images: ImageData) -> FileSource | None:
     """Return the source of images that lie in files; None for arrays."""
     source = unwrap_source(images.source)
     return source if isinstance(source, FileSource) else None
+
+
+@contextmanager
+def decoded_in_full(source: FileSource) -> Iterator[None]:
+    """Let a source decode its files in full, whatever the size wanted of them."""
+    readers = source.readers
+    source.readers = {name: dataclasses.replace(reader, in_full=True) for name, reader in readers.items()}
+    try:
+        yield
+    finally:
+        source.readers = readers
 
 
 def read_photographs(source: FileSource, stored: Mapping[str, StoredPixels], index: int) -> Arrays:

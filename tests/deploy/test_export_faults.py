@@ -1,0 +1,222 @@
+"""Faulty exports are refused: by the gate, by the check of recorded outputs, or by digests."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.deploy.eager import EagerEngine
+from tests.deploy.eager import eager_engines as eager_engines
+from tests.deploy.exporting import SMALL, VIT
+from vitrail.cli.main import main
+from vitrail.deploy.export import candidates
+from vitrail.deploy.export.artefact import check_bounds
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.pixels import ResizeStored
+from vitrail.engines.load import ENGINES, load_export
+from vitrail.errors import RunError
+
+QUICK = "--format torch --precision fp32 --budget 0s --threads 1".split()
+
+
+def photographs(root, per_class=8, seed=0):
+    """JPEG files, wide and tall, of two classes that differ in color, with detail of all scales."""
+    rng = np.random.default_rng(seed)
+    for split in ("train", "val", "test"):
+        for name, tint in (("leaf", (0.5, 1.0, 0.4)), ("soil", (1.0, 0.7, 0.5))):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                height, width = (60, 130) if i % 2 else (120, 70)
+                coarse = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                gray = np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+                pixels = gray[..., None] * np.array(tint) * np.linspace(0.5, 1, width)[None, :, None]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.jpg", quality=92)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("faults")
+    words = ["--data.source", "folder", "--data.path", str(photographs(root / "pictures")), *SMALL, *VIT]
+    words[words.index("--trainer.max_epochs") + 1] = "3"
+    assert main(["train", *words, "--run.dir", str(root / "run")]) == 0
+    return root / "run"
+
+
+def export(run, out, *words):
+    return main(["export", str(run), "--out", str(out), *QUICK, *map(str, words)])
+
+
+def of_forward(change):
+    """A fault in the outputs of the graph."""
+
+    def apply(monkeypatch):
+        inner = ExportGraph.forward
+        monkeypatch.setattr(ExportGraph, "forward", lambda self, *x: change(self, inner, x))
+
+    return apply
+
+
+def of_resize(change):
+    """A fault in the entry of photographs alone."""
+
+    def apply(monkeypatch):
+        inner = ResizeStored.forward
+        monkeypatch.setattr(ResizeStored, "forward", lambda self, x: change(inner, self, x))
+
+    return apply
+
+
+def _squashed(inner, resize, x):
+    object.__setattr__(resize.stored, "how", "squash")
+    return inner(resize, x)
+
+
+def _aliased(inner, resize, x):
+    height, width = x.shape[2:]
+    side = min(height, width)
+    x = x[:, :, (height - side) // 2 :, (width - side) // 2 :][:, :, :side, :side]
+    return torch.nn.functional.interpolate(x.float(), resize.stored.size, mode="nearest") / 255
+
+
+def _with_mean(graph, inner, x):
+    return inner(graph, *((y.float() * 0.97 + 4).to(y.dtype) for y in x))
+
+
+def _turn_classes(graph, inner, x):
+    outputs = inner(graph, *x)
+    return {**outputs, "logits": outputs["logits"].flip(1), "probabilities": outputs["probabilities"].flip(1)}
+
+
+FAULTS = {
+    "another mean": of_forward(_with_mean),
+    "swapped bands": of_forward(lambda graph, inner, x: inner(graph, *(y.flip(1) for y in x))),
+    "swapped classes": of_forward(_turn_classes),
+    "swapped bands of photographs": of_resize(lambda inner, resize, x: inner(resize, x.flip(1))),
+    "squashed photographs": of_resize(_squashed),
+    "photographs without antialiasing": of_resize(_aliased),
+    "photographs of another range": of_resize(lambda inner, resize, x: inner(resize, x) * 0.9),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.usefixtures("eager_engines")
+def test_the_gate_refuses_a_faulty_graph(run, tmp_path, monkeypatch, capsys, fault):
+    FAULTS[fault](monkeypatch)
+    assert export(run, tmp_path / "out") == 1
+    assert "no candidate may be written" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "1").exists()
+
+
+@pytest.mark.usefixtures("eager_engines")
+def test_a_correct_export_is_compared_on_files_and_on_test_images(run, tmp_path, capsys):
+    assert export(run, tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
+    files = record["candidates"][0]["verdict"]["photographs"]
+    assert (files["images"], files["misses"]) == (16, 0)
+    assert files["difference"] < 0.005
+    assert "16 of 16 image files, decoded in full" in out
+    test = record["test"]
+    assert test["images"] == 16
+    assert test["original"] == test["export"]
+    assert (test["difference"][0], test["agreement"]) == (0, 1)
+    assert "accuracy, export minus run" in out
+    assert main(["evaluate", str(run)]) == 0
+    assert f"accuracy {test['original'][0]:.4f}" in capsys.readouterr().out
+    assert record["decoding"]["jpeg"].startswith("in full")
+
+
+@pytest.fixture
+def written(run, tmp_path, capsys, eager_engines):
+    assert export(run, tmp_path / "out") == 0
+    capsys.readouterr()
+    return tmp_path / "out"
+
+
+def _record(folder):
+    return json.loads((folder / "1" / "export.json").read_text())
+
+
+@pytest.mark.parametrize("file", [ENGINES["torch"], "check.npz"])
+def test_an_edited_file_is_refused(written, tmp_path, file, capsys):
+    edited = shutil.copytree(written, tmp_path / "copy")
+    (edited / "1" / file).write_bytes((edited / "1" / file).read_bytes() + b" ")
+    with pytest.raises(RunError, match="is not the exported file"):
+        load_export(edited)
+    assert main(["export", "--check", str(edited)]) == 1
+    capsys.readouterr()
+
+
+def _set(*path, value):
+    def change(record):
+        *parents, last = path
+        for key in parents:
+            record = record[key]
+        record[last] = value(record[last]) if callable(value) else value
+
+    return change
+
+
+EDITS = {
+    "classes": _set("model", "classes", value=lambda names: names[::-1]),
+    "mean": _set("model", "streams", "image", "mean", value=[0.0, 0.0, 0.0]),
+    "order of bands": _set("inputs", 0, "bands", value=lambda names: names[::-1]),
+    "bound of the check": _set("check", "bounds", "logits", value=1e9),
+    "precision": _set("precision", value="bf16"),
+    "digest": _set("files", ENGINES["torch"], value="0" * 64),
+    "resize": _set("resize", "image", "how", value="squash"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_record_is_refused(written, edit, capsys):
+    record = _record(written)
+    EDITS[edit](record)
+    (written / "1" / "export.json").write_text(json.dumps(record, indent=2))
+    with pytest.raises(RunError, match=r"export\.json was edited"):
+        load_export(written)
+    assert main(["export", "--check", str(written)]) == 1
+    capsys.readouterr()
+
+
+def test_the_bounds_of_the_check_follow_the_differences_from_the_run(written):
+    check = _record(written)["check"]
+    assert check["bounds"].keys() == check["differences_from_run"].keys() == {"logits", "probabilities", "embedding"}
+    assert set(check["bounds"].values()) == {2e-4}
+    assert check_bounds({"logits": 0.02, "embedding": 0.01}, 0.03, 1e-4) == pytest.approx(
+        {"logits": 0.06, "embedding": 0.03}
+    )
+    assert check_bounds({"logits": 0.02, "embedding": 1e-7}, 0.01, 1e-4) == {"logits": 0.04, "embedding": 2e-4}
+
+
+def _destroyed(graph):
+    """A copy whose last layer, but for rounding, has lost its weights."""
+    graph = copy.deepcopy(graph)
+    for name, parameter in graph.model.named_parameters():
+        if name.startswith("head") and parameter.ndim > 1:
+            parameter.data.mul_(0.01)
+    return graph
+
+
+@pytest.mark.parametrize("destroyed", [False, True])
+def test_reduced_precision_with_a_destroyed_layer_is_refused(
+    run, tmp_path, monkeypatch, capsys, eager_engines, destroyed
+):
+    inner = candidates.open_engine
+
+    def open_engine(folder, engine, precision, *more):
+        opened = inner(folder, engine, precision, *more)
+        return EagerEngine(_destroyed(opened.graph), precision) if destroyed else opened
+
+    monkeypatch.setattr(candidates, "open_engine", open_engine)
+    words = ["--format", "openvino", "--precision", "bf16", "--agreement", "0.8", "--max-drop", "0.2", "--include"]
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--budget", "0s", *words]) == int(destroyed)
+    text = capsys.readouterr()
+    assert ("no candidate may be written" in text.err) == destroyed
+    assert (tmp_path / "out" / "1").exists() != destroyed
