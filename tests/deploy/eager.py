@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vitrail.deploy.export import candidates
+from vitrail.deploy.export.measure import Measured
 from vitrail.engines import load
 from vitrail.engines.load import ENGINES
 
@@ -39,5 +40,7 @@ def eager_engines(monkeypatch):
 
     monkeypatch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
     monkeypatch.setattr(candidates, "convert", convert)
+    # It is as fast as the run, and no speed is tested.
+    monkeypatch.setattr(Measured, "slower_than", lambda *_: False)
     monkeypatch.setattr(candidates, "open_engine", open_engine)
     monkeypatch.setattr(load, "open_engine", open_engine)

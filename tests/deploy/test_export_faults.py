@@ -1,6 +1,7 @@
 """Faulty exports are refused: by the gate, by the check of recorded outputs, or by digests."""
 
 import copy
+import importlib
 import json
 import shutil
 
@@ -16,6 +17,7 @@ from vitrail.cli.main import main
 from vitrail.deploy.export import candidates
 from vitrail.deploy.export.artefact import check_bounds
 from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.measure import Measured
 from vitrail.deploy.export.pixels import ResizeStored
 from vitrail.engines.load import ENGINES, load_export
 from vitrail.errors import RunError
@@ -220,3 +222,18 @@ def test_reduced_precision_with_a_destroyed_layer_is_refused(
     text = capsys.readouterr()
     assert ("no candidate may be written" in text.err) == destroyed
     assert (tmp_path / "out" / "1").exists() != destroyed
+
+
+@pytest.mark.usefixtures("eager_engines")
+def test_nothing_slower_than_the_run_is_written_unasked(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Measured, "slower_than", lambda *_: True)
+    module = importlib.import_module("vitrail.deploy.export.export")
+    monkeypatch.setattr(module, "list_variants", lambda *_: [candidates.Variant("torch", "fp32")])
+    words = ["export", str(run), "--out", str(tmp_path / "out"), "--precision", "fp32", "--budget", "0s"]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert "every candidate is slower than the run itself" in err
+    assert "write it all the same with --format " in err
+    assert not (tmp_path / "out" / "1").exists()
+    assert main([*words, "--format", "torch"]) == 0
+    assert "slower than the run itself: " in capsys.readouterr().out
