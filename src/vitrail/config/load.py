@@ -19,7 +19,7 @@ from vitrail.config.data_groups import GROUPS
 from vitrail.config.renamed import print_renamed, rename_changes, rename_content
 from vitrail.config.schema import ModelConfig, Recipe, RunConfig, TaskConfig, TrainerConfig
 from vitrail.config.text import dump_yaml, parse_yaml
-from vitrail.config.typed import check_value, spelling
+from vitrail.config.typed import check_value, field_hints, spelling
 from vitrail.config.vocabulary import suggest
 from vitrail.errors import ConfigError, closest
 
@@ -163,11 +163,11 @@ def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail t
     parser = jsonargparse.ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, add_help=False)
     for part, kind in _PARTS.items():
         parser.add_class_arguments(kind, part)
-    hints = _hints(ModelConfig)
+    hints = field_hints(ModelConfig)
     for name in _MODEL_FIELDS:
         parser.add_argument(f"--model.{name}", type=hints[name], default=getattr(ModelConfig, name))
     if settings_type is not None:
-        hints = _hints(settings_type)
+        hints = field_hints(settings_type)
         for f in dataclasses.fields(settings_type):
             parser.add_argument(f"--model.{f.name}", type=hints[f.name], default=argparse.SUPPRESS)
     return parser
@@ -193,9 +193,8 @@ def list_settings(settings_type: type[Any] | None = None) -> Iterator[tuple[str,
         yield f"model.{f.name}", argparse.SUPPRESS
 
 
-# Making a parser and evaluating a class's hints take longer than reading a recipe, and neither changes.
+# Making a parser takes longer than reading a recipe.
 _kept_parser = typing.cast("Callable[[type[Any], str], jsonargparse.ArgumentParser]", functools.cache(recipe_parser))
-_hints = typing.cast("Callable[[type[Any]], dict[str, Any]]", functools.cache(typing.get_type_hints))
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -223,7 +222,7 @@ def _check_fields(
     values: Mapping[str, Any], kind: type[Any], name: str, where: str, more: tuple[str, ...] = (), of: str = ""
 ) -> None:
     known = [*more, *(f.name for f in dataclasses.fields(kind))]
-    hints = _hints(kind)
+    hints = field_hints(kind)
     for key, value in values.items():
         if key not in known:
             in_data = name.split(".")[0] == "data"
@@ -246,7 +245,7 @@ def _without_texts(name: str, values: Mapping[str, Any], hints: Mapping[str, Any
         if isinstance(value, str) and (hint is str or str in typing.get_args(hint)):
             texts[dotted] = value
         elif isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            rest[key] = _without_texts(dotted, value, _hints(hint), texts)
+            rest[key] = _without_texts(dotted, value, field_hints(hint), texts)
         else:
             rest[key] = value
     return rest
@@ -254,8 +253,11 @@ def _without_texts(name: str, values: Mapping[str, Any], hints: Mapping[str, Any
 
 def _all_hints(settings_type: type[Any]) -> dict[str, dict[str, Any]]:
     """Part -> setting -> type."""
-    of_model = {name: hint for name, hint in _hints(ModelConfig).items() if name in _MODEL_FIELDS}
-    return {**{part: _hints(kind) for part, kind in _PARTS.items()}, "model": {**of_model, **_hints(settings_type)}}
+    of_model = {name: hint for name, hint in field_hints(ModelConfig).items() if name in _MODEL_FIELDS}
+    return {
+        **{part: field_hints(kind) for part, kind in _PARTS.items()},
+        "model": {**of_model, **field_hints(settings_type)},
+    }
 
 
 def _check_options(changes: Iterable[str], settings_type: type[Any], prog: str, flags: Iterable[str]) -> None:

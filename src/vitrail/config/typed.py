@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitrail.config.text import read_word
@@ -77,11 +78,15 @@ def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
+# Types of a class's fields; for each field anew they would take longer than the rest of reading a recipe.
+field_hints = typing.cast("Callable[[type[Any]], dict[str, Any]]", functools.cache(typing.get_type_hints))
+
+
 def hint_of_field(hint: Any, name: str) -> Any:
     """The type of a field of a nested dataclass; None where it is not known."""
     for kind in _members(hint):
         if _is_config(kind):
-            return typing.get_type_hints(kind).get(name)
+            return field_hints(kind).get(name)
     return None
 
 

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
+from vitrail.config.typed import field_hints
 from vitrail.config.vocabulary import suggest
 from vitrail.errors import ConfigError
 
@@ -58,7 +59,7 @@ def check_settings(kind: type[Any], settings: Mapping[str, Any], owner: str, pre
     Raises:
         ConfigError: Naming the setting, what it must be and the value.
     """
-    hints = typing.get_type_hints(kind)
+    hints = field_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
     # Settings and values of other families -> why this one does not have them.
     absent: Mapping[str, str] = getattr(kind, "absent", {})
@@ -83,7 +84,7 @@ def check_choices(config: object) -> None:
         ConfigError: Naming the setting, the names, the value and the reason.
     """
     absent: Mapping[str, str] = getattr(config, "absent", {})
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in field_hints(type(config)).items():
         if typing.get_origin(hint) is Literal:
             _check_value(name, getattr(config, name), hint, absent)
 
