@@ -16,7 +16,7 @@ from vitrail.layers.attention import Attention, AttentionOptions, mask_to_bias
 from vitrail.layers.fast.dispatch import with_fast_path
 from vitrail.layers.modes import known
 from vitrail.layers.relative_position import position_bias, relative_table
-from vitrail.layers.shapes import Size, padding_to_multiple, to_pair
+from vitrail.layers.shapes import Size, divide_up, padding_to_multiple, to_pair
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import TokenLayout
 from vitrail.layers.windows import (
@@ -62,8 +62,8 @@ def _is_longer(length: int, window: int) -> int:
     """1 or 0; in a graph for dynamic sizes a formula of the length, which does not specialise the graph."""
     if known(length > window) or known(length <= window):
         return int(length > window)
-    formula: int = torch.sym_min(torch.sym_max(length - window, 0), 1)  # type: ignore[no-untyped-call]
-    return formula
+    # Of quotients alone: engines lack torch's sym_min and sym_max.
+    return 1 - 1 // divide_up(length, window)
 
 
 def masked_bias(bias: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from vitrail.data.centre_crop import keep_length
+from vitrail.layers.resampling import Filter, resampling_matrix
 
-Filter = Literal["bilinear", "bicubic"]
-
-# Half the width of each filter, in input pixels at scale 1.
-_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
-# Coefficient of the cubic of resizes with antialiasing (Keys 1981, as Pillow has it).
-_A = -0.5
 # torch keeps the weights of uint8 images as int16: times the largest power of two up to 2^22 that they allow.
 _POWERS = tuple(2.0**power for power in range(1, 23))
 _INT16 = 2.0**15
@@ -52,34 +47,8 @@ def resize_matrices(
 
 
 def _matrix(index: Tensor, whole: Tensor, kept: Tensor, size: int, filter: Filter) -> Tensor:
-    """Compute the weights of input pixels in output pixels, shape ``(size, whole)``.
-
-    Args:
-        index: Indices of the input pixels.
-        whole: Their number.
-        kept: Number of central pixels that are resized.
-        size: Number of output pixels.
-        filter: The interpolation.
-    """
-    begin = torch.div(whole - kept, 2, rounding_mode="floor")
-    index = index - begin
-    scale = kept.float() / size
-    stretch = scale.clamp(min=1.0)
-    centre = (torch.arange(size).float() + 0.5) * scale
-    offset = (index.float()[None] + 0.5 - centre[:, None]) / stretch
-    weights = (_triangle if filter == "bilinear" else _cubic)(offset.abs())
-    weights = weights * ((index >= 0) & (index < kept)).float()
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
-def _triangle(x: Tensor) -> Tensor:
-    return (1.0 - x).clamp(min=0.0)
-
-
-def _cubic(x: Tensor) -> Tensor:
-    near = ((_A + 2) * x - (_A + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * _A
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    """Compute the weights of input pixels in output pixels: of ``kept`` central ones among ``whole``."""
+    return resampling_matrix(index, kept, size, filter, torch.div(whole - kept, 2, rounding_mode="floor"))
 
 
 def resize_by(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Resampling of positions in graphs for dynamic sizes."""
+"""Resampling of positions in graphs for dynamic sizes: compiled, or exported to engines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vitrail.layers.fast.dispatch import fast_path
 from vitrail.layers.modes import is_dynamic
+from vitrail.layers.resampling import resampling_matrix
 
 
 @torch.library.custom_op("vitrail::resampling_weights", mutates_args=())
@@ -36,6 +37,22 @@ def resample_by_products(grid: Tensor, old_grid: tuple[int, int], new_grid: tupl
     """Resample one axis after the other: torch's own operator has no gradient in a graph for dynamic sizes (2.13)."""
     rows, columns = (resampling_weights(grid.detach(), old, new) for old, new in zip(old_grid, new_grid, strict=True))
     with torch.autocast(grid.device.type, enabled=False):
-        tall = (rows @ grid.reshape(old_grid[0], -1)).view(new_grid[0], old_grid[1], -1)
-        resampled: Tensor = (columns @ tall).reshape(1, new_grid[0] * new_grid[1], -1)
-    return resampled
+        return _multiply(grid, rows, columns)
+
+
+@fast_path("resample_positions", when=lambda grid, old, new: any(isinstance(length, torch.SymInt) for length in new))
+def resample_by_made_matrices(grid: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Resample by matrices that the graph makes: OpenVINO lacks torch's operator, or computes another (openvino#35893)."""
+    rows, columns = (
+        resampling_matrix(torch.arange(old), torch.tensor(old), new).to(grid.dtype)
+        for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    return _multiply(grid, rows, columns)
+
+
+def _multiply(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Multiply positions ``(1, h * w, C)`` by the matrices ``(H, h)`` and ``(W, w)``: ``(1, H * W, C)``."""
+    channels = grid.shape[2]
+    tall = rows @ grid.reshape(rows.shape[1], columns.shape[1] * channels)
+    resampled = columns @ tall.view(rows.shape[0], columns.shape[1], channels)
+    return resampled.reshape(1, rows.shape[0] * columns.shape[0], channels)

@@ -1,0 +1,52 @@
+"""Resampling of one axis as a matrix, made of torch's basic operators from the lengths.
+
+Engines lack torch's resize with antialiasing, or compute another one; a matrix product every engine has.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Filter = Literal["bilinear", "bicubic"]
+
+# Coefficient of the cubic of resizes with antialiasing (Keys 1981, as Pillow has it).
+_A = -0.5
+
+
+def resampling_matrix(
+    index: Tensor, kept: Tensor, size: int, filter: Filter = "bicubic", begin: Tensor | None = None
+) -> Tensor:
+    """Compute the weights of input positions in output positions, with antialiasing.
+
+    Args:
+        index: Indices of the input positions, shape ``(N,)``.
+        kept: Number of them that are resampled, a scalar.
+        size: Number of output positions; a symbol while a graph is traced.
+        filter: The interpolation.
+        begin: First of the positions that are resampled, a scalar; 0 when not given.
+
+    Returns:
+        Shape ``(size, N)``, float32; each row sums to one.
+    """
+    if begin is not None:
+        index = index - begin
+    scale = kept.float() / size
+    stretch = scale.clamp(min=1.0)
+    centre = (torch.arange(size).float() + 0.5) * scale
+    offset = (index.float()[None] + 0.5 - centre[:, None]) / stretch
+    weights = (_triangle if filter == "bilinear" else _cubic)(offset.abs())
+    weights = weights * ((index >= 0) & (index < kept)).float()
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1.0 - x).clamp(min=0.0)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    near = ((_A + 2) * x - (_A + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * _A
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
