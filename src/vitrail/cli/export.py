@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
@@ -34,6 +34,14 @@ def _parser() -> VerbParser:
         "--include", nargs="*", choices=INCLUDE, default=["embedding"], help="outputs besides logits and probabilities"
     )
     parser.add_argument(
+        "--image-size",
+        nargs="+",
+        metavar="PIXELS",
+        help="size of the model's input: height and width, one number for both, or any: pixels of any size, which are "
+        "neither cropped nor resized (photographs of any size need no such export: they are resized); the run's size "
+        "if not given",
+    )
+    parser.add_argument(
         "--agreement", type=float, default=0.99, help="least agreement of reduced precision to be shown"
     )
     parser.add_argument("--max-drop", type=float, default=0.01, help="largest drop in accuracy of reduced precision")
@@ -59,7 +67,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("vitrail export takes a run folder, or --check DIR for an earlier export")
     if arguments.check is not None:
         return _check(arguments.check, arguments.threads)
-    return _export(arguments, _seconds(arguments.budget))
+    return _export(arguments, _seconds(arguments.budget), _image_size(arguments.image_size))
 
 
 def _seconds(text: str) -> float:
@@ -69,7 +77,17 @@ def _seconds(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _export(arguments: Namespace, budget: float) -> int:
+def _image_size(words: list[str] | None) -> tuple[int, int] | Literal["any"] | None:
+    if words is None:
+        return None
+    if words == ["any"]:
+        return "any"
+    if len(words) > 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(f"--image-size takes height and width in pixels, or any, got {' '.join(words)}")
+    return int(words[0]), int(words[-1])
+
+
+def _export(arguments: Namespace, budget: float, image_size: tuple[int, int] | Literal["any"] | None) -> int:
     from vitrail.cli.outputs import output_folder
     from vitrail.deploy.export import export
     from vitrail.deploy.export.gate import Limits
@@ -83,6 +101,7 @@ def _export(arguments: Namespace, budget: float) -> int:
         format=arguments.format,
         precision=arguments.precision,
         include=arguments.include,
+        image_size=image_size,
         images=arguments.images,
         limits=Limits(agreement=arguments.agreement, max_drop=arguments.max_drop),
         budget=budget,

@@ -170,16 +170,19 @@ def difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
 def _no_images(entry: Mapping[str, Any]) -> npt.NDArray[Any]:
     """Return an empty batch, for the inputs of the entry that is not used."""
     _, bands, height, width = entry["shape"]
-    return np.zeros((0, bands, height or 1, width or 1), dtype=entry["dtype"])
+    return np.zeros((0, bands, height or entry["least"][0], width or entry["least"][1]), dtype=entry["dtype"])
 
 
 def _check_array(name: str, array: npt.NDArray[Any], wanted: Mapping[str, Any]) -> None:
-    shape = [dim if dim is not None else word for dim, word in zip(wanted["shape"], "BCHW", strict=True)]
+    least = [1, 1, *wanted["least"]]
+    words = [word if size == 1 else f"{word} >= {size}" for word, size in zip("BCHW", least, strict=True)]
+    shape = [dim if dim is not None else word for dim, word in zip(wanted["shape"], words, strict=True)]
     described = f"({', '.join(map(str, shape))}) of {wanted['dtype']}"
     if array.dtype != np.dtype(wanted["dtype"]):
         raise ShapeError(f"input {name} must be {described}, got {array.dtype} values; convert them in their own units")
     fits = array.ndim == len(shape) and all(
-        have >= 1 if isinstance(want, str) else have == want for have, want in zip(array.shape, shape, strict=True)
+        have >= small if isinstance(want, str) else have == want
+        for have, want, small in zip(array.shape, shape, least, strict=True)
     )
     if not fits:
         bands = f"; its bands are {', '.join(wanted['bands'])}"

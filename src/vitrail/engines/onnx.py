@@ -9,8 +9,10 @@ from typing import Any
 import numpy.typing as npt
 
 from vitrail.engines.base import Arrays
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, RunError
 from vitrail.extras import import_extra
+
+_ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
 
 
 class OnnxEngine:
@@ -34,7 +36,13 @@ class OnnxEngine:
         if threads is not None:
             options.intra_op_num_threads = threads
         self.precision = precision
-        self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        # Classes of their own, without a common base.
+        state = import_extra("onnxruntime.capi.onnxruntime_pybind11_state", "export")
+        self._errors = tuple(getattr(state, name) for name in _ERRORS)
+        try:
+            self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except self._errors as error:
+            raise RunError(f"ONNX Runtime cannot load {file.name}: {_first_line(error)}") from error
         self._names = [output.name for output in self.session.get_outputs()]
 
     def operations(self) -> dict[str, int]:
@@ -42,5 +50,16 @@ class OnnxEngine:
         return {}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Run a batch; see :class:`vitrail.engines.base.Engine`."""
-        return dict(zip(self._names, self.session.run(None, dict(inputs)), strict=True))
+        """Run a batch; see :class:`vitrail.engines.base.Engine`.
+
+        Raises:
+            RunError: ONNX Runtime fails, such as on a shape that the model was not made for.
+        """
+        try:
+            return dict(zip(self._names, self.session.run(None, dict(inputs)), strict=True))
+        except self._errors as error:
+            raise RunError(f"ONNX Runtime fails: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from vitrail.engines.base import Arrays
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, ShapeError
 
 # File inside of model.pt2 with the description of the model.
 RECORD = "vitrail.json"
@@ -37,9 +37,13 @@ class TorchEngine:
         record = {RECORD: ""}
         program = torch.export.load(file, extra_files=record)
         self.precision = precision
-        self.module = program.module()
         # The program's own names are those of the arguments of forward.
-        self._names = [entry["name"] for entry in json.loads(record[RECORD])["inputs"]]
+        inputs = json.loads(record[RECORD])["inputs"]
+        self._names = [entry["name"] for entry in inputs]
+        # Guards refuse sizes whose memory layout is not the example's. An export of pixels of any size was compared
+        # with the run without them, and `Export` checks sizes.
+        any_size = any(entry["entry"] == "resized" and entry["shape"][2] is None for entry in inputs)
+        self.module = program.module(check_guards=not any_size)
 
     def operations(self) -> dict[str, int]:
         """Return nothing: the engine does not report them."""
@@ -47,6 +51,13 @@ class TorchEngine:
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """Run a batch; see :class:`vitrail.engines.base.Engine`."""
-        outputs = self.module(*(torch.from_numpy(inputs[name]) for name in self._names))
+        """Run a batch; see :class:`vitrail.engines.base.Engine`.
+
+        Raises:
+            ShapeError: A shape that the program was not made for.
+        """
+        try:
+            outputs = self.module(*(torch.from_numpy(inputs[name]) for name in self._names))
+        except AssertionError as error:  # a guard of the program
+            raise ShapeError(f"the program does not take inputs of these shapes: {error}") from error
         return {name: tensor.numpy() for name, tensor in outputs.items()}

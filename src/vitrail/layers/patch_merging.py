@@ -28,7 +28,7 @@ def parent_weights(grid: tuple[int, int]) -> Tensor:
         :data:`PARENTS`; zero for parents in the padding; each row sums to one.
     """
     H, W = grid
-    real = F.pad(torch.ones(H, W), (0, W % 2, 0, H % 2))
+    real = F.pad(torch.ones(H, W), (0, padding_to_multiple(W, 2), 0, padding_to_multiple(H, 2)))
     weights = torch.stack([real[row::2, column::2] for row, column in PARENTS], dim=-1).flatten(0, 1)
     return weights / weights.sum(dim=-1, keepdim=True)
 
@@ -45,7 +45,7 @@ def report_merge(tap: AttentionTap, x: Tensor) -> None:
         query_grid=grid_size((H, W), (2, 2)),
         key_grid=(H, W),
         window=(2, 2),
-        padding=(H % 2, W % 2),
+        padding=(padding_to_multiple(H, 2), padding_to_multiple(W, 2)),
     )
     tap.report(parent_weights((H, W)).to(x).expand(B, -1, -1), layout)
 

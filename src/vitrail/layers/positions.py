@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitrail.errors import ConfigError
 from vitrail.layers.fast.dispatch import with_fast_path
 from vitrail.layers.modes import known
+from vitrail.layers.resampling import linear_matrix
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import Grid
 
@@ -98,6 +99,9 @@ def resample_sequence(
 def _resample_line(line: Tensor, _: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Resample positions ``(1, H * W, C)`` linearly to ``(1, H' * W', C)``."""
     length = new_grid[0] * new_grid[1]
+    if torch.compiler.is_exporting():
+        # OpenVINO interpolates an axis whose length is free in another way.
+        return linear_matrix(line.shape[1], length).to(line.dtype) @ line
     return F.interpolate(line.transpose(1, 2), size=length, mode="linear", align_corners=False).transpose(1, 2)
 
 

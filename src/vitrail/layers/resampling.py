@@ -42,6 +42,12 @@ def resampling_matrix(
     return weights / weights.sum(dim=1, keepdim=True)
 
 
+def linear_matrix(old: int, new: int) -> Tensor:
+    """Compute the weights of linear interpolation without antialiasing, shape ``(new, old)``, edges repeated."""
+    place = (torch.arange(new).float() + 0.5) * (torch.tensor(old).float() / new) - 0.5
+    return _triangle((place.clamp(0.0, old - 1.0)[:, None] - torch.arange(old)[None]).abs())
+
+
 def _triangle(x: Tensor) -> Tensor:
     return (1.0 - x).clamp(min=0.0)
 

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from vitrail.deploy.export.convert import convert
 from vitrail.deploy.export.gate import Criterion
 from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.sizes import check_sizes, lacks_any
 from vitrail.engines.base import Engine
 from vitrail.engines.load import ENGINES, Export, open_engine
 from vitrail.engines.openvino import INT8
@@ -126,7 +127,7 @@ def build_candidates(
         try:
             if not place.exists():
                 place.mkdir(parents=True)
-                convert(program, graph, variant.engine, place, facts)
+                _convert(program, graph, variant.engine, place, facts, threads)
             if variant.engine not in failures and variant.precision == INT8:
                 file, place = ENGINES[variant.engine], folder / f"{variant.engine} {INT8}"
                 place.mkdir()
@@ -142,3 +143,21 @@ def build_candidates(
             continue
         built.append(Built(variant, place, facts, engine, failures.get(variant.engine, "")))
     return built
+
+
+def _convert(
+    program: ExportedProgram, graph: ExportGraph, engine: str, folder: Path, facts: Mapping[str, Any],
+    threads: int | None,
+) -> None:  # fmt: skip
+    """Convert the program; of pixels of any size, only if the engine computes the same at several sizes."""
+    reason = lacks_any(graph.model, engine) if graph.any_size else ""
+    if reason:
+        raise ConfigError(reason)
+    convert(program, graph, engine, folder, facts)
+    if graph.any_size:
+        try:
+            check_sizes(graph, folder, engine, threads)
+        except VitrailError:
+            for file in folder.iterdir():
+                file.unlink()
+            raise

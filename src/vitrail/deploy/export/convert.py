@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
-from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.graph import ExportGraph, GraphInput
 from vitrail.deploy.export.layout import rewrite
 from vitrail.engines.load import ENGINES
 from vitrail.engines.torch import RECORD
@@ -34,11 +34,7 @@ def trace(graph: ExportGraph) -> ExportedProgram:
     sizes = {entry: size for size, entry in enumerate(dict.fromkeys(entry.entry for entry in graph.inputs), start=2)}
     example = tuple(entry.example(sizes[entry.entry]) for entry in graph.inputs)
     dynamic = tuple(
-        {
-            axis: Dim(name, min=0 if axis == 0 else 1, max=_MOST[axis])
-            for axis, name in enumerate((entry.entry, "bands", f"{entry.name}_height", f"{entry.name}_width"))
-            if entry.shape[axis] is None
-        }
+        {axis: _free_size(graph, entry, axis) for axis, size in enumerate(entry.shape) if size is None}
         for entry in graph.inputs
     )
     with torch.no_grad():
@@ -47,6 +43,17 @@ def trace(graph: ExportGraph) -> ExportedProgram:
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
             node.meta.pop(key, None)
     return program
+
+
+def _free_size(graph: ExportGraph, entry: GraphInput, axis: int) -> Any:
+    """Return the range of a batch, height or width."""
+    if axis == 0:
+        return Dim(entry.entry, min=0, max=_MOST[axis])
+    least = entry.least[axis - 2]
+    if graph.any_size:
+        # The model branches by size where both branches are equal, which torch.export cannot prove.
+        return Dim.DYNAMIC(min=least, max=_MOST[axis])
+    return Dim(f"{entry.name}_{'height' if axis == 2 else 'width'}", min=least, max=_MOST[axis])
 
 
 def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -67,7 +74,7 @@ def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: P
 def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:
     openvino = import_extra("openvino", "export")
     model = openvino.convert_model(program)
-    model.reshape(dict(enumerate([[-1 if dim is None else dim for dim in entry.shape] for entry in graph.inputs])))
+    model.reshape({index: _openvino_shape(openvino, entry) for index, entry in enumerate(graph.inputs)})
     for port, entry in zip(model.inputs, graph.inputs, strict=True):
         port.get_tensor().set_names({entry.name})
     for port, name in zip(model.outputs, graph.outputs, strict=True):
@@ -82,6 +89,15 @@ def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, fa
             operation.set_friendly_name(f"{kind}_{index}")
     # By default weights are compressed to float16, which moves logits by 1e-3.
     openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def _openvino_shape(openvino: Any, entry: GraphInput) -> list[Any]:
+    """Return the shape of an input; OpenVINO refuses lengths below the smallest."""
+    height, width = (
+        openvino.Dimension(least, _MOST[axis]) if size is None and least > 1 else (-1 if size is None else size)
+        for axis, size, least in zip((2, 3), entry.shape[2:], entry.least, strict=True)
+    )
+    return [-1, entry.shape[1], height, width]
 
 
 def _write_onnx(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:

@@ -44,6 +44,7 @@ from vitrail.deploy.export.gate_images import (
 from vitrail.deploy.export.graph import INCLUDE, ExportGraph
 from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
 from vitrail.deploy.export.quantize import QuantizeSettings
+from vitrail.deploy.export.sizes import ANY, NO_PHOTOGRAPHS, ImageSize, at_size, least_of_any
 from vitrail.deploy.export.stored import as_photographs, stored_pixels
 from vitrail.deploy.export.verdict import Result, Verdict
 from vitrail.deploy.exported import heatmap_of, to_inputs
@@ -94,6 +95,7 @@ def export(
     format: str = AUTO,
     precision: str = AUTO,
     include: Sequence[str] = ("embedding",),
+    image_size: ImageSize = None,
     images: Sequence[str | Path] = (),
     limits: Limits | None = None,
     budget: float = 120.0,
@@ -109,6 +111,8 @@ def export(
         format: "openvino", "onnx" or "torch"; "auto" for the fastest.
         precision: "fp32", "bf16" or "int8"; "auto" for the fastest that passes.
         include: Outputs besides logits and probabilities, of :data:`~vitrail.deploy.export.graph.INCLUDE`.
+        image_size: Height and width of the model's input, at which everything is measured and compared; "any" for
+            pixels of any size, which are neither cropped nor resized; the run's size by default.
         images: Files and folders of further gate images, without labels.
         limits: Limits of the gate; the defaults if None.
         budget: Seconds for measuring; a quarter is for timed calls, half for quantisation.
@@ -129,7 +133,7 @@ def export(
             raise ConfigError(f"--include {name} is no output{closest(name, INCLUDE)}")
     out = run.export if out is None else Path(out)
     check_out(out)
-    trained = load_classifier(run)
+    trained = at_size(load_classifier(run), image_size)
     own = open_images(run, trained.card, data, verb="export").data
     selected, known = select_gate_images(run, trained, data, own, images)
     original = original_outputs(trained, selected, include)
@@ -145,7 +149,9 @@ def export(
 
     report("trace the model")
     types = pixel_types(first.images, first.indices[0])
-    stored, no_photographs = stored_pixels(trained.card, data, own)
+    any_size = image_size == ANY
+    stored, no_photographs = ({}, NO_PHOTOGRAPHS) if any_size else stored_pixels(trained.card, data, own)
+    least = least_of_any(trained.model) if any_size else None
 
     def build(program: ExportedProgram, graph: ExportGraph, variants: list[Variant], folder: Path) -> list[Built]:
         return build_candidates(
@@ -153,7 +159,7 @@ def export(
             threads, quantizer,
         )  # fmt: skip
 
-    graph = ExportGraph(trained, types, stored, include, decisions)
+    graph = ExportGraph(trained, types, stored, include, decisions, least)
     program = trace(graph)
     with new_export(out) as folder, tempfile.TemporaryDirectory(prefix=".candidates.", dir=out) as work:
         report(f"convert to {', '.join(dict.fromkeys(one.engine for one in variants))}")
@@ -172,7 +178,7 @@ def export(
             decisions = fit(outputs["logits"])
             if "ood_score" in outputs:
                 decisions = decisions.with_scores(outputs["ood_score"])
-            graph = ExportGraph(trained, types, stored, include, decisions)
+            graph = ExportGraph(trained, types, stored, include, decisions, least)
             (chosen,) = build(trace(graph), graph, [chosen.variant], Path(work) / "decided")
             if chosen.engine is None:
                 raise RunError(

@@ -34,13 +34,14 @@ class GraphInput:
 
     Attributes:
         name: Its name.
-        entry: "photographs", of any height and width, or "resized", at the model's size.
+        entry: "photographs", of any height and width, or "resized", which is not resized: at the model's size, or any.
         stream: Stream that it belongs to.
         dtype: Type of the values; float32 has NaN where there is no data.
         shape: Batch, bands, height and width; None where free.
         bands: Names of the bands, in order.
         low: Value of each band (or of all) that means 0.
         high: Value that means 1.
+        least: Smallest height and width.
     """
 
     name: str
@@ -51,12 +52,15 @@ class GraphInput:
     bands: tuple[str, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    least: tuple[int, int] = (1, 1)
 
     def example(self, batch: int) -> Tensor:
         """Return pixels of this type and shape."""
         _, bands, height, width = self.shape
         # Of different lengths: torch.export takes equal ones for one symbol.
-        return torch.zeros((batch, bands, height or 37, width or 53), dtype=self.dtype)
+        return torch.zeros(
+            (batch, bands, height or 37 + self.least[0], width or 53 + 2 * self.least[1]), dtype=self.dtype
+        )
 
     def describe(self) -> dict[str, Any]:
         """Describe the input for export.json."""
@@ -76,6 +80,7 @@ class ExportGraph(nn.Module):
         stored: How photographs of each input stream are stored; empty for a graph without that entry.
         include: Outputs besides logits and probabilities, of :data:`INCLUDE`.
         decisions: Fitted values of "sets" and "ood", which need them; probabilities then have their temperature.
+        least: Smallest height and width of each stream of a graph for pixels of any size; None for the card's size.
 
     Raises:
         ConfigError: An output that the model does not have.
@@ -92,11 +97,14 @@ class ExportGraph(nn.Module):
         stored: Mapping[str, StoredPixels] | None = None,
         include: Collection[str] = ("embedding",),
         decisions: Decisions | None = None,
+        least: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
         self.card = card = trained.card
         self.model = trained.model
         self.stored = dict(stored or {})
+        self.any_size = least is not None
+        assert not (self.stored and self.any_size), "photographs are resized to one size"
         self.prepare = Prepare(card, self.stored)
         self.inputs = [
             GraphInput(name, "photographs", name, own.dtype, (None, len(own.bands), None, None), own.bands, own.low,
@@ -105,9 +113,12 @@ class ExportGraph(nn.Module):
         ]  # fmt: skip
         for name in resized_streams(card):
             stream, dtype = card.streams[name], dtypes[name]
-            shape = (None, len(stream.bands), *stream.img_size)
+            shape = (None, len(stream.bands), *((None, None) if least is not None else stream.img_size))
             high = (255.0,) if dtype == torch.uint8 else (1.0,)
-            self.inputs.append(GraphInput(name + RESIZED, "resized", name, dtype, shape, stream.bands, (0.0,), high))
+            smallest = stream.img_size if least is None else least[name]
+            self.inputs.append(
+                GraphInput(name + RESIZED, "resized", name, dtype, shape, stream.bands, (0.0,), high, smallest)
+            )
         self.include = frozenset(include)
         self.outputs = ["logits", "probabilities"]
         if "embedding" in include:

@@ -19,7 +19,7 @@ session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvide
 logits, probabilities, *_ = session.run(None, {{{feed}}})
 print(probabilities.argmax(1))""",
     "torch": """import torch
-program = torch.export.load("{file}").module()
+program = torch.export.load("{file}").module({guards})
 {arrays}
 outputs = program({positional})
 print(outputs["probabilities"].argmax(1))""",
@@ -47,9 +47,9 @@ def readme(facts: Mapping[str, Any]) -> str:
         arrays="\n".join(_array(entry, inputs[0]["entry"], "torch" if engine == "torch" else "np") for entry in inputs),
         feed=", ".join(f'"{name}": {name}' for name in names),
         positional=", ".join(names),
+        guards="check_guards=False" if _any_size(facts) else "",
     )
     rows = "\n".join(_row(entry) for entry in inputs)
-    size = " x ".join(map(str, next(entry for entry in inputs if entry["entry"] == "resized")["shape"][2:]))
     return f"""# {card["name"]}: {len(card["classes"])} classes, {facts["precision"]}
 
 ```python
@@ -61,8 +61,8 @@ def readme(facts: Mapping[str, Any]) -> str:
 {rows}
 
 Outputs: {", ".join(f"`{name}`" for name in facts["outputs"])}; `model.classes` in `export.json` names the classes in
-order. {_entries(facts)} Inputs at the model's size are neither cropped nor resized; another size than {size} is an
-error.
+order. {_entries(facts)}
+{_sizes(next(entry for entry in inputs if entry["entry"] == "resized"))}
 {_CASTS if engine == "openvino" else ""}
 `vitrail export --check DIR` compares the outputs on `check.npz` with the recorded ones.
 """
@@ -75,6 +75,19 @@ def _array(entry: Mapping[str, Any], used: str, module: str) -> str:
     shape = (batch, bands, height or (480 if batch else 1), width or (640 if batch else 1))
     comment = "your pixels" if batch else "or: pixels at the model's size"
     return f"{entry['name']} = {module}.zeros({shape}, dtype={module}.{entry['dtype']})  # {comment}"
+
+
+def _any_size(facts: Mapping[str, Any]) -> bool:
+    return any(entry["entry"] == "resized" and entry["shape"][2] is None for entry in facts["inputs"])
+
+
+def _sizes(entry: Mapping[str, Any]) -> str:
+    """Describe the sizes that an input without resize takes."""
+    if entry["shape"][2] is None:
+        least = " x ".join(map(str, entry["least"]))
+        return f"Inputs of any size are neither cropped nor resized; the smallest size is {least} pixels."
+    size = " x ".join(map(str, entry["shape"][2:]))
+    return f"Inputs at the model's size are neither cropped nor resized; another size than {size} is an error."
 
 
 def _row(entry: Mapping[str, Any]) -> str:

@@ -24,8 +24,8 @@ def names_outside(model: Graph, output: str = "logits") -> list[str]:
     """Name the operations that quantisation must leave alone.
 
     They are the preprocessing (all ancestors of the first layers, by the graph), what serves other outputs alone, such
-    as heatmaps, probabilities and out-of-distribution scores, and the products of attention: quantising query and key
-    takes longer than their product gains.
+    as heatmaps, probabilities and out-of-distribution scores, what depends on the size of the pixels alone, such as
+    resampled positions, and the products of attention: quantising query and key takes longer than their product gains.
 
     Args:
         model: The graph of an export. Its preprocessing ends by filling pixels without data (``IsNaN``).
@@ -37,15 +37,27 @@ def names_outside(model: Graph, output: str = "logits") -> list[str]:
     ordered = [node for node in model.get_ordered_ops() if node.get_type_name() != "Constant"]
     sources = {_name(node): [_name(source) for source in _sources(node)] for node in ordered}
     network = _closure([_name(_sources(_result(model, output))[0])], lambda name: sources.get(name, ()))
-    first = _first_layers(ordered, _prepared(ordered))
+    of_pixels = _of_pixels(ordered)
+    first = _first_layers(ordered, _prepared(ordered) & of_pixels)
     inputs = _closure([source for name in first for source in sources[name]], lambda name: sources.get(name, ()))
     kept = ("Parameter", "Result")
     return [
         _name(node)
         for node in ordered
         if node.get_type_name() not in kept
-        and (_name(node) in inputs or _name(node) not in network or _is_attention(node))
+        and (_name(node) in inputs or _name(node) not in network or _name(node) not in of_pixels or _is_attention(node))
     ]
+
+
+def _of_pixels(ordered: Sequence[Node]) -> set[str]:
+    """Name the operations on values of the pixels, not on their size alone."""
+    found: set[str] = set()
+    for node in ordered:
+        if node.get_type_name() == "Parameter" or any(
+            _name(source) in found and source.get_type_name() != "ShapeOf" for source in _sources(node)
+        ):
+            found.add(_name(node))
+    return found
 
 
 def _is_attention(node: Node) -> bool:

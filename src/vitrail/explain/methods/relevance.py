@@ -158,10 +158,11 @@ def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tens
     count = features.shape[1] if features.ndim == 3 or grid is None else product(grid)
     row = torch.zeros(features.shape[0], count, dtype=torch.float32, device=features.device)
     if model.reads_class_token:
-        row[:, : model.num_class_tokens] = 1.0 / model.num_class_tokens
+        row[:, : model.num_class_tokens] = 1.0
     else:
-        row[:, model.num_prefix :] = 1.0 / (count - model.num_prefix)
-    return row
+        row[:, model.num_prefix :] = 1.0
+    # The count is a symbol in a graph for any size, which engines cannot divide by.
+    return row / row.sum(dim=1, keepdim=True)
 
 
 def _grid(step: CapturedMixing) -> Grid:

@@ -40,9 +40,9 @@ def resample_by_products(grid: Tensor, old_grid: tuple[int, int], new_grid: tupl
         return _multiply(grid, rows, columns)
 
 
-@fast_path("resample_positions", when=lambda grid, old, new: any(isinstance(length, torch.SymInt) for length in new))
+@fast_path("resample_positions", when=lambda grid, old, new: torch.compiler.is_exporting())
 def resample_by_made_matrices(grid: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Resample by matrices that the graph makes: OpenVINO lacks torch's operator, or computes another (openvino#35893)."""
+    """Resample by matrices that the graph makes: OpenVINO lacks torch's operator, or errs (openvino#35893)."""
     rows, columns = (
         resampling_matrix(torch.arange(old), torch.tensor(old), new).to(grid.dtype)
         for old, new in zip(old_grid, new_grid, strict=True)

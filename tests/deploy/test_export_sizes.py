@@ -1,0 +1,185 @@
+"""Exports of another image size, and of any: equal to the run in eager mode, and errors at other sizes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.deploy.exporting import make_run, needs_openvino, skip_without
+from tests.deploy.test_export_families import CASES, check, trained
+from tests.tiers import fast_first
+from vitrail.cli.main import main
+from vitrail.deploy.export import sizes as of_sizes
+from vitrail.deploy.export.candidates import Variant, build_candidates
+from vitrail.deploy.export.convert import convert, trace
+from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.scope import names_outside
+from vitrail.deploy.export.sizes import at_size, check_sizes, lacks_any, least_of_any
+from vitrail.deploy.exported import load_exported
+from vitrail.engines import load_export
+from vitrail.engines.load import open_engine
+from vitrail.errors import ConfigError, RunError, ShapeError
+
+SIZES = [(32, 32), (224, 24), (17, 70), (40, 36)]
+# Positions of other kinds, and overlapping patches, beside all families.
+ANY = CASES | {
+    "vit, raster order": ("vit", {"pos_embed": "learned1d"}),
+    "vit, rope": ("vit", {"pos_embed": "rope"}),
+    "vit, sines": ("vit", {"pos_embed": "sincos2d"}),
+    "vit, overlapping": ("vit", {"patch_stride": 4}),
+}
+# Fused side by side, both streams have one grid.
+ONE_GRID = ("hvt, concat",)
+FIRST = sorted(ANY.keys() - set(ONE_GRID), key=lambda name: (name != "vit, raster order", name))
+
+
+def any_graph(name):
+    model = trained(*ANY[name])
+    include = ("embedding", "heatmap") if "overlapping" not in name else ("embedding",)
+    least = least_of_any(model.model)
+    return model, ExportGraph(model, dict.fromkeys(model.card.streams, torch.float32), {}, include, least=least)
+
+
+def images(model, sizes, count=2):
+    generator = torch.Generator().manual_seed(count)
+    return {
+        name: torch.rand(count, len(stream.bands), *size, generator=generator)
+        for (name, stream), size in zip(model.card.streams.items(), sizes, strict=True)
+    }
+
+
+def run(engine, graph, batch):
+    return engine.run({entry.name: batch[entry.stream].numpy() for entry in graph.inputs})
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", fast_first(FIRST, 1))
+def test_any_size_equals_the_run_in_openvino(name, tmp_path):
+    model, graph = any_graph(name)
+    convert(trace(graph), graph, "openvino", tmp_path, {})
+    engine = open_engine(tmp_path, "openvino", "fp32", 1)
+    least = tuple(least_of_any(model.model).values())
+    for sizes in [*([size] * len(least) for size in SIZES), SIZES[: len(least)], least]:
+        batch = images(model, sizes)
+        found = run(engine, graph, batch)
+        if "heatmap" in graph.include:
+            check(model, found, batch)
+        else:
+            logits, _ = model.classify(batch)
+            assert float((torch.as_tensor(found["logits"]) - logits).abs().max() / logits.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("engine", [pytest.param("onnx", marks=[skip_without("onnx"), pytest.mark.slow]), "torch"])
+@pytest.mark.parametrize("name", fast_first(["vit, class token", "vit, TokenLearner", "hvt"], 1))
+def test_any_size_in_other_engines(name, engine, tmp_path):
+    model, graph = any_graph(name)
+    convert(trace(graph), graph, engine, tmp_path, {"inputs": [entry.describe() for entry in graph.inputs]})
+    loaded = open_engine(tmp_path, engine, "fp32", 1)
+    for size in SIZES:
+        batch = images(model, [size] * len(model.card.streams))
+        check(model, run(loaded, graph, batch), batch)
+
+
+def test_an_engine_that_differs_at_another_size_is_left_out(monkeypatch, tmp_path):
+    _, graph = any_graph("vit")
+    program = trace(graph)
+    facts = {"inputs": [entry.describe() for entry in graph.inputs]}
+    convert(program, graph, "torch", tmp_path, facts)
+    with torch.no_grad():
+        graph.model.pos_embed[:, 2:].mul_(1.5)
+    with pytest.raises(RunError, match="torch computes another logits at 16 x 32 pixels"):
+        check_sizes(graph, tmp_path, "torch", 1)
+    monkeypatch.setattr(of_sizes, "_TOLERANCE", -1.0)
+    (built,) = build_candidates(program, graph, lambda engine: facts, [Variant("torch", "fp32")], tmp_path / "work", 1,
+                                None)  # fmt: skip
+    assert built.engine is None
+    assert "torch computes another" in built.failure
+
+
+def test_windows_of_any_size_are_not_converted_to_onnx():
+    assert "use openvino" in lacks_any(trained("swin", {}).model, "onnx")
+    assert lacks_any(trained("vit", {}).model, "onnx") == ""
+    assert lacks_any(trained("swin", {}).model, "openvino") == ""
+
+
+@needs_openvino
+def test_resampled_positions_are_not_quantised(tmp_path):
+    import openvino
+
+    _, graph = any_graph("vit")
+    convert(trace(graph), graph, "openvino", tmp_path, {})
+    model = openvino.Core().read_model(tmp_path / "model.xml")
+    outside = set(names_outside(model))
+    products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    inside = [node for node in products if node.get_friendly_name() not in outside]
+    # Four linear layers a block, and the classifier.
+    assert len(inside) == 2 * 4 + 1
+    assert len(products) - len(inside) > 2
+
+
+def test_sizes_below_a_patch_are_refused():
+    model = trained("hvt", {})
+    assert at_size(model, None) is at_size(model, "any") is model
+    assert {stream.img_size for stream in at_size(model, (40, 24)).card.streams.values()} == {(40, 24)}
+    with pytest.raises(ConfigError, match="--image-size 3 40 is smaller than a patch of 4 x 4 pixels"):
+        at_size(model, (3, 40))
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@needs_openvino
+def test_a_fixed_size_of_a_run(trained_run, tmp_path, capsys):
+    command = ["export", str(trained_run), "--format", "openvino", "--precision", "fp32", "--budget", "1s"]
+    assert main([*command, "--image-size", "24", "40", "--out", str(tmp_path / "wide")]) == 0
+    exported = load_exported(tmp_path / "wide", threads=1)
+    assert [entry["shape"] for entry in exported.export.record["inputs"]] == [[None, 3, None, None], [None, 3, 24, 40]]
+    capsys.readouterr()
+    files = str(trained_run.parent / "pictures" / "val")
+    assert main(["predict", str(tmp_path / "wide"), files]) == 0
+    assert "class" in capsys.readouterr().out
+    with pytest.raises(ShapeError, match="24, 40"):
+        exported.export.run({"image_resized": np.zeros((1, 3, 16, 16), np.uint8)})
+    photograph = {"image": np.full((1, 3, 90, 200), 128, np.uint8)}
+    small = {"image_resized": np.full((1, 3, 24, 40), 128, np.uint8)}
+    np.testing.assert_allclose(exported.export.run(photograph)["logits"], exported.export.run(small)["logits"],
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+@needs_openvino
+def test_any_size_of_a_run(trained_run, tmp_path, capsys):
+    command = ["export", str(trained_run), "--format", "openvino", "--precision", "fp32", "--budget", "1s"]
+    assert main([*command, "--image-size", "any", "--out", str(tmp_path / "any")]) == 0
+    export = load_export(tmp_path / "any", threads=1)
+    assert list(export.entries) == ["resized"]
+    assert "neither cropped nor resized" in export.record["no_photographs"]
+    from vitrail.runs.trained import load_classifier
+
+    model = load_classifier(trained_run)
+    for size in ((16, 16), (9, 9), (33, 90)):
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 3, *size), dtype=np.uint8)
+        wanted = model.classify(torch.from_numpy(pixels).float() / 255)[0]
+        found = export.run({"image_resized": pixels})["logits"]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    with pytest.raises(ShapeError, match=r"H >= 9, W >= 9\) of uint8, got the shape \(1, 3, 8, 16\)"):
+        export.run({"image_resized": np.zeros((1, 3, 8, 16), np.uint8)})
+    record = json.loads((tmp_path / "any" / "1" / "export.json").read_text())
+    assert record["inputs"][0]["least"] == [9, 9]
+    assert "the smallest size is 9 x 9 pixels" in (tmp_path / "any" / "1" / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "any"), str(trained_run.parent / "pictures" / "val")]) == 0
+
+
+@pytest.mark.parametrize("words", [["all"], ["16", "any"], ["0"], ["1", "2", "3"]])
+def test_wrong_sizes_are_refused(words):
+    with pytest.raises(ConfigError, match="--image-size takes height and width"):
+        main_raising(words)
+
+
+def main_raising(words):
+    from vitrail.cli.export import main as export
+
+    export(["runs/none", "--image-size", *words])
