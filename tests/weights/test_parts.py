@@ -75,6 +75,36 @@ def test_distilled_positions_are_resampled_without_the_row():
     assert unchanged(other, snapshot(expected))
 
 
+@pytest.mark.parametrize("layout", ["timm", "huggingface"])
+def test_a_model_with_the_token_keeps_distillation(layout):
+    """The model with the setting has all of it, and the mean of both classifiers as logits."""
+    plain = build("vit", 1)
+    state = _distilled(plain, layout)
+    model = build("vit", 2, dist_token=True)
+    report = vitrail.load_weights(model, state)
+    assert not report.changes_outputs
+    assert not report.dropped
+    token = next(value for key, value in state.items() if key.endswith(("dist_token", "distillation_token")))
+    assert torch.equal(model.dist_token, token)
+    x = torch.randn(2, 3, 32, 32)
+    features = model.eval().forward_features(x)
+    expected = (model.head(features[:, 0]) + model.head_dist(features[:, 1])) / 2
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    # New classes: both classifiers start afresh.
+    fresh = build("vit", 3, dist_token=True, num_classes=7)
+    report = vitrail.load_weights(fresh, state, new_head=True)
+    assert set(report.new_head) == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+
+
+@pytest.mark.parametrize("layout", ["timm", "huggingface"])
+def test_distilled_weights_are_recognised_as_distilled(layout):
+    state = _distilled(build("vit", 1), layout)
+    facts = recognise(unwrap(state, "x"), "x")
+    assert facts.family == "vit"
+    assert facts.settings["dist_token"] is True
+    assert facts.inputs[0].grid == (4, 4)
+
+
 # -- refused ---------------------------------------------------------------------------------------------
 
 

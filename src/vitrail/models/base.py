@@ -47,7 +47,13 @@ class VisionModel(Pooling):
     key_maps: ClassVar[Sequence[KeyMap]] = ()
     input_kernels: ClassVar[Mapping[str, InputKernel]] = {"patch_embed.proj.weight": InputKernel("image")}
     stream_prefixes: ClassVar[Mapping[str, str]] = {}
-    not_decayed: ClassVar[Sequence[str]] = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
+    not_decayed: ClassVar[Sequence[str]] = (
+        "pos_embed",
+        "cls_token",
+        "dist_token",
+        "reg_token",
+        "relative_position_bias_table",
+    )
     name: str = ""
     num_features: int
     norm: nn.Module
@@ -252,6 +258,17 @@ class VisionModel(Pooling):
         """Apply the last norm to tokens ``(..., C)`` of a level; only the last level has the width that it fits."""
         out: Tensor = self.norm(tokens) if index == len(self.feature_info) - 1 else tokens
         return out
+
+    def set_distilled_training(self, enable: bool = True) -> bool:
+        """Return the logits of the class token and of the distillation token in training, instead of their mean.
+
+        Args:
+            enable: Whether ``forward`` returns both from now on, in training mode alone.
+
+        Returns:
+            Whether the model has a distillation token; without one nothing changes.
+        """
+        return False
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""

@@ -72,8 +72,8 @@ def fit_positions(
 
 
 def count_prefix(state: Mapping[str, Tensor]) -> int:
-    """Class and register tokens of a checkpoint, by our names."""
-    tokens = (state[key] for key in ("cls_token", "reg_token") if key in state)
+    """Class, distillation and register tokens of a checkpoint, by our names."""
+    tokens = (state[key] for key in ("cls_token", "dist_token", "reg_token") if key in state)
     return sum(token.shape[1] if token.ndim == 3 else 1 for token in tokens)
 
 

@@ -50,8 +50,9 @@ class Family:
     @property
     def key_maps(self) -> Sequence[KeyMap]:
         """Key maps of its class; where it declares none, one that recognises vitrail's own names of the family."""
-        first = re.escape(next(iter(self.build.input_kernels)))
-        return self.build.key_maps or (KeyMap("vitrail", (first,)),)
+        first = next(iter(self.build.input_kernels), None)
+        own = () if first is None else (KeyMap("vitrail", (re.escape(first),)),)
+        return self.build.key_maps or own
 
     @property
     def modality(self) -> Modality:

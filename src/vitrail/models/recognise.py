@@ -38,6 +38,8 @@ _ENOUGH = 0.6
 _FREE = ("num_classes", "in_chans")
 # Settings that change a model's outputs and may show in no shape.
 _STRUCTURE = ("num_heads", "dim_head")
+# Tokens that some models of a family have; a checkpoint's are read as they are.
+_OPTIONAL_TOKENS = ("dist_token",)
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,8 @@ def _find_family(
             if not key_map.recognises(list(state)):
                 continue
             try:
-                mapped = apply_map(key_map, dict(state), LoadReport(key_map.source), where)
+                whole = key_map.keeping(_OPTIONAL_TOKENS)
+                mapped = apply_map(whole, dict(state), LoadReport(key_map.source), where)
             except WeightsError as error:
                 refusals.append(error)
                 continue

@@ -202,10 +202,10 @@ def _plan(
     candidate, key_map, notes = _choose(model, checkpoint, source, options, where)
     report = LoadReport(source=key_map.source, notes=[*checkpoint.notes, *notes], key=candidate.key)
     report.dropped |= outside(candidate)
-    state = apply_map(key_map, candidate.state, report, where)
+    own = model.state_dict()
+    state = apply_map(key_map.keeping(own), candidate.state, report, where)
     if isinstance(model, Fitting):
         state = model.adapt_state(state, report)
-    own = model.state_dict()
     head = _head_keys(model, {*own, *state})
     if options.new_head and not isinstance(model, Fitting):
         raise ConfigError(f"new_head needs a model with a classifier, got {type(model).__name__}")
@@ -298,7 +298,8 @@ def _drop_training(own: State, state: State, report: LoadReport) -> State:
 def _head_keys(model: nn.Module, keys: Iterable[str]) -> set[str]:
     """Select the keys of the classifier."""
     name = model.classifier if isinstance(model, Fitting) else None
-    return set() if name is None else {key for key in keys if key.startswith(name + ".")}
+    # DeiT's distillation token has a second classifier.
+    return set() if name is None else {key for key in keys if key.startswith((f"{name}.", f"{name}_dist."))}
 
 
 def _copy_image_stream(model: nn.Module, own: State, state: State, report: LoadReport, where: str) -> State:

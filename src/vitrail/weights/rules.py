@@ -6,8 +6,9 @@ before it left. A pattern is a regular expression that must match the whole key.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -255,6 +256,15 @@ class KeyMap:
     def recognises(self, keys: list[str]) -> bool:
         """Return whether the keys match this source."""
         return all(any(re.fullmatch(pattern, key) for key in keys) for pattern in self.recognised_by)
+
+    def keeping(self, keys: Collection[str]) -> KeyMap:
+        """Return the rules for a model that has some tokens which others drop.
+
+        Args:
+            keys: Our names of the model's tensors.
+        """
+        kept = tuple(r for r in self.rules if not (isinstance(r, DropToken) and r.token in keys))
+        return dataclasses.replace(self, rules=kept)
 
     def apply(self, state: State, report: LoadReport) -> State:
         """Apply all rules in order."""

@@ -87,6 +87,8 @@ class ViTConfig(LayerSettings):
         qkv_bias: Whether queries, keys and values have a bias.
         class_token: Whether class tokens are prepended.
         num_class_tokens: Class tokens: 0 for none; 1 when not given and class_token is true.
+        dist_token: Whether a distillation token with a classifier of its own follows the class token (DeiT,
+            arXiv:2012.12877, section 4); the logits are the mean of both classifiers.
         reg_tokens: Register tokens after the class tokens, which no pooling reads (arXiv:2309.16588).
         global_pool: "token" reads the class token (the mean of several), "avg" the mean over the patches, "max" the
             largest value of each channel, "avgmax" the mean of these two, "map" attention with a learned query
@@ -120,6 +122,7 @@ class ViTConfig(LayerSettings):
     qkv_bias: bool = True
     class_token: bool = True
     num_class_tokens: int | None = None
+    dist_token: bool = False
     reg_tokens: int = 0
     global_pool: Literal["token", "avg", "max", "avgmax", "map", ""] = "token"
     fc_norm: bool | None = None
@@ -168,10 +171,14 @@ class ViTConfig(LayerSettings):
             object.__setattr__(self, "class_token", self.num_class_tokens > 0)
         if self.global_pool == "token" and not self.class_token:
             raise ConfigError("global_pool='token' needs class_token=True; use global_pool='avg' without one")
+        if self.dist_token and (self.class_tokens != 1 or self.global_pool not in ("token", "") or self.fc_norm):
+            raise ConfigError(
+                "dist_token stands beside one class token: it needs class_token=True, global_pool='token', no fc_norm"
+            )
 
     @property
     def class_tokens(self) -> int:
-        """Number of class tokens."""
+        """Number of class tokens, without the distillation token."""
         return int(self.class_token) if self.num_class_tokens is None else self.num_class_tokens
 
 
@@ -193,10 +200,12 @@ class ViT(VisionModel):
         dim = config.embed_dim
         self.num_classes = config.num_classes
         self.num_features = dim
-        self.num_class_tokens = config.class_tokens
-        self.num_prefix = config.class_tokens + config.reg_tokens
+        # The distillation token is a class token to all that reads class tokens.
+        self.num_class_tokens = config.class_tokens + config.dist_token
+        self.num_prefix = self.num_class_tokens + config.reg_tokens
         self._build_patches()
         self.cls_token = _token_parameter(config.class_tokens, dim)
+        self.dist_token = _token_parameter(int(config.dist_token), dim)
         self.reg_token = _token_parameter(config.reg_tokens, dim)
         # Tokens at the start of the table of positions that are no patches.
         self.pos_prefix = 0 if config.no_embed_class else self.num_prefix
@@ -234,6 +243,8 @@ class ViT(VisionModel):
         self.fc_norm = make_norm(config.norm_layer, dim, _NORM_EPS) if pooled else nn.Identity()
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = linear_classifier(dim, config.num_classes)
+        self.head_dist = linear_classifier(dim, config.num_classes) if config.dist_token else None
+        self.distilled_training = False
         self.grad_checkpointing = False
         on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
         tiles = self.patch_stride, self.patch_embed.pixel_offset
@@ -261,11 +272,11 @@ class ViT(VisionModel):
 
     def _init_weights(self) -> None:
         # TokenLearner and TokenFuser have begun as their authors have them.
-        init_linears(self.blocks, self.head)
+        init_linears(self.blocks, self.head, *([] if self.head_dist is None else [self.head_dist]))
         kind, dim = self.config.pos_embed, self.config.embed_dim
         sincos = self.config.pos_embed_init == "sincos" and kind in LEARNED_TABLES
         init_position_table(self, fixed_positions(kind, self.grid, dim) if sincos else None)
-        for token in (self.cls_token, self.reg_token):
+        for token in (self.cls_token, self.dist_token, self.reg_token):
             if token is not None:
                 # Several must differ from the start; a single one begins as in timm.
                 nn.init.normal_(token, std=1e-6 if self.num_prefix == 1 else 0.02)
@@ -345,7 +356,7 @@ class ViT(VisionModel):
     def _add_positions(self, patches: Tensor) -> tuple[Tensor, tuple[int, int], Tensor | None]:
         """Patches ``(B, H, W, C)`` in a sequence after the prefix, with positions; their grid; rotary positions."""
         grid = (patches.shape[1], patches.shape[2])
-        prefix = (token for token in (self.cls_token, self.reg_token) if token is not None)
+        prefix = (token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None)
         parts = [*(token.expand(patches.shape[0], -1, -1) for token in prefix), patches.flatten(1, 2)]
         if self.pos_embed is not None:
             positions = resample_table(self.config.pos_embed, self.pos_embed, self.grid, grid, self.pos_prefix)
@@ -422,9 +433,23 @@ class ViT(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool ``(B, N, C)`` and classify: ``(B, num_classes)``, or ``(B, C)`` with ``pre_logits``."""
+        if self.head_dist is not None and self.global_pool == "token" and not pre_logits:
+            distilled: Tensor = self._distilled_logits(features)
+            return distilled
         pooled = self.fc_norm(self.pool(features))
         out: Tensor = pooled if pre_logits else self.head(self.head_drop(pooled))
         return out
+
+    def _distilled_logits(self, features: Tensor) -> Any:
+        """Compute the mean of both classifiers, or in distilled training both."""
+        assert self.head_dist is not None
+        logits = self.head(self.head_drop(features[:, 0])), self.head_dist(features[:, 1])
+        return logits if self.distilled_training and self.training else (logits[0] + logits[1]) / 2
+
+    def set_distilled_training(self, enable: bool = True) -> bool:
+        """Return both classifiers in training, as :meth:`VisionModel.set_distilled_training`."""
+        self.distilled_training = enable and self.head_dist is not None
+        return self.head_dist is not None
 
     def run_levels(
         self, inputs: Sequence[Any], wanted: Sequence[int], stop: int | None
@@ -452,6 +477,9 @@ class ViT(VisionModel):
             # The norm stays where it is.
             self.config = dataclasses.replace(self.config, fc_norm=not isinstance(self.fc_norm, nn.Identity))
         super().reset_classifier(num_classes, global_pool)
+        if self.head_dist is not None:
+            parameter = next(self.parameters())
+            self.head_dist = self.build_head(num_classes).to(parameter.device, parameter.dtype)
 
     def _keep_levels(self, count: int) -> None:
         learner = self.config.token_learner
@@ -468,8 +496,8 @@ class ViT(VisionModel):
         for index in range(len(self.token_learners)):
             at = min(self.learn_at + index, len(blocks) - 1)
             blocks[at] += [f"token_learners.{index}", f"token_fusers.{index}"]
-        first = ["stem", "patch_embed", "pos_embed", "cls_token", "reg_token"]
-        return group_parameters(self, [first, *blocks, ["norm", "attn_pool", "fc_norm", "head"]])
+        first = ["stem", "patch_embed", "pos_embed", "cls_token", "dist_token", "reg_token"]
+        return group_parameters(self, [first, *blocks, ["norm", "attn_pool", "fc_norm", "head", "head_dist"]])
 
     def fit_tensor(
         self, key: str, value: Tensor, state: Mapping[str, Tensor], made_for: Mapping[str, Any]
@@ -505,6 +533,8 @@ class ViT(VisionModel):
         pooled = "fc_norm.weight" in state
         pool = "map" if "attn_pool.latent" in state else "avg" if pooled else "token"
         names: dict[str, Any] = {"class_token": "cls_token" in state, "global_pool": pool}
+        if "dist_token" in state:
+            names["dist_token"] = True
         token = state.get("cls_token")
         if token is not None and token.ndim == 3 and token.shape[1] > 1:
             names["num_class_tokens"] = token.shape[1]
@@ -576,7 +606,16 @@ def _variants() -> dict[str, dict[str, Any]]:
                 **settings,
                 "token_learner": {"num_tokens": 8, "fuse": True},
             }
+    # Touvron et al. 2021, arXiv:2012.12877, table 1.
+    for size in ("tiny_patch16_224", "small_patch16_224", "base_patch16_224", "base_patch16_384"):
+        variants[f"deit_{_distilled_name(size)}"] = {**variants[f"vit_{size}"], "dist_token": True}
     return variants
+
+
+def _distilled_name(size: str) -> str:
+    """Write a size as timm names distilled models: tiny_patch16_224 as tiny_distilled_patch16_224."""
+    width, _, rest = size.partition("_")
+    return f"{width}_distilled_{rest}"
 
 
 _SHARED_WITH_TIMM = (
@@ -605,7 +644,7 @@ def _build_torchvision(settings: Mapping[str, Any]) -> nn.Module:
 # Settings that timm's ViT has under other names, or lacks, beside their defaults.
 _NOT_SHARED = (
     "patch_stride", "patch_padding", "stem", "num_class_tokens", "mlp_layer", "act_layer", "norm_layer", "pos_embed",
-    "reg_tokens", "init_values", "qk_norm", "no_embed_class",
+    "reg_tokens", "dist_token", "init_values", "qk_norm", "no_embed_class",
 )  # fmt: skip
 
 
@@ -639,7 +678,14 @@ register_family(
             "num_heads": 3,
             "num_classes": 5,
         },
-        published={"vit_base_patch16_384": 77.9},
+        published={
+            "vit_base_patch16_384": 77.9,
+            # Touvron et al. 2021, arXiv:2012.12877, table 5, 300 epochs.
+            "deit_tiny_distilled_patch16_224": 74.5,
+            "deit_small_distilled_patch16_224": 81.2,
+            "deit_base_distilled_patch16_224": 83.4,
+            "deit_base_distilled_patch16_384": 84.5,
+        },
         layers=(TokenFuser, TokenLearner),
         source="Dosovitskiy et al. 2021, arXiv:2010.11929; TokenLearner: Ryoo et al. 2021, arXiv:2106.11297",
         peers={
