@@ -4,7 +4,9 @@ import contextlib
 import importlib.util
 import io
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.images import make_folder
 from vitrail.cli.main import main
@@ -43,3 +45,19 @@ def make_run(root, *words, per_class=4):
                      "--run.dir", str(run)])  # fmt: skip
     assert code == 0
     return run
+
+
+def photographs(root, per_class=8, seed=0):
+    """JPEG files, wide and tall, of two classes that differ in color, with detail of all scales."""
+    rng = np.random.default_rng(seed)
+    for split in ("train", "val", "test"):
+        for name, tint in (("leaf", (0.5, 1.0, 0.4)), ("soil", (1.0, 0.7, 0.5))):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                height, width = (60, 130) if i % 2 else (120, 70)
+                coarse = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                gray = np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+                pixels = gray[..., None] * np.array(tint) * np.linspace(0.5, 1, width)[None, :, None]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.jpg", quality=92)
+    return root

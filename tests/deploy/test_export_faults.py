@@ -8,11 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.deploy.eager import EagerEngine
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import SMALL, VIT
+from tests.deploy.exporting import SMALL, VIT, photographs
 from vitrail.cli.main import main
 from vitrail.deploy.export import candidates
 from vitrail.deploy.export.artefact import check_bounds
@@ -20,25 +19,9 @@ from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.measure import Measured
 from vitrail.deploy.export.pixels import ResizeStored
 from vitrail.engines.load import ENGINES, load_export
-from vitrail.errors import RunError
+from vitrail.errors import RunError, ShapeError
 
 QUICK = "--format torch --precision fp32 --budget 0s --threads 1".split()
-
-
-def photographs(root, per_class=8, seed=0):
-    """JPEG files, wide and tall, of two classes that differ in color, with detail of all scales."""
-    rng = np.random.default_rng(seed)
-    for split in ("train", "val", "test"):
-        for name, tint in (("leaf", (0.5, 1.0, 0.4)), ("soil", (1.0, 0.7, 0.5))):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(per_class):
-                height, width = (60, 130) if i % 2 else (120, 70)
-                coarse = rng.integers(0, 256, (8, 8), dtype=np.uint8)
-                gray = np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-                pixels = gray[..., None] * np.array(tint) * np.linspace(0.5, 1, width)[None, :, None]
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.jpg", quality=92)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +220,14 @@ def test_nothing_slower_than_the_run_is_written_unasked(run, tmp_path, monkeypat
     assert not (tmp_path / "out" / "1").exists()
     assert main([*words, "--format", "torch"]) == 0
     assert "slower than the run itself: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [("blue", "green", "red"), ("red", "green"), ("red", "green", "nir")])
+def test_bands_of_other_names_are_refused(written, names):
+    export = load_export(written)
+    pixels = np.zeros((1, 3, 16, 16), np.uint8)
+    wanted = export.run({"image_resized": pixels})
+    found = export.run({"image_resized": pixels}, bands={"image_resized": ("red", "green", "blue")})
+    assert np.array_equal(found["logits"], wanted["logits"])
+    with pytest.raises(ShapeError, match="has the bands red, green, blue, in this order, got"):
+        export.run({"image_resized": pixels}, bands={"image_resized": names})

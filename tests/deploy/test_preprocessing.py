@@ -17,6 +17,7 @@ from vitrail.data.images import read_image, resize_picture
 from vitrail.data.rasters import resize_tensor
 from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.edges import edges
+from vitrail.deploy.export.photographs import file_source, read_photographs
 from vitrail.deploy.export.pixels import Prepare, ResizeStored
 from vitrail.deploy.export.stored import StoredPixels, stored_pixels
 from vitrail.runs.images import open_images
@@ -166,3 +167,52 @@ def test_rasters_keep_their_type_and_range(tmp_path, settings, dtype, high):
     torch.testing.assert_close(
         ResizeStored(found["image"])(values[None]), images.source.read([0])["image"], rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("how", ["crop", "squash"])
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        ("uint8", {"scale": 255.0}),
+        ("uint8", {"scale": 255.0, "values__nodata": 0.0}),
+        ("uint16", {"scale": 50000.0, "values__offset": 900.0}),
+        ("uint16", {"scale": 50000.0, "values__offset": 900.0, "values__nodata": (0.0, 7.0)}),
+        ("int16", {"values__range": ((-2000.0, 9000.0), (0.0, 8000.0), (-1.0, 7000.0), (0.0, 30000.0))}),
+        ("float32", {"values__range": ((0.0, 0.9), (0.05, 1.0), (0.0, 1.0), (-1.0, 1.0))}),
+        ("float32", {"scale": 1.0, "values__nodata": -9999.0}),
+        ("float32", {"scale": 1.0, "values__nodata": "nan"}),
+    ],
+)
+def test_stored_rasters_become_what_the_pipeline_reads(tmp_path, dtype, settings, how):
+    from vitrail.data import open_data
+
+    rng = np.random.default_rng(0)
+    no_data = settings.get("values__nodata")
+    marks = [float(mark) for mark in (no_data if isinstance(no_data, tuple) else (no_data,)) if mark is not None]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i, size in enumerate([(18, 22), (40, 31), (64, 90), (7, 9), (33, 33)]):
+            smooth = rng.random((4, *size))
+            values = smooth if dtype == "float32" else smooth * {"uint8": 255, "uint16": 60000, "int16": 9000}[dtype]
+            values = values.astype(dtype)
+            for j, mark in enumerate(marks):
+                values[:, : size[0] // 2, size[1] // 3 + j : 2 * size[1] // 3] = mark
+            tifffile.imwrite(tmp_path / name / f"{i}.tif", values, photometric="minisblack")
+    config = data_config(
+        source="folder", path=str(tmp_path), bands__names=("blue", "green", "red", "nir"), images__resize=how,
+        splitting__val_fraction=0.2, splitting__test_fraction=0.0, **settings,
+    )  # fmt: skip
+    images = open_data(config, (16, 16))
+    kind = images.source.values["image"].limits.kind if "image" in images.source.values else None
+    card = ModelCard("vit", {}, ("a", "b"), {"image": StreamCard(("blue", "green", "red", "nir"), (0.4,) * 4,
+                     (0.1,) * 4, (16, 16), kind)}, resize=how)  # fmt: skip
+    found, lacks = stored_pixels(card, config, images)
+    assert lacks == ""
+    assert found["image"].dtype == (torch.float32 if marks else getattr(torch, dtype))
+    resize = ResizeStored(found["image"])
+    for index in range(len(images.source)):
+        stored_values = read_photographs(file_source(images), found, index)["image"]
+        wanted = images.source.read([index])["image"]
+        assert bool(wanted.isnan().any()) == bool(marks)
+        result = resize(torch.from_numpy(stored_values))
+        torch.testing.assert_close(result, to_unit(wanted), rtol=0, atol=1e-5, equal_nan=True)

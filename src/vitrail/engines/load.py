@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,18 +93,19 @@ class Export:
     record: dict[str, Any]
     engine: Engine
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], bands: Mapping[str, Sequence[str]] | None = None) -> Arrays:
         """Run a batch after strict checks of names, types and shapes.
 
         Args:
             inputs: Arrays by name, those of one entry; export.json lists names, types and shapes.
+            bands: Names of the bands of each input, in order, to be compared with the export's; not compared if None.
 
         Returns:
             Outputs by name.
 
         Raises:
-            ShapeError: A missing or unknown input, or another type, size or number of bands. Engines would cast the
-                type and accept the size in silence.
+            ShapeError: A missing or unknown input, or another type, size, number or order of bands. Engines would cast
+                the type and accept the size in silence.
         """
         entries = self.entries
         if set(inputs) not in map(set, entries.values()):
@@ -115,6 +116,7 @@ class Export:
             name = entry["name"]
             if name in inputs:
                 _check_array(name, inputs[name], entry)
+                _check_bands(entry, (bands or {}).get(name))
             arrays[name] = np.ascontiguousarray(inputs[name]) if name in inputs else _no_images(entry)
         if len({len(array) for array in inputs.values()}) > 1:
             sizes = ", ".join(f"{name} {len(array)}" for name, array in inputs.items())
@@ -187,6 +189,13 @@ def _check_array(name: str, array: npt.NDArray[Any], wanted: Mapping[str, Any]) 
     if not fits:
         bands = f"; its bands are {', '.join(wanted['bands'])}"
         raise ShapeError(f"input {name} must be {described}, got the shape {array.shape}{bands}")
+
+
+def _check_bands(entry: Mapping[str, Any], names: Sequence[str] | None) -> None:
+    if names is not None and list(names) != entry["bands"]:
+        raise ShapeError(
+            f"input {entry['name']} has the bands {', '.join(entry['bands'])}, in this order, got {', '.join(names)}"
+        )
 
 
 def read_record(folder: Path) -> dict[str, Any]:

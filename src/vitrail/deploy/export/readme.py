@@ -24,6 +24,7 @@ program = torch.export.load("{file}").module({guards})
 outputs = program({positional})
 print(outputs["probabilities"].argmax(1))""",
 }
+_PHOTOGRAPH = """np.asarray(PIL.Image.open("photo.jpg").convert("RGB"))[None].transpose(0, 3, 1, 2)"""
 _CASTS = """
 OpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. Check the type
 before the call, or load the folder with `vitrail.engines.load_export`, which refuses other types and sizes.
@@ -73,7 +74,9 @@ def _array(entry: Mapping[str, Any], used: str, module: str) -> str:
     _, bands, height, width = entry["shape"]
     batch = 1 if entry["entry"] == used else 0
     shape = (batch, bands, height or (480 if batch else 1), width or (640 if batch else 1))
-    comment = "your pixels" if batch else "or: pixels at the model's size"
+    comment = "or: pixels at the model's size"
+    if batch:
+        comment = _PHOTOGRAPH if (module, bands, entry["dtype"]) == ("np", 3, "uint8") else "your pixels"
     return f"{entry['name']} = {module}.zeros({shape}, dtype={module}.{entry['dtype']})  # {comment}"
 
 
