@@ -370,6 +370,8 @@ def test_settings_of_a_task_are_its_own():
     foreign = [
         ("classification", {"temperature": 0.1}),
         ("classification", {"watch_every": 2}),
+        ("classification", {"teacher": "runs/x"}),
+        ("simclr", {"alpha": 0.5}),
         ("simclr", {"mask_ratio": 0.5}),
         ("mae", {"mask_size": 8}),
         ("simmim", {"loss": "focal"}),

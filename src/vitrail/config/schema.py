@@ -87,6 +87,11 @@ PRETRAINING: dict[str, dict[str, Any]] = {
         "loss_on": "masked",
     },
 }  # fmt: skip
+# The settings that tasks have for themselves, with their defaults.
+_SETTINGS_OF: dict[str, dict[str, Any]] = {
+    **PRETRAINING,
+    "distill": {"teacher": None, "distillation": "soft", "alpha": 0.5, "temperature": 3.0},
+}
 
 
 @dataclass(frozen=True)
@@ -94,16 +99,22 @@ class TaskConfig:
     """Task and its loss.
 
     Attributes:
-        name: "classification" for `vitrail train`; for `vitrail pretrain`, which needs no labels, "simclr" (two views
-            of an image are to be alike, those of two images are not), "mae" (the model sees a few patches and a decoder
-            reconstructs the others) or "simmim" (any model reconstructs what was masked).
+        name: "classification" for `vitrail train`, or "distill", which also learns from a teacher's predictions; for
+            `vitrail pretrain`, which needs no labels, "simclr" (two views of an image are to be alike, those of two
+            images are not), "mae" (the model sees a few patches and a decoder reconstructs the others) or "simmim" (any
+            model reconstructs what was masked).
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
         loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well; "bce",
             binary cross-entropy, for multi-label data alone.
         focal_gamma: How much less: the power of one minus the probability of the true class.
         class_weights: "none", or "balanced": each class weighs in inverse proportion to its training images; of several
             labels, each weighs as much where it is there as where it is not.
-        temperature: simclr: what similarities are divided by, 0.2 when not given.
+        teacher: distill: a run folder, or the folder of an export, with the classes and bands of the data.
+        distillation: distill: "soft" (when not given), the teacher's probabilities at ``temperature``, or "hard", its
+            class. A model with ``dist_token`` learns it with that token.
+        alpha: distill: weight of the teacher in the loss, 0 to 1; 0.5 when not given.
+        temperature: simclr: what similarities are divided by, 0.2 when not given. distill: what logits are divided by,
+            3 when not given.
         projection_dim: simclr: width of the vectors that are compared, 128 when not given.
         view_min_scale: simclr: smallest share of an image that a view may show, 0.2 when not given.
         color_strength: simclr: how strongly a view changes colours, 0 to 1; 0.5 when not given.
@@ -121,11 +132,14 @@ class TaskConfig:
             probe, where images have one label each; RankMe, alignment, uniformity); 0 for none, 1 when not given.
     """
 
-    name: Literal["classification", "simclr", "mae", "simmim"] = "classification"
+    name: Literal["classification", "distill", "simclr", "mae", "simmim"] = "classification"
     label_smoothing: float = 0.1
     loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     focal_gamma: float = 2.0
     class_weights: Literal["none", "balanced"] = "none"
+    teacher: str | None = None
+    distillation: Literal["hard", "soft"] | None = None
+    alpha: float | None = None
     temperature: float | None = None
     projection_dim: int | None = None
     view_min_scale: float | None = None
@@ -147,24 +161,38 @@ class TaskConfig:
         """
         self._fill_defaults()
         self._check_pretraining()
+        self._check_distillation()
         require(0 <= self.label_smoothing < 1, "task.label_smoothing", "at least 0, below 1", self.label_smoothing)
         require(0 <= self.focal_gamma < math.inf, "task.focal_gamma", "at least 0 and finite", self.focal_gamma)
 
     def _fill_defaults(self) -> None:
         """Fill in the defaults of the task, and refuse the settings of others."""
-        defaults = dict(PRETRAINING.get(self.name, {}))
-        if defaults:
+        defaults = dict(_SETTINGS_OF.get(self.name, {}))
+        if self.name in PRETRAINING:
             defaults["watch_every"] = 1
         for setting in dataclasses.fields(self)[1:]:  # the first is the name
             name, value = setting.name, getattr(self, setting.name)
-            owners = [task for task, settings in PRETRAINING.items() if name in settings or name == "watch_every"]
-            owners = owners or ["classification"]
+            owners = [task for task, settings in _SETTINGS_OF.items() if name in settings]
+            owners = list(PRETRAINING) if name == "watch_every" else owners or ["classification", "distill"]
             if self.name not in owners and value != setting.default:
                 raise ConfigError(
                     f"task.{name} belongs to {' and '.join(owners)}, and task.name is {self.name}; leave it out"
                 )
             if value is None and name in defaults:
                 object.__setattr__(self, name, defaults[name])
+
+    def _check_distillation(self) -> None:
+        if self.name != "distill":
+            return
+        expand_homes("task", self, ("teacher",))
+        if self.teacher is None:
+            raise ConfigError("task.teacher is missing: the run folder or export that task.name distill learns from")
+        if self.loss == "bce":
+            raise ConfigError("task.name distill needs one label an image; use task.loss cross_entropy or focal")
+        alpha, temperature = self.alpha, self.temperature
+        require(alpha is not None and 0 <= alpha <= 1, "task.alpha", "from 0 to 1", alpha)
+        above = temperature is not None and 0 < temperature < math.inf
+        require(above, "task.temperature", "above 0 and finite", temperature)
 
     def _check_pretraining(self) -> None:
         for name, low, high, wanted in (
@@ -180,7 +208,8 @@ class TaskConfig:
             require(value is None or low <= value <= high, f"task.{name}", wanted, value)
         for name in ("temperature", "view_min_scale"):
             value = getattr(self, name)
-            require(value is None or 0 < value <= 1, f"task.{name}", "above 0 and at most 1", value)
+            if self.name != "distill":
+                require(value is None or 0 < value <= 1, f"task.{name}", "above 0 and at most 1", value)
         width = self.decoder_dim
         require(width is None or (width > 0 and width % 32 == 0), "task.decoder_dim", "a multiple of 32", width)
 

@@ -85,6 +85,11 @@ class ClassificationTask(Task):
         logits: Tensor = self.model(*images)
         return logits
 
+    def logits(self, output: Any) -> Tensor:
+        """Return the logits ``(B, K)`` of an output of :meth:`forward`."""
+        logits: Tensor = output
+        return logits
+
     def compile_model(self, **settings: Any) -> None:
         """Compile the model with torch.compile, one static graph for each image size.
 

@@ -25,7 +25,7 @@ from vitrail.train.environment import is_first_process
 _MAY_CHANGE = {
     "trainer.max_epochs", "trainer.early_stopping_patience", "trainer.accelerator", "trainer.devices",
     "trainer.strategy", "data.loader.num_workers", "data.loader.cache", "data.splitting.check_copies", "data.path",
-    "model.weights", "run.dir", "run.overwrite", "run.tensorboard",
+    "model.weights", "task.teacher", "run.dir", "run.overwrite", "run.tensorboard",
     "run.explain_images", "run.explain_every", "run.explain_method",
 }  # fmt: skip
 # Files that may be moved if the run has recorded their content.

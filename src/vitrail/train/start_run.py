@@ -21,6 +21,7 @@ from vitrail.train.checks import describe_warmup
 from vitrail.train.copies import describe_copies
 from vitrail.train.environment import describe_environment
 from vitrail.train.resume import check_inputs
+from vitrail.train.teacher import teacher_hash
 
 
 def start_run(recipe: Recipe, run: RunFolder, data: ImageData, reasons: Mapping[str, str], resume: bool) -> None:
@@ -41,6 +42,8 @@ def start_run(recipe: Recipe, run: RunFolder, data: ImageData, reasons: Mapping[
     environment.update(reasons)
     environment["images"] = {"number": len(data.source), **data.identity()}
     environment["inputs"] = input_hashes(recipe.data, recipe.model.weights)
+    if recipe.task.teacher is not None and (code := teacher_hash(recipe.task.teacher)) is not None:
+        environment["inputs"]["task.teacher"] = code
     if resume:
         run.remove_leftovers()
         if run.environment.is_file():

@@ -20,6 +20,7 @@ from vitrail.models.image_size import image_size
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
 from vitrail.tasks.classification import ClassificationTask
+from vitrail.tasks.distillation import DistillationTask
 from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss, balanced_positive_weights, balanced_weights
 from vitrail.train.build import Builder, build_batch_augmentation
 from vitrail.train.callbacks.checkpoints import RunCheckpoints
@@ -30,6 +31,7 @@ from vitrail.train.callbacks.metrics import EpochMetrics
 from vitrail.train.callbacks.non_finite import StopOnNonFinite
 from vitrail.train.callbacks.progressive_size import ProgressiveSize
 from vitrail.train.module import TaskModule
+from vitrail.train.teacher import LoadedTeacher, check_teacher
 from vitrail.train.validation_metrics import make_metrics
 
 
@@ -46,8 +48,8 @@ class SupervisedModule(TaskModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Augment a batch and compute its loss."""
         self.batch = batch = self.task.prepare(batch)
-        logits = self.task(batch)
-        loss = self.task.loss(logits, batch)
+        output = self.task(batch)
+        loss, logits = self.task.loss(output, batch), self.task.logits(output)
         self.train_accuracy(*self._hard(logits, batch["target"]))
         self.train_loss.update(loss.detach(), len(logits))
         options = _each_epoch(logits)
@@ -74,6 +76,11 @@ class SupervisedModule(TaskModule):
 class SupervisedBuilder(Builder):
     """Steps of training with labels."""
 
+    def check_settings(self, recipe: Recipe) -> None:
+        """Check that there is a teacher where one is needed."""
+        if recipe.task.teacher is not None:
+            check_teacher(recipe.task.teacher)
+
     def open_images(self, recipe: Recipe, known: KnownImages | None) -> ImageData:
         """Open images with labels, split into training and validation."""
         data = open_data(recipe.data, image_size(recipe), known=known)
@@ -94,8 +101,15 @@ class SupervisedBuilder(Builder):
 
     def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> ClassificationTask:
         """Build the classification task with its loss, augmentation and mixing."""
-        augment, mixing = build_batch_augmentation(recipe, card), _mixing(recipe, card)
-        return ClassificationTask(model, card.normalization(), augment, _criterion(recipe, data), mixing)
+        normalize, config = card.normalization(), recipe.task
+        augment, mix = build_batch_augmentation(recipe, card), _mixing(recipe, card)
+        criterion = _criterion(recipe, data)
+        if config.name != "distill":
+            return ClassificationTask(model, normalize, augment, criterion, mix)
+        assert config.teacher is not None, "checked by the config"
+        settings: dict[str, Any] = {name: getattr(config, name) for name in ("distillation", "alpha", "temperature")}
+        teacher = LoadedTeacher(config.teacher, card)
+        return DistillationTask(model, normalize, teacher, augment=augment, criterion=criterion, mix=mix, **settings)
 
     def build_module(self, recipe: Recipe, task: ClassificationTask) -> SupervisedModule:
         """Compile the model if the recipe asks for it, and wrap the task."""

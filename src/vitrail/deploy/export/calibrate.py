@@ -12,8 +12,8 @@ from vitrail.data.dataset import ImageData
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.quantize import Change, Quantized, QuantizeSettings, quantize, repeat
 from vitrail.deploy.export.stored import as_photographs
-from vitrail.deploy.exported import to_inputs
 from vitrail.engines.base import Arrays
+from vitrail.engines.inputs import to_inputs
 from vitrail.errors import ConfigError
 from vitrail.extras import import_extra
 

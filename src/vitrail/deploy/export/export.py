@@ -47,7 +47,8 @@ from vitrail.deploy.export.quantize import QuantizeSettings
 from vitrail.deploy.export.sizes import ANY, NO_PHOTOGRAPHS, ImageSize, at_size, least_of_any
 from vitrail.deploy.export.stored import as_photographs, stored_pixels
 from vitrail.deploy.export.verdict import Result, Verdict
-from vitrail.deploy.exported import heatmap_of, to_inputs
+from vitrail.deploy.exported import heatmap_of
+from vitrail.engines.inputs import to_inputs
 from vitrail.engines.load import Export, load_export
 from vitrail.engines.openvino import INT8
 from vitrail.errors import ConfigError, RunError, closest

@@ -14,9 +14,9 @@ from vitrail.data.dataset import Batch, ImageData
 from vitrail.deploy.export.gate import UNLABELLED, GateImages, Outputs
 from vitrail.deploy.export.photographs import decoded_in_full, file_source, run_photographs
 from vitrail.deploy.export.stored import StoredPixels
-from vitrail.deploy.exported import to_inputs
 from vitrail.deploy.images import open_files
 from vitrail.engines.base import Arrays
+from vitrail.engines.inputs import to_inputs
 from vitrail.engines.load import Export
 from vitrail.errors import DataError
 from vitrail.explain.methods.rollout import attention_rollout

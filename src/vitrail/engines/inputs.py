@@ -1,0 +1,43 @@
+"""Inputs of an export from a batch of the data pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.engines.base import Arrays
+from vitrail.errors import DataError
+
+
+def to_inputs(record: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Arrays:
+    """Convert a batch of the data pipeline to the inputs of an export that take pixels at the model's size.
+
+    Args:
+        record: Content of export.json.
+        batch: Streams in 0..1, shape ``(B, C, H, W)`` each, float32.
+
+    Raises:
+        DataError: Pixels between the levels of 8 bits for an input of uint8.
+    """
+    arrays: Arrays = {}
+    for entry in record["inputs"]:
+        if entry["entry"] != "resized":
+            continue
+        unit = batch[entry["stream"]]
+        arrays[entry["name"]] = unit.numpy() if entry["dtype"] == "float32" else _to_levels(unit)
+    return arrays
+
+
+def _to_levels(unit: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    levels = unit * 255
+    rounded = levels.round()
+    if not bool((levels - rounded).abs().max() < 1e-3):
+        raise DataError(
+            "pixels without data, or values of more than 8 bits, cannot be given to this export, which takes uint8; "
+            "predict with the run folder"
+        )
+    return rounded.to(torch.uint8).numpy()
