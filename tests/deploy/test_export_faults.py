@@ -231,3 +231,14 @@ def test_bands_of_other_names_are_refused(written, names):
     assert np.array_equal(found["logits"], wanted["logits"])
     with pytest.raises(ShapeError, match="has the bands red, green, blue, in this order, got"):
         export.run({"image_resized": pixels}, bands={"image_resized": names})
+
+
+@pytest.mark.usefixtures("eager_engines")
+def test_a_run_whose_files_cannot_be_prepared_in_the_graph_says_why(run, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("vitrail.deploy.export.export")
+    monkeypatch.setattr(module, "stored_pixels", lambda *_: ({}, "the range of the stored values is not known"))
+    assert export(run, tmp_path / "out") == 0
+    assert "at the model's size alone: the range of the stored values is not known" in capsys.readouterr().out
+    record = _record(tmp_path / "out")
+    assert {entry["entry"] for entry in record["inputs"]} == {"resized"}
+    assert record["candidates"][0]["verdict"]["photographs"] is None

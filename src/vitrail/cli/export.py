@@ -111,6 +111,8 @@ def _export(arguments: Namespace, budget: float, image_size: tuple[int, int] | L
     print(_tables(exported, arguments.agreement))
     record = exported.export.record
     print(f"{record['engine']} {record['precision']} written to {exported.export.folder}")
+    if record["no_photographs"]:
+        print(f"it takes pixels at the model's size alone: {record['no_photographs']}")
     if (slower := _slower(exported)) is not None:
         print(slower)
     print_next(["vitrail", "predict", out, "IMAGES"])
