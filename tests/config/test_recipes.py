@@ -9,6 +9,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from vitrail.cli.recipes import load_run_recipe
 from vitrail.config import Recipe, dump_recipe, load_recipe, read_yaml
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import RunConfig, TaskConfig, TrainerConfig
@@ -401,3 +402,21 @@ def test_what_the_command_line_gave_is_not_the_file_s_fault(tmp_path):
         load(file, "--trainer.learning_rate", "1")
     with pytest.raises(ConfigError, match=r"r.yaml: unknown setting model.depth of swin, which --model.name asks for"):
         load(file, "--model.name", "swin")
+
+
+def test_a_file_that_is_read_again_gives_a_recipe_of_its_own(tmp_path, monkeypatch):
+    """Values are kept from one reading to the next: changes of a recipe, of the file and of the home folder show."""
+    file = tmp_path / "recipe.yaml"
+    text = "model:\n  name: swin\n  depths: [1, 1]\n  num_heads: [1, 2]\ndata:\n  source: folder\n  path: ~/images\n"
+    file.write_text(text)
+    monkeypatch.setenv("HOME", str(tmp_path / "one"))
+    first = load_run_recipe(file)
+    first.model.settings["depths"] = (9, 9)
+    again = load_run_recipe(file)
+    assert again.model.settings["depths"] == (1, 1)
+    assert again.data.path == str(tmp_path / "one" / "images")
+    monkeypatch.setenv("HOME", str(tmp_path / "two"))
+    assert load_run_recipe(file).data.path == str(tmp_path / "two" / "images")
+    file.write_text(text.replace("[1, 1]", "[1, 2]"))
+    assert load_run_recipe(file).model.settings["depths"] == (1, 2)
+    assert load_run_recipe(file, ["--model.depths", "[2, 2]"]).model.settings["depths"] == (2, 2)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import functools
+import os
+import pickle
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -122,23 +125,14 @@ def load_recipe(
         raise ConfigError(f"{'' if named else where}{error}") from error
     _check_keys(content, settings_type, where, of=f" of {named}, which --model.name asks for" if named else "")
     _check_options(changes, settings_type, prog, flags)
-    hints = _all_hints(settings_type)
-    content = apply_changes(content, read_written(changes, hints))
+    content = apply_changes(content, read_written(changes, _all_hints(settings_type)))
     _check_keys(content, settings_type, "", of="")
-    parser = _kept_parser(settings_type, prog)
     try:
-        content = {
-            part: {key: check_value(f"{part}.{key}", hints[part][key], value) for key, value in values.items()}
-            for part, values in content.items()
-        }
-        # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
-        texts: dict[str, str] = {}
-        rest = {part: _without_texts(part, values, hints[part], texts) for part, values in content.items()}
-        # What is not given is the classes' own default; to parse these too would take four times as long.
-        namespace = parser.parse_object(rest, defaults=False)
-        for name, text in texts.items():
-            namespace[name] = text
-        values = parser.instantiate_classes(namespace)
+        if changes or not where:
+            values = _instantiate(content, settings_type, prog)
+        else:  # a verb reads the file of its run several times
+            kept = _instantiate_once(pickle.dumps(content), settings_type, prog, os.path.expanduser("~"))
+            values = copy.deepcopy(kept)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = _readable(error)
         # What the command line gave is not the file's fault.
@@ -149,6 +143,34 @@ def load_recipe(
     own = {name: model[name] for name in _MODEL_FIELDS if name in model}
     parts = {part: values[part] if part in values else kind() for part, kind in _PARTS.items()}
     return Recipe(model=ModelConfig(**own, settings=settings), **parts)
+
+
+def _instantiate(content: Mapping[str, Any], settings_type: type[Any], prog: str) -> Any:
+    """Read values by the types of their settings, and make the parts of a recipe from them."""
+    hints = _all_hints(settings_type)
+    parser = _kept_parser(settings_type, prog)
+    content = {
+        part: {key: check_value(f"{part}.{key}", hints[part][key], value) for key, value in values.items()}
+        for part, values in content.items()
+    }
+    # A text stays the text it is ("#", "null", "1e3"): only what is not text goes through the parser's reading.
+    texts: dict[str, str] = {}
+    rest = {part: _without_texts(part, values, hints[part], texts) for part, values in content.items()}
+    # What is not given is the classes' own default; to parse these too would take four times as long.
+    namespace = parser.parse_object(rest, defaults=False)
+    for name, text in texts.items():
+        namespace[name] = text
+    return parser.instantiate_classes(namespace)
+
+
+def _instantiate_pickled(content: bytes, settings_type: type[Any], prog: str, home: str) -> Any:
+    """Make the parts from pickled plain values; paths in them may begin with ``~``, the home folder."""
+    return _instantiate(pickle.loads(content), settings_type, prog)
+
+
+_instantiate_once = typing.cast(
+    "Callable[[bytes, type[Any], str, str], Any]", functools.lru_cache(maxsize=32)(_instantiate_pickled)
+)
 
 
 def recipe_parser(settings_type: type[Any] | None = None, prog: str = "vitrail train") -> jsonargparse.ArgumentParser:
