@@ -88,9 +88,10 @@ def latency(
 
 
 def _classify(trained: TrainedModel, batch_size: int) -> Callable[[], object]:
+    inputs = zip(trained.card.streams.items(), trained.model.streams, strict=False)
     images = {
-        name: torch.rand(batch_size, len(stream.bands), *stream.img_size, device=trained.device)
-        for name, stream in trained.card.streams.items()
+        name: torch.rand(batch_size, *of_model._replace(size=stream.img_size).shape, device=trained.device)
+        for (name, stream), of_model in inputs
     }
     return functools.partial(trained.classify, images)
 

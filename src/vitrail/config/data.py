@@ -19,6 +19,7 @@ from vitrail.config.data_groups import (
     ImagesConfig,
     LeavesConfig,
     LoaderConfig,
+    PointsConfig,
     SpectralConfig,
     SplittingConfig,
     TableConfig,
@@ -52,7 +53,9 @@ class DataConfig:
             "hf" (a data set of the hub by its name, or one of its library's on this machine; needs the extra hf),
             "arrays" (.npy, .npz, .mat or HDF5: images, or a scene with a label plane that is cut into patches),
             "synthetic_leaves" (drawn by the code: RGB and five spectral bands, for trying things out) or "unlabelled"
-            (all images in a folder, at any depth; for pre-training).
+            (all images in a folder, at any depth; for pre-training). Of point clouds: "points" (files in one folder a
+            class, a CSV table of them, or arrays in an .npz file) or "solids" (bodies made by the code, for trying
+            things out).
         path: The folder, with train/, val/ (and test/) inside, or class folders to split; the table, in which paths are
             relative to its folder; the Parquet file or the folder of them; owner/name of a data set on the hub; the
             file of arrays.
@@ -67,6 +70,7 @@ class DataConfig:
             exactly that share of each class, where a new image may move one at each border (collections that never grow
             are always split so); "grouped": whole groups by their hash; "block": a scene's blocks, which is how scenes
             are always split.
+        up: Up axis of the files of point clouds; their z axis is up once they are read.
         augment: "none", "light" (small shifts, turns and zooms), "standard" (random crops, flips and colour), "strong"
             (RandAugment, erasing, mixup and CutMix as well) or "leaf" (any way round, gentle colours).
         batch_size: Images a step; "auto" measures training steps and takes the smallest that is about as fast as any.
@@ -78,6 +82,7 @@ class DataConfig:
         classes: Classes and labels.
         arrays: Arrays and scenes.
         leaves: Synthetic leaves.
+        points: Point clouds.
         splitting: Splits and groups.
         loader: Loading of batches.
         errors: Files that are unsuitable.
@@ -91,6 +96,7 @@ class DataConfig:
     color: Literal["rgb", "gray"] = "rgb"
     scale: float | tuple[float, ...] | None = None
     split: Literal["auto", "stratified", "exact", "grouped", "block"] = "auto"
+    up: Literal["x", "y", "z"] = "z"
     augment: Literal["none", "light", "standard", "strong", "leaf"] = "none"
     batch_size: int | Literal["auto"] = 64
     images: ImagesConfig = field(default_factory=ImagesConfig)
@@ -101,6 +107,7 @@ class DataConfig:
     classes: ClassesConfig = field(default_factory=ClassesConfig)
     arrays: ArraysConfig = field(default_factory=ArraysConfig)
     leaves: LeavesConfig = field(default_factory=LeavesConfig)
+    points: PointsConfig = field(default_factory=PointsConfig)
     splitting: SplittingConfig = field(default_factory=SplittingConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     errors: ErrorsConfig = field(default_factory=ErrorsConfig)
@@ -129,6 +136,7 @@ class DataConfig:
             value = self.setting(name)
             require(value is None or value >= 1, f"data.{name}", "at least 1", value)
         self._check_splitting()
+        self._check_points()
         self._check_bands()
         self._check_labels()
         augment_settings(self.augment, self.augmentation)
@@ -186,6 +194,28 @@ class DataConfig:
         if config.group is not None:
             grouped = self.split in ("auto", "grouped")
             require(grouped, "data.split", "auto or grouped where data.splitting.group is given", self.split)
+
+    def _check_points(self) -> None:
+        points = self.points
+        require(
+            points.num_points is None or points.num_points >= 1,
+            "data.points.num_points",
+            "at least 1",
+            points.num_points,
+        )
+        require(points.num_clouds >= 1, "data.points.num_clouds", "at least 1", points.num_clouds)
+        for name in ("shift", "jitter", "noise"):
+            value = getattr(points, name)
+            require(0 <= value < math.inf, f"data.points.{name}", "at least 0 and finite", value)
+        for name in ("drop", "occlusion"):
+            value = getattr(points, name)
+            require(0 <= value < 1, f"data.points.{name}", "at least 0 and below 1", value)
+        low, high = points.zoom
+        require(0 < low <= high < math.inf, "data.points.zoom", "two numbers above 0, the lower one first", points.zoom)
+        if not isinstance(points.scale, str):
+            require(
+                0 < points.scale < math.inf, "data.points.scale", "sphere, rms, none or a length above 0", points.scale
+            )
 
     def _check_labels(self) -> None:
         separator = self.table.label_separator

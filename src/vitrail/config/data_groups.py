@@ -215,6 +215,45 @@ class LeavesConfig:
 
 
 @dataclass(frozen=True)
+class PointsConfig:
+    """Point clouds: what a model sees of them, and how training changes them.
+
+    Attributes:
+        num_points: Points of a cloud; the model's when not given. A cloud of fewer different points is filled up with
+            NaN, which models leave out.
+        features: Names of the attributes that the model gets beside the coordinates (columns of the file after x, y
+            and z, "intensity" of LAS); none when not given.
+        subsample: "farthest", each point the farthest from those before, or "random", from clouds of more points.
+            Meshes are sampled uniformly over their area first.
+        scale: What centred coordinates are divided by: "sphere", the largest distance from the centroid; "rms", the
+            root of the mean squared distance; "none"; or a length in units of the file.
+        seed: Seed of the sampling, and of solids.
+        turn: Random rotation of training clouds: "up" about the up axis, "so3" uniform over all rotations.
+        zoom: Magnification of training clouds, least and most.
+        shift: Largest shift of training clouds along each axis, after scaling.
+        jitter: Standard deviation of the noise of each training coordinate, cut off at three of them.
+        drop: Largest share of points that a training cloud loses.
+        num_clouds: How many solids.
+        noise: Standard deviation of the coordinates of solids, in units of their radius.
+        occlusion: Share of the surface of solids that is hidden, on the side away from a random viewpoint.
+    """
+
+    num_points: int | None = None
+    features: tuple[str, ...] | None = None
+    subsample: Literal["farthest", "random"] = "farthest"
+    scale: Literal["sphere", "rms", "none"] | float = "sphere"
+    seed: int = 0
+    turn: Literal["none", "up", "so3"] = "none"
+    zoom: tuple[float, float] = (1.0, 1.0)
+    shift: float = 0.0
+    jitter: float = 0.0
+    drop: float = 0.0
+    num_clouds: int = 1200
+    noise: float = 0.02
+    occlusion: float = 0.3
+
+
+@dataclass(frozen=True)
 class SplittingConfig:
     """Splits and groups.
 
@@ -281,6 +320,7 @@ GROUPS: dict[str, type[Any]] = {
     "classes": ClassesConfig,
     "arrays": ArraysConfig,
     "leaves": LeavesConfig,
+    "points": PointsConfig,
     "splitting": SplittingConfig,
     "loader": LoaderConfig,
     "errors": ErrorsConfig,

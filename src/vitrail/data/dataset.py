@@ -267,6 +267,8 @@ class ImageData:
             DataError: A band that has one value throughout and is not allowed to (``data.bands.allow_constant``); a
                 file of statistics that cannot be read or lacks a band.
         """
+        if not self.source.is_image:
+            return self.source.normalization(self.evenly_spaced("train", most))
         if self.config.values.statistics is not None:
             known = read_statistics(self.config.values.statistics, self.source.bands)
             known.refuse_constant(self.config.bands.allow_constant)

@@ -7,6 +7,7 @@ Source: ``crop_pct`` of timm. Training with random crops shows objects larger th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,9 @@ from torch import Tensor
 from vitrail.data.rasters import resize_tensor
 
 
-def size_to_read(size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+def size_to_read(size: tuple[Any, ...], crop_pct: float) -> tuple[Any, ...]:
     """Compute height and width of an image of which the centre of a size is the share ``crop_pct`` of each side."""
-    return math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
+    return tuple(math.floor(length / crop_pct) for length in size)
 
 
 def crop_centre(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from vitrail.errors import ShapeError
 
+# Streams whose bands are the last dimension: coordinates and attributes of points.
+CHANNELS_LAST = ("points", "features")
+
 
 class Normalize(nn.Module):
     """Subtract each band's mean and divide by its standard deviation.
@@ -17,23 +20,26 @@ class Normalize(nn.Module):
     Args:
         mean: Of each band, in units of 0..1.
         std: Of each band.
+        channels_last: Whether the bands are the last dimension, as of point clouds.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool = False) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        shape = (-1,) if channels_last else (-1, 1, 1)
+        self.axis = -1 if channels_last else 1
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(shape), persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise images ``(B, C, H, W)``.
+        """Normalise images ``(B, C, H, W)``, or point clouds ``(B, N, C)``.
 
         Raises:
             ShapeError: Another number of bands.
         """
-        if x.shape[1] != self.mean.shape[0]:
-            raise ShapeError(f"expected {self.mean.shape[0]} bands, got images of shape {tuple(x.shape)}")
+        if x.shape[self.axis] != self.mean.shape[0]:
+            raise ShapeError(f"expected {self.mean.shape[0]} bands, got inputs of shape {tuple(x.shape)}")
         return (x - self.mean) / self.std
 
 
@@ -46,7 +52,9 @@ class NormalizeStreams(nn.ModuleDict):
     """
 
     def __init__(self, statistics: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-        super().__init__({name: Normalize(mean, std) for name, (mean, std) in statistics.items()})
+        super().__init__(
+            {name: Normalize(mean, std, name in CHANNELS_LAST) for name, (mean, std) in statistics.items()}
+        )
 
     def forward(self, batch: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the model's inputs of a batch; they end at the first stream that the batch lacks.

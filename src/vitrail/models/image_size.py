@@ -1,18 +1,34 @@
-"""The size that a recipe brings its images to."""
+"""The size that a recipe brings its images, or other inputs, to."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from vitrail.config.schema import Recipe
 from vitrail.layers.shapes import to_pair
 from vitrail.models.registry import find_family
 
 
-def image_size(recipe: Recipe) -> tuple[int, int]:
-    """Height and width of the images: the data's setting, else the model's, else the variant's."""
-    if recipe.data.img_size is not None:
-        return to_pair(recipe.data.img_size, "data.img_size")
+def image_size(recipe: Recipe) -> tuple[Any, ...]:
+    """Return height and width of the images, or the number of points of clouds.
+
+    The data's setting, else the model's, else the variant's.
+    """
     family, variant = find_family(recipe.model.name)
     settings = {**variant, **recipe.model.settings}
+    if "num_points" in family.modality.settings:
+        asked = recipe.data.points.num_points
+        return (settings.get("num_points", family.config().num_points) if asked is None else asked,)
+    if recipe.data.img_size is not None:
+        return to_pair(recipe.data.img_size, "data.img_size")
     if "img_size" in settings:
         return to_pair(settings["img_size"], "model.img_size")
     return to_pair(family.config().img_size)
+
+
+def size_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of the recipe's model that say the size of its inputs; the recipe's own have precedence."""
+    size, given = image_size(recipe), recipe.model.settings
+    if "num_points" in find_family(recipe.model.name)[0].modality.settings:
+        return {"num_points": given.get("num_points", size[0])}
+    return {"img_size": list(to_pair(given.get("img_size", size)))}

@@ -35,14 +35,14 @@ class StreamCard:
         bands: Names of the bands, in the order of the channels.
         mean: Mean of each band over the training images, values in 0..1.
         std: Standard deviation of each band over the training images.
-        img_size: Height and width in training.
+        img_size: Height and width in training, or the number of points of a cloud.
         value_type: Type that determined the range of the stored values, or "physical"; see ``data.values.value_type``.
     """
 
     bands: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    img_size: tuple[int, int]
+    img_size: tuple[Any, ...]
     value_type: Literal["bool", "uint8", "uint16", "int16", "physical"] | None = None
 
 
@@ -90,9 +90,9 @@ class ModelCard:
         return tuple(name for name in self.streams if name not in derived)
 
     @property
-    def img_size(self) -> tuple[int, int]:
-        """Height and width of the image stream."""
-        return self.streams["image"].img_size
+    def img_size(self) -> tuple[Any, ...]:
+        """Height and width of the first stream, or the number of points of a cloud."""
+        return next(iter(self.streams.values())).img_size
 
     def as_trained(self, config: DataConfig) -> DataConfig:
         """Override data settings so that images are read as in training.

@@ -6,16 +6,17 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback
+from torch import nn
 
 from vitrail.config.schema import Recipe
-from vitrail.data.augment import Augmentation, build_augmentation
+from vitrail.data.augment import build_augmentation
 from vitrail.data.dataset import ImageData
 from vitrail.data.identity import KnownImages
 from vitrail.data.images import BANDS
+from vitrail.data.points.augment import build_point_augmentation
 from vitrail.errors import ConfigError
-from vitrail.layers.shapes import to_pair
 from vitrail.models.base import VisionModel
-from vitrail.models.image_size import image_size
+from vitrail.models.image_size import image_size, size_settings
 from vitrail.models.registry import create_model, find_family, list_families
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard, StreamCard
@@ -106,7 +107,7 @@ def build_card(recipe: Recipe, data: ImageData, classes: tuple[str, ...], start:
         },
         resize=recipe.data.images.resize,
         crop_pct=recipe.data.images.crop_pct,
-        color="gray" if data.source.bands["image"] == BANDS["gray"] else "rgb",
+        color="gray" if data.source.bands.get("image") == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral.derive,
         label_separator=(recipe.data.table.label_separator or ";")
         if classes and data.source.targets.ndim == 2
@@ -114,8 +115,19 @@ def build_card(recipe: Recipe, data: ImageData, classes: tuple[str, ...], start:
     )
 
 
-def build_batch_augmentation(recipe: Recipe, card: ModelCard) -> Augmentation | None:
-    """Build the random transforms of training batches (``data.augment``); None for "none"."""
+def build_batch_augmentation(recipe: Recipe, card: ModelCard) -> nn.Module | None:
+    """Build the random transforms of training batches (``data.augment``, ``data.points``); None where nothing changes.
+
+    Raises:
+        ConfigError: Augmentation of images for other inputs.
+    """
+    if "points" in card.streams:
+        if recipe.data.augment != "none" or recipe.data.augmentation:
+            raise ConfigError(
+                f"data.augment {recipe.data.augment} changes images; point clouds have data.points.turn, zoom, shift, "
+                "jitter and drop: set data.augment none"
+            )
+        return build_point_augmentation(recipe.data.points)
     means = {name: stream.mean for name, stream in card.streams.items()}
     bands = len(card.streams["image"].bands)
     return build_augmentation(recipe.data.augment, bands, recipe.data.augmentation, means)
@@ -134,8 +146,8 @@ def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> di
         )
     settings: dict[str, Any] = {
         "num_classes": num_classes,
-        "in_chans": len(bands[modality.name]),
-        "img_size": list(to_pair(recipe.model.settings.get("img_size", image_size(recipe)))),
+        "in_chans": len(bands[modality.name]) + len(bands.get("features", ())),
+        **size_settings(recipe),
     }
     if family.takes_spectral:
         settings["spectral_chans"] = len(bands.get("spectral", ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from vitrail.config.schema import Recipe, TrainerConfig
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
-from vitrail.models.image_size import image_size
+from vitrail.models.image_size import size_settings
 from vitrail.models.registry import create_model, find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
@@ -39,7 +40,7 @@ def check_before_images(recipe: Recipe, run: RunFolder) -> None:
     run.refuse_taken(overwrite=recipe.run.overwrite)
     if recipe.model.weights is not None:
         find_weights(recipe.model.weights)
-    settings = {"img_size": image_size(recipe), **recipe.model.settings}
+    settings = {**size_settings(recipe), **recipe.model.settings}
     variants = [settings]
     if find_family(recipe.model.name)[0].takes_spectral:
         variants.append({**settings, "spectral_chans": settings.get("spectral_chans") or 1})
@@ -105,10 +106,12 @@ def check_batch_norm(recipe: Recipe, data: ImageData, model: VisionModel, card: 
         return
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return
-    progressive = ProgressiveSize(config.progressive_sizes, card.img_size, config.max_epochs)
+    sizes: Sequence[tuple[int, ...]] = [card.img_size]
+    if config.progressive_sizes:
+        sizes = ProgressiveSize(config.progressive_sizes, card.img_size, config.max_epochs).sizes
     trial = copy.deepcopy(model).train()
-    for height, width in progressive.sizes:
-        inputs = [torch.zeros(1, len(stream.bands), height, width) for stream in card.streams.values()]
+    for size in sizes:
+        inputs = [torch.zeros(1, *stream._replace(size=size).shape) for stream in model.streams]
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 trial(*inputs)

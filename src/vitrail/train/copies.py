@@ -20,7 +20,7 @@ def describe_copies(data: ImageData, recipe: str) -> list[str]:
     Returns:
         One line if another split has copies of training images, or testing has copies of validation images.
     """
-    if not data.config.splitting.check_copies or data.source.scene is not None:
+    if not data.config.splitting.check_copies or data.source.scene is not None or not data.source.is_image:
         return []
     members = {
         name: [*data.splits.get(name, []), *(data.splits.get("unlabelled", []) if name == "train" else [])]

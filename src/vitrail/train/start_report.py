@@ -32,15 +32,14 @@ def print_start(
         reasons: Setting -> its value and reason, for resolved settings.
     """
     streams = " and ".join(f"{len(s.bands)} band{'s' * (len(s.bands) != 1)}" for s in card.streams.values())
-    height, width = card.img_size
+    size = " x ".join(map(str, card.img_size)) + (" pixels" if data.source.is_image else " points")
     classes = f", {len(card.classes)} classes" if card.classes else ""
     images = [f"{len(data.splits[name]):,} for {what}" for name, what in _PURPOSES.items() if name in data.splits]
     device = trainer.strategy.root_device
     processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
     for line in (
-        f"model: {card.name}, {count_parameters(model):,} parameters; input {streams}, {height} x {width} pixels"
-        f"{classes}",
-        f"images: {', '.join(images)}",
+        f"model: {card.name}, {count_parameters(model):,} parameters; input {streams}, {size}{classes}",
+        f"{model.modality.noun}: {', '.join(images)}",
         f"device: {_name(device)}{processes}; precision {recipe.trainer.precision}, {recipe.data.batch_size} images a "
         f"batch, learning rate {recipe.trainer.peak_learning_rate:g}",
         *(f"{name} {reason}" for name, reason in reasons.items()),

@@ -54,6 +54,7 @@ class ImageSource(ABC):
         scene: Where each image lies, for the patches of a scene.
         in_memory: Whether images are at hand without decoding.
         fixed: Whether the collection never grows.
+        is_image: Whether the streams are images, which can be drawn, compared as thumbnails and measured band by band.
         numbering: How labels became class names, where a run must remember it.
         left_out: Images that cannot be read and that the source goes on without: what they are called, and why.
         notes: Facts to print where the source is opened: what was passed over, a line each.
@@ -72,6 +73,7 @@ class ImageSource(ABC):
     scene: Scene | None = None
     in_memory: bool = False
     fixed: bool = False
+    is_image: bool = True
     numbering: Numbering | None = None
     left_out: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
@@ -105,6 +107,14 @@ class ImageSource(ABC):
     def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Read images as float32 in 0..1."""
         return {name: to_unit(x) for name, x in self.read(indices).items()}
+
+    def normalization(self, indices: Sequence[int]) -> dict[str, tuple[list[float], list[float]]]:
+        """Return mean and deviation of each number of a stream, of a source that is no image source.
+
+        Args:
+            indices: Training inputs to measure.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is measured band by band")
 
     def label(self, index: int) -> str:
         """Return the class name of an image; several are joined by "+", none is empty."""
@@ -159,9 +169,13 @@ class WrappedSource(ImageSource):
         self.given_split, self.groups, self.scene = source.given_split, source.groups, source.scene
         self.named = source.named
         self.bands, self.wavelengths, self.numbering = source.bands, source.wavelengths, source.numbering
-        self.in_memory, self.fixed = source.in_memory, source.fixed
+        self.in_memory, self.fixed, self.is_image = source.in_memory, source.fixed, source.is_image
         self.left_out, self.notes = source.left_out, source.notes
         self.values, self.value_notes = source.values, source.value_notes
+
+    def normalization(self, indices: Sequence[int]) -> dict[str, tuple[list[float], list[float]]]:
+        """Return mean and deviation of each number of a stream."""
+        return self.inner.normalization(indices)
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Return height and width of an image before resizing."""

@@ -9,6 +9,7 @@ from vitrail.config.data import DEFAULTS, DataConfig
 from vitrail.data.classes import ClassRules
 from vitrail.data.file_reader import FileReader, file_readers
 from vitrail.data.notes import warn_data
+from vitrail.data.points.source import open_points
 from vitrail.data.sources.arrays import ArraySource
 from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource
@@ -38,11 +39,15 @@ SOURCES = {
     "hf": "the data set: owner/name on the Hugging Face hub, or a folder",
     "synthetic_leaves": "",
     "arrays": "the .npy, .npz, .mat or HDF5 file",
+    "points": "the folder with the point clouds, the CSV file that lists them, or the .npz file that holds them",
+    "solids": "",
 }
 # Opens the images of a source that another distribution or the running program has registered.
 Opener = Callable[[DataConfig, tuple[int, int]], ImageSource]
 _REGISTERED: dict[str, Opener] = {}
 _FILES = ("folder", "unlabelled", "table")
+_CLOUDS = ("points", "solids")
+_CHANGES_OF_CLOUDS = ("turn", "zoom", "shift", "jitter", "drop")
 _LABELLED = ("folder", "table", "parquet", "hf", "arrays")
 # Settings that only some sources understand.
 _ONLY_FOR = {
@@ -87,6 +92,12 @@ _ONLY_FOR = {
     "leaves.seed": ("synthetic_leaves",),
     "images.repeated_files": ("folder",),
     "errors.on_unreadable": (*_FILES, "parquet", "hf"),
+    **dict.fromkeys(
+        [f"points.{name}" for name in ("num_points", "subsample", "scale", "seed", *_CHANGES_OF_CLOUDS)], _CLOUDS
+    ),
+    "up": ("points",),
+    "points.features": ("points",),
+    **dict.fromkeys(("points.num_clouds", "points.noise", "points.occlusion"), ("solids",)),
 }
 
 
@@ -228,6 +239,7 @@ def _openers(
         "hf": lambda: embedded(hub_parts(path, config.table.subset, config.table.image_column)),
         "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.leaves.num_images, config.leaves.seed)),
         "arrays": lambda: ArraySource(config, size, rules),
+        **{name: lambda: open_points(config, size, classes) for name in _CLOUDS},
         **{name: partial(opener, config, size) for name, opener in _REGISTERED.items()},
     }
 

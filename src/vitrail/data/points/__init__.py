@@ -1,0 +1,1 @@
+"""Point clouds: files, sampling, solids made by code, and augmentation."""

@@ -1,0 +1,227 @@
+"""Sources of labelled point clouds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vitrail.config.data import DataConfig
+from vitrail.data.points.files import READERS, CloudFile, read_cloud
+from vitrail.data.points.sampling import choose_points, sample_mesh, scale_of, turn_up
+from vitrail.data.points.solids import CLASSES, make_solid
+from vitrail.data.sources.base import ImageSource
+from vitrail.errors import ConfigError, DataError
+
+Array = npt.NDArray[Any]
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+class PointSource(ImageSource):
+    """Point clouds in memory: sampled, centred and scaled as the settings say.
+
+    A cloud of fewer different points than asked for is filled up with NaN.
+
+    Args:
+        clouds: Coordinates ``(N, 3)`` and attributes ``(N, F)`` of each.
+        config: The settings.
+        num_points: Points of a cloud.
+        feature_names: Names of the attributes.
+    """
+
+    is_image = False
+    in_memory = True
+
+    def __init__(
+        self, clouds: Sequence[tuple[Array, Array]], config: DataConfig, num_points: int, feature_names: tuple[str, ...]
+    ) -> None:
+        settings = config.points
+        self.bands = {"points": ("x", "y", "z")} | ({"features": feature_names} if feature_names else {})
+        self._points = torch.full((len(clouds), num_points, 3), float("nan"))
+        self._features = torch.zeros(len(clouds), num_points, len(feature_names))
+        for i, (points, features) in enumerate(clouds):
+            rng = np.random.default_rng((settings.seed, i))
+            chosen = choose_points(points, num_points, settings.subsample, rng)
+            own = turn_up(points[chosen], config.up)
+            own = own - own.mean(axis=0)
+            self._points[i, : len(own)] = torch.from_numpy(own / scale_of(own, settings.scale))
+            self._features[i, : len(own)] = torch.from_numpy(features[chosen])
+
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return points ``(B, N, 3)``, NaN where a cloud has fewer, and attributes ``(B, N, F)``."""
+        rows = torch.as_tensor(indices)
+        return {"points": self._points[rows]} | ({"features": self._features[rows]} if "features" in self.bands else {})
+
+    def normalization(self, indices: Sequence[int]) -> dict[str, tuple[list[float], list[float]]]:
+        """Leave coordinates as they are; mean and deviation of the attributes of some clouds' real points."""
+        found = {"points": ([0.0] * 3, [1.0] * 3)}
+        if "features" in self.bands:
+            real = self._features[list(indices)][self._points[list(indices)][..., 0].isfinite()].double()
+            std = real.std(dim=0, correction=0)
+            found["features"] = (real.mean(dim=0).tolist(), torch.where(std > 1e-6, std, 1.0).tolist())
+        return found
+
+
+class SolidsSource(PointSource):
+    """Solids made by code.
+
+    Args:
+        config: The settings.
+        num_points: Points of a cloud.
+    """
+
+    fixed = True
+
+    def __init__(self, config: DataConfig, num_points: int) -> None:
+        settings = config.points
+        numbers = range(settings.num_clouds)
+        made = [make_solid(settings.seed, i, num_points, settings.noise, settings.occlusion) for i in numbers]
+        self.classes = CLASSES
+        self.keys = [f"solids/{settings.seed}/{i:06d}" for i in numbers]
+        self.targets = np.array([target for _, target in made], dtype=np.int64)
+        self.given_split = [""] * len(made)
+        super().__init__([(points, np.empty((len(points), 0))) for points, _ in made], config, num_points, ())
+
+
+class PointFileSource(PointSource):
+    """Point clouds of files: a folder of class folders, a CSV table, or an .npz file of arrays.
+
+    Args:
+        config: The settings; ``path`` is a folder with a folder for each class (below train, val and test where it is
+            split), a CSV file with the columns "path", "label" and maybe "split", or an .npz file with "points"
+            ``(M, N, 3)``, "label" ``(M,)`` and maybe "features", "count" (real points of each cloud), "classes" and
+            "test".
+        num_points: Points of a cloud.
+        classes: Names of the classes where a run gives them.
+
+    Raises:
+        DataError: Nothing to read, a file that cannot be read, or attributes that some clouds lack.
+    """
+
+    named = True
+
+    def __init__(self, config: DataConfig, num_points: int, classes: Sequence[str] | None) -> None:
+        path = Path(config.path or "")
+        settings = config.points
+        if path.suffix.lower() == ".npz":
+            clouds, labels, names = self._read_arrays(path)
+            found: list[CloudFile] = clouds
+        else:
+            files, labels = self._list_table(path) if path.suffix.lower() == ".csv" else self._list_folder(path)
+            found = [read_cloud(file) for file in files]
+            names = found[0].names if found else ()
+        wanted = tuple(settings.features or ())
+        rng = np.random.default_rng(settings.seed)
+        sampled = []
+        for key, cloud in zip(self.keys, found, strict=True):
+            points, features = cloud.points, _choose_features(key, cloud, wanted, names)
+            if cloud.faces is not None and not wanted:
+                points = sample_mesh(points, cloud.faces, 4 * num_points, rng)
+                features = np.empty((len(points), 0))
+            sampled.append((points, features))
+        own = tuple(classes) if classes is not None else tuple(sorted(set(labels)))
+        unknown = sorted(set(labels) - set(own))
+        if unknown:
+            raise DataError(f"{path}: classes that the run does not know: {', '.join(unknown)}")
+        self.classes = own
+        self.targets = np.array([own.index(label) for label in labels], dtype=np.int64)
+        super().__init__(sampled, config, num_points, wanted)
+
+    def _list_folder(self, root: Path) -> tuple[list[Path], list[str]]:
+        if not root.is_dir():
+            raise DataError(f"data.path {root} is no folder, .csv or .npz file")
+        files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix.lower() in READERS)
+        rows = [(p, p.relative_to(root).parts[:-1]) for p in files]
+        rows = [(p, parts) for p, parts in rows if parts]
+        if not rows:
+            raise DataError(f"{root} has no folders of point clouds; known formats are {' '.join(READERS)}")
+        self.keys = [p.relative_to(root).as_posix() for p, _ in rows]
+        self.given_split = [
+            next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "") for _, parts in rows
+        ]
+        labels = [next((part for part in parts if part.lower() not in _SPLITS), "") for _, parts in rows]
+        if "" in labels:
+            raise DataError(f"{rows[labels.index('')][0]}: has no class folder")
+        return [p for p, _ in rows], labels
+
+    def _list_table(self, path: Path) -> tuple[list[Path], list[str]]:
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                rows = list(csv.DictReader(stream))
+        except OSError as error:
+            raise DataError(f"cannot read data.path {path}: {error.strerror or error}") from error
+        if not rows or not {"path", "label"} <= set(rows[0]):
+            raise DataError(
+                f"{path}: needs the columns path and label, has {', '.join(rows[0]) if rows else 'no rows'}"
+            )
+        self.keys = [row["path"] for row in rows]
+        self.given_split = [_SPLITS.get((row.get("split") or "").lower(), "") for row in rows]
+        if "group" in rows[0]:
+            self.groups = [row["group"] for row in rows]
+        return [path.parent / row["path"] for row in rows], [row["label"] for row in rows]
+
+    def _read_arrays(self, path: Path) -> tuple[list[CloudFile], list[str], tuple[str, ...]]:
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                arrays = {name: content[name] for name in content.files}
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read data.path {path}: {error}") from error
+        if not {"points", "label"} <= set(arrays) or arrays["points"].ndim != 3 or arrays["points"].shape[2] < 3:
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in arrays.items())
+            raise DataError(f"{path}: needs points (M, N, 3) and label (M,), has {shapes}")
+        points = arrays["points"].astype(np.float64)
+        features = arrays.get("features", points[..., 3:]).astype(np.float64)
+        counts = np.minimum(arrays.get("count", np.full(len(points), points.shape[1])), points.shape[1])
+        label, classes = arrays["label"], arrays.get("classes")
+        labels = [
+            str(classes[value]) if classes is not None and label.dtype.kind in "iu" else str(value) for value in label
+        ]
+        keys = arrays.get("name")
+        self.keys = [f"{i:06d}" for i in range(len(points))] if keys is None else [str(key) for key in keys]
+        if len(set(self.keys)) < len(self.keys):
+            self.keys = [f"{i:06d}" for i in range(len(points))]
+        test = arrays.get("test")
+        self.given_split = [""] * len(points) if test is None else ["test" if own else "" for own in test]
+        names = tuple(f"feature{i}" for i in range(features.shape[2]))
+        clouds = [CloudFile(p[:n, :3], f[:n], names) for p, f, n in zip(points, features, counts, strict=True)]
+        return clouds, labels, names
+
+
+def _choose_features(key: str, cloud: CloudFile, wanted: tuple[str, ...], names: tuple[str, ...]) -> Array:
+    """Return the wanted attributes of a cloud, by name, shape ``(N, len(wanted))``.
+
+    Raises:
+        DataError: The cloud lacks one.
+    """
+    if not wanted:
+        return np.empty((len(cloud.points), 0))
+    own = cloud.names or names or tuple(f"feature{i}" for i in range(cloud.features.shape[1]))
+    lacking = [name for name in wanted if name not in own]
+    if lacking:
+        raise DataError(f"{key}: has no {', '.join(lacking)} (data.points.features); it has {', '.join(own) or 'none'}")
+    return cloud.features[:, [own.index(name) for name in wanted]]
+
+
+def open_points(config: DataConfig, size: tuple[int, ...], classes: Sequence[str] | None) -> ImageSource:
+    """Open the point clouds of ``data.source`` "solids" or "points".
+
+    Args:
+        config: The settings.
+        size: Number of points, which a model of point clouds gives.
+        classes: Names of the classes where a run gives them.
+
+    Raises:
+        ConfigError: Points for a model of images.
+    """
+    if len(size) != 1:
+        raise ConfigError(
+            f"data.source {config.source} has point clouds, and the model takes another kind of input; choose a model "
+            "of point clouds (`vitrail models` lists them)"
+        )
+    return SolidsSource(config, size[0]) if config.source == "solids" else PointFileSource(config, size[0], classes)
