@@ -18,7 +18,7 @@ from vitrail.config.typed import as_tuples
 from vitrail.data.dataset import ImageData
 from vitrail.errors import RunError
 from vitrail.evaluate.run import OTHER
-from vitrail.figures.display import as_pictures
+from vitrail.figures.clouds import show_inputs
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import as_recorded, has_other_paths, open_images, open_prepared
 from vitrail.runs.trained import TrainedModel, load_trained
@@ -186,4 +186,4 @@ class OpenedRuns:
         """
         data = self.images(evaluation)
         streams = data.load(indices_of(data.source, keys))
-        return list(as_pictures(streams["image"], data.source.bands["image"]))
+        return list(show_inputs(streams, data.source.bands))

@@ -18,7 +18,7 @@ from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import upsample
 from vitrail.explain.methods.registry import METHODS
 from vitrail.explain.methods.token_maps import lacks_learned_tokens, token_maps
-from vitrail.figures.display import as_pictures
+from vitrail.figures.clouds import show_inputs
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
 
@@ -70,9 +70,7 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
         true, predicted = _in_words(trained, target, logits)
         titles.append(true if true == predicted else f"{true}\npredicted: {predicted}")
-    return Examples(
-        as_pictures(streams["image"], data.source.bands["image"]), titles, trained.normalize(streams), indices
-    )
+    return Examples(show_inputs(streams, data.source.bands), titles, trained.normalize(streams), indices)
 
 
 def indices_of(source: ImageSource, keys: Sequence[str]) -> list[int]:

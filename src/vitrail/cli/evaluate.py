@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vitrail.runs.folder import RunFolder
 
 # What needs the model, and therefore cannot be asked for with --from-predictions.
-_OF_THE_MODEL = ("corruptions", "missing", "attacks", "ood", "memory")
+_OF_THE_MODEL = ("corruptions", "missing", "attacks", "rotations", "ood", "memory")
 
 
 def _parser() -> VerbParser:
@@ -53,7 +53,10 @@ def _parser() -> VerbParser:
         "--attacks", nargs="*", type=float, metavar="EPSILON",
         help="accuracy under FGSM and PGD, of 1, 2, 4 and 8 of 255 or of these sizes (pixel values go from 0 to 1)",
     )  # fmt: skip
-    parser.add_argument("--sample", type=int, metavar="N", help="do these three on N evenly spaced images")
+    parser.add_argument(
+        "--rotations", action="store_true", help="of point clouds: accuracy as they stand, turned about z, and any way"
+    )
+    parser.add_argument("--sample", type=int, metavar="N", help="do these four on N evenly spaced images")
     parser.add_argument(
         "--ood", metavar="PATH", help="folder of out-of-distribution images: measure how well the run detects them"
     )
@@ -147,9 +150,11 @@ def _check(arguments: Namespace, rest: list[str]) -> None:
             what = f"--{asked[0]}" if asked else rest[0]
             raise ConfigError(f"{what} needs the model or the images; leave out --from-predictions")
     wanted = arguments.corruptions is not None or arguments.missing or arguments.attacks is not None
+    wanted = wanted or arguments.rotations
     if arguments.sample is not None and (not wanted or arguments.sample < 1):
         raise ConfigError(
-            f"--sample {arguments.sample} is for --corruptions, --missing and --attacks, and at least 1 image"
+            f"--sample {arguments.sample} is for --corruptions, --missing, --attacks and --rotations, and at least 1 "
+            "image"
         )
     if arguments.ood is None and (arguments.ood_spectral is not None or arguments.ood_source != "unlabelled"):
         raise ConfigError("--ood-source and --ood-spectral describe --ood PATH; give that too")
@@ -240,6 +245,7 @@ def _run_extras(
     """Compute and print the optional parts of an evaluation."""
     from vitrail.evaluate import robustness
     from vitrail.evaluate.out_of_distribution import measure_ood
+    from vitrail.evaluate.rotations import measure_rotations
 
     sample, seed = arguments.sample, arguments.seed
     if arguments.corruptions is not None:
@@ -254,6 +260,10 @@ def _run_extras(
             evaluated, data, arguments.attacks, intervals=intervals, sample=sample, seed=seed
         )
         print(_rows(table, "attack", "epsilon_of_255"))
+    if arguments.rotations:
+        table = measure_rotations(evaluated, data, own.points.turn, intervals=intervals, sample=sample, seed=seed)
+        print(_rows(table, "rotations"))
+        print(f"largest change of a logit by a rotation: {table.attrs['deviation']:.2g} of their range")
     if arguments.ood is not None:
         # The images are not the run's own, but what is done with those of other bands may be said for them too.
         own = own.changed(

@@ -74,9 +74,9 @@ def measure_corruptions(
         ("none", 0): lambda batch: trained.classify(batch, evaluated.tta)[0]
     }
     cases |= {(name, severity): corrupted(name, severity) for name in names for severity in SEVERITIES}
-    table = _accuracies(evaluated, data, cases, ("corruption", "severity"), intervals, sample, "corruptions")
+    table = accuracies(evaluated, data, cases, ("corruption", "severity"), intervals, sample, "corruptions")
     of_each = table[table["severity"] > 0].groupby("corruption", sort=False)["accuracy"].mean()
-    _record(
+    record_part(
         evaluated,
         "corruptions",
         table,
@@ -140,11 +140,11 @@ def measure_missing(
             learned = name == "spectral" and getattr(trained.model, "spectral_token", None) is not None
             how = "left out" if learned else "means of its bands"
             cases[(name, "all", how)] = without(name, range(len(stream.bands)), learned)
-    table = _accuracies(
+    table = accuracies(
         evaluated, data, cases, ("stream", "band", "how"), intervals, sample, "missing bands", paired=True
     )
     worst = table.iloc[1:].sort_values("accuracy", kind="stable").iloc[0]
-    _record(
+    record_part(
         evaluated,
         "missing",
         table,
@@ -205,9 +205,9 @@ def measure_attacks(
     for size in sizes:
         cases[("pgd", size, 255 * size, PGD_STEPS)] = attacked(pgd, size, steps=PGD_STEPS, seed=seed)
     keys = ("attack", "epsilon", "epsilon_of_255", "steps")
-    table = _accuracies(evaluated, data, cases, keys, intervals, sample, "attacks")
+    table = accuracies(evaluated, data, cases, keys, intervals, sample, "attacks")
     pgd_rows = table[table["attack"] == "pgd"]
-    _record(
+    record_part(
         evaluated,
         "attacks",
         table,
@@ -221,7 +221,7 @@ def measure_attacks(
     return table
 
 
-def _accuracies(
+def accuracies(
     evaluated: Evaluated,
     data: DataConfig | None,
     cases: Cases,
@@ -231,7 +231,18 @@ def _accuracies(
     what: str,
     paired: bool = False,
 ) -> pd.DataFrame:
-    """Compute one row per case: keys, images, accuracy, interval and, if ``paired``, the drop against the first."""
+    """Compute one row per case: keys, images, accuracy, interval and, if ``paired``, the drop against the first.
+
+    Args:
+        evaluated: An evaluation with saved predictions.
+        data: Data settings, for groups.
+        cases: The cases, the unchanged images first.
+        keys: Columns of the cases' keys.
+        intervals: Settings of the intervals.
+        sample: Number of images, evenly spaced over the split; all by default.
+        what: Name of the cases, for progress.
+        paired: Whether to compare with the first case.
+    """
     if sample is not None and sample < 1:
         raise ConfigError(f"--sample must be at least 1 image, got {sample}")
     indices = evaluated.images.indices(evaluated.split)
@@ -322,8 +333,15 @@ def _with_progress(batches: Iterator[Batch], images: int, what: str) -> Iterator
             )
 
 
-def _record(evaluated: Evaluated, part: str, table: pd.DataFrame, summary: dict[str, Any]) -> None:
-    """Write a table, and its summary with the accuracy of the first row into robustness.json."""
+def record_part(evaluated: Evaluated, part: str, table: pd.DataFrame, summary: dict[str, Any]) -> None:
+    """Write a table, and its summary with the accuracy of the first row into robustness.json.
+
+    Args:
+        evaluated: The evaluation.
+        part: Name of the table's file and of the summary.
+        table: The table.
+        summary: What robustness.json records besides.
+    """
     run, files = evaluated.run, evaluated.files
     write_text(getattr(files, part), table.to_csv(index=False))
     known = run.read_json(files.robustness) if files.robustness.is_file() else {}

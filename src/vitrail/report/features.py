@@ -12,7 +12,8 @@ import pandas as pd
 
 from vitrail.analyze.features import LAYOUTS, Space, separation
 from vitrail.errors import ConfigError
-from vitrail.figures.display import as_pictures, jpeg_uri
+from vitrail.figures.clouds import show_inputs
+from vitrail.figures.display import jpeg_uri
 from vitrail.figures.feature_space import feature_space, interactive_feature_space
 from vitrail.figures.write import write_both
 from vitrail.files import write_text
@@ -130,8 +131,8 @@ def _for_script(text: str) -> str:
 def _thumbnails(space: Space) -> list[str]:
     result = []
     for start in range(0, len(space.indices), _BATCH):
-        images = space.data.load(space.indices[start : start + _BATCH])["image"]
-        for picture in as_pictures(images, space.data.source.bands["image"]):
+        inputs = space.data.load(space.indices[start : start + _BATCH])
+        for picture in show_inputs(inputs, space.data.source.bands):
             height, width = picture.shape[:2]
             scale = _SIDE / max(height, width)
             result.append(jpeg_uri(picture, (max(1, round(width * scale)), max(1, round(height * scale))), quality=80))

@@ -49,11 +49,13 @@ class EvaluationFiles:
         self.corruptions = folder / "corruptions.csv"
         self.missing = folder / "missing.csv"
         self.attacks = folder / "attacks.csv"
+        self.rotations = folder / "rotations.csv"
 
     @property
     def of_the_model(self) -> dict[str, Path]:
         """Tables that are computed with the model, and invalid for other weights."""
-        return {"ood": self.ood, "corruptions": self.corruptions, "missing": self.missing, "attacks": self.attacks}
+        names = ("ood", "corruptions", "missing", "attacks", "rotations")
+        return {name: getattr(self, name) for name in names}
 
 
 class RunFolder:

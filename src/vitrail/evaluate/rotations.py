@@ -1,0 +1,101 @@
+"""Accuracy on rotated point clouds, and how far a rotation changes the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vitrail.config.data import DataConfig
+from vitrail.data.dataset import Batch
+from vitrail.data.points.rotations import TURNS, random_rotations, rotate
+from vitrail.errors import ConfigError
+from vitrail.evaluate.robustness import accuracies, record_part
+from vitrail.evaluate.run import Evaluated
+from vitrail.evaluate.saved_predictions import Intervals
+
+# Names of rotations in the tables of the field.
+SHORT = {"none": "as is", "up": "z", "so3": "SO(3)"}
+
+
+def measure_rotations(
+    evaluated: Evaluated,
+    data: DataConfig | None,
+    trained_on: str,
+    *,
+    intervals: Intervals | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure accuracy on clouds as they stand, turned about z and turned any way; writes rotations.csv.
+
+    Each cloud is turned once, by a rotation that depends on the seed and its number alone.
+
+    Args:
+        evaluated: An evaluation with saved predictions.
+        data: Data settings, for groups.
+        trained_on: Rotations of the training clouds, ``data.points.turn``.
+        intervals: Settings of the intervals.
+        sample: Number of clouds, evenly spaced over the split; all by default.
+        seed: Seed of the rotations.
+
+    Returns:
+        ``rotations`` (of training / of this row, as "z/SO(3)"), ``images``, ``accuracy``, ``low``, ``high``, and the
+        columns of :func:`~vitrail.evaluate.robustness.paired_drops`; ``attrs["deviation"]`` is the largest change of a
+        logit by a rotation, over the range of the logits.
+
+    Raises:
+        ConfigError: A model that takes no point clouds, or a sample below 1.
+    """
+    trained = evaluated.trained
+    if "points" not in trained.card.streams:
+        raise ConfigError(
+            f"--rotations turns point clouds, and {trained.card.name} takes {', '.join(trained.card.streams)}"
+        )
+    unturned: dict[bytes, Tensor] = {}
+    deviations, extent = [0.0], [0.0]
+
+    def turned(turn: str) -> Callable[[Batch], Tensor]:
+        def classify(batch: Batch) -> Tensor:
+            key = batch["index"].numpy().tobytes()
+            logits = trained.classify({**batch, "points": turn_clouds(batch, turn, seed)}, evaluated.tta)[0]
+            if turn == "none":
+                unturned.clear()
+                unturned[key] = logits
+                extent[0] = max(extent[0], float(logits.max() - logits.min()))
+            else:
+                deviations[0] = max(deviations[0], float((logits - unturned[key]).abs().max()))
+            return logits
+
+        return classify
+
+    cases: dict[tuple[Any, ...], Callable[[Batch], Tensor]] = {
+        (f"{SHORT[trained_on]}/{SHORT[turn]}",): turned(turn) for turn in TURNS
+    }
+    table = accuracies(evaluated, data, cases, ("rotations",), intervals, sample, "rotations", paired=True)
+    table.attrs["deviation"] = deviations[0] / max(extent[0], 1e-12)
+    summary = {
+        "seed": seed,
+        "deviation_of_logits": table.attrs["deviation"],
+        "of_each": dict(zip(table["rotations"], table["accuracy"].astype(float), strict=True)),
+    }
+    record_part(evaluated, "rotations", table, summary)
+    return table
+
+
+def turn_clouds(batch: Batch, turn: str, seed: int) -> Tensor:
+    """Turn the clouds of a batch, each by the rotation of its number.
+
+    Args:
+        batch: With ``points`` ``(B, N, 3)`` and ``index`` ``(B,)``.
+        turn: "none", "up" or "so3".
+        seed: Seed of the rotations.
+    """
+    if turn == "none":
+        return batch["points"]
+    generators = (torch.Generator().manual_seed(hash((seed, int(i))) % 2**63) for i in batch["index"])
+    rotations = torch.cat([random_rotations(1, turn, generator) for generator in generators])
+    return rotate(batch["points"], rotations)

@@ -1,0 +1,104 @@
+"""Pictures of point clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vitrail.figures.display import as_pictures
+
+Array = npt.NDArray[Any]
+_SIDE = 160
+_ELEVATION = 20.0
+_AZIMUTH = 35.0
+
+
+def cloud_picture(
+    points: Array, values: Array | None = None, *, azimuth: float = _AZIMUTH, side: int = _SIDE, colors: str = "viridis"
+) -> Array:
+    """Draw a cloud in parallel projection, its z axis up; near points cover far ones, which are paler.
+
+    Args:
+        points: Shape ``(N, 3)``; NaN where there is no point.
+        values: Number of each point in 0..1 for its colour, shape ``(N,)``; blue by depth when not given.
+        azimuth: Angle about the z axis in degrees.
+        side: Height and width in pixels.
+        colors: Colormap of the values.
+
+    Returns:
+        Shape ``(side, side, 3)``, in 0..1, on white.
+    """
+    picture = np.ones((side, side, 3))
+    real = np.isfinite(points).all(axis=1)
+    if not real.any():
+        return picture
+    points = points[real] - points[real].mean(axis=0)
+    points = points / max(np.linalg.norm(points, axis=1).max(), 1e-9)
+    turn, tilt = np.radians(azimuth), np.radians(_ELEVATION)
+    right = points @ [-np.sin(turn), np.cos(turn), 0.0]
+    towards = points @ [np.cos(tilt) * np.cos(turn), np.cos(tilt) * np.sin(turn), np.sin(tilt)]
+    up = points @ [-np.sin(tilt) * np.cos(turn), -np.sin(tilt) * np.sin(turn), np.cos(tilt)]
+    radius = max(1.0, side * 0.35 / np.sqrt(len(points)))
+    near = (towards + 1) / 2
+    if values is None:
+        paint = np.outer(1 - near, [0.75, 0.8, 0.9]) + np.outer(near, [0.05, 0.25, 0.5])
+    else:
+        full = colormaps[colors](np.clip(values[real], 0, 1))[:, :3]
+        paint = full * (0.7 + 0.3 * near[:, None]) + 0.3 * (1 - near[:, None])
+    center = (side - 1) / 2
+    reach = 0.92 * center - radius
+    rows, columns = center - up * reach, center + right * reach
+    offsets = np.arange(-int(radius), int(radius) + 1)
+    dy, dx = (part.ravel() for part in np.meshgrid(offsets, offsets, indexing="ij"))
+    inside = dy**2 + dx**2 <= radius**2
+    for i in np.argsort(towards):
+        y = np.rint(rows[i]).astype(int) + dy[inside]
+        x = np.rint(columns[i]).astype(int) + dx[inside]
+        shown = (y >= 0) & (y < side) & (x >= 0) & (x < side)
+        picture[y[shown], x[shown]] = paint[i]
+    return picture
+
+
+def turntable_figure(
+    clouds: Sequence[Array], values: Sequence[Array] | None, titles: Sequence[str], views: int = 6
+) -> Figure:
+    """Draw each cloud in a row, from directions that go around it.
+
+    Args:
+        clouds: Shape ``(N, 3)`` each.
+        values: Number of each point in 0..1, shape ``(N,)`` each; none for clouds coloured by depth.
+        titles: Of the rows.
+        views: Number of directions.
+    """
+    figure = Figure(figsize=(1.4 * views, 1.6 * len(clouds)), layout="constrained")
+    axes = figure.subplots(len(clouds), views, squeeze=False)
+    for row, (cloud, title) in enumerate(zip(clouds, titles, strict=True)):
+        for column in range(views):
+            own = None if values is None else values[row]
+            azimuth = _AZIMUTH + 360.0 * column / views
+            axis = axes[row, column]
+            axis.imshow(cloud_picture(cloud, own, azimuth=azimuth), interpolation="nearest")
+            axis.set_axis_off()
+        axes[row, 0].set_title(title, loc="left", fontsize=8)
+    return figure
+
+
+def show_inputs(streams: Mapping[str, Tensor], bands: Mapping[str, Sequence[str]]) -> Array | list[Array]:
+    """Make a picture of each input: an image as its bands show it, a cloud in projection.
+
+    Args:
+        streams: Inputs in 0..1, images ``(n, C, H, W)`` or clouds ``(n, N, 3)``.
+        bands: Names of the bands of each stream.
+
+    Returns:
+        Pictures of shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
+    """
+    if "points" in streams:
+        return [cloud_picture(cloud) for cloud in streams["points"].cpu().numpy()]
+    return as_pictures(streams["image"], bands["image"])
