@@ -51,7 +51,7 @@ def test_recipe(path, tmp_path):
     recipe = stand_in(load_run_recipe(path), tmp_path)
     data = open_data(recipe.data, image_size(recipe))
     bands, classes = data.source.bands, len(data.source.classes)
-    chans = {"in_chans": len(bands["image"])}
+    chans = {"in_chans": len(next(iter(bands.values())))}
     if "spectral" in bands:
         chans["spectral_chans"] = len(bands["spectral"])
     model = create_model(recipe.model.name, **{**recipe.model.settings, **chans, "num_classes": classes}).eval()

@@ -302,7 +302,7 @@ class ImageData:
 
 def open_data(
     config: DataConfig,
-    img_size: int | tuple[int, int],
+    img_size: int | tuple[Any, ...],
     classes: Sequence[str] | None = None,
     *,
     split: bool = True,
@@ -315,7 +315,7 @@ def open_data(
 
     Args:
         config: Which.
-        img_size: Height and width to bring them to; one number for both.
+        img_size: Height and width to bring them to, one number for both; number of points of clouds, as ``(N,)``.
         classes: Names of the classes where a run gives them.
         split: Split what is not split already; otherwise all images that belong to no split form one named "all".
         fill: Stream -> what pixels without data get; see :class:`ImageData`.

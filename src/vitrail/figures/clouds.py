@@ -89,7 +89,7 @@ def turntable_figure(
     return figure
 
 
-def show_inputs(streams: Mapping[str, Tensor], bands: Mapping[str, Sequence[str]]) -> Array | list[Array]:
+def show_inputs(streams: Mapping[str, Tensor], bands: Mapping[str, Sequence[str]]) -> Array:
     """Make a picture of each input: an image as its bands show it, a cloud in projection.
 
     Args:
@@ -97,8 +97,8 @@ def show_inputs(streams: Mapping[str, Tensor], bands: Mapping[str, Sequence[str]
         bands: Names of the bands of each stream.
 
     Returns:
-        Pictures of shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
+        Shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
     """
     if "points" in streams:
-        return [cloud_picture(cloud) for cloud in streams["points"].cpu().numpy()]
+        return np.stack([cloud_picture(cloud) for cloud in streams["points"].cpu().numpy()])
     return as_pictures(streams["image"], bands["image"])

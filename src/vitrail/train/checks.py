@@ -110,8 +110,8 @@ def check_batch_norm(recipe: Recipe, data: ImageData, model: VisionModel, card: 
     if config.progressive_sizes:
         sizes = ProgressiveSize(config.progressive_sizes, card.img_size, config.max_epochs).sizes
     trial = copy.deepcopy(model).train()
-    for size in sizes:
-        inputs = [torch.zeros(1, *stream._replace(size=size).shape) for stream in model.streams]
+    for training_size in sizes:
+        inputs = [torch.zeros(1, *stream._replace(size=training_size).shape) for stream in model.streams]
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 trial(*inputs)

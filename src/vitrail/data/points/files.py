@@ -54,9 +54,7 @@ def read_cloud(path: Path) -> CloudFile:
         raise DataError(f"{path}: needs points of 3 coordinates, at least one, got an array of {cloud.points.shape}")
     if not np.isfinite(cloud.points).all():
         bad = int((~np.isfinite(cloud.points)).any(axis=1).sum())
-        raise DataError(
-            f"{path}: {bad} of {len(cloud.points)} points have coordinates that are not finite; remove them"
-        )
+        raise DataError(f"{path}: {bad} of {len(cloud.points)} points have no finite coordinates; remove them")
     return cloud
 
 

@@ -187,7 +187,7 @@ class PointFileSource(PointSource):
         if len(set(self.keys)) < len(self.keys):
             self.keys = [f"{i:06d}" for i in range(len(points))]
         test = arrays.get("test")
-        self.given_split = [""] * len(points) if test is None else ["test" if own else "" for own in test]
+        self.given_split = [""] * len(points) if test is None else ["test" if own else "train" for own in test]
         names = tuple(f"feature{i}" for i in range(features.shape[2]))
         clouds = [CloudFile(p[:n, :3], f[:n], names) for p, f, n in zip(points, features, counts, strict=True)]
         return clouds, labels, names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from vitrail.config.data import DEFAULTS, DataConfig
 from vitrail.data.classes import ClassRules
@@ -47,6 +48,7 @@ Opener = Callable[[DataConfig, tuple[int, int]], ImageSource]
 _REGISTERED: dict[str, Opener] = {}
 _FILES = ("folder", "unlabelled", "table")
 _CLOUDS = ("points", "solids")
+_OF_IMAGES = tuple(name for name in SOURCES if name not in _CLOUDS)
 _CHANGES_OF_CLOUDS = ("turn", "zoom", "shift", "jitter", "drop")
 _LABELLED = ("folder", "table", "parquet", "hf", "arrays")
 # Settings that only some sources understand.
@@ -132,13 +134,13 @@ def accepts_setting(source: str, setting: str) -> bool:
 
 
 def open_source(
-    config: DataConfig, img_size: tuple[int, int], classes: Sequence[str] | None, *, strict: bool = True
+    config: DataConfig, img_size: tuple[Any, ...], classes: Sequence[str] | None, *, strict: bool = True
 ) -> ImageSource:
     """Open the images of a config.
 
     Args:
         config: Which.
-        img_size: Height and width to bring them to.
+        img_size: Height and width to bring them to; number of points of clouds.
         classes: Names of the classes where a run gives them.
         strict: Refuse settings that the source has no use for; a run's settings may go with other images.
 
@@ -149,6 +151,11 @@ def open_source(
     load_plugins(PLUGINS)  # their modules register sources
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
+    if len(img_size) == 1 and config.source in _OF_IMAGES:
+        raise ConfigError(
+            f"data.source {config.source} has images, and the model takes point clouds; choose data.source "
+            f"{' or '.join(_CLOUDS)}, or a model of images"
+        )
     if SOURCES[config.source] and not config.path:
         raise ConfigError(f"data.source {config.source} needs data.path, {SOURCES[config.source]}")
     if config.path and not SOURCES[config.source]:
@@ -199,7 +206,7 @@ def check_values(source: ImageSource, *, of_run: bool = False) -> None:
 
 
 def _openers(
-    config: DataConfig, size: tuple[int, int], classes: Sequence[str] | None
+    config: DataConfig, size: tuple[Any, ...], classes: Sequence[str] | None
 ) -> dict[str, Callable[[], ImageSource]]:
     path, skip = config.path or "", config.errors.on_unreadable == "skip"
     rules = ClassRules.of(config, classes)
