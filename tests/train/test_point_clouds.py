@@ -12,7 +12,7 @@ SMALL = [
     "--model.num_points", "24", "--model.num_neighbors", "4", "--run.dir", "run",
 ]  # fmt: skip
 VNT = ["--model.name", "vnt", "--model.embed_dim", "8", "--model.depth", "1", "--model.num_heads", "2",
-       "--model.hidden_dim", "8"]  # fmt: skip
+       "--model.head_hidden_size", "8"]  # fmt: skip
 
 
 def test_trained_and_evaluated(tmp_path, monkeypatch, capsys):

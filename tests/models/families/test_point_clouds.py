@@ -14,8 +14,8 @@ from vitrail.models import list_families
 FAMILIES = sorted(list_families("points"))
 # Settings under which a family's logits do not depend on the rotation of a cloud.
 INVARIANT = {
-    "vnt": {}, "vn_pointnet": {}, "vn_pointnet max": {"pooling": "max"}, "vn_dgcnn": {},
-    "vn_dgcnn max": {"pooling": "max"}, "vn_transformer": {"bias_eps": 0.0},
+    "vnt": {}, "vn_pointnet": {}, "vn_pointnet max": {"vector_pool": "max"}, "vn_dgcnn": {},
+    "vn_dgcnn max": {"vector_pool": "max"}, "vn_transformer": {"bias_eps": 0.0},
     "vn_transformer latents": {"bias_eps": 0.0, "num_latents": 3, "depth": 2}, "vnt without cross": {"cross": False},
 }  # fmt: skip
 MIRRORED = ("vn_dgcnn", "vn_transformer", "vnt without cross")
@@ -61,7 +61,7 @@ def test_equals_the_authors(name, pooling):
     first, second, third, fourth, last = (widths[f"{width}//3"] for width in (64, 128, 256, 512, 1024))
     dims = (first, second, third, fourth, last) if name == "vn_pointnet" else (first, first, second, third, last)
     model = vitrail.create_model(
-        name, num_classes=5, num_neighbors=6, pooling=pooling, dims=dims, hidden_dims=(widths["512"], widths["256"])
+        name, num_classes=5, num_neighbors=6, vector_pool=pooling, dims=dims, hidden_dims=(widths["512"], widths["256"])
     )
     report = vitrail.load_weights(model, golden.state)
     assert report.source == "vnn"

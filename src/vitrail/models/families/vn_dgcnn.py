@@ -39,7 +39,7 @@ class VNDGCNNConfig(GraphSettings):
     Attributes:
         dims: Vectors of a point after each of the four edge layers, and after the layer that joins them.
         hidden_dims: Widths of the two hidden layers before the logits.
-        pooling: Of vectors over neighbours, "mean" or "max".
+        vector_pool: Of vectors over neighbours, "mean" or "max".
         drop_rate: Dropout rate of both hidden layers in training.
         global_pool: "catavgmax" joins the largest value and the mean of each invariant feature over the points; "max",
             "avg": one of them.
@@ -47,7 +47,7 @@ class VNDGCNNConfig(GraphSettings):
 
     dims: tuple[int, ...] = (21, 21, 42, 85, 341)
     hidden_dims: tuple[int, ...] = (512, 256)
-    pooling: Literal["mean", "max"] = "mean"
+    vector_pool: Literal["mean", "max"] = "mean"
     drop_rate: float = 0.5
     global_pool: PointPool = "catavgmax"
 
@@ -76,7 +76,7 @@ class VNDGCNN(PointCloudModel):
         *dims, last = config.dims
         befores = [1, *dims[:-1]]
         self.conv1, self.conv2, self.conv3, self.conv4 = (
-            VNEdgeConv(before, after, config.pooling) for before, after in zip(befores, dims, strict=True)
+            VNEdgeConv(before, after, config.vector_pool) for before, after in zip(befores, dims, strict=True)
         )
         self.conv5 = VNLinearLeakyReLU(sum(dims), last, share_direction=True)
         self.std_feature = VNStdFeature(2 * last)
@@ -136,7 +136,7 @@ register_family(
         name="vn_dgcnn",
         config=VNDGCNNConfig,
         build=VNDGCNN,
-        variants={"vn_dgcnn_mean": {}, "vn_dgcnn_max": {"pooling": "max"}},
+        variants={"vn_dgcnn_mean": {}, "vn_dgcnn_max": {"vector_pool": "max"}},
         test_config={
             "num_points": 32, "dims": (4, 4, 6, 6, 12), "hidden_dims": (16, 12), "drop_rate": 0.0,
             "num_neighbors": 6, "num_classes": 5,

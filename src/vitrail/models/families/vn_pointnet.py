@@ -46,14 +46,14 @@ class VNPointNetConfig(GraphSettings):
         dims: Vectors of a point in the first two layers, the third and the last; before that one two of the network for
             the global feature: 64, 128, 256, 512 and 1024 over three.
         hidden_dims: Widths of the two hidden layers before the logits.
-        pooling: Of vectors over neighbours and points, "mean" or "max".
+        vector_pool: Of vectors over neighbours and points, "mean" or "max".
         drop_rate: Dropout rate of the second hidden layer in training.
         global_pool: "max" takes the largest value of each invariant feature over the points; "avg", "catavgmax".
     """
 
     dims: tuple[int, ...] = (21, 42, 85, 170, 341)
     hidden_dims: tuple[int, ...] = (512, 256)
-    pooling: Literal["mean", "max"] = "mean"
+    vector_pool: Literal["mean", "max"] = "mean"
     drop_rate: float = 0.4
     global_pool: PointPool = "max"
 
@@ -106,9 +106,9 @@ class VNPointNet(PointCloudModel):
         super().__init__()
         self.config = config = as_config(VNPointNetConfig, config)
         first, second, *_, last = config.dims
-        self.conv_pos = VNEdgeConv(1, first, config.pooling, 0.0, cross=True)
+        self.conv_pos = VNEdgeConv(1, first, config.vector_pool, 0.0, cross=True)
         self.conv1 = VNLinearLeakyReLU(first, first, 0.0)
-        self.fstn = VNGlobalFeature(config.dims, config.pooling)
+        self.fstn = VNGlobalFeature(config.dims, config.vector_pool)
         self.conv2 = VNLinearLeakyReLU(2 * first, second, 0.0)
         self.conv3 = VNLinear(second, last)
         self.bn3 = VNBatchNorm(last)
@@ -170,7 +170,7 @@ register_family(
         name="vn_pointnet",
         config=VNPointNetConfig,
         build=VNPointNet,
-        variants={"vn_pointnet_mean": {}, "vn_pointnet_max": {"pooling": "max"}},
+        variants={"vn_pointnet_mean": {}, "vn_pointnet_max": {"vector_pool": "max"}},
         test_config={
             "num_points": 32, "dims": (4, 6, 6, 8, 12), "hidden_dims": (16, 12), "drop_rate": 0.0,
             "num_neighbors": 6, "num_classes": 5,

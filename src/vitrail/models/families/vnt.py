@@ -43,7 +43,7 @@ class VNTConfig(GraphSettings):
         depth: Blocks.
         num_heads: Attention heads; must divide the width.
         mlp_ratio: Hidden vectors of the MLPs over the width.
-        hidden_dim: Width of the hidden layer before the logits.
+        head_hidden_size: Width of the hidden layer before the logits.
         cross: Whether the graph embedding has cross products of neighbours. They tell a cloud from its mirror image;
             without them both have the same logits.
         center: Whether the centroid of each cloud is subtracted first, so that shifts change nothing.
@@ -59,7 +59,7 @@ class VNTConfig(GraphSettings):
     depth: int = 4
     num_heads: int = 4
     mlp_ratio: float = 2.0
-    hidden_dim: int = 256
+    head_hidden_size: int = 256
     cross: bool = True
     center: bool = True
     negative_slope: float = 0.2
@@ -75,7 +75,7 @@ class VNTConfig(GraphSettings):
             ConfigError: A value out of range.
         """
         super().__post_init__()
-        check_at_least(self, 1, "depth", "num_heads", "hidden_dim")
+        check_at_least(self, 1, "depth", "num_heads", "head_hidden_size")
         check_at_least(self, 2, "embed_dim")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         check_rates(self, "drop_path_rate", "attn_drop_rate", "drop_rate")
@@ -106,13 +106,13 @@ class VNT(PointCloudModel):
         pooled = 6 * dim * (2 if config.global_pool == "catavgmax" else 1)
         self.neck = nn.Sequential(
             OrderedDict(
-                fc=nn.Linear(pooled, config.hidden_dim),
-                bn=nn.BatchNorm1d(config.hidden_dim),
+                fc=nn.Linear(pooled, config.head_hidden_size),
+                bn=nn.BatchNorm1d(config.head_hidden_size),
                 act=nn.LeakyReLU(config.negative_slope),
                 drop=nn.Dropout(config.drop_rate),
             )
         )
-        self.num_features = config.hidden_dim
+        self.num_features = config.head_hidden_size
         self.feature_info = point_levels([f"blocks.{i}" for i in range(config.depth)], [S * dim] * config.depth)
         self.grad_checkpointing = False
         self.head = self.build_head(config.num_classes)
@@ -151,7 +151,7 @@ register_family(
             "vnt_base": {"embed_dim": 128, "depth": 6, "num_heads": 8},
         },
         test_config={
-            "num_points": 32, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_neighbors": 6, "hidden_dim": 16,
+            "num_points": 32, "embed_dim": 8, "depth": 2, "num_heads": 2, "num_neighbors": 6, "head_hidden_size": 16,
             "num_classes": 5,
         },
         source="after the abstract of Zisling & Sharf 2022, arXiv:2205.09690; no published code found, sizes are ours",
