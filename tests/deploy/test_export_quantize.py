@@ -1,5 +1,7 @@
 """Quantisation to int8: what it leaves alone, how variants are ranked, and that bad layers are found and restored."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,22 @@ import torch
 from tests.deploy.exporting import make_run, skip_without
 from tests.engines.test_signal_stack import installed
 from vitrail.cli.main import main
+from vitrail.deploy.export import calibrate
+from vitrail.deploy.export.convert import convert as write_engine
 from vitrail.deploy.export.convert import trace
 from vitrail.deploy.export.graph import ExportGraph
-from vitrail.deploy.export.quantize import QuantizeSettings, quantize
-from vitrail.deploy.export.scope import Group, merge_neighbours, names_outside, quantized_groups, without_quantizers
+from vitrail.deploy.export.quantize import QuantizeSettings, Scheme, quantize, quantize_onnx
+from vitrail.deploy.export.scope import (
+    Group,
+    merge_neighbours,
+    names_outside,
+    names_outside_onnx,
+    quantized_groups,
+    without_quantizers,
+)
 from vitrail.deploy.export.stored import StoredPixels
 from vitrail.engines import load_export
+from vitrail.engines.onnx import OnnxEngine
 from vitrail.engines.openvino import OpenVINOEngine
 from vitrail.errors import ConfigError
 from vitrail.models.registry import create_model, list_families
@@ -219,3 +231,43 @@ def test_an_export_in_int8_is_written_with_its_quantisation(tmp_path, capsys):
     reason = next(row for row in load_export(out).record["candidates"] if row["name"] == "openvino int8")
     assert reason["verdict"]["status"] == "not built"
     assert "raise --budget" in reason["verdict"]["reason"]
+
+
+@skip_without("onnx", "nncf")
+@pytest.mark.parametrize("family", [pytest.param("hvt", marks=pytest.mark.slow), "vit"])
+def test_onnx_is_quantised_by_the_same_settings(tmp_path, family):
+    onnx = pytest.importorskip("onnx")
+    model = trained(family, VIT if family == "vit" else HVT)
+    graph = ExportGraph(model, dict.fromkeys(model.card.streams, torch.uint8), {}, ("embedding", "heatmap"))
+    write_engine(trace(graph), graph, "onnx", tmp_path, {})
+    original = onnx.load(tmp_path / "model.onnx")
+    images = {entry.name: pixels(12, 1, len(entry.bands)) for entry in graph.inputs}
+    made = quantize_onnx(original, images, images, Scheme(0.95), QuantizeSettings(threads=1))
+    onnx.save_model(made, tmp_path / "int8.onnx")
+    plain, quantised = (OnnxEngine(tmp_path / name, precision, 1)
+                        for name, precision in (("model.onnx", "fp32"), ("int8.onnx", "int8")))  # fmt: skip
+    layers = sum(isinstance(part, torch.nn.Linear | torch.nn.Conv2d) for part in model.model.modules())
+    assert plain.operations().get("int8", 0) == 0
+    assert quantised.operations()["int8"] >= layers - 2  # not the fused ones of attention, nor the first convolution
+    # Neither preprocessing nor heatmap is quantised: what does not depend on a layer is the same.
+    names = set(names_outside_onnx(original))
+    quantisers = [node for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    outside = {output for node in made.graph.node if node.name in names for output in node.output}
+    users = {name: [node.name for node in made.graph.node if name in node.input] for name in outside}
+    assert quantisers
+    for node in quantisers:
+        if node.input[0] in outside:
+            continue  # what follows is a layer
+        assert not set(users.get(node.output[0], ())) & names
+    found, wanted = (engine.run({name: x[:4] for name, x in images.items()}) for engine in (quantised, plain))
+    assert 0 < np.abs(found["logits"] - wanted["logits"]).max() < 0.5 * np.abs(wanted["logits"]).max()
+
+
+def test_a_result_without_int8_operations_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(calibrate, "quantize_onnx", lambda *_: "model")
+    monkeypatch.setattr(calibrate, "import_extra", lambda *_: SimpleNamespace(load=str, save_model=lambda *_: None))
+    monkeypatch.setattr(calibrate, "OnnxEngine", lambda *_: SimpleNamespace(operations=lambda: {"fp32": 9}))
+    quantizer = calibrate.Quantizer(None, 0.99, False, QuantizeSettings())
+    quantizer._loaded = {}, {}
+    with pytest.raises(ConfigError, match="no operation of ONNX Runtime became int8"):
+        quantizer(tmp_path / "model.onnx", tmp_path / "int8.onnx", None, {})

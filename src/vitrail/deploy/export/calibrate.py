@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,21 @@ import numpy as np
 
 from vitrail.data.dataset import ImageData
 from vitrail.deploy.export.graph import ExportGraph
-from vitrail.deploy.export.quantize import Change, Quantized, QuantizeSettings, quantize, repeat
+from vitrail.deploy.export.quantize import (
+    Change,
+    Quantized,
+    QuantizeSettings,
+    Scheme,
+    quantize,
+    quantize_onnx,
+    repeat,
+)
 from vitrail.deploy.export.stored import as_photographs
+from vitrail.durations import format_duration
 from vitrail.engines.base import Arrays
 from vitrail.engines.inputs import to_inputs
+from vitrail.engines.onnx import OnnxEngine
+from vitrail.engines.openvino import INT8
 from vitrail.errors import ConfigError
 from vitrail.extras import import_extra
 
@@ -26,7 +38,7 @@ LEAST_BUDGET = 30.0
 
 
 class Quantizer:
-    """Quantises OpenVINO files of a run's graph; the second file by the settings found for the first.
+    """Quantises files of a run's graph; files after the first of OpenVINO by the settings found for that.
 
     Args:
         images: The run's images.
@@ -54,19 +66,22 @@ class Quantizer:
         """Quantise a file.
 
         Args:
-            source: model.xml in fp32.
-            target: model.xml to write.
+            source: model.xml, or model.onnx, in fp32.
+            target: The file to write.
             graph: The graph that it was made from.
             facts: Its description.
 
         Raises:
             ConfigError: The budget is too short, training images are too few, or no operation became int8.
         """
-        openvino = import_extra("openvino", "export")
-        model = openvino.Core().read_model(source)
         if self._loaded is None:
             self._loaded = self._images(graph, facts)  # the second graph takes the same inputs
         calibration, ranking = self._loaded
+        if source.suffix == ".onnx":
+            self._quantize_onnx(source, target, calibration, ranking)
+            return
+        openvino = import_extra("openvino", "export")
+        model = openvino.Core().read_model(source)
         if self.found is None:
             self.found = quantize(
                 model, calibration, ranking, self._enough, multi_label=self.multi_label, settings=self.settings,
@@ -77,10 +92,26 @@ class Quantizer:
             model = repeat(model, calibration, ranking, self.found, self.settings)
         openvino.save_model(model, target, compress_to_fp16=False)
 
+    def _quantize_onnx(self, source: Path, target: Path, calibration: Arrays, ranking: Arrays) -> None:
+        """Quantise by the scheme found for OpenVINO; by SmoothQuant's first setting where none was looked for."""
+        onnx = import_extra("onnx", "export")
+        scheme = Scheme(self.settings.smooth[0]) if self.found is None else self.found.scheme
+        spent = 0.0 if self.found is None else self.found.seconds * (1 + 1 / len(self.found.tried))
+        if not self.forced and spent > self.settings.budget:
+            raise ConfigError("no time is left to quantise the ONNX model too; raise --budget")
+        begun = time.monotonic()
+        onnx.save_model(quantize_onnx(onnx.load(source), calibration, ranking, scheme, self.settings), target)
+        count = OnnxEngine(target, INT8).operations().get(INT8, 0)
+        if not count:
+            raise ConfigError("no operation of ONNX Runtime became int8; export with --format openvino, or in fp32")
+        seconds = format_duration(time.monotonic() - begun)
+        self.report(f"ONNX, {scheme.name}: {count} int8 operations, {seconds}")
+
     def describe(self) -> dict[str, Any]:
         """Describe the quantisation for export.json."""
         found = self.found
-        assert found is not None, "a file was quantised"
+        if found is None:
+            return {"scheme": Scheme(self.settings.smooth[0]).name, "restored": [], "tried": []}
         return {
             "scheme": found.scheme.name,
             "restored": list(found.restored),

@@ -23,7 +23,9 @@ AUTO = "auto"
 # Model file in fp32, model file to write, the graph and its description.
 Quantize = Callable[[Path, Path, ExportGraph, Mapping[str, Any]], None]
 # From the safest to the riskiest, as the gate tests them.
-_ORDER = (("openvino", "fp32"), ("onnx", "fp32"), ("torch", "fp32"), ("openvino", "bf16"), ("openvino", INT8))
+_ORDER = (
+    ("openvino", "fp32"), ("onnx", "fp32"), ("torch", "fp32"), ("openvino", "bf16"), ("openvino", INT8), ("onnx", INT8),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from vitrail.deploy.export.scope import (
     Group,
     merge_neighbours,
     names_outside,
+    names_outside_onnx,
     quantized_groups,
     without_quantizers,
 )
@@ -32,6 +34,8 @@ from vitrail.engines.openvino import INT8, OpenVINOEngine, keep_signal_stack
 from vitrail.extras import import_extra
 
 _PROBABILITIES = "probabilities"
+# Numbers of ONNX's types.
+_ONNX_TYPES = {1: np.float32, 2: np.uint8, 4: np.uint16, 5: np.int16}
 
 
 @dataclass(frozen=True)
@@ -347,6 +351,24 @@ def _run_nncf(model: Graph, items: Sequence[Arrays], scheme: Scheme, ignored: Se
             ignored_scope=nncf.IgnoredScope(names=list(ignored), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=alphas),
         )
+
+
+def quantize_onnx(model: Any, calibration: Arrays, ranking: Arrays, scheme: Scheme, settings: QuantizeSettings) -> Any:
+    """Quantise an ``onnx.ModelProto`` by the settings that were found for OpenVINO's graph of the same network.
+
+    Arguments as for :func:`quantize`. Inputs that ``ranking`` does not have get an empty batch.
+    """
+    names = calibration if scheme.full_correction else ranking
+    count = min(settings.images, *(len(calibration[name]) for name in names))
+    empty = {
+        port.name: np.zeros(
+            [0, *(size.dim_value or 1 for size in list(port.type.tensor_type.shape.dim)[1:])],
+            dtype=_ONNX_TYPES[port.type.tensor_type.elem_type],
+        )
+        for port in model.graph.input
+    }
+    items = [empty | {name: calibration[name][i : i + 1] for name in names} for i in range(count)]
+    return _run_nncf(model, items, scheme, names_outside_onnx(model))
 
 
 def _import_nncf() -> ModuleType:

@@ -13,6 +13,8 @@ Node = Any
 
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 _QUANTIZER = "FakeQuantize"
+# The output that quantisation is for, and the prefix of results of an ONNX graph.
+_LOGITS, _RESULT = "logits", "result "
 # Operations that move values without computing: a quantiser acts on the layers behind them.
 _MOVES = (
     "Broadcast", "Concat", "Convert", "Gather", "Pad", "Reshape", "Roll", "Slice", "Split", "Squeeze", "StridedSlice",
@@ -20,107 +22,124 @@ _MOVES = (
 )  # fmt: skip
 
 
-def names_outside(model: Graph, output: str = "logits") -> list[str]:
-    """Name the operations that quantisation must leave alone.
+@dataclass(frozen=True)
+class Operation:
+    """Operation of a graph, in OpenVINO's terms.
+
+    Attributes:
+        name: Its name.
+        kind: OpenVINO's name of its type.
+        sources: Names of the operations that compute its inputs.
+    """
+
+    name: str
+    kind: str
+    sources: tuple[str, ...]
+
+
+# ONNX's names of types -> OpenVINO's.
+_OF_ONNX = {"Conv": "Convolution", "Gemm": "MatMul", "Shape": "ShapeOf"}
+
+
+def names_outside(model: Graph) -> list[str]:
+    """Name the operations of an ``openvino.Model`` that quantisation must leave alone; see :func:`_outside`."""
+    operations = [
+        Operation(_name(node), node.get_type_name(), tuple(map(_name, _sources(node))))
+        for node in model.get_ordered_ops()
+    ]
+    return _outside(operations, next(_name(port.get_node()) for port in model.outputs if _LOGITS in port.get_names()))
+
+
+def names_outside_onnx(model: Any) -> list[str]:
+    """Name the operations of an ``onnx.ModelProto`` that quantisation must leave alone; see :func:`_outside`."""
+    return _outside(_onnx_operations(model), _RESULT + _LOGITS)
+
+
+def _onnx_operations(model: Any) -> list[Operation]:
+    """List the operations in order, among them the weights, the inputs and the results."""
+    graph = model.graph
+    weights = [tensor.name for tensor in graph.initializer]
+    found = [Operation(name, "Constant", ()) for name in weights]
+    found += [Operation(port.name, "Parameter", ()) for port in graph.input if port.name not in weights]
+    makers = {operation.name: operation.name for operation in found}
+    for node in graph.node:
+        sources = tuple(makers[name] for name in node.input if name)
+        found.append(Operation(node.name, _OF_ONNX.get(node.op_type, node.op_type), sources))
+        makers.update(dict.fromkeys(node.output, node.name))
+    return [*found, *(Operation(_RESULT + port.name, "Result", (makers[port.name],)) for port in graph.output)]
+
+
+def _outside(operations: Sequence[Operation], result: str) -> list[str]:
+    """Name the operations that quantisation must leave alone, in the order of the graph.
 
     They are the preprocessing (all ancestors of the first layers, by the graph), what serves other outputs alone, such
     as heatmaps, probabilities and out-of-distribution scores, what depends on the size of the pixels alone, such as
     resampled positions, and the products of attention: quantising query and key takes longer than their product gains.
 
     Args:
-        model: The graph of an export. Its preprocessing ends by filling pixels without data (``IsNaN``).
-        output: Output that the network is for.
-
-    Returns:
-        Names in the order of the graph.
+        operations: Operations of an export's graph in order. Its preprocessing ends by filling pixels without data
+            (``IsNaN``).
+        result: Name of the result that the network is for.
     """
-    ordered = [node for node in model.get_ordered_ops() if node.get_type_name() != "Constant"]
-    sources = {_name(node): [_name(source) for source in _sources(node)] for node in ordered}
-    network = _closure([_name(_sources(_result(model, output))[0])], lambda name: sources.get(name, ()))
+    ordered = [one for one in operations if one.kind != "Constant"]
+    sources = {one.name: one.sources for one in operations}
+    network = _closure([result], lambda name: sources[name])
     of_pixels = _of_pixels(ordered)
-    first = _first_layers(ordered, _prepared(ordered) & of_pixels)
-    inputs = _closure([source for name in first for source in sources[name]], lambda name: sources.get(name, ()))
-    kept = ("Parameter", "Result")
+    prepared = _prepared(ordered) & of_pixels
+    first = _first_layers([one for one in ordered if one.name in of_pixels], prepared, of_pixels)
+    inputs = _closure([source for name in first for source in sources[name]], lambda name: sources[name])
     return [
-        _name(node)
-        for node in ordered
-        if node.get_type_name() not in kept
-        and (_name(node) in inputs or _name(node) not in network or _name(node) not in of_pixels or _is_attention(node))
+        one.name
+        for one in ordered
+        if one.kind not in ("Parameter", "Result")
+        and (
+            one.name in inputs or one.name not in network or one.name not in of_pixels or _is_attention(one, of_pixels)
+        )
     ]
 
 
-def _of_pixels(ordered: Sequence[Node]) -> set[str]:
-    """Name the operations on values of the pixels, not on their size alone."""
+def _of_pixels(ordered: Sequence[Operation]) -> set[str]:
+    """Name the operations on values of the pixels, not on their size or constants alone."""
     found: set[str] = set()
-    for node in ordered:
-        if node.get_type_name() == "Parameter" or any(
-            _name(source) in found and source.get_type_name() != "ShapeOf" for source in _sources(node)
-        ):
-            found.add(_name(node))
+    for one in ordered:
+        if one.kind == "Parameter" or (one.kind != "ShapeOf" and found.intersection(one.sources)):
+            found.add(one.name)
     return found
 
 
-def _is_attention(node: Node) -> bool:
-    """Whether the node is attention, or a product of two activations."""
-    kind = node.get_type_name()
-    return kind == "ScaledDotProductAttention" or (
-        kind == "MatMul" and not any(_is_constant(source) for source in _sources(node))
-    )
+def _is_attention(one: Operation, of_pixels: set[str]) -> bool:
+    """Whether an operation is attention, or a product of two activations."""
+    return one.kind == "ScaledDotProductAttention" or (one.kind == "MatMul" and of_pixels.issuperset(one.sources[:2]))
 
 
-def _result(model: Graph, output: str) -> Node:
-    return next(port.get_node() for port in model.outputs if output in port.get_names())
-
-
-def _first_layers(ordered: Sequence[Node], among: set[str]) -> list[str]:
+def _first_layers(ordered: Sequence[Operation], among: set[str], of_pixels: set[str]) -> list[str]:
     """Name the layers with weights that have no such layer upstream."""
     behind: set[str] = set()
     first = []
-    for node in ordered:
-        if any(_name(source) in behind for source in _sources(node)):
-            behind.add(_name(node))
-        elif _name(node) in among and node.get_type_name() in _LAYERS and _has_weights(node):
-            first.append(_name(node))
-            behind.add(_name(node))
+    for one in ordered:
+        if behind.intersection(one.sources):
+            behind.add(one.name)
+        elif one.name in among and one.kind in _LAYERS and one.sources[1] not in of_pixels:
+            first.append(one.name)
+            behind.add(one.name)
     return first
 
 
-def _has_weights(node: Node) -> bool:
-    """Whether the second input is constant."""
-    return _is_constant(_sources(node)[1])
-
-
-def _is_constant(node: Node) -> bool:
-    """Whether a value is computed from constants alone."""
-    return not any(source.get_type_name() in ("Parameter", "ShapeOf") for source in _upstream(node))
-
-
-def _upstream(node: Node) -> list[Node]:
-    found = {_name(node): node}
-    waiting = [node]
-    while waiting:
-        for source in _sources(waiting.pop()):
-            if _name(source) not in found:
-                found[_name(source)] = source
-                waiting.append(source)
-    return list(found.values())
-
-
-def _prepared(ordered: Sequence[Node]) -> set[str]:
+def _prepared(ordered: Sequence[Operation]) -> set[str]:
     """Name the operations behind the filling of pixels without data; all where there is none."""
-    filling = [_name(node) for node in ordered if node.get_type_name() == "IsNaN"]
+    filling = [one.name for one in ordered if one.kind == "IsNaN"]
     behind = {name: _behind(ordered, name) for name in filling}
     # Resizing tests for NaN too, further up.
     last = [own for own in behind.values() if not own.intersection(filling)]
-    return set().union(*last) if last else {_name(node) for node in ordered}
+    return set().union(*last) if last else {one.name for one in ordered}
 
 
-def _behind(ordered: Sequence[Node], name: str) -> set[str]:
+def _behind(ordered: Sequence[Operation], name: str) -> set[str]:
     """Name the operations behind one."""
     reached = {name}
-    for node in ordered:
-        if any(_name(source) in reached for source in _sources(node)):
-            reached.add(_name(node))
+    for one in ordered:
+        if reached.intersection(one.sources):
+            reached.add(one.name)
     return reached - {name}
 
 
