@@ -53,6 +53,7 @@ format: $(STAMP)
 # On a machine that does nothing else; hours, most of them for compiled models and for training to the end.
 bench: $(PEERS_STAMP)
 	$(PEERS)/bin/python benchmarks/models.py
+	$(PEERS)/bin/python benchmarks/export.py
 	$(BIN)/python benchmarks/token_learner.py
 
 catalogue: $(STAMP)
