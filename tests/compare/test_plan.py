@@ -15,6 +15,7 @@ from tests.compare.runs import finish
 from vitrail.compare import load_suite, plan
 from vitrail.compare.execute import write_recipes
 from vitrail.compare.plan import commands, expect, identity
+from vitrail.config.data_groups import PointsConfig
 from vitrail.config.load import load_recipe, read_yaml
 from vitrail.errors import RunError
 from vitrail.models.registry import find_family
@@ -179,3 +180,14 @@ def test_defaults_that_are_written_out_leave_identities_as_they_are(recipe):
     assert {key: identity_with(**{key: value}) for key, value in left_out.items()} == dict.fromkeys(left_out, plain)
     assert identity_with(**left_out) == plain
     assert identity_with(drop_rate=0.1) != plain
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_points", 64), ("zoom", (0.5, 1.5)), ("turn", "so3")])
+def test_a_setting_of_an_added_group_counts_beside_its_default(name, value):
+    plain = load_recipe(RECIPES / "vit.yaml", settings_of=lambda name: find_family(name)[0].config)
+    default = getattr(plain.data.points, name)
+    written, changed = (
+        dataclasses.replace(plain, data=dataclasses.replace(plain.data, points=PointsConfig(**{name: one})))
+        for one in (default, value)
+    )
+    assert identity(written) == identity(plain) != identity(changed)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vitrail.compare.suite import PRETRAINED, Fold, Suite, resolve_run
 from vitrail.config.augment import augment_settings
-from vitrail.config.data import FILE_SETTINGS, DataConfig
+from vitrail.config.data import DEFAULTS, FILE_SETTINGS, DataConfig
 from vitrail.config.renamed import earlier
 from vitrail.config.schema import PRETRAINING, ModelConfig, Recipe, flat_settings
 from vitrail.errors import ConfigError, DataError, RunError, WeightsError
@@ -42,12 +42,16 @@ _WITHOUT_EFFECT = (
 
 # Settings that earlier versions did not have, and the values at which they change nothing: left out of the identity
 # there, so that runs of earlier versions stay those of their suites.
-_ADDED = {"crop_pct": 1.0}
+_ADDED: dict[str, dict[str, Any]] = {
+    "data": {"crop_pct": 1.0, "up": "z"},
+    "task": {"teacher": None, "distillation": None, "alpha": None},
+    "trainer": {"schedule": "cosine", "milestones": [], "step_size": None, "gamma": None},
+}
 # Of models, whose default changes nothing.
 _ADDED_TO_MODELS = (
     "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "act_layer", "norm_layer",
     "mlp_layer", "init_values", "qk_norm", "num_class_tokens", "reg_tokens", "no_embed_class", "patch_embed",
-    "patch_stride", "patch_padding", "stem", "stem_width", "pos_embed",
+    "patch_stride", "patch_padding", "stem", "stem_width", "pos_embed", "dist_token",
 )  # fmt: skip
 _ADDED_TO_PARTS = {"token_learner": {"dropout_rate": 0.0}}
 
@@ -215,18 +219,25 @@ def identity(recipe: Recipe, needs: str | None = None, where: str = "recipe", kn
         content[part][key] = digest
     for part, key in _WITHOUT_EFFECT:
         content[part].pop(key, None)
-    for key, value in _ADDED.items():
-        if content["data"][key] == value:
-            content["data"].pop(key)
+    for part, added in _ADDED.items():
+        for key, value in added.items():
+            if content[part].get(key) == value:
+                content[part].pop(key, None)
     if content["run"]["explain_method"] == "auto":
         content["run"]["explain_method"] = "rollout"  # the default of earlier versions; results do not depend on it
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _earlier_names(recipe: Recipe) -> dict[str, Any]:
-    """Settings of the data by their names in earlier versions, so that identities do not change."""
+    """Settings of the data by their names in earlier versions, so that identities do not change.
+
+    Settings of groups that earlier versions did not have are left out at their defaults.
+    """
     settings = {earlier(name): value for name, value in flat_settings(recipe).items() if name.startswith("data.")}
-    return {name.removeprefix("data."): value for name, value in settings.items()}
+    names = {name.removeprefix("data."): value for name, value in settings.items()}
+    return {
+        name: value for name, value in names.items() if "." not in name or recipe.data.setting(name) != DEFAULTS[name]
+    }
 
 
 def _complete_model(config: ModelConfig) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-# Types of a class's fields; for each field anew they would take longer than the rest of reading a recipe.
+# Types of a class's fields; evaluated for each field, they would take longer than the rest of reading a recipe.
 field_hints = typing.cast("Callable[[type[Any]], dict[str, Any]]", functools.cache(typing.get_type_hints))
 
 
