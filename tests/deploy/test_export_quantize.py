@@ -8,6 +8,7 @@ import torch
 
 from tests.deploy.exporting import make_run, skip_without
 from tests.engines.test_signal_stack import installed
+from tests.tiers import fast_first
 from vitrail.cli.main import main
 from vitrail.deploy.export import calibrate
 from vitrail.deploy.export.convert import convert as write_engine
@@ -33,6 +34,7 @@ from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel
 pytestmark = skip_without("openvino", "nncf")
 
 SIZE = (16, 16)
+QUANTISED = ("vit",)
 VIT = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
 HVT = {
     **{name: value for name, value in list_families()["hvt"].test_config.items() if name != "img_size"},
@@ -234,7 +236,7 @@ def test_an_export_in_int8_is_written_with_its_quantisation(tmp_path, capsys):
 
 
 @skip_without("onnx", "nncf")
-@pytest.mark.parametrize("family", [pytest.param("hvt", marks=pytest.mark.slow), "vit"])
+@pytest.mark.parametrize("family", fast_first(QUANTISED, 1))
 def test_onnx_is_quantised_by_the_same_settings(tmp_path, family):
     onnx = pytest.importorskip("onnx")
     model = trained(family, VIT if family == "vit" else HVT)
