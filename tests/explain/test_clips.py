@@ -173,7 +173,7 @@ def test_learned_tokens(kind, method):
 @pytest.mark.parametrize("method", ["gradient_rollout", "attribution"])
 def test_weights_of_a_class(kind, method):
     model, clips = _build(**KINDS[kind]), _clips()
-    found = explain(model, clips, method, target=1)
+    found = explain(model, clips, method)
     assert found.map.shape == (2, 6, 16, 32)
     assert torch.isfinite(found.tokens).all()
     assert (found.tokens >= 0).all()
