@@ -19,6 +19,8 @@ from vitrail.explain.methods.maps import upsample
 from vitrail.explain.methods.registry import METHODS
 from vitrail.explain.methods.token_maps import lacks_learned_tokens, token_maps
 from vitrail.figures.clouds import show_inputs
+from vitrail.figures.film_strip import flat_maps
+from vitrail.layers.shapes import product
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
 
@@ -106,7 +108,7 @@ def rollout_maps(trained: TrainedModel, examples: Examples) -> dict[str, npt.NDA
     found = explain(trained.model, examples.inputs, "rollout")
     return {
         # Maps of a stream with another size are resized to the image.
-        name: upsample(stream.map * stream.tokens[0].numel(), examples.size).numpy()
+        name: upsample(flat_maps(stream.map) * stream.tokens[0].numel(), examples.size).numpy()
         for name, stream in found.items()
     }
 
@@ -134,7 +136,9 @@ def learned_token_maps(trained: TrainedModel, examples: Examples) -> npt.NDArray
     if lacks_learned_tokens(trained.model) is not None:
         return None
     maps = token_maps(trained.model, *examples.inputs)
-    n, tokens, h, w = maps.shape
-    tiles = first_tiles(trained.model, trained.model.streams[0].name)
-    array: npt.NDArray[Any] = upsample(maps.flatten(0, 1) * (h * w), examples.size, tiles).numpy()
+    n, tokens, *grid = maps.shape
+    first = trained.model.streams[0]
+    tiles, size = first_tiles(trained.model, first.name), first.size_of(examples.inputs[0])
+    whole = upsample(maps.flatten(0, 1) * product(grid), size, tiles)
+    array: npt.NDArray[Any] = flat_maps(whole).numpy()
     return array.reshape(n, tokens, *examples.size)

@@ -25,6 +25,7 @@ from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import Method, get_method
 from vitrail.figures.display import as_pictures
+from vitrail.figures.film_strip import flat_maps
 from vitrail.figures.heatmaps import (
     EVEN,
     RANK,
@@ -283,8 +284,14 @@ def _write_image(folder: Path, name: str, seen: Explained, classes: Sequence[str
 
 
 def maps_of(explanation: Explanation, index: int) -> dict[str, Array]:
-    """Read the maps of one image: stream -> ``(H, W)``."""
-    return {name: stream.map[index].detach().float().cpu().numpy() for name, stream in explanation.items()}
+    """Read the maps of one image in the layout of its pictures: stream -> ``(H, W)``."""
+    return {name: _flat(stream.map[index][None])[0] for name, stream in explanation.items()}
+
+
+def _flat(maps: Tensor) -> Array:
+    """Convert maps to the layout of the pictures, ``(n, H, W)``."""
+    array: Array = flat_maps(maps.detach().float().cpu()).numpy()
+    return array
 
 
 def signed_methods(names: Iterable[str]) -> set[str]:
@@ -301,8 +308,8 @@ def _write_maps(folder: Path, name: str, seen: Explained, method: str, streams: 
     entry: dict[str, Any] = {"overlay": overlay_file, "streams": {}}
     for stream, found in seen.explanations[method].items():
         part = f"maps/{name}_{method}" + (f"_{stream}" if len(seen.pictures) > 1 else "")
-        tokens = found.tokens[seen.row].detach().float().cpu().numpy()
-        for file, array in ((f"{part}.npy", streams[stream]), (f"{part}_tokens.npy", tokens)):
+        whole, tokens = (x[seen.row].detach().float().cpu().numpy() for x in (found.map, found.tokens))
+        for file, array in ((f"{part}.npy", whole), (f"{part}_tokens.npy", tokens)):
             with replacing(folder / file) as temporary, temporary.open("wb") as opened:
                 np.save(opened, array.astype(np.float32))
         entry["streams"][stream] = {"map": f"{part}.npy", "tokens": f"{part}_tokens.npy"}
@@ -311,7 +318,7 @@ def _write_maps(folder: Path, name: str, seen: Explained, method: str, streams: 
             files = {"parts": f"{part}_parts.npy", "parts_panel": f"parts/{name}_{method}.png"}
             with replacing(folder / files["parts"]) as temporary, temporary.open("wb") as opened:
                 np.save(opened, parts)
-            cells, labels = part_cells(seen.pictures[stream], parts)
+            cells, labels = part_cells(seen.pictures[stream], _flat(found.parts[seen.row]))
             figure = draw_cells(cells, labels, EVEN, f"{method}, part by part: {seen.caption()}")
             write_figure(figure, folder / files["parts_panel"], dpi=130, tight=True)
             entry["streams"][stream] |= files

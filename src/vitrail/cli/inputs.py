@@ -15,6 +15,7 @@ from torch import Tensor
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Stream
+from vitrail.models.modality import MODALITIES
 
 if TYPE_CHECKING:
     from vitrail.config.data import DataConfig
@@ -46,7 +47,8 @@ def input_streams(model: VisionModel, img_size: tuple[int, int] | None) -> tuple
     if img_size is None:
         return streams
     own = streams[0].size
-    return tuple(stream._replace(size=img_size) if stream.size == own else stream for stream in streams)
+    size = (*own[:-2], *img_size)
+    return tuple(stream._replace(size=size) if stream.size == own else stream for stream in streams)
 
 
 def prepare_inputs(
@@ -74,13 +76,16 @@ def prepare_inputs(
         ConfigError: A file for an input that the model does not have, or of other bands.
         DataError: A file that cannot be read.
     """
+    if streams[0].name != "image" and image is not None:
+        taken = MODALITIES[streams[0].name].noun
+        raise ConfigError(f"--image gives an image, and the model takes {taken}; leave it out for random noise")
     if spectral is not None and len(streams) < 2:
         raise ConfigError("the model has no spectral stream; leave out --spectral, or build it with spectral_chans")
     made = trained is not None and trained.card.spectral == "edges"
     if spectral is not None and made:
         raise ConfigError("this run makes its second stream from the image; leave out --spectral")
     raw: dict[str, Tensor] = {}
-    shapes = [f"{s.name} {batch} x {s.chans} x {s.size[0]} x {s.size[1]}" for s in streams]
+    shapes = [f"{s.name} {' x '.join(map(str, (batch, *s.shape)))}" for s in streams]
     sources: list[str] = []
     if trained is not None and data is not None and image is not None and not _arrays(image, spectral):
         raw = _read_as_in_training(trained, data, image, spectral, streams[0].size)
@@ -104,8 +109,8 @@ def prepare_inputs(
     for stream in streams:
         value = inputs.get(stream.name)
         if value is None:
-            value = torch.randn(stream.chans, *stream.size, generator=generator)
-        tensors.append(value.expand(batch, -1, -1, -1))
+            value = torch.randn(*stream.shape, generator=generator)
+        tensors.append(value.expand(batch, *stream.shape))
         pixels = raw.get(stream.name)
         shown.append(_to_display(value if pixels is None else pixels, true_colors=pixels is not None))
     return Prepared(tensors, f"{', '.join(shapes)}; {_describe_sources(sources)}", shown, _titles(streams, raw, made))

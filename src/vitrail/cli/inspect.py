@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     streams = input_streams(model, None if opened.trained is None else img_size)
     if arguments.no_time:
         inputs = example_inputs(model, arguments.batch)
-        inputs = [x.new_zeros(*x.shape[:2], *s.size) for x, s in zip(inputs, streams, strict=True)]
+        inputs = [x.new_zeros(len(x), *s.shape) for x, s in zip(inputs, streams, strict=True)]
         shapes = ", ".join(f"{s.name} {' x '.join(map(str, x.shape))}" for s, x in zip(streams, inputs, strict=True))
         prepared = Prepared(inputs, f"{shapes}; counted without running, so no time", [], [])
     else:

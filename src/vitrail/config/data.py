@@ -24,6 +24,7 @@ from vitrail.config.data_groups import (
     SplittingConfig,
     TableConfig,
     ValuesConfig,
+    VideoConfig,
     build_group,
 )
 from vitrail.errors import ConfigError
@@ -53,7 +54,8 @@ class DataConfig:
             "hf" (a data set of the hub by its name, or one of its library's on this machine; needs the extra hf),
             "arrays" (.npy, .npz, .mat or HDF5: images, or a scene with a label plane that is cut into patches),
             "synthetic_leaves" (drawn by the code: RGB and five spectral bands, for trying things out) or "unlabelled"
-            (all images in a folder, at any depth; for pre-training). Of point clouds: "points" (files in one folder a
+            (all images in a folder, at any depth; for pre-training). Of clips: "moving_digits" (handwritten digits that
+            move in one of eight directions). Of point clouds: "points" (files in one folder a
             class, a CSV table of them, or arrays in an .npz file) or "solids" (bodies made by the code, for trying
             things out).
         path: The folder, with train/, val/ (and test/) inside, or class folders to split; the table, in which paths are
@@ -83,6 +85,7 @@ class DataConfig:
         arrays: Arrays and scenes.
         leaves: Synthetic leaves.
         points: Point clouds.
+        video: Clips.
         splitting: Splits and groups.
         loader: Loading of batches.
         errors: Files that are unsuitable.
@@ -108,6 +111,7 @@ class DataConfig:
     arrays: ArraysConfig = field(default_factory=ArraysConfig)
     leaves: LeavesConfig = field(default_factory=LeavesConfig)
     points: PointsConfig = field(default_factory=PointsConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
     splitting: SplittingConfig = field(default_factory=SplittingConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     errors: ErrorsConfig = field(default_factory=ErrorsConfig)
@@ -132,7 +136,7 @@ class DataConfig:
         require(0 < seen <= 1, "data.images.crop_pct", "above 0 and at most 1", seen)
         require(workers >= -1, "data.loader.num_workers", "at least -1", workers)
         require(0 < share <= 1, "data.classes.label_fraction", "above 0 and at most 1", share)
-        for name in ("arrays.patch", "arrays.stride", "leaves.num_images", "arrays.block"):
+        for name in ("arrays.patch", "arrays.stride", "leaves.num_images", "arrays.block", "video.num_frames"):
             value = self.setting(name)
             require(value is None or value >= 1, f"data.{name}", "at least 1", value)
         self._check_splitting()

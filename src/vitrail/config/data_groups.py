@@ -254,6 +254,17 @@ class PointsConfig:
 
 
 @dataclass(frozen=True)
+class VideoConfig:
+    """Clips.
+
+    Attributes:
+        num_frames: Frames of a clip; the model's when not given.
+    """
+
+    num_frames: int | None = None
+
+
+@dataclass(frozen=True)
 class SplittingConfig:
     """Splits and groups.
 
@@ -321,6 +332,7 @@ GROUPS: dict[str, type[Any]] = {
     "arrays": ArraysConfig,
     "leaves": LeavesConfig,
     "points": PointsConfig,
+    "video": VideoConfig,
     "splitting": SplittingConfig,
     "loader": LoaderConfig,
     "errors": ErrorsConfig,

@@ -132,7 +132,7 @@ class ImageData:
         Returns:
             A module from the streams of a batch, in 0..1, to changed ones; None where ``data.augment`` is "none".
         """
-        settings, bands = self.config.augmentation, len(self.source.bands["image"])
+        settings, bands = self.config.augmentation, len(next(iter(self.source.bands.values())))
         if build_augmentation(self.config.augment, bands, settings) is None:
             return None
         means = {name: mean for name, (mean, _) in self.statistics().items()}

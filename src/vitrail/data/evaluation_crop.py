@@ -17,8 +17,11 @@ from vitrail.data.rasters import resize_tensor
 
 
 def size_to_read(size: tuple[Any, ...], crop_pct: float) -> tuple[Any, ...]:
-    """Compute height and width of an image of which the centre of a size is the share ``crop_pct`` of each side."""
-    return tuple(math.floor(length / crop_pct) for length in size)
+    """Compute height and width of an image of which the centre of a size is the share ``crop_pct`` of each side.
+
+    Other sizes before them, the frames of a clip, stay.
+    """
+    return (*size[:-2], *(math.floor(length / crop_pct) for length in size[-2:]))
 
 
 def crop_centre(x: Tensor, size: tuple[int, int]) -> Tensor:

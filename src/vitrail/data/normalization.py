@@ -33,13 +33,15 @@ class Normalize(nn.Module):
         self.std: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise images ``(B, C, H, W)``, or point clouds ``(B, N, C)``.
+        """Normalise images ``(B, C, H, W)``, clips ``(B, C, T, H, W)`` or point clouds ``(B, N, C)``.
 
         Raises:
             ShapeError: Another number of bands.
         """
         if x.shape[self.axis] != self.mean.shape[0]:
             raise ShapeError(f"expected {self.mean.shape[0]} bands, got inputs of shape {tuple(x.shape)}")
+        if x.ndim == 5:
+            return (x - self.mean[:, None]) / self.std[:, None]
         return (x - self.mean) / self.std
 
 

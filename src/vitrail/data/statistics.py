@@ -86,7 +86,7 @@ class StreamStatistics:
         """Add a batch.
 
         Args:
-            images: Shape ``(B, C, H, W)``, float32 in 0..1; NaN where there is no data.
+            images: Shape ``(B, C, H, W)``, or clips ``(B, C, T, H, W)``, float32 in 0..1; NaN where there is no data.
         """
         values = images.transpose(0, 1).flatten(1)
         valid = ~values.isnan()
@@ -110,7 +110,8 @@ class StreamStatistics:
         for band, row in enumerate(steps):
             own = row if whole else row[valid[band]]
             self._histogram[band] += np.bincount(own.numpy(), minlength=_STEPS + 1)
-        self._means.append(images.mean((2, 3)) if whole else images.nanmean((2, 3)))
+        pixels = images.flatten(2)
+        self._means.append(pixels.mean(2) if whole else pixels.nanmean(2))
 
     def result(self, tally: Tally | None = None) -> list[BandStatistics]:
         """Return the statistics of each band.

@@ -90,10 +90,10 @@ def turntable_figure(
 
 
 def show_inputs(streams: Mapping[str, Tensor], bands: Mapping[str, Sequence[str]]) -> Array:
-    """Make a picture of each input: an image as its bands show it, a cloud in projection.
+    """Make a picture of each input: an image as its bands show it, frames of a clip, a cloud in projection.
 
     Args:
-        streams: Inputs in 0..1, images ``(n, C, H, W)`` or clouds ``(n, N, 3)``.
+        streams: Inputs in 0..1, images ``(n, C, H, W)``, clips ``(n, C, T, H, W)`` or clouds ``(n, N, 3)``.
         bands: Names of the bands of each stream.
 
     Returns:
@@ -101,4 +101,5 @@ def show_inputs(streams: Mapping[str, Tensor], bands: Mapping[str, Sequence[str]
     """
     if "points" in streams:
         return np.stack([cloud_picture(cloud) for cloud in streams["points"].cpu().numpy()])
-    return as_pictures(streams["image"], bands["image"])
+    first = next(iter(bands))
+    return as_pictures(streams[first], bands[first])

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from vitrail.figures.film_strip import film_strip
+
 _COLORS = ("red", "green", "blue")
 # Share of the pixels that stretched contrast cuts off at either end.
 _CUT = 0.01
@@ -25,7 +27,8 @@ def as_pictures(
     The contrast of pictures made from more bands than they show is stretched.
 
     Args:
-        images: Shape ``(n, C, H, W)``, in 0..1; NaN where nothing was measured.
+        images: Shape ``(n, C, H, W)``, in 0..1; NaN where nothing was measured. Of clips, ``(n, C, T, H, W)``, frames
+            are shown side by side.
         bands: Names of the C bands, where they are known.
         alike: Stretch all as the first one, where they show the same thing.
         stretch: Stretch also pictures of one or three bands.
@@ -33,6 +36,8 @@ def as_pictures(
     Returns:
         Shape ``(n, H, W)`` or ``(n, H, W, 3)``, in 0..1.
     """
+    if images.ndim == 5:
+        images = film_strip(images)
     names = [name.lower() for name in bands]
     many = images.shape[1] not in (1, 3)
     if set(_COLORS) <= set(names):

@@ -96,6 +96,6 @@ def _draw(group: DuplicateGroup | LookAlikes, data: ImageData) -> dict[str, Any]
 
 def _thumbnail(data: ImageData, row: int) -> str:
     """An image as a data URI, with stretched contrast."""
-    images = data.source.load([row])["image"]
-    (picture,) = as_pictures(images, data.source.bands["image"], stretch=True)
+    images = data.source.load([row])[data.source.first]
+    (picture,) = as_pictures(images, data.source.bands[data.source.first], stretch=True)
     return jpeg_uri(picture, (_SIDE, _SIDE))

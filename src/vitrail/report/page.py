@@ -304,7 +304,7 @@ def _rollouts(run: _Run, trained: TrainedModel, examples: Examples, title: str) 
         "(Abnar & Zuidema 2020)." + (" A row for each stream; both are laid over the image." if len(maps) > 1 else ""),
         "Images with attention rollout laid over them",
     )
-    named = {run.label: maps["image"]} if len(maps) == 1 else {f"{run.label}\n{s}": m for s, m in maps.items()}
+    named = {run.label if len(maps) == 1 else f"{run.label}\n{stream}": found for stream, found in maps.items()}
     return picture, attention(examples.images, named, examples.titles)
 
 

@@ -54,7 +54,7 @@ class ModelCard:
         name: Variant or family of the model.
         settings: Settings of the model, including ``num_classes``, ``in_chans`` and ``img_size``.
         classes: Class names, in the order of the logits.
-        streams: Input streams in order: "image", and "spectral" if there are two.
+        streams: Input streams in order: "image", and "spectral" if there are two; "video" for clips.
         resize: Resizing of images, "crop" or "squash".
         crop_pct: Share of each side of the resized image that the model sees; see ``data.images.crop_pct``.
         color: "rgb" or "gray".

@@ -107,7 +107,7 @@ def build_card(recipe: Recipe, data: ImageData, classes: tuple[str, ...], start:
         },
         resize=recipe.data.images.resize,
         crop_pct=recipe.data.images.crop_pct,
-        color="gray" if data.source.bands.get("image") == BANDS["gray"] else "rgb",
+        color="gray" if next(iter(data.source.bands.values())) == BANDS["gray"] else "rgb",
         spectral=recipe.data.spectral.derive,
         label_separator=(recipe.data.table.label_separator or ";")
         if classes and data.source.targets.ndim == 2
@@ -129,7 +129,7 @@ def build_batch_augmentation(recipe: Recipe, card: ModelCard) -> nn.Module | Non
             )
         return build_point_augmentation(recipe.data.points)
     means = {name: stream.mean for name, stream in card.streams.items()}
-    bands = len(card.streams["image"].bands)
+    bands = len(next(iter(card.streams.values())).bands)
     return build_augmentation(recipe.data.augment, bands, recipe.data.augmentation, means)
 
 

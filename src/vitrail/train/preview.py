@@ -66,7 +66,9 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
         targets = soft_targets(torch.from_numpy(source.targets[chosen]), len(source.classes))
     means = {name: mean for name, (mean, _) in data.statistics().items()}
     streams = dataclasses.replace(data, fill=means).load(chosen, whole=True)
-    augment = build_augmentation(recipe.data.augment, len(source.bands["image"]), recipe.data.augmentation, means)
+    augment = build_augmentation(
+        recipe.data.augment, len(next(iter(source.bands.values()))), recipe.data.augmentation, means
+    )
     settings = augment_settings(recipe.data.augment, recipe.data.augmentation)
     mix = Mixing(settings, len(source.classes)) if settings.mixes else None
     seen, shares = [streams], [targets]

@@ -32,7 +32,9 @@ def print_start(
         reasons: Setting -> its value and reason, for resolved settings.
     """
     streams = " and ".join(f"{len(s.bands)} band{'s' * (len(s.bands) != 1)}" for s in card.streams.values())
-    size = " x ".join(map(str, card.img_size)) + (" pixels" if data.source.is_image else " points")
+    size = " x ".join(map(str, card.img_size[-2:])) + (" pixels" if data.source.is_image else " points")
+    if len(card.img_size) == 3:
+        size = f"{card.img_size[0]} frames of {size}"
     classes = f", {len(card.classes)} classes" if card.classes else ""
     images = [f"{len(data.splits[name]):,} for {what}" for name, what in _PURPOSES.items() if name in data.splits]
     device = trainer.strategy.root_device

@@ -43,7 +43,8 @@ class ImageSource(ABC):
 
     Attributes:
         classes: Names of the classes; a target is an index into them.
-        bands: Names of the bands of each stream, "image" first and "spectral" where there is a second.
+        bands: Names of the bands of each stream, "image" first and "spectral" where there is a second; "video" for
+            clips.
         wavelengths: Those of a stream's bands in nm, where they are known.
         keys: Identifier of each image: a path relative to the source, or a number.
         named: Whether keys are paths of files, whose names may say what an image is.
@@ -89,6 +90,11 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def first(self) -> str:
+        """Name of the first stream: "image", or "video" for clips."""
+        return next(iter(self.bands))
+
     @abstractmethod
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Read images at the model's size, as stored.
@@ -97,8 +103,8 @@ class ImageSource(ABC):
             indices: Which.
 
         Returns:
-            For each stream of ``bands``, shape ``(len(indices), C, H, W)``, uint8 of which 255 means 1, or float32 in
-            0..1, NaN where there is no data.
+            For each stream of ``bands``, shape ``(len(indices), C, H, W)``, of clips ``(len(indices), C, T, H, W)``,
+            uint8 of which 255 means 1, or float32 in 0..1, NaN where there is no data.
 
         Raises:
             DataError: A file that cannot be read or has other bands; the message names it.

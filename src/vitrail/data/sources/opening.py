@@ -20,6 +20,7 @@ from vitrail.data.sources.embedded import EmbeddedSource, Part
 from vitrail.data.sources.folder import FolderSource
 from vitrail.data.sources.hub import hub_parts
 from vitrail.data.sources.memory import InMemory
+from vitrail.data.sources.moving_digits import MovingDigitsSource
 from vitrail.data.sources.parquet import parquet_parts
 from vitrail.data.sources.patterns import by_pattern
 from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
@@ -39,6 +40,7 @@ SOURCES = {
     "parquet": "the Parquet file that holds them, or the folder of such files",
     "hf": "the data set: owner/name on the Hugging Face hub, or a folder",
     "synthetic_leaves": "",
+    "moving_digits": "",
     "arrays": "the .npy, .npz, .mat or HDF5 file",
     "points": "the folder with the point clouds, the CSV file that lists them, or the .npz file that holds them",
     "solids": "",
@@ -92,6 +94,7 @@ _ONLY_FOR = {
     "arrays.block": ("arrays",),
     "leaves.num_images": ("synthetic_leaves",),
     "leaves.seed": ("synthetic_leaves",),
+    "video.num_frames": ("moving_digits",),
     "images.repeated_files": ("folder",),
     "errors.on_unreadable": (*_FILES, "parquet", "hf"),
     **dict.fromkeys(
@@ -245,6 +248,7 @@ def _openers(
         "parquet": lambda: embedded(parquet_parts(path)),
         "hf": lambda: embedded(hub_parts(path, config.table.subset, config.table.image_column)),
         "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.leaves.num_images, config.leaves.seed)),
+        "moving_digits": lambda: MovingDigitsSource(size),
         "arrays": lambda: ArraySource(config, size, rules),
         **{name: lambda: open_points(config, size, classes) for name in _CLOUDS},
         **{name: partial(opener, config, size) for name, opener in _REGISTERED.items()},

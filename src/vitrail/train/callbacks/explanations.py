@@ -55,6 +55,7 @@ def draw_glimpse(glimpse: Glimpse, out: Path) -> None:
     """
     # matplotlib is loaded only by runs that draw.
     from vitrail.figures.display import as_pictures
+    from vitrail.figures.film_strip import flat_maps
     from vitrail.figures.heatmaps import EVEN, Cell, draw_cells, in_even_spreads
     from vitrail.figures.write import write_figure
 
@@ -64,7 +65,7 @@ def draw_glimpse(glimpse: Glimpse, out: Path) -> None:
     labels = []
     for stream, found in glimpse.explanation.items():
         pictures = as_pictures(glimpse.streams[stream])
-        heats = in_even_spreads(found.map.detach().float().cpu().numpy())
+        heats = in_even_spreads(flat_maps(found.map.detach().float().cpu()).numpy())
         titles = [""] * len(pictures) if cells else glimpse.titles
         cells.append([Cell(pixels, title=title) for pixels, title in zip(pictures, titles, strict=True)])
         cells.append([Cell(p, heat, method.signed) for p, heat in zip(pictures, heats, strict=True)])
