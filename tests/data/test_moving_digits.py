@@ -80,7 +80,7 @@ def test_frames_side_by_side():
 
 TINY = [
     "--model.num_frames", "4", "--model.img_size", "12", "--model.tubelet_size", "[2,6,6]", "--model.embed_dim", "16",
-    "--model.depth", "1", "--model.num_heads", "2", "--data.splitting.test_fraction", "0.9",
+    "--model.depth", "2", "--model.num_heads", "2", "--data.splitting.test_fraction", "0.9",
     "--data.splitting.val_fraction", "0.04", "--trainer.max_epochs", "1", "--run.explain_every", "1",
 ]  # fmt: skip
 
@@ -101,9 +101,12 @@ def test_a_model_of_images_is_refused_with_the_reason(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--model.name", "vit", "--model.img_size", "16", "--model.patch_size", "4",
                  "--data.source", "moving_digits"]) == 2  # fmt: skip
-    assert "data.source moving_digits has clips; choose a model of clips" in capsys.readouterr().err
+    assert (
+        "data.source moving_digits has clips, and the model takes images; choose a model of clips"
+        in capsys.readouterr().err
+    )
     assert main(["train", "--model.name", "vivit", "--data.source", "digits"]) == 2
-    assert "vivit takes clips, and data.source digits has image" in capsys.readouterr().err
+    assert "data.source digits has images, and the model takes clips" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.thumbnails import Thumbnails, thumbnails
-from vitrail.errors import ConfigError
 
 # Clockwise; the one four further is the opposite.
 DIRECTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
@@ -31,9 +30,6 @@ class MovingDigitsSource(ImageSource):
 
     Args:
         size: Frames of a clip, and their height and width.
-
-    Raises:
-        ConfigError: A size of images.
     """
 
     in_memory = True
@@ -42,8 +38,6 @@ class MovingDigitsSource(ImageSource):
     def __init__(self, size: tuple[int, ...]) -> None:
         from sklearn.datasets import load_digits
 
-        if len(size) != 3:
-            raise ConfigError("data.source moving_digits has clips; choose a model of clips (--model.name vivit)")
         digits = load_digits()
         self._digits = torch.from_numpy(digits.images).float()[:, None] / 16.0
         self.num_frames, *self.size = size

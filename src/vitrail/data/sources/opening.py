@@ -45,6 +45,9 @@ SOURCES = {
     "points": "the folder with the point clouds, the CSV file that lists them, or the .npz file that holds them",
     "solids": "",
 }
+# What inputs of a size of as many lengths are, and the sources that have others than images.
+_KINDS = {1: "point clouds", 2: "images", 3: "clips"}
+_LENGTHS = {"moving_digits": 3, "points": 1, "solids": 1}
 # Opens the images of a source that another distribution or the running program has registered.
 Opener = Callable[[DataConfig, tuple[int, int]], ImageSource]
 _REGISTERED: dict[str, Opener] = {}
@@ -158,6 +161,12 @@ def open_source(
         raise ConfigError(
             f"data.source {config.source} has images, and the model takes point clouds; choose data.source "
             f"{' or '.join(_CLOUDS)}, or a model of images"
+        )
+    has, takes = _LENGTHS.get(config.source, 2), len(img_size)
+    if has != takes and config.source not in _REGISTERED:
+        raise ConfigError(
+            f"data.source {config.source} has {_KINDS[has]}, and the model takes {_KINDS[takes]}; choose a model of "
+            f"{_KINDS[has]} (`vitrail models`), or other data"
         )
     if SOURCES[config.source] and not config.path:
         raise ConfigError(f"data.source {config.source} needs data.path, {SOURCES[config.source]}")
