@@ -55,7 +55,8 @@ class DataConfig:
             "arrays" (.npy, .npz, .mat or HDF5: images, or a scene with a label plane that is cut into patches),
             "synthetic_leaves" (drawn by the code: RGB and five spectral bands, for trying things out) or "unlabelled"
             (all images in a folder, at any depth; for pre-training). Of clips: "moving_digits" (handwritten digits that
-            move in one of eight directions). Of point clouds: "points" (files in one folder a
+            move in one of eight directions) or "videos" (video files or folders of frames in one folder a class, or a
+            CSV table of them; needs the extra video). Of point clouds: "points" (files in one folder a
             class, a CSV table of them, or arrays in an .npz file) or "solids" (bodies made by the code, for trying
             things out).
         path: The folder, with train/, val/ (and test/) inside, or class folders to split; the table, in which paths are

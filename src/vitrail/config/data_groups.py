@@ -259,9 +259,12 @@ class VideoConfig:
 
     Attributes:
         num_frames: Frames of a clip; the model's when not given.
+        fps: Frames a second at which the middle of a video is sampled, by time, whatever the frame rate of the file;
+            when not given the frames are spread evenly over the whole.
     """
 
     num_frames: int | None = None
+    fps: float | None = None
 
 
 @dataclass(frozen=True)

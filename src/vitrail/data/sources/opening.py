@@ -27,6 +27,7 @@ from vitrail.data.sources.synthetic_leaves import SyntheticLeavesSource
 from vitrail.data.sources.table import TableSource
 from vitrail.data.sources.table_file import TableForm
 from vitrail.data.sources.unlabelled import UnlabelledSource
+from vitrail.data.video.source import VideoSource
 from vitrail.errors import ConfigError, DataError, closest
 from vitrail.plugins import SOURCES as PLUGINS
 from vitrail.plugins import load_plugins
@@ -41,13 +42,14 @@ SOURCES = {
     "hf": "the data set: owner/name on the Hugging Face hub, or a folder",
     "synthetic_leaves": "",
     "moving_digits": "",
+    "videos": "the folder with a folder of clips for each class, or the CSV table that lists clips",
     "arrays": "the .npy, .npz, .mat or HDF5 file",
     "points": "the folder with the point clouds, the CSV file that lists them, or the .npz file that holds them",
     "solids": "",
 }
 # What inputs of a size of as many lengths are, and the sources that have others than images.
 _KINDS = {1: "point clouds", 2: "images", 3: "clips"}
-_LENGTHS = {"moving_digits": 3, "points": 1, "solids": 1}
+_LENGTHS = {"moving_digits": 3, "videos": 3, "points": 1, "solids": 1}
 # Opens the images of a source that another distribution or the running program has registered.
 Opener = Callable[[DataConfig, tuple[int, int]], ImageSource]
 _REGISTERED: dict[str, Opener] = {}
@@ -97,9 +99,10 @@ _ONLY_FOR = {
     "arrays.block": ("arrays",),
     "leaves.num_images": ("synthetic_leaves",),
     "leaves.seed": ("synthetic_leaves",),
-    "video.num_frames": ("moving_digits",),
+    "video.num_frames": ("moving_digits", "videos"),
+    "video.fps": ("videos",),
     "images.repeated_files": ("folder",),
-    "errors.on_unreadable": (*_FILES, "parquet", "hf"),
+    "errors.on_unreadable": (*_FILES, "parquet", "hf", "videos"),
     **dict.fromkeys(
         [f"points.{name}" for name in ("num_points", "subsample", "scale", "seed", *_CHANGES_OF_CLOUDS)], _CLOUDS
     ),
@@ -258,6 +261,7 @@ def _openers(
         "hf": lambda: embedded(hub_parts(path, config.table.subset, config.table.image_column)),
         "synthetic_leaves": lambda: InMemory(SyntheticLeavesSource(size, config.leaves.num_images, config.leaves.seed)),
         "moving_digits": lambda: MovingDigitsSource(size),
+        "videos": lambda: VideoSource(config, size, classes),
         "arrays": lambda: ArraySource(config, size, rules),
         **{name: lambda: open_points(config, size, classes) for name in _CLOUDS},
         **{name: partial(opener, config, size) for name, opener in _REGISTERED.items()},

@@ -1,0 +1,1 @@
+"""Clips: reading of video files and folders of frames, and the source that lists them."""

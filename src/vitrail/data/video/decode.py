@@ -1,0 +1,187 @@
+"""Frames of a video file by their time, or of a folder of pictures; PyAV decodes (extra ``video``)."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitrail.errors import DataError
+from vitrail.extras import import_extra
+
+VIDEOS = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .gif".split())
+PICTURES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff".split())
+# Frames a second of a folder of pictures, which has no times.
+_FOLDER_RATE = 25.0
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """Frames of a video, counted once.
+
+    Attributes:
+        path: The file, or the folder of pictures.
+        times: Time of each frame in seconds, from 0, in order.
+        stamps: Time stamp of each frame as the file has it; the pictures' names for a folder.
+        size: Height and width of a frame.
+    """
+
+    path: Path
+    times: tuple[float, ...]
+    stamps: tuple[Any, ...]
+    size: tuple[int, int]
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame to the end of the last."""
+        count = len(self.times)
+        step = self.times[-1] / (count - 1) if count > 1 else 1 / _FOLDER_RATE
+        return self.times[-1] + step
+
+    def choose(self, count: int, start: float, end: float, rate: float | None) -> list[int]:
+        """Choose frames of a clip by time, so that files of different frame rates show the same motion.
+
+        Args:
+            count: How many.
+            start: Where the clip begins, in seconds.
+            end: Where it ends.
+            rate: Frames a second around the middle of the clip; None spreads them evenly over it.
+
+        Returns:
+            Index of the frame that is shown at each time; the first or last one beyond the ends of the clip.
+        """
+        middle = (start + end) / 2
+        step = (end - start) / count if rate is None else 1 / rate
+        wanted = [middle + (i - (count - 1) / 2) * step for i in range(count)]
+        return [max(0, bisect.bisect_right(self.times, min(max(t, start), end) + 1e-6) - 1) for t in wanted]
+
+
+def index_video(path: Path) -> VideoIndex:
+    """Count the frames of a video file or folder of pictures.
+
+    Raises:
+        DataError: Nothing to decode; the message says why.
+    """
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+        if not files:
+            raise DataError(f"{path} has no pictures")
+        with Image.open(files[0]) as first:
+            size = (first.height, first.width)
+        return VideoIndex(path, tuple(i / _FOLDER_RATE for i in range(len(files))), tuple(files), size)
+    av = import_extra("av", "video")
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(path, container)
+            base = float(stream.time_base or 1)
+            stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None and p.size)
+            size = (stream.height, stream.width)
+        if len(stamps) < 2 or len(set(stamps)) < len(stamps) or not all(size):
+            # A file whose packets have no times; some have their first frame in the last one.
+            with av.open(str(path)) as container:
+                frames = [(f.pts, f.height, f.width) for f in container.decode(_video_stream(path, container))]
+            stamps = sorted({pts for pts, _, _ in frames if pts is not None})
+            size = frames[0][1:] if frames else size
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(f"{path} cannot be decoded: {_reason(error)}") from error
+    if not stamps:
+        raise DataError(f"{path} has no frames")
+    return VideoIndex(path, tuple((s - stamps[0]) * base for s in stamps), tuple(stamps), size)
+
+
+def read_frames(index: VideoIndex, chosen: Sequence[int], color: str) -> list[Tensor]:
+    """Decode frames.
+
+    The file is read from the key frame before the first one on; where a seek lands behind it, from the start.
+
+    Args:
+        index: The video.
+        chosen: Indices of frames, in order; one may come several times.
+        color: "rgb" or "gray".
+
+    Returns:
+        Frames ``(C, H, W)``, uint8.
+
+    Raises:
+        DataError: The file has changed, or cannot be decoded.
+    """
+    wanted = sorted({index.stamps[i] for i in chosen})
+    if index.path.is_dir():
+        found = {file: _picture(file, color) for file in wanted}
+    else:
+        found = _decode(index, wanted, color)
+    return [found[index.stamps[i]] for i in chosen]
+
+
+def _decode(index: VideoIndex, wanted: Sequence[int], color: str) -> dict[Any, Tensor]:
+    av = import_extra("av", "video")
+    found: dict[Any, Tensor] = {}
+    try:
+        for seek in (True, False):
+            with av.open(str(index.path)) as container:
+                stream = _video_stream(index.path, container)
+                stream.thread_type = "AUTO"
+                # Program streams give times to some packets only: those between depend on where reading began.
+                seek = seek and container.format.name != "mpeg"
+                if seek:
+                    container.seek(wanted[0], stream=stream)
+                found = _frames_at(container.decode(stream), wanted, color, checked=seek)
+            if len(found) == len(wanted):
+                return found
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(f"{index.path} cannot be decoded: {_reason(error)}") from error
+    raise DataError(
+        f"{index.path} gives {len(found)} of {len(wanted)} frames that were counted when it was opened; it is damaged, "
+        "or has changed"
+    )
+
+
+def _frames_at(frames: Any, wanted: Sequence[int], color: str, checked: bool) -> dict[Any, Tensor]:
+    """Convert the frames with the wanted time stamps, until the last of them.
+
+    With ``checked`` none where a seek landed behind the first or between key frames: frames are then decoded without
+    those that they refer to.
+    """
+    found: dict[Any, Tensor] = {}
+    missing = set(wanted)
+    for number, frame in enumerate(frames):
+        if checked and not number and not (frame.key_frame and frame.pts is not None and frame.pts <= wanted[0]):
+            return {}
+        if frame.pts in missing:
+            array = frame.to_ndarray(format="rgb24" if color == "rgb" else "gray")
+            found[frame.pts] = _as_bands(array)
+            missing.discard(frame.pts)
+        if not missing or (frame.pts is not None and frame.pts > wanted[-1]):
+            break
+    return found
+
+
+def _picture(file: Path, color: str) -> Tensor:
+    try:
+        with Image.open(file) as image:
+            return _as_bands(np.array(image.convert("RGB" if color == "rgb" else "L")))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _as_bands(array: np.ndarray[Any, Any]) -> Tensor:
+    pixels = torch.from_numpy(np.ascontiguousarray(array))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _video_stream(path: Path, container: Any) -> Any:
+    if not container.streams.video:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise DataError(f"{path} has no video, only {kinds}")
+    return container.streams.video[0]
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

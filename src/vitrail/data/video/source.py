@@ -1,0 +1,180 @@
+"""Source of clips: video files or folders of frames, in class folders or listed by a CSV table."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitrail.config.data import DataConfig
+from vitrail.data.images import BANDS, resize_picture
+from vitrail.data.sources.base import ImageSource, to_unit
+from vitrail.data.thumbnails import Thumbnails, thumbnails
+from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, index_video, read_frames
+from vitrail.errors import DataError, few
+
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A clip as it is listed."""
+
+    key: str
+    path: Path
+    label: str
+    split: str = ""
+    group: str = ""
+    start: float = 0.0
+    end: float | None = None
+
+
+class VideoSource(ImageSource):
+    """Clips of video files or of folders of frames.
+
+    Args:
+        config: The settings; ``path`` is a folder with a folder for each class (below train, val and test where it is
+            split), or a CSV table with the columns "path", "label" and maybe "start", "end" (seconds), "group" and
+            "split". A folder of pictures is a clip, its frames in the order of their names.
+        size: Frames of a clip, and their height and width.
+        classes: Names of the classes where a run gives them.
+
+    Raises:
+        DataError: Nothing to read, classes that the run does not know, or files that cannot be decoded
+            (``data.errors.on_unreadable``).
+    """
+
+    named = True
+
+    def __init__(self, config: DataConfig, size: tuple[int, ...], classes: Sequence[str] | None) -> None:
+        path = Path(config.path or "")
+        listed = _read_table(path) if path.suffix.lower() == ".csv" else _list_folder(path)
+        rows, indices, faults = [], [], []
+        for row in listed:
+            try:
+                indices.append(index_video(row.path))
+                rows.append(row)
+            except DataError as error:
+                faults.append((row.key, str(error)))
+        if faults and (config.errors.on_unreadable != "skip" or not rows):
+            raise DataError(
+                f"{len(faults)} of {len(listed)} clips cannot be read; leave them out with data.errors.on_unreadable "
+                f"skip: {few([reason for _, reason in faults])}"
+            )
+        self.left_out = faults
+        self._size, self._config = size, config
+        self._rows, self._indices = rows, indices
+        self.keys = [row.key for row in rows]
+        self.given_split = [row.split for row in rows]
+        if any(row.group for row in rows):
+            self.groups = [row.group or row.key for row in rows]
+        elif len({row.path for row in rows}) < len(rows):
+            # Clips of one file are near-duplicates.
+            self.groups = [str(row.path) for row in rows]
+        own = tuple(classes) if classes is not None else tuple(sorted({row.label for row in rows}))
+        unknown = sorted({row.label for row in rows} - set(own))
+        if unknown:
+            raise DataError(f"{path}: classes that the run does not know: {', '.join(unknown)}")
+        self.classes = own
+        self.targets = np.array([own.index(row.label) for row in rows], dtype=np.int64)
+        self.bands = {"video": BANDS[config.color]}
+        self.notes = self._describe()
+
+    def _describe(self) -> list[str]:
+        """Facts for the start of a run: clips that are left out, and those that are too short."""
+        notes = [f"left out: {reason}" for _, reason in self.left_out]
+        rate = self._config.video.fps
+        if rate is not None:
+            wanted = self._size[0] / rate
+            short = [key for i, key in enumerate(self.keys) if self._span(i)[1] - self._span(i)[0] < wanted - 1e-6]
+            if short:
+                span = f"{wanted:.3g} s of {self._size[0]} frames at {rate:g} a second"
+                notes.append(
+                    f"{len(short)} of {len(self)} clips are shorter than the {span}; their first and last frames are "
+                    f"repeated ({few(short)})"
+                )
+        return notes
+
+    def _span(self, index: int) -> tuple[float, float]:
+        """Where a clip begins and ends in its file, in seconds."""
+        row, duration = self._rows[index], self._indices[index].duration
+        return row.start, duration if row.end is None else min(row.end, duration)
+
+    def _frames(self, index: int, count: int) -> list[Tensor]:
+        video: VideoIndex = self._indices[index]
+        chosen = video.choose(count, *self._span(index), self._config.video.fps)
+        return read_frames(video, chosen, self._config.color)
+
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return clips ``(B, C, T, H, W)``, uint8."""
+        count, size = self._size[0], (self._size[1], self._size[2])
+        how = self._config.images.resize
+        clips = [
+            torch.stack([resize_picture(frame, size, how) for frame in self._frames(index, count)], dim=1)
+            for index in indices
+        ]
+        return {"video": torch.stack(clips)}
+
+    def thumbnails(self) -> Thumbnails:
+        """Return the middle frame of each clip for the search of copies, shape ``(N, 32, 32)``."""
+        found = [to_unit(self._frames(i, 1)[0][None]) for i in range(len(self))]
+        return np.concatenate([thumbnails(frame, stretch=False) for frame in found])
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """Return height and width of a frame before resizing."""
+        return self._indices[index].size
+
+    def digest(self, index: int) -> bytes:
+        """Hash the file, or the pictures, and the clip's start and end."""
+        row = self._rows[index]
+        content = hashlib.sha256(repr((row.start, row.end)).encode())
+        for file in self._indices[index].stamps if row.path.is_dir() else (row.path,):
+            content.update(file.read_bytes())
+        return content.digest()
+
+
+def _list_folder(root: Path) -> list[_Row]:
+    if not root.is_dir():
+        raise DataError(f"data.path {root} is no folder and no .csv table of clips")
+    found = [p for p in root.rglob("*") if p.is_file()]
+    clips = {p for p in found if p.suffix.lower() in VIDEOS}
+    clips |= {p.parent for p in found if p.suffix.lower() in PICTURES and p.parent != root}
+    rows = []
+    for path in sorted(clips):
+        parts = path.relative_to(root).parts[:-1]
+        split = next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "")
+        label = next((part for part in parts if part.lower() not in _SPLITS), "")
+        if not label:
+            raise DataError(f"{path} lies in no class folder; data.path needs one folder for each class")
+        rows.append(_Row(path.relative_to(root).as_posix(), path, label, split))
+    if not rows:
+        raise DataError(f"{root} has no class folders with clips; known are {' '.join(sorted(VIDEOS))} and pictures")
+    return rows
+
+
+def _read_table(file: Path) -> list[_Row]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            lines = list(csv.DictReader(stream))
+    except OSError as error:
+        raise DataError(f"cannot read data.path {file}: {error.strerror or error}") from error
+    if not lines or not {"path", "label"} <= set(lines[0]):
+        raise DataError(f"{file}: needs the columns path and label, has {', '.join(lines[0]) if lines else 'no rows'}")
+    rows = []
+    for number, line in enumerate(lines, 2):
+        try:
+            start, end = float(line.get("start") or 0), float(line["end"]) if line.get("end") else None
+        except ValueError as error:
+            raise DataError(f"{file}, line {number}: start and end must be seconds: {error}") from error
+        if start < 0 or (end is not None and end <= start):
+            raise DataError(f"{file}, line {number}: end {end} must lie after start {start:g}")
+        key = line["path"] if not start and end is None else f"{line['path']}@{start:g}"
+        split = _SPLITS.get((line.get("split") or "").lower(), "")
+        rows.append(_Row(key, file.parent / line["path"], line["label"], split, line.get("group") or "", start, end))
+    return rows

@@ -1,0 +1,181 @@
+"""Clips of video files and folders of frames: listing, sampling by time, decoding after a seek, damaged files."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.settings import data_config
+from vitrail.data import open_data
+from vitrail.data.video.decode import VideoIndex, index_video, read_frames
+from vitrail.data.video.source import VideoSource
+from vitrail.errors import DataError, VitrailError
+
+
+def _pictures(folder, count, size=(12, 16), first=0):
+    """A folder of gray frames, each as bright as its number."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(np.full((*size, 3), 4 * (first + i), dtype=np.uint8)).save(folder / f"img_{i:05d}.png")
+    return folder
+
+
+def _video(file, rate, seconds, size=(32, 48), codec="mpeg4"):
+    """A video whose brightness grows by 40 a second, with a key frame every 12 frames."""
+    av = pytest.importorskip("av")
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = *size, "yuv420p", 12
+        stream.bit_rate = 4_000_000
+        for i in range(round(rate * seconds)):
+            pixels = np.full((*size, 3), 10 + round(40 * i / rate), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file
+
+
+def _open(path, size=(4, 12, 16), **settings):
+    return open_data(data_config(source="videos", path=str(path), **settings), size)
+
+
+def _levels(clips):
+    return clips.float().mean(dim=(1, 3, 4))
+
+
+def test_folders_of_frames_in_class_folders(tmp_path):
+    for split in ("train", "val"):
+        for label in ("left", "right"):
+            for clip in range(2):
+                _pictures(tmp_path / split / label / f"clip{clip}", 8)
+    data = _open(tmp_path)
+    assert data.source.classes == ("left", "right")
+    assert data.source.keys[0] == "train/left/clip0"
+    assert {name: len(rows) for name, rows in data.splits.items()} == {"train": 4, "val": 4}
+    batch = data.batch([0, 1])
+    assert batch["video"].shape == (2, 3, 4, 12, 16)
+    # Four of eight frames, each from the middle of a quarter.
+    assert (255 * _levels(batch["video"])).round().tolist() == [[4, 12, 20, 28]] * 2
+    assert data.source.original_size(0) == (12, 16)
+    assert len(set(data.source.digests())) == 1
+
+
+def test_a_table_with_times_groups_and_splits(tmp_path):
+    _pictures(tmp_path / "a", 50)
+    table = tmp_path / "clips.csv"
+    table.write_text("path,label,start,end,group,split\na,x,0,1,g,train\na,y,1,2,g,train\na,x,,,h,val\n")
+    data = _open(table, color="gray")
+    assert data.source.keys == ["a@0", "a@1", "a"]
+    assert list(data.source.groups) == ["g", "g", "h"]
+    first, second, whole = (255 * _levels(data.batch([0, 1, 2])["video"])).tolist()
+    assert max(first) < 100 <= min(second)
+    assert whole[0] < 100 < whole[-1]
+
+
+def test_clips_of_one_file_are_a_group(tmp_path):
+    _pictures(tmp_path / "a", 20)
+    table = tmp_path / "clips.csv"
+    table.write_text("path,label,start,end\na,x,0,0.4\na,y,0.4,0.8\n")
+    source = VideoSource(data_config(source="videos", path=str(table)), (4, 12, 16), None)
+    assert len(set(source.groups)) == 1
+
+
+@pytest.mark.parametrize("rate", [5.0, 12.5, 25.0, 60.0])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_frames_are_chosen_by_time(rate, count):
+    """Files of any frame rate show the same moments."""
+    times = tuple(i / rate for i in range(round(4 * rate)))
+    index = VideoIndex(None, times, times, (1, 1))
+    assert index.duration == pytest.approx(4.0, abs=1e-9)
+    chosen = [times[i] for i in index.choose(count, 0.0, 4.0, None)]
+    expected = [(i + 0.5) * 4.0 / count for i in range(count)]
+    assert all(0 <= wanted - shown <= 1 / rate + 1e-6 for wanted, shown in zip(expected, chosen, strict=True))
+    steady = [times[i] for i in index.choose(count, 0.0, 4.0, 2.5)]
+    expected = [min(max(2.0 + (i - (count - 1) / 2) / 2.5, 0), 4) for i in range(count)]
+    assert all(-1e-6 <= wanted - shown <= 1 / rate + 1e-6 for wanted, shown in zip(expected, steady, strict=True))
+
+
+def test_short_clips_are_reported(tmp_path, capsys):
+    for label in ("x", "y"):
+        for clip in range(3):
+            _pictures(tmp_path / label / str(clip), 10)
+    _open(tmp_path, video__fps=5.0)
+    assert "6 of 6 clips are shorter than the 0.8 s of 4 frames at 5 a second" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na,x\n", "needs the columns path and label"),
+        ("path,label,start\na,x,soon\n", "line 2: start and end must be seconds"),
+        ("path,label,start,end\na,x,2,1\n", "line 2: end 1.0 must lie after start 2"),
+    ],
+)
+def test_tables_that_say_too_little(tmp_path, text, message):
+    (tmp_path / "clips.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        _open(tmp_path / "clips.csv")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [(".mp4", "mpeg4"), (".avi", "mpeg4"), (".mkv", "mpeg4"), (".mpg", "mpeg2video")]
+)
+def test_frames_after_a_seek_are_those_of_the_whole_file(tmp_path, suffix, codec):
+    file = _video(tmp_path / f"clip{suffix}", 25, 3, codec=codec)
+    index = index_video(file)
+    assert len(index.times) == 75
+    assert index.duration == pytest.approx(3.0, abs=0.1)
+    every = read_frames(index, range(75), "gray")
+    for at in (0, 11, 12, 40, 74):
+        (alone,) = read_frames(index, [at], "gray")
+        assert torch.equal(alone, every[at])
+    repeated = read_frames(index, [5, 5, 50], "rgb")
+    assert repeated[0].shape == (3, 32, 48)
+    assert torch.equal(repeated[0], repeated[1])
+
+
+def test_rates_of_files_do_not_change_what_is_seen(tmp_path):
+    levels = []
+    for rate in (10, 25, 30):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        file = _video(tmp_path / "a" / f"{rate}.mp4", rate, 4)
+        index = index_video(file)
+        frames = read_frames(index, index.choose(5, 0.0, index.duration, 2.0), "gray")
+        levels.append([frame.float().mean().item() for frame in frames])
+    # Brightness grows by 40 a second: a tenth of a second, the longest frame, is 4 levels.
+    assert max(abs(a - b) for row in levels for a, b in zip(row, levels[0], strict=True)) <= 6
+
+
+def test_damaged_files_have_a_line_each(tmp_path, capsys):
+    good = _video(tmp_path / "good.mp4", 10, 2)
+    for label in ("x", "y"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for clip in range(4):
+            (tmp_path / "set" / label / f"{clip}.mp4").write_bytes(good.read_bytes() + bytes([clip]))
+    (tmp_path / "set" / "x" / "empty.mp4").write_bytes(b"")
+    (tmp_path / "set" / "x" / "text.avi").write_text("no video")
+    _sound(tmp_path / "set" / "y" / "sound.mkv")
+    with pytest.raises(DataError, match=r"3 of 11 clips cannot be read; leave them out with data\.errors"):
+        _open(tmp_path / "set", size=(4, 16, 16))
+    data = _open(tmp_path / "set", size=(4, 16, 16), errors__on_unreadable="skip")
+    assert len(data.source) == 8
+    lines = capsys.readouterr().err
+    assert "empty.mp4 cannot be decoded" in lines
+    assert "text.avi cannot be decoded" in lines
+    assert "sound.mkv has no video, only audio" in lines
+
+
+def _sound(file):
+    av = pytest.importorskip("av")
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "clip.mp4").write_bytes(b"0")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(VitrailError, match=r"av is not installed; install it with `pip install 'vitrail\[video\]'`"):
+        index_video(tmp_path / "clip.mp4")
