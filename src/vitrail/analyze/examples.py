@@ -21,6 +21,7 @@ from vitrail.explain.methods.token_maps import lacks_learned_tokens, token_maps
 from vitrail.figures.clouds import show_inputs
 from vitrail.figures.film_strip import flat_maps
 from vitrail.layers.shapes import product
+from vitrail.models.modality import POINTS
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
 
@@ -100,6 +101,8 @@ def _in_words(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str
 
 def rollout_refusal(trained: TrainedModel) -> str | None:
     """State why rollout does not support a model; None where it does."""
+    if trained.model.modality == POINTS:
+        return "pages do not draw it over point clouds; `vitrail explain` does"
     return METHODS["rollout"].refusal(trained.model)
 
 

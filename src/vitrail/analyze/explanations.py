@@ -6,7 +6,6 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitrail import __version__
+from vitrail.analyze.cloud_explanations import write_cloud, write_page
+from vitrail.analyze.explained import Explained
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.capture.prepare import class_index
@@ -43,47 +44,6 @@ Array = npt.NDArray[Any]
 Settings = Mapping[str, Mapping[str, Any]]
 # Batch -> its logits, and method -> its explanation.
 ExplainBatch = Callable[[Batch], tuple[Tensor, dict[str, Explanation]]]
-
-
-@dataclass(frozen=True)
-class Explained:
-    """One image with its prediction and explanations.
-
-    Attributes:
-        key: Key of the image.
-        index: Index into the data.
-        pictures: Stream -> picture, shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
-        true: True class; empty where it is unknown.
-        predicted: The most probable class; empty for a model without classes.
-        probability: Of the predicted class.
-        explanations: Method -> explanation of the batch of this image.
-        row: Index of the image in that batch.
-    """
-
-    key: str
-    index: int
-    pictures: dict[str, Array]
-    true: str
-    predicted: str
-    probability: float
-    explanations: dict[str, Explanation] = field(repr=False)
-    row: int = 0
-
-    def target(self, method: str, classes: Sequence[str]) -> str | None:
-        """Name the class that a method explains."""
-        target = self.explanations[method].target
-        return None if target is None else classes[int(target[self.row])]
-
-    def prediction(self) -> str:
-        """State the predicted class with its probability, and the true class."""
-        text = f"{self.predicted} {self.probability:.0%}" if self.predicted else "no classes"
-        if not self.true or not self.predicted:
-            return f"{text} (true: {self.true})" if self.true else text
-        return text + (" (correct)" if self.true == self.predicted else f"\n(true: {self.true})")
-
-    def caption(self) -> str:
-        """State the file name and :meth:`prediction` in one line."""
-        return f"{Path(self.key).name}: {self.prediction()}".replace("\n", " ")
 
 
 def check_methods(names: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
@@ -170,7 +130,11 @@ def _explained(
         logits, explanations = explain_batch(batch)
         predicted, probability = _predict(card, logits)
         streams = [name for name in card.streams if name in batch]
-        pictures = {name: as_pictures(batch[name], card.streams[name].bands) for name in streams}
+        pictures = (
+            {"points": batch["points"].numpy()}
+            if "points" in card.streams
+            else {name: as_pictures(batch[name], card.streams[name].bands) for name in streams}
+        )
         for row, index in enumerate(batch["index"].tolist()):
             yield Explained(
                 key=data.source.keys[index],
@@ -211,7 +175,8 @@ def write_explanations(
     ``panels/`` compares the methods of each image on one scale; ``overlays/`` has each map by itself; ``maps/`` has
     the maps at the input's resolution and, ``..._tokens.npy``, on the method's own grid, float32; ``parts/`` draws
     heads and learned tokens one by one, with values in ``..._parts.npy``; explanations.json, written last, describes
-    the files and their settings. Every file is whole or absent.
+    the files and their settings. Every file is whole or absent. Of point
+    clouds panels are turntables, maps hold a value for each point, and ``clouds.html`` is an interactive page of some.
 
     Args:
         card: Model card of the trained run or the export.
@@ -236,12 +201,21 @@ def write_explanations(
     entries: list[dict[str, Any]] = []
     made: dict[str, dict[str, Any]] = {}
     size: tuple[int, ...] = ()
+    clouds: list[tuple[str, Array, dict[str, Array]]] = []
     images = _explained(card, data, indices, explain_batch, batch_size)
     # No progress bar where the output is no terminal.
     for seen, name in zip(tqdm(images, total=len(indices), unit="image", disable=None), names, strict=True):
         made = {method: _method_entry(get_method(method), e) for method, e in seen.explanations.items()}
         size = next(iter(seen.pictures.values())).shape[:2]
-        entries.append(_write_image(folder, name, seen, card.classes))
+        if "points" in card.streams:
+            cloud = seen.pictures["points"]
+            entries.append(write_cloud(folder, name, seen, cloud, card.classes))
+            values = {method: e.map[seen.row].float().cpu().numpy() for method, e in seen.explanations.items()}
+            clouds.append((seen.caption(), cloud, values))
+        else:
+            entries.append(_write_image(folder, name, seen, card.classes))
+    if clouds:
+        write_page(folder, clouds)
     content = {
         "run": run,
         "model": {"name": card.name, "settings": card.settings, "epoch": card.epoch},

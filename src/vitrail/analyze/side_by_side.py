@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
 from vitrail.analyze.examples import Examples, choose_methods, indices_of
-from vitrail.analyze.explanations import Explained, explain_images, maps_of, signed_methods
+from vitrail.analyze.explained import Explained
+from vitrail.analyze.explanations import explain_images, maps_of, signed_methods
 from vitrail.data.dataset import ImageData
 from vitrail.errors import DataError, RunError
 from vitrail.explain.methods.registry import METHODS
@@ -103,7 +104,7 @@ def _picture(one: Explained) -> npt.NDArray[Any]:
 
 
 def methods_side_by_side(trained: TrainedModel, data: ImageData, examples: Examples) -> SideBySide | None:
-    """Explain a few examples by several methods, by rank; None where only one method supports the model.
+    """Explain a few examples by several methods, by rank; None for other inputs, or one method.
 
     Args:
         trained: The model.
@@ -111,7 +112,7 @@ def methods_side_by_side(trained: TrainedModel, data: ImageData, examples: Examp
         examples: Examples in the order of their classes.
     """
     methods, problems = choose_methods(trained)
-    if len(methods) < 2:
+    if len(methods) < 2 or not data.source.is_image:
         return None
     chosen = examples.indices[:: max(1, len(examples.indices) // _COMPARED)][:_COMPARED]
     found = SideBySide(images=len(chosen), problems=problems)

@@ -89,6 +89,35 @@ def turntable_figure(
     return figure
 
 
+def interactive_clouds(points: Array, values: Mapping[str, Array]) -> Any:
+    """Draw a cloud that the reader turns, with a button for each kind of values; a plotly figure.
+
+    Args:
+        points: Shape ``(N, 3)``, all finite.
+        values: Name -> number of each point in 0..1, shape ``(N,)``.
+    """
+    import plotly.graph_objects as go
+
+    x, y, z = points.T
+    traces = [
+        go.Scatter3d(
+            x=x, y=y, z=z, mode="markers", name=name, visible=number == 0,
+            marker={"size": 3, "color": own, "colorscale": "Viridis", "cmin": 0, "cmax": 1, "showscale": True},
+        )
+        for number, (name, own) in enumerate(values.items())
+    ]  # fmt: skip
+    buttons = [
+        {"label": name, "method": "update", "args": [{"visible": [other == name for other in values]}]}
+        for name in values
+    ]
+    figure = go.Figure(traces)
+    figure.update_layout(
+        scene={"aspectmode": "data"}, height=460, margin={"l": 0, "r": 0, "t": 0, "b": 0}, showlegend=False,
+        updatemenus=[{"buttons": buttons, "type": "buttons", "direction": "right", "x": 0, "y": 1.02}],
+    )  # fmt: skip
+    return figure
+
+
 def show_inputs(streams: Mapping[str, Tensor], bands: Mapping[str, Sequence[str]]) -> Array:
     """Make a picture of each input: an image as its bands show it, frames of a clip, a cloud in projection.
 

@@ -66,7 +66,8 @@ class VNAttention(nn.Module):
         Returns:
             Shape ``(B, N, S, C)``, or ``(B, M, S, C)``.
         """
-        layout = TokenLayout("global" if queries is None else "pool")
+        points = (x.shape[1],)
+        layout = TokenLayout("global", points, points) if queries is None else TokenLayout("cross", None, points)
         q = self.split_heads(self.q(x if queries is None else queries))
         k, v = self.split_heads(self.k(x)), self.split_heads(self.v(x))
         bias = None if mask is None else mask_to_bias(~mask, q.dtype)[:, None, None]

@@ -186,6 +186,35 @@ class PointCloudModel(VisionModel):
             parts.append(masked_mean(features, mask))
         return torch.cat(parts, dim=-1)
 
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether :meth:`pooling_weights` gives weights, which it does for every pooling of points."""
+        return bool(self.config.global_pool)
+
+    def pooling_weights(self, features: Tensor) -> Tensor | None:
+        """Compute the weights of the points in the pooling.
+
+        A maximum weighs a point by its share of the features whose largest value it has.
+
+        Args:
+            features: Output of :meth:`forward_features`.
+
+        Returns:
+            Shape ``(B, N)``; each row sums to one. None without a pooling.
+        """
+        pool = self.config.global_pool
+        if not pool:
+            return None
+        real = ~features[..., 0].isnan()
+        parts = []
+        if "max" in pool:
+            first = features.masked_fill(~real[..., None], float("-inf")).argmax(dim=1)
+            share = torch.zeros_like(features[..., 0]).masked_fill(~real, 0.0)
+            parts.append(share.scatter_add(1, first, torch.full_like(first, 1.0 / first.shape[1], dtype=share.dtype)))
+        if "avg" in pool:
+            parts.append(real / real.sum(dim=1, keepdim=True))
+        return torch.stack(parts).mean(dim=0)
+
     def _take(
         self, x: Tensor, features: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:

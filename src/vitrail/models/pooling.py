@@ -105,6 +105,11 @@ class Pooling(LibraryProtocol):
             return pooled
         return pool_tokens(features, self.global_pool, dims, self.num_prefix, self.num_class_tokens)
 
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether :meth:`pooling_weights` gives weights that depend on the tokens."""
+        return self.attn_pool is not None
+
     def pooling_weights(self, features: Tensor) -> Tensor | None:
         """Compute the weights of the last tokens in a pooling that depends on them.
 

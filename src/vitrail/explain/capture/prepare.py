@@ -132,10 +132,13 @@ def _inputs(trained: Trained | None, network: VisionModel, images: Images) -> tu
     ordered = _by_stream(network, images)
     # A dictionary, since the second stream may have an input where the first has none.
     present = {name: x for name, x in zip(names, ordered, strict=False) if isinstance(x, Tensor)}
+    of_points = [stream.name for stream in network.streams if stream.channels_last]
     for name, x in present.items():
         # A map of such an image would be NaN too, and drawn as a map without relevance.
         if x.is_floating_point() and x.numel():
-            if not bool(torch.isfinite(x).all()):
+            # A point that is NaN is no point of its cloud.
+            missing = x.isnan().all(dim=-1) & (name in of_points)
+            if not bool((torch.isfinite(x).all(dim=-1) | missing).all()):
                 raise ConfigError(f"the input {name!r} has values that are not finite")
             _check_range(name, x, trained is not None)
     if trained is not None:

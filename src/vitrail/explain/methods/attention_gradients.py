@@ -191,7 +191,8 @@ def _check_reached(model: VisionModel, record: AttentionRecord, reached: set[str
 
 def _token_relevance(model: VisionModel, features: Tensor, gradient: Tensor) -> Tensor:
     """Compute the positive part of x . dy/dx for each last token, shape ``(B, N)``, without prefix tokens."""
-    product = (features * gradient).sum(dim=1 if model.channels_first else -1).clamp_min(0)
+    # Tokens of points that a cloud lacks are NaN.
+    product = (features.nan_to_num(0.0) * gradient).sum(dim=1 if model.channels_first else -1).clamp_min(0)
     return product.flatten(1)[:, model.num_prefix :].float()
 
 

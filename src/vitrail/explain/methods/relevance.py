@@ -131,7 +131,7 @@ def lacks_mean(model: VisionModel) -> str | None:
 
 def lacks_rollout(model: VisionModel) -> str | None:
     """Return the reason why no rollout of a model is possible; None where one is."""
-    return lacks_taps(model) or (None if model.global_pool == "map" else lacks_mean(model))
+    return lacks_taps(model) or (None if model.weighs_tokens else lacks_mean(model))
 
 
 def pooling_row(model: VisionModel, features: Tensor, last: TokenLayout) -> Tensor:

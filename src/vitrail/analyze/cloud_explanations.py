@@ -1,0 +1,82 @@
+"""Explanations of point clouds in a folder: turntable pictures, values of the points, and an interactive page."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitrail.analyze.explained import Explained
+from vitrail.figures.clouds import interactive_clouds, turntable_figure
+from vitrail.figures.write import write_figure
+from vitrail.files import replacing, write_text
+
+Array = npt.NDArray[Any]
+_PAGE = "clouds.html"
+# Clouds on the interactive page, which holds their points.
+_MOST = 12
+
+
+def ranks(values: Array, real: Array) -> Array:
+    """Compute the share of a cloud's points with smaller values, 0 to 1; 0 where there is no point."""
+    result = np.zeros(len(values))
+    own = values[real]
+    result[real] = np.searchsorted(np.sort(own), own) / max(1, len(own) - 1)
+    return result.clip(0, 1)
+
+
+def write_cloud(folder: Path, name: str, seen: Explained, cloud: Array, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Write the explanations of one cloud; return its entry in explanations.json.
+
+    Args:
+        folder: The folder.
+        name: Name of the cloud's files.
+        seen: Prediction and explanations.
+        cloud: Shape ``(N, 3)``; NaN where there is no point.
+        classes: Names of the classes.
+    """
+    real = np.isfinite(cloud).all(axis=1)
+    entry: dict[str, Any] = {"path": seen.key, "true": seen.true or None, "panel": f"panels/{name}.png", "methods": {}}
+    if seen.predicted:
+        entry |= {"predicted": seen.predicted, "probability": round(seen.probability, 6)}
+    rows, titles = [], []
+    for method, explanation in seen.explanations.items():
+        values = next(iter(explanation.values())).map[seen.row].detach().float().cpu().numpy()
+        file = f"maps/{name}_{method}.npy"
+        with replacing(folder / file) as temporary, temporary.open("wb") as opened:
+            np.save(opened, np.where(real, values, np.nan).astype(np.float32))
+        target = seen.target(method, classes)
+        entry["methods"][method] = {"streams": {"points": {"map": file}}, "target": target}
+        rows.append(ranks(values, real))
+        titles.append(method if target is None else f"{method}, for {target}")
+    figure = turntable_figure([cloud] * len(rows), rows, titles)
+    figure.suptitle(f"{seen.caption()}; colour: rank of the point's value", fontsize=9)
+    write_figure(figure, folder / entry["panel"], dpi=130, tight=True)
+    return entry
+
+
+def write_page(folder: Path, shown: list[tuple[str, Array, dict[str, Array]]]) -> str:
+    """Write an interactive page of some clouds, which works offline.
+
+    Args:
+        folder: The folder.
+        shown: Caption, points ``(N, 3)`` and method -> values ``(N,)`` of each.
+
+    Returns:
+        Name of the file.
+    """
+    parts = []
+    for number, (caption, cloud, values) in enumerate(shown[:_MOST]):
+        real = np.isfinite(cloud).all(axis=1)
+        colors = {method: ranks(own, real)[real] for method, own in values.items()}
+        plot = interactive_clouds(cloud[real], colors).to_html(full_html=False, include_plotlyjs=number == 0)
+        parts.append(f"<h2>{html.escape(caption)}</h2>\n{plot}")
+    text = "\n".join(parts)
+    write_text(
+        folder / _PAGE,
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Point clouds</title>\n{text}\n</html>\n',
+    )
+    return _PAGE

@@ -1,0 +1,55 @@
+"""One input with its prediction and explanations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from vitrail.explain.methods.maps import Explanation
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One image with its prediction and explanations.
+
+    Attributes:
+        key: Key of the image.
+        index: Index into the data.
+        pictures: Stream -> picture, shape ``(H, W)`` or ``(H, W, 3)``, in 0..1; the points ``(N, 3)`` of a cloud.
+        true: True class; empty where it is unknown.
+        predicted: The most probable class; empty for a model without classes.
+        probability: Of the predicted class.
+        explanations: Method -> explanation of the batch of this image.
+        row: Index of the image in that batch.
+    """
+
+    key: str
+    index: int
+    pictures: dict[str, Array]
+    true: str
+    predicted: str
+    probability: float
+    explanations: dict[str, Explanation] = field(repr=False)
+    row: int = 0
+
+    def target(self, method: str, classes: Sequence[str]) -> str | None:
+        """Name the class that a method explains."""
+        target = self.explanations[method].target
+        return None if target is None else classes[int(target[self.row])]
+
+    def prediction(self) -> str:
+        """State the predicted class with its probability, and the true class."""
+        text = f"{self.predicted} {self.probability:.0%}" if self.predicted else "no classes"
+        if not self.true or not self.predicted:
+            return f"{text} (true: {self.true})" if self.true else text
+        return text + (" (correct)" if self.true == self.predicted else f"\n(true: {self.true})")
+
+    def caption(self) -> str:
+        """State the file name and :meth:`prediction` in one line."""
+        return f"{Path(self.key).name}: {self.prediction()}".replace("\n", " ")

@@ -1,0 +1,100 @@
+"""Explanations of point clouds: values of points, turntables, an interactive page, and a report."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import vitrail
+from vitrail.analyze.cloud_explanations import ranks
+from vitrail.cli.main import main
+from vitrail.errors import ConfigError
+from vitrail.explain import explain
+from vitrail.figures.clouds import cloud_picture, turntable_figure
+from vitrail.models import list_families
+
+METHODS = ("rollout", "gradient_rollout", "gradcam", "gradcam++", "layercam", "eigencam")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return vitrail.create_model("vnt", **list_families()["vnt"].test_config).eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_of_points_turn_and_pad_with_the_cloud(model, method):
+    points = torch.randn(2, 24, 3)
+    values = explain(model, points, method).map
+    assert values.shape == (2, 24)
+    assert torch.allclose(explain(model, points[..., [1, 2, 0]], method).map, values, atol=1e-4 * values.abs().max())
+    padded = torch.cat([points, torch.full((2, 3, 3), float("nan"))], dim=1)
+    found = explain(model, padded, method).map
+    assert found.isfinite().all()
+    if method == "rollout":
+        assert torch.allclose(found[:, :24], values, atol=1e-5)
+        assert found[:, 24:].eq(0).all()
+
+
+def test_rollout_equals_the_product_of_the_matrices(model):
+    points = torch.randn(1, 20, 3)
+    matrices = []
+    for block in model.blocks:
+        block.attn.tap.consumer = lambda weights, layout: matrices.append(weights.mean(1)[0])
+    with torch.no_grad():
+        features = model.forward_features(points)
+    for block in model.blocks:
+        block.attn.tap.consumer = None
+    # Half of the row is a mean, half the share of features whose maximum a point has.
+    row = 0.5 / 20 + 0.5 * torch.bincount(features[0].argmax(0), minlength=20) / features.shape[2]
+    for matrix in reversed(matrices):
+        row = row @ (matrix + torch.eye(20)) / 2
+    assert torch.allclose(explain(model, points, "rollout").map[0], row, atol=1e-5)
+
+
+def test_a_point_that_is_partly_nan_is_refused(model):
+    points = torch.randn(1, 20, 3)
+    points[0, 3, 1] = float("nan")
+    with pytest.raises(ConfigError, match="values that are not finite"):
+        explain(model, points, "rollout")
+
+
+def test_ranks():
+    values, real = np.array([3.0, 1.0, 9.0, 2.0]), np.array([True, True, False, True])
+    assert ranks(values, real).tolist() == [1.0, 0.0, 0.0, 0.5]
+
+
+def test_pictures():
+    points = np.array([[0.0, 0, -1], [0, 0, 1], [np.nan] * 3])
+    picture = cloud_picture(points, np.array([0.0, 1.0, 0.5]), side=60)
+    drawn = np.argwhere((picture < 1).any(axis=2))
+    assert picture.shape == (60, 60, 3)
+    assert drawn[:, 0].min() < 20
+    assert drawn[:, 0].max() > 40
+    # The upper point has the colormap's bright end.
+    assert picture[drawn[:, 0].min(), drawn[0, 1]].sum() > picture[drawn[:, 0].max(), drawn[-1, 1]].sum()
+    assert (cloud_picture(points[2:]) == 1).all()
+    assert len(turntable_figure([points], None, ["a"], views=4).axes) == 4
+
+
+def test_written_and_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "data.source": "solids", "data.points.num_clouds": 60, "data.batch_size": 12, "trainer.max_epochs": 1,
+        "model.name": "vnt", "model.num_points": 24, "model.num_neighbors": 4, "model.embed_dim": 8, "model.depth": 1,
+        "model.num_heads": 2, "model.head_hidden_size": 8, "run.dir": "run",
+    }  # fmt: skip
+    assert main(["train", *(word for name, value in small.items() for word in (f"--{name}", str(value)))]) == 0
+    assert main(["explain", "run", "--method", "rollout", "gradcam", "--number", "2", "--out", "found"]) == 0
+    content = json.loads((tmp_path / "found" / "explanations.json").read_text())
+    assert len(content["images"]) == 2
+    for entry in content["images"]:
+        assert (tmp_path / "found" / entry["panel"]).is_file()
+        for method in ("rollout", "gradcam"):
+            assert np.load(tmp_path / "found" / entry["methods"][method]["streams"]["points"]["map"]).shape == (24,)
+    page = (tmp_path / "found" / "clouds.html").read_text(encoding="utf-8")
+    assert "scatter3d" in page
+    assert "https://cdn" not in page.split("<script")[0]
+    assert main(["evaluate", "run"]) == 0
+    assert main(["report", "run"]) == 0
