@@ -38,7 +38,7 @@ def write_cloud(folder: Path, name: str, seen: Explained, cloud: Array, classes:
         cloud: Shape ``(N, 3)``; NaN where there is no point.
         classes: Names of the classes.
     """
-    real: Array = np.isfinite(cloud).all(axis=1)
+    real: Array = np.asarray(np.isfinite(cloud).all(axis=1))
     entry: dict[str, Any] = {"path": seen.key, "true": seen.true or None, "panel": f"panels/{name}.png", "methods": {}}
     if seen.predicted:
         entry |= {"predicted": seen.predicted, "probability": round(seen.probability, 6)}
@@ -70,7 +70,7 @@ def write_page(folder: Path, shown: list[tuple[str, Array, dict[str, Array]]]) -
     """
     parts = []
     for number, (caption, cloud, values) in enumerate(shown[:_MOST]):
-        real: Array = np.isfinite(cloud).all(axis=1)
+        real: Array = np.asarray(np.isfinite(cloud).all(axis=1))
         colors = {method: ranks(own, real)[real] for method, own in values.items()}
         plot = interactive_clouds(cloud[real], colors).to_html(full_html=False, include_plotlyjs=number == 0)
         parts.append(f"<h2>{html.escape(caption)}</h2>\n{plot}")
