@@ -17,7 +17,7 @@ from vitrail.data.points.files import READERS, CloudFile, read_cloud
 from vitrail.data.points.sampling import choose_points, sample_mesh, scale_of, turn_up
 from vitrail.data.points.solids import CLASSES, make_solid
 from vitrail.data.sources.base import ImageSource
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import DataError
 
 Array = npt.NDArray[Any]
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -215,13 +215,5 @@ def open_points(config: DataConfig, size: tuple[int, ...], classes: Sequence[str
         config: The settings.
         size: Number of points, which a model of point clouds gives.
         classes: Names of the classes where a run gives them.
-
-    Raises:
-        ConfigError: Points for a model of images.
     """
-    if len(size) != 1:
-        raise ConfigError(
-            f"data.source {config.source} has point clouds, and the model takes another kind of input; choose a model "
-            "of point clouds (`vitrail models` lists them)"
-        )
     return SolidsSource(config, size[0]) if config.source == "solids" else PointFileSource(config, size[0], classes)

@@ -55,7 +55,6 @@ Opener = Callable[[DataConfig, tuple[int, int]], ImageSource]
 _REGISTERED: dict[str, Opener] = {}
 _FILES = ("folder", "unlabelled", "table")
 _CLOUDS = ("points", "solids")
-_OF_IMAGES = tuple(name for name in SOURCES if name not in _CLOUDS)
 _CHANGES_OF_CLOUDS = ("turn", "zoom", "shift", "jitter", "drop")
 _LABELLED = ("folder", "table", "parquet", "hf", "arrays")
 # Settings that only some sources understand.
@@ -160,11 +159,6 @@ def open_source(
     load_plugins(PLUGINS)  # their modules register sources
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
-    if len(img_size) == 1 and config.source in _OF_IMAGES:
-        raise ConfigError(
-            f"data.source {config.source} has images, and the model takes point clouds; choose data.source "
-            f"{' or '.join(_CLOUDS)}, or a model of images"
-        )
     has, takes = _LENGTHS.get(config.source, 2), len(img_size)
     if has != takes and config.source not in _REGISTERED:
         raise ConfigError(
