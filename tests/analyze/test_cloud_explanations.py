@@ -37,6 +37,26 @@ def test_values_of_points_turn_and_pad_with_the_cloud(model, method):
         assert found[:, 24:].eq(0).all()
 
 
+def test_occlusion_is_what_removing_costs(model):
+    points = torch.randn(1, 9, 3)
+    target = torch.tensor([2])
+    found = explain(model, points, "neighborhood_occlusion", target, num_points=3, batch_size=4).map[0]
+    distances = torch.cdist(points[0], points[0])
+    total, held = torch.zeros(9), torch.zeros(9)
+    with torch.no_grad():
+        whole = model(points)[0, 2]
+        for index in range(9):
+            near = distances[index].argsort()[:3]
+            left = [i for i in range(9) if i not in near.tolist()]
+            total[near] += whole - model(points[:, left])[0, 2]
+            held[near] += 1
+    assert torch.allclose(found, total / held, atol=1e-5)
+    padded = torch.cat([torch.full((1, 2, 3), float("nan")), points], dim=1)
+    again = explain(model, padded, "neighborhood_occlusion", target, num_points=3).map[0]
+    assert torch.allclose(again[2:], found, atol=1e-5)
+    assert again[:2].eq(0).all()
+
+
 def test_rollout_equals_the_product_of_the_matrices(model):
     points = torch.randn(1, 20, 3)
     matrices = []

@@ -6,6 +6,7 @@ from vitrail.explain.methods import cam as cam
 from vitrail.explain.methods import controls as controls
 from vitrail.explain.methods import input_gradients as input_gradients
 from vitrail.explain.methods import occlusion as occlusion
+from vitrail.explain.methods import point_occlusion as point_occlusion
 from vitrail.explain.methods.attention_gradients import attribution, gradient_rollout
 from vitrail.explain.methods.bands import BandImportance, BandScores, band_importance
 from vitrail.explain.methods.fused_streams import SpectralRegions, StreamShares, spectral_regions, stream_shares
