@@ -10,7 +10,7 @@ from vitrail.analyze.anatomy import token_groups
 from vitrail.explain.structure.token_groups import group_tokens
 from vitrail.figures.anatomy.canvas import View, hatch_cells, inside, outline, show_rolled, where
 from vitrail.figures.anatomy.hierarchy import choose_levels, query_tokens
-from vitrail.figures.anatomy.tokens import PatchGrid, cut, pull_apart
+from vitrail.figures.anatomy.tokens import PatchGrid, cut, draw_patches, pull_apart
 from vitrail.figures.anatomy.windows import four_groups, mask_types
 from vitrail.layers.tap import TokenLayout
 
@@ -104,3 +104,16 @@ def test_where_layers_are():
     assert where("blocks.11.attn") == "block 12"
     assert where("stem") == "stem"
     assert inside(np.array([[0, 0], [0, 1], [0, 2], [1, 2], [2, 2]])) == (0.5, 2.5)
+
+
+@pytest.mark.parametrize("registers", [2, 9])
+def test_a_long_row_of_tokens_is_abridged(registers):
+    prefix = ("class", *(f"register {i + 1}" for i in range(registers)))
+    grid = PatchGrid(0, (4, 4), (4, 4), (0, 0), (6, 6), prefix)
+    figure = draw_patches([grid], [View(np.zeros((24, 24)), "image")], "")
+    row = next(axis for axis in figure.axes if "tokens, read line by line" in axis.get_title())
+    texts = [text.get_text() for text in row.texts]
+    assert f"the {36 + len(prefix)} tokens" in row.get_title()
+    assert texts.count("…") == (1 if registers == 2 else 2)  # among the patches, and among nine registers
+    assert f"register\n{registers}" in texts
+    assert "patch 36" in texts

@@ -154,3 +154,12 @@ def test_what_is_wrong_with_the_numbers_is_said():
 def test_unknown_files(state):
     with pytest.raises(WeightsError, match=r"of no family that vitrail knows \(hvt, maxvit, swin, vit\)"):
         recognise(unwrap(state, "x"), "x")
+
+
+@pytest.mark.parametrize("part", ["q_proj", "k_proj", "v_proj"])
+def test_a_known_layout_with_damaged_tensors_keeps_its_error(part):
+    state = dict(read_golden("vit_hf").state)
+    key = next(key for key in state if key.endswith(f"{part}.weight"))
+    state[key] = state[key][:-1]
+    with pytest.raises(WeightsError, match=r"have different shapes"):
+        recognise(unwrap(state, "x"), "x")

@@ -69,25 +69,6 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Refuse:
-    """Reject checkpoints with matching keys: without them the model computes something else."""
-
-    pattern: str
-    reason: str
-
-    def apply(self, state: State, report: LoadReport) -> State:
-        """Check.
-
-        Raises:
-            WeightsError: A key matches; the message names it and the reason.
-        """
-        for key in state:
-            if re.fullmatch(self.pattern, key):
-                raise WeightsError(f"it has {key}: {self.reason}")
-        return state
-
-
-@dataclass(frozen=True)
 class DropToken:
     """Drop a token that the model does not have, its row of the position embedding and its classifier.
 
