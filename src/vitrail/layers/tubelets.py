@@ -8,6 +8,7 @@ from torch import Tensor, arange, nn
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.init import zero_bias
 from vitrail.layers.modes import known
+from vitrail.layers.norms import make_norm
 from vitrail.layers.patches import check_images
 from vitrail.layers.shapes import divide_up
 from vitrail.layers.symbolic import one_node
@@ -36,15 +37,24 @@ class TubeletEmbed(nn.Module):
         tubelet_size: Frames, height and width of a tubelet.
         uniform: Whether the middle frame of each tubelet is embedded alone, as a patch of an image: uniform frame
             sampling.
+        norm_layer: Name of the norm that follows, see :mod:`vitrail.layers.norms`; none when not given.
 
     Source: Arnab et al. 2021 (ViViT), arXiv:2103.15691, section 3.2.
     """
 
-    def __init__(self, in_chans: int, embed_dim: int, tubelet_size: Triple, uniform: bool = False) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        tubelet_size: Triple,
+        uniform: bool = False,
+        norm_layer: str | None = None,
+    ) -> None:
         super().__init__()
         self.in_chans, self.tubelet_size, self.uniform = in_chans, tubelet_size, uniform
         kernel = (1, *tubelet_size[1:]) if uniform else tubelet_size
         self.proj = nn.Conv3d(in_chans, embed_dim, kernel, kernel)
+        self.norm = nn.Identity() if norm_layer is None else make_norm(norm_layer, embed_dim, 1e-5)
 
     @property
     def pixel_stride(self) -> Triple:
@@ -93,7 +103,7 @@ class TubeletEmbed(nn.Module):
         ]
         if not all(known(count == 0) for count in missing):
             x = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]))
-        tokens: Tensor = self.proj(x).permute(0, 2, 3, 4, 1)
+        tokens: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 4, 1))
         return tokens
 
 

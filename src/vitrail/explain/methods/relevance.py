@@ -247,7 +247,8 @@ def _to_slices(row: Tensor, step: CapturedMixing) -> Tensor:
 
 
 def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:
-    """Propagate from merged tokens to their 2 x 2 parents."""
+    """Propagate from merged tokens to their 2 x 2 parents; slices of time are merged one by one."""
+    batch, row = row.shape[0], row.reshape(step.weights.shape[0], -1)
     before, after = step.layout.key_grid, step.layout.query_grid
     assert before is not None, "merging has a grid before"
     assert after is not None, "merging has a grid after"
@@ -255,7 +256,7 @@ def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:
     spread = row.new_zeros(row.shape[0], 2 * after[0], 2 * after[1])
     for i, (down, right) in enumerate(PARENTS):
         spread[:, down::2, right::2] = shares[..., i]
-    return spread[:, : before[0], : before[1]].flatten(1)
+    return spread[:, : before[0], : before[1]].reshape(batch, -1)
 
 
 def row_product(row: Tensor, matrix: Tensor) -> Tensor:
