@@ -285,7 +285,15 @@ class ImageData:
             most: Images to measure at most, evenly spaced; all when not given.
             split: Which.
             robust: Whether to normalise by the pixels inside 0..1.
+
+        Raises:
+            ConfigError: The data has no bands.
         """
+        if not self.source.is_image:
+            raise ConfigError(
+                f"data.source {self.config.source} has point clouds, whose coordinates are used as they are; "
+                "statistics are for bands of images"
+            )
         indices = self.indices(split) if most is None else self.evenly_spaced(split, most)
         waves = self.source.wavelengths
         streams = {name: StreamStatistics(bands, waves.get(name)) for name, bands in self.source.bands.items()}

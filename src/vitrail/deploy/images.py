@@ -104,7 +104,15 @@ def files_config(card: ModelCard, data: DataConfig, spectral: str | Path | None)
         card: Model card of the run.
         data: Data settings of the run.
         spectral: Folder or file of the spectral files; None where there are none.
+
+    Raises:
+        ConfigError: A run on point clouds, which have no reader here.
     """
+    if "points" in card.streams:
+        raise ConfigError(
+            f"{card.name} takes point clouds, and prediction on files and export take images; use `vitrail evaluate` "
+            "with --data.source points, or load_trained and TrainedModel.classify in Python"
+        )
     return card.as_trained(data).changed(
         {
             "spectral.path": None if spectral is None else str(spectral),
