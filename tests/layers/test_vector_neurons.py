@@ -34,7 +34,8 @@ def check(layer, golden, x, expected, *args):
     layer.load_state_dict(golden.state)
     layer.eval()
     with torch.no_grad():
-        assert relative_error(layer(x, *args), expected) < 1e-5
+        # The large files hold the outputs of their first cloud.
+        assert relative_error(layer(x, *args)[: len(expected)], expected) < 1e-5
 
 
 AUTHORS = {
@@ -69,13 +70,13 @@ def test_invariant_features_equal_the_authors(name):
     points = to_ours(golden.inputs["points"])
     check(layer, golden, points, to_ours(golden.outputs["features"]).transpose(-2, -1).flatten(-2))
     with torch.no_grad():
-        assert relative_error(layer.frame(points), golden.outputs["frame"].permute(0, 3, 1, 2)) < 1e-5
+        assert relative_error(layer.frame(points)[:1], golden.outputs["frame"].permute(0, 3, 1, 2)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["vn_graph", "vn_graph_cross"])
 def test_graphs_equal_the_authors(name):
     golden = read_golden(name)
-    points = to_ours(golden.inputs["points"])
+    points = to_ours(golden.inputs["points"])[:1]
     index = nearest_points(points.transpose(-2, -1).flatten(-2), 5)
     assert torch.equal(index.sort().values, golden.outputs["idx"].sort().values)
     features = graph_features(points, golden.outputs["idx"], cross=name.endswith("cross"))
