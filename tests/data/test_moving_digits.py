@@ -109,6 +109,15 @@ def test_a_model_of_images_is_refused_with_the_reason(tmp_path, monkeypatch, cap
     assert "data.source digits has images, and the model takes clips" in capsys.readouterr().err
 
 
+def test_what_changes_images_is_refused_for_clips(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    clips = ["--model.name", "vivit", "--data.source", "moving_digits", *TINY[:-2]]
+    assert main(["train", *clips, "--data.augment", "light"]) == 2
+    assert "data.augment light changes images one by one" in capsys.readouterr().err
+    assert main(["pretrain", "--task.name", "mae", *clips]) == 2
+    assert "task.name mae pre-trains models of images, and vivit takes clips" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_recipe_reads_time(tmp_path, monkeypatch):
     """Unseen digits are classified by their motion; played backwards they belong to the opposite class."""

@@ -128,6 +128,11 @@ def build_batch_augmentation(recipe: Recipe, card: ModelCard) -> nn.Module | Non
                 "jitter and drop: set data.augment none"
             )
         return build_point_augmentation(recipe.data.points)
+    if "video" in card.streams and (recipe.data.augment != "none" or recipe.data.augmentation):
+        raise ConfigError(
+            f"data.augment {recipe.data.augment} changes images one by one, and frames of a clip need the same change; "
+            "set data.augment none"
+        )
     means = {name: stream.mean for name, stream in card.streams.items()}
     bands = len(next(iter(card.streams.values())).bands)
     return build_augmentation(recipe.data.augment, bands, recipe.data.augmentation, means)

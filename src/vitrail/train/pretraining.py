@@ -17,6 +17,8 @@ from vitrail.data.identity import KnownImages
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size
+from vitrail.models.modality import IMAGE
+from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
 from vitrail.tasks.mae import MAETask
@@ -77,7 +79,7 @@ class PretrainingBuilder(Builder):
     """Steps of training without labels."""
 
     def check_settings(self, recipe: Recipe) -> None:
-        """Reject settings of supervised training, and those that the task does not use."""
+        """Reject settings of supervised training, those that the task does not use, and models of other inputs."""
         _check_settings(recipe)
 
     def open_images(self, recipe: Recipe, known: KnownImages | None) -> ImageData:
@@ -118,6 +120,12 @@ class PretrainingBuilder(Builder):
 
 def _check_settings(recipe: Recipe) -> None:
     """Reject settings of supervised training, and those that the task does not use."""
+    modality = find_family(recipe.model.name)[0].modality
+    if modality is not IMAGE:
+        raise ConfigError(
+            f"task.name {recipe.task.name} pre-trains models of {IMAGE.noun}, and {recipe.model.name} takes "
+            f"{modality.noun}; train it with labels (`vitrail train`)"
+        )
     defaults, trainer, data = TrainerConfig(), recipe.trainer, recipe.data
     for name in _FOR_CLASSIFIERS:
         value = getattr(trainer, name)
