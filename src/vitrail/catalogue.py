@@ -96,6 +96,21 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Result:
+    """A published accuracy on ImageNet-1k.
+
+    Attributes:
+        pretraining: Images that the model was pre-trained on; "ImageNet-1k" where it was trained on them alone.
+        top1: In per cent.
+        source: Paper, and the table where one is named.
+    """
+
+    pretraining: str
+    top1: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Variant:
     """One model variant.
 
@@ -109,6 +124,7 @@ class Variant:
         published: The authors' ImageNet-1k top-1 in per cent, where they gave one.
         settings: Those that differ from the family's defaults.
         parts: The model's parts from the input to the head.
+        results: All published accuracies, that of ``published`` first.
     """
 
     name: str
@@ -120,6 +136,7 @@ class Variant:
     published: float | None
     settings: Mapping[str, Any]
     parts: tuple[Part, ...] = field(repr=False)
+    results: tuple[Result, ...] = ()
 
     @property
     def size(self) -> str:
@@ -210,7 +227,8 @@ def from_json(text: str) -> Catalogue:
             Part(**{**part, "output_shape": part["output_shape"] and tuple(part["output_shape"])})
             for part in item["parts"]
         )
-        variants[name] = Variant(**{**item, "streams": streams, "parts": parts})
+        results = tuple(Result(**result) for result in item.get("results", ()))
+        variants[name] = Variant(**{**item, "streams": streams, "parts": parts, "results": results})
     return Catalogue(families, variants)
 
 

@@ -14,6 +14,8 @@ STRUCTURE_FILE = "structure.json"
 # What a figure says of itself, so that it is known where it lies among images.
 FIGURE_METADATA = {"Software": "vitrail"}
 FIGURE_MARK = b"Software\0vitrail"
+SVG_METADATA = {"Date": None, "Creator": "vitrail"}
+SVG_MARK = b"<dc:title>vitrail</dc:title>"
 
 # One name of the first set beside one of the second make a folder one of ours.
 _MARKS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (

@@ -120,3 +120,21 @@ def test_wrong_usage(capsys, argv, message):
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.drawn
+def test_diagram(tmp_path, capsys):
+    """The graph of the modules with its shapes; an earlier diagram is replaced, another file is not."""
+    out = tmp_path / "vit.svg"
+    for _ in range(2):
+        code, text, err = _run(capsys, *TINY, "--diagram", str(out))
+        assert (code, err) == (0, "")
+    assert f"wrote {out}" in text
+    content = out.read_text()
+    for words in ("2 x Block", "PatchEmbed", "pos_embed", "4 x 4 x 24", "17 x 24"):
+        assert words in content
+    out.write_text("<svg/>")
+    assert _run(capsys, *TINY, "--diagram", str(out))[0] == 2
+    code, _, err = _run(capsys, *TINY, "--diagram", str(tmp_path / "vit.pdf"))
+    assert code == 2
+    assert "must be called NAME.svg or NAME.png" in err

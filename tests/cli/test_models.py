@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 import vitrail
+from vitrail.catalogue import read_catalogue
 from vitrail.cli.main import main
 
 
@@ -109,3 +111,38 @@ def test_torch_is_not_imported(argv):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.drawn
+def test_chart_of_published_results(tmp_path, capsys):
+    speeds = tmp_path / "speeds.csv"
+    speeds.write_text(
+        "model,mode,precision,images_per_second\nswin_tiny_patch4_window7_224,forward,32,12.5\n"
+        "swin_tiny_patch4_window7_224,train,32,99\n"
+    )
+    out = tmp_path / "chart.png"
+    assert main(["models", "--chart", str(out), "--speeds", str(speeds)]) == 0
+    assert out.is_file()
+    table = pd.read_csv(tmp_path / "chart.csv")
+    expected = sum(len(variant.results) for variant in read_catalogue().variants.values())
+    assert len(table) == expected
+    assert table.set_index("name").loc["swin_tiny_patch4_window7_224", "images_per_second"] == 12.5
+    jft = table[(table["name"] == "maxvit_xlarge_tf_512") & (table["group"] == "JFT-300M")]
+    assert jft["top1"].tolist() == [89.53]
+    assert table["source"].str.contains("arXiv:").all()
+    assert main(["models", "--chart", str(out)]) == 0  # an earlier chart is replaced
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--chart", "chart.pdf"], "must be called NAME.png or NAME.svg"),
+        (["--runs", "runs/x"], "belong to --chart FILE"),
+        (["pointnet_cls", "--chart", "x.svg"], "no published result among these variants"),
+        (["--chart", "x.svg", "--runs", "none"], "no run folder at none"),
+    ],
+)
+def test_charts_that_are_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["models", *words]) in (1, 2)
+    assert message in capsys.readouterr().err

@@ -10,8 +10,8 @@ import pytest
 from tests.images import make_folder, save_image
 from vitrail.cli.main import main
 from vitrail.cli.outputs import (
-    CONTACT_SHEET,
     PAGE,
+    PICTURE,
     PREDICTIONS,
     SPEEDS,
     SPLIT_TABLE,
@@ -30,7 +30,7 @@ EARLIER = {
     SPLIT_TABLE: b"path,label,split\na.png,x,train\n",
     STATISTICS: b'{\n  "kind": "vitrail statistics",\n',
     PAGE: b'<!doctype html>\n<meta name="generator" content="vitrail">\n',
-    CONTACT_SHEET: b"\x89PNG\r\n\x1a\n...tEXt" + FIGURE_MARK,
+    PICTURE: b"\x89PNG\r\n\x1a\n...tEXt" + FIGURE_MARK,
     STEPS: b"step,kind,output_shape,parameters,multiply_adds,share_of_time,what\n",
     SPEEDS: b"model,mode,precision,images\n",
 }

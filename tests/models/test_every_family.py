@@ -287,3 +287,7 @@ def test_variants_build(family, count):
         assert model.streams[0].name == family.modality.name
         assert all(len(s.size) == len(family.modality.axes) for s in model.streams)
     assert set(family.published) <= set(family.variants)
+    for table in family.results:
+        assert set(table.top1) <= set(family.variants)
+        assert "arXiv:" in table.source
+        assert all(50 < top1 < 100 for top1 in table.top1.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitrail.cli.outputs import CONTACT_SHEET, output_file
+from vitrail.cli.outputs import PICTURE, output_file
 from vitrail.cli.recipes import read_recipe_arguments
 from vitrail.errors import ConfigError
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     from vitrail.figures.contact_sheet import write_contact_sheet
     from vitrail.train.preview import training_views
 
-    out = output_file(own["--out"], CONTACT_SHEET, (recipe.data.path,))
+    out = output_file(own["--out"], PICTURE, (recipe.data.path,))
     if out.suffix.lower() != ".png":
         raise ConfigError(f"--out must be a PNG file, got {out}")
     views = training_views(recipe, images, times)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitrail.cli.arguments import VerbParser, parse_settings, repeat_set
-from vitrail.cli.outputs import STEPS, output_file, output_folder
+from vitrail.cli.outputs import PICTURE, STEPS, output_file, output_folder
 from vitrail.cli.tables import format_table
 from vitrail.errors import ConfigError
 
@@ -42,6 +42,10 @@ def main(argv: list[str]) -> int:
     given = (arguments.image, arguments.spectral)
     if arguments.csv:
         arguments.csv = str(output_file(arguments.csv, STEPS, given, "--csv"))
+    if arguments.diagram:
+        arguments.diagram = str(output_file(arguments.diagram, PICTURE, given, "--diagram"))
+        if Path(arguments.diagram).suffix.lower() not in (".svg", ".png"):
+            raise ConfigError(f"--diagram {arguments.diagram} must be called NAME.svg or NAME.png")
     if arguments.figures:
         arguments.figures = str(output_folder(arguments.figures, (*given, arguments.name), "--figures"))
 
@@ -63,7 +67,7 @@ def main(argv: list[str]) -> int:
         data = None if opened.trained is None else data_for_files(RunFolder.open(arguments.name), arguments)
         given = arguments.image, arguments.spectral
         prepared = prepare_inputs(streams, arguments.batch, *given, opened.trained, data)
-    steps = walk(model, prepared.inputs, arguments.depth, repeats=arguments.repeats)
+    steps = walk(model, prepared.inputs, arguments.depth or "parts", repeats=arguments.repeats)
     print(f"{arguments.name}: {opened.description + '; ' if opened.trained else ''}{prepared.description}\n")
     print(_table(steps, arguments.batch))
     print("\n" + _legend(steps))
@@ -72,6 +76,9 @@ def main(argv: list[str]) -> int:
 
         write_text(arguments.csv, _csv(steps))
         print(f"\nwrote {arguments.csv}")
+    if arguments.diagram:
+        _draw_graph(model, prepared, arguments, opened.description)
+        print(f"\nwrote {arguments.diagram}")
     if arguments.figures:
         print("\n" + _draw(model, prepared, arguments.figures, f"{arguments.name}, {opened.description}"))
     return 0
@@ -114,10 +121,17 @@ def _parser() -> VerbParser:
         help="draw patches, windows, masks, feature maps, ... of the image into this folder, as PNG and SVG",
     )
     parser.add_argument(
+        "--diagram",
+        default=None,
+        metavar="FILE",
+        help="draw the graph of the model's modules, with the shapes between them, into FILE.svg or FILE.png",
+    )
+    parser.add_argument(
         "--depth",
         type=_depth,
-        default="parts",
-        help="'blocks', 'parts' (norm, attention and MLP of each block) or a number of levels to open",
+        default=None,
+        help="'blocks', 'parts' (norm, attention and MLP of each block) or a number of levels to open; parts, of "
+        "--diagram blocks",
     )
     parser.add_argument(
         "--repeats",
@@ -234,6 +248,29 @@ def _draw(model: VisionModel, prepared: Prepared, folder: str, description: str)
     lines = [f"wrote {path}" for path in written]
     lines += [f"no {name}: {reason}" for name, reason in omitted.items()]
     return "\n".join(lines)
+
+
+def _draw_graph(model: VisionModel, prepared: Prepared, arguments: argparse.Namespace, description: str) -> None:
+    """Draw the graph of the model's modules."""
+    from vitrail.figures.diagram import Box, draw_diagram
+    from vitrail.figures.write import write_figure
+    from vitrail.models.dataflow import Node, trace_dataflow
+
+    graph = trace_dataflow(model, [x[:1] for x in prepared.inputs], arguments.depth or "blocks")
+
+    def box(node: Node) -> Box:
+        if node.kind in ("input", "output"):
+            return Box(node.name, node.name, " x ".join(map(str, node.shape)), node.kind)
+        count = f"{node.parameters:,} parameters"
+        if node.kind == "parameter":
+            return Box(node.name, node.name, count, node.kind)
+        title = node.kind if node.count == 1 else f"{node.count} x {node.kind}"
+        names = node.name if node.count == 1 else f"{node.name} to {node.last.rpartition('.')[2]}"
+        return Box(node.name, title, f"{names}, {count}" if node.parameters else names, node.kind)
+
+    arrows = [(edge.source, edge.target, " x ".join(map(str, edge.shape))) for edge in graph.edges]
+    figure = draw_diagram([box(node) for node in graph.nodes], arrows, f"{arguments.name}, {description}")
+    write_figure(figure, Path(arguments.diagram), dpi=110)
 
 
 def _table(steps: Sequence[Step], batch: int) -> str:

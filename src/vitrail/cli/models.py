@@ -52,7 +52,11 @@ def main(argv: list[str]) -> int:
     # A variant's name beside a filter asks whether it passes.
     filtered = family is not None or arguments.max_parameters is not None or arguments.max_gmacs is not None
     alone = pattern in catalogue.variants and not filtered
-    if arguments.json:
+    if arguments.chart is None and (arguments.runs or arguments.speeds):
+        raise ConfigError("--runs and --speeds belong to --chart FILE; add that, or leave them out")
+    if arguments.chart is not None:
+        print(_chart(catalogue, found, arguments))
+    elif arguments.json:
         records = [_record(catalogue, variant, alone) for variant in found]
         print(json.dumps(records, indent=2, ensure_ascii=False))
     elif arguments.csv:
@@ -90,10 +94,47 @@ def _parser() -> VerbParser:
         metavar="G",
         help="only those with at most G billion multiply-adds",
     )
+    parser.add_argument(
+        "--chart",
+        default=None,
+        metavar="FILE",
+        help="draw published accuracy against cost into FILE.png or FILE.svg, with a CSV of the same name beside it",
+    )
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="evaluated runs to add to --chart")
+    parser.add_argument(
+        "--speeds", default=None, metavar="CSV", help="measured images/s for --chart: a table of `vitrail bench --csv`"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV")
     return parser
+
+
+def _chart(catalogue: Catalogue, variants: list[Variant], arguments: argparse.Namespace) -> str:
+    """Draw published results and own runs; return a text that names the files."""
+    from pathlib import Path
+
+    from vitrail.cli.outputs import PICTURE, RESULTS, output_file
+
+    file = Path(arguments.chart)
+    if file.suffix.lower() not in (".png", ".svg"):
+        raise ConfigError(f"--chart {file} must be called NAME.png or NAME.svg")
+    output_file(arguments.chart, PICTURE, [*arguments.runs, arguments.speeds], "--chart")
+    table = output_file(str(file.with_suffix(".csv")), RESULTS, [arguments.speeds], "--chart")
+
+    from vitrail.analyze.published import NOTE, as_table, published_points, read_speeds, run_points
+    from vitrail.figures.published import draw_published
+    from vitrail.figures.write import write_figure
+    from vitrail.files import write_text
+    from vitrail.runs.folder import RunFolder
+
+    speeds = {} if arguments.speeds is None else read_speeds(arguments.speeds)
+    points = [*published_points(variants, speeds), *run_points([RunFolder.open(r) for r in arguments.runs], catalogue)]
+    if not points:
+        raise ConfigError("no published result among these variants, and no --runs; name other variants")
+    write_figure(draw_published(points, NOTE), file, dpi=130)
+    write_text(table, as_table(points).to_csv(index=False))
+    return f"{len(points)} results written to {file} and {table}"
 
 
 def _count(text: str) -> int:
@@ -180,6 +221,7 @@ def _details(catalogue: Catalogue, variant: Variant) -> str:
         if variant.published is None
         else f"{variant.published} % on ImageNet-1k as published by the authors, not measured by vitrail"
     )
+    has_own = variant.published is not None
     fields = [
         ("family", f"{variant.family}: {family.description}"),
         ("input", inputs),
@@ -187,6 +229,7 @@ def _details(catalogue: Catalogue, variant: Variant) -> str:
         ("parameters", f"{variant.parameters:,}"),
         ("multiply-adds", f"{variant.multiply_adds / 1e9:.3f} G for one image"),
         ("top-1", published),
+        *((f"pre-trained on {r.pretraining}", f"{r.top1} % ({r.source})") for r in variant.results[int(has_own) :]),
         ("source", family.source),
     ]
     rows = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitrail.config.checks import expand_home
 from vitrail.errors import ConfigError
-from vitrail.outputs import FIGURE_MARK
+from vitrail.outputs import FIGURE_MARK, SVG_MARK
 
 # Bytes by which an earlier output is recognised.
 _HEADER_BYTES = 4096
@@ -39,8 +39,9 @@ PREDICTIONS = Kind("a table of predictions", _table("path", "class", "probabilit
 SPLIT_TABLE = Kind("a table of images", _table("path", "label"))
 STATISTICS = Kind("a file of statistics", lambda beginning: b'"vitrail statistics"' in beginning)
 PAGE = Kind("a page of vitrail", lambda beginning: b'<meta name="generator" content="vitrail">' in beginning)
-CONTACT_SHEET = Kind("a picture of vitrail", lambda beginning: FIGURE_MARK in beginning)
+PICTURE = Kind("a picture of vitrail", lambda beginning: FIGURE_MARK in beginning or SVG_MARK in beginning)
 STEPS = Kind("a table of a model's steps", _table("step", "multiply_adds"))
+RESULTS = Kind("a table of published results", _table("name", "top1", "source"))
 SPEEDS = Kind("a table of measurements", _table("mode", "precision"))
 
 

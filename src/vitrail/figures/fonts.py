@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
-from vitrail.outputs import FIGURE_METADATA
+from vitrail.outputs import FIGURE_METADATA, SVG_METADATA
 
 # Boxes with a letter's number; it has every letter and shows none.
 _WITHOUT_LETTERS = ("Last Resort",)
@@ -44,7 +44,7 @@ def save_figure(figure: Figure, targets: Mapping[str, BinaryIO | Path], dpi: int
         figure.set_layout_engine(None)
         box = figure.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"]) if tight else None
         for kind, target in targets.items():
-            metadata = {"Date": None} if kind == "svg" else FIGURE_METADATA
+            metadata = SVG_METADATA if kind == "svg" else FIGURE_METADATA
             figure.savefig(target, format=kind, dpi=dpi, metadata=metadata, bbox_inches=box)
 
 

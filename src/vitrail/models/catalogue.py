@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitrail.catalogue import Catalogue, FamilyFacts, Part, Setting, StreamFacts, Variant, to_json
+from vitrail.catalogue import Catalogue, FamilyFacts, Part, Result, Setting, StreamFacts, Variant, to_json
 from vitrail.files import write_text
 from vitrail.models.family import Family
 from vitrail.models.profile import Step, count_parameters, example_inputs, walk
@@ -61,7 +61,18 @@ def describe_variant(name: str) -> Variant:
         published=family.published.get(name),
         settings=_plain(settings),
         parts=tuple(_parts(steps)),
+        results=tuple(_results(family, name)),
     )
+
+
+def _results(family: Family, name: str) -> Iterator[Result]:
+    """Published accuracies of a variant, that of ImageNet-1k alone first."""
+    found = [
+        Result(table.pretraining, table.top1[name], table.source) for table in family.results if name in table.top1
+    ]
+    if name in family.published and not any(result.pretraining == "ImageNet-1k" for result in found):
+        yield Result("ImageNet-1k", family.published[name], family.source)
+    yield from found
 
 
 def build_catalogue(foreign: bool = False) -> Catalogue:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
@@ -14,6 +14,20 @@ from vitrail.models.modality import Modality
 from vitrail.models.peer import Peer
 from vitrail.models.settings import serves_trainer
 from vitrail.weights.rules import KeyMap
+
+
+class Results(NamedTuple):
+    """Published ImageNet-1k accuracies of variants that were pre-trained on the same images.
+
+    Attributes:
+        pretraining: Name of the images.
+        source: Paper and table, and the resolution of fine-tuning where the variant does not have it.
+        top1: Variant name -> top-1 in per cent.
+    """
+
+    pretraining: str
+    source: str
+    top1: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,8 @@ class Family:
         build: The model's class; called with a config it builds a model.
         variants: Variant name -> the settings in which it differs from the config's defaults.
         test_config: Settings of a tiny model, for tests and for trying things out.
-        published: Variant name -> the authors' ImageNet-1k top-1 in per cent.
+        published: Variant name -> the authors' ImageNet-1k top-1 in per cent, trained on ImageNet-1k alone.
+        results: The same after pre-training on other images, and those of other papers.
         source: Paper, for the model table.
         peers: Library -> counterpart of the family there.
         layers: Layers of the family whose weights may stand alone in a checkpoint, with key maps of their own.
@@ -41,6 +56,7 @@ class Family:
     source: str = ""
     peers: Mapping[str, Peer] = field(default_factory=dict)
     layers: Sequence[type[Any]] = ()
+    results: Sequence[Results] = ()
 
     @property
     def settings(self) -> tuple[str, ...]:

@@ -11,11 +11,14 @@ from matplotlib.figure import Figure
 
 from vitrail.analyze.confusion import draw_confusion
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
+from vitrail.analyze.published import NOTE, published_points
+from vitrail.catalogue import read_catalogue
 from vitrail.config.data import DataConfig
 from vitrail.config.schema import Recipe
 from vitrail.errors import RunError
 from vitrail.figures.comparison import differences, pareto
 from vitrail.figures.picture import Picture
+from vitrail.figures.published import OWN, CostPoint, draw_published
 from vitrail.figures.training import FEWEST_FOR_BAND, convergence_bands
 from vitrail.report import measured
 from vitrail.report.curves import ranking
@@ -173,8 +176,28 @@ def _pictures(
     figure = pareto(summary, metric, facts["higher_is_better"])
     pictures.append((Picture("pareto", "Accuracy against cost" if metric == "accuracy" else "Result against cost",
                              caption, alt), figure))  # fmt: skip
+    if metric == "accuracy":
+        pictures.append(_beside_published(summary))
     pictures.append(_confusion(subjects, told))
     return pictures
+
+
+def _beside_published(summary: pd.DataFrame) -> tuple[Picture, Figure]:
+    """Draw the means of the variants beside the published results of the catalogue."""
+    own = [
+        CostPoint(
+            row["variant"], "", OWN, 100 * row["mean"], 1e9 * row["gmacs"], row["parameters"],
+            1000 / row["milliseconds_per_image"], "summary.csv",
+        )
+        for row in summary.to_dict("records")
+    ]  # fmt: skip
+    published = published_points(list(read_catalogue().variants.values()))
+    caption = (
+        "Means of the variants (stars) beside published results of ImageNet-1k by pre-training. The images differ: the "
+        "chart compares cost, not accuracy. From summary.csv and the catalogue (`vitrail models --chart`)."
+    )
+    alt = "; ".join(f"{point.name}: {point.top1:.3g} % at {point.parameters:,} parameters" for point in own)
+    return Picture("published", "Beside published results", caption, alt), draw_published([*published, *own], NOTE)
 
 
 def _confusion(subjects: Sequence[Subject], runs: str) -> tuple[Picture, Figure | None]:

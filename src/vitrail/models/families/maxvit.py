@@ -29,7 +29,7 @@ from vitrail.layers.windows import Kind
 from vitrail.models.checkpoint_sizes import old_window, read_each_stage, read_stages, read_width
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_stages
 from vitrail.models.facts import FeatureInfo
-from vitrail.models.family import Family, register_family
+from vitrail.models.family import Family, Results, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision, missing_layers
 from vitrail.models.pyramid import Pyramid
@@ -368,6 +368,17 @@ _TOP1 = {
     384: {"tiny": 85.24, "small": 85.74, "base": 86.34, "large": 86.40},
     512: {"tiny": 85.72, "small": 86.19, "base": 86.66, "large": 86.70},
 }
+# The same after pre-training.
+_PRETRAINED_TOP1 = {
+    "ImageNet-21k": {
+        384: {"base": 88.24, "large": 88.32, "xlarge": 88.51},
+        512: {"base": 88.38, "large": 88.46, "xlarge": 88.70},
+    },
+    "JFT-300M": {
+        384: {"base": 88.69, "large": 89.12, "xlarge": 89.36},
+        512: {"base": 88.82, "large": 89.41, "xlarge": 89.53},
+    },
+}
 
 
 def _variants() -> dict[str, dict[str, Any]]:
@@ -445,6 +456,14 @@ register_family(
             "num_classes": 5,
         },
         published={f"maxvit_{width}_tf_{size}": top1 for size, row in _TOP1.items() for width, top1 in row.items()},
+        results=tuple(
+            Results(
+                images,
+                "Tu et al. 2022, arXiv:2204.01697, table 3",
+                {f"maxvit_{width}_tf_{size}": top1 for size, row in table.items() for width, top1 in row.items()},
+            )
+            for images, table in _PRETRAINED_TOP1.items()
+        ),
         source="Tu et al. 2022, arXiv:2204.01697",
         peers={
             "timm": Peer(_build_timm, _missing_in_timm),

@@ -32,7 +32,7 @@ from vitrail.layers.window_attention import ShiftedWindowAttention, WindowAttent
 from vitrail.models.checkpoint_sizes import fit_positions, old_window, read_each_stage, read_stages, read_width
 from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_rates, check_stages
 from vitrail.models.facts import FeatureInfo
-from vitrail.models.family import Family, register_family
+from vitrail.models.family import Family, Results, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision, missing_layers
 from vitrail.models.pyramid import Pyramid
@@ -376,6 +376,17 @@ register_family(
             "swin_base_patch4_window7_224": 83.5,
             "swin_base_patch4_window12_384": 84.5,
         },
+        results=(
+            Results(
+                "ImageNet-21k",
+                "Liu et al. 2021, arXiv:2103.14030, table 1",
+                {
+                    "swin_base_patch4_window7_224": 85.2,
+                    "swin_base_patch4_window12_384": 86.4,
+                    "swin_large_patch4_window12_384": 87.3,
+                },
+            ),
+        ),
         source="Liu et al. 2021, arXiv:2103.14030",
         peers={
             "timm": Peer(_build_timm, missing_layers),

@@ -52,7 +52,7 @@ from vitrail.models.checks import (
     check_rates,
 )
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens
-from vitrail.models.family import Family, register_family
+from vitrail.models.family import Family, Results, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.settings import check_choices
@@ -618,6 +618,13 @@ def _distilled_name(size: str) -> str:
     return f"{width}_distilled_{rest}"
 
 
+_DEIT_TOP1 = {
+    "deit_tiny_distilled_patch16_224": 74.5,
+    "deit_small_distilled_patch16_224": 81.2,
+    "deit_base_distilled_patch16_224": 83.4,
+    "deit_base_distilled_patch16_384": 84.5,
+}
+
 _SHARED_WITH_TIMM = (
     "img_size", "in_chans", "num_classes", "mlp_ratio", "qkv_bias", "drop_path_rate", "patch_size", "embed_dim",
     "depth", "num_heads", "class_token", "global_pool",
@@ -679,13 +686,36 @@ register_family(
             "num_classes": 5,
         },
         published={
+            # Fine-tuned at 384 pixels.
             "vit_base_patch16_384": 77.9,
-            # Touvron et al. 2021, arXiv:2012.12877, table 5, 300 epochs.
-            "deit_tiny_distilled_patch16_224": 74.5,
-            "deit_small_distilled_patch16_224": 81.2,
-            "deit_base_distilled_patch16_224": 83.4,
-            "deit_base_distilled_patch16_384": 84.5,
+            "vit_base_patch32_384": 73.38,
+            "vit_large_patch16_384": 76.53,
+            "vit_large_patch32_384": 71.16,
+            **_DEIT_TOP1,
         },
+        results=(
+            Results("ImageNet-1k", "Touvron et al. 2021, arXiv:2012.12877, table 5, 300 epochs", _DEIT_TOP1),
+            Results(
+                "ImageNet-21k",
+                "Dosovitskiy et al. 2021, arXiv:2010.11929, table 5, fine-tuned at 384 pixels",
+                {
+                    "vit_base_patch16_384": 83.97,
+                    "vit_base_patch32_384": 81.28,
+                    "vit_large_patch16_384": 85.15,
+                    "vit_large_patch32_384": 80.99,
+                },
+            ),
+            Results(
+                "JFT-300M",
+                "Dosovitskiy et al. 2021, arXiv:2010.11929, table 5, fine-tuned at 384 pixels",
+                {
+                    "vit_base_patch16_384": 84.15,
+                    "vit_base_patch32_384": 80.73,
+                    "vit_large_patch16_384": 87.12,
+                    "vit_large_patch32_384": 84.37,
+                },
+            ),
+        ),
         layers=(TokenFuser, TokenLearner),
         source="Dosovitskiy et al. 2021, arXiv:2010.11929; TokenLearner: Ryoo et al. 2021, arXiv:2106.11297",
         peers={
