@@ -18,10 +18,10 @@ from vitrail.models.base import VisionModel
 from vitrail.models.checks import check_at_least
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.modality import POINTS
+from vitrail.models.settings import check_choices
 from vitrail.weights.kernels import InputKernel
 
 COORDINATES = 3
-POOLS = ("avg", "max", "catavgmax", "")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class PointSettings:
         check_at_least(self, 1, "num_points")
         check_at_least(self, 0, "num_classes")
         check_at_least(self, COORDINATES, "in_chans")
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -243,16 +244,6 @@ def known_mask(mask: Tensor) -> Tensor | None:
     if in_graph(mask):
         return mask
     return None if mask.is_meta or bool(mask.all()) else mask
-
-
-def check_point_pool(pool: str) -> None:
-    """Refuse another ``global_pool`` than :data:`POOLS`.
-
-    Raises:
-        ConfigError: Naming the ways that there are and the value.
-    """
-    if pool not in POOLS:
-        raise ConfigError(f"global_pool must be {' or '.join(map(repr, POOLS))} for point clouds, got {pool!r}")
 
 
 def check_widths(config: object, **counts: int) -> None:

@@ -22,7 +22,6 @@ from vitrail.models.point_cloud import (
     GraphSettings,
     PointCloudModel,
     PointPool,
-    check_point_pool,
     check_widths,
     point_levels,
 )
@@ -55,7 +54,6 @@ class DGCNNConfig(GraphSettings):
         super().__post_init__()
         check_widths(self, dims=5, hidden_dims=2)
         check_rates(self, "drop_rate")
-        check_point_pool(self.global_pool)
 
 
 class DGCNN(PointCloudModel):

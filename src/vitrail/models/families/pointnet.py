@@ -22,7 +22,6 @@ from vitrail.models.point_cloud import (
     PointCloudModel,
     PointPool,
     PointSettings,
-    check_point_pool,
     check_widths,
     point_levels,
 )
@@ -54,7 +53,6 @@ class PointNetConfig(PointSettings):
         super().__post_init__()
         check_widths(self, dims=3, hidden_dims=2)
         check_rates(self, "drop_rate")
-        check_point_pool(self.global_pool)
 
 
 class TransformNet(nn.Module):

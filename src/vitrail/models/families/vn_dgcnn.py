@@ -23,7 +23,6 @@ from vitrail.models.point_cloud import (
     GraphSettings,
     PointCloudModel,
     PointPool,
-    check_point_pool,
     check_widths,
     join_mean,
     point_levels,
@@ -60,7 +59,6 @@ class VNDGCNNConfig(GraphSettings):
         super().__post_init__()
         check_widths(self, dims=5, hidden_dims=2)
         check_rates(self, "drop_rate")
-        check_point_pool(self.global_pool)
 
 
 class VNDGCNN(PointCloudModel):

@@ -29,7 +29,6 @@ from vitrail.models.point_cloud import (
     GraphSettings,
     PointCloudModel,
     PointPool,
-    check_point_pool,
     check_widths,
     join_mean,
     point_levels,
@@ -66,7 +65,6 @@ class VNPointNetConfig(GraphSettings):
         super().__post_init__()
         check_widths(self, dims=5, hidden_dims=2)
         check_rates(self, "drop_rate")
-        check_point_pool(self.global_pool)
 
 
 class VNGlobalFeature(nn.Module):

@@ -24,7 +24,6 @@ from vitrail.models.point_cloud import (
     PointCloudModel,
     PointPool,
     PointSettings,
-    check_point_pool,
     point_levels,
     split_vectors,
 )
@@ -64,7 +63,6 @@ class VNTransformerConfig(PointSettings):
         super().__post_init__()
         check_at_least(self, 1, "embed_dim", "depth", "num_heads")
         check_at_least(self, 0, "num_latents")
-        check_point_pool(self.global_pool)
 
 
 class VNNormedMlp(nn.Module):

@@ -26,7 +26,6 @@ from vitrail.models.point_cloud import (
     GraphSettings,
     PointCloudModel,
     PointPool,
-    check_point_pool,
     join_mean,
     point_levels,
     split_vectors,
@@ -79,7 +78,6 @@ class VNTConfig(GraphSettings):
         check_at_least(self, 2, "embed_dim")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
         check_rates(self, "drop_path_rate", "attn_drop_rate", "drop_rate")
-        check_point_pool(self.global_pool)
 
 
 class VNT(PointCloudModel):
