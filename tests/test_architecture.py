@@ -1,6 +1,7 @@
 """The house of CONTRIBUTING.md: a file imports only from floors below its own, and no modules import in a circle."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def _modules():
 
 
 def _imports(path, modules):
+    return _imports_of(path, frozenset(modules))
+
+
+@functools.cache
+def _imports_of(path, modules):
+    return list(_find_imports(path, modules))
+
+
+def _find_imports(path, modules):
     """All vitrail modules that a file imports, anywhere in it: lazily, relatively, or by ``import_module``."""
     package = _name(path) if path.name == "__init__.py" else _name(path).rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -43,12 +53,16 @@ def _imports(path, modules):
                 base = ".".join([*above, *([base] if base else [])])
             if base.split(".")[0] == "vitrail":
                 full = {f"{base}.{alias.name}" for alias in node.names}
-                yield from (full & modules.keys()) if full <= modules.keys() else (full & modules.keys()) | {base}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                yield from (full & modules) if full <= modules else (full & modules) | {base}
+        elif isinstance(node, ast.Call) and _called(node) == "import_module":
             named = next((c.value for c in ast.walk(node) if isinstance(c, ast.Constant)), None)
             if isinstance(named, str) and named.startswith("vitrail."):
                 # A package whose modules are imported by name: all of them.
                 yield from (m for m in modules if m == named or m.startswith(named.rstrip(".") + "."))
+
+
+def _called(call):
+    return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 
 def _violations(modules):

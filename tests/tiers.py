@@ -1,5 +1,6 @@
 """Which cases of a test belong to the fast tests, which to the slow ones, and which need the fast paths of layers."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,3 +20,35 @@ def fast_first(cases: Iterable[Any], count: int) -> list[Any]:
     """
     several = [case if isinstance(case, tuple) else (case,) for case in cases]
     return [pytest.param(*case, marks=() if i < count else pytest.mark.slow) for i, case in enumerate(several)]
+
+
+def one_of_each(cases: Iterable[str], turn: int) -> list[str]:
+    """Choose cases of each family: one of up to four, two of up to eight; other ones at another turn.
+
+    Args:
+        cases: Names that begin with a family's name.
+        turn: Number of a test in its module.
+    """
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        groups.setdefault(re.split(r"[\W_]", case)[0], []).append(case)
+    return [case for group in groups.values() for i, case in enumerate(group) if (i - turn) % min(len(group), 4) == 0]
+
+
+def spread(metafunc: pytest.Metafunc, **arguments: Iterable[str]) -> None:
+    """Give each test one case of each family among the fast ones, in turn; the rest run with ``make test-slow``.
+
+    For ``pytest_generate_tests`` of modules whose tests share cases. Tests that are parametrised otherwise stay as
+    they are.
+    """
+    taken: set[str] = set()
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        names = mark.args[0]
+        taken.update(names.split(",") if isinstance(names, str) else names)
+    tests = [name for name in vars(metafunc.module) if name.startswith("test_")]
+    turn = tests.index(metafunc.function.__name__)
+    for name, cases in arguments.items():
+        if name in metafunc.fixturenames and name not in taken:
+            chosen = one_of_each(cases, turn)
+            fast = [pytest.param(case, marks=() if case in chosen else pytest.mark.slow) for case in cases]
+            metafunc.parametrize(name, fast, scope="function")

@@ -215,7 +215,7 @@ STRANGE = (
 WORDS = st.text(max_size=12) | st.sampled_from(STRANGE)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @example("~", STRANGE)
 @given(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=4, unique=True))
 def test_any_text_survives_being_written(text, names):

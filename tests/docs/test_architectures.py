@@ -75,7 +75,7 @@ def test_commands_are_read_with_their_continued_lines():
 
 
 def test_large_pictures_are_made_smaller(tmp_path):
-    ramp = np.linspace(0, 255, 1500 * 90 * 3).astype(np.uint8).reshape(90, 1500, 3)
+    ramp = np.linspace(0, 255, 1500 * 45 * 3).astype(np.uint8).reshape(45, 1500, 3)
     noise = np.random.default_rng(0).integers(0, 255, ramp.shape, dtype=np.uint8)
     for name, pixels in (("ramp", ramp), ("noise", noise)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")

@@ -9,6 +9,7 @@ import torch
 
 import vitrail
 from tests.explain.tiny_models import SETTINGS, tiny_inputs, tiny_model
+from tests.tiers import fast_first, spread
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.errors import ConfigError, DataWarning, ShapeError
 from vitrail.explain import (
@@ -29,6 +30,10 @@ from vitrail.explain.methods.maps import StreamMap
 from vitrail.explain.methods.registry import METHODS, Method
 
 TINY = {"embed_dim": 16, "num_classes": 3}
+
+
+def pytest_generate_tests(metafunc):
+    spread(metafunc, name=SETTINGS)
 
 
 def _vit(**settings):
@@ -241,8 +246,9 @@ BY_FIXED_ROW = {"rollout", "attribution"}
 
 @pytest.mark.parametrize(
     ("name", "pool"),
-    [("vit token", "max"), ("vit mean", "avgmax"), ("vit fuser", "max"), ("swin", "max"), ("swin", ""),
-     ("maxvit", "avgmax"), ("hvt", "max"), ("hvt two streams", ""), ("vit mean", "")],
+    fast_first(
+        [("vit token", "max"), ("vit fuser", "max"), ("swin", ""), ("maxvit", "avgmax"), ("hvt two streams", ""),
+         ("vit mean", "avgmax"), ("swin", "max"), ("hvt", "max"), ("vit mean", "")], 5),
 )  # fmt: skip
 def test_methods_that_read_a_mean_refuse_other_pooling(name, pool):
     model = tiny_model(name)
@@ -299,7 +305,6 @@ class _Trained:
         )
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_a_trained_model_normalises_and_knows_its_classes(name):
     model = tiny_model(name)
     names = ("ants", "bees", "wasps", "flies")
@@ -321,7 +326,6 @@ def test_a_trained_model_normalises_and_knows_its_classes(name):
         explain(model, inputs, "saliency", "bees")
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_a_method_that_explains_no_class_refuses_one(name):
     model = tiny_model(name)
     inputs = tiny_inputs(model)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vitrail
+from tests.tiers import spread
 from vitrail.errors import ConfigError
 from vitrail.explain import capture_attention, explain
 from vitrail.explain.capture.record import tapped_layers
@@ -21,6 +22,10 @@ CASES = {
 METHODS = ["rollout", "gradient_rollout", "attribution", "attention"]
 
 
+def pytest_generate_tests(metafunc):
+    spread(metafunc, name=CASES)
+
+
 def _case(name):
     family, settings = CASES[name]
     torch.manual_seed(3)
@@ -28,7 +33,6 @@ def _case(name):
     return model, [torch.randn(2, stream.chans, 30, 25) for stream in model.streams]
 
 
-@pytest.mark.parametrize("name", CASES)
 def test_outputs_before_during_and_after(name):
     model, inputs = _case(name)
     state = copy.deepcopy(model.state_dict())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vitrail
-from tests.tiers import fast_first
+from tests.tiers import fast_first, spread
 from vitrail.models import list_families
 
 RATES = dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"), 0.1)
@@ -45,6 +45,10 @@ CASES = {
 }  # fmt: skip
 
 
+def pytest_generate_tests(metafunc):
+    spread(metafunc, case=CASES)
+
+
 def _build(case, training):
     name, changes = CASES[case]
     torch.manual_seed(0)
@@ -70,7 +74,6 @@ both = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 
 
 @both
-@pytest.mark.parametrize("case", CASES)
 def test_symbolic_graphs_serve_other_batches(case, training):
     model = _build(case, training)
     graph = torch.fx.symbolic_trace(model)

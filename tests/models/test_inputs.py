@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vitrail
-from tests.tiers import fast_first
+from tests.tiers import fast_first, spread
 from vitrail.errors import ShapeError
 from vitrail.explain import capture_attention
 from vitrail.models import list_families
@@ -28,9 +28,13 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
-def model(request):
-    name, settings = CASES[request.param]
+def pytest_generate_tests(metafunc):
+    spread(metafunc, case=CASES)
+
+
+@pytest.fixture
+def model(case):
+    name, settings = CASES[case]
     return vitrail.create_model(name, **{**list_families()[name].test_config, **settings}).eval()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import vitrail
-from tests.tiers import fast_first
+from tests.tiers import fast_first, one_of_each, spread
 from vitrail.errors import ConfigError
 from vitrail.layers import mbconv, mlp
 from vitrail.layers.fast import mbconv as fast_mbconv
@@ -47,9 +47,14 @@ def inputs_of(model, batch=2, seed=0):
     return [torch.randn(batch, *stream.shape) for stream in model.streams]
 
 
-@pytest.fixture(params=CASES)
-def case(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    spread(metafunc, case=CASES)
+
+
+def covering(turns, values, every=1):
+    """Cases with a value each: with each value a case of each family (of ``every`` second one) first, in turn."""
+    first = [(case, value) for value, turn in turns for case in one_of_each(CASES, turn)[turn % every :: every]]
+    return fast_first([*first, *(pair for pair in itertools.product(CASES, values) if pair not in first)], len(first))
 
 
 @pytest.fixture
@@ -75,9 +80,7 @@ def test_the_state_dict_is_contiguous(model):
 
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("gradients", fast_first([False, True], 1))
-@pytest.mark.parametrize(
-    ("case", "training"), fast_first([*((c, False) for c in CASES), *((c, True) for c in CASES)], len(CASES) + 4)
-)
+@pytest.mark.parametrize(("case", "training"), covering([(False, 0), (True, 1)], [False, True]))
 def test_a_hook_on_any_module_sees_the_plain_computation_once(model, training, gradients):
     model.train(training)
     inputs = inputs_of(model)
@@ -176,15 +179,10 @@ PART_CHANGES = {
 }
 
 
-# Each case with one kind of change, then the rest of all pairs.
-CHANGED = sorted(
-    ((c, k) for c in CASES for k in PART_CHANGES),
-    key=lambda pair: (list(CASES).index(pair[0]) - list(PART_CHANGES).index(pair[1])) % len(PART_CHANGES) > 0,
-)
-
-
 @pytest.mark.usefixtures("_small_pieces")
-@pytest.mark.parametrize(("case", "kind"), fast_first(CHANGED, len(CASES)))
+@pytest.mark.parametrize(
+    ("case", "kind"), covering([(kind, turn) for turn, kind in enumerate(PART_CHANGES)], PART_CHANGES, every=2)
+)
 def test_a_part_of_another_class_is_called(model, kind):
     """Some leaves changed alone: with and without gradients the model gives what it gives with hooks everywhere."""
     inputs = inputs_of(model)
@@ -242,9 +240,7 @@ def test_arguments_have_names(model):
         assert torch.equal(model(**dict(zip(names, inputs, strict=False))), model(*inputs))
 
 
-@pytest.mark.parametrize(
-    ("case", "training"), fast_first([*((c, True) for c in CASES), *((c, False) for c in CASES)], len(CASES))
-)
+@pytest.mark.parametrize(("case", "training"), covering([(True, 2), (False, 3)], [False, True]))
 def test_a_symbolic_graph_serves_other_images(case, training):
     model = build(case, drop_path_rate=0.1 * training).train(training)
     graph = torch.fx.symbolic_trace(model)

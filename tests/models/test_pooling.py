@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vitrail
+from tests.tiers import spread
 from vitrail.errors import ConfigError
 from vitrail.explain import explain
 from vitrail.layers.fast.dispatch import without_fast_paths
@@ -28,9 +29,8 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
-def case(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    spread(metafunc, case=CASES)
 
 
 def build(case, **settings):

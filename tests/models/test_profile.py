@@ -74,24 +74,16 @@ def test_counts_equal_timm(name):
     assert theirs == count_multiply_adds(model) + _one_hot_lookups(read_catalogue().variants[name])
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"])
-def test_counts_of_the_smallest(name):
-    with torch.device("meta"):
-        model = vitrail.create_model(name)
-    expected = next(line.split() for line in REFERENCE.splitlines() if line.startswith(f"{name} "))
-    assert f"{count_parameters(model):,}" == expected[1]
-    assert f"{count_multiply_adds(model) / 1e9:.2f}" == expected[2]
-
-
 def _tiny(family, **settings):
     settings = {**list_families()[family].test_config, **settings}
     return vitrail.create_model(family, **settings)
 
 
 def _tiny_models():
+    """Two streams, BatchNorms, and parameters beside modules; windows count in the tests of the catalogue."""
     yield _tiny("hvt", spectral_chans=5)
-    for family in list_families("image"):
-        yield _tiny(family)
+    yield _tiny("maxvit")
+    yield _tiny("vit")
 
 
 def _noise(model, batch=2):

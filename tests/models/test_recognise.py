@@ -66,10 +66,10 @@ def test_golden_files(name):
 
 
 SMALL = [
-    ("vit_tiny_patch16_224", {}),
     ("vit_tiny_patch16_384", {}),
-    ("vit_tiny_patch16_224_tokenlearner16", {}),
     ("vit_tiny_patch16_224_tokenlearner8_fuser", {}),
+    ("vit_tiny_patch16_224", {}),
+    ("vit_tiny_patch16_224_tokenlearner16", {}),
     ("vit_small_patch32_224", {}),
     ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "avg"}),
     ("vit_tiny_patch16_224", {"patch_size": (14, 14), "img_size": (98, 98)}),
@@ -89,7 +89,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize(("name", "settings"), fast_first(SMALL, 5))
+@pytest.mark.parametrize(("name", "settings"), fast_first(SMALL, 2))
 def test_variants_are_found_from_shapes_alone(name, settings):
     rng = random.Random(str((name, settings)))
     use = {"num_classes": rng.choice([0, 1000, rng.randint(1, 3000)]), "in_chans": rng.choice([3, rng.randint(1, 20)])}

@@ -8,15 +8,15 @@ from torch import nn
 
 import vitrail
 from tests.models.test_module import CASES, build, inputs_of
+from tests.tiers import spread
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.models import list_families
 
 FORMS = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}
 
 
-@pytest.fixture(params=CASES)
-def case(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    spread(metafunc, case=CASES)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call, grad, hessian, jvp, stack_module_state, vmap
 
 import vitrail
-from tests.tiers import fast_first
+from tests.tiers import fast_first, spread
 from vitrail.models import list_families
 
 CASES = {
@@ -27,9 +27,13 @@ CASES = {
 WITHOUT_AND_WITH_GRADIENTS = pytest.mark.parametrize("gradients", fast_first([True, False], 1))
 
 
-@pytest.fixture(params=CASES)
-def build(request):
-    name, settings = CASES[request.param]
+def pytest_generate_tests(metafunc):
+    spread(metafunc, case=CASES)
+
+
+@pytest.fixture
+def build(case):
+    name, settings = CASES[case]
     return lambda: vitrail.create_model(name, **{**list_families()[name].test_config, **settings}).eval()
 
 

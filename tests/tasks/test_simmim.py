@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from tests.tasks.models import SETTINGS, batch_for, statistics, tiny
+from tests.tiers import spread
 from vitrail.errors import ConfigError
 from vitrail.models import list_families
 from vitrail.tasks.masking import upsample_mask
 from vitrail.tasks.simmim import PixelHead, SimMIMTask
+
+
+def pytest_generate_tests(metafunc):
+    spread(metafunc, name=SETTINGS)
 
 
 def made(name, seed=0, ratio=0.5, task=None, **settings):
@@ -25,7 +30,6 @@ def _inputs(task, size=None, seed=0):
     return dict(zip(batch, task.normalize(batch), strict=True))
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("size", [None, (37, 45)], ids=["built", "odd"])
 def test_masked_pixels_do_not_reach_the_model(name, size):
     task = made(name)
@@ -44,7 +48,6 @@ def test_masked_pixels_do_not_reach_the_model(name, size):
             assert not torch.allclose(moved[n], plain[n])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_a_masked_square_is_no_grey_square(name):
     """The mask token tells what is hidden from what is of the mean colour."""
     task = made(name).eval()
@@ -56,7 +59,6 @@ def test_a_masked_square_is_no_grey_square(name):
     assert all(not torch.allclose(a[n], b[n], atol=1e-6) for n in a)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_nothing_masked_is_the_model_itself(name):
     model = tiny(name).eval()
     batch = batch_for(model)
@@ -104,7 +106,6 @@ def test_the_loss_is_the_authors(name, loss_on, monkeypatch):
         assert result["loss_spectral"].item() == pytest.approx(wanted[1].item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_every_part_that_sees_pixels_learns(name):
     task = made(name)
     task(batch_for(task.model))["loss"].backward()

@@ -76,9 +76,9 @@ def test_it_is_resumed(run, capsys):
 def test_it_is_evaluated_and_reported(run, capsys):
     make_earlier(run)
     capsys.readouterr()
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), "--resamples", "100"]) == 0
     make_earlier(run)
-    assert main(["report", str(run), "--without", "features", "explanations"]) == 0
+    assert main(["report", str(run), "--without", "features", "explanations", "mistakes"]) == 0
     assert "is now" not in capsys.readouterr().err
     make_earlier(run)
     assert main(["evaluate", str(run), "--data.num_workers", "0"]) == 0

@@ -1,5 +1,6 @@
 """Pre-training writes a run from which training starts; a killed one goes on as if nothing had happened."""
 
+import functools
 import json
 import os
 import random
@@ -61,6 +62,12 @@ def recipe(folder, way, **changes):
     return make_recipe(apply_changes(content, layer))
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Give the run of a way that nothing stopped."""
+    return functools.cache(lambda way: pretrain(recipe(tmp_path_factory.mktemp("runs") / "whole", way)))
+
+
 class _Killed(BaseException):
     pass
 
@@ -77,8 +84,8 @@ def _same_end(run, expected):
 
 
 @pytest.mark.parametrize("way", [w if w == "simclr" else pytest.param(w, marks=pytest.mark.slow) for w in WAYS])
-def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, way):
-    whole = pretrain(recipe(tmp_path / "whole", way))
+def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, whole_run, way):
+    whole = whole_run(way)
     rows = whole.read_metrics()
     assert rows["epoch"].tolist() == [0, 1]
     wanted = ["train_loss", "val_loss", *representation.MEASURES]
@@ -111,8 +118,8 @@ def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, way):
     _same_end(pretrain(recipe(tmp_path / "killed", way), resume=True), whole)
 
 
-def test_killed_while_writing(tmp_path, monkeypatch):
-    whole = pretrain(recipe(tmp_path / "whole", "mae"))
+def test_killed_while_writing(tmp_path, monkeypatch, whole_run):
+    whole = whole_run("simclr")
     original, calls = checkpoints.write_trained, []
 
     def stop(*args):
@@ -123,9 +130,9 @@ def test_killed_while_writing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "write_trained", stop)
     with pytest.raises(_Killed):
-        pretrain(recipe(tmp_path / "killed", "mae"))
+        pretrain(recipe(tmp_path / "killed", "simclr"))
     monkeypatch.undo()
-    _same_end(pretrain(recipe(tmp_path / "killed", "mae"), resume=True), whole)
+    _same_end(pretrain(recipe(tmp_path / "killed", "simclr"), resume=True), whole)
 
 
 @pytest.mark.slow
@@ -139,6 +146,7 @@ def test_watching_changes_nothing_but_the_table(tmp_path):
     assert some.read_metrics()["rank_me"].notna().tolist() == [False, True, True]
 
 
+@pytest.mark.slow  # tests/tasks/test_mae.py shows the same on one batch
 def test_it_learns(tmp_path):
     run = pretrain(
         recipe(

@@ -107,7 +107,8 @@ class TokenLearner(nn.Module):
             if x.ndim == 5:
                 weights, tokens = block_diagonal(weights, x.shape[1]), x.flatten(1, 3)
             self.tap.report(weights, TokenLayout("pool", key_grid=tuple(x.shape[1:-1])))
-        return (weights @ tokens).reshape(x.shape[0], -1, self.dim)
+        count = self.num_tokens if x.ndim == 4 else x.shape[1] * self.num_tokens
+        return (weights @ tokens).reshape(x.shape[0], count, self.dim)  # -1 is ambiguous for an empty batch
 
 
 def init_masks(masks: nn.Module) -> None:
@@ -206,7 +207,8 @@ class TokenFuser(nn.Module):
             )
         learned = tokens.reshape(-1, self.num_tokens, self.dim)
         mixed = self.norm_mixed(self.mix(self.norm_in(learned).transpose(1, 2), slices).transpose(1, 2))
-        weights = torch.sigmoid(self.masks(self.norm_original(original.reshape(learned.shape[0], -1, self.dim))))
+        places = original.reshape(learned.shape[0], original.shape[1] // slices, self.dim)
+        weights = torch.sigmoid(self.masks(self.norm_original(places)))
         if self.tap.armed:
             if slices > 1:
                 weights, mixed = block_diagonal(weights, slices), mixed.reshape(tokens.shape)

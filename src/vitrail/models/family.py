@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import torch
 
 from vitrail.errors import ConfigError
 from vitrail.models.base import VisionModel
@@ -79,6 +82,12 @@ class Family:
     def takes_spectral(self) -> bool:
         """Whether its models can have a second stream, whose bands the setting ``spectral_chans`` counts."""
         return "spectral_chans" in self.settings
+
+    @functools.cached_property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names of the tensors of its tiny model; they show what a family is called inside a checkpoint."""
+        with torch.device("meta"):
+            return tuple(self.build(self.config(**self.test_config)).state_dict())
 
 
 # Families by name, filled by their files.

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vitrail
+from tests.tiers import spread
 from vitrail.explain import capture_attention
 from vitrail.models import list_families
 
@@ -17,13 +18,17 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
-def case(request):
+def pytest_generate_tests(metafunc):
+    spread(metafunc, name=CASES)
+
+
+@pytest.fixture
+def case(name):
     """A model in training, two batches of a random size, and its gradients without recomputation."""
-    name, settings = CASES[request.param]
-    rng = random.Random(request.param)
+    family, settings = CASES[name]
+    rng = random.Random(name)
     torch.manual_seed(rng.randrange(1000))
-    model = vitrail.create_model(name, **{**list_families()[name].test_config, **settings}).train()
+    model = vitrail.create_model(family, **{**list_families()[family].test_config, **settings}).train()
     batches = [_inputs(model, rng) for _ in range(2)]
     gradients = [_gradients(model, model(*batch)) for batch in batches]
     model.set_grad_checkpointing()

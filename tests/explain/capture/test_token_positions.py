@@ -7,11 +7,16 @@ import pytest
 import torch
 
 from tests.explain.tiny_models import SETTINGS, tiny_inputs, tiny_model
+from tests.tiers import spread
 from vitrail.errors import ConfigError
 from vitrail.explain import capture_attention
 from vitrail.layers import relative_coords, relative_position_index, window_mask
 from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.window_attention import WindowAttention
+
+
+def pytest_generate_tests(metafunc):
+    spread(metafunc, name=SETTINGS)
 
 
 def _captured(layer, x):
@@ -85,7 +90,6 @@ def test_values_at_the_positions_are_the_tokens_that_were_mixed(seed):
             torch.testing.assert_close(mean[group, query], out[row, column, :2])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_every_layer_with_a_grid_has_positions(name):
     model = tiny_model(name)
     with capture_attention(model) as record:

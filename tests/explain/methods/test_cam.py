@@ -6,11 +6,16 @@ import torch.nn.functional as F
 
 import vitrail
 from tests.explain.tiny_models import SETTINGS, VIT, tiny_inputs, tiny_model
+from tests.tiers import spread
 from vitrail.errors import ConfigError
 from vitrail.explain import explain
 from vitrail.explain.methods.levels import choose_levels, level_gradients
 
 METHODS = ("gradcam", "gradcam++", "layercam", "eigencam")
+
+
+def pytest_generate_tests(metafunc):
+    spread(metafunc, name=SETTINGS)
 
 
 def _intermediates_with_graph(model, inputs, target):
@@ -72,7 +77,6 @@ def _definition(method, A, g):
     return (w * A).sum(1).clamp(min=0)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_equal_the_definitions_by_another_graph(name):
     model, target = tiny_model(name), torch.tensor([2, 0])
     inputs = tiny_inputs(model)
@@ -91,7 +95,6 @@ def test_equal_the_definitions_by_another_graph(name):
             assert torch.allclose(got.tokens, expected, rtol=1e-4, atol=1e-6 + 1e-4 * float(expected.max())), method
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_family_gets_maps_of_its_inputs_size(name, method):
     model = tiny_model(name)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.explain.tiny_models import SETTINGS, tiny_inputs, tiny_model
+from tests.tiers import spread
 from vitrail.errors import ConfigError
 from vitrail.explain import explain
 from vitrail.explain.methods.baselines import make_baseline
@@ -12,6 +13,10 @@ from vitrail.explain.methods.input_gradients import integrated_gradients
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")
 ALL = ("saliency", "input_x_gradient", "integrated_gradients", "smoothgrad", "occlusion")
+
+
+def pytest_generate_tests(metafunc):
+    spread(metafunc, name=SETTINGS)
 
 
 def _logit(model, inputs, target):
@@ -24,7 +29,6 @@ def _gradients(model, inputs, target):
     return torch.autograd.grad(model(*inputs).gather(1, target[:, None]).sum(), inputs)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 def test_against_gradients_by_hand(name):
     model, target = tiny_model(name), torch.tensor([3, 1])
     inputs = tiny_inputs(model)

@@ -65,8 +65,8 @@ def test_trains_on_any_size_and_is_explained(settings):
     assert torch.equal(model(x), model(x))
     assert model(other).shape == (2, 5)
     assert model.forward_intermediates(other, intermediates_only=True)[0].shape[2:] == model.embed(other)[0].shape[1:3]
-    for images in (x, other):
-        for method in ("rollout", "gradient_rollout", "gradcam", "attention"):
+    for images, methods in ((x, ("gradient_rollout", "attention")), (other, ("rollout", "gradcam"))):
+        for method in methods:
             found = explain(model, images, method=method).map
             assert found.shape == (2, *images.shape[2:]), method
             assert torch.isfinite(found).all(), method
@@ -291,7 +291,9 @@ def test_overlapping_patches_are_refused_by_masks():
     ids=name_of,
 )
 def test_checkpoints_show_their_settings(settings):
-    state = vitrail.create_model("vit_tiny_patch16_224", **settings, depth=12).state_dict()
+    with torch.device("meta"):
+        model = vitrail.create_model("vit_tiny_patch16_224", **settings, depth=12)
+    state = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
     facts = recognise(unwrap(state, "it"), "it")
     assert facts.family == "vit"
     assert facts.fits, facts.problem

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.sources.base import ImageSource
+
+
+@functools.cache  # scikit-learn parses a compressed table of text at each call
+def stored_digits() -> Any:
+    """Load scikit-learn's table of images and labels."""
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 class DigitsSource(ImageSource):
@@ -26,9 +36,7 @@ class DigitsSource(ImageSource):
     fixed = True
 
     def __init__(self, size: tuple[int, int]) -> None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
+        digits = stored_digits()
         images = torch.from_numpy(digits.images).float()[:, None] / 16.0
         if size != (8, 8):
             images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
