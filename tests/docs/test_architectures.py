@@ -74,8 +74,10 @@ def test_commands_are_read_with_their_continued_lines():
     assert script.pictures("![x](images/a/b.png) ![y](other/c.png)") == ["images/a/b.png"]
 
 
-def test_large_pictures_are_made_smaller(tmp_path):
-    ramp = np.linspace(0, 255, 1500 * 45 * 3).astype(np.uint8).reshape(45, 1500, 3)
+def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "WIDTH", 110)
+    monkeypatch.setattr(script, "LOSSLESS", 3000)
+    ramp = np.linspace(0, 255, 150 * 20 * 3).astype(np.uint8).reshape(20, 150, 3)
     noise = np.random.default_rng(0).integers(0, 255, ramp.shape, dtype=np.uint8)
     for name, pixels in (("ramp", ramp), ("noise", noise)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
@@ -83,7 +85,7 @@ def test_large_pictures_are_made_smaller(tmp_path):
         with Image.open(tmp_path / f"{name}.webp") as image:
             assert image.format == "WEBP"
             assert image.width == script.WIDTH
-    small = Image.fromarray(ramp[:, :400])
+    small = Image.fromarray(ramp[:, :40])
     small.save(tmp_path / "small.png")
     script.shrink(tmp_path / "small.png", tmp_path / "small.webp")
     with Image.open(tmp_path / "small.webp") as image:

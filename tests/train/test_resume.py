@@ -217,7 +217,7 @@ def test_a_batch_norm_of_one_value_is_refused(tmp_path, size, batch, refused):
     model = {"name": "maxvit", "img_size": size, "stem_width": 8, "embed_dim": [8, 8, 16, 16], "depths": [1, 1, 1, 1],
              "dim_head": 8, "window_size": 1}  # fmt: skip
     content = {**TINY, "model": model, "run": {"dir": str(tmp_path / "x"), "tensorboard": False}}
-    content["data"] = {"source": "synthetic_leaves", "leaves": {"num_images": 16}, "spectral": {"use": []},
+    content["data"] = {"source": "synthetic_leaves", "leaves": {"num_images": 30}, "spectral": {"use": []},
                        "batch_size": batch, "loader": {"num_workers": 0}}  # fmt: skip
     content["trainer"] = {"max_epochs": 1, "accelerator": "cpu", "precision": "32-true"}
     if refused:
