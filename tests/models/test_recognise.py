@@ -10,6 +10,7 @@ from tests.golden_files import FOLDER, read_golden
 from tests.tiers import fast_first
 from tests.weights.models import FAMILIES, build
 from vitrail.errors import WeightsError
+from vitrail.models import list_families
 from vitrail.models.recognise import recognise
 from vitrail.weights.read import read_checkpoint, unwrap
 
@@ -35,7 +36,9 @@ GOLDEN = {
 
 
 def test_every_golden_file_is_tried():
-    assert {path.stem for path in FOLDER.glob("*.safetensors")} == set(GOLDEN)
+    """Those of image models and their layers; the tests of clips and points read their own."""
+    tried = {*list_families("image"), "token"}
+    assert {p.stem for p in FOLDER.glob("*.safetensors") if p.stem.split("_")[0] in tried} == set(GOLDEN)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -152,7 +155,7 @@ def test_what_is_wrong_with_the_numbers_is_said():
     ],
 )  # fmt: skip
 def test_unknown_files(state):
-    with pytest.raises(WeightsError, match=r"of no family that vitrail knows \(hvt, maxvit, swin, vit\)"):
+    with pytest.raises(WeightsError, match=r"of no family that vitrail knows \(.*hvt, maxvit, .*swin, .*vit\b"):
         recognise(unwrap(state, "x"), "x")
 
 
