@@ -5,6 +5,7 @@ The result has the grid of the first stream; the second may have another number 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Unpack
 
 import torch
@@ -15,7 +16,9 @@ from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers.attention import AttentionOptions, attend, head_norm
 from vitrail.layers.block import BlockOptions
 from vitrail.layers.mlp import make_mlp
+from vitrail.layers.modes import known
 from vitrail.layers.norms import make_norm
+from vitrail.layers.resampling import resample_map, resampling_matrix
 from vitrail.layers.symbolic import one_node
 from vitrail.layers.tap import AttentionTap, TokenLayout
 
@@ -177,7 +180,7 @@ class ConcatFusion(nn.Module):
         _check_pair(x, context, self.dim, self.context_dim)
         if self.tap.armed:
             context = self._resample_explicitly(x, context)
-        elif context.shape[1:3] != x.shape[1:3]:
+        elif not _same_grid(context.shape[1:3], x.shape[1:3]):
             context = _resample_tokens(context, (x.shape[1], x.shape[2]))
         out: Tensor = self.proj(torch.cat([x, context.to(x.dtype)], dim=-1))
         return out
@@ -187,14 +190,27 @@ class ConcatFusion(nn.Module):
         query_grid, key_grid = (x.shape[1], x.shape[2]), (context.shape[1], context.shape[2])
         keys = key_grid[0] * key_grid[1]
         one_hot = torch.eye(keys, dtype=context.dtype, device=x.device).view(1, *key_grid, keys)
-        weights = one_hot if query_grid == key_grid else _resample_tokens(one_hot, query_grid)
+        weights = one_hot if _same_grid(query_grid, key_grid) else _resample_tokens(one_hot, query_grid)
         reported = weights.view(1, 1, -1, keys).expand(x.shape[0], -1, -1, -1)
         self.tap.report(reported, TokenLayout("cross", query_grid=query_grid, key_grid=key_grid))
         return (reported[:, 0] @ context.flatten(1, 2)).view(x.shape[0], *query_grid, context.shape[-1])
 
 
+def _same_grid(one: Sequence[int], other: Sequence[int]) -> bool:
+    # Axis by axis: tuples of symbols would be compared by their values in the example.
+    return all(known(a == b) for a, b in zip(one, other, strict=True))
+
+
 def _resample_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:
     # Half precision has no antialiased kernel on the CPU; double precision stays double.
-    wide = x.to(torch.promote_types(x.dtype, torch.float32)).permute(0, 3, 1, 2)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if torch.compiler.is_exporting():
+        # OpenVINO lacks torch's operator.
+        rows, columns = (
+            resampling_matrix(torch.arange(old), torch.tensor(old), new, "bilinear").to(wide.dtype)
+            for old, new in zip(x.shape[1:3], grid, strict=True)
+        )
+        return resample_map(wide, rows, columns).to(x.dtype)
+    wide = wide.permute(0, 3, 1, 2)
     wide = F.interpolate(wide, size=grid, mode="bilinear", antialias=True)
     return wide.permute(0, 2, 3, 1).to(x.dtype)

@@ -42,6 +42,12 @@ def resampling_matrix(
     return weights / weights.sum(dim=1, keepdim=True)
 
 
+def resample_map(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Resample maps ``(B, h, w, C)`` by the matrices ``(H, h)`` and ``(W, w)`` to ``(B, H, W, C)``."""
+    tall = (rows @ x.flatten(2)).view(x.shape[0], rows.shape[0], columns.shape[1], x.shape[3])
+    return columns @ tall
+
+
 def linear_matrix(old: int, new: int) -> Tensor:
     """Compute the weights of linear interpolation without antialiasing, shape ``(new, old)``, edges repeated."""
     place = (torch.arange(new).float() + 0.5) * (torch.tensor(old).float() / new) - 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,8 @@ from vitrail.runs.trained import TrainedModel
 ANY: Literal["any"] = "any"
 ImageSize = tuple[int, int] | Literal["any"] | None
 NO_PHOTOGRAPHS = "with --image-size any pixels are taken at their own size, neither cropped nor resized"
-# Shares of the run's height and width at which engines are compared with the run; the last is the smallest size.
+# Shares of the run's height and width at which engines are compared with the run; the last is the smallest size. All
+# streams have one share, and once each another.
 _SHARES = ((0.5, 1.0), (1.0, 1.4), (1.3, 0.7), (0.0, 0.0))
 _BATCH = 2
 # Largest difference, as a share of the scale.
@@ -99,8 +101,12 @@ def check_sizes(graph: ExportGraph, folder: Path, engine: str, threads: int | No
     """
     generator = torch.Generator().manual_seed(0)
     loaded = open_engine(folder, engine, "fp32", threads)
-    for shares in _SHARES:
-        sizes = [_scaled(graph, entry, shares) for entry in graph.inputs]
+    streams = list(graph.card.streams)
+    compared = [dict.fromkeys(streams, shares) for shares in _SHARES]
+    if len(streams) > 1:
+        compared.append(dict(zip(streams, itertools.cycle(_SHARES), strict=False)))
+    for shares in compared:
+        sizes = [_scaled(graph, entry, shares[entry.stream]) for entry in graph.inputs]
         pixels = [_pixels(entry, size, generator) for entry, size in zip(graph.inputs, sizes, strict=True)]
         with torch.no_grad():
             wanted = graph(*pixels)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vitrail.layers.fast.dispatch import fast_path
 from vitrail.layers.modes import is_dynamic
-from vitrail.layers.resampling import resampling_matrix
+from vitrail.layers.resampling import resample_map, resampling_matrix
 
 
 @torch.library.custom_op("vitrail::resampling_weights", mutates_args=())
@@ -52,7 +52,4 @@ def resample_by_made_matrices(grid: Tensor, old_grid: tuple[int, int], new_grid:
 
 def _multiply(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply positions ``(1, h * w, C)`` by the matrices ``(H, h)`` and ``(W, w)``: ``(1, H * W, C)``."""
-    channels = grid.shape[2]
-    tall = rows @ grid.reshape(rows.shape[1], columns.shape[1] * channels)
-    resampled = columns @ tall.view(rows.shape[0], columns.shape[1], channels)
-    return resampled.reshape(1, rows.shape[0] * columns.shape[0], channels)
+    return resample_map(grid.view(1, rows.shape[1], columns.shape[1], -1), rows, columns).flatten(1, 2)
