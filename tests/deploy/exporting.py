@@ -3,6 +3,8 @@
 import contextlib
 import importlib.util
 import io
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ SMALL = (
 ).split()
 
 # Engine -> what it needs.
-PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript"), "torch": ()}
+PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx", "onnxscript"), "torch": (), "inductor": ()}
 
 
 def missing(engine, *others):
@@ -33,7 +35,10 @@ def skip_without(engine, *others):
 
 
 needs_openvino = skip_without("openvino")
-FORMATS = [pytest.param(engine, marks=skip_without(engine)) for engine in PACKAGES]
+needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+# A whole export takes the compiler a minute or more.
+_MARKS = {"inductor": [needs_compiler, pytest.mark.slow]}
+FORMATS = [pytest.param(engine, marks=[skip_without(engine), *_MARKS.get(engine, ())]) for engine in PACKAGES]
 
 
 def make_run(root, *words, per_class=4):

@@ -44,6 +44,7 @@ def test_variants_go_from_the_safest_to_the_riskiest():
     names = [variant.name for variant in list_variants()]
     assert names == ["openvino fp32", "onnx fp32", "torch fp32", "openvino bf16", "openvino int8", "onnx int8"]
     assert [variant.name for variant in list_variants("onnx")] == ["onnx fp32", "onnx int8"]
+    assert [variant.name for variant in list_variants("inductor")] == ["inductor fp32"]
     for words in (("tensorrt",), ("auto", "int4"), ("onnx", "bf16")):
         with pytest.raises(ConfigError):
             list_variants(*words)

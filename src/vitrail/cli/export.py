@@ -14,7 +14,7 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from vitrail.deploy.export.export import Exported
 
-FORMATS = ("auto", "openvino", "onnx", "torch")
+FORMATS = ("auto", "openvino", "onnx", "torch", "inductor")
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 INCLUDE = ("embedding", "heatmap", "sets", "ood")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -28,7 +28,9 @@ def _parser() -> VerbParser:
     )
     parser.add_argument("run", nargs="?", help="the run folder")
     parser.add_argument("--out", metavar="DIR", help="folder of the export; export in the run folder if not given")
-    parser.add_argument("--format", choices=FORMATS, default="auto", help="engine; auto: the fastest")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="auto", help="engine; auto: the fastest (inductor only on request)"
+    )
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: the fastest that passes")
     parser.add_argument(
         "--include", nargs="*", choices=INCLUDE, default=["embedding"], help="outputs besides logits and probabilities"

@@ -22,7 +22,7 @@ VERSION_FOLDER = "1"
 FORMAT = 1
 
 # Engine -> the file that it opens.
-ENGINES = {"openvino": "model.xml", "onnx": "model.onnx", "torch": "model.pt2"}
+ENGINES = {"openvino": "model.xml", "onnx": "model.onnx", "torch": "model.pt2", "inductor": "model.pt2"}
 # Key of the record's own digest.
 SEAL = "sha256"
 # Prefixes of arrays in check.npz: of inputs, and of the outputs of each entry.
@@ -51,6 +51,10 @@ def open_engine(folder: Path, engine: str, precision: str, threads: int | None =
         from vitrail.engines.onnx import OnnxEngine
 
         return OnnxEngine(file, precision, threads)
+    if engine == "inductor":
+        from vitrail.engines.inductor import InductorEngine
+
+        return InductorEngine(file, precision, threads)
     from vitrail.engines.torch import TorchEngine
 
     return TorchEngine(file, precision, threads)

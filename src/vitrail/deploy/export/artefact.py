@@ -44,6 +44,7 @@ _PACKAGES = {
     "openvino": ("torch", "openvino"),
     "onnx": ("torch", "onnx", "onnxscript", "onnxruntime"),
     "torch": ("torch",),
+    "inductor": ("torch",),
 }
 
 

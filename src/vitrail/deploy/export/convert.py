@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import sysconfig
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +18,21 @@ from torch.export import Dim, ExportedProgram
 
 from vitrail.deploy.export.graph import ExportGraph, GraphInput
 from vitrail.deploy.export.layout import rewrite
+from vitrail.engines import inductor
 from vitrail.engines.load import ENGINES
 from vitrail.engines.torch import RECORD
+from vitrail.errors import ConfigError
 from vitrail.extras import import_extra
 
 _OPSET = 20
 # Largest batch (axis 0), height and width.
 _MOST = {0: 4096, 2: 65535, 3: 65535}
+_INDUCTOR = {
+    "freezing": True,
+    "cpp.dynamic_threads": True,  # otherwise the number at export is fixed
+    "cpp.march": "",  # only the instruction sets that the package names, by which its processor is checked
+    "aot_inductor.enable_line_tables": False,
+}
 # Key of the record inside the model file.
 METADATA = "vitrail"
 
@@ -129,8 +141,45 @@ def _write_torch(program: ExportedProgram, graph: ExportGraph, file: Path, facts
     torch.export.save(program, file, extra_files={RECORD: facts})
 
 
+def _write_inductor(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:
+    from torch._inductor import aoti_compile_and_package, config
+
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(f"inductor needs the C++ compiler {compiler}, which is not installed; use --format openvino")
+    known = config.get_config_copy()
+    settings = {name: value for name, value in _INDUCTOR.items() if name in known}
+    compiled = file.with_suffix(".compiled.pt2")
+    with torch.no_grad():
+        aoti_compile_and_package(program, package_path=str(compiled), inductor_configs=settings)
+    _without_sources(compiled, file, facts)
+    compiled.unlink()
+
+
+def _without_sources(source: Path, target: Path, facts: str) -> None:
+    """Copy a package of AOTInductor without its C++ code and without paths of this machine, and add the description."""
+    from torch._inductor.codecache import cache_dir
+
+    paths = [
+        cache_dir(),
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("include"),
+        str(Path(torch.__file__).parent),
+    ]
+    with zipfile.ZipFile(source) as package, zipfile.ZipFile(target, "w") as made:
+        for name in package.namelist():
+            if name.endswith((".cpp", ".h")):
+                continue
+            content = package.read(name)
+            for path in map(str.encode, paths):
+                content = content.replace(path, b"." * len(path))
+            made.writestr(f"{target.stem}/{name.partition('/')[2]}", content)
+        made.writestr(f"{target.stem}/{inductor.RECORD}", facts)
+
+
 _WRITERS: dict[str, Callable[[ExportedProgram, ExportGraph, Path, str], None]] = {
     "openvino": _write_openvino,
     "onnx": _write_onnx,
     "torch": _write_torch,
+    "inductor": _write_inductor,
 }

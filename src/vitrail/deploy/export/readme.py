@@ -23,12 +23,22 @@ program = torch.export.load("{file}").module({guards})
 {arrays}
 outputs = program({positional})
 print(outputs["probabilities"].argmax(1))""",
+    "inductor": """import torch, torch._inductor
+model = torch._inductor.aoti_load_package("{file}")
+{arrays}
+outputs = model({positional})
+print(outputs["probabilities"].argmax(1))""",
 }
 _PHOTOGRAPH = """np.asarray(PIL.Image.open("photo.jpg").convert("RGB"))[None].transpose(0, 3, 1, 2)"""
 _CASTS = """
 OpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. Check the type
 before the call, or load the folder with `vitrail.engines.load_export`, which refuses other types and sizes.
 """
+_UNCHECKED = """
+The package checks neither types nor sizes: others are read as if they were these. Check them before the call, or load
+the folder with `vitrail.engines.load_export`. It holds machine code for the processor that exported it.
+"""
+_WARNINGS = {"openvino": _CASTS, "inductor": _UNCHECKED}
 _DECODING = """ Decode JPEG files in full and turn them as their EXIF tag says;
 Pillow, OpenCV (whose order of colors is blue, green, red) and simplejpeg then give the pixels of `vitrail predict`, up
 to a quarter of a level of 255 on average."""
@@ -45,7 +55,9 @@ def readme(facts: Mapping[str, Any]) -> str:
     code = _CODE[engine].format(
         file=ENGINES[engine],
         hint="f32" if facts["precision"] == "fp32" else "bf16",
-        arrays="\n".join(_array(entry, inputs[0]["entry"], "torch" if engine == "torch" else "np") for entry in inputs),
+        arrays="\n".join(
+            _array(entry, inputs[0]["entry"], "np" if engine in ("openvino", "onnx") else "torch") for entry in inputs
+        ),
         feed=", ".join(f'"{name}": {name}' for name in names),
         positional=", ".join(names),
         guards="check_guards=False" if _any_size(facts) else "",
@@ -64,7 +76,7 @@ def readme(facts: Mapping[str, Any]) -> str:
 Outputs: {", ".join(f"`{name}`" for name in facts["outputs"])}; `model.classes` in `export.json` names the classes in
 order. {_entries(facts)}
 {_sizes(next(entry for entry in inputs if entry["entry"] == "resized"))}
-{_CASTS if engine == "openvino" else ""}
+{_WARNINGS.get(engine, "")}
 `vitrail export --check DIR` compares the outputs on `check.npz` with the recorded ones.
 """
 

@@ -81,6 +81,8 @@ def lacks_any(model: VisionModel, engine: str) -> str:
         model: The model.
         engine: Key of :data:`vitrail.engines.load.ENGINES`.
     """
+    if engine == "inductor":
+        return "inductor compiles for one size and checks none; use openvino, or one --image-size"
     windows = any(isinstance(part, ShiftedWindowAttention) for part in model.modules())
     if engine == "onnx" and windows:
         return "windows of any size are not converted to ONNX; use openvino, or one --image-size"
