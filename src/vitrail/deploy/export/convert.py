@@ -158,7 +158,7 @@ def _write_inductor(program: ExportedProgram, graph: ExportGraph, file: Path, fa
 
 def _without_sources(source: Path, target: Path, facts: str) -> None:
     """Copy a package of AOTInductor without its C++ code and without paths of this machine, and add the description."""
-    from torch._inductor.codecache import cache_dir
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     paths = [
         cache_dir(),
