@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitrail.models.family import register_family
     from vitrail.models.pretrained import from_pretrained, save_pretrained
     from vitrail.models.registry import create_model, list_models
+    from vitrail.models.token_merging import merge_tokens
     from vitrail.weights.load import load_weights
 
 # Public name -> the module that defines it.
@@ -26,6 +27,7 @@ _PUBLIC = {
     "from_pretrained": "vitrail.models.pretrained",
     "list_models": "vitrail.models.registry",
     "load_weights": "vitrail.weights.load",
+    "merge_tokens": "vitrail.models.token_merging",
     "register_family": "vitrail.models.family",
     "save_pretrained": "vitrail.models.pretrained",
 }
@@ -38,6 +40,7 @@ __all__ = [
     "list_models",
     "load_export",
     "load_weights",
+    "merge_tokens",
     "register_family",
     "save_pretrained",
 ]

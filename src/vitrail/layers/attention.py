@@ -166,6 +166,10 @@ class Attention(nn.Module):
         Returns:
             Tokens, shape of ``x``.
         """
+        return self.mix_heads(*self.project(x, layout, rotation), layout, bias)
+
+    def project(self, x: Tensor, layout: TokenLayout, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values, each ``(B, heads, N, d)``, or ``(B, G, heads, N, d)`` for groups."""
         qkv = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, x.shape[-1] // self.num_heads)
         q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
         q, k = self.q_norm(q), self.k_norm(k)
@@ -173,6 +177,10 @@ class Attention(nn.Module):
             q, k = (rotate(part, rotation, layout.num_prefix) for part in (q, k))
         if self.factor != 1.0:
             q = q * self.factor
+        return q, k, v
+
+    def mix_heads(self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout, bias: Tensor | None = None) -> Tensor:
+        """Attend with the result of :meth:`project`, and project to tokens; arguments as for :meth:`mix`."""
         dropout = self.attn_drop if self.training else 0.0
         mixed = attend(q, k, v, tap=self.tap, layout=layout, bias=bias, dropout=dropout)
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(-3, -2).flatten(-2)))

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vitrail.layers.tap import named_taps
 
 
-def run_block(block: nn.Module, *inputs: object, checkpointing: bool) -> Tensor:
+def run_block(block: nn.Module, *inputs: object, checkpointing: bool) -> Any:
     """Run a block, with gradient checkpointing or without."""
     if checkpointing:
         return run_checkpointed(block, *inputs)
-    out: Tensor = block(*inputs)
-    return out
+    return block(*inputs)
 
 
-def run_checkpointed(block: nn.Module, *inputs: object) -> Tensor:
+def run_checkpointed(block: nn.Module, *inputs: object) -> Any:
     """Run a block and store only its inputs for the backward pass.
 
     A block with an armed tap runs plainly: the consumer holds its weights, the largest of its activations, and they
     must be those of the run whose gradient is computed.
 
     Args:
-        block: Returns one tensor.
+        block: Returns tensors.
         *inputs: Its arguments.
     """
     if torch.compiler.is_compiling():
-        out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+        out = checkpoint(block, *inputs, use_reentrant=False)
     elif any(tap.armed for tap in named_taps(block).values()):
         out = block(*inputs)
     else:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 # Positions along each axis: rows and columns, of a clip frames (or tubelets) first. Whole numbers; typed so that code
 # for images alone can take one where it needs a pair.
 Grid = tuple[Any, ...]
-LayoutKind = Literal["global", "window", "grid", "cross", "pool", "mix", "fuse", "merge", "slices"]
+LayoutKind = Literal["global", "window", "grid", "cross", "pool", "mix", "fuse", "merge", "slices", "match"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class TokenLayout:
             (TokenLearner); ``mix``, each row the learned tokens that one of as many others was made of, by size,
             and ``fuse``, each row how much of each of those one token took up (TokenFuser); ``merge``, each row the
             neighbours that one token was made of; ``slices``, each row the tokens of one slice of time that one token
-            was made of, those of its prefix first.
+            was made of, those of its prefix first; ``match``, each row the tokens without prefix that one token was
+            averaged from (token merging).
         query_grid: Height and width of the queries' grid without prefix tokens, for a clip time first; None when they
             have no grid.
         key_grid: The same for the keys.

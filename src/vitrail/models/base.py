@@ -270,6 +270,22 @@ class VisionModel(Pooling):
         """
         return False
 
+    def lacks_merging(self) -> str:
+        """Reason why blocks cannot merge tokens; empty where they can."""
+        reasons: Mapping[str, str] = getattr(type(self.config), "absent", {})
+        return reasons.get("token_merging", f"the blocks of a {type(self).__name__} need all of their tokens")
+
+    def set_token_merging(self, r: int | Sequence[int]) -> None:
+        """Merge similar tokens in each block from now on; parameters stay as they are.
+
+        Args:
+            r: Pairs that each block merges, or one number a block; 0 for none.
+
+        Raises:
+            ConfigError: A number below 0, or a model that cannot, with :meth:`lacks_merging`.
+        """
+        raise ConfigError(f"tokens cannot be merged: {self.lacks_merging()}")
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations."""
         for module in self.modules():

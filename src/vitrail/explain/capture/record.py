@@ -216,7 +216,12 @@ def class_tokens(model: VisionModel, num_prefix: int) -> int:
 
 def layer_tiles(model: VisionModel, layer: str) -> Tiles:
     """Return the pixels of each token in a layer; for a merging layer after merging."""
-    return next(info.tiles for info in model.feature_info if layer.startswith(info.name + "."))
+    found = next((info.tiles for info in model.feature_info if layer.startswith(info.name + ".")), None)
+    if found is not None:
+        return found
+    # A block that is no level because it merges tokens attends on the grid of the first tokens.
+    stream = next(s.name for s in model.streams if layer.startswith(model.stream_prefixes.get(s.name, "")))
+    return first_tiles(model, stream)
 
 
 def first_tiles(model: VisionModel, stream: str) -> Tiles:

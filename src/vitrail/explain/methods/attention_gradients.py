@@ -129,7 +129,7 @@ class _GradientWeighted:
     def __call__(self, step: CapturedMixing) -> Tensor:
         """Return the matrix of a layer, ``(B, queries, keys)``, which the backward pass fills."""
         weights, layout = step.weights, step.layout
-        if layout.kind in ("merge", "mix", "slices"):
+        if layout.kind in ("merge", "mix", "slices", "match"):
             return normalize_rows(weights.detach().float())
         if not weights.requires_grad:
             self.constants.append(weights.requires_grad_())

@@ -114,8 +114,8 @@ def attention_maps(
     steps = [step for step in record.steps if name is not None or step.name.startswith(own)]
     if not steps:
         raise ConfigError(
-            f"{name or 'every layer'} attends among learned tokens, which have no positions; choose a layer before the "
-            "TokenLearner, or method 'tokens'"
+            f"{name or 'every layer'} attends among learned or merged tokens, which have no positions; choose a layer "
+            "before the TokenLearner, or method 'tokens'; before the first merged tokens, or method 'rollout'"
         )
     step = steps[-1]
     assert step.layout.key_grid is not None, "attend() omits layers without positions"

@@ -109,6 +109,8 @@ def _identity_part(row: Tensor, steps: Sequence[CapturedMixing]) -> Tensor:
             row = _to_parents(row, step)
         elif kind == "slices":
             row = _to_slices(row, step)
+        elif kind == "match":
+            row = _to_matched(row, step)
         elif kind == "mix":
             fused += 1
         elif kind == "pool" and fused:
@@ -215,6 +217,8 @@ class Propagation:
             return row
         if kind == "slices":
             return _to_slices(row, step)
+        if kind == "match":
+            return _to_matched(row, step)
         # Class tokens, which learn no tokens, come first.
         if kind == "mix":
             assert self._spread is not None, "a fuse step follows each mix step"
@@ -244,6 +248,12 @@ def _to_slices(row: Tensor, step: CapturedMixing) -> Tensor:
     times, prefix = step.weights.shape[1], step.layout.num_prefix
     shares = _split(row, times)[1][:, :, None] * step.weights
     return torch.cat([shares[:, :, :prefix].flatten(1), shares[:, :, prefix:].flatten(1)], dim=1)
+
+
+def _to_matched(row: Tensor, step: CapturedMixing) -> Tensor:
+    """Propagate from tokens to those that they were averaged from; prefix tokens come first."""
+    prefix, rest = _split(row, step.weights.shape[1])
+    return torch.cat([prefix, row_product(rest, step.weights)], dim=1)
 
 
 def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:

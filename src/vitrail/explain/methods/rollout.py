@@ -47,6 +47,7 @@ def attention_rollout(
 
     - Attention in windows or grids is the same matrix, scattered to the positions of the tokens.
     - A merged token, and a token after a convolution of stride 2, is the mean of its 2 x 2 parents.
+    - Token merging: a merged token is the mean of its tokens, weighted by the number of their patches.
     - TokenLearner: the selection weights, normalised over positions. TokenFuser: the mean of the token and its share of
       the learned tokens.
     - Fusion of two streams: the mean of the image token and its attention to the second stream.

@@ -101,6 +101,7 @@ class HVTConfig(LayerSettings):
 
     absent: ClassVar[Mapping[str, str]] = {
         "patch_drop_rate": "patch merging needs the whole grid; use drop_path_rate, or a ViT",
+        "token_merging": "patch merging and the fusion of streams need the whole grid; use a ViT",
         "class_token": "patch merging leaves no place for one; use global_pool avg, max, avgmax or map",
         "global_pool=token": "there is no class token",
         "reg_tokens": "patch merging leaves no place for them; a ViT has register tokens",

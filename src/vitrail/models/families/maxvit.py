@@ -94,6 +94,7 @@ class MaxViTConfig(LayerSettings):
     absent: ClassVar[Mapping[str, str]] = {
         "pos_drop_rate": "no positions are added to its tokens; use proj_drop_rate",
         "patch_drop_rate": "windows and convolutions need the whole map; use drop_path_rate, or a ViT",
+        "token_merging": "windows and convolutions need the whole map; use a ViT",
         "class_token": "windows hold positions of the map alone; use global_pool avg, max, avgmax or map",
         "global_pool=token": "there is no class token",
         "reg_tokens": "windows hold positions of the map alone; a ViT has register tokens",

@@ -90,6 +90,7 @@ class SwinConfig(LayerSettings):
 
     absent: ClassVar[Mapping[str, str]] = {
         "patch_drop_rate": "windows need the whole grid of patches; use drop_path_rate, or a ViT",
+        "token_merging": "windows need the whole grid of patches; use a ViT",
         "class_token": "windows hold patches alone; use global_pool avg, max, avgmax or map",
         "global_pool=token": "there is no class token",
         "reg_tokens": "windows hold patches alone; a ViT has register tokens",

@@ -1,6 +1,7 @@
-"""ViT, with TokenLearner at any layer if wanted.
+"""ViT, with TokenLearner at any layer, or token merging in its blocks, if wanted.
 
-Sources: Dosovitskiy et al. 2021, arXiv:2010.11929 (ViT); Ryoo et al. 2021, arXiv:2106.11297 (TokenLearner).
+Sources: Dosovitskiy et al. 2021, arXiv:2010.11929 (ViT); Ryoo et al. 2021, arXiv:2106.11297 (TokenLearner); Bolya et
+al. 2023, arXiv:2210.09461 (token merging).
 Parameter names are timm's, so that its checkpoints load unchanged.
 """
 
@@ -43,6 +44,7 @@ from vitrail.layers.shapes import check_img_size, grid_size, to_pair
 from vitrail.layers.stems import check_multiples, first_convolution, make_stem, measure_stem
 from vitrail.layers.symbolic import is_symbolic
 from vitrail.layers.token_learner import TokenFuser, TokenLearner
+from vitrail.layers.token_merging import Merged, Unmerge, lacks_merging, set_merging
 from vitrail.models.base import VisionModel, group_parameters
 from vitrail.models.checkpoint_sizes import count_numbered, count_prefix, embeds_prefix, fit_positions, read_width
 from vitrail.models.checks import (
@@ -104,6 +106,8 @@ class ViTConfig(LayerSettings):
             of the place, from which few images teach more).
         no_embed_class: Whether class and register tokens have no positions, as in DeiT III and DINOv2 with registers.
         token_learner: TokenLearner's settings; none without it.
+        token_merging: Pairs of similar patch tokens that each block merges, or a list with one number a block (Bolya
+            et al. 2023, arXiv:2210.09461); at most half of the tokens that are left. 0 merges none.
     """
 
     img_size: int | tuple[int, int] = 224
@@ -133,6 +137,7 @@ class ViTConfig(LayerSettings):
     pos_embed_init: Literal["normal", "sincos"] = "normal"
     no_embed_class: bool = False
     token_learner: TokenLearnerConfig | None = None
+    token_merging: int | tuple[int, ...] = 0
 
     def __post_init__(self) -> None:
         """Check what the layers do not check themselves.
@@ -160,6 +165,22 @@ class ViTConfig(LayerSettings):
             object.__setattr__(self, "token_learner", complete_token_learner(self.token_learner, self.depth))
             if self.patch_drop_rate:
                 raise ConfigError("token_learner needs the whole grid of patches; set patch_drop_rate 0")
+        self._check_merging()
+
+    def _check_merging(self) -> None:
+        counts = [self.token_merging] if isinstance(self.token_merging, int) else list(self.token_merging)
+        if any(not isinstance(r, int) or isinstance(r, bool) or r < 0 for r in counts):
+            raise ConfigError(f"token_merging must be a whole number of at least 0, or one a block, got {counts}")
+        if not isinstance(self.token_merging, int):
+            object.__setattr__(self, "token_merging", tuple(counts))
+            if len(counts) != self.depth:
+                raise ConfigError(f"token_merging has {len(counts)} numbers for {self.depth} blocks; give one a block")
+        if not any(counts):
+            return
+        if self.token_learner is not None:
+            raise ConfigError("token_learner replaces the patches that token_merging merges; leave one of them out")
+        if self.pos_embed == "rope":
+            raise ConfigError("token_merging cannot average the rotations of pos_embed='rope'; choose other positions")
 
     def _check_tokens(self) -> None:
         if self.num_class_tokens is not None:
@@ -175,6 +196,13 @@ class ViTConfig(LayerSettings):
             raise ConfigError(
                 "dist_token stands beside one class token: it needs class_token=True, global_pool='token', no fc_norm"
             )
+
+    @property
+    def merges(self) -> tuple[int, ...]:
+        """Pairs of tokens that each block merges; empty where none does."""
+        if isinstance(self.token_merging, int):
+            return (self.token_merging,) * self.depth if self.token_merging else ()
+        return self.token_merging if any(self.token_merging) else ()
 
     @property
     def class_tokens(self) -> int:
@@ -246,10 +274,34 @@ class ViT(VisionModel):
         self.head_dist = linear_classifier(dim, config.num_classes) if config.dist_token else None
         self.distilled_training = False
         self.grad_checkpointing = False
-        on_grid = config.depth if self.token_fusers else min(config.depth, self.learn_at)
-        tiles = self.patch_stride, self.patch_embed.pixel_offset
-        self.feature_info = [FeatureInfo(f"blocks.{i}", dim, *tiles) for i in range(on_grid)]
+        self.unmerge: Unmerge | None = None
+        self._set_merging()
         self._init_weights()
+
+    def _set_merging(self) -> None:
+        """Let blocks from the first with pairs to merge return merged tokens; the blocks before it are levels."""
+        config = self.config
+        merges = config.merges
+        self.merge_at = next((i for i, r in enumerate(merges) if r), config.depth)
+        for i, block in enumerate(self.blocks if merges or self.unmerge is not None else ()):
+            set_merging(block, merges[i] if i >= self.merge_at else None)
+        self.unmerge = Unmerge() if merges else None
+        on_grid = self.merge_at if self.token_fusers else min(self.merge_at, self.learn_at)
+        tiles = self.patch_stride, self.patch_embed.pixel_offset
+        self.feature_info = [FeatureInfo(f"blocks.{i}", config.embed_dim, *tiles) for i in range(on_grid)]
+
+    def lacks_merging(self) -> str:
+        """A TokenLearner and rotary positions exclude merging, and blocks that were replaced may."""
+        return next(filter(None, map(lacks_merging, self.blocks)), "")
+
+    def set_token_merging(self, r: int | Sequence[int]) -> None:
+        """Merge tokens from now on, as :meth:`VisionModel.set_token_merging`."""
+        merging = r if isinstance(r, int) else tuple(r)
+        config = dataclasses.replace(self.config, token_merging=merging)
+        if config.merges and (lack := self.lacks_merging()):
+            raise ConfigError(f"tokens cannot be merged: {lack}")
+        self.config = config
+        self._set_merging()
 
     def _build_patches(self) -> None:
         """Build the stem and the patch embedding; set the grid and the pixels between patches."""
@@ -285,7 +337,7 @@ class ViT(VisionModel):
     @property
     def ends(self) -> tuple[Ends, ...]:
         """Patches at both ends; none where the last tokens form no grid that tiles the image."""
-        if self._overlap or (self.learn_at <= len(self.blocks) and not self.token_fusers):
+        if self._overlap or self.unmerge or (self.learn_at <= len(self.blocks) and not self.token_fusers):
             return ()
         size = self.patch_stride
         return (Ends("image", self.num_features, size, self.num_features, size),)
@@ -315,6 +367,8 @@ class ViT(VisionModel):
         """Overlapping patches do not tile the image, and a TokenLearner without fuser leaves no grid."""
         if self.ends or self._overlap:
             return self._overlap
+        if self.unmerge is not None:
+            return "blocks merge tokens, which then form no grid; set token_merging 0, at least for the first blocks"
         return (
             "the tokens after a TokenLearner without fuser form no grid; set token_learner.fuse true, or leave "
             "token_learner out"
@@ -324,6 +378,8 @@ class ViT(VisionModel):
         """Overlapping patches show what is masked, and a TokenLearner needs all patches."""
         if len(self.token_learners):
             return "a TokenLearner needs all patches; leave token_learner out"
+        if self.unmerge is not None:
+            return "the decoder needs each visible patch; set token_merging 0"
         return self._overlap
 
     def lacks_positions(self) -> str:
@@ -382,7 +438,8 @@ class ViT(VisionModel):
     ) -> Tensor:
         checkpointing = self.grad_checkpointing and self.training
         extra = () if rotation is None else (rotation,)
-        return run_block(block, x, grid, self.num_prefix, *extra, checkpointing=checkpointing)
+        out: Tensor = run_block(block, x, grid, self.num_prefix, *extra, checkpointing=checkpointing)
+        return out
 
     def _run(
         self,
@@ -393,6 +450,8 @@ class ViT(VisionModel):
         stop: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run all blocks, or a number of them; also give the tokens after the wanted blocks."""
+        if self.unmerge is not None:
+            return self._run_merging(tokens, grid, levels, stop)
         found: list[Tensor] = []
         P = self.num_prefix
         for i, block in enumerate(self.blocks[:stop]):
@@ -411,6 +470,23 @@ class ViT(VisionModel):
         if self.learn_at == len(self.blocks) and stop is None:
             tokens = self._learn(tokens, grid, 0)
         return tokens, found
+
+    def _run_merging(
+        self, tokens: Tensor, grid: tuple[int, int] | None, levels: Sequence[int], stop: int | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run blocks that merge tokens; at the end merged tokens stand at each of their patches."""
+        assert self.unmerge is not None, "blocks merge"
+        found: list[Tensor] = []
+        merged: Merged | None = None
+        checkpointing = self.grad_checkpointing and self.training
+        for i, block in enumerate(self.blocks[:stop]):
+            if i < self.merge_at:
+                tokens = self._run_block(block, tokens, grid)
+            else:
+                tokens, merged = run_block(block, tokens, grid, self.num_prefix, merged, checkpointing=checkpointing)
+            if i in levels:
+                found.append(tokens)
+        return self.unmerge(tokens, self.num_prefix, merged), found
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens after the last norm.
@@ -488,7 +564,9 @@ class ViT(VisionModel):
         self.blocks = self.blocks[:count]
         kept = max(0, count - self.learn_at) if self.token_fusers else 0
         self.token_learners, self.token_fusers = self.token_learners[:kept], self.token_fusers[:kept]
-        self.config = dataclasses.replace(self.config, depth=count, token_learner=learner)
+        # Levels end before the first merging.
+        self.config = dataclasses.replace(self.config, depth=count, token_learner=learner, token_merging=0)
+        self._set_merging()
 
     def layer_groups(self) -> list[list[str]]:
         """Embedding, then each block with the TokenLearner before it, then norm and head."""

@@ -117,6 +117,7 @@ class ViViTConfig(LayerSettings):
     token_learner: TokenLearnerConfig | None = None
     absent: ClassVar[Mapping[str, str]] = {
         "patch_drop_rate": "attention along time and space needs whole slices; use drop_path_rate",
+        "token_merging": "attention along time and space needs whole slices",
         "reg_tokens": "no published model of clips has register tokens; a ViT has them",
     }
 
@@ -409,7 +410,9 @@ class ViViT(VisionModel):
         return x, found
 
     def _run_block(self, block: nn.Module, x: Tensor, grid: Grid | None) -> Tensor:
-        return run_block(block, x, grid, self.block_prefix, checkpointing=self.grad_checkpointing and self.training)
+        checkpointing = self.grad_checkpointing and self.training
+        out: Tensor = run_block(block, x, grid, self.block_prefix, checkpointing=checkpointing)
+        return out
 
     def _learn(self, x: Tensor, grid: Grid, index: int) -> Tensor:
         """Replace the tokens of each slice of time by learned ones; class tokens stay as they are."""
