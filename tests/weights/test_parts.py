@@ -112,7 +112,8 @@ def test_distilled_weights_are_recognised_as_distilled(layout):
     ("key", "shape", "setting"),
     [
         ("reg_token", (1, 4, 24), "reg_tokens=4"),
-        ("register_tokens", (1, 4, 24), "reg_tokens=4"),
+        # DINOv2's name: its table has no positions of register tokens.
+        ("register_tokens", (1, 4, 24), "reg_tokens=4, no_embed_class=true"),
         ("blocks.0.ls1.gamma", (24,), "init_values=1e-05"),
         ("blocks.0.gamma_1", (24,), "init_values=1e-05"),
         ("blocks.0.attn.q_norm.weight", (12,), "qk_norm=true"),
@@ -123,7 +124,7 @@ def test_other_architectures_are_refused_with_the_settings_of_theirs(key, shape,
     model = build("vit", 2)
     before = snapshot(model)
     state = {wrapper + name: value for name, value in {**build("vit", 1).state_dict(), key: torch.zeros(shape)}.items()}
-    with pytest.raises(WeightsError, match=rf"does not fit: .* Build the model with {setting}, as that of the weights"):
+    with pytest.raises(WeightsError, match=rf"[Bb]uild the model with {setting}, as that of the weights"):
         vitrail.load_weights(model, state, new_head=True)
     assert unchanged(model, before)
 

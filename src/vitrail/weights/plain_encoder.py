@@ -5,8 +5,44 @@ Rules of timm's names are also those of vitrail's own, DeiT's, MAE's and DINO's.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
+from vitrail.weights.checkpoint import State
 from vitrail.weights.huggingface import block_rules
+from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import Drop, DropToken, MergeRows, Rename, Rule
+
+
+@dataclass(frozen=True)
+class FoldClassPosition:
+    """Add the class token's position to the class token where register tokens have no positions, exactly.
+
+    DINOv2 adds positions before it inserts the register tokens, so that its table has a row for the class token and
+    none for them. It stores a table of a square grid.
+
+    Attributes:
+        registers: Key of the register tokens in DINOv2's checkpoints.
+        token: Key of the class token.
+        positions: Key of the positions, shape ``(1, tokens, dim)``.
+    """
+
+    registers: str
+    token: str
+    positions: str
+
+    def apply(self, state: State, report: LoadReport) -> State:
+        """Fold; a table of another layout is left unchanged."""
+        token, table = state.get(self.token), state.get(self.positions)
+        if self.registers not in state or token is None or table is None or token.ndim != 3 or table.ndim != 3:
+            return state
+        count = token.shape[1]
+        patches = table.shape[1] - count
+        if patches <= 0 or math.isqrt(patches) ** 2 != patches or token.shape[-1] != table.shape[-1]:
+            return state
+        report.notes.append(f"added the class token's position to {self.token} (the same outputs)")
+        return {**state, self.token: token + table[:, :count], self.positions: table[:, count:]}
+
 
 # Touvron et al. 2021, arXiv:2012.12877, section 4: its output is averaged with the class token's.
 _DISTILLATION = DropToken(
@@ -27,17 +63,20 @@ _GATED: tuple[Rule, ...] = (
     Rename(r"(blocks\.\d+\.mlp)\.(?:w3|weights_out)\.(.*)", r"\1.fc2.\2"),
     MergeRows(r"(blocks\.\d+\.mlp)\.fc1_(?P<part>[gx])\.(weight|bias)", ("g", "x"), r"\1.fc1.\3"),
 )
-_REGISTERS = Rename(r"register_tokens", "reg_token")
+_REGISTERS: tuple[Rule, ...] = (
+    FoldClassPosition("register_tokens", "cls_token", "pos_embed"),
+    Rename(r"register_tokens", "reg_token"),
+)
 
 TIMM_RULES: tuple[Rule, ...] = (
-    _REGISTERS,
+    *_REGISTERS,
     *_LAYER_SCALE,
     *_GATED,
     _DISTILLATION,
     Drop(r"pre_logits\b.*", "representation layer of the pre-training head, not used"),
 )
 TRANSFORMERS_RULES: tuple[Rule, ...] = (
-    Rename(r"embeddings\.register_tokens", "reg_token"),
+    Rename(r"embeddings\.register_tokens", "register_tokens"),
     Drop(r"pooler\..*", "pooler of the pre-training head, not part of the classifier"),
     Rename(r"embeddings\.mask_token", "mask_token"),
     Rename(r"embeddings\.distillation_token", "dist_token"),
@@ -45,6 +84,7 @@ TRANSFORMERS_RULES: tuple[Rule, ...] = (
     Rename(r"cls_classifier\.(.*)", r"head.\1"),
     Rename(r"embeddings\.cls_token", "cls_token"),
     Rename(r"embeddings\.position_embeddings", "pos_embed"),
+    *_REGISTERS,
     _DISTILLATION,
     Rename(r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
     Rename(r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", r"blocks.\1.\2"),
