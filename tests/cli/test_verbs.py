@@ -1,5 +1,6 @@
 """The whole command line on tiny data, and every kind of misuse: one line, the right exit code, nothing lost."""
 
+import importlib
 import json
 import os
 import re
@@ -12,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vitrail
+from tests.deploy.eager import eager_engines as eager_engines
 from tests.images import make_folder, save_image
 from vitrail.analyze.examples import _PAGE_METHODS
 from vitrail.cli.demo import demo_models, demo_recipe
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.compare.worker import run_recipe
+from vitrail.deploy.export import candidates
 from vitrail.explain import list_methods
 
 SMALL = (
@@ -189,11 +192,14 @@ def _execute_here(runs, *_):
         *(pytest.param(m, True, marks=pytest.mark.slow) for m in (["vit"], ["vit_token_learner", "hvt"])),
     ],
 )
-def test_demo(models, drawn, tmp_path, capsys, monkeypatch):
+def test_demo(models, drawn, tmp_path, capsys, monkeypatch, request):
     if not drawn:  # a page and processes take most of the time; test_report_holds_every_picture looks at a page
         monkeypatch.setattr("vitrail.report.page.write_report", lambda runs, page, *_: page)
         monkeypatch.setattr("vitrail.cli.demo.demo_recipe", _small_demo)
         monkeypatch.setattr("vitrail.compare.execute.execute", _execute_here)
+        module = importlib.import_module("vitrail.deploy.export.export")
+        monkeypatch.setattr(module, "list_variants", lambda *_: [candidates.Variant("torch", "fp32")])
+        request.getfixturevalue("eager_engines")
     assert main(["demo", "--dir", str(tmp_path / "demo"), "--epochs", "1", "--models", *models]) == 0
     table = pd.read_csv(tmp_path / "demo" / "results.csv")
     assert list(table.columns) == [
@@ -206,6 +212,10 @@ def test_demo(models, drawn, tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "report.html" in out
     assert all(name in out for name in models)
+    exported = "vit" if "vit" in models else models[0]
+    if not drawn:
+        assert f"export: {tmp_path / 'demo' / exported / 'export'} ({exported} as torch fp32)" in out
+        assert (tmp_path / "demo" / exported / "export" / "1" / "export.json").is_file()
     if not drawn:
         return
     page = (tmp_path / "demo" / "report.html").read_text()
@@ -215,6 +225,7 @@ def test_demo(models, drawn, tmp_path, capsys, monkeypatch):
     pictures += len(models) if len(models) > 1 else 0  # curves of each, beside those that compare them
     assert page.count("data:image/png;base64,") == pictures
     assert "Not drawn" not in page
+    assert ("<h2>Export</h2>" in page) == ("\nexport: none of " not in out)
     if "hvt" in models:
         card = json.loads((tmp_path / "demo" / "hvt" / "model.json").read_text())
         assert card["streams"]["spectral"]["bands"] == ["edge_x", "edge_y"]

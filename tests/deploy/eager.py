@@ -41,6 +41,6 @@ def eager_engines(monkeypatch):
     monkeypatch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
     monkeypatch.setattr(candidates, "convert", convert)
     # It is as fast as the run, and no speed is tested.
-    monkeypatch.setattr(Measured, "slower_than", lambda *_: False)
+    monkeypatch.setattr(Measured, "slower", "")
     monkeypatch.setattr(candidates, "open_engine", open_engine)
     monkeypatch.setattr(load, "open_engine", open_engine)

@@ -14,10 +14,10 @@ from tests.images import save_image
 from vitrail.cli.main import main
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.data import open_data
-from vitrail.deploy.export import candidates
+from vitrail.deploy.export import candidates, measure
 from vitrail.deploy.export.candidates import list_variants
 from vitrail.deploy.export.decisions import DecisionOutputs, fit_decisions
-from vitrail.deploy.export.measure import time_alternately
+from vitrail.deploy.export.measure import Speed, time_alternately
 from vitrail.deploy.export.verdict import Verdict
 from vitrail.deploy.exported import load_exported, to_inputs
 from vitrail.engines import load_export
@@ -52,11 +52,22 @@ def test_variants_go_from_the_safest_to_the_riskiest():
 
 def test_calls_alternate():
     calls = []
-    speeds = time_alternately({name: lambda name=name: calls.append(name) for name in "ab"}, 8, 0.0)
-    assert "".join(calls) == "aabb" + "abba" * 2 + "ab"
-    assert speeds["a"].calls == 5
-    assert speeds["a"].p50 <= speeds["a"].p99
-    assert speeds["a"].images_per_second == 8 / speeds["a"].p50
+    times = time_alternately({name: lambda name=name: calls.append(name) for name in "ab"}, 0.0)
+    assert "".join(calls) == "aabb" + "abba" * 4
+    assert {name: len(own) for name, own in times.items()} == {"a": 8, "b": 8}
+    speed = Speed.of(8, times["a"])
+    assert (speed.calls, speed.best) == (8, min(times["a"]))
+    assert speed.p50 <= speed.p99
+    assert speed.images_per_second == 8 / speed.p50
+
+
+@pytest.mark.parametrize(("after", "turns"), [(0, 10), (13, 13), (1000, 20)])
+def test_calls_go_on_until_something_is_decided_for_twice_the_time_at_most(monkeypatch, after, turns):
+    clock = iter(range(1000))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    # The clock strikes three times a turn of one step.
+    times = time_alternately({"a": lambda: None}, 29, lambda times: len(times["a"]) >= after)
+    assert len(times["a"]) == turns
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from vitrail.data.images import read_image, resize_picture
 from vitrail.data.rasters import resize_tensor
 from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.edges import edges
-from vitrail.deploy.export.photographs import file_source, read_photographs
+from vitrail.deploy.export.photographs import encoded_source, read_photographs
 from vitrail.deploy.export.pixels import Prepare, ResizeStored
 from vitrail.deploy.export.stored import StoredPixels, stored_pixels
 from vitrail.runs.images import open_images
@@ -211,7 +211,7 @@ def test_stored_rasters_become_what_the_pipeline_reads(tmp_path, dtype, settings
     assert found["image"].dtype == (torch.float32 if marks else getattr(torch, dtype))
     resize = ResizeStored(found["image"])
     for index in range(len(images.source)):
-        stored_values = read_photographs(file_source(images), found, index)["image"]
+        stored_values = read_photographs(encoded_source(images), found, index)["image"]
         wanted = images.source.read([index])["image"]
         assert bool(wanted.isnan().any()) == bool(marks)
         result = resize(torch.from_numpy(stored_values))

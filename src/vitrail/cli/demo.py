@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
 from vitrail.errors import RunError
 
+if TYPE_CHECKING:
+    from vitrail.runs.folder import RunFolder
+
 # Recipes of the demo, package data so that an installed vitrail has them.
 _RECIPES = Path(__file__).parent.parent / "recipes" / "digits"
+
+
+# The model that is exported, where it is trained: chosen beforehand, since the best on test images would be by chance.
+_EXPORTED = "vit"
+# Seconds for measurements and quantisation.
+_BUDGET = 10.0
 
 
 def demo_models() -> list[str]:
@@ -26,13 +36,28 @@ def demo_recipe(name: str) -> dict[str, Any]:
     return read_yaml(_RECIPES / f"{name}.yaml")
 
 
+def _export(name: str, runs: Sequence[RunFolder]) -> str:
+    """Export a run into its folder; return the outcome in words."""
+    from vitrail.deploy.export import export
+
+    run = next(run for run in runs if run.name == name)
+    print(f"exporting {name}", flush=True)
+    try:
+        record = export(run, budget=_BUDGET).export.record
+    except RunError as error:  # such as an engine that is slower than the run, on this machine
+        return f"none of {name}: {error}"
+    return f"{run.export} ({name} as {record['engine']} {record['precision']})"
+
+
 def main(argv: list[str]) -> int:
-    """Train, evaluate, compare and explain.
+    """Train, evaluate, compare, explain and export.
 
     Args:
         argv: Arguments after the verb.
     """
-    parser = VerbParser("demo", "Train the models on scikit-learn's digits, evaluate and compare them, write a page.")
+    parser = VerbParser(
+        "demo", "Train the models on scikit-learn's digits, evaluate and compare them, export one, write a page."
+    )
     parser.add_argument("--dir", default="runs/demo", help="folder for the runs, results.csv and report.html")
     parser.add_argument("--epochs", type=int, help="epochs for every model; each has its own number otherwise")
     parser.add_argument(
@@ -79,10 +104,12 @@ def main(argv: list[str]) -> int:
     runs = [run.folder for run in plan]
     table = results_table(runs)
     write_text(folder / "results.csv", table.to_csv(index=False))
+    exported = _export(_EXPORTED if _EXPORTED in arguments.models else arguments.models[0], runs)
     page = write_report(runs, folder / "report.html", load_run_recipe, "vitrail demo: handwritten digits")
     print()
     print(table.to_string(index=False))
-    print(f"\nreport: {page} (results: {folder / 'results.csv'}; {time.perf_counter() - start:.0f} s)")
+    print(f"\nexport: {exported}")
+    print(f"report: {page} (results: {folder / 'results.csv'}; {time.perf_counter() - start:.0f} s)")
     print_next(
         ["vitrail", "explain", runs[0], "--out", folder / "explanations"],
         ["vitrail", "data", "audit", "--data.source", "folder", "--data.path", "DIR"],

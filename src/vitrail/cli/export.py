@@ -13,6 +13,7 @@ from vitrail.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitrail.deploy.export.export import Exported
+    from vitrail.deploy.export.measure import Measured
 
 FORMATS = ("auto", "openvino", "onnx", "torch", "inductor")
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
@@ -50,6 +51,13 @@ def _parser() -> VerbParser:
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="DIR", help="further images to compare on, without labels"
     )
+    parser.add_argument(
+        "--gate-images",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="images to compare on, at most, at even distances: photographs of unlike sizes take a call each",
+    )
     parser.add_argument("--budget", default="2m", metavar="TIME", help="time for measuring: 90s, 10m, 1h")
     parser.add_argument("--threads", type=int, help="threads of the engine; all cores if not given")
     parser.add_argument("--check", metavar="DIR", help="compare an export's outputs with the recorded ones, and stop")
@@ -65,6 +73,8 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.threads is not None and arguments.threads < 1:
         raise ConfigError(f"--threads must be at least 1, got {arguments.threads}")
+    if arguments.gate_images < 1:
+        raise ConfigError(f"--gate-images must be at least 1, got {arguments.gate_images}")
     if (arguments.run is None) == (arguments.check is None):
         raise ConfigError("vitrail export takes a run folder, or --check DIR for an earlier export")
     if arguments.check is not None:
@@ -105,6 +115,7 @@ def _export(arguments: Namespace, budget: float, image_size: tuple[int, int] | L
         include=arguments.include,
         image_size=image_size,
         images=arguments.images,
+        gate_images=arguments.gate_images,
         limits=Limits(agreement=arguments.agreement, max_drop=arguments.max_drop),
         budget=budget,
         threads=arguments.threads,
@@ -123,15 +134,17 @@ def _export(arguments: Namespace, budget: float, image_size: tuple[int, int] | L
 
 def _slower(exported: Exported) -> str | None:
     """Say that a forced engine is slower than the run, beyond the noise of speeds."""
-    from vitrail.deploy.export.choice import LEAST_GAIN
-    from vitrail.deploy.export.measure import EAGER
-
     chosen = next(result.name for result in exported.results if result.chosen)
-    own, eager = exported.measured[chosen], exported.measured[EAGER]
-    if not own.slower_than(eager, LEAST_GAIN):
-        return None
-    speeds = f"{own.images_per_second:.1f} images/s against {eager.images_per_second:.1f}"
-    return f"slower than the run itself: {speeds}; --format auto looks for a faster engine"
+    slower = exported.measured[chosen].slower
+    return f"slower than the run itself: {slower}; --format auto looks for a faster engine" if slower else None
+
+
+def _over_run(own: Measured) -> str:
+    """Format the time of a call over that of the run, with its interval."""
+    if own.ratio is None:
+        return "1"
+    ends = "" if not own.ratio.low else f" ({own.ratio.low:.2f} to {own.ratio.high:.2f})"
+    return f"{own.ratio.median:.2f}{ends}"
 
 
 def _tables(exported: Exported, agreement: float) -> str:
@@ -145,11 +158,15 @@ def _tables(exported: Exported, agreement: float) -> str:
         times = [f"{1000 * t:.1f}" for speed in own.speeds for t in (speed.p50, speed.p99)]
         sizes = ["-" if n is None else f"{n / 1e6:.1f}" for n in (own.size, own.memory)]
         counts = ", ".join(f"{n} {precision}" for precision, n in own.operations.items()) or "-"
-        rows.append([name, *times, f"{own.images_per_second:.1f}", *sizes, own.precision, counts])
+        rows.append([name, *times, f"{own.images_per_second:.1f}", _over_run(own), *sizes, own.precision, counts])
     batches = [speed.batch for speed in next(iter(exported.measured.values())).speeds]
     times = [f"ms at {batch}, {share}" for batch in batches for share in ("p50", "p99")]
-    header = ["candidate", *times, "images/s", "file MB", "memory MB", "computes in", "products"]
-    lines = [format_table(header, rows, right=range(1, 8)), "", format_table(*gate_table(exported.results), right=(1,))]
+    header = ["candidate", *times, "images/s", "time / run's", "file MB", "memory MB", "computes in", "products"]
+    lines = [format_table(header, rows, right=range(1, 9)), "", format_table(*gate_table(exported.results), right=(1,))]
+    if exported.gate_images < exported.available:
+        lines.append(
+            f"compared on {exported.gate_images:,} of {exported.available:,} images; --gate-images compares on more"
+        )
     if any("fp32" not in result.name for result in exported.results):
         lines += ["", f"power of the gate: {power_text(exported.gate_images, agreement)}"]
     lines += (

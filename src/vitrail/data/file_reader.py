@@ -164,14 +164,15 @@ class FileReader:
         Returns:
             Shape ``(C, H, W)``; float32 with NaN where there is no data, else of the stored type.
         """
-        if self._is_raster(path):
-            values, invalid, _ = self._raster(path, (1, 1))
-        else:
-            picture = self._picture(path, str(path), None)
-            values, invalid = picture.planes.numpy(), _by_band(picture.invalid, len(picture.planes))
-        if invalid is not None:
-            values = np.where(invalid, np.float32(np.nan), values.astype(np.float32))
-        return values if values.dtype != np.float64 else values.astype(np.float32)
+        if not self._is_raster(path):
+            return self.read_stored_picture(path, str(path))
+        values, invalid, _ = self._raster(path, (1, 1))
+        return _with_no_data(values, invalid)
+
+    def read_stored_picture(self, file: Path | bytes, name: str) -> npt.NDArray[Any]:
+        """Read a picture from a path or from bytes, as :meth:`read_stored` does."""
+        picture = self._picture(file, name, None)
+        return _with_no_data(picture.planes.numpy(), _by_band(picture.invalid, len(picture.planes)))
 
     @property
     def _of_pictures(self) -> ValueRule:
@@ -255,6 +256,13 @@ def _ask_for_names(path: Path, max_pixels: int | None) -> None:
         BAND_COUNT,
         f"are TIFF files {bands}",
     )
+
+
+def _with_no_data(values: npt.NDArray[Any], invalid: npt.NDArray[np.bool_] | None) -> npt.NDArray[Any]:
+    """Mark pixels without data as NaN, in float32; float64 becomes float32."""
+    if invalid is not None:
+        values = np.where(invalid, np.float32(np.nan), values.astype(np.float32))
+    return values if values.dtype != np.float64 else values.astype(np.float32)
 
 
 def _by_band(invalid: npt.NDArray[np.bool_] | None, bands: int) -> npt.NDArray[np.bool_] | None:

@@ -44,19 +44,23 @@ _PILLOW_LIMIT = threading.Lock()
 _FAULTS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(file: Path | bytes, name: str = "") -> tuple[int, int]:
     """Return height and width of a picture as displayed, from its header.
+
+    Args:
+        file: The file or its content.
+        name: Name in errors; the file's own when not given.
 
     Raises:
         DataError: Not an image that can be read.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             width, height = image.size
             # Pillow gives the size of a TIFF as it is shown.
             turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in TURNED
     except _FAULTS as error:
-        raise _unreadable(path, path, error) from error
+        raise _unreadable(file, name or str(file), error) from error
     return (width, height) if turned else (height, width)
 
 

@@ -30,6 +30,7 @@ from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
 from vitrail.report.evaluated import CONFUSION, Section, Subject, mixed_up, no_confusion
+from vitrail.report.export import exports
 from vitrail.report.robust import robustness
 from vitrail.report.run_brief import run_brief
 from vitrail.report.run_facts import read_facts
@@ -125,6 +126,7 @@ def write_report(
         *([] if MISTAKES in without else _sections(_mistakes(loaded, opened))),
         *robustness(subjects),
         *measured.cost(subjects),
+        *exports(subjects),
         *measured.others(subjects),
         *structures(subjects, out),
         *([] if FEATURES in without else feature_spaces(subjects)),

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -19,8 +21,10 @@ from torch import Tensor
 from vitrail.data.classes import ClassRules, Label, clean_name, count_labels, encode_targets, resolve_classes
 from vitrail.data.file_reader import FileReader
 from vitrail.data.image_errors import BandError, bands_message, head, unreadable_message
-from vitrail.data.sources.base import ImageSource, to_unit
+from vitrail.data.images import image_size
+from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.columns import are_splits, describe_unused, find_column, groups_of_cells, splits_of_cells
+from vitrail.data.sources.encoded import EncodedSource
 from vitrail.data.sources.table_file import Cell, cells_of, column_problem
 from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
@@ -51,7 +55,7 @@ class Part:
     has_files: bool = False
 
 
-class EmbeddedSource(ImageSource):
+class EmbeddedSource(EncodedSource):
     """Column of images (a struct of ``bytes`` and ``path``, or bytes) and column of labels.
 
     The images' bytes are read into memory. Every image is decoded once, so that all faults are known before anything
@@ -88,7 +92,7 @@ class EmbeddedSource(ImageSource):
         group_column: str | None = None,
         split_column: str | None = None,
     ) -> None:
-        self.root, self.reader = Path(root), reader
+        self.root, self.readers = Path(root), {"image": reader}
         self.bands = {"image": reader.bands}
         if reader.wavelengths is not None:
             self.wavelengths = {"image": reader.wavelengths}
@@ -133,6 +137,11 @@ class EmbeddedSource(ImageSource):
             self.groups = [groups[i] for i in kept]
         rest = [name for name in schema.names if name not in (image_column, label_column)]
         self.notes = describe_unused(rest, split_column, group_column or group)
+
+    @property
+    def reader(self) -> FileReader:
+        """Reader of the images."""
+        return self.readers["image"]
 
     def _check(self, keys: Sequence[str], skip: bool) -> tuple[list[tuple[str, str]], list[int]]:
         """Decode all images and cache small ones; return excluded rows with reasons, and the others."""
@@ -201,7 +210,7 @@ class EmbeddedSource(ImageSource):
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Read images ``(B, C, H, W)``, uint8; float32 with NaN where some have pixels without data."""
-        if self._decoded is not None:
+        if self._decoded is not None and not self.reader.in_full:
             return {"image": self._decoded[torch.from_numpy(self._rows[list(indices)])]}
         rows = self._rows[list(indices)].tolist()
         images = [self._decode(row, self.keys[i], self.reader.size) for i, row in zip(indices, rows, strict=True)]
@@ -215,8 +224,11 @@ class EmbeddedSource(ImageSource):
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Return height and width of an image in its file."""
-        shape = self._decode(int(self._rows[index]), self.keys[index], None).shape
-        return shape[1], shape[2]
+        return image_size(self._content(int(self._rows[index])), self.keys[index])
+
+    def read_stored(self, stream: str, index: int) -> npt.NDArray[Any]:
+        """Read an image in full and in its own units."""
+        return self.readers[stream].read_stored_picture(self._content(int(self._rows[index])), self.keys[index])
 
     def digest(self, index: int) -> bytes:
         """Hash the bytes of an image."""

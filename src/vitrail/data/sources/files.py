@@ -8,8 +8,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +26,8 @@ from vitrail.data.image_errors import (
     head,
     unreadable_message,
 )
-from vitrail.data.sources.base import ImageSource, to_unit
+from vitrail.data.sources.base import to_unit
+from vitrail.data.sources.encoded import EncodedSource
 from vitrail.data.stored_values import Survey, Surveys
 from vitrail.data.thumbnails import SIDE, Thumbnails
 from vitrail.errors import DataError, plural
@@ -33,7 +36,7 @@ from vitrail.errors import DataError, plural
 Row = tuple[str, str | tuple[str, ...], Path]
 
 
-class FileSource(ImageSource):
+class FileSource(EncodedSource):
     """Image files with a class each, and a second file each for a second stream.
 
     Every file is decoded once, small, when the source is made, so that all faults are known before anything begins.
@@ -199,6 +202,10 @@ class FileSource(ImageSource):
     def thumbnails(self) -> Thumbnails:
         """Return small gray images, computed at the first decoding."""
         return self._small
+
+    def read_stored(self, stream: str, index: int) -> npt.NDArray[Any]:
+        """Read a file in full and in its own units."""
+        return self.readers[stream].read_stored(self.files[stream][index])
 
     def original_size(self, index: int) -> tuple[int, int]:
         """Return height and width of an image in its file."""

@@ -12,6 +12,7 @@ Wiens 2003, Pharm. Stat. 2, 211-215.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Candidate:
         criterion: "equality" (fp32), "agreement" (reduced precision) or "drop" (a changed computation).
         images_per_second: Measured speed; None if it could not be built or run.
         failure: Why it could not be built or run.
-        slower: Whether it is slower than the run in eager mode, so that it must not be chosen.
+        slower: How much slower than the run in eager mode it is, which must not be chosen then; empty if it is not.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Candidate:
     criterion: Criterion
     images_per_second: float | None
     failure: str = ""
-    slower: bool = False
+    slower: str = ""
 
 
 def choose(candidates: Sequence[Candidate], judge: Callable[[Candidate], Verdict]) -> list[Result]:
@@ -91,7 +92,14 @@ def choose(candidates: Sequence[Candidate], judge: Callable[[Candidate], Verdict
             else:
                 refused = c
     chosen = max((c for c in passed if not c.slower), key=_speed, default=None)
-    return [Result(c.name, c.images_per_second, c is chosen, verdicts[c.name]) for c in candidates]
+    return [Result(c.name, c.images_per_second, c is chosen, _with_speed(verdicts[c.name], c)) for c in candidates]
+
+
+def _with_speed(verdict: Verdict, candidate: Candidate) -> Verdict:
+    """Add to the verdict that a candidate which passed is too slow to be chosen."""
+    if verdict.status != "passed" or not candidate.slower:
+        return verdict
+    return dataclasses.replace(verdict, reason=f"{verdict.reason}; not chosen: {candidate.slower}")
 
 
 def _replaced_by(candidate: Candidate, passed: Sequence[Candidate]) -> Candidate | None:

@@ -80,7 +80,10 @@ def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: P
     """
     # The same text for the same facts, so that two exports are the same file.
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
-    _WRITERS[engine](program, graph, folder / ENGINES[engine], text)
+    with warnings.catch_warnings():
+        # torch copies its own specifications of trees in a way that it deprecates.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        _WRITERS[engine](program, graph, folder / ENGINES[engine], text)
 
 
 def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:

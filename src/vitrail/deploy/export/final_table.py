@@ -27,6 +27,7 @@ class FinalTable:
 
     Attributes:
         images: Number of images.
+        available: Number of test images of the run.
         metric: "accuracy", or "mean average precision" if multi-label.
         original: The run's value, with a 95 % interval.
         export: The export's.
@@ -38,6 +39,7 @@ class FinalTable:
     """
 
     images: int
+    available: int
     metric: str
     original: Estimate
     export: Estimate
@@ -54,7 +56,7 @@ class FinalTable:
 
     def lines(self) -> tuple[list[str], list[list[str]]]:
         """Format the table: header, and rows of cells."""
-        header = ["test images", f"{self.images:,}", "95 % interval"]
+        header = ["test images", count_of(self.images, self.available), "95 % interval"]
         rows = [
             [f"{self.metric}, {name}", *_cells(values, signed)]
             for name, values, signed in (
@@ -69,6 +71,11 @@ class FinalTable:
         ]
 
 
+def count_of(images: int, available: int) -> str:
+    """Format a number of images, with that of all of them where it is smaller."""
+    return f"{images:,}" if images == available else f"{images:,} of {available:,}"
+
+
 def _known(values: Estimate) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
@@ -78,28 +85,32 @@ def _cells(values: Estimate, signed: bool) -> list[str]:
     return [value, f"{low} to {high}"]
 
 
-def compare_on_test(gate: GateImages, outputs: Outputs) -> FinalTable:
+def compare_on_test(gate: GateImages, outputs: Outputs, available: int | None = None) -> FinalTable:
     """Compare an export with its run.
 
     Accuracies have Wilson's intervals; their difference has exact bounds from paired decisions, of 97.5 % on each side.
     The mean average precision has intervals by the bootstrap of images.
 
     Args:
-        gate: The test images, all labelled, with the run's outputs.
+        gate: Test images, all labelled, with the run's outputs.
         outputs: The export's.
+        available: Number of all test images; that of ``gate`` by default.
     """
     n = len(gate.targets)
+    available = n if available is None else available
     changed = (gate.decisions(gate.original.logits) != gate.decisions(outputs.logits)).any(axis=1)
     misses = int(changed.sum())
     same = (1 - misses / n, agreement_bound(n, misses, LEVEL))
     if gate.multi_label:
-        return FinalTable(n, "mean average precision", *_mean_precisions(gate, outputs), None, None, *same)
+        return FinalTable(n, available, "mean average precision", *_mean_precisions(gate, outputs), None, None, *same)
     first_correct, second_correct = (_correct(gate, logits) for logits in (gate.original.logits, outputs.logits))
     losses, gains = int((first_correct & ~second_correct).sum()), int((~first_correct & second_correct).sum())
     each = (1 + LEVEL) / 2
     low, high = -drop_bound(n, losses, gains, each), drop_bound(n, gains, losses, each)
     values = [(float(x.mean()), *accuracy_interval(int(x.sum()), n)) for x in (first_correct, second_correct)]
-    return FinalTable(n, "accuracy", values[0], values[1], ((gains - losses) / n, low, high), losses, gains, *same)
+    return FinalTable(
+        n, available, "accuracy", values[0], values[1], ((gains - losses) / n, low, high), losses, gains, *same
+    )
 
 
 def _mean_precisions(gate: GateImages, outputs: Outputs) -> tuple[Estimate, Estimate, Estimate]:

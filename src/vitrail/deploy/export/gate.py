@@ -174,7 +174,7 @@ def judge(
 def judge_photographs(
     gate: GateImages, rows: Sequence[int], in_full: Floats, logits: Floats, verdict: Verdict, limits: Limits
 ) -> Verdict:
-    """Compare an fp32 candidate that passed with the original on image files, decoded in full as by other programs.
+    """Compare an fp32 candidate that passed with the original on encoded images, decoded in full as by other programs.
 
     The resize in the graph differs by a level in some pixels, so that logits are close but not equal: those of the
     typical image must be. A mistaken crop, filter, order of bands, range or normalisation moves those of most images.
@@ -194,7 +194,7 @@ def judge_photographs(
     scale = float(np.abs(gate.original.logits).max(initial=0)) or 1.0
     away = float(np.median(np.abs(in_full.astype(np.float64) - logits).max(axis=1))) / scale
     found = dataclasses.replace(verdict, photographs=Photographs(len(rows), misses, away))
-    of = f"{len(rows):,} image files, decoded in full"
+    of = f"{len(rows):,} encoded images, decoded in full"
     if not away <= limits.photographs:
         reason = (
             f"logits typically differ by {away:.1e} of their scale on {of}, at most {limits.photographs:g} is alike"

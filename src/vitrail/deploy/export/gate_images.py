@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.deploy.export.gate import UNLABELLED, GateImages, Outputs
-from vitrail.deploy.export.photographs import decoded_in_full, file_source, run_photographs
+from vitrail.deploy.export.photographs import encoded_source, run_photographs
 from vitrail.deploy.export.stored import StoredPixels
 from vitrail.deploy.images import open_files
 from vitrail.engines.base import Arrays
@@ -120,12 +120,13 @@ def export_outputs(
         export: The export.
         selected: The gate images.
         names: Names of the other outputs.
-        stored: How photographs are stored: those in files are then decoded in full and given at their own size, as by
-            another program. By default all are given at the model's size, as the pipeline resizes them.
+        stored: How photographs are stored: encoded ones are then decoded in full and given at their own size, as
+            by another program. By default all are given at the model's size, as the pipeline resizes them.
     """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("logits", *names)}
     for own in selected:
-        source = file_source(own.images)
+        source = encoded_source(own.images)
+        batches: Iterable[Arrays]
         if stored and source is not None:
             batches = run_photographs(export, source, stored, own.indices)
         else:
@@ -136,28 +137,45 @@ def export_outputs(
     return {name: np.concatenate(rows) for name, rows in parts.items()}
 
 
-def spread_files(selected: Sequence[Selection], most: int) -> tuple[list[Selection], list[int]]:
-    """Select images in files, evenly spaced; also return their rows among all images."""
-    spread: list[Selection] = []
+def count_images(selected: Sequence[Selection]) -> int:
+    """Count the images."""
+    return sum(len(own.indices) for own in selected)
+
+
+def spread(selected: Sequence[Selection], most: int) -> list[Selection]:
+    """Select images at even distances, so many at most."""
+    total = count_images(selected)
+    if total <= most:
+        return list(selected)
+    wanted = {i * total // most for i in range(most)}
+    found, start = [], 0
+    for own in selected:
+        indices = [index for i, index in enumerate(own.indices, start) if i in wanted]
+        found.append(Selection(own.images, indices, own.labelled))
+        start += len(own.indices)
+    return found
+
+
+def spread_encoded(selected: Sequence[Selection], most: int) -> tuple[list[Selection], list[int]]:
+    """Select encoded images at even distances; also return their rows among all images."""
+    encoded = [own for own in selected if encoded_source(own.images) is not None]
+    found = spread(encoded, most)
+    wanted = {id(own): set(few.indices) for own, few in zip(encoded, found, strict=True)}
     rows: list[int] = []
     start = 0
-    total = sum(len(own.indices) for own in selected if file_source(own.images) is not None)
-    step = max(1, -(-total // most))
     for own in selected:
-        if file_source(own.images) is not None:
-            spread.append(Selection(own.images, own.indices[::step], own.labelled))
-            rows += range(start, start + len(own.indices), step)
+        rows += [row for row, index in enumerate(own.indices, start) if index in wanted.get(id(own), ())]
         start += len(own.indices)
-    return spread, rows
+    return found, rows
 
 
 def logits_in_full(trained: TrainedModel, selected: Sequence[Selection]) -> np.ndarray:
-    """Compute the run's logits of images in files, decoded in full and resized by the pipeline."""
+    """Compute the run's logits of encoded images, decoded in full and resized by the pipeline."""
     parts = []
     for own in selected:
-        source = file_source(own.images)
-        assert source is not None, "selected by spread_files"
-        with decoded_in_full(source):
+        source = encoded_source(own.images)
+        assert source is not None, "selected by spread_encoded"
+        with source.in_full():
             parts += [trained.classify(batch)[0].numpy() for batch in own.batches()]
     return np.concatenate(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import multiprocessing
 import statistics
 import time
@@ -14,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
 from vitrail.bench.memory import reset_peak, resident
 from vitrail.deploy.export.candidates import Built
+from vitrail.deploy.export.choice import LEAST_GAIN
 from vitrail.engines.base import Arrays
 from vitrail.engines.load import Export, open_engine
 
 BATCHES = (1, 8)
 EAGER = "vitrail, eager"
-# Calls of each candidate at each batch size.
-_LEAST_CALLS, _MOST_CALLS = 5, 200
+# Calls of each candidate at each batch size. Eight are the fewest whose median has an interval at this level.
+_LEAST_CALLS, _MOST_CALLS = 8, 200
+# Confidence level of the intervals of ratios: above 95 % because they decide when the calls end.
+_RATIO_LEVEL = 0.99
 
 Step = Callable[[], object]
 
@@ -51,31 +56,80 @@ class Speed:
         """Images per second at the median time."""
         return self.batch / self.p50
 
+    @classmethod
+    def of(cls, batch: int, times: Sequence[float]) -> Speed:
+        """Summarise the seconds of all calls."""
+        p99 = float(np.quantile(times, 0.99, method="higher"))
+        return cls(batch, len(times), statistics.median(times), p99, min(times))
 
-def time_alternately(steps: Mapping[str, Step], batch: int, seconds: float) -> dict[str, Speed]:
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of a step over that of another step in the same turn.
+
+    Other work on the machine slows down both calls of a turn, so that ratios vary less than times.
+
+    Attributes:
+        turns: Number of turns.
+        median: Median over the turns.
+        low: Lower end of its interval (exact, from order statistics); 0 with too few turns.
+        high: Upper end; infinite with too few turns.
+    """
+
+    turns: int
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, times: Sequence[float], others: Sequence[float]) -> Ratio:
+        """Compare the times of two steps, turn by turn."""
+        ratios = sorted(own / other for own, other in zip(times, others, strict=True))
+        n = len(ratios)
+        rank = int(binom.ppf((1 - _RATIO_LEVEL) / 2, n, 0.5))
+        ends = (ratios[rank - 1], ratios[n - rank]) if rank else (0.0, math.inf)
+        return cls(n, statistics.median(ratios), *ends)
+
+    def shows(self, factor: float) -> bool:
+        """Whether it is shown to be above a factor, or shown to be at most the factor."""
+        return self.low > factor or self.high <= factor
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain values; an unknown end becomes null."""
+        ends = {"low": self.low or None, "high": self.high if math.isfinite(self.high) else None}
+        return {"turns": self.turns, "median": self.median, **ends}
+
+
+Times = dict[str, list[float]]
+
+
+def time_alternately(
+    steps: Mapping[str, Step], seconds: float, decided: Callable[[Times], bool] = lambda times: True
+) -> Times:
     """Time steps one call after the other, in turns, so that all see the same load of the machine.
 
     Args:
         steps: Name -> the step.
-        batch: Number of images of a step.
-        seconds: Time for all; at least 5 calls of each are made.
+        seconds: Time for all; some turns are made in any case, and as long again while nothing is decided.
+        decided: Whether the times of the calls so far decide what is asked of them.
+
+    Returns:
+        Seconds of each call, by name.
     """
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: Times = {name: [] for name in steps}
     for step in steps.values():  # compiles, fills caches
         step()
         step()
-    end = time.perf_counter() + seconds
+    begin = time.perf_counter()
     for turn in range(_MOST_CALLS):
-        if turn >= _LEAST_CALLS and time.perf_counter() > end:
+        spent = time.perf_counter() - begin
+        if turn >= _LEAST_CALLS and spent > seconds and (spent > 2 * seconds or decided(times)):
             break
         for name in steps if turn % 2 == 0 else reversed(list(steps)):
             start = time.perf_counter()
             steps[name]()
             times[name].append(time.perf_counter() - start)
-    return {
-        name: Speed(batch, len(own), statistics.median(own), float(np.quantile(own, 0.99, method="higher")), min(own))
-        for name, own in times.items()
-    }
+    return times
 
 
 @dataclass(frozen=True)
@@ -89,6 +143,7 @@ class Measured:
             its packages; None where it was not measured.
         precision: Precision that the engine reports.
         operations: Matrix products and convolutions by precision, as the engine reports them.
+        ratio: Time of the largest batch over that of the run in eager mode; None in eager mode.
     """
 
     speeds: tuple[Speed, ...]
@@ -96,16 +151,19 @@ class Measured:
     memory: int | None
     precision: str
     operations: Mapping[str, int]
+    ratio: Ratio | None = None
 
     @property
     def images_per_second(self) -> float:
         """Images per second at the largest batch."""
         return self.speeds[-1].images_per_second
 
-    def slower_than(self, other: Measured, factor: float) -> bool:
-        """Test whether both the median and the fastest call of the largest batch take longer by a factor."""
-        own, its = self.speeds[-1], other.speeds[-1]
-        return own.p50 > factor * its.p50 and own.best > factor * its.best
+    @property
+    def slower(self) -> str:
+        """How much slower than the run in eager mode it is shown to be, in words; empty where that is not shown."""
+        if self.ratio is None or self.ratio.low <= LEAST_GAIN:
+            return ""
+        return f"a call takes {self.ratio.median:.2f} times that of the run (at least {self.ratio.low:.2f})"
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain values."""
@@ -116,6 +174,7 @@ class Measured:
             "memory_bytes": self.memory,
             "precision": self.precision,
             "operations": dict(self.operations),
+            "time_over_eager": None if self.ratio is None else self.ratio.to_json(),
         }
 
 
@@ -137,15 +196,25 @@ def measure(
         inputs = {name: x[:batch] for name, x in images.items()}
         steps: dict[str, Step] = {name: functools.partial(export.run, inputs) for name, export in exports.items()}
         steps[EAGER] = functools.partial(eager, batch)
-        for name, speed in time_alternately(steps, batch, seconds / len(BATCHES)).items():
-            speeds[name].append(speed)
+        decided = _shown_to_be_slower_or_not if batch == max(BATCHES) else lambda times: True
+        times = time_alternately(steps, seconds / len(BATCHES), decided)
+        for name, own in times.items():
+            speeds[name].append(Speed.of(batch, own))
+    ratios = {name: Ratio.of(times[name], times[EAGER]) for name in exports}
     found = {EAGER: Measured(tuple(speeds[EAGER]), None, None, "fp32", {})}
     for one in built:
         name = one.variant.name
         engine = exports[name].engine
         memory = _peak_memory(one, images, threads) if len(built) > 1 else None
-        found[name] = Measured(tuple(speeds[name]), one.size, memory, engine.precision, engine.operations())
+        found[name] = Measured(
+            tuple(speeds[name]), one.size, memory, engine.precision, engine.operations(), ratios[name]
+        )
     return found
+
+
+def _shown_to_be_slower_or_not(times: Times) -> bool:
+    """Whether each candidate is shown to be slower than the run, or not to be."""
+    return all(Ratio.of(own, times[EAGER]).shows(LEAST_GAIN) for name, own in times.items() if name != EAGER)
 
 
 def _peak_memory(one: Built, images: Arrays, threads: int | None) -> int | None:

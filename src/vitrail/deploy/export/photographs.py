@@ -1,11 +1,9 @@
-"""Image files as another program gives them to an export: decoded in full, at their own size, in their own units."""
+"""Encoded images as another program gives them to an export: decoded in full, at their own size, in their own units."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +11,7 @@ import torch
 
 from vitrail.data.dataset import ImageData
 from vitrail.data.sources.base import unwrap_source
-from vitrail.data.sources.files import FileSource
+from vitrail.data.sources.encoded import EncodedSource
 from vitrail.deploy.export.stored import StoredPixels, origin_of
 from vitrail.engines.base import Arrays
 from vitrail.engines.load import Export
@@ -23,25 +21,14 @@ from vitrail.errors import DataError
 _BATCH, _PIXELS = 32, 1 << 22
 
 
-def file_source(images: ImageData) -> FileSource | None:
-    """Return the source of images that lie in files; None for arrays."""
+def encoded_source(images: ImageData) -> EncodedSource | None:
+    """Return the source of images that are encoded, in files or in a table; None for arrays."""
     source = unwrap_source(images.source)
-    return source if isinstance(source, FileSource) else None
+    return source if isinstance(source, EncodedSource) else None
 
 
-@contextmanager
-def decoded_in_full(source: FileSource) -> Iterator[None]:
-    """Let a source decode its files in full, whatever the size wanted of them."""
-    readers = source.readers
-    source.readers = {name: dataclasses.replace(reader, in_full=True) for name, reader in readers.items()}
-    try:
-        yield
-    finally:
-        source.readers = readers
-
-
-def read_photographs(source: FileSource, stored: Mapping[str, StoredPixels], index: int) -> Arrays:
-    """Read the files of an image in full.
+def read_photographs(source: EncodedSource, stored: Mapping[str, StoredPixels], index: int) -> Arrays:
+    """Decode an image in full.
 
     Args:
         source: Source of the image.
@@ -58,46 +45,54 @@ def read_photographs(source: FileSource, stored: Mapping[str, StoredPixels], ind
     for name, own in stored.items():
         origin = origin_of(own.bands, name, source.readers)
         assert origin is not None, "the stream is stored in files"
-        reader, file = source.readers[origin], source.files[origin][index]
-        values = reader.read_stored(file)[[reader.bands.index(band) for band in own.bands]]
-        found[name] = _of_type(values, own.dtype, file)[None]
+        bands = source.readers[origin].bands
+        values = source.read_stored(origin, index)[[bands.index(band) for band in own.bands]]
+        found[name] = _of_type(values, own.dtype, source.keys[index])[None]
     return found
 
 
-def _of_type(values: npt.NDArray[np.generic], dtype: torch.dtype, file: Path) -> npt.NDArray[np.generic]:
+def _of_type(values: npt.NDArray[Any], dtype: torch.dtype, image: str) -> npt.NDArray[Any]:
     wanted = np.dtype(str(dtype).removeprefix("torch."))
     if values.dtype != wanted and not np.can_cast(values.dtype, wanted, "same_kind" if wanted.kind == "f" else "safe"):
         raise DataError(
-            f"{file} holds {values.dtype.name} values or pixels without data, and the export takes {wanted.name}; "
+            f"{image} holds {values.dtype.name} values or pixels without data, and the export takes {wanted.name}; "
             "leave it out"
         )
     return values.astype(wanted)
 
 
 def run_photographs(
-    export: Export, source: FileSource, stored: Mapping[str, StoredPixels], indices: Sequence[int]
-) -> Iterator[Arrays]:
-    """Run an export on image files, decoded in full; neighbours of one size are a batch.
+    export: Export, source: EncodedSource, stored: Mapping[str, StoredPixels], indices: Sequence[int]
+) -> list[Arrays]:
+    """Run an export on images that are decoded in full; those of one size are run together.
 
-    Yields:
-        Outputs of each batch, by name.
+    Returns:
+        Outputs of each image, by name, in the order of the indices.
     """
+    sizes = [source.original_size(index) for index in indices]
+    found: list[Arrays] = [{}] * len(indices)
     batch: list[Arrays] = []
-    for index in indices:
-        image = read_photographs(source, stored, index)
+    rows: list[int] = []
+
+    def run() -> None:
+        outputs = export.run({name: np.concatenate([image[name] for image in batch]) for name in batch[0]})
+        for i, row in enumerate(rows):
+            found[row] = {name: values[i : i + 1] for name, values in outputs.items()}
+        batch.clear()
+        rows.clear()
+
+    for row in sorted(range(len(indices)), key=sizes.__getitem__):
+        image = read_photographs(source, stored, indices[row])
         if batch and not _fits(image, batch):
-            yield export.run(_stack(batch))
-            batch = []
+            run()
         batch.append(image)
+        rows.append(row)
     if batch:
-        yield export.run(_stack(batch))
+        run()
+    return found
 
 
 def _fits(image: Arrays, batch: Sequence[Arrays]) -> bool:
     same = all(x.shape == batch[0][name].shape for name, x in image.items())
     pixels = max(x.shape[2] * x.shape[3] for x in image.values())
     return same and len(batch) < _BATCH and (len(batch) + 1) * pixels <= _PIXELS
-
-
-def _stack(batch: Sequence[Arrays]) -> Arrays:
-    return {name: np.concatenate([image[name] for image in batch]) for name in batch[0]}

@@ -15,6 +15,7 @@ from vitrail.data.evaluation_crop import size_to_read
 from vitrail.data.file_reader import FileReader, file_readers
 from vitrail.data.listing import is_tiff
 from vitrail.data.sources.base import unwrap_source
+from vitrail.data.sources.embedded import EmbeddedSource
 from vitrail.data.sources.files import FileSource
 from vitrail.data.value_range import PHYSICAL, ValueRange
 from vitrail.deploy.images import files_config, needs_spectral_files
@@ -88,7 +89,9 @@ def _of_reader(card: ModelCard, images: ImageData, name: str, reader: FileReader
     stream, bands = card.streams[name], card.streams[name].bands
     source = unwrap_source(images.source)
     files = source.files.get(origin, []) if isinstance(source, FileSource) else []
-    rasters = {reader.named and is_tiff(file) for file in files} or {reader.named}
+    # Images in tables are pictures.
+    pictures = isinstance(source, EmbeddedSource)
+    rasters = {reader.named and is_tiff(file) for file in files} or {reader.named and not pictures}
     if len(rasters) > 1:
         return "some images are rasters and others pictures"
     has_no_data = images.source.has_no_data or bool(reader.rule.no_data)
