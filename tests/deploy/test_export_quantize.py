@@ -232,7 +232,7 @@ def test_an_export_in_int8_is_written_with_its_quantisation(tmp_path, capsys):
     )
     reason = next(row for row in load_export(out).record["candidates"] if row["name"] == "openvino int8")
     assert reason["verdict"]["status"] == "not built"
-    assert "raise --budget" in reason["verdict"]["reason"]
+    assert "give --budget 60s" in reason["verdict"]["reason"]
 
 
 @skip_without("onnx", "nncf")

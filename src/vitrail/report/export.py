@@ -36,7 +36,7 @@ _FINAL = (
     Column("agreement_low", "at least"),
 )
 # Engine -> the package that runs its file.
-_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "torch"}
+_PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime", "torch": "torch", "inductor": "torch"}
 
 
 def exports(subjects: Sequence[Subject]) -> list[Section]:

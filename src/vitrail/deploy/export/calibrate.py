@@ -124,8 +124,8 @@ class Quantizer:
     def _images(self, graph: ExportGraph, facts: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
         if not self.forced and self.settings.budget < LEAST_BUDGET:
             raise ConfigError(
-                f"quantisation has {self.settings.budget:.0f} s and needs {LEAST_BUDGET:.0f} s; raise --budget, or ask "
-                "for --precision int8"
+                f"quantisation has {self.settings.budget:.0f} s, half of --budget, and needs {LEAST_BUDGET:.0f} s; "
+                f"give --budget {2 * LEAST_BUDGET:.0f}s, or ask for --precision int8"
             )
         indices = self.images.balanced_sample("train", 2 * _IMAGES) if self.images.splits.get("train") else []
         if len(indices) < 2 * _LEAST_IMAGES:

@@ -8,12 +8,12 @@ from typing import Any
 from vitrail.engines.load import ENGINES
 
 _CODE = {
-    "openvino": """import numpy as np, openvino
+    "openvino": """import numpy as np, openvino{pillow}
 model = openvino.Core().compile_model("{file}", "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})
 {arrays}
 outputs = model({{{feed}}})
 print(outputs["probabilities"].argmax(1))""",
-    "onnx": """import numpy as np, onnxruntime
+    "onnx": """import numpy as np, onnxruntime{pillow}
 session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])
 {arrays}
 logits, probabilities, *_ = session.run(None, {{{feed}}})
@@ -52,12 +52,13 @@ def readme(facts: Mapping[str, Any]) -> str:
     """
     engine, card, inputs = facts["engine"], facts["model"], facts["inputs"]
     names = [entry["name"] for entry in inputs]
+    module = "np" if engine in ("openvino", "onnx") else "torch"
+    arrays = "\n".join(_array(entry, inputs[0]["entry"], module) for entry in inputs)
     code = _CODE[engine].format(
         file=ENGINES[engine],
+        pillow=", PIL.Image" if _PHOTOGRAPH in arrays else "",
         hint="f32" if facts["precision"] == "fp32" else "bf16",
-        arrays="\n".join(
-            _array(entry, inputs[0]["entry"], "np" if engine in ("openvino", "onnx") else "torch") for entry in inputs
-        ),
+        arrays=arrays,
         feed=", ".join(f'"{name}": {name}' for name in names),
         positional=", ".join(names),
         guards="check_guards=False" if _any_size(facts) else "",
