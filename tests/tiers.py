@@ -22,6 +22,14 @@ def fast_first(cases: Iterable[Any], count: int) -> list[Any]:
     return [pytest.param(*case, marks=() if i < count else pytest.mark.slow) for i, case in enumerate(several)]
 
 
+def in_turn(kinds: Iterable[Any], others: Iterable[Any], each: int = 1) -> list[Any]:
+    """All pairs; each kind with one of the others, or with ``each`` of them, in turn stays a fast test."""
+    kinds, others = list(kinds), list(others)
+    pairs = [(k, o) for k in range(len(kinds)) for o in range(len(others))]
+    pairs.sort(key=lambda pair: (pair[1] - pair[0] * each) % len(others) >= each)
+    return fast_first([(kinds[k], others[o]) for k, o in pairs], len(kinds) * each)
+
+
 def one_of_each(cases: Iterable[str], turn: int) -> list[str]:
     """Choose cases of each family: one of up to four, two of up to eight; other ones at another turn.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vitrail
-from tests.tiers import fast_first
+from tests.tiers import fast_first, in_turn
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.layers import AttentionTap
 from vitrail.models import list_families
@@ -47,9 +47,9 @@ RESIZES = {
 }
 
 
-@pytest.mark.parametrize("resize", RESIZES.values(), ids=RESIZES)
-def test_any_height_and_width(family, model, resize):
-    inputs = _inputs(model, resize)
+@pytest.mark.parametrize(("family", "size"), in_turn(FAMILIES, RESIZES, each=2), indirect=["family"])
+def test_any_height_and_width(family, model, size):
+    inputs = _inputs(model, RESIZES[size])
     model.train()
     logits = model(*inputs)
     assert logits.shape == (2, family.test_config["num_classes"])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vitrail
-from tests.tiers import fast_first
+from tests.tiers import fast_first, in_turn
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models import list_families
@@ -25,13 +25,6 @@ CHANGES = {
     "maxvit": {"window_size": None, "img_size": 96, "flavour": "torchvision"},
     "hvt": {"fusion": "concat", "attention": (2, 3), "missing_spectral": "learned", "spectral_patch_size": 8},
 }
-
-
-def in_turn(kinds):
-    """Each kind with one family first, in turn; then all other pairs."""
-    pairs = [(kind, family) for kind in kinds for family in FAMILIES]
-    turns = {kind: FAMILIES[i % len(FAMILIES)] for i, kind in enumerate(kinds)}
-    return fast_first(sorted(pairs, key=lambda pair: turns[pair[0]] != pair[1]), len(turns))
 
 
 def _answer(model, seed=0):
@@ -222,7 +215,7 @@ CHANGED_PARTS = {
 }
 
 
-@pytest.mark.parametrize(("part", "family"), in_turn(CHANGED_PARTS))
+@pytest.mark.parametrize(("part", "family"), in_turn(CHANGED_PARTS, FAMILIES))
 def test_a_changed_model_is_not_saved_as_what_it_is_not(family, part, tmp_path):
     change, message = CHANGED_PARTS[part]
     model = build(family, 1)
@@ -316,7 +309,7 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize(("wrapper", "family"), in_turn(WRAPPERS))
+@pytest.mark.parametrize(("wrapper", "family"), in_turn(WRAPPERS, FAMILIES))
 def test_wrapped_models_are_loaded_and_saved_as_the_model_inside(family, wrapper, tmp_path):
     source, model = build(family, 1), build(family, 2)
     wrapped = WRAPPERS[wrapper](model)

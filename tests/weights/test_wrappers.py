@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 import vitrail
-from tests.tiers import fast_first
+from tests.tiers import fast_first, in_turn
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.cli.main import main
 from vitrail.errors import WeightsError
@@ -102,8 +102,10 @@ def test_every_wrapper_prefix_and_format(family, prefix, tmp_path):
     assert (facts.family, facts.tensors) == (family, len(state))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("part", ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+@pytest.mark.parametrize(
+    ("part", "family"),
+    in_turn(["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"], FAMILIES),
+)
 def test_parts_that_were_wrapped_one_by_one(family, part):
     model, other = build(family, 1), build(family, 2)
     rng = random.Random(f"{family} {part}")
@@ -271,8 +273,7 @@ BESIDE_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
-@pytest.mark.parametrize("kind", BESIDE_OBJECTS)
+@pytest.mark.parametrize(("kind", "how"), in_turn(BESIDE_OBJECTS, ["zip", "legacy", "pickle"]))
 def test_objects_beside_the_weights(kind, how, tmp_path):
     plain, _, model = _vits()
     _write({"state_dict": plain.state_dict(), "extra": BESIDE_OBJECTS[kind](), "epoch": 2}, tmp_path / "x.pth", how)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import vitrail
 from tests.golden_files import read_golden, relative_error
-from tests.tiers import fast_first
+from tests.tiers import fast_first, in_turn
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.explain.capture.record import capture_attention
 from vitrail.layers.positions import resample_space_time
@@ -233,8 +233,9 @@ def test_parameters_by_a_closed_form(model, dim, depth, tubelet, later, token):
     assert count_parameters(built) == _closed_form(dim, depth, tubelet, places, times, 5, 2.0, model, token, later)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [(8, 32, 32), (4, 32, 48), (11, 35, 26), (16, 24, 64)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "size"), in_turn(KINDS, [(8, 32, 32), (4, 32, 48), (11, 35, 26), (16, 24, 64)]), ids=str
+)
 def test_any_length_and_size(kind, size):
     model = _random(_build(**KINDS[kind])).train()
     clips = torch.randn(2, 3, *size)
