@@ -35,7 +35,7 @@ RECORD = {
     "weights": None,
     "processor": "Some CPU",
     "threads": 1,
-    "eager": _measured(100, None, "fp32"),
+    "eager": _measured(1234.5, None, "fp32"),
     "candidates": [
         _candidate("openvino fp32", 250, True, status="passed", agreement=1.0, agreement_low=0.983),
         _candidate("openvino bf16", 300, False, status="refused", reason="decisions agree for 179 of 179 images"),
@@ -60,17 +60,18 @@ def test_the_section_has_candidates_verdicts_the_final_comparison_and_how_to_loa
     subjects = [_subject(tmp_path), Subject("none", [_make(tmp_path / "none")])]
     (section,) = exports(subjects)
     text = " ".join(section.words)
-    assert "r is exported for openvino fp32: 250 images/s in batches of 8, 2.50 times the run in eager mode" in text
+    assert "r is exported for openvino fp32: 250 images/s in batches of 8, 0.20 times the run in eager mode" in text
     assert "on Some CPU with 1 thread" in text
     assert "It decides like the run for 360 of 360 test images" in text
     assert f"`vitrail predict {tmp_path / 'r' / 'export'} IMAGES`" in text
     candidates, final = (table.shown() for table in section.tables)
     rows = [[cell["text"] for cell in row] for row in candidates["rows"]]
     assert [row[1] for row in rows] == ["the run in eager mode", "openvino fp32", "openvino bf16", "torch fp32"]
-    assert [row[-2:] for row in rows[1:]] == [
+    assert [[row[2], row[-1]] for row in rows[1:]] == [
         ["passed, chosen", "r"], ["refused", "decisions agree for 179 of 179 images"], ["not built", "no operator"],
     ]  # fmt: skip
-    assert rows[1][2:5] == ["250", "250", "2"]
+    assert rows[0][3:5] == ["1,234", "1,234"]
+    assert rows[1][3:6] == ["250", "250", "2"]
     assert [cell["text"] for cell in final["rows"][0]][:3] == ["r", "360", "accuracy"]
     assert "+0.0000 (-0.0100 to +0.0100)" in final["rows"][0][5]["text"]
 
