@@ -45,9 +45,14 @@ def _parser() -> VerbParser:
         "if not given",
     )
     parser.add_argument(
-        "--agreement", type=float, default=0.99, help="least agreement of reduced precision to be shown"
+        "--agreement",
+        type=float,
+        default=0.99,
+        help="least agreement of reduced precision or merged tokens to be shown",
     )
-    parser.add_argument("--max-drop", type=float, default=0.01, help="largest drop in accuracy of reduced precision")
+    parser.add_argument(
+        "--max-drop", type=float, default=0.01, help="largest drop in accuracy of reduced precision or merged tokens"
+    )
     parser.add_argument(
         "--images", nargs="+", default=[], metavar="DIR", help="further images to compare on, without labels"
     )
@@ -59,6 +64,14 @@ def _parser() -> VerbParser:
         help="images to compare on, at most, at even distances: photographs of unlike sizes take a call each",
     )
     parser.add_argument("--budget", default="2m", metavar="TIME", help="time for measuring: 90s, 10m, 1h")
+    parser.add_argument(
+        "--shrink",
+        nargs="*",
+        type=int,
+        metavar="R",
+        help="also try token merging (ViT): pairs of similar tokens that each block merges, one candidate a number; "
+        "without numbers those that merge about a half and four fifths of the tokens",
+    )
     parser.add_argument("--threads", type=int, help="threads of the engine; all cores if not given")
     parser.add_argument("--check", metavar="DIR", help="compare an export's outputs with the recorded ones, and stop")
     return parser
@@ -118,12 +131,14 @@ def _export(arguments: Namespace, budget: float, image_size: tuple[int, int] | L
         gate_images=arguments.gate_images,
         limits=Limits(agreement=arguments.agreement, max_drop=arguments.max_drop),
         budget=budget,
+        shrink=arguments.shrink,
         threads=arguments.threads,
         report=lambda line: print(line, file=sys.stderr),
     )
     print(_tables(exported, arguments.agreement))
     record = exported.export.record
-    print(f"{record['engine']} {record['precision']} written to {exported.export.folder}")
+    merged = f", {record['token_merging']} pairs of tokens merged in each block," if record["token_merging"] else ""
+    print(f"{record['engine']} {record['precision']}{merged} written to {exported.export.folder}")
     if record["no_photographs"]:
         print(f"it takes pixels at the model's size alone: {record['no_photographs']}")
     if (slower := _slower(exported)) is not None:
@@ -167,7 +182,7 @@ def _tables(exported: Exported, agreement: float) -> str:
         lines.append(
             f"compared on {exported.gate_images:,} of {exported.available:,} images; --gate-images compares on more"
         )
-    if any("fp32" not in result.name for result in exported.results):
+    if any(not result.name.endswith("fp32") for result in exported.results):
         lines += ["", f"power of the gate: {power_text(exported.gate_images, agreement)}"]
     lines += (
         ["", format_table(*exported.final.lines(), right=(1,))]

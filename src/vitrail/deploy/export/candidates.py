@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,33 +34,38 @@ _ON_REQUEST = ("inductor",)
 
 @dataclass(frozen=True)
 class Variant:
-    """An engine at a precision.
+    """An engine at a precision, of the model itself or with merged tokens.
 
     Attributes:
         engine: Key of :data:`vitrail.engines.load.ENGINES`.
         precision: One of :data:`PRECISIONS`.
+        merges: Pairs of tokens that each block merges.
     """
 
     engine: str
     precision: str
+    merges: int = 0
 
     @property
     def name(self) -> str:
         """Name in tables."""
-        return f"{self.engine} {self.precision}"
+        return f"{self.engine} {self.precision}" + (f" r={self.merges}" if self.merges else "")
 
     @property
     def criterion(self) -> Criterion:
         """Criterion by which the gate judges it."""
-        return "equality" if self.precision == "fp32" else "agreement"
+        return "equality" if self.precision == "fp32" and not self.merges else "agreement"
 
 
-def list_variants(format: str = AUTO, precision: str = AUTO) -> list[Variant]:
+def list_variants(format: str = AUTO, precision: str = AUTO, shrink: Sequence[int] = ()) -> list[Variant]:
     """List the variants of a format and a precision, from the safest to the riskiest.
+
+    Those with merged tokens come last, in floating point alone: int8 would have to be searched for each.
 
     Args:
         format: Engine, or "auto" for all but those that are built on request.
         precision: Precision, or "auto" for all.
+        shrink: Pairs of tokens that the blocks of further variants merge, ascending.
 
     Raises:
         ConfigError: An unknown name, or an engine that has no such precision.
@@ -72,7 +78,10 @@ def list_variants(format: str = AUTO, precision: str = AUTO) -> list[Variant]:
     if not found:
         able = ", ".join(engine for engine, other in _ORDER if other == precision)
         raise ConfigError(f"--precision {precision} is not supported by {format}; use --format {able}")
-    return found
+    if shrink and precision == INT8:
+        raise ConfigError("--shrink has no candidates in int8; use --precision fp32, bf16 or auto")
+    floating = [variant for variant in found if variant.precision != INT8]
+    return found + [dataclasses.replace(variant, merges=r) for r in shrink for variant in floating]
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ LEAST_GAIN = 1.03
 
 @dataclass(frozen=True)
 class Candidate:
-    """An engine at a precision.
+    """An engine at a precision, of the run's model or with merged tokens.
 
     Attributes:
         name: Unique name, such as "openvino bf16".
         engine: Engine, which fp32 and reduced precision share the converted graph of.
-        criterion: "equality" (fp32), "agreement" (reduced precision) or "drop" (a changed computation).
+        criterion: "equality" (fp32), "agreement" (reduced precision, merged tokens) or "drop" (a changed computation).
         images_per_second: Measured speed; None if it could not be built or run.
         failure: Why it could not be built or run.
         slower: How much slower than the run in eager mode it is, which must not be chosen then; empty if it is not.

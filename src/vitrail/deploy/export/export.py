@@ -47,6 +47,7 @@ from vitrail.deploy.export.gate_images import (
 from vitrail.deploy.export.graph import INCLUDE, ExportGraph
 from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
 from vitrail.deploy.export.quantize import QuantizeSettings
+from vitrail.deploy.export.shrink import merge_counts, merging
 from vitrail.deploy.export.sizes import ANY, NO_PHOTOGRAPHS, ImageSize, at_size, least_of_any
 from vitrail.deploy.export.stored import as_photographs, stored_pixels
 from vitrail.deploy.export.verdict import Result, Verdict
@@ -109,6 +110,7 @@ def export(
     limits: Limits | None = None,
     gate_images: int = GATE_IMAGES,
     budget: float = 120.0,
+    shrink: Sequence[int] | None = None,
     threads: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Exported:
@@ -128,24 +130,28 @@ def export(
         gate_images: Images that candidates are compared on, at most, and as many of the final comparison: at even
             distances among the validation images and ``images``. Photographs of unlike sizes need a call each.
         budget: Seconds for measuring; a quarter is for timed calls, half for quantisation.
+        shrink: Pairs of tokens that each block of further candidates merges (ViT), one number a candidate; empty for
+            those that merge about a half and four fifths of the tokens in all blocks together.
         threads: Number of threads of the engine; all cores by default.
         report: Receives a line at the beginning of each step.
 
     Raises:
-        ConfigError: An unknown format, precision or output, or one that does not run on this processor.
+        ConfigError: An unknown format, precision or output, or one that does not run on this processor; a model that
+            cannot merge tokens.
         DataError: Images that are missing or unreadable.
         RunError: The run is not trained, or no candidate passes the gate; nothing is written then.
     """
     run = run if isinstance(run, RunFolder) else RunFolder.open(run)
     if data is None:
         data = load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config).data
-    variants = list_variants(format, precision)
+    list_variants(format, precision)
     for name in include:
         if name not in INCLUDE:
             raise ConfigError(f"--include {name} is no output{closest(name, INCLUDE)}")
     out = run.export if out is None else Path(out)
     check_out(out)
     trained = at_size(load_classifier(run), image_size)
+    variants = list_variants(format, precision, merge_counts(trained, shrink, image_size))
     own = open_images(run, trained.card, data, verb="export").data
     selected, known = select_gate_images(run, trained, data, own, images)
     available = count_images(selected)
@@ -167,18 +173,25 @@ def export(
     stored, no_photographs = ({}, NO_PHOTOGRAPHS) if any_size else stored_pixels(trained.card, data, own)
     least = least_of_any(trained.model) if any_size else None
 
+    def graph_of(merges: int, decisions: Decisions | None) -> ExportGraph:
+        return ExportGraph(merging(trained, merges), types, stored, include, decisions, least)
+
     def build(program: ExportedProgram, graph: ExportGraph, variants: list[Variant], folder: Path) -> list[Built]:
         return build_candidates(
             program, graph, lambda engine: describe_model(graph, data, engine, no_photographs), variants, folder,
             threads, quantizer,
         )  # fmt: skip
 
-    graph = ExportGraph(trained, types, stored, include, decisions, least)
+    graph = graph_of(0, decisions)
     program = trace(graph)
     with new_export(out) as folder, tempfile.TemporaryDirectory(prefix=".candidates.", dir=out) as work:
         report(f"convert to {', '.join(dict.fromkeys(one.engine for one in variants))}")
         begun = time.monotonic()
-        built = build(program, graph, variants, Path(work))
+        built = build(program, graph, [one for one in variants if not one.merges], Path(work))
+        for merges in dict.fromkeys(one.merges for one in variants if one.merges):
+            report(f"merge {merges} pairs of tokens in each block")
+            shrunk, own_variants = graph_of(merges, decisions), [one for one in variants if one.merges == merges]
+            built += build(trace(shrunk), shrunk, own_variants, Path(work) / f"r={merges}")
         spent = time.monotonic() - begun
         report(f"converted in {format_duration(spent)}")
         # A compiler has no share of its own: its time is taken from that of the timed calls.
@@ -190,14 +203,15 @@ def export(
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
         if chosen is None:
             raise RunError(_none_chosen(run, results, measured))
-        if fit is not None and chosen.variant.precision != "fp32":
+        graph = graph_of(chosen.variant.merges, decisions)
+        if fit is not None and chosen.variant.criterion != "equality":
             name = chosen.variant.name
             report(f"fit the decisions on the outputs of {name}")
             outputs = export_outputs(chosen.export, selected[:1], ["ood_score"] if "ood" in include else [])
             decisions = fit(outputs["logits"])
             if "ood_score" in outputs:
                 decisions = decisions.with_scores(outputs["ood_score"])
-            graph = ExportGraph(trained, types, stored, include, decisions, least)
+            graph = graph_of(chosen.variant.merges, decisions)
             (chosen,) = build(trace(graph), graph, [chosen.variant], Path(work) / "decided")
             if chosen.engine is None:
                 raise RunError(
@@ -333,10 +347,13 @@ def _write(
         shutil.copy2(file, folder / file.name)
     differences = write_check(folder, chosen.export, checks, graph.compute)
     verdict = next(result.verdict for result in results if result.chosen)
-    bounds = check_bounds(differences, verdict.logit_difference or 0.0, Limits().tolerance)
+    # Merged tokens move logits on every processor: only the engine's difference from the merged graph bounds the check.
+    away = 0.0 if chosen.variant.merges else verdict.logit_difference or 0.0
+    bounds = check_bounds(differences, away, Limits().tolerance)
     more: dict[str, Any] = {
         "check": {"bounds": bounds, "differences_from_run": differences},
         "precision": chosen.variant.precision,
+        "token_merging": chosen.variant.merges,
         "processor": processor(),
         "threads": threads or cores(),
         "eager": measured[EAGER].to_json(),
