@@ -28,7 +28,7 @@ _ORDER = (
     ("openvino", "fp32"), ("onnx", "fp32"), ("torch", "fp32"), ("inductor", "fp32"), ("openvino", "bf16"),
     ("openvino", INT8), ("onnx", INT8),
 )  # fmt: skip
-# Not among those of "auto": it compiles for minutes, and was slower than OpenVINO wherever it was measured.
+# Not among those of "auto": it compiles for minutes, and was no faster than OpenVINO at 8 images.
 _ON_REQUEST = ("inductor",)
 
 
