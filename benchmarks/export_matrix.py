@@ -194,8 +194,11 @@ def in_process(case: str, size: str, engine: str, limit: float) -> dict[str, dic
 def table(results: dict[str, Any]) -> str:
     """Format the table of the page, and the failures below it."""
     rows = [["model", "fp32", "bf16", "int8 operations", "any size"]]
-    failures = []
+    failures, missing = [], []
     for label, case in MODELS.items():
+        if not any(name.startswith(f"{case} | ") for name in results):
+            missing.append(label)
+            continue
         cells = []
         for size, precision in (("fixed", "fp32"), ("fixed", "bf16"), ("fixed", "int8"), ("any", "fp32")):
             parts = []
@@ -218,6 +221,8 @@ def table(results: dict[str, Any]) -> str:
     if failures:
         lines += ["", "Not exported:", ""]
         lines += [f"- {label}, {LABELS[engine]}, {what}: {reason}" for label, engine, what, reason in failures]
+    if missing:
+        lines += ["", f"Not recorded: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 

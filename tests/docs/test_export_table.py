@@ -42,5 +42,6 @@ def test_differences_and_failures_are_named(matrix):
     assert "| Swin | OpenVINO 3e-07 | - | OpenVINO 9 | - |" in matrix.table(good)
     bad = matrix.table(result(difference=2e-5, int8=0) | result("any", failure="lacks an operator"))
     assert "| Swin | - | - | - | - |" in bad
+    assert "Not recorded: ViT, " in bad
     assert "- Swin, OpenVINO, fp32: differs by 2e-05" in bad
     assert "- Swin, OpenVINO, any size: lacks an operator" in bad
