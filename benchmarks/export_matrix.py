@@ -230,7 +230,7 @@ def write_page(results: dict[str, Any]) -> None:
     """Write the table into docs/export.md."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    PAGE.write_text(before + BEGIN + table(results) + END + rest.split(END, 1)[1], encoding="utf-8")
+    PAGE.write_text(before + BEGIN + table(results) + END + rest.split(END.strip(), 1)[1], encoding="utf-8")
 
 
 def main() -> None:
