@@ -115,7 +115,7 @@ def test_what_changes_images_is_refused_for_clips(tmp_path, monkeypatch, capsys)
     assert main(["train", *clips, "--data.augment", "light"]) == 2
     assert "data.augment light changes images one by one" in capsys.readouterr().err
     assert main(["pretrain", "--task.name", "mae", *clips]) == 2
-    assert "task.name mae pre-trains models of images, and vivit takes clips" in capsys.readouterr().err
+    assert "pretrain takes images, not clips (model.name vivit)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

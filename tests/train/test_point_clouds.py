@@ -33,11 +33,6 @@ def test_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     assert recorded["deviation_of_logits"] < 1e-3
     assert (tmp_path / "run" / "evaluation" / "mistakes.png").is_file()
 
-    (tmp_path / "cloud.xyz").write_text("1 2 3\n", encoding="utf-8")
-    for verb in (["predict", "run", "cloud.xyz"], ["export", "run"]):
-        assert main(verb) == 2
-        assert "takes point clouds, and prediction on files and export take images" in capsys.readouterr().err
-
 
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
-from vitrail.analyze.examples import Examples, choose_methods, indices_of
+from vitrail.analyze.examples import Examples, choose_methods, indices_of, rollout_refusal
 from vitrail.analyze.explained import Explained
 from vitrail.analyze.explanations import explain_images, maps_of, signed_methods
 from vitrail.data.dataset import ImageData
@@ -55,7 +55,7 @@ def models_side_by_side(models: Sequence[tuple[str, Evaluation]], opened: Opened
     for label, evaluation in models:
         try:
             trained, data = opened.trained(evaluation), opened.images(evaluation)
-            refusal = METHODS[_METHOD].refusal(trained.model)
+            refusal = rollout_refusal(trained)
             if refusal is not None:
                 found.problems.append(f"{label}: {refusal}.")
                 continue

@@ -41,6 +41,7 @@ from vitrail.figures.structure import (
 from vitrail.figures.write import write_both
 from vitrail.files import write_json, write_text
 from vitrail.models.base import VisionModel
+from vitrail.models.modality import describe_unmet
 from vitrail.outputs import STRUCTURE_FILE
 from vitrail.runs.trained import TrainedModel
 
@@ -135,15 +136,22 @@ def check_structures(names: Sequence[str], model: VisionModel | None = None) -> 
             raise ConfigError(f"no structure {name!r}{did_you_mean(name, STRUCTURES)}; structures: {known}")
         if names.count(name) > 1:
             raise ConfigError(f"the structure {name} is named twice; keep one of them")
-        lack = None if model is None else STRUCTURES[name].lacks(model)
+        lack = None if model is None else _lack(name, model)
         if model is not None and lack is not None:
-            raise ConfigError(f"{name}: {lack}; structures of this model: {', '.join(available(model))}")
+            reason = lack if name in lack else f"{name}: {lack}"
+            raise ConfigError(f"{reason}; structures of this model: {', '.join(available(model))}")
     return list(names)
 
 
 def available(model: VisionModel) -> list[str]:
     """List the structures that a model has."""
-    return [name for name, structure in STRUCTURES.items() if structure.lacks(model) is None]
+    return [name for name in STRUCTURES if _lack(name, model) is None]
+
+
+def _lack(name: str, model: VisionModel) -> str | None:
+    """State why a model does not have a structure; None where it does."""
+    unmet = describe_unmet(f"explain --structure {name}", model.modality, model.name)
+    return STRUCTURES[name].lacks(model) if unmet is None else unmet
 
 
 def needs_images(names: Sequence[str]) -> bool:

@@ -31,8 +31,9 @@ from vitrail.bench.speed import (
 )
 from vitrail.errors import ConfigError, VitrailError
 from vitrail.models.base import VisionModel
+from vitrail.models.modality import check_need
 from vitrail.models.profile import count_multiply_adds
-from vitrail.models.registry import create_model, list_families
+from vitrail.models.registry import create_model, find_family, list_families
 from vitrail.runs.trained import load_trained
 
 OURS = "vitrail"
@@ -68,11 +69,16 @@ class Subject:
             RunError: There is no run in that folder.
         """
         if not self.is_run:
+            if self.img_size is not None:
+                check_need("bench --img-size", find_family(self.name)[0].modality, self.name)
             size = {} if self.img_size is None else {"img_size": self.img_size}
             return create_model(self.name, **self.settings, **size)
         if self.settings:
             raise ConfigError(f"{self.name} is a trained run, whose settings are fixed; leave out --set")
-        return load_trained(self.name).model
+        model = load_trained(self.name).model
+        if self.img_size is not None:
+            check_need("bench --img-size", model.modality, self.name)
+        return model
 
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """Resolve the model's name and all settings for the measured size; raises as :meth:`build`."""
@@ -82,17 +88,17 @@ class Subject:
         return model.name, settings | ({} if self.img_size is None else {"img_size": self.img_size})
 
     def inputs(self, model: VisionModel, batch: int) -> list[Tensor]:
-        """Sample inputs of ``model``, ``(batch, C, H, W)`` for each stream, from a fixed seed.
+        """Sample inputs of ``model``, shape ``(batch, *stream.shape)`` for each stream, from a fixed seed.
 
         ``img_size`` applies to the streams that have the size of the first one.
         """
         generator = torch.Generator().manual_seed(0)
         first = model.streams[0].size
-        sizes = [self.img_size or first if stream.size == first else stream.size for stream in model.streams]
-        return [
-            torch.rand(batch, stream.chans, *size, generator=generator)
-            for stream, size in zip(model.streams, sizes, strict=True)
-        ]
+        streams = model.streams
+        if self.img_size is not None:
+            size = (*first[:-2], *self.img_size)
+            streams = tuple(stream._replace(size=size) if stream.size == first else stream for stream in streams)
+        return [torch.rand(batch, *stream.shape, generator=generator) for stream in streams]
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Row:
         compiled: Whether it was compiled.
         device: Type of the device.
         batch_size: Batch size.
-        img_size: Height and width of the first input.
+        img_size: Height and width of the first input, after the frames of a clip; points of a cloud.
         images_per_second: Median over rounds.
         images_per_second_low: Slowest round.
         images_per_second_high: Fastest round.
@@ -132,7 +138,7 @@ class Row:
     compiled: bool
     device: str
     batch_size: int
-    img_size: tuple[int, int]
+    img_size: tuple[int, ...]
     images_per_second: float
     images_per_second_low: float
     images_per_second_high: float
@@ -149,9 +155,9 @@ class Row:
     difference: float | None = None
 
     def cells(self) -> dict[str, Any]:
-        """Format the row for a file: the size as ``HxW``, numbers rounded to four digits."""
+        """Format the row for a file: the size as ``HxW`` (``TxHxW``, ``N``), numbers rounded to four digits."""
         values = dataclasses.asdict(self)
-        values["img_size"] = f"{self.img_size[0]}x{self.img_size[1]}"
+        values["img_size"] = "x".join(map(str, self.img_size))
         return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in values.items()}
 
 
@@ -232,7 +238,7 @@ def measure(subjects: Sequence[Subject], libraries: Sequence[str], plan: Plan) -
                     workload.compiled,
                     plan.device.type,
                     plan.batch_size,
-                    (inputs[0].shape[2], inputs[0].shape[3]),
+                    tuple(inputs[0].shape[1:-1] if ours.streams[0].channels_last else inputs[0].shape[2:]),
                     plan.batch_size / seconds.median,
                     plan.batch_size / seconds.high,
                     plan.batch_size / seconds.low,

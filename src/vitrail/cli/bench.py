@@ -180,7 +180,7 @@ def table(rows: Sequence[Row]) -> str:
         cells.append(
             [
                 row.model,
-                f"{row.img_size[0]} x {row.img_size[1]}",
+                " x ".join(map(str, row.img_size)),
                 row.library,
                 f"{row.mode}, compiled" if row.compiled else row.mode,
                 row.precision,

@@ -82,6 +82,15 @@ def _inputs(arguments: argparse.Namespace, recipe: Recipe) -> list[str | None]:
     return [arguments.recipe, recipe.data.path, recipe.data.arrays.labels, recipe.data.values.statistics]
 
 
+def _check_source(word: str, recipe: Recipe) -> None:
+    """Refuse a source whose inputs a subcommand does not take."""
+    from vitrail.data.sources.opening import first_stream
+    from vitrail.models.modality import MODALITIES, check_need
+
+    source = recipe.data.source
+    check_need(f"data {word}", MODALITIES[first_stream(source)], f"data.source {source}")
+
+
 def _open(recipe: Recipe) -> ImageData:
     from vitrail.data import open_data
     from vitrail.models.image_size import image_size
@@ -98,6 +107,7 @@ def _stats(argv: list[str]) -> int:
     arguments, recipe = _read(parser, argv)
     if arguments.most is not None and arguments.most < 1:
         raise ConfigError(f"--most must be at least 1, got {arguments.most}")
+    _check_source("stats", recipe)
 
     from dataclasses import asdict
 
@@ -173,6 +183,7 @@ def _audit(argv: list[str]) -> int:
     arguments, recipe, run = _read_audit(parser, argv)
     if not 0 <= arguments.distance <= 15:
         raise ConfigError(f"--distance must be from 0 to 15, got {arguments.distance}")
+    _check_source("audit", recipe)
 
     from vitrail.data.audit import audit
     from vitrail.data.split_checks import describe_split

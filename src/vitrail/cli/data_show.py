@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from vitrail.cli.outputs import PICTURE, output_file
 from vitrail.cli.recipes import read_recipe_arguments
 from vitrail.errors import ConfigError
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> int:
     images, times = (_count(name, own[name]) for name in ("--images", "--times"))
 
     from vitrail.figures.contact_sheet import write_contact_sheet
+    from vitrail.models.modality import MODALITIES
     from vitrail.train.preview import training_views
 
     out = output_file(own["--out"], PICTURE, (recipe.data.path,))
@@ -39,10 +42,19 @@ def main(argv: list[str]) -> int:
     views = training_views(recipe, images, times)
     rows = views.rows
     write_contact_sheet([row.streams for row in rows], [row.labels for row in rows], views.bands, out)
-    print(f"{len(views.rows)} training images, {times} times each with data.augment {recipe.data.augment}: {out}")
+    noun = MODALITIES[next(iter(views.bands))].noun
+    print(f"{len(views.rows)} training {noun}, {times} times each with data.augment {recipe.data.augment}: {out}")
     if not views.changed:
-        print("nothing changes them: --data.augment light, standard, strong or leaf does")
+        print(_remedy(views.bands))
     return 0
+
+
+def _remedy(bands: Mapping[str, tuple[str, ...]]) -> str:
+    if "points" in bands:
+        return "nothing changes them: --data.points.turn up or so3, zoom, shift, jitter or drop does"
+    if "video" in bands:
+        return "nothing changes them: training does not augment clips"
+    return "nothing changes them: --data.augment light, standard, strong or leaf does"
 
 
 def _split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -169,12 +169,17 @@ def _with_model(
     from vitrail.evaluate.attacks import check_epsilons
     from vitrail.evaluate.corruptions import check_corruptions
     from vitrail.evaluate.run import measure, open_evaluation
+    from vitrail.models.modality import check_need
 
     check_corruptions(arguments.corruptions or ())
     check_epsilons(arguments.attacks or ())
     evaluated = open_evaluation(
         run, changed, split=arguments.split, own=own, device=arguments.device, tta=arguments.tta
     )
+    asked = {f"evaluate --{name}": getattr(arguments, name) not in (None, False) for name in _OF_THE_MODEL}
+    for option, given in (asked | {"evaluate --tta": arguments.tta != "none"}).items():
+        if given:
+            check_need(option, evaluated.trained.card.modality, evaluated.trained.card.name)
     for line in evaluated.opened.lines:
         print(line)
     metrics = measure(evaluated, changed, own, intervals, memory=arguments.memory)

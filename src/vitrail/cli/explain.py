@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
 
     from vitrail.analyze.explanations import check_methods, explain_by_run, find_class, write_explanations
     from vitrail.explain.methods.registry import default_method
+    from vitrail.models.modality import check_need
     from vitrail.runs.trained import choose_device, load_trained
 
     if arguments.method:
@@ -72,6 +73,8 @@ def main(argv: list[str]) -> int:
     target = None if arguments.target is None else find_class(arguments.target, trained.card, arguments.method)
     if arguments.measure and not trained.card.classes:
         raise ConfigError("--measure follows the score of a class, and the run has none (pre-trained); leave it out")
+    if arguments.measure:
+        check_need("explain --measure", trained.card.modality, trained.card.name)
     trained = trained.to(choose_device(arguments.device))
     data, indices = _open(arguments, trained, settings_of_data)
     count = write_explanations(
@@ -267,10 +270,13 @@ def _open(arguments: argparse.Namespace, trained: TrainedModel, settings: Sequen
     """Open the requested images, and return their indices."""
     from vitrail.cli.recipes import data_for_files
     from vitrail.deploy.images import open_files
+    from vitrail.models.modality import check_need
     from vitrail.runs.folder import RunFolder
     from vitrail.runs.images import describe_training_images, open_images
 
     card, run = trained.card, RunFolder.open(arguments.run)
+    if arguments.size is not None:
+        check_need("explain --size", card.modality, card.name)
     size = _size(arguments.size)
     if arguments.images:
         if arguments.split is not None:

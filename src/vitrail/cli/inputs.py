@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Stream
-from vitrail.models.modality import MODALITIES
+from vitrail.models.modality import IMAGE, MODALITIES, check_need
 
 if TYPE_CHECKING:
     from vitrail.config.data import DataConfig
@@ -76,9 +76,10 @@ def prepare_inputs(
         ConfigError: A file for an input that the model does not have, or of other bands.
         DataError: A file that cannot be read.
     """
-    if streams[0].name != "image" and image is not None:
-        taken = MODALITIES[streams[0].name].noun
-        raise ConfigError(f"--image gives an image, and the model takes {taken}; leave it out for random noise")
+    modality = MODALITIES[streams[0].name]
+    for option, file in (("--image", image), ("--spectral", spectral)):
+        if file is not None:
+            check_need(f"inspect {option}", modality, "the model")
     if spectral is not None and len(streams) < 2:
         raise ConfigError("the model has no spectral stream; leave out --spectral, or build it with spectral_chans")
     made = trained is not None and trained.card.spectral == "edges"
@@ -113,7 +114,8 @@ def prepare_inputs(
         tensors.append(value.expand(batch, *stream.shape))
         pixels = raw.get(stream.name)
         shown.append(_to_display(value if pixels is None else pixels, true_colors=pixels is not None))
-    return Prepared(tensors, f"{', '.join(shapes)}; {_describe_sources(sources)}", shown, _titles(streams, raw, made))
+    description = f"{', '.join(shapes)}; {_describe_sources(sources, modality is IMAGE)}"
+    return Prepared(tensors, description, shown, _titles(streams, raw, made))
 
 
 def _arrays(*files: str | None) -> bool:
@@ -131,7 +133,9 @@ def _read_as_in_training(
     return {name: x[0] for name, x in opened.load([0]).items()}
 
 
-def _describe_sources(sources: list[str]) -> str:
+def _describe_sources(sources: list[str], of_images: bool) -> str:
+    if set(sources) == {"noise"} and not of_images:
+        return "random noise"
     if set(sources) == {"noise"}:
         return "random noise (--image FILE walks a real one)"
     if sources[1:] == ["noise"]:

@@ -51,11 +51,16 @@ def main(argv: list[str]) -> int:
 
     from vitrail.cli.inputs import Prepared, input_streams, prepare_inputs
     from vitrail.cli.recipes import data_for_files
+    from vitrail.models.modality import check_need
     from vitrail.models.profile import example_inputs, walk
     from vitrail.runs.folder import RunFolder
 
     opened = _open(arguments.name, settings, img_size, arguments.no_time)
     model = opened.model
+    if arguments.figures:
+        check_need("inspect --figures", model.modality, arguments.name)
+        if arguments.image is None:
+            raise ConfigError("--figures draws what a model does with an image; name one with --image FILE")
     # A model is built for the size that was asked for; a run's is what it is and takes another size as it comes.
     streams = input_streams(model, None if opened.trained is None else img_size)
     if arguments.no_time:
@@ -192,8 +197,6 @@ def _check(arguments: argparse.Namespace) -> None:
                 raise ConfigError(f"--no-time runs without values, so --{option} has no use; leave out --{option}")
     if arguments.figures is None:
         return
-    if arguments.image is None:
-        raise ConfigError("--figures draws what a model does with an image; name one with --image FILE")
     if Path(arguments.figures).exists() and not Path(arguments.figures).is_dir():
         raise ConfigError(f"--figures takes a folder, and {arguments.figures} is a file; choose another name")
 

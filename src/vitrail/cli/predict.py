@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    parser = VerbParser("predict", "Classify image files, or all files of folders, with a trained run or an export.")
+    parser = VerbParser("predict", "Classify files, or all files of folders, with a trained run or an export.")
     parser.add_argument("run", help="the run folder, or the folder of an export")
-    parser.add_argument("images", nargs="+", help="image files or folders")
+    parser.add_argument("images", nargs="+", help="files or folders of the run's inputs: images, clips or point clouds")
     parser.add_argument("--out", help="CSV file to write; printed when not given")
     parser.add_argument("--top-k", type=int, default=5, help="most likely classes to give")
     parser.add_argument("--batch-size", type=int, default=32, help="images for each forward pass")
@@ -68,6 +68,7 @@ def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData
     from vitrail.deploy.exported import load_exported
     from vitrail.deploy.images import open_files
     from vitrail.engines.load import find_export
+    from vitrail.models.modality import check_need
     from vitrail.runs.folder import RunFolder
     from vitrail.runs.trained import choose_device, load_classifier
 
@@ -79,5 +80,7 @@ def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData
         return None, exported, open_files(exported.card, data, arguments.images, spectral=arguments.spectral)
     run = RunFolder.open(arguments.run)
     trained = load_classifier(run).to(choose_device(arguments.device))
+    if arguments.tta != "none":
+        check_need("predict --tta", trained.card.modality, trained.card.name)
     data = data_for_files(run, arguments)
     return run, trained, open_files(trained.card, data, arguments.images, spectral=arguments.spectral)

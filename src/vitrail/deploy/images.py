@@ -15,13 +15,16 @@ from vitrail.data.file_reader import file_readers
 from vitrail.data.images import BANDS, image_size, read_image
 from vitrail.data.listing import Listing, by_suffix, describe_passed_over, list_images
 from vitrail.data.notes import print_notes
+from vitrail.data.points.source import PointFileSource
 from vitrail.data.sources.bands import ChosenBands
 from vitrail.data.sources.base import ImageSource, unwrap_source
 from vitrail.data.sources.edges import WithEdges
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.folder import find_partners
 from vitrail.data.sources.opening import check_values
+from vitrail.data.video.source import VideoSource
 from vitrail.errors import ConfigError, DataError
+from vitrail.models.modality import IMAGE, VIDEO
 from vitrail.runs.trained import ModelCard
 
 
@@ -46,7 +49,7 @@ def open_files(
     size: tuple[int, int] | None = None,
     spectral: str | Path | None = None,
 ) -> ImageData:
-    """Open files and folders of images with the size, bands and streams of a run.
+    """Open files and folders of images, clips or point clouds with the size, bands and streams of a run.
 
     The target of an image is the run's class with the name of its folder, or -1. Every file is decoded once at low
     resolution, so that unreadable files are reported before any work.
@@ -76,6 +79,8 @@ def open_files(
             f"the run needs a spectral file for each image ({', '.join(card.streams['spectral'].bands)}); give their "
             "folder with --spectral"
         )
+    if card.modality is not IMAGE:
+        return _open_others(card, card.as_trained(data), paths)
     config = files_config(card, data, spectral if in_files else None)
     size = size or card.img_size
     source = _chosen(config, _read(card, config, paths, size_to_read(size, config.images.crop_pct), spectral))
@@ -85,6 +90,20 @@ def open_files(
     check_values(source, of_run=True)
     seen_size = size if config.images.crop_pct < 1 else None
     return ImageData(source, {"all": list(range(len(source)))}, config, card.filling(), seen_size=seen_size)
+
+
+def _open_others(card: ModelCard, config: DataConfig, paths: Sequence[str | Path]) -> ImageData:
+    """Open files and folders of clips or point clouds."""
+    source: ImageSource
+    if card.modality is VIDEO:
+        source = VideoSource(config, card.img_size, card.classes, paths)
+    else:
+        source = PointFileSource(config, card.img_size[0], card.classes, paths)
+    print_notes(source.notes)
+    for name, stream in card.streams.items():
+        if source.bands.get(name) != stream.bands:
+            _refuse_bands(card, name)
+    return ImageData(source, {"all": list(range(len(source)))}, config, card.filling())
 
 
 def needs_spectral_files(card: ModelCard, data: DataConfig) -> bool:
@@ -104,15 +123,7 @@ def files_config(card: ModelCard, data: DataConfig, spectral: str | Path | None)
         card: Model card of the run.
         data: Data settings of the run.
         spectral: Folder or file of the spectral files; None where there are none.
-
-    Raises:
-        ConfigError: A run on point clouds, which have no reader here.
     """
-    if "points" in card.streams:
-        raise ConfigError(
-            f"{card.name} takes point clouds, and prediction on files and export take images; use `vitrail evaluate` "
-            "with --data.source points, or load_trained and TrainedModel.classify in Python"
-        )
     return card.as_trained(data).changed(
         {
             "spectral.path": None if spectral is None else str(spectral),

@@ -12,10 +12,10 @@ from torch import Tensor
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
 from vitrail.data.points.rotations import TURNS, random_rotations, rotate
-from vitrail.errors import ConfigError
 from vitrail.evaluate.robustness import accuracies, record_part
 from vitrail.evaluate.run import Evaluated
 from vitrail.evaluate.saved_predictions import Intervals
+from vitrail.models.modality import check_need
 
 # Names of rotations in the tables of the field.
 SHORT = {"none": "as is", "up": "z", "so3": "SO(3)"}
@@ -51,10 +51,7 @@ def measure_rotations(
         ConfigError: A model that takes no point clouds, or a sample below 1.
     """
     trained = evaluated.trained
-    if "points" not in trained.card.streams:
-        raise ConfigError(
-            f"--rotations turns point clouds, and {trained.card.name} takes {', '.join(trained.card.streams)}"
-        )
+    check_need("evaluate --rotations", trained.card.modality, trained.card.name)
     unturned: dict[bytes, Tensor] = {}
     deviations, extent = [0.0], [0.0]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vitrail.figures.clouds import show_inputs
 from vitrail.figures.display import as_pictures
 from vitrail.figures.picture import shorten
 from vitrail.figures.write import write_figure
@@ -26,15 +29,17 @@ def write_contact_sheet(
     Three bands are shown in their colours, one in gray, others as the mean of all bands, on the scale of the image.
 
     Args:
-        streams: Of each image: stream -> the image and its views, shape ``(1 + views, C, H, W)``, in 0..1.
+        streams: Of each image: stream -> the image and its views, shape ``(1 + views, C, H, W)``, in 0..1, of
+            clips ``(1 + views, C, T, H, W)``, of clouds ``(1 + views, N, 3)``.
         labels: Of each image: label of the image and of each view.
         bands: Stream -> names of its bands.
         out: PNG file.
     """
-    names = list(bands)
+    # Attributes of points have no picture.
+    names = ["points"] if "points" in bands else list(bands)
     columns = len(labels[0])
     count = len(streams) * len(names)
-    height, width = next(iter(streams[0].values())).shape[2:]
+    height, width = _pictures(streams[0][names[0]][:1], bands[names[0]]).shape[1:3]
     lines = max(label.count("\n") + 1 for row in labels for label in row)
     cell = 1.4 * height / width if width >= height else 1.4
     size = (1.5 * columns + 0.6, (cell + 0.12) * count + 0.16 * lines * len(streams) + 0.5)
@@ -43,9 +48,7 @@ def write_contact_sheet(
     for i, (images, titles) in enumerate(zip(streams, labels, strict=True)):
         for j, name in enumerate(names):
             line = axes[i * len(names) + j]
-            for axis, picture, title in zip(
-                line, as_pictures(images[name], bands[name], alike=True), titles, strict=True
-            ):
+            for axis, picture, title in zip(line, _pictures(images[name], bands[name]), titles, strict=True):
                 axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 if j == 0:
@@ -58,6 +61,13 @@ def write_contact_sheet(
         axis.annotate(text, (0, 1), xytext=(0, 10 + 9 * lines), xycoords="axes fraction",
                       textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
     write_figure(figure, out, dpi=110)
+
+
+def _pictures(inputs: Tensor, bands: Sequence[str]) -> npt.NDArray[Any]:
+    """Make pictures ``(n, H, W)`` or ``(n, H, W, 3)`` of an input and its views: images, clips or clouds."""
+    if inputs.ndim == 3:
+        return show_inputs({"points": inputs}, {"points": bands})
+    return as_pictures(inputs, bands, alike=True)
 
 
 def _stream_title(name: str, bands: tuple[str, ...]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vitrail.errors import ConfigError
+
 
 class Modality(NamedTuple):
     """One kind of input.
@@ -41,3 +43,64 @@ POINTS = Modality(
     "points", "point clouds", "(B, N, 3)", ("point",), ("num_points", "in_chans", "num_classes", "global_pool")
 )
 MODALITIES = {modality.name: modality for modality in (IMAGE, VIDEO, POINTS)}
+
+
+class Need(NamedTuple):
+    """Inputs that a verb or an option of the command line takes.
+
+    Attributes:
+        takes: Their modalities.
+        remedy: What to do with others.
+    """
+
+    takes: tuple[Modality, ...]
+    remedy: str
+
+
+# Verb or option -> its need; those that are not listed take every input.
+NEEDS = {
+    "data stats": Need((IMAGE, VIDEO), "coordinates are used as they are, and need no statistics"),
+    "data audit": Need((IMAGE,), "leave it out; `vitrail data split` counts the classes of each split"),
+    "pretrain": Need((IMAGE,), "train it with labels (`vitrail train`)"),
+    "inspect --image": Need((IMAGE,), "leave it out for random noise"),
+    "inspect --spectral": Need((IMAGE,), "leave it out for random noise"),
+    "inspect --figures": Need((IMAGE,), "leave it out; --diagram draws the modules of every model"),
+    "evaluate --tta": Need((IMAGE, VIDEO), "leave it out; --rotations measures rotations of clouds"),
+    "predict --tta": Need((IMAGE, VIDEO), "leave it out"),
+    "evaluate --corruptions": Need((IMAGE,), "leave it out"),
+    "evaluate --attacks": Need((IMAGE,), "leave it out"),
+    "evaluate --ood": Need((IMAGE,), "leave it out"),
+    "evaluate --rotations": Need((POINTS,), "leave it out; --tta turns averages over views of images and clips"),
+    "explain --measure": Need((IMAGE,), "leave it out; maps/ has the values of each method"),
+    "explain --size": Need((IMAGE,), "leave it out"),
+    "explain --structure position_similarity": Need((IMAGE,), "leave it out"),
+    "explain --structure attention_distance": Need((IMAGE, VIDEO), "leave it out"),
+    "explain --structure head_focus": Need((IMAGE,), "leave it out"),
+    "export": Need((IMAGE,), "use the run folder itself (`vitrail evaluate`, vitrail.load_trained)"),
+    "bench --img-size": Need((IMAGE, VIDEO), "leave it out; --set num_points=N sets the number of points"),
+}  # fmt: skip
+
+
+def describe_unmet(what: str, modality: Modality, name: str) -> str | None:
+    """State why a verb or an option does not take inputs, and the remedy; None where it does."""
+    need = NEEDS.get(what)
+    if need is None or modality in need.takes:
+        return None
+    nouns = " and ".join(other.noun for other in need.takes)
+    return f"{what} takes {nouns}, not {modality.noun} ({name}); {need.remedy}"
+
+
+def check_need(what: str, modality: Modality, name: str) -> None:
+    """Refuse inputs that a verb or an option does not take.
+
+    Args:
+        what: Verb or option; those that :data:`NEEDS` does not list take every input.
+        modality: Of the inputs.
+        name: Model or source that has them.
+
+    Raises:
+        ConfigError: It does not take them.
+    """
+    unmet = describe_unmet(what, modality, name)
+    if unmet is not None:
+        raise ConfigError(unmet)

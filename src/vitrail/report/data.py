@@ -16,6 +16,7 @@ from vitrail.errors import DataError, RunError, plural
 from vitrail.figures.data import SPLIT_NAMES, class_balance, duplicates, image_sizes
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
+from vitrail.models.modality import MODALITIES, describe_unmet
 from vitrail.report.evaluated import Section, Subject
 
 # Classes with a bar of their own; of more, the largest and the smallest.
@@ -42,6 +43,7 @@ class Known:
         names: Of all of them.
         stale: Whether the images are others than the run was trained on.
         stale_audit: Whether there was an audit of other images.
+        can_audit: Whether `vitrail data audit` takes its inputs.
     """
 
     record: dict[str, Any]
@@ -50,6 +52,7 @@ class Known:
     names: list[str] = field(default_factory=list)
     stale: bool = False
     stale_audit: bool = False
+    can_audit: bool = True
 
     @property
     def leaks(self) -> list[dict[str, Any]]:
@@ -121,7 +124,13 @@ def read_known(part: Evaluation) -> Known | None:
         part,
         stale="fingerprint" in trained_on and not _same_images(trained_on, chosen),
         stale_audit=stale_audit,
+        can_audit=_can_audit(part),
     )
+
+
+def _can_audit(part: Evaluation) -> bool:
+    streams = (part.content(part.run.card) or {}).get("streams") or {"image": None}
+    return describe_unmet("data audit", MODALITIES[next(iter(streams))], part.run.name) is None
 
 
 def _same_images(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -152,6 +161,8 @@ def _words(found: Known) -> list[str]:
         words.append(
             "These are not the images that the run was trained on: files, labels or splits have changed since."
         )
+    if audit is None and not found.can_audit:
+        return words
     if audit is None:
         why = "the audit that is recorded is of other images" if found.stale_audit else "the data was not audited"
         words.append(f"Duplicates, leaks, sizes and constant bands: {why}; `vitrail data audit --run {run}` does it.")

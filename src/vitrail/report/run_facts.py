@@ -79,7 +79,7 @@ class RunFacts:
         mean_confidence: Mean probability of the predicted class.
         unreadable: Files that were left out.
         stale: Whether the data has changed since training.
-        audited: Whether an audit of these images is recorded.
+        audited: Whether an audit of these images is recorded, or none is possible.
         leaking: Groups of copies, and groups of the data's own, that lie in several splits.
         possible_leaks: Unconfirmed look-alikes in different splits.
         out_of_distribution: The best AUROC between known images and others, and where these lie.
@@ -168,7 +168,7 @@ def read_facts(part: Evaluation, recipe: Recipe, label: str) -> RunFacts:
         mean_confidence=(part.content(part.files.calibration) or {}).get("mean_confidence"),
         unreadable=len(record.get("unreadable") or ()),
         stale=known is not None and known.stale,
-        audited=audit is not None,
+        audited=audit is not None or (known is not None and not known.can_audit),
         leaking=_leaking(known),
         possible_leaks=0 if audit is None else sum(len(set(p["splits"])) > 1 for p in audit.get("look_alikes", ())),
         out_of_distribution=_out_of_distribution(part),

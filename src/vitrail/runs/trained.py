@@ -20,6 +20,7 @@ from vitrail.data.normalization import NormalizeStreams
 from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models.base import VisionModel
+from vitrail.models.modality import MODALITIES, Modality
 from vitrail.models.registry import complete_settings, create_model
 from vitrail.runs.folder import RunFolder
 from vitrail.weights.load import load_weights
@@ -82,6 +83,11 @@ class ModelCard:
     def probabilities(self, logits: Tensor) -> Tensor:
         """Convert logits ``(B, K)`` to probabilities."""
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    @property
+    def modality(self) -> Modality:
+        """Kind of the inputs."""
+        return MODALITIES[next(iter(self.streams))]
 
     @property
     def input_streams(self) -> tuple[str, ...]:

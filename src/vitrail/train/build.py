@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -115,26 +116,29 @@ def build_card(recipe: Recipe, data: ImageData, classes: tuple[str, ...], start:
     )
 
 
-def build_batch_augmentation(recipe: Recipe, card: ModelCard) -> nn.Module | None:
+def build_batch_augmentation(recipe: Recipe, means: Mapping[str, Sequence[float]]) -> nn.Module | None:
     """Build the random transforms of training batches (``data.augment``, ``data.points``); None where nothing changes.
+
+    Args:
+        recipe: Data settings.
+        means: Stream -> mean of each band, the first stream first.
 
     Raises:
         ConfigError: Augmentation of images for other inputs.
     """
-    if "points" in card.streams:
+    if "points" in means:
         if recipe.data.augment != "none" or recipe.data.augmentation:
             raise ConfigError(
                 f"data.augment {recipe.data.augment} changes images; point clouds have data.points.turn, zoom, shift, "
                 "jitter and drop: set data.augment none"
             )
         return build_point_augmentation(recipe.data.points)
-    if "video" in card.streams and (recipe.data.augment != "none" or recipe.data.augmentation):
+    if "video" in means and (recipe.data.augment != "none" or recipe.data.augmentation):
         raise ConfigError(
             f"data.augment {recipe.data.augment} changes images one by one, and frames of a clip need the same change; "
             "set data.augment none"
         )
-    means = {name: stream.mean for name, stream in card.streams.items()}
-    bands = len(next(iter(card.streams.values())).bands)
+    bands = len(next(iter(means.values())))
     return build_augmentation(recipe.data.augment, bands, recipe.data.augmentation, means)
 
 

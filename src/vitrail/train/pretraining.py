@@ -17,7 +17,7 @@ from vitrail.data.identity import KnownImages
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size
-from vitrail.models.modality import IMAGE
+from vitrail.models.modality import check_need
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
@@ -99,7 +99,7 @@ class PretrainingBuilder(Builder):
 
     def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> PretrainingTask:
         """Build the task that ``task.name`` names."""
-        return _make_task(recipe.task, model, card, build_batch_augmentation(recipe, card))
+        return _make_task(recipe.task, model, card, build_batch_augmentation(recipe, card.filling()))
 
     def build_module(self, recipe: Recipe, task: PretrainingTask) -> PretrainModule:
         """Wrap the task."""
@@ -120,12 +120,7 @@ class PretrainingBuilder(Builder):
 
 def _check_settings(recipe: Recipe) -> None:
     """Reject settings of supervised training, and those that the task does not use."""
-    modality = find_family(recipe.model.name)[0].modality
-    if modality is not IMAGE:
-        raise ConfigError(
-            f"task.name {recipe.task.name} pre-trains models of {IMAGE.noun}, and {recipe.model.name} takes "
-            f"{modality.noun}; train it with labels (`vitrail train`)"
-        )
+    check_need("pretrain", find_family(recipe.model.name)[0].modality, f"model.name {recipe.model.name}")
     defaults, trainer, data = TrainerConfig(), recipe.trainer, recipe.data
     for name in _FOR_CLASSIFIERS:
         value = getattr(trainer, name)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vitrail.config.augment import augment_settings
 from vitrail.config.schema import Recipe
-from vitrail.data.augment import Mixing, build_augmentation
+from vitrail.data.augment import Mixing
 from vitrail.data.augment.mixing import soft_targets
 from vitrail.data.dataset import open_data
 from vitrail.models.image_size import image_size
+from vitrail.train.build import build_batch_augmentation
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Row:
 
     Attributes:
         key: Key of the image.
-        streams: Stream -> shape ``(1 + times, C, H, W)`` in 0..1, the original first.
+        streams: Stream -> shape ``(1 + times, C, H, W)`` in 0..1, the original first; clips and clouds alike.
         labels: Target of each version, as text.
     """
 
@@ -65,10 +66,8 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
     if source.classes:
         targets = soft_targets(torch.from_numpy(source.targets[chosen]), len(source.classes))
     means = {name: mean for name, (mean, _) in data.statistics().items()}
+    augment = build_batch_augmentation(recipe, means)
     streams = dataclasses.replace(data, fill=means).load(chosen, whole=True)
-    augment = build_augmentation(
-        recipe.data.augment, len(next(iter(source.bands.values()))), recipe.data.augmentation, means
-    )
     settings = augment_settings(recipe.data.augment, recipe.data.augmentation)
     mix = Mixing(settings, len(source.classes)) if settings.mixes else None
     seen, shares = [streams], [targets]

@@ -102,7 +102,7 @@ class SupervisedBuilder(Builder):
     def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> ClassificationTask:
         """Build the classification task with its loss, augmentation and mixing."""
         normalize, config = card.normalization(), recipe.task
-        augment, mix = build_batch_augmentation(recipe, card), _mixing(recipe, card)
+        augment, mix = build_batch_augmentation(recipe, card.filling()), _mixing(recipe, card)
         criterion = _criterion(recipe, data)
         if config.name != "distill":
             return ClassificationTask(model, normalize, augment, criterion, mix)

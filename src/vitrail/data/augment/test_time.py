@@ -1,4 +1,4 @@
-"""Fixed views of an image for test-time augmentation."""
+"""Fixed views of an image, or of all frames of a clip, for test-time augmentation."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def _crop(vertical: int, horizontal: int) -> View:
     """Crop seven eighths of height and width, at one of three positions along each axis (0, 1, 2)."""
 
     def view(x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+        height, width = x.shape[-2:]
         h, w = max(1, round(height * 7 / 8)), max(1, round(width * 7 / 8))
         top, left = (height - h) * vertical // 2, (width - w) * horizontal // 2
-        return x[:, :, top : top + h, left : left + w]
+        return x[..., top : top + h, left : left + w]
 
     return view
 
 
 def _turn(quarters: int, flip: bool = False) -> View:
-    return lambda x: (x.flip(3) if flip else x).rot90(quarters, (2, 3))
+    return lambda x: (x.flip(-1) if flip else x).rot90(quarters, (-2, -1))
 
 
 def _same(x: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ def _same(x: Tensor) -> Tensor:
 # Test-time augmentations: the views whose probabilities are averaged.
 VIEWS: Mapping[str, tuple[View, ...]] = {
     "none": (_same,),
-    "mirror": (_same, lambda x: x.flip(3)),
-    "flips": (_same, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)),
+    "mirror": (_same, lambda x: x.flip(-1)),
+    "flips": (_same, lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.flip(-2, -1)),
     "turns": tuple(_turn(quarters, flip) for flip in (False, True) for quarters in range(4)),
     "crops": (_same, *(_crop(*position) for position in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)))),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,7 @@ class PointSource(ImageSource):
         self._points = torch.full((len(clouds), num_points, 3), float("nan"))
         self._features = torch.zeros(len(clouds), num_points, len(feature_names))
         for i, (points, features) in enumerate(clouds):
-            rng = np.random.default_rng((settings.seed, i))
-            chosen = choose_points(points, num_points, settings.subsample, rng)
+            chosen = choose_points(points, num_points, settings.subsample, _generator(settings.seed, points))
             own = turn_up(points[chosen], config.up)
             own = own - own.mean(axis=0)
             self._points[i, : len(own)] = torch.from_numpy(own / scale_of(own, settings.scale))
@@ -99,6 +99,8 @@ class PointFileSource(PointSource):
             "test".
         num_points: Points of a cloud.
         classes: Names of the classes where a run gives them.
+        files: Files and folders of point clouds in place of ``path``: their class is the name of their folder where a
+            run knows it, -1 where not.
 
     Raises:
         DataError: Nothing to read, a file that cannot be read, or attributes that some clouds lack.
@@ -106,32 +108,54 @@ class PointFileSource(PointSource):
 
     named = True
 
-    def __init__(self, config: DataConfig, num_points: int, classes: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        num_points: int,
+        classes: Sequence[str] | None,
+        files: Sequence[str | Path] | None = None,
+    ) -> None:
         path = Path(config.path or "")
         settings = config.points
-        if path.suffix.lower() == ".npz":
+        if files is not None:
+            listed, labels = self._list_files(files, classes or ())
+            found = [read_cloud(file) for file in listed]
+            names = found[0].names
+        elif path.suffix.lower() == ".npz":
             clouds, labels, names = self._read_arrays(path)
-            found: list[CloudFile] = clouds
+            found = clouds
         else:
-            files, labels = self._list_table(path) if path.suffix.lower() == ".csv" else self._list_folder(path)
-            found = [read_cloud(file) for file in files]
+            listed, labels = self._list_table(path) if path.suffix.lower() == ".csv" else self._list_folder(path)
+            found = [read_cloud(file) for file in listed]
             names = found[0].names if found else ()
         wanted = tuple(settings.features or ())
-        rng = np.random.default_rng(settings.seed)
         sampled = []
         for key, cloud in zip(self.keys, found, strict=True):
             points, features = cloud.points, _choose_features(key, cloud, wanted, names)
             if cloud.faces is not None and not wanted:
-                points = sample_mesh(points, cloud.faces, 4 * num_points, rng)
+                points = sample_mesh(points, cloud.faces, 4 * num_points, _generator(settings.seed, points))
                 features = np.empty((len(points), 0))
             sampled.append((points, features))
         own = tuple(classes) if classes is not None else tuple(sorted(set(labels)))
-        unknown = sorted(set(labels) - set(own))
+        unknown = sorted(set(labels) - {*own, *([""] if files is not None else [])})
         if unknown:
             raise DataError(f"{path}: classes that the run does not know: {', '.join(unknown)}")
         self.classes = own
-        self.targets = np.array([own.index(label) for label in labels], dtype=np.int64)
+        self.targets = np.array([own.index(label) if label else -1 for label in labels], dtype=np.int64)
         super().__init__(sampled, config, num_points, wanted)
+
+    def _list_files(self, paths: Sequence[str | Path], classes: Sequence[str]) -> tuple[list[Path], list[str]]:
+        found: dict[Path, None] = {}
+        for path in map(Path, paths):
+            if not path.exists():
+                raise DataError(f"no file or folder at {path}")
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS) if path.is_dir() else [path]
+            if not inside:
+                raise DataError(f"{path} holds no point clouds; known formats are {' '.join(READERS)}")
+            found.update(dict.fromkeys(inside))
+        self.keys = [path.as_posix() for path in found]
+        self.given_split = [""] * len(found)
+        return list(found), [path.parent.name if path.parent.name in classes else "" for path in found]
 
     def _list_folder(self, root: Path) -> tuple[list[Path], list[str]]:
         if not root.is_dir():
@@ -191,6 +215,11 @@ class PointFileSource(PointSource):
         names = tuple(f"feature{i}" for i in range(features.shape[2]))
         clouds = [CloudFile(p[:n, :3], f[:n], names) for p, f, n in zip(points, features, counts, strict=True)]
         return clouds, labels, names
+
+
+def _generator(seed: int, points: Array) -> np.random.Generator:
+    """Make the generator of a cloud's sampling: by its content, so that its name and order change no point."""
+    return np.random.default_rng((seed, zlib.crc32(np.ascontiguousarray(points).tobytes())))
 
 
 def _choose_features(key: str, cloud: CloudFile, wanted: tuple[str, ...], names: tuple[str, ...]) -> Array:

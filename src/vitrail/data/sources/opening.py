@@ -47,9 +47,10 @@ SOURCES = {
     "points": "the folder with the point clouds, the CSV file that lists them, or the .npz file that holds them",
     "solids": "",
 }
-# What inputs of a size of as many lengths are, and the sources that have others than images.
+# What inputs of a size of as many lengths are, and the first stream of sources that have others than images.
 _KINDS = {1: "point clouds", 2: "images", 3: "clips"}
-_LENGTHS = {"moving_digits": 3, "videos": 3, "points": 1, "solids": 1}
+_FIRST = {"moving_digits": "video", "videos": "video", "points": "points", "solids": "points"}
+_LENGTHS = {"points": 1, "image": 2, "video": 3}
 # Opens the images of a source that another distribution or the running program has registered.
 Opener = Callable[[DataConfig, tuple[int, int]], ImageSource]
 _REGISTERED: dict[str, Opener] = {}
@@ -136,6 +137,11 @@ def register_source(name: str, path: str = "") -> Callable[[Opener], Opener]:
     return register
 
 
+def first_stream(source: str) -> str:
+    """Return the name of the first stream of a source: "image", "video" for clips, or "points"."""
+    return _FIRST.get(source, "image")
+
+
 def accepts_setting(source: str, setting: str) -> bool:
     """Check whether a setting applies to a source."""
     return setting not in _ONLY_FOR or source in _ONLY_FOR[setting]
@@ -159,7 +165,7 @@ def open_source(
     load_plugins(PLUGINS)  # their modules register sources
     if config.source not in SOURCES:
         raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
-    has, takes = _LENGTHS.get(config.source, 2), len(img_size)
+    has, takes = _LENGTHS[first_stream(config.source)], len(img_size)
     if has != takes and config.source not in _REGISTERED:
         raise ConfigError(
             f"data.source {config.source} has {_KINDS[has]}, and the model takes {_KINDS[takes]}; choose a model of "

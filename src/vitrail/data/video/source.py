@@ -44,6 +44,8 @@ class VideoSource(ImageSource):
             "split". A folder of pictures is a clip, its frames in the order of their names.
         size: Frames of a clip, and their height and width.
         classes: Names of the classes where a run gives them.
+        files: Video files, folders of frames and folders of such, in place of ``path``: their class is the name of
+            their folder where a run knows it, -1 where not.
 
     Raises:
         DataError: Nothing to read, classes that the run does not know, or files that cannot be decoded
@@ -52,9 +54,18 @@ class VideoSource(ImageSource):
 
     named = True
 
-    def __init__(self, config: DataConfig, size: tuple[int, ...], classes: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        size: tuple[int, ...],
+        classes: Sequence[str] | None,
+        files: Sequence[str | Path] | None = None,
+    ) -> None:
         path = Path(config.path or "")
-        listed = _read_table(path) if path.suffix.lower() == ".csv" else _list_folder(path)
+        if files is not None:
+            listed = _list_files(files, classes or ())
+        else:
+            listed = _read_table(path) if path.suffix.lower() == ".csv" else _list_folder(path)
         rows, indices, faults = [], [], []
         for row in listed:
             try:
@@ -78,11 +89,11 @@ class VideoSource(ImageSource):
             # Clips of one file are near-duplicates.
             self.groups = [str(row.path) for row in rows]
         own = tuple(classes) if classes is not None else tuple(sorted({row.label for row in rows}))
-        unknown = sorted({row.label for row in rows} - set(own))
+        unknown = sorted({row.label for row in rows} - {*own, *([""] if files is not None else [])})
         if unknown:
             raise DataError(f"{path}: classes that the run does not know: {', '.join(unknown)}")
         self.classes = own
-        self.targets = np.array([own.index(row.label) for row in rows], dtype=np.int64)
+        self.targets = np.array([own.index(row.label) if row.label else -1 for row in rows], dtype=np.int64)
         self.bands = {"video": BANDS[config.color]}
         self.notes = self._describe()
 
@@ -139,14 +150,30 @@ class VideoSource(ImageSource):
         return content.digest()
 
 
+def _list_files(paths: Sequence[str | Path], classes: Sequence[str]) -> list[_Row]:
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"no file or folder at {path}")
+        clips = _clips_below(path) if path.is_dir() else {path}
+        if not clips:
+            raise DataError(f"{path} holds no clips; known are {' '.join(sorted(VIDEOS))} and folders of pictures")
+        found.update(dict.fromkeys(sorted(clips)))
+    return [_Row(path.as_posix(), path, path.parent.name if path.parent.name in classes else "") for path in found]
+
+
+def _clips_below(root: Path) -> set[Path]:
+    """Find the video files and folders of pictures in a folder, itself among them."""
+    found = [p for p in root.rglob("*") if p.is_file()]
+    clips = {p for p in found if p.suffix.lower() in VIDEOS}
+    return clips | {p.parent for p in found if p.suffix.lower() in PICTURES}
+
+
 def _list_folder(root: Path) -> list[_Row]:
     if not root.is_dir():
         raise DataError(f"data.path {root} is no folder and no .csv table of clips")
-    found = [p for p in root.rglob("*") if p.is_file()]
-    clips = {p for p in found if p.suffix.lower() in VIDEOS}
-    clips |= {p.parent for p in found if p.suffix.lower() in PICTURES and p.parent != root}
     rows = []
-    for path in sorted(clips):
+    for path in sorted(_clips_below(root) - {root}):
         parts = path.relative_to(root).parts[:-1]
         split = next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "")
         label = next((part for part in parts if part.lower() not in _SPLITS), "")

@@ -58,6 +58,7 @@ from vitrail.engines.load import Export, load_export
 from vitrail.engines.openvino import INT8
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.machine import cores, processor
+from vitrail.models.modality import check_need
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import open_images
@@ -150,7 +151,9 @@ def export(
             raise ConfigError(f"--include {name} is no output{closest(name, INCLUDE)}")
     out = run.export if out is None else Path(out)
     check_out(out)
-    trained = at_size(load_classifier(run), image_size)
+    trained = load_classifier(run)
+    check_need("export", trained.card.modality, trained.card.name)
+    trained = at_size(trained, image_size)
     variants = list_variants(format, precision, merge_counts(trained, shrink, image_size))
     own = open_images(run, trained.card, data, verb="export").data
     selected, known = select_gate_images(run, trained, data, own, images)
