@@ -161,6 +161,13 @@ def test_methods_explain_or_state_the_reason(place, monkeypatch):
         assert name in err
 
 
+def test_weights_are_of_their_family(place, monkeypatch):
+    monkeypatch.chdir(place.root)
+    code, out, err = _call(["weights", "run"])
+    assert code == 0, err
+    assert f"family       {place.name}\n" in out or f"family      {place.name}\n" in out
+
+
 def test_every_need_is_tried():
     assert set(NEEDS) == {need for need in COMMANDS.values() if need}
     for what, need in NEEDS.items():
@@ -201,3 +208,17 @@ def test_views_of_clips_turn_all_frames():
         for view in views:
             frames = [view(clips[:, :, time]) for time in range(4)]
             assert torch.equal(view(clips), torch.stack(frames, dim=2))
+
+
+def test_variants_side_by_side_or_the_reason(place, monkeypatch):
+    """The page of `vitrail compare` draws clips of several models, and states why it draws no clouds."""
+    from vitrail.analyze.evaluated import Evaluation, OpenedRuns
+    from vitrail.analyze.side_by_side import models_side_by_side
+    from vitrail.cli.recipes import load_run_recipe
+    from vitrail.runs import RunFolder
+
+    monkeypatch.chdir(place.root)
+    run = RunFolder.open("run")
+    found = models_side_by_side([("x", Evaluation.read(run, run.evaluation))], OpenedRuns(load_run_recipe))
+    assert bool(found.cells) is (place.kind == "video")
+    assert bool(found.problems) is (place.kind == "points")

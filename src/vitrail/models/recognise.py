@@ -294,12 +294,20 @@ def _find_family(
             except WeightsError as error:
                 refusals.append(error)
                 continue
+            if _of_more_axes(family, mapped):
+                continue
             # Most keys are known, or most known names are there: a TokenLearner adds keys, one stream less leaves out.
             patterns = {_pattern(key) for key in mapped}
             share = max(sum(_pattern(key) in names for key in mapped) / len(mapped), len(patterns & names) / len(names))
             if share > best_share:
                 best, best_share = (family, key_map, mapped), share
     return best
+
+
+def _of_more_axes(family: Family, mapped: State) -> bool:
+    """Whether the kernel of the input has more axes than the family's inputs: a clip's, for a model of images."""
+    axes = len(family.modality.axes)
+    return any(mapped[key].ndim > 2 + axes for key in family.build.input_kernels if key in mapped)
 
 
 def _pattern(key: str) -> str:
