@@ -14,7 +14,7 @@ from tests.deploy.eager import eager_engines as eager_engines
 from tests.deploy.exporting import SMALL, VIT, photographs
 from vitrail.cli.main import main
 from vitrail.deploy.export import candidates
-from vitrail.deploy.export.artefact import check_bounds
+from vitrail.deploy.export.artefact import LARGEST_DIFFERENCE, check_bounds
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.measure import Measured
 from vitrail.deploy.export.pixels import ResizeStored
@@ -178,6 +178,9 @@ def test_the_bounds_of_the_check_follow_the_differences_from_the_run(written):
         {"logits": 0.06, "embedding": 0.03}
     )
     assert check_bounds({"logits": 0.02, "embedding": 1e-7}, 0.01, 1e-4) == {"logits": 0.04, "embedding": 2e-4}
+    assert check_bounds({"logits": 0.4, "embedding": 0.01}, 0.7, 1e-4) == pytest.approx(
+        {"logits": LARGEST_DIFFERENCE, "embedding": 0.035}
+    )
 
 
 def _destroyed(graph):
