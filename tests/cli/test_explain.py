@@ -159,7 +159,7 @@ def test_two_streams(two_streams, tmp_path, capsys):
     [
         (["--method", "rolout"], 2, "no method 'rolout'; did you mean 'rollout'.*methods: "),
         (["--method", "rollout", "rollout"], 2, "named twice"),
-        (["--set", "rollout.discard=0.5"], 2, "rollout has no setting 'discard'; did you mean 'discard_ratio'"),
+        (["--set", "rollout.discard=0.5"], 2, "rollout has no setting 'discard'; did you mean 'discard_from'"),
         (["--set", "rollout.discard_ratio=2"], 2, "below 1, got 2"),
         (["--set", "gradcam.layer=x"], 2, "'gradcam' is given, which is none of the methods"),
         (["--set", "layer=x"], 2, "METHOD.KEY=VALUE"),

@@ -12,8 +12,9 @@ from vitrail.models.catalogue import is_foreign
 
 SOURCE = Path(vitrail.__file__).parent
 FAMILIES = {name: family for name, family in list_families().items() if not is_foreign(family)}
-# Examples in help texts, and the model of a recipe that names none.
+# Examples in help texts, the recipe that the demo exports, and the model of a recipe that names none.
 PROSE = {
+    "cli/demo.py": {"vit"},
     "cli/inspect.py": {"vit_tiny_patch16_224", "vit"},
     "cli/models.py": {"vit_small"},
     "cli/recipe_help.py": {"swin"},

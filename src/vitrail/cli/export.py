@@ -69,8 +69,8 @@ def _parser() -> VerbParser:
         nargs="*",
         type=int,
         metavar="R",
-        help="also try token merging (ViT): pairs of similar tokens that each block merges, one candidate a number; "
-        "without numbers those that merge about a half and four fifths of the tokens",
+        help="also try token merging, where the model can: pairs of similar tokens that each block merges, one "
+        "candidate a number; without numbers those that merge about a half and four fifths of the tokens",
     )
     parser.add_argument("--threads", type=int, help="threads of the engine; all cores if not given")
     parser.add_argument("--check", metavar="DIR", help="compare an export's outputs with the recorded ones, and stop")

@@ -247,7 +247,7 @@ def set_merging(block: Any, r: int | None) -> None:
 def lacks_merging(block: nn.Module) -> str:
     """Return the reason why a block cannot merge tokens; empty where it can."""
     if type(block) not in (Block, MergingBlock):
-        return f"{type(block).__name__} is not the block of a ViT"
+        return f"{type(block).__name__} is not a plain transformer block"
     if type(block.attn) not in (Attention, ProportionalAttention):
         return f"{type(block.attn).__name__} in place of attention gives no keys to match"
     return ""

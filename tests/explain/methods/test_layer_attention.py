@@ -140,7 +140,7 @@ def test_learned_tokens_have_no_places():
     x = torch.randn(1, 3, 16, 16)
     assert attention_maps(model, x).layer == "blocks.0.attn"
     assert len(attention_distances(model, x)) == 1
-    with pytest.raises(ConfigError, match=r"blocks\.2\.attn attends among learned tokens"):
+    with pytest.raises(ConfigError, match=r"blocks\.2\.attn attends among learned or merged tokens"):
         attention_maps(model, x, layer=-1)
 
 

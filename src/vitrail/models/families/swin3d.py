@@ -78,6 +78,7 @@ class Swin3dConfig(LayerSettings):
         "global_pool=token": "there is no class token",
         "reg_tokens": "windows hold tubelets alone",
         "pos_drop_rate": "no positions are added to the tubelets; use proj_drop_rate",
+        "token_merging": "windows need the whole grid of tubelets",
     }
 
     def __post_init__(self) -> None:

@@ -617,9 +617,9 @@ class ViT(VisionModel):
         """Also whether there is a class token, and what is pooled."""
         pooled = "fc_norm.weight" in state
         pool = "map" if "attn_pool.latent" in state else "avg" if pooled else "token"
-        names: dict[str, Any] = {"class_token": "cls_token" in state, "global_pool": pool}
-        if "dist_token" in state:
-            names["dist_token"] = True
+        names: dict[str, Any] = {
+            "class_token": "cls_token" in state, "global_pool": pool, "dist_token": "dist_token" in state
+        }  # fmt: skip
         token = state.get("cls_token")
         if token is not None and token.ndim == 3 and token.shape[1] > 1:
             names["num_class_tokens"] = token.shape[1]
