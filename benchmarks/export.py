@@ -37,7 +37,7 @@ from vitrail.models.registry import create_model
 from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "benchmarks" / "results" / "export"
+OUT = ROOT / "benchmarks" / "results" / "export_speed"
 # Least speed of int8 over timm in eager mode.
 TARGETS = {"vit_small_patch16_224": 3.7, "swin_tiny_patch4_window7_224": 4.0, "maxvit_tiny_tf_224": 5.6}
 SIZE, CLASSES = (224, 224), 10

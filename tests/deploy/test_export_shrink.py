@@ -20,6 +20,8 @@ from vitrail.engines.load import difference, open_engine
 from vitrail.errors import ConfigError
 from vitrail.runs.trained import load_classifier
 
+FAST = {(True, "openvino"), (False, "torch")}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -92,8 +94,19 @@ def test_a_model_that_cannot_merge_is_refused(trained):
         merge_counts(dataclasses.replace(trained, model=swin), [2], None)
 
 
-@pytest.mark.parametrize("engine", FORMATS)
-@pytest.mark.parametrize("settings", [{}, {"reg_tokens": 2, "global_pool": "avg"}])
+# With registers and mean pooling in OpenVINO among the fast tests, plain in PyTorch.
+@pytest.mark.parametrize(
+    ("settings", "engine"),
+    [
+        pytest.param(
+            settings,
+            *engine.values,
+            marks=[*engine.marks, *(() if (bool(settings), *engine.values) in FAST else (pytest.mark.slow,))],
+        )
+        for settings in ({}, {"reg_tokens": 2, "global_pool": "avg"})
+        for engine in FORMATS
+    ],
+)
 def test_engines_equal_the_merged_model(trained, engine, settings, tmp_path):
     torch.manual_seed(1)
     model = vitrail.create_model("vit", img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=3, num_classes=2,
