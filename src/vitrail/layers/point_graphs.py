@@ -5,9 +5,12 @@ Sources: Wang et al. 2019, arXiv:1801.07829 (EdgeConv); Deng et al. 2021, arXiv:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from vitrail.layers.checkpointing import run_block
 from vitrail.layers.fast.dispatch import with_fast_path
 from vitrail.layers.masked import MaskedBatchNorm
 from vitrail.layers.vector_neurons import VNBatchNorm, clip_along, make_vector_pool
@@ -48,6 +51,29 @@ def nearest_points(x: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
         return index
     own = torch.arange(x.shape[1], device=x.device)[:, None]
     return torch.where(nearest.isinf(), own, index)
+
+
+def run_dynamic_graphs(
+    layers: Sequence[nn.Module], x: Tensor, num_neighbors: int, mask: Tensor | None, checkpointing: bool
+) -> list[Tensor]:
+    """Run edge layers, each on the graph of its own input's nearest points (arXiv:1801.07829, section 3.1).
+
+    Args:
+        layers: Layers like :class:`EdgeConv`.
+        x: Coordinates and attributes, shape ``(B, N, ...)``; all numbers of a point count in distances.
+        num_neighbors: Neighbours of a point, itself among them.
+        mask: True for real points, shape ``(B, N)``.
+        checkpointing: Whether the layers are computed again in the backward pass instead of being kept.
+
+    Returns:
+        Output of each layer.
+    """
+    outputs: list[Tensor] = []
+    for layer in layers:
+        index = nearest_points(x.flatten(2), num_neighbors, mask)
+        x = run_block(layer, x, index, mask, checkpointing=checkpointing)
+        outputs.append(x)
+    return outputs
 
 
 def take_neighbours(x: Tensor, index: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,7 @@ from vitrail.layers.masked import masked_max, masked_mean
 from vitrail.layers.modes import in_graph
 from vitrail.layers.symbolic import resolve_annotations
 from vitrail.models.base import VisionModel
-from vitrail.models.checks import check_at_least
+from vitrail.models.checks import check_at_least, check_rates
 from vitrail.models.facts import Ends, FeatureInfo, LevelTokens, Stream, describe
 from vitrail.models.modality import POINTS
 from vitrail.models.settings import check_choices
@@ -32,8 +33,10 @@ class PointSettings:
         num_points: Points of a cloud that the model is made for; other numbers run too.
         in_chans: Numbers of a point: 3 coordinates, then its attributes (intensity, colour).
         num_classes: Number of logits; 0 gives the pooled features.
+        num_widths: Setting that lists layer widths -> how many it lists.
     """
 
+    num_widths: ClassVar[Mapping[str, int]] = {}
     num_points: int = 1024
     in_chans: int = 3
     num_classes: int = 40
@@ -48,6 +51,8 @@ class PointSettings:
         check_at_least(self, 0, "num_classes")
         check_at_least(self, COORDINATES, "in_chans")
         check_choices(self)
+        check_rates(self, *(field.name for field in fields(self) if field.name.endswith("_rate")))
+        check_widths(self, self.num_widths)
 
 
 @dataclass(frozen=True)
@@ -246,12 +251,12 @@ def known_mask(mask: Tensor) -> Tensor | None:
     return None if mask.is_meta or bool(mask.all()) else mask
 
 
-def check_widths(config: object, **counts: int) -> None:
+def check_widths(config: object, counts: Mapping[str, int]) -> None:
     """Refuse lists of layer widths of another length, or with a width below 1; make them tuples.
 
     Args:
         config: The settings.
-        **counts: Setting -> how many widths it has.
+        counts: Setting -> how many widths it has.
 
     Raises:
         ConfigError: Naming the setting and the value.
@@ -269,6 +274,56 @@ PointPool = Literal["avg", "max", "catavgmax", ""]
 def point_levels(names: Sequence[str], channels: Sequence[int]) -> list[FeatureInfo]:
     """Describe the levels of a model of points, each on the points themselves."""
     return [FeatureInfo(name, width, (1,)) for name, width in zip(names, channels, strict=True)]
+
+
+def pooled_width(width: int, pool: str) -> int:
+    """Compute how many features a pooling makes of those of the points."""
+    return width * (2 if pool == "catavgmax" else 1)
+
+
+def pointnet_neck(pooled: int, hidden_dims: Sequence[int], drop_rate: float) -> nn.Sequential:
+    """Build the two hidden layers of PointNet's classifier, by the names of the authors of VN-PointNet."""
+    hidden, width = hidden_dims
+    return nn.Sequential(
+        OrderedDict(
+            fc1=nn.Linear(pooled, hidden),
+            bn1=nn.BatchNorm1d(hidden),
+            act1=nn.ReLU(),
+            fc2=nn.Linear(hidden, width),
+            drop=nn.Dropout(drop_rate),
+            bn2=nn.BatchNorm1d(width),
+            act2=nn.ReLU(),
+        )
+    )
+
+
+def dgcnn_neck(
+    pooled: int, hidden_dims: Sequence[int], drop_rate: float, norms: tuple[str, str], bias: bool
+) -> nn.Sequential:
+    """Build the two hidden layers of DGCNN's classifier.
+
+    Args:
+        pooled: Pooled features.
+        hidden_dims: Widths of both layers.
+        drop_rate: Dropout rate after each.
+        norms: Names of the batch norms.
+        bias: Whether the first layer has biases.
+    """
+    hidden, width = hidden_dims
+    return nn.Sequential(
+        OrderedDict(
+            [
+                ("linear1", nn.Linear(pooled, hidden, bias=bias)),
+                (norms[0], nn.BatchNorm1d(hidden)),
+                ("act1", nn.LeakyReLU(0.2)),
+                ("dp1", nn.Dropout(drop_rate)),
+                ("linear2", nn.Linear(hidden, width)),
+                (norms[1], nn.BatchNorm1d(width)),
+                ("act2", nn.LeakyReLU(0.2)),
+                ("dp2", nn.Dropout(drop_rate)),
+            ]
+        )
+    )
 
 
 def split_vectors(points: Tensor) -> Tensor:

@@ -6,24 +6,25 @@ baseline: its logits change when a cloud turns.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vitrail.layers.checkpointing import run_block
 from vitrail.layers.masked import MaskedBatchNorm
-from vitrail.layers.point_graphs import EdgeConv, nearest_points
+from vitrail.layers.point_graphs import EdgeConv, run_dynamic_graphs
 from vitrail.models.base import group_parameters
-from vitrail.models.checks import as_config, check_rates
+from vitrail.models.checks import as_config
 from vitrail.models.family import Family, register_family
 from vitrail.models.point_cloud import (
     GraphSettings,
     PointCloudModel,
     PointPool,
-    check_widths,
+    dgcnn_neck,
     point_levels,
+    pooled_width,
 )
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
 
@@ -40,20 +41,11 @@ class DGCNNConfig(GraphSettings):
             one of them.
     """
 
+    num_widths: ClassVar[Mapping[str, int]] = {"dims": 5, "hidden_dims": 2}
     dims: tuple[int, ...] = (64, 64, 128, 256, 1024)
     hidden_dims: tuple[int, ...] = (512, 256)
     drop_rate: float = 0.5
     global_pool: PointPool = "catavgmax"
-
-    def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ConfigError: A value out of range.
-        """
-        super().__post_init__()
-        check_widths(self, dims=5, hidden_dims=2)
-        check_rates(self, "drop_rate")
 
 
 class DGCNN(PointCloudModel):
@@ -73,36 +65,21 @@ class DGCNN(PointCloudModel):
         )
         self.conv5, self.bn5 = nn.Linear(sum(dims), last, bias=False), MaskedBatchNorm(last)
         self.act = nn.LeakyReLU(0.2)
-        pooled = last * (2 if config.global_pool == "catavgmax" else 1)
-        hidden, width = config.hidden_dims
-        self.neck = nn.Sequential(
-            OrderedDict(
-                linear1=nn.Linear(pooled, hidden, bias=False),
-                bn6=nn.BatchNorm1d(hidden),
-                act1=nn.LeakyReLU(0.2),
-                dp1=nn.Dropout(config.drop_rate),
-                linear2=nn.Linear(hidden, width),
-                bn7=nn.BatchNorm1d(width),
-                act2=nn.LeakyReLU(0.2),
-                dp2=nn.Dropout(config.drop_rate),
-            )
-        )
-        self.num_features = width
+        pooled = pooled_width(last, config.global_pool)
+        self.neck = dgcnn_neck(pooled, config.hidden_dims, config.drop_rate, ("bn6", "bn7"), bias=False)
+        self.num_features = config.hidden_dims[-1]
         self.feature_info = point_levels(["conv1", "conv2", "conv3", "conv4", "act"], config.dims)
         self.grad_checkpointing = False
         self.head = self.build_head(config.num_classes)
 
     def encode(self, points: Tensor, mask: Tensor | None, stop: int | None) -> tuple[Tensor, list[Tensor]]:
         """Run the layers of the points; features ``(B, N, dims[-1])``."""
-        x, levels = points, []
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4)[:stop]:
-            index = nearest_points(x, self.config.num_neighbors, mask)
-            x = run_block(conv, x, index, mask, checkpointing=self.grad_checkpointing and self.training)
-            levels.append(x)
+        layers = (self.conv1, self.conv2, self.conv3, self.conv4)[:stop]
+        checkpointing = self.grad_checkpointing and self.training
+        levels = run_dynamic_graphs(layers, points, self.config.num_neighbors, mask, checkpointing)
         if stop is None or stop == len(self.feature_info):
-            x = self.act(self.bn5(self.conv5(torch.cat(levels, dim=-1)), mask))
-            levels.append(x)
-        return x, levels
+            levels.append(self.act(self.bn5(self.conv5(torch.cat(levels, dim=-1)), mask)))
+        return levels[-1], levels
 
     def layer_groups(self) -> list[list[str]]:
         """Each edge layer, then the others."""

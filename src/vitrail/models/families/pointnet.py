@@ -7,23 +7,25 @@ out.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.layers.masked import MaskedBatchNorm, masked_max
 from vitrail.models.base import group_parameters
-from vitrail.models.checks import as_config, check_rates
+from vitrail.models.checks import as_config
 from vitrail.models.family import Family, register_family
 from vitrail.models.point_cloud import (
     COORDINATES,
     PointCloudModel,
     PointPool,
     PointSettings,
-    check_widths,
     point_levels,
+    pointnet_neck,
+    pooled_width,
 )
 from vitrail.weights.rules import Convert, KeyMap, Rename
 
@@ -39,20 +41,11 @@ class PointNetConfig(PointSettings):
         global_pool: "max" takes the largest value of each channel over the points; "avg", "catavgmax".
     """
 
+    num_widths: ClassVar[Mapping[str, int]] = {"dims": 3, "hidden_dims": 2}
     dims: tuple[int, ...] = (64, 128, 1024)
     hidden_dims: tuple[int, ...] = (512, 256)
     drop_rate: float = 0.4
     global_pool: PointPool = "max"
-
-    def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ConfigError: A value out of range.
-        """
-        super().__post_init__()
-        check_widths(self, dims=3, hidden_dims=2)
-        check_rates(self, "drop_rate")
 
 
 class TransformNet(nn.Module):
@@ -103,20 +96,9 @@ class PointNet(PointCloudModel):
         self.fstn = TransformNet(first, first, config)
         self.conv2, self.bn2 = nn.Linear(first, second), MaskedBatchNorm(second)
         self.conv3, self.bn3 = nn.Linear(second, last), MaskedBatchNorm(last)
-        pooled = last * (2 if config.global_pool == "catavgmax" else 1)
-        hidden, width = config.hidden_dims
-        self.neck = nn.Sequential(
-            OrderedDict(
-                fc1=nn.Linear(pooled, hidden),
-                bn1=nn.BatchNorm1d(hidden),
-                act1=nn.ReLU(),
-                fc2=nn.Linear(hidden, width),
-                drop=nn.Dropout(config.drop_rate),
-                bn2=nn.BatchNorm1d(width),
-                act2=nn.ReLU(),
-            )
-        )
-        self.num_features = width
+        pooled = pooled_width(last, config.global_pool)
+        self.neck = pointnet_neck(pooled, config.hidden_dims, config.drop_rate)
+        self.num_features = config.hidden_dims[-1]
         self.feature_info = point_levels(["bn1", "bn2", "bn3"], config.dims)
         self.head = self.build_head(config.num_classes)
 

@@ -6,26 +6,26 @@ names the modules have.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitrail.layers.checkpointing import run_block
-from vitrail.layers.point_graphs import VNEdgeConv, nearest_points
+from vitrail.layers.point_graphs import VNEdgeConv, run_dynamic_graphs
 from vitrail.layers.vector_neurons import VNLinearLeakyReLU, VNStdFeature
 from vitrail.models.base import group_parameters
-from vitrail.models.checks import as_config, check_rates
+from vitrail.models.checks import as_config
 from vitrail.models.family import Family, register_family
 from vitrail.models.point_cloud import (
     GraphSettings,
     PointCloudModel,
     PointPool,
-    check_widths,
+    dgcnn_neck,
     join_mean,
     point_levels,
+    pooled_width,
     split_vectors,
 )
 from vitrail.weights.rules import KeyMap, Rename
@@ -44,21 +44,12 @@ class VNDGCNNConfig(GraphSettings):
             "avg": one of them.
     """
 
+    num_widths: ClassVar[Mapping[str, int]] = {"dims": 5, "hidden_dims": 2}
     dims: tuple[int, ...] = (21, 21, 42, 85, 341)
     hidden_dims: tuple[int, ...] = (512, 256)
     vector_pool: Literal["mean", "max"] = "mean"
     drop_rate: float = 0.5
     global_pool: PointPool = "catavgmax"
-
-    def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ConfigError: A value out of range.
-        """
-        super().__post_init__()
-        check_widths(self, dims=5, hidden_dims=2)
-        check_rates(self, "drop_rate")
 
 
 class VNDGCNN(PointCloudModel):
@@ -78,21 +69,9 @@ class VNDGCNN(PointCloudModel):
         )
         self.conv5 = VNLinearLeakyReLU(sum(dims), last, share_direction=True)
         self.std_feature = VNStdFeature(2 * last)
-        pooled = 6 * last * (2 if config.global_pool == "catavgmax" else 1)
-        hidden, width = config.hidden_dims
-        self.neck = nn.Sequential(
-            OrderedDict(
-                linear1=nn.Linear(pooled, hidden),
-                bn1=nn.BatchNorm1d(hidden),
-                act1=nn.LeakyReLU(0.2),
-                dp1=nn.Dropout(config.drop_rate),
-                linear2=nn.Linear(hidden, width),
-                bn2=nn.BatchNorm1d(width),
-                act2=nn.LeakyReLU(0.2),
-                dp2=nn.Dropout(config.drop_rate),
-            )
-        )
-        self.num_features = width
+        pooled = pooled_width(6 * last, config.global_pool)
+        self.neck = dgcnn_neck(pooled, config.hidden_dims, config.drop_rate, ("bn1", "bn2"), bias=True)
+        self.num_features = config.hidden_dims[-1]
         names = ["conv1", "conv2", "conv3", "conv4", "conv5"]
         self.feature_info = point_levels(names, [config.in_chans * dim for dim in config.dims])
         self.grad_checkpointing = False
@@ -100,14 +79,11 @@ class VNDGCNN(PointCloudModel):
 
     def encode(self, points: Tensor, mask: Tensor | None, stop: int | None) -> tuple[Tensor, list[Tensor]]:
         """Run the layers of the points; invariant features ``(B, N, 6 dims[-1])``."""
-        x, levels = split_vectors(points), []
-        for conv in (self.conv1, self.conv2, self.conv3, self.conv4)[:stop]:
-            # The first graph is that of the points; attributes count among the numbers of a point.
-            index = nearest_points(x.flatten(2), self.config.num_neighbors, mask)
-            x = run_block(conv, x, index, mask, checkpointing=self.grad_checkpointing and self.training)
-            levels.append(x)
+        layers = (self.conv1, self.conv2, self.conv3, self.conv4)[:stop]
+        checkpointing = self.grad_checkpointing and self.training
+        levels = run_dynamic_graphs(layers, split_vectors(points), self.config.num_neighbors, mask, checkpointing)
         if stop is not None and stop < len(self.feature_info):
-            return x.flatten(2), levels
+            return levels[-1].flatten(2), levels
         x = self.conv5(torch.cat(levels, dim=-1), mask)
         return self.std_feature(join_mean(x, mask), mask), [*levels, x]
 

@@ -6,9 +6,9 @@ names the modules have.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,17 @@ from vitrail.layers.vector_neurons import (
     make_vector_pool,
 )
 from vitrail.models.base import group_parameters
-from vitrail.models.checks import as_config, check_rates
+from vitrail.models.checks import as_config
 from vitrail.models.family import Family, register_family
 from vitrail.models.point_cloud import (
     COORDINATES,
     GraphSettings,
     PointCloudModel,
     PointPool,
-    check_widths,
     join_mean,
     point_levels,
+    pointnet_neck,
+    pooled_width,
     split_vectors,
 )
 from vitrail.weights.rules import KeyMap, Rename
@@ -50,21 +51,12 @@ class VNPointNetConfig(GraphSettings):
         global_pool: "max" takes the largest value of each invariant feature over the points; "avg", "catavgmax".
     """
 
+    num_widths: ClassVar[Mapping[str, int]] = {"dims": 5, "hidden_dims": 2}
     dims: tuple[int, ...] = (21, 42, 85, 170, 341)
     hidden_dims: tuple[int, ...] = (512, 256)
     vector_pool: Literal["mean", "max"] = "mean"
     drop_rate: float = 0.4
     global_pool: PointPool = "max"
-
-    def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            ConfigError: A value out of range.
-        """
-        super().__post_init__()
-        check_widths(self, dims=5, hidden_dims=2)
-        check_rates(self, "drop_rate")
 
 
 class VNGlobalFeature(nn.Module):
@@ -111,20 +103,9 @@ class VNPointNet(PointCloudModel):
         self.conv3 = VNLinear(second, last)
         self.bn3 = VNBatchNorm(last)
         self.std_feature = VNStdFeature(2 * last, 0.0)
-        pooled = 6 * last * (2 if config.global_pool == "catavgmax" else 1)
-        hidden, width = config.hidden_dims
-        self.neck = nn.Sequential(
-            OrderedDict(
-                fc1=nn.Linear(pooled, hidden),
-                bn1=nn.BatchNorm1d(hidden),
-                act1=nn.ReLU(),
-                fc2=nn.Linear(hidden, width),
-                drop=nn.Dropout(config.drop_rate),
-                bn2=nn.BatchNorm1d(width),
-                act2=nn.ReLU(),
-            )
-        )
-        self.num_features = width
+        pooled = pooled_width(6 * last, config.global_pool)
+        self.neck = pointnet_neck(pooled, config.hidden_dims, config.drop_rate)
+        self.num_features = config.hidden_dims[-1]
         S = config.in_chans
         self.feature_info = point_levels(
             ["conv_pos", "conv1", "conv2", "bn3"], [S * first, S * first, S * second, S * last]

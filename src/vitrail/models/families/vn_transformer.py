@@ -25,6 +25,7 @@ from vitrail.models.point_cloud import (
     PointPool,
     PointSettings,
     point_levels,
+    pooled_width,
     split_vectors,
 )
 from vitrail.weights.rules import Convert, KeyMap, Rename
@@ -133,7 +134,7 @@ class VNTransformer(PointCloudModel):
         self.frame = nn.Sequential(
             OrderedDict(linear=VNLinear(dim, 3, config.bias_eps, S), act=VNLeakyReLU(3, config.negative_slope))
         )
-        pooled = 3 * dim * (2 if config.global_pool == "catavgmax" else 1)
+        pooled = pooled_width(3 * dim, config.global_pool)
         self.neck = nn.Sequential(OrderedDict(fc=nn.Linear(pooled, dim), act=nn.ReLU()))
         self.num_features = dim
         levels = ["embed_points", *([] if config.num_latents else [f"blocks.{i}" for i in range(config.depth)])]

@@ -19,7 +19,7 @@ from vitrail.layers.point_graphs import VNEdgeConv, nearest_points
 from vitrail.layers.vector_attention import VNBlock
 from vitrail.layers.vector_neurons import VNLayerNorm, VNStdFeature
 from vitrail.models.base import group_parameters
-from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio, check_rates
+from vitrail.models.checks import as_config, check_at_least, check_mlp_ratio
 from vitrail.models.family import Family, register_family
 from vitrail.models.point_cloud import (
     COORDINATES,
@@ -28,6 +28,7 @@ from vitrail.models.point_cloud import (
     PointPool,
     join_mean,
     point_levels,
+    pooled_width,
     split_vectors,
 )
 from vitrail.weights.rules import KeyMap
@@ -77,7 +78,6 @@ class VNTConfig(GraphSettings):
         check_at_least(self, 1, "depth", "num_heads", "head_hidden_size")
         check_at_least(self, 2, "embed_dim")
         check_mlp_ratio(self.mlp_ratio, self.embed_dim)
-        check_rates(self, "drop_path_rate", "attn_drop_rate", "drop_rate")
 
 
 class VNT(PointCloudModel):
@@ -101,7 +101,7 @@ class VNT(PointCloudModel):
         )
         self.norm = VNLayerNorm(dim)
         self.std_feature = VNStdFeature(2 * dim, config.negative_slope)
-        pooled = 6 * dim * (2 if config.global_pool == "catavgmax" else 1)
+        pooled = pooled_width(6 * dim, config.global_pool)
         self.neck = nn.Sequential(
             OrderedDict(
                 fc=nn.Linear(pooled, config.head_hidden_size),
