@@ -21,12 +21,12 @@ from vitrail.layers.tap import AttentionTap, Grid, TokenLayout
 
 
 def slices_of(x: Tensor, grid: Grid, axis: str) -> Tensor:
-    """Group tokens ``(..., T * S, C)`` by place or by time.
+    """Group tokens ``(..., T * S, C)`` by position or by time.
 
     Args:
         x: Tokens in the order time, row, column.
         grid: Tubelets along time, rows and columns.
-        axis: "time" for groups of one place at all times, "space" for groups of one time at all places.
+        axis: "time" for groups of one position at all times, "space" for groups of one time at all positions.
 
     Returns:
         Shape ``(..., S, T, C)`` for "time", ``(..., T, S, C)`` for "space".
@@ -42,7 +42,7 @@ def from_slices(groups: Tensor, axis: str) -> Tensor:
 
 
 class AxisAttention(Attention):
-    """Multi-head self-attention along one axis: over the times of each place, or the places of each time.
+    """Multi-head self-attention along one axis: over the times of each position, or the positions of each time.
 
     Class tokens take no part in attention over time. In attention over space they join the tokens of each time, and the
     result is their mean over time.
