@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.digits import stored_digits
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 
 # Clockwise; the one four further is the opposite.
@@ -36,10 +37,7 @@ class MovingDigitsSource(ImageSource):
     fixed = True
 
     def __init__(self, size: tuple[int, ...]) -> None:
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        self._digits = torch.from_numpy(digits.images).float()[:, None] / 16.0
+        self._digits = torch.from_numpy(stored_digits().images).float()[:, None] / 16.0
         self.num_frames, *self.size = size
         count = len(self._digits) * len(DIRECTIONS)
         self.classes = DIRECTIONS
