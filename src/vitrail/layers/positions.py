@@ -97,7 +97,7 @@ def resample_sequence(
 
 
 def _resample_line(line: Tensor, _: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Resample positions ``(1, H * W, C)`` linearly to ``(1, H' * W', C)``."""
+    """Resample positions ``(B, H * W, C)`` linearly to ``(B, H' * W', C)``."""
     length = new_grid[0] * new_grid[1]
     if torch.compiler.is_exporting():
         # OpenVINO interpolates an axis whose length is free in another way.
@@ -279,12 +279,7 @@ def resample_space_time(table: Tensor, old_grid: Grid, new_grid: Grid, num_prefi
 @one_node
 def resample_time(table: Tensor, length: int, num_prefix: int = 0) -> Tensor:
     """Resample positions ``(B, num_prefix + T, C)`` linearly to another length; prefix tokens keep theirs."""
-    if known(table.shape[1] - num_prefix == length):
-        return table
-    prefix, times = table[:, :num_prefix], table[:, num_prefix:].transpose(1, 2)
-    wide = times.to(torch.promote_types(table.dtype, torch.float32))
-    resampled = F.interpolate(wide, size=length, mode="linear", align_corners=False).transpose(1, 2).to(table.dtype)
-    return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
+    return _resample_places(table, (table.shape[1] - num_prefix, 1), (length, 1), num_prefix, _resample_line)
 
 
 def resample_relative_table(table: Tensor, old_window: tuple[int, int], new_window: tuple[int, int]) -> Tensor:
