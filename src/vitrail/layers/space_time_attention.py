@@ -13,7 +13,7 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from vitrail.layers.attention import Attention, AttentionOptions, attend, attention_weights
+from vitrail.layers.attention import Attention, AttentionOptions, attend, attention_weights, mask_to_bias
 from vitrail.layers.modes import in_transform
 from vitrail.layers.shapes import product
 from vitrail.layers.symbolic import one_node
@@ -99,12 +99,10 @@ class AxisAttention(Attention):
         mask = axis_mask(grid, self.axis, num_prefix, x.device)
         if self.axis == "time":
             # A class token sees itself, so that its row is one; its branch is zero.
-            mixed = self.mix(x, layout, torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, float("-inf")))
+            mixed = self.mix(x, layout, mask_to_bias(~mask, x.dtype))
             return torch.cat([torch.zeros_like(x[:, :num_prefix]), mixed[:, num_prefix:]], dim=1)
-        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, x.shape[-1] // self.num_heads)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-        q, k = self.q_norm(q), self.k_norm(k)
-        weights = attention_weights(q, k, torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf")))
+        q, k, v = self.project(x, layout)
+        weights = attention_weights(q, k, mask_to_bias(~mask, q.dtype))
         # The class tokens attend in each frame apart: softmax within the frame, then the mean over frames.
         scores = (q[:, :, :num_prefix] * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         own, others = scores[..., :num_prefix], slices_of(scores[..., num_prefix:, None], grid, "space")[..., 0]
@@ -141,19 +139,15 @@ class SplitHeadAttention(Attention):
             Tokens, shape of ``x``.
         """
         assert grid is not None, "attention along an axis has a grid"
-        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, x.shape[-1] // self.num_heads)
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-        q, k = self.q_norm(q), self.k_norm(k)
-        dropout = self.attn_drop if self.training else 0.0
+        layout = TokenLayout("global", grid, grid)
+        q, k, v = self.project(x, layout)
         half = self.num_heads // 2
         parts = (("time", slice(half)), ("space", slice(half, None)))
         if self.tap.armed or in_transform():
             masks = torch.stack([axis_mask(grid, axis, 0, x.device) for axis, _ in parts]).repeat_interleave(half, 0)
-            bias = torch.zeros_like(masks, dtype=q.dtype).masked_fill(~masks, float("-inf"))
-            layout = TokenLayout("global", grid, grid)
-            mixed = attend(q, k, v, tap=self.tap, layout=layout, bias=bias, dropout=dropout)
-        else:
-            mixed = torch.cat([_along(q[:, h], k[:, h], v[:, h], grid, axis, dropout) for axis, h in parts], dim=1)
+            return self.mix_heads(q, k, v, layout, mask_to_bias(~masks, q.dtype))
+        dropout = self.attn_drop if self.training else 0.0
+        mixed = torch.cat([_along(q[:, h], k[:, h], v[:, h], grid, axis, dropout) for axis, h in parts], dim=1)
         out: Tensor = self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
         return out
 
