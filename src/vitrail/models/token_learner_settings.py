@@ -1,4 +1,4 @@
-"""Settings of TokenLearner in a model: which layer learns tokens, how many, and how."""
+"""TokenLearner in a model: the settings of which layer learns tokens, how many and how, and the modules of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from vitrail.errors import ConfigError, closest
+from vitrail.layers.token_learner import TokenFuser, TokenLearner
 from vitrail.models.checks import check_at_least, check_rates
 
 
@@ -61,3 +64,28 @@ def complete_token_learner(value: TokenLearnerConfig | Mapping[str, Any], depth:
             f"{' with a fuser' if value.fuse else ''}, got {layer}"
         )
     return dataclasses.replace(value, layer=layer)
+
+
+def build_token_learners(
+    settings: TokenLearnerConfig | None, dim: int, depth: int
+) -> tuple[int, nn.ModuleList, nn.ModuleList]:
+    """Build the TokenLearners and TokenFusers of a model.
+
+    Args:
+        settings: As of :func:`complete_token_learner`; None for a model without.
+        dim: Width of a token.
+        depth: Blocks of the model.
+
+    Returns:
+        Blocks before the first TokenLearner, more than there are where there is none; one TokenLearner, or with a
+        fuser one for each later block; the TokenFusers.
+    """
+    learners, fusers = nn.ModuleList(), nn.ModuleList()
+    if settings is None or settings.layer is None:
+        return depth + 1, learners, fusers
+    sizes = settings.bottleneck_dim, settings.dropout_rate
+    for _ in range(depth - settings.layer if settings.fuse else 1):
+        learners.append(TokenLearner(dim, settings.num_tokens, settings.version, *sizes))
+        if settings.fuse:
+            fusers.append(TokenFuser(dim, settings.num_tokens, *sizes))
+    return settings.layer, learners, fusers

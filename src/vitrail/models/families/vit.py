@@ -58,7 +58,7 @@ from vitrail.models.family import Family, Results, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.peer import Peer, build_timm, build_torchvision, missing_in_torchvision
 from vitrail.models.settings import check_choices
-from vitrail.models.token_learner_settings import TokenLearnerConfig, complete_token_learner
+from vitrail.models.token_learner_settings import TokenLearnerConfig, build_token_learners, complete_token_learner
 from vitrail.weights.kernels import kernels_of_stem
 from vitrail.weights.plain_encoder import TIMM_RULES, TORCHVISION_RULES, TRANSFORMERS_RULES
 from vitrail.weights.rules import KeyMap, Rename
@@ -258,16 +258,8 @@ class ViT(VisionModel):
             )
             for rate in rates
         )
-        learner = config.token_learner
-        self.learn_at = config.depth + 1 if learner is None or learner.layer is None else learner.layer
-        self.token_learners = nn.ModuleList()
-        self.token_fusers = nn.ModuleList()
-        if learner is not None:
-            for _ in range(config.depth - self.learn_at if learner.fuse else 1):
-                sizes = learner.bottleneck_dim, learner.dropout_rate
-                self.token_learners.append(TokenLearner(dim, learner.num_tokens, learner.version, *sizes))
-                if learner.fuse:
-                    self.token_fusers.append(TokenFuser(dim, learner.num_tokens, *sizes))
+        learners = build_token_learners(config.token_learner, dim, config.depth)
+        self.learn_at, self.token_learners, self.token_fusers = learners
         # Where tokens are pooled the norm comes after the pooling, as in timm.
         pooled = config.global_pool in ("avg", "max", "avgmax") if config.fc_norm is None else config.fc_norm
         self.norm = nn.Identity() if pooled else make_norm(config.norm_layer, dim, _NORM_EPS)

@@ -44,7 +44,7 @@ from vitrail.models.family import Family, register_family
 from vitrail.models.layer_settings import LayerSettings
 from vitrail.models.modality import VIDEO, Modality
 from vitrail.models.settings import check_choices
-from vitrail.models.token_learner_settings import TokenLearnerConfig, complete_token_learner
+from vitrail.models.token_learner_settings import TokenLearnerConfig, build_token_learners, complete_token_learner
 from vitrail.models.video_positions import VideoTable, fit_video_positions
 from vitrail.weights.kernels import InputKernel
 from vitrail.weights.report import LoadReport
@@ -265,7 +265,8 @@ class ViViT(VisionModel):
         later = config.temporal_depth if self.sliced else 0
         rates = drop_path_schedule(config.drop_path_rate, config.depth + later)
         self.blocks = nn.ModuleList(_block(config, rate, config.attention) for rate in rates[: config.depth])
-        self._build_token_learners()
+        learners = build_token_learners(config.token_learner, dim, config.depth)
+        self.learn_at, self.token_learners, self.token_fusers = learners
         self.norm = nn.Identity() if config.fc_norm else make_norm(config.norm_layer, dim, config.norm_eps)
         self.summary = SliceSummary(self.block_prefix) if self.sliced else None
         self.temporal = TemporalEncoder(config, self.grid[0], rates[config.depth :]) if later else None
@@ -288,17 +289,6 @@ class ViViT(VisionModel):
         else:
             table = None if kind == "none" else nn.Parameter(torch.zeros(1, self.block_prefix + places, dim))
             self.register_parameter("pos_embed", table)
-
-    def _build_token_learners(self) -> None:
-        config, learner = self.config, self.config.token_learner
-        self.learn_at = config.depth + 1 if learner is None or learner.layer is None else learner.layer
-        self.token_learners, self.token_fusers = nn.ModuleList(), nn.ModuleList()
-        if learner is not None:
-            sizes = learner.bottleneck_dim, learner.dropout_rate
-            for _ in range(config.depth - self.learn_at if learner.fuse else 1):
-                self.token_learners.append(TokenLearner(config.embed_dim, learner.num_tokens, learner.version, *sizes))
-                if learner.fuse:
-                    self.token_fusers.append(TokenFuser(config.embed_dim, learner.num_tokens, *sizes))
 
     def _init_weights(self) -> None:
         # TokenLearner and TokenFuser have begun as their authors have them; class tokens begin at zero.
