@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,17 @@ from vitrail.data.points.files import READERS, CloudFile, read_cloud
 from vitrail.data.points.sampling import choose_points, sample_mesh, scale_of, turn_up
 from vitrail.data.points.solids import CLASSES, make_solid
 from vitrail.data.sources.base import ImageSource
+from vitrail.data.sources.class_folders import (
+    class_of_folder,
+    list_given,
+    number_labels,
+    read_rows,
+    split_and_class,
+    split_of_row,
+)
 from vitrail.errors import DataError
 
 Array = npt.NDArray[Any]
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class PointSource(ImageSource):
@@ -136,56 +142,32 @@ class PointFileSource(PointSource):
                 points = sample_mesh(points, cloud.faces, 4 * num_points, _generator(settings.seed, points))
                 features = np.empty((len(points), 0))
             sampled.append((points, features))
-        own = tuple(classes) if classes is not None else tuple(sorted(set(labels)))
-        unknown = sorted(set(labels) - {*own, *([""] if files is not None else [])})
-        if unknown:
-            raise DataError(f"{path}: classes that the run does not know: {', '.join(unknown)}")
-        self.classes = own
-        self.targets = np.array([own.index(label) if label else -1 for label in labels], dtype=np.int64)
+        self.classes, self.targets = number_labels(labels, classes, path, given=files is not None)
         super().__init__(sampled, config, num_points, wanted)
 
     def _list_files(self, paths: Sequence[str | Path], classes: Sequence[str]) -> tuple[list[Path], list[str]]:
-        found: dict[Path, None] = {}
-        for path in map(Path, paths):
-            if not path.exists():
-                raise DataError(f"no file or folder at {path}")
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in READERS) if path.is_dir() else [path]
-            if not inside:
-                raise DataError(f"{path} holds no point clouds; known formats are {' '.join(READERS)}")
-            found.update(dict.fromkeys(inside))
+        found = list_given(paths, _clouds_below, f"point clouds; known formats are {' '.join(READERS)}")
         self.keys = [path.as_posix() for path in found]
         self.given_split = [""] * len(found)
-        return list(found), [path.parent.name if path.parent.name in classes else "" for path in found]
+        return found, [class_of_folder(path, classes) for path in found]
 
     def _list_folder(self, root: Path) -> tuple[list[Path], list[str]]:
         if not root.is_dir():
             raise DataError(f"data.path {root} is no folder, .csv or .npz file")
-        files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix.lower() in READERS)
-        rows = [(p, p.relative_to(root).parts[:-1]) for p in files]
-        rows = [(p, parts) for p, parts in rows if parts]
-        if not rows:
+        files = [p for p in sorted(_clouds_below(root)) if p.is_file() and p.parent != root]
+        if not files:
             raise DataError(f"{root} has no folders of point clouds; known formats are {' '.join(READERS)}")
-        self.keys = [p.relative_to(root).as_posix() for p, _ in rows]
-        self.given_split = [
-            next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "") for _, parts in rows
-        ]
-        labels = [next((part for part in parts if part.lower() not in _SPLITS), "") for _, parts in rows]
+        self.keys = [p.relative_to(root).as_posix() for p in files]
+        found = [split_and_class(p.relative_to(root).parts[:-1]) for p in files]
+        self.given_split, labels = [split for split, _ in found], [label for _, label in found]
         if "" in labels:
-            raise DataError(f"{rows[labels.index('')][0]}: has no class folder")
-        return [p for p, _ in rows], labels
+            raise DataError(f"{files[labels.index('')]}: has no class folder")
+        return files, labels
 
     def _list_table(self, path: Path) -> tuple[list[Path], list[str]]:
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                rows = list(csv.DictReader(stream))
-        except OSError as error:
-            raise DataError(f"cannot read data.path {path}: {error.strerror or error}") from error
-        if not rows or not {"path", "label"} <= set(rows[0]):
-            raise DataError(
-                f"{path}: needs the columns path and label, has {', '.join(rows[0]) if rows else 'no rows'}"
-            )
+        rows = read_rows(path)
         self.keys = [row["path"] for row in rows]
-        self.given_split = [_SPLITS.get((row.get("split") or "").lower(), "") for row in rows]
+        self.given_split = [split_of_row(row) for row in rows]
         if "group" in rows[0]:
             self.groups = [row["group"] for row in rows]
         return [path.parent / row["path"] for row in rows], [row["label"] for row in rows]
@@ -215,6 +197,10 @@ class PointFileSource(PointSource):
         names = tuple(f"feature{i}" for i in range(features.shape[2]))
         clouds = [CloudFile(p[:n, :3], f[:n], names) for p, f, n in zip(points, features, counts, strict=True)]
         return clouds, labels, names
+
+
+def _clouds_below(root: Path) -> list[Path]:
+    return [p for p in root.rglob("*") if p.suffix.lower() in READERS]
 
 
 def _generator(seed: int, points: Array) -> np.random.Generator:

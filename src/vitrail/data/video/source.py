@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +14,17 @@ from torch import Tensor
 from vitrail.config.data import DataConfig
 from vitrail.data.images import BANDS, resize_picture
 from vitrail.data.sources.base import ImageSource, to_unit
+from vitrail.data.sources.class_folders import (
+    class_of_folder,
+    list_given,
+    number_labels,
+    read_rows,
+    split_and_class,
+    split_of_row,
+)
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, index_video, read_frames
 from vitrail.errors import DataError, few
-
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,8 @@ class VideoSource(ImageSource):
         elif len({row.path for row in rows}) < len(rows):
             # Clips of one file are near-duplicates.
             self.groups = [str(row.path) for row in rows]
-        own = tuple(classes) if classes is not None else tuple(sorted({row.label for row in rows}))
-        unknown = sorted({row.label for row in rows} - {*own, *([""] if files is not None else [])})
-        if unknown:
-            raise DataError(f"{path}: classes that the run does not know: {', '.join(unknown)}")
-        self.classes = own
-        self.targets = np.array([own.index(row.label) if row.label else -1 for row in rows], dtype=np.int64)
+        labels = [row.label for row in rows]
+        self.classes, self.targets = number_labels(labels, classes, path, given=files is not None)
         self.bands = {"video": BANDS[config.color]}
         self.notes = self._describe()
 
@@ -151,15 +152,8 @@ class VideoSource(ImageSource):
 
 
 def _list_files(paths: Sequence[str | Path], classes: Sequence[str]) -> list[_Row]:
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
-        if not path.exists():
-            raise DataError(f"no file or folder at {path}")
-        clips = _clips_below(path) if path.is_dir() else {path}
-        if not clips:
-            raise DataError(f"{path} holds no clips; known are {' '.join(sorted(VIDEOS))} and folders of pictures")
-        found.update(dict.fromkeys(sorted(clips)))
-    return [_Row(path.as_posix(), path, path.parent.name if path.parent.name in classes else "") for path in found]
+    found = list_given(paths, _clips_below, f"clips; known are {' '.join(sorted(VIDEOS))} and folders of pictures")
+    return [_Row(path.as_posix(), path, class_of_folder(path, classes)) for path in found]
 
 
 def _clips_below(root: Path) -> set[Path]:
@@ -174,9 +168,7 @@ def _list_folder(root: Path) -> list[_Row]:
         raise DataError(f"data.path {root} is no folder and no .csv table of clips")
     rows = []
     for path in sorted(_clips_below(root) - {root}):
-        parts = path.relative_to(root).parts[:-1]
-        split = next((_SPLITS[part.lower()] for part in parts if part.lower() in _SPLITS), "")
-        label = next((part for part in parts if part.lower() not in _SPLITS), "")
+        split, label = split_and_class(path.relative_to(root).parts[:-1])
         if not label:
             raise DataError(f"{path} lies in no class folder; data.path needs one folder for each class")
         rows.append(_Row(path.relative_to(root).as_posix(), path, label, split))
@@ -186,15 +178,8 @@ def _list_folder(root: Path) -> list[_Row]:
 
 
 def _read_table(file: Path) -> list[_Row]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            lines = list(csv.DictReader(stream))
-    except OSError as error:
-        raise DataError(f"cannot read data.path {file}: {error.strerror or error}") from error
-    if not lines or not {"path", "label"} <= set(lines[0]):
-        raise DataError(f"{file}: needs the columns path and label, has {', '.join(lines[0]) if lines else 'no rows'}")
     rows = []
-    for number, line in enumerate(lines, 2):
+    for number, line in enumerate(read_rows(file), 2):
         try:
             start, end = float(line.get("start") or 0), float(line["end"]) if line.get("end") else None
         except ValueError as error:
@@ -202,6 +187,6 @@ def _read_table(file: Path) -> list[_Row]:
         if start < 0 or (end is not None and end <= start):
             raise DataError(f"{file}, line {number}: end {end} must lie after start {start:g}")
         key = line["path"] if not start and end is None else f"{line['path']}@{start:g}"
-        split = _SPLITS.get((line.get("split") or "").lower(), "")
-        rows.append(_Row(key, file.parent / line["path"], line["label"], split, line.get("group") or "", start, end))
+        path, group = file.parent / line["path"], line.get("group") or ""
+        rows.append(_Row(key, path, line["label"], split_of_row(line), group, start, end))
     return rows

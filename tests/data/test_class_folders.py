@@ -1,0 +1,23 @@
+"""Labels and splits of clips and clouds by folders and tables."""
+
+import pytest
+
+from vitrail.data.sources.class_folders import split_and_class, split_of_row
+from vitrail.data.sources.folder_names import SPLIT_NAMES
+
+NAMES = [(name, split) for split, names in SPLIT_NAMES.items() for name in names]
+
+
+@pytest.mark.parametrize(("name", "split"), NAMES)
+def test_splits_have_the_names_of_those_of_images(name, split):
+    for spelling in (name, name.upper(), name.title()):
+        assert split_and_class((spelling, "cup")) == (split, "cup")
+        assert split_and_class(("cup", spelling)) == (split, "cup")
+        assert split_and_class((spelling,)) == (split, "")
+        assert split_of_row({"path": "a", "label": "cup", "split": spelling}) == split
+
+
+def test_the_first_folder_that_names_no_split_is_the_class():
+    assert split_and_class(("cup", "blue")) == ("", "cup")
+    assert split_and_class(()) == ("", "")
+    assert split_of_row({"path": "a", "label": "cup"}) == ""
