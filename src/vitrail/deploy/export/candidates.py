@@ -134,45 +134,47 @@ def build_candidates(
         threads: Number of threads of each engine.
         quantize: Writes the model file in int8.
     """
-    failures: dict[str, str] = {}
+    unconverted: dict[str, str] = {}
     built = []
     for variant in variants:
         place, facts = folder / variant.engine, describe(variant.engine)
-        engine = None
-        try:
-            if not place.exists():
-                place.mkdir(parents=True)
-                _convert(program, graph, variant.engine, place, facts, threads)
-            if variant.engine not in failures and variant.precision == INT8:
-                file, place = ENGINES[variant.engine], folder / f"{variant.engine} {INT8}"
-                place.mkdir()
-                quantize(folder / variant.engine / file, place / file, graph, facts)
-            if variant.engine not in failures:
+        if variant.engine not in unconverted:
+            place.mkdir(parents=True)
+            unconverted[variant.engine] = _convert(program, graph, variant.engine, place, facts, threads)
+        engine, failure = None, unconverted[variant.engine]
+        if not failure:
+            try:
+                if variant.precision == INT8:
+                    file, place = ENGINES[variant.engine], folder / f"{variant.engine} {INT8}"
+                    place.mkdir()
+                    quantize(folder / variant.engine / file, place / file, graph, facts)
                 engine = open_engine(place, variant.engine, variant.precision, threads)
-        # Converters raise errors of many kinds for operators that they lack, all of them RuntimeErrors.
-        except (VitrailError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            if not any((folder / variant.engine).glob("model.*")):
-                failures[variant.engine] = reason
-            built.append(Built(variant, place, facts, None, reason))
-            continue
-        built.append(Built(variant, place, facts, engine, failures.get(variant.engine, "")))
+            except (VitrailError, RuntimeError) as error:
+                failure = _reason(error)
+        built.append(Built(variant, place, facts, engine, failure))
     return built
 
 
 def _convert(
     program: ExportedProgram, graph: ExportGraph, engine: str, folder: Path, facts: Mapping[str, Any],
     threads: int | None,
-) -> None:  # fmt: skip
-    """Convert the program; of pixels of any size, only if the engine computes the same at several sizes."""
-    reason = lacks_any(graph.model, engine) if graph.any_size else ""
-    if reason:
-        raise ConfigError(reason)
-    convert(program, graph, engine, folder, facts)
-    if graph.any_size:
-        try:
+) -> str:  # fmt: skip
+    """Convert the program; of pixels of any size, only if the engine computes the same at several sizes.
+
+    Returns:
+        The reason why it failed; empty if it did not.
+    """
+    if graph.any_size and (reason := lacks_any(graph.model, engine)):
+        return reason
+    try:
+        convert(program, graph, engine, folder, facts)
+        if graph.any_size:
             check_sizes(graph, folder, engine, threads)
-        except VitrailError:
-            for file in folder.iterdir():
-                file.unlink()
-            raise
+    # Converters raise errors of many kinds for operators that they lack, all of them RuntimeErrors.
+    except (VitrailError, RuntimeError) as error:
+        return _reason(error)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
