@@ -16,6 +16,7 @@ import numpy as np
 
 import vitrail
 from vitrail.config.data import DEFAULTS, DataConfig
+from vitrail.deploy.export.decisions import STEPS
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.readme import readme
 from vitrail.deploy.exported import READING
@@ -37,8 +38,6 @@ from vitrail.files import write_json, write_text
 from vitrail.outputs import is_output_folder
 
 README_FILE = "README.md"
-# Outputs that jump where others, which are checked, pass a threshold.
-_STEPS = ("set", "ood_p_value")
 # Share of an output's scale by which no two processors may differ, at any precision.
 LARGEST_DIFFERENCE = 0.1
 
@@ -156,7 +155,7 @@ def write_check(
         arrays |= {INPUT + name: x for name, x in inputs.items()}
         wanted = run(inputs)
         for name, x in export.run(inputs).items():
-            if name not in _STEPS:
+            if name not in STEPS:
                 arrays[f"{OUTPUT}{entry}.{name}"] = x
                 differences[name] = max(differences.get(name, 0.0), difference(x, wanted[name]))
     with (folder / CHECK_FILE).open("wb") as file:

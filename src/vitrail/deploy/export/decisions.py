@@ -22,6 +22,8 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 ALPHA = 0.1
+# Outputs that jump where others, which are compared, pass a threshold.
+STEPS = ("set", "ood_p_value")
 # Probabilities that are equal up to rounding in float32; a class at the threshold belongs to the set.
 _ROUNDING = 1e-6
 

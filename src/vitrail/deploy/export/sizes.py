@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vitrail.deploy.export.decisions import STEPS
 from vitrail.deploy.export.graph import ExportGraph, GraphInput
 from vitrail.engines.load import difference, open_engine
 from vitrail.errors import ConfigError, RunError, VitrailError
@@ -109,18 +110,19 @@ def check_sizes(graph: ExportGraph, folder: Path, engine: str, threads: int | No
         compared.append(dict(zip(streams, itertools.cycle(_SHARES), strict=False)))
     for shares in compared:
         sizes = [_scaled(graph, entry, shares[entry.stream]) for entry in graph.inputs]
-        pixels = [_pixels(entry, size, generator) for entry, size in zip(graph.inputs, sizes, strict=True)]
-        with torch.no_grad():
-            wanted = graph(*pixels)
+        pixels = {
+            entry.name: _pixels(entry, size, generator).numpy() for entry, size in zip(graph.inputs, sizes, strict=True)
+        }
+        wanted = graph.compute(pixels)
         described = " and ".join(dict.fromkeys(f"{height} x {width}" for height, width in sizes))
         try:
-            found = loaded.run({entry.name: x.numpy() for entry, x in zip(graph.inputs, pixels, strict=True)})
+            found = loaded.run(pixels)
         except (VitrailError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise RunError(f"{engine} refuses {described} pixels ({reason})") from error
         for name, values in wanted.items():
-            away = difference(found[name], values.numpy())
-            if name not in ("set", "ood_p_value") and not away <= _TOLERANCE:
+            away = difference(found[name], values)
+            if name not in STEPS and not away <= _TOLERANCE:
                 raise RunError(f"{engine} computes another {name} at {described} pixels: {away:.1e} of its scale away")
 
 
