@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vitrail.errors import first_line
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "export_matrix.json"
 PAGE = ROOT / "docs" / "export.md"
@@ -90,7 +92,7 @@ def measure(case: str, size: str, engine: str, folder: Path) -> dict[str, dict[s
                 away = max(away, _difference(loaded.run(inputs), outputs, precision))
         # Converters and engines raise errors of many kinds, which are the result here.
         except Exception as error:
-            found[precision] = {"failure": (str(error).strip().splitlines() or [type(error).__name__])[0][:200]}
+            found[precision] = {"failure": first_line(error)[:200]}
             continue
         found[precision] = {"difference": away, "int8": loaded.operations().get("int8", 0),
                             "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
@@ -167,8 +169,7 @@ def _work(case: str, size: str, engine: str, connection: Any) -> None:
             found = measure(case, size, engine, Path(folder))
         # As above: a failed trace or conversion is the result of all precisions.
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            found = {precision: {"failure": reason} for precision in PRECISIONS[engine]}
+            found = {precision: {"failure": first_line(error)[:200]} for precision in PRECISIONS[engine]}
     connection.send(found)
 
 

@@ -82,6 +82,11 @@ def plural(number: int, what: str) -> str:
     return f"{number:,} {what if number == 1 else nouns}"
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; the name of its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Phrase that names the known spelling nearest to a mistaken one, where the message lists the choices itself.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitrail.errors import ConfigError, VitrailError, WeightsError
+from vitrail.errors import ConfigError, VitrailError, WeightsError, first_line
 from vitrail.extras import import_extra
 from vitrail.models.base import VisionModel
 from vitrail.models.peer import Peer
@@ -77,7 +77,7 @@ def build_counterpart(library: str, name: str, settings: Settings) -> nn.Module:
     try:
         return peer.build(values)
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise VitrailError(f"{library} cannot build {name} with these settings: {_first_line(error)}") from error
+        raise VitrailError(f"{library} cannot build {name} with these settings: {first_line(error)}") from error
 
 
 def pair_up(library: str, name: str, settings: Settings) -> Pair:
@@ -101,7 +101,7 @@ def pair_up(library: str, name: str, settings: Settings) -> Pair:
         with torch.no_grad():
             a, b = ours(*inputs), theirs(*inputs)
     except (AssertionError, RuntimeError, WeightsError) as error:
-        raise VitrailError(f"{library} cannot take part with this {name}: {_first_line(error)}") from error
+        raise VitrailError(f"{library} cannot take part with this {name}: {first_line(error)}") from error
     difference = float((a - b).abs().max() / b.abs().max())
     if not difference < _AGREEMENT:
         raise VitrailError(
@@ -109,10 +109,6 @@ def pair_up(library: str, name: str, settings: Settings) -> Pair:
             f"{difference:.1e} of the largest value, and {_AGREEMENT:g} is allowed; leave out --against {library}"
         )
     return Pair(ours, theirs, difference)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _randomise(model: nn.Module) -> None:

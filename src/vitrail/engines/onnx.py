@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vitrail.engines.base import Arrays
-from vitrail.errors import ConfigError, RunError
+from vitrail.errors import ConfigError, RunError, first_line
 from vitrail.extras import import_extra
 
 _ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
@@ -53,7 +53,7 @@ class OnnxEngine:
         try:
             self.session = self._open(options)
         except self._errors as error:
-            raise RunError(f"ONNX Runtime cannot load {file.name}: {_first_line(error)}") from error
+            raise RunError(f"ONNX Runtime cannot load {file.name}: {first_line(error)}") from error
         self._names = [output.name for output in self.session.get_outputs()]
 
     def _options(self) -> Any:
@@ -87,8 +87,4 @@ class OnnxEngine:
         try:
             return dict(zip(self._names, self.session.run(None, dict(inputs)), strict=True))
         except self._errors as error:
-            raise RunError(f"ONNX Runtime fails: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+            raise RunError(f"ONNX Runtime fails: {first_line(error)}") from error

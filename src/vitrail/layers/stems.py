@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, first_line
 from vitrail.layers.checks import check_named
 from vitrail.layers.modes import evaluation_mode
 
@@ -86,8 +86,7 @@ def measure_stem(stem: nn.Module, in_chans: int, size: Pair) -> tuple[int, Pair]
         with evaluation_mode(stem), torch.no_grad():
             out: object = stem(x)
     except (RuntimeError, TypeError, ValueError) as error:  # layers of torch raise one of these
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"stem {name} cannot run on images of shape {tuple(x.shape)}: {first}") from error
+        raise ConfigError(f"stem {name} cannot run on images of shape {tuple(x.shape)}: {first_line(error)}") from error
     if not isinstance(out, Tensor) or out.ndim != 4 or 0 in out.shape or len(out) != 1:
         found = str(tuple(out.shape)) if isinstance(out, Tensor) else type(out).__name__
         raise ConfigError(f"stem must give a feature map (B, C, h, w), and {name} gives {found} for {tuple(x.shape)}")

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from vitrail.data.sources.embedded import Part
 from vitrail.data.sources.parquet import SPLIT_WORDS
-from vitrail.errors import DataError, closest
+from vitrail.errors import DataError, closest, first_line
 from vitrail.extras import import_extra
 
 
@@ -51,10 +51,9 @@ def _load(library: Any, path: str, subset: str | None) -> dict[str, Any]:
             found = library.load_dataset(path, subset)
     except (OSError, ValueError, RuntimeError) as error:
         # The library's kinds of error for a missing data set, subset or network all derive from these.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"cannot load the data set {path!r}: {reason}; check data.path (owner/name on the hub, or a folder), "
-            "data.table.subset and the network"
+            f"cannot load the data set {path!r}: {first_line(error)}; check data.path (owner/name on the hub, or a "
+            "folder), data.table.subset and the network"
         ) from error
     return dict(found) if isinstance(found, dict) else {str(found.split or "all"): found}
 

@@ -17,7 +17,7 @@ from vitrail.deploy.export.sizes import check_sizes, lacks_any
 from vitrail.engines.base import Engine
 from vitrail.engines.load import ENGINES, Export, open_engine
 from vitrail.engines.openvino import INT8
-from vitrail.errors import ConfigError, VitrailError
+from vitrail.errors import ConfigError, VitrailError, first_line
 
 PRECISIONS = ("fp32", "bf16", INT8)
 AUTO = "auto"
@@ -150,7 +150,7 @@ def build_candidates(
                     quantize(folder / variant.engine / file, place / file, graph, facts)
                 engine = open_engine(place, variant.engine, variant.precision, threads)
             except (VitrailError, RuntimeError) as error:
-                failure = _reason(error)
+                failure = first_line(error)[:300]
         built.append(Built(variant, place, facts, engine, failure))
     return built
 
@@ -172,9 +172,5 @@ def _convert(
             check_sizes(graph, folder, engine, threads)
     # Converters raise errors of many kinds for operators that they lack, all of them RuntimeErrors.
     except (VitrailError, RuntimeError) as error:
-        return _reason(error)
+        return first_line(error)[:300]
     return ""
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

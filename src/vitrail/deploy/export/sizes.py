@@ -13,7 +13,7 @@ from torch import Tensor
 from vitrail.deploy.export.decisions import STEPS
 from vitrail.deploy.export.graph import ExportGraph, GraphInput
 from vitrail.engines.load import difference, open_engine
-from vitrail.errors import ConfigError, RunError, VitrailError
+from vitrail.errors import ConfigError, RunError, VitrailError, first_line
 from vitrail.layers.shapes import to_pair
 from vitrail.layers.window_attention import ShiftedWindowAttention
 from vitrail.models.base import VisionModel
@@ -118,8 +118,7 @@ def check_sizes(graph: ExportGraph, folder: Path, engine: str, threads: int | No
         try:
             found = loaded.run(pixels)
         except (VitrailError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise RunError(f"{engine} refuses {described} pixels ({reason})") from error
+            raise RunError(f"{engine} refuses {described} pixels ({first_line(error)[:200]})") from error
         for name, values in wanted.items():
             away = difference(found[name], values)
             if name not in STEPS and not away <= _TOLERANCE:
