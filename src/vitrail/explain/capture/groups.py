@@ -88,6 +88,22 @@ def _compute_members(layout: TokenLayout, device: torch.device | None) -> Tensor
 _cached_members = functools.lru_cache(maxsize=64)(_compute_members)
 
 
+def layer_members(layout: TokenLayout, grid: Grid, device: torch.device | None = None) -> Tensor:
+    """Return the row-major index on a grid of each token of a layer; -1 is padding or a prefix token.
+
+    Args:
+        layout: Layout of the layer.
+        grid: Grid of the queries or keys.
+        device: Device of the result.
+
+    Returns:
+        Shape ``(groups, n)``; one group for layers without groups.
+    """
+    if layout.kind in ("window", "grid"):
+        return group_members(layout, device)
+    return F.pad(torch.arange(product(grid), device=device), (layout.num_prefix, 0), value=-1)[None]
+
+
 def coordinates(members: Tensor, grid: Grid) -> list[Tensor]:
     """Return the position of row-major indices along each axis of a grid; meaningless for -1."""
     found = []
@@ -116,14 +132,8 @@ def token_positions(layout: TokenLayout, of: str = "queries", device: torch.devi
     grid = layout.query_grid if of == "queries" else layout.key_grid
     if grid is None or (layout.kind == "merge" and of == "keys"):
         raise ConfigError(f"the {of} of a layer of kind {layout.kind!r} have no positions on a grid")
-    if layout.kind in ("window", "grid"):
-        index = group_members(layout, device)
-    else:
-        prefix = torch.full((layout.num_prefix,), -1, device=device)
-        index = torch.cat([prefix, torch.arange(product(grid), device=device)])[None]
-    strides = [product(grid[axis + 1 :]) for axis in range(len(grid))]
-    positions = torch.stack([index // step % length for step, length in zip(strides, grid, strict=True)], dim=-1)
-    return positions.masked_fill(index[..., None] < 0, -1)
+    index = layer_members(layout, grid, device)
+    return torch.stack(coordinates(index, grid), dim=-1).masked_fill(index[..., None] < 0, -1)
 
 
 def real_tokens(layout: TokenLayout, device: torch.device | None = None) -> Tensor:

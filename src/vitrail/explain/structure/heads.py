@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.explain.capture.groups import coordinates, group_members, real_tokens
+from vitrail.explain.capture.groups import coordinates, layer_members, real_tokens
 from vitrail.explain.capture.record import (
     CapturedMixing,
     capture_attention,
@@ -19,7 +18,6 @@ from vitrail.explain.capture.record import (
     running_mixers,
 )
 from vitrail.explain.structure.token_groups import uniform_attention
-from vitrail.layers.shapes import product
 from vitrail.layers.tap import Grid
 from vitrail.models.base import VisionModel
 
@@ -175,13 +173,9 @@ def _shares(step: CapturedMixing) -> Tensor:
     """Compute the attention to each of ``TARGETS``, ``(B, heads, 4)``."""
     layout, weights = step.layout, step.weights.float()
     assert layout.query_grid is not None
-    P = layout.num_prefix
-    if layout.kind == "global":
-        members = F.pad(torch.arange(product(layout.query_grid), device=weights.device), (P, 0), value=-1)[None]
-    else:
-        members = group_members(layout, weights.device)
+    members = layer_members(layout, layout.query_grid, weights.device)
     weights = weights.reshape(-1, len(members), *weights.shape[1:])
-    prefix, real = weights[..., :P].sum(dim=-1), members >= 0
+    prefix, real = weights[..., : layout.num_prefix].sum(dim=-1), members >= 0
     both = real[:, :, None] & real[:, None, :]
     steps = [(x[:, :, None] - x[:, None, :]).abs() for x in coordinates(members, layout.query_grid)]
     apart = torch.stack(steps).amax(dim=0)
