@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from vitrail.layers.tubelets import TubeletEmbed
 from vitrail.models.base import VisionModel
 from vitrail.models.facts import Tiles
 from vitrail.weights.wrapped import unwrapped
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,35 @@ def running_mixers(model: VisionModel, inputs: Sequence[Tensor | None]) -> list[
     streams = zip(model.streams, [*inputs, *[None] * len(model.streams)], strict=False)
     absent = [model.stream_prefixes[stream.name] for stream, x in streams if x is None]
     return [name for name in model.mixers() if not any(name.startswith(prefix) for prefix in absent)]
+
+
+def measure_layers(
+    model: VisionModel, inputs: Sequence[Tensor | None], measure: Callable[[CapturedMixing], T | None]
+) -> list[T]:
+    """Measure the layers with attention in one forward pass, without storing their weights.
+
+    Args:
+        model: The model.
+        inputs: Normalised images, one for each stream.
+        measure: Returns the result of a layer; None leaves it out.
+
+    Returns:
+        The results in the order of execution.
+
+    Raises:
+        ConfigError: A layer that does not report its attention.
+    """
+    layers = numbered_layers(model)
+    found: list[T] = []
+
+    def keep(step: CapturedMixing) -> None:
+        if step.name in layers and (result := measure(step)) is not None:
+            found.append(result)
+
+    with torch.no_grad(), capture_attention(model, keep=keep) as record:
+        model.forward_features(*inputs)
+    check_reports(model, running_mixers(model, inputs), record)
+    return found
 
 
 def _is_in(name: str, module: str) -> bool:

@@ -21,8 +21,8 @@ from vitrail.explain.capture.record import (
     last_tiles,
     layer_at,
     layer_tiles,
+    measure_layers,
     numbered_layers,
-    running_mixers,
     tapped_layers,
 )
 from vitrail.explain.methods.maps import StreamMap, upsample
@@ -140,20 +140,15 @@ def attention_distances(model: VisionModel, *inputs: Tensor | None) -> list[Atte
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, figure 7, right.
     """
-    layers, found = numbered_layers(model), []
 
-    def measure(step: CapturedMixing) -> Tensor | None:
-        if step.name not in layers or step.layout.kind == "cross" or step.layout.query_grid is None:
+    def measure(step: CapturedMixing) -> AttentionDistance | None:
+        if step.layout.kind == "cross" or step.layout.query_grid is None:
             return None
         stride = layer_tiles(model, step.name).stride
         uniform = _distance(replace(step, weights=uniform_attention(model, step)), stride)[0, 0]
-        distance = _distance(step, stride)
-        found.append(AttentionDistance(step.name, stride, step.layout.kind, distance, float(uniform)))
-        return None
+        return AttentionDistance(step.name, stride, step.layout.kind, _distance(step, stride), float(uniform))
 
-    with torch.no_grad(), capture_attention(model, keep=measure) as record:
-        model.forward_features(*inputs)
-    check_reports(model, running_mixers(model, inputs), record)
+    found = measure_layers(model, inputs, measure)
     if not found:
         raise ConfigError("every layer attends among learned tokens, which have no positions and so no distances")
     return found

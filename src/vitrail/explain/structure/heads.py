@@ -9,14 +9,7 @@ from torch import Tensor
 
 from vitrail.errors import ConfigError
 from vitrail.explain.capture.groups import coordinates, layer_members, real_tokens
-from vitrail.explain.capture.record import (
-    CapturedMixing,
-    capture_attention,
-    check_reports,
-    layer_tiles,
-    numbered_layers,
-    running_mixers,
-)
+from vitrail.explain.capture.record import CapturedMixing, layer_tiles, measure_layers
 from vitrail.explain.structure.token_groups import uniform_attention
 from vitrail.layers.tap import Grid
 from vitrail.models.base import VisionModel
@@ -111,19 +104,14 @@ def attention_entropy(model: VisionModel, *inputs: Tensor | None) -> list[Attent
     Raises:
         ConfigError: A layer that does not report its attention.
     """
-    layers, found = numbered_layers(model), []
 
-    def measure(step: CapturedMixing) -> Tensor | None:
-        if step.name not in layers or step.weights.ndim != 4:
+    def measure(step: CapturedMixing) -> AttentionEntropy | None:
+        if step.weights.ndim != 4:
             return None
         even = replace(step, weights=uniform_attention(model, step))
-        found.append(AttentionEntropy(step.name, step.layout.kind, _entropy(step), float(_entropy(even))))
-        return None
+        return AttentionEntropy(step.name, step.layout.kind, _entropy(step), float(_entropy(even)))
 
-    with torch.no_grad(), capture_attention(model, keep=measure) as record:
-        model.forward_features(*inputs)
-    check_reports(model, running_mixers(model, inputs), record)
-    return found
+    return measure_layers(model, inputs, measure)
 
 
 def head_focus(model: VisionModel, *inputs: Tensor | None) -> list[HeadFocus]:
@@ -139,20 +127,16 @@ def head_focus(model: VisionModel, *inputs: Tensor | None) -> list[HeadFocus]:
     Raises:
         ConfigError: No layer attends among tokens with positions.
     """
-    layers, found = numbered_layers(model), []
 
-    def measure(step: CapturedMixing) -> Tensor | None:
-        if step.name not in layers or step.layout.kind not in _SELF or step.layout.query_grid is None:
+    def measure(step: CapturedMixing) -> HeadFocus | None:
+        if step.layout.kind not in _SELF or step.layout.query_grid is None:
             return None
         even = replace(step, weights=uniform_attention(model, step))
         entropy = _entropy(step) / _entropy(even)
         stride = layer_tiles(model, step.name).stride
-        found.append(HeadFocus(step.name, step.layout.kind, stride, _shares(step), _shares(even)[0, 0], entropy))
-        return None
+        return HeadFocus(step.name, step.layout.kind, stride, _shares(step), _shares(even)[0, 0], entropy)
 
-    with torch.no_grad(), capture_attention(model, keep=measure) as record:
-        model.forward_features(*inputs)
-    check_reports(model, running_mixers(model, inputs), record)
+    found = measure_layers(model, inputs, measure)
     if not found:
         raise ConfigError("every layer attends among learned tokens, which have no neighbours")
     return found
