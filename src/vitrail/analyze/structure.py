@@ -22,7 +22,7 @@ from vitrail.errors import ConfigError, DataError, did_you_mean
 from vitrail.explain.capture.prepare import restored
 from vitrail.explain.capture.record import lacks_taps
 from vitrail.explain.methods.layer_attention import attention_distances, lacks_positions
-from vitrail.explain.structure.filters import projection_filters
+from vitrail.explain.structure.filters import lacks_filters, projection_filters
 from vitrail.explain.structure.heads import TARGETS, attention_entropy, head_focus
 from vitrail.explain.structure.positions import position_similarities, relative_biases
 from vitrail.explain.structure.similarity import FEWEST_IMAGES, all_features, cka_matrix
@@ -348,7 +348,7 @@ def _lacks_levels(model: VisionModel) -> str | None:
 
 STRUCTURES: dict[str, Structure] = {
     "projection_filters": Structure(
-        "principal components of the patch projection", _filters, _reason(projection_filters), False
+        "principal components of the patch projection", _filters, lacks_filters, False
     ),
     "position_similarity": Structure(
         "cosine similarity of position embeddings", _positions, _reason(position_similarities), False

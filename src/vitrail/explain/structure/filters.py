@@ -52,19 +52,30 @@ def projection_filters(model: VisionModel, count: int = NUM_FILTERS) -> list[Pro
     """
     if count < 1:
         raise ConfigError(f"count must be at least 1, got {count}")
-    parameters = dict(model.named_parameters())
-    kernels = {name: role for name, role in model.input_kernels.items() if name in parameters}
+    lack = lacks_filters(model)
+    if lack is not None:
+        raise ConfigError(lack)
     found = []
-    for name, role in kernels.items():
-        weight = parameters[name].detach()
-        if weight.ndim != 4:
-            continue
+    for name, weight in _kernels(model).items():
         rows = weight.flatten(1).double()
         _, sizes, directions = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
         largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
         components = (directions * largest.sign())[:count].view(-1, *weight.shape[1:])
         shares = sizes.square() / sizes.square().sum().clamp_min(torch.finfo(sizes.dtype).tiny)
-        found.append(ProjectionFilters(name, role.stream, components.float(), shares[:count].float()))
-    if not found:
-        raise ConfigError(f"{type(model).__name__} has no convolution over the bands of an image, and so no filters")
+        stream = model.input_kernels[name].stream
+        found.append(ProjectionFilters(name, stream, components.float(), shares[:count].float()))
     return found
+
+
+def lacks_filters(model: VisionModel) -> str | None:
+    """Return the reason why a model has no projection filters; None where it has some."""
+    if _kernels(model):
+        return None
+    return f"{type(model).__name__} has no convolution over the bands of an image, and so no filters"
+
+
+def _kernels(model: VisionModel) -> dict[str, Tensor]:
+    """Return the weights of the convolutions over the bands of an image, by name."""
+    parameters = dict(model.named_parameters())
+    kernels = {name: parameters[name].detach() for name in model.input_kernels if name in parameters}
+    return {name: weight for name, weight in kernels.items() if weight.ndim == 4}
