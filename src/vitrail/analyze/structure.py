@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +246,7 @@ def _focus(source: Source, other: Source | None) -> Learned:
     for parts in zip(*batches, strict=True):
         first = parts[0]
         shares = torch.cat([part.shares for part in parts])
-        whole = type(first)(first.layer, first.kind, first.stride, shares, first.uniform,
-                            torch.cat([part.entropy for part in parts]))  # fmt: skip
+        whole = replace(first, shares=shares, entropy=torch.cat([part.entropy for part in parts]))
         layers.append(Focus(first.layer, shares.mean(dim=0).cpu().numpy(), first.uniform.cpu().numpy()))
         for h, name in enumerate(whole.names()):
             row = {"layer": first.layer, "kind": first.kind, "head": h + 1, "attends_to": name}
