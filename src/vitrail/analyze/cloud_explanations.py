@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitrail.analyze.explained import Explained
+from vitrail.analyze.explained import Explained, write_values
 from vitrail.figures.clouds import interactive_clouds, turntable_figure
 from vitrail.figures.write import write_figure
-from vitrail.files import replacing, write_text
+from vitrail.files import write_text
 
 Array = npt.NDArray[Any]
 _PAGE = "clouds.html"
 # Clouds on the interactive page, which holds their points.
-_MOST = 12
+MOST_CLOUDS = 12
 
 
 def ranks(values: Array, real: Array) -> Array:
@@ -46,8 +46,7 @@ def write_cloud(folder: Path, name: str, seen: Explained, cloud: Array, classes:
     for method, explanation in seen.explanations.items():
         values = next(iter(explanation.values())).map[seen.row].detach().float().cpu().numpy()
         file = f"maps/{name}_{method}.npy"
-        with replacing(folder / file) as temporary, temporary.open("wb") as opened:
-            np.save(opened, np.where(real, values, np.nan).astype(np.float32))
+        write_values(folder / file, np.where(real, values, np.nan))
         target = seen.target(method, classes)
         entry["methods"][method] = {"streams": {"points": {"map": file}}, "target": target}
         rows.append(ranks(values, real))
@@ -58,18 +57,15 @@ def write_cloud(folder: Path, name: str, seen: Explained, cloud: Array, classes:
     return entry
 
 
-def write_page(folder: Path, shown: list[tuple[str, Array, dict[str, Array]]]) -> str:
+def write_page(folder: Path, shown: list[tuple[str, Array, dict[str, Array]]]) -> None:
     """Write an interactive page of some clouds, which works offline.
 
     Args:
         folder: The folder.
         shown: Caption, points ``(N, 3)`` and method -> values ``(N,)`` of each.
-
-    Returns:
-        Name of the file.
     """
     parts = []
-    for number, (caption, cloud, values) in enumerate(shown[:_MOST]):
+    for number, (caption, cloud, values) in enumerate(shown):
         real: Array = np.asarray(np.isfinite(cloud).all(axis=1))
         colors = {method: ranks(own, real)[real] for method, own in values.items()}
         plot = interactive_clouds(cloud[real], colors).to_html(full_html=False, include_plotlyjs=number == 0)
@@ -79,4 +75,3 @@ def write_page(folder: Path, shown: list[tuple[str, Array, dict[str, Array]]]) -
         folder / _PAGE,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Point clouds</title>\n{text}\n</html>\n',
     )
-    return _PAGE

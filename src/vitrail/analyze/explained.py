@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from vitrail.explain.methods.maps import Explanation
+from vitrail.files import replacing
 
 Array = npt.NDArray[Any]
 
@@ -53,3 +55,9 @@ class Explained:
     def caption(self) -> str:
         """State the file name and :meth:`prediction` in one line."""
         return f"{Path(self.key).name}: {self.prediction()}".replace("\n", " ")
+
+
+def write_values(file: Path, values: Array) -> None:
+    """Write the values of an explanation as float32 (.npy), whole or not at all."""
+    with replacing(file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, values.astype(np.float32))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
@@ -17,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vitrail import __version__
-from vitrail.analyze.cloud_explanations import write_cloud, write_page
-from vitrail.analyze.explained import Explained
+from vitrail.analyze.cloud_explanations import MOST_CLOUDS, write_cloud, write_page
+from vitrail.analyze.explained import Explained, write_values
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.capture.prepare import class_index
@@ -210,8 +209,9 @@ def write_explanations(
         if "points" in card.streams:
             cloud = seen.pictures["points"]
             entries.append(write_cloud(folder, name, seen, cloud, card.classes))
-            values = {method: e.map[seen.row].float().cpu().numpy() for method, e in seen.explanations.items()}
-            clouds.append((seen.caption(), cloud, values))
+            if len(clouds) < MOST_CLOUDS:
+                values = {method: e.map[seen.row].float().cpu().numpy() for method, e in seen.explanations.items()}
+                clouds.append((seen.caption(), cloud, values))
         else:
             entries.append(_write_image(folder, name, seen, card.classes))
     if clouds:
@@ -284,14 +284,12 @@ def _write_maps(folder: Path, name: str, seen: Explained, method: str, streams: 
         part = f"maps/{name}_{method}" + (f"_{stream}" if len(seen.pictures) > 1 else "")
         whole, tokens = (x[seen.row].detach().float().cpu().numpy() for x in (found.map, found.tokens))
         for file, array in ((f"{part}.npy", whole), (f"{part}_tokens.npy", tokens)):
-            with replacing(folder / file) as temporary, temporary.open("wb") as opened:
-                np.save(opened, array.astype(np.float32))
+            write_values(folder / file, array)
         entry["streams"][stream] = {"map": f"{part}.npy", "tokens": f"{part}_tokens.npy"}
         if found.parts is not None:
             parts = found.parts[seen.row].detach().float().cpu().numpy()
             files = {"parts": f"{part}_parts.npy", "parts_panel": f"parts/{name}_{method}.png"}
-            with replacing(folder / files["parts"]) as temporary, temporary.open("wb") as opened:
-                np.save(opened, parts)
+            write_values(folder / files["parts"], parts)
             cells, labels = part_cells(seen.pictures[stream], _flat(found.parts[seen.row]))
             figure = draw_cells(cells, labels, EVEN, f"{method}, part by part: {seen.caption()}")
             write_figure(figure, folder / files["parts_panel"], dpi=130, tight=True)
