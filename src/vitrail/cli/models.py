@@ -119,7 +119,7 @@ def _chart(catalogue: Catalogue, variants: list[Variant], arguments: argparse.Na
     file = Path(arguments.chart)
     if file.suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"--chart {file} must be called NAME.png or NAME.svg")
-    output_file(arguments.chart, PICTURE, [*arguments.runs, arguments.speeds], "--chart")
+    file = output_file(arguments.chart, PICTURE, [*arguments.runs, arguments.speeds], "--chart")
     table = output_file(str(file.with_suffix(".csv")), RESULTS, [arguments.speeds], "--chart")
 
     from vitrail.analyze.published import NOTE, as_table, published_points, read_speeds, run_points
