@@ -61,9 +61,13 @@ def embed_written(picture: Picture, file: Path, inches: float, page_folder: Path
         content = file.read_bytes()
     except OSError as error:
         raise RunError(f"cannot read the picture {file} ({error}); write it again, or remove its folder") from error
-    picture.width, picture.broad = round(_PIXELS * inches), inches > _NARROW
-    picture.data_uri = "data:image/png;base64," + base64.b64encode(content).decode()
     picture.file = Path(os.path.relpath(file, page_folder)).as_posix()
+    return _embed(picture, content, inches)
+
+
+def _embed(picture: Picture, png: bytes, inches: float) -> Picture:
+    picture.width, picture.broad = round(_PIXELS * inches), inches > _NARROW
+    picture.data_uri = "data:image/png;base64," + base64.b64encode(png).decode()
     return picture
 
 
@@ -82,8 +86,5 @@ def finish_picture(picture: Picture, figure: Figure | None, folder: Path) -> Pic
     """
     if figure is None:
         return picture
-    picture.width = round(_PIXELS * figure.get_figwidth())
-    picture.broad = figure.get_figwidth() > _NARROW
     png, _ = write_both(figure, folder, picture.name, dpi=150, tight=True)
-    picture.data_uri = "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
-    return picture
+    return _embed(picture, png.read_bytes(), figure.get_figwidth())
