@@ -31,6 +31,7 @@ from vitrail.bench.speed import (
 )
 from vitrail.errors import ConfigError, VitrailError
 from vitrail.models.base import VisionModel
+from vitrail.models.facts import resized_streams
 from vitrail.models.modality import check_need
 from vitrail.models.profile import count_multiply_adds
 from vitrail.models.registry import create_model, find_family, list_families
@@ -93,11 +94,7 @@ class Subject:
         ``img_size`` applies to the streams that have the size of the first one.
         """
         generator = torch.Generator().manual_seed(0)
-        first = model.streams[0].size
-        streams = model.streams
-        if self.img_size is not None:
-            size = (*first[:-2], *self.img_size)
-            streams = tuple(stream._replace(size=size) if stream.size == first else stream for stream in streams)
+        streams = resized_streams(model.streams, self.img_size)
         return [torch.rand(batch, *stream.shape, generator=generator) for stream in streams]
 
 

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError, DataError
-from vitrail.models.base import VisionModel
 from vitrail.models.facts import Stream
 from vitrail.models.modality import IMAGE, MODALITIES, check_need
 
@@ -39,16 +38,6 @@ class Prepared:
     description: str
     shown: list[npt.NDArray[Any]]
     titles: list[str]
-
-
-def input_streams(model: VisionModel, img_size: tuple[int, int] | None) -> tuple[Stream, ...]:
-    """Return the model's input streams at another image size; streams with a size of their own keep it."""
-    streams = model.streams
-    if img_size is None:
-        return streams
-    own = streams[0].size
-    size = (*own[:-2], *img_size)
-    return tuple(stream._replace(size=size) if stream.size == own else stream for stream in streams)
 
 
 def prepare_inputs(

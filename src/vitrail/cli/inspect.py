@@ -49,8 +49,9 @@ def main(argv: list[str]) -> int:
     if arguments.figures:
         arguments.figures = str(output_folder(arguments.figures, (*given, arguments.name), "--figures"))
 
-    from vitrail.cli.inputs import Prepared, input_streams, prepare_inputs
+    from vitrail.cli.inputs import Prepared, prepare_inputs
     from vitrail.cli.recipes import data_for_files
+    from vitrail.models.facts import resized_streams
     from vitrail.models.modality import check_need
     from vitrail.models.profile import example_inputs, walk
     from vitrail.runs.folder import RunFolder
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
         if arguments.image is None:
             raise ConfigError("--figures draws what a model does with an image; name one with --image FILE")
     # A model is built for the size that was asked for; a run's is what it is and takes another size as it comes.
-    streams = input_streams(model, None if opened.trained is None else img_size)
+    streams = resized_streams(model.streams, None if opened.trained is None else img_size)
     if arguments.no_time:
         inputs = example_inputs(model, arguments.batch)
         inputs = [x.new_zeros(len(x), *s.shape) for x, s in zip(inputs, streams, strict=True)]

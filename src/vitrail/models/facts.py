@@ -83,6 +83,20 @@ class Stream(NamedTuple):
         return tuple(x.shape[1:-1] if self.channels_last else x.shape[2:])
 
 
+def resized_streams(streams: tuple[Stream, ...], img_size: tuple[int, int] | None) -> tuple[Stream, ...]:
+    """Return streams at another image size; those of another size than the first one keep theirs.
+
+    Args:
+        streams: Streams of a model.
+        img_size: Height and width; the streams as they are without it.
+    """
+    if img_size is None:
+        return streams
+    own = streams[0].size
+    size = (*own[:-2], *img_size)
+    return tuple(stream._replace(size=size) if stream.size == own else stream for stream in streams)
+
+
 class LevelTokens(NamedTuple):
     """Tokens at one level of a feature pyramid.
 
