@@ -155,15 +155,14 @@ def _explain_structure(arguments: argparse.Namespace, settings: Sequence[str]) -
     run, trained = RunFolder.open(arguments.run), load_trained(arguments.run)
     names = check_structures(arguments.structure, trained.model)
     folder = run.structure if arguments.out is None else output_folder(arguments.out, [arguments.run])
-    other = None if arguments.other is None else load_trained(arguments.other)
-    if not needs_images(names) and (arguments.images or settings or arguments.split):
+    models = [(run.name, trained)]
+    if arguments.other is not None:
+        models.append((RunFolder(arguments.other).name, load_trained(arguments.other)))
+    probed = needs_images(names)
+    if not probed and (arguments.images or settings or arguments.split):
         raise ConfigError(f"{', '.join(names)} needs no images; leave out the files, --split and settings of data")
     device = str(choose_device(arguments.device))
-    sources = [
-        _probe(arguments, name, one.to(device), settings if needs_images(names) else None)
-        for name, one in ((run.name, trained), (RunFolder(arguments.other or ".").name, other))
-        if one is not None
-    ]
+    sources = [_probe(arguments, name, one.to(device), settings if probed else None) for name, one in models]
     written = write_structures(learned_structures(names, *sources), Path(folder), run.name, run.weights_hash())
     print(f"{', '.join(written)}: pictures (PNG, SVG) and tables (CSV) written to {folder}")
     print_next(["vitrail", "report", arguments.run])
