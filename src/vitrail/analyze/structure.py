@@ -26,6 +26,7 @@ from vitrail.explain.structure.filters import lacks_filters, projection_filters
 from vitrail.explain.structure.heads import TARGETS, attention_entropy, head_focus
 from vitrail.explain.structure.positions import position_similarities, relative_biases
 from vitrail.explain.structure.similarity import FEWEST_IMAGES, all_features, cka_matrix
+from vitrail.figures.anatomy.canvas import spread
 from vitrail.figures.structure import (
     Filters,
     Focus,
@@ -36,7 +37,6 @@ from vitrail.figures.structure import (
     draw_focus,
     draw_position_similarity,
     draw_relative_tables,
-    spread,
 )
 from vitrail.figures.write import write_both
 from vitrail.files import write_json, write_text

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vitrail.figures.anatomy.canvas import where
+from vitrail.figures.anatomy.canvas import spread, where
 from vitrail.figures.style import PALETTE, head, plain
 
 Array = npt.NDArray[Any]
@@ -306,9 +306,3 @@ def draw_cka(matrix: Array, rows: Sequence[str], columns: Sequence[str], names: 
     bar = figure.colorbar(shown, ax=axis, shrink=0.8)
     bar.set_label("linear CKA", fontsize=8)
     return head(figure, "Similarity of the features of layers", note)
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Choose at most ``most`` of ``count`` indices, evenly spaced, with the first and the last."""
-    chosen: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-    return chosen

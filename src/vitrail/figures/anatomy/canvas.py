@@ -251,3 +251,9 @@ def inside(cells: Array) -> tuple[float, float]:
 def blank(axis: Any) -> None:
     """Leave a panel empty."""
     axis.set_axis_off()
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Choose at most ``most`` of ``count`` indices, evenly spaced, with the first and the last."""
+    chosen: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+    return chosen

@@ -22,6 +22,7 @@ from vitrail.figures.anatomy.canvas import (
     panels,
     ratio_of,
     show_image,
+    spread,
     star,
     where,
     write,
@@ -184,8 +185,7 @@ def draw_pyramid(levels: Sequence[FeatureMap], view: View, note: str) -> Figure:
 
 def choose_levels(levels: Sequence[FeatureMap], most: int = _MOST_LEVELS) -> list[FeatureMap]:
     """Choose at most so many levels, spread evenly, the first and the last among them."""
-    indices = np.unique(np.linspace(0, len(levels) - 1, min(most, len(levels))).round().astype(int))
-    return [levels[i] for i in indices]
+    return [levels[i] for i in spread(len(levels), most)]
 
 
 def _input(axis: Any, view: View) -> None:

@@ -22,6 +22,7 @@ from vitrail.figures.anatomy.canvas import (
     panels,
     ratio_of,
     show_image,
+    spread,
     star,
     where,
     write,
@@ -265,8 +266,7 @@ def choose_layers(layers: Sequence[QueryAttention], most: int = _MOST_LAYERS) ->
     first = {(layer.kind, layer.maps.shape[1:], layer.shift): layer for layer in reversed(layers)}
     chosen = [layer for layer in layers if any(layer is other for other in first.values())][:most]
     if len(chosen) == 1:
-        indices = np.unique(np.linspace(0, len(layers) - 1, min(most, len(layers))).round().astype(int))
-        chosen = [layers[i] for i in indices]
+        chosen = [layers[i] for i in spread(len(layers), most)]
     return chosen
 
 
