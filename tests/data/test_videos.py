@@ -79,6 +79,23 @@ def test_clips_of_one_file_are_a_group(tmp_path):
     assert len(set(source.groups)) == 1
 
 
+def test_a_file_is_counted_once_for_all_of_its_clips(tmp_path, monkeypatch):
+    counted = []
+
+    def count(path):
+        counted.append(path)
+        return index_video(path)
+
+    monkeypatch.setattr("vitrail.data.video.source.index_video", count)
+    for name in "ab":
+        _pictures(tmp_path / name, 50)
+    rows = [f"{name},{label},{i},{i + 1}" for i, label in enumerate("xy") for name in "ab"]
+    (tmp_path / "clips.csv").write_text("\n".join(["path,label,start,end", *rows]))
+    clips = VideoSource(data_config(source="videos", path=str(tmp_path / "clips.csv")), (4, 12, 16), None)
+    assert len(clips) == 4
+    assert sorted(counted) == [tmp_path / "a", tmp_path / "b"]
+
+
 @pytest.mark.parametrize("rate", [5.0, 12.5, 25.0, 60.0])
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_frames_are_chosen_by_time(rate, count):

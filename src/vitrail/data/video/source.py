@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,13 +72,18 @@ class VideoSource(ImageSource):
             listed = _list_files(files, classes or ())
         else:
             listed = _read_table(path) if path.suffix.lower() == ".csv" else _list_folder(path)
+        # Several clips may lie in one file.
+        paths = list(dict.fromkeys(row.path for row in listed))
+        with ThreadPoolExecutor() as pool:
+            found = dict(zip(paths, pool.map(_index_or_fault, paths), strict=True))
         rows, indices, faults = [], [], []
         for row in listed:
-            try:
-                indices.append(index_video(row.path))
+            index = found[row.path]
+            if isinstance(index, VideoIndex):
+                indices.append(index)
                 rows.append(row)
-            except DataError as error:
-                faults.append((row.key, str(error)))
+            else:
+                faults.append((row.key, index))
         if faults and (config.errors.on_unreadable != "skip" or not rows):
             raise DataError(
                 f"{len(faults)} of {len(listed)} clips cannot be read; leave them out with data.errors.on_unreadable "
@@ -149,6 +155,14 @@ class VideoSource(ImageSource):
         for file in self._indices[index].stamps if row.path.is_dir() else (row.path,):
             content.update(file.read_bytes())
         return content.digest()
+
+
+def _index_or_fault(path: Path) -> VideoIndex | str:
+    """Count the frames of a clip's file or folder; the reason where that is impossible."""
+    try:
+        return index_video(path)
+    except DataError as error:
+        return str(error)
 
 
 def _list_files(paths: Sequence[str | Path], classes: Sequence[str]) -> list[_Row]:
