@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vitrail.weights.checkpoint import State
-from vitrail.weights.plain_encoder import TIMM_RULES, TRANSFORMERS_RULES
+from vitrail.weights.plain_encoder import TRANSFORMERS_RULES
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import Convert, Drop, MergeRows, Rename, Rule, transpose_conv, transpose_dense
 
@@ -67,7 +67,6 @@ class FoldDense:
         return out
 
 
-OWN_RULES = TIMM_RULES
 # VideoMAE's files call the biases q_bias and v_bias, its modules of transformers 5 query.bias and value.bias.
 TRANSFORMERS_VIDEO_RULES: tuple[Rule, ...] = (
     Rename(r"(.*\.attention\.attention)\.q_bias", r"\1.query.bias"),

@@ -47,9 +47,10 @@ from vitrail.models.settings import check_choices
 from vitrail.models.token_learner_settings import TokenLearnerConfig, build_token_learners, complete_token_learner
 from vitrail.models.video_positions import VideoTable, fit_video_positions
 from vitrail.weights.kernels import InputKernel
+from vitrail.weights.plain_encoder import TIMM_RULES
 from vitrail.weights.report import LoadReport
 from vitrail.weights.rules import KeyMap, Rename
-from vitrail.weights.video_encoder import OWN_RULES, SCENIC_RULES, TRANSFORMERS_VIDEO_RULES
+from vitrail.weights.video_encoder import SCENIC_RULES, TRANSFORMERS_VIDEO_RULES
 
 
 @dataclass(frozen=True)
@@ -615,7 +616,7 @@ class ViViT(VisionModel):
         return found | {"class_token": has_token, "global_pool": "token" if has_token else "avg"}
 
     key_maps = (
-        KeyMap("vitrail", (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight"), OWN_RULES),
+        KeyMap("vitrail", (r"patch_embed\.proj\.weight", r"blocks\.0\.attn\.qkv\.weight"), TIMM_RULES),
         KeyMap(
             "huggingface",
             (r"(\w+\.)?embeddings\.patch_embeddings\.projection\.weight",),
