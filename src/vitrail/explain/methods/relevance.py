@@ -8,7 +8,7 @@ for each layer is stored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,18 +105,14 @@ def _identity_part(row: Tensor, steps: Sequence[CapturedMixing]) -> Tensor:
     fused = 0
     for step in reversed(steps):
         kind = step.layout.kind
-        if kind == "merge":
-            row = _to_parents(row, step)
-        elif kind == "slices":
-            row = _to_slices(row, step)
-        elif kind == "match":
-            row = _to_matched(row, step)
+        if kind in _REGROUPINGS:
+            row = _REGROUPINGS[kind](row, step)
         elif kind == "mix":
             fused += 1
         elif kind == "pool" and fused:
             fused -= 1  # a residual connection bypasses the TokenLearner of a fused block
         elif kind == "pool":
-            prefix = row[:, : row.shape[1] - step.weights.shape[1]]
+            prefix, _ = _split(row, step.weights.shape[1])
             row = torch.cat([prefix, row.new_zeros(row.shape[0], step.weights.shape[-1])], dim=1)
     return row
 
@@ -209,16 +205,12 @@ class Propagation:
             return _sum(self.split(row, step.weights))
         if kind in ("window", "grid"):
             return from_groups(_sum(self.split(to_groups(row, step.layout), step.weights)), step.layout)
-        if kind == "merge":
-            return _to_parents(row, step)
+        if kind in _REGROUPINGS:
+            return _REGROUPINGS[kind](row, step)
         if kind == "fuse":
             # Stored until the step before it, which mixed the learned tokens.
             self._spread = step.weights
             return row
-        if kind == "slices":
-            return _to_slices(row, step)
-        if kind == "match":
-            return _to_matched(row, step)
         # Class tokens, which learn no tokens, come first.
         if kind == "mix":
             assert self._spread is not None, "a fuse step follows each mix step"
@@ -267,6 +259,14 @@ def _to_parents(row: Tensor, step: CapturedMixing) -> Tensor:
     for i, (down, right) in enumerate(PARENTS):
         spread[:, down::2, right::2] = shares[..., i]
     return spread[:, : before[0], : before[1]].reshape(batch, -1)
+
+
+# Kinds of layers that no residual connection bypasses.
+_REGROUPINGS: dict[str, Callable[[Tensor, CapturedMixing], Tensor]] = {
+    "merge": _to_parents,
+    "slices": _to_slices,
+    "match": _to_matched,
+}
 
 
 def row_product(row: Tensor, matrix: Tensor) -> Tensor:
