@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -120,26 +121,25 @@ def trace_dataflow(
         ConfigError: Another depth.
         ShapeError: Inputs that the model does not take.
     """
-    steps = [step for step in walk(model, inputs, depth, repeats=0) if step.output_shape is not None]
+    names = {step.name for step in walk(model, inputs, depth, repeats=0) if step.output_shape is not None}
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     nodes: dict[str, Node] = {}
     edges: dict[tuple[str, str], None] = {}
     lineage = _Lineage()
-    by_name = {step.name: step for step in steps}
     for stream, x in zip(model.streams, inputs, strict=True):
         nodes[stream.name] = Node(stream.name, "input", 1, stream.name, tuple(x.shape[1:]), 0)
         lineage.mark(x, frozenset({stream.name}))
     for name, parameter in parameters.items():
-        if name in by_name:
+        if name in names:
             lineage.mark(parameter, frozenset({name}))
 
-    def enter(module: nn.Module, args: Any, kwargs: Any, name: str) -> None:
+    def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not lineage.inside:
             for source in sorted(lineage.sources([*args, *kwargs.values()])):
                 edges[source, name] = None
         lineage.inside += 1
 
-    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str) -> None:
+    def leave(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         lineage.inside -= 1
         if lineage.inside:
             return
@@ -149,9 +149,11 @@ def trace_dataflow(
         lineage.mark(output, frozenset({name}))
 
     with ExitStack() as stack:
-        for name in by_name.keys() & modules.keys():
-            if name:
-                stack.callback(_hooked(modules[name], enter, leave, name))
+        for name in (names & modules.keys()) - {""}:
+            before = modules[name].register_forward_pre_hook(functools.partial(enter, name), with_kwargs=True)
+            after = modules[name].register_forward_hook(functools.partial(leave, name), with_kwargs=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(lineage)
@@ -163,19 +165,6 @@ def trace_dataflow(
         value = parameters[source]
         nodes[source] = Node(source, "parameter", 1, source, tuple(value.shape[1:]), value.numel())
     return _joined(nodes, edges)
-
-
-def _hooked(module: nn.Module, enter: Callable[..., None], leave: Callable[..., None], name: str) -> Callable[[], None]:
-    handles = [
-        module.register_forward_pre_hook(lambda m, a, k: enter(m, a, k, name), with_kwargs=True),
-        module.register_forward_hook(lambda m, a, k, o: leave(m, a, k, o, name), with_kwargs=True),
-    ]
-
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-
-    return remove
 
 
 def _joined(nodes: dict[str, Node], edges: Iterable[tuple[str, str]]) -> Dataflow:
@@ -195,7 +184,7 @@ def _joined(nodes: dict[str, Node], edges: Iterable[tuple[str, str]]) -> Dataflo
             if (previous.kind, previous.shape) == (node.kind, node.shape) and node.kind not in ("input", "output"):
                 group[name] = previous.name
                 total = previous.parameters + node.parameters
-                merged[previous.name] = Node(previous.name, node.kind, previous.count + 1, name, node.shape, total)
+                merged[previous.name] = replace(previous, count=previous.count + 1, last=name, parameters=total)
                 continue
         group[name], merged[name] = name, node
     joined = {(group[a], group[b]): None for a, b in pairs if group[a] != group[b]}
