@@ -66,7 +66,7 @@ def sincos_sequence(length: int, dim: int, device: torch.device | None = None) -
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None].to(torch.get_default_dtype())
 
 
-def _resample_places(
+def _resample_patches(
     table: Tensor,
     old_grid: tuple[int, int],
     new_grid: tuple[int, int],
@@ -77,9 +77,9 @@ def _resample_places(
     # A graph for dynamic sizes is not specialised to the grid at hand: there equal grids are resampled, to the same.
     if known(old_grid[0] == new_grid[0]) and known(old_grid[1] == new_grid[1]):
         return table
-    prefix, places = table[:, :num_prefix], table[:, num_prefix:]
+    prefix, patches = table[:, :num_prefix], table[:, num_prefix:]
     # Half precision is resampled in single; double stays double.
-    wide = places.to(torch.promote_types(table.dtype, torch.float32))
+    wide = patches.to(torch.promote_types(table.dtype, torch.float32))
     resampled = resample(wide, old_grid, new_grid).to(table.dtype)
     return torch.cat([prefix, resampled], dim=1) if num_prefix else resampled
 
@@ -93,7 +93,7 @@ def resample_sequence(
     Arguments and result are those of :func:`resample_positions`. Rows have no meaning in a sequence: where the width of
     the grid changes, positions do not stay in their columns.
     """
-    return _resample_places(table, old_grid, new_grid, num_prefix, _resample_line)
+    return _resample_patches(table, old_grid, new_grid, num_prefix, _resample_line)
 
 
 def _resample_line(line: Tensor, _: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -240,7 +240,7 @@ def resample_positions(
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2; antialiasing as in timm.
     """
-    return _resample_places(table, old_grid, new_grid, num_prefix, resample_grid)
+    return _resample_patches(table, old_grid, new_grid, num_prefix, resample_grid)
 
 
 @with_fast_path("resample_positions")
@@ -279,7 +279,7 @@ def resample_space_time(table: Tensor, old_grid: Grid, new_grid: Grid, num_prefi
 @one_node
 def resample_time(table: Tensor, length: int, num_prefix: int = 0) -> Tensor:
     """Resample positions ``(B, num_prefix + T, C)`` linearly to another length; prefix tokens keep theirs."""
-    return _resample_places(table, (table.shape[1] - num_prefix, 1), (length, 1), num_prefix, _resample_line)
+    return _resample_patches(table, (table.shape[1] - num_prefix, 1), (length, 1), num_prefix, _resample_line)
 
 
 def resample_relative_table(table: Tensor, old_window: tuple[int, int], new_window: tuple[int, int]) -> Tensor:

@@ -48,7 +48,7 @@ def fit_video_positions(
     Source: Arnab et al. 2021, arXiv:2103.15691, section 3.4, "Positional embeddings".
     """
     times, *space = table.grid
-    places, patch = (space[0], space[1]), (table.tubelet[1], table.tubelet[2])
+    size, patch = (space[0], space[1]), (table.tubelet[1], table.tubelet[2])
     kernel = state.get("patch_embed.proj.weight")
     if table.of_slice or (kernel is not None and kernel.ndim == 4):
         # An image model may have a class token, and a position of it, that the model has not.
@@ -57,10 +57,10 @@ def fit_video_positions(
         old = old_grid(value.shape[1] - prefix, patch, made_for)
         if old is None:
             return None
-        resampled = resample_positions(value, old, places, prefix)
+        resampled = resample_positions(value, old, size, prefix)
         repeats = 1 if table.of_slice else times
         parts = [resampled[:, : table.prefix], resampled[:, prefix:].repeat(1, repeats, 1)]
-        how = f"positions from {_by(old)} to {_by(places)}, bicubic"
+        how = f"positions from {_by(old)} to {_by(size)}, bicubic"
         return torch.cat(parts, dim=1), how + (f", repeated {times} times" if repeats > 1 else "")
     grid = _old_grid(table, value.shape[1] - table.prefix, made_for)
     if grid is None:

@@ -82,8 +82,8 @@ class ViViTConfig(LayerSettings):
         norm_eps: Epsilon of the norms.
         pos_drop_rate: Dropout of the tokens after positions are added, in training.
         drop_path_rate: Stochastic depth of the last block.
-        pos_embed: Positions: "learned", one for each token; "space_time", the sum of one for each place and one for
-            each time, as in TimeSformer; "sincos1d", fixed sines and cosines in the order of the tokens, as in
+        pos_embed: Positions: "learned", one for each token; "space_time", the sum of one in the frame and one in
+            time, as in TimeSformer; "sincos1d", fixed sines and cosines in the order of the tokens, as in
             VideoMAE; "none".
         inflation: How the kernel of a patch becomes that of a tubelet, for fresh weights and for those of a ViT:
             "central_frame" (zeros at the other frames) or "inflation" (over the number of frames, at each).
@@ -282,13 +282,13 @@ class ViViT(VisionModel):
 
     def _build_positions(self) -> None:
         kind, dim = self.config.pos_embed, self.config.embed_dim
-        places = self.grid[1] * self.grid[2] if self._of_slices else product(self.grid)
+        count = self.grid[1] * self.grid[2] if self._of_slices else product(self.grid)
         self.time_embed = nn.Parameter(torch.zeros(1, self.grid[0], dim)) if kind == "space_time" else None
         if kind == "sincos1d":
-            fixed = torch.cat([torch.zeros(1, self.block_prefix, dim), sincos_sequence(places, dim)], dim=1)
+            fixed = torch.cat([torch.zeros(1, self.block_prefix, dim), sincos_sequence(count, dim)], dim=1)
             self.register_buffer("pos_embed", fixed, persistent=False)
         else:
-            table = None if kind == "none" else nn.Parameter(torch.zeros(1, self.block_prefix + places, dim))
+            table = None if kind == "none" else nn.Parameter(torch.zeros(1, self.block_prefix + count, dim))
             self.register_parameter("pos_embed", table)
 
     def _init_weights(self) -> None:
@@ -370,12 +370,12 @@ class ViViT(VisionModel):
         P = self.block_prefix
         if not self._of_slices:
             return resample_space_time(table, self.grid, grid, P)
-        places = resample_positions(table, (self.grid[1], self.grid[2]), (grid[1], grid[2]), P)
+        space = resample_positions(table, (self.grid[1], self.grid[2]), (grid[1], grid[2]), P)
         if self.time_embed is None:
-            return places
+            return space
         times = resample_time(self.time_embed, grid[0])
-        sums = (times[:, :, None] + places[:, None, P:]).flatten(1, 2)
-        return torch.cat([places[:, :P], sums], dim=1)
+        sums = (times[:, :, None] + space[:, None, P:]).flatten(1, 2)
+        return torch.cat([space[:, :P], sums], dim=1)
 
     def _run(
         self, x: Tensor, grid: Grid, levels: Sequence[int] = (), stop: int | None = None
