@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Namespace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
@@ -14,6 +14,7 @@ from vitrail.errors import ConfigError
 if TYPE_CHECKING:
     from vitrail.deploy.export.export import Exported
     from vitrail.deploy.export.measure import Measured
+    from vitrail.deploy.export.sizes import ImageSize
 
 FORMATS = ("auto", "openvino", "onnx", "torch", "inductor")
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
@@ -102,7 +103,7 @@ def _seconds(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _image_size(words: list[str] | None) -> tuple[int, int] | Literal["any"] | None:
+def _image_size(words: list[str] | None) -> ImageSize:
     if words is None:
         return None
     if words == ["any"]:
@@ -112,7 +113,7 @@ def _image_size(words: list[str] | None) -> tuple[int, int] | Literal["any"] | N
     return int(words[0]), int(words[-1])
 
 
-def _export(arguments: Namespace, budget: float, image_size: tuple[int, int] | Literal["any"] | None) -> int:
+def _export(arguments: Namespace, budget: float, image_size: ImageSize) -> int:
     from vitrail.cli.outputs import output_folder
     from vitrail.deploy.export import export
     from vitrail.deploy.export.gate import Limits

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from vitrail.engines.load import find_export, read_record
+from vitrail.errors import plural
 from vitrail.figures.tables import Column, Table
 from vitrail.report.evaluated import Section, Subject, names_of, who
 
@@ -108,11 +109,10 @@ def _in_words(label: str, record: Mapping[str, Any], folder: Path) -> list[str]:
     """Describe an export: its engine, speed beside the run, decisions, and how to load it."""
     chosen = next(row for row in record["candidates"] if row["chosen"])
     own, eager = (speeds["speeds"][-1] for speeds in (chosen["measured"], record["eager"]))
-    cores = f"{record['threads']} {'thread' if record['threads'] == 1 else 'threads'}"
     words = [
         f"{label} is exported for {chosen['name']}: {own['images_per_second']:,.0f} images/s in batches of "
         f"{own['batch']}, {own['images_per_second'] / eager['images_per_second']:.2f} times the run in eager mode, on "
-        f"{record['processor']} with {cores}."
+        f"{record['processor']} with {plural(record['threads'], 'thread')}."
     ]
     if (test := record["test"]) is not None:
         same = round(test["agreement"] * test["images"])
