@@ -34,8 +34,6 @@ from vitrail.engines.openvino import INT8, OpenVINOEngine, keep_signal_stack
 from vitrail.extras import import_extra
 
 _PROBABILITIES = "probabilities"
-# Numbers of ONNX's types.
-_ONNX_TYPES = {1: np.float32, 2: np.uint8, 4: np.uint16, 5: np.int16}
 
 
 @dataclass(frozen=True)
@@ -358,12 +356,13 @@ def quantize_onnx(model: Any, calibration: Arrays, ranking: Arrays, scheme: Sche
 
     Arguments as for :func:`quantize`. Inputs that ``ranking`` does not have get an empty batch.
     """
+    helper = import_extra("onnx", "export").helper
     names = calibration if scheme.full_correction else ranking
     count = min(settings.images, *(len(calibration[name]) for name in names))
     empty = {
         port.name: np.zeros(
             [0, *(size.dim_value or 1 for size in list(port.type.tensor_type.shape.dim)[1:])],
-            dtype=_ONNX_TYPES[port.type.tensor_type.elem_type],
+            dtype=helper.tensor_dtype_to_np_dtype(port.type.tensor_type.elem_type),
         )
         for port in model.graph.input
     }
