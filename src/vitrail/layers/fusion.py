@@ -207,8 +207,7 @@ def _resample_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:
     if torch.compiler.is_exporting():
         # OpenVINO lacks torch's operator.
         rows, columns = (
-            resampling_matrix(torch.arange(old), torch.tensor(old), new, "bilinear").to(wide.dtype)
-            for old, new in zip(x.shape[1:3], grid, strict=True)
+            resampling_matrix(old, new, "bilinear").to(wide.dtype) for old, new in zip(x.shape[1:3], grid, strict=True)
         )
         return resample_map(wide, rows, columns).to(x.dtype)
     wide = wide.permute(0, 3, 1, 2)

@@ -17,25 +17,28 @@ _A = -0.5
 
 
 def resampling_matrix(
-    index: Tensor, kept: Tensor, size: int, filter: Filter = "bicubic", begin: Tensor | None = None
+    old: int, new: int, filter: Filter = "bicubic", kept: Tensor | None = None, begin: Tensor | None = None
 ) -> Tensor:
     """Compute the weights of input positions in output positions, with antialiasing.
 
     Args:
-        index: Indices of the input positions, shape ``(N,)``.
-        kept: Number of them that are resampled, a scalar.
-        size: Number of output positions; a symbol while a graph is traced.
+        old: Number of input positions; a symbol while a graph is traced.
+        new: Number of output positions, or a symbol.
         filter: The interpolation.
+        kept: Number of input positions that are resampled, a scalar; all when not given.
         begin: First of the positions that are resampled, a scalar; 0 when not given.
 
     Returns:
-        Shape ``(size, N)``, float32; each row sums to one.
+        Shape ``(new, old)``, float32; each row sums to one.
     """
+    index = torch.arange(old)
     if begin is not None:
         index = index - begin
-    scale = kept.float() / size
+    if kept is None:
+        kept = torch.tensor(old)
+    scale = kept.float() / new
     stretch = scale.clamp(min=1.0)
-    centre = (torch.arange(size).float() + 0.5) * scale
+    centre = (torch.arange(new).float() + 0.5) * scale
     offset = (index.float()[None] + 0.5 - centre[:, None]) / stretch
     weights = (_triangle if filter == "bilinear" else _cubic)(offset.abs())
     weights = weights * ((index >= 0) & (index < kept)).float()

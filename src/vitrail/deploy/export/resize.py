@@ -41,14 +41,14 @@ def resize_matrices(
         rows = torch.minimum(keep_length(wide, size[0], size[1]).clamp(min=1), tall)
         columns = torch.minimum(keep_length(tall, size[1], size[0]).clamp(min=1), wide)
     return (
-        _matrix(torch.arange(height), tall, rows, size[0], filter),
-        _matrix(torch.arange(width), wide, columns, size[1], filter),
+        _matrix(height, tall, rows, size[0], filter),
+        _matrix(width, wide, columns, size[1], filter),
     )
 
 
-def _matrix(index: Tensor, whole: Tensor, kept: Tensor, size: int, filter: Filter) -> Tensor:
-    """Compute the weights of input pixels in output pixels: of ``kept`` central ones among ``whole``."""
-    return resampling_matrix(index, kept, size, filter, torch.div(whole - kept, 2, rounding_mode="floor"))
+def _matrix(length: int, whole: Tensor, kept: Tensor, size: int, filter: Filter) -> Tensor:
+    """Compute the weights of input pixels in output pixels: of ``kept`` central ones among all."""
+    return resampling_matrix(length, size, filter, kept, torch.div(whole - kept, 2, rounding_mode="floor"))
 
 
 def resize_by(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -43,10 +43,7 @@ def resample_by_products(grid: Tensor, old_grid: tuple[int, int], new_grid: tupl
 @fast_path("resample_positions", when=lambda grid, old, new: torch.compiler.is_exporting())
 def resample_by_made_matrices(grid: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Resample by matrices that the graph makes: OpenVINO lacks torch's operator, or errs (openvino#35893)."""
-    rows, columns = (
-        resampling_matrix(torch.arange(old), torch.tensor(old), new).to(grid.dtype)
-        for old, new in zip(old_grid, new_grid, strict=True)
-    )
+    rows, columns = (resampling_matrix(old, new).to(grid.dtype) for old, new in zip(old_grid, new_grid, strict=True))
     return _multiply(grid, rows, columns)
 
 
