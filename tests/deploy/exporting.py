@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import shutil
 
@@ -41,15 +42,28 @@ _MARKS = {"inductor": [needs_compiler, pytest.mark.slow]}
 FORMATS = [pytest.param(engine, marks=[skip_without(engine), *_MARKS.get(engine, ())]) for engine in PACKAGES]
 
 
+# An export that measures nothing.
+QUICK = "--format torch --precision fp32 --budget 0s --threads 1".split()
+
+
+def train(pictures, run, *words, source="folder", epochs=1):
+    """Train on images of a source; the model is a small ViT unless words name another."""
+    given = ["--data.source", source, "--data.path", str(pictures), *SMALL, *(words or VIT), "--run.dir", str(run)]
+    given[given.index("--trainer.max_epochs") + 1] = str(epochs)
+    assert main(["train", *given]) == 0
+    return run
+
+
+def record(out):
+    """Content of the export.json of an export."""
+    return json.loads((out / "1" / "export.json").read_text())
+
+
 def make_run(root, *words, per_class=4):
     """Train a ViT for one epoch on pictures of two brightnesses; the run lies in ``root/run``."""
     folder = make_folder(root / "pictures", splits=("train", "val"), per_class=per_class)
-    run = root / "run"
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        code = main(["train", "--data.source", "folder", "--data.path", str(folder), *SMALL, *(words or VIT),
-                     "--run.dir", str(run)])  # fmt: skip
-    assert code == 0
-    return run
+        return train(folder, root / "run", *words)
 
 
 def photographs(root, per_class=8, seed=0):

@@ -11,7 +11,7 @@ import torch
 
 from tests.deploy.eager import EagerEngine
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import SMALL, VIT, photographs
+from tests.deploy.exporting import QUICK, photographs, record, train
 from vitrail.cli.main import main
 from vitrail.deploy.export import candidates
 from vitrail.deploy.export.artefact import LARGEST_DIFFERENCE, check_bounds
@@ -21,16 +21,11 @@ from vitrail.deploy.export.pixels import ResizeStored
 from vitrail.engines.load import ENGINES, load_export
 from vitrail.errors import RunError, ShapeError
 
-QUICK = "--format torch --precision fp32 --budget 0s --threads 1".split()
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("faults")
-    words = ["--data.source", "folder", "--data.path", str(photographs(root / "pictures")), *SMALL, *VIT]
-    words[words.index("--trainer.max_epochs") + 1] = "3"
-    assert main(["train", *words, "--run.dir", str(root / "run")]) == 0
-    return root / "run"
+    return train(photographs(root / "pictures"), root / "run", epochs=3)
 
 
 def export(run, out, *words):
@@ -102,19 +97,19 @@ def test_the_gate_refuses_a_faulty_graph(run, tmp_path, monkeypatch, capsys, fau
 def test_a_correct_export_is_compared_on_files_and_on_test_images(run, tmp_path, capsys):
     assert export(run, tmp_path / "out") == 0
     out = capsys.readouterr().out
-    record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
-    files = record["candidates"][0]["verdict"]["photographs"]
+    found = record(tmp_path / "out")
+    files = found["candidates"][0]["verdict"]["photographs"]
     assert (files["images"], files["misses"]) == (16, 0)
     assert files["difference"] < 0.005
     assert "16 of 16 encoded images, decoded in full" in out
-    test = record["test"]
+    test = found["test"]
     assert test["images"] == 16
     assert test["original"] == test["export"]
     assert (test["difference"][0], test["agreement"]) == (0, 1)
     assert "accuracy, export minus run" in out
     assert main(["evaluate", str(run)]) == 0
     assert f"accuracy {test['original'][0]:.4f}" in capsys.readouterr().out
-    assert record["decoding"]["jpeg"].startswith("in full")
+    assert found["decoding"]["jpeg"].startswith("in full")
 
 
 @pytest.fixture
@@ -122,10 +117,6 @@ def written(run, tmp_path, capsys, eager_engines):
     assert export(run, tmp_path / "out") == 0
     capsys.readouterr()
     return tmp_path / "out"
-
-
-def _record(folder):
-    return json.loads((folder / "1" / "export.json").read_text())
 
 
 @pytest.mark.parametrize("file", [ENGINES["torch"], "check.npz"])
@@ -161,9 +152,9 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edited_record_is_refused(written, edit, capsys):
-    record = _record(written)
-    EDITS[edit](record)
-    (written / "1" / "export.json").write_text(json.dumps(record, indent=2))
+    edited = record(written)
+    EDITS[edit](edited)
+    (written / "1" / "export.json").write_text(json.dumps(edited, indent=2))
     with pytest.raises(RunError, match=r"export\.json was edited"):
         load_export(written)
     assert main(["export", "--check", str(written)]) == 1
@@ -171,7 +162,7 @@ def test_an_edited_record_is_refused(written, edit, capsys):
 
 
 def test_the_bounds_of_the_check_follow_the_differences_from_the_run(written):
-    check = _record(written)["check"]
+    check = record(written)["check"]
     assert check["bounds"].keys() == check["differences_from_run"].keys() == {"logits", "probabilities", "embedding"}
     assert set(check["bounds"].values()) == {2e-4}
     assert check_bounds({"logits": 0.02, "embedding": 0.01}, 0.03, 1e-4) == pytest.approx(
@@ -242,6 +233,6 @@ def test_a_run_whose_files_cannot_be_prepared_in_the_graph_says_why(run, tmp_pat
     monkeypatch.setattr(module, "stored_pixels", lambda *_: ({}, "the range of the stored values is not known"))
     assert export(run, tmp_path / "out") == 0
     assert "at the model's size alone: the range of the stored values is not known" in capsys.readouterr().out
-    record = _record(tmp_path / "out")
-    assert {entry["entry"] for entry in record["inputs"]} == {"resized"}
-    assert record["candidates"][0]["verdict"]["photographs"] is None
+    found = record(tmp_path / "out")
+    assert {entry["entry"] for entry in found["inputs"]} == {"resized"}
+    assert found["candidates"][0]["verdict"]["photographs"] is None

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import SMALL, VIT, photographs
+from tests.deploy.exporting import QUICK, photographs, record, train
 from tests.settings import data_config
 from vitrail.cli.main import main
 from vitrail.data import open_data
@@ -19,8 +18,6 @@ from vitrail.deploy.export.gate_images import Selection, count_images, spread, s
 from vitrail.deploy.export.photographs import encoded_source, read_photographs, run_photographs
 from vitrail.deploy.export.stored import stored_pixels
 from vitrail.runs.trained import ModelCard, StreamCard
-
-QUICK = "--format torch --precision fp32 --budget 0s --threads 1".split()
 
 
 def as_parquet(folder, file):
@@ -46,14 +43,7 @@ def stored(tmp_path_factory):
 @pytest.fixture(scope="module", params=["folder", "parquet"])
 def run(request, stored):
     source = request.param
-    run = stored[source].parent / f"run_{source}"
-    words = ["--data.source", source, "--data.path", str(stored[source]), *SMALL, *VIT]
-    assert main(["train", *words, "--run.dir", str(run)]) == 0
-    return run
-
-
-def record(out):
-    return json.loads((out / "1" / "export.json").read_text())
+    return train(stored[source], stored[source].parent / f"run_{source}", source=source)
 
 
 @pytest.mark.usefixtures("eager_engines")

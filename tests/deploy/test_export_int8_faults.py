@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.deploy.exporting import SMALL, photographs, skip_without
+from tests.deploy.exporting import photographs, record, skip_without, train
 from vitrail.cli.main import main
 from vitrail.deploy.export.calibrate import Quantizer
 from vitrail.engines.load import RECORD_FILE, digest, load_export, sealed
@@ -21,18 +21,8 @@ INT8 = "--format openvino --precision int8 --agreement 0.8 --max-drop 0.2 --budg
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("int8_faults")
-    words = [
-        "--data.source",
-        "folder",
-        "--data.path",
-        str(photographs(root / "pictures", per_class=16)),
-        *SMALL,
-        *MODEL,
-    ]
-    words[words.index("--trainer.max_epochs") + 1] = "15"
-    words += ["--trainer.learning_rate", "3e-3"]
-    assert main(["train", *words, "--run.dir", str(root / "run")]) == 0
-    return root / "run"
+    pictures = photographs(root / "pictures", per_class=16)
+    return train(pictures, root / "run", *MODEL, "--trainer.learning_rate", "3e-3", epochs=15)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +55,7 @@ def destroy(file, index):
 
 
 def test_the_export_computes_in_int8_and_is_as_recorded(written, capsys):
-    assert json.loads((written / "1" / RECORD_FILE).read_text())["precision"] == "int8"
+    assert record(written)["precision"] == "int8"
     assert main(["export", "--check", str(written)]) == 0
     assert "as recorded" in capsys.readouterr().out
 
@@ -85,9 +75,9 @@ def test_the_check_refuses_each_destroyed_layer(written, tmp_path, capsys):
         with pytest.raises(RunError, match="is not the exported file"):
             load_export(edited)
         # Whoever edits the file may correct the digests too.
-        record = json.loads((edited / RECORD_FILE).read_text())
-        record["files"] |= {name: digest(edited / name) for name in ("model.xml", "model.bin")}
-        (edited / RECORD_FILE).write_text(json.dumps(sealed(record)))
+        made = record(edited.parent)
+        made["files"] |= {name: digest(edited / name) for name in ("model.xml", "model.bin")}
+        (edited / RECORD_FILE).write_text(json.dumps(sealed(made)))
         assert main(["export", "--check", str(edited)]) == 1
         assert "of its scale from the recorded one" in capsys.readouterr().err
 

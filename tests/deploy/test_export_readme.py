@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.deploy.exporting import FORMATS, SMALL, VIT, photographs
+from tests.deploy.exporting import FORMATS, photographs, train
 from vitrail.cli.main import main
 from vitrail.engines import load_export
 
@@ -16,9 +16,7 @@ from vitrail.engines import load_export
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("readme")
-    words = ["--data.source", "folder", "--data.path", str(photographs(root / "pictures", per_class=4)), *SMALL, *VIT]
-    assert main(["train", *words, "--run.dir", str(root / "run")]) == 0
-    return root / "run"
+    return train(photographs(root / "pictures", per_class=4), root / "run")
 
 
 def _code(folder):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.deploy.exporting import SMALL, VIT, photographs, skip_without
+from tests.deploy.exporting import photographs, skip_without, train
 from vitrail.cli.main import main
 
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
@@ -43,11 +43,7 @@ def program(folder):
 @pytest.mark.parametrize("engine", [pytest.param(engine, marks=skip_without(engine)) for engine in PACKAGES])
 def test_the_engine_alone_gives_the_classes_of_predict(tmp_path, capsys, engine):
     pictures = photographs(tmp_path / "pictures")
-    run, out = tmp_path / "run", tmp_path / "out"
-    assert (
-        main(["train", "--data.source", "folder", "--data.path", str(pictures), *SMALL, *VIT, "--run.dir", str(run)])
-        == 0
-    )
+    run, out = train(pictures, tmp_path / "run"), tmp_path / "out"
     assert (
         main(["export", str(run), "--out", str(out), "--format", engine, "--precision", "fp32", "--budget", "0s"]) == 0
     )
