@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,15 @@ from torch import Tensor
 
 from vitrail.engines.base import Arrays
 from vitrail.errors import DataError
+
+
+def takes_any_size(inputs: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether an export takes pixels of any size that it neither crops nor resizes.
+
+    Args:
+        inputs: Descriptions of its inputs, as in export.json.
+    """
+    return any(entry["entry"] == "resized" and entry["shape"][2] is None for entry in inputs)
 
 
 def to_inputs(record: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Arrays:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from vitrail.engines.base import Arrays
+from vitrail.engines.inputs import takes_any_size
 from vitrail.errors import ConfigError, ShapeError
 
 # File inside of model.pt2 with the description of the model.
@@ -42,8 +43,7 @@ class TorchEngine:
         self._names = [entry["name"] for entry in inputs]
         # Guards refuse sizes whose memory layout is not the example's. An export of pixels of any size was compared
         # with the run without them, and `Export` checks sizes.
-        any_size = any(entry["entry"] == "resized" and entry["shape"][2] is None for entry in inputs)
-        self.module = program.module(check_guards=not any_size)
+        self.module = program.module(check_guards=not takes_any_size(inputs))
 
     def operations(self) -> dict[str, int]:
         """Return nothing: the engine does not report them."""

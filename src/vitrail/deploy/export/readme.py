@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vitrail.engines.inputs import takes_any_size
 from vitrail.engines.load import ENGINES
 
 _CODE = {
@@ -61,7 +62,7 @@ def readme(facts: Mapping[str, Any]) -> str:
         arrays=arrays,
         feed=", ".join(f'"{name}": {name}' for name in names),
         positional=", ".join(names),
-        guards="check_guards=False" if _any_size(facts) else "",
+        guards="check_guards=False" if takes_any_size(inputs) else "",
     )
     rows = "\n".join(_row(entry) for entry in inputs)
     return f"""# {card["name"]}: {len(card["classes"])} classes, {facts["precision"]}
@@ -91,10 +92,6 @@ def _array(entry: Mapping[str, Any], used: str, module: str) -> str:
     if batch:
         comment = _PHOTOGRAPH if (module, bands, entry["dtype"]) == ("np", 3, "uint8") else "your pixels"
     return f"{entry['name']} = {module}.zeros({shape}, dtype={module}.{entry['dtype']})  # {comment}"
-
-
-def _any_size(facts: Mapping[str, Any]) -> bool:
-    return any(entry["entry"] == "resized" and entry["shape"][2] is None for entry in facts["inputs"])
 
 
 def _sizes(entry: Mapping[str, Any]) -> str:
