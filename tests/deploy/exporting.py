@@ -54,6 +54,11 @@ def train(pictures, run, *words, source="folder", epochs=1):
     return run
 
 
+def export(run, out, *words):
+    """Export with one thread, measured for a second; return the exit code."""
+    return main(["export", str(run), "--out", str(out), "--budget", "1s", "--threads", "1", *map(str, words)])
+
+
 def record(out):
     """Content of the export.json of an export."""
     return json.loads((out / "1" / "export.json").read_text())

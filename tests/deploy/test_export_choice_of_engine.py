@@ -9,9 +9,8 @@ import pytest
 
 from tests.deploy.eager import EagerEngine
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import make_run, needs_openvino, skip_without
+from tests.deploy.exporting import export, make_run, needs_openvino, skip_without
 from tests.images import save_image
-from vitrail.cli.main import main
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.data import open_data
 from vitrail.deploy.export import candidates, measure
@@ -34,10 +33,6 @@ def run(tmp_path_factory):
 def _images(run):
     card = load_classifier(run).card
     return open_data(card.as_trained(load_run_recipe(run / "recipe.yaml").data), card.img_size)
-
-
-def export(run, out, *words):
-    return main(["export", str(run), "--out", str(out), "--budget", "1s", "--threads", "1", *map(str, words)])
 
 
 def test_variants_go_from_the_safest_to_the_riskiest():

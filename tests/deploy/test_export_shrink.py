@@ -9,8 +9,7 @@ import torch
 
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import FORMATS, make_run
-from vitrail.cli.main import main
+from tests.deploy.exporting import FORMATS, export, make_run
 from vitrail.deploy.export import convert, measure
 from vitrail.deploy.export.candidates import list_variants
 from vitrail.deploy.export.graph import ExportGraph
@@ -43,10 +42,6 @@ def trained(run):
 def no_process(monkeypatch):
     """Memory is measured in a process of its own, which lacks the engines of the fixture ``eager_engines``."""
     monkeypatch.setattr(measure, "_peak_memory", lambda *_: None)
-
-
-def export(run, out, *words):
-    return main(["export", str(run), "--out", str(out), "--budget", "1s", "--threads", "1", *map(str, words)])
 
 
 def test_merged_variants_follow_all_others():
