@@ -11,7 +11,7 @@ from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
 from vitrail.cli.report import add_without
 from vitrail.config.changes import PREFIXES, split_words
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 if TYPE_CHECKING:
     from vitrail.compare.plan import Run, State
@@ -134,7 +134,7 @@ def _describe(title: str, runs: Sequence[Run], states: dict[tuple[str, str], Sta
         )
     table = format_table(["variant", "seed", "fold", "run", "state"], rows)
     parts = ", ".join(f"{number} {STATES[name]}" for name, number in counts.items() if number)
-    return f"{title}\n\n{table}\n\n{len(states)} runs: {parts}; {when}\n"
+    return f"{title}\n\n{table}\n\n{plural(len(states), 'run')}: {parts}; {when}\n"
 
 
 def _print_commands(listed: Sequence[tuple[Run, list[str]]]) -> None:

@@ -11,7 +11,7 @@ from vitrail.cli.arguments import VerbParser, parse_settings, repeat_set
 from vitrail.cli.data_location import EPILOG, UNFIT, override_run_data, split_arguments
 from vitrail.cli.next_steps import print_next
 from vitrail.cli.outputs import output_folder
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 if TYPE_CHECKING:
     from vitrail.analyze.structure import Source
@@ -321,4 +321,4 @@ def _measure(
     out = Path(arguments.out) / "measures.csv"
     write_text(out, table.to_csv(index=False))
     print("\n" + format_table(*describe_counts(table)))
-    print(f"\nmeans over {len(indices)} images with 95 % intervals; written to {out}")
+    print(f"\nmeans over {plural(len(indices), 'image')} with 95 % intervals; written to {out}")

@@ -24,7 +24,7 @@ from vitrail.catalogue import (
 )
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.tables import format_fields, format_table
-from vitrail.errors import ConfigError, closest
+from vitrail.errors import ConfigError, closest, plural
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
@@ -134,7 +134,7 @@ def _chart(catalogue: Catalogue, variants: list[Variant], arguments: argparse.Na
         raise ConfigError("no published result among these variants, and no --runs; name other variants")
     write_figure(draw_published(points, NOTE), file, dpi=130)
     write_text(table, as_table(points).to_csv(index=False))
-    return f"{len(points)} results written to {file} and {table}"
+    return f"{plural(len(points), 'result')} written to {file} and {table}"
 
 
 def _count(text: str) -> int:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, plural
 
 if TYPE_CHECKING:
     from vitrail.data.dataset import ImageData
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         print(text, end="")
     else:
         write_text(out, text)
-        print(f"{len(table)} images classified; written to {arguments.out}")
+        print(f"{plural(len(table), 'image')} classified; written to {arguments.out}")
     if run is not None and (line := describe_training_images(run, images)) is not None:
         print(line, file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitrail.cli.next_steps import print_next
 from vitrail.cli.recipes import read_recipe_arguments
+from vitrail.errors import plural
 
 
 def main(argv: list[str]) -> int:
@@ -31,6 +32,8 @@ def main(argv: list[str]) -> int:
     names = {"val_loss": "validation loss", "knn_accuracy": "nearest neighbours", "probe_accuracy": "linear probe",
             "rank_me": "RankMe"}  # fmt: skip
     values = "".join(f", {what} {last[name]:.4f}" for name, what in names.items() if name in metrics)
-    print(f"{run}: {len(metrics)} epochs of {recipe.task.name}; training loss {last['train_loss']:.4f}{values}")
+    print(
+        f"{run}: {plural(len(metrics), 'epoch')} of {recipe.task.name}; training loss {last['train_loss']:.4f}{values}"
+    )
     print_next(["vitrail", "train", "--model.weights", run, "--data.source", "folder", "--data.path", "DIR"])
     return 0

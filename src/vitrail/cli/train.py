@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitrail.cli.next_steps import print_next
 from vitrail.cli.recipes import read_recipe_arguments
+from vitrail.errors import plural
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     row = int(column.argmin() if recipe.trainer.monitor == "val_loss" else column.argmax())
     best = metrics.iloc[row]
     print(
-        f"{run}: {len(metrics)} epochs; best epoch {int(best['epoch']) + 1} with validation accuracy "
+        f"{run}: {plural(len(metrics), 'epoch')}; best epoch {int(best['epoch']) + 1} with validation accuracy "
         f"{best['val_accuracy']:.4f} and loss {best['val_loss']:.4f}"
     )
     print_next(["vitrail", "evaluate", run])

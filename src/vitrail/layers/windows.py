@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.errors import ShapeError
+from vitrail.errors import ShapeError, plural
 from vitrail.layers.modes import known
 from vitrail.layers.shapes import padding_to_multiple, product
 from vitrail.layers.tap import Grid
@@ -239,7 +239,7 @@ def _by(size: Grid) -> str:
 def _check_multiple(grid: Grid, group: Grid, name: str) -> None:
     if any(length % size for length, size in zip(grid, group, strict=True)):
         *frames, rows, columns = window_padding(grid, group)
-        parts = [*(f"{count} frames" for count in frames), f"{rows} rows", f"{columns} columns"]
+        parts = [*(f"{plural(count, 'frame')}" for count in frames), f"{rows} rows", f"{columns} columns"]
         raise ShapeError(
             f"a map of {_by(grid)} is no multiple of the {name} of {_by(group)}; append {' and '.join(parts)}"
         )

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
+from vitrail.errors import plural
 from vitrail.machine import processor
 from vitrail.models.base import VisionModel
 from vitrail.models.profile import count_parameters
@@ -35,7 +36,7 @@ def print_start(
     size = " x ".join(map(str, card.img_size[-2:])) + (" pixels" if data.source.is_image else " points")
     if len(card.img_size) == 3:
         size = f"{card.img_size[0]} frames of {size}"
-    classes = f", {len(card.classes)} classes" if card.classes else ""
+    classes = f", {plural(len(card.classes), 'class')}" if card.classes else ""
     images = [f"{len(data.splits[name]):,} for {what}" for name, what in _PURPOSES.items() if name in data.splits]
     device = trainer.strategy.root_device
     processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""

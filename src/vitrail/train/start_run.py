@@ -12,6 +12,7 @@ from vitrail.config.load import dump_recipe
 from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.data.split_checks import describe_split, describe_steps
+from vitrail.errors import plural
 from vitrail.files import write_text
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import write_image_record
@@ -83,4 +84,7 @@ def _report_images(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool
         print(line, file=sys.stderr)
     if data.source.left_out:
         run.write_unreadable(data.source.left_out)
-        print(f"{len(data.source.left_out)} files cannot be read and are left out: {run.unreadable}", file=sys.stderr)
+        print(
+            f"{plural(len(data.source.left_out), 'file')} cannot be read and are left out: {run.unreadable}",
+            file=sys.stderr,
+        )

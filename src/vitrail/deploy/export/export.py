@@ -56,7 +56,7 @@ from vitrail.durations import format_duration
 from vitrail.engines.inputs import to_inputs
 from vitrail.engines.load import Export, load_export
 from vitrail.engines.openvino import INT8
-from vitrail.errors import ConfigError, RunError, closest
+from vitrail.errors import ConfigError, RunError, closest, plural
 from vitrail.machine import cores, processor
 from vitrail.models.modality import check_need
 from vitrail.models.registry import find_family
@@ -200,7 +200,7 @@ def export(
         # A compiler has no share of its own: its time is taken from that of the timed calls.
         left = budget - spent if format == "inductor" else budget
         measured = _measure(built, trained, first, max(0.0, min(budget * _TIMED, left)), threads, report)
-        report(f"compare with the run on {len(original.targets):,} images")
+        report(f"compare with the run on {plural(len(original.targets), 'image')}")
         slower = {name: own.slower for name, own in measured.items()} if format == AUTO else {}
         results = _choose(built, measured, trained, original, selected, graph, limits or Limits(), slower)
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)

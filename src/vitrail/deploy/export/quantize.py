@@ -31,6 +31,7 @@ from vitrail.deploy.export.scope import (
 from vitrail.durations import format_duration
 from vitrail.engines.base import Arrays
 from vitrail.engines.openvino import INT8, OpenVINOEngine, keep_signal_stack
+from vitrail.errors import plural
 from vitrail.extras import import_extra
 
 _PROBABILITIES = "probabilities"
@@ -234,7 +235,9 @@ class _Quantization:
     def _restore(self, best: _Variant) -> _Variant:
         """Return the layers with the largest effect to floating point, until the bound holds or the budget ends."""
         groups = merge_neighbours(quantized_groups(best.model), self.settings.trials)
-        self.report(f"int8 misses the bound: {best.change}; measure {len(groups)} groups of layers in floating point")
+        self.report(
+            f"int8 misses the bound: {best.change}; measure {plural(len(groups), 'group')} of layers in floating point"
+        )
         ranked = self._rank(best, groups)
         made = best
         # Without any group nothing would be left in int8.
@@ -250,7 +253,7 @@ class _Quantization:
             if self.enough(found.change):
                 return found
             if last:
-                self.report(f"the bound is missed with {len(layers)} layers restored")
+                self.report(f"the bound is missed with {plural(len(layers), 'layer')} restored")
                 break
         return made
 
@@ -265,7 +268,7 @@ class _Quantization:
             difference = np.abs(found - self.original[rows])
             remaining.append((float(difference.mean()), index))
             if not self._fits(2 * best.seconds + (time.monotonic() - begun)):
-                self.report(f"time for {len(remaining)} of {len(groups)} groups")
+                self.report(f"time for {len(remaining)} of {plural(len(groups), 'group')}")
                 break
         return [groups[index] for _, index in sorted(remaining)]
 
@@ -279,7 +282,7 @@ class _Quantization:
         self.floating, operations = engine.floating, engine.operations()
         change, difference = self._measure(engine)
         seconds = time.monotonic() - begun
-        name = scheme.name + (f", {len(restored)} layers restored" if restored else "")
+        name = scheme.name + (f", {plural(len(restored), 'layer')} restored" if restored else "")
         self.tried.append((name, change))
         self.report(f"{name}: {change} ({operations[INT8]} int8 operations, {format_duration(seconds)})")
         return _Variant(scheme, restored, made, change, difference, operations, seconds)
