@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,21 @@ def test_variants_side_by_side_or_the_reason(place, monkeypatch):
     found = models_side_by_side([("x", Evaluation.read(run, run.evaluation))], OpenedRuns(load_run_recipe))
     assert bool(found.cells) is (place.kind == "video")
     assert bool(found.problems) is (place.kind == "points")
+
+
+def test_explanations_of_clips_are_animated(place, monkeypatch):
+    monkeypatch.chdir(place.root)
+    code, out, err = _call(["explain", "run", place.file, "--method", "rollout", "gradcam", "--out", "animated"])
+    assert code == 0, err
+    noun = MODALITIES[place.kind]
+    assert out.startswith(f"of 1 {noun.noun} 1 was trained on: ")
+    assert f"\n1 {noun.singular} explained by rollout, gradcam; written to animated\n" in out
+    (entry,) = json.loads(Path("animated/explanations.json").read_text())["images"]
+    for method, said in entry["methods"].items():
+        files = said.get("animations", [])
+        assert bool(files) is (place.kind == "video")
+        assert files[:1] == [f"animations/0_{method}.gif"][: len(files)]
+        for file in files:
+            assert Path("animated", file).stat().st_size > 100
+        if files:
+            assert np.load(Path("animated", said["streams"]["video"]["map"])).shape == (4, 12, 12)

@@ -29,6 +29,7 @@ class Explained:
         probability: Of the predicted class.
         explanations: Method -> explanation of the batch of this image.
         row: Index of the image in that batch.
+        frames: Frames of a clip, shape ``(T, H, W)`` or ``(T, H, W, 3)``, in 0..1; None for other inputs.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Explained:
     probability: float
     explanations: dict[str, Explanation] = field(repr=False)
     row: int = 0
+    frames: Array | None = field(default=None, repr=False)
 
     def target(self, method: str, classes: Sequence[str]) -> str | None:
         """Name the class that a method explains."""

@@ -24,11 +24,14 @@ from vitrail.explain.capture.prepare import class_index
 from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import Method, get_method
-from vitrail.figures.display import as_pictures
+from vitrail.figures.animation import write_animation
+from vitrail.figures.clips import animated_overlay, clip_cells, clip_part_cells
+from vitrail.figures.display import as_frames, as_pictures
 from vitrail.figures.film_strip import flat_maps
 from vitrail.figures.heatmaps import (
     EVEN,
     RANK,
+    Cell,
     draw_cells,
     explained_cells,
     overlay,
@@ -134,6 +137,7 @@ def _explained(
             if "points" in card.streams
             else {name: as_pictures(batch[name], card.streams[name].bands) for name in streams}
         )
+        frames = as_frames(batch["video"], card.streams["video"].bands) if "video" in card.streams else None
         for row, index in enumerate(batch["index"].tolist()):
             yield Explained(
                 key=data.source.keys[index],
@@ -144,6 +148,7 @@ def _explained(
                 probability=probability[row],
                 explanations=explanations,
                 row=row,
+                frames=None if frames is None else frames[row],
             )
 
 
@@ -174,8 +179,9 @@ def write_explanations(
     ``panels/`` compares the methods of each image on one scale; ``overlays/`` has each map by itself; ``maps/`` has
     the maps at the input's resolution and, ``..._tokens.npy``, on the method's own grid, float32; ``parts/`` draws
     heads and learned tokens one by one, with values in ``..._parts.npy``; explanations.json, written last, describes
-    the files and their settings. Every file is whole or absent. Of point
-    clouds panels are turntables, maps hold a value for each point, and ``clouds.html`` is an interactive page of some.
+    the files and their settings. Every file is whole or absent. Of clips panels have a column for each of a few
+    frames, and ``animations/`` has each map over all frames (GIF, and MP4 where PyAV is installed). Of point clouds
+    panels are turntables, maps hold a value for each point, and ``clouds.html`` is an interactive page of some.
 
     Args:
         card: Model card of the trained run or the export.
@@ -213,7 +219,7 @@ def write_explanations(
                 values = {method: e.map[seen.row].float().cpu().numpy() for method, e in seen.explanations.items()}
                 clouds.append((seen.caption(), cloud, values))
         else:
-            entries.append(_write_image(folder, name, seen, card.classes))
+            entries.append(_write_image(folder, name, seen, card))
     if clouds:
         write_page(folder, clouds)
     content = {
@@ -242,19 +248,42 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str, list, tuple)) else str(value)
 
 
-def _write_image(folder: Path, name: str, seen: Explained, classes: Sequence[str]) -> dict[str, Any]:
+def _write_image(folder: Path, name: str, seen: Explained, card: ModelCard) -> dict[str, Any]:
     maps = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
-    titles = {"": "image"}
+    titles = {"": card.modality.singular}
     entry: dict[str, Any] = {"path": seen.key, "true": seen.true or None, "panel": f"panels/{name}.png", "methods": {}}
     if seen.predicted:
         entry |= {"predicted": seen.predicted, "probability": round(seen.probability, 6)}
     for method, streams in maps.items():
-        target = seen.target(method, classes)
+        target = seen.target(method, card.classes)
         titles[method] = method if target is None else f"{method}\nfor {target}"
         entry["methods"][method] = _write_maps(folder, name, seen, method, streams) | {"target": target}
-    cells, labels = explained_cells(seen.pictures, maps, titles, signed_methods(maps))
+    cells, labels = panels_of(seen, titles)
     write_figure(draw_cells(cells, labels, RANK, seen.caption()), folder / entry["panel"], dpi=130, tight=True)
     return entry
+
+
+def panels_of(seen: Explained, titles: Mapping[str, str]) -> tuple[list[list[Cell | None]], list[str]]:
+    """Arrange panels of all methods: beside an image, or below the frames of a clip.
+
+    Args:
+        seen: The image or clip with its explanations.
+        titles: Method -> title; "" for the image.
+
+    Returns:
+        The rows of panels and a label for each.
+    """
+    signed = signed_methods(seen.explanations)
+    if seen.frames is not None:
+        maps = {method: _values(explanation.map[seen.row]) for method, explanation in seen.explanations.items()}
+        return clip_cells(seen.frames, maps, titles, signed)
+    flat = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
+    return explained_cells(seen.pictures, flat, titles, signed)
+
+
+def _values(values: Tensor) -> Array:
+    array: Array = values.detach().float().cpu().numpy()
+    return array
 
 
 def maps_of(explanation: Explanation, index: int) -> dict[str, Array]:
@@ -264,8 +293,7 @@ def maps_of(explanation: Explanation, index: int) -> dict[str, Array]:
 
 def _flat(maps: Tensor) -> Array:
     """Convert maps to the layout of the pictures, ``(n, H, W)``."""
-    array: Array = flat_maps(maps.detach().float().cpu()).numpy()
-    return array
+    return _values(flat_maps(maps.detach()))
 
 
 def signed_methods(names: Iterable[str]) -> set[str]:
@@ -280,20 +308,26 @@ def _write_maps(folder: Path, name: str, seen: Explained, method: str, streams: 
     with replacing(folder / overlay_file) as temporary:
         Image.fromarray(pixels).save(temporary, "PNG")
     entry: dict[str, Any] = {"overlay": overlay_file, "streams": {}}
+    if seen.frames is not None:
+        animated = animated_overlay(seen.frames, _values(seen.explanations[method].map[seen.row]), signed)
+        files = write_animation(animated, folder / "animations" / f"{name}_{method}")
+        entry["animations"] = [file.relative_to(folder).as_posix() for file in files]
     for stream, found in seen.explanations[method].items():
         part = f"maps/{name}_{method}" + (f"_{stream}" if len(seen.pictures) > 1 else "")
-        whole, tokens = (x[seen.row].detach().float().cpu().numpy() for x in (found.map, found.tokens))
+        whole, tokens = (_values(x[seen.row]) for x in (found.map, found.tokens))
         for file, array in ((f"{part}.npy", whole), (f"{part}_tokens.npy", tokens)):
             write_values(folder / file, array)
         entry["streams"][stream] = {"map": f"{part}.npy", "tokens": f"{part}_tokens.npy"}
         if found.parts is not None:
-            parts = found.parts[seen.row].detach().float().cpu().numpy()
-            files = {"parts": f"{part}_parts.npy", "parts_panel": f"parts/{name}_{method}.png"}
-            write_values(folder / files["parts"], parts)
-            cells, labels = part_cells(seen.pictures[stream], _flat(found.parts[seen.row]))
+            parts = _values(found.parts[seen.row])
+            drawn = {"parts": f"{part}_parts.npy", "parts_panel": f"parts/{name}_{method}.png"}
+            write_values(folder / drawn["parts"], parts)
+            cells, labels = (
+                part_cells(seen.pictures[stream], parts) if seen.frames is None else clip_part_cells(seen.frames, parts)
+            )
             figure = draw_cells(cells, labels, EVEN, f"{method}, part by part: {seen.caption()}")
-            write_figure(figure, folder / files["parts_panel"], dpi=130, tight=True)
-            entry["streams"][stream] |= files
+            write_figure(figure, folder / drawn["parts_panel"], dpi=130, tight=True)
+            entry["streams"][stream] |= drawn
         if found.share is not None:
             entry["streams"][stream]["share"] = round(float(found.share[seen.row]), 6)
     return entry

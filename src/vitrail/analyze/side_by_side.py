@@ -11,11 +11,11 @@ import numpy.typing as npt
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
 from vitrail.analyze.examples import Examples, choose_methods, indices_of, rollout_refusal
 from vitrail.analyze.explained import Explained
-from vitrail.analyze.explanations import explain_images, maps_of, signed_methods
+from vitrail.analyze.explanations import explain_images, maps_of, panels_of
 from vitrail.data.dataset import ImageData
 from vitrail.errors import DataError, RunError
 from vitrail.explain.methods.registry import METHODS
-from vitrail.figures.heatmaps import Cell, explained_cells, in_even_spreads
+from vitrail.figures.heatmaps import Cell, in_even_spreads
 from vitrail.figures.picture import shorten
 from vitrail.runs.trained import TrainedModel
 
@@ -117,9 +117,10 @@ def methods_side_by_side(trained: TrainedModel, data: ImageData, examples: Examp
     chosen = examples.indices[:: max(1, len(examples.indices) // _COMPARED)][:_COMPARED]
     found = SideBySide(images=len(chosen), problems=problems)
     for one in explain_images(trained, data, chosen, {name: {} for name in methods}):
-        maps = {method: maps_of(explanation, one.row) for method, explanation in one.explanations.items()}
-        titles = dict.fromkeys(maps, "") | {"": ""} if found.cells else {name: name for name in maps} | {"": "image"}
-        rows, streams = explained_cells(one.pictures, maps, titles, signed_methods(maps))
+        titles = (
+            dict.fromkeys(methods, "") | {"": ""} if found.cells else {name: name for name in methods} | {"": "image"}
+        )
+        rows, streams = panels_of(one, titles)
         found.cells += rows
         found.labels += [f"{one.prediction()}\n{stream}".strip() for stream in streams]
     return found

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Images that are explained, and images that structures are averaged over.
 _IMAGES, _PROBES = 8, 64
 _EPILOG = (
-    "Writes panels/ (each image beside all methods, on one scale), overlays/, maps/ (.npy) and explanations.json. "
+    "Writes panels/ (each image beside all methods, on one scale), overlays/, maps/ (.npy) and explanations.json; of "
+    "clips animations/ (GIF, MP4) too, of point clouds clouds.html. "
     "`vitrail explain --methods` lists the methods, `vitrail explain --structures` what --structure can show."
 )
 
@@ -62,7 +63,8 @@ def main(argv: list[str]) -> int:
 
     from vitrail.analyze.explanations import check_methods, explain_by_run, find_class, write_explanations
     from vitrail.explain.methods.registry import default_method
-    from vitrail.models.modality import check_need
+    from vitrail.figures.animation import can_write_mp4
+    from vitrail.models.modality import VIDEO, check_need
     from vitrail.runs.trained import choose_device, load_trained
 
     if arguments.method:
@@ -87,8 +89,10 @@ def main(argv: list[str]) -> int:
         batch_size=arguments.batch_size,
     )
     print(
-        f"{count} {'image' if count == 1 else 'images'} explained by {', '.join(methods)}; written to {arguments.out}"
+        f"{plural(count, trained.card.modality.singular)} explained by {', '.join(methods)}; written to {arguments.out}"
     )
+    if trained.card.modality is VIDEO and not can_write_mp4():
+        print("animations are GIF alone; PyAV writes MP4 too (pip install 'vitrail[video]')")
     for path, problem in data.source.left_out:
         print(f"left out: {path} ({problem})")
     if arguments.measure:
@@ -129,7 +133,7 @@ def _explain_export(arguments: argparse.Namespace, settings: Sequence[str]) -> i
         run=arguments.run,
         batch_size=arguments.batch_size,
     )
-    print(f"{count} {'image' if count == 1 else 'images'} explained by {ROLLOUT}; written to {arguments.out}")
+    print(f"{plural(count, exported.card.modality.singular)} explained by {ROLLOUT}; written to {arguments.out}")
     for path, problem in data.source.left_out:
         print(f"left out: {path} ({problem})")
     return 0
@@ -180,10 +184,17 @@ def _probe(arguments: argparse.Namespace, name: str, trained: TrainedModel, sett
 
 
 def _parser() -> VerbParser:
-    parser = VerbParser("explain", "Show the image regions that a run relies on, and measure the faithfulness of maps.")
+    parser = VerbParser(
+        "explain",
+        "Show the parts of the inputs that a run relies on, and measure the faithfulness of maps.",
+    )
     parser.epilog = f"{_EPILOG} {EPILOG}"
     parser.add_argument("run", help="the run folder, or the folder of an export")
-    parser.add_argument("images", nargs="*", help="image files or folders; the run's own images where none are named")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        help="files or folders; the run's own inputs where none are named",
+    )
     parser.add_argument(
         "--method",
         nargs="+",

@@ -50,6 +50,22 @@ def as_pictures(
     return array[..., 0] if array.shape[-1] == 1 else array
 
 
+def as_frames(clips: Tensor, bands: Sequence[str] = ()) -> npt.NDArray[Any]:
+    """Make pictures of all frames of clips, as :func:`as_pictures`, with one contrast for each clip.
+
+    Args:
+        clips: Shape ``(n, C, T, H, W)``, in 0..1.
+        bands: Names of the C bands, where they are known.
+
+    Returns:
+        Shape ``(n, T, H, W)`` or ``(n, T, H, W, 3)``, in 0..1.
+    """
+    length, height = clips.shape[2:4]
+    # All frames one below the other are one picture.
+    pictures = as_pictures(clips.flatten(2, 3), bands)
+    return pictures.reshape(len(clips), length, height, *pictures.shape[2:])
+
+
 def _stretched(images: Tensor, alike: bool) -> Tensor:
     """The darkest and brightest hundredth of each image as 0 and 1, in all its bands alike."""
     flat = (images[:1] if alike else images).flatten(1).float()

@@ -10,6 +10,11 @@ from torch import Tensor
 FRAMES, COLUMNS = 8, 4
 
 
+def spread_frames(length: int, count: int) -> list[int]:
+    """Choose frames of a clip at equal distances: the middle of each of ``count`` equal parts."""
+    return [int((part + 0.5) * length / count) for part in range(count)]
+
+
 def film_strip(clips: Tensor) -> Tensor:
     """Lay frames side by side, in rows from left to right.
 
@@ -21,8 +26,7 @@ def film_strip(clips: Tensor) -> Tensor:
     """
     n, chans, length, height, width = clips.shape
     count = min(length, FRAMES)
-    # The middle of each of as many equal parts.
-    shown = clips[:, :, ((torch.arange(count, device=clips.device) + 0.5) * length / count).long()]
+    shown = clips[:, :, torch.tensor(spread_frames(length, count), device=clips.device)]
     columns = min(count, COLUMNS)
     rows = -(-count // columns)
     shown = F.pad(shown, (0, 0, 0, 0, 0, rows * columns - count))

@@ -49,12 +49,14 @@ class Cell:
         heat: The map over it, shape ``(H, W)``.
         signed: Whether the map holds evidence for and against.
         title: Above it.
+        level: Value of the map at the line; by default that which its top 10 % of pixels exceed.
     """
 
     picture: Array
     heat: Array | None = None
     signed: bool = False
     title: str = ""
+    level: float | None = None
 
 
 def in_even_spreads(heat: Array) -> Array:
@@ -99,7 +101,7 @@ def draw_cells(
     present = [cell for row in cells for cell in row if cell is not None]
     ratio = np.mean([cell.picture.shape[0] / cell.picture.shape[1] for cell in present])
     columns = max(map(len, cells))
-    width = 1.75 if columns > 3 else 2.3
+    width = 2.3 if columns <= 3 else 1.75 if columns <= 1 + _MOST_COLUMNS else 1.3
     lines = sum(max(cell.title.count("\n") + bool(cell.title) for cell in row if cell is not None) for row in cells)
     height = width * float(np.clip(ratio, 0.3, 2.5)) * len(cells) + 0.16 * lines + 0.1 * len(cells)
     size = (width * columns + 1.3, height + (0.75 if title else 0.2))
@@ -159,7 +161,7 @@ def explained_cells(
                     continue
                 title = titles.get(method, method) if number == 0 else ""
                 title = f"{title}\ntop 10 % hold {concentration(heat):.0%}".strip()
-                row.append(Cell(pixels, in_ranks(_smooth(heat)), method in signed, title))
+                row.append(Cell(pixels, in_ranks(smooth_map(heat)), method in signed, title))
             rows.append(row)
             labels.append(stream if len(picture) > 1 else "")
     return rows, labels
@@ -177,13 +179,18 @@ def part_cells(picture: Array, parts: Array) -> tuple[list[list[Cell | None]], l
     Returns:
         The rows of panels and a label for each.
     """
-    # The last token of a side that is no multiple of the patch reaches beyond the image and is cropped.
-    tokens = [np.arange(side) // -(-side // count) for side, count in zip(
-        picture.shape[:2], parts.shape[1:], strict=True)]  # fmt: skip
-    large = in_even_spreads(parts)[:, tokens[0]][:, :, tokens[1]]
+    large = enlarge_tokens(in_even_spreads(parts), picture.shape[:2])
     cells: list[Cell | None] = [Cell(picture, heat, title=str(number)) for number, heat in enumerate(large)]
     rows = [cells[start : start + _MOST_COLUMNS] for start in range(0, len(cells), _MOST_COLUMNS)]
     return rows, [""] * len(rows)
+
+
+def enlarge_tokens(maps: Array, size: tuple[int, ...]) -> Array:
+    """Draw each token of maps ``(n, h, w)`` as a square, at a size in pixels: ``(n, H, W)``."""
+    # The last token of a side that is no multiple of the patch reaches beyond the image and is cropped.
+    rows, columns = (np.arange(side) // -(-side // count) for side, count in zip(size, maps.shape[1:], strict=True))
+    large: Array = maps[:, rows][:, :, columns]
+    return large
 
 
 def _parts(items: list[Any]) -> list[list[Any]]:
@@ -208,10 +215,11 @@ def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: boo
     top = max(-low, high, 1e-12)
     scale = Normalize(-top, top) if signed else Normalize(low, max(high, low + 1e-12))
     for picture, heat in zip(pictures, maps, strict=True):
-        light = gray(picture)[..., None].repeat(3, axis=2)
-        if heat is not None:
+        if heat is None:
+            light = picture if picture.ndim == 3 else picture[..., None].repeat(3, axis=2)
+        else:
             colors = _map(signed)(scale(heat))[..., :3]
-            light = (1 - _ALPHA) * light + _ALPHA * colors
+            light = (1 - _ALPHA) * gray(picture)[..., None] + _ALPHA * colors
         factor = -(-least // min(light.shape[:2]))
         large = light.repeat(factor, axis=0).repeat(factor, axis=1)
         parts += [large, np.ones((large.shape[0], 8, 3))]
@@ -219,7 +227,8 @@ def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: boo
     return array
 
 
-def _smooth(heat: Array) -> Array:
+def smooth_map(heat: Array) -> Array:
+    """Smooth a map ``(H, W)`` slightly, so that a line can enclose its largest values."""
     smoothed: Array = gaussian_filter(heat.astype(np.float64), _SMOOTHING * min(heat.shape))
     # Rounding errors of an even map are no ranking.
     return heat if np.ptp(smoothed) <= 1e-9 * np.abs(smoothed).max() else smoothed
@@ -254,10 +263,10 @@ def _draw(axis: Any, cell: Cell, scales: Mapping[bool, Normalize]) -> None:
                   path_effects=[withStroke(linewidth=2, foreground="black")])  # fmt: skip
         return
     # One pixel more on each side, so that lines reach the border.
-    smoothed = np.pad(_smooth(cell.heat), 1, mode="edge")
+    smoothed = np.pad(smooth_map(cell.heat), 1, mode="edge")
     rows, columns = (np.arange(-1, size + 1) for size in cell.heat.shape)
     limits = axis.get_xlim(), axis.get_ylim()
-    level = max(float(np.quantile(np.abs(smoothed), 1 - _SHARE)), 1e-6)
+    level = max(float(np.quantile(np.abs(smoothed), 1 - _SHARE)), 1e-6) if cell.level is None else cell.level
     effects = [withStroke(linewidth=2.0, foreground=(0, 0, 0, 0.6)), Normal()]
     for sign, style in ((1, "solid"), (-1, "dashed")):
         values = sign * smoothed

@@ -6,6 +6,7 @@ the modality itself only to choose data, and to name an input in a message.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from vitrail.errors import ConfigError
@@ -17,6 +18,7 @@ class Modality(NamedTuple):
     Attributes:
         name: Its key in a batch, also the name of a model's first stream.
         noun: Its name in messages, in the plural.
+        singular: The same of a single one.
         shape: Shape of a batch.
         axes: Axes of the grid of tokens.
         settings: Settings that the config of every family has, since other code sets or reads them.
@@ -24,25 +26,64 @@ class Modality(NamedTuple):
 
     name: str
     noun: str
+    singular: str
     shape: str
     axes: tuple[str, ...]
     settings: tuple[str, ...]
 
 
 IMAGE = Modality(
-    "image", "images", "(B, C, H, W)", ("row", "column"), ("img_size", "in_chans", "num_classes", "global_pool")
+    "image",
+    "images",
+    "image",
+    "(B, C, H, W)",
+    ("row", "column"),
+    ("img_size", "in_chans", "num_classes", "global_pool"),
 )
 VIDEO = Modality(
     "video",
     "clips",
+    "clip",
     "(B, C, T, H, W)",
     ("time", "row", "column"),
     ("num_frames", "img_size", "in_chans", "num_classes", "global_pool"),
 )
 POINTS = Modality(
-    "points", "point clouds", "(B, N, 3)", ("point",), ("num_points", "in_chans", "num_classes", "global_pool")
+    "points",
+    "point clouds",
+    "point cloud",
+    "(B, N, 3)",
+    ("point",),
+    ("num_points", "in_chans", "num_classes", "global_pool"),
 )
 MODALITIES = {modality.name: modality for modality in (IMAGE, VIDEO, POINTS)}
+
+
+# The word with its article; not in names of options and settings, nor in paths ("images/s" is a unit).
+_IMAGE_WORD = re.compile(r"(?<![\w/.\\-])(?:([Aa])n )?([Ii])mage(s?)(?![\w\\-]|\.\w|/(?!s\b)|=)")
+
+
+def reword(text: str, *modalities: Modality) -> str:
+    """Name inputs by what they are in a text that speaks of images: pages and messages are written for these.
+
+    Args:
+        text: Prose; what stands between backticks remains.
+        modalities: Of the inputs; several different ones are "inputs".
+    """
+    kinds = set(modalities)
+    if kinds <= {IMAGE}:
+        return text
+    singular, plural = ("input", "inputs") if len(kinds) > 1 else (modalities[0].singular, modalities[0].noun)
+    article = "n" if singular[0] in "aeiou" else ""
+
+    def noun(found: re.Match[str]) -> str:
+        word = plural if found[3] else singular
+        word = word if found[2] == "i" else word[0].upper() + word[1:]
+        return word if found[1] is None else f"{found[1]}{article} {word}"
+
+    parts = text.split("`")
+    parts[::2] = [_IMAGE_WORD.sub(noun, part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 class Need(NamedTuple):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from vitrail.errors import RunError
 from vitrail.files import replacing, write_json, write_text
+from vitrail.models.modality import IMAGE, MODALITIES, Modality, reword
 from vitrail.outputs import CHECKPOINTS, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE
 from vitrail.weights.hashes import file_hash, tensors_hash
 from vitrail.weights.locations import CARD_FILE, WEIGHTS_FILE
@@ -99,6 +100,16 @@ class RunFolder:
     def name(self) -> str:
         """Name of the folder, also for the path "."."""
         return self.path.resolve().name
+
+    @property
+    def modality(self) -> Modality:
+        """Kind of its inputs; images where it has no model yet."""
+        streams = self.read_json(self.card).get("streams") if self.card.is_file() else None
+        return MODALITIES.get(next(iter(streams or {}), IMAGE.name), IMAGE)
+
+    def reword(self, text: str) -> str:
+        """Name its inputs by what they are in a text that speaks of images."""
+        return reword(text, self.modality)
 
     @classmethod
     def create(cls, path: str | Path, *, overwrite: bool = False) -> RunFolder:

@@ -17,6 +17,7 @@ from vitrail.data.sources import ImageSource
 from vitrail.data.sources.base import WrappedSource
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.files import replacing
+from vitrail.models.modality import reword
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
 
@@ -174,8 +175,11 @@ def open_images(
     refuse_absent(run, data, moved, verb)
     known = read_image_record(run)
     images = open_prepared(card, data, split=not moved, known=known, size=size)
-    if known is None:
-        return _by_names(run, images, moved)
+    opened = _by_names(run, images, moved) if known is None else _by_contents(run, images, moved)
+    return dataclasses.replace(opened, lines=tuple(reword(line, card.modality) for line in opened.lines))
+
+
+def _by_contents(run: RunFolder, images: ImageData, moved: bool) -> RunImages:
     found = images.recognition
     assert found is not None, "they were compared"
     lines = (*_lines(run, images, found, moved), *_on_labels(run, images, found))
@@ -201,8 +205,8 @@ def refuse_absent(run: RunFolder, data: DataConfig, moved: bool, verb: str) -> N
         if value is not None and not Path(value).exists():
             where = "" if Path(value).is_absolute() else f" (seen from {Path.cwd()})"
             raise DataError(
-                f"the images of {run} are not at {value}{where}, where its recipe has them; "
-                f"`vitrail {verb} {run} --data.{name} NEW` names their new path"
+                run.reword(f"the images of {run} are not at {value}{where}, where its recipe has them; ")
+                + f"`vitrail {verb} {run} --data.{name} NEW` names their new path"
             )
     _refuse_absent_folder(run, data, verb)
 
@@ -289,7 +293,8 @@ def describe_training_images(run: RunFolder, images: ImageData) -> str | None:
     if not counts["train"] + counts["val"]:
         return None
     number = len(images.source)
-    return f"of {number} images {describe_counts(counts['train'], counts['val'])}: what {run} makes of those is no test"
+    of_them = run.reword(f"of {number} images {describe_counts(counts['train'], counts['val'])}")
+    return f"{of_them}: what {run} makes of those is no test"
 
 
 def describe_counts(trained: int, chosen: int) -> str:

@@ -13,6 +13,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.errors import plural
 from vitrail.machine import processor
 from vitrail.models.base import VisionModel
+from vitrail.models.modality import reword
 from vitrail.models.profile import count_parameters
 from vitrail.runs.trained import ModelCard
 
@@ -42,12 +43,12 @@ def print_start(
     processes = f" in {trainer.world_size} processes" if trainer.world_size > 1 else ""
     for line in (
         f"model: {card.name}, {count_parameters(model):,} parameters; input {streams}, {size}{classes}",
-        f"{model.modality.noun}: {', '.join(images)}",
+        f"images: {', '.join(images)}",
         f"device: {_name(device)}{processes}; precision {recipe.trainer.precision}, {recipe.data.batch_size} images a "
         f"batch, learning rate {recipe.trainer.peak_learning_rate:g}",
         *(f"{name} {reason}" for name, reason in reasons.items()),
     ):
-        print(line, file=sys.stderr)
+        print(reword(line, model.modality), file=sys.stderr)
 
 
 def _name(device: torch.device) -> str:
