@@ -43,13 +43,13 @@ def main(argv: list[str]) -> int:
             device=str(choose_device(arguments.device)),
         )
         for line in space.lines:
-            print(f"{run.name}: {line}", file=sys.stderr)
+            print(run.reword(f"{run.name}: {line}"), file=sys.stderr)
         spaces.append(space)
     beside = runs[0].features if len(runs) == 1 else runs[0].path.parent / "features"
     out = output_folder(arguments.out, arguments.runs) if arguments.out else beside
     table = write_features(spaces, arguments.layout, out)
     print(table.to_string(index=False))
-    print(f"written to {out} ({out / 'features.html'} shows the images)")
+    print(f"written to {out} ({out / 'features.html'} shows the {runs[0].modality.noun})")
     return 0
 
 

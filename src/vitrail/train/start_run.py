@@ -14,6 +14,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.data.split_checks import describe_split, describe_steps
 from vitrail.errors import plural
 from vitrail.files import write_text
+from vitrail.models.modality import MODALITIES, reword
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import write_image_record
 from vitrail.runs.input_hashes import input_hashes
@@ -70,18 +71,19 @@ def finish_run(run: RunFolder) -> None:
 
 def _report_images(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool) -> None:
     """Print facts about the splits, and list the unreadable files."""
+    modality = MODALITIES[data.source.first]
     for split in ("val", "test"):
         if split in data.splits and (
             line := describe_pretraining_images(
                 count_pretraining_images(run, data, split), len(data.splits[split]), split
             )
         ):
-            print(f"warning: {line}", file=sys.stderr)
+            print(f"warning: {reword(line, modality)}", file=sys.stderr)
     # A resumed run has reported copies and warm-up.
     warmup = describe_warmup(recipe.trainer)
     of_start = [] if resume else [*describe_copies(data, shlex.quote(str(run.recipe))), *([warmup] if warmup else [])]
     for line in [*describe_split(data), *describe_steps(data), *of_start]:
-        print(line, file=sys.stderr)
+        print(reword(line, modality), file=sys.stderr)
     if data.source.left_out:
         run.write_unreadable(data.source.left_out)
         print(
