@@ -49,7 +49,7 @@ def _parser() -> VerbParser:
         "--agreement",
         type=float,
         default=0.99,
-        help="least agreement of reduced precision or merged tokens to be shown",
+        help="least agreement of reduced precision to be shown",
     )
     parser.add_argument(
         "--max-drop", type=float, default=0.01, help="largest drop in accuracy of reduced precision or merged tokens"
@@ -183,7 +183,7 @@ def _tables(exported: Exported, agreement: float) -> str:
         lines.append(
             f"compared on {exported.gate_images:,} of {exported.available:,} images; --gate-images compares on more"
         )
-    if any(not result.name.endswith("fp32") for result in exported.results):
+    if any(not result.name.endswith("fp32") and " r=" not in result.name for result in exported.results):
         lines += ["", f"power of the gate: {power_text(exported.gate_images, agreement)}"]
     lines += (
         ["", format_table(*exported.final.lines(), right=(1,))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 import time
@@ -297,17 +298,18 @@ def _choose(
     files, rows = spread_encoded(selected, _PHOTOGRAPHS) if graph.stored else ([], [])
     in_full = logits_in_full(trained, files) if rows else np.zeros((0, 0), np.float32)
 
-    def judge_one(candidate: Candidate) -> Verdict:
+    def judge_one(candidate: Candidate, level: float) -> Verdict:
+        own_limits = dataclasses.replace(limits, level=level)
         export = by_name[candidate.name].export
         equality = candidate.criterion == "equality"
         found = export_outputs(export, selected, [*names, *heatmaps.values()], None if equality else graph.stored)
         maps = {stream: found[name] for stream, name in heatmaps.items()}
         outputs = Outputs(found["logits"], found.get("embedding"), maps)
-        verdict = judge(original, outputs, candidate.criterion, limits)
+        verdict = judge(original, outputs, candidate.criterion, own_limits)
         if not (equality and rows and verdict.status == "passed"):
             return verdict
         found = export_outputs(export, files, [], graph.stored)
-        return judge_photographs(original, rows, in_full, found["logits"], verdict, limits)
+        return judge_photographs(original, rows, in_full, found["logits"], verdict, own_limits)
 
     candidates = [
         Candidate(
@@ -320,7 +322,7 @@ def _choose(
         )
         for name, one in by_name.items()
     ]
-    return choose(candidates, judge_one)
+    return choose(candidates, judge_one, limits.level)
 
 
 def _compare_on_test(
