@@ -221,6 +221,12 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
         + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
         + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
+    if clips := metrics.get("clips"):
+        print(
+            f"  single clips: {right} {clips['accuracy']:.4f} (95 % interval over {'groups' if groups else 'videos'} "
+            f"{_interval(clips['low'], clips['high'])}); the line above averages the logits of {clips['views']} x "
+            f"{clips['crops']} clips of each video"
+        )
     if line := describe_pretraining_images(metrics.get("seen_in_pretraining"), metrics["images"], metrics["name"]):
         say(f"  {line}")
     calibration, conformal, selective = (metrics[name] for name in ("calibration", "conformal", "selective"))

@@ -137,11 +137,19 @@ class DataConfig:
         require(0 < seen <= 1, "data.images.crop_pct", "above 0 and at most 1", seen)
         require(workers >= -1, "data.loader.num_workers", "at least -1", workers)
         require(0 < share <= 1, "data.classes.label_fraction", "above 0 and at most 1", share)
-        for name in ("arrays.patch", "arrays.stride", "leaves.num_images", "arrays.block", "video.num_frames"):
+        for name in (
+            "arrays.patch",
+            "arrays.stride",
+            "leaves.num_images",
+            "arrays.block",
+            "video.num_frames",
+            "video.views",
+        ):
             value = self.setting(name)
             require(value is None or value >= 1, f"data.{name}", "at least 1", value)
         self._check_splitting()
         self._check_points()
+        self._check_clips()
         self._check_bands()
         self._check_labels()
         augment_settings(self.augment, self.augmentation)
@@ -221,6 +229,18 @@ class DataConfig:
             require(
                 0 < points.scale < math.inf, "data.points.scale", "sphere, rms, none or a length above 0", points.scale
             )
+
+    def _check_clips(self) -> None:
+        video = self.video
+        require(video.fps is None or 0 < video.fps < math.inf, "data.video.fps", "above 0 and finite", video.fps)
+        require(video.crops in (1, 3), "data.video.crops", "1 or 3", video.crops)
+        whole = self.images.resize == "squash"
+        require(video.crops == 1 or not whole, "data.video.crops", "1 with data.images.resize squash", video.crops)
+        if self.source == "videos" and self.loader.cache:
+            # A cache holds one clip of each video.
+            for name, value in (("sampling", "middle"), ("views", 1), ("crops", 1)):
+                given = getattr(video, name)
+                require(given == value, f"data.video.{name}", f"{value} beside data.loader.cache", given)
 
     def _check_labels(self) -> None:
         separator = self.table.label_separator

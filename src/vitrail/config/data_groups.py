@@ -259,12 +259,20 @@ class VideoConfig:
 
     Attributes:
         num_frames: Frames of a clip; the model's when not given.
-        fps: Frames a second at which the middle of a video is sampled, by time, whatever the frame rate of the file;
-            when not given the frames are spread evenly over the whole.
+        fps: Frames a second at which a video is sampled, by time, whatever the frame rate of the file; when not given
+            a clip has one frame from each of ``num_frames`` equal segments of the whole video.
+        sampling: Clip of each video in an epoch of training: "random", with ``fps`` from a random start, without it
+            with a random frame of each segment; or "middle", the same in each epoch.
+        views: Clips of a video that evaluation averages over: with ``fps`` evenly spaced from its start to its end,
+            without it at other frames of each segment. One is the middle.
+        crops: Crops of each of these clips: 1 for the centre, 3 for both ends of the longer side too.
     """
 
     num_frames: int | None = None
     fps: float | None = None
+    sampling: Literal["random", "middle"] = "random"
+    views: int = 1
+    crops: int = 1
 
 
 @dataclass(frozen=True)

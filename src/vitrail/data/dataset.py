@@ -88,6 +88,9 @@ class ImageData:
         Several processes share each shuffled batch, so that together they see the batches that one would; of a split
         in order each has every ``world``-th image.
 
+        Of videos, shuffled batches hold a random clip of each, and those in order all views (``data.video.views`` and
+        ``crops``) of each, one after the other: the stream has that many rows for each target and index.
+
         Args:
             split: Its name.
             shuffle_seed: Seed of the shuffling; the order of the source when not given.
@@ -101,9 +104,10 @@ class ImageData:
             weights = (
                 balancing_weights(self.source.targets[indices]) if self.config.loader.sampling == "balanced" else None
             )
-            sampler = EpochShuffle(len(indices), shuffle_seed, share, rank, world, weights)
+            sampler = EpochShuffle(len(indices), shuffle_seed, share, rank, world, weights, seeded=self.source.draws)
         if sampler is None:
             indices = indices[rank::world]
+            share = max(1, share // self.source.views)
         workers = self._workers(indices, share)
         whole_batches = sampler is not None and len(indices) >= self.config.images_a_step
         if sampler is not None and world > 1 and not whole_batches:
@@ -112,7 +116,9 @@ class ImageData:
                 "processes need a whole batch"
             )
         return _UnitLoader(
-            _SplitDataset(self.source, indices, shrink_to if sampler is not None else crop_centre, self.seen_size),
+            _SplitDataset(
+                self.source, indices, crop_centre if sampler is None else shrink_to, self.seen_size, clips=True
+            ),
             batch_size=share,
             sampler=sampler,
             num_workers=workers,
@@ -370,7 +376,7 @@ def open_data(
         notes += describe_band_files(source.keys) if config.bands.files is None else []
     print_notes(notes)
     own = {name: indices for name, indices in splits.items() if indices}
-    return ImageData(source, own, config, fill, recognition, img_size if config.images.crop_pct < 1 else None)
+    return ImageData(source, own, config, fill, recognition, img_size[-2:] if config.images.crop_pct < 1 else None)
 
 
 _SPLIT_NAMES = (*SPLITS, "unlabelled", NEW, "all")
@@ -403,6 +409,7 @@ class _SplitDataset(Dataset[Any]):
         indices: Which of them.
         fit: Brings images that are read larger to the size that a model sees.
         seen_size: That size; as read when not given.
+        clips: Whether to read what :meth:`ImageSource.read_clips` gives.
     """
 
     def __init__(
@@ -411,8 +418,9 @@ class _SplitDataset(Dataset[Any]):
         indices: list[int],
         fit: Callable[[Tensor, tuple[int, int]], Tensor],
         seen_size: tuple[int, int] | None,
+        clips: bool = False,
     ) -> None:
-        self.source, self.indices = source, indices
+        self.source, self.indices, self.clips = source, indices, clips
         self.fit, self.seen_size = fit, seen_size
         targets = torch.from_numpy(source.targets)
         self.targets = targets.float() if targets.ndim == 2 else targets
@@ -423,14 +431,17 @@ class _SplitDataset(Dataset[Any]):
     def __getitem__(self, item: int) -> Batch:
         return self.__getitems__([item])
 
-    def __getitems__(self, items: list[int]) -> Batch:
-        rows = [self.indices[i] for i in items]
+    def __getitems__(self, items: list[int] | list[tuple[int, int]]) -> Batch:
+        drawn = [item for item in items if isinstance(item, tuple)]
+        rows = [self.indices[item[0] if isinstance(item, tuple) else item] for item in items]
         index = torch.as_tensor(rows)
-        return {**self.read(rows), "target": self.targets[index], "index": index}
+        streams = self.read(rows, [seed for _, seed in drawn] if drawn else None)
+        return {**streams, "target": self.targets[index], "index": index}
 
-    def read(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def read(self, rows: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Read the streams of images of the source, at the size that a model sees."""
-        streams, size = self.source.read(rows), self.seen_size
+        streams = self.source.read_clips(rows, seeds) if self.clips else self.source.read(rows)
+        size = self.seen_size
         if size is None:
             return streams
         for x in streams.values():

@@ -31,7 +31,10 @@ def crop_centre(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def shrink_to(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize whole images ``(B, C, H, W)``, uint8 or float32 with NaN where there is no data, to a size."""
+    """Resize whole images ``(B, C, H, W)`` or clips, uint8 or float32 with NaN where there is no data, to a size."""
+    frames = x.flatten(1, -3)
     if x.dtype == torch.uint8:
-        return F.interpolate(x, size=size, mode="bicubic", antialias=True)
-    return resize_tensor(x, size, "squash")
+        small = F.interpolate(frames, size=size, mode="bicubic", antialias=True)
+    else:
+        small = resize_tensor(frames, size, "squash")
+    return small.reshape(*x.shape[:-2], *size)

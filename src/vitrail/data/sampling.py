@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ def balancing_weights(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]
     return 1.0 / np.bincount(strata)[strata]
 
 
-class EpochShuffle(Sampler[int]):
+class EpochShuffle(Sampler[Any]):
     """Sampler whose order depends on seed and epoch alone, so that a resumed run repeats it.
 
     Each pass is the next epoch unless :meth:`set_epoch` chooses one.
@@ -49,6 +50,7 @@ class EpochShuffle(Sampler[int]):
         world: How many processes there are; with several, images that fill no batch of all are left out.
         weights: How often to take each image, relative to each other, shape ``(length,)``; each once when not given.
             An image comes as often as its weight says, rounded up or down at random.
+        seeded: Whether to give ``(index, seed)`` in place of the index, with a seed of its own for each image taken.
     """
 
     def __init__(
@@ -59,16 +61,17 @@ class EpochShuffle(Sampler[int]):
         rank: int = 0,
         world: int = 1,
         weights: npt.NDArray[np.float64] | None = None,
+        seeded: bool = False,
     ) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
         self.share, self.rank, self.world = share, rank, world
-        self.weights = weights
+        self.weights, self.seeded = weights, seeded
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next pass; the training loop calls it."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
         order = rng.permutation(self.length)
@@ -76,10 +79,17 @@ class EpochShuffle(Sampler[int]):
             # Images of one weight side by side: then each class, too, comes as often as it should.
             order = order[np.argsort(self.weights[order], kind="stable")]
             order = rng.permutation(_systematic(order, self.weights[order], rng.random()))
-        if self.world > 1:
-            batches = order[: len(self) * self.world].reshape(-1, self.world, self.share)
-            order = batches[:, self.rank].reshape(-1)
-        return iter(order.tolist())
+        seeds = rng.integers(2**63, size=len(order)) if self.seeded else None
+        if seeds is None:
+            return iter(self._own(order).tolist())
+        return iter(list(zip(self._own(order).tolist(), self._own(seeds).tolist(), strict=True)))
+
+    def _own(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Take this process's part of the values of all images, in the order of the batches."""
+        if self.world == 1:
+            return values
+        batches = values[: len(self) * self.world].reshape(-1, self.world, self.share)
+        return batches[:, self.rank].reshape(-1)
 
     def __len__(self) -> int:
         if self.world == 1:

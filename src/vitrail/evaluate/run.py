@@ -14,6 +14,7 @@ from vitrail.config.data import DataConfig
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
 from vitrail.data.split_checks import divided_groups
+from vitrail.data.video.sampling import average_views
 from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.saved_predictions import (
     HeldOut,
@@ -202,13 +203,13 @@ def _held_out(evaluated: Evaluated, own: DataConfig) -> HeldOut:
         except VitrailError as error:
             # An evaluation on other images does not need those of the run.
             return HeldOut(None, f"the run's own images cannot be opened ({error})")
-    if "val" in images.splits and not is_current(run, name, **images.identity()):
+    if "val" in images.splits and not is_current(run, name, views=_views(images), **images.identity()):
         predict(run, evaluated.trained, images, "val", name, tta)
     return calibration_predictions(run, evaluated.name, evaluated.split, tta)
 
 
 def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str, tta: str) -> None:
-    """Compute and save logits and embeddings of a split.
+    """Compute and save logits and embeddings of a split; of videos their means over all views.
 
     Raises:
         DataError: An image is unreadable.
@@ -216,10 +217,13 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
     logits: list[torch.Tensor] = []
     embeddings: list[torch.Tensor] = []
     order: list[int] = []
+    clips: list[float] = []
     for batch in images.loader(split):
-        output, embedding = trained.classify(batch, tta)
-        logits.append(output.cpu())
-        embeddings.append(embedding.cpu())
+        output, embedding = (x.cpu() for x in trained.classify(batch, tta))
+        count = len(batch["index"])
+        clips += average_views(_correct(output, batch["target"]).float(), count).tolist()
+        logits.append(average_views(output, count))
+        embeddings.append(average_views(embedding, count))
         order += batch["index"].tolist()
     groups = _groups(images)
     counts = None if images.recognition is None else images.recognition.counts(order)
@@ -234,6 +238,7 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
         {
             "split": split,
             "tta": tta,
+            "views": _views(images),
             "data": images.config.form(),
             "unreadable": [path for path, _ in images.source.left_out],
             "weights": run.weights_hash(),
@@ -241,7 +246,20 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
             "chosen_on": None if counts is None else counts["val"],
             **images.identity(),
         },
+        clips if _views(images) else None,
     )
+
+
+def _views(images: ImageData) -> dict[str, Any] | None:
+    """Describe the views that outputs are averaged over; None where an input has one alone."""
+    video = images.config.video
+    return {"views": video.views, "crops": video.crops, "fps": video.fps} if images.source.views > 1 else None
+
+
+def _correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mark the views ``(B * V,)`` that are classified correctly, for targets ``(B,)`` or ``(B, K)``."""
+    wanted = target.repeat_interleave(len(logits) // len(target), dim=0)
+    return logits.argmax(1) == wanted if wanted.ndim == 1 else ((logits >= 0) == (wanted > 0)).all(dim=1)
 
 
 def _groups(images: ImageData) -> list[str] | None:

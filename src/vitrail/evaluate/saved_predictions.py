@@ -201,6 +201,7 @@ def measure_saved(
     }
     return {
         **metrics,
+        **_clip_accuracy(saved.table, bootstrap),
         "calibration": _calibrate(saved, held_out, files),
         "conformal": _conform(saved, held_out, files),
         "selective": selective_summary(curve),
@@ -234,6 +235,18 @@ def _group_accuracy(metrics: dict[str, Any], interval: Interval | None, bootstra
         n = bootstrap.units
         interval = accuracy_interval(round(metrics["accuracy"] * n), n, bootstrap.confidence)
     metrics["accuracy_low"], metrics["accuracy_high"] = interval
+
+
+def _clip_accuracy(table: pd.DataFrame, bootstrap: Bootstrap | None) -> dict[str, Any]:
+    """Compute the accuracy of single views of videos, where logits are means over several.
+
+    The interval is over videos, or their groups: views of a video are no independent samples.
+    """
+    if "clips_correct" not in table:
+        return {}
+    correct = table["clips_correct"].to_numpy(dtype=np.float64)
+    low, high = (None if bootstrap is None else bootstrap.mean(correct)) or (None, None)
+    return {"clips": {"accuracy": float(correct.mean()), "low": low, "high": high, **(table.attrs.get("views") or {})}}
 
 
 def _calibrate(saved: SavedPredictions, held_out: HeldOut, files: EvaluationFiles) -> dict[str, Any]:

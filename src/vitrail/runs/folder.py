@@ -255,6 +255,7 @@ class RunFolder:
         embeddings: npt.NDArray[np.float32],
         groups: Sequence[str] | None = None,
         origin: Mapping[str, Any] | None = None,
+        clips: Sequence[float] | None = None,
     ) -> None:
         """Write the predictions of a split (index, path, target, logits of each image) and its embeddings.
 
@@ -267,12 +268,15 @@ class RunFolder:
             embeddings: Pre-logit features, shape ``(N, C)``.
             groups: Group of each image, if any.
             origin: Data and weights of the predictions, plain values, stored as metadata of the table.
+            clips: Share of each video's views that are classified correctly, where logits are their means.
         """
         table = pd.DataFrame(
             {"index": list(index), "path": list(paths), "target": list(targets), "logits": list(logits)}
         )
         if groups is not None:
             table["group"] = list(groups)
+        if clips is not None:
+            table["clips_correct"] = list(clips)
         table.attrs.update(origin or {})
         # Predictions last: their metadata name the weights of both files.
         with replacing(self.embeddings(split)) as temporary, temporary.open("wb") as file:

@@ -14,6 +14,7 @@ from vitrail.config.schema import Recipe
 from vitrail.data.augment import Mixing
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.identity import KnownImages
+from vitrail.data.video.sampling import average_views
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size
@@ -59,7 +60,7 @@ class SupervisedModule(TaskModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation loss and metrics."""
-        logits = self.task(batch)
+        logits = average_views(self.task(batch), len(batch["index"]))
         self.val_metrics.update(*self._hard(logits, batch["target"]))
         self.val_loss.update(self.task.loss(logits, batch), len(logits))
         options = _each_epoch(logits)

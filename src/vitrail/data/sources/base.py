@@ -56,6 +56,8 @@ class ImageSource(ABC):
         in_memory: Whether images are at hand without decoding.
         fixed: Whether the collection never grows.
         is_image: Whether the streams are images, which can be drawn, compared as thumbnails and measured band by band.
+        views: Views of an input that evaluation averages over.
+        draws: Whether training reads a random part of an input in each epoch.
         numbering: How labels became class names, where a run must remember it.
         left_out: Images that cannot be read and that the source goes on without: what they are called, and why.
         notes: Facts to print where the source is opened: what was passed over, a line each.
@@ -75,6 +77,8 @@ class ImageSource(ABC):
     in_memory: bool = False
     fixed: bool = False
     is_image: bool = True
+    views: int = 1
+    draws: bool = False
     numbering: Numbering | None = None
     left_out: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
@@ -109,6 +113,18 @@ class ImageSource(ABC):
         Raises:
             DataError: A file that cannot be read or has other bands; the message names it.
         """
+
+    def read_clips(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Read inputs as training or evaluation sees them; :meth:`read` where an input has one view alone.
+
+        Args:
+            indices: Which.
+            seeds: Seed of the random part of each that training reads; the views of evaluation when not given.
+
+        Returns:
+            Streams as of :meth:`read`; of evaluation ``views`` rows an input, one after the other.
+        """
+        return self.read(indices)
 
     def load(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Read images as float32 in 0..1."""

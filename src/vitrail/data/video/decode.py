@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitrail.data.video.sampling import Position, clip_times
 from vitrail.errors import DataError
 from vitrail.extras import import_extra
 
@@ -45,22 +46,16 @@ class VideoIndex:
         step = self.times[-1] / (count - 1) if count > 1 else 1 / _FOLDER_RATE
         return self.times[-1] + step
 
-    def choose(self, count: int, start: float, end: float, rate: float | None) -> list[int]:
+    def choose(self, count: int, start: float, end: float, rate: float | None, at: Position = 0.5) -> list[int]:
         """Choose frames of a clip by time, so that files of different frame rates show the same motion.
 
-        Args:
-            count: How many.
-            start: Where the clip begins, in seconds.
-            end: Where it ends.
-            rate: Frames a second around the middle of the clip; None spreads them evenly over it.
+        Arguments as for :func:`~vitrail.data.video.sampling.clip_times`.
 
         Returns:
             Index of the frame that is shown at each time; the first or last one beyond the ends of the clip.
         """
-        middle = (start + end) / 2
-        step = (end - start) / count if rate is None else 1 / rate
-        wanted = [middle + (i - (count - 1) / 2) * step for i in range(count)]
-        return [max(0, bisect.bisect_right(self.times, min(max(t, start), end) + 1e-6) - 1) for t in wanted]
+        times = clip_times(count, start, end, rate, at)
+        return [max(0, bisect.bisect_right(self.times, min(max(t, start), end) + 1e-6) - 1) for t in times]
 
 
 def index_video(path: Path) -> VideoIndex:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
+from vitrail.data.centre_crop import centre_box
 from vitrail.data.images import BANDS, resize_picture
 from vitrail.data.sources.base import ImageSource, to_unit
 from vitrail.data.sources.class_folders import (
@@ -25,7 +26,11 @@ from vitrail.data.sources.class_folders import (
 )
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, index_video, read_frames
+from vitrail.data.video.sampling import Position, random_position, view_positions
 from vitrail.errors import DataError, few
+
+# Number of crops -> where each lies along the longer side.
+_CROPS = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class VideoSource(ImageSource):
             )
         self.left_out = faults
         self._size, self._config = size, config
+        self.views = config.video.views * config.video.crops
+        self.draws = config.video.sampling == "random"
         self._rows, self._indices = rows, indices
         self.keys = [row.key for row in rows]
         self.given_split = [row.split for row in rows]
@@ -124,24 +131,42 @@ class VideoSource(ImageSource):
         row, duration = self._rows[index], self._indices[index].duration
         return row.start, duration if row.end is None else min(row.end, duration)
 
-    def _frames(self, index: int, count: int) -> list[Tensor]:
+    def _frames(self, index: int, count: int, positions: Sequence[Position] = (0.5,)) -> list[list[Tensor]]:
+        """Decode clips of a video at several positions, in one pass."""
         video: VideoIndex = self._indices[index]
-        chosen = video.choose(count, *self._span(index), self._config.video.fps)
-        return read_frames(video, chosen, self._config.color)
+        span, rate = self._span(index), self._config.video.fps
+        chosen = [i for at in positions for i in video.choose(count, *span, rate, at)]
+        frames = read_frames(video, chosen, self._config.color)
+        return [frames[i : i + count] for i in range(0, len(frames), count)]
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return clips ``(B, C, T, H, W)``, uint8."""
+        """Return the middle clip of each video, ``(B, C, T, H, W)``, uint8."""
+        return self._read([(index, (0.5,)) for index in indices], (0.5,))
+
+    def read_clips(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Return a random clip of each video, or all of its views, each with its crops."""
+        count, settings = self._size[0], self._config.video
+        if seeds is None:
+            positions = view_positions(settings.views, settings.fps)
+            return self._read([(index, positions) for index in indices], _CROPS[settings.crops])
+        drawn = [random_position(count, settings.fps, seed) for seed in seeds]
+        return self._read([(i, (at,)) for i, at in zip(indices, drawn, strict=True)], (0.5,))
+
+    def _read(self, wanted: Sequence[tuple[int, Sequence[Position]]], crops: Sequence[float]) -> dict[str, Tensor]:
+        """Read the clips of videos at their positions, in all crops."""
         count, size = self._size[0], (self._size[1], self._size[2])
         how = self._config.images.resize
         clips = [
-            torch.stack([resize_picture(frame, size, how) for frame in self._frames(index, count)], dim=1)
-            for index in indices
+            torch.stack([resize_picture(crop_side(frame, size, along), size, how) for frame in frames], dim=1)
+            for index, positions in wanted
+            for frames in self._frames(index, count, positions)
+            for along in crops
         ]
         return {"video": torch.stack(clips)}
 
     def thumbnails(self) -> Thumbnails:
         """Return the middle frame of each clip for the search of copies, shape ``(N, 32, 32)``."""
-        found = [to_unit(self._frames(i, 1)[0][None]) for i in range(len(self))]
+        found = [to_unit(self._frames(i, 1)[0][0][None]) for i in range(len(self))]
         return np.concatenate([thumbnails(frame, stretch=False) for frame in found])
 
     def original_size(self, index: int) -> tuple[int, int]:
@@ -155,6 +180,23 @@ class VideoSource(ImageSource):
         for file in self._indices[index].stamps if row.path.is_dir() else (row.path,):
             content.update(file.read_bytes())
         return content.digest()
+
+
+def crop_side(frame: Tensor, size: tuple[int, int], along: float) -> Tensor:
+    """Crop a frame to the shape of a size.
+
+    Args:
+        frame: Shape ``(C, H, W)``.
+        size: Height and width wanted after the resize.
+        along: Where the crop lies along the side that is cut: 0 at its start, 1 at its end; 0.5 leaves the frame as it
+            is, for :func:`~vitrail.data.images.resize_picture`.
+    """
+    if along == 0.5:
+        return frame
+    height, width = frame.shape[1:]
+    _, _, rows, columns = centre_box(height, width, size)
+    top, left = round(along * (height - rows)), round(along * (width - columns))
+    return frame[:, top : top + rows, left : left + columns]
 
 
 def _index_or_fault(path: Path) -> VideoIndex | str:
