@@ -181,6 +181,51 @@ def test_damaged_files_have_a_line_each(tmp_path, capsys):
     assert "sound.mkv has no video, only audio" in lines
 
 
+def test_a_file_whose_frames_cannot_be_decoded_is_refused_when_it_is_opened(tmp_path):
+    file = _video(tmp_path / "a.avi", 10, 2)
+    content = file.read_bytes()
+    at = content.index(b"movi")
+    file.write_bytes(content[:at] + bytes(at)[:4] + content[at + 4 :][:40])
+    with pytest.raises(DataError, match=r"a\.avi"):
+        index_video(file)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_videos_are_read_as_they_are_displayed(tmp_path, degrees):
+    """Telephones store upright films lying, with a rotation beside."""
+    av = pytest.importorskip("av")
+    pixels = np.zeros((32, 48, 3), dtype=np.uint8)
+    pixels[:16, :24] = 255
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        stream.set_display_rotation(degrees)
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    index = index_video(tmp_path / "a.mp4")
+    upright = np.rot90(pixels, degrees // 90).astype(np.float32)
+    assert index.size == upright.shape[:2]
+    for frame in read_frames(index, [0, 3], "rgb"):
+        assert np.abs(frame.permute(1, 2, 0).numpy() - upright).mean() < 12
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pictures_of_a_folder_are_turned_as_their_exif_says(tmp_path, orientation):
+    pixels = np.zeros((12, 16, 3), dtype=np.uint8)
+    pixels[:6, :8] = 255
+    for i in range(3):
+        picture = Image.fromarray(pixels)
+        exif = picture.getexif()
+        exif[274] = orientation
+        picture.save(tmp_path / f"{i}.png", exif=exif)
+    index = index_video(tmp_path)
+    upright = np.rot90(pixels, {1: 0, 3: 2, 6: 3, 8: 1}[orientation])
+    assert index.size == upright.shape[:2]
+    (frame,) = read_frames(index, [1], "rgb")
+    assert np.array_equal(frame.permute(1, 2, 0).numpy(), upright)
+
+
 def _sound(file):
     av = pytest.importorskip("av")
     with av.open(str(file), "w") as container:

@@ -23,7 +23,7 @@ from vitrail.data.sources.class_folders import (
     number_labels,
     read_rows,
     split_and_class,
-    split_of_row,
+    splits_of_rows,
 )
 from vitrail.errors import DataError
 
@@ -167,7 +167,7 @@ class PointFileSource(PointSource):
     def _list_table(self, path: Path) -> tuple[list[Path], list[str]]:
         rows = read_rows(path)
         self.keys = [row["path"] for row in rows]
-        self.given_split = [split_of_row(row) for row in rows]
+        self.given_split = splits_of_rows(rows, path)
         if "group" in rows[0]:
             self.groups = [row["group"] for row in rows]
         return [path.parent / row["path"] for row in rows], [row["label"] for row in rows]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from vitrail.data.sources.columns import splits_of_cells
 from vitrail.data.sources.folder_names import parse_split
 from vitrail.errors import DataError
 
@@ -36,9 +37,13 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     return rows
 
 
-def split_of_row(row: dict[str, str]) -> str:
-    """Return the split of a row of :func:`read_rows`, "" where it names none."""
-    return parse_split(row.get("split") or "") or ""
+def splits_of_rows(rows: Sequence[Mapping[str, str]], file: Path) -> list[str]:
+    """Return the split of each row of :func:`read_rows`, "" where it names none.
+
+    Raises:
+        DataError: A row names something else than a split.
+    """
+    return splits_of_cells([row.get("split") or "" for row in rows], file)
 
 
 def list_given(paths: Sequence[str | Path], inside: Callable[[Path], Iterable[Path]], lack: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from vitrail.data.images import image_size, read_image
 from vitrail.data.video.sampling import Position, clip_times
 from vitrail.errors import DataError
 from vitrail.extras import import_extra
@@ -68,8 +69,7 @@ def index_video(path: Path) -> VideoIndex:
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
         if not files:
             raise DataError(f"{path} has no pictures")
-        with Image.open(files[0]) as first:
-            size = (first.height, first.width)
+        size = image_size(files[0])
         return VideoIndex(path, tuple(i / _FOLDER_RATE for i in range(len(files))), tuple(files), size)
     av = import_extra("av", "video")
     try:
@@ -77,17 +77,18 @@ def index_video(path: Path) -> VideoIndex:
             stream = _video_stream(path, container)
             base = float(stream.time_base or 1)
             stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None and p.size)
-            size = (stream.height, stream.width)
-        if len(stamps) < 2 or len(set(stamps)) < len(stamps) or not all(size):
-            # A file whose packets have no times; some have their first frame in the last one.
-            with av.open(str(path)) as container:
-                frames = [(f.pts, f.height, f.width) for f in container.decode(_video_stream(path, container))]
-            stamps = sorted({pts for pts, _, _ in frames if pts is not None})
-            size = frames[0][1:] if frames else size
+        with av.open(str(path)) as container:
+            frames = container.decode(_video_stream(path, container))
+            first = next(frames, None)
+            if len(stamps) < 2 or len(set(stamps)) < len(stamps):
+                # A file whose packets have no times; some have their first frame in the last one.
+                decoded = itertools.chain([] if first is None else [first], frames)
+                stamps = sorted({frame.pts for frame in decoded if frame.pts is not None})
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{path} cannot be decoded: {_reason(error)}") from error
-    if not stamps:
+    if first is None or not stamps:
         raise DataError(f"{path} has no frames")
+    size = (first.width, first.height) if _quarter_turns(first) % 2 else (first.height, first.width)
     return VideoIndex(path, tuple((s - stamps[0]) * base for s in stamps), tuple(stamps), size)
 
 
@@ -109,7 +110,7 @@ def read_frames(index: VideoIndex, chosen: Sequence[int], color: str) -> list[Te
     """
     wanted = sorted({index.stamps[i] for i in chosen})
     if index.path.is_dir():
-        found = {file: _picture(file, color) for file in wanted}
+        found = {file: read_image(file, color, convert=True) for file in wanted}
     else:
         found = _decode(index, wanted, color)
     return [found[index.stamps[i]] for i in chosen]
@@ -151,19 +152,16 @@ def _frames_at(frames: Any, wanted: Sequence[int], color: str, checked: bool) ->
             return {}
         if frame.pts in missing:
             array = frame.to_ndarray(format="rgb24" if color == "rgb" else "gray")
-            found[frame.pts] = _as_bands(array)
+            found[frame.pts] = _as_bands(np.rot90(array, _quarter_turns(frame)))
             missing.discard(frame.pts)
         if not missing or (frame.pts is not None and frame.pts > wanted[-1]):
             break
     return found
 
 
-def _picture(file: Path, color: str) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            return _as_bands(np.array(image.convert("RGB" if color == "rgb" else "L")))
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
+def _quarter_turns(frame: Any) -> int:
+    """Return the counter-clockwise quarter turns with which a frame is displayed, as telephones record them."""
+    return round(frame.rotation / 90)
 
 
 def _as_bands(array: np.ndarray[Any, Any]) -> Tensor:

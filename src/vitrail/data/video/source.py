@@ -22,7 +22,7 @@ from vitrail.data.sources.class_folders import (
     number_labels,
     read_rows,
     split_and_class,
-    split_of_row,
+    splits_of_rows,
 )
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, index_video, read_frames
@@ -235,7 +235,8 @@ def _list_folder(root: Path) -> list[_Row]:
 
 def _read_table(file: Path) -> list[_Row]:
     rows = []
-    for number, line in enumerate(read_rows(file), 2):
+    lines = read_rows(file)
+    for number, (line, split) in enumerate(zip(lines, splits_of_rows(lines, file), strict=True), 2):
         try:
             start, end = float(line.get("start") or 0), float(line["end"]) if line.get("end") else None
         except ValueError as error:
@@ -244,5 +245,5 @@ def _read_table(file: Path) -> list[_Row]:
             raise DataError(f"{file}, line {number}: end {end} must lie after start {start:g}")
         key = line["path"] if not start and end is None else f"{line['path']}@{start:g}"
         path, group = file.parent / line["path"], line.get("group") or ""
-        rows.append(_Row(key, path, line["label"], split_of_row(line), group, start, end))
+        rows.append(_Row(key, path, line["label"], split, group, start, end))
     return rows
