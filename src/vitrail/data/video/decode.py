@@ -161,7 +161,8 @@ def _frames_at(frames: Any, wanted: Sequence[int], color: str, checked: bool) ->
 
 def _quarter_turns(frame: Any) -> int:
     """Return the counter-clockwise quarter turns with which a frame is displayed, as telephones record them."""
-    return round(frame.rotation / 90)
+    degrees: float = frame.rotation
+    return round(degrees / 90)
 
 
 def _as_bands(array: np.ndarray[Any, Any]) -> Tensor:
