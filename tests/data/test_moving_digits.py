@@ -112,8 +112,6 @@ def test_a_model_of_images_is_refused_with_the_reason(tmp_path, monkeypatch, cap
 def test_what_changes_images_is_refused_for_clips(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     clips = ["--model.name", "vivit", "--data.source", "moving_digits", *TINY[:-2]]
-    assert main(["train", *clips, "--data.augment", "light"]) == 2
-    assert "data.augment light changes images one by one" in capsys.readouterr().err
     assert main(["pretrain", "--task.name", "mae", *clips]) == 2
     assert "pretrain takes images, not clips (model.name vivit)" in capsys.readouterr().err
 

@@ -52,8 +52,6 @@ def main(argv: list[str]) -> int:
 def _remedy(bands: Mapping[str, tuple[str, ...]]) -> str:
     if "points" in bands:
         return "nothing changes them: --data.points.turn up or so3, zoom, shift, jitter or drop does"
-    if "video" in bands:
-        return "nothing changes them: training does not augment clips"
     return "nothing changes them: --data.augment light, standard, strong or leaf does"
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitrail.config.data import DataConfig
 from vitrail.data.augment import Augmentation, build_augmentation
+from vitrail.data.augment.directions import keep_directions
 from vitrail.data.class_checks import describe_doubtful, describe_empty
 from vitrail.data.classes import describe_similar
 from vitrail.data.evaluation_crop import crop_centre, shrink_to, size_to_read
@@ -139,6 +140,8 @@ class ImageData:
             A module from the streams of a batch, in 0..1, to changed ones; None where ``data.augment`` is "none".
         """
         settings, bands = self.config.augmentation, len(next(iter(self.source.bands.values())))
+        if "video" in self.source.bands:
+            settings = keep_directions(self.config.augment, settings, self.source.classes)
         if build_augmentation(self.config.augment, bands, settings) is None:
             return None
         means = {name: mean for name, (mean, _) in self.statistics().items()}

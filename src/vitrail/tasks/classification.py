@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.data.augment import Mixing
+from vitrail.data.augment.axes import as_channels
 from vitrail.data.normalization import NormalizeStreams
 from vitrail.models.base import VisionModel
 from vitrail.tasks.base import Task
@@ -81,7 +82,8 @@ class ClassificationTask(Task):
         if self.compiled:
             for image in images:
                 # Training batches have one size; the last batch of an evaluation may be smaller.
-                torch._dynamo.mark_static(image, [0, 2, 3] if self.training else [2, 3])
+                sizes = list(range(2, image.ndim))
+                torch._dynamo.mark_static(image, [0, *sizes] if self.training else sizes)
         logits: Tensor = self.model(*images)
         return logits
 
@@ -115,7 +117,9 @@ def _resized(streams: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, 
     first = next(iter(streams.values()))
     result = {}
     for name, x in streams.items():
-        height, width = (max(1, round(x.shape[i + 2] * size[i] / first.shape[i + 2])) for i in range(2))
-        same = (height, width) == x.shape[2:]
-        result[name] = x if same else F.interpolate(x, size=(height, width), mode="bilinear", antialias=True)
+        height, width = (max(1, round(x.shape[i - 2] * size[i] / first.shape[i - 2])) for i in range(2))
+        if (height, width) != x.shape[-2:]:
+            planes = F.interpolate(as_channels(x), size=(height, width), mode="bilinear", antialias=True)
+            x = planes.view(*x.shape[:-2], height, width)
+        result[name] = x
     return result

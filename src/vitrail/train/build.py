@@ -11,6 +11,7 @@ from torch import nn
 
 from vitrail.config.schema import Recipe
 from vitrail.data.augment import build_augmentation
+from vitrail.data.augment.directions import keep_directions
 from vitrail.data.dataset import ImageData
 from vitrail.data.identity import KnownImages
 from vitrail.data.images import BANDS
@@ -116,12 +117,15 @@ def build_card(recipe: Recipe, data: ImageData, classes: tuple[str, ...], start:
     )
 
 
-def build_batch_augmentation(recipe: Recipe, means: Mapping[str, Sequence[float]]) -> nn.Module | None:
+def build_batch_augmentation(
+    recipe: Recipe, means: Mapping[str, Sequence[float]], classes: Sequence[str] = ()
+) -> nn.Module | None:
     """Build the random transforms of training batches (``data.augment``, ``data.points``); None where nothing changes.
 
     Args:
         recipe: Data settings.
         means: Stream -> mean of each band, the first stream first.
+        classes: Names of the classes where training has labels; clips are not flipped where these say left or right.
 
     Raises:
         ConfigError: Augmentation of images for other inputs.
@@ -133,13 +137,10 @@ def build_batch_augmentation(recipe: Recipe, means: Mapping[str, Sequence[float]
                 "jitter and drop: set data.augment none"
             )
         return build_point_augmentation(recipe.data.points)
-    if "video" in means and (recipe.data.augment != "none" or recipe.data.augmentation):
-        raise ConfigError(
-            f"data.augment {recipe.data.augment} changes images one by one, and frames of a clip need the same change; "
-            "set data.augment none"
-        )
-    bands = len(next(iter(means.values())))
-    return build_augmentation(recipe.data.augment, bands, recipe.data.augmentation, means)
+    preset, changes = recipe.data.augment, recipe.data.augmentation
+    if "video" in means:
+        changes = keep_directions(preset, changes, classes)
+    return build_augmentation(preset, len(next(iter(means.values()))), changes, means)
 
 
 def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> dict[str, Any]:

@@ -108,10 +108,13 @@ def check_batch_norm(recipe: Recipe, data: ImageData, model: VisionModel, card: 
         return
     sizes: Sequence[tuple[int, ...]] = [card.img_size]
     if config.progressive_sizes:
-        sizes = ProgressiveSize(config.progressive_sizes, card.img_size, config.max_epochs).sizes
+        sizes = ProgressiveSize(config.progressive_sizes, card.img_size[-2:], config.max_epochs).sizes
     trial = copy.deepcopy(model).train()
     for training_size in sizes:
-        inputs = [torch.zeros(1, *stream._replace(size=training_size).shape) for stream in model.streams]
+        inputs = [
+            torch.zeros(1, *stream._replace(size=(*stream.size[:-2], *training_size[-2:])).shape)
+            for stream in model.streams
+        ]
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 trial(*inputs)

@@ -66,7 +66,7 @@ def training_views(recipe: Recipe, images: int, times: int) -> Views:
     if source.classes:
         targets = soft_targets(torch.from_numpy(source.targets[chosen]), len(source.classes))
     means = {name: mean for name, (mean, _) in data.statistics().items()}
-    augment = build_batch_augmentation(recipe, means)
+    augment = build_batch_augmentation(recipe, means, source.classes)
     streams = dataclasses.replace(data, fill=means).load(chosen, whole=True)
     settings = augment_settings(recipe.data.augment, recipe.data.augmentation)
     mix = Mixing(settings, len(source.classes)) if settings.mixes else None

@@ -103,7 +103,7 @@ class SupervisedBuilder(Builder):
     def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> ClassificationTask:
         """Build the classification task with its loss, augmentation and mixing."""
         normalize, config = card.normalization(), recipe.task
-        augment, mix = build_batch_augmentation(recipe, card.filling()), _mixing(recipe, card)
+        augment, mix = build_batch_augmentation(recipe, card.filling(), card.classes), _mixing(recipe, card)
         criterion = _criterion(recipe, data)
         if config.name != "distill":
             return ClassificationTask(model, normalize, augment, criterion, mix)
@@ -126,7 +126,7 @@ class SupervisedBuilder(Builder):
         if config.freeze_epochs:
             callbacks.append(Freezing(config.freeze_epochs, config.unfreeze_every))
         if config.progressive_sizes:
-            callbacks.append(ProgressiveSize(config.progressive_sizes, card.img_size, config.max_epochs))
+            callbacks.append(ProgressiveSize(config.progressive_sizes, card.img_size[-2:], config.max_epochs))
         if config.ema_decay:
             callbacks.insert(0, WeightEMA(config.ema_decay))
         if config.early_stopping_patience:

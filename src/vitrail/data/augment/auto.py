@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
+from vitrail.data.augment.axes import as_rows, beside
 from vitrail.data.augment.color import GRAY, apply_color_matrices, saturation_matrices
 from vitrail.data.augment.geometry import affine_matrices
 
@@ -112,7 +113,7 @@ def apply_color_operations(images: Tensor, drawn: SampledOperations) -> Tensor:
     """Apply the colour operations.
 
     Args:
-        images: Shape ``(B, 3, H, W)``, in 0..1; not changed.
+        images: Images or clips, shape ``(B, 3, H, W)`` or ``(B, 3, T, H, W)``, in 0..1; not changed.
         drawn: The operations.
 
     Returns:
@@ -129,7 +130,8 @@ def apply_color_operations(images: Tensor, drawn: SampledOperations) -> Tensor:
 
 
 def _autocontrast(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
-    low, high = x.amin(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
+    axes = tuple(range(2, x.ndim))
+    low, high = x.amin(dim=axes, keepdim=True), x.amax(dim=axes, keepdim=True)
     return torch.where(high > low, (x - low) / (high - low).clamp_min(1e-6), x).clamp_(0.0, 1.0)
 
 
@@ -137,17 +139,17 @@ def _equalize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     from kornia.enhance import equalize
 
     # Kornia counts in whole grays and rounds down; what interpolation left between two grays goes to the nearest.
-    equalized: Tensor = equalize((x * 255).round() / 255)
-    return equalized
+    equalized: Tensor = equalize((as_rows(x) * 255).round() / 255)
+    return equalized.view_as(x)
 
 
 def _posterize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
-    step = 2.0 ** (strength.abs() * most.bits).round().to(x)[:, None, None, None]
+    step = 2.0 ** beside((strength.abs() * most.bits).round(), x)
     return ((x * 255).round() / step).floor() * step / 255
 
 
 def _solarize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
-    return torch.where(x >= 1 - strength.abs().to(x)[:, None, None, None], 1 - x, x)
+    return torch.where(x >= 1 - beside(strength.abs(), x), 1 - x, x)
 
 
 def _color(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
@@ -156,12 +158,12 @@ def _color(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
 
 def _contrast(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
     amount = (strength * most.change)[:, None]
-    mean = x.mean(dim=(2, 3)).cpu() @ torch.tensor(GRAY)
+    mean = x.flatten(2).mean(dim=2).cpu() @ torch.tensor(GRAY)
     return apply_color_matrices(x, torch.eye(3) * (1 + amount)[:, None], (-amount * mean[:, None]).expand(-1, 3))
 
 
 def _brightness(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
-    return (x * (1 + strength * most.change).to(x)[:, None, None, None]).clamp_(0.0, 1.0)
+    return (x * beside(1 + strength * most.change, x)).clamp_(0.0, 1.0)
 
 
 def _sharpness(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
@@ -175,14 +177,14 @@ def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     rows, of three columns of that, and four times the pixel itself.
 
     Args:
-        x: Shape ``(B, C, H, W)``, in 0..1.
+        x: Images or clips, shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``, in 0..1.
         factor: Shape ``(B,)``.
     """
     smooth = x.clone()
-    rows = (x[:, :, :-2] + x[:, :, 1:-1]).add_(x[:, :, 2:])
+    rows = (x[..., :-2, :] + x[..., 1:-1, :]).add_(x[..., 2:, :])
     total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
-    smooth[:, :, 1:-1, 1:-1] = total.add_(x[:, :, 1:-1, 1:-1], alpha=4).div_(13)
-    return torch.lerp(smooth, x, factor.to(x)[:, None, None, None]).clamp_(0.0, 1.0)
+    smooth[..., 1:-1, 1:-1] = total.add_(x[..., 1:-1, 1:-1], alpha=4).div_(13)
+    return torch.lerp(smooth, x, beside(factor, x)).clamp_(0.0, 1.0)
 
 
 _COLOR_OPERATIONS: dict[str, Callable[[Tensor, Tensor, MaxStrength], Tensor]] = {

@@ -22,7 +22,7 @@ def color_jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
     """Change the colours of each image; the order of the four changes is sampled for the batch.
 
     Args:
-        images: Shape ``(B, 3, H, W)``, in 0..1.
+        images: Images or clips, shape ``(B, 3, H, W)`` or ``(B, 3, T, H, W)``, in 0..1.
         settings: Strengths of the changes.
 
     Returns:
@@ -32,7 +32,7 @@ def color_jitter(images: Tensor, settings: AugmentSettings) -> Tensor:
     matrix = torch.eye(3).repeat(count, 1, 1)
     offset = torch.zeros(count, 3)
     gray = torch.tensor(GRAY)
-    mean = images.mean(dim=(2, 3)).cpu() if settings.contrast else torch.zeros(count, 3)
+    mean = images.flatten(2).mean(dim=2).cpu() if settings.contrast else torch.zeros(count, 3)
     chosen = bernoulli(settings.color_probability, count)
     changes = ("brightness", "contrast", "saturation", "hue")
     for name in [changes[i] for i in torch.randperm(len(changes)).tolist()]:
@@ -83,7 +83,7 @@ def apply_color_matrices(images: Tensor, matrix: Tensor, offset: Tensor) -> Tens
     """Map the bands of each pixel linearly, and clip to 0..1.
 
     Args:
-        images: Shape ``(B, 3, H, W)``.
+        images: Images or clips, shape ``(B, 3, H, W)`` or ``(B, 3, T, H, W)``.
         matrix: Shape ``(B, 3, 3)``.
         offset: Shape ``(B, 3)``.
     """

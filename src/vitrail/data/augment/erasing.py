@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
+from vitrail.data.augment.axes import as_channels, beside
 from vitrail.data.augment.random_numbers import bernoulli, uniform
 
 
@@ -15,15 +16,16 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Apply Gaussian blur with a separate deviation for each image; kernels reach three of the largest.
 
     Args:
-        images: Shape ``(B, C, H, W)``.
+        images: Images or clips, shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``.
         sigma: Standard deviation in pixels, above 0, shape ``(B,)``.
     """
     from kornia.filters import gaussian_blur2d
 
     # Reflected pixels at the border: there are no more of them than the image has.
-    height, width = (2 * min(math.ceil(3 * float(sigma.max())), length - 1) + 1 for length in images.shape[2:])
-    blurred: Tensor = gaussian_blur2d(images, (height, width), torch.stack([sigma, sigma], dim=1).to(images))
-    return blurred
+    height, width = (2 * min(math.ceil(3 * float(sigma.max())), length - 1) + 1 for length in images.shape[-2:])
+    planes = as_channels(images)
+    blurred: Tensor = gaussian_blur2d(planes, (height, width), torch.stack([sigma, sigma], dim=1).to(images))
+    return blurred.view_as(images)
 
 
 def random_blur(streams: dict[str, Tensor], settings: AugmentSettings) -> dict[str, Tensor]:
@@ -36,7 +38,7 @@ def random_blur(streams: dict[str, Tensor], settings: AugmentSettings) -> dict[s
     result = {}
     for name, x in streams.items():
         there = rows.to(x.device)
-        result[name] = x.index_copy(0, there, blur(x[there], share * min(x.shape[2:])))
+        result[name] = x.index_copy(0, there, blur(x[there], share * min(x.shape[-2:])))
     return result
 
 
@@ -59,18 +61,18 @@ def box_mask(boxes: Tensor, images: Tensor) -> Tensor:
 
     Args:
         boxes: Left, top, right and bottom of each image's, from 0 to 1, shape ``(B, 4)``.
-        images: Shape ``(B, C, H, W)``.
+        images: Images or clips, shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``.
 
     Returns:
-        Shape ``(B, 1, H, W)``, bool.
+        Shape ``(B, 1, H, W)`` or ``(B, 1, 1, H, W)``, bool.
     """
-    height, width = images.shape[2:]
+    height, width = images.shape[-2:]
     left, top, right, bottom = boxes.to(images.device).T.unsqueeze(2).unbind(0)
     x = (torch.arange(width, device=images.device) + 0.5) / width
     y = (torch.arange(height, device=images.device) + 0.5) / height
     across, down = (x >= left) & (x < right), (y >= top) & (y < bottom)
-    result: Tensor = (down[:, :, None] & across[:, None, :])[:, None]
-    return result
+    inside = down[:, :, None] & across[:, None, :]
+    return inside.view(len(images), *[1] * (images.ndim - 3), height, width)
 
 
 def drop_bands(streams: dict[str, Tensor], probability: float, fill: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ def drop_bands(streams: dict[str, Tensor], probability: float, fill: dict[str, T
         dropped = order < probability
         # The one that would have gone last stays.
         dropped.scatter_(1, order.argmax(dim=1, keepdim=True), False)
-        result[name] = torch.where(dropped[:, :, None, None].to(x.device), fill[name], x)
+        result[name] = torch.where(beside(dropped, x) > 0, fill[name], x)
     return result
 
 
@@ -92,6 +94,6 @@ def drop_streams(streams: dict[str, Tensor], probability: float, fill: dict[str,
     count = len(next(iter(streams.values())))
     chosen = torch.where(bernoulli(probability, count), torch.randint(len(streams), (count,)), -1)
     return {
-        name: torch.where((chosen == number).to(x.device)[:, None, None, None], fill[name], x)
+        name: torch.where(beside(chosen == number, x) > 0, fill[name], x)
         for number, (name, x) in enumerate(streams.items())
     }

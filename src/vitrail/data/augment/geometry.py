@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings, Padding
+from vitrail.data.augment.axes import as_channels
 from vitrail.data.augment.random_numbers import bernoulli, uniform, uniform_symmetric
 from vitrail.errors import ConfigError
 
@@ -121,14 +122,14 @@ def warp(images: Tensor, motions: Tensor, padding: Padding = "zeros") -> Tensor:
     """Resample images by geometric transforms, bilinearly.
 
     Args:
-        images: Shape ``(B, C, H, W)``.
+        images: Images or clips, shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``.
         motions: Shape ``(B, 3, 3)``, as :func:`random_transforms` gives them; they fit images of any size.
         padding: Values outside of the image.
 
     Returns:
         The same shape.
     """
-    height, width = images.shape[2:]
+    height, width = images.shape[-2:]
     m = motions.to(images.device, images.dtype)[:, :2, :, None, None]
     x = torch.arange(1 - width, width, 2, device=images.device, dtype=images.dtype) / width
     y = torch.arange(1 - height, height, 2, device=images.device, dtype=images.dtype)[:, None] / height
@@ -136,4 +137,5 @@ def warp(images: Tensor, motions: Tensor, padding: Padding = "zeros") -> Tensor:
     grid = torch.empty(len(images), height, width, 2, device=images.device, dtype=images.dtype)
     for axis in range(2):
         torch.add(m[:, axis, 0] * x, m[:, axis, 1] * y + m[:, axis, 2], out=grid[..., axis])
-    return F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+    moved = F.grid_sample(as_channels(images), grid, padding_mode=padding, align_corners=False)
+    return moved.view_as(images)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.config.augment import AugmentSettings
+from vitrail.data.augment.axes import beside
 from vitrail.data.augment.erasing import box_mask
 from vitrail.data.augment.random_numbers import bernoulli, beta
 
@@ -32,7 +33,7 @@ class Mixing(nn.Module):
         """Mix a batch.
 
         Args:
-            streams: Stream -> shape ``(B, C, H, W)``.
+            streams: Stream -> images or clips, shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``.
             target: Classes ``(B,)``, or shares ``(B, K)``.
 
         Returns:
@@ -56,11 +57,11 @@ class Mixing(nn.Module):
         result = {}
         for name, x in streams.items():
             other = x[partner]
-            mixed = torch.lerp(other, x, kept.to(x)[:, None, None, None]) if settings.mixup else x
+            mixed = torch.lerp(other, x, beside(kept, x)) if settings.mixup else x
             result[name] = torch.where(box_mask(boxes, x), other, mixed) if settings.cutmix else mixed
         first = next(iter(streams.values()))
         # The remaining share is counted in pixels: the rectangle may lie partly outside, and pixels are whole.
-        left = kept.to(shares) * (1 - box_mask(boxes, first).float().mean(dim=(1, 2, 3)))
+        left = kept.to(shares) * (1 - box_mask(boxes, first).flatten(1).float().mean(dim=1))
         return result, torch.lerp(shares[partner], shares, left[:, None])
 
 

@@ -14,12 +14,16 @@ from vitrail.data.augment.color import color_jitter
 from vitrail.data.augment.erasing import drop_bands, drop_streams, random_blur, random_erasing
 from vitrail.data.augment.geometry import random_transforms, warp
 
+# Streams whose colours are changed.
+_COLORED = ("image", "video")
+
 
 class Augmentation(nn.Module):
     """Random augmentation of a batch in 0..1, from torch's generator.
 
     Motion first (crop, flip, turn, shift, zoom, shear: one resampling in all), then colour, blur, erasing, bands and
-    streams. All streams of an image move alike, each at its own size; colour is changed on the image stream alone.
+    streams. All streams of an image move alike, each at its own size; colour is changed on the image stream alone. All
+    frames of a clip change alike.
 
     Args:
         settings: How much of what.
@@ -36,14 +40,15 @@ class Augmentation(nn.Module):
         self.colored = num_bands == 3
         self._means = nn.Module()
         for name, values in (means or {}).items():
-            fill = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            fill = torch.tensor(values, dtype=torch.float32)
             self._means.register_buffer(name, fill, persistent=False)
 
     def forward(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Augment all streams of each image.
 
         Args:
-            streams: Stream -> shape ``(B, C, H, W)``; each may have its own height and width.
+            streams: Stream -> images or clips, shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``; each may have its own
+                height and width.
         """
         # Mixed precision is for the model: bfloat16 would round pixels to 8 bits, and some operations return it and
         # others do not.
@@ -54,7 +59,7 @@ class Augmentation(nn.Module):
         settings = self.settings
         result = dict(streams)
         first = next(iter(result.values()))
-        count, size = len(first), (first.shape[2], first.shape[3])
+        count, size = len(first), (first.shape[-2], first.shape[-1])
         drawn = auto.sample_operations(settings, count, self.colored) if settings.auto != "none" else None
         if settings.moves:
             motions = random_transforms(settings, count, size)
@@ -62,14 +67,17 @@ class Augmentation(nn.Module):
                 # The operations see the image as the crop left it.
                 motions = motions @ auto.operation_matrices(drawn, size)
             result = {name: warp(x, motions, settings.padding) for name, x in result.items()}
-        if self.colored and "image" in result:
+        colors = next((name for name in _COLORED if name in result), None)
+        if self.colored and colors is not None:
             if settings.brightness or settings.contrast or settings.saturation or settings.hue or settings.grayscale:
-                result["image"] = color_jitter(result["image"], settings)
+                result[colors] = color_jitter(result[colors], settings)
             if drawn is not None:
-                result["image"] = auto.apply_color_operations(result["image"], drawn)
+                result[colors] = auto.apply_color_operations(result[colors], drawn)
         if settings.blur:
             result = random_blur(result, settings)
-        fill = {name: getattr(self._means, name, x.new_zeros(())) for name, x in result.items()}
+        fill = {
+            name: getattr(self._means, name, x.new_zeros(1)).view(-1, *[1] * (x.ndim - 2)) for name, x in result.items()
+        }
         if settings.erase:
             result = random_erasing(result, settings, fill)
         if settings.band_dropout:

@@ -1,0 +1,20 @@
+"""Axes of a batch of images ``(B, C, H, W)`` or clips ``(B, C, T, H, W)``, all frames of which change alike."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def beside(values: Tensor, x: Tensor) -> Tensor:
+    """Append axes of length 1 to values of each input, ``(B, ...)``, so that they broadcast over the batch."""
+    return values.to(x).view(*values.shape, *[1] * (x.ndim - values.ndim))
+
+
+def as_channels(x: Tensor) -> Tensor:
+    """View frames as further channels of one image, ``(B, C * T, H, W)``: what moves or blurs treats them alike."""
+    return x.flatten(1, -3)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """View frames below each other in one image, ``(B, C, T * H, W)``: what maps single pixels treats them alike."""
+    return x.flatten(2, -2)
