@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,3 +85,21 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON under ``path``, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_names(keys: Sequence[str]) -> list[str]:
+    """Make a file name for each image: its own, or with its folder or a number where several images share it."""
+    stems = [_safe(Path(key).stem) for key in keys]
+    often = Counter(stems)
+    taken: set[str] = set()
+    result = []
+    for key, stem in zip(keys, stems, strict=True):
+        base = stem if often[stem] == 1 else f"{_safe(Path(key).parent.name)}_{stem}"
+        name = next(n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(2))) if n not in taken)
+        taken.add(name)
+        result.append(name)
+    return result
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name) or "image"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +35,7 @@ from vitrail.figures.heatmaps import (
     part_cells,
 )
 from vitrail.figures.write import write_figure
-from vitrail.files import replacing, write_json
+from vitrail.files import file_names, replacing, write_json
 from vitrail.outputs import EXPLANATIONS_FILE
 from vitrail.runs.trained import ModelCard, TrainedModel
 
@@ -202,7 +199,7 @@ def write_explanations(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{out} is a file; name a folder for the explanations")
-    names = _file_names([data.source.keys[i] for i in indices])
+    names = file_names([data.source.keys[i] for i in indices])
     entries: list[dict[str, Any]] = []
     made: dict[str, dict[str, Any]] = {}
     size: tuple[int, ...] = ()
@@ -331,21 +328,3 @@ def _write_maps(folder: Path, name: str, seen: Explained, method: str, streams: 
         if found.share is not None:
             entry["streams"][stream]["share"] = round(float(found.share[seen.row]), 6)
     return entry
-
-
-def _file_names(keys: Sequence[str]) -> list[str]:
-    """Make a file name for each image: its own, or with its folder or a number where several images share it."""
-    stems = [_safe(Path(key).stem) for key in keys]
-    often = Counter(stems)
-    taken: set[str] = set()
-    result = []
-    for key, stem in zip(keys, stems, strict=True):
-        base = stem if often[stem] == 1 else f"{_safe(Path(key).parent.name)}_{stem}"
-        name = next(n for n in itertools.chain([base], (f"{base}_{i}" for i in itertools.count(2))) if n not in taken)
-        taken.add(name)
-        result.append(name)
-    return result
-
-
-def _safe(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", name) or "image"

@@ -10,9 +10,11 @@ from vitrail.cli.arguments import VerbParser
 from vitrail.errors import ConfigError, plural
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vitrail.data.dataset import ImageData
     from vitrail.runs.folder import RunFolder
-    from vitrail.runs.trained import Classifier
+    from vitrail.runs.trained import Classifier, ModelCard
 
 
 def main(argv: list[str]) -> int:
@@ -26,14 +28,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument("images", nargs="+", help="files or folders of the run's inputs: images, clips or point clouds")
     parser.add_argument("--out", help="CSV file to write; printed when not given")
     parser.add_argument("--top-k", type=int, default=5, help="most likely classes to give")
-    parser.add_argument("--batch-size", type=int, default=32, help="images for each forward pass")
+    parser.add_argument("--batch-size", type=int, default=32, help="inputs for each forward pass")
     parser.add_argument(
         "--tta",
         choices=("none", "mirror", "flips", "turns", "crops"),
         default="none",
-        help="average the probabilities over views of each image",
+        help="average the probabilities over views of each input",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    parser.add_argument(
+        "--step",
+        type=float,
+        metavar="SECONDS",
+        help="of videos: from one clip to the next; a clip's length if left out",
+    )
+    parser.add_argument(
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="of videos: length of a clip, for a run without data.video.fps; the whole video if left out",
+    )
+    parser.add_argument(
+        "--overlay", metavar="DIR", help="folder to write each video into, with the class and its probability below"
+    )
     parser.add_argument("--spectral", metavar="DIR", help="folder of second files, for a run that takes them")
     parser.add_unfit_files()
     arguments = parser.parse_args(argv)
@@ -44,22 +61,56 @@ def main(argv: list[str]) -> int:
     from vitrail.cli.outputs import PREDICTIONS, output_file
     from vitrail.deploy.predict import predict_files
     from vitrail.files import write_text
+    from vitrail.models.modality import VIDEO
     from vitrail.runs.images import describe_training_images
 
     out = None if arguments.out is None else output_file(arguments.out, PREDICTIONS, arguments.images)
     run, classifier, images = _open(arguments)
+    if classifier.card.modality is VIDEO:
+        table, told = _predict_videos(arguments, classifier, images)
+    else:
+        table = predict_files(
+            classifier, images, top_k=arguments.top_k, batch_size=arguments.batch_size, tta=arguments.tta
+        )
+        told = f"{plural(len(table), classifier.card.modality.singular)} classified"
     for path, problem in images.source.left_out:
-        print(f"left out: {path} ({problem})", file=sys.stderr)
-    table = predict_files(classifier, images, top_k=arguments.top_k, batch_size=arguments.batch_size, tta=arguments.tta)
+        print(f"left out: {problem if str(path) in problem else f'{path} ({problem})'}", file=sys.stderr)
     text = table.to_csv(index=False)
     if out is None:
         print(text, end="")
     else:
         write_text(out, text)
-        print(f"{plural(len(table), 'image')} classified; written to {arguments.out}")
+        print(f"{told}; written to {arguments.out}")
     if run is not None and (line := describe_training_images(run, images)) is not None:
         print(line, file=sys.stderr)
     return 0
+
+
+def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageData) -> tuple[pd.DataFrame, str]:
+    """Classify videos by sliding clips, and write those that --overlay asks for; return the table and what was done."""
+    from vitrail.cli.outputs import output_folder
+    from vitrail.deploy.videos import classify_videos, decision_table, write_overlay
+    from vitrail.files import file_names
+
+    folder = None if arguments.overlay is None else output_folder(arguments.overlay, arguments.images, "--overlay")
+    decisions = []
+    names = file_names(videos.source.keys)
+    for decision in classify_videos(
+        classifier,
+        videos,
+        window=arguments.window,
+        step=arguments.step,
+        batch_size=arguments.batch_size,
+        tta=arguments.tta,
+    ):
+        decisions.append(decision)
+        if folder is not None:
+            write_overlay(classifier, videos, decision, folder / f"{names[decision.video]}.mp4")
+    clips = sum(len(decision.windows) for decision in decisions)
+    told = f"{plural(len(decisions), 'video')} classified by {plural(clips, 'clip')}"
+    if folder is not None:
+        told += f"; {plural(len(decisions), 'overlay')} in {folder}"
+    return decision_table(classifier, videos, decisions, arguments.top_k), told
 
 
 def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData]:
@@ -68,7 +119,6 @@ def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData
     from vitrail.deploy.exported import load_exported
     from vitrail.deploy.images import open_files
     from vitrail.engines.load import find_export
-    from vitrail.models.modality import check_need
     from vitrail.runs.folder import RunFolder
     from vitrail.runs.trained import choose_device, load_classifier
 
@@ -76,11 +126,23 @@ def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData
         if arguments.device not in ("auto", "cpu"):
             raise ConfigError(f"--device {arguments.device} is not supported for an export, which runs on the CPU")
         exported = load_exported(arguments.run)
+        _check_needs(arguments, exported.card)
         data = for_files(exported.reading, arguments)
         return None, exported, open_files(exported.card, data, arguments.images, spectral=arguments.spectral)
     run = RunFolder.open(arguments.run)
     trained = load_classifier(run).to(choose_device(arguments.device))
-    if arguments.tta != "none":
-        check_need("predict --tta", trained.card.modality, trained.card.name)
+    _check_needs(arguments, trained.card)
     data = data_for_files(run, arguments)
     return run, trained, open_files(trained.card, data, arguments.images, spectral=arguments.spectral)
+
+
+def _check_needs(arguments: Namespace, card: ModelCard) -> None:
+    """Refuse options that the run's kind of inputs does not take."""
+    from vitrail.models.modality import check_need
+
+    given = {"tta": arguments.tta != "none"} | {
+        name: getattr(arguments, name) is not None for name in ("window", "step", "overlay")
+    }
+    for name, is_given in given.items():
+        if is_given:
+            check_need(f"predict --{name}", card.modality, card.name)

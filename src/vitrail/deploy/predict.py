@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from vitrail.data.dataset import ImageData
 from vitrail.errors import ConfigError
-from vitrail.runs.trained import Classifier
+from vitrail.runs.trained import Classifier, ModelCard
 
 
 def predict_files(
@@ -39,20 +40,32 @@ def predict_files(
     for name, value in (("top_k", top_k), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
-    card = classifier.card
-    k = min(top_k, len(card.classes))
     rows: list[dict[str, Any]] = []
     for batch in images.batches(images.indices("all"), batch_size):
-        probabilities = card.probabilities(classifier.classify(batch, tta)[0])
-        values, indices = probabilities.topk(k)
         files = [images.source.keys[i] for i in batch["index"].tolist()]
-        for file, p, v, i in zip(files, probabilities.tolist(), values.tolist(), indices.tolist(), strict=True):
-            row = {"path": file}
-            if card.label_separator is not None:
-                there = [name for name, share in zip(card.classes, p, strict=True) if share >= 0.5]
-                row["labels"] = card.label_separator.join(there)
-            rows.append({**row, **dict(_ranked(v, [card.classes[n] for n in i]))})
+        classes = describe_classes(classifier.card, classifier.classify(batch, tta)[0], top_k)
+        rows += [{"path": file, **row} for file, row in zip(files, classes, strict=True)]
     return pd.DataFrame(rows)
+
+
+def describe_classes(card: ModelCard, logits: Tensor, top_k: int) -> list[dict[str, Any]]:
+    """Rank the classes of each row of logits, as columns of :func:`predict_files`.
+
+    Args:
+        card: Model card of the run.
+        logits: Shape ``(N, K)``.
+        top_k: Number of most likely classes, at most the number of classes.
+    """
+    probabilities = card.probabilities(logits)
+    values, indices = probabilities.topk(min(top_k, len(card.classes)))
+    rows: list[dict[str, Any]] = []
+    for p, v, i in zip(probabilities.tolist(), values.tolist(), indices.tolist(), strict=True):
+        row: dict[str, Any] = {}
+        if card.label_separator is not None:
+            there = [name for name, share in zip(card.classes, p, strict=True) if share >= 0.5]
+            row["labels"] = card.label_separator.join(there)
+        rows.append({**row, **dict(_ranked(v, [card.classes[n] for n in i]))})
+    return rows
 
 
 def _ranked(values: list[float], names: list[str]) -> Iterator[tuple[str, Any]]:

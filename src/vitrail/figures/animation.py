@@ -17,6 +17,8 @@ from vitrail.files import replacing
 # Frames a second of explained clips: slow enough to follow.
 SLOW = 5.0
 _COLORS = 256
+# Clock of an MP4, by which frames may come at any time.
+_TIME_BASE = Fraction(1, 90_000)
 # Pixels that the palette of a GIF is chosen from.
 _SAMPLED = 200_000
 
@@ -79,13 +81,24 @@ class Mp4Writer:
             "libx264", rate=Fraction(rate).limit_denominator(1001), options=options
         )
         self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = _TIME_BASE
+        self._count, self._step = 0, 1 / rate
         self._odd = [side % 2 for side in size]
         self._stream.height, self._stream.width = (side + side % 2 for side in size)
 
-    def add(self, frame: npt.NDArray[np.uint8]) -> None:
-        """Encode a frame, shape ``(H, W, 3)``."""
+    def add(self, frame: npt.NDArray[np.uint8], time: float | None = None) -> None:
+        """Encode a frame.
+
+        Args:
+            frame: Shape ``(H, W, 3)``.
+            time: Seconds from the start, later than those of the frames before; at the rate when not given.
+        """
         even = np.pad(frame, (*((0, odd) for odd in self._odd), (0, 0)), mode="edge")
-        self._mux(self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24"))
+        picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        picture.time_base = _TIME_BASE
+        picture.pts = round((self._count * self._step if time is None else time) / _TIME_BASE)
+        self._count += 1
+        self._mux(picture)
 
     def _mux(self, frame: Any) -> None:
         for packet in self._stream.encode(frame):

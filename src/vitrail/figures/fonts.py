@@ -48,6 +48,22 @@ def save_figure(figure: Figure, targets: Mapping[str, BinaryIO | Path], dpi: int
             figure.savefig(target, format=kind, dpi=dpi, metadata=metadata, bbox_inches=box)
 
 
+def find_font(text: str) -> str:
+    """Find the file of a font with all letters of a text: the figures' own, else an installed one.
+
+    Letters that no one font has are drawn as boxes and named as in :func:`save_figure`.
+    """
+    own = font_manager.findfont(font_manager.FontProperties())
+    lacking = {letter for letter in text if letter.isprintable() and not letter.isspace()} - _letters_of(own)
+    if not lacking:
+        return own
+    for entry in sorted(font_manager.fontManager.ttflist, key=_rank):
+        if not entry.name.startswith(_WITHOUT_LETTERS) and lacking <= _letters_of(entry.fname):
+            return str(entry.fname)
+    _report_missing("".join(sorted(lacking)))
+    return own
+
+
 def _use_fallback_fonts(figure: Figure) -> str:
     """Add fonts to the texts that need them, and return the letters that no font has."""
     missing: set[str] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class VideoIndex:
         count = len(self.times)
         step = self.times[-1] / (count - 1) if count > 1 else 1 / _FOLDER_RATE
         return self.times[-1] + step
+
+    @property
+    def rate(self) -> float:
+        """Mean frames a second."""
+        return len(self.times) / self.duration
 
     def choose(self, count: int, start: float, end: float, rate: float | None, at: Position = 0.5) -> list[int]:
         """Choose frames of a clip by time, so that files of different frame rates show the same motion.
@@ -92,7 +97,9 @@ def index_video(path: Path) -> VideoIndex:
     return VideoIndex(path, tuple((s - stamps[0]) * base for s in stamps), tuple(stamps), size)
 
 
-def read_frames(index: VideoIndex, chosen: Sequence[int], color: str) -> list[Tensor]:
+def read_frames(
+    index: VideoIndex, chosen: Sequence[int], color: str, fit: Callable[[Tensor], Tensor] | None = None
+) -> list[Tensor]:
     """Decode frames.
 
     The file is read from the key frame before the first one on; where a seek lands behind it, from the start.
@@ -101,6 +108,7 @@ def read_frames(index: VideoIndex, chosen: Sequence[int], color: str) -> list[Te
         index: The video.
         chosen: Indices of frames, in order; one may come several times.
         color: "rgb" or "gray".
+        fit: Resizes each frame as soon as it is decoded; they remain as they are when not given.
 
     Returns:
         Frames ``(C, H, W)``, uint8.
@@ -110,13 +118,16 @@ def read_frames(index: VideoIndex, chosen: Sequence[int], color: str) -> list[Te
     """
     wanted = sorted({index.stamps[i] for i in chosen})
     if index.path.is_dir():
-        found = {file: read_image(file, color, convert=True) for file in wanted}
+        whole = ((file, read_image(file, color, convert=True)) for file in wanted)
+        found = {file: pixels if fit is None else fit(pixels) for file, pixels in whole}
     else:
-        found = _decode(index, wanted, color)
+        found = _decode(index, wanted, color, fit)
     return [found[index.stamps[i]] for i in chosen]
 
 
-def _decode(index: VideoIndex, wanted: Sequence[int], color: str) -> dict[Any, Tensor]:
+def _decode(
+    index: VideoIndex, wanted: Sequence[int], color: str, fit: Callable[[Tensor], Tensor] | None
+) -> dict[Any, Tensor]:
     av = import_extra("av", "video")
     found: dict[Any, Tensor] = {}
     try:
@@ -128,7 +139,7 @@ def _decode(index: VideoIndex, wanted: Sequence[int], color: str) -> dict[Any, T
                 seek = seek and container.format.name != "mpeg"
                 if seek:
                     container.seek(wanted[0], stream=stream)
-                found = _frames_at(container.decode(stream), wanted, color, checked=seek)
+                found = _frames_at(container.decode(stream), wanted, color, fit, checked=seek)
             if len(found) == len(wanted):
                 return found
     except (av.FFmpegError, OSError) as error:
@@ -139,7 +150,9 @@ def _decode(index: VideoIndex, wanted: Sequence[int], color: str) -> dict[Any, T
     )
 
 
-def _frames_at(frames: Any, wanted: Sequence[int], color: str, checked: bool) -> dict[Any, Tensor]:
+def _frames_at(
+    frames: Any, wanted: Sequence[int], color: str, fit: Callable[[Tensor], Tensor] | None, checked: bool
+) -> dict[Any, Tensor]:
     """Convert the frames with the wanted time stamps, until the last of them.
 
     With ``checked`` none where a seek landed behind the first or between key frames: frames are then decoded without
@@ -151,8 +164,8 @@ def _frames_at(frames: Any, wanted: Sequence[int], color: str, checked: bool) ->
         if checked and not number and not (frame.key_frame and frame.pts is not None and frame.pts <= wanted[0]):
             return {}
         if frame.pts in missing:
-            array = frame.to_ndarray(format="rgb24" if color == "rgb" else "gray")
-            found[frame.pts] = _as_bands(np.rot90(array, _quarter_turns(frame)))
+            pixels = _pixels(frame, color)
+            found[frame.pts] = pixels if fit is None else fit(pixels)
             missing.discard(frame.pts)
         if not missing or (frame.pts is not None and frame.pts > wanted[-1]):
             break
@@ -163,6 +176,43 @@ def _quarter_turns(frame: Any) -> int:
     """Return the counter-clockwise quarter turns with which a frame is displayed, as telephones record them."""
     degrees: float = frame.rotation
     return round(degrees / 90)
+
+
+def each_frame(index: VideoIndex, color: str) -> Iterator[tuple[float, Tensor]]:
+    """Decode all frames of a video, one at a time.
+
+    Args:
+        index: The video.
+        color: "rgb" or "gray".
+
+    Returns:
+        Time in seconds from the first frame, and frame ``(C, H, W)``, uint8.
+
+    Raises:
+        DataError: It cannot be decoded to its end.
+    """
+    if index.path.is_dir():
+        yield from (
+            (time, read_image(file, color, convert=True)) for time, file in zip(index.times, index.stamps, strict=True)
+        )
+        return
+    av = import_extra("av", "video")
+    # Decoders give frames in the order in which they are displayed; stamps of some containers are not in order.
+    times = iter(index.times)
+    try:
+        with av.open(str(index.path)) as container:
+            stream = _video_stream(index.path, container)
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                if frame.pts is not None and (time := next(times, None)) is not None:
+                    yield time, _pixels(frame, color)
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(f"{index.path} cannot be decoded: {_reason(error)}") from error
+
+
+def _pixels(frame: Any, color: str) -> Tensor:
+    array = frame.to_ndarray(format="rgb24" if color == "rgb" else "gray")
+    return _as_bands(np.rot90(array, _quarter_turns(frame)))
 
 
 def _as_bands(array: np.ndarray[Any, Any]) -> Tensor:

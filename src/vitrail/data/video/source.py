@@ -173,6 +173,24 @@ class VideoSource(ImageSource):
         """Return height and width of a frame before resizing."""
         return self._indices[index].size
 
+    @property
+    def config(self) -> DataConfig:
+        """The settings."""
+        return self._config
+
+    @property
+    def clip_size(self) -> tuple[int, ...]:
+        """Frames of a clip, and their height and width."""
+        return self._size
+
+    def video(self, index: int) -> VideoIndex:
+        """Return the frames of the file that a clip is of."""
+        return self._indices[index]
+
+    def span(self, index: int) -> tuple[float, float]:
+        """Return where a clip begins and ends in its file, in seconds."""
+        return self._span(index)
+
     def digest(self, index: int) -> bytes:
         """Hash the file, or the pictures, and the clip's start and end."""
         row = self._rows[index]
