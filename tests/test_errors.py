@@ -42,6 +42,8 @@ def test_dashes_make_no_option_alike(name, known):
         (0, "image", "0 images"),
         (2, "class", "2 classes"),
         (2, "branch", "2 branches"),
+        (2, "patch", "2 patches"),
+        (2, "epoch", "2 epochs"),
         (1200, "image", "1,200 images"),
     ],
 )

@@ -78,7 +78,7 @@ def few(items: Sequence[str], most: int = 3, between: str = ", ") -> str:
 
 def plural(number: int, what: str) -> str:
     """Format a number with its noun, in the plural unless the number is 1."""
-    nouns = f"{what}es" if what.endswith(("s", "ch")) else f"{what}s"
+    nouns = f"{what}es" if what.endswith(("s", "tch", "nch")) else f"{what}s"
     return f"{number:,} {what if number == 1 else nouns}"
 
 

@@ -188,7 +188,7 @@ def _with_model(
         print(f"the data has no test split: measured on {metrics['split']}, which chose the best epoch")
     if not other:
         for line in describe_split(evaluated.images, of_run=True):
-            print(line)
+            print(run.reword(line))
     _print_metrics(run, metrics)
     _draw_mistakes(evaluated, metrics)
     _run_extras(arguments, evaluated, own, changed, intervals)

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
         )
         told = f"{plural(len(table), classifier.card.modality.singular)} classified"
     for path, problem in images.source.left_out:
-        print(f"left out: {problem if str(path) in problem else f'{path} ({problem})'}", file=sys.stderr)
+        print(f"left out: {path} ({problem})", file=sys.stderr)
     text = table.to_csv(index=False)
     if out is None:
         print(text, end="")

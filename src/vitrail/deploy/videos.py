@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitrail.data.dataset import ImageData
+from vitrail.data.images import resize_picture
 from vitrail.data.sources.base import unwrap_source
 from vitrail.data.video.decode import each_frame
 from vitrail.data.video.sliding import SlidingClips, Window, window_length
@@ -130,5 +131,6 @@ def write_overlay(classifier: Classifier, videos: ImageData, decision: VideoDeci
     with replacing(path) as temporary, Mp4Writer(temporary, captions.size, index.rate) as writer:
         for time, frame in each_frame(index, "rgb"):
             nearest = int((middles - time).abs().argmin())
+            frame = resize_picture(frame, index.size, "squash")  # pictures of a folder may differ in size
             pixels = enlarge(frame.permute(1, 2, 0).numpy(), captions.factor)
             writer.add(captions.below(pixels, *best[nearest], time), time)

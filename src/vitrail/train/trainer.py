@@ -18,6 +18,7 @@ from vitrail.data.dataset import ImageData
 from vitrail.data.sampling import EpochShuffle
 from vitrail.data.workers import translate_worker_error
 from vitrail.errors import ConfigError, DataError
+from vitrail.models.modality import MODALITIES
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
 from vitrail.train.callbacks.checkpoints import WholeCheckpoints, bad_checkpoint
@@ -140,7 +141,7 @@ def _common_callbacks(
         common.append(Timer(timedelta(minutes=recipe.trainer.max_minutes), verbose=False))
     (metrics,) = (callback for callback in callbacks if isinstance(callback, EpochMetrics))
     # After the metrics, whose rows it shows.
-    return [*common, Progress(metrics, recipe.trainer.monitor)]
+    return [*common, Progress(metrics, recipe.trainer.monitor, MODALITIES[data.source.first].noun)]
 
 
 def _strategy(config: TrainerConfig, task: Task) -> str | Strategy:

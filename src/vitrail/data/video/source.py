@@ -92,9 +92,9 @@ class VideoSource(ImageSource):
         if faults and (config.errors.on_unreadable != "skip" or not rows):
             raise DataError(
                 f"{len(faults)} of {len(listed)} clips cannot be read; leave them out with data.errors.on_unreadable "
-                f"skip: {few([reason for _, reason in faults])}"
+                f"skip: {few([f'{key} {reason}' for key, reason in faults])}"
             )
-        self.left_out = faults
+        self.left_out, self._given = faults, files is not None
         self._size, self._config = size, config
         self.views = config.video.views * config.video.crops
         self.draws = config.video.sampling == "random"
@@ -113,7 +113,8 @@ class VideoSource(ImageSource):
 
     def _describe(self) -> list[str]:
         """Facts for the start of a run: clips that are left out, and those that are too short."""
-        notes = [f"left out: {reason}" for _, reason in self.left_out]
+        # Verbs report what is left out of the files that they are given.
+        notes = [] if self._given else [f"left out: {key} {reason}" for key, reason in self.left_out]
         rate = self._config.video.fps
         if rate is not None:
             wanted = self._size[0] / rate
@@ -222,7 +223,7 @@ def _index_or_fault(path: Path) -> VideoIndex | str:
     try:
         return index_video(path)
     except DataError as error:
-        return str(error)
+        return str(error).removeprefix(f"{path} ")
 
 
 def _list_files(paths: Sequence[str | Path], classes: Sequence[str]) -> list[_Row]:

@@ -37,10 +37,11 @@ class Progress(Callback):
     Args:
         metrics: Rows of the epochs.
         monitor: Metric to show; the accuracy if this is a loss or is not measured.
+        noun: What the inputs are.
     """
 
-    def __init__(self, metrics: EpochMetrics, monitor: str) -> None:
-        self._metrics, self._monitor = metrics, monitor
+    def __init__(self, metrics: EpochMetrics, monitor: str, noun: str = "images") -> None:
+        self._metrics, self._monitor, self._noun = metrics, monitor, noun
         self._bar: Any = None
         self._begun, self._last_read = 0.0, 0.0
         self._first = self._done = 0
@@ -128,7 +129,7 @@ class Progress(Callback):
         metric = self._metric(row)
         if metric is not None:
             parts.append(f"{_METRICS[metric]} {row[metric]:.4f}")
-        parts.append(f"{row['train_images_per_second']:,.0f} images/s")
+        parts.append(f"{row['train_images_per_second']:,.0f} {self._noun}/s")
         return f"epoch {row['epoch'] + 1}/{trainer.max_epochs}: {', '.join([*parts, *self._left(trainer)])}"
 
     def _left(self, trainer: Trainer) -> list[str]:
