@@ -141,7 +141,7 @@ def _check_needs(arguments: Namespace, card: ModelCard) -> None:
     from vitrail.models.modality import check_need
 
     given = {"tta": arguments.tta != "none"} | {
-        name: getattr(arguments, name) is not None for name in ("window", "step", "overlay")
+        name: getattr(arguments, name) is not None for name in ("step", "window", "overlay")
     }
     for name, is_given in given.items():
         if is_given:
