@@ -19,7 +19,7 @@ from vitrail.layers.mbconv import TENSORFLOW, TORCHVISION, MBConv, Stem
 from vitrail.layers.mlp import Mlp
 from vitrail.layers.partition_attention import PartitionAttention
 from vitrail.layers.patches import PatchEmbed
-from vitrail.layers.point_graphs import VNEdgeConv, nearest_points
+from vitrail.layers.point_graphs import VNEdgeConv, fading_neighbors, nearest_points
 from vitrail.layers.window_attention import ShiftedWindowAttention, WindowAttention
 
 pytestmark = fast_paths_on
@@ -60,15 +60,18 @@ def _stem(rng):
 
 
 class _Edges(nn.Module):
-    """A convolution along the edges of a random graph; every second time with a mask in training."""
+    """A convolution along the edges of a random graph; some with a mask in training, or with weights."""
 
     def __init__(self, rng):
         super().__init__()
-        self.masked = rng.random() < 0.5
+        self.masked, self.weighted = rng.random() < 0.5, rng.random() < 0.5
         self.conv = VNEdgeConv(4, 5, rng.choice(["mean", "max"]), rng.choice([0.0, 0.2]), cross=rng.random() < 0.5)
 
     def forward(self, x):
         mask = torch.arange(x.shape[1]).expand(len(x), -1) < 4 if self.masked else None
+        if self.weighted:
+            index, weights = fading_neighbors(x.flatten(2), 4, mask)
+            return self.conv(x, index, mask, weights)
         return self.conv(x, nearest_points(x.flatten(2), 4, mask), mask)
 
 

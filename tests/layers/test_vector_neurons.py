@@ -8,7 +8,13 @@ from tests.clouds import random_rotation, rotate_vectors
 from tests.golden_files import read_golden, relative_error
 from vitrail.errors import ConfigError
 from vitrail.layers.masked import MaskedBatchNorm, masked_max, masked_mean
-from vitrail.layers.point_graphs import VNEdgeConv, graph_features, nearest_points, squared_distances
+from vitrail.layers.point_graphs import (
+    VNEdgeConv,
+    fading_neighbors,
+    graph_features,
+    nearest_points,
+    squared_distances,
+)
 from vitrail.layers.vector_attention import VNAttention, VNBlock, VNLatentQueries, VNMlp
 from vitrail.layers.vector_neurons import (
     VNBatchNorm,
@@ -253,6 +259,42 @@ def test_neighbours_are_the_nearest(k, width):
     assert torch.allclose(squared_distances(x).clamp_min(0).sqrt(), distances, atol=1e-6)
     assert index.shape == (2, 20, min(k, 20))
     assert torch.equal(index.sort().values, distances.argsort()[..., :k].sort().values)
+
+
+def test_weights_of_neighbours_fall_to_zero_at_the_next_point():
+    x = torch.randn(2, 20, 3, dtype=torch.float64)
+    index, weights = fading_neighbors(x, 5)
+    assert torch.equal(index, nearest_points(x, 5))
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").sort().values
+    expected = (4 - 4 * (distances[..., :5] / distances[..., 5:6]).square()).clamp(max=1)
+    assert torch.allclose(weights, expected / expected.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(("k", "number"), [(4, 4), (4, 9), (6, 4)])
+def test_weights_of_neighbours_that_lack_or_repeat(k, number):
+    x = torch.randn(1, number, 3)
+    padded = torch.cat([x, torch.zeros(1, 5, 3)], dim=1)
+    alone, among = fading_neighbors(x, k), fading_neighbors(padded, k, torch.arange(number + 5)[None] < number)
+    found = min(k, number)
+    assert torch.equal(among[0][:, :number, :found], alone[0])
+    assert torch.allclose(among[1][:, :number, :found], alone[1])
+    assert among[1][:, :number, found:].eq(0).all()
+    repeated = fading_neighbors(x[:, :1].expand(-1, number, -1), k)[1]
+    assert torch.allclose(repeated, torch.full_like(repeated, 1 / found))
+
+
+def test_weighted_edges():
+    torch.manual_seed(12)
+    layer = VNEdgeConv(2, 5, cross=True).double().eval()
+    x = torch.randn(2, 9, 3, 2, dtype=torch.float64)
+    index, weights = fading_neighbors(x[..., 0], 4)
+    expected = sum(layer(x, index[..., i : i + 1]) * weights[:, :, i, None, None] for i in range(4))
+    assert relative_error(layer(x, index, None, weights), expected) < 1e-12
+    with torch.no_grad():
+        assert relative_error(layer(x, index, None, weights), expected) < 1e-12
+    of_all = VNEdgeConv(2, 5, "max").double().eval()
+    weights[..., 2:] = 0.0
+    assert torch.equal(of_all(x, index, None, weights), of_all(x, index[..., :2]))
 
 
 def test_distances_of_coordinates_are_exact_far_from_the_origin():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import ConfigError
-from vitrail.layers.masked import MaskedBatchNorm, masked_mean
+from vitrail.layers.masked import MaskedBatchNorm
 
 EPS = 1e-6
 
@@ -178,10 +178,10 @@ class VNMaxPool(nn.Module):
         self.map_to_dir = nn.Linear(dim, dim, bias=False).requires_grad_(False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool ``(..., N, S, C)`` to ``(..., S, C)``; ``mask``, shape ``(..., N)``, is true for real points."""
+        """Pool ``(..., N, S, C)`` to ``(..., S, C)``; ``mask``, shape ``(..., N)``, is 0 where there is no point."""
         along = (x * self.map_to_dir(x)).sum(dim=-2, keepdim=True)
         if mask is not None:
-            along = along.masked_fill(~mask[..., None, None], float("-inf"))
+            along = along.masked_fill((mask == 0)[..., None, None], float("-inf"))
         index = along.argmax(dim=-3, keepdim=True).expand(*x.shape[:-3], 1, *x.shape[-2:])
         return x.gather(-3, index).squeeze(-3)
 
@@ -190,8 +190,12 @@ class VNMeanPool(nn.Module):
     """Pool points by their mean."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pool ``(..., N, S, C)`` to ``(..., S, C)``; ``mask``, shape ``(..., N)``, is true for real points."""
-        return x.mean(dim=-3) if mask is None else masked_mean(x, mask)
+        """Pool ``(..., N, S, C)`` to ``(..., S, C)``; ``mask``, shape ``(..., N)``, is a mask or weights."""
+        if mask is None:
+            return x.mean(dim=-3)
+        weights = mask.to(x.dtype).unsqueeze(-2)
+        mean = weights @ x.flatten(-2) / weights.sum(dim=-1, keepdim=True).clamp_min(1.0)
+        return mean.reshape(*x.shape[:-3], *x.shape[-2:])
 
 
 def make_vector_pool(name: str, dim: int) -> nn.Module:

@@ -40,7 +40,7 @@ def _map_ends(layer: VNEdgeConv, x: Tensor) -> tuple[Tensor, Tensor, Tensor | No
     return neighbour, centre, of_cross[0] if of_cross else None
 
 
-def _infers_mean(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None) -> bool:
+def _infers_mean(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None, weights: Tensor | None) -> bool:
     return (
         infers_on_cpu(x)
         and not layer.batchnorm.bn.training
@@ -50,7 +50,7 @@ def _infers_mean(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | Non
 
 
 @fast_path("vector_edges", when=_infers_mean)
-def average_edges(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+def average_edges(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
     """Add up the edges to the first neighbours of all points, the second, and so on."""
     neighbour, centre, of_cross = _map_ends(layer, x)
     bn = layer.batchnorm.bn
@@ -72,21 +72,24 @@ def average_edges(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | No
         factor = (shift / length).add_(scale)
         against = (features * directions).sum(dim=-2, keepdim=True).mul_(factor).clamp_(max=0.0)
         against.div_(squared_lengths(directions).add_(EPS)).mul_(layer.negative_slope - 1.0)
+        if weights is not None:
+            own = weights[:, :, step, None, None]
+            factor, against = factor.mul_(own), against.mul_(own)
         total.addcmul_(features, factor).addcmul_(directions, against)
-    return total.div_(index.shape[2])
+    return total if weights is not None else total.div_(index.shape[2])
 
 
-def _maps_many(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None) -> bool:
+def _maps_many(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None, weights: Tensor | None) -> bool:
     return layer.in_channels >= _FEW and _has_plain_parts(layer)
 
 
 @fast_path("vector_edges", when=_maps_many)
-def convolve_ends(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+def convolve_ends(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
     """Map the points, then add the shares of both ends of each edge."""
     neighbour, centre, of_cross = _map_ends(layer, x)
     edges = take_neighbours(neighbour, index) + centre[:, :, None]
     if of_cross is not None:
         edges = edges + nn.functional.linear(cross_product(take_neighbours(x, index), x[:, :, None]), of_cross)
     features, directions = edges.chunk(2, dim=-1)
-    out: Tensor = layer.pool(clip_along(layer.batchnorm(features, mask), directions, layer.negative_slope))
+    out: Tensor = layer.pool(clip_along(layer.batchnorm(features, mask), directions, layer.negative_slope), weights)
     return out

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitrail.layers.checkpointing import run_block
 from vitrail.layers.drop_path import drop_path_schedule
 from vitrail.layers.masked import masked_mean
-from vitrail.layers.point_graphs import VNEdgeConv, nearest_points
+from vitrail.layers.point_graphs import VNEdgeConv, fading_neighbors
 from vitrail.layers.vector_attention import VNBlock
 from vitrail.layers.vector_neurons import VNLayerNorm, VNStdFeature
 from vitrail.models.base import group_parameters
@@ -122,8 +122,8 @@ class VNT(PointCloudModel):
             shift = nn.functional.pad(masked_mean(coordinates, mask), (0, points.shape[-1] - COORDINATES))
             points = points - shift.unsqueeze(1)
             coordinates = points[..., :COORDINATES]
-        index = nearest_points(coordinates, self.config.num_neighbors, mask)
-        x = self.embed_points(split_vectors(points), index, mask)
+        index, weights = fading_neighbors(coordinates, self.config.num_neighbors, mask)
+        x = self.embed_points(split_vectors(points), index, mask, weights)
         levels = []
         for block in self.blocks[:stop]:
             x = run_block(block, x, mask, checkpointing=self.grad_checkpointing and self.training)
