@@ -109,11 +109,11 @@ def test_a_model_of_images_is_refused_with_the_reason(tmp_path, monkeypatch, cap
     assert "data.source digits has images, and the model takes clips" in capsys.readouterr().err
 
 
-def test_what_changes_images_is_refused_for_clips(tmp_path, monkeypatch, capsys):
+def test_what_takes_images_alone_is_refused_for_clips(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     clips = ["--model.name", "vivit", "--data.source", "moving_digits", *TINY[:-2]]
-    assert main(["pretrain", "--task.name", "mae", *clips]) == 2
-    assert "pretrain takes images, not clips (model.name vivit)" in capsys.readouterr().err
+    assert main(["pretrain", "--task.name", "simmim", *clips]) == 2
+    assert "task.name simmim takes images, not clips (model.name vivit); use task.name mae" in capsys.readouterr().err
 
 
 @pytest.mark.slow

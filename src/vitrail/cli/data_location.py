@@ -22,13 +22,16 @@ EPILOG = (
 )
 
 
-def split_arguments(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+def split_arguments(
+    argv: Sequence[str], prog: str, own: Sequence[str] = (), also: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """Separate a verb's options from settings of the run's data.
 
     Args:
         argv: Arguments after the verb.
         prog: The command, for errors.
         own: Settings of the data that are options of the verb itself.
+        also: Further settings of the data that the verb may change.
 
     Returns:
         The verb's options, and the settings.
@@ -40,7 +43,7 @@ def split_arguments(argv: Sequence[str], prog: str, own: Sequence[str] = ()) -> 
     from vitrail.config.data import PATH_SETTINGS
     from vitrail.config.renamed import rename_options
 
-    changeable = [name for name in (*PATH_SETTINGS, *_MACHINE, *UNFIT) if name not in own]
+    changeable = [name for name in (*PATH_SETTINGS, *_MACHINE, *UNFIT, *also) if name not in own]
     options: list[str] = []
     settings: list[str] = []
     words = iter(rename_options(argv))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vitrail.evaluate.saved_predictions import Intervals
     from vitrail.runs.folder import RunFolder
 
+# Settings of the data that change what is averaged, not what was trained.
+_VIEWS = ("video.views", "video.crops")
 # What needs the model, and therefore cannot be asked for with --from-predictions.
 _OF_THE_MODEL = ("corruptions", "missing", "attacks", "rotations", "ood", "memory")
 
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Arguments after the verb.
     """
-    options, rest = split_arguments(argv, "vitrail evaluate")
+    options, rest = split_arguments(argv, "vitrail evaluate", also=_VIEWS)
     arguments = _parser().parse_args(options)
     _check(arguments, rest)
 

@@ -81,7 +81,7 @@ class ModelConfig:
 # The tasks without labels, and the settings that each has, with its defaults. None is for the task to choose.
 PRETRAINING: dict[str, dict[str, Any]] = {
     "simclr": {"temperature": 0.2, "projection_dim": 128, "view_min_scale": 0.2, "color_strength": 0.5},
-    "mae": {"mask_ratio": 0.75, "normalize_target": True, "loss_on": "masked", "decoder_dim": None, "decoder_depth": 4},
+    "mae": {"mask_ratio": None, "normalize_target": True, "loss_on": "masked", "decoder_dim": None, "decoder_depth": 4},
     "simmim": {
         "mask_ratio": 0.6, "spectral_mask_ratio": None, "mask_size": None, "normalize_target": False,
         "loss_on": "masked",
@@ -118,13 +118,14 @@ class TaskConfig:
         projection_dim: simclr: width of the vectors that are compared, 128 when not given.
         view_min_scale: simclr: smallest share of an image that a view may show, 0.2 when not given.
         color_strength: simclr: how strongly a view changes colours, 0 to 1; 0.5 when not given.
-        mask_ratio: mae, simmim: share of each image that is masked, 0.75 and 0.6 when not given. Of two streams either
-            may be 1, reconstructed from the other alone, or 0, shown whole and not reconstructed.
+        mask_ratio: mae, simmim: share of each image that is masked, 0.75 and 0.6 when not given; of clips, for mae
+            alone, the share of each slice of time, the same place in all of them, 0.9 when not given. Of two streams
+            either may be 1, reconstructed from the other alone, or 0, shown whole and not reconstructed.
         spectral_mask_ratio: simmim: the same for the spectral stream; ``mask_ratio`` when not given.
         mask_size: simmim: side of a masked square in pixels, a multiple of the model's first stride; when not given,
             the largest doubling of that stride of which six fit along the image's shorter side (32 at 224 pixels).
-        normalize_target: mae, simmim: reconstruct each square by its own mean and deviation; true and false when
-            not given.
+        normalize_target: mae, simmim: reconstruct each square by its own mean and deviation (of clips each band of a
+            tubelet); true and false when not given.
         loss_on: mae, simmim: "masked" pixels (when not given), or "all".
         decoder_dim: mae: width of the decoder; half of the model's, as a multiple of 32, when not given.
         decoder_depth: mae: its blocks, 4 when not given.

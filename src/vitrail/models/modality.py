@@ -102,7 +102,8 @@ class Need(NamedTuple):
 NEEDS = {
     "data stats": Need((IMAGE, VIDEO), "coordinates are used as they are, and need no statistics"),
     "data audit": Need((IMAGE,), "leave it out; `vitrail data split` counts the classes of each split"),
-    "pretrain": Need((IMAGE,), "train it with labels (`vitrail train`)"),
+    "pretrain": Need((IMAGE, VIDEO), "train it with labels (`vitrail train`)"),
+    "task.name simmim": Need((IMAGE,), "use task.name mae for clips, labels (`vitrail train`) for others"),
     "inspect --image": Need((IMAGE,), "leave it out for random noise"),
     "inspect --spectral": Need((IMAGE,), "leave it out for random noise"),
     "inspect --figures": Need((IMAGE,), "leave it out; --diagram draws the modules of every model"),

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.layers.shapes import grid_size
+from vitrail.layers.shapes import divide_up, product
 
 Pair = tuple[int, int]
+# Lengths along height and width, of clips along time before them.
+Grid = tuple[int, ...]
 
 # Masked patches along the shorter side, at least; the published 32 pixels at 224 give seven.
 _MIN_PATCHES = 6
@@ -46,7 +48,12 @@ def choose_mask_size(img_size: Pair, stride: Pair, wanted: int | None = None) ->
     return size
 
 
-def random_masks(batch: int, grid: Pair, ratio: float, device: torch.device | str | None = None) -> Tensor:
+def grid_of(size: Grid, unit: Grid) -> Grid:
+    """Compute the grid of patches, or tubelets, that cover an input; the last ones may extend beyond it."""
+    return tuple(divide_up(length, step) for length, step in zip(size, unit, strict=True))
+
+
+def random_masks(batch: int, grid: Grid, ratio: float, device: torch.device | str | None = None) -> Tensor:
     """Sample random masks with the same number of masked patches each, from torch's CPU generator.
 
     Args:
@@ -63,10 +70,31 @@ def random_masks(batch: int, grid: Pair, ratio: float, device: torch.device | st
 
     Source: He et al. 2022, arXiv:2111.06377, section 3, "Simple implementation".
     """
-    count = grid[0] * grid[1]
+    count = product(grid)
     order = torch.rand(batch, count).argsort(dim=1)
     masks = torch.zeros(batch, count, dtype=torch.bool).scatter_(1, order[:, : num_masked(count, ratio)], True)
     return masks.view(batch, *grid).to(device)
+
+
+def tube_masks(batch: int, grid: Grid, ratio: float, device: torch.device | str | None = None) -> Tensor:
+    """Sample random masks of clips: the same rows and columns at all times, so that no motion shows what is masked.
+
+    Args:
+        batch: Number of masks.
+        grid: Times, rows and columns of tubelets.
+        ratio: Share of masked tubelets, rounded up in each slice of time.
+        device: Device of the result.
+
+    Returns:
+        Shape ``(batch, *grid)``, bool, True where masked.
+
+    Raises:
+        ConfigError: A ratio below 1 leaves no tubelet of a slice visible.
+
+    Source: Tong et al. 2022, arXiv:2203.12602, section 3.3, "Video masked autoencoders with tube masking".
+    """
+    masks = random_masks(batch, grid[1:], ratio, device)
+    return masks[:, None].expand(-1, grid[0], *[-1] * (len(grid) - 1))
 
 
 def num_masked(count: int, ratio: float) -> int:
@@ -85,32 +113,33 @@ def num_masked(count: int, ratio: float) -> int:
     return masked
 
 
-def upsample_mask(mask: Tensor, factor: Pair, size: Pair) -> Tensor:
+def upsample_mask(mask: Tensor, factor: Grid, size: Grid) -> Tensor:
     """Upsample a mask by nearest neighbours.
 
     Args:
-        mask: Shape ``(B, h, w)``.
-        factor: Vertical and horizontal factor.
-        size: Height and width of the result; the rest is cropped.
+        mask: Shape ``(B, h, w)``, of clips ``(B, t, h, w)``.
+        factor: Factor along each axis.
+        size: Lengths of the result; the rest is cropped.
 
     Returns:
         Shape ``(B, *size)``.
     """
-    whole = mask.repeat_interleave(factor[0], dim=1).repeat_interleave(factor[1], dim=2)
-    return whole[:, : size[0], : size[1]]
+    for axis, (times, length) in enumerate(zip(factor, size, strict=True), 1):
+        mask = mask.repeat_interleave(times, dim=axis).narrow(axis, 0, length)
+    return mask
 
 
-def mask_pixels(x: Tensor, mask: Tensor, size: Pair) -> Tensor:
+def mask_pixels(x: Tensor, mask: Tensor, size: Grid) -> Tensor:
     """Replace masked pixels by 0, the mean of normalised images.
 
     The result does not depend on the masked pixels, not even where they are infinite or NaN.
 
     Args:
-        x: Normalised images, shape ``(B, C, H, W)``.
-        mask: Shape ``(B, h, w)``, True where masked.
-        size: Height and width of a masked patch in pixels.
+        x: Normalised images or clips, shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``.
+        mask: Shape ``(B, h, w)`` or ``(B, t, h, w)``, True where masked.
+        size: Height and width of a masked patch in pixels, the frames of a tubelet before them.
     """
-    pixels = upsample_mask(mask, size, (x.shape[2], x.shape[3]))
+    pixels = upsample_mask(mask, size, tuple(x.shape[2:]))
     return torch.where(pixels[:, None], 0.0, x)
 
 
@@ -129,32 +158,38 @@ def insert_mask_tokens(tokens: Tensor, mask: Tensor, size: Pair, stride: Pair, m
     return torch.where(masked[..., None], mask_token.to(tokens.dtype), tokens)
 
 
-def patchify(x: Tensor, size: Pair) -> Tensor:
-    """Split images into patches; the last row and column are padded with zeros.
+def patchify(x: Tensor, size: Grid) -> Tensor:
+    """Split images into patches, or clips into tubelets; the last ones of each axis are padded with zeros.
 
     Args:
-        x: Shape ``(B, C, H, W)``.
-        size: Height and width of a patch in pixels.
+        x: Shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``.
+        size: Height and width of a patch in pixels, the frames of a tubelet before them.
 
     Returns:
-        Shape ``(B, h, w, C * ph * pw)``, bands first.
+        Shape ``(B, h, w, C * ph * pw)`` or ``(B, t, h, w, C * pt * ph * pw)``, bands first.
     """
-    B, C, H, W = x.shape
-    h, w = grid_size((H, W), size)
-    x = F.pad(x, (0, w * size[1] - W, 0, h * size[0] - H))
-    patches = x.view(B, C, h, size[0], w, size[1]).permute(0, 2, 4, 1, 3, 5)
-    return patches.reshape(B, h, w, C * size[0] * size[1])
+    B, C, *lengths = x.shape
+    grid, axes = grid_of(tuple(lengths), size), len(size)
+    missing = [count * step - length for count, step, length in zip(grid, size, lengths, strict=True)]
+    x = F.pad(x, [pad for count in reversed(missing) for pad in (0, count)])
+    split = [length for pair in zip(grid, size, strict=True) for length in pair]
+    order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+    return x.view(B, C, *split).permute(order).reshape(B, *grid, C * product(size))
 
 
-def unpatchify(patches: Tensor, size: Pair, img_size: Pair) -> Tensor:
-    """Invert :func:`patchify`: ``(B, h, w, C * ph * pw)`` to ``(B, C, *img_size)``."""
-    B, h, w, values = patches.shape
-    C = values // (size[0] * size[1])
-    x = patches.view(B, h, w, C, *size).permute(0, 3, 1, 4, 2, 5).reshape(B, C, h * size[0], w * size[1])
-    return x[:, :, : img_size[0], : img_size[1]]
+def unpatchify(patches: Tensor, size: Grid, lengths: Grid) -> Tensor:
+    """Invert :func:`patchify`: ``(B, h, w, C * ph * pw)`` to ``(B, C, *lengths)``."""
+    B, *grid, values = patches.shape
+    C, axes = values // product(size), len(size)
+    order = [0, 1 + axes, *(axis for i in range(axes) for axis in (1 + i, 2 + axes + i))]
+    whole = [count * step for count, step in zip(grid, size, strict=True)]
+    x = patches.view(B, *grid, C, *size).permute(order).reshape(B, C, *whole)
+    for axis, length in enumerate(lengths, 2):
+        x = x.narrow(axis, 0, length)
+    return x
 
 
-def normalize_patches(x: Tensor, size: Pair) -> Tensor:
+def normalize_patches(x: Tensor, size: Grid) -> Tensor:
     """Normalise each patch to mean 0 and standard deviation 1 over its pixels and bands.
 
     Args:
@@ -164,22 +199,43 @@ def normalize_patches(x: Tensor, size: Pair) -> Tensor:
     Source: He et al. 2022, arXiv:2111.06377, section 3, "Reconstruction target"; unbiased variance and 1e-6 as in
     the authors' code.
     """
-    img_size = (x.shape[2], x.shape[3])
-    inside = patchify(torch.ones_like(x), size)
-    patches = patchify(x, size)
+    offset, variance = _centred(x, size, 1)
+    return unpatchify((offset / (variance + 1e-6).sqrt()).flatten(-2), size, tuple(x.shape[2:]))
+
+
+def normalize_tubelets(x: Tensor, size: Grid) -> Tensor:
+    """Normalise each band of each tubelet to mean 0 and standard deviation 1.
+
+    Args:
+        x: Shape ``(B, C, T, H, W)``; padding of the last tubelets does not count.
+        size: Frames, height and width of a tubelet.
+
+    Source: Tong et al. 2022, arXiv:2203.12602, the authors' code: unlike images band by band, 1e-6 beside the standard
+    deviation.
+    """
+    offset, variance = _centred(x, size, x.shape[1])
+    return unpatchify((offset / (variance.sqrt() + 1e-6)).flatten(-2), size, tuple(x.shape[2:]))
+
+
+def _centred(x: Tensor, size: Grid, groups: int) -> tuple[Tensor, Tensor]:
+    """Subtract the mean of each group of bands of each patch; also compute the unbiased variance of each.
+
+    Returns:
+        Shapes ``(B, *grid, groups, values)`` and ``(B, *grid, groups, 1)``.
+    """
+    patches, inside = (patchify(part, size) for part in (x, torch.ones_like(x)))
+    patches, inside = (part.view(*part.shape[:-1], groups, -1) for part in (patches, inside))
     count = inside.sum(-1, keepdim=True)
-    mean = patches.sum(-1, keepdim=True) / count
-    offset = (patches - mean) * inside
-    variance = offset.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)
-    return unpatchify(offset / (variance + 1e-6).sqrt(), size, img_size)
+    offset = (patches - patches.sum(-1, keepdim=True) / count) * inside
+    return offset, offset.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)
 
 
 def masked_mean(errors: Tensor, pixels: Tensor | None) -> Tensor:
     """Average errors over the masked pixels.
 
     Args:
-        errors: Shape ``(B, C, H, W)``.
-        pixels: Mask, shape ``(B, H, W)``; None averages over all pixels.
+        errors: Shape ``(B, C, H, W)`` or ``(B, C, T, H, W)``.
+        pixels: Mask, shape ``(B, H, W)`` or ``(B, T, H, W)``; None averages over all pixels.
     """
     if pixels is None:
         return errors.mean()

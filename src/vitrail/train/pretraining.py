@@ -11,13 +11,13 @@ from torchmetrics import MeanMetric
 
 from vitrail.config.augment import augment_settings
 from vitrail.config.schema import PRETRAINING, Recipe, TaskConfig, TrainerConfig
-from vitrail.data.augment.contrastive import build_views
+from vitrail.data.augment.contrastive import build_clip_views, build_views
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.identity import KnownImages
 from vitrail.errors import ConfigError, DataError
 from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size
-from vitrail.models.modality import check_need
+from vitrail.models.modality import VIDEO, check_need
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
@@ -110,7 +110,7 @@ class PretrainingBuilder(Builder):
         measurements: dict[str, float] = {}
         callbacks: list[Callback] = [StopOnNonFinite(run)]
         if recipe.task.watch_every:
-            views = build_views(card.img_size, len(card.streams["image"].bands))
+            views = _build_views(card)
             representation = RepresentationMetrics(data, views, recipe.task.watch_every, recipe.run.seed)
             # Before the metrics, whose row they join.
             callbacks.append(representation)
@@ -120,7 +120,9 @@ class PretrainingBuilder(Builder):
 
 def _check_settings(recipe: Recipe) -> None:
     """Reject settings of supervised training, and those that the task does not use."""
-    check_need("pretrain", find_family(recipe.model.name)[0].modality, f"model.name {recipe.model.name}")
+    modality, name = find_family(recipe.model.name)[0].modality, f"model.name {recipe.model.name}"
+    check_need(f"task.name {recipe.task.name}", modality, name)
+    check_need("pretrain", modality, name)
     defaults, trainer, data = TrainerConfig(), recipe.trainer, recipe.data
     for name in _FOR_CLASSIFIERS:
         value = getattr(trainer, name)
@@ -162,13 +164,20 @@ def _check_settings(recipe: Recipe) -> None:
         )
 
 
+def _build_views(card: ModelCard, min_scale: float = 0.2, strength: float = 0.5) -> nn.Module:
+    """Build the random views of images or clips."""
+    bands = len(next(iter(card.streams.values())).bands)
+    if card.modality is VIDEO:
+        return build_clip_views(bands, min_scale, strength)
+    return build_views(card.img_size, bands, min_scale, strength)
+
+
 def _make_task(config: TaskConfig, model: VisionModel, card: ModelCard, augment: nn.Module | None) -> PretrainingTask:
     """Build the task that a recipe names; ``augment`` is for tasks without views of their own."""
     normalize = card.normalization()
     settings: dict[str, Any] = {name: getattr(config, name) for name in PRETRAINING[config.name]}
     if config.name == "simclr":
-        bands = len(card.streams["image"].bands)
-        views = build_views(card.img_size, bands, settings.pop("view_min_scale"), settings.pop("color_strength"))
+        views = _build_views(card, settings.pop("view_min_scale"), settings.pop("color_strength"))
         return SimCLRTask(model, normalize, views, **settings)
     if config.name == "mae":
         return MAETask(model, normalize, augment, **settings)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vitrail.config.augment import AugmentSettings
+from vitrail.data.augment.pipeline import Augmentation
 from vitrail.errors import ShapeError
 
 
@@ -79,3 +81,21 @@ def build_views(
     if min(size) >= kernel:
         color.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=0.5))
     return Views(nn.Sequential(*geometry), nn.Sequential(*color))
+
+
+def build_clip_views(num_bands: int, min_scale: float = 0.2, strength: float = 0.5) -> Augmentation:
+    """Build the random transforms of :func:`build_views` for clips, all frames of which change alike.
+
+    Clips of other than three bands keep their brightness and contrast.
+
+    Args:
+        num_bands: Bands of the clips.
+        min_scale: Smallest share of a frame that a view may show.
+        strength: Of the changes of colour.
+    """
+    s = 0.8 * strength
+    settings = AugmentSettings(
+        crop_area=(min_scale, 1.0), flip_horizontal=0.5, brightness=s, contrast=s, saturation=s, hue=0.2 * strength,
+        color_probability=0.8, grayscale=0.2 if strength else 0.0, blur=0.5,
+    )  # fmt: skip
+    return Augmentation(settings, num_bands)

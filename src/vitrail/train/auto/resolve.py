@@ -13,7 +13,9 @@ from vitrail.config.schema import Recipe
 from vitrail.data.dataset import ImageData
 from vitrail.data.sources.base import unwrap_source
 from vitrail.errors import ConfigError
+from vitrail.models.registry import find_family
 from vitrail.tasks.base import Task
+from vitrail.tasks.mae import default_mask_ratio
 from vitrail.train.auto.batch_size import find_batch_size
 from vitrail.train.auto.learning_rate import find_learning_rate
 from vitrail.train.auto.precision import Precision, hardware_precision, resolve_precision
@@ -50,7 +52,7 @@ def resolve_from_run(recipe: Recipe, begun: Recipe) -> Recipe:
 
 
 def resolve_from_data(recipe: Recipe, data: ImageData, classes: tuple[str, ...]) -> Recipe:
-    """Write the kind of split, and the labels' numbering, into the recipe.
+    """Write the kind of split, the labels' numbering and the share that is masked into the recipe.
 
     Other data with these labels then has the same classes.
 
@@ -63,7 +65,10 @@ def resolve_from_data(recipe: Recipe, data: ImageData, classes: tuple[str, ...])
     numbering = unwrap_source(data.source).numbering
     if classes and numbering is not None:
         resolved |= {f"classes.{name}": value for name, value in vars(numbering).items() if value is not None}
-    return dataclasses.replace(recipe, data=recipe.data.changed(resolved))
+    task = recipe.task
+    if task.name == "mae" and task.mask_ratio is None:
+        task = dataclasses.replace(task, mask_ratio=default_mask_ratio(find_family(recipe.model.name)[0].modality))
+    return dataclasses.replace(recipe, data=recipe.data.changed(resolved), task=task)
 
 
 def precision_origin(asked: Recipe, recipe: Recipe) -> str:

@@ -1,0 +1,76 @@
+"""Clips from pre-training to evaluation by the command line."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrail.cli.main import main
+
+DATA = ["--data.source", "videos", "--data.path", "inputs", "--data.color", "gray", "--data.video.fps", "25"]
+MODEL = ["--model.name", "vivit", "--model.num_frames", "4", "--model.img_size", "12", "--model.tubelet_size",
+         "[2,4,4]", "--model.embed_dim", "16", "--model.depth", "1", "--model.num_heads", "2"]  # fmt: skip
+FAST = ["--data.batch_size", "8", "--data.loader.num_workers", "0", "--trainer.max_epochs", "1",
+        "--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--run.explain_images", "0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Clips of two classes as folders of frames, and a pre-trained run on them."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for label in ("wave left", "wave right"):
+        for clip in range(12):
+            path = folder / "inputs" / label / str(clip)
+            path.mkdir(parents=True)
+            for frame in range(8):
+                pixels = rng.integers(0, 255, (12, 20), dtype=np.uint8)
+                Image.fromarray(pixels).save(path / f"{frame}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        settings = [
+            "--data.source",
+            "videos",
+            "--data.path",
+            "inputs",
+            "--data.color",
+            "gray",
+            "--data.video.fps",
+            "25",
+        ]
+        words = ["pretrain", *settings, *MODEL, *FAST, "--task.name", "mae", "--task.decoder_depth", "1"]
+        assert main([*words, "--task.mask_ratio", "0.6", "--run.dir", "pretrained"]) == 0
+    return folder
+
+
+@pytest.fixture
+def place(root, monkeypatch):
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_pretraining_measures_the_features_of_clips(place):
+    columns = (place / "pretrained" / "metrics.csv").read_text().splitlines()
+    row = dict(zip(columns[0].split(","), columns[-1].split(","), strict=True))
+    assert float(row["train_loss"]) > 0
+    assert 0 <= float(row["knn_accuracy"]) <= 1
+    assert float(row["alignment"]) > 0
+
+
+def test_training_starts_from_it_and_evaluation_averages_views(place, capsys):
+    settings = ["--data.video.views", "2", "--data.video.crops", "3", "--data.augment", "standard"]
+    assert main(["train", *DATA, *settings, *MODEL, *FAST, "--model.weights", "pretrained", "--run.dir", "run"]) == 0
+    err = capsys.readouterr().err
+    assert "flip_horizontal of data.augment standard is off: classes say a direction (wave left, wave right)" in err
+    assert main(["evaluate", "run", "--resamples", "100"]) == 0
+    out = capsys.readouterr().out
+    assert "single clips: accuracy" in out
+    assert "averages the logits of 2 x 3 clips of each video" in out
+    metrics = json.loads((place / "run" / "evaluation" / "metrics.json").read_text())
+    assert metrics["clips"].items() >= {"views": 2, "crops": 3, "fps": 25.0}.items()
+    # Other views of the same run; what the validation split had is computed again.
+    assert main(["evaluate", "run", "--resamples", "100", "--data.video.views", "3", "--data.video.crops", "1"]) == 0
+    assert "averages the logits of 3 x 1 clips" in capsys.readouterr().out
+    assert main(["evaluate", "run", "--resamples", "100", "--from-predictions"]) == 0
+    assert "averages the logits of 3 x 1 clips" in capsys.readouterr().out
