@@ -14,13 +14,14 @@ import torch
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
 from tests.deploy.exporting import FORMATS, make_run, missing, needs_openvino
+from vitrail.cli.evaluate import _listing
 from vitrail.cli.main import main
 from vitrail.data import open_data
 from vitrail.data.images import read_image
 from vitrail.deploy.exported import load_exported, to_inputs
 from vitrail.engines import Export, load_export
 from vitrail.engines.load import ENGINES, sealed
-from vitrail.errors import RunError, ShapeError
+from vitrail.errors import ConfigError, RunError, ShapeError
 from vitrail.runs import load_trained
 
 QUICK = "--precision fp32 --budget 1s --threads 1".split()
@@ -256,14 +257,30 @@ def test_an_export_is_explained_by_one_run_a_batch(with_heatmap, run, tmp_path, 
     capsys.readouterr()
 
 
-def test_an_export_is_evaluated_on_named_images(with_heatmap, run, capsys):
-    place = ["--data.source", "folder", "--data.path", str(run.parent / "pictures")]
+@pytest.mark.parametrize("source", [["--data.source", "folder"], ["--data.source=folder"], []])
+def test_an_export_is_evaluated_on_named_images(with_heatmap, run, capsys, source):
+    place = [*source, "--data.path", str(run.parent / "pictures")]
     assert main(["evaluate", str(with_heatmap), *place, "--split", "val"]) == 0
     found = capsys.readouterr().out
     assert main(["evaluate", str(run), "--split", "val"]) == 0
     accuracy = re.search(r"accuracy (0\.\d+|1\.0+)", capsys.readouterr().out).group(1)
     assert f"on val: accuracy {accuracy} (95 % interval" in found
     assert "8 images" in found
+
+
+@pytest.mark.parametrize("listing", [{}, {"source": "digits"}])
+def test_a_source_that_is_not_recorded_is_asked_for(listing):
+    with pytest.raises(ConfigError, match=r"data\.source is not given, and the export.s run"):
+        _listing({"listing": listing}, ["--data.path", "x"])
+    assert _listing({"listing": listing}, ["--data.source=folder"]) == {}
+
+
+def test_labelled_images_are_listed_as_those_of_the_run(with_heatmap):
+    assert load_export(with_heatmap).record["listing"] == {"source": "folder"}
+    listing = {"source": "table", "table.label_column": "y", "classes.multi_label": True}
+    assert _listing({"listing": listing}, ["--data.path", "x"]) == {
+        "data": {"source": "table", "table": {"label_column": "y"}, "classes": {"multi_label": True}}
+    }
 
 
 @pytest.mark.parametrize(

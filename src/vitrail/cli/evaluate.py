@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitrail.cli.arguments import VerbParser
@@ -118,11 +119,11 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
             raise ConfigError(f"{option} is not supported for an export; evaluate the run folder")
     if not rest:
         raise ConfigError(
-            f"{arguments.run} is an export and has no images of its own; name labelled images with "
-            "--data.source folder --data.path DIR"
+            f"{arguments.run} is an export and has no images of its own; name labelled images with --data.path DIR, "
+            "and --data.source where they are listed in another way than the run's"
         )
     exported = load_exported(arguments.run)
-    data = load_run_recipe({}, rest, "vitrail evaluate").data
+    data = load_run_recipe(_listing(exported.export.record, rest), rest, "vitrail evaluate").data
     data = data.changed({name: exported.reading.setting(name) for name in READING})
     images = open_prepared(exported.card, data, split=False)
     split = arguments.split or next(name for name in ("test", "val", "all", "train") if name in images.splits)
@@ -138,6 +139,23 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
         f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
     return 0
+
+
+def _listing(record: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any]:
+    """Return the recipe by which labelled images are listed as those of the run; empty where the source is given."""
+    if any(word.partition("=")[0] == "--data.source" for word in rest):
+        return {}
+    settings = record.get("listing", {})
+    if settings.get("source", "digits") == "digits":
+        raise ConfigError(
+            "data.source is not given, and the export's run has no images in files; name it: --data.source folder "
+            "where each class has a folder, table for a table of files and labels"
+        )
+    data: dict[str, Any] = {}
+    for name, value in settings.items():
+        group, _, leaf = name.rpartition(".")
+        (data.setdefault(group, {}) if group else data)[leaf] = value
+    return {"data": data}
 
 
 def _check(arguments: Namespace, rest: list[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import vitrail
-from vitrail.config.data import DEFAULTS, DataConfig
+from vitrail.config.data import DEFAULTS, FILE_SETTINGS, DataConfig
 from vitrail.deploy.export.decisions import STEPS
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.readme import readme
@@ -54,6 +54,11 @@ def reading_settings(data: DataConfig) -> dict[str, Any]:
     return {name: data.setting(name) for name in READING if data.setting(name) != DEFAULTS[name]}
 
 
+def listing_settings(data: DataConfig) -> dict[str, Any]:
+    """Return the settings by which labelled images are listed, without the paths of this machine."""
+    return {name: value for name, value in data.form().items() if name not in FILE_SETTINGS}
+
+
 def describe_model(graph: ExportGraph, data: DataConfig, engine: str, no_photographs: str = "") -> dict[str, Any]:
     """Describe what the graph takes and returns; equal for equal runs and versions.
 
@@ -77,6 +82,7 @@ def describe_model(graph: ExportGraph, data: DataConfig, engine: str, no_photogr
         "decoding": _decoding(graph),
         "model": dataclasses.asdict(graph.card),
         "reading": reading_settings(data),
+        "listing": listing_settings(data),
         "versions": {
             "vitrail": vitrail.__version__,
             **{name: importlib.metadata.version(name) for name in _PACKAGES[engine]},
