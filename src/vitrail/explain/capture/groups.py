@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitrail.errors import ConfigError
-from vitrail.layers.shapes import product, to_pair
+from vitrail.layers.shapes import product
 from vitrail.layers.tap import Grid, TokenLayout
 from vitrail.layers.windows import (
     merge_grid,
@@ -34,7 +34,7 @@ def to_groups(values: Tensor, layout: TokenLayout) -> Tensor:
     grid, window, padding, shift = _groups_of(layout)
     before = values.shape[1] - product(grid)
     rolled = shift_map(values[:, before:].reshape(-1, *grid, 1), padding, shift, layout.pad_after_shift)
-    parted = partition_windows(rolled, window) if layout.kind == "window" else partition_grid(rolled, to_pair(window))
+    parted = partition_windows(rolled, window) if layout.kind == "window" else partition_grid(rolled, _plane(window))
     groups = parted.squeeze(-1)
     if not layout.num_prefix:
         return groups
@@ -49,7 +49,7 @@ def from_groups(groups: Tensor, layout: TokenLayout) -> Tensor:
     if layout.kind == "window":
         merged = merge_windows(tokens, window, full)
     else:
-        merged = merge_grid(tokens, to_pair(window), to_pair(full))
+        merged = merge_grid(tokens, _plane(window), _plane(full))
     values = unshift_map(merged, grid, shift, layout.pad_after_shift).flatten(1)
     if not layout.num_prefix:
         return values
@@ -62,6 +62,12 @@ def _groups_of(layout: TokenLayout) -> tuple[Grid, Grid, Grid, Grid]:
     assert grid is not None, "layers with groups have a grid"
     assert window is not None, "layers with groups have a window"
     return grid, window, layout.padding, layout.shift
+
+
+def _plane(lengths: Grid) -> tuple[int, int]:
+    """Return the two lengths of spread grids; they may be symbols of an export for any size, which nothing checks."""
+    height, width = lengths
+    return height, width
 
 
 def group_members(layout: TokenLayout, device: torch.device | None = None) -> Tensor:
