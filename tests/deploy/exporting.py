@@ -55,8 +55,12 @@ def train(pictures, run, *words, source="folder", epochs=1):
 
 
 def export(run, out, *words):
-    """Export with one thread, measured for a second; return the exit code."""
+    """Export with one thread in a second, which is enough for the first candidate alone; return the exit code."""
     return main(["export", str(run), "--out", str(out), "--budget", "1s", "--threads", "1", *map(str, words)])
+
+
+# Time for all candidates.
+LONG = ("--budget", "10m")
 
 
 def record(out):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.deploy.eager import EagerEngine
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import export, make_run, needs_openvino, skip_without
+from tests.deploy.exporting import LONG, export, make_run, needs_openvino, skip_without
 from tests.images import save_image
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.data import open_data
@@ -72,7 +72,7 @@ def test_the_fastest_that_passes_is_written(run, tmp_path, capsys):
     for seed in range(3):
         save_image(tmp_path / "more" / f"{seed}.png", seed=seed, level=90)
     shutil.copy(next((run.parent / "pictures" / "train").rglob("*.png")), tmp_path / "more" / "known.png")
-    assert export(run, tmp_path / "out", "--images", tmp_path / "more", "--include", "embedding", "heatmap") == 0
+    assert export(run, tmp_path / "out", "--images", tmp_path / "more", "--include", "embedding", "heatmap", *LONG) == 0
     text = capsys.readouterr().out
     assert "1 of --images are left out: the run was made from them" in text
     record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())

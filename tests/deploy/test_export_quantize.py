@@ -232,7 +232,9 @@ def test_an_export_in_int8_is_written_with_its_quantisation(tmp_path, capsys):
     )
     reason = next(row for row in load_export(out).record["candidates"] if row["name"] == "openvino int8")
     assert reason["verdict"]["status"] == "not built"
-    assert "give --budget 60s" in reason["verdict"]["reason"]
+    assert "needs at least 30 s; give a longer --budget" in reason["verdict"]["reason"]
+    left_out = load_export(out).record["budget"]["left_out"]
+    assert {"what": "quantisation to int8", "seconds": 30.0} in left_out
 
 
 @skip_without("onnx", "nncf")

@@ -9,7 +9,7 @@ import torch
 
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.exporting import FORMATS, export, make_run
+from tests.deploy.exporting import FORMATS, LONG, export, make_run
 from vitrail.deploy.export import convert, measure
 from vitrail.deploy.export.candidates import list_variants
 from vitrail.deploy.export.graph import ExportGraph
@@ -41,7 +41,7 @@ def trained(run):
 @pytest.fixture
 def no_process(monkeypatch):
     """Memory is measured in a process of its own, which lacks the engines of the fixture ``eager_engines``."""
-    monkeypatch.setattr(measure, "_peak_memory", lambda *_: None)
+    monkeypatch.setattr(measure, "_peak_memory", lambda *_: "it is not measured in this test")
 
 
 def test_merged_variants_follow_all_others():
@@ -122,7 +122,7 @@ def test_engines_equal_the_merged_model(trained, engine, settings, tmp_path):
 
 @pytest.mark.usefixtures("eager_engines", "no_process")
 def test_merged_candidates_are_judged_by_their_drop(run, tmp_path, capsys):
-    assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32", "--shrink") == 0
+    assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32", "--shrink", *LONG) == 0
     text = capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
     rows = {row["name"]: row for row in record["candidates"]}
@@ -147,7 +147,7 @@ def test_a_chosen_count_is_recorded(run, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "judge", judge)
     monkeypatch.setattr(module, "choose", _choose_last)
-    assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32", "--shrink", 1) == 0
+    assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32", "--shrink", 1, *LONG) == 0
     assert "openvino fp32, 1 pairs of tokens merged in each block, written to" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
     assert record["token_merging"] == 1
@@ -158,7 +158,7 @@ def test_a_chosen_count_is_recorded(run, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("eager_engines", "no_process")
 def test_int8_with_merged_tokens_has_a_row_that_says_why_it_is_not_offered(run, tmp_path, capsys):
-    assert export(run, tmp_path / "out", "--format", "openvino", "--shrink", 2) == 0
+    assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "auto", "--shrink", 2) == 0
     record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
     (row,) = (row for row in record["candidates"] if row["name"] == "openvino int8 r=2")
     assert row["verdict"]["status"] == "not built"

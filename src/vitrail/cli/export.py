@@ -64,7 +64,12 @@ def _parser() -> VerbParser:
         metavar="N",
         help="images to compare on, at most, at even distances: photographs of unlike sizes take a call each",
     )
-    parser.add_argument("--budget", default="2m", metavar="TIME", help="time for measuring: 90s, 10m, 1h")
+    parser.add_argument(
+        "--budget",
+        default="10m",
+        metavar="TIME",
+        help="time for the export: 90s, 10m, 1h; what does not fit is left out, the first candidate never",
+    )
     parser.add_argument(
         "--shrink",
         nargs="*",
@@ -179,6 +184,11 @@ def _tables(exported: Exported, agreement: float) -> str:
     times = [f"ms at {batch}, {share}" for batch in batches for share in ("p50", "p99")]
     header = ["candidate", *times, "images/s", "time / run's", "file MB", "memory MB", "computes in", "products"]
     lines = [format_table(header, rows, right=range(1, 9)), "", format_table(*gate_table(exported.results), right=(1,))]
+    unmeasured: dict[str, list[str]] = {}
+    for name, own in exported.measured.items():
+        if own.no_memory:
+            unmeasured.setdefault(own.no_memory, []).append(name)
+    lines += [f"no memory of {', '.join(names)}: {reason}" for reason, names in unmeasured.items()]
     if exported.gate_images < exported.available:
         lines.append(
             f"compared on {exported.gate_images:,} of {exported.available:,} images; --gate-images compares on more"
@@ -190,6 +200,10 @@ def _tables(exported: Exported, agreement: float) -> str:
         if exported.final
         else ["", "the run has no test images"]
     )
+    if exported.budget.left_out:
+        lines.append(f"left out, --budget is spent: {'; '.join(map(str, exported.budget.left_out))}")
+    if overrun := exported.budget.overrun():
+        lines.append(overrun)
     if exported.known:
         lines.append(f"{exported.known} of --images are left out: the run was made from them")
     return "\n".join(lines)

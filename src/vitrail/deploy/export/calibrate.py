@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitrail.data.dataset import ImageData
+from vitrail.deploy.export.budget import BUILDING, Budget
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.quantize import (
     Change,
@@ -48,6 +50,8 @@ class Quantizer:
         settings: Settings.
         forced: Whether int8 was asked for, so that it is made in spite of a short budget.
         report: Receives a line at each step.
+        budget: Time of the whole export, which quantisation shares with conversions; None for no limit beside that
+            of the settings.
 
     Attributes:
         found: Result for the first file; None before.
@@ -55,10 +59,10 @@ class Quantizer:
 
     def __init__(
         self, images: ImageData, agreement: float, multi_label: bool, settings: QuantizeSettings, forced: bool = False,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], None] = lambda line: None, budget: Budget | None = None,
     ) -> None:  # fmt: skip
         self.images, self.agreement, self.multi_label = images, agreement, multi_label
-        self.settings, self.forced, self.report = settings, forced, report
+        self.settings, self.forced, self.report, self.budget = settings, forced, report, budget
         self.found: Quantized | None = None
         self._loaded: tuple[Arrays, Arrays] | None = None
 
@@ -75,6 +79,9 @@ class Quantizer:
             ConfigError: The budget is too short, training images are too few, or no operation became int8.
         """
         if self._loaded is None:
+            if self.budget is not None:  # what conversions have left
+                seconds = min(self.settings.budget, self.budget.left(BUILDING))
+                self.settings = dataclasses.replace(self.settings, budget=seconds)
             self._loaded = self._images(graph, facts)  # the second graph takes the same inputs
         calibration, ranking = self._loaded
         if source.suffix == ".onnx":
@@ -88,6 +95,9 @@ class Quantizer:
                 report=self.report,
             )  # fmt: skip
             model = self.found.model
+            if self.budget is not None:
+                for name, expected in self.found.left_out:
+                    self.budget.leave_out(f"int8 with {name}", expected)
         else:
             model = repeat(model, calibration, ranking, self.found, self.settings)
         openvino.save_model(model, target, compress_to_fp16=False)
@@ -96,9 +106,9 @@ class Quantizer:
         """Quantise by the scheme found for OpenVINO; by SmoothQuant's first setting where none was looked for."""
         onnx = import_extra("onnx", "export")
         scheme = Scheme(self.settings.smooth[0]) if self.found is None else self.found.scheme
-        spent = 0.0 if self.found is None else self.found.seconds * (1 + 1 / len(self.found.tried))
-        if not self.forced and spent > self.settings.budget:
-            raise ConfigError("no time is left to quantise the ONNX model too; raise --budget")
+        expected = LEAST_BUDGET if self.found is None else self.found.seconds / len(self.found.tried)
+        if self.budget is not None and not self.forced and not self.budget.fits(expected, BUILDING):
+            raise ConfigError(self.budget.leave_out("quantisation of the ONNX model", expected))
         begun = time.monotonic()
         onnx.save_model(quantize_onnx(onnx.load(source), calibration, ranking, scheme, self.settings), target)
         count = OnnxEngine(target, INT8).operations().get(INT8, 0)
@@ -123,9 +133,11 @@ class Quantizer:
 
     def _images(self, graph: ExportGraph, facts: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
         if not self.forced and self.settings.budget < LEAST_BUDGET:
+            if self.budget is not None:
+                self.budget.leave_out("quantisation to int8", LEAST_BUDGET)
             raise ConfigError(
-                f"quantisation has {self.settings.budget:.0f} s, half of --budget, and needs {LEAST_BUDGET:.0f} s; "
-                f"give --budget {2 * LEAST_BUDGET:.0f}s, or ask for --precision int8"
+                f"quantisation has {self.settings.budget:.0f} s of --budget, at most a half, and needs at least "
+                f"{LEAST_BUDGET:.0f} s; give a longer --budget, or ask for --precision int8"
             )
         indices = self.images.balanced_sample("train", 2 * _IMAGES) if self.images.splits.get("train") else []
         if len(indices) < 2 * _LEAST_IMAGES:

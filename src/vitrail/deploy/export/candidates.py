@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
+from vitrail.deploy.export.budget import BUILDING, Budget, conversion
 from vitrail.deploy.export.convert import convert
 from vitrail.deploy.export.gate import Criterion
 from vitrail.deploy.export.graph import ExportGraph
@@ -124,8 +126,11 @@ def build_candidates(
     folder: Path,
     threads: int | None,
     quantize: Quantize,
+    budget: Budget | None = None,
 ) -> list[Built]:
     """Convert the program to each engine, once, and load all variants.
+
+    The first conversion that succeeds is made in any case; further ones only if they fit into the budget.
 
     Args:
         program: The traced graph.
@@ -135,6 +140,7 @@ def build_candidates(
         folder: Folder for a sub-folder of each engine.
         threads: Number of threads of each engine.
         quantize: Writes the model file in int8.
+        budget: Time of the export; None for no limit.
     """
     unconverted: dict[str, str] = {}
     built = []
@@ -142,7 +148,9 @@ def build_candidates(
         place, facts = folder / variant.engine, describe(variant.engine)
         if variant.engine not in unconverted:
             place.mkdir(parents=True)
-            unconverted[variant.engine] = _convert(program, graph, variant.engine, place, facts, threads)
+            unconverted[variant.engine] = _within(
+                budget, variant, functools.partial(_convert, program, graph, variant.engine, place, facts, threads)
+            )
         engine, failure = None, unconverted[variant.engine]
         if variant.merges and variant.precision == INT8:
             failure = failure or _NO_MERGED_INT8
@@ -157,6 +165,32 @@ def build_candidates(
                 failure = first_line(error)[:300]
         built.append(Built(variant, place, facts, engine, failure))
     return built
+
+
+def leave_out(variants: Sequence[Variant], budget: Budget) -> list[Built]:
+    """Leave out variants of one number of merged tokens, whose graph the budget does not let be traced."""
+    reasons = {
+        engine: budget.leave_out(_what(engine, variants[0].merges), budget.of_conversion(engine))
+        for engine in dict.fromkeys(variant.engine for variant in variants)
+    }
+    return [Built(variant, Path(), {}, None, reasons[variant.engine]) for variant in variants]
+
+
+def _within(budget: Budget | None, variant: Variant, convert: Callable[[], str]) -> str:
+    """Convert if the budget lets it; return the reason why there is no result, empty where there is one."""
+    if budget is None:
+        return convert()
+    expected = budget.of_conversion(variant.engine)
+    if budget.converted and not budget.fits(expected, BUILDING):
+        return budget.leave_out(_what(variant.engine, variant.merges), expected)
+    with budget.step(conversion(variant.engine)):
+        failure = convert()
+    budget.converted = budget.converted or not failure
+    return failure
+
+
+def _what(engine: str, merges: int) -> str:
+    return conversion(engine) + (f" with r={merges}" if merges else "")
 
 
 def _convert(

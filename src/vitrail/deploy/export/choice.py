@@ -83,7 +83,7 @@ def choose(candidates: Sequence[Candidate], judge: Judge, level: float = LEVEL) 
     """
     _check(candidates)
     verdicts = {c.name: judge(c, level) for c in candidates if c.criterion == "equality" and not c.failure}
-    different = {c.engine for c in candidates if c.name in verdicts and verdicts[c.name].status != "passed"}
+    different = {c.engine for c in candidates if c.name in verdicts and verdicts[c.name].status == "refused"}
     equal = [c for c in candidates if c.name in verdicts and verdicts[c.name].status == "passed"]
     for c in candidates:
         if c.failure:
@@ -117,7 +117,7 @@ class _Chain:
         self.verdicts: dict[str, Verdict] = {}
 
     def test(self, judge: Judge, level: float, of: float) -> bool:
-        """Test from the first candidate that has not passed; return whether all have.
+        """Test from the first candidate that has not passed, as long as the judge has time; return whether all have.
 
         Args:
             judge: Judges a candidate.
@@ -131,7 +131,7 @@ class _Chain:
             else:
                 self.verdicts[c.name] = _with_level(judge(c, level), level, of)
                 if self.verdicts[c.name].status != "passed":
-                    reason = f"{c.name}, which is safer, was refused"
+                    reason = f"{c.name}, which is safer, was {self.verdicts[c.name].status}"
                     self.verdicts |= {later.name: Verdict("not tested", reason) for later in self.waiting[1:]}
                     return False
                 self.passed.append(c)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ from vitrail.deploy.export.artefact import (
     write_check,
     write_record,
 )
+from vitrail.deploy.export.budget import BUILDING, Budget
 from vitrail.deploy.export.calibrate import Quantizer
-from vitrail.deploy.export.candidates import AUTO, Built, Variant, build_candidates, list_variants
+from vitrail.deploy.export.candidates import AUTO, Built, Variant, build_candidates, leave_out, list_variants
 from vitrail.deploy.export.choice import Candidate, choose
 from vitrail.deploy.export.convert import trace
 from vitrail.deploy.export.decisions import Decisions, Floats, fit_decisions
@@ -74,6 +74,8 @@ _PHOTOGRAPHS = 100
 _REFERENCE_IMAGES = 2000
 # Shares of the budget for the timed calls, and for quantisation.
 _TIMED, _QUANTIZED = 0.25, 0.5
+# Kinds of steps whose time is expected from those seen.
+_TRACE, _COMPARISON = "tracing", "comparison with the run"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Exported:
         gate_images: Number of gate images.
         available: Number of images that could be.
         known: Further images that were left out, because the run was made from them.
+        budget: Time that was spent, and the steps that were left out.
     """
 
     export: Export
@@ -97,6 +100,7 @@ class Exported:
     gate_images: int
     available: int
     known: int
+    budget: Budget
 
 
 def export(
@@ -111,7 +115,7 @@ def export(
     images: Sequence[str | Path] = (),
     limits: Limits | None = None,
     gate_images: int = GATE_IMAGES,
-    budget: float = 120.0,
+    budget: float = 600.0,
     shrink: Sequence[int] | None = None,
     threads: int | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -131,7 +135,8 @@ def export(
         limits: Limits of the gate; the defaults if None.
         gate_images: Images that candidates are compared on, at most, and as many of the final comparison: at even
             distances among the validation images and ``images``. Photographs of unlike sizes need a call each.
-        budget: Seconds for measuring; a quarter is for timed calls, half for quantisation.
+        budget: Seconds for the export: conversions, quantisation, timed calls and comparisons that do not fit are left
+            out. The first candidate is completed in any case, and so is a step that has begun.
         shrink: Pairs of tokens that each block of further candidates merges (ViT), one number a candidate; empty for
             those that merge about a half and four fifths of the tokens in all blocks together.
         threads: Number of threads of the engine; all cores by default.
@@ -143,6 +148,7 @@ def export(
         DataError: Images that are missing or unreadable.
         RunError: The run is not trained, or no candidate passes the gate; nothing is written then.
     """
+    time_left = Budget(budget)
     run = run if isinstance(run, RunFolder) else RunFolder.open(run)
     if data is None:
         data = load_recipe(run.recipe, settings_of=lambda name: find_family(name)[0].config).data
@@ -160,7 +166,8 @@ def export(
     selected, known = select_gate_images(run, trained, data, own, images)
     available = count_images(selected)
     selected = spread(selected, gate_images)
-    original = original_outputs(trained, selected, include)
+    with time_left.step(_COMPARISON):
+        original = original_outputs(trained, selected, include)
     first = selected[0]
 
     fit = _decision_fitter(trained, own, first, include)
@@ -168,7 +175,7 @@ def export(
 
     quantizer = Quantizer(
         own, (limits or Limits()).agreement, trained.card.multi_label,
-        QuantizeSettings(budget=budget * _QUANTIZED, threads=threads), precision == INT8, report,
+        QuantizeSettings(budget=budget * _QUANTIZED, threads=threads), precision == INT8, report, time_left,
     )  # fmt: skip
 
     report("trace the model")
@@ -180,30 +187,35 @@ def export(
     def graph_of(merges: int, decisions: Decisions | None) -> ExportGraph:
         return ExportGraph(merging(trained, merges), types, stored, include, decisions, least)
 
-    def build(program: ExportedProgram, graph: ExportGraph, variants: list[Variant], folder: Path) -> list[Built]:
+    def build(
+        program: ExportedProgram, graph: ExportGraph, variants: list[Variant], folder: Path, limit: Budget | None
+    ) -> list[Built]:
         return build_candidates(
             program, graph, lambda engine: describe_model(graph, data, engine, no_photographs), variants, folder,
-            threads, quantizer,
+            threads, quantizer, limit,
         )  # fmt: skip
 
     graph = graph_of(0, decisions)
-    program = trace(graph)
+    with time_left.step(_TRACE):
+        program = trace(graph)
     with new_export(out) as folder, tempfile.TemporaryDirectory(prefix=".candidates.", dir=out) as work:
         report(f"convert to {', '.join(dict.fromkeys(one.engine for one in variants))}")
-        begun = time.monotonic()
-        built = build(program, graph, [one for one in variants if not one.merges], Path(work))
+        begun = time_left.spent
+        built = build(program, graph, [one for one in variants if not one.merges], Path(work), time_left)
         for merges in dict.fromkeys(one.merges for one in variants if one.merges):
+            own_variants = [one for one in variants if one.merges == merges]
+            expected = time_left.longest[_TRACE] + (time_left.of_conversion(own_variants[0].engine) or 0.0)
+            if not time_left.fits(expected, BUILDING):
+                built += leave_out(own_variants, time_left)
+                continue
             report(f"merge {merges} pairs of tokens in each block")
-            shrunk, own_variants = graph_of(merges, decisions), [one for one in variants if one.merges == merges]
-            built += build(trace(shrunk), shrunk, own_variants, Path(work) / f"r={merges}")
-        spent = time.monotonic() - begun
-        report(f"converted in {format_duration(spent)}")
-        # A compiler has no share of its own: its time is taken from that of the timed calls.
-        left = budget - spent if format == "inductor" else budget
-        measured = _measure(built, trained, first, max(0.0, min(budget * _TIMED, left)), threads, report)
+            shrunk = graph_of(merges, decisions)
+            built += build(trace(shrunk), shrunk, own_variants, Path(work) / f"r={merges}", time_left)
+        report(f"converted in {format_duration(time_left.spent - begun)}")
+        measured = _measure(built, trained, first, time_left, threads, report)
         report(f"compare with the run on {plural(len(original.targets), 'image')}")
         slower = {name: own.slower for name, own in measured.items()} if format == AUTO else {}
-        results = _choose(built, measured, trained, original, selected, graph, limits or Limits(), slower)
+        results = _choose(built, measured, trained, original, selected, graph, limits or Limits(), slower, time_left)
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
         if chosen is None:
             raise RunError(_none_chosen(run, results, measured))
@@ -216,18 +228,24 @@ def export(
             if "ood_score" in outputs:
                 decisions = decisions.with_scores(outputs["ood_score"])
             graph = graph_of(chosen.variant.merges, decisions)
-            (chosen,) = build(trace(graph), graph, [chosen.variant], Path(work) / "decided")
+            (chosen,) = build(trace(graph), graph, [chosen.variant], Path(work) / "decided", None)
             if chosen.engine is None:
                 raise RunError(
                     f"{name} with decisions of its own cannot be built for {run}: {chosen.failure}; export with "
                     "--precision fp32"
                 )
         final = _compare_on_test(chosen, trained, own, graph, gate_images, report)
-        more: dict[str, Any] = {"weights": run.weights_hash(), "test": None if final is None else final.to_json()}
+        more: dict[str, Any] = {
+            "weights": run.weights_hash(),
+            "test": None if final is None else final.to_json(),
+            "budget": time_left.to_json(),
+        }
         if chosen.variant.precision == INT8:
             more["quantisation"] = quantizer.describe()
         _write(folder, chosen, graph, first, results, measured, threads, more)
-    return Exported(load_export(out, threads), results, measured, final, len(original.targets), available, known)
+    return Exported(
+        load_export(out, threads), results, measured, final, len(original.targets), available, known, time_left
+    )
 
 
 def _decision_fitter(
@@ -265,7 +283,7 @@ def _none_chosen(run: RunFolder, results: Sequence[Result], measured: Mapping[st
 
 
 def _measure(
-    built: Sequence[Built], trained: TrainedModel, first: Selection, seconds: float, threads: int | None,
+    built: Sequence[Built], trained: TrainedModel, first: Selection, budget: Budget, threads: int | None,
     report: Callable[[str], None],
 ) -> dict[str, Measured]:  # fmt: skip
     able = [one for one in built if one.engine is not None]
@@ -281,8 +299,9 @@ def _measure(
             able,
             lambda count: trained.classify({name: x[:count] for name, x in batch.items()}),
             to_inputs(able[0].facts, batch),
-            seconds,
+            min(_TIMED * budget.seconds, budget.left()),
             threads,
+            budget,
         )
     finally:
         torch.set_num_threads(before)
@@ -290,13 +309,26 @@ def _measure(
 
 def _choose(
     built: Sequence[Built], measured: dict[str, Measured], trained: TrainedModel, original: GateImages,
-    selected: Sequence[Selection], graph: ExportGraph, limits: Limits, slower: Mapping[str, str],
+    selected: Sequence[Selection], graph: ExportGraph, limits: Limits, slower: Mapping[str, str], budget: Budget,
 ) -> list[Result]:  # fmt: skip
     by_name = {one.variant.name: one for one in built}
     names = ["embedding"] * ("embedding" in graph.include)
     heatmaps = {name: heatmap_of(name) for name in graph.card.streams} if "heatmap" in graph.include else {}
     files, rows = spread_encoded(selected, _PHOTOGRAPHS) if graph.stored else ([], [])
     in_full = logits_in_full(trained, files) if rows else np.zeros((0, 0), np.float32)
+
+    passed: list[str] = []
+
+    def judge_in_time(candidate: Candidate, level: float) -> Verdict:
+        expected = budget.longest[_COMPARISON]
+        if passed and not budget.fits(expected):
+            reason = budget.leave_out(f"{_COMPARISON} of {candidate.name}", expected)
+            return Verdict("not tested", reason)
+        with budget.step(_COMPARISON):
+            verdict = judge_one(candidate, level)
+        if verdict.status == "passed":
+            passed.append(candidate.name)
+        return verdict
 
     def judge_one(candidate: Candidate, level: float) -> Verdict:
         own_limits = dataclasses.replace(limits, level=level)
@@ -322,7 +354,7 @@ def _choose(
         )
         for name, one in by_name.items()
     ]
-    return choose(candidates, judge_one, limits.level)
+    return choose(candidates, judge_in_time, limits.level)
 
 
 def _compare_on_test(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import math
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import numpy as np
 from scipy.stats import binom
 
 from vitrail.bench.memory import reset_peak, resident
+from vitrail.deploy.export.budget import Budget
 from vitrail.deploy.export.candidates import Built
 from vitrail.deploy.export.choice import LEAST_GAIN
 from vitrail.engines.base import Arrays
 from vitrail.engines.load import Export, open_engine
+from vitrail.errors import VitrailError, first_line
 
 BATCHES = (1, 8)
 EAGER = "vitrail, eager"
@@ -29,6 +31,8 @@ EAGER = "vitrail, eager"
 _LEAST_CALLS, _MOST_CALLS = 8, 200
 # Confidence level of the intervals of ratios: above 95 % because they decide when the calls end.
 _RATIO_LEVEL = 0.99
+# Kind of step, whose time is expected from those seen.
+_MEMORY = "measurement of memory"
 
 Step = Callable[[], object]
 
@@ -141,6 +145,7 @@ class Measured:
         size: Bytes of the files; None in eager mode.
         memory: Peak resident bytes of a process that loads it and runs the largest batch, beyond those of Python and
             its packages; None where it was not measured.
+        no_memory: Why not; empty where it was, and in eager mode.
         precision: Precision that the engine reports.
         operations: Matrix products and convolutions by precision, as the engine reports them.
         ratio: Time of the largest batch over that of the run in eager mode; None in eager mode.
@@ -152,6 +157,7 @@ class Measured:
     precision: str
     operations: Mapping[str, int]
     ratio: Ratio | None = None
+    no_memory: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -172,6 +178,7 @@ class Measured:
             "speeds": speeds,
             "bytes": self.size,
             "memory_bytes": self.memory,
+            "no_memory": self.no_memory,
             "precision": self.precision,
             "operations": dict(self.operations),
             "time_over_eager": None if self.ratio is None else self.ratio.to_json(),
@@ -179,8 +186,9 @@ class Measured:
 
 
 def measure(
-    built: Sequence[Built], eager: Callable[[int], object], images: Arrays, seconds: float, threads: int | None
-) -> dict[str, Measured]:
+    built: Sequence[Built], eager: Callable[[int], object], images: Arrays, seconds: float, threads: int | None,
+    budget: Budget | None = None,
+) -> dict[str, Measured]:  # fmt: skip
     """Measure the built candidates, in alternation with the run in eager mode.
 
     Args:
@@ -189,6 +197,7 @@ def measure(
         images: As many images as the largest batch, by the names of the inputs.
         seconds: Time for all calls.
         threads: Number of threads of the engines.
+        budget: Time of the export, beyond which no memory is measured; None for no limit.
     """
     exports = {one.variant.name: one.export for one in built}
     speeds: dict[str, list[Speed]] = {name: [] for name in (*exports, EAGER)}
@@ -205,9 +214,10 @@ def measure(
     for one in built:
         name = one.variant.name
         engine = exports[name].engine
-        memory = _peak_memory(one, images, threads) if len(built) > 1 else None
+        memory = _memory_in_time(one, images, threads, budget) if len(built) > 1 else "there is no other candidate"
+        peak, reason = (None, memory) if isinstance(memory, str) else (memory, "")
         found[name] = Measured(
-            tuple(speeds[name]), one.size, memory, engine.precision, engine.operations(), ratios[name]
+            tuple(speeds[name]), one.size, peak, engine.precision, engine.operations(), ratios[name], reason
         )
     return found
 
@@ -217,15 +227,51 @@ def _shown_to_be_slower_or_not(times: Times) -> bool:
     return all(Ratio.of(own, times[EAGER]).shows(LEAST_GAIN) for name, own in times.items() if name != EAGER)
 
 
-def _peak_memory(one: Built, images: Arrays, threads: int | None) -> int | None:
-    """Measure the memory of a candidate in a process of its own; None if that process was killed."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(
-                _memory_of, one.folder, one.variant.engine, one.variant.precision, threads, dict(one.facts), images
-            ).result()
-        except BrokenProcessPool:
-            return None
+def _memory_in_time(one: Built, images: Arrays, threads: int | None, budget: Budget | None) -> int | str:
+    if budget is None:
+        return _peak_memory(one, images, threads)
+    expected = budget.longest.get(_MEMORY)
+    if not budget.fits(expected):
+        return budget.leave_out(f"{_MEMORY} of {one.variant.name}", expected)
+    with budget.step(_MEMORY):
+        return _peak_memory(one, images, threads)
+
+
+def _peak_memory(one: Built, images: Arrays, threads: int | None) -> int | str:
+    """Measure the memory of a candidate in a process of its own; return the bytes, or the reason why there are none."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    own = (one.folder, one.variant.engine, one.variant.precision, threads, dict(one.facts), images)
+    process = context.Process(target=_send_memory, args=(sender, *own))
+    process.start()
+    sender.close()
+    found: int | str | None
+    try:
+        found = receiver.recv()
+    except EOFError:
+        found = None
+    process.join()
+    return _how_it_ended(process.exitcode or 0) if found is None else found
+
+
+def _how_it_ended(code: int) -> str:
+    """Describe the end of a process that has measured nothing."""
+    if code < 0:
+        memory = ", most likely out of memory" if -code == signal.SIGKILL else ""
+        return f"its process was killed by {signal.Signals(-code).name}{memory}"
+    return (
+        f'its process ended with exit code {code}; a script that exports needs `if __name__ == "__main__":`, since '
+        "the process imports it"
+    )
+
+
+def _send_memory(sender: Connection, *own: Any) -> None:
+    try:
+        found = _memory_of(*own)
+    except (VitrailError, RuntimeError, OSError) as error:
+        sender.send(first_line(error))
+    else:
+        sender.send("this system does not tell the memory of a process" if found is None else found)
 
 
 def _memory_of(

@@ -115,6 +115,7 @@ class Quantized:
         operations: Matrix products and convolutions of the compiled model by precision.
         tried: Each variant with its change, in the order of the trials.
         seconds: Time for all.
+        left_out: Steps that did not fit into the budget, with the seconds that those seen let expect.
     """
 
     model: Graph
@@ -125,6 +126,7 @@ class Quantized:
     operations: dict[str, int]
     tried: tuple[tuple[str, Change], ...]
     seconds: float
+    left_out: tuple[tuple[str, float], ...] = ()
 
 
 def quantize(
@@ -196,6 +198,7 @@ class _Quantization:
         self.start = time.monotonic()
         self.original = self._probabilities(OpenVINOEngine(model, "fp32", settings.threads), self.ranking)
         self.tried: list[tuple[str, Change]] = []
+        self.left_out: list[tuple[str, float]] = []
         self.floating = "fp32"
 
     def run(self) -> Quantized:
@@ -205,21 +208,26 @@ class _Quantization:
             best = self._restore(best)
         return Quantized(
             best.model, best.scheme, best.restored, best.change, self.enough(best.change), best.operations,
-            tuple(self.tried), time.monotonic() - self.start,
+            tuple(self.tried), time.monotonic() - self.start, tuple(self.left_out),
         )  # fmt: skip
+
+    def _better(self, one: _Variant, other: _Variant) -> _Variant:
+        """Return the one that holds the bound; of two that do, or do not, that with the smaller mean change."""
+        return min(one, other, key=lambda own: (not self.enough(own.change), own.change.mean))
 
     def _best_variant(self) -> _Variant:
         best: _Variant | None = None
         longest = 0.0
-        for smooth in self.settings.smooth:
+        for index, smooth in enumerate(self.settings.smooth):
             if best is not None and not self._fits(longest):
                 self.report("no time for further variants of int8")
+                further = [Scheme(later) for later in self.settings.smooth[index:]]
+                self.left_out += [(scheme.name, longest) for scheme in further]
                 return best
             begun = time.monotonic()
             found = self._variant(Scheme(smooth))
             longest = max(longest, time.monotonic() - begun)
-            if best is None or found.change.mean < best.change.mean:
-                best = found
+            best = found if best is None else self._better(best, found)
         assert best is not None, "there is at least one variant"
         # NNCF's full correction fails on statistics without values. It collects them again for each layer: 2.4 times
         # the time was measured.
@@ -227,14 +235,19 @@ class _Quantization:
             self.report(f"no full bias correction: calibration has no images for the input {', '.join(self.empty)}")
         elif self._fits(4 * longest):
             found = self._variant(Scheme(best.scheme.smooth, full_correction=True))
-            best = min(best, found, key=lambda one: one.change.mean)
+            best = self._better(best, found)
         else:
             self.report("no time for the full bias correction")
+            self.left_out.append((Scheme(best.scheme.smooth, full_correction=True).name, 4 * longest))
         return best
 
     def _restore(self, best: _Variant) -> _Variant:
         """Return the layers with the largest effect to floating point, until the bound holds or the budget ends."""
         groups = merge_neighbours(quantized_groups(best.model), self.settings.trials)
+        if not self._fits(2 * best.seconds):
+            self.report("no time to restore layers")
+            self.left_out.append(("layers restored to floating point", 2 * best.seconds))
+            return best
         self.report(
             f"int8 misses the bound: {best.change}; measure {plural(len(groups), 'group')} of layers in floating point"
         )
@@ -249,7 +262,7 @@ class _Quantization:
                 continue
             layers = tuple(name for group in ranked[:count] for name in group.layers)
             found = self._variant(best.scheme, layers)
-            made = min(made, found, key=lambda one: one.change.mean)
+            made = self._better(made, found)
             if self.enough(found.change):
                 return found
             if last:
