@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,9 @@ from vitrail.errors import DataError
 from vitrail.evaluate import statistics
 from vitrail.report.side_by_side import OPTIONAL
 from vitrail.report.suite import write_suite_report
+from vitrail.runs.folder import EvaluationFiles
 from vitrail.runs.suite import SuiteFolder
+from vitrail.runs.suite_columns import table_of_tests
 
 
 def _carry_out(suite, qualities, **more):
@@ -91,6 +94,30 @@ def test_against_one_variant_and_corrected_for_fewer(place):
     tables = tabulate(suite, _carry_out(suite, {"wide": 1.0}))
     assert [(r.a, r.b) for r in tables.pairs.itertuples()] == [("plain", "wide"), ("slow", "wide")]
     assert tables.pairs["p_holm"].to_numpy() == pytest.approx(statistics.holm(tables.pairs["p"]))
+
+
+def test_tests_are_columns_of_one_table(place):
+    tests = {"as it is": {}, "turned": {"evaluate.tta": "so3"}}
+    suite = load_suite(place(variants={"a": {}, "b": {"model.depth": 1}}, tests=tests, seeds=3))
+    runs = plan(suite)
+    for run in runs:
+        folder = run.folder
+        if run.tta == "none":
+            finish(run, 3.0 if run.variant.startswith("a") else 1.0, images=80)
+            shutil.copy(folder.predictions("test"), folder.predictions("test-so3"))
+            metrics = folder.read_json(folder.evaluation / "metrics.json") | {"name": "test-so3"}
+            folder.write_json(EvaluationFiles(folder.evaluation_of("test-so3")).metrics, metrics)
+    tables = tabulate(suite, runs)
+    table = table_of_tests(tables.summary, 100)
+    assert table.frame.columns.tolist() == ["variant", "as it is", "turned"]
+    assert table.frame["variant"].tolist() == ["a", "b"]
+    assert table.frame["as it is"].tolist() == table.frame["turned"].tolist()
+    mean, low, high = 100 * tables.summary.iloc[0][["mean", "low", "high"]]
+    assert table.frame["turned"][0] == f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    assert len(tables.pairs) == 4
+    assert tables.pairs.set_index(["a", "b"]).loc[("a, as it is", "a, turned"), "difference"] == 0
+    assert "| variant | as it is | turned |" in markdown(suite, tables, [])
+    assert table_of_tests(tables.summary.drop(columns="test"), 100) is None
 
 
 def test_one_run_each_shows_nothing(place):

@@ -6,6 +6,7 @@ import yaml
 from tests.images import make_folder, save_image
 from vitrail.cli.main import main
 from vitrail.compare import load_suite, plan
+from vitrail.compare.results import comparisons
 from vitrail.config.changes import split_words
 from vitrail.errors import ConfigError
 
@@ -198,6 +199,21 @@ def test_variants_that_differ_in_their_evaluation_alone_share_a_run(place):
     assert runs[0].task != runs[1].task
 
 
+def test_each_variant_is_tested_in_each_way(place):
+    tests = {"upright": {}, "mirrored": {"evaluate.tta": "flips"}}
+    suite = load_suite(place(variants={"a": {}, "b": {"model.depth": 1}}, tests=tests, seeds=1, against="b"))
+    assert [(v.name, v.subject, v.test, v.tta) for v in suite.variants] == [
+        ("a, upright", "a", "upright", "none"), ("a, mirrored", "a", "mirrored", "flips"),
+        ("b, upright", "b", "upright", "none"), ("b, mirrored", "b", "mirrored", "flips"),
+    ]  # fmt: skip
+    assert len({run.identity for run in plan(suite)}) == 2
+    names = [variant.name for variant in suite.variants]
+    expected = [("a, upright", "a, mirrored"), ("a, upright", "b, upright"), ("a, mirrored", "b, mirrored"),
+                ("b, upright", "b, mirrored")]  # fmt: skip
+    assert comparisons(suite, names) == expected
+    assert comparisons(suite, names[1:]) == expected[2:]
+
+
 BASE = "vit, embed_dim: 32, depth: 2, num_heads: 2, img_size: 8, patch_size: 4"
 
 
@@ -286,6 +302,10 @@ def test_home_is_the_home_folder(place, tmp_path, monkeypatch):
         ({"metric": "acuracy"}, "unknown metric 'acuracy'; did you mean 'accuracy'"),
         ({"against": "plane"}, "against names no variant: 'plane'; did you mean 'plain'"),
         ({"alpha": 2}, "alpha must be"),
+        ({"tests": {"z": {"trainer.max_epochs": 3}}}, "unknown key tests.z: trainer.max_epochs|tests.z: unknown key"),
+        ({"tests": {"z": {"evaluate.tta": "so"}}}, "did you mean 'so3'"),
+        ({"tests": {"z": {}}, "tta": "flips"}, "tta and tests both set the evaluation"),
+        ({"tests": {"z": {}}, "variants": {"x": {"evaluate.tta": "flips"}}}, "evaluate.tta is set by the tests"),
         ({"sizes": {"quick": {"seed": 1}}}, "unknown key sizes.quick.seed; did you mean 'seeds'"),
         ({"pretrained": {"p": {"recipe": "base.yaml"}}}, "its task needs labels"),
     ],

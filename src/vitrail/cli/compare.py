@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
     from vitrail.cli.recipes import load_run_recipe
     from vitrail.compare.execute import execute, write_recipes
-    from vitrail.compare.findings import about_pretraining
+    from vitrail.compare.findings import about_pretraining, unit_of
     from vitrail.compare.plan import commands, plan
     from vitrail.compare.results import tabulate
     from vitrail.compare.suite import load_suite
@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     from vitrail.compare.write import write_suite
     from vitrail.report.suite import write_suite_report
     from vitrail.runs.suite import SuiteFolder
+    from vitrail.runs.suite_columns import table_of_tests
 
     suite = load_suite(arguments.suite, arguments.size, changes, runs_dir=arguments.runs_dir, out=arguments.dir,
                        margin=arguments.margin)  # fmt: skip
@@ -89,6 +90,8 @@ def main(argv: list[str]) -> int:
     write_suite(suite, runs, tables, failures)
     page = write_suite_report(folder, load_run_recipe, without=arguments.without)
     print()
+    if (tests := table_of_tests(tables.summary, unit_of(suite.metric))) is not None:
+        print(tests.markdown() + f"\n\n{tests.caption}")
     for sentence in folder.read_facts()["sentences"]:
         print(f"- {sentence}")
     print(f"\nwritten to {folder}: results.csv, summary.csv, pairs.csv, suite.md; page: {page}")

@@ -31,9 +31,10 @@ def _parser() -> VerbParser:
     )  # fmt: skip
     parser.add_argument(
         "--tta",
-        choices=("none", "mirror", "flips", "turns", "crops"),
+        choices=("none", "mirror", "flips", "turns", "crops", "up", "so3"),
         default="none",
-        help="average the probabilities over views of each image",
+        help="average the probabilities over views of each image; of point clouds: turn each once at random, about z "
+        "(up) or any way (so3)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     parser.add_argument(
@@ -197,7 +198,7 @@ def _with_model(
         run, changed, split=arguments.split, own=own, device=arguments.device, tta=arguments.tta
     )
     asked = {f"evaluate --{name}": getattr(arguments, name) not in (None, False) for name in _OF_THE_MODEL}
-    for option, given in (asked | {"evaluate --tta": arguments.tta != "none"}).items():
+    for option, given in asked.items():
         if given:
             check_need(option, evaluated.trained.card.modality, evaluated.trained.card.name)
     for line in evaluated.opened.lines:

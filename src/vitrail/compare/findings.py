@@ -13,7 +13,7 @@ from vitrail.compare.results import Tables
 from vitrail.compare.suite import PRETRAINED, Suite
 from vitrail.errors import plural
 from vitrail.evaluate.image_scores import SCORES
-from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table
+from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table, table_of_tests
 
 _NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "f1_macro": "macro F1", "nll": "log-loss"}
 
@@ -149,6 +149,8 @@ def markdown(suite: Suite, tables: Tables, failures: Sequence[Mapping[str, str]]
         ("Comparisons", tables.pairs, PAIRS, texts[1]),
         ("Runs", tables.results, RUNS, texts[2]),
     )
+    if (tests := table_of_tests(tables.summary, unit)) is not None:
+        parts += ["## Tests", tests.markdown(), tests.caption]
     for title, table, columns, caption in shown:
         if len(table):
             shown_table = suite_table(title, table, columns, metric_name(suite.metric), unit, caption)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,12 +79,14 @@ def tabulate(suite: Suite, runs: Sequence[Run]) -> Tables:
     results = pd.DataFrame([_row_of_run(t, suite.metric) for t in tested])
     summary = pd.DataFrame(
         [
-            _row_of_variant(name, results[results["variant"] == name], suite.metric)
-            | _against_guess(found, suite, groups)
-            for name, found in by_variant.items()
+            _row_of_variant(variant.name, results[results["variant"] == variant.name], suite.metric)
+            | _against_guess(by_variant[variant.name], suite, groups)
+            | ({"subject": variant.subject, "test": variant.test} if variant.test else {})
+            for variant in suite.variants
+            if variant.name in by_variant
         ]
     )
-    compared = [_row_of_pair(by_variant[a], by_variant[b], suite, groups) for a, b in _comparisons(suite, by_variant)]
+    compared = [_row_of_pair(by_variant[a], by_variant[b], suite, groups) for a, b in comparisons(suite, by_variant)]
     pairs = pd.DataFrame(_add_conclusions([row for row in compared if row is not None], suite))
 
     num_groups = sum(len(set(g)) for g in groups.values() if g is not None)
@@ -100,12 +102,21 @@ def tabulate(suite: Suite, runs: Sequence[Run]) -> Tables:
     )
 
 
-def _comparisons(suite: Suite, names: Iterable[str]) -> list[tuple[str, str]]:
-    """List the pairs of variants to compare: all, or each with ``suite.against``."""
-    if suite.against is None:
-        return list(itertools.combinations(names, 2))
-    names = list(names)
-    return [(name, suite.against) for name in names if name != suite.against and suite.against in names]
+def comparisons(suite: Suite, names: Collection[str]) -> list[tuple[str, str]]:
+    """List the pairs of variants to compare.
+
+    Within each test all pairs, or each variant with ``suite.against``; between tests each variant with itself.
+
+    Args:
+        suite: The suite.
+        names: Variants with results.
+    """
+    pairs = []
+    for a, b in itertools.combinations([variant for variant in suite.variants if variant.name in names], 2):
+        if a.subject == b.subject or (a.test == b.test and suite.against in (None, a.subject, b.subject)):
+            swapped = a.subject == suite.against != b.subject
+            pairs.append((b.name, a.name) if swapped else (a.name, b.name))
+    return pairs
 
 
 @dataclass(frozen=True)

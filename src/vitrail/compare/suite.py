@@ -39,6 +39,7 @@ _KEYS = {
     "metric": "measure of the comparison",
     "against": "variant that all others are compared with; by default every pair",
     "tta": "test-time augmentation",
+    "tests": "name -> settings of the evaluation; each variant is tested in each way",
     "alpha": "significance level over all comparisons (family-wise)",
     "margin": "largest difference that counts as equal; by default equality is not tested",
     "speed": "whether to time the variants' models in alternation (true or false)",
@@ -64,12 +65,16 @@ class Variant:
         recipe: Recipe without seed, fold and run folder.
         changes: Settings that differ from the other variants, for people.
         tta: Test-time augmentation.
+        subject: Name in the suite's file, which the variants of several tests share.
+        test: Name of the test; empty in a suite without tests.
     """
 
     name: str
     recipe: Recipe
     changes: dict[str, Any]
     tta: str
+    subject: str
+    test: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,13 @@ class Suite:
         file: File of the suite.
         size: Name of the size; empty without sizes.
         recipe: Recipe of the variants that have none of their own.
-        variants: Variants in order.
+        variants: Variants in order; of a suite with tests one for each variant of the file and test.
         pretrained: Recipes of pre-trainings by name.
         shared: Names of pre-trainings that all seeds share.
         seeds: Seeds of every variant.
         folds: Number of folds; None for one split.
         metric: Measure of the comparison.
-        against: Variant that the others are compared with; None for every pair.
+        against: Variant (of each test) that the others are compared with; None for every pair.
         alpha: Family-wise significance level.
         margin: Equivalence margin of the metric (0.01 is one percentage point of accuracy); None without equivalence
             tests.
@@ -161,7 +166,7 @@ def load_suite(
     pretrained, once = _read_pretrained(content.get("pretrained", {}), file, shared, extra, bases)
     variants = _read_variants(content, file, shared, extra, pretrained, bases)
     against = None if content.get("against") is None else _text(content["against"], where + "against")
-    names = [variant.name for variant in variants]
+    names = list(dict.fromkeys(variant.subject for variant in variants))
     if against is not None and against not in names:
         raise ConfigError(f"{where}against names no variant: {against!r}{closest(against, names)}")
     metric = content.get("metric", "accuracy")
@@ -317,6 +322,7 @@ def _read_variants(
     pretrained: Mapping[str, Any],
     bases: dict[Path, dict[str, Any]],
 ) -> tuple[Variant, ...]:
+    tests = _read_tests(content.get("tests", {}), content, file)
     given = _mapping(content.get("variants"), f"{file}: variants")
     if not given:
         raise ConfigError(f"{file}: variants are missing; give at least one name with its settings ({{}} for none)")
@@ -325,6 +331,8 @@ def _read_variants(
         where = f"{file}: variant {name}"
         changes = dict(_mapping(own, where))
         base = changes.pop("recipe", content.get("recipe"))
+        if tests and "evaluate.tta" in changes:
+            raise ConfigError(f"{where}: evaluate.tta is set by the tests of the suite; leave one of them out")
         tta = changes.pop("evaluate.tta", content.get("tta", "none"))
         tta_views(_text(tta, f"{where}: evaluate.tta"))
         if base is None:
@@ -336,9 +344,23 @@ def _read_variants(
             if wanted not in pretrained:
                 raise ConfigError(f"{where}: model.weights {weights!r} names no entry of pretrained"
                                   f"{closest(wanted, pretrained)}")  # fmt: skip
-        shown = changes if tta == "none" else {**changes, "evaluate.tta": tta}
-        result.append(Variant(str(name), recipe, shown, tta))
+        for test, views in (tests or {"": tta}).items():
+            shown = changes if views == "none" else {**changes, "evaluate.tta": views}
+            result.append(Variant(f"{name}, {test}" if test else str(name), recipe, shown, views, str(name), test))
     return tuple(result)
+
+
+def _read_tests(given: Any, content: Mapping[str, Any], file: Path) -> dict[str, str]:
+    """Read the tests of a suite: name -> test-time augmentation."""
+    tests = {}
+    for name, settings in _mapping(given, f"{file}: tests").items():
+        where = f"{file}: tests.{name}"
+        _check_keys(_mapping(settings, where), ("evaluate.tta",), f"{where}: unknown key ")
+        tests[str(name)] = _text(_mapping(settings, where).get("evaluate.tta", "none"), f"{where}.evaluate.tta")
+        tta_views(tests[str(name)])
+    if tests and "tta" in content:
+        raise ConfigError(f"{file}: tta and tests both set the evaluation; leave one of them out")
+    return tests
 
 
 def _read_margin(given: Any, metric: str, where: str) -> float | None:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
-from vitrail.data.points.rotations import TURNS, random_rotations, rotate
+from vitrail.data.points.rotations import TURNS, turn_clouds
+from vitrail.errors import ConfigError
 from vitrail.evaluate.robustness import accuracies, record_part
 from vitrail.evaluate.run import Evaluated
 from vitrail.evaluate.saved_predictions import Intervals
@@ -48,17 +48,22 @@ def measure_rotations(
         logit by a rotation, over the range of the logits.
 
     Raises:
-        ConfigError: A model that takes no point clouds, or a sample below 1.
+        ConfigError: A model that takes no point clouds, a sample below 1, or clouds that are turned already.
     """
     trained = evaluated.trained
     check_need("evaluate --rotations", trained.card.modality, trained.card.name)
+    if evaluated.tta != "none":
+        raise ConfigError(
+            f"--rotations turns clouds as they stand, without --tta {evaluated.tta}; leave one of them out"
+        )
     unturned: dict[bytes, Tensor] = {}
     deviations, extent = [0.0], [0.0]
 
     def turned(turn: str) -> Callable[[Batch], Tensor]:
         def classify(batch: Batch) -> Tensor:
             key = batch["index"].numpy().tobytes()
-            logits = trained.classify({**batch, "points": turn_clouds(batch, turn, seed)}, evaluated.tta)[0]
+            points = turn_clouds(batch["points"], batch["index"].tolist(), turn, seed)
+            logits = trained.classify({**batch, "points": points})[0]
             if turn == "none":
                 unturned.clear()
                 unturned[key] = logits
@@ -81,18 +86,3 @@ def measure_rotations(
     }
     record_part(evaluated, "rotations", table, summary)
     return table
-
-
-def turn_clouds(batch: Batch, turn: str, seed: int) -> Tensor:
-    """Turn the clouds of a batch, each by the rotation of its number.
-
-    Args:
-        batch: With ``points`` ``(B, N, 3)`` and ``index`` ``(B,)``.
-        turn: "none", "up" or "so3".
-        seed: Seed of the rotations.
-    """
-    if turn == "none":
-        return batch["points"]
-    generators = (torch.Generator().manual_seed(hash((seed, int(i))) % 2**63) for i in batch["index"])
-    rotations = torch.cat([random_rotations(1, turn, generator) for generator in generators])
-    return rotate(batch["points"], rotations)

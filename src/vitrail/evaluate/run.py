@@ -11,6 +11,7 @@ import torch
 
 from vitrail.bench.efficiency import measure_efficiency
 from vitrail.config.data import DataConfig
+from vitrail.data.augment.test_time import TURNED
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
 from vitrail.data.split_checks import divided_groups
@@ -25,6 +26,7 @@ from vitrail.evaluate.saved_predictions import (
     measure_saved,
     origin_of,
 )
+from vitrail.models.modality import check_need
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import RunImages, open_images
 from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
@@ -95,7 +97,8 @@ def evaluate(
         split: "test", "val", "train", or "new" for images that do not belong to the run. By default the test split,
             else the validation split; for other data, all images.
         device: "auto", "cpu", "cuda", ...
-        tta: Test-time augmentation: "none", "mirror", "flips", "turns" or "crops".
+        tta: Test-time augmentation: "none", "mirror", "flips", "turns" or "crops"; of point clouds "up" or "so3", each
+            turned once at random, about z or any way.
         own: Data settings of the run's recipe, if ``data`` differs. The run's images are recognised by content and keep
             their split.
         intervals: Settings of the intervals.
@@ -124,6 +127,9 @@ def open_evaluation(
 ) -> Evaluated:
     """Open the model and the images of an evaluation; arguments and errors as in :func:`evaluate`."""
     trained = load_classifier(run).to(choose_device(device))
+    if tta != "none":
+        option = f"evaluate --tta {tta}" if tta in TURNED else "evaluate --tta"
+        check_need(option, trained.card.modality, trained.card.name)
     opened = open_images(run, trained.card, data, own)
     chosen = split or opened.default_split()
     opened.data.indices(chosen)

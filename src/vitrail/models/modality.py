@@ -108,6 +108,8 @@ NEEDS = {
     "inspect --spectral": Need((IMAGE,), "leave it out for random noise"),
     "inspect --figures": Need((IMAGE,), "leave it out; --diagram draws the modules of every model"),
     "evaluate --tta": Need((IMAGE, VIDEO), "leave it out; --rotations measures rotations of clouds"),
+    "evaluate --tta up": Need((POINTS,), "leave it out; --tta turns averages over views of images and clips"),
+    "evaluate --tta so3": Need((POINTS,), "leave it out; --tta turns averages over views of images and clips"),
     "predict --tta": Need((IMAGE, VIDEO), "leave it out"),
     "predict --window": Need((VIDEO,), "leave it out"),
     "predict --step": Need((VIDEO,), "leave it out"),

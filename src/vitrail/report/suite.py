@@ -30,7 +30,7 @@ from vitrail.report.suite_brief import suite_brief
 from vitrail.report.write import check_page, write_page
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.suite import SuiteFolder
-from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table
+from vitrail.runs.suite_columns import PAIRS, RUNS, SUMMARY, captions, suite_table, table_of_tests
 
 
 def write_suite_report(
@@ -67,7 +67,9 @@ def write_suite_report(
     sections = [*(Section(picture.title, [], [(picture, figure)]) for picture, figure in shown), *found]
     metric = facts["metric_name"]
     unit, told = facts["unit"], captions(facts["unit"], facts["alpha"])
+    tests = table_of_tests(summary, unit)
     tables = [
+        *([] if tests is None else [("Tests", tests.shown(), tests.caption)]),
         ("Variants", suite_table("Variants", summary, SUMMARY, metric, unit, told[0]).shown(), told[0]),
         ("Comparisons", suite_table("Comparisons", pairs, PAIRS, metric, unit, told[1]).shown(), told[1]),
     ]

@@ -56,6 +56,34 @@ def suite_table(
     return Table(name, caption, frame, shown, most=len(frame))
 
 
+def table_of_tests(summary: pd.DataFrame, unit: float) -> Table | None:
+    """Make the table of a suite's tests: a row for each variant, a column for each test.
+
+    Args:
+        summary: summary.csv.
+        unit: As of :func:`suite_table`.
+
+    Returns:
+        None for a suite without tests.
+    """
+    if "test" not in summary:
+        return None
+
+    def cell(row: Any) -> str:
+        mean, low, high = (cell_text(name, row[name], unit) for name in ("mean", "low", "high"))
+        return f"{mean} ({low} to {high})" if low else mean
+
+    found = {(row["subject"], row["test"]): cell(row) for _, row in summary.iterrows()}
+    tests = list(dict.fromkeys(summary["test"]))
+    rows = [
+        {"variant": name, **{test: found.get((name, test), "") for test in tests}}
+        for name in dict.fromkeys(summary["subject"])
+    ]
+    columns = [Column(name, name, "text", style=lambda text: "text") for name in ("variant", *tests)]
+    caption = "Mean over runs of each variant in each test, and its 95 % interval over seeds."
+    return Table("Tests", caption, pd.DataFrame(rows), columns)
+
+
 def _style(column: str, text: str) -> str:
     if column == "statement" and text != NOT_SHOWN:
         return "text shown"

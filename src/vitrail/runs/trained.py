@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.config.typed import as_tuples
-from vitrail.data.augment.test_time import tta_views
+from vitrail.data.augment.test_time import TURNED, tta_views
 from vitrail.data.normalization import NormalizeStreams
+from vitrail.data.points.rotations import turn_clouds
 from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models.base import VisionModel
@@ -169,7 +170,7 @@ class TrainedModel:
             batch: Streams in 0..1, shape ``(B, C, H, W)`` each, on any device; other keys are ignored.
                 Of one stream the tensor alone will do.
             tta: Test-time augmentation: a key of :data:`vitrail.data.augment.test_time.VIEWS`, over whose views
-                probabilities are averaged.
+                probabilities are averaged, or of :data:`vitrail.data.augment.test_time.TURNED`.
 
         Returns:
             Logits ``(B, K)`` (of the mean probabilities) and pre-logit features ``(B, C)`` (their mean), float32.
@@ -180,6 +181,9 @@ class TrainedModel:
         """
         views = tta_views(tta)
         batch = self.normalize.by_name(batch)
+        if tta in TURNED:
+            numbers = batch.get("index", torch.arange(len(batch["points"])))
+            batch = {**batch, "points": turn_clouds(batch["points"], numbers.tolist(), tta)}
         inputs = self.inputs(batch)
         outputs = [self._forward(*(view(x) for x in inputs)) for view in views]
         embedding = torch.stack([embedding for _, embedding in outputs]).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Fixed views of an image, or of all frames of a clip, for test-time augmentation."""
+"""Views of the test inputs: of an image, or of all frames of a clip, for test-time augmentation; of rotated clouds."""
 
 from __future__ import annotations
 
@@ -41,12 +41,18 @@ VIEWS: Mapping[str, tuple[View, ...]] = {
 }
 
 
+# Views of point clouds: each turned once at random, by a rotation about z or by any, which tests a model on rotations.
+TURNED = ("up", "so3")
+
+
 def tta_views(name: str) -> tuple[View, ...]:
-    """Return the views of a name, the image itself first.
+    """Return the views of a name, the image itself first; of the names in :data:`TURNED` the cloud as it is given.
 
     Raises:
         ConfigError: No such name.
     """
+    if name in TURNED:
+        return VIEWS["none"]
     if name not in VIEWS:
-        raise ConfigError(f"unknown test-time augmentation {name!r}{closest(name, VIEWS)}")
+        raise ConfigError(f"unknown test-time augmentation {name!r}{closest(name, [*VIEWS, *TURNED])}")
     return VIEWS[name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,18 @@ def random_rotations(count: int, turn: str, generator: torch.Generator | None = 
 def rotate(points: Tensor, rotations: Tensor) -> Tensor:
     """Turn clouds ``(B, N, 3)`` by matrices ``(B, 3, 3)``."""
     return points @ rotations.to(points).transpose(1, 2)
+
+
+def turn_clouds(points: Tensor, numbers: Iterable[int], turn: str, seed: int = 0) -> Tensor:
+    """Turn clouds, each by the rotation of its number, whatever batch it is in.
+
+    Args:
+        points: Shape ``(B, N, 3)``.
+        numbers: Number of each cloud.
+        turn: As of :func:`random_rotations`.
+        seed: Seed of the rotations.
+    """
+    if turn == "none":
+        return points
+    generators = (torch.Generator().manual_seed(hash((seed, int(i))) % 2**63) for i in numbers)
+    return rotate(points, torch.cat([random_rotations(1, turn, generator) for generator in generators]))
