@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +247,22 @@ def test_explanations_of_clips_are_animated(place, monkeypatch):
             assert Path("animated", file).stat().st_size > 100
         if files:
             assert np.load(Path("animated", said["streams"]["video"]["map"])).shape == (4, 12, 12)
+
+
+def test_the_page_names_its_inputs_and_plays_clips(place, monkeypatch):
+    monkeypatch.chdir(place.root)
+    if not Path("run/report.html").is_file():
+        code, _, err = _call(["report", "run"])
+        assert code == 0, err
+    prose = Path("run/report.md").read_text().split("\n## Runs\n")[0]
+    assert re.findall(r"(?i)[^\n]*\bimages?\b[^\n]*", re.sub("`[^`]*`", "", prose)) == []
+    assert f"unseen {MODALITIES[place.kind].noun}" in prose
+    page = Path("run/report.html").read_text()
+    tested = len(Path("run/evaluation/mistakes.csv").read_text().splitlines()) - 1
+    if place.kind == "points":
+        assert "<video" not in page
+        return
+    assert page.count("<video controls") + page.count('src="data:image/gif') in range(max(1, tested), 7)
+    assert "http" not in re.sub(r"data:[^\"]*", "", page.split("<main>")[1].split('<section id="runs">')[0])
+    for file in re.findall(r"figures/clip_[^>]*gif", prose):
+        assert Path("run", file).is_file()

@@ -6,7 +6,7 @@ from PIL import Image
 
 from vitrail.figures import animation
 from vitrail.figures.animation import Mp4Writer, write_animation
-from vitrail.figures.clips import animated_overlay, clip_cells, clip_part_cells
+from vitrail.figures.clips import animated_overlay, clip_cells, clip_part_cells, panes
 from vitrail.figures.display import as_frames
 from vitrail.figures.heatmaps import RANK, draw_cells
 
@@ -106,3 +106,32 @@ def test_a_failed_encoding_leaves_no_file(tmp_path):
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "x.mp4") as temporary, Mp4Writer(temporary, (4, 4), 5):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("length", "size"), [(3, (12, 16)), (40, (300, 260))])
+def test_panes_are_small_and_of_one_size(length, size):
+    frames, heat = RNG.random((length, *size, 3)), RNG.random((length, *size))
+    pixels = panes(frames, {"rollout": heat, "probe": heat - 0.5}, {"probe"})
+    assert pixels.shape[0] == min(length, 32)
+    assert pixels.dtype == np.uint8
+    assert max(pixels.shape[1:3]) < 3 * 300
+    assert (pixels[:, 0] == 255).all()
+    height, width = pixels.shape[1] - 22, (pixels.shape[2] - 16) // 3
+    assert width / height == pytest.approx(size[1] / size[0], abs=0.02)
+
+
+def test_an_animation_on_a_page_has_at_most_so_many_bytes(tmp_path, monkeypatch):
+    from vitrail.analyze.players import Animated
+    from vitrail.report import players
+
+    monkeypatch.setattr(animation, "can_write_mp4", lambda: False)
+    one = Animated("a/b.mp4", "x 90% (true: y)", False, RNG.integers(0, 255, (16, 40, 60, 3), dtype=np.uint8))
+    monkeypatch.setattr(players, "LARGEST", 15_000)
+    picture = players._player("clip_1", one, ["rollout"], tmp_path / "report.html")
+    assert picture.data_uri.startswith("data:image/gif;base64,")
+    assert not picture.video
+    assert (tmp_path / picture.file).stat().st_size <= 15_000
+    with Image.open(tmp_path / picture.file) as gif:
+        assert 2 <= gif.n_frames < 16
+        # As long as the clip.
+        assert gif.info["duration"] * gif.n_frames == 16 * 200

@@ -21,7 +21,7 @@ from vitrail.explain.methods.token_maps import lacks_learned_tokens, token_maps
 from vitrail.figures.clouds import show_inputs
 from vitrail.figures.film_strip import flat_maps
 from vitrail.layers.shapes import product
-from vitrail.models.modality import POINTS
+from vitrail.models.modality import IMAGE, POINTS
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import TrainedModel
 
@@ -47,8 +47,9 @@ class Examples:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.inputs[0].shape[2], self.inputs[0].shape[3]
+        """Height and width of the pictures."""
+        height, width = self.images.shape[1:3]
+        return height, width
 
 
 def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, split: str, most: int = 10) -> Examples:
@@ -120,7 +121,7 @@ def choose_methods(trained: TrainedModel) -> tuple[list[str], list[str]]:
     """Choose the methods of a page that support a model; and the reasons for the others."""
     chosen, refused = [], []
     for name in _PAGE_METHODS:
-        if name not in METHODS:
+        if name not in METHODS or not (METHODS[name].any_grid or trained.model.modality is IMAGE):
             continue
         refusal = METHODS[name].refusal(trained.model)
         if refusal is None:

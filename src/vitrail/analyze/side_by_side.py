@@ -17,13 +17,14 @@ from vitrail.errors import DataError, RunError
 from vitrail.explain.methods.registry import METHODS
 from vitrail.figures.heatmaps import Cell, in_even_spreads
 from vitrail.figures.picture import shorten
+from vitrail.models.modality import IMAGE
 from vitrail.runs.trained import TrainedModel
 
 _MOST_IMAGES = 6
 _MOST_LETTERS = 18
 _METHOD = "rollout"
 # Examples that are explained by several methods: a few seconds for a small model.
-_COMPARED = 4
+_COMPARED, _COMPARED_CLIPS = 4, 2
 
 
 @dataclass
@@ -114,13 +115,18 @@ def methods_side_by_side(trained: TrainedModel, data: ImageData, examples: Examp
     methods, problems = choose_methods(trained)
     if len(methods) < 2 or not data.source.is_image:
         return None
-    chosen = examples.indices[:: max(1, len(examples.indices) // _COMPARED)][:_COMPARED]
+    most = _COMPARED if trained.card.modality is IMAGE else _COMPARED_CLIPS
+    chosen = examples.indices[:: max(1, len(examples.indices) // most)][:most]
     found = SideBySide(images=len(chosen), problems=problems)
     for one in explain_images(trained, data, chosen, {name: {} for name in methods}):
-        titles = (
-            dict.fromkeys(methods, "") | {"": ""} if found.cells else {name: name for name in methods} | {"": "image"}
-        )
-        rows, streams = panels_of(one, titles)
+        named = {name: name for name in methods}
+        if one.frames is not None:
+            # A row for each method, with its name.
+            rows, labels = panels_of(one, named | {"": one.prediction()})
+        else:
+            titles = dict.fromkeys(methods, "") | {"": ""} if found.cells else named | {"": "image"}
+            rows, streams = panels_of(one, titles)
+            labels = [f"{one.prediction()}\n{stream}".strip() for stream in streams]
         found.cells += rows
-        found.labels += [f"{one.prediction()}\n{stream}".strip() for stream in streams]
+        found.labels += labels
     return found

@@ -7,15 +7,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from vitrail.figures.captions import TITLE_HEIGHT, enlarge, title_strip
 from vitrail.figures.film_strip import FRAMES, spread_frames
-from vitrail.figures.heatmaps import Cell, concentration, enlarge_tokens, in_ranks, overlay, smooth_map
+from vitrail.figures.heatmaps import OVERLAY_GAP, Cell, concentration, enlarge_tokens, in_ranks, overlay, smooth_map
 
 Array = npt.NDArray[Any]
 # Rank at the line: it encloses the top 10 % of the pixels of all frames together.
 _LINE = 0.9
-# Pixels of the shorter side of an animation.
+# Pixels of the shorter side of an animation, and of those side by side.
 _SIDE = 224
+_PANE = 176
+# Frames of an animation on a page at most.
+_MOST_FRAMES = 32
+_GAP = 8
 
 
 def clip_cells(
@@ -83,3 +89,43 @@ def animated_overlay(frames: Array, heat: Array, signed: bool, least: int = _SID
     factor = -(-least // min(height, width))
     pixels = overlay([tall, tall], [None, heat.reshape(-1, width)], signed, least=factor * min(tall.shape[:2]))
     return pixels.reshape(count, -1, *pixels.shape[1:])
+
+
+def panes(frames: Array, maps: Mapping[str, Array], signed: Container[str] = ()) -> npt.NDArray[np.uint8]:
+    """Draw a clip and its overlays side by side, small enough for a page, with a name above each.
+
+    Args:
+        frames: Shape ``(T, H, W)`` or ``(T, H, W, 3)``, in 0..1; of more than 32 those at equal distances are drawn.
+        maps: Method -> map ``(T, H, W)``.
+        signed: Methods whose maps hold evidence for and against.
+
+    Returns:
+        Shape ``(T', H', W', 3)``, uint8, on white.
+    """
+    shown = spread_frames(len(frames), min(len(frames), _MOST_FRAMES))
+    columns = [("clip", np.round(255 * as_color(frames[shown])).astype(np.uint8))]
+    for method, heat in maps.items():
+        pair = animated_overlay(frames, heat, method in signed, least=1)[shown]
+        columns.append((method, pair[:, :, frames.shape[2] + OVERLAY_GAP :]))
+    parts: list[npt.NDArray[np.uint8]] = []
+    for name, pixels in columns:
+        small = np.stack([_fit(frame) for frame in pixels])
+        head = np.broadcast_to(title_strip(name, small.shape[2]), (len(small), TITLE_HEIGHT, small.shape[2], 3))
+        gap = np.full((len(small), TITLE_HEIGHT + small.shape[1], _GAP, 3), 255, np.uint8)
+        parts += [np.concatenate([head, small], axis=1), gap]
+    return np.concatenate(parts[:-1], axis=2)
+
+
+def as_color(frames: Array) -> Array:
+    """Repeat gray frames ``(T, H, W)`` in three bands; others remain."""
+    return frames if frames.ndim == 4 else frames[..., None].repeat(3, axis=3)
+
+
+def _fit(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Resize a frame to a pane: small ones by a whole factor."""
+    height, width = frame.shape[:2]
+    if min(height, width) < _PANE:
+        return enlarge(frame, -(-_PANE // min(height, width)))
+    scale = _PANE / min(height, width)
+    size = (round(scale * width), round(scale * height))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))

@@ -36,6 +36,8 @@ _SHARE = 0.1
 _MOST_COLUMNS = 6
 # Of the shorter side; a line cannot enclose finer areas.
 _SMOOTHING = 0.02
+# Pixels between streams of an overlay.
+OVERLAY_GAP = 8
 _NOTE = "Line: the top 10 % of pixels, smoothed (dashed: evidence against)."
 EVEN, RANK = "multiples of an even spread", "rank (share of pixels with smaller values)"
 
@@ -222,7 +224,7 @@ def overlay(pictures: Sequence[Array], maps: Sequence[Array | None], signed: boo
             light = (1 - _ALPHA) * gray(picture)[..., None] + _ALPHA * colors
         factor = -(-least // min(light.shape[:2]))
         large = light.repeat(factor, axis=0).repeat(factor, axis=1)
-        parts += [large, np.ones((large.shape[0], 8, 3))]
+        parts += [large, np.ones((large.shape[0], OVERLAY_GAP, 3))]
     array: Array = np.round(255 * np.concatenate(parts[:-1], axis=1)).astype(np.uint8)
     return array
 

@@ -22,9 +22,13 @@ def mistakes_figure(pictures: Sequence[npt.NDArray[Any]], mistakes: pd.DataFrame
         pictures: One for each row, shape ``(H, W)`` or ``(H, W, 3)``, in 0..1.
         mistakes: Table with the columns ``path``, ``true``, ``predicted`` and ``confidence``.
     """
-    columns = min(_COLUMNS, len(pictures))
+    ratio = sum(picture.shape[0] / picture.shape[1] for picture in pictures) / len(pictures)
+    # Frames of a clip side by side are wide.
+    most, width = (_COLUMNS, 1.7) if ratio > 0.7 else (_COLUMNS // 2, 3.4)
+    columns = min(most, len(pictures))
     lines = -(-len(pictures) // columns)
-    figure = Figure(figsize=(1.7 * columns, 2.2 * lines + 0.4), layout="constrained")
+    height = width * min(ratio, 1.5) + 0.5
+    figure = Figure(figsize=(width * columns, height * lines + 0.4), layout="constrained")
     figure.suptitle(f"The {len(pictures)} most confident mistakes", fontsize=9)
     axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from vitrail.errors import RunError
+from vitrail.figures.display import jpeg_uri
 from vitrail.figures.write import write_both
 
 # Inches that a phone shows with readable letters.
@@ -32,6 +36,7 @@ class Picture:
         width: Largest width on the page in pixels, so that letters are about as large as the page's.
         broad: Whether it is too broad for a phone, and scrolls there.
         file: Path of an image that was written before, from the folder of the page; else it is written with the page.
+        video: A video that is played in its place, as a data URI; the image is then shown before it plays.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Picture:
     width: int = 0
     broad: bool = False
     file: str = ""
+    video: str = ""
 
 
 def embed_written(picture: Picture, file: Path, inches: float, page_folder: Path) -> Picture:
@@ -63,6 +69,28 @@ def embed_written(picture: Picture, file: Path, inches: float, page_folder: Path
         raise RunError(f"cannot read the picture {file} ({error}); write it again, or remove its folder") from error
     picture.file = Path(os.path.relpath(file, page_folder)).as_posix()
     return _embed(picture, content, inches)
+
+
+def embed_animation(
+    picture: Picture, files: Sequence[Path], frames: npt.NDArray[np.uint8], page_folder: Path
+) -> Picture:
+    """Embed an animation that was written before: its MP4 as a video, or its GIF where there is none.
+
+    Args:
+        picture: Its name, title and caption.
+        files: Result of :func:`vitrail.figures.animation.write_animation`.
+        frames: Shape ``(T, H, W, 3)``.
+        page_folder: Folder of the page.
+    """
+    picture.file = Path(os.path.relpath(files[0], page_folder)).as_posix()
+    height, width = frames.shape[1:3]
+    picture.width = width
+    if len(files) == 1:
+        picture.data_uri = "data:image/gif;base64," + base64.b64encode(files[0].read_bytes()).decode()
+    else:
+        picture.data_uri = jpeg_uri(frames[len(frames) // 2] / 255, (width, height))
+        picture.video = "data:video/mp4;base64," + base64.b64encode(files[1].read_bytes()).decode()
+    return picture
 
 
 def _embed(picture: Picture, png: bytes, inches: float) -> Picture:

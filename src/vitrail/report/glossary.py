@@ -155,7 +155,7 @@ TERMS: tuple[Term, ...] = (
     Term("multi-label", _DATA, "Data whose images have any number of classes each."),
     Term("scene block", _DATA, "A square part of a scene; all its images lie in one split.", pattern=r"\d+ blocks?"),
     Term("split", _DATA, "Training images teach the model, validation images choose its epoch, test images measure it.",
-         pattern=r"splits?|test images|validation images|unseen images"),
+         pattern=r"splits?|(?:test|validation|unseen) (?:images|clips|point clouds|inputs)"),
 )
 # fmt: on
 

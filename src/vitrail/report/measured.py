@@ -112,7 +112,7 @@ def _calibration_row(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         row["temperature"] = mean_of([found["temperature"] for found in scaled])
         for name in ("ece", "nll", "brier"):
             row[f"{name}_after"] = mean_of([found["after"][name] for found in scaled])
-        row["fitted_on"] = f"{scaled[0]['images']} images of {scaled[0]['fitted_on']}"
+        row["fitted_on"] = f"{scaled[0]['images']} of {scaled[0]['fitted_on']}"
     return row
 
 
@@ -195,7 +195,7 @@ def prediction_sets(subjects: Sequence[Subject]) -> list[Section]:
                     # Wilson's interval is of one run's images.
                     "coverage_low": one["coverage_low"] if len(found) == 1 else None,
                     "coverage_high": one["coverage_high"] if len(found) == 1 else None,
-                    "calibrated_on": f"{contents[0]['images']} images of {contents[0]['calibrated_on']}",
+                    "calibrated_on": f"{contents[0]['images']} of {contents[0]['calibrated_on']}",
                 }
             )  # fmt: skip
             if one["wanted"] == contents[0]["sets"][0]["wanted"]:

@@ -26,11 +26,13 @@ from vitrail.figures.heatmaps import RANK, draw_cells
 from vitrail.figures.picture import Picture
 from vitrail.figures.tables import Column, Table
 from vitrail.figures.training import convergence
+from vitrail.models.modality import VIDEO, describe_unmet
 from vitrail.report import measured
 from vitrail.report.curves import ranking
 from vitrail.report.data import data_sections
 from vitrail.report.evaluated import CONFUSION, Section, Subject, mixed_up, no_confusion
 from vitrail.report.export import exports
+from vitrail.report.players import players
 from vitrail.report.robust import robustness
 from vitrail.report.run_brief import run_brief
 from vitrail.report.run_facts import read_facts
@@ -130,6 +132,7 @@ def write_report(
         *measured.others(subjects),
         *structures(subjects, out),
         *([] if FEATURES in without else feature_spaces(subjects)),
+        *([] if EXPLANATIONS in without else _clips(loaded, opened, out)),
         *([] if EXPLANATIONS in without else _sections(_explanations(loaded, opened))),
     ]
     details = [
@@ -143,7 +146,13 @@ def write_report(
     ]
     brief = run_brief([read_facts(run.part, run.recipe, run.label) for run in loaded])
     return write_page(
-        out, title or _names(loaded), brief, sections, "page.html.j2", {"runs": details, "facts": _facts(loaded)}
+        out,
+        title or _names(loaded),
+        brief,
+        sections,
+        "page.html.j2",
+        {"runs": details, "facts": _facts(loaded)},
+        inputs=[run.modality for run in runs],
     )
 
 
@@ -266,6 +275,10 @@ def _confusion(runs: list[_Run]) -> tuple[Picture, Figure | None]:
     ), draw_confusion(tables)
 
 
+def _clips(runs: list[_Run], opened: OpenedRuns, out: Path) -> list[Section]:
+    return [players(run.label, run.part, opened, out) for run in runs if run.folder.modality is VIDEO]
+
+
 def _explanations(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, Figure | None]]:
     result: list[tuple[Picture, Figure | None]] = []
     for run in runs:
@@ -277,7 +290,8 @@ def _explanations(runs: list[_Run], opened: OpenedRuns) -> list[tuple[Picture, F
         except DataError as error:
             result.append((Picture(f"attention_{run.label}", title, "", problem=f"Not drawn: {error}."), None))
             continue
-        result.append(_rollouts(run, trained, examples, title))
+        if trained.card.modality is not VIDEO:  # clips move: see the players
+            result.append(_rollouts(run, trained, examples, title))
         if (methods := methods_side_by_side(trained, data, examples)) is not None:
             result.append(_compared(run, methods))
         if (tokens := learned_token_maps(trained, examples)) is not None:
@@ -312,12 +326,14 @@ def _rollouts(run: _Run, trained: TrainedModel, examples: Examples, title: str) 
 
 def _compared(run: _Run, found: SideBySide) -> tuple[Picture, Figure]:
     """Draw a few of the examples by several methods."""
+    unmeasured = describe_unmet("explain --measure", run.folder.modality, "")
     picture = Picture(
         f"methods_{run.label}",
         f"What {run.label} looks at, by several methods",
         f"{found.images} of these images, by each method in the same way: by rank of its values, with a "
         "line around the tenth of the image with the largest; those that explain a class explain the predicted one. "
-        "A plausible map need not be faithful: `vitrail explain --measure` measures that."
+        "A plausible map need not be faithful"
+        + ("." if unmeasured else ": `vitrail explain --measure` measures that.")
         + (f" Not for this model: {'; '.join(found.problems)}." if found.problems else ""),
         "Images beside the attributions of several methods",
     )

@@ -92,7 +92,8 @@ def write_suite_report(
     evaluated = (subjects[0].parts[0].metrics.get("data") or {}) if subjects else {}
     data = str(evaluated.get("path") or evaluated.get("source") or "")
     brief = suite_brief(facts, results, summary, pairs, data)
-    return write_page(out, facts["title"], brief, sections, "suite.html.j2", more, folder.read_text())
+    inputs = [part.run.modality for subject in subjects for part in subject.parts]
+    return write_page(out, facts["title"], brief, sections, "suite.html.j2", more, folder.read_text(), inputs)
 
 
 def _subjects(results: pd.DataFrame) -> list[Subject]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.text import Text
 
 from vitrail import __version__
 from vitrail.errors import ConfigError
 from vitrail.figures.picture import Picture, finish_picture
 from vitrail.figures.tables import escaped
 from vitrail.files import write_text
+from vitrail.models.modality import Modality, reword
 from vitrail.report.brief import Answer, brief_markdown
 from vitrail.report.evaluated import Section
 from vitrail.report.glossary import terms_in
@@ -49,6 +53,7 @@ def write_page(
     template: str,
     more: Mapping[str, Any],
     lead: str = "",
+    inputs: Sequence[Modality] = (),
 ) -> Path:
     """Write a page and all that lies beside it.
 
@@ -60,11 +65,18 @@ def write_page(
         template: Its template's file.
         more: What else the template needs.
         lead: Markdown, title included, of what the template says besides the sections.
+        inputs: What the inputs of the runs are: prose of images is reworded.
 
     Returns:
         ``out``.
     """
     check_page(out)
+
+    def say(text: str) -> str:
+        return reword(text, *inputs)
+
+    brief = [Answer(say(answer.question), list(map(say, answer.lines))) for answer in brief]
+    sections = [_reworded(section, say) for section in sections]
     finished: dict[int, list[Picture]] = {}
     for section in sections:
         finished[id(section)] = [finish_picture(p, figure, beside(out, "figures")) for p, figure in section.shown]
@@ -82,12 +94,32 @@ def write_page(
     ]
     text = _markdown(out, title, brief, sections, lead)
     facts = ", ".join(fact["name"] for fact in more.get("facts", ()))
-    words = terms_in(f"{text} {facts}")
+    words = {word: say(told) for word, told in terms_in(f"{text} {facts}").items()}
     after = (*more.get("after", (("runs", "Runs"),)), *((("words", "Words"),) if words else ()))
+    more = {**more, "facts": [{key: say(text) for key, text in fact.items()} for fact in more.get("facts", ())]}
     given = {"before": (), "facts": (), **more, "after": after, "brief": brief, "words": words, "sections": shown}
     write_text(out, render(template, title, **given))
     write_text(out.with_suffix(".md"), _finished(text, words, more.get("runs", ())))
     return out
+
+
+def _reworded(section: Section, say: Callable[[str], str]) -> Section:
+    """Reword the prose of a section; cells of tables, which hold names of files and classes, remain."""
+    for picture, figure in section.shown:
+        for name in ("title", "caption", "alt", "problem"):
+            setattr(picture, name, say(getattr(picture, name)))
+        for text in () if figure is None else figure.findobj(Text):
+            assert isinstance(text, Text)
+            text.set_text(say(text.get_text()))
+    tables = [
+        dataclasses.replace(
+            table,
+            caption=say(table.caption),
+            columns=[dataclasses.replace(column, heading=say(column.heading)) for column in table.columns],
+        )
+        for table in section.tables
+    ]
+    return Section(say(section.title), list(map(say, section.words)), section.shown, tables)
 
 
 def _finished(text: str, words: Mapping[str, str], runs: Sequence[Mapping[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from vitrail.explain.interface import explain
 from vitrail.explain.methods.maps import Explanation
 from vitrail.explain.methods.registry import default_method, get_method
 from vitrail.models.base import VisionModel
+from vitrail.models.modality import MODALITIES
 from vitrail.runs.folder import RunFolder
 from vitrail.tasks.base import Task
 from vitrail.train.callbacks.ema import trained_model
@@ -69,7 +70,10 @@ def draw_glimpse(glimpse: Glimpse, out: Path) -> None:
         titles = [""] * len(pictures) if cells else glimpse.titles
         cells.append([Cell(pixels, title=title) for pixels, title in zip(pictures, titles, strict=True)])
         cells.append([Cell(p, heat, method.signed) for p, heat in zip(pictures, heats, strict=True)])
-        labels += [stream if several else "image", f"{method.name}\n{stream}" if several else method.name]
+        labels += [
+            stream if several else MODALITIES[stream].singular,
+            f"{method.name}\n{stream}" if several else method.name,
+        ]
     epochs = plural(glimpse.epoch, "epoch")
     write_figure(draw_cells(cells, labels, EVEN, f"{method.name} after {epochs}"), out, dpi=110)
 
