@@ -1,0 +1,139 @@
+"""What TokenLearner buys in a ViViT: training iterations a second and accuracy, with and without it.
+
+    .venv/bin/python benchmarks/video_token_learner.py [--rounds 7] [--epochs 3] [--out FILE]
+
+Training steps (forward, backward, AdamW) of both models are timed in alternation, in processor time of one thread, so
+that a machine that slows down slows both. Then both are trained on the clips of recipes/moving_digits/vivit.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vitrail.cli.recipes import load_run_recipe
+from vitrail.evaluate.run import evaluate
+from vitrail.files import write_text
+from vitrail.machine import processor
+from vitrail.models import create_model
+from vitrail.train import train
+
+OUT = Path(__file__).parent / "results" / "video_token_learner.md"
+RECIPE = Path(__file__).parent.parent / "recipes" / "moving_digits" / "vivit.yaml"
+_MEAN = {"class_token": False, "global_pool": "avg", "in_chans": 1, "num_classes": 8}
+# Name -> settings of the model, clips of a batch, tokens learned of each slice of time, blocks before it.
+CASES: dict[str, tuple[dict[str, Any], int, tuple[tuple[int, int], ...]]] = {
+    "16 x 64 x 64, tubelet 2 x 8 x 8, 512 tokens": (
+        {"num_frames": 16, "img_size": 64, "tubelet_size": (2, 8, 8), "embed_dim": 128, "depth": 8, "num_heads": 4},
+        4,
+        ((8, 2), (8, 4), (8, 6)),
+    ),
+    "8 x 24 x 24, tubelet 2 x 6 x 6, 64 tokens (the recipe)": (
+        {
+            "num_frames": 8, "img_size": 24, "tubelet_size": (2, 6, 6), "embed_dim": 64, "depth": 3, "num_heads": 4,
+            "mlp_ratio": 2.0,
+        },
+        64,
+        ((4, 1),),
+    ),
+}  # fmt: skip
+
+
+def make_step(settings: dict[str, Any], batch: int) -> Callable[[], None]:
+    """Build a training step of a model on random clips."""
+    torch.manual_seed(0)
+    model = create_model("vivit", **settings, **_MEAN).train()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    clips = torch.randn(batch, 1, settings["num_frames"], settings["img_size"], settings["img_size"])
+    target = torch.arange(batch) % 8
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(clips), target).backward()
+        optimizer.step()
+
+    return step
+
+
+def time_steps(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Time steps in alternation; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name in sorted(steps, reverse=bool(number % 2)):
+            start = time.process_time()
+            steps[name]()
+            if number:
+                times[name].append(time.process_time() - start)
+    return times
+
+
+def measure_accuracy(epochs: int, changes: list[str]) -> dict[str, Any]:
+    """Train the recipe with other settings, and measure its test split."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            "--run.dir",
+            f"{folder}/run",
+            "--trainer.max_epochs",
+            str(epochs),
+            "--run.explain_images",
+            "0",
+            *changes,
+        ]
+        recipe = load_run_recipe(RECIPE, words)
+        run = train(recipe)
+        return evaluate(run, load_run_recipe(run.recipe).data)[1]
+
+
+def main() -> None:
+    """Measure and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=3, help="of the recipe; 0 trains nothing")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "| clips and tubelets | clips a step | tokens of a slice, after block | steps a second without, with | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for name, (settings, batch, learners) in CASES.items():
+        for tokens, layer in learners:
+            learned = settings | {"token_learner": {"num_tokens": tokens, "layer": layer}}
+            times = time_steps(
+                {"plain": make_step(settings, batch), "learned": make_step(learned, batch)}, arguments.rounds
+            )
+            ratios = [plain / other for plain, other in zip(times["plain"], times["learned"], strict=True)]
+            low, _, high = statistics.quantiles(ratios, n=4)
+            rates = ", ".join(f"{1 / statistics.median(times[kind]):.2f}" for kind in ("plain", "learned"))
+            ratio = f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+            lines.append(f"| {name} | {batch} | {tokens}, {layer} | {rates} | {ratio} |")
+            print(lines[-1], flush=True)
+    text = f"""# TokenLearner in a ViViT
+
+`benchmarks/video_token_learner.py` on {processor()}, one thread, torch {torch.__version__}, float32. Training steps in
+processor time: medians of {arguments.rounds} alternating rounds (quartiles). The model of 512 tokens has width 128 and
+8 blocks; tokens are learned of each of 8 slices of time.
+
+""" + "\n".join(lines)
+    if arguments.epochs:
+        learner = "{num_tokens: 4, layer: 1}"
+        text += "\n\n| moving digits, test split | accuracy (95 % interval over digits) |\n|---|---|\n"
+        for kind, changes in (("without", []), ("with", ["--model.token_learner", learner])):
+            found = measure_accuracy(arguments.epochs, changes)
+            text += (
+                f"| {kind} TokenLearner, {arguments.epochs} epochs, one seed | {found['accuracy']:.4f} "
+                f"({found['accuracy_low']:.4f} to {found['accuracy_high']:.4f}) |\n"
+            )
+    write_text(arguments.out, text.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
