@@ -1,12 +1,14 @@
 """Clips from pre-training to evaluation by the command line."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vitrail.cli.main import main
+from vitrail.report.page import _facts
 
 DATA = ["--data.source", "videos", "--data.path", "inputs", "--data.color", "gray", "--data.video.fps", "25"]
 MODEL = ["--model.name", "vivit", "--model.num_frames", "4", "--model.img_size", "12", "--model.tubelet_size",
@@ -72,5 +74,7 @@ def test_training_starts_from_it_and_evaluation_averages_views(place, capsys):
     # Other views of the same run; what the validation split had is computed again.
     assert main(["evaluate", "run", "--resamples", "100", "--data.video.views", "3", "--data.video.crops", "1"]) == 0
     assert "averages the logits of 3 x 1 clips" in capsys.readouterr().out
+    (fact,) = (fact for fact in _facts([SimpleNamespace(metrics=metrics)]) if "clips" in fact["name"])
+    assert fact["note"] == "accuracy averages 2 x 3 clips of each video"
     assert main(["evaluate", "run", "--resamples", "100", "--from-predictions"]) == 0
     assert "averages the logits of 3 x 1 clips" in capsys.readouterr().out

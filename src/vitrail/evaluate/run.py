@@ -11,6 +11,7 @@ import torch
 
 from vitrail.bench.efficiency import measure_efficiency
 from vitrail.config.data import DataConfig
+from vitrail.data.augment.directions import warn_mirrored
 from vitrail.data.augment.test_time import TURNED
 from vitrail.data.dataset import ImageData
 from vitrail.data.groups import groups_of
@@ -26,7 +27,7 @@ from vitrail.evaluate.saved_predictions import (
     measure_saved,
     origin_of,
 )
-from vitrail.models.modality import check_need
+from vitrail.models.modality import VIDEO, check_need
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import RunImages, open_images
 from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
@@ -130,6 +131,8 @@ def open_evaluation(
     if tta != "none":
         option = f"evaluate --tta {tta}" if tta in TURNED else "evaluate --tta"
         check_need(option, trained.card.modality, trained.card.name)
+    if trained.card.modality is VIDEO:
+        warn_mirrored(tta, trained.card.classes)
     opened = open_images(run, trained.card, data, own)
     chosen = split or opened.default_split()
     opened.data.indices(chosen)

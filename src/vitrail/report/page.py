@@ -225,6 +225,9 @@ def _facts(runs: list[_Run]) -> list[dict[str, str]]:
     share = "all labels correct" if "map" in metrics else "accuracy"
     interval = (metrics["accuracy_low"], metrics["accuracy_high"])
     facts = [{"name": share, "value": f"{metrics['accuracy']:.3f}", "note": between(interval)}]
+    if (clips := metrics.get("clips")) is not None:
+        note = f"{share} averages {clips['views']} x {clips['crops']} clips of each video"
+        facts.append({"name": f"{share} of single clips", "value": f"{clips['accuracy']:.3f}", "note": note})
     for key, name in (("map", "mean average precision"), ("f1_macro", "macro F1")):
         if metrics.get(key) is not None:
             facts.append({"name": name, "value": f"{metrics[key]:.3f}", "note": between(intervals.get(key))})

@@ -9,7 +9,7 @@ from vitrail.data import open_data
 from vitrail.data.augment import Mixing, build_augmentation
 from vitrail.data.augment.auto import _TRIVIALAUGMENT as STRONGEST
 from vitrail.data.augment.auto import COLORS, OPERATIONS, SampledOperations, apply_color_operations
-from vitrail.data.augment.directions import classes_with_directions, keep_directions
+from vitrail.data.augment.directions import classes_with_directions, keep_directions, warn_mirrored
 from vitrail.errors import DataWarning
 
 CHANGES = {
@@ -118,6 +118,19 @@ def test_a_flip_that_is_set_stays_with_a_warning():
     with pytest.warns(DataWarning, match=r"data\.augmentation\.flip_horizontal 0\.3 flips clips whose class says"):
         assert keep_directions("none", {"flip_horizontal": 0.3}, ["left"]) == {"flip_horizontal": 0.3}
     assert keep_directions("standard", {"flip_horizontal": 0.0}, ["left"]) == {"flip_horizontal": 0.0}
+
+
+@pytest.mark.parametrize("tta", ["mirror", "flips", "turns", "crops", "none"])
+def test_mirrored_views_of_directions_are_warned_of(tta, recwarn):
+    warn_mirrored(tta, ["walk", "run"])
+    assert not recwarn.list
+    warn_mirrored(tta, ["walk", "turn left"])
+    lines = [str(warning.message) for warning in recwarn.list]
+    assert lines == (
+        [f"--tta {tta} averages over mirrored clips, and classes say a direction (turn left); leave it out"]
+        if tta in ("mirror", "flips", "turns")
+        else []
+    )
 
 
 def test_augmentation_of_opened_clips(capsys):

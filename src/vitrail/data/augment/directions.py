@@ -29,6 +29,20 @@ def classes_with_directions(setting: str, classes: Sequence[str]) -> list[str]:
     return [name for name in classes if not _WORDS[setting].isdisjoint(words[name])]
 
 
+def warn_mirrored(tta: str, classes: Sequence[str]) -> None:
+    """Warn of test-time augmentation whose mirrored clips belong to another class.
+
+    Args:
+        tta: Name of the views.
+        classes: Names of the classes.
+    """
+    named = classes_with_directions("flip_horizontal", classes)
+    if named and tta in ("mirror", "flips", "turns"):
+        warn_data(
+            [f"--tta {tta} averages over mirrored clips, and classes say a direction ({few(named)}); leave it out"]
+        )
+
+
 def keep_directions(preset: str, changes: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     """Turn off the flips of a preset that would change the class of a clip; a flip that is set stays, with a warning.
 
