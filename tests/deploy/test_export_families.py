@@ -24,6 +24,8 @@ MORE = {
     "vit, TokenFuser": ("vit", {"class_token": False, "global_pool": "avg",
                                 "token_learner": {"num_tokens": 3, "layer": 1, "fuse": True}}),
     "swin, padded": ("swin", {"img_size": 36, "depths": (2, 1)}),
+    "swin, padded after the shift": ("swin", {"img_size": 36, "depths": (2, 1), "mask_padding": False,
+                                              "pad_after_shift": True}),
     "maxvit, small": ("maxvit", {"depths": (1, 1)}),
     "hvt, one stream": ("hvt", {"spectral_chans": 0}),
     "hvt, windows": ("hvt", {"attention": 4, "depths": (1,), "num_heads": (2,)}),

@@ -114,16 +114,55 @@ def _labels(n, k=4, seed=0):
     return GateImages(Outputs(np.where(targets, 3.0, -3.0) + rng.normal(size=(n, k)) * 0.1), targets)
 
 
-def test_multi_label_is_decided_by_the_worst_label():
-    gate = _labels(320)
+def test_an_image_agrees_if_all_its_labels_do():
+    gate = _labels(473)
     logits = gate.original.logits.copy()
-    assert judge(gate, Outputs(logits)).status == "passed"
-    logits[:3] *= -np.eye(4)[:3] * 2 + np.ones(4) * 1  # one miss in each of three labels
+    logits[:3, 0] *= -1  # a label of three images
+    logits[0, 1:] *= -1  # other labels of one of them
     verdict = judge(gate, Outputs(logits))
-    assert (verdict.misses, verdict.all_labels_agree) == (1, pytest.approx(317 / 320))
-    assert verdict.agreement_low == pytest.approx(agreement_bound(320, 1))
-    larger = GateImages(*[type(gate.original)(np.tile(gate.original.logits, (2, 1))), np.tile(gate.targets, (2, 1))])
-    assert judge(larger, Outputs(np.r_[logits, gate.original.logits])).status == "passed"
+    assert (verdict.misses, verdict.agreement) == (3, pytest.approx(470 / 473))
+    assert verdict.agreement_low == pytest.approx(agreement_bound(473, 3))
+    assert (verdict.losses, verdict.gains) == (3, 0)
+    assert verdict.drop_high == pytest.approx(drop_bound(473, 3, 0))
+    # Each of a label's misses alone would pass.
+    logits = gate.original.logits.copy()
+    for label in range(4):
+        logits[label, label] *= -1
+    verdict = judge(gate, Outputs(logits))
+    assert verdict.status == "refused"
+    assert (verdict.misses, verdict.losses) == (4, 4)
+    assert agreement_bound(473, 1) >= 0.99
+    logits[1:4] = gate.original.logits[1:4]
+    assert judge(gate, Outputs(logits)).status == "passed"
+
+
+@pytest.mark.parametrize("criterion", ["agreement", "drop"])
+def test_a_label_that_suffers_is_refused_though_no_image_was_correct_in_all(criterion):
+    gate = _labels(600)
+    wrong = gate.original.logits.copy()
+    wrong[:, 3] *= -1  # the original is incorrect in the last label of every image
+    logits = wrong.copy()
+    logits[:30, 0] *= -1
+    verdict = judge(GateImages(Outputs(wrong), gate.targets), Outputs(logits), criterion)
+    assert verdict.status == "refused"
+    assert (verdict.losses, verdict.gains) == (30, 0)
+    assert "accuracy drops by 5.0 %" in verdict.reason
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agreement_of_all_labels_bounds_the_drop_of_each_and_of_all(seed):
+    rng = np.random.default_rng(seed)
+    gate = _labels(400, seed=seed)
+    noisy = Outputs(gate.original.logits * np.where(rng.random((400, 4)) < 0.05, -1, 1))
+    worse = Outputs(noisy.logits * np.where(rng.random((400, 4)) < 0.01, -1, 1))
+    verdict = judge(GateImages(noisy, gate.targets), worse)
+    correct, still = ((x.logits >= 0) == (gate.targets > 0) for x in (noisy, worse))
+    drops = [*(correct.mean(0) - still.mean(0)), correct.all(1).mean() - still.all(1).mean()]
+    assert max(drops) <= 1 - verdict.agreement
+    assert verdict.drop_high == pytest.approx(max(
+        drop_bound(400, int((a & ~b).sum()), int((b & ~a).sum()))
+        for a, b in zip([*correct.T, correct.all(1)], [*still.T, still.all(1)], strict=True)
+    ))  # fmt: skip
 
 
 def test_a_multi_label_ranking_that_suffers_is_refused_though_decisions_stay():

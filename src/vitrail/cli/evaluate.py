@@ -137,7 +137,8 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     print(
         f"{arguments.run} on {split}: {'all labels right' if 'map' in metrics else 'accuracy'} "
         f"{metrics['accuracy']:.4f} (95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
-        f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
+        + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
+        + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
     return 0
 

@@ -98,8 +98,7 @@ def compare_on_test(gate: GateImages, outputs: Outputs, available: int | None = 
     """
     n = len(gate.targets)
     available = n if available is None else available
-    changed = (gate.decisions(gate.original.logits) != gate.decisions(outputs.logits)).any(axis=1)
-    misses = int(changed.sum())
+    misses = int(gate.changed(outputs.logits).sum())
     same = (1 - misses / n, agreement_bound(n, misses, LEVEL))
     if gate.multi_label:
         return FinalTable(n, available, "mean average precision", *_mean_precisions(gate, outputs), None, None, *same)

@@ -34,8 +34,9 @@ class Limits:
     """Limits of the gate.
 
     Attributes:
-        agreement: Least agreement of decisions with the original's, of each label if multi-label.
-        max_drop: Largest drop in accuracy, of each label and of the mean average precision if multi-label.
+        agreement: Least agreement of decisions with the original's, of all labels of an image if multi-label.
+        max_drop: Largest drop in accuracy; if multi-label of each label, of all labels of an image together, and of the
+            mean average precision.
         tolerance: Largest difference of outputs that count as equal, relative to the original's largest value.
         heatmap_correlation: Spearman correlation above which heatmaps of an image count as alike.
         embedding_cosine: Cosine above which embeddings of an image count as alike.
@@ -122,6 +123,12 @@ class GateImages:
         """Compute decisions ``(N, D)``: the class (D = 1), or each label at a probability of 0.5 (D = K)."""
         return (logits >= 0).astype(np.int64) if self.multi_label else logits.argmax(axis=1, keepdims=True)
 
+    def changed(self, logits: Floats, rows: Sequence[int] | None = None) -> Bools:
+        """Whether the decision for each image, or for some, is another than the original's, of any label."""
+        original = self.original.logits if rows is None else self.original.logits[list(rows)]
+        changed: Bools = (self.decisions(original) != self.decisions(logits)).any(axis=1)
+        return changed
+
 
 def judge(
     gate: GateImages, outputs: Outputs, criterion: Criterion = "agreement", limits: Limits | None = None
@@ -132,9 +139,10 @@ def judge(
     bound of the agreement, upper bound of the drop. "drop" (a changed computation, such as merged tokens): the latter.
     All criteria also require the embeddings and heatmaps to be alike.
 
-    Multi-label: each label is a decision of its own and must keep both limits; the label with most misses is reported.
-    No correction is needed, since the candidate passes only if all labels do (intersection-union test), and the bounds
-    stay exact. The drop of the mean average precision has no exact bound: that of the paired bootstrap applies.
+    Multi-label: an image's decision is that of all its labels, which agrees if all do. The drop is bounded in each
+    label, and in the share of images with all labels correct; the one with the largest bound is reported. No correction
+    is needed, since the candidate passes only if all hold (intersection-union test), and the bounds stay exact. The
+    drop of the mean average precision has no exact bound: that of the paired bootstrap applies.
 
     The drop is at most the share of changed decisions. Where ``1 - agreement <= max_drop``, a shown agreement shows
     the drop too, so that unlabelled images serve; the labelled ones must not have a larger drop. Otherwise the paired
@@ -189,8 +197,7 @@ def judge_photographs(
         verdict: The candidate's verdict.
         limits: Limits.
     """
-    original = gate.original.logits[list(rows)]
-    misses = int((gate.decisions(original) != gate.decisions(logits)).sum(axis=0).max())
+    misses = int(gate.changed(logits, rows).sum())
     scale = float(np.abs(gate.original.logits).max(initial=0)) or 1.0
     away = float(np.median(np.abs(in_full.astype(np.float64) - logits).max(axis=1))) / scale
     found = dataclasses.replace(verdict, photographs=Photographs(len(rows), misses, away))
@@ -220,14 +227,12 @@ def _check_outputs(original: Outputs, outputs: Outputs) -> None:
 
 
 def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Verdict:
-    """Count changed decisions, losses and gains; bounds are those of the label with most misses."""
+    """Count changed decisions, losses and gains; of several labels those with the largest bound."""
     n, level = len(outputs.logits), limits.level
-    first, second = (gate.decisions(x.logits) for x in (gate.original, outputs))
-    changed = first != second
-    misses = int(changed.sum(axis=0).max())
+    misses = int(gate.changed(outputs.logits).sum())
     labelled = gate.labelled
     targets = gate.targets.reshape(n, -1)[labelled]
-    correct, still = first[labelled] == targets, second[labelled] == targets
+    correct, still = (_with_all_labels(gate.decisions(x.logits)[labelled] == targets) for x in (gate.original, outputs))
     losses, gains = (correct & ~still).sum(axis=0), (~correct & still).sum(axis=0)
     known = int(labelled.sum())
     counts = {(int(a), int(b)) for a, b in zip(losses, gains, strict=True)}
@@ -242,7 +247,6 @@ def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Ve
         agreement=1 - misses / n,
         agreement_low=agreement_bound(n, misses, level),
         agreement_high=agreement_limit(n, misses, level),
-        all_labels_agree=float((~changed.any(axis=1)).mean()) if gate.multi_label else None,
         missing=max(0, images_needed(limits.agreement, misses, level) - n) if misses <= allowed else None,
         labelled=known,
         losses=lost,
@@ -254,6 +258,11 @@ def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Ve
         logit_difference=_difference(gate.original.logits, outputs.logits),
         similarities=_similarities(gate.original, outputs, limits),
     )
+
+
+def _with_all_labels(correct: Bools) -> Bools:
+    """Append to each label's column, whether a decision is correct, that of all labels together."""
+    return np.concatenate([correct, correct.all(axis=1, keepdims=True)], axis=1)
 
 
 def _precision_drop(gate: GateImages, outputs: Outputs, level: float) -> tuple[float, float] | None:

@@ -59,14 +59,14 @@ class Verdict:
         status: "passed", "refused", "not tested" or "not built".
         reason: The evidence of a pass, or the cause of another status.
         images: Number of gate images.
-        misses: Images with another decision than the original's; of the label with most of them if multi-label.
+        misses: Images with another decision than the original's, of any label if multi-label.
         agreement: Share of images with the same decision.
         agreement_low: Its one-sided lower bound.
         agreement_high: Its one-sided upper bound.
-        all_labels_agree: Share of images with the same decision for each label; multi-label only.
         missing: Further images without a miss that would show the agreement; 0 if shown, None if it is lower.
         labelled: Number of gate images with labels.
-        losses: Images that only the original classifies correctly; of the label with the largest bound if multi-label.
+        losses: Images that only the original classifies correctly; if multi-label in the label, or in all labels
+            together, with the largest bound.
         gains: Images that only the candidate classifies correctly.
         drop: Drop in accuracy, ``(losses - gains) / labelled``.
         drop_high: Its one-sided upper bound.
@@ -84,7 +84,6 @@ class Verdict:
     agreement: float | None = None
     agreement_low: float | None = None
     agreement_high: float | None = None
-    all_labels_agree: float | None = None
     missing: int | None = None
     labelled: int = 0
     losses: int | None = None
