@@ -120,7 +120,7 @@ COMMANDS = {
     "predict run FILE --window 0.1": "predict --window",
     "predict run FILE --window 0.1 --step 0.05": "predict --step",
     "predict run FILE --overlay overlaid": "predict --overlay",
-    "export run --budget 1s": "export",
+    "export run --image-size 24": "export --image-size",
     "bench run --rounds 1 --no-memory --batch 2": "",
     "bench MODEL SET --rounds 1 --no-memory --batch 2 --mode train": "",
     "bench run --rounds 1 --no-memory --batch 2 --img-size 18": "bench --img-size",

@@ -13,6 +13,7 @@ from vitrail.engines.load import ENGINES, open_engine
 from vitrail.errors import ConfigError
 from vitrail.explain import explain
 from vitrail.explain.capture.groups import _cached_members
+from vitrail.explain.methods.relevance import lacks_rollout
 from vitrail.models.registry import create_model, list_families
 from vitrail.runs.trained import ModelCard, StreamCard, TrainedModel
 
@@ -31,10 +32,12 @@ MORE = {
     "hvt, windows": ("hvt", {"attention": 4, "depths": (1,), "num_heads": (2,)}),
     "hvt, concat": ("hvt", {"fusion": "concat"}),
 }  # fmt: skip
-CASES = {name: (name, {}) for name in list_families("image")} | MORE
+CASES = {name: (name, {}) for name in list_families()} | MORE | {"vnt, attributes": ("vnt", {"in_chans": 5})}
 # Every family, and between them class tokens, padded and shifted windows, two streams, convolutions and grids.
 FIRST = ("hvt, windows", "swin, padded", "maxvit, small", "vit, class token")
 ORDER = sorted(CASES, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+# The logits of this model in float32 are 1e-5 away from those in float64.
+TOLERANCES = {"vn_pointnet": 5e-5}
 
 
 def trained(family, settings):
@@ -63,7 +66,8 @@ def cases():
         if name not in made:
             _cached_members.cache_clear()
             model = trained(*CASES[name])
-            graph = ExportGraph(model, dict.fromkeys(model.card.streams, torch.float32), {}, ("embedding", "heatmap"))
+            include = ["embedding"] if lacks_rollout(model.model) else ["embedding", "heatmap"]
+            graph = ExportGraph(model, dict.fromkeys(model.card.streams, torch.float32), {}, include)
             made[name] = model, graph, trace(graph)
         return made[name]
 
@@ -72,10 +76,7 @@ def cases():
 
 def images(model, count):
     generator = torch.Generator().manual_seed(count)
-    return {
-        name: torch.rand(count, len(stream.bands), *stream.img_size, generator=generator)
-        for name, stream in model.card.streams.items()
-    }
+    return {stream.name: torch.rand(count, *stream.shape, generator=generator) for stream in model.model.streams}
 
 
 def check(model, outputs, batch):
@@ -84,15 +85,16 @@ def check(model, outputs, batch):
     The rollout of the run comes after the trace, which must leave no tensors without values behind in caches.
     """
     logits, embedding = model.classify(batch)
-    rollout = explain(model, batch, "rollout")
-    assert {type(rollout[name].map) for name in batch} == {torch.Tensor}
     wanted = {"logits": logits, "probabilities": logits.softmax(1), "embedding": embedding}
-    wanted |= {"heatmap" if name == "image" else f"heatmap_{name}": rollout[name].map for name in batch}
+    if not lacks_rollout(model.model):
+        maps = {name: own.map for name, own in explain(model, batch, "rollout").items()}
+        assert {type(own) for own in maps.values()} == {torch.Tensor}
+        wanted |= {"heatmap_spectral" if name == "spectral" else "heatmap": own for name, own in maps.items()}
     assert set(outputs) == set(wanted)
     for name, values in wanted.items():
         found = torch.as_tensor(outputs[name])
         assert found.shape == values.shape, name
-        assert float((found - values).abs().max() / values.abs().max()) < 1e-5, name
+        assert float((found - values).abs().max() / values.abs().max()) < TOLERANCES.get(model.card.name, 1e-5), name
 
 
 @pytest.mark.parametrize("name", fast_first(ORDER, len(FIRST)))
@@ -117,7 +119,7 @@ def test_the_engine_equals_the_run(cases, tmp_path, engine, name):
     loaded = open_engine(tmp_path, engine, "fp32", 1)
     for count in (1, 3):
         batch = images(model, count)
-        check(model, loaded.run({f"{key}_resized": x.numpy() for key, x in batch.items()}), batch)
+        check(model, loaded.run({entry.name: batch[entry.stream].numpy() for entry in graph.inputs}), batch)
     assert json.loads(json.dumps(facts)) == facts
 
 

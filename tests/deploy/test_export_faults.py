@@ -1,6 +1,7 @@
 """Faulty exports are refused: by the gate, by the check of recorded outputs, or by digests."""
 
 import copy
+import dataclasses
 import importlib
 import json
 import shutil
@@ -16,10 +17,12 @@ from vitrail.cli.main import main
 from vitrail.deploy.export import candidates
 from vitrail.deploy.export.artefact import LARGEST_DIFFERENCE, check_bounds
 from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.kinds import kind_of
 from vitrail.deploy.export.measure import Measured
 from vitrail.deploy.export.pixels import ResizeStored
 from vitrail.engines.load import ENGINES, load_export
 from vitrail.errors import RunError, ShapeError
+from vitrail.runs import load_trained
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ EDITS = {
     "bound of the check": _set("check", "bounds", "logits", value=1e9),
     "precision": _set("precision", value="bf16"),
     "digest": _set("files", ENGINES["torch"], value="0" * 64),
-    "resize": _set("resize", "image", "how", value="squash"),
+    "resize": _set("preparation", "image", "how", value="squash"),
 }
 
 
@@ -230,7 +233,8 @@ def test_bands_of_other_names_are_refused(written, names):
 @pytest.mark.usefixtures("eager_engines")
 def test_a_run_whose_files_cannot_be_prepared_in_the_graph_says_why(run, tmp_path, monkeypatch, capsys):
     module = importlib.import_module("vitrail.deploy.export.export")
-    monkeypatch.setattr(module, "stored_pixels", lambda *_: ({}, "the range of the stored values is not known"))
+    kind, reason = kind_of(load_trained(run).card), "the range of the stored values is not known"
+    monkeypatch.setattr(module, "kind_of", lambda _: dataclasses.replace(kind, describe=lambda *_: ({}, reason)))
     assert export(run, tmp_path / "out") == 0
     assert "at the model's size alone: the range of the stored values is not known" in capsys.readouterr().out
     found = record(tmp_path / "out")

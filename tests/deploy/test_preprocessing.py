@@ -18,7 +18,7 @@ from vitrail.data.rasters import resize_tensor
 from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.edges import edges
 from vitrail.deploy.export.photographs import encoded_source, read_photographs
-from vitrail.deploy.export.pixels import Prepare, ResizeStored
+from vitrail.deploy.export.pixels import PreparePixels, ResizeStored
 from vitrail.deploy.export.stored import StoredPixels, stored_pixels
 from vitrail.runs.images import open_images
 from vitrail.runs.trained import ModelCard, StreamCard, load_trained
@@ -95,13 +95,13 @@ def test_both_entries_give_what_evaluation_sees(spectral, crop_pct):
         streams["spectral"] = StreamCard(("edge_x", "edge_y"), (0.5, 0.5), (0.1, 0.1), (16, 16))
     card = ModelCard("vit", {}, ("a", "b"), streams, crop_pct=crop_pct, spectral=spectral)
     read = size_to_read((16, 16), crop_pct)
-    prepare = Prepare(card, {"image": stored("levels", read)})
+    prepare = PreparePixels(card, {"image": stored("levels", read)})
     photograph = pixels((45, 61))
     unit = to_unit(resize_picture(photograph, read, "crop"))[None]
     batch = {"image": unit, "spectral": edges(unit)} if spectral == "edges" else {"image": unit}
     batch = {name: crop_centre(x, (16, 16)) for name, x in batch.items()}
     wanted = card.normalization()(batch)
-    small = [x.repeat(2, 1, 1, 1) for x in batch.values()][: len(prepare.resized)]
+    small = [x.repeat(2, 1, 1, 1) for x in batch.values()][: len(prepare.prepared)]
     none = [x[:0] for x in small]
     both = prepare(photograph[None], *small)
     for inputs, rows in ((prepare(photograph[None], *none), 1), (prepare(photograph[None][:0], *small), 2), (both, 3)):
@@ -120,7 +120,7 @@ def test_stored_values_of_a_run_are_described(tmp_path):
     assert lacks == ""
     assert found["image"] == stored("levels", (16, 16))
     photo = save_image(tmp_path / "photo.png", (50, 70))
-    prepared = Prepare(trained.card, found)(read_image(photo)[None], torch.zeros(0, 3, 16, 16, dtype=torch.uint8))
+    prepared = PreparePixels(trained.card, found)(read_image(photo)[None], torch.zeros(0, 3, 16, 16, dtype=torch.uint8))
     wanted = trained.normalize(to_unit(read_image(photo, size=(16, 16)))[None])
     torch.testing.assert_close(prepared, wanted)
 

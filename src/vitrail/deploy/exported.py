@@ -15,15 +15,17 @@ from vitrail.engines.inputs import to_inputs
 from vitrail.engines.load import Export, load_export
 from vitrail.errors import ConfigError
 from vitrail.explain.methods.maps import Explanation, as_streams
+from vitrail.models.modality import MODALITIES
 from vitrail.runs.trained import ModelCard, card_from_values
 
 # Method of the heatmap.
 ROLLOUT = "rollout"
-# Data settings by which image files are read; the others tell where training images lie, and stay out.
+# Data settings by which files are read; the others tell where training images lie, and stay out.
 READING = (
     "bands.names", "bands.files", "bands.wavelengths", "bands.use", "spectral.use", "scale", "values.offset",
     "values.range", "values.nodata", "images.max_pixels", "spectral.names", "spectral.wavelengths", "spectral.scale",
-    "spectral.offset", "spectral.range", "spectral.nodata",
+    "spectral.offset", "spectral.range", "spectral.nodata", "video.fps", "up", "points.features", "points.subsample",
+    "points.scale", "points.seed",
 )  # fmt: skip
 
 
@@ -34,7 +36,7 @@ class ExportedModel:
     Attributes:
         export: The export.
         card: Description of inputs and outputs.
-        reading: Data settings by which image files are read.
+        reading: Data settings by which files are read.
     """
 
     export: Export
@@ -45,7 +47,7 @@ class ExportedModel:
         """Compute logits and embeddings of a batch, as :meth:`vitrail.runs.TrainedModel.classify` does.
 
         Args:
-            batch: Streams in 0..1 at the model's size, shape ``(B, C, H, W)`` each.
+            batch: Streams as the pipeline prepares them: images in 0..1 at the model's size, ``(B, C, H, W)`` each.
             tta: "none".
 
         Raises:
@@ -71,14 +73,15 @@ class ExportedModel:
         if "heatmap" not in self.export.record["outputs"]:
             raise ConfigError(f"{self.export.folder} has no heatmap; export the run with --include heatmap")
         outputs = self.export.run(to_inputs(self.export.record, batch))
-        maps = [torch.from_numpy(outputs[heatmap_of(name)]) for name in self.card.streams]
-        explanation = Explanation(as_streams(tuple(self.card.streams), maps), ROLLOUT)
+        names = tuple(name for name in self.card.streams if heatmap_of(name) in outputs)
+        maps = [torch.from_numpy(outputs[heatmap_of(name)]) for name in names]
+        explanation = Explanation(as_streams(names, maps), ROLLOUT)
         return torch.from_numpy(outputs["logits"]), {ROLLOUT: explanation}
 
 
 def heatmap_of(stream: str) -> str:
     """Return the name of the output with a stream's heatmap."""
-    return "heatmap" if stream == "image" else f"heatmap_{stream}"
+    return "heatmap" if stream in MODALITIES else f"heatmap_{stream}"
 
 
 def load_exported(path: str | Path, threads: int | None = None) -> ExportedModel:

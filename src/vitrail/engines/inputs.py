@@ -19,22 +19,22 @@ def takes_any_size(inputs: Iterable[Mapping[str, Any]]) -> bool:
     Args:
         inputs: Descriptions of its inputs, as in export.json.
     """
-    return any(entry["entry"] == "resized" and entry["shape"][2] is None for entry in inputs)
+    return any(entry["prepared"] and None in entry["shape"][1:] for entry in inputs)
 
 
 def to_inputs(record: Mapping[str, Any], batch: Mapping[str, Tensor]) -> Arrays:
-    """Convert a batch of the data pipeline to the inputs of an export that take pixels at the model's size.
+    """Convert a batch of the data pipeline to the inputs of an export that take prepared ones.
 
     Args:
         record: Content of export.json.
-        batch: Streams in 0..1, shape ``(B, C, H, W)`` each, float32.
+        batch: Streams, float32: images in 0..1 at the model's size, shape ``(B, C, H, W)`` each, clips or clouds.
 
     Raises:
         DataError: Pixels between the levels of 8 bits for an input of uint8.
     """
     arrays: Arrays = {}
     for entry in record["inputs"]:
-        if entry["entry"] != "resized":
+        if not entry["prepared"]:
             continue
         unit = batch[entry["stream"]]
         arrays[entry["name"]] = unit.numpy() if entry["dtype"] == "float32" else _to_levels(unit)

@@ -19,7 +19,7 @@ RECORD_FILE, CHECK_FILE = "export.json", "check.npz"
 # Version folder, as OpenVINO Model Server and Triton want it.
 VERSION_FOLDER = "1"
 # Version of the record's layout.
-FORMAT = 1
+FORMAT = 2
 
 # Engine -> the file that it opens.
 ENGINES = {"openvino": "model.xml", "onnx": "model.onnx", "torch": "model.pt2", "inductor": "model.pt2"}
@@ -129,7 +129,7 @@ class Export:
 
     @property
     def entries(self) -> dict[str, list[str]]:
-        """Names of the inputs of each entry: "photographs" of any size, and "resized" at the model's size."""
+        """Names of the inputs of each entry: those that are stored, such as photographs, and prepared ones."""
         names: dict[str, list[str]] = {}
         for entry in self.record["inputs"]:
             names.setdefault(entry["entry"], []).append(entry["name"])
@@ -175,13 +175,19 @@ def difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
 
 def _no_images(entry: Mapping[str, Any]) -> npt.NDArray[Any]:
     """Return an empty batch, for the inputs of the entry that is not used."""
-    _, bands, height, width = entry["shape"]
-    return np.zeros((0, bands, height or entry["least"][0], width or entry["least"][1]), dtype=entry["dtype"])
+    lengths = [least if size is None else size for size, least in zip(entry["shape"], _least(entry), strict=True)]
+    return np.zeros((0, *lengths[1:]), dtype=entry["dtype"])
+
+
+def _least(entry: Mapping[str, Any]) -> list[int]:
+    """Return the smallest length of each axis."""
+    return [1] * (len(entry["shape"]) - 2) + list(entry["least"])
 
 
 def _check_array(name: str, array: npt.NDArray[Any], wanted: Mapping[str, Any]) -> None:
-    least = [1, 1, *wanted["least"]]
-    words = [word if size == 1 else f"{word} >= {size}" for word, size in zip("BCHW", least, strict=True)]
+    least = _least(wanted)
+    letters = [axis[0].upper() for axis in wanted["axes"]]
+    words = [word if size == 1 else f"{word} >= {size}" for word, size in zip(letters, least, strict=True)]
     shape = [dim if dim is not None else word for dim, word in zip(wanted["shape"], words, strict=True)]
     described = f"({', '.join(map(str, shape))}) of {wanted['dtype']}"
     if array.dtype != np.dtype(wanted["dtype"]):

@@ -123,7 +123,7 @@ NEEDS = {
     "explain --structure position_similarity": Need((IMAGE,), "leave it out"),
     "explain --structure attention_distance": Need((IMAGE, VIDEO), "leave it out"),
     "explain --structure head_focus": Need((IMAGE,), "leave it out"),
-    "export": Need((IMAGE,), "use the run folder itself (`vitrail evaluate`, vitrail.load_trained)"),
+    "export --image-size": Need((IMAGE,), "leave it out; the export takes the size of the run"),
     "bench --img-size": Need((IMAGE, VIDEO), "leave it out; --set num_points=N sets the number of points"),
 }  # fmt: skip
 

@@ -70,9 +70,18 @@ def choose_points(points: Array, count: int, how: str, rng: np.random.Generator)
     return np.sort(rng.choice(distinct, count, replace=False))
 
 
+# Up axis -> places by which the coordinates are rolled so that it is z: a rotation, no mirror image.
+ROLLS = {"x": 2, "y": 1, "z": 0}
+
+
 def turn_up(points: Array, up: str) -> Array:
-    """Turn clouds whose up axis is x or y so that it is z; a rotation, no mirror image."""
-    return np.roll(points, {"x": 2, "y": 1, "z": 0}[up], axis=1)
+    """Turn clouds whose up axis is x or y so that it is z."""
+    return np.roll(points, ROLLS[up], axis=1)
+
+
+def turn_back(points: Array, up: str) -> Array:
+    """Undo :func:`turn_up`."""
+    return np.roll(points, -ROLLS[up], axis=1)
 
 
 def scale_of(points: Array, rule: str | float) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.points.files import READERS, CloudFile, read_cloud
-from vitrail.data.points.sampling import choose_points, sample_mesh, scale_of, turn_up
+from vitrail.data.points.sampling import choose_points, sample_mesh, scale_of, turn_back, turn_up
 from vitrail.data.points.solids import CLASSES, make_solid
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.class_folders import (
@@ -25,12 +25,13 @@ from vitrail.data.sources.class_folders import (
     split_and_class,
     splits_of_rows,
 )
+from vitrail.data.sources.encoded import StoredSource
 from vitrail.errors import DataError
 
 Array = npt.NDArray[Any]
 
 
-class PointSource(ImageSource):
+class PointSource(StoredSource):
     """Point clouds in memory: sampled, centred and scaled as the settings say.
 
     A cloud of fewer different points than asked for is filled up with NaN.
@@ -52,17 +53,32 @@ class PointSource(ImageSource):
         self.bands = {"points": ("x", "y", "z")} | ({"features": feature_names} if feature_names else {})
         self._points = torch.full((len(clouds), num_points, 3), float("nan"))
         self._features = torch.zeros(len(clouds), num_points, len(feature_names))
+        self._lengths = np.ones(len(clouds))
+        self._up = config.up
         for i, (points, features) in enumerate(clouds):
             chosen = choose_points(points, num_points, settings.subsample, _generator(settings.seed, points))
             own = turn_up(points[chosen], config.up)
             own = own - own.mean(axis=0)
-            self._points[i, : len(own)] = torch.from_numpy(own / scale_of(own, settings.scale))
+            self._lengths[i] = scale_of(own, settings.scale)
+            self._points[i, : len(own)] = torch.from_numpy(own / self._lengths[i])
             self._features[i, : len(own)] = torch.from_numpy(features[chosen])
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return points ``(B, N, 3)``, NaN where a cloud has fewer, and attributes ``(B, N, F)``."""
         rows = torch.as_tensor(indices)
         return {"points": self._points[rows]} | ({"features": self._features[rows]} if "features" in self.bands else {})
+
+    def read_stored(self, stream: str, index: int) -> Array:
+        """Return the sampled points of a cloud before it was turned, centred and scaled, from its first point on."""
+        if stream == "features":
+            features: Array = self._features[index].numpy()
+            return features
+        points = self._points[index].double().numpy() * self._lengths[index]
+        return turn_back(points - points[0], self._up).astype(np.float32)
+
+    def stored_size(self, index: int) -> tuple[int, ...]:
+        """Return the number of points, that of all clouds."""
+        return (self._points.shape[1],)
 
     def normalization(self, indices: Sequence[int]) -> dict[str, tuple[list[float], list[float]]]:
         """Leave coordinates as they are; mean and deviation of the attributes of some clouds' real points."""

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.centre_crop import centre_box
 from vitrail.data.images import BANDS, resize_picture
-from vitrail.data.sources.base import ImageSource, to_unit
+from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.class_folders import (
     class_of_folder,
     list_given,
@@ -24,6 +26,7 @@ from vitrail.data.sources.class_folders import (
     split_and_class,
     splits_of_rows,
 )
+from vitrail.data.sources.encoded import StoredSource
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, index_video, read_frames
 from vitrail.data.video.sampling import Position, random_position, view_positions
@@ -46,7 +49,7 @@ class _Row:
     end: float | None = None
 
 
-class VideoSource(ImageSource):
+class VideoSource(StoredSource):
     """Clips of video files or of folders of frames.
 
     Args:
@@ -164,6 +167,11 @@ class VideoSource(ImageSource):
             for along in crops
         ]
         return {"video": torch.stack(clips)}
+
+    def read_stored(self, stream: str, index: int) -> npt.NDArray[Any]:
+        """Decode the frames of a clip at their own size, shape ``(C, T, H, W)``, uint8."""
+        frames: npt.NDArray[Any] = torch.stack(self._frames(index, self._size[0])[0], dim=1).numpy()
+        return frames
 
     def thumbnails(self) -> Thumbnails:
         """Return the middle frame of each clip for the search of copies, shape ``(N, 32, 32)``."""

@@ -35,6 +35,7 @@ from vitrail.engines.load import (
 )
 from vitrail.errors import ConfigError, RunError
 from vitrail.files import write_json, write_text
+from vitrail.models.modality import IMAGE
 from vitrail.outputs import is_output_folder
 
 README_FILE = "README.md"
@@ -75,9 +76,8 @@ def describe_model(graph: ExportGraph, data: DataConfig, engine: str, no_photogr
         "outputs": list(graph.outputs),
         "decisions": None if graph.decisions is None else graph.decisions.describe(),
         "no_photographs": no_photographs,
-        "resize": {
-            name: {"filter": own.filter, "how": own.how, "size": list(own.size), "seen": list(graph.card.img_size)}
-            for name, own in graph.stored.items()
+        "preparation": {
+            name: {**own.describe(), "seen": list(graph.card.img_size)} for name, own in graph.stored.items()
         },
         "decoding": _decoding(graph),
         "model": dataclasses.asdict(graph.card),
@@ -91,8 +91,9 @@ def describe_model(graph: ExportGraph, data: DataConfig, engine: str, no_photogr
 
 
 def _decoding(graph: ExportGraph) -> dict[str, str]:
-    """State how image files become the pixels of the photographs' inputs; empty for rasters."""
-    if all(own.filter == "bilinear" for own in graph.stored.values()):
+    """State how image files become the pixels of the photographs' inputs; empty for rasters, clips and clouds."""
+    photographs = graph.card.modality is IMAGE
+    if not photographs or all(own.describe()["filter"] == "bilinear" for own in graph.stored.values()):
         return {}
     return {
         "jpeg": "in full; at a half, a quarter or an eighth only if at least three times as large as the model's input",

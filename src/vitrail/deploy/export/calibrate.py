@@ -22,7 +22,7 @@ from vitrail.deploy.export.quantize import (
     quantize_onnx,
     repeat,
 )
-from vitrail.deploy.export.stored import as_photographs
+from vitrail.deploy.export.stored import as_stored
 from vitrail.durations import format_duration
 from vitrail.engines.base import Arrays
 from vitrail.engines.inputs import to_inputs
@@ -156,7 +156,7 @@ class Quantizer:
             batch = self.images.batch(indices[start : start + _CHUNK])
             found = to_inputs(facts, batch)
             if photographs and graph.stored:
-                found |= as_photographs(graph.stored, batch, enlarge=(1, 1))
+                found |= as_stored(graph.stored, batch, enlarge=(1, 1))
             for name, values in found.items():
                 parts.setdefault(name, []).append(values)
         return {name: np.concatenate(values) for name, values in parts.items()}

@@ -15,6 +15,7 @@ from vitrail.deploy.export.budget import BUILDING, Budget, conversion
 from vitrail.deploy.export.convert import convert
 from vitrail.deploy.export.gate import Criterion
 from vitrail.deploy.export.graph import ExportGraph
+from vitrail.deploy.export.kinds import kind_of
 from vitrail.deploy.export.sizes import check_sizes, lacks_any
 from vitrail.engines.base import Engine
 from vitrail.engines.load import ENGINES, Export, open_engine
@@ -151,7 +152,7 @@ def build_candidates(
             unconverted[variant.engine] = _within(
                 budget, variant, functools.partial(_convert, program, graph, variant.engine, place, facts, threads)
             )
-        engine, failure = None, unconverted[variant.engine]
+        engine, failure = None, kind_of(graph.card).lacks.get(variant.precision) or unconverted[variant.engine]
         if variant.merges and variant.precision == INT8:
             failure = failure or _NO_MERGED_INT8
         if not failure:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._decomp import get_decompositions
 from torch.export import Dim, ExportedProgram
 
 from vitrail.deploy.export.graph import ExportGraph, GraphInput
@@ -25,8 +26,8 @@ from vitrail.errors import ConfigError
 from vitrail.extras import import_extra
 
 _OPSET = 20
-# Largest batch (axis 0), height and width.
-_MOST = {0: 4096, 2: 65535, 3: 65535}
+# Largest batch, height or width.
+_MOST_INPUTS, _MOST_PIXELS = 4096, 65535
 _INDUCTOR = {
     "freezing": True,
     "cpp.dynamic_threads": True,  # otherwise the number at export is fixed
@@ -60,12 +61,13 @@ def trace(graph: ExportGraph) -> ExportedProgram:
 def _free_size(graph: ExportGraph, entry: GraphInput, axis: int) -> Any:
     """Return the range of a batch, height or width."""
     if axis == 0:
-        return Dim(entry.entry, min=0, max=_MOST[axis])
-    least = entry.least[axis - 2]
+        return Dim(entry.entry, min=0, max=_MOST_INPUTS)
+    side = axis - len(entry.shape)
+    least = entry.least[side]
     if graph.any_size:
         # The model branches by size where both branches are equal, which torch.export cannot prove.
-        return Dim.DYNAMIC(min=least, max=_MOST[axis])
-    return Dim(f"{entry.name}_{'height' if axis == 2 else 'width'}", min=least, max=_MOST[axis])
+        return Dim.DYNAMIC(min=least, max=_MOST_PIXELS)
+    return Dim(f"{entry.name}_{entry.axes[axis]}", min=least, max=_MOST_PIXELS)
 
 
 def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -88,6 +90,9 @@ def convert(program: ExportedProgram, graph: ExportGraph, engine: str, folder: P
 
 def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:
     openvino = import_extra("openvino", "export")
+    crosses = torch.ops.aten.linalg_cross.default
+    if any(node.target is crosses for node in program.graph.nodes):  # OpenVINO 2026.4 does not read its dim
+        program = program.run_decompositions(get_decompositions([crosses]))
     model = openvino.convert_model(program)
     model.reshape({index: _openvino_shape(openvino, entry) for index, entry in enumerate(graph.inputs)})
     for port, entry in zip(model.inputs, graph.inputs, strict=True):
@@ -108,11 +113,11 @@ def _write_openvino(program: ExportedProgram, graph: ExportGraph, file: Path, fa
 
 def _openvino_shape(openvino: Any, entry: GraphInput) -> list[Any]:
     """Return the shape of an input; OpenVINO refuses lengths below the smallest."""
-    height, width = (
-        openvino.Dimension(least, _MOST[axis]) if size is None and least > 1 else (-1 if size is None else size)
-        for axis, size, least in zip((2, 3), entry.shape[2:], entry.least, strict=True)
-    )
-    return [-1, entry.shape[1], height, width]
+    sides = [
+        openvino.Dimension(least, _MOST_PIXELS) if size is None and least > 1 else (-1 if size is None else size)
+        for size, least in zip(entry.shape[-2:], entry.least, strict=True)
+    ]
+    return [-1, *entry.shape[1:-2], *sides]
 
 
 def _write_onnx(program: ExportedProgram, graph: ExportGraph, file: Path, facts: str) -> None:

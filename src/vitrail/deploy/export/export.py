@@ -46,13 +46,13 @@ from vitrail.deploy.export.gate_images import (
     spread_encoded,
 )
 from vitrail.deploy.export.graph import INCLUDE, ExportGraph
+from vitrail.deploy.export.kinds import kind_of
 from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
 from vitrail.deploy.export.quantize import QuantizeSettings
 from vitrail.deploy.export.shrink import merge_counts, merging
 from vitrail.deploy.export.sizes import ANY, NO_PHOTOGRAPHS, ImageSize, at_size, least_of_any
-from vitrail.deploy.export.stored import as_photographs, stored_pixels
+from vitrail.deploy.export.stored import as_stored
 from vitrail.deploy.export.verdict import Result, Verdict
-from vitrail.deploy.exported import heatmap_of
 from vitrail.durations import format_duration
 from vitrail.engines.inputs import to_inputs
 from vitrail.engines.load import Export, load_export
@@ -159,7 +159,8 @@ def export(
     out = run.export if out is None else Path(out)
     check_out(out)
     trained = load_classifier(run)
-    check_need("export", trained.card.modality, trained.card.name)
+    if image_size is not None:
+        check_need("export --image-size", trained.card.modality, trained.card.name)
     trained = at_size(trained, image_size)
     variants = list_variants(format, precision, merge_counts(trained, shrink, image_size))
     own = open_images(run, trained.card, data, verb="export").data
@@ -181,7 +182,8 @@ def export(
     report("trace the model")
     types = pixel_types(first.images, first.indices[0])
     any_size = image_size == ANY
-    stored, no_photographs = ({}, NO_PHOTOGRAPHS) if any_size else stored_pixels(trained.card, data, own)
+    kind = kind_of(trained.card)
+    stored, no_photographs = ({}, NO_PHOTOGRAPHS) if any_size else kind.describe(trained.card, data, own)
     least = least_of_any(trained.model) if any_size else None
 
     def graph_of(merges: int, decisions: Decisions | None) -> ExportGraph:
@@ -313,7 +315,7 @@ def _choose(
 ) -> list[Result]:  # fmt: skip
     by_name = {one.variant.name: one for one in built}
     names = ["embedding"] * ("embedding" in graph.include)
-    heatmaps = {name: heatmap_of(name) for name in graph.card.streams} if "heatmap" in graph.include else {}
+    heatmaps = graph.heatmaps
     files, rows = spread_encoded(selected, _PHOTOGRAPHS) if graph.stored else ([], [])
     in_full = logits_in_full(trained, files) if rows else np.zeros((0, 0), np.float32)
 
@@ -377,9 +379,10 @@ def _write(
     """Write the chosen candidate's files, its check images, and the record."""
     spread = [first.indices[i * len(first.indices) // _CHECK_IMAGES] for i in range(_CHECK_IMAGES)]
     batch = first.images.batch(sorted(set(spread)))
-    checks = {"resized": to_inputs(chosen.facts, batch)}
+    kind = kind_of(graph.card)
+    checks = {kind.prepared: to_inputs(chosen.facts, batch)}
     if graph.stored:
-        checks["photographs"] = as_photographs(graph.stored, batch)
+        checks[kind.stored] = as_stored(graph.stored, batch)
     for file in chosen.folder.iterdir():
         shutil.copy2(file, folder / file.name)
     differences = write_check(folder, chosen.export, checks, graph.compute)

@@ -13,7 +13,7 @@ from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.deploy.export.gate import UNLABELLED, GateImages, Outputs
 from vitrail.deploy.export.photographs import encoded_source, run_photographs
-from vitrail.deploy.export.stored import StoredPixels
+from vitrail.deploy.export.stored import Stored
 from vitrail.deploy.images import open_files
 from vitrail.engines.base import Arrays
 from vitrail.engines.inputs import to_inputs
@@ -112,7 +112,7 @@ def export_outputs(
     export: Export,
     selected: Sequence[Selection],
     names: Sequence[str],
-    stored: Mapping[str, StoredPixels] | None = None,
+    stored: Mapping[str, Stored] | None = None,
 ) -> Arrays:
     """Compute the logits and other outputs of an export for the gate images.
 

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.deploy.export.decisions import DecisionOutputs, Decisions
-from vitrail.deploy.export.pixels import Prepare, resized_streams
-from vitrail.deploy.export.stored import StoredPixels
+from vitrail.deploy.export.kinds import kind_of
+from vitrail.deploy.export.pixels import prepared_streams
+from vitrail.deploy.export.stored import Stored
 from vitrail.deploy.exported import heatmap_of
 from vitrail.errors import ConfigError
-from vitrail.explain.methods.relevance import lacks_rollout
+from vitrail.explain.methods.relevance import lacks_rollout, relevance_streams
 from vitrail.explain.methods.rollout import features_and_rollout
 from vitrail.runs.trained import TrainedModel
 
-# Suffix of the inputs that take pixels at the model's size; those of photographs have the stream's own name.
-RESIZED = "_resized"
 # Outputs that are included on demand, besides logits and probabilities.
 INCLUDE = ("embedding", "heatmap", "sets", "ood")
 # Outputs of each of those that come from fitted decisions.
@@ -34,33 +33,37 @@ class GraphInput:
 
     Attributes:
         name: Its name.
-        entry: "photographs", of any height and width, or "resized", which is not resized: at the model's size, or any.
+        entry: Of the two of :class:`vitrail.deploy.export.kinds.InputKind`: inputs as they are stored, such as
+            photographs of any size, or prepared ones, such as pixels at the model's size.
+        prepared: Whether it is the latter, which takes the batches of the pipeline.
         stream: Stream that it belongs to.
-        dtype: Type of the values; float32 has NaN where there is no data.
-        shape: Batch, bands, height and width; None where free.
+        dtype: Type of the values; float32 has NaN where there is no data, or no point.
+        axes: Names of the axes.
+        shape: Length of each axis; None where free.
         bands: Names of the bands, in order.
-        low: Value of each band (or of all) that means 0.
+        low: Value of each band (or of all) that means 0; empty where values have no range.
         high: Value that means 1.
         least: Smallest height and width.
     """
 
     name: str
     entry: str
+    prepared: bool
     stream: str
     dtype: torch.dtype
-    shape: tuple[int | None, int, int | None, int | None]
+    axes: tuple[str, ...]
+    shape: tuple[int | None, ...]
     bands: tuple[str, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
     least: tuple[int, int] = (1, 1)
 
     def example(self, batch: int) -> Tensor:
-        """Return pixels of this type and shape."""
-        _, bands, height, width = self.shape
+        """Return values of this type and shape."""
         # Of different lengths: torch.export takes equal ones for one symbol.
-        return torch.zeros(
-            (batch, bands, height or 37 + self.least[0], width or 53 + 2 * self.least[1]), dtype=self.dtype
-        )
+        free = (1,) * (len(self.shape) - 2) + (37 + self.least[0], 53 + 2 * self.least[1])
+        lengths = [own if length is None else length for own, length in zip(free, self.shape, strict=True)]
+        return torch.zeros((batch, *lengths[1:]), dtype=self.dtype)
 
     def describe(self) -> dict[str, Any]:
         """Describe the input for export.json."""
@@ -72,12 +75,12 @@ class ExportGraph(nn.Module):
     """Preprocessing, model and outputs of a trained run.
 
     An input of each entry is always there; a batch of one entry leaves the other empty (0 images). The model runs once,
-    on the photographs and the resized images one after the other.
+    on the stored inputs and the prepared ones one after the other.
 
     Args:
         trained: The model, on the CPU.
-        dtypes: Type of the resized pixels of each stream: uint8, or float32 in 0..1.
-        stored: How photographs of each input stream are stored; empty for a graph without that entry.
+        dtypes: Type of the prepared inputs of each stream: uint8, or float32, of pixels in 0..1.
+        stored: How each input stream is stored; empty for a graph without that entry.
         include: Outputs besides logits and probabilities, of :data:`INCLUDE`.
         decisions: Fitted values of "sets" and "ood", which need them; probabilities then have their temperature.
         least: Smallest height and width of each stream of a graph for pixels of any size; None for the card's size.
@@ -88,13 +91,14 @@ class ExportGraph(nn.Module):
     Attributes:
         inputs: Inputs in order.
         outputs: Names of the outputs in order.
+        heatmaps: Stream -> name of the output with its heatmap; empty without heatmaps.
     """
 
     def __init__(
         self,
         trained: TrainedModel,
         dtypes: Mapping[str, torch.dtype],
-        stored: Mapping[str, StoredPixels] | None = None,
+        stored: Mapping[str, Stored] | None = None,
         include: Collection[str] = ("embedding",),
         decisions: Decisions | None = None,
         least: Mapping[str, tuple[int, int]] | None = None,
@@ -105,29 +109,35 @@ class ExportGraph(nn.Module):
         self.stored = dict(stored or {})
         self.any_size = least is not None
         assert not (self.stored and self.any_size), "photographs are resized to one size"
-        self.prepare = Prepare(card, self.stored)
+        kind = kind_of(card)
+        self.prepare = kind.prepare(card, self.stored)
         self.inputs = [
-            GraphInput(name, "photographs", name, own.dtype, (None, len(own.bands), None, None), own.bands, own.low,
-                       own.high)
+            GraphInput(name, kind.stored, False, name, own.dtype, kind.axes, own.shape, own.bands, own.low, own.high)
             for name, own in self.stored.items()
-        ]  # fmt: skip
-        for name in resized_streams(card):
+        ]
+        for name in prepared_streams(card):
             stream, dtype = card.streams[name], dtypes[name]
-            shape = (None, len(stream.bands), *((None, None) if least is not None else stream.img_size))
-            high = (255.0,) if dtype == torch.uint8 else (1.0,)
-            smallest = stream.img_size if least is None else least[name]
+            shape, (low, high) = kind.prepared_shape(name, stream), kind.range_of(dtype)
+            smallest = (1, 1) if least is None else least[name]
+            if least is not None:
+                shape = (*shape[:-2], None, None)
             self.inputs.append(
-                GraphInput(name + RESIZED, "resized", name, dtype, shape, stream.bands, (0.0,), high, smallest)
-            )
+                GraphInput(
+                    f"{name}_{kind.prepared}", kind.prepared, True, name, dtype, kind.axes, shape, stream.bands, low,
+                    high, smallest,
+                )
+            )  # fmt: skip
         self.include = frozenset(include)
         self.outputs = ["logits", "probabilities"]
         if "embedding" in include:
             self.outputs.append("embedding")
+        self.heatmaps: dict[str, str] = {}
         if "heatmap" in include:
             reason = lacks_rollout(self.model)
             if reason is not None:
                 raise ConfigError(f"--include heatmap is not possible: {reason}")
-            self.outputs += [heatmap_of(name) for name in card.streams]
+            self.heatmaps = {name: heatmap_of(name) for name in relevance_streams(self.model)}
+            self.outputs += self.heatmaps.values()
         self.outputs += [output for name, own in _DECIDED.items() if name in include for output in own]
         self.decisions = decisions
         self.decide = None if decisions is None else DecisionOutputs(decisions)
@@ -146,13 +156,14 @@ class ExportGraph(nn.Module):
 
         Returns:
             The tensors of :attr:`outputs` by name: logits and probabilities ``(B, K)``, embedding ``(B, C)``, heatmaps
-            ``(B, H, W)`` at the model's size, sets ``(B, K)``, out-of-distribution scores and p-values ``(B,)``.
+            ``(B, H, W)`` at the model's size (of clips ``(B, T, H, W)``, of clouds ``(B, N)``), sets ``(B, K)``,
+            out-of-distribution scores and p-values ``(B,)``.
         """
         inputs = self.prepare(*pixels)
         heatmaps: dict[str, Tensor] = {}
-        if "heatmap" in self.include:
+        if self.heatmaps:
             features, rollout = features_and_rollout(self.model, *inputs)
-            heatmaps = {heatmap_of(name): own.map for name, own in rollout.by_stream(self.model).items()}
+            heatmaps = {self.heatmaps[name]: own.map for name, own in rollout.by_stream(self.model).items()}
         else:
             features = self.model.forward_features(*inputs)
         logits = self.model.forward_head(features).float()

@@ -1,7 +1,8 @@
-"""Encoded images as another program gives them to an export: decoded in full, at their own size, in their own units."""
+"""Inputs as another program gives them to an export: decoded in full, at their own size, in their own units."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 
 from vitrail.data.dataset import ImageData
 from vitrail.data.sources.base import unwrap_source
-from vitrail.data.sources.encoded import EncodedSource
-from vitrail.deploy.export.stored import StoredPixels, origin_of
+from vitrail.data.sources.encoded import StoredSource
+from vitrail.deploy.export.stored import Stored
 from vitrail.engines.base import Arrays
 from vitrail.engines.load import Export
 from vitrail.errors import DataError
@@ -21,34 +22,30 @@ from vitrail.errors import DataError
 _BATCH, _PIXELS = 32, 1 << 22
 
 
-def encoded_source(images: ImageData) -> EncodedSource | None:
-    """Return the source of images that are encoded, in files or in a table; None for arrays."""
+def encoded_source(images: ImageData) -> StoredSource | None:
+    """Return the source of inputs that other programs can read, in files or in a table; None for arrays."""
     source = unwrap_source(images.source)
-    return source if isinstance(source, EncodedSource) else None
+    return source if isinstance(source, StoredSource) else None
 
 
-def read_photographs(source: EncodedSource, stored: Mapping[str, StoredPixels], index: int) -> Arrays:
-    """Decode an image in full.
+def read_photographs(source: StoredSource, stored: Mapping[str, Stored], index: int) -> Arrays:
+    """Decode an image, a clip or a cloud in full.
 
     Args:
         source: Source of the image.
-        stored: How the pixels of each stream are stored.
+        stored: How each stream is stored.
         index: Index of the image.
 
     Returns:
-        Arrays by stream, shape ``(1, C, H, W)``.
+        Arrays by stream, a batch of one.
 
     Raises:
         DataError: Values that the export's input cannot hold.
     """
-    found: Arrays = {}
-    for name, own in stored.items():
-        origin = origin_of(own.bands, name, source.readers)
-        assert origin is not None, "the stream is stored in files"
-        bands = source.readers[origin].bands
-        values = source.read_stored(origin, index)[[bands.index(band) for band in own.bands]]
-        found[name] = _of_type(values, own.dtype, source.keys[index])[None]
-    return found
+    return {
+        name: _of_type(own.read(source, name, index), own.dtype, source.keys[index])[None]
+        for name, own in stored.items()
+    }
 
 
 def _of_type(values: npt.NDArray[Any], dtype: torch.dtype, image: str) -> npt.NDArray[Any]:
@@ -62,14 +59,14 @@ def _of_type(values: npt.NDArray[Any], dtype: torch.dtype, image: str) -> npt.ND
 
 
 def run_photographs(
-    export: Export, source: EncodedSource, stored: Mapping[str, StoredPixels], indices: Sequence[int]
+    export: Export, source: StoredSource, stored: Mapping[str, Stored], indices: Sequence[int]
 ) -> list[Arrays]:
     """Run an export on images that are decoded in full; those of one size are run together.
 
     Returns:
         Outputs of each image, by name, in the order of the indices.
     """
-    sizes = [source.original_size(index) for index in indices]
+    sizes = [source.stored_size(index) for index in indices]
     found: list[Arrays] = [{}] * len(indices)
     batch: list[Arrays] = []
     rows: list[int] = []
@@ -94,5 +91,5 @@ def run_photographs(
 
 def _fits(image: Arrays, batch: Sequence[Arrays]) -> bool:
     same = all(x.shape == batch[0][name].shape for name, x in image.items())
-    pixels = max(x.shape[2] * x.shape[3] for x in image.values())
+    pixels = max(math.prod(x.shape[2:]) for x in image.values())
     return same and len(batch) < _BATCH and (len(batch) + 1) * pixels <= _PIXELS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from vitrail.data.evaluation_crop import crop_centre
 from vitrail.data.rasters import LEAST_KNOWN
 from vitrail.data.sources.edges import edges
 from vitrail.deploy.export.resize import resize_by, resize_levels, resize_matrices
-from vitrail.deploy.export.stored import StoredPixels
+from vitrail.deploy.export.stored import Stored, StoredPixels
 from vitrail.runs.trained import ModelCard
 
 
@@ -33,14 +35,18 @@ class ResizeStored(nn.Module):
         """Crop and resize.
 
         Args:
-            x: Stored values, shape ``(B, C, H, W)``.
+            x: Stored values, shape ``(B, C, H, W)``, of clips ``(B, C, T, H, W)``.
 
         Returns:
-            Shape ``(B, C, *size)``, float32 in 0..1; NaN where there is no data.
+            Shape ``(B, C, *size)``, of clips ``(B, C, T, *size)``, float32 in 0..1; NaN where there is no data.
         """
         filter = self.stored.filter
         rows, columns = resize_matrices(
-            x.shape[2], x.shape[3], self.stored.size, self.stored.how, "bilinear" if filter == "bilinear" else "bicubic"
+            x.shape[-2],
+            x.shape[-1],
+            self.stored.size,
+            self.stored.how,
+            "bilinear" if filter == "bilinear" else "bicubic",
         )
         if filter == "levels":
             return resize_levels(x.float(), rows, columns) / 255.0
@@ -60,46 +66,81 @@ def resize_known(unit: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 class Prepare(nn.Module):
-    """Prepare the model's inputs from photographs and from pixels at the model's size, one batch after the other.
+    """Prepare the model's inputs from stored inputs and from prepared ones, one batch after the other.
+
+    Args:
+        card: Model card of the run.
+        stored: Brings the stored inputs of each stream to the pipeline's; empty where there is no such entry.
+    """
+
+    def __init__(self, card: ModelCard, stored: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.streams = tuple(card.streams)
+        self.prepared = prepared_streams(card)
+        self.stored = nn.ModuleDict(stored)
+        self.normalize = card.normalization()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the model's inputs, those of the stored entry before the others.
+
+        Args:
+            *inputs: Stored inputs of each stream, then the prepared ones of each of :func:`prepared_streams`.
+        """
+        count = len(self.stored)
+        read = {name: bring(x) for (name, bring), x in zip(self.stored.items(), inputs[:count], strict=True)}
+        given = {name: to_unit(x) for name, x in zip(self.prepared, inputs[count:], strict=True)}
+        parts = [self.finish(given)]
+        if read:
+            parts.insert(0, self.finish_stored(read))
+        streams = {
+            name: torch.cat([part[name] for part in parts]) if len(parts) > 1 else parts[0][name]
+            for name in self.streams
+        }
+        found: tuple[Tensor, ...] = self.normalize({name: self.fill(name, x) for name, x in streams.items()})
+        return found
+
+    def finish(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Derive the streams that are not given."""
+        return streams
+
+    def finish_stored(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Derive the streams that are not stored, and cut off what evaluation cuts off."""
+        return self.finish(streams)
+
+    def fill(self, name: str, x: Tensor) -> Tensor:
+        """Fill the values of a stream that are not known."""
+        return x
+
+
+class PreparePixels(Prepare):
+    """Prepare the model's inputs from photographs, or frames, and from pixels at the model's size.
 
     Args:
         card: Model card of the run.
         stored: How the photographs of each input stream are stored; empty where there is no such entry.
     """
 
-    def __init__(self, card: ModelCard, stored: dict[str, StoredPixels]) -> None:
-        super().__init__()
-        self.size = card.img_size
-        self.streams = tuple(card.streams)
-        self.resized = resized_streams(card)
-        self.photographs = nn.ModuleDict({name: ResizeStored(own) for name, own in stored.items()})
-        self.normalize = card.normalization()
+    def __init__(self, card: ModelCard, stored: Mapping[str, Stored]) -> None:
+        super().__init__(
+            card, {name: ResizeStored(own) for name, own in stored.items() if isinstance(own, StoredPixels)}
+        )
+        self.size = card.img_size[-2:]
         for name, stream in card.streams.items():
-            self.register_buffer(f"fill_{name}", torch.tensor(stream.mean).view(-1, 1, 1), persistent=False)
+            mean = torch.tensor(stream.mean).view(-1, *[1] * len(stream.img_size))
+            self.register_buffer(f"fill_{name}", mean, persistent=False)
 
-    def forward(self, *pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return the model's inputs, the photographs before the others.
-
-        Args:
-            *pixels: Photographs of each stream, then pixels at the model's size of each of :func:`resized_streams`.
-        """
-        count = len(self.photographs)
-        read = {name: resize(x) for (name, resize), x in zip(self.photographs.items(), pixels[:count], strict=True)}
-        small = {name: to_unit(x) for name, x in zip(self.resized, pixels[count:], strict=True)}
-        parts = [self._derive(small)]
-        if read:
-            # Edges before the margin is cut off: those at the border see their neighbours.
-            parts.insert(0, {name: crop_centre(x, self.size) for name, x in self._derive(read).items()})
-        streams = {}
-        for name in self.streams:
-            x = torch.cat([part[name] for part in parts]) if len(parts) > 1 else parts[0][name]
-            streams[name] = torch.where(x.isnan(), getattr(self, f"fill_{name}"), x)
-        inputs: tuple[Tensor, ...] = self.normalize(streams)
-        return inputs
-
-    def _derive(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+    def finish(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Derive edges."""
         lacks_edges = "spectral" in self.streams and "spectral" not in streams
         return {**streams, "spectral": edges(streams["image"])} if lacks_edges else streams
+
+    def finish_stored(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Derive edges before the margin is cut off: those at the border see their neighbours."""
+        return {name: crop_centre(x, self.size) for name, x in self.finish(streams).items()}
+
+    def fill(self, name: str, x: Tensor) -> Tensor:
+        """Fill pixels without data by the training mean."""
+        return torch.where(x.isnan(), getattr(self, f"fill_{name}"), x)
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -107,8 +148,8 @@ def to_unit(x: Tensor) -> Tensor:
     return x.float() / 255.0 if x.dtype == torch.uint8 else x
 
 
-def resized_streams(card: ModelCard) -> tuple[str, ...]:
-    """Return the streams that pixels of the model's size must bring.
+def prepared_streams(card: ModelCard) -> tuple[str, ...]:
+    """Return the streams that prepared inputs must bring.
 
     Edges are derived from the image in the graph, unless evaluation cuts off a margin: edges at the border then see
     pixels that are not there.

@@ -30,9 +30,19 @@ model = torch._inductor.aoti_load_package("{file}")
 outputs = model({positional})
 print(outputs["probabilities"].argmax(1))""",
 }
-_PHOTOGRAPH = """np.asarray(PIL.Image.open("photo.jpg").convert("RGB"))[None].transpose(0, 3, 1, 2)"""
+# Entry of stored inputs -> expression of one of them.
+_STORED = {
+    "photographs": """np.asarray(PIL.Image.open("photo.jpg").convert("RGB"))[None].transpose(0, 3, 1, 2)""",
+    "frames": "your frames, see below",
+    "clouds": "your points, see below",
+}
+_PREPARED = {
+    "photographs": "pixels at the model's size",
+    "frames": "frames at the model's size",
+    "clouds": "centred and scaled points",
+}
 _CASTS = """
-OpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. Check the type
+OpenVINO converts other types in silence: float pixels in 0..1 given to a uint8 input become black. Check types
 before the call, or load the folder with `vitrail.engines.load_export`, which refuses other types and sizes.
 """
 _UNCHECKED = """
@@ -43,6 +53,43 @@ _WARNINGS = {"openvino": _CASTS, "inductor": _UNCHECKED}
 _DECODING = """ Decode JPEG files in full and turn them as their EXIF tag says;
 Pillow, OpenCV (whose order of colors is blue, green, red) and simplejpeg then give the pixels of `vitrail predict`, up
 to a quarter of a level of 255 on average."""
+
+
+_FRAMES = """
+Frames of a video file, decoded by PyAV:
+
+```python
+import av, numpy as np
+container = av.open("clip.mp4")
+frames = [frame.to_ndarray(format="{format}") for frame in container.decode(video=0)]
+{chosen}
+{name} = np.stack([frames[i] for i in chosen]){axes}
+```
+
+Turn frames that are stored in another orientation by their `frame.rotation`.
+"""
+_EVENLY = "chosen = [int((i + 0.5) * len(frames) / {frames}) for i in range({frames})]"
+_BY_RATE = """step = float(container.streams.video[0].average_rate) / {rate:g}
+chosen = [int(min(max(len(frames) / 2 + (i - {middle:g}) * step, 0), len(frames) - 1)) for i in range({frames})]"""
+_POINTS = """
+Points of a file of more than {count}:
+
+```python
+import numpy as np
+cloud = np.loadtxt("cloud.xyz")
+{chosen}
+points = (cloud[chosen, :3] - cloud[0, :3])[None].astype(np.float32){features}
+```
+
+Fill up clouds of fewer different points with NaN. Coordinates are relative to one of their points, since float32 rounds
+large ones.
+"""
+_CHOOSE = {
+    "farthest": """chosen = [0]
+for _ in range({rest}):
+    chosen.append(int(np.square(cloud[:, None, :3] - cloud[chosen, :3]).sum(2).min(1).argmax()))""",
+    "random": "chosen = np.random.default_rng(0).choice(len(cloud), {count}, replace=False)",
+}
 
 
 def readme(facts: Mapping[str, Any]) -> str:
@@ -57,7 +104,7 @@ def readme(facts: Mapping[str, Any]) -> str:
     arrays = "\n".join(_array(entry, inputs[0]["entry"], module) for entry in inputs)
     code = _CODE[engine].format(
         file=ENGINES[engine],
-        pillow=", PIL.Image" if _PHOTOGRAPH in arrays else "",
+        pillow=", PIL.Image" if "PIL.Image" in arrays else "",
         hint="f32" if facts["precision"] == "fp32" else "bf16",
         arrays=arrays,
         feed=", ".join(f'"{name}": {name}' for name in names),
@@ -71,32 +118,62 @@ def readme(facts: Mapping[str, Any]) -> str:
 {code}
 ```
 
-| input | shape (batch, bands, height, width) | values | bands, in order |
+| input | shape ({", ".join(inputs[0]["axes"])}) | values | bands, in order |
 |---|---|---|---|
 {rows}
 
 Outputs: {", ".join(f"`{name}`" for name in facts["outputs"])}; `model.classes` in `export.json` names the classes in
 order. {_entries(facts)}
-{_sizes(next(entry for entry in inputs if entry["entry"] == "resized"))}
-{_WARNINGS.get(engine, "")}
+{_sizes(next(entry for entry in inputs if entry["prepared"]))}
+{_reading(facts)}{_WARNINGS.get(engine, "")}
 `vitrail export --check DIR` compares the outputs on `check.npz` with the recorded ones.
 """
 
 
 def _array(entry: Mapping[str, Any], used: str, module: str) -> str:
-    """Write the line that makes an input: one image of the used entry, an empty batch of the other."""
-    _, bands, height, width = entry["shape"]
+    """Write the line that makes an input: one of the used entry, an empty batch of the other."""
     batch = 1 if entry["entry"] == used else 0
-    shape = (batch, bands, height or (480 if batch else 1), width or (640 if batch else 1))
-    comment = "or: pixels at the model's size"
-    if batch:
-        comment = _PHOTOGRAPH if (module, bands, entry["dtype"]) == ("np", 3, "uint8") else "your pixels"
+    free = [1] * (len(entry["shape"]) - 2) + ([480, 640] if batch else [1, 1])
+    lengths = [own if length is None else length for own, length in zip(free, entry["shape"], strict=True)]
+    shape = (batch, *lengths[1:])
+    if not batch:
+        comment = f"or: {_PREPARED[used]}"
+    elif used != "photographs" or (module, shape[1], entry["dtype"]) == ("np", 3, "uint8"):
+        comment = _STORED.get(used, "your pixels")
+    else:
+        comment = "your pixels"
     return f"{entry['name']} = {module}.zeros({shape}, dtype={module}.{entry['dtype']})  # {comment}"
 
 
+def _reading(facts: Mapping[str, Any]) -> str:
+    """Write the code that reads clips and clouds as the run does; empty for photographs."""
+    first = facts["inputs"][0]
+    how = facts["preparation"].get(first["stream"], {})
+    if first["entry"] == "frames":
+        frames, rate = how["frames"], how["frames_per_second"]
+        chosen = _EVENLY if rate is None else _BY_RATE
+        gray = len(first["bands"]) == 1
+        return _FRAMES.format(
+            name=first["name"],
+            format="gray" if gray else "rgb24",
+            axes="[None, None]" if gray else "[None].transpose(0, 4, 1, 2, 3)",
+            chosen=chosen.format(frames=frames, rate=rate, middle=(frames - 1) / 2),
+        )
+    if first["entry"] == "clouds":
+        count, attributes = how["points"], facts["preparation"].keys() - {first["stream"]}
+        return _POINTS.format(
+            count=count,
+            chosen=_CHOOSE[how["subsample"]].format(count=count, rest=count - 1),
+            features="".join(f"\n{name} = cloud[chosen, 3:][None].astype(np.float32)" for name in sorted(attributes)),
+        )
+    return ""
+
+
 def _sizes(entry: Mapping[str, Any]) -> str:
-    """Describe the sizes that an input without resize takes."""
-    if entry["shape"][2] is None:
+    """Describe the sizes that a prepared input takes."""
+    if "height" not in entry["axes"]:
+        return f"Another number of points than {entry['shape'][1]} is an error."
+    if entry["shape"][-1] is None:
         least = " x ".join(map(str, entry["least"]))
         return f"Inputs of any size are neither cropped nor resized; the smallest size is {least} pixels."
     size = " x ".join(map(str, entry["shape"][2:]))
@@ -105,18 +182,36 @@ def _sizes(entry: Mapping[str, Any]) -> str:
 
 def _row(entry: Mapping[str, Any]) -> str:
     shape = " x ".join("N" if axis == 0 else str(dim or "any") for axis, dim in enumerate(entry["shape"]))
-    low, high = (", ".join(f"{value:g}" for value in entry[side]) for side in ("low", "high"))
-    values = f"{entry['dtype']}, {low} to {high}"
+    values = entry["dtype"]
+    if entry["low"]:
+        low, high = (", ".join(f"{value:g}" for value in entry[side]) for side in ("low", "high"))
+        values += f", {low} to {high}"
     if entry["dtype"] == "float32":
-        values += ", NaN where there is no data"
+        values += ", NaN where there is no " + ("data" if entry["low"] else "point")
     return f"| `{entry['name']}` | {shape} | {values} | {', '.join(entry['bands'])} |"
 
 
+_ENTRIES = {
+    "photographs": (
+        "Photographs of any size are cropped and resized\nin the graph, as the run evaluates them. A batch takes "
+        "photographs of one size, or pixels at the model's size; the\nother inputs stay empty (0 images)."
+    ),
+    "frames": (
+        "Frames of any size are cropped and resized in the\ngraph, as the run evaluates them: {sampling}.\n"
+        "A batch takes clips of one size, or frames at the model's size; the other input stays empty (0 clips)."
+    ),
+    "clouds": (
+        "Clouds in units of their files are turned (up: {up}),\ncentred and scaled in the graph, as the run evaluates "
+        "them.\nSampling: {sampling}.\nA batch takes such clouds, or centred and scaled ones; the other inputs stay "
+        "empty (0 clouds)."
+    ),
+}
+
+
 def _entries(facts: Mapping[str, Any]) -> str:
-    if not facts["no_photographs"]:
-        return (
-            "Photographs of any size are cropped and resized\nin the graph, as the run evaluates them. A batch takes "
-            "photographs of one size, or pixels at the model's size; the\nother inputs stay empty (0 images)."
-            + (_DECODING if facts["decoding"] else "")
-        )
-    return f"There is no input for photographs of any size: {facts['no_photographs']}."
+    """Describe both entries."""
+    if facts["no_photographs"]:
+        return f"There is no input for photographs of any size: {facts['no_photographs']}."
+    first = facts["inputs"][0]
+    text = _ENTRIES[first["entry"]].format(**facts["preparation"][first["stream"]])
+    return text + (_DECODING if facts["decoding"] else "")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
+import numpy.typing as npt
 import torch
 
 from vitrail.config.data import DataConfig
@@ -16,9 +17,11 @@ from vitrail.data.file_reader import FileReader, file_readers
 from vitrail.data.listing import is_tiff
 from vitrail.data.sources.base import unwrap_source
 from vitrail.data.sources.embedded import EmbeddedSource
+from vitrail.data.sources.encoded import EncodedSource, StoredSource
 from vitrail.data.sources.files import FileSource
 from vitrail.data.value_range import PHYSICAL, ValueRange
 from vitrail.deploy.images import files_config, needs_spectral_files
+from vitrail.engines.base import Arrays
 from vitrail.runs.trained import ModelCard
 
 # Types of stored values that an export takes; all others are given as float32.
@@ -26,29 +29,80 @@ _TYPES = {"bool": torch.uint8, "uint8": torch.uint8, "uint16": torch.uint16, "in
 
 
 @dataclass(frozen=True)
-class StoredPixels:
-    """Stored values of one stream, and their way to the model's size.
+class Stored(ABC):
+    """Stored values of one stream, and their way to the model's input.
 
     Attributes:
         bands: Names of the bands, in order.
         dtype: Type of the values; float32 has NaN where there is no data.
-        low: Value of each band (or of all) that becomes 0.
+        low: Value of each band (or of all) that becomes 0; empty where values have no range.
         high: Value that becomes 1.
-        filter: "levels", the bicubic resize of 8-bit pictures with whole levels; "bicubic" or "bilinear" in float32.
-        how: "crop" or "squash".
-        size: Height and width after the resize, before evaluation cuts off a margin.
     """
 
     bands: tuple[str, ...]
     dtype: torch.dtype
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int | None, ...]:
+        """Shape of a batch; None where free."""
+
+    def read(self, source: StoredSource, stream: str, index: int) -> npt.NDArray[Any]:
+        """Read an input of a source as another program reads it, without the batch."""
+        return source.read_stored(stream, index)
+
+    @abstractmethod
+    def invert(self, prepared: torch.Tensor, enlarge: tuple[int, int]) -> torch.Tensor:
+        """Return stored values that become inputs like these; height and width are enlarged by factors."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Describe the way to the model's input, for export.json."""
+
+
+@dataclass(frozen=True)
+class StoredPixels(Stored):
+    """Stored pixels of one stream, and their way to the model's size.
+
+    Attributes:
+        filter: "levels", the bicubic resize of 8-bit pictures with whole levels; "bicubic" or "bilinear" in float32.
+        how: "crop" or "squash".
+        size: Height and width after the resize, before evaluation cuts off a margin.
+    """
+
     filter: Literal["levels", "bicubic", "bilinear"]
     how: Literal["crop", "squash"]
     size: tuple[int, int]
 
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Shape of a batch; None where free."""
+        return (None, len(self.bands), None, None)
 
-def stored_pixels(card: ModelCard, data: DataConfig, images: ImageData) -> tuple[dict[str, StoredPixels], str]:
+    def read(self, source: StoredSource, stream: str, index: int) -> npt.NDArray[Any]:
+        """Decode an image in full, its bands in this order."""
+        if not isinstance(source, EncodedSource):
+            return super().read(source, stream, index)
+        origin = origin_of(self.bands, stream, source.readers)
+        assert origin is not None, "the stream is stored in files"
+        bands = source.readers[origin].bands
+        return source.read_stored(origin, index)[[bands.index(band) for band in self.bands]]
+
+    def invert(self, prepared: torch.Tensor, enlarge: tuple[int, int]) -> torch.Tensor:
+        """Convert pixels in 0..1 to stored values, each repeated along height and width."""
+        low, high = (torch.tensor(side).view(-1, *[1] * (prepared.ndim - 2)) for side in (self.low, self.high))
+        down, across = enlarge
+        values = prepared.repeat_interleave(down, dim=-2).repeat_interleave(across, dim=-1) * (high - low) + low
+        return values.round() if self.dtype != torch.float32 else values
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the resize, for export.json."""
+        return {"filter": self.filter, "how": self.how, "size": list(self.size)}
+
+
+def stored_pixels(card: ModelCard, data: DataConfig, images: ImageData) -> tuple[dict[str, Stored], str]:
     """Describe the stored pixels of each input stream.
 
     Args:
@@ -65,7 +119,7 @@ def stored_pixels(card: ModelCard, data: DataConfig, images: ImageData) -> tuple
         return {}, f"image files do not bring the bands {', '.join(card.streams['spectral'].bands)}"
     config = files_config(card, data, "second files" if needs_files else None)
     readers = file_readers(config, size_to_read(card.img_size, card.crop_pct))
-    found: dict[str, StoredPixels] = {}
+    found: dict[str, Stored] = {}
     for name in names:
         wanted = card.streams[name].bands
         origin = origin_of(wanted, name, readers)
@@ -123,21 +177,17 @@ def _of_bands(limits: ValueRange, bands: tuple[str, ...], wanted: tuple[str, ...
     return ValueRange(low, high, limits.kind)
 
 
-def as_photographs(
-    stored: Mapping[str, StoredPixels], batch: Mapping[str, torch.Tensor], enlarge: tuple[int, int] = (2, 3)
-) -> dict[str, np.ndarray]:
-    """Enlarge images in 0..1 and convert them to stored values: photographs of a shape that is cropped and resized.
+def as_stored(
+    stored: Mapping[str, Stored], batch: Mapping[str, torch.Tensor], enlarge: tuple[int, int] = (2, 3)
+) -> Arrays:
+    """Convert prepared inputs to stored values: photographs of a shape that is cropped and resized, shifted clouds.
 
     Args:
-        stored: Result of :func:`stored_pixels`.
-        batch: Streams in 0..1, shape ``(B, C, H, W)`` each.
+        stored: How each stream is stored.
+        batch: Streams as the pipeline prepares them, images in 0..1, shape ``(B, C, H, W)`` each.
         enlarge: Factors of height and width.
     """
-    photographs = {}
-    for name, own in stored.items():
-        low, high = (torch.tensor(side).view(-1, 1, 1) for side in (own.low, own.high))
-        down, across = enlarge
-        values = batch[name].repeat_interleave(down, dim=2).repeat_interleave(across, dim=3) * (high - low) + low
-        whole = own.dtype != torch.float32
-        photographs[name] = (values.round() if whole else values).numpy().astype(str(own.dtype).removeprefix("torch."))
-    return photographs
+    return {
+        name: own.invert(batch[name], enlarge).numpy().astype(str(own.dtype).removeprefix("torch."))
+        for name, own in stored.items()
+    }

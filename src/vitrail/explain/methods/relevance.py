@@ -8,7 +8,7 @@ for each layer is stored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +73,7 @@ def propagate(
             omits the identity: the part that only residual connections propagate.
     """
     propagation = Propagation(averaged)
-    streams = model.stream_prefixes or {model.streams[0].name: ""}
+    streams = relevance_streams(model)
     first = next(iter(streams))
     if not averaged:
         # The relevance is small beside the identity, which is subtracted in the end.
@@ -96,8 +96,17 @@ def propagate(
     results = {
         name: _result(tokens[name], grids[name], total, size, first_tiles(model, name))
         for name, size in input_sizes(model, inputs).items()
+        if name in streams
     }
     return dataclasses.replace(results.pop(first), others=results)
+
+
+def relevance_streams(model: VisionModel) -> Mapping[str, str]:
+    """Return the streams whose inputs get relevance, with the prefix of their layers.
+
+    Attributes of points are mixed as the points themselves, and get none of their own.
+    """
+    return model.stream_prefixes or {model.streams[0].name: ""}
 
 
 def _identity_part(row: Tensor, steps: Sequence[CapturedMixing]) -> Tensor:
