@@ -63,7 +63,7 @@ def shrink(source: Path, target: Path) -> None:
         picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
     forms = [encode(picture, lossless=True, quality=100)]
     if len(forms[0]) > LOSSLESS:
-        forms.append(encode(picture, quality=60))
+        forms.append(encode(picture, quality=45))
     with replacing(target) as temporary:
         temporary.write_bytes(min(forms, key=len))
 

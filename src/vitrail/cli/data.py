@@ -112,6 +112,7 @@ def _stats(argv: list[str]) -> int:
     from dataclasses import asdict
 
     from vitrail.data.statistics import MANY_SATURATED, write_statistics
+    from vitrail.models.modality import MODALITIES
 
     if arguments.out is not None:
         arguments.out = str(output_file(arguments.out, STATISTICS, _inputs(arguments, recipe)))
@@ -140,8 +141,8 @@ def _stats(argv: list[str]) -> int:
         ]
         print(format_table(header, rows, right=range(2, len(header))))
         print(
-            f"{measured.images} training images; values in 0..1; inside: without the pixels that are 0 or 1; cut: "
-            "stored values below and above the range"
+            f"{measured.images} training {MODALITIES[next(iter(measured.streams))].noun}; values in 0..1; inside: "
+            "without the pixels that are 0 or 1; cut: stored values below and above the range"
         )
         for note in measured.notes:
             print(note)
@@ -369,6 +370,7 @@ def _split(argv: list[str]) -> int:
     if arguments.out is not None:
         arguments.out = str(output_file(arguments.out, SPLIT_TABLE, _inputs(arguments, recipe)))
     from vitrail.data.split_checks import describe_split
+    from vitrail.models.modality import MODALITIES, reword
 
     data = _open(recipe)
     splits = list(data.splits)
@@ -376,7 +378,7 @@ def _split(argv: list[str]) -> int:
     rows.append(("all", *(str(len(data.splits[split])) for split in splits)))
     print(format_table(("class", *splits), rows, right=range(1, len(splits) + 1)))
     for line in describe_split(data):
-        print(line)
+        print(reword(line, MODALITIES[data.source.first]))
     if arguments.out is not None:
         _write_table(data, Path(arguments.out))
         print(f"written to {arguments.out}", file=sys.stderr)
