@@ -227,7 +227,7 @@ def _check_outputs(original: Outputs, outputs: Outputs) -> None:
 
 
 def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Verdict:
-    """Count changed decisions, losses and gains; of several labels those with the largest bound."""
+    """Count changed decisions, losses and gains; of multi-label outputs those of the label with the largest bound."""
     n, level = len(outputs.logits), limits.level
     misses = int(gate.changed(outputs.logits).sum())
     labelled = gate.labelled
