@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from vitrail.cli.main import main
 from vitrail.report.page import _facts
+from vitrail.tasks.classification import _resized
 
 DATA = ["--data.source", "videos", "--data.path", "inputs", "--data.color", "gray", "--data.video.fps", "25"]
 MODEL = ["--model.name", "vivit", "--model.num_frames", "4", "--model.img_size", "12", "--model.tubelet_size",
@@ -78,3 +81,13 @@ def test_training_starts_from_it_and_evaluation_averages_views(place, capsys):
     assert fact["note"] == "accuracy averages 2 x 3 clips of each video"
     assert main(["evaluate", "run", "--resamples", "100", "--from-predictions"]) == 0
     assert "averages the logits of 3 x 1 clips" in capsys.readouterr().out
+
+
+def test_clips_grow_in_height_and_width(place):
+    words = ["train", *DATA, *MODEL, *FAST, "--trainer.progressive_sizes", "[8]", "--run.dir", "grown"]
+    words[words.index("--trainer.max_epochs") + 1] = "2"
+    assert main(words) == 0
+    clips = torch.arange(2.0 * 3 * 4 * 12 * 16).view(2, 3, 4, 12, 16)
+    (small,) = _resized({"video": clips}, (6, 8)).values()
+    expected = [F.interpolate(frame, size=(6, 8), mode="bilinear", antialias=True) for frame in clips.unbind(2)]
+    assert torch.equal(small, torch.stack(expected, dim=2))
