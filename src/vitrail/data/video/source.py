@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,12 +135,18 @@ class VideoSource(StoredSource):
         row, duration = self._rows[index], self._indices[index].duration
         return row.start, duration if row.end is None else min(row.end, duration)
 
-    def _frames(self, index: int, count: int, positions: Sequence[Position] = (0.5,)) -> list[list[Tensor]]:
-        """Decode clips of a video at several positions, in one pass."""
+    def _frames(
+        self,
+        index: int,
+        count: int,
+        positions: Sequence[Position] = (0.5,),
+        fit: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[list[Tensor]]:
+        """Decode clips of a video at several positions, in one pass; ``fit`` as for :func:`read_frames`."""
         video: VideoIndex = self._indices[index]
         span, rate = self._span(index), self._config.video.fps
         chosen = [i for at in positions for i in video.choose(count, *span, rate, at)]
-        frames = read_frames(video, chosen, self._config.color)
+        frames = read_frames(video, chosen, self._config.color, fit)
         return [frames[i : i + count] for i in range(0, len(frames), count)]
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -160,13 +166,17 @@ class VideoSource(StoredSource):
         """Read the clips of videos at their positions, in all crops."""
         count, size = self._size[0], (self._size[1], self._size[2])
         how = self._config.images.resize
-        clips = [
-            torch.stack([resize_picture(crop_side(frame, size, along), size, how) for frame in frames], dim=1)
+
+        def cut(frame: Tensor) -> Tensor:
+            return torch.stack([resize_picture(crop_side(frame, size, along), size, how) for along in crops])
+
+        # Each view has all crops: (crops, C, T, H, W).
+        views = [
+            torch.stack(frames, dim=2)
             for index, positions in wanted
-            for frames in self._frames(index, count, positions)
-            for along in crops
+            for frames in self._frames(index, count, positions, cut)
         ]
-        return {"video": torch.stack(clips)}
+        return {"video": torch.cat(views)}
 
     def read_stored(self, stream: str, index: int) -> npt.NDArray[Any]:
         """Decode the frames of a clip at their own size, shape ``(C, T, H, W)``, uint8."""
