@@ -243,54 +243,62 @@ class _Quantization:
 
     def _restore(self, best: _Variant) -> _Variant:
         """Return the layers with the largest effect to floating point, until the bound holds or the budget ends."""
-        groups = merge_neighbours(quantized_groups(best.model), self.settings.trials)
-        if not self._fits(2 * best.seconds):
+        if not self._fits(3 * best.seconds):  # one to rank, one to restore, and what ranking takes
             self.report("no time to restore layers")
-            self.left_out.append(("layers restored to floating point", 2 * best.seconds))
+            self.left_out.append(("layers restored to floating point", 3 * best.seconds))
             return best
-        self.report(
-            f"int8 misses the bound: {best.change}; measure {plural(len(groups), 'group')} of layers in floating point"
-        )
-        ranked = self._rank(best, groups)
-        made = best
+        ranked, groups = self._rank(best)
         # Without any group nothing would be left in int8.
-        for count in range(1, len(groups)):
-            last = count >= min(len(ranked), len(groups) - 1) or not self._fits(2 * best.seconds)
-            # The trial's weights stay quantised, so that it is near but not the same; NNCF is run where it promises
-            # the bound, or for the last time.
-            if not last and not self.enough(self._measure(self._trial(best.model, ranked[:count]))[0]):
-                continue
-            layers = tuple(name for group in ranked[:count] for name in group.layers)
-            found = self._variant(best.scheme, layers)
-            made = self._better(made, found)
+        most = min(len(ranked), groups - 1)
+        made, held = best, None
+        missed, holds, count = 0, most + 1, 1
+        # Twice as many each time until the bound holds, then as few as hold it.
+        while missed + 1 < holds and (count == 1 or self._fits(best.seconds)):
+            found = self._variant(best.scheme, tuple(name for group in ranked[:count] for name in group.layers))
             if self.enough(found.change):
-                return found
-            if last:
-                self.report(f"the bound is missed with {plural(len(layers), 'layer')} restored")
-                break
-        return made
+                held, holds = found, count
+            else:
+                made, missed = self._better(made, found), count
+            count = (missed + holds) // 2 if held else min(2 * missed, most)
+        if held is None:
+            self.report(f"the bound is missed with {plural(len(made.restored), 'layer')} restored")
+        return held or made
 
-    def _rank(self, best: _Variant, groups: Sequence[Group]) -> list[Group]:
-        """Sort groups by the change that remains without them, on the images that int8 changes most."""
+    def _rank(self, best: _Variant) -> tuple[list[Group], int]:
+        """Sort groups of layers by the change that each makes alone, on the images that int8 changes most.
+
+        All others compute in floating point, so that a bad layer does not hide another one. The graph is quantised
+        without correction of biases, which is made for all layers in int8 together.
+
+        Returns:
+            The measured groups, and the number of all.
+        """
+        items = self._calibration(best.scheme)
+        model = _run_nncf(self.model, items, best.scheme, self.outside, correct_biases=False)
+        groups = merge_neighbours(quantized_groups(model), self.settings.trials)
+        self.report(
+            f"int8 misses the bound: {best.change}; measure {plural(len(groups), 'group')} of layers in int8 alone"
+        )
         rows = np.sort(np.argsort(best.difference)[::-1][: self.settings.trial_images])
         images = {name: x[rows] for name, x in self.ranking.items()}
-        remaining: list[tuple[float, int]] = []
-        for index, group in enumerate(groups):
+        effects: list[tuple[float, int]] = []
+        for index in range(len(groups)):
             begun = time.monotonic()
-            found = self._probabilities(self._trial(best.model, [group]), images)
-            difference = np.abs(found - self.original[rows])
-            remaining.append((float(difference.mean()), index))
-            if not self._fits(2 * best.seconds + (time.monotonic() - begun)):
-                self.report(f"time for {len(remaining)} of {plural(len(groups), 'group')}")
+            found = self._probabilities(self._trial(model, [*groups[:index], *groups[index + 1 :]]), images)
+            effects.append((float(np.abs(found - self.original[rows]).mean()), index))
+            if not self._fits(best.seconds + (time.monotonic() - begun)):
+                self.report(f"time for {len(effects)} of {plural(len(groups), 'group')}")
                 break
-        return [groups[index] for _, index in sorted(remaining)]
+        return [groups[index] for _, index in sorted(effects, reverse=True)], len(groups)
+
+    def _calibration(self, scheme: Scheme) -> list[Arrays]:
+        # An image for each input only where it is needed: the network computes both.
+        names = self.calibration if scheme.full_correction else self.ranking
+        return _items(self.model, {name: self.calibration[name] for name in names}, self.settings.images)
 
     def _variant(self, scheme: Scheme, restored: tuple[str, ...] = ()) -> _Variant:
         begun = time.monotonic()
-        # An image for each input only where it is needed: the network computes both.
-        names = self.calibration if scheme.full_correction else self.ranking
-        items = _items(self.model, {name: self.calibration[name] for name in names}, self.settings.images)
-        made = _run_nncf(self.model, items, scheme, [*self.outside, *restored])
+        made = _run_nncf(self.model, self._calibration(scheme), scheme, [*self.outside, *restored])
         engine = OpenVINOEngine(made, INT8, self.settings.threads)
         self.floating, operations = engine.floating, engine.operations()
         change, difference = self._measure(engine)
@@ -341,7 +349,9 @@ def _with_empty(model: Graph, images: Arrays) -> Arrays:
 
 
 @keep_signal_stack()  # NNCF creates engines of its own
-def _run_nncf(model: Graph, items: Sequence[Arrays], scheme: Scheme, ignored: Sequence[str]) -> Graph:
+def _run_nncf(
+    model: Graph, items: Sequence[Arrays], scheme: Scheme, ignored: Sequence[str], correct_biases: bool = True
+) -> Graph:
     """Quantise a copy of the graph.
 
     Args:
@@ -349,6 +359,7 @@ def _run_nncf(model: Graph, items: Sequence[Arrays], scheme: Scheme, ignored: Se
         items: Calibration images, a batch of one each: NNCF's statistics of larger batches are inaccurate.
         scheme: Settings.
         ignored: Names of operations that stay in floating point.
+        correct_biases: Whether to correct biases for the mean error of quantisation.
     """
     nncf = _import_nncf()
     smooth = -1.0 if scheme.smooth is None else scheme.smooth  # -1 switches it off
@@ -363,7 +374,9 @@ def _run_nncf(model: Graph, items: Sequence[Arrays], scheme: Scheme, ignored: Se
             subset_size=len(items),
             fast_bias_correction=not scheme.full_correction,
             ignored_scope=nncf.IgnoredScope(names=list(ignored), validate=False),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=alphas),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=alphas, disable_bias_correction=not correct_biases
+            ),
         )
 
 
