@@ -1,5 +1,6 @@
 """Point clouds: files of all formats, sampling, solids, rotations and augmentation."""
 
+import dataclasses
 import struct
 
 import numpy as np
@@ -13,7 +14,7 @@ from vitrail.data.points.augment import build_point_augmentation
 from vitrail.data.points.files import READERS, read_cloud
 from vitrail.data.points.rotations import random_rotations, rotate
 from vitrail.data.points.sampling import choose_points, farthest_points, sample_mesh, scale_of, turn_up
-from vitrail.data.points.solids import CLASSES, make_solid
+from vitrail.data.points.solids import CLASSES, PARTS, make_solid
 from vitrail.errors import ConfigError, DataError
 
 POINTS = np.array([[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3.5]], dtype=np.float32)
@@ -180,17 +181,64 @@ def test_rotations_are_uniform():
 
 @pytest.mark.parametrize("index", range(len(CLASSES)))
 def test_solids(index):
-    points, target = make_solid(3, index, 400, 0.0, 0.0)
+    points, target, parts = make_solid(3, index, 400, 0.0, 0.0)
     assert target == index
     assert points.shape == (400, 3)
     assert np.linalg.norm(points, axis=1).max() <= 1 + 1e-9
     assert np.array_equal(points, make_solid(3, index, 400, 0.0, 0.0)[0])
-    hidden, _ = make_solid(3, index, 400, 0.0, 0.5)
+    hidden = make_solid(3, index, 400, 0.0, 0.5).points
     if CLASSES[index] in ("box", "cylinder", "ellipsoid", "torus"):
         # Of a symmetric solid one side is left.
         assert np.abs(hidden.mean(0)).max() > 2 * np.abs(points.mean(0)).max()
-    noisy, _ = make_solid(3, index, 400, 0.05, 0.0)
-    assert np.isfinite(noisy).all()
+    assert np.isfinite(make_solid(3, index, 400, 0.05, 0.0).points).all()
+    own = [name for name in PARTS if name.startswith(CLASSES[target])]
+    assert {PARTS[part] for part in parts} == set(own)
+    if CLASSES[index] in ("cone", "pyramid"):
+        assert np.ptp(points[parts == parts.min(), 2]) < 1e-9  # the base
+        assert np.ptp(points[parts == parts.max(), 2]) > 0.5
+    if CLASSES[index] == "torus":
+        middle = (points.max(0) + points.min(0)) / 2
+        radius = np.linalg.norm((points - middle)[:, :2], axis=1)
+        assert radius[parts == parts.min()].mean() < radius[parts == parts.max()].mean()
+
+
+def test_labels_of_points(tmp_path):
+    rng = np.random.default_rng(0)
+    points, parts = rng.normal(size=(8, 12, 3)), rng.integers(0, 3, (8, 12))
+    labels = np.array(["cube", "ball"] * 4)
+    np.savez(tmp_path / "a.npz", points=points, part=parts, label=labels, part_names=["leg", "seat", "back"])
+    for i, label in enumerate(labels):
+        (tmp_path / "clouds" / label).mkdir(parents=True, exist_ok=True)
+        np.savetxt(tmp_path / "clouds" / label / f"{i}.txt", np.column_stack([points[i], 10 * parts[i]]))
+    data = open_data(config(tmp_path / "a.npz", part="part"), (10,))
+    assert data.source.parts == ("leg", "seat", "back")
+    batch = data.batch(range(8))
+    assert batch["parts"].shape == (8, 10)
+    for i in range(8):
+        place = data.source.in_file(i)
+        nearest = np.abs(place[:, None] - points[i]).sum(2)
+        assert nearest.min(1).max() < 1e-5
+        assert batch["parts"][i].tolist() == parts[i][nearest.argmin(1)].tolist()
+    files = open_data(config(tmp_path / "clouds", part="feature0"), (14,))
+    assert files.source.parts == ("0", "10", "20")
+    found = files.batch([files.source.keys.index("cube/0.txt")])["parts"][0]
+    assert found.tolist() == [*parts[0].tolist(), -1, -1]
+    assert "parts" not in open_data(config(tmp_path / "a.npz"), (10,)).batch([0])
+    with pytest.raises(DataError, match=r"has no seat \(data.points.part\)"):
+        open_data(config(tmp_path / "a.npz", part="seat"), (10,))
+    np.savez(tmp_path / "b.npz", points=points, part=parts + 0.5, label=labels)
+    with pytest.raises(DataError, match=r"data.points.part must hold whole numbers, got 0.5"):
+        open_data(config(tmp_path / "b.npz", part="part"), (10,))
+    with pytest.raises(ConfigError, match="of solids must be 'surface'"):
+        open_data(DataConfig(source="solids", points=PointsConfig(part="side")), (10,))
+
+
+@pytest.mark.parametrize("up", ["x", "y", "z"])
+def test_places_in_the_file_whatever_is_up(tmp_path, up):
+    points = np.random.default_rng(1).normal(size=(8, 9, 3)) * 5 + 3
+    np.savez(tmp_path / "a.npz", points=points, label=np.arange(8) % 2)
+    source = open_data(dataclasses.replace(config(tmp_path / "a.npz"), up=up), (9,)).source
+    assert np.allclose(source.in_file(3), points[3], atol=1e-5)
 
 
 def config(path, **points):

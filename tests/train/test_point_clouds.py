@@ -3,6 +3,8 @@
 import csv
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from vitrail.cli.main import main
@@ -34,9 +36,48 @@ def test_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run" / "evaluation" / "mistakes.png").is_file()
 
 
+def test_parts_by_every_verb(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    parts = ["--task.name", "parts", "--data.points.part", "surface", "--data.points.drop", "0.2"]
+    assert main(["train", *VNT, *SMALL, *parts]) == 0
+    card = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert card["settings"]["per_point"] is True
+    assert "cone base" in card["classes"]
+    with (tmp_path / "run" / "metrics.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert main(["evaluate", "run", "--split", "val"]) == 0
+    metrics = json.loads((tmp_path / "run" / "evaluation" / "val" / "metrics.json").read_text())
+    assert metrics["miou"] == pytest.approx(float(row["val_miou"]), abs=1e-5)
+    assert metrics["accuracy"] == pytest.approx(float(row["val_accuracy"]), abs=1e-5)
+    capsys.readouterr()
+    assert main(["evaluate", "run"]) == 0
+    plain = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    assert f"mIoU {plain['miou']:.4f} (95 % interval" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "run" / "evaluation").iterdir()}
+    assert written >= {"parts.csv", "clouds.csv", "parts.png"}
+    assert main(["evaluate", "run", "--tta", "so3"]) == 0
+    turned = json.loads((tmp_path / "run" / "evaluation" / "test-so3" / "metrics.json").read_text())
+    assert turned["miou"] == pytest.approx(plain["miou"], abs=1e-3)
+    assert turned["points"] == plain["points"] == 24 * plain["images"]
+    cloud = np.random.default_rng(0).normal(size=(20, 3)) * 7 + 100
+    np.savetxt("cloud.xyz", cloud)
+    assert main(["predict", "run", "cloud.xyz", "--out", "points.csv"]) == 0
+    table = pd.read_csv("points.csv")
+    assert table.columns.tolist() == ["path", "x", "y", "z", "class", "probability"]
+    assert np.allclose(table[["x", "y", "z"]], cloud, atol=1e-4)
+    assert set(table["class"]) <= set(card["classes"])
+    capsys.readouterr()
+    for words in ("explain run --out e", "report run", "evaluate run --missing"):
+        assert main(words.split()) != 0
+        assert "labels points" in capsys.readouterr().err, words
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ([*VNT, *SMALL, "--task.name", "parts"], "task.name parts needs labels of points: set data.points.part"),
+        ([*VNT, *SMALL, "--model.per_point", "true"], "model.per_point True does not fit task.name classification"),
+        (["--model.name", "vit_tiny_patch16_224", "--data.source", "digits", "--task.name", "parts"], "parts needs"),
         (["--model.name", "vit_tiny_patch16_224", "--data.source", "solids"], "has point clouds"),
         (["--model.name", "vnt_tiny", "--data.source", "digits"], "takes point clouds"),
         ([*VNT, *SMALL, "--data.augment", "light"], "data.augment light changes images"),

@@ -21,7 +21,7 @@ from vitrail.evaluate.run import OTHER
 from vitrail.figures.clouds import show_inputs
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import as_recorded, has_other_paths, open_images, open_prepared
-from vitrail.runs.trained import TrainedModel, load_trained
+from vitrail.runs.trained import TrainedModel, load_trained, refuse_per_point
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Evaluation:
         Raises:
             RunError: It is damaged, or of other weights than the run holds.
         """
+        refuse_per_point(run.read_json(run.card).get("settings", {}), run)
         return cls(run, EvaluationFiles(folder), run.read_measures(folder))
 
     def of_these_weights(self, content: Mapping[str, Any]) -> bool:

@@ -202,6 +202,8 @@ def _with_model(
     for option, given in asked.items():
         if given:
             check_need(option, evaluated.trained.card.modality, evaluated.trained.card.name)
+            if evaluated.trained.card.per_point:
+                raise ConfigError(f"{option} measures classes of whole inputs, and {run} labels points; leave it out")
     for line in evaluated.opened.lines:
         print(line)
     metrics = measure(evaluated, changed, own, intervals, memory=arguments.memory)
@@ -211,6 +213,11 @@ def _with_model(
     if not other:
         for line in describe_split(evaluated.images, of_run=True):
             print(run.reword(line))
+    if evaluated.trained.card.per_point:
+        _print_parts(run, metrics)
+        print(f"written to {evaluated.folder}: metrics.json, parts.csv, clouds.csv, parts.png")
+        print_next(["vitrail", "predict", run, "FILES", "--out", "points.csv"])
+        return 0
     _print_metrics(run, metrics)
     _draw_mistakes(evaluated, metrics)
     _run_extras(arguments, evaluated, own, changed, intervals)
@@ -219,6 +226,24 @@ def _with_model(
     print(f"written to {evaluated.folder}")
     print_next(["vitrail", "report", run], ["vitrail", "explain", run, "--out", run.path / "explanations"])
     return 0
+
+
+def _print_parts(run: RunFolder, metrics: dict[str, Any]) -> None:
+    """Print the measures of labels of points, a row for each part."""
+    from vitrail.cli.tables import format_table
+
+    miou, accuracy = (
+        f"{metrics[name]:.4f} (95 % interval {_interval(metrics[f'{name}_low'], metrics[f'{name}_high'])})"
+        for name in ("miou", "accuracy")
+    )
+    print(f"{run} on {metrics['name']}: mIoU {miou}, accuracy of points {accuracy}, {metrics['images']} point clouds")
+    print(f"  mean over clouds of the mIoU of their own parts: {metrics['miou_clouds']:.4f}")
+    rows = [
+        [row["part"], str(row["points"]), "-" if row["iou"] is None else f"{row['iou']:.3f}",
+         _interval(row["low"], row["high"])]
+        for row in metrics["parts"]
+    ]  # fmt: skip
+    print(format_table(["part", "points", "IoU", "95 % interval"], rows, right=(1, 2)))
 
 
 def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:

@@ -65,11 +65,12 @@ def main(argv: list[str]) -> int:
     from vitrail.explain.methods.registry import default_method
     from vitrail.figures.animation import can_write_mp4
     from vitrail.models.modality import VIDEO, check_need
-    from vitrail.runs.trained import choose_device, load_trained
+    from vitrail.runs.trained import choose_device, load_trained, refuse_per_point
 
     if arguments.method:
         check_methods(arguments.method, settings)  # before the model is read
     trained = load_trained(arguments.run)
+    refuse_per_point(trained.card.settings, arguments.run)
     arguments.method = arguments.method or [default_method(trained.model)]
     methods = check_methods(arguments.method, settings)
     target = None if arguments.target is None else find_class(arguments.target, trained.card, arguments.method)

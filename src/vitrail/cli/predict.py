@@ -59,6 +59,7 @@ def main(argv: list[str]) -> int:
             raise ConfigError(f"{name} must be at least 1, got {value}")
 
     from vitrail.cli.outputs import PREDICTIONS, output_file
+    from vitrail.deploy.parts import label_points
     from vitrail.deploy.predict import predict_files
     from vitrail.files import write_text
     from vitrail.models.modality import VIDEO
@@ -66,7 +67,12 @@ def main(argv: list[str]) -> int:
 
     out = None if arguments.out is None else output_file(arguments.out, PREDICTIONS, arguments.images)
     run, classifier, images = _open(arguments)
-    if classifier.card.modality is VIDEO:
+    if classifier.card.per_point:
+        if arguments.top_k != 5:
+            raise ConfigError(f"--top-k {arguments.top_k} is for classes of whole inputs; points get one part")
+        table = label_points(classifier, images, arguments.batch_size)
+        told = f"{plural(len(table), 'point')} of {plural(len(images.source), 'point cloud')} labelled"
+    elif classifier.card.modality is VIDEO:
         table, told = _predict_videos(arguments, classifier, images)
     else:
         table = predict_files(
@@ -130,7 +136,7 @@ def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData
         data = for_files(exported.reading, arguments)
         return None, exported, open_files(exported.card, data, arguments.images, spectral=arguments.spectral)
     run = RunFolder.open(arguments.run)
-    trained = load_classifier(run).to(choose_device(arguments.device))
+    trained = load_classifier(run, per_point=True).to(choose_device(arguments.device))
     _check_needs(arguments, trained.card)
     data = data_for_files(run, arguments)
     return run, trained, open_files(trained.card, data, arguments.images, spectral=arguments.spectral)

@@ -51,7 +51,7 @@ _ADDED: dict[str, dict[str, Any]] = {
 _ADDED_TO_MODELS = (
     "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "act_layer", "norm_layer",
     "mlp_layer", "init_values", "qk_norm", "num_class_tokens", "reg_tokens", "no_embed_class", "patch_embed",
-    "patch_stride", "patch_padding", "stem", "stem_width", "pos_embed", "dist_token", "token_merging",
+    "patch_stride", "patch_padding", "stem", "stem_width", "pos_embed", "dist_token", "token_merging", "per_point",
 )  # fmt: skip
 _ADDED_TO_PARTS = {"token_learner": {"dropout_rate": 0.0}}
 

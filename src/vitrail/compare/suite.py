@@ -338,6 +338,8 @@ def _read_variants(
         if base is None:
             raise ConfigError(f"{where} has no recipe; give the suite the key 'recipe'")
         recipe = _read_recipe(_read_base(file, base, where, bases), [*shared, changes, extra], where)
+        if recipe.task.name == "parts":
+            raise ConfigError(f"{where}: task.name parts cannot be compared, only classes of whole inputs")
         weights = recipe.model.weights
         if weights is not None and weights.startswith(PRETRAINED):
             wanted = weights.removeprefix(PRETRAINED)

@@ -223,6 +223,8 @@ class PointsConfig:
             NaN, which models leave out.
         features: Names of the attributes that the model gets beside the coordinates (columns of the file after x, y
             and z, "intensity" of LAS); none when not given.
+        part: What labels the points, for ``task.name parts``: a column of the files, an array of an .npz file, or
+            "surface" of solids; none when not given.
         subsample: "farthest", each point the farthest from those before, or "random", from clouds of more points.
             Meshes are sampled uniformly over their area first.
         scale: What centred coordinates are divided by: "sphere", the largest distance from the centroid; "rms", the
@@ -240,6 +242,7 @@ class PointsConfig:
 
     num_points: int | None = None
     features: tuple[str, ...] | None = None
+    part: str | None = None
     subsample: Literal["farthest", "random"] = "farthest"
     scale: Literal["sphere", "rms", "none"] | float = "sphere"
     seed: int = 0

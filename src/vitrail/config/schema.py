@@ -99,10 +99,10 @@ class TaskConfig:
     """Task and its loss.
 
     Attributes:
-        name: "classification" for `vitrail train`, or "distill", which also learns from a teacher's predictions; for
-            `vitrail pretrain`, which needs no labels, "simclr" (two views of an image are to be alike, those of two
-            images are not), "mae" (the model sees a few patches and a decoder reconstructs the others) or "simmim" (any
-            model reconstructs what was masked).
+        name: "classification" for `vitrail train`, "distill", which also learns from a teacher's predictions, or
+            "parts", a class for each point of a cloud (``data.points.part``); for `vitrail pretrain`, which needs no
+            labels, "simclr" (two views of an image are to be alike, those of two images are not), "mae" (the model sees
+            a few patches and a decoder reconstructs the others) or "simmim" (any model reconstructs what was masked).
         label_smoothing: Share of the target spread over all classes, 0 to below 1.
         loss: "cross_entropy", or "focal", which gives less weight to images that are already classified well; "bce",
             binary cross-entropy, for multi-label data alone.
@@ -133,7 +133,7 @@ class TaskConfig:
             probe, where images have one label each; RankMe, alignment, uniformity); 0 for none, 1 when not given.
     """
 
-    name: Literal["classification", "distill", "simclr", "mae", "simmim"] = "classification"
+    name: Literal["classification", "distill", "parts", "simclr", "mae", "simmim"] = "classification"
     label_smoothing: float = 0.1
     loss: Literal["cross_entropy", "focal", "bce"] = "cross_entropy"
     focal_gamma: float = 2.0
@@ -174,7 +174,7 @@ class TaskConfig:
         for setting in dataclasses.fields(self)[1:]:  # the first is the name
             name, value = setting.name, getattr(self, setting.name)
             owners = [task for task, settings in _SETTINGS_OF.items() if name in settings]
-            owners = list(PRETRAINING) if name == "watch_every" else owners or ["classification", "distill"]
+            owners = list(PRETRAINING) if name == "watch_every" else owners or ["classification", "distill", "parts"]
             if self.name not in owners and value != setting.default:
                 raise ConfigError(
                     f"task.{name} belongs to {' and '.join(owners)}, and task.name is {self.name}; leave it out"

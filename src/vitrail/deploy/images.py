@@ -98,6 +98,7 @@ def _open_others(card: ModelCard, config: DataConfig, paths: Sequence[str | Path
     if card.modality is VIDEO:
         source = VideoSource(config, card.img_size, card.classes, paths)
     else:
+        config = config.changed({"points.part": None})
         source = PointFileSource(config, card.img_size[0], card.classes, paths)
     print_notes(source.notes)
     for name, stream in card.streams.items():

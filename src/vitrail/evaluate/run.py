@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from vitrail.bench.efficiency import measure_efficiency
+from vitrail.bootstrap import Bootstrap
 from vitrail.config.data import DataConfig
 from vitrail.data.augment.directions import warn_mirrored
 from vitrail.data.augment.test_time import TURNED
@@ -18,6 +20,7 @@ from vitrail.data.groups import groups_of
 from vitrail.data.split_checks import divided_groups
 from vitrail.data.video.sampling import average_views
 from vitrail.errors import DataError, VitrailError
+from vitrail.evaluate.parts import measure_parts
 from vitrail.evaluate.saved_predictions import (
     HeldOut,
     Intervals,
@@ -127,7 +130,7 @@ def open_evaluation(
     tta: str = "none",
 ) -> Evaluated:
     """Open the model and the images of an evaluation; arguments and errors as in :func:`evaluate`."""
-    trained = load_classifier(run).to(choose_device(device))
+    trained = load_classifier(run, per_point=True).to(choose_device(device))
     if tta != "none":
         option = f"evaluate --tta {tta}" if tta in TURNED else "evaluate --tta"
         check_need(option, trained.card.modality, trained.card.name)
@@ -168,6 +171,8 @@ def measure(
         DataError: An image is unreadable or has no group.
     """
     run, trained, tta = evaluated.run, evaluated.trained, evaluated.tta
+    if trained.card.per_point:
+        return _measure_parts(evaluated, data, intervals)
     predict(run, trained, evaluated.images, evaluated.split, evaluated.name, tta)
     saved = SavedPredictions.read(run, evaluated.name)
     metrics = measure_saved(saved, _held_out(evaluated, own), evaluated.files, intervals.bootstrap(saved.table, data))
@@ -179,6 +184,27 @@ def measure(
     found = evaluated.images.recognition
     if not evaluated.of_others and (not evaluated.opened.moved or found is None or not found.num_missing):
         run.write_json(run.balance, _describe_data(evaluated.images))
+    return metrics
+
+
+def _measure_parts(evaluated: Evaluated, data: DataConfig, intervals: Intervals) -> dict[str, Any]:
+    """Measure labels of points, write metrics.json, and return its content."""
+    images, groups = evaluated.images, _groups(evaluated.images)
+
+    def bootstrap_of(table: pd.DataFrame) -> Bootstrap | None:
+        known = {} if groups is None else {"group": [groups[i] for i in table["index"]]}
+        return intervals.bootstrap(table.assign(**known), data)
+
+    counts = None if images.recognition is None else images.recognition.counts(images.indices(evaluated.split))
+    metrics = {
+        "name": evaluated.name,
+        "split": evaluated.split,
+        "tta": evaluated.tta,
+        "weights": evaluated.run.weights_hash(),
+        "trained_on": None if counts is None else counts["train"],
+        **measure_parts(evaluated.trained, images, evaluated.split, evaluated.folder, evaluated.tta, bootstrap_of),
+    }
+    evaluated.run.write_json(evaluated.files.metrics, metrics)
     return metrics
 
 

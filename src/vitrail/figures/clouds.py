@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from vitrail.figures.display import as_pictures
@@ -86,6 +87,35 @@ def turntable_figure(
             axis.imshow(cloud_picture(cloud, own, azimuth=azimuth), interpolation="nearest")
             axis.set_axis_off()
         axes[row, 0].set_title(title, loc="left", fontsize=8)
+    return figure
+
+
+def parts_figure(
+    clouds: Sequence[Array], parts: tuple[Sequence[Array], Sequence[Array]], names: Sequence[str], titles: Sequence[str]
+) -> Figure:
+    """Draw the true and the predicted parts of clouds, each pair in a row from two directions.
+
+    Args:
+        clouds: Shape ``(N, 3)`` each.
+        parts: True and predicted part of each point, shape ``(N,)`` each.
+        names: Names of the parts.
+        titles: Of the rows.
+    """
+    colors, number = ("tab10", 10) if len(names) <= 10 else ("tab20", 20)
+    figure = Figure(figsize=(5.6, 1.5 * len(clouds) + 0.3 * (len(names) // 4 + 1)), layout="constrained")
+    axes = figure.subplots(len(clouds), 4, squeeze=False)
+    for row, (cloud, title) in enumerate(zip(clouds, titles, strict=True)):
+        for column in range(4):
+            what, turned = divmod(column, 2)
+            values = (parts[what][row] % number + 0.5) / number
+            picture = cloud_picture(cloud, values, azimuth=_AZIMUTH + 120.0 * turned, colors=colors)
+            axes[row, column].imshow(picture, interpolation="nearest")
+            axes[row, column].set_axis_off()
+        axes[row, 0].set_title(f"{title}, true", loc="left", fontsize=7)
+        axes[row, 2].set_title("predicted", loc="left", fontsize=7)
+    there = np.unique(np.concatenate([*parts[0], *parts[1]]))
+    marks = [Line2D([], [], marker="o", linestyle="", color=colormaps[colors](int(i) % number)) for i in there]
+    figure.legend(marks, [names[i] for i in there], loc="outside lower center", ncols=4, fontsize=7)
     return figure
 
 

@@ -32,7 +32,8 @@ class PointSettings:
     Attributes:
         num_points: Points of a cloud that the model is made for; other numbers run too.
         in_chans: Numbers of a point: 3 coordinates, then its attributes (intensity, colour).
-        num_classes: Number of logits; 0 gives the pooled features.
+        num_classes: Number of logits; 0 gives the features before them.
+        per_point: Whether logits are those of each point, from its features and the pooled ones, instead of the cloud.
         num_widths: Setting that lists layer widths -> how many it lists.
     """
 
@@ -40,6 +41,7 @@ class PointSettings:
     num_points: int = 1024
     in_chans: int = 3
     num_classes: int = 40
+    per_point: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -128,7 +130,7 @@ class PointCloudModel(VisionModel):
             mask: True for real points, shape ``(B, N)``, beside those that are NaN.
 
         Returns:
-            Logits, shape ``(B, num_classes)``.
+            Logits, shape ``(B, num_classes)``; with ``per_point`` ``(B, N, num_classes)``, NaN where there is no point.
 
         Raises:
             ShapeError: Inputs of another shape or type.
@@ -175,9 +177,22 @@ class PointCloudModel(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool features ``(B, N, C)`` and classify; ``pre_logits`` stops before the last linear layer."""
-        hidden: Tensor = self.neck(self.pool_points(features))
-        out: Tensor = hidden if pre_logits else self.head(hidden)
-        return out
+        last = nn.Identity() if pre_logits else self.head
+        if not self.config.per_point:
+            out: Tensor = last(self.neck(self.pool_points(features)))
+            return out
+        mask = known_mask(~features[..., 0].isnan())
+        joined = features if mask is None else features.masked_fill(~mask[..., None], 0.0)
+        if self.config.global_pool:
+            pooled = self.pool_points(features).unsqueeze(1).expand(-1, features.shape[1], -1)
+            joined = torch.cat([joined, pooled], dim=-1)
+        if mask is None or not self.training:
+            of_points = last(self.neck(joined.flatten(0, 1)))
+            return self._mark(of_points.view(*joined.shape[:2], of_points.shape[-1]), mask)
+        # Statistics of the batch norms are those of the real points.
+        of_points = last(self.neck(joined[mask]))
+        marked: Tensor = of_points.new_full((*mask.shape, of_points.shape[-1]), float("nan"))
+        return marked.index_put((mask,), of_points)
 
     def pool_points(self, features: Tensor) -> Tensor:
         """Pool features ``(B, N, C)``, NaN where there is no point, by the setting ``global_pool``."""
@@ -276,9 +291,16 @@ def point_levels(names: Sequence[str], channels: Sequence[int]) -> list[FeatureI
     return [FeatureInfo(name, width, (1,)) for name, width in zip(names, channels, strict=True)]
 
 
-def pooled_width(width: int, pool: str) -> int:
-    """Compute how many features a pooling makes of those of the points."""
-    return width * (2 if pool == "catavgmax" else 1)
+def neck_width(width: int, config: PointSettings) -> int:
+    """Compute how many features the classifier gets of a cloud, or with ``per_point`` of each point.
+
+    Args:
+        width: Features of a point.
+        config: Settings with ``global_pool``.
+    """
+    pool = config.global_pool  # type: ignore[attr-defined]  # every family has it, by its modality
+    pooled = width * (2 if pool == "catavgmax" else 1)
+    return pooled + width if config.per_point and pool else pooled
 
 
 def pointnet_neck(pooled: int, hidden_dims: Sequence[int], drop_rate: float) -> nn.Sequential:

@@ -86,7 +86,7 @@ def open_prepared(
     Raises:
         DataError: Images that are missing, unreadable, of unknown classes or of other bands.
     """
-    classes = card.classes if labelled and card.classes else None
+    classes = card.classes if labelled and card.classes and not card.per_point else None
     images = open_data(
         card.as_trained(data), size or card.img_size, classes, split=split, fill=card.filling(), known=known
     )

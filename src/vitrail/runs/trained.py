@@ -81,6 +81,11 @@ class ModelCard:
         """Whether targets are multi-label."""
         return self.label_separator is not None
 
+    @property
+    def per_point(self) -> bool:
+        """Whether the model labels points instead of whole clouds: classes are parts."""
+        return bool(self.settings.get("per_point", False))
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Convert logits ``(B, K)`` to probabilities."""
         return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
@@ -259,16 +264,33 @@ def load_trained(path: str | Path | RunFolder) -> TrainedModel:
     return TrainedModel(model.eval(), card.normalization(), card)
 
 
-def load_classifier(path: str | Path | RunFolder) -> TrainedModel:
+def refuse_per_point(settings: Mapping[str, Any], run: object) -> None:
+    """Refuse a run that labels points, for what needs a class of each input.
+
+    Args:
+        settings: Settings of its model.
+        run: For the error.
+
+    Raises:
+        RunError: It labels points.
+    """
+    if settings.get("per_point", False):
+        raise RunError(f"{run} labels points, not whole clouds; `vitrail evaluate` and `vitrail predict` accept it")
+
+
+def load_classifier(path: str | Path | RunFolder, per_point: bool = False) -> TrainedModel:
     """Load a run's best model, and check that it has classes.
 
     Args:
         path: The run folder.
+        per_point: Whether a run that labels points is accepted too.
 
     Raises:
-        RunError: As for :func:`load_trained`, or the run is a pre-training.
+        RunError: As for :func:`load_trained`, the run is a pre-training, or it labels points.
     """
     trained = load_trained(path)
+    if not per_point:
+        refuse_per_point(trained.card.settings, path)
     if not trained.card.classes:
         raise RunError(
             f"{path} was pre-trained without labels and knows no classes; fine-tune from it "

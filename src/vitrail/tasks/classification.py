@@ -92,6 +92,10 @@ class ClassificationTask(Task):
         logits: Tensor = output
         return logits
 
+    def labelled(self, output: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits ``(N, K)`` and their targets: of the images ``(B, K)`` and ``(B,)``, or soft ones."""
+        return self.logits(output), batch["target"]
+
     def compile_model(self, **settings: Any) -> None:
         """Compile the model with torch.compile, one static graph for each image size.
 
@@ -106,9 +110,9 @@ class ClassificationTask(Task):
         self.model.compile(**settings)
         self.compiled = True
 
-    def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Compute the loss; in evaluation without smoothing or weights, so that runs are comparable."""
-        loss: Tensor = self.criterion(output, batch["target"])
+        loss: Tensor = self.criterion(*self.labelled(output, batch))
         return loss
 
 

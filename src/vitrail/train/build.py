@@ -159,6 +159,18 @@ def _settings_from_data(recipe: Recipe, data: ImageData, num_classes: int) -> di
         "in_chans": len(bands[modality.name]) + len(bands.get("features", ())),
         **size_settings(recipe),
     }
+    of_points = recipe.task.name == "parts"
+    if of_points and "per_point" not in family.settings:
+        raise ConfigError(
+            f"task.name parts labels points, and model.name {recipe.model.name} takes {modality.noun}; choose a model "
+            "of point clouds (`vitrail models`)"
+        )
+    if "per_point" in family.settings:
+        if recipe.model.settings.get("per_point", of_points) != of_points:
+            raise ConfigError(
+                f"model.per_point {not of_points} does not fit task.name {recipe.task.name}; leave model.per_point out"
+            )
+        settings["per_point"] = of_points
     if family.takes_spectral:
         settings["spectral_chans"] = len(bands.get("spectral", ()))
     elif "spectral" in bands:

@@ -31,7 +31,7 @@ from vitrail.train.resume import (
 from vitrail.train.start_report import print_start
 from vitrail.train.start_run import finish_run, start_run
 from vitrail.train.start_weights import load_start
-from vitrail.train.supervised import SupervisedBuilder
+from vitrail.train.supervised import PartsBuilder, SupervisedBuilder
 from vitrail.train.trainer import make_trainer, run_trainer
 
 
@@ -39,7 +39,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """Train the recipe's model with labels and write its run folder.
 
     Args:
-        recipe: Data, model, task, trainer and run; ``task.name`` is "classification".
+        recipe: Data, model, task, trainer and run; ``task.name`` is "classification", "distill" or "parts".
         resume: Continue from the last checkpoint of the recipe's run folder, or start if there is none yet.
 
     Returns:
@@ -53,7 +53,7 @@ def train(recipe: Recipe, *, resume: bool = False) -> RunFolder:
     """
     if recipe.task.name in PRETRAINING:
         raise ConfigError(f"task.name {recipe.task.name} needs no labels: `vitrail pretrain` does it, not train")
-    return fit(recipe, SupervisedBuilder(), resume=resume)
+    return fit(recipe, PartsBuilder() if recipe.task.name == "parts" else SupervisedBuilder(), resume=resume)
 
 
 def pretrain(recipe: Recipe, *, resume: bool = False) -> RunFolder:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
@@ -23,6 +25,7 @@ from vitrail.runs.trained import ModelCard
 from vitrail.tasks.classification import ClassificationTask
 from vitrail.tasks.distillation import DistillationTask
 from vitrail.tasks.losses import ClassificationLoss, MultiLabelLoss, balanced_positive_weights, balanced_weights
+from vitrail.tasks.parts import PartsTask
 from vitrail.train.build import Builder, build_batch_augmentation
 from vitrail.train.callbacks.checkpoints import RunCheckpoints
 from vitrail.train.callbacks.early_stopping import Patience
@@ -44,14 +47,17 @@ class SupervisedModule(TaskModule):
     def make_metrics(self) -> None:
         """Make the metrics, which are exact over several processes and batches of different sizes."""
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.train_accuracy, self.val_metrics = make_metrics(self.task.model.num_classes, self.task.multi_label)
+        self.train_accuracy, self.val_metrics = make_metrics(
+            self.task.model.num_classes, self.task.multi_label, isinstance(self.task, PartsTask)
+        )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Augment a batch and compute its loss."""
         self.batch = batch = self.task.prepare(batch)
         output = self.task(batch)
-        loss, logits = self.task.loss(output, batch), self.task.logits(output)
-        self.train_accuracy(*self._hard(logits, batch["target"]))
+        loss = self.task.loss(output, batch)
+        logits, target = self.task.labelled(output, batch)
+        self.train_accuracy(*self._hard(logits, target))
         self.train_loss.update(loss.detach(), len(logits))
         options = _each_epoch(logits)
         self.log("train_loss", self.train_loss, **options)
@@ -60,9 +66,10 @@ class SupervisedModule(TaskModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation loss and metrics."""
-        logits = average_views(self.task(batch), len(batch["index"]))
-        self.val_metrics.update(*self._hard(logits, batch["target"]))
-        self.val_loss.update(self.task.loss(logits, batch), len(logits))
+        output = average_views(self.task(batch), len(batch["index"]))
+        logits, target = self.task.labelled(output, batch)
+        self.val_metrics.update(*self._hard(logits, target))
+        self.val_loss.update(self.task.loss(output, batch), len(logits))
         options = _each_epoch(logits)
         self.log("val_loss", self.val_loss, **options)
         self.log_dict(self.val_metrics, **options)
@@ -104,7 +111,7 @@ class SupervisedBuilder(Builder):
         """Build the classification task with its loss, augmentation and mixing."""
         normalize, config = card.normalization(), recipe.task
         augment, mix = build_batch_augmentation(recipe, card.filling(), card.classes), _mixing(recipe, card)
-        criterion = _criterion(recipe, data)
+        criterion = _criterion(recipe, data.source.targets[data.indices("train")], len(data.source.classes))
         if config.name != "distill":
             return ClassificationTask(model, normalize, augment, criterion, mix)
         assert config.teacher is not None, "checked by the config"
@@ -149,15 +156,40 @@ def _check_labels(recipe: Recipe, data: ImageData) -> None:
             raise ConfigError(f"trainer.{name} {value!r} is not measured on {kind} data; use val_f1_macro")
 
 
-def _criterion(recipe: Recipe, data: ImageData) -> ClassificationLoss | MultiLabelLoss:
+class PartsBuilder(SupervisedBuilder):
+    """Steps of training with labels of points."""
+
+    def open_images(self, recipe: Recipe, known: KnownImages | None) -> ImageData:
+        """Open clouds whose points have labels."""
+        data = super().open_images(recipe, known)
+        if not data.source.parts:
+            raise ConfigError(
+                "task.name parts needs labels of points: set data.points.part to the column that holds them ('surface' "
+                f"of solids), got {recipe.data.points.part!r} and data.source {recipe.data.source}"
+            )
+        return data
+
+    def classes(self, data: ImageData) -> tuple[str, ...]:
+        """Return the names of the parts."""
+        return data.source.parts
+
+    def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> PartsTask:
+        """Build the task; balanced weights are by the number of points."""
+        augment = build_batch_augmentation(recipe, card.filling(), card.classes)
+        parts = data.source.read(data.indices("train"))["parts"]
+        criterion = _criterion(recipe, parts[parts >= 0].numpy(), len(card.classes))
+        return PartsTask(model, card.normalization(), augment, criterion)
+
+
+def _criterion(recipe: Recipe, targets: npt.NDArray[np.int64], num_classes: int) -> ClassificationLoss | MultiLabelLoss:
     config = recipe.task
     weights = None
-    training = torch.from_numpy(data.source.targets[data.indices("train")])
+    training = torch.from_numpy(targets)
     if config.loss == "bce":
         positive = balanced_positive_weights(training) if config.class_weights == "balanced" else None
         return MultiLabelLoss(config.label_smoothing, positive)
     if config.class_weights == "balanced":
-        weights = balanced_weights(training, len(data.source.classes))
+        weights = balanced_weights(training, num_classes)
     return ClassificationLoss(config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0, weights)
 
 

@@ -106,6 +106,16 @@ class MacroF1(ClassCounts):
         return (2 * self.hits[present].float() / both[present]).mean()
 
 
+class MeanIoU(ClassCounts):
+    """Mean intersection over union of the classes that occur in the targets or the predictions."""
+
+    def compute(self) -> Tensor:
+        """Compute the mean."""
+        union = self.true + self.predicted - self.hits
+        present = union > 0
+        return (self.hits[present].float() / union[present]).mean()
+
+
 class MeanAveragePrecision(Metric):
     """Mean average precision of the labels that occur, ranked by logits; 0 where none does."""
 
@@ -140,12 +150,13 @@ class MeanAveragePrecision(Metric):
         return torch.tensor(float(np.mean(each)) if each else 0.0, dtype=torch.float32, device=scores.device)
 
 
-def make_metrics(num_classes: int, multi_label: bool) -> tuple[Metric, MetricCollection]:
+def make_metrics(num_classes: int, multi_label: bool, per_point: bool = False) -> tuple[Metric, MetricCollection]:
     """Build the accuracy of training and the metrics of validation.
 
     Args:
         num_classes: K.
         multi_label: Whether an image has labels instead of one class.
+        per_point: Whether points have classes.
 
     Returns:
         The metric of training, and the named metrics of validation; both take logits and targets.
@@ -157,5 +168,6 @@ def make_metrics(num_classes: int, multi_label: bool) -> tuple[Metric, MetricCol
     if multi_label:
         found["val_map"] = MeanAveragePrecision()
     else:
+        found |= {"val_miou": MeanIoU(num_classes)} if per_point else {}
         found["val_balanced_accuracy"] = BalancedAccuracy(num_classes)
     return Accuracy(), MetricCollection(found)

@@ -199,6 +199,46 @@ def test_shifts_change_nothing_once_centred():
         assert relative_error(answer(model, points + shift), answer(model, points)) > 1e-4
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("case", [case for case in INVARIANT if "latents" not in case])
+def test_rotations_change_no_logit_of_a_point(case, dtype, tolerance):
+    model = build(case, dtype, per_point=True)
+    points = torch.randn(2, 24, 3, dtype=dtype)
+    expected = answer(model, points)
+    assert expected.shape == (2, 24, 5)
+    assert expected.std(dim=1).min() > 1e-5
+    # The logits of single points are small: of this model 0.007 at most.
+    tolerance *= 2 if case == "vn_transformer" else 1
+    assert relative_error(answer(model, points @ random_rotation(dtype)), expected) < tolerance
+    order = torch.randperm(24)
+    assert relative_error(answer(model, points[:, order]), expected[:, order]) < tolerance
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_points_that_lack_change_no_logit_of_a_point(name, training):
+    settings = {"per_point": True} | ({"num_latents": 0} if name == "vn_transformer" else {})
+    points = torch.randn(3, 12, 3, dtype=torch.float64)
+    padded = torch.cat([points, torch.full((3, 4, 3), float("nan"), dtype=torch.float64)], dim=1)
+    models = [build(name, **settings).train(training) for _ in range(2)]
+    found, expected = answer(models[1], padded), answer(models[0], points)
+    assert found[:, 12:].isnan().all()
+    assert relative_error(found[:, :12], expected) < 1e-10
+    for key, value in models[0].state_dict().items():
+        assert torch.allclose(models[1].state_dict()[key], value), key
+    out = models[1].train()(padded)
+    out[:, :12].square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in models[1].parameters() if p.grad is not None)
+
+
+def test_a_class_for_each_point_from_every_pooling():
+    points = torch.randn(2, 24, 3)
+    for pool in ("max", "avg", "catavgmax", ""):
+        assert answer(build("vnt", torch.float32, global_pool=pool, per_point=True), points).shape == (2, 24, 5)
+    with pytest.raises(ConfigError, match="per_point needs a token for each point; set num_latents 0, got 3"):
+        vitrail.create_model("vn_transformer", num_latents=3, per_point=True)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_attributes_of_points(name):
     model = build(name, in_chans=5)

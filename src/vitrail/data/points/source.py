@@ -15,7 +15,7 @@ from torch import Tensor
 from vitrail.config.data import DataConfig
 from vitrail.data.points.files import READERS, CloudFile, read_cloud
 from vitrail.data.points.sampling import choose_points, sample_mesh, scale_of, turn_back, turn_up
-from vitrail.data.points.solids import CLASSES, make_solid
+from vitrail.data.points.solids import CLASSES, PARTS, make_solid
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.class_folders import (
     class_of_folder,
@@ -26,7 +26,7 @@ from vitrail.data.sources.class_folders import (
     splits_of_rows,
 )
 from vitrail.data.sources.encoded import StoredSource
-from vitrail.errors import DataError
+from vitrail.errors import ConfigError, DataError
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +38,7 @@ class PointSource(StoredSource):
 
     Args:
         clouds: Coordinates ``(N, 3)`` and attributes ``(N, F)`` of each.
+        labels: Part of each point of each cloud, shape ``(N,)``, as indices into ``parts``; None without labels.
         config: The settings.
         num_points: Points of a cloud.
         feature_names: Names of the attributes.
@@ -47,33 +48,52 @@ class PointSource(StoredSource):
     in_memory = True
 
     def __init__(
-        self, clouds: Sequence[tuple[Array, Array]], config: DataConfig, num_points: int, feature_names: tuple[str, ...]
+        self,
+        clouds: Sequence[tuple[Array, Array]],
+        config: DataConfig,
+        num_points: int,
+        feature_names: tuple[str, ...],
+        labels: Sequence[Array] | None = None,
     ) -> None:
         settings = config.points
         self.bands = {"points": ("x", "y", "z")} | ({"features": feature_names} if feature_names else {})
         self._points = torch.full((len(clouds), num_points, 3), float("nan"))
         self._features = torch.zeros(len(clouds), num_points, len(feature_names))
-        self._lengths = np.ones(len(clouds))
+        self._parts = None if labels is None else torch.full((len(clouds), num_points), -1)
         self._up = config.up
+        self._places = np.empty((len(clouds), 4))
         for i, (points, features) in enumerate(clouds):
             chosen = choose_points(points, num_points, settings.subsample, _generator(settings.seed, points))
             own = turn_up(points[chosen], config.up)
-            own = own - own.mean(axis=0)
-            self._lengths[i] = scale_of(own, settings.scale)
-            self._points[i, : len(own)] = torch.from_numpy(own / self._lengths[i])
+            centre = own.mean(axis=0)
+            own = own - centre
+            self._places[i] = *centre, scale_of(own, settings.scale)
+            self._points[i, : len(own)] = torch.from_numpy(own / self._places[i, 3])
             self._features[i, : len(own)] = torch.from_numpy(features[chosen])
+            if self._parts is not None and labels is not None:
+                self._parts[i, : len(own)] = torch.from_numpy(labels[i][chosen])
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return points ``(B, N, 3)``, NaN where a cloud has fewer, and attributes ``(B, N, F)``."""
+        """Return points ``(B, N, 3)``, NaN where a cloud has fewer, attributes ``(B, N, F)`` and parts ``(B, N)``."""
         rows = torch.as_tensor(indices)
-        return {"points": self._points[rows]} | ({"features": self._features[rows]} if "features" in self.bands else {})
+        found = {"points": self._points[rows]}
+        if "features" in self.bands:
+            found["features"] = self._features[rows]
+        if self._parts is not None:
+            found["parts"] = self._parts[rows]
+        return found
+
+    def in_file(self, index: int) -> Array:
+        """Return the points of a cloud at their place in its file, shape ``(N, 3)``, NaN where it has fewer."""
+        centred = self._points[index].double().numpy() * self._places[index, 3] + self._places[index, :3]
+        return turn_back(centred, self._up)
 
     def read_stored(self, stream: str, index: int) -> Array:
         """Return the sampled points of a cloud before it was turned, centred and scaled, from its first point on."""
         if stream == "features":
             features: Array = self._features[index].numpy()
             return features
-        points = self._points[index].double().numpy() * self._lengths[index]
+        points = self._points[index].double().numpy() * self._places[index, 3]
         return turn_back(points - points[0], self._up).astype(np.float32)
 
     def stored_size(self, index: int) -> tuple[int, ...]:
@@ -103,12 +123,16 @@ class SolidsSource(PointSource):
     def __init__(self, config: DataConfig, num_points: int) -> None:
         settings = config.points
         numbers = range(settings.num_clouds)
+        if settings.part not in (None, "surface"):
+            raise ConfigError(f"data.points.part of solids must be 'surface', got {settings.part!r}")
         made = [make_solid(settings.seed, i, num_points, settings.noise, settings.occlusion) for i in numbers]
         self.classes = CLASSES
         self.keys = [f"solids/{settings.seed}/{i:06d}" for i in numbers]
-        self.targets = np.array([target for _, target in made], dtype=np.int64)
+        self.targets = np.array([solid.target for solid in made], dtype=np.int64)
         self.given_split = [""] * len(made)
-        super().__init__([(points, np.empty((len(points), 0))) for points, _ in made], config, num_points, ())
+        clouds = [(solid.points, np.empty((num_points, 0))) for solid in made]
+        self.parts = PARTS if settings.part else ()
+        super().__init__(clouds, config, num_points, (), [solid.parts for solid in made] if settings.part else None)
 
 
 class PointFileSource(PointSource):
@@ -139,6 +163,7 @@ class PointFileSource(PointSource):
     ) -> None:
         path = Path(config.path or "")
         settings = config.points
+        self._part_setting = settings.part
         if files is not None:
             listed, labels = self._list_files(files, classes or ())
             found = [read_cloud(file) for file in listed]
@@ -151,15 +176,20 @@ class PointFileSource(PointSource):
             found = [read_cloud(file) for file in listed]
             names = found[0].names if found else ()
         wanted = tuple(settings.features or ())
-        sampled = []
+        sampled, parts = [], []
         for key, cloud in zip(self.keys, found, strict=True):
             points, features = cloud.points, _choose_features(key, cloud, wanted, names)
-            if cloud.faces is not None and not wanted:
+            if settings.part is not None:
+                parts.append(_choose_features(key, cloud, (settings.part,), names, "part")[:, 0])
+            elif cloud.faces is not None and not wanted:
                 points = sample_mesh(points, cloud.faces, 4 * num_points, _generator(settings.seed, points))
                 features = np.empty((len(points), 0))
             sampled.append((points, features))
         self.classes, self.targets = number_labels(labels, classes, path, given=files is not None)
-        super().__init__(sampled, config, num_points, wanted)
+        numbered = None
+        if settings.part is not None:
+            self.parts, numbered = _number_parts(parts, self.parts)
+        super().__init__(sampled, config, num_points, wanted, numbered)
 
     def _list_files(self, paths: Sequence[str | Path], classes: Sequence[str]) -> tuple[list[Path], list[str]]:
         found = list_given(paths, _clouds_below, f"point clouds; known formats are {' '.join(READERS)}")
@@ -211,6 +241,13 @@ class PointFileSource(PointSource):
         test = arrays.get("test")
         self.given_split = [""] * len(points) if test is None else ["test" if own else "train" for own in test]
         names = tuple(f"feature{i}" for i in range(features.shape[2]))
+        if (part := self._part_setting) is not None and part in arrays:
+            if arrays[part].shape != points.shape[:2]:
+                raise DataError(
+                    f"{path}: {part} (data.points.part) needs shape {points.shape[:2]}, has {arrays[part].shape}"
+                )
+            features, names = np.concatenate([features, arrays[part][..., None]], axis=2), (*names, part)
+            self.parts = tuple(map(str, arrays.get("part_names", ())))
         clouds = [CloudFile(p[:n, :3], f[:n], names) for p, f, n in zip(points, features, counts, strict=True)]
         return clouds, labels, names
 
@@ -224,7 +261,33 @@ def _generator(seed: int, points: Array) -> np.random.Generator:
     return np.random.default_rng((seed, zlib.crc32(np.ascontiguousarray(points).tobytes())))
 
 
-def _choose_features(key: str, cloud: CloudFile, wanted: tuple[str, ...], names: tuple[str, ...]) -> Array:
+def _number_parts(parts: Sequence[Array], names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Array]]:
+    """Number the labels of points, which are whole numbers.
+
+    Args:
+        parts: Label of each point of each cloud.
+        names: Names of the labels 0, 1, ...; where there are none the labels are their own names.
+
+    Returns:
+        Names, and index into them of each point of each cloud.
+
+    Raises:
+        DataError: Labels that are not whole, or have no name.
+    """
+    every = np.unique(np.concatenate(parts))
+    if (every != every.round()).any():
+        raise DataError(f"data.points.part must hold whole numbers, got {every[every != every.round()][0]:g}")
+    if names and not 0 <= every[0] <= every[-1] < len(names):
+        raise DataError(
+            f"data.points.part has labels {every[0]:g} to {every[-1]:g} and {len(names)} names (part_names)"
+        )
+    known = np.arange(len(names)) if names else every
+    return names or tuple(f"{value:g}" for value in every), [np.searchsorted(known, own) for own in parts]
+
+
+def _choose_features(
+    key: str, cloud: CloudFile, wanted: tuple[str, ...], names: tuple[str, ...], setting: str = "features"
+) -> Array:
     """Return the wanted attributes of a cloud, by name, shape ``(N, len(wanted))``.
 
     Raises:
@@ -235,7 +298,9 @@ def _choose_features(key: str, cloud: CloudFile, wanted: tuple[str, ...], names:
     own = cloud.names or names or tuple(f"feature{i}" for i in range(cloud.features.shape[1]))
     lacking = [name for name in wanted if name not in own]
     if lacking:
-        raise DataError(f"{key}: has no {', '.join(lacking)} (data.points.features); it has {', '.join(own) or 'none'}")
+        raise DataError(
+            f"{key}: has no {', '.join(lacking)} (data.points.{setting}); it has {', '.join(own) or 'none'}"
+        )
     return cloud.features[:, [own.index(name) for name in wanted]]
 
 

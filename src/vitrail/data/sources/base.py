@@ -55,6 +55,8 @@ class ImageSource(ABC):
         scene: Where each image lies, for the patches of a scene.
         in_memory: Whether images are at hand without decoding.
         fixed: Whether the collection never grows.
+        parts: Names of the labels of points, where :meth:`read` returns "parts": indices into them, shape ``(B, N)``,
+            -1 where there is no point.
         is_image: Whether the streams are images, which can be drawn, compared as thumbnails and measured band by band.
         views: Views of an input that evaluation averages over.
         draws: Whether training reads a random part of an input in each epoch.
@@ -76,6 +78,7 @@ class ImageSource(ABC):
     scene: Scene | None = None
     in_memory: bool = False
     fixed: bool = False
+    parts: tuple[str, ...] = ()
     is_image: bool = True
     views: int = 1
     draws: bool = False
@@ -163,7 +166,9 @@ class ImageSource(ABC):
     def digest(self, index: int) -> bytes:
         """Hash the file or the pixels of an image; equal for identical images."""
         content = hashlib.sha256()
-        for name, x in self.read([index]).items():
+        streams = self.read([index])
+        for name in self.bands:
+            x = streams[name]
             content.update(f"{name} {tuple(x.shape)} {x.dtype}".encode())
             content.update(x.contiguous().numpy().tobytes())
         return content.digest()
@@ -192,6 +197,7 @@ class WrappedSource(ImageSource):
         self.named = source.named
         self.bands, self.wavelengths, self.numbering = source.bands, source.wavelengths, source.numbering
         self.in_memory, self.fixed, self.is_image = source.in_memory, source.fixed, source.is_image
+        self.parts = source.parts
         self.left_out, self.notes = source.left_out, source.notes
         self.values, self.value_notes = source.values, source.value_notes
 

@@ -23,8 +23,8 @@ from vitrail.models.point_cloud import (
     PointCloudModel,
     PointPool,
     dgcnn_neck,
+    neck_width,
     point_levels,
-    pooled_width,
 )
 from vitrail.weights.rules import Convert, Drop, KeyMap, Rename
 
@@ -65,7 +65,7 @@ class DGCNN(PointCloudModel):
         )
         self.conv5, self.bn5 = nn.Linear(sum(dims), last, bias=False), MaskedBatchNorm(last)
         self.act = nn.LeakyReLU(0.2)
-        pooled = pooled_width(last, config.global_pool)
+        pooled = neck_width(last, config)
         self.neck = dgcnn_neck(pooled, config.hidden_dims, config.drop_rate, ("bn6", "bn7"), bias=False)
         self.num_features = config.hidden_dims[-1]
         self.feature_info = point_levels(["conv1", "conv2", "conv3", "conv4", "act"], config.dims)

@@ -23,9 +23,9 @@ from vitrail.models.point_cloud import (
     PointCloudModel,
     PointPool,
     PointSettings,
+    neck_width,
     point_levels,
     pointnet_neck,
-    pooled_width,
 )
 from vitrail.weights.rules import Convert, KeyMap, Rename
 
@@ -96,7 +96,7 @@ class PointNet(PointCloudModel):
         self.fstn = TransformNet(first, first, config)
         self.conv2, self.bn2 = nn.Linear(first, second), MaskedBatchNorm(second)
         self.conv3, self.bn3 = nn.Linear(second, last), MaskedBatchNorm(last)
-        pooled = pooled_width(last, config.global_pool)
+        pooled = neck_width(last, config)
         self.neck = pointnet_neck(pooled, config.hidden_dims, config.drop_rate)
         self.num_features = config.hidden_dims[-1]
         self.feature_info = point_levels(["bn1", "bn2", "bn3"], config.dims)

@@ -24,8 +24,8 @@ from vitrail.models.point_cloud import (
     PointPool,
     dgcnn_neck,
     join_mean,
+    neck_width,
     point_levels,
-    pooled_width,
     split_vectors,
 )
 from vitrail.weights.rules import KeyMap, Rename
@@ -69,7 +69,7 @@ class VNDGCNN(PointCloudModel):
         )
         self.conv5 = VNLinearLeakyReLU(sum(dims), last, share_direction=True)
         self.std_feature = VNStdFeature(2 * last)
-        pooled = pooled_width(6 * last, config.global_pool)
+        pooled = neck_width(6 * last, config)
         self.neck = dgcnn_neck(pooled, config.hidden_dims, config.drop_rate, ("bn1", "bn2"), bias=True)
         self.num_features = config.hidden_dims[-1]
         names = ["conv1", "conv2", "conv3", "conv4", "conv5"]

@@ -30,9 +30,9 @@ from vitrail.models.point_cloud import (
     PointCloudModel,
     PointPool,
     join_mean,
+    neck_width,
     point_levels,
     pointnet_neck,
-    pooled_width,
     split_vectors,
 )
 from vitrail.weights.rules import KeyMap, Rename
@@ -103,7 +103,7 @@ class VNPointNet(PointCloudModel):
         self.conv3 = VNLinear(second, last)
         self.bn3 = VNBatchNorm(last)
         self.std_feature = VNStdFeature(2 * last, 0.0)
-        pooled = pooled_width(6 * last, config.global_pool)
+        pooled = neck_width(6 * last, config)
         self.neck = pointnet_neck(pooled, config.hidden_dims, config.drop_rate)
         self.num_features = config.hidden_dims[-1]
         S = config.in_chans

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitrail.errors import ConfigError
 from vitrail.layers.checkpointing import run_block
 from vitrail.layers.vector_attention import VNAttention, VNLatentQueries
 from vitrail.layers.vector_neurons import VNBatchNorm, VNLayerNorm, VNLeakyReLU, VNLinear, invariant_products, lengths
@@ -24,8 +25,8 @@ from vitrail.models.point_cloud import (
     PointCloudModel,
     PointPool,
     PointSettings,
+    neck_width,
     point_levels,
-    pooled_width,
     split_vectors,
 )
 from vitrail.weights.rules import Convert, KeyMap, Rename
@@ -64,6 +65,8 @@ class VNTransformerConfig(PointSettings):
         super().__post_init__()
         check_at_least(self, 1, "embed_dim", "depth", "num_heads")
         check_at_least(self, 0, "num_latents")
+        if self.per_point and self.num_latents:
+            raise ConfigError(f"per_point needs a token for each point; set num_latents 0, got {self.num_latents}")
 
 
 class VNNormedMlp(nn.Module):
@@ -134,7 +137,7 @@ class VNTransformer(PointCloudModel):
         self.frame = nn.Sequential(
             OrderedDict(linear=VNLinear(dim, 3, config.bias_eps, S), act=VNLeakyReLU(3, config.negative_slope))
         )
-        pooled = pooled_width(3 * dim, config.global_pool)
+        pooled = neck_width(3 * dim, config)
         self.neck = nn.Sequential(OrderedDict(fc=nn.Linear(pooled, dim), act=nn.ReLU()))
         self.num_features = dim
         levels = ["embed_points", *([] if config.num_latents else [f"blocks.{i}" for i in range(config.depth)])]

@@ -27,8 +27,8 @@ from vitrail.models.point_cloud import (
     PointCloudModel,
     PointPool,
     join_mean,
+    neck_width,
     point_levels,
-    pooled_width,
     split_vectors,
 )
 from vitrail.weights.rules import KeyMap
@@ -101,7 +101,7 @@ class VNT(PointCloudModel):
         )
         self.norm = VNLayerNorm(dim)
         self.std_feature = VNStdFeature(2 * dim, config.negative_slope)
-        pooled = pooled_width(6 * dim, config.global_pool)
+        pooled = neck_width(6 * dim, config)
         self.neck = nn.Sequential(
             OrderedDict(
                 fc=nn.Linear(pooled, config.head_hidden_size),

@@ -18,6 +18,7 @@ from vitrail.train.callbacks.non_finite import REMEDY
 # Columns of metrics.csv in supervised training.
 _RECORDED = (
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_map",
+    "val_miou",
 )  # fmt: skip
 
 

@@ -1,0 +1,172 @@
+"""Part segmentation: intersection over union of each part, with intervals over clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vitrail.bootstrap import Bootstrap, Interval
+from vitrail.data.dataset import ImageData
+from vitrail.errors import DataError
+from vitrail.figures.clouds import parts_figure
+from vitrail.figures.write import write_figure
+from vitrail.files import write_text
+from vitrail.runs.trained import TrainedModel
+
+Ints = npt.NDArray[np.int64]
+# Clouds of the picture.
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class PartCounts:
+    """Points of each cloud and part.
+
+    Attributes:
+        both: Points of a part that are labelled as such, shape ``(M, K)``.
+        true: Points of a part, shape ``(M, K)``.
+        predicted: Points labelled as such, shape ``(M, K)``.
+    """
+
+    both: Ints
+    true: Ints
+    predicted: Ints
+
+    @classmethod
+    def of(cls, true: Sequence[Ints], predicted: Sequence[Ints], num_parts: int) -> PartCounts:
+        """Count the points of clouds by their true and predicted parts, shape ``(N,)`` each."""
+        return cls(
+            np.stack([np.bincount(a[a == b], minlength=num_parts) for a, b in zip(true, predicted, strict=True)]),
+            np.stack([np.bincount(a, minlength=num_parts) for a in true]),
+            np.stack([np.bincount(b, minlength=num_parts) for b in predicted]),
+        )
+
+    @property
+    def union(self) -> Ints:
+        """Points that are of a part or labelled as such."""
+        return self.true + self.predicted - self.both
+
+    def of_clouds(self) -> npt.NDArray[np.float64]:
+        """Compute the mean intersection over union of each cloud, over the parts that it has or is said to have."""
+        there = self.union > 0
+        shares = np.where(there, self.both / np.maximum(self.union, 1), 0.0)
+        means: npt.NDArray[np.float64] = shares.sum(axis=1) / there.sum(axis=1)
+        return means
+
+
+def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap | None) -> dict[str, Any]:
+    """Compute the measures of part segmentation.
+
+    Args:
+        counts: Points of each cloud and part.
+        parts: Their names.
+        bootstrap: Settings of the intervals, whose units are clouds or their groups; None for a single cloud.
+
+    Returns:
+        ``accuracy`` of all points, ``miou`` (mean over the parts of the intersection over union of all points),
+        ``miou_clouds`` (mean over clouds of that of their own parts), each with ``_low`` and ``_high``, and ``parts``:
+        name, ``points``, ``iou``, ``low`` and ``high`` of each. A part that neither occurs nor is predicted has none.
+    """
+    both, union, true = (np.asarray(x, dtype=np.float64) for x in (counts.both, counts.union, counts.true))
+
+    def measure(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Measures of weighted clouds ``(M, r)``: accuracy, mean and each part, shape ``(2 + K, r)``."""
+        whole = union.T @ weights
+        each = np.divide(both.T @ weights, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+        correct = both.sum(axis=1) @ weights / np.maximum(true.sum(axis=1) @ weights, 1)
+        present = ~np.isnan(each)
+        mean = np.where(present, each, 0.0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
+        return np.concatenate([correct[None], mean[None], each])
+
+    values = measure(np.ones((len(both), 1)))[:, 0]
+    intervals: list[Interval | None] = [None] * len(values)
+    of_clouds = counts.of_clouds()
+    interval_of_clouds = None
+    if bootstrap is not None:
+        resampled = np.concatenate([measure(weights) for weights in bootstrap.weights()], axis=1)
+        intervals = [bootstrap.interval(row) for row in resampled]
+        interval_of_clouds = bootstrap.mean(of_clouds)
+    found: dict[str, Any] = {}
+    for name, value, interval in (
+        ("accuracy", values[0], intervals[0]),
+        ("miou", values[1], intervals[1]),
+        ("miou_clouds", of_clouds.mean(), interval_of_clouds),
+    ):
+        low, high = interval or (None, None)
+        found |= {name: float(value), f"{name}_low": low, f"{name}_high": high}
+    found["parts"] = [
+        {
+            "part": name,
+            "points": int(count),
+            "iou": None if np.isnan(value) else float(value),
+            "low": None if interval is None else interval[0],
+            "high": None if interval is None else interval[1],
+        }
+        for name, count, value, interval in zip(parts, true.sum(axis=0), values[2:], intervals[2:], strict=True)
+    ]
+    return found
+
+
+def measure_parts(
+    trained: TrainedModel,
+    clouds: ImageData,
+    split: str,
+    folder: Path,
+    tta: str,
+    bootstrap_of: Callable[[pd.DataFrame], Bootstrap | None],
+) -> dict[str, Any]:
+    """Label the points of a split and measure the labels; writes parts.csv, clouds.csv and parts.png.
+
+    Args:
+        trained: A model that labels points.
+        clouds: Clouds with labels of points.
+        split: Their split.
+        folder: Folder of the evaluation.
+        tta: Test-time augmentation.
+        bootstrap_of: Sets up the intervals for a table with ``index`` and ``path`` of each cloud.
+
+    Returns:
+        The measures of :func:`part_measures`, and the number of clouds ("images") and points.
+
+    Raises:
+        DataError: The clouds have no labels of points, or parts that the run does not know.
+    """
+    names = trained.card.classes
+    unknown = [part for part in clouds.source.parts if part not in names]
+    if unknown or not clouds.source.parts:
+        what = f"the parts {', '.join(unknown)}, unknown to the run" if unknown else "no labels of points"
+        raise DataError(f"data.source {clouds.config.source} has {what}; data.points.part names the column of labels")
+    number = np.array([names.index(part) for part in clouds.source.parts])
+    order: list[int] = []
+    true: list[Ints] = []
+    predicted: list[Ints] = []
+    shown: list[npt.NDArray[Any]] = []
+    for batch in clouds.loader(split):
+        labels = trained.classify(batch, tta)[0].argmax(dim=-1).cpu().numpy()
+        order += batch["index"].tolist()
+        for own, part, points in zip(labels, batch["parts"].numpy(), batch["points"].numpy(), strict=True):
+            real = part >= 0
+            true.append(number[part[real]])
+            predicted.append(own[real])
+            if len(shown) < _SHOWN:
+                shown.append(points[real])
+    counts = PartCounts.of(true, predicted, len(names))
+    table = pd.DataFrame({"index": order, "path": [clouds.source.keys[i] for i in order]})
+    measures = part_measures(counts, names, bootstrap_of(table))
+    table["points"] = counts.true.sum(axis=1)
+    table["accuracy"] = counts.both.sum(axis=1) / table["points"]
+    table["miou"] = counts.of_clouds()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "parts.csv", pd.DataFrame(measures["parts"]).to_csv(index=False))
+    write_text(folder / "clouds.csv", table.to_csv(index=False))
+    titles = [f"{key}: mIoU {miou:.2f}" for key, miou in zip(table["path"], table["miou"], strict=True)]
+    several = len(shown)
+    figure = parts_figure(shown, (true[:several], predicted[:several]), names, titles[:several])
+    write_figure(figure, folder / "parts.png", 110)
+    return {**measures, "images": len(order), "points": int(counts.true.sum())}
