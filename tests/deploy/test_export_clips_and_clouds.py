@@ -77,7 +77,8 @@ def test_stored_and_prepared_inputs_give_what_the_run_gives(place, opened, monke
         assert np.abs(outputs["heatmap"] - rollout).max() < most * rollout.max()
     explained = exported.explain(batch)[1]["rollout"]
     assert list(explained) == [place.kind]
-    assert np.array_equal(explained.map, outputs["heatmap"]) or place.kind == "points"
+    # The clips here are resized already.
+    assert np.abs(explained.map.numpy() - rollout).max() < 1e-5 * rollout.max() or place.kind == "points"
 
 
 @pytest.mark.parametrize("how", ["crop", "squash"])
