@@ -35,8 +35,9 @@ def stand_in(recipe, folder):
 
 
 ROOT = Path(__file__).parent.parent
-# Those of the demo are package data.
-RECIPES = sorted([*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "src" / "vitrail" / "recipes").rglob("*.yaml")])
+# Those of the demo are package data; two of them are linked from the other folder.
+FILES = [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "src" / "vitrail" / "recipes").rglob("*.yaml")]
+RECIPES = sorted({path.resolve() for path in FILES})
 # Those on images that are inside a library.
 PAIRS = sorted((Path(__file__).parent.parent / "recipes" / "digits").glob("pretrain*.yaml"))
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from vitrail.cli.demo import demo_models, demo_recipe
 from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.compare.worker import run_recipe
+from vitrail.data.sources.digits import stored_digits
 from vitrail.deploy.export import candidates
 from vitrail.explain import list_methods
 
@@ -173,9 +175,19 @@ def test_report_says_what_it_could_not_draw(copy, capsys):
     assert "Not drawn: no folder of images at /nowhere/at/all" in page.read_text()
 
 
-def _small_demo(name):
-    recipe = demo_recipe(name)
-    return {**recipe, "model": {**recipe["model"], "patch_size": 7, "embed_dim": 16, "depth": 2}}
+_SMALL_MODELS = {
+    "digits": {"patch_size": 7, "embed_dim": 16, "depth": 2},
+    "moving_digits": {"num_frames": 2, "img_size": 12, "embed_dim": 16, "depth": 1, "num_heads": 2},
+    "solids": {"num_points": 16, "num_neighbors": 4, "embed_dim": 8, "depth": 1, "num_heads": 2},
+}
+
+
+def _small_demo(name, data):
+    recipe = demo_recipe(name, data)
+    small = {**recipe, "model": {**recipe["model"], **_SMALL_MODELS[data]}}
+    if data == "solids":
+        small["data"]["points"]["num_clouds"] = 60
+    return small
 
 
 def _execute_here(runs, *_):
@@ -185,39 +197,49 @@ def _execute_here(runs, *_):
     return []
 
 
-@pytest.mark.parametrize(
-    ("models", "drawn"),
-    [
-        (["vit_token_learner"], False),
-        *(pytest.param(m, True, marks=pytest.mark.slow) for m in (["vit"], ["vit_token_learner", "hvt"])),
-    ],
-)
-def test_demo(models, drawn, tmp_path, capsys, monkeypatch, request):
-    if not drawn:  # a page and processes take most of the time; test_report_holds_every_picture looks at a page
-        monkeypatch.setattr("vitrail.report.page.write_report", lambda runs, page, *_: page)
-        monkeypatch.setattr("vitrail.cli.demo.demo_recipe", _small_demo)
-        monkeypatch.setattr("vitrail.compare.execute.execute", _execute_here)
-        module = importlib.import_module("vitrail.deploy.export.export")
-        monkeypatch.setattr(module, "list_variants", lambda *_: [candidates.Variant("torch", "fp32")])
-        request.getfixturevalue("eager_engines")
+_DEMO_COLUMNS = [
+    "model", "parameters", "gmacs", "accuracy", "accuracy_low", "accuracy_high", "f1_macro",
+    "train_images_per_second", "inference_images_per_second",
+]  # fmt: skip
+
+
+def test_demo_of_all_modalities(tmp_path, capsys, monkeypatch, eager_engines):
+    """Tiny models of each; a page and processes take most of the time, test_report_holds_every_picture draws a page."""
+    monkeypatch.setattr("vitrail.report.page.write_report", lambda runs, page, *_: page)
+    monkeypatch.setattr("vitrail.cli.demo.demo_recipe", _small_demo)
+    monkeypatch.setattr("vitrail.compare.execute.execute", _execute_here)
+    few = SimpleNamespace(images=stored_digits().images[:40])
+    monkeypatch.setattr("vitrail.data.sources.moving_digits.stored_digits", lambda: few)
+    module = importlib.import_module("vitrail.deploy.export.export")
+    monkeypatch.setattr(module, "list_variants", lambda *_: [candidates.Variant("torch", "fp32")])
+    folder = tmp_path / "demo"
+    assert main(["demo", "--all", "--dir", str(folder), "--epochs", "1", "--models", "vit_token_learner"]) == 0
+    out = capsys.readouterr().out
+    table = pd.read_csv(folder / "results.csv")
+    assert list(table.columns) == ["data", *_DEMO_COLUMNS]
+    assert table["data"].tolist() == ["digits", "moving_digits", "solids"]
+    assert table["model"].tolist() == ["vit_token_learner", "vivit", "vnt"]
+    for name in table["model"]:
+        assert f"export: {folder / name / 'export'} ({name} as torch fp32)" in out
+        assert (folder / name / "export" / "1" / "export.json").is_file()
+    pages = {"digits": "report.html", "moving_digits": "moving_digits.html", "solids": "solids.html"}
+    for name, page in pages.items():
+        assert re.search(rf"^report: {re.escape(str(folder / page))} \({name}, \d+ s\)$", out, re.MULTILINE)
+    assert re.search(r"^results: .*results.csv \(\d+ s in all\)$", out, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("models", [["vit"], ["vit_token_learner", "hvt"]])
+def test_demo(models, tmp_path, capsys):
     assert main(["demo", "--dir", str(tmp_path / "demo"), "--epochs", "1", "--models", *models]) == 0
     table = pd.read_csv(tmp_path / "demo" / "results.csv")
-    assert list(table.columns) == [
-        "model", "parameters", "gmacs", "accuracy", "accuracy_low", "accuracy_high", "f1_macro",
-        "train_images_per_second", "inference_images_per_second",
-    ]  # fmt: skip
+    assert list(table.columns) == _DEMO_COLUMNS
     assert table["model"].tolist() == models
     assert (table["accuracy_low"] <= table["accuracy"]).all()
     assert (table.drop(columns="model") > 0).all(axis=None)
     out = capsys.readouterr().out
     assert "report.html" in out
     assert all(name in out for name in models)
-    exported = "vit" if "vit" in models else models[0]
-    if not drawn:
-        assert f"export: {tmp_path / 'demo' / exported / 'export'} ({exported} as torch fp32)" in out
-        assert (tmp_path / "demo" / exported / "export" / "1" / "export.json").is_file()
-    if not drawn:
-        return
     page = (tmp_path / "demo" / "report.html").read_text()
     # Curves, confusion, features, calibration, refusing, sets and latency of all; of each attention, several methods
     # and mistakes; learned tokens.

@@ -1,11 +1,11 @@
-"""``vitrail demo``: all steps from data to a page, on scikit-learn's digits."""
+"""``vitrail demo``: all steps from data to a page, on scikit-learn's digits; on clips and point clouds too."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitrail.cli.arguments import VerbParser
 from vitrail.cli.next_steps import print_next
@@ -14,26 +14,53 @@ from vitrail.errors import RunError
 if TYPE_CHECKING:
     from vitrail.runs.folder import RunFolder
 
-# Recipes of the demo, package data so that an installed vitrail has them.
-_RECIPES = Path(__file__).parent.parent / "recipes" / "digits"
+# Recipes of the demo, package data so that an installed vitrail has them: a folder for each set.
+_RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-# The model that is exported, where it is trained: chosen beforehand, since the best on test images would be by chance.
-_EXPORTED = "vit"
-# Seconds for the export.
-_BUDGET = 30.0
+class DemoSet(NamedTuple):
+    """Inputs that the demo trains on.
+
+    Attributes:
+        name: Folder of its recipes.
+        inputs: What it holds, for the line at the beginning.
+        exported: Model that is exported, where it is trained: chosen beforehand, since the best on test images would
+            be by chance.
+    """
+
+    name: str
+    inputs: str
+    exported: str
 
 
-def demo_models() -> list[str]:
-    """Names of the demo's models, those of its recipe files."""
-    return sorted(file.stem for file in _RECIPES.glob("*.yaml"))
+_DIGITS = DemoSet("digits", "1,797 handwritten digits", "vit")
+_OTHERS = (
+    DemoSet("moving_digits", "14,376 clips of digits that move in eight directions", "vivit"),
+    DemoSet("solids", "1,200 point clouds of solids", "vnt"),
+)
+# Seconds for measurements and quantisation.
+_BUDGET = 10.0
 
 
-def demo_recipe(name: str) -> dict[str, Any]:
+class _Done(NamedTuple):
+    """What was made of a set: evaluated runs, the outcome of the export in words, the page, seconds."""
+
+    runs: list[RunFolder]
+    exported: str
+    page: Path
+    seconds: float
+
+
+def demo_models(data: str = _DIGITS.name) -> list[str]:
+    """Names of the demo's models on a set, those of its recipe files."""
+    return sorted(file.stem for file in (_RECIPES / data).glob("*.yaml"))
+
+
+def demo_recipe(name: str, data: str = _DIGITS.name) -> dict[str, Any]:
     """Read the recipe of one of the demo's models, as plain values."""
     from vitrail.config.load import read_yaml
 
-    return read_yaml(_RECIPES / f"{name}.yaml")
+    return read_yaml(_RECIPES / data / f"{name}.yaml")
 
 
 def _export(name: str, runs: Sequence[RunFolder]) -> str:
@@ -49,14 +76,48 @@ def _export(name: str, runs: Sequence[RunFolder]) -> str:
     return f"{run.export} ({name} as {record['engine']} {record['precision']})"
 
 
-def main(argv: list[str]) -> int:
-    """Train, evaluate, compare, explain and export.
+def _run_set(own: DemoSet, models: Sequence[str], folder: Path, epochs: int | None, page: str) -> _Done:
+    """Train, evaluate, export and report models on a set."""
+    from vitrail.cli.recipes import load_run_recipe, make_recipe
+    from vitrail.compare.execute import execute
+    from vitrail.compare.plan import Run
+    from vitrail.compare.pools import LocalPool
+    from vitrail.machine import cores
+    from vitrail.report.page import write_report
+    from vitrail.runs.folder import RunFolder
+    from vitrail.runs.suite import SuiteFolder
 
-    Args:
-        argv: Arguments after the verb.
-    """
+    start = time.perf_counter()
+    plan = []
+    for name in models:
+        content = {**demo_recipe(name, own.name), "run": {"dir": str(folder / name)}}
+        if epochs is not None:
+            content["trainer"]["max_epochs"] = epochs
+        recipe = make_recipe(content)
+        RunFolder.create(recipe.run_dir, overwrite=True)
+        plan.append(Run(name, name, recipe.run.seed, None, recipe))
+    # Models this small gain little from a second thread: side by side, a thread each, they take about 0.6 of the time.
+    pool = LocalPool(min(cores(), len(plan)))
+    print(
+        f"training {len(plan)} {'model' if len(plan) == 1 else 'models'} on {own.inputs}, {pool.size} at a time with "
+        f"{pool.threads} {'thread' if pool.threads == 1 else 'threads'} each",
+        flush=True,
+    )
+    failures = execute(plan, SuiteFolder(folder), pool, lambda line: print(line, flush=True))
+    if failures:
+        raise RunError("; ".join(f"{failure.run.variant} failed: {failure.error}" for failure in failures))
+    runs = [run.folder for run in plan]
+    exported = _export(own.exported if own.exported in models else models[0], runs)
+    written = write_report(runs, folder / page, load_run_recipe, f"vitrail demo: {own.inputs}")
+    return _Done(runs, exported, written, time.perf_counter() - start)
+
+
+def _parser() -> VerbParser:
     parser = VerbParser(
-        "demo", "Train the models on scikit-learn's digits, evaluate and compare them, export one, write a page."
+        "demo",
+        "Train the models on scikit-learn's digits, evaluate and compare them, export one, write a page. With --all "
+        "the same for clips (a ViViT on moving digits) and for point clouds (a vnt on solids), one after another. "
+        "All data are made here; the time of each set is printed at the end.",
     )
     parser.add_argument("--dir", default="runs/demo", help="folder for the runs, results.csv and report.html")
     parser.add_argument("--epochs", type=int, help="epochs for every model; each has its own number otherwise")
@@ -66,52 +127,46 @@ def main(argv: list[str]) -> int:
         choices=demo_models(),
         default=demo_models(),
         metavar="MODEL",
-        help="which to train",
+        help=f"which to train on digits: {', '.join(demo_models())}; all if not given",
     )
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also train, evaluate and export a model of clips (page moving_digits.html) and one of point clouds "
+        "(solids.html); results.csv then has all models, with their data",
+    )
+    return parser
 
-    from vitrail.cli.recipes import load_run_recipe, make_recipe
-    from vitrail.compare.execute import execute
-    from vitrail.compare.plan import Run
-    from vitrail.compare.pools import LocalPool
+
+def main(argv: list[str]) -> int:
+    """Train, evaluate, compare, explain and export.
+
+    Args:
+        argv: Arguments after the verb.
+    """
+    arguments = _parser().parse_args(argv)
+
     from vitrail.evaluate.results_table import results_table
     from vitrail.files import write_text
-    from vitrail.machine import cores
-    from vitrail.report.page import write_report
-    from vitrail.runs.folder import RunFolder
-    from vitrail.runs.suite import SuiteFolder
 
-    start = time.perf_counter()
     folder = Path(arguments.dir)
-    plan = []
-    for name in arguments.models:
-        content = {**demo_recipe(name), "run": {"dir": str(folder / name)}}
-        if arguments.epochs is not None:
-            content["trainer"]["max_epochs"] = arguments.epochs
-        recipe = make_recipe(content)
-        RunFolder.create(recipe.run_dir, overwrite=True)
-        plan.append(Run(name, name, recipe.run.seed, None, recipe))
-    # Models this small gain little from a second thread: side by side, a thread each, they take about 0.6 of the time.
-    pool = LocalPool(min(cores(), len(plan)))
-    print(
-        f"training {len(plan)} models on 1,797 handwritten digits, {pool.size} at a time with {pool.threads} "
-        f"{'thread' if pool.threads == 1 else 'threads'} each",
-        flush=True,
-    )
-    failures = execute(plan, SuiteFolder(folder), pool, lambda line: print(line, flush=True))
-    if failures:
-        raise RunError("; ".join(f"{failure.run.variant} failed: {failure.error}" for failure in failures))
-    runs = [run.folder for run in plan]
-    table = results_table(runs)
+    done = {_DIGITS.name: _run_set(_DIGITS, arguments.models, folder, arguments.epochs, "report.html")}
+    for own in _OTHERS if arguments.all else ():
+        done[own.name] = _run_set(own, demo_models(own.name), folder, arguments.epochs, f"{own.name}.html")
+    table = results_table([run for one in done.values() for run in one.runs])
+    if arguments.all:
+        table.insert(0, "data", [name for name, one in done.items() for _ in one.runs])
     write_text(folder / "results.csv", table.to_csv(index=False))
-    exported = _export(_EXPORTED if _EXPORTED in arguments.models else arguments.models[0], runs)
-    page = write_report(runs, folder / "report.html", load_run_recipe, "vitrail demo: handwritten digits")
     print()
     print(table.to_string(index=False))
-    print(f"\nexport: {exported}")
-    print(f"report: {page} (results: {folder / 'results.csv'}; {time.perf_counter() - start:.0f} s)")
+    print()
+    for one in done.values():
+        print(f"export: {one.exported}")
+    for name, one in done.items():
+        print(f"report: {one.page} ({name}, {one.seconds:.0f} s)")
+    print(f"results: {folder / 'results.csv'} ({sum(one.seconds for one in done.values()):.0f} s in all)")
     print_next(
-        ["vitrail", "explain", runs[0], "--out", folder / "explanations"],
+        ["vitrail", "explain", done[_DIGITS.name].runs[0], "--out", folder / "explanations"],
         ["vitrail", "data", "audit", "--data.source", "folder", "--data.path", "DIR"],
     )
     return 0
