@@ -45,18 +45,16 @@ def test_parts_by_every_verb(tmp_path, monkeypatch, capsys):
     assert "cone base" in card["classes"]
     with (tmp_path / "run" / "metrics.csv").open() as stream:
         (row,) = csv.DictReader(stream)
-    assert main(["evaluate", "run", "--split", "val"]) == 0
-    metrics = json.loads((tmp_path / "run" / "evaluation" / "val" / "metrics.json").read_text())
-    assert metrics["miou"] == pytest.approx(float(row["val_miou"]), abs=1e-5)
-    assert metrics["accuracy"] == pytest.approx(float(row["val_accuracy"]), abs=1e-5)
     capsys.readouterr()
-    assert main(["evaluate", "run"]) == 0
-    plain = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    assert main(["evaluate", "run", "--split", "val"]) == 0
+    folder = tmp_path / "run" / "evaluation"
+    plain = json.loads((folder / "val" / "metrics.json").read_text())
+    assert plain["miou"] == pytest.approx(float(row["val_miou"]), abs=1e-5)
+    assert plain["accuracy"] == pytest.approx(float(row["val_accuracy"]), abs=1e-5)
     assert f"mIoU {plain['miou']:.4f} (95 % interval" in capsys.readouterr().out
-    written = {path.name for path in (tmp_path / "run" / "evaluation").iterdir()}
-    assert written >= {"parts.csv", "clouds.csv", "parts.png"}
-    assert main(["evaluate", "run", "--tta", "so3"]) == 0
-    turned = json.loads((tmp_path / "run" / "evaluation" / "test-so3" / "metrics.json").read_text())
+    assert {path.name for path in (folder / "val").iterdir()} >= {"parts.csv", "clouds.csv", "parts.png"}
+    assert main(["evaluate", "run", "--split", "val", "--tta", "so3"]) == 0
+    turned = json.loads((folder / "val-so3" / "metrics.json").read_text())
     assert turned["miou"] == pytest.approx(plain["miou"], abs=1e-3)
     assert turned["points"] == plain["points"] == 24 * plain["images"]
     cloud = np.random.default_rng(0).normal(size=(20, 3)) * 7 + 100
