@@ -1,5 +1,6 @@
 """Long videos: where clips lie, what they show, the decision of a video, videos with captions."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ from vitrail.data.video.decode import each_frame, index_video, read_frames
 from vitrail.data.video.sliding import slide, window_length
 from vitrail.deploy.images import open_files
 from vitrail.deploy.videos import classify_videos, decision_table, write_overlay
-from vitrail.errors import ConfigError
+from vitrail.errors import ConfigError, DataError
 from vitrail.figures.captions import Captions
 from vitrail.runs.trained import ModelCard, StreamCard
 
@@ -48,9 +49,17 @@ def _video(file, rate=10, seconds=3.0, size=(32, 48), first=0):
     return file
 
 
-def _open(*files, fps=8.0):
-    settings = {} if fps is None else {"video__fps": fps}
-    return open_files(Brightness.card, data_config(source="videos", path="x", color="gray", **settings), files)
+def _open(*files, fps=8.0, card=Brightness.card, **settings):
+    settings |= {} if fps is None else {"video__fps": fps}
+    return open_files(card, data_config(source="videos", path="x", color="gray", **settings), files)
+
+
+def _damage(file):
+    """Overwrite the second half of the frames of a video."""
+    content = bytearray(file.read_bytes())
+    start, end = len(content) // 2, len(content) - len(content) // 6
+    content[start:end] = np.random.default_rng(0).bytes(end - start)
+    file.write_bytes(content)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -170,3 +179,28 @@ def test_each_frame_is_that_of_the_index(tmp_path):
     found = list(each_frame(index, "gray"))
     assert [time for time, _ in found] == list(index.times)
     assert all(torch.equal(a, b) for (_, a), b in zip(found, read_frames(index, range(14), "gray"), strict=True))
+
+
+def test_a_video_that_breaks_off_loses_no_other(tmp_path):
+    files = [_video(tmp_path / f"{name}.mkv", seconds=4, size=(16, 24)) for name in "abcd"]
+    _damage(files[1])
+    _damage(files[3])
+    with pytest.raises(DataError, match=r"b\.mkv"):
+        list(classify_videos(Brightness(), _open(*files)))
+    videos = _open(*files, errors__on_unreadable="skip")
+    for batch_size in (5, 64):
+        videos.source.left_out.clear()
+        decisions = list(classify_videos(Brightness(), videos, batch_size=batch_size))
+        assert [decision.video for decision in decisions] == [0, 2]
+        assert [len(decision.windows) for decision in decisions] == [8, 8]
+        assert [path for path, _ in videos.source.left_out] == [str(files[1]), str(files[3])]
+        assert not any(str(tmp_path) in reason for _, reason in videos.source.left_out)
+
+
+def test_clips_are_cropped_as_in_evaluation(tmp_path):
+    card = dataclasses.replace(Brightness.card, crop_pct=0.5)
+    classifier, videos = Brightness(), _open(_video(tmp_path / "a.mp4", size=(64, 96)), card=card)
+    list(classify_videos(classifier, videos))
+    assert classifier.seen[0].shape[2:] == SIZE
+    assert videos.source.clip_size == (4, 32, 48)
+    assert videos.batch([0])["video"].shape[2:] == SIZE

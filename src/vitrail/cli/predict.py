@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
-from vitrail.errors import ConfigError, plural
+from vitrail.errors import ConfigError, DataError, few, plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,11 +95,11 @@ def main(argv: list[str]) -> int:
 def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageData) -> tuple[pd.DataFrame, str]:
     """Classify videos by sliding clips, and write those that --overlay asks for; return the table and what was done."""
     from vitrail.cli.outputs import output_folder
-    from vitrail.deploy.videos import classify_videos, decision_table, write_overlay
+    from vitrail.deploy.videos import classify_videos, decision_table, leave_out, write_overlay
     from vitrail.files import file_names
 
     folder = None if arguments.overlay is None else output_folder(arguments.overlay, arguments.images, "--overlay")
-    decisions = []
+    decisions, overlays = [], 0
     names = file_names(videos.source.keys)
     for decision in classify_videos(
         classifier,
@@ -111,11 +111,21 @@ def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageD
     ):
         decisions.append(decision)
         if folder is not None:
-            write_overlay(classifier, videos, decision, folder / f"{names[decision.video]}.mp4")
+            try:
+                write_overlay(classifier, videos, decision, folder / f"{names[decision.video]}.mp4")
+                overlays += 1
+            except DataError as error:
+                if videos.config.errors.on_unreadable != "skip":
+                    raise
+                leave_out(videos, decision.video, error)
+    if not decisions:
+        raise DataError(
+            f"no video can be decoded to its end: {few([f'{path} {why}' for path, why in videos.source.left_out])}"
+        )
     clips = sum(len(decision.windows) for decision in decisions)
     told = f"{plural(len(decisions), 'video')} classified by {plural(clips, 'clip')}"
     if folder is not None:
-        told += f"; {plural(len(decisions), 'overlay')} in {folder}"
+        told += f"; {plural(overlays, 'overlay')} in {folder}"
     return decision_table(classifier, videos, decisions, arguments.top_k), told
 
 

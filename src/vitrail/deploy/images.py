@@ -95,8 +95,10 @@ def open_files(
 def _open_others(card: ModelCard, config: DataConfig, paths: Sequence[str | Path]) -> ImageData:
     """Open files and folders of clips or point clouds."""
     source: ImageSource
+    seen_size = None
     if card.modality is VIDEO:
-        source = VideoSource(config, card.img_size, card.classes, paths)
+        source = VideoSource(config, size_to_read(card.img_size, config.images.crop_pct), card.classes, paths)
+        seen_size = card.img_size[-2:] if config.images.crop_pct < 1 else None
     else:
         config = config.changed({"points.part": None})
         source = PointFileSource(config, card.img_size[0], card.classes, paths)
@@ -104,7 +106,7 @@ def _open_others(card: ModelCard, config: DataConfig, paths: Sequence[str | Path
     for name, stream in card.streams.items():
         if source.bands.get(name) != stream.bands:
             _refuse_bands(card, name)
-    return ImageData(source, {"all": list(range(len(source)))}, config, card.filling())
+    return ImageData(source, {"all": list(range(len(source)))}, config, card.filling(), seen_size=seen_size)
 
 
 def needs_spectral_files(card: ModelCard, data: DataConfig) -> bool:

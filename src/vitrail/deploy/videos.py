@@ -17,6 +17,7 @@ from vitrail.data.video.decode import each_frame
 from vitrail.data.video.sliding import SlidingClips, Window, window_length
 from vitrail.data.video.source import VideoSource
 from vitrail.deploy.predict import describe_classes
+from vitrail.errors import DataError
 from vitrail.figures.animation import Mp4Writer
 from vitrail.figures.captions import Captions, enlarge
 from vitrail.files import replacing
@@ -57,24 +58,58 @@ def classify_videos(
         batch_size: Batch size.
         tta: Test-time augmentation; see :meth:`TrainedModel.classify`.
 
+    A video that cannot be decoded to its end is left out where ``data.errors.on_unreadable`` is "skip".
+
     Raises:
         ConfigError: A window or a step that the run does not take.
         DataError: A video that cannot be decoded to its end.
     """
+    source = video_source(videos)
+    length = window_length(source.config, source.clip_size[0], window, step)
+
+    def classify(chosen: Sequence[int]) -> Iterator[VideoDecision]:
+        clips = SlidingClips(source, length, step, chosen)
+        data = ImageData(
+            clips, {"all": list(range(len(clips)))}, videos.config, videos.fill, seen_size=videos.seen_size
+        )
+        waiting: list[tuple[Window, Tensor]] = []
+        for batch in data.batches(data.indices("all"), batch_size):
+            logits = classifier.classify(batch, tta)[0].cpu()
+            for index, row in zip(batch["index"].tolist(), logits, strict=True):
+                waiting.append((clips.windows[index], row))
+                if index + 1 == len(clips) or clips.windows[index + 1].video != clips.windows[index].video:
+                    windows, rows = zip(*waiting, strict=True)
+                    yield VideoDecision(windows[0].video, windows, torch.stack(rows))
+                    waiting = []
+
+    following = 0
+    try:
+        for decision in classify(range(len(source))):
+            following = decision.video + 1
+            yield decision
+        return
+    except DataError:
+        if source.config.errors.on_unreadable != "skip":
+            raise
+    # A batch holds clips of several videos: one by one shows which of them is damaged.
+    for video in range(following, len(source)):
+        try:
+            yield from classify([video])
+        except DataError as error:
+            leave_out(videos, video, error)
+
+
+def video_source(videos: ImageData) -> VideoSource:
+    """Return the source of videos from :func:`vitrail.deploy.open_files`."""
     source = unwrap_source(videos.source)
     assert isinstance(source, VideoSource), "open_files returns videos"
-    length = window_length(source.config, source.clip_size[0], window, step)
-    clips = SlidingClips(source, length, step)
-    data = ImageData(clips, {"all": list(range(len(clips)))}, videos.config, videos.fill, seen_size=videos.seen_size)
-    waiting: list[tuple[Window, Tensor]] = []
-    for batch in data.batches(data.indices("all"), batch_size):
-        logits = classifier.classify(batch, tta)[0].cpu()
-        for index, row in zip(batch["index"].tolist(), logits, strict=True):
-            waiting.append((clips.windows[index], row))
-            if index + 1 == len(clips) or clips.windows[index + 1].video != clips.windows[index].video:
-                windows, rows = zip(*waiting, strict=True)
-                yield VideoDecision(windows[0].video, windows, torch.stack(rows))
-                waiting = []
+    return source
+
+
+def leave_out(videos: ImageData, video: int, error: DataError) -> None:
+    """Record a video that cannot be decoded to its end."""
+    source = video_source(videos)
+    source.left_out.append((source.keys[video], str(error).removeprefix(f"{source.video(video).path} ")))
 
 
 def decision_table(
@@ -122,9 +157,7 @@ def write_overlay(classifier: Classifier, videos: ImageData, decision: VideoDeci
         DataError: The video cannot be decoded to its end.
         RunError: The file cannot be written.
     """
-    source = unwrap_source(videos.source)
-    assert isinstance(source, VideoSource), "open_files returns videos"
-    index = source.video(decision.video)
+    index = video_source(videos).video(decision.video)
     best = [(row["class"], row["probability"]) for row in describe_classes(classifier.card, decision.logits, 1)]
     middles = torch.tensor([(window.start + window.end) / 2 for window in decision.windows])
     captions = Captions(index.size, classifier.card.classes)

@@ -95,18 +95,17 @@ class SlidingClips(ImageSource):
         source: The videos.
         window: Length of a clip in seconds; None for one clip of the whole of each video.
         step: From one clip to the next; the length of a clip when not given.
+        videos: Indices of the videos.
     """
 
-    def __init__(self, source: VideoSource, window: float | None, step: float | None) -> None:
+    def __init__(self, source: VideoSource, window: float | None, step: float | None, videos: Sequence[int]) -> None:
         self._source = source
-        self.windows = [
-            Window(video, *span) for video in range(len(source)) for span in slide(*source.span(video), window, step)
-        ]
+        self.windows = [Window(video, *span) for video in videos for span in slide(*source.span(video), window, step)]
         self.classes, self.bands, self.left_out = source.classes, source.bands, source.left_out
-        videos = [window.video for window in self.windows]
-        self.keys = [source.keys[video] for video in videos]
-        self.targets = source.targets[videos]
-        self.given_split = [""] * len(videos)
+        rows = [window.video for window in self.windows]
+        self.keys = [source.keys[video] for video in rows]
+        self.targets = source.targets[rows]
+        self.given_split = [""] * len(rows)
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return clips ``(B, C, T, H, W)``, uint8; those of one video are decoded in one pass."""

@@ -84,7 +84,8 @@ class VideoSource(StoredSource):
         paths = list(dict.fromkeys(row.path for row in listed))
         with ThreadPoolExecutor() as pool:
             found = dict(zip(paths, pool.map(_index_or_fault, paths), strict=True))
-        rows, indices, faults = [], [], []
+        rows, indices = [], []
+        faults: list[tuple[str, str]] = []
         for row in listed:
             index = found[row.path]
             if isinstance(index, VideoIndex):
@@ -97,7 +98,8 @@ class VideoSource(StoredSource):
                 f"{len(faults)} of {len(listed)} clips cannot be read; leave them out with data.errors.on_unreadable "
                 f"skip: {few([f'{key} {reason}' for key, reason in faults])}"
             )
-        self.left_out, self._given = faults, files is not None
+        self.left_out: list[tuple[str, str]] = faults
+        self._given = files is not None
         self._size, self._config = size, config
         self.views = config.video.views * config.video.crops
         self.draws = config.video.sampling == "random"
