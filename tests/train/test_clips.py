@@ -1,5 +1,7 @@
 """Clips from pre-training to evaluation by the command line."""
 
+import contextlib
+import io
 import json
 from types import SimpleNamespace
 
@@ -45,7 +47,9 @@ def root(tmp_path_factory):
             "25",
         ]
         words = ["pretrain", *settings, *MODEL, *FAST, "--task.name", "mae", "--task.decoder_depth", "1"]
-        assert main([*words, "--task.mask_ratio", "0.6", "--run.dir", "pretrained"]) == 0
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            assert main([*words, "--task.mask_ratio", "0.6", "--run.dir", "pretrained"]) == 0
+    assert "next: vitrail train --model.weights pretrained --data.source videos --data.path DIR" in err.getvalue()
     return folder
 
 

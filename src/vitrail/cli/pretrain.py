@@ -15,12 +15,13 @@ def main(argv: list[str]) -> int:
     """
     recipe, options = read_recipe_arguments(
         "vitrail pretrain",
-        "Pre-train a model on images without labels (--task.name simclr, mae or simmim) and write a run folder.",
+        "Pre-train a model without labels (--task.name simclr, mae, or simmim of images alone) and write a run folder.",
         argv,
         flags={"--resume": "go on from the run folder's last checkpoint"},
     )
     if recipe is None:
         return 0
+    from vitrail.models.modality import VIDEO
     from vitrail.train.environment import is_first_process
     from vitrail.train.fit import pretrain
 
@@ -35,5 +36,6 @@ def main(argv: list[str]) -> int:
     print(
         f"{run}: {plural(len(metrics), 'epoch')} of {recipe.task.name}; training loss {last['train_loss']:.4f}{values}"
     )
-    print_next(["vitrail", "train", "--model.weights", run, "--data.source", "folder", "--data.path", "DIR"])
+    source = "videos" if run.modality is VIDEO else "folder"
+    print_next(["vitrail", "train", "--model.weights", run, "--data.source", source, "--data.path", "DIR"])
     return 0
