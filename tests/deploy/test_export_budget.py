@@ -160,6 +160,25 @@ def test_a_quantiser_has_what_conversions_have_left(clock, monkeypatch, tmp_path
     assert [*map(str, budget.left_out)] == ["quantisation to int8 (about 30 s)"]
 
 
+def test_the_onnx_model_is_quantised_if_there_is_time_and_again_in_any_case(clock, monkeypatch, tmp_path):
+    budget, made = Budget(100, clock), []
+    onnx = SimpleNamespace(load=str, save_model=lambda *args: made.append(args))
+    monkeypatch.setattr(calibrate, "import_extra", lambda *_: onnx)
+    monkeypatch.setattr(calibrate, "quantize_onnx", lambda *_: "model")
+    monkeypatch.setattr(calibrate, "OnnxEngine", lambda *_: SimpleNamespace(operations=lambda: {"int8": 9}))
+    quantizer = calibrate.Quantizer(SimpleNamespace(splits={}), 0.99, False, QuantizeSettings(budget=50), budget=budget)
+    quantizer._loaded = {}, {}
+    files = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    clock.now = 31  # 29 s of the building's 60 are left, 30 are expected
+    with pytest.raises(ConfigError, match=r"quantisation of the ONNX model \(about 30 s\)"):
+        quantizer(*files, None, {})
+    clock.now = 29
+    quantizer(*files, None, {})
+    clock.now = 99
+    quantizer(*files, None, {})
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize(
     ("seconds", "variant", "tried", "left_out"),
     [

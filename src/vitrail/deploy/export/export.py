@@ -220,7 +220,7 @@ def export(
         results = _choose(built, measured, trained, original, selected, graph, limits or Limits(), slower, time_left)
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
         if chosen is None:
-            raise RunError(_none_chosen(run, results, measured))
+            raise RunError(_none_chosen(run, results, measured, time_left))
         graph = graph_of(chosen.variant.merges, decisions)
         if fit is not None and chosen.variant.criterion != "equality":
             name = chosen.variant.name
@@ -271,7 +271,9 @@ def _decision_fitter(
     return lambda logits: fit_decisions(logits[: len(first.indices)], targets, embeddings, train)
 
 
-def _none_chosen(run: RunFolder, results: Sequence[Result], measured: Mapping[str, Measured]) -> str:
+def _none_chosen(
+    run: RunFolder, results: Sequence[Result], measured: Mapping[str, Measured], budget: Budget
+) -> str:  # fmt: skip
     """Describe why nothing is written, with a remedy where candidates are only too slow."""
     passed = [result for result in results if result.verdict.status == "passed"]
     if not passed:
@@ -281,6 +283,7 @@ def _none_chosen(run: RunFolder, results: Sequence[Result], measured: Mapping[st
     return (
         f"every candidate is slower than the run itself: of the fastest, {best.name}, {measured[best.name].slower}; "
         f"predict with {run}, or write it all the same with --format {best.name.split()[0]}"
+        + ("; a longer --budget tries more" if budget.left_out else "")
     )
 
 
