@@ -9,6 +9,7 @@ import pytest
 from vitrail.deploy.export import measure
 from vitrail.deploy.export.budget import Budget
 from vitrail.deploy.export.candidates import Built, Variant
+from vitrail.deploy.export.measure import EAGER, Measured
 from vitrail.errors import RunError
 
 
@@ -54,8 +55,12 @@ def test_memory_is_left_out_where_the_budget_is_spent(candidate, monkeypatch):
 
     monkeypatch.setattr(measure, "_peak_memory", peak)
     budget = Budget(10, lambda: now[0])
-    assert measure._memory_in_time(candidate, {}, 1, None) == 5
-    now[0] = 0
-    assert measure._memory_in_time(candidate, {}, 1, budget) == 5
-    reason = measure._memory_in_time(candidate, {}, 1, budget)
-    assert reason.endswith("measurement of memory of onnx fp32 (about 7 s)")
+    names = [f"{engine} fp32" for engine in ("openvino", "onnx", "torch")]
+    built = [Built(Variant(*name.split()), candidate.folder, {}, None) for name in names]
+    timed = {name: Measured((), 1, None, "fp32", {}) for name in (EAGER, *names)}
+    found = measure.add_memory(timed, built, {}, 1, budget)
+    assert [found[name].memory for name in names] == [5, None, None]
+    assert found[names[2]].no_memory.endswith("--budget 10 s is spent: measurement of memory (about 7 s)")
+    assert len(budget.left_out) == 1
+    assert found[EAGER] == timed[EAGER]
+    assert measure.add_memory(timed, built[:1], {}, 1, budget)[names[0]].no_memory == "there is no other candidate"

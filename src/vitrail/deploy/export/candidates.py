@@ -174,7 +174,10 @@ def leave_out(variants: Sequence[Variant], budget: Budget) -> list[Built]:
         engine: budget.leave_out(_what(engine, variants[0].merges), budget.of_conversion(engine))
         for engine in dict.fromkeys(variant.engine for variant in variants)
     }
-    return [Built(variant, Path(), {}, None, reasons[variant.engine]) for variant in variants]
+    return [
+        Built(variant, Path(), {}, None, _NO_MERGED_INT8 if variant.precision == INT8 else reasons[variant.engine])
+        for variant in variants
+    ]
 
 
 def _within(budget: Budget | None, variant: Variant, convert: Callable[[], str]) -> str:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from vitrail.config.data import DataConfig
 from vitrail.config.load import load_recipe
-from vitrail.data.dataset import ImageData
+from vitrail.data.dataset import Batch, ImageData
 from vitrail.deploy.export.artefact import (
     check_bounds,
     check_out,
@@ -47,7 +47,7 @@ from vitrail.deploy.export.gate_images import (
 )
 from vitrail.deploy.export.graph import INCLUDE, ExportGraph
 from vitrail.deploy.export.kinds import kind_of
-from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, measure
+from vitrail.deploy.export.measure import BATCHES, EAGER, Measured, add_memory, measure
 from vitrail.deploy.export.quantize import QuantizeSettings
 from vitrail.deploy.export.shrink import merge_counts, merging
 from vitrail.deploy.export.sizes import ANY, NO_PHOTOGRAPHS, ImageSize, at_size, least_of_any
@@ -221,6 +221,8 @@ def export(
         chosen = next((one for one, result in zip(built, results, strict=True) if result.chosen), None)
         if chosen is None:
             raise RunError(_none_chosen(run, results, measured, time_left))
+        able = [one for one in built if one.engine is not None]
+        measured = add_memory(measured, able, to_inputs(chosen.facts, _timed_batch(first)), threads, time_left)
         graph = graph_of(chosen.variant.merges, decisions)
         if fit is not None and chosen.variant.criterion != "equality":
             name = chosen.variant.name
@@ -295,8 +297,9 @@ def _measure(
     if not able:
         return {}
     report(f"time {len(able)} candidates and the run in eager mode")
-    indices = [first.indices[i % len(first.indices)] for i in range(max(BATCHES))]
-    batch = first.images.batch(indices)
+    batch = _timed_batch(first)
+    # Comparisons come after, and count for more.
+    left = max(0.0, budget.left() - budget.longest[_COMPARISON] * len(able))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or cores())
     try:
@@ -304,12 +307,16 @@ def _measure(
             able,
             lambda count: trained.classify({name: x[:count] for name, x in batch.items()}),
             to_inputs(able[0].facts, batch),
-            min(_TIMED * budget.seconds, budget.left()),
+            min(_TIMED * budget.seconds, left),
             threads,
-            budget,
         )
     finally:
         torch.set_num_threads(before)
+
+
+def _timed_batch(first: Selection) -> Batch:
+    """Read as many images as the largest batch, some of them several times where there are fewer."""
+    return first.images.batch([first.indices[i % len(first.indices)] for i in range(max(BATCHES))])
 
 
 def _choose(

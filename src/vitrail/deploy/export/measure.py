@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import multiprocessing
@@ -186,9 +187,8 @@ class Measured:
 
 
 def measure(
-    built: Sequence[Built], eager: Callable[[int], object], images: Arrays, seconds: float, threads: int | None,
-    budget: Budget | None = None,
-) -> dict[str, Measured]:  # fmt: skip
+    built: Sequence[Built], eager: Callable[[int], object], images: Arrays, seconds: float, threads: int | None
+) -> dict[str, Measured]:
     """Measure the built candidates, in alternation with the run in eager mode.
 
     Args:
@@ -197,7 +197,6 @@ def measure(
         images: As many images as the largest batch, by the names of the inputs.
         seconds: Time for all calls.
         threads: Number of threads of the engines.
-        budget: Time of the export, beyond which no memory is measured; None for no limit.
     """
     exports = {one.variant.name: one.export for one in built}
     speeds: dict[str, list[Speed]] = {name: [] for name in (*exports, EAGER)}
@@ -214,11 +213,27 @@ def measure(
     for one in built:
         name = one.variant.name
         engine = exports[name].engine
+        found[name] = Measured(tuple(speeds[name]), one.size, None, engine.precision, engine.operations(), ratios[name])
+    return found
+
+
+def add_memory(
+    measured: Mapping[str, Measured], built: Sequence[Built], images: Arrays, threads: int | None, budget: Budget
+) -> dict[str, Measured]:
+    """Add the memory of candidates to their measurements, or the reason why it is not measured.
+
+    Args:
+        measured: Result of :func:`measure`.
+        built: The same candidates.
+        images: As many images as the largest batch.
+        threads: Number of threads of the engines.
+        budget: Time of the export: what does not fit is left out.
+    """
+    found = dict(measured)
+    for one in built:
         memory = _memory_in_time(one, images, threads, budget) if len(built) > 1 else "there is no other candidate"
         peak, reason = (None, memory) if isinstance(memory, str) else (memory, "")
-        found[name] = Measured(
-            tuple(speeds[name]), one.size, peak, engine.precision, engine.operations(), ratios[name], reason
-        )
+        found[one.variant.name] = dataclasses.replace(found[one.variant.name], memory=peak, no_memory=reason)
     return found
 
 
@@ -227,12 +242,10 @@ def _shown_to_be_slower_or_not(times: Times) -> bool:
     return all(Ratio.of(own, times[EAGER]).shows(LEAST_GAIN) for name, own in times.items() if name != EAGER)
 
 
-def _memory_in_time(one: Built, images: Arrays, threads: int | None, budget: Budget | None) -> int | str:
-    if budget is None:
-        return _peak_memory(one, images, threads)
+def _memory_in_time(one: Built, images: Arrays, threads: int | None, budget: Budget) -> int | str:
     expected = budget.longest.get(_MEMORY)
     if not budget.fits(expected):
-        return budget.leave_out(f"{_MEMORY} of {one.variant.name}", expected)
+        return budget.leave_out(_MEMORY, expected)
     with budget.step(_MEMORY):
         return _peak_memory(one, images, threads)
 
