@@ -5,7 +5,7 @@ import torch
 
 import vitrail
 from vitrail.errors import ConfigError
-from vitrail.explain import explain, list_methods
+from vitrail.explain import explain, list_methods, token_maps
 
 GAP = {"class_token": False, "global_pool": "avg"}
 KINDS = {
@@ -167,6 +167,21 @@ def test_learned_tokens(kind, method):
     assert found.tokens.shape == (2, *GRID)
     assert torch.isfinite(found.tokens).all()
     assert torch.allclose(found.tokens.sum(dim=(1, 2, 3)), torch.ones(2), atol=1e-4) or method == "attribution"
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_the_maps_of_a_token_are_those_of_each_slice(kind):
+    """A TokenLearner that is called on the tokens of one slice selects with the same weights."""
+    model, clips = _build(**LEARNED[kind]), _clips()
+    learner = model.token_learners[0]
+    (inputs,) = _inputs_of(model, clips, ["token_learners.0"]).values()
+    with torch.no_grad():
+        expected = learner.selection(inputs.flatten(0, 1)).view(2, T, -1, H, W).transpose(1, 2)
+    found = token_maps(model, clips)
+    assert found.shape == (2, 2, *GRID)
+    assert torch.allclose(found.sum(dim=(2, 3, 4)), torch.ones(2, 2), atol=1e-5)
+    expected = expected / expected.sum(dim=(3, 4), keepdim=True) / T
+    assert torch.allclose(found.double(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -47,7 +47,10 @@ def learned_tokens(images: npt.NDArray[Any], maps: npt.NDArray[Any], titles: Seq
         titles: One for each image.
     """
     count, tokens = maps.shape[:2]
-    figure = Figure(figsize=(1.1 * (tokens + 1) + 1.0, 1.15 * count), layout="constrained")
+    ratio = images.shape[1] / images.shape[2]
+    # Frames of a clip side by side are wide; labels at the left need a height of their own.
+    width, height = (1.1, 1.15) if ratio > 0.7 else (2.2, max(1.35, 2.2 * ratio + 0.05))
+    figure = Figure(figsize=(width * (tokens + 1) + 1.0, height * count), layout="constrained")
     axes = figure.subplots(count, tokens + 1, squeeze=False)
     top = float(np.quantile(maps, 0.995))
     shown = None

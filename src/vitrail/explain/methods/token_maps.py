@@ -20,13 +20,15 @@ from vitrail.models.base import VisionModel
 def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> Tensor:
     """Compute the selection maps of a TokenLearner.
 
+    In a clip each slice of time learns tokens of its own: the maps of one token in all slices are one map.
+
     Args:
         model: The model, in evaluation mode.
-        *inputs: Normalised images, shape ``(B, C, H, W)``.
+        *inputs: Normalised images, shape ``(B, C, H, W)``, or clips.
         learner: Index of the TokenLearner; with a TokenFuser there is one before each of the last blocks.
 
     Returns:
-        Shape ``(B, num_tokens, h, w)``; each map sums to one.
+        Shape ``(B, num_tokens, h, w)``, of clips ``(B, num_tokens, t, h, w)``; each map sums to one.
 
     Raises:
         ConfigError: The model has no such TokenLearner.
@@ -44,8 +46,10 @@ def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> 
         model.forward_features(*inputs)
     (step,) = record.steps
     assert step.layout.key_grid is not None, "a TokenLearner works on the patch grid"
-    weights = normalize_rows(step.weights.float())
-    return weights.reshape(*weights.shape[:2], *step.layout.key_grid)
+    grid = step.layout.key_grid
+    maps = normalize_rows(step.weights.float()).unflatten(2, grid)
+    # Tokens of the first slice first; each selects from its own slice alone.
+    return maps if len(grid) == 2 else maps.unflatten(1, (grid[0], -1)).mean(dim=1)
 
 
 def token_learners(model: VisionModel) -> list[str]:
