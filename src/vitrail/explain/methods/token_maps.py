@@ -47,9 +47,12 @@ def token_maps(model: VisionModel, *inputs: Tensor | None, learner: int = 0) -> 
     (step,) = record.steps
     assert step.layout.key_grid is not None, "a TokenLearner works on the patch grid"
     grid = step.layout.key_grid
-    maps = normalize_rows(step.weights.float()).unflatten(2, grid)
+    weights = normalize_rows(step.weights.float())
+    count = weights.shape[0]
+    if len(grid) == 2:
+        return weights.reshape(count, -1, *grid)
     # Tokens of the first slice first; each selects from its own slice alone.
-    return maps if len(grid) == 2 else maps.unflatten(1, (grid[0], -1)).mean(dim=1)
+    return weights.reshape(count, grid[0], -1, *grid).mean(dim=1)
 
 
 def token_learners(model: VisionModel) -> list[str]:
