@@ -60,11 +60,12 @@ def test_folders_of_frames_in_class_folders(tmp_path):
 
 
 def test_a_table_with_times_groups_and_splits(tmp_path):
-    _pictures(tmp_path / "a", 50)
+    for name in "ab":
+        _pictures(tmp_path / name, 50)
     table = tmp_path / "clips.csv"
-    table.write_text("path,label,start,end,group,split\na,x,0,1,g,train\na,y,1,2,g,train\na,x,,,h,val\n")
-    data = _open(table, color="gray")
-    assert data.source.keys == ["a@0", "a@1", "a"]
+    table.write_text("path,label,start,end,group,split\na,x,0,1,g,train\na,y,1,2,g,train\nb,x,,,h,val\n")
+    data = _open(table, color="gray", video__folder_fps=25.0)
+    assert data.source.keys == ["a@0-1", "a@1-2", "b"]
     assert list(data.source.groups) == ["g", "g", "h"]
     first, second, whole = (255 * _levels(data.batch([0, 1, 2])["video"])).tolist()
     assert max(first) < 100 <= min(second)
@@ -75,23 +76,24 @@ def test_clips_of_one_file_are_a_group(tmp_path):
     _pictures(tmp_path / "a", 20)
     table = tmp_path / "clips.csv"
     table.write_text("path,label,start,end\na,x,0,0.4\na,y,0.4,0.8\n")
-    source = VideoSource(data_config(source="videos", path=str(table)), (4, 12, 16), None)
+    source = VideoSource(data_config(source="videos", path=str(table), video__folder_fps=25.0), (4, 12, 16), None)
     assert len(set(source.groups)) == 1
 
 
 def test_a_file_is_counted_once_for_all_of_its_clips(tmp_path, monkeypatch):
     counted = []
 
-    def count(path):
+    def count(path, folder_rate):
         counted.append(path)
-        return index_video(path)
+        return index_video(path, folder_rate)
 
     monkeypatch.setattr("vitrail.data.video.source.index_video", count)
     for name in "ab":
         _pictures(tmp_path / name, 50)
     rows = [f"{name},{label},{i},{i + 1}" for i, label in enumerate("xy") for name in "ab"]
     (tmp_path / "clips.csv").write_text("\n".join(["path,label,start,end", *rows]))
-    clips = VideoSource(data_config(source="videos", path=str(tmp_path / "clips.csv")), (4, 12, 16), None)
+    config = data_config(source="videos", path=str(tmp_path / "clips.csv"), video__folder_fps=25.0)
+    clips = VideoSource(config, (4, 12, 16), None)
     assert len(clips) == 4
     assert sorted(counted) == [tmp_path / "a", tmp_path / "b"]
 
@@ -115,16 +117,20 @@ def test_short_clips_are_reported(tmp_path, capsys):
     for label in ("x", "y"):
         for clip in range(3):
             _pictures(tmp_path / label / str(clip), 10)
-    _open(tmp_path, video__fps=5.0)
+    _open(tmp_path, video__fps=5.0, video__folder_fps=25.0)
     assert "6 of 6 clips are shorter than the 0.8 s of 4 frames at 5 a second" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na,x\n", "needs the columns path and label"),
+        ("file,label\na,x\n", "needs the column path, has file, label"),
         ("path,label,start\na,x,soon\n", "line 2: start and end must be seconds"),
         ("path,label,start,end\na,x,2,1\n", "line 2: end 1.0 must lie after start 2"),
+        ("path,label,start\na,x,nan\n", "line 2: start and end must be seconds: start is nan"),
+        ("path,label,start,end\na,x,0,1\na,x,0,inf\n", "line 3: start and end must be seconds: end is inf"),
+        ("path,label,start,end\na,x,0,1\na,y,0.0,1\n", "line 3: the clip a@0-1 is listed twice"),
+        ("path,label\na,x\nb,\n", "line 3: b has no label, and other clips have"),
     ],
 )
 def test_tables_that_say_too_little(tmp_path, text, message):
@@ -188,6 +194,17 @@ def test_a_file_whose_frames_cannot_be_decoded_is_refused_when_it_is_opened(tmp_
     file.write_bytes(content[:at] + bytes(at)[:4] + content[at + 4 :][:40])
     with pytest.raises(DataError, match=r"a\.avi"):
         index_video(file)
+
+
+def test_damage_that_appears_in_training_has_a_remedy(tmp_path):
+    file = _video(tmp_path / "a.mp4", 10, 1)
+    (tmp_path / "clips.csv").write_text("path,label\na.mp4,x\n")
+    source = VideoSource(data_config(source="videos", path=str(tmp_path / "clips.csv")), (2, 8, 8), None)
+    file.write_bytes(b"no video")
+    with pytest.raises(
+        DataError, match=r"a\.mp4 cannot be decoded: .*; .*take this one out of data\.path, or encode it"
+    ):
+        source.read_clips([0], [1])
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, -90])

@@ -15,7 +15,18 @@ from vitrail.cli.main import main
 from vitrail.report.page import _facts
 from vitrail.tasks.classification import _resized
 
-DATA = ["--data.source", "videos", "--data.path", "inputs", "--data.color", "gray", "--data.video.fps", "25"]
+DATA = [
+    "--data.source",
+    "videos",
+    "--data.path",
+    "inputs",
+    "--data.color",
+    "gray",
+    "--data.video.fps",
+    "25",
+    "--data.video.folder_fps",
+    "25",
+]
 MODEL = ["--model.name", "vivit", "--model.num_frames", "4", "--model.img_size", "12", "--model.tubelet_size",
          "[2,4,4]", "--model.embed_dim", "16", "--model.depth", "1", "--model.num_heads", "2"]  # fmt: skip
 FAST = ["--data.batch_size", "8", "--data.loader.num_workers", "0", "--trainer.max_epochs", "1",
@@ -36,17 +47,7 @@ def root(tmp_path_factory):
                 Image.fromarray(pixels).save(path / f"{frame}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        settings = [
-            "--data.source",
-            "videos",
-            "--data.path",
-            "inputs",
-            "--data.color",
-            "gray",
-            "--data.video.fps",
-            "25",
-        ]
-        words = ["pretrain", *settings, *MODEL, *FAST, "--task.name", "mae", "--task.decoder_depth", "1"]
+        words = ["pretrain", *DATA, *MODEL, *FAST, "--task.name", "mae", "--task.decoder_depth", "1"]
         with contextlib.redirect_stderr(io.StringIO()) as err:
             assert main([*words, "--task.mask_ratio", "0.6", "--run.dir", "pretrained"]) == 0
     assert "next: vitrail train --model.weights pretrained --data.source videos --data.path DIR" in err.getvalue()

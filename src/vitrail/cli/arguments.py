@@ -57,7 +57,7 @@ class VerbParser(argparse.ArgumentParser):
         )
 
     def add_unfit_files(self) -> None:
-        """Add the options for image files that do not match a run's bands."""
+        """Add the options for files that do not match a run's bands, or have no times."""
         for name, remedy, which in (
             ("errors.on_band_mismatch", "convert", "an image of other bands than the run's"),
             ("errors.on_unreadable", "skip", "files that cannot be read or have another number of bands"),
@@ -68,6 +68,13 @@ class VerbParser(argparse.ArgumentParser):
                 choices=("error", remedy),
                 help=f"what to do with {which}; error for files that are named, as in training for the run's own",
             )
+        self.add_argument(
+            "--data.video.folder_fps",
+            dest="folder_fps",
+            type=float,
+            metavar="RATE",
+            help="frames a second of folders of frames, where a run's clips are in seconds; the run's if left out",
+        )
 
     @override
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:

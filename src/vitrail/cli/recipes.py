@@ -142,6 +142,7 @@ def for_files(data: DataConfig, arguments: argparse.Namespace) -> DataConfig:
         {
             "errors.on_band_mismatch": arguments.on_band_mismatch or "error",
             "errors.on_unreadable": arguments.on_unreadable or "error",
+            **({} if arguments.folder_fps is None else {"video.folder_fps": arguments.folder_fps}),
         }
     )
 

@@ -38,7 +38,7 @@ FORM_SETTINGS = (
     "classes.values", "classes.unlabelled_value", "classes.merge",
 )  # fmt: skip
 # Settings that say where a run's images lie and how they are listed there: another path may need others.
-PATH_SETTINGS = (*FORM_SETTINGS, "table.subset", "splitting.group_pattern", "images.repeated_files")
+PATH_SETTINGS = (*FORM_SETTINGS, "table.subset", "splitting.group_pattern", "images.repeated_files", "video.folder_fps")
 # Settings that name a file or folder.
 FILE_SETTINGS = ("path", "spectral.path", "values.statistics", "arrays.labels")
 
@@ -232,7 +232,8 @@ class DataConfig:
 
     def _check_clips(self) -> None:
         video = self.video
-        require(video.fps is None or 0 < video.fps < math.inf, "data.video.fps", "above 0 and finite", video.fps)
+        for name, rate in (("fps", video.fps), ("folder_fps", video.folder_fps)):
+            require(rate is None or 0 < rate < math.inf, f"data.video.{name}", "above 0 and finite", rate)
         require(video.crops in (1, 3), "data.video.crops", "1 or 3", video.crops)
         whole = self.images.resize == "squash"
         require(video.crops == 1 or not whole, "data.video.crops", "1 with data.images.resize squash", video.crops)

@@ -264,6 +264,8 @@ class VideoConfig:
         num_frames: Frames of a clip; the model's when not given.
         fps: Frames a second at which a video is sampled, by time, whatever the frame rate of the file; when not given
             a clip has one frame from each of ``num_frames`` equal segments of the whole video.
+        folder_fps: Frames a second of folders of frames, which have no times; needed where ``fps``, times of a table or
+            a window are in seconds.
         sampling: Clip of each video in an epoch of training: "random", with ``fps`` from a random start, without it
             with a random frame of each segment; or "middle", the same in each epoch.
         views: Clips of a video that evaluation averages over: with ``fps`` evenly spaced from its start to its end,
@@ -273,6 +275,7 @@ class VideoConfig:
 
     num_frames: int | None = None
     fps: float | None = None
+    folder_fps: float | None = None
     sampling: Literal["random", "middle"] = "random"
     views: int = 1
     crops: int = 1

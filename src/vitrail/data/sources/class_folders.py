@@ -21,8 +21,12 @@ def split_and_class(folders: Sequence[str]) -> tuple[str, str]:
     return next(filter(None, splits), ""), label
 
 
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """Read a CSV table with the columns "path" and "label".
+def read_rows(file: Path, needed: Sequence[str] = ("path", "label")) -> list[dict[str, str]]:
+    """Read a CSV table.
+
+    Args:
+        file: The table.
+        needed: Columns that it must have.
 
     Raises:
         DataError: The file cannot be read, has no rows, or lacks one of these columns.
@@ -32,8 +36,11 @@ def read_rows(file: Path) -> list[dict[str, str]]:
             rows = list(csv.DictReader(stream))
     except OSError as error:
         raise DataError(f"cannot read data.path {file}: {error.strerror or error}") from error
-    if not rows or not {"path", "label"} <= set(rows[0]):
-        raise DataError(f"{file}: needs the columns path and label, has {', '.join(rows[0]) if rows else 'no rows'}")
+    if not rows or not set(needed) <= set(rows[0]):
+        columns = "column" if len(needed) == 1 else "columns"
+        raise DataError(
+            f"{file}: needs the {columns} {' and '.join(needed)}, has {', '.join(rows[0]) if rows else 'no rows'}"
+        )
     return rows
 
 

@@ -100,7 +100,7 @@ _ONLY_FOR = {
     "leaves.num_images": ("synthetic_leaves",),
     "leaves.seed": ("synthetic_leaves",),
     "video.num_frames": ("moving_digits", "videos"),
-    **dict.fromkeys(("video.fps", "video.sampling", "video.views", "video.crops"), ("videos",)),
+    **dict.fromkeys(("video.fps", "video.folder_fps", "video.sampling", "video.views", "video.crops"), ("videos",)),
     "images.repeated_files": ("folder",),
     "errors.on_unreadable": (*_FILES, "parquet", "hf", "videos"),
     **dict.fromkeys(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.data.band_files import natural_order
 from vitrail.data.images import image_size, read_image
 from vitrail.data.video.sampling import Position, clip_times
 from vitrail.errors import DataError
@@ -20,8 +21,10 @@ from vitrail.extras import import_extra
 
 VIDEOS = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .ts .gif".split())
 PICTURES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff".split())
-# Frames a second of a folder of pictures, which has no times.
+# Frames a second of a folder of pictures whose rate is not given: it decides nothing but the times that are displayed.
 _FOLDER_RATE = 25.0
+# Seconds: what rounding may add to a time.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -58,24 +61,34 @@ class VideoIndex:
         Arguments as for :func:`~vitrail.data.video.sampling.clip_times`.
 
         Returns:
-            Index of the frame that is shown at each time; the first or last one beyond the ends of the clip.
+            Index of the frame that is shown at each time; the first or last one beyond the ends of the clip. A frame
+            that begins at ``end`` belongs to the clip after it.
         """
-        times = clip_times(count, start, end, rate, at)
-        return [max(0, bisect.bisect_right(self.times, min(max(t, start), end) + 1e-6) - 1) for t in times]
+        first = self._shown_at(start)
+        last = max(first, bisect.bisect_left(self.times, end - _ROUNDING) - 1)
+        return [min(max(self._shown_at(t), first), last) for t in clip_times(count, start, end, rate, at)]
+
+    def _shown_at(self, time: float) -> int:
+        return max(0, bisect.bisect_right(self.times, time + _ROUNDING) - 1)
 
 
-def index_video(path: Path) -> VideoIndex:
+def index_video(path: Path, folder_rate: float | None = None) -> VideoIndex:
     """Count the frames of a video file or folder of pictures.
+
+    Args:
+        path: The file, or the folder, whose pictures are in the natural order of their names (2 before 10).
+        folder_rate: Frames a second of a folder, which has no times.
 
     Raises:
         DataError: Nothing to decode; the message says why.
     """
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
+        files = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURES), key=_by_number)
         if not files:
             raise DataError(f"{path} has no pictures")
         size = image_size(files[0])
-        return VideoIndex(path, tuple(i / _FOLDER_RATE for i in range(len(files))), tuple(files), size)
+        rate = folder_rate or _FOLDER_RATE
+        return VideoIndex(path, tuple(i / rate for i in range(len(files))), tuple(files), size)
     av = import_extra("av", "video")
     try:
         with av.open(str(path)) as container:
@@ -123,6 +136,10 @@ def read_frames(
     else:
         found = _decode(index, wanted, color, fit)
     return [found[index.stamps[i]] for i in chosen]
+
+
+def _by_number(picture: Path) -> tuple[list[tuple[int, str]], str]:
+    return natural_order(picture.name), picture.name
 
 
 def _decode(

@@ -13,7 +13,7 @@ from vitrail.config.data import DataConfig
 from vitrail.data.images import resize_picture
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.video.decode import VideoIndex, read_frames
-from vitrail.data.video.source import VideoSource
+from vitrail.data.video.source import VideoSource, require_times
 from vitrail.errors import ConfigError
 
 # Of a step or a window: what rounding may add to a video's length.
@@ -96,10 +96,16 @@ class SlidingClips(ImageSource):
         window: Length of a clip in seconds; None for one clip of the whole of each video.
         step: From one clip to the next; the length of a clip when not given.
         videos: Indices of the videos.
+
+    Raises:
+        ConfigError: A window over a folder of frames whose rate is not given.
     """
 
     def __init__(self, source: VideoSource, window: float | None, step: float | None, videos: Sequence[int]) -> None:
         self._source = source
+        if window is not None:
+            for video in videos:
+                require_times(source.config, source.video(video).path, f"a window of {window:g} s")
         self.windows = [Window(video, *span) for video in videos for span in slide(*source.span(video), window, step)]
         self.classes, self.bands, self.left_out = source.classes, source.bands, source.left_out
         rows = [window.video for window in self.windows]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,14 @@ from vitrail.data.sources.encoded import StoredSource
 from vitrail.data.thumbnails import Thumbnails, thumbnails
 from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, index_video, read_frames
 from vitrail.data.video.sampling import Position, random_position, view_positions
-from vitrail.errors import DataError, few
+from vitrail.errors import ConfigError, DataError, few
 
 # Number of crops -> where each lies along the longer side.
+# Remedy for a file whose damage appears when its frames are read.
+_DAMAGED = (
+    "data.errors.on_unreadable skip leaves out files that cannot be opened: take this one out of data.path, or encode "
+    "it again (ffmpeg -err_detect ignore_err -i FILE NEW)"
+)
 _CROPS = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
 
 
@@ -48,6 +55,11 @@ class _Row:
     start: float = 0.0
     end: float | None = None
 
+    @property
+    def timed(self) -> bool:
+        """Whether it is a part of its file."""
+        return bool(self.start) or self.end is not None
+
 
 class VideoSource(StoredSource):
     """Clips of video files or of folders of frames.
@@ -55,15 +67,17 @@ class VideoSource(StoredSource):
     Args:
         config: The settings; ``path`` is a folder with a folder for each class (below train, val and test where it is
             split), or a CSV table with the columns "path", "label" and maybe "start", "end" (seconds), "group" and
-            "split". A folder of pictures is a clip, its frames in the order of their names.
+            "split". A folder of pictures is a clip, its frames in the natural order of their names. Clips directly in
+            the folder, and those of a table without labels, have no classes.
         size: Frames of a clip, and their height and width.
         classes: Names of the classes where a run gives them.
         files: Video files, folders of frames and folders of such, in place of ``path``: their class is the name of
             their folder where a run knows it, -1 where not.
 
     Raises:
-        DataError: Nothing to read, classes that the run does not know, or files that cannot be decoded
-            (``data.errors.on_unreadable``).
+        DataError: Nothing to read, classes that the run does not know, files that cannot be decoded or clips that
+            begin after the end of theirs (``data.errors.on_unreadable``), or a file in two groups.
+        ConfigError: Seconds of a folder of pictures whose rate is not given.
     """
 
     named = True
@@ -82,13 +96,20 @@ class VideoSource(StoredSource):
             listed = _read_table(path) if path.suffix.lower() == ".csv" else _list_folder(path)
         # Several clips may lie in one file.
         paths = list(dict.fromkeys(row.path for row in listed))
+        rate = config.video.fps
+        for row in listed:
+            if rate is not None or row.timed:
+                require_times(config, row.path, f"data.video.fps {rate:g}" if rate else f"the times of {row.key}")
+        index_one = partial(_index_or_fault, folder_rate=config.video.folder_fps)
         with ThreadPoolExecutor() as pool:
-            found = dict(zip(paths, pool.map(_index_or_fault, paths), strict=True))
+            found = dict(zip(paths, pool.map(index_one, paths), strict=True))
         rows, indices = [], []
         faults: list[tuple[str, str]] = []
         for row in listed:
             index = found[row.path]
-            if isinstance(index, VideoIndex):
+            if isinstance(index, VideoIndex) and row.start >= index.duration:
+                faults.append((row.key, f"starts at {row.start:g} s, and its video ends at {index.duration:.3f} s"))
+            elif isinstance(index, VideoIndex):
                 indices.append(index)
                 rows.append(row)
             else:
@@ -106,13 +127,14 @@ class VideoSource(StoredSource):
         self._rows, self._indices = rows, indices
         self.keys = [row.key for row in rows]
         self.given_split = [row.split for row in rows]
-        if any(row.group for row in rows):
-            self.groups = [row.group or row.key for row in rows]
-        elif len({row.path for row in rows}) < len(rows):
-            # Clips of one file are near-duplicates.
-            self.groups = [str(row.path) for row in rows]
+        self.groups = _groups(rows, path)
         labels = [row.label for row in rows]
-        self.classes, self.targets = number_labels(labels, classes, path, given=files is not None)
+        if files is None and not any(labels):
+            if classes:
+                raise DataError(f"{path}: clips have no labels, and those of the run have ({few(list(classes))})")
+            self.classes, self.targets = (), np.full(len(rows), -1, dtype=np.int64)
+        else:
+            self.classes, self.targets = number_labels(labels, classes, path, given=files is not None)
         self.bands = {"video": BANDS[config.color]}
         self.notes = self._describe()
 
@@ -120,6 +142,15 @@ class VideoSource(StoredSource):
         """Facts for the start of a run: clips that are left out, and those that are too short."""
         # Verbs report what is left out of the files that they are given.
         notes = [] if self._given else [f"left out: {key} {reason}" for key, reason in self.left_out]
+        if not self.classes:
+            notes.append(f"{len(self)} clips have no labels: they lie in no class folder, or their table has no labels")
+        beyond = [
+            row.key
+            for row, index in zip(self._rows, self._indices, strict=True)
+            if row.end is not None and row.end > index.duration + 1 / index.rate
+        ]
+        if beyond:
+            notes.append(f"{len(beyond)} of {len(self)} clips end with their video, before their end ({few(beyond)})")
         rate = self._config.video.fps
         if rate is not None:
             wanted = self._size[0] / rate
@@ -148,7 +179,11 @@ class VideoSource(StoredSource):
         video: VideoIndex = self._indices[index]
         span, rate = self._span(index), self._config.video.fps
         chosen = [i for at in positions for i in video.choose(count, *span, rate, at)]
-        frames = read_frames(video, chosen, self._config.color, fit)
+        try:
+            frames = read_frames(video, chosen, self._config.color, fit)
+        except DataError as error:
+            # Opening counts frames and decodes the first one alone.
+            raise DataError(f"{error}; {_DAMAGED}") from error
         return [frames[i : i + count] for i in range(0, len(frames), count)]
 
     def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -238,10 +273,39 @@ def crop_side(frame: Tensor, size: tuple[int, int], along: float) -> Tensor:
     return frame[:, top : top + rows, left : left + columns]
 
 
-def _index_or_fault(path: Path) -> VideoIndex | str:
+def require_times(config: DataConfig, path: Path, why: str) -> None:
+    """Check that a clip has times where settings are in seconds; folders of pictures have none of their own.
+
+    Args:
+        config: The settings.
+        path: The clip's file or folder.
+        why: What is in seconds, for the error.
+
+    Raises:
+        ConfigError: A folder, and ``data.video.folder_fps`` is not given.
+    """
+    if config.video.folder_fps is None and path.is_dir():
+        raise ConfigError(f"{path} is a folder of frames, and {why} is in seconds; set data.video.folder_fps, its rate")
+
+
+def _groups(rows: Sequence[_Row], table: Path) -> list[str] | None:
+    """Return the group of each clip; those of one file are near-duplicates, and belong together."""
+    given: dict[Path, str] = {}
+    for row in rows:
+        if row.group and given.setdefault(row.path, row.group) != row.group:
+            raise DataError(
+                f"{table}: clips of {row.path} are in the groups {given[row.path]} and {row.group}; clips of one file "
+                "belong to one group"
+            )
+    if not given and len({row.path for row in rows}) == len(rows):
+        return None
+    return [given.get(row.path, str(row.path)) for row in rows]
+
+
+def _index_or_fault(path: Path, folder_rate: float | None) -> VideoIndex | str:
     """Count the frames of a clip's file or folder; the reason where that is impossible."""
     try:
-        return index_video(path)
+        return index_video(path, folder_rate)
     except DataError as error:
         return str(error).removeprefix(f"{path} ")
 
@@ -264,25 +328,51 @@ def _list_folder(root: Path) -> list[_Row]:
     rows = []
     for path in sorted(_clips_below(root) - {root}):
         split, label = split_and_class(path.relative_to(root).parts[:-1])
-        if not label:
-            raise DataError(f"{path} lies in no class folder; data.path needs one folder for each class")
         rows.append(_Row(path.relative_to(root).as_posix(), path, label, split))
+    loose = [row.path for row in rows if not row.label]
+    if 0 < len(loose) < len(rows):
+        raise DataError(
+            f"{loose[0]} lies in no class folder; data.path needs one folder for each class, or clips alone to "
+            "pre-train on"
+        )
     if not rows:
         raise DataError(f"{root} has no class folders with clips; known are {' '.join(sorted(VIDEOS))} and pictures")
     return rows
 
 
 def _read_table(file: Path) -> list[_Row]:
-    rows = []
-    lines = read_rows(file)
+    rows: dict[str, _Row] = {}
+    lines = read_rows(file, needed=("path",))
+    labelled = any(line.get("label") for line in lines)
     for number, (line, split) in enumerate(zip(lines, splits_of_rows(lines, file), strict=True), 2):
-        try:
-            start, end = float(line.get("start") or 0), float(line["end"]) if line.get("end") else None
-        except ValueError as error:
-            raise DataError(f"{file}, line {number}: start and end must be seconds: {error}") from error
+        where = f"{file}, line {number}"
+        label = line.get("label") or ""
+        if labelled and not label:
+            raise DataError(f"{where}: {line['path']} has no label, and other clips have; label all or none")
+        start, end = _seconds(line, "start", where) or 0.0, _seconds(line, "end", where)
         if start < 0 or (end is not None and end <= start):
-            raise DataError(f"{file}, line {number}: end {end} must lie after start {start:g}")
-        key = line["path"] if not start and end is None else f"{line['path']}@{start:g}"
+            raise DataError(f"{where}: end {end} must lie after start {start:g}")
+        key = line["path"]
+        if start or end is not None:
+            key += f"@{_exact(start)}" + ("" if end is None else f"-{_exact(end)}")
+        if key in rows:
+            raise DataError(f"{where}: the clip {key} is listed twice; leave one of the lines out")
         path, group = file.parent / line["path"], line.get("group") or ""
-        rows.append(_Row(key, path, line["label"], split, group, start, end))
-    return rows
+        rows[key] = _Row(key, path, label, split, group, start, end)
+    return list(rows.values())
+
+
+def _seconds(line: Mapping[str, str], column: str, where: str) -> float | None:
+    """Return the seconds of a cell; None where it is empty."""
+    cell = line.get(column)
+    try:
+        seconds = float(cell) if cell else None
+    except ValueError as error:
+        raise DataError(f"{where}: start and end must be seconds: {error}") from error
+    if seconds is not None and not math.isfinite(seconds):
+        raise DataError(f"{where}: start and end must be seconds: {column} is {cell}")
+    return seconds
+
+
+def _exact(seconds: float) -> str:
+    return repr(seconds).removesuffix(".0")
