@@ -300,7 +300,20 @@ def test_variants_are_ranked_by_the_mean_change_of_those_that_hold_the_bound():
 def test_an_export_in_int8_is_written_with_its_quantisation(tmp_path, capsys):
     run = make_run(tmp_path, per_class=40)
     out = tmp_path / "out"
-    words = ["--precision", "int8", "--agreement", "0.5", "--max-drop", "0.5", "--include", "sets", "--threads", "1"]
+    words = [
+        "--format",
+        "openvino",
+        "--precision",
+        "int8",
+        "--agreement",
+        "0.5",
+        "--max-drop",
+        "0.5",
+        "--include",
+        "sets",
+        "--threads",
+        "1",
+    ]
     assert main(["export", str(run), "--out", str(out), "--budget", "1s", *words]) == 0
     assert "int8" in capsys.readouterr().out
     export = load_export(out, threads=1)

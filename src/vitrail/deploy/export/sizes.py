@@ -84,7 +84,11 @@ def lacks_any(model: VisionModel, engine: str) -> str:
     """
     if engine == "inductor":
         return "inductor compiles for one size and checks none; use openvino, or one --image-size"
-    windows = any(isinstance(part, ShiftedWindowAttention) for part in model.modules())
+    windows = [part for part in model.modules() if isinstance(part, ShiftedWindowAttention)]
+    if any(part.pad_after_shift for part in windows):
+        return (
+            "pad_after_shift shrinks windows to small maps, which a graph for any size does not; give one --image-size"
+        )
     if engine == "onnx" and windows:
         return "windows of any size are not converted to ONNX; use openvino, or one --image-size"
     return ""
