@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.deploy.exporting import make_run, skip_without
+from tests.deploy.exporting import VIT as WORDS
+from tests.deploy.exporting import skip_without, train
 from tests.engines.test_signal_stack import installed
+from tests.images import make_folder
 from tests.tiers import fast_first
 from vitrail.cli.main import main
 from vitrail.deploy.export import calibrate
@@ -298,7 +300,8 @@ def test_variants_are_ranked_by_the_mean_change_of_those_that_hold_the_bound():
 
 @pytest.mark.slow
 def test_an_export_in_int8_is_written_with_its_quantisation(tmp_path, capsys):
-    run = make_run(tmp_path, per_class=40)
+    pictures = make_folder(tmp_path / "pictures", splits=("train", "val"), per_class=40)
+    run = train(pictures, tmp_path / "run", *WORDS, "--trainer.learning_rate", "3e-3", epochs=10)
     out = tmp_path / "out"
     words = [
         "--format",
