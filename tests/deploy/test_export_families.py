@@ -36,8 +36,8 @@ CASES = {name: (name, {}) for name in list_families()} | MORE | {"vnt, attribute
 # Every family, and between them class tokens, padded and shifted windows, two streams, convolutions and grids.
 FIRST = ("hvt, windows", "swin, padded", "maxvit, small", "vit, class token")
 ORDER = sorted(CASES, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
-# The logits of this model in float32 are 1e-5 away from those in float64.
-TOLERANCES = {"vn_pointnet": 5e-5}
+# The logits of these models in float32 are up to 3e-5 away from those in float64.
+TOLERANCES = {"vn_pointnet": 5e-5, "vn_transformer": 5e-5}
 
 
 def trained(family, settings):
