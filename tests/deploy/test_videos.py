@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.settings import data_config
+from vitrail.cli.main import main
 from vitrail.data.video.decode import each_frame, index_video, read_frames
 from vitrail.data.video.sliding import slide, window_length
 from vitrail.deploy.images import open_files
@@ -204,3 +205,38 @@ def test_clips_are_cropped_as_in_evaluation(tmp_path):
     assert classifier.seen[0].shape[2:] == SIZE
     assert videos.source.clip_size == (4, 32, 48)
     assert videos.batch([0])["video"].shape[2:] == SIZE
+
+
+def _overlay(monkeypatch, folder, *inputs):
+    """Run `vitrail predict` with an overlay; return its exit code and the number of batches."""
+    classifier = Brightness()
+    monkeypatch.setattr("vitrail.cli.predict._open", lambda arguments: (None, classifier, _open(*arguments.images)))
+    return main(["predict", "run", *map(str, inputs), "--overlay", str(folder)]), len(classifier.seen)
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_an_overlay_replaces_no_input(tmp_path, monkeypatch, capsys, link):
+    files = [_video(tmp_path / f"{name}.mp4", rate=5, seconds=0.4, size=(16, 24)) for name in "ab"]
+    folder = tmp_path
+    if link is not None:
+        folder = tmp_path / "out"
+        folder.mkdir()
+        getattr(folder / "b.mp4", link)(files[1])
+    before = [file.read_bytes() for file in files]
+    assert _overlay(monkeypatch, folder, *files) == (2, 0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"would replace the input {files[link is not None]}" in line
+    assert "name another folder" in line
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_an_overlay_is_no_later_input(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    file = _video(folder / "a.mp4", rate=5, seconds=0.4, size=(16, 24))
+    assert _overlay(monkeypatch, folder / "deep" / "out", folder) == (2, 0)
+    assert f"lies in the input folder {folder}" in capsys.readouterr().err
+    assert not (folder / "deep").exists()
+    # A folder beside a file that is named by itself holds no input but that file.
+    assert _overlay(monkeypatch, folder / "out", file)[0] == 0
+    assert (folder / "out" / "a.mp4").is_file()

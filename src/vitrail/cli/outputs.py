@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,3 +90,42 @@ def output_folder(text: str, inputs: Iterable[str | Path | None] = (), option: s
         if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
             raise ConfigError(f"{option} {text} is one of the inputs; name another folder")
     return path
+
+
+def files_to_write(
+    folder: Path, names: Sequence[str], inputs: Iterable[str | Path], files: Iterable[str | Path], option: str
+) -> list[Path]:
+    """Return the files that an option writes into a folder, if they replace no input and are not among the next inputs.
+
+    Args:
+        folder: The folder.
+        names: Names of the files.
+        inputs: Files and folders that the verb was given.
+        files: Files that it reads: those of the folders too.
+        option: Its name, for errors.
+
+    Raises:
+        ConfigError: A file is an input, or the folder lies in a folder of inputs.
+    """
+    inside = folder.resolve().parents
+    for given in inputs:
+        if Path(given).is_dir() and Path(given).resolve() in inside:
+            raise ConfigError(
+                f"{option} {folder} lies in the input folder {given}, whose files would include those written there; "
+                "name a folder outside of it"
+            )
+    read = {_file_id(Path(file)): file for file in files if Path(file).exists()}
+    targets = [folder / name for name in names]
+    for target in targets:
+        if target.exists() and _file_id(target) in read:
+            raise ConfigError(
+                f"{option} {folder} would replace the input {read[_file_id(target)]} by {target.name}; name another "
+                "folder"
+            )
+    return targets
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    """Identify a file whatever its path, as ``os.path.samefile`` does."""
+    status = path.stat()
+    return status.st_dev, status.st_ino

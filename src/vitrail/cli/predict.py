@@ -10,6 +10,8 @@ from vitrail.cli.arguments import VerbParser
 from vitrail.errors import ConfigError, DataError, few, plural
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from vitrail.data.dataset import ImageData
@@ -71,14 +73,14 @@ def main(argv: list[str]) -> int:
         if arguments.top_k != 5:
             raise ConfigError(f"--top-k {arguments.top_k} is for classes of whole inputs; points get one part")
         table = label_points(classifier, images, arguments.batch_size)
-        told = f"{plural(len(table), 'point')} of {plural(len(images.source), 'point cloud')} labelled"
+        summary = f"{plural(len(table), 'point')} of {plural(len(images.source), 'point cloud')} labelled"
     elif classifier.card.modality is VIDEO:
-        table, told = _predict_videos(arguments, classifier, images)
+        table, summary = _predict_videos(arguments, classifier, images)
     else:
         table = predict_files(
             classifier, images, top_k=arguments.top_k, batch_size=arguments.batch_size, tta=arguments.tta
         )
-        told = f"{plural(len(table), classifier.card.modality.singular)} classified"
+        summary = f"{plural(len(table), classifier.card.modality.singular)} classified"
     for path, problem in images.source.left_out:
         print(f"left out: {path} ({problem})", file=sys.stderr)
     text = table.to_csv(index=False)
@@ -86,7 +88,7 @@ def main(argv: list[str]) -> int:
         print(text, end="")
     else:
         write_text(out, text)
-        print(f"{told}; written to {arguments.out}")
+        print(f"{summary}; written to {arguments.out}")
     if run is not None and (line := describe_training_images(run, images)) is not None:
         print(line, file=sys.stderr)
     return 0
@@ -94,13 +96,10 @@ def main(argv: list[str]) -> int:
 
 def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageData) -> tuple[pd.DataFrame, str]:
     """Classify videos by sliding clips, and write those that --overlay asks for; return the table and what was done."""
-    from vitrail.cli.outputs import output_folder
     from vitrail.deploy.videos import classify_videos, decision_table, leave_out, write_overlay
-    from vitrail.files import file_names
 
-    folder = None if arguments.overlay is None else output_folder(arguments.overlay, arguments.images, "--overlay")
+    targets = None if arguments.overlay is None else _overlays(arguments, videos)
     decisions, overlays = [], 0
-    names = file_names(videos.source.keys)
     for decision in classify_videos(
         classifier,
         videos,
@@ -110,9 +109,9 @@ def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageD
         tta=arguments.tta,
     ):
         decisions.append(decision)
-        if folder is not None:
+        if targets is not None:
             try:
-                write_overlay(classifier, videos, decision, folder / f"{names[decision.video]}.mp4")
+                write_overlay(classifier, videos, decision, targets[decision.video])
                 overlays += 1
             except DataError as error:
                 if videos.config.errors.on_unreadable != "skip":
@@ -123,10 +122,22 @@ def _predict_videos(arguments: Namespace, classifier: Classifier, videos: ImageD
             f"no video can be decoded to its end: {few([f'{path} {why}' for path, why in videos.source.left_out])}"
         )
     clips = sum(len(decision.windows) for decision in decisions)
-    told = f"{plural(len(decisions), 'video')} classified by {plural(clips, 'clip')}"
-    if folder is not None:
-        told += f"; {plural(overlays, 'overlay')} in {folder}"
-    return decision_table(classifier, videos, decisions, arguments.top_k), told
+    summary = f"{plural(len(decisions), 'video')} classified by {plural(clips, 'clip')}"
+    if targets is not None:
+        summary += f"; {plural(overlays, 'overlay')} in {targets[0].parent}"
+    return decision_table(classifier, videos, decisions, arguments.top_k), summary
+
+
+def _overlays(arguments: Namespace, videos: ImageData) -> list[Path]:
+    """Return the file of each video's overlay, if no video is replaced."""
+    from vitrail.cli.outputs import files_to_write, output_folder
+    from vitrail.deploy.videos import video_source
+    from vitrail.files import file_names
+
+    folder, source = output_folder(arguments.overlay, arguments.images, "--overlay"), video_source(videos)
+    names = [f"{name}.mp4" for name in file_names(source.keys)]
+    files = [source.video(index).path for index in range(len(source))]
+    return files_to_write(folder, names, arguments.images, files, "--overlay")
 
 
 def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData]:
