@@ -101,6 +101,7 @@ COMMANDS = {
     "evaluate run --resamples 100 --tta crops": "evaluate --tta",
     "evaluate run --resamples 100 --tta up": "evaluate --tta up",
     "evaluate run --resamples 100 --tta so3": "evaluate --tta so3",
+    "evaluate run --resamples 100 --data.video.views 2": "evaluate --data.video.views/crops",
     "evaluate run --resamples 100 --corruptions": "evaluate --corruptions",
     "evaluate run --resamples 100 --attacks": "evaluate --attacks",
     "evaluate run --resamples 100 --ood inputs": "evaluate --ood",

@@ -79,13 +79,14 @@ def test_training_starts_from_it_and_evaluation_averages_views(place, capsys):
     assert "averages the logits of 2 x 3 clips of each video" in out
     metrics = json.loads((place / "run" / "evaluation" / "metrics.json").read_text())
     assert metrics["clips"].items() >= {"views": 2, "crops": 3, "fps": 25.0}.items()
-    # Other views of the same run; what the validation split had is computed again.
+    # Results over other views of the same run are beside its own.
     assert main(["evaluate", "run", "--resamples", "100", "--data.video.views", "3", "--data.video.crops", "1"]) == 0
     assert "averages the logits of 3 x 1 clips" in capsys.readouterr().out
+    assert (place / "run" / "evaluation" / f"{metrics['name']}-3x1" / "metrics.json").is_file()
     (fact,) = (fact for fact in _facts([SimpleNamespace(metrics=metrics)]) if "clips" in fact["name"])
     assert fact["note"] == "accuracy averages 2 x 3 clips of each video"
     assert main(["evaluate", "run", "--resamples", "100", "--from-predictions"]) == 0
-    assert "averages the logits of 3 x 1 clips" in capsys.readouterr().out
+    assert "averages the logits of 2 x 3 clips" in capsys.readouterr().out
 
 
 def test_clips_grow_in_height_and_width(place):

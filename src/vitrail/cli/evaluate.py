@@ -107,9 +107,11 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     import numpy as np
 
     from vitrail.cli.recipes import load_run_recipe
+    from vitrail.data.video.sampling import average_views
     from vitrail.deploy.exported import READING, load_exported
     from vitrail.evaluate.metrics import classification_metrics
     from vitrail.evaluate.multi_label import multi_label_metrics
+    from vitrail.evaluate.run import other_views
     from vitrail.runs.images import open_prepared
 
     given = {name: getattr(arguments, name) not in (None, False) for name in (*_OF_THE_MODEL, "from_predictions")}
@@ -126,12 +128,13 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
     exported = load_exported(arguments.run)
     data = load_run_recipe(_listing(exported.export.record, rest), rest, "vitrail evaluate").data
     data = data.changed({name: exported.reading.setting(name) for name in READING})
+    other_views(exported.card, data, exported.reading)
     images = open_prepared(exported.card, data, split=False)
     split = arguments.split or next(name for name in ("test", "val", "all", "train") if name in images.splits)
     logits, targets = [], []
-    for batch in images.batches(images.indices(split), 32):
-        logits.append(exported.classify(batch)[0].numpy())
+    for batch in images.loader(split):
         targets.append(batch["target"].numpy())
+        logits.append(average_views(exported.classify(batch)[0], len(targets[-1])).numpy())
     measure = multi_label_metrics if exported.card.multi_label else classification_metrics
     metrics = measure(np.concatenate(logits), np.concatenate(targets), exported.card.classes)
     print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vitrail.data.video.sampling import average_views
 from vitrail.errors import DataError, VitrailError
 from vitrail.evaluate.parts import measure_parts
 from vitrail.evaluate.saved_predictions import (
+    Averaged,
     HeldOut,
     Intervals,
     SavedPredictions,
@@ -33,7 +35,7 @@ from vitrail.evaluate.saved_predictions import (
 from vitrail.models.modality import VIDEO, check_need
 from vitrail.runs.folder import EvaluationFiles, RunFolder
 from vitrail.runs.images import RunImages, open_images
-from vitrail.runs.trained import TrainedModel, choose_device, load_classifier
+from vitrail.runs.trained import ModelCard, TrainedModel, choose_device, load_classifier
 from vitrail.runs.training_images import count_pretraining_images
 
 # Name of results on images some of which belong to the run.
@@ -52,7 +54,7 @@ class Evaluated:
         opened: The images, and which of them belong to the run.
         split: Split of the images.
         name: Name of the results.
-        tta: Test-time augmentation.
+        averaged: What logits are averaged over, beyond the run's own views.
         folder: Folder of the results.
     """
 
@@ -61,8 +63,13 @@ class Evaluated:
     opened: RunImages
     split: str
     name: str
-    tta: str
+    averaged: Averaged
     folder: Path
+
+    @property
+    def tta(self) -> str:
+        """Test-time augmentation."""
+        return self.averaged.tta
 
     @property
     def images(self) -> ImageData:
@@ -136,16 +143,34 @@ def open_evaluation(
         check_need(option, trained.card.modality, trained.card.name)
     if trained.card.modality is VIDEO:
         warn_mirrored(tta, trained.card.classes)
+    averaged = Averaged(tta, other_views(trained.card, data, own or data))
     opened = open_images(run, trained.card, data, own)
     chosen = split or opened.default_split()
     opened.data.indices(chosen)
     own_split = opened.is_own_split(chosen)
     suffix = _MIXED if opened.mixed and chosen == "all" else chosen
     name = chosen if own_split or not data.path else name_of_other(data.path, suffix)
-    if tta != "none":
-        name += f"-{tta}"
-    folder = run.evaluation_of(name, primary=own_split and chosen == opened.primary_split() and tta == "none")
-    return Evaluated(run, trained, opened, chosen, name, tta, folder)
+    name += averaged.suffix
+    folder = run.evaluation_of(name, primary=own_split and chosen == opened.primary_split() and not averaged.suffix)
+    return Evaluated(run, trained, opened, chosen, name, averaged, folder)
+
+
+def other_views(card: ModelCard, data: DataConfig, own: DataConfig) -> tuple[int, int] | None:
+    """Return views and crops of each video where they differ from those of the run's recipe; None where they do not.
+
+    Args:
+        card: Model card of the run.
+        data: Data settings of the evaluated images.
+        own: Data settings of the run's recipe.
+
+    Raises:
+        ConfigError: They differ for a run whose inputs are no clips.
+    """
+    views, recipe = ((config.video.views, config.video.crops) for config in (data, own))
+    if views == recipe:
+        return None
+    check_need("evaluate --data.video.views/crops", card.modality, card.name)
+    return views
 
 
 def name_of_other(path: str, split: str, prefix: str = OTHER) -> str:
@@ -223,24 +248,25 @@ def _describe_data(images: ImageData) -> dict[str, Any]:
 
 
 def _held_out(evaluated: Evaluated, own: DataConfig) -> HeldOut:
-    """Return the validation split's predictions, computed if they are missing."""
-    run, tta, images = evaluated.run, evaluated.tta, evaluated.images
-    name = "val" if tta == "none" else f"val-{tta}"
+    """Return the validation split's predictions over the same views, computed if they are missing."""
+    run, averaged, images = evaluated.run, evaluated.averaged, evaluated.images
+    name, views = f"val{averaged.suffix}", _views(evaluated.images)
+    saved = partial(calibration_predictions, run, evaluated.name, averaged, views)
     if evaluated.name == name:
-        return calibration_predictions(run, evaluated.name, evaluated.split, tta)
+        return saved()
     if not evaluated.opened.is_own_split("val") or "val" not in images.splits:
-        if is_current(run, name):
-            return calibration_predictions(run, evaluated.name, evaluated.split, tta)
-        if not evaluated.opened.moved:
-            return calibration_predictions(run, evaluated.name, evaluated.split, tta)
+        if is_current(run, name, views=views) or not evaluated.opened.moved:
+            return saved()
+        if averaged.clips is not None:
+            own = own.changed(dict(zip(("video.views", "video.crops"), averaged.clips, strict=True)))
         try:
             images = open_images(run, evaluated.trained.card, own).data
         except VitrailError as error:
             # An evaluation on other images does not need those of the run.
             return HeldOut(None, f"the run's own images cannot be opened ({error})")
-    if "val" in images.splits and not is_current(run, name, views=_views(images), **images.identity()):
-        predict(run, evaluated.trained, images, "val", name, tta)
-    return calibration_predictions(run, evaluated.name, evaluated.split, tta)
+    if "val" in images.splits and not is_current(run, name, views=views, **images.identity()):
+        predict(run, evaluated.trained, images, "val", name, averaged.tta)
+    return saved()
 
 
 def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str, name: str, tta: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,30 +135,60 @@ def is_current(run: RunFolder, name: str, **origin: Any) -> bool:
     return run.made_with(attributes.get("weights")) and all(attributes.get(k) == v for k, v in origin.items())
 
 
-def calibration_predictions(run: RunFolder, name: str, split: str, tta: str) -> HeldOut:
+@dataclass(frozen=True)
+class Averaged:
+    """Views that predictions average over.
+
+    Attributes:
+        tta: Test-time augmentation.
+        clips: Views and crops of each video, where they differ from those of the run's recipe.
+    """
+
+    tta: str = "none"
+    clips: tuple[int, int] | None = None
+
+    @property
+    def suffix(self) -> str:
+        """End of the name of such predictions: results over other views are kept beside those of the run."""
+        clips = "" if self.clips is None else "-{}x{}".format(*self.clips)
+        return clips if self.tta == "none" else f"{clips}-{self.tta}"
+
+    @property
+    def options(self) -> str:
+        """Options of `vitrail evaluate`, each after a space."""
+        clips = "" if self.clips is None else " --data.video.views {} --data.video.crops {}".format(*self.clips)
+        return clips if self.tta == "none" else f"{clips} --tta {self.tta}"
+
+
+def calibration_predictions(
+    run: RunFolder, name: str, averaged: Averaged, views: Mapping[str, Any] | None = None
+) -> HeldOut:
     """Find saved predictions of the validation split for calibration; never the evaluated images themselves.
 
     Args:
         run: The run.
         name: Name of the evaluated predictions.
-        split: Their split.
-        tta: Their test-time augmentation.
+        averaged: What they average over.
+        views: Views of each video that they record.
     """
-    suffix = "" if tta == "none" else f"-{tta}"
-    if name == f"val{suffix}":
+    wanted = f"val{averaged.suffix}"
+    if name == wanted:
         return HeldOut(
             None, "the evaluated images are the validation images; calibration needs a test split besides them"
         )
-    wanted = f"val{suffix}"
     if not run.predictions(wanted).is_file():
-        remedy = f"`vitrail evaluate {run} --split val{'' if tta == 'none' else f' --tta {tta}'}` computes them"
+        remedy = f"`vitrail evaluate {run} --split val{averaged.options}` computes them"
         return HeldOut(
             None,
             f"there are no predictions of a validation split; {remedy}; where the data has none, only a run that is "
             "trained with validation images has them",
         )
-    if not is_current(run, wanted):
-        return HeldOut(None, f"the predictions of {wanted} are of other weights; `vitrail evaluate {run}` renews them")
+    if not is_current(run, wanted, views=views):
+        return HeldOut(
+            None,
+            f"the predictions of {wanted} are of other weights or views; `vitrail evaluate {run}{averaged.options}` "
+            "renews them",
+        )
     return HeldOut(SavedPredictions.read(run, wanted))
 
 
@@ -231,10 +262,12 @@ def _measures(
 
 def _group_accuracy(metrics: dict[str, Any], interval: Interval | None, bootstrap: Bootstrap) -> None:
     """Replace the accuracy's interval by that over groups: Wilson's assumes independent images."""
-    if interval is None:  # all correct or all incorrect
-        n = bootstrap.units
-        interval = accuracy_interval(round(metrics["accuracy"] * n), n, bootstrap.confidence)
-    metrics["accuracy_low"], metrics["accuracy_high"] = interval
+    metrics["accuracy_low"], metrics["accuracy_high"] = interval or _wilson(metrics["accuracy"], bootstrap)
+
+
+def _wilson(accuracy: float, bootstrap: Bootstrap) -> Interval:
+    """Compute Wilson's interval over the bootstrap's units, where all are correct or all incorrect."""
+    return accuracy_interval(round(accuracy * bootstrap.units), bootstrap.units, bootstrap.confidence)
 
 
 def _clip_accuracy(table: pd.DataFrame, bootstrap: Bootstrap | None) -> dict[str, Any]:
@@ -245,8 +278,9 @@ def _clip_accuracy(table: pd.DataFrame, bootstrap: Bootstrap | None) -> dict[str
     if "clips_correct" not in table:
         return {}
     correct = table["clips_correct"].to_numpy(dtype=np.float64)
-    low, high = (None if bootstrap is None else bootstrap.mean(correct)) or (None, None)
-    return {"clips": {"accuracy": float(correct.mean()), "low": low, "high": high, **(table.attrs.get("views") or {})}}
+    accuracy = float(correct.mean())
+    low, high = (None, None) if bootstrap is None else bootstrap.mean(correct) or _wilson(accuracy, bootstrap)
+    return {"clips": {"accuracy": accuracy, "low": low, "high": high, **(table.attrs.get("views") or {})}}
 
 
 def _calibrate(saved: SavedPredictions, held_out: HeldOut, files: EvaluationFiles) -> dict[str, Any]:
@@ -335,7 +369,8 @@ def evaluate_saved(
         RunError: The predictions are missing, damaged, or of other weights.
         DataError: Some logits are not finite, or some images have no group.
     """
-    suffix = "" if tta == "none" else f"-{tta}"
+    averaged = Averaged(tta)
+    suffix = averaged.suffix
     available = run.saved_predictions()
     names = [f"{split}{suffix}"] if split is not None else [f"{s}{suffix}" for s in ("test", "val", "train")]
     found = [name for name in names if name in available]
@@ -354,8 +389,7 @@ def evaluate_saved(
     folder = known_folders.get(saved.name, run.evaluation_of(saved.name, primary=saved.name == "test"))
     files = EvaluationFiles(folder)
     intervals = intervals or Intervals()
-    chosen = str(origin.get("split", saved.name))
-    held_out = calibration_predictions(run, saved.name, chosen, tta)
+    held_out = calibration_predictions(run, saved.name, averaged, origin.get("views"))
     metrics = measure_saved(saved, held_out, files, intervals.bootstrap(saved.table, data))
     metrics |= origin_of(saved)
     earlier = run.read_json(files.metrics) if files.metrics.is_file() else {}

@@ -114,6 +114,7 @@ NEEDS = {
     "predict --window": Need((VIDEO,), "leave it out"),
     "predict --step": Need((VIDEO,), "leave it out"),
     "predict --overlay": Need((VIDEO,), "leave it out; `vitrail explain` draws images and clouds"),
+    "evaluate --data.video.views/crops": Need((VIDEO,), "leave it out"),
     "evaluate --corruptions": Need((IMAGE,), "leave it out"),
     "evaluate --attacks": Need((IMAGE,), "leave it out"),
     "evaluate --ood": Need((IMAGE,), "leave it out"),
