@@ -207,6 +207,21 @@ def test_plain_numbers_are_no_bands(name):
     assert describe_band_files(keys) == []
 
 
+@pytest.mark.parametrize(("source", "searched"), [("folder", True), ("videos", False), ("points", False)])
+def test_bands_are_sought_in_files_of_images_alone(tmp_path, monkeypatch, capsys, source, searched):
+    for label in "ab":
+        for i in range(4):
+            if source == "points":
+                (tmp_path / label).mkdir(exist_ok=True)
+                np.savetxt(tmp_path / label / f"{i}_B02.xyz", np.eye(3))
+            else:
+                save_image(tmp_path / label / (f"{i}_B02/0.png" if source == "videos" else f"{i}_B02.png"))
+    monkeypatch.setattr("vitrail.data.dataset.describe_band_files", lambda keys: ["bands of images"])
+    size = {"folder": (8, 8), "videos": (1, 8, 8), "points": (3,)}[source]
+    open_data(DataConfig(source=source, path=str(tmp_path)), size)
+    assert ("bands of images" in capsys.readouterr().err) is searched
+
+
 def test_an_image_is_called_by_its_files_name_without_the_mark():
     for pattern, path, wanted in (
         (r"(?P<band>Ch\d)_", "d/Ch3_CP1.tif", "d/CP1.tif"),

@@ -10,7 +10,7 @@ from vitrail.cli.main import main
 from vitrail.cli.recipes import make_recipe
 from vitrail.data import open_data
 from vitrail.data.augment.test_time import TURNED, VIEWS, tta_views
-from vitrail.data.points.rotations import turn_clouds
+from vitrail.data.points.rotations import rotate_clouds
 from vitrail.errors import ConfigError, ShapeError
 from vitrail.models import create_model
 from vitrail.runs import ModelCard, StreamCard, TrainedModel
@@ -72,12 +72,12 @@ def test_views_are_what_they_are_called():
 def test_clouds_are_turned_by_their_number():
     points = torch.randn(6, 10, 3)
     for turn in TURNED:
-        turned = turn_clouds(points, range(6), turn)
+        turned = rotate_clouds(points, range(6), turn)
         assert torch.allclose(torch.cdist(turned, turned), torch.cdist(points, points), atol=1e-4)
-        assert torch.equal(turn_clouds(points[4:], [4, 5], turn), turned[4:])
+        assert torch.equal(rotate_clouds(points[4:], [4, 5], turn), turned[4:])
         assert torch.allclose(turned[..., 2], points[..., 2]) == (turn == "up")
         assert not torch.allclose(turned[..., 0], points[..., 0], atol=0.1)
-    assert turn_clouds(points, range(6), "none") is points
+    assert rotate_clouds(points, range(6), "none") is points
 
 
 def test_turned_clouds_are_classified():
@@ -86,7 +86,7 @@ def test_turned_clouds_are_classified():
     model = create_model("pointnet", num_points=8, dims=(4, 4, 6), hidden_dims=(6, 4), num_classes=2).eval()
     trained = TrainedModel(model, card.normalization(), card)
     points = torch.randn(3, 8, 3)
-    turned = turn_clouds(points, [7, 8, 9], "so3")
+    turned = rotate_clouds(points, [7, 8, 9], "so3")
     found = trained.classify({"points": points, "index": torch.tensor([7, 8, 9])}, "so3")
     assert all(map(torch.equal, found, trained.classify({"points": turned})))
     assert not torch.allclose(found[0], trained.classify(points)[0], atol=1e-4)

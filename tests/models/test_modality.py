@@ -24,5 +24,23 @@ def test_reword(text, clips, clouds):
     assert reword(text, POINTS) == (clouds or text)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The images of mirror image: 3 images", "The clips of mirror image: 3 clips"),
+        ("an image (mirror image, 90 %)", "a clip (mirror image, 90 %)"),
+        ("mirror\nimage", "mirror\nimage"),
+        ("a double mirror image of an image", "a double mirror image of a clip"),
+        ("remirror image", "remirror clip"),
+        ("image", "image"),
+        ("an image of image", "a clip of clip"),
+        ("Run of images (v1) on images", "Run of images (v1) on clips"),
+    ],
+)
+def test_names_remain(text, expected):
+    names = ["image", "mirror image", "double mirror image", "walk", "Run of images (v1)"]
+    assert reword(text, VIDEO, names=names) == expected
+
+
 def test_several_kinds_are_inputs():
     assert reword("an image, all images", VIDEO, IMAGE) == "an input, all inputs"

@@ -124,6 +124,7 @@ WEAK = (ClassFacts("ant", 200, 0.3, 300), ClassFacts("bee", 200, 0.98, 310))
         ({"audited": False}, "No audit for copies"),
         ({"unreadable": 1}, "1 file could not be read"),
         ({"views": "flips"}, "several views of each image (flips)"),
+        ({"views": "so3"}, "Each image was rotated once at random (so3)"),
         ({"out_of_distribution": (0.7, "noise")}, "images of noise from its own in only 70 of 100 pairs"),
         ({"out_of_distribution": (0.97, "noise")}, "images of noise from its own in 97 of 100 pairs"),
     ],

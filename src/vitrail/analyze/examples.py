@@ -72,7 +72,7 @@ def choose_examples(run: RunFolder, trained: TrainedModel, data: ImageData, spli
     streams = data.load(indices)
     titles = []
     for target, logits in zip(chosen["target"], chosen["logits"], strict=True):
-        true, predicted = _in_words(trained, target, logits)
+        true, predicted = true_and_predicted(trained, target, logits)
         titles.append(true if true == predicted else f"{true}\npredicted: {predicted}")
     return Examples(show_inputs(streams, data.source.bands), titles, trained.normalize(streams), indices)
 
@@ -90,7 +90,7 @@ def indices_of(source: ImageSource, keys: Sequence[str]) -> list[int]:
     return [known[key] for key in keys]
 
 
-def _in_words(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str]:
+def true_and_predicted(trained: TrainedModel, target: Any, logits: Any) -> tuple[str, str]:
     """Name the true and the predicted class, or the labels of a multi-label image."""
     classes = trained.card.classes
     if not trained.card.multi_label:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from vitrail.analyze.evaluated import Evaluation
-from vitrail.analyze.examples import indices_of
+from vitrail.analyze.examples import indices_of, true_and_predicted
 from vitrail.analyze.explanations import explain_images, signed_methods
 from vitrail.data.dataset import ImageData
+from vitrail.evaluate.selective import confidence_and_correct
 from vitrail.explain.methods.registry import METHODS
 from vitrail.figures.clips import panes
 from vitrail.runs.trained import TrainedModel
@@ -28,13 +29,13 @@ class Animated:
 
     Attributes:
         key: Key of the clip.
-        told: The predicted class with its probability, and the true class.
+        prediction: The predicted class with its probability, by all views of the clip, and the true class.
         correct: Whether they are the same.
         frames: Shape ``(T, H, W, 3)``, uint8.
     """
 
     key: str
-    told: str
+    prediction: str
     correct: bool
     frames: npt.NDArray[np.uint8]
 
@@ -58,36 +59,32 @@ def animate_examples(
     Raises:
         DataError: A clip is not in the data any more, or cannot be decoded.
     """
-    keys, wrong = _choose(evaluation)
-    explained = explain_images(
-        trained, data, indices_of(data.source, keys), {name: {} for name in methods}, batch_size=1
-    )
+    chosen = _choose(evaluation)
+    indices = indices_of(data.source, list(chosen["path"]))
     found = []
-    for one in explained:
+    for index, row in zip(indices, chosen.itertuples(index=False), strict=True):
+        # Of the class that all views of the clip predict together, which the clip in the middle need not.
+        target = int(np.argmax(row.logits))
+        (one,) = explain_images(trained, data, [index], {name: {} for name in methods}, target=target)
         assert one.frames is not None, "the model takes clips"
+        true, predicted = true_and_predicted(trained, row.target, row.logits)
+        text = f"{predicted} {row.confidence:.0%} " + ("(correct)" if row.correct else f"(true: {true})")
         maps = {name: e.map[one.row].detach().float().cpu().numpy() for name, e in one.explanations.items()}
         animation = panes(one.frames, maps, signed_methods(maps))
-        found.append(Animated(one.key, one.prediction().replace("\n", " "), one.key not in wrong, animation))
+        found.append(Animated(one.key, text, bool(row.correct), animation))
     return found
 
 
-def _choose(evaluation: Evaluation) -> tuple[list[str], set[str]]:
-    """Choose keys of clips, incorrect ones first, and return which of them are incorrect."""
+def _choose(evaluation: Evaluation) -> pd.DataFrame:
+    """Choose predictions, the most confident incorrect ones first; with the columns "confidence" and "correct"."""
     table = evaluation.run.read_predictions(evaluation.name)
     logits, targets = np.stack(list(table["logits"])), np.stack(list(table["target"]))
-    correct = ((logits >= 0) == (targets > 0)).all(axis=1) if targets.ndim == 2 else logits.argmax(axis=1) == targets
-    confidence: npt.NDArray[Any] = np.abs(logits).min(axis=1) if targets.ndim == 2 else _largest_probability(logits)
-    incorrect = table[~correct].assign(confidence=confidence[~correct])
-    incorrect = incorrect.sort_values(["confidence", "path"], ascending=[False, True])
+    confidence, correct = confidence_and_correct(logits, targets)
+    table = table.assign(confidence=confidence, correct=correct)
+    wrong = table[~correct].sort_values(["confidence", "path"], ascending=[False, True])
     right = table[correct].sort_values("path", kind="stable")
     if targets.ndim == 1:
         turn = right.groupby("target").cumcount()
         right = right.assign(turn=turn).sort_values(["turn", "target", "path"], kind="stable")
-    wrong = list(incorrect["path"].head(max(MOST_CLIPS // 2, MOST_CLIPS - len(right))))
-    return wrong + list(right["path"].head(MOST_CLIPS - len(wrong))), set(wrong)
-
-
-def _largest_probability(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: npt.NDArray[Any] = shares.max(axis=1) / shares.sum(axis=1)
-    return result
+    wrong = wrong.head(max(MOST_CLIPS // 2, MOST_CLIPS - len(right)))
+    return pd.concat([wrong, right.head(MOST_CLIPS - len(wrong))])

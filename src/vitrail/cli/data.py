@@ -378,7 +378,7 @@ def _split(argv: list[str]) -> int:
     rows.append(("all", *(str(len(data.splits[split])) for split in splits)))
     print(format_table(("class", *splits), rows, right=range(1, len(splits) + 1)))
     for line in describe_split(data):
-        print(reword(line, MODALITIES[data.source.first]))
+        print(reword(line, MODALITIES[data.source.first], names=data.source.classes))
     if arguments.out is not None:
         _write_table(data, Path(arguments.out))
         print(f"written to {arguments.out}", file=sys.stderr)

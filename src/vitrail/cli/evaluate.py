@@ -254,18 +254,18 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
     from vitrail.runs.images import describe_counts
     from vitrail.runs.training_images import describe_pretraining_images
 
-    def say(text: str) -> None:
+    def print_reworded(text: str) -> None:
         print(run.reword(text))
 
     right = "all labels right" if "map" in metrics else "accuracy"
     trained, chosen = metrics.get("trained_on") or 0, metrics.get("chosen_on") or 0
     if trained or (chosen and metrics["split"] == "all"):
         only = "; --split test measures the test images alone" if metrics["split"] == "all" else ""
-        say(f"of {metrics['images']} images {describe_counts(trained, chosen)}: not a test{only}")
+        print_reworded(f"of {metrics['images']} images {describe_counts(trained, chosen)}: not a test{only}")
         right += " (not a test)"
     drawn = metrics["intervals"]
     groups = f" over {drawn['units']} groups" if drawn.get("unit") == "group" else ""
-    say(
+    print_reworded(
         f"{run} on {metrics['name']}: {right} {metrics['accuracy']:.4f} "
         f"(95 % interval{groups} {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
         + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
@@ -278,29 +278,29 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
             f"{clips['crops']} clips of each video"
         )
     if line := describe_pretraining_images(metrics.get("seen_in_pretraining"), metrics["images"], metrics["name"]):
-        say(f"  {line}")
+        print_reworded(f"  {line}")
     calibration, conformal, selective = (metrics[name] for name in ("calibration", "conformal", "selective"))
     line = f"calibration error {calibration['ece']:.3f} (up to {calibration['ece_of_chance_95']:.3f} is chance)"
     if calibration["temperature"] is not None:
         line += f", {calibration['ece_after']:.3f} at temperature {calibration['temperature']:.2f}"
-    say(f"  {line}")
+    print_reworded(f"  {line}")
     if conformal["sets"]:
         ways = "; ".join(
             f"{row['method'].upper()} {row['coverage']:.1%} in {row['mean_size']:.2f} classes"
             for row in conformal["sets"]
             if row["wanted"] == conformal["sets"][0]["wanted"]
         )
-        say(
+        print_reworded(
             f"  sets that should hold the true class of {conformal['sets'][0]['wanted']:.0%}: {ways} "
             f"(by {conformal['images']} images of {conformal['calibrated_on']})"
         )
         if conformal.get("unreliable"):
-            say(f"  these sets are unreliable: {conformal['unreliable']}")
+            print_reworded(f"  these sets are unreliable: {conformal['unreliable']}")
     if calibration["why_no_temperature"]:
         without = "no temperature" if conformal["sets"] or "map" in metrics else "no temperature and no sets"
-        say(f"  {without}: {calibration['why_no_temperature']}")
+        print_reworded(f"  {without}: {calibration['why_no_temperature']}")
     half = selective["accuracy_at"][-1]
-    say(f"  accuracy at {half['coverage']:.0%} coverage: {half['accuracy']:.4f}")
+    print_reworded(f"  accuracy at {half['coverage']:.0%} coverage: {half['accuracy']:.4f}")
 
 
 def _run_extras(

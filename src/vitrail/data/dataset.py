@@ -376,7 +376,8 @@ def open_data(
     notes += [*describe_doubtful(source.classes), *describe_empty(source)] if classes is None else []
     if split and source.named:
         notes += describe_families(source.keys, splits, given=any(source.given_split))
-        notes += describe_band_files(source.keys) if config.bands.files is None else []
+        if config.bands.files is None and "image" in source.bands:
+            notes += describe_band_files(source.keys)
     print_notes(notes)
     own = {name: indices for name, indices in splits.items() if indices}
     return ImageData(source, own, config, fill, recognition, img_size[-2:] if config.images.crop_pct < 1 else None)

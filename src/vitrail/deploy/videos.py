@@ -26,7 +26,7 @@ from vitrail.runs.trained import Classifier
 
 @dataclass(frozen=True)
 class VideoDecision:
-    """What a model says of a video.
+    """Prediction for a video.
 
     Attributes:
         video: Index into the source.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitrail.config.data import DataConfig
 from vitrail.data.dataset import Batch
-from vitrail.data.points.rotations import TURNS, turn_clouds
+from vitrail.data.points.rotations import TURNS, rotate_clouds
 from vitrail.errors import ConfigError
 from vitrail.evaluate.robustness import accuracies, record_part
 from vitrail.evaluate.run import Evaluated
@@ -62,7 +62,7 @@ def measure_rotations(
     def turned(turn: str) -> Callable[[Batch], Tensor]:
         def classify(batch: Batch) -> Tensor:
             key = batch["index"].numpy().tobytes()
-            points = turn_clouds(batch["points"], batch["index"].tolist(), turn, seed)
+            points = rotate_clouds(batch["points"], batch["index"].tolist(), turn, seed)
             logits = trained.classify({**batch, "points": points})[0]
             if turn == "none":
                 unturned.clear()

@@ -7,6 +7,8 @@ the modality itself only to choose data, and to name an input in a message.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import lru_cache
 from typing import NamedTuple
 
 from vitrail.errors import ConfigError
@@ -60,29 +62,43 @@ MODALITIES = {modality.name: modality for modality in (IMAGE, VIDEO, POINTS)}
 
 
 # The word with its article; not in names of options and settings, nor in paths ("images/s" is a unit).
-_IMAGE_WORD = re.compile(r"(?<![\w/.\\-])(?:([Aa])n )?([Ii])mage(s?)(?![\w\\-]|\.\w|/(?!s\b)|=)")
+_IMAGE_WORD = r"(?<![\w/.\\-])(?:(?P<article>[Aa])n )?(?P<first>[Ii])mage(?P<many>s?)(?![\w\\-]|\.\w|/(?!s\b)|=)"
 
 
-def reword(text: str, *modalities: Modality) -> str:
+@lru_cache(maxsize=16)
+def _words(names: Collection[str]) -> re.Pattern[str]:
+    """Compile the pattern of words to replace, and of the names among which they are none."""
+    # A class called "image" is told from the word only where it stands alone.
+    kept = sorted((name for name in names if re.sub(_IMAGE_WORD, "", name).strip() not in ("", name.strip())), key=len)
+    # Labels of figures are wrapped at spaces.
+    parts = [r"\s+".join(map(re.escape, name.split())) for name in reversed(kept)]
+    return re.compile("|".join([*([rf"(?<!\w)(?P<name>{'|'.join(parts)})(?!\w)"] if parts else []), _IMAGE_WORD]))
+
+
+def reword(text: str, *modalities: Modality, names: Collection[str] = ()) -> str:
     """Name inputs by what they are in a text that speaks of images: pages and messages are written for these.
 
     Args:
-        text: Prose; what stands between backticks remains.
+        text: Prose; text between backticks remains.
         modalities: Of the inputs; several different ones are "inputs".
+        names: Names of classes, runs and files, which remain.
     """
     kinds = set(modalities)
-    if kinds <= {IMAGE}:
+    if kinds <= {IMAGE} or text in names:
         return text
     singular, plural = ("input", "inputs") if len(kinds) > 1 else (modalities[0].singular, modalities[0].noun)
     article = "n" if singular[0] in "aeiou" else ""
 
     def noun(found: re.Match[str]) -> str:
-        word = plural if found[3] else singular
-        word = word if found[2] == "i" else word[0].upper() + word[1:]
-        return word if found[1] is None else f"{found[1]}{article} {word}"
+        if found["first"] is None:
+            return found[0]
+        word = plural if found["many"] else singular
+        word = word if found["first"] == "i" else word[0].upper() + word[1:]
+        return word if found["article"] is None else f"{found['article']}{article} {word}"
 
+    pattern = _words(frozenset(names))
     parts = text.split("`")
-    parts[::2] = [_IMAGE_WORD.sub(noun, part) for part in parts[::2]]
+    parts[::2] = [pattern.sub(noun, part) for part in parts[::2]]
     return "`".join(parts)
 
 

@@ -359,7 +359,8 @@ def others(subjects: Sequence[Subject]) -> list[Section]:
         return []
     table = Table(
         "other_evaluations",
-        "The same weights on other splits, on other images, or over several views of each image. Runs: "
+        "The same weights on other splits, on other images, over several views of each image, or rotated once at "
+        "random. Runs: "
         + ", ".join(dict.fromkeys(subject.label for subject in there)) + ".",
         pd.DataFrame(rows),
         [who(subjects), Column("on", "evaluated on", "text"), Column("augmentation", "views", "text"),

@@ -153,6 +153,7 @@ def write_report(
         "page.html.j2",
         {"runs": details, "facts": _facts(loaded)},
         inputs=[run.modality for run in runs],
+        names=[name for run in runs for name in run.own_names],
     )
 
 

@@ -38,7 +38,8 @@ def players(label: str, evaluation: Evaluation, opened: OpenedRuns, out: Path) -
         return section
     wrong = sum(not one.correct for one in found)
     section.words = [
-        f"Each clip beside {' and '.join(methods)}; those that explain a class explain the predicted one. Colour runs "
+        f"Each clip beside {' and '.join(methods)}; those that explain a class explain the predicted one. "
+        "Predictions average the views of the evaluation; the clip and its maps are those of the middle. Colour runs "
         "from the smallest to the largest value of the clip. A plausible map need not be faithful.",
         "The most confident incorrect predictions come first." if wrong else "No prediction is incorrect.",
     ]
@@ -49,7 +50,8 @@ def players(label: str, evaluation: Evaluation, opened: OpenedRuns, out: Path) -
 
 def _player(name: str, one: Animated, methods: list[str], out: Path) -> Picture:
     verdict = "correct" if one.correct else "incorrect"
-    picture = Picture(name, one.told, f"{one.told}. {one.key}", f"{verdict}: clip beside {', '.join(methods)}")
+    alt = f"{verdict}: clip beside {', '.join(methods)}"
+    picture = Picture(name, one.prediction, f"{one.prediction}. {one.key}", alt)
     frames, rate = one.frames, SLOW
     while True:
         files = write_animation(frames, beside(out, "figures") / name, rate)

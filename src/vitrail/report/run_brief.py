@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vitrail.data.augment.test_time import TURNED
 from vitrail.errors import plural
 from vitrail.evaluate.run import OTHER
 from vitrail.report.brief import Answer, lie, listed, per_hundred, per_hundred_between
@@ -295,6 +296,8 @@ def _unreadable(facts: RunFacts) -> str:
 def _views(facts: RunFacts) -> str:
     if facts.views == "none":
         return ""
+    if facts.views in TURNED:
+        return f"Each image was rotated once at random ({facts.views}); another rotation may give another class."
     return f"The result averages several views of each image ({facts.views}); a prediction of one view may be worse."
 
 

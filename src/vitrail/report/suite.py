@@ -92,8 +92,10 @@ def write_suite_report(
     evaluated = (subjects[0].parts[0].metrics.get("data") or {}) if subjects else {}
     data = str(evaluated.get("path") or evaluated.get("source") or "")
     brief = suite_brief(facts, results, summary, pairs, data)
-    inputs = [part.run.modality for subject in subjects for part in subject.parts]
-    return write_page(out, facts["title"], brief, sections, "suite.html.j2", more, folder.read_text(), inputs)
+    runs = [part.run for subject in subjects for part in subject.parts]
+    inputs = [run.modality for run in runs]
+    names = [*(variant["name"] for variant in facts["variants"]), *(name for run in runs for name in run.own_names)]
+    return write_page(out, facts["title"], brief, sections, "suite.html.j2", more, folder.read_text(), inputs, names)
 
 
 def _subjects(results: pd.DataFrame) -> list[Subject]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def write_page(
     more: Mapping[str, Any],
     lead: str = "",
     inputs: Sequence[Modality] = (),
+    names: Collection[str] = (),
 ) -> Path:
     """Write a page and all that lies beside it.
 
@@ -66,17 +67,20 @@ def write_page(
         more: What else the template needs.
         lead: Markdown, title included, of what the template says besides the sections.
         inputs: What the inputs of the runs are: prose of images is reworded.
+        names: Names of runs, variants and classes, which remain.
 
     Returns:
         ``out``.
     """
     check_page(out)
 
-    def say(text: str) -> str:
-        return reword(text, *inputs)
+    names = frozenset(names)
 
-    brief = [Answer(say(answer.question), list(map(say, answer.lines))) for answer in brief]
-    sections = [_reworded(section, say) for section in sections]
+    def name_inputs(text: str) -> str:
+        return reword(text, *inputs, names=names)
+
+    brief = [Answer(name_inputs(answer.question), list(map(name_inputs, answer.lines))) for answer in brief]
+    sections = [_reworded(section, name_inputs) for section in sections]
     finished: dict[int, list[Picture]] = {}
     for section in sections:
         finished[id(section)] = [finish_picture(p, figure, beside(out, "figures")) for p, figure in section.shown]
@@ -94,32 +98,32 @@ def write_page(
     ]
     text = _markdown(out, title, brief, sections, lead)
     facts = ", ".join(fact["name"] for fact in more.get("facts", ()))
-    words = {word: say(told) for word, told in terms_in(f"{text} {facts}").items()}
+    words = {word: name_inputs(told) for word, told in terms_in(f"{text} {facts}").items()}
     after = (*more.get("after", (("runs", "Runs"),)), *((("words", "Words"),) if words else ()))
-    more = {**more, "facts": [{key: say(text) for key, text in fact.items()} for fact in more.get("facts", ())]}
+    more = {**more, "facts": [{key: name_inputs(text) for key, text in fact.items()} for fact in more.get("facts", ())]}
     given = {"before": (), "facts": (), **more, "after": after, "brief": brief, "words": words, "sections": shown}
     write_text(out, render(template, title, **given))
     write_text(out.with_suffix(".md"), _finished(text, words, more.get("runs", ())))
     return out
 
 
-def _reworded(section: Section, say: Callable[[str], str]) -> Section:
+def _reworded(section: Section, name_inputs: Callable[[str], str]) -> Section:
     """Reword the prose of a section; cells of tables, which hold names of files and classes, remain."""
     for picture, figure in section.shown:
         for name in ("title", "caption", "alt", "problem"):
-            setattr(picture, name, say(getattr(picture, name)))
+            setattr(picture, name, name_inputs(getattr(picture, name)))
         for text in () if figure is None else figure.findobj(Text):
             assert isinstance(text, Text)
-            text.set_text(say(text.get_text()))
+            text.set_text(name_inputs(text.get_text()))
     tables = [
         dataclasses.replace(
             table,
-            caption=say(table.caption),
-            columns=[dataclasses.replace(column, heading=say(column.heading)) for column in table.columns],
+            caption=name_inputs(table.caption),
+            columns=[dataclasses.replace(column, heading=name_inputs(column.heading)) for column in table.columns],
         )
         for table in section.tables
     ]
-    return Section(say(section.title), list(map(say, section.words)), section.shown, tables)
+    return Section(name_inputs(section.title), list(map(name_inputs, section.words)), section.shown, tables)
 
 
 def _finished(text: str, words: Mapping[str, str], runs: Sequence[Mapping[str, Any]]) -> str:

@@ -107,9 +107,15 @@ class RunFolder:
         streams = self.read_json(self.card).get("streams") if self.card.is_file() else None
         return MODALITIES.get(next(iter(streams or {}), IMAGE.name), IMAGE)
 
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Its name, its path and its classes: what texts about it quote."""
+        classes = self.read_json(self.card).get("classes") if self.card.is_file() else None
+        return self.name, str(self), *(classes or ())
+
     def reword(self, text: str) -> str:
         """Name its inputs by what they are in a text that speaks of images."""
-        return reword(text, self.modality)
+        return reword(text, self.modality, names=self.own_names)
 
     @classmethod
     def create(cls, path: str | Path, *, overwrite: bool = False) -> RunFolder:

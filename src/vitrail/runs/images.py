@@ -17,7 +17,6 @@ from vitrail.data.sources import ImageSource
 from vitrail.data.sources.base import WrappedSource
 from vitrail.errors import ConfigError, DataError, RunError
 from vitrail.files import replacing
-from vitrail.models.modality import reword
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.trained import ModelCard
 
@@ -176,7 +175,7 @@ def open_images(
     known = read_image_record(run)
     images = open_prepared(card, data, split=not moved, known=known, size=size)
     opened = _by_names(run, images, moved) if known is None else _by_contents(run, images, moved)
-    return dataclasses.replace(opened, lines=tuple(reword(line, card.modality) for line in opened.lines))
+    return dataclasses.replace(opened, lines=tuple(map(run.reword, opened.lines)))
 
 
 def _by_contents(run: RunFolder, images: ImageData, moved: bool) -> RunImages:

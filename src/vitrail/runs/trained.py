@@ -17,7 +17,7 @@ from vitrail.config.data import DataConfig
 from vitrail.config.typed import as_tuples
 from vitrail.data.augment.test_time import TURNED, tta_views
 from vitrail.data.normalization import NormalizeStreams
-from vitrail.data.points.rotations import turn_clouds
+from vitrail.data.points.rotations import rotate_clouds
 from vitrail.data.sources.edges import edges
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models.base import VisionModel
@@ -188,7 +188,7 @@ class TrainedModel:
         batch = self.normalize.by_name(batch)
         if tta in TURNED:
             numbers = batch.get("index", torch.arange(len(batch["points"])))
-            batch = {**batch, "points": turn_clouds(batch["points"], numbers.tolist(), tta)}
+            batch = {**batch, "points": rotate_clouds(batch["points"], numbers.tolist(), tta)}
         inputs = self.inputs(batch)
         outputs = [self._forward(*(view(x) for x in inputs)) for view in views]
         embedding = torch.stack([embedding for _, embedding in outputs]).mean(dim=0)

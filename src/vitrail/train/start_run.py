@@ -71,19 +71,19 @@ def finish_run(run: RunFolder) -> None:
 
 def _report_images(recipe: Recipe, run: RunFolder, data: ImageData, resume: bool) -> None:
     """Print facts about the splits, and list the unreadable files."""
-    modality = MODALITIES[data.source.first]
+    modality, names = MODALITIES[data.source.first], (str(run), *data.source.classes)
     for split in ("val", "test"):
         if split in data.splits and (
             line := describe_pretraining_images(
                 count_pretraining_images(run, data, split), len(data.splits[split]), split
             )
         ):
-            print(f"warning: {reword(line, modality)}", file=sys.stderr)
+            print(f"warning: {reword(line, modality, names=names)}", file=sys.stderr)
     # A resumed run has reported copies and warm-up.
     warmup = describe_warmup(recipe.trainer)
     of_start = [] if resume else [*describe_copies(data, shlex.quote(str(run.recipe))), *([warmup] if warmup else [])]
     for line in [*describe_split(data), *describe_steps(data), *of_start]:
-        print(reword(line, modality), file=sys.stderr)
+        print(reword(line, modality, names=names), file=sys.stderr)
     if data.source.left_out:
         run.write_unreadable(data.source.left_out)
         print(

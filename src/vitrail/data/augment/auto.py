@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.axes import as_rows, beside
+from vitrail.data.augment.axes import as_rows, expand_like
 from vitrail.data.augment.color import GRAY, apply_color_matrices, saturation_matrices
 from vitrail.data.augment.geometry import affine_matrices
 
@@ -144,12 +144,12 @@ def _equalize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
 
 
 def _posterize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
-    step = 2.0 ** beside((strength.abs() * most.bits).round(), x)
+    step = 2.0 ** expand_like((strength.abs() * most.bits).round(), x)
     return ((x * 255).round() / step).floor() * step / 255
 
 
 def _solarize(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
-    return torch.where(x >= 1 - beside(strength.abs(), x), 1 - x, x)
+    return torch.where(x >= 1 - expand_like(strength.abs(), x), 1 - x, x)
 
 
 def _color(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
@@ -163,7 +163,7 @@ def _contrast(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
 
 
 def _brightness(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
-    return (x * beside(1 + strength * most.change, x)).clamp_(0.0, 1.0)
+    return (x * expand_like(1 + strength * most.change, x)).clamp_(0.0, 1.0)
 
 
 def _sharpness(x: Tensor, strength: Tensor, most: MaxStrength) -> Tensor:
@@ -184,7 +184,7 @@ def sharpen(x: Tensor, factor: Tensor) -> Tensor:
     rows = (x[..., :-2, :] + x[..., 1:-1, :]).add_(x[..., 2:, :])
     total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
     smooth[..., 1:-1, 1:-1] = total.add_(x[..., 1:-1, 1:-1], alpha=4).div_(13)
-    return torch.lerp(smooth, x, beside(factor, x)).clamp_(0.0, 1.0)
+    return torch.lerp(smooth, x, expand_like(factor, x)).clamp_(0.0, 1.0)
 
 
 _COLOR_OPERATIONS: dict[str, Callable[[Tensor, Tensor, MaxStrength], Tensor]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def beside(values: Tensor, x: Tensor) -> Tensor:
+def expand_like(values: Tensor, x: Tensor) -> Tensor:
     """Append axes of length 1 to values of each input, ``(B, ...)``, so that they broadcast over the batch."""
     return values.to(x).view(*values.shape, *[1] * (x.ndim - values.ndim))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.axes import as_channels, beside
+from vitrail.data.augment.axes import as_channels, expand_like
 from vitrail.data.augment.random_numbers import bernoulli, uniform
 
 
@@ -83,7 +83,7 @@ def drop_bands(streams: dict[str, Tensor], probability: float, fill: dict[str, T
         dropped = order < probability
         # The one that would have gone last stays.
         dropped.scatter_(1, order.argmax(dim=1, keepdim=True), False)
-        result[name] = torch.where(beside(dropped, x) > 0, fill[name], x)
+        result[name] = torch.where(expand_like(dropped, x) > 0, fill[name], x)
     return result
 
 
@@ -94,6 +94,6 @@ def drop_streams(streams: dict[str, Tensor], probability: float, fill: dict[str,
     count = len(next(iter(streams.values())))
     chosen = torch.where(bernoulli(probability, count), torch.randint(len(streams), (count,)), -1)
     return {
-        name: torch.where(beside(chosen == number, x) > 0, fill[name], x)
+        name: torch.where(expand_like(chosen == number, x) > 0, fill[name], x)
         for number, (name, x) in enumerate(streams.items())
     }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.config.augment import AugmentSettings
-from vitrail.data.augment.axes import beside
+from vitrail.data.augment.axes import expand_like
 from vitrail.data.augment.erasing import box_mask
 from vitrail.data.augment.random_numbers import bernoulli, beta
 
@@ -57,7 +57,7 @@ class Mixing(nn.Module):
         result = {}
         for name, x in streams.items():
             other = x[partner]
-            mixed = torch.lerp(other, x, beside(kept, x)) if settings.mixup else x
+            mixed = torch.lerp(other, x, expand_like(kept, x)) if settings.mixup else x
             result[name] = torch.where(box_mask(boxes, x), other, mixed) if settings.cutmix else mixed
         first = next(iter(streams.values()))
         # The remaining share is counted in pixels: the rectangle may lie partly outside, and pixels are whole.

@@ -45,7 +45,7 @@ def rotate(points: Tensor, rotations: Tensor) -> Tensor:
     return points @ rotations.to(points).transpose(1, 2)
 
 
-def turn_clouds(points: Tensor, numbers: Iterable[int], turn: str, seed: int = 0) -> Tensor:
+def rotate_clouds(points: Tensor, numbers: Iterable[int], turn: str, seed: int = 0) -> Tensor:
     """Turn clouds, each by the rotation of its number, whatever batch it is in.
 
     Args:
