@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.report.test_measured import _make
-from vitrail.engines.load import RECORD_FILE, sealed
+from vitrail.engines.load import FORMAT, RECORD_FILE, sealed
 from vitrail.errors import RunError
 from vitrail.report.evaluated import Subject
 from vitrail.report.export import exports
@@ -29,7 +29,7 @@ def _candidate(name, speed, chosen, **verdict):
 
 
 RECORD = {
-    "format": 1,
+    "format": FORMAT,
     "engine": "openvino",
     "precision": "fp32",
     "weights": None,

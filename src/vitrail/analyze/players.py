@@ -62,16 +62,16 @@ def animate_examples(
     chosen = _choose(evaluation)
     indices = indices_of(data.source, list(chosen["path"]))
     found = []
-    for index, row in zip(indices, chosen.itertuples(index=False), strict=True):
+    for index, row in zip(indices, chosen.to_dict("records"), strict=True):
         # Of the class that all views of the clip predict together, which the clip in the middle need not.
-        target = int(np.argmax(row.logits))
+        target = int(np.argmax(row["logits"]))
         (one,) = explain_images(trained, data, [index], {name: {} for name in methods}, target=target)
         assert one.frames is not None, "the model takes clips"
-        true, predicted = true_and_predicted(trained, row.target, row.logits)
-        text = f"{predicted} {row.confidence:.0%} " + ("(correct)" if row.correct else f"(true: {true})")
+        true, predicted = true_and_predicted(trained, row["target"], row["logits"])
+        text = f"{predicted} {row['confidence']:.0%} " + ("(correct)" if row["correct"] else f"(true: {true})")
         maps = {name: e.map[one.row].detach().float().cpu().numpy() for name, e in one.explanations.items()}
         animation = panes(one.frames, maps, signed_methods(maps))
-        found.append(Animated(one.key, text, bool(row.correct), animation))
+        found.append(Animated(one.key, text, bool(row["correct"]), animation))
     return found
 
 
