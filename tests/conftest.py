@@ -32,6 +32,35 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_itemcollected(item):
+    """Mark cases as slow: those of ``slow_cases``, those that ``fast_cases`` does not have."""
+    if not hasattr(item, "callspec") or item.get_closest_marker("peers"):
+        return
+    for mark, named_is_slow in (("slow_cases", True), ("fast_cases", False)):
+        found = item.get_closest_marker(mark)
+        if found and (item.callspec.id in found.args) == named_is_slow:
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Refuse names of cases that no longer exist: their tests would change tiers unnoticed."""
+    if any("::" in arg for arg in config.args):
+        return
+    cases, named = {}, {}
+    for item in items:
+        if not hasattr(item, "callspec"):
+            continue
+        test = item.nodeid.partition("[")[0]
+        cases.setdefault(test, set()).add(item.callspec.id)
+        for mark in item.iter_markers():
+            if mark.name in ("slow_cases", "fast_cases"):
+                named.setdefault(test, set()).update(mark.args)
+    unknown = [f"{test}[{case}]" for test, names in named.items() for case in names - cases[test]]
+    if unknown:
+        raise pytest.UsageError("slow_cases and fast_cases name cases that do not exist: " + ", ".join(unknown))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     import torch

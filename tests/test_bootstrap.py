@@ -23,6 +23,7 @@ def _drawn(weights):
     return [np.repeat(np.arange(len(weights)), column.astype(int)) for column in weights.T]
 
 
+@pytest.mark.fast_cases("2")
 @pytest.mark.parametrize("seed", range(5))
 def test_measures_of_resamples_equal_scikit_learns(seed):
     rng = np.random.default_rng(seed)
@@ -51,6 +52,7 @@ def test_measures_of_resamples_equal_scikit_learns(seed):
             assert np.allclose(each[name][:, r], values)
 
 
+@pytest.mark.fast_cases("4")
 @pytest.mark.parametrize("seed", range(6))
 def test_ranks_of_resamples_equal_scikit_learns(seed):
     rng = np.random.default_rng(seed)
@@ -85,6 +87,7 @@ def test_images_are_drawn_as_often_as_they_should():
     assert (weights[[0, 1, 3]].sum(0) == 3).all()
 
 
+@pytest.mark.fast_cases("60-0.7")
 @pytest.mark.parametrize(("n", "share"), [(60, 0.7), (300, 0.9)])
 def test_a_95_percent_interval_covers(n, share):
     rng = np.random.default_rng(n)

@@ -47,6 +47,7 @@ def name_of(path):
     return demo + "/".join(path.parts[-2:])
 
 
+@pytest.mark.fast_cases("demo/digits/swin.yaml")
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipe(path, tmp_path):
     recipe = stand_in(load_run_recipe(path), tmp_path)
@@ -86,6 +87,7 @@ def test_recipe_trains(path, tmp_path):
     assert run.weights.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAIRS, ids=name_of)
 def test_pretraining_and_fine_tuning_in_turn(path, tmp_path):
     """An epoch of each, tiny; at full length the second gains from the first (see the recipes)."""

@@ -24,6 +24,7 @@ def test_they_are_all_there():
     assert all(set(read_yaml(path)["sizes"]) == {"quick", "full"} for path in SUITES)
 
 
+@pytest.mark.fast_cases("spectral_leaves-quick")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("path", SUITES, ids=lambda p: p.stem)
 def test_suite(path, size):

@@ -31,7 +31,8 @@ REPLACED = {
     r"share of the image with smaller values": "rank",
     r"the reader went away": "the pipe was closed",
 }
-PATTERN = re.compile("|".join(rf"(?<![a-z])(?:{words})" for words in REPLACED), re.IGNORECASE)
+# Each on its own and in small letters: a pattern that begins with plain letters is found many times faster.
+PATTERNS = [re.compile(words) for words in REPLACED]
 
 # A key of recorded files, whose names do not change.
 RECORDED = '"several_labels"'
@@ -45,9 +46,18 @@ def _texts():
     yield from (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile"))
 
 
+def _words(text):
+    """Begin and match of each word that is found."""
+    text = text.lower()
+    for pattern in PATTERNS:
+        for match in pattern.finditer(text):
+            if not text[: match.start()][-1:].isalpha():
+                yield match.start(), match.group()
+
+
 def _found(path):
-    lines = path.read_text(encoding="utf-8").replace(RECORDED, "").splitlines()
-    return [(number, match.group()) for number, line in enumerate(lines, 1) for match in PATTERN.finditer(line)]
+    text = path.read_text(encoding="utf-8").replace(RECORDED, "")
+    return [(text.count("\n", 0, start) + 1, word) for start, word in sorted(_words(text))]
 
 
 def test_texts_use_the_words_of_the_field():
@@ -58,9 +68,9 @@ def test_texts_use_the_words_of_the_field():
 
 @pytest.mark.parametrize("text", ["a perceptron", "settle_labels", "Carrier(", "several_labels", "drawn anew."])
 def test_replaced_words_are_found(text):
-    assert PATTERN.search(text)
+    assert list(_words(text))
 
 
 @pytest.mark.parametrize("text", ["renewed", "canewood", "an unsettled matter", "carry the weight", "a new image"])
 def test_other_words_are_not_found(text):
-    assert not PATTERN.search(text)
+    assert not list(_words(text))

@@ -1,4 +1,6 @@
-"""Figures that are laid out and not drawn, for tests that read what stands around them."""
+"""Figures that are laid out and not drawn, and short t-SNE, for tests that read what stands around them."""
+
+import functools
 
 import pytest
 from PIL import Image
@@ -16,6 +18,9 @@ def _blank(figure, targets, dpi, tight=False):
 
 @pytest.fixture(autouse=True)
 def _undrawn(request, monkeypatch):
-    """Drawing takes most of a report's time; a test that is marked ``drawn`` has the real figures."""
+    """Drawing takes most of a report's time; a test that is marked ``drawn`` has the real ones."""
     if request.node.get_closest_marker("drawn") is None:
+        import sklearn.manifold
+
         monkeypatch.setattr("vitrail.figures.write.save_figure", _blank)
+        monkeypatch.setattr("sklearn.manifold.TSNE", functools.partial(sklearn.manifold.TSNE, max_iter=250))

@@ -154,6 +154,7 @@ def test_two_streams(two_streams, tmp_path, capsys):
     assert len(_content(tmp_path / "q")["images"]) == 1
 
 
+@pytest.mark.slow_cases("words9-2-it fits no model")
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -14,8 +14,6 @@ from vitrail.data.images import read_image
 from vitrail.explain import all_features, attention_distances, cka_matrix, position_similarities
 from vitrail.runs import load_trained
 
-pytestmark = pytest.mark.usefixtures("_undrawn")
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
@@ -88,6 +86,7 @@ def test_two_runs_and_the_report(runs, images, capsys):
     assert "](<structure/cka_y.png>)" in text
 
 
+@pytest.mark.slow_cases("words1-has no relative positions; .* structures of this model: projection_")
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -79,6 +79,7 @@ def test_the_page_needs_no_network(runs):
         assert {content["told"][n]["label"] for n in trace["customdata"]} <= {trace["name"]}
 
 
+@pytest.mark.fast_cases("embedding")
 @pytest.mark.parametrize("layer", ["embedding", "blocks.0"])
 def test_what_is_computed_is_what_was_stored(runs, tmp_path, layer):
     """Without an evaluation's embeddings they are computed; a level is the mean over its positions."""
@@ -96,6 +97,7 @@ def test_what_is_computed_is_what_was_stored(runs, tmp_path, layer):
     assert np.allclose(projected, np.abs(places[["x", "y"]]), atol=1e-4) == (layer == "embedding")
 
 
+@pytest.mark.fast_cases("vit")
 @pytest.mark.parametrize("name", ["vit", "swin", "maxvit", "hvt"])
 def test_layers_of_every_family(name):
     model = vitrail.create_model(name, **list_families()[name].test_config).eval()

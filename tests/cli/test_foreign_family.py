@@ -78,6 +78,7 @@ def test_is_listed_from_a_cache(folder, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_evaluate_and_inspect(run, capsys):
     assert main(["evaluate", str(run), "--device", "cpu"]) == 0
     assert main(["inspect", str(run), "--no-time"]) == 0
@@ -88,6 +89,7 @@ def test_evaluate_and_inspect(run, capsys):
 DECLARED = ("rollout", "gradient_rollout", "attribution", "attention", "gradcam", "tokens")
 
 
+@pytest.mark.fast_cases("tokens")
 @pytest.mark.parametrize("method", fast_first(sorted(list_methods(), key=lambda m: m not in DECLARED), len(DECLARED)))
 def test_explain(run, tmp_path, capsys, method):
     arguments = ["explain", str(run), "--method", method, "--out", str(tmp_path / "out"), "--number", "1"]
@@ -100,6 +102,7 @@ def test_explain(run, tmp_path, capsys, method):
         assert list((tmp_path / "out" / "maps").iterdir())
 
 
+@pytest.mark.fast_cases("mae")
 @pytest.mark.parametrize("task", ["simmim", "simclr", "mae"])
 def test_pretrain(folder, tmp_path, capsys, task):
     arguments = ["pretrain", "--task.name", task, *DATA, "--model.name", "pvt", *SETTINGS, *QUICK]

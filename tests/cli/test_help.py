@@ -53,6 +53,7 @@ def test_settings_are_grouped_by_what_they_configure(capsys, monkeypatch):
         assert set(found) == {section}
 
 
+@pytest.mark.fast_cases("train")
 @pytest.mark.parametrize("verb", ["train", "pretrain"])
 def test_the_first_settings_and_the_groups_fit_on_a_screen(capsys, monkeypatch, verb):
     text = _help(capsys, monkeypatch, [verb])
@@ -88,6 +89,7 @@ def test_both_spellings_print_the_recipe(capsys, spelling):
     assert capsys.readouterr().out.startswith("data:\n")
 
 
+@pytest.mark.fast_cases("-torch")
 @pytest.mark.parametrize(
     ("words", "absent"),
     [

@@ -135,6 +135,37 @@ def _known_peak(monkeypatch):
     monkeypatch.setattr("vitrail.bench.side_by_side.matrix_peak", lambda device, precision: 1e9)
 
 
+@pytest.mark.slow_cases(
+    "points-bench MODEL SET --rounds 1 --no-memory --batch 2 --mode train",
+    "points-bench run --rounds 1 --no-memory --batch 2",
+    "points-data audit DATA",
+    "points-evaluate run --resamples 100 --attacks",
+    "points-evaluate run --resamples 100 --ood inputs",
+    "points-explain run --out explained",
+    "points-explain run --structure all --out structure --split train",
+    "points-features run --layout pca --split train",
+    "points-inspect run",
+    "points-inspect run --diagram run.svg",
+    "points-inspect run --spectral FILE",
+    "points-predict run FILE",
+    "points-predict run inputs",
+    "points-pretrain DATA --task.name mae --task.mask_ratio 0.5 --run.dir pretrained",
+    "video-bench MODEL SET --rounds 1 --no-memory --batch 2 --mode train",
+    "video-data audit --run run",
+    "video-data audit DATA",
+    "video-data split DATA",
+    "video-evaluate run --resamples 100 --corruptions",
+    "video-evaluate run --resamples 100 --missing",
+    "video-evaluate run --resamples 100 --rotations",
+    "video-evaluate run --resamples 100 --tta crops",
+    "video-evaluate run --resamples 100 --tta mirror",
+    "video-evaluate run --resamples 100 --tta turns",
+    "video-explain run --out explained",
+    "video-inspect run",
+    "video-pretrain DATA --task.name mae --task.mask_ratio 0.5 --run.dir pretrained",
+    "video-train DATA --run.dir run --resume",
+    "video-weights run",
+)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_works_or_is_refused_in_one_line(place, command, monkeypatch):
     monkeypatch.chdir(place.root)
@@ -153,6 +184,7 @@ def test_works_or_is_refused_in_one_line(place, command, monkeypatch):
     assert end in lines[0]
 
 
+@pytest.mark.fast_cases("video")
 def test_methods_explain_or_state_the_reason(place, monkeypatch):
     from vitrail.explain.methods.registry import METHODS
     from vitrail.runs import load_trained

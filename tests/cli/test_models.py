@@ -102,6 +102,7 @@ def test_wrong_usage(capsys, argv, message):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.fast_cases("argv0")
 @pytest.mark.parametrize("argv", [["--help"], ["models", "vit_tiny_patch16_224"]])
 def test_torch_is_not_imported(argv):
     code = (

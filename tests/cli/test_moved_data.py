@@ -69,6 +69,7 @@ def _metrics(run):
     return json.loads((run / "evaluation" / "metrics.json").read_text())
 
 
+@pytest.mark.fast_cases("in a table")
 @pytest.mark.parametrize("how", ["renamed", "in a table"])
 def test_the_same_images_elsewhere_give_the_same_measures(trained, moved, capsys, how):
     own = _metrics(trained / "r")
@@ -204,6 +205,7 @@ def test_a_run_that_recorded_no_contents_goes_by_names(trained, moved, capsys):
     assert "which of these it was trained on is not known" in output
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_images_that_moved_as_if_they_had_not(trained, moved, capsys):
     _rename(moved / "there")
     shutil.copytree(trained / "r", moved / "straight")

@@ -137,6 +137,7 @@ def _check(run, tmp_path, capsys, faults, fault):
             assert not _strange(line.replace(str(tmp_path), ""), allowed), (verb, line)
 
 
+@pytest.mark.fast_cases("deep_tiff", "five_bands", "nothing", "strip")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_remedies_for_pictures(run, tmp_path, capsys, fault):
     _check(run, tmp_path, capsys, FAULTS, fault)
@@ -146,6 +147,7 @@ def test_remedies_for_pictures(run, tmp_path, capsys, fault):
 OF_THE_RANGE = {"other_type", "signed", "not_finite", "large_values", "dark"}
 
 
+@pytest.mark.fast_cases("stated-four_bands")
 @pytest.mark.parametrize(
     ("raster_run", "fault"),
     [("stated", fault) for fault in RASTERS] + [("from the type", fault) for fault in RASTERS if fault in OF_THE_RANGE],

@@ -253,6 +253,7 @@ def test_demo(models, tmp_path, capsys):
         assert card["streams"]["spectral"]["bands"] == ["edge_x", "edge_y"]
 
 
+@pytest.mark.fast_cases("vit", "vit_token_learner")
 @pytest.mark.parametrize("name", demo_models())
 def test_every_model_of_the_demo_can_be_built(name):
     recipe = make_recipe(demo_recipe(name))
@@ -283,6 +284,7 @@ def test_print_config_and_help(capsys):
         assert stop.value.code == 0
 
 
+@pytest.mark.slow_cases("words7-needs data.path")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -401,6 +403,7 @@ def test_predict_loses_nothing(capsys, run, images, tmp_path):
     assert picture.read_bytes() == before
 
 
+@pytest.mark.slow_cases("model.safetensors-half-truncated or foreign")
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -158,6 +158,7 @@ def start(tmp_path):
     return model, vitrail.save_pretrained(model, tmp_path / "start")
 
 
+@pytest.mark.slow
 def test_training_starts_from_weights_with_a_new_head(images, start, tmp_path, capsys):
     model, folder = start
     data = ("--data.source", "folder", "--data.path", images)

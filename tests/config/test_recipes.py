@@ -70,7 +70,7 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(RECIPES)
 def test_what_is_written_is_read_back(content):
     recipe = load(content)
@@ -113,6 +113,7 @@ def test_an_option_overrides_the_file(epochs, rate, joined):
     assert recipe.trainer.learning_rate == rate
 
 
+@pytest.mark.slow_cases("text17-is not YAML")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -179,6 +180,7 @@ def test_nested_settings_by_option():
     assert recipe.model.settings["token_learner"].fuse
 
 
+@pytest.mark.fast_cases("1e3", "2024-13-45", "[a", "null")
 @pytest.mark.parametrize(
     "name",
     [
@@ -215,7 +217,7 @@ STRANGE = (
 WORDS = st.text(max_size=12) | st.sampled_from(STRANGE)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=2, deadline=None)
 @example("~", STRANGE)
 @given(WORDS, st.lists(WORDS.filter(bool), min_size=1, max_size=4, unique=True))
 def test_any_text_survives_being_written(text, names):
@@ -227,7 +229,7 @@ def test_any_text_survives_being_written(text, names):
     assert load(yaml.safe_load(written)) == recipe
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(WORDS, st.booleans())
 def test_the_command_line_takes_texts_as_they_are_written(word, joined):
     if word == "null" or (word.startswith("--") and not joined):
@@ -308,6 +310,7 @@ def test_mappings_merge_key_by_key():
     assert load(learner, "--model.token_learner", "null").model.settings["token_learner"] is None
 
 
+@pytest.mark.fast_cases("data-spectral.path", "model-weights", "run-dir")
 @pytest.mark.parametrize(
     ("part", "name"),
     [("run", "dir"), ("data", "path"), ("data", "spectral.path"), ("data", "values.statistics"),

@@ -61,6 +61,7 @@ def opened(root, form, names=None, **settings):
 ORDERS = ((0, 1, 2), (2, 0, 1))
 
 
+@pytest.mark.fast_cases("below-order4", "cytometry-order5")
 @pytest.mark.parametrize(
     ("form", "order"), [(form, ORDERS[i % 2]) for i, form in enumerate(FORMS)] + [("cytometry", ORDERS[1])]
 )
@@ -187,6 +188,7 @@ def test_settings_that_do_not_fit(tmp_path):
             )
 
 
+@pytest.mark.fast_cases("cytometry")
 @pytest.mark.parametrize("form", ["cytometry", "micasense", "sentinel", "folders"])
 def test_the_proposed_setting_stacks_what_is_recognised(tmp_path, form, capsys):
     write(tmp_path, form)

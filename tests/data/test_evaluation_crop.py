@@ -35,6 +35,7 @@ def _config(source, folder, **settings):
     return data_config(source=source, batch_size=4, **settings)
 
 
+@pytest.mark.slow_cases("0.7-size1-folder", "0.875-size0-folder", "0.875-size0-parquet")
 @pytest.mark.parametrize("source", ["folder", "parquet", "arrays", "digits", "synthetic_leaves"])
 @pytest.mark.parametrize(("crop_pct", "size"), [(0.875, (16, 16)), (0.7, (13, 18))])
 def test_evaluation_sees_the_centre_and_training_all(tmp_path, source, crop_pct, size):

@@ -103,6 +103,7 @@ def test_masks_beside_their_images_are_named(mark):
     assert describe_families([f"masked/no_mask_{i}.png" for i in range(8)], {"train": range(8)}) == []
 
 
+@pytest.mark.fast_cases("chain")
 @pytest.mark.parametrize("kind", ["keras", "roboflow", "chain", "before"])
 def test_the_leak_is_gone_with_the_proposed_group(tmp_path, capsys, kind):
     rng = random.Random(3)

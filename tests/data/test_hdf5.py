@@ -22,6 +22,7 @@ def images():
     return rng.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8), np.arange(40) % 2
 
 
+@pytest.mark.slow_cases("-.hdf5")
 @pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
 @pytest.mark.parametrize("prefix", ["", "/"])
 def test_data_sets_by_their_paths(tmp_path, images, suffix, prefix):
@@ -103,6 +104,7 @@ def test_arrays_of_matlab_have_the_shape_that_they_have_in_matlab(tmp_path):
     assert arrays["n"].tolist() == [[3.0]]
 
 
+@pytest.mark.fast_cases("False")
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_scene_of_matlab_is_that_of_an_older_file(tmp_path, flat):
     import scipy.io

@@ -85,6 +85,7 @@ def _arrays(path, order):
     np.savez(path, images=images[order], labels=labels[order])
 
 
+@pytest.mark.slow_cases("folder")
 @pytest.mark.parametrize("kind", ["folder", "parquet", "arrays", "scene"])
 def test_data_of_every_kind_that_moved_keeps_its_split(tmp_path, kind):
     rng = np.random.default_rng(1)

@@ -39,6 +39,7 @@ def distance(found, wanted):
     return float((found.int() - wanted.int()).abs().float().mean())
 
 
+@pytest.mark.fast_cases("target1-crop")
 @pytest.mark.parametrize("how", ["crop", "squash"])
 @pytest.mark.parametrize("target", [(40, 40), (32, 56), (49, 31)])
 def test_pixels_are_those_of_a_full_decoding(tmp_path, target, how):

@@ -196,6 +196,7 @@ def test_a_class_without_an_image_that_can_be_read_is_named(tmp_path):
         folder(tmp_path, errors__on_unreadable="skip")
 
 
+@pytest.mark.fast_cases(".tif")
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_one_remedy_for_a_whole_set_of_gray_images(tmp_path, suffix):
     for name in ("a", "b"):

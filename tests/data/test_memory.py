@@ -12,6 +12,7 @@ from vitrail.data import open_data
 from vitrail.data.sources.memory import InMemory
 
 
+@pytest.mark.fast_cases("1")
 @pytest.mark.parametrize("seed", range(3))
 def test_kept_images_are_the_same_and_read_once(tmp_path, seed, monkeypatch):
     make_folder(tmp_path, per_class=5, seed=seed)
@@ -55,6 +56,7 @@ def test_eight_and_sixteen_bits_in_one_set(tmp_path):
                 assert np.allclose(x.permute(1, 2, 0), wanted, atol=1e-6)
 
 
+@pytest.mark.fast_cases("0")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_are_floats_from_any_number_of_workers(tmp_path, workers):
     make_folder(tmp_path, per_class=4)

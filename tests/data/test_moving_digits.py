@@ -22,6 +22,7 @@ def _centres(clips):
     return torch.stack([rows, columns], dim=2)
 
 
+@pytest.mark.slow_cases("size1-5")
 @pytest.mark.parametrize(("size", "frames"), [((24, 24), 8), ((32, 48), 5), ((17, 17), 2)])
 def test_digits_move_in_the_direction_of_their_class(size, frames):
     source = MovingDigitsSource((frames, *size))

@@ -70,6 +70,7 @@ def small(images):
     return thumbnails(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255)
 
 
+@pytest.mark.fast_cases("0-brighter")
 @pytest.mark.parametrize("change", [turned, recompressed, cropped, scaled, brighter])
 @pytest.mark.parametrize("seed", fast_first(range(2), 1))
 def test_copies_are_found_and_nothing_else(change, seed):
@@ -80,6 +81,7 @@ def test_copies_are_found_and_nothing_else(change, seed):
     assert {(copy.first, copy.second) for copy in found.copies} == {(i, 30 + i) for i in range(20)}
 
 
+@pytest.mark.fast_cases("8")
 @pytest.mark.parametrize("size", [8, 40])
 def test_digits_of_any_size_are_no_copies_of_each_other(size):
     """Scikit-learn's digits are 8 x 8; enlarged, they have no more detail."""
@@ -178,6 +180,7 @@ def test_images_without_contrast_have_no_copies():
     assert find_copies(np.zeros((0, 32, 32), dtype=np.uint8)).copies == []
 
 
+@pytest.mark.fast_cases("recompressed")
 @pytest.mark.parametrize("change", [turned, recompressed, scaled, brighter])
 def test_the_quick_search_finds_copies_across_splits(change):
     rng = np.random.default_rng(1)
@@ -213,6 +216,7 @@ def rows_of_a_crop(seed, tiles=150, fields=12, side=48, noise=0.06, turned=True)
     return np.stack([thumbnail_of_stored(image, None) for image in images])
 
 
+@pytest.mark.fast_cases("1-64-0.1-True")
 @pytest.mark.parametrize(
     ("seed", "side", "noise", "turned"),
     fast_first([(0, 48, 0.06, False), (1, 64, 0.1, True), (2, 96, 0.2, False)], 2),

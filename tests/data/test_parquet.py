@@ -49,6 +49,7 @@ def opened(path, size=(9, 11), **settings):
     return open_data(data_config(source="parquet", path=str(path), **settings), size)
 
 
+@pytest.mark.fast_cases("True-False", "True-True")
 @pytest.mark.parametrize("struct", [True, False])
 @pytest.mark.parametrize("kept", [True, False])
 def test_images_and_labels_belong_together(tmp_path, monkeypatch, struct, kept):

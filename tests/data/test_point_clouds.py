@@ -82,6 +82,7 @@ def test_off(tmp_path, text):
     assert cloud.faces.tolist() == [[0, 1, 2], [0, 2, 3]]
 
 
+@pytest.mark.slow_cases("ply")
 @pytest.mark.parametrize("ending", ["ply", "obj", "stl"])
 def test_meshes_through_trimesh(tmp_path, ending):
     trimesh = pytest.importorskip("trimesh")

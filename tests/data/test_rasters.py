@@ -66,6 +66,7 @@ SCALES = [
 ]
 
 
+@pytest.mark.fast_cases("float32-2.0-2")
 @pytest.mark.parametrize(("kind", "scale", "top"), SCALES)
 def test_values_are_divided_by_the_stated_number(tmp_path, kind, scale, top):
     arrays = make_rasters(tmp_path, kind)

@@ -37,6 +37,7 @@ def _write(table, path):
     return path
 
 
+@pytest.mark.fast_cases("images.csv")
 @pytest.mark.parametrize("name", ["images.csv", "images.parquet"])
 def test_equals_the_folder(listed, tmp_path, name):
     folder, table = listed

@@ -45,6 +45,7 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.fast_cases("2", "34887", "34892", "50000", "mask", "metadata", "nodata", "sizes")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_one_line_and_can_be_skipped(tmp_path, fault):
     write_classes(tmp_path / "d", lambda c: RNG.integers(0, 99, (2, 16, 16)).astype("uint16"))
@@ -188,6 +189,7 @@ def test_a_raised_limit_admits_what_pillow_alone_would_not(tmp_path, monkeypatch
     assert Image.MAX_IMAGE_PIXELS == 1000
 
 
+@pytest.mark.fast_cases("1-False", "6-True")
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_mask_beside_an_image_takes_its_pixels_out(tmp_path, named, orientation):

@@ -119,6 +119,7 @@ def test_two_files_an_image(tmp_path):
     assert {name: tuple(x.shape) for name, x in streams.items()} == {"image": (2, 2, 8, 8), "spectral": (2, 1, 8, 8)}
 
 
+@pytest.mark.fast_cases("rule0")
 @pytest.mark.parametrize("rule", [{}, {"split": "exact"}, {"split": "grouped"}, {"splitting__fold": 1}])
 def test_a_share_of_the_labels_with_every_rule(tmp_path, rule):
     """Several labels an image: each keeps images, and what is held out stays."""

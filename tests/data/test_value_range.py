@@ -144,6 +144,7 @@ def test_patches_of_a_scene_count_their_own_pixels(tmp_path):
     assert set(tally.pixels.ravel().tolist()) == {25}
 
 
+@pytest.mark.slow_cases("0.0001-0.0")
 @pytest.mark.parametrize(("scale", "offset"), [(0.0001, 0.0), (0.0001, -0.1), ((0.0001, 0.00005), (0.0, 0.2))])
 def test_a_files_own_scale_and_offset_come_first(tmp_path, scale, offset):
     rng = np.random.default_rng(6)
@@ -276,6 +277,7 @@ def test_ranges_for_another_number_of_bands(tmp_path):
             folder(tmp_path / "d", **settings)
 
 
+@pytest.mark.slow_cases("words0", "words4")
 @pytest.mark.parametrize(
     "words",
     [

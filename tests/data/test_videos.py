@@ -139,6 +139,7 @@ def test_tables_that_say_too_little(tmp_path, text, message):
         _open(tmp_path / "clips.csv")
 
 
+@pytest.mark.slow_cases(".mp4-mpeg4")
 @pytest.mark.parametrize(
     ("suffix", "codec"), [(".mp4", "mpeg4"), (".avi", "mpeg4"), (".mkv", "mpeg4"), (".mpg", "mpeg2video")]
 )

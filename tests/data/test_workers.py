@@ -39,6 +39,13 @@ def _raise(error):
     return fault
 
 
+@pytest.mark.fast_cases(
+    "<lambda>-RunError-too many files are open; .*ulimit -n",
+    "fault-DataError-^a.png is no image; replace it$",
+    "fault-DataError-images cannot be read: .*a.png",
+    "fault-RunError-memory ran out in a process that reads images",
+    "fault-RunError-too many files are open; .*ulimit",
+)
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [

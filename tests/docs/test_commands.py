@@ -64,6 +64,17 @@ def check_command(words):
         assert main(["train", *flat, "--print_config", "--debug"]) == 0
 
 
+@pytest.mark.fast_cases(
+    "README.md",
+    "docs/README.md",
+    "docs/attention.md",
+    "docs/extend.md",
+    "docs/figures.md",
+    "docs/glossary.md",
+    "docs/modules.md",
+    "docs/python.md",
+    "docs/weights.md",
+)
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_accepted(page, folder):
     recipes = [block.text for block in snippets(page, "yaml") if "variants:" not in block.text]
@@ -80,6 +91,7 @@ def test_commands_are_accepted(page, folder):
     assert not refused, "\n".join(refused)
 
 
+@pytest.mark.slow_cases("docs/compare.md")
 @pytest.mark.parametrize("page", PAGES)
 def test_recipes_and_suites_are_accepted(page, tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")

@@ -50,6 +50,7 @@ def folder(tmp_path, monkeypatch):
         table.update(content)
 
 
+@pytest.mark.fast_cases("docs/architectures/swin.md")
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_snippets_run(page, folder):
     names = {"__name__": "snippets"}
@@ -106,6 +107,7 @@ def test_comments_are_compared():
     assert read_comment("(B, N): tokens") is None
 
 
+@pytest.mark.slow_cases("docs/architectures/swin.md")
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files_and_headings(page):
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ def _batch(several, count=6):
     return batch, torch.arange(count) % 5
 
 
+@pytest.mark.fast_cases("0.1-;")
 @pytest.mark.parametrize("separator", [None, ";"])
 @pytest.mark.parametrize("epsilon", [1 / 255, 0.1, 0.8])
 def test_attacks_stay_inside_and_raise_the_loss(separator, epsilon):

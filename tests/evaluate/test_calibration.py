@@ -74,6 +74,7 @@ def test_the_error_of_chance_is_what_calibrated_models_show():
     assert most == pytest.approx(np.quantile(errors, 0.95), rel=0.1)
 
 
+@pytest.mark.fast_cases("0.4")
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_temperature_is_recovered(temperature):
     rng = np.random.default_rng(3)
@@ -104,6 +105,7 @@ def test_without_a_mistake_there_is_no_best_temperature():
         fit_temperature(logits[:0], np.zeros(0, np.int64))
 
 
+@pytest.mark.fast_cases("19-0.1-lac", "60-0.2-lac")
 @pytest.mark.parametrize("method", ["lac", "aps"])
 @pytest.mark.parametrize(("n", "alpha"), [(19, 0.1), (60, 0.2)])
 def test_sets_cover_as_often_as_promised(method, n, alpha):

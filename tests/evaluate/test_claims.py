@@ -50,6 +50,7 @@ def _false_claims(rng, seeds, images, repeats):
     return max(rates)
 
 
+@pytest.mark.fast_cases("5-5")
 @pytest.mark.parametrize(("seeds", "images"), [(2, 5), (2, 60), (3, 20), (5, 5)])
 def test_few_seeds_and_few_images_make_few_false_claims(seeds, images):
     assert _false_claims(np.random.default_rng(seeds * images), seeds, images, 500) <= 0.055
@@ -62,6 +63,7 @@ def test_few_seeds_and_few_images_make_few_false_claims_at_length(seeds, images)
     assert _false_claims(np.random.default_rng(seeds * images), seeds, images, 3000) <= 0.045
 
 
+@pytest.mark.slow_cases("100", "50")
 @pytest.mark.parametrize("images", [2, 3, 5, 7, 10, 20, 50, 100])
 def test_models_that_differ_alike_with_each_seed_have_the_exact_test(images):
     """Images alone decide: the rate of false claims, from the binomial distribution, is near McNemar's exact test's."""
@@ -75,6 +77,7 @@ def test_models_that_differ_alike_with_each_seed_have_the_exact_test(images):
         assert rate <= 0.06, share
 
 
+@pytest.mark.fast_cases("10-2")
 @pytest.mark.parametrize(("total", "folds"), [(10, 2), (20, 4), (100, 5)])
 def test_few_folds_make_few_false_claims(total, folds):
     rng = np.random.default_rng(total)
@@ -156,6 +159,7 @@ def test_equivalence_is_the_interval_within_the_margin():
     assert 0 < inside.mean() < 1
 
 
+@pytest.mark.fast_cases("3")
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_a_difference_as_large_as_the_margin_is_seldom_called_equal(seeds):
     rng = np.random.default_rng(seeds)

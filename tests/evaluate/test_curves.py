@@ -44,6 +44,7 @@ def test_areas_are_those_of_scikit_learn(seed, several):
         assert _area(rows[rows["of"] == "micro"]) == pytest.approx(together, abs=0.01)
 
 
+@pytest.mark.fast_cases("False")
 @pytest.mark.parametrize("several", [False, True])
 def test_a_point_is_what_counting_at_its_threshold_gives(several):
     true, scores, classes, logits, _ = _case(4, several)

@@ -282,6 +282,7 @@ def _path_of(run):
     return re.search(r"path: ([^,]+),", run.recipe.read_text()).group(1)
 
 
+@pytest.mark.fast_cases("True")
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_missing_stream(tmp_path, images, learned):
     streams = {

@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 
 from tests.data.test_parquet import encode
-from tests.undrawn import _undrawn as _undrawn
 from vitrail.cli.main import main
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.errors import DataError
@@ -64,6 +63,7 @@ def numbered(run, path, *settings):
     return open_prepared(card, config, split=False).source.targets.tolist()
 
 
+@pytest.mark.fast_cases("0-str")
 @pytest.mark.parametrize("dtype", [np.int8, np.uint64, np.float32, str, "one-hot"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_arrays_in_which_the_first_class_may_be_missing(run, tmp_path, dtype, first):
@@ -73,6 +73,7 @@ def test_arrays_in_which_the_first_class_may_be_missing(run, tmp_path, dtype, fi
     assert numbered(run, tmp_path / "other.npz") == NUMBERS[there].tolist()
 
 
+@pytest.mark.fast_cases("<lambda>1-parquet")
 @pytest.mark.parametrize("source", ["table", "parquet", "folder"])
 @pytest.mark.parametrize("written", [lambda n: str(n), lambda n: f"{n}.0", lambda n: f"{NAMES[n]}\xa0"])
 def test_other_kinds_of_data(run, tmp_path, source, written):
@@ -95,6 +96,7 @@ def test_other_kinds_of_data(run, tmp_path, source, written):
     assert numbered(run, path, "--data.source", source) == (sorted(numbers) if source == "folder" else list(numbers))
 
 
+@pytest.mark.fast_cases("-1")
 @pytest.mark.parametrize("label", ["Zero", "3", "-1"])
 def test_labels_that_the_run_does_not_know(run, tmp_path, label, capsys):
     np.savez(tmp_path / "other.npz", images=images(NUMBERS), labels=np.where(NUMBERS == 0, label, NUMBERS.astype(str)))

@@ -12,6 +12,7 @@ from vitrail.evaluate.saved_predictions import HeldOut, SavedPredictions, measur
 from vitrail.runs.folder import EvaluationFiles
 
 
+@pytest.mark.fast_cases("199")
 @pytest.mark.parametrize("number", [199, 1000])
 def test_clustering_keeps_all_classes_and_is_quick(number):
     rng = np.random.default_rng(0)

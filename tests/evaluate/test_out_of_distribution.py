@@ -74,6 +74,7 @@ def test_scores_of_logits_by_hand():
     assert scores["knn"] == pytest.approx(by_hand, abs=1e-6)
 
 
+@pytest.mark.fast_cases("2.0")
 @pytest.mark.parametrize("shift", [0.5, 2.0])
 def test_separation_equals_what_gaussians_give(shift):
     rng = np.random.default_rng(3)

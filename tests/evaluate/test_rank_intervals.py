@@ -43,6 +43,7 @@ def _with_areas(*cases):
     return pytest.mark.parametrize(("kind", "m", "area"), fast_first(itertools.chain(*turns), len(cases)))
 
 
+@pytest.mark.fast_cases("mixture-5-0.8")
 @_with_areas(("equal", 1), ("equal", 20), ("wide", 2), ("narrow", 3), ("mixture", 5), ("mixture", 1))
 def test_an_area_of_few_images_is_covered(kind, m, area):
     rng = np.random.default_rng(m)
@@ -54,6 +55,7 @@ def test_an_area_of_few_images_is_covered(kind, m, area):
     assert np.mean(held) >= 0.9
 
 
+@pytest.mark.fast_cases("equal-2-0.6")
 @_with_areas(("equal", 2), ("wide", 5), ("narrow", 20), ("mixture", 3))
 def test_an_average_precision_of_few_images_is_covered(kind, m, area):
     rng = np.random.default_rng(m)
@@ -98,6 +100,7 @@ def test_a_perfect_order_has_an_interval_and_one_image_no_average_precision():
     assert high == 1
 
 
+@pytest.mark.fast_cases("2-5")
 @pytest.mark.parametrize(("classes", "images"), [(2, 5), (5, 3), (10, 5)])
 def test_macro_averages_of_few_images_are_covered(classes, images):
     rng = np.random.default_rng(classes * images)

@@ -30,6 +30,7 @@ def test_a_model_seldom_beats_itself(runs, seeds, peculiarity):
     assert (p < 0.05).mean() > 0.01  # it is a test, not a refusal
 
 
+@pytest.mark.slow_cases("10-200-0.1")
 @pytest.mark.parametrize(("runs", "images", "seeds"), [(5, 150, 0.3), (8, 80, 0.5), (10, 200, 0.1)])
 def test_intervals_cover_as_often_as_they_say(runs, images, seeds):
     rng = np.random.default_rng(images)
@@ -226,6 +227,7 @@ def test_effect_size():
     assert math.isnan(own.cohens_dz([1, 1]))
 
 
+@pytest.mark.fast_cases("3-balanced_accuracy", "3-f1_macro")
 @pytest.mark.parametrize("measure", list(SCORES))
 @pytest.mark.parametrize("classes", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_scores_have_the_measure_for_mean(measure, classes):

@@ -31,6 +31,7 @@ def _trained(separator=None):
     return TrainedModel(model, card.normalization(), card)
 
 
+@pytest.mark.fast_cases("crops-;")
 @pytest.mark.parametrize("separator", [None, ";"])
 @pytest.mark.parametrize("name", VIEWS)
 def test_probabilities_are_averaged(name, separator):

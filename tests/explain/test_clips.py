@@ -148,6 +148,7 @@ def _divided(block, seen, name, same_time, same_place, P):
     return [time, space]
 
 
+@pytest.mark.slow_cases("self_attention")
 @pytest.mark.parametrize("kind", KINDS)
 def test_rollout(kind):
     model, clips = _build(**KINDS[kind]), _clips()

@@ -244,6 +244,7 @@ def test_maps_of_odd_images_are_those_of_the_image_with_its_padding(name, method
 BY_FIXED_ROW = {"rollout", "attribution"}
 
 
+@pytest.mark.slow_cases("maxvit-avgmax")
 @pytest.mark.parametrize(
     ("name", "pool"),
     fast_first(
@@ -305,6 +306,7 @@ class _Trained:
         )
 
 
+@pytest.mark.fast_cases("swin", "vit learner")
 def test_a_trained_model_normalises_and_knows_its_classes(name):
     model = tiny_model(name)
     names = ("ants", "bees", "wasps", "flies")
@@ -326,6 +328,7 @@ def test_a_trained_model_normalises_and_knows_its_classes(name):
         explain(model, inputs, "saliency", "bees")
 
 
+@pytest.mark.slow_cases("maxvit", "swin")
 def test_a_method_that_explains_no_class_refuses_one(name):
     model = tiny_model(name)
     inputs = tiny_inputs(model)

@@ -33,6 +33,7 @@ def _case(name):
     return model, [torch.randn(2, stream.chans, 30, 25) for stream in model.streams]
 
 
+@pytest.mark.fast_cases("vit")
 def test_outputs_before_during_and_after(name):
     model, inputs = _case(name)
     state = copy.deepcopy(model.state_dict())
@@ -60,6 +61,7 @@ def test_outputs_before_during_and_after(name):
             assert not stream.map.requires_grad
 
 
+@pytest.mark.slow_cases("attribution")
 @pytest.mark.parametrize("method", METHODS)
 def test_an_error_in_the_middle_leaves_no_tap_armed(method, monkeypatch):
     model, inputs = _case("swin")
@@ -77,6 +79,7 @@ def _fail(x):
     raise RuntimeError("on purpose")
 
 
+@pytest.mark.fast_cases("attention")
 @pytest.mark.parametrize("method", METHODS)
 def test_inference_mode_and_no_grad_make_no_difference(method):
     model, inputs = _case("swin")
@@ -88,6 +91,7 @@ def test_inference_mode_and_no_grad_make_no_difference(method):
     assert torch.equal(explain(model, inputs, method).map, plain.map)
 
 
+@pytest.mark.slow_cases("gradient_rollout")
 @pytest.mark.parametrize("method", ["rollout", "gradient_rollout", "gradcam"])
 def test_threads_that_use_the_model_meanwhile(method):
     model, (images,) = _case("swin")

@@ -43,6 +43,7 @@ def test_every_block_has_its_mixers():
     assert [name.split(".")[0] for name in _build("hvt").mixers()] == ["rgb"] * 2 + ["spectral"] * 2
 
 
+@pytest.mark.fast_cases("vit-attribution", "vit-gradient_rollout", "vit-rollout")
 @pytest.mark.parametrize("method", ["rollout", "attribution", "gradient_rollout"])
 @pytest.mark.parametrize("family", sorted(list_families("image")))
 def test_a_block_that_does_not_report_is_named(family, method):
@@ -65,6 +66,7 @@ def test_a_whole_block_is_named():
         explain(model, _inputs(model), "rollout")
 
 
+@pytest.mark.fast_cases("vit")
 @pytest.mark.parametrize("family", sorted(list_families("image")))
 def test_numbers_of_layers_stay(family):
     model = _build(family)

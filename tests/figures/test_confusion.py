@@ -16,6 +16,7 @@ def _confused(number):
     return pd.DataFrame(counts, index=long_names(number), columns=long_names(number))
 
 
+@pytest.mark.fast_cases("38")
 @pytest.mark.parametrize("number", [12, 38])
 def test_a_confusion_matrix_names_each_class_once(number):
     table = _confused(number)
@@ -25,6 +26,7 @@ def test_a_confusion_matrix_names_each_class_once(number):
         assert len(set(labels)) == number
 
 
+@pytest.mark.slow_cases("200")
 @pytest.mark.parametrize("number", [61, 200, 1000])
 def test_a_confusion_matrix_of_many_classes_lists_the_confused_pairs(number):
     table = _confused(number)

@@ -9,6 +9,7 @@ from tests.figures.names import long_names
 from vitrail.figures.feature_space import feature_space
 
 
+@pytest.mark.fast_cases("labels0")
 @pytest.mark.parametrize("labels", [[str(i) for i in range(10)], [f"quite a long name {i}" for i in range(5)]])
 def test_the_keys_of_a_feature_space_fit_into_the_figure(labels):
     rng = np.random.default_rng(0)
@@ -20,6 +21,7 @@ def test_the_keys_of_a_feature_space_fit_into_the_figure(labels):
     assert box.x1 <= whole.x1
 
 
+@pytest.mark.fast_cases("1000")
 @pytest.mark.parametrize("number", [12, 38, 200, 1000])
 def test_a_legend_of_many_long_names_leaves_the_axes_their_room(number):
     rng = np.random.default_rng(0)

@@ -72,6 +72,7 @@ def test_the_operators_are_as_they_are_declared():
     torch.library.opcheck(index_in_table, (x, [2, 3], [4, 3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knows", [True, False])  # False: as with torch 2.11
 @pytest.mark.parametrize("name", fast_first(["swin of one stage", "swin", "maxvit"], 1))
 def test_compiled_graphs_call_the_operators_and_exported_ones_do_not(name, knows, monkeypatch):

@@ -123,6 +123,7 @@ def _assert_equal(actual, expected):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, b.abs().max().item() if b.numel() else 1.0))
 
 
+@pytest.mark.slow_cases("block-1-True")
 @pytest.mark.usefixtures("_small_limits")
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("seed", fast_first(range(20), 3))

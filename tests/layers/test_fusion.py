@@ -118,6 +118,7 @@ def test_concat_resamples_another_grid(grid, other):
         assert (rows.diff() > 0).all()
 
 
+@pytest.mark.fast_cases("other0-<lambda>1", "other1-<lambda>1")
 @pytest.mark.parametrize("build", [lambda: CrossAttentionFusion(4, 3, 2), lambda: ConcatFusion(4, 3)])
 @pytest.mark.parametrize("other", [(2, 2), (1, 3)])
 def test_gradients(build, other):

@@ -80,6 +80,7 @@ def mbconv_slowly(m, x):
     return shortcut + y
 
 
+@pytest.mark.slow_cases("tf-1-0", "tf-2-0", "torchvision-1-0")
 @pytest.mark.parametrize("seed", fast_first(range(6), 2))
 @pytest.mark.parametrize("stride", [1, 2])
 @FLAVOURS
@@ -101,6 +102,7 @@ def test_mbconv_is_its_definition(seed, stride, flavour, monkeypatch):
                 torch.testing.assert_close(m(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
+@pytest.mark.fast_cases("torchvision-1")
 @pytest.mark.parametrize("stride", [1, 2])
 @FLAVOURS
 def test_padding_of_any_size(stride, flavour):
@@ -159,6 +161,7 @@ NORM_CHANGES = {
 }
 
 
+@pytest.mark.slow_cases("tf-stem-in training", "tf-stem-without statistics, in training")
 @pytest.mark.parametrize("change", NORM_CHANGES.values(), ids=NORM_CHANGES)
 @pytest.mark.parametrize("layer", fast_first(["stem", "stride 1", "stride 2"], 1))
 @FLAVOURS
@@ -185,6 +188,7 @@ def test_each_norm_follows_its_own_mode(layer, change, flavour, monkeypatch):
                 torch.testing.assert_close(buffer, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.fast_cases("tf-2-False", "torchvision-1-False")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
 @FLAVOURS
@@ -226,6 +230,7 @@ def test_channels_last_stays():
             assert m(x).permute(0, 2, 3, 1).is_contiguous()
 
 
+@pytest.mark.fast_cases("tf-True")
 @pytest.mark.parametrize("training", [True, False])
 @FLAVOURS
 def test_gradients(training, flavour):

@@ -33,6 +33,7 @@ def _replace(model, mixer, index=0):
     return model.eval()
 
 
+@pytest.mark.fast_cases("vit-Identity")
 @pytest.mark.parametrize(
     ("family", "mixer"),
     [*((name, nn.Identity) for name in FAMILIES), (FAMILIES[0], lambda: nn.Sequential(nn.Identity(), nn.Dropout(0.5)))],
@@ -49,6 +50,7 @@ def test_a_mixer_that_takes_the_tokens_alone(family, mixer):
 
 
 # Compiling takes seconds; all families call their mixers by the same function.
+@pytest.mark.slow
 @pytest.mark.parametrize("family", fast_first(FAMILIES, 1))
 def test_such_a_mixer_breaks_no_graph(family):
     model = _replace(build(family, 1), nn.Identity())
@@ -87,6 +89,7 @@ def test_attention_of_torch_needs_a_wrapper(family):
         model(*_inputs(model))
 
 
+@pytest.mark.fast_cases("swin", "vit")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_in_a_sequence_is_still_captured(family):
     model, plain = build(family, 1), build(family, 1)

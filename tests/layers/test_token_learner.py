@@ -42,6 +42,7 @@ def test_pools_positions_by_hand(version, grid):
         assert torch.allclose(weights.sum(-1), torch.ones(2, 3))
 
 
+@pytest.mark.fast_cases("1.0")
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_gradients(version):
     layer = TokenLearner(4, 2, version=version, bottleneck_dim=3).double()

@@ -72,6 +72,7 @@ def by_pairs(model, image, merges):
     return model.norm(x[source]), mixing[source]
 
 
+@pytest.mark.slow_cases("1-2-odd grid")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("r", "images"), [(1, 2), (3, 3), (5, 1), (100, 2), ([0, 4, 2], 2)])
 def test_merging_equals_loops_over_pairs(case, r, images):
@@ -177,6 +178,7 @@ def test_a_saved_model_still_merges(tmp_path):
         assert torch.equal(again(x), merged(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"reg_tokens": 2, "global_pool": "avg"}])
 def test_programs_have_a_free_batch(settings):
     merged = vitrail.merge_tokens(build(**settings), 3)
@@ -187,6 +189,7 @@ def test_programs_have_a_free_batch(settings):
         assert torch.allclose(program(x), merged(x), atol=1e-5)
 
 
+@pytest.mark.slow_cases("maxvit-None-2-windows and convolutions need the whole map")
 @pytest.mark.parametrize(
     ("family", "settings", "r", "message"),
     [

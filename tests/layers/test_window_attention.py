@@ -76,6 +76,7 @@ def test_by_hand(seed, mask_padding):
         assert torch.allclose(actual, gradient, atol=1e-10)
 
 
+@pytest.mark.fast_cases("shift1")
 @pytest.mark.parametrize("shift", [(0, 0), (2, 2)])
 def test_masking_padding_changes_nothing_where_there_is_none(shift):
     masked = WindowAttention(8, 2, 4, shift)
@@ -124,6 +125,7 @@ def test_reports_what_it_did(shift, grid):
     assert not weights[(real[:, :, None] & ~real[:, None, :])[:, None].expand_as(weights)].any()
 
 
+@pytest.mark.fast_cases("True-shift0-grid0")
 @pytest.mark.parametrize(
     ("mask_padding", "shift", "grid"),
     fast_first(
@@ -226,6 +228,7 @@ def test_large_biases_are_not_repeated_for_each_image(make, images, monkeypatch)
     assert len({mask.data_ptr() for mask in sizes}) == 1
 
 
+@pytest.mark.fast_cases("ShiftedWindowAttention")
 @fast_paths_on
 @pytest.mark.parametrize("make", [WindowAttention, ShiftedWindowAttention])
 def test_masks_are_made_once(make):

@@ -42,6 +42,7 @@ def test_variants_say_what_is_registered(name):
     assert variant.published == family.published.get(name), STALE
 
 
+@pytest.mark.fast_cases("dgcnn_cls", "swin_tiny_patch4_window7_224", "vn_dgcnn_mean", "vn_transformer_32")
 @pytest.mark.parametrize("name", _smallest())
 def test_smallest_of_each_family_costs_what_is_said(name):
     assert read_catalogue().variants[name] == describe_variant(name), STALE

@@ -17,6 +17,7 @@ def _graph(name, settings, depth="blocks"):
     return model, trace_dataflow(model, example_inputs(model), depth)
 
 
+@pytest.mark.fast_cases("vit-parts")
 @pytest.mark.parametrize("depth", ["blocks", "parts"])
 @pytest.mark.parametrize("family", TINY)
 def test_everything_reaches_the_output(family, depth):

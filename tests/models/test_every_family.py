@@ -276,6 +276,7 @@ def test_wrong_images_are_refused(model):
         model(inputs[0][0], *inputs[1:])
 
 
+@pytest.mark.slow_cases("maxvit-first")
 @pytest.mark.parametrize("count", [4, pytest.param(None, marks=pytest.mark.slow)], ids=["first", "all"])
 def test_variants_build(family, count):
     for name in list(family.variants)[:count]:

@@ -32,8 +32,13 @@ CLASSES = {name for family in FAMILIES.values() for name in classes_of(family)}
 WORDS = re.compile(rf"\b({'|'.join(FAMILIES)})(_\w+)?\b", re.IGNORECASE)
 
 
+ANYWHERE = re.compile(rf"{WORDS.pattern}|\b({'|'.join(CLASSES)})\b", re.IGNORECASE)
+
+
 def named(text):
     """Family names and classes in the code of a file: identifiers, imports and texts, but no docstrings or comments."""
+    if not ANYWHERE.search(text):
+        return
     tree = ast.parse(text)
     prose = set()
     for node in ast.walk(tree):

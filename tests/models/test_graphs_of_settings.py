@@ -73,6 +73,7 @@ def _close(found, expected):
 both = pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 
 
+@pytest.mark.fast_cases("maxvit-train", "vit overlap-train")
 @both
 def test_symbolic_graphs_serve_other_batches(case, training):
     model = _build(case, training)
@@ -105,6 +106,7 @@ def test_compiles_without_a_graph_break(case, training):
         _close(compiled, eager)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "training"), fast_first([(c, t) for c in CASES for t in (False, True)], 1))
 def test_exports_for_any_batch(case, training):
     model = _build(case, training)

@@ -63,6 +63,7 @@ def test_a_batch_of_none_gives_logits_of_none(model, seed, gradients):
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+@pytest.mark.slow_cases("swin-forward_features")
 @pytest.mark.parametrize("method", ["forward", "forward_features", "forward_intermediates"])
 def test_the_right_number_of_tensors_or_a_reason(model, method):
     call, inputs = getattr(model, method), _inputs(model, 2)

@@ -69,6 +69,9 @@ def _changes():
     return fast_first([*first, *(pair for pair in pairs if pair not in first)], len(first))
 
 
+@pytest.mark.fast_cases(
+    "vit-attn_drop_rate-False", "vit-drop_rate-True", "vit-pos_drop_rate-False", "vit-proj_drop_rate-True"
+)
 @pytest.mark.parametrize(("name", "rate", "checkpointing"), _rates())
 def test_rates_act_in_training_alone(name, rate, checkpointing):
     settings = _add_positions(name, rate)
@@ -100,6 +103,7 @@ def test_rates_of_zero_change_no_training(name):
     assert torch.equal(plain.train()(*inputs), model.train()(*inputs))
 
 
+@pytest.mark.fast_cases("hvt-swiglu", "vit-True+rmsnorm+swiglu+gelu+0.5")
 @pytest.mark.parametrize(("name", "change"), _changes(), ids=lambda value: "+".join(map(str, value.values()))
                          if isinstance(value, dict) else value)  # fmt: skip
 def test_layers_by_name_run_train_and_are_explained(name, change):
@@ -126,6 +130,7 @@ def test_layers_by_name_run_train_and_are_explained(name, change):
         torch.testing.assert_close(again(*inputs), logits)
 
 
+@pytest.mark.fast_cases("swin-learned")
 @pytest.mark.parametrize(("name", "kind"), _positions())
 def test_positions_by_name(name, kind):
     model = _build(name, pos_embed=kind)

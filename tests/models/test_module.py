@@ -78,6 +78,7 @@ def test_the_state_dict_is_contiguous(model):
     assert nn.utils.parameters_to_vector(model.parameters()).ndim == 1
 
 
+@pytest.mark.fast_cases("vit with TokenLearner-True-False", "vit, patches dropped-False-False", "vit-False-False")
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize("gradients", fast_first([False, True], 1))
 @pytest.mark.parametrize(("case", "training"), covering([(False, 0), (True, 1)], [False, True]))
@@ -179,6 +180,7 @@ PART_CHANGES = {
 }
 
 
+@pytest.mark.fast_cases("maxvit as torchvision-with a forward of its own", "vit, patches dropped-wrapped")
 @pytest.mark.usefixtures("_small_pieces")
 @pytest.mark.parametrize(
     ("case", "kind"), covering([(kind, turn) for turn, kind in enumerate(PART_CHANGES)], PART_CHANGES, every=2)
@@ -253,6 +255,7 @@ def test_a_symbolic_graph_serves_other_images(case, training):
     expected.sum().backward()
 
 
+@pytest.mark.fast_cases("swin, attention pooling", "vit with TokenLearner")
 def test_symbolic_graphs_are_copied_and_pickled(case):
     model = build(case).eval()
     inputs = inputs_of(model)
@@ -276,6 +279,7 @@ def test_a_layer_of_one_node_alone_is_no_graph():
         torch.fx.symbolic_trace(build("swin").patch_embed)
 
 
+@pytest.mark.fast_cases("vit with fuser-True")
 @pytest.mark.parametrize(
     ("case", "gradients"), fast_first(sorted(itertools.product(CASES, (False, True)), key=_traced_first), 2)
 )
@@ -288,6 +292,7 @@ def test_traced_by_jit_with_its_check(model, gradients):
         torch.testing.assert_close(traced(*inputs), model(*inputs), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.fast_cases("vit-False")
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
 @pytest.mark.parametrize(
     ("case", "training"),
@@ -340,6 +345,7 @@ def test_properties_never_raise(model):
     assert hasattr(model, "streams")
 
 
+@pytest.mark.slow_cases("swin, attention pooling")
 def test_the_number_of_classes_follows_the_classifier(case):
     heads = {
         9: lambda dim: nn.Linear(dim, 9),

@@ -75,6 +75,7 @@ def test_attention_pooling_by_hand(case, grow):
             torch.testing.assert_close(model(*inputs), model.head(pooled), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow_cases("swin-avg")
 @pytest.mark.parametrize("pool", get_args(Pool))
 def test_every_pooling_trains(case, pool):
     model = build(case, global_pool=pool)
@@ -85,6 +86,7 @@ def test_every_pooling_trains(case, pool):
     assert sorted(names) == sorted(dict(model.named_parameters()))
 
 
+@pytest.mark.slow_cases("maxvit of another flavour")
 def test_the_attention_of_the_pooling_is_rolled_out(case):
     """The rollout starts from the pooling's weights: with all of them on one token it is that token's row."""
     model = build(case, global_pool="map").eval()
@@ -98,6 +100,7 @@ def test_the_attention_of_the_pooling_is_rolled_out(case):
     torch.testing.assert_close(found.tokens * found.share[:, None, None], mixed, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow_cases("maxvit")
 def test_explanations_by_class(case):
     model = build(case, global_pool="map").eval()
     inputs = inputs_of(model)
@@ -109,6 +112,7 @@ def test_explanations_by_class(case):
         explain(model, inputs, "attribution", target=1)
 
 
+@pytest.mark.slow_cases("maxvit without hidden layer")
 def test_changing_the_pooling_afterwards(case):
     model = build(case).double()
     inputs = [x.double() for x in inputs_of(model)]
@@ -126,6 +130,7 @@ def test_changing_the_pooling_afterwards(case):
     assert model.global_pool == "map"
 
 
+@pytest.mark.fast_cases("vit without class token")
 def test_models_with_attention_pooling_are_saved_and_recognised(case, tmp_path):
     model = build(case, global_pool="map").eval()
     vitrail.save_pretrained(model, tmp_path)
@@ -165,6 +170,7 @@ def test_pooling_of_tokens_refuses_what_it_does_not_compute():
         pool_tokens(torch.zeros(1, 2, 3), "map", (1,))
 
 
+@pytest.mark.fast_cases("vit without class token")
 def test_the_attention_of_the_pooling_is_a_step_of_the_walk(case):
     model = build(case, global_pool="map")
     pool, dim = model.attn_pool, model.attn_pool.q.in_features

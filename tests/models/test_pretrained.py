@@ -33,6 +33,7 @@ def _answer(model, seed=0):
         return model(*(torch.randn(2, *stream.shape, generator=generator) for stream in model.streams))
 
 
+@pytest.mark.fast_cases("True-vit")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("change", fast_first([True, False], 1))
 def test_saved_and_built_again(family, change, tmp_path):
@@ -125,6 +126,7 @@ def test_places_that_cannot_be_written(tmp_path):
     assert file.read_text() == "precious"
 
 
+@pytest.mark.slow_cases('{"name": "swin"}-does not fit|has shape')
 @pytest.mark.parametrize(
     ("card", "message"),
     [
@@ -215,6 +217,7 @@ CHANGED_PARTS = {
 }
 
 
+@pytest.mark.slow_cases("own mixer-hvt")
 @pytest.mark.parametrize(("part", "family"), in_turn(CHANGED_PARTS, FAMILIES))
 def test_a_changed_model_is_not_saved_as_what_it_is_not(family, part, tmp_path):
     change, message = CHANGED_PARTS[part]
@@ -228,6 +231,7 @@ def test_a_changed_model_is_not_saved_as_what_it_is_not(family, part, tmp_path):
     assert model.training
 
 
+@pytest.mark.fast_cases("swin", "vit")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_replaced_classifier_is_saved_with_its_classes(family, tmp_path):
     model = build(family, 1).eval()
@@ -261,6 +265,7 @@ def _levels(encoder):
         return encoder(*(torch.randn(2, s.chans, *s.size, generator=generator) for s in inner.streams))
 
 
+@pytest.mark.fast_cases("vit")
 @pytest.mark.parametrize("family", fast_first(sorted(FAMILIES, key=lambda family: family not in ("hvt", "vit")), 2))
 def test_pretrained_encoders(family, tmp_path):
     model = build(family, 1)
@@ -309,6 +314,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.fast_cases("compiled-hvt")
 @pytest.mark.parametrize(("wrapper", "family"), in_turn(WRAPPERS, FAMILIES))
 def test_wrapped_models_are_loaded_and_saved_as_the_model_inside(family, wrapper, tmp_path):
     source, model = build(family, 1), build(family, 2)

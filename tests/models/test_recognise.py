@@ -41,6 +41,7 @@ def test_every_golden_file_is_tried():
     assert {p.stem for p in FOLDER.glob("*.safetensors") if p.stem.split("_")[0] in tried} == set(GOLDEN)
 
 
+@pytest.mark.slow_cases("maxvit_torchvision")
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_files(name):
     golden = read_golden(name)
@@ -92,6 +93,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.fast_cases("vit_tiny_patch16_384-settings0")
 @pytest.mark.parametrize(("name", "settings"), fast_first(SMALL, 2))
 def test_variants_are_found_from_shapes_alone(name, settings):
     rng = random.Random(str((name, settings)))
@@ -123,6 +125,7 @@ def test_every_variant_is_found(name):
     assert [(fit.name, fit.settings) for fit in facts.fits] == [(name, {})]
 
 
+@pytest.mark.fast_cases("None-vit", "size1-hvt", "size1-vit")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [None, (48, 32)])
 def test_own_files_say_it_themselves(family, size, tmp_path):

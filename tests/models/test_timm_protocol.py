@@ -38,6 +38,7 @@ POOLS = {
 }
 
 
+@pytest.mark.slow_cases("hvt-avg", "hvt-max", "maxvit-avg", "maxvit-max", "swin-avg")
 @pytest.mark.parametrize("pool", POOLS)
 def test_pooling_by_hand(case, pool):
     model = build(case, global_pool=pool).eval()
@@ -73,6 +74,7 @@ def test_unknown_pools_are_refused(case):
         build(case, global_pool="mean")
 
 
+@pytest.mark.fast_cases("vit, mean")
 def test_pooled_models_are_saved(case, tmp_path):
     model = build(case, global_pool="avgmax")
     model.reset_classifier(3, "max")
@@ -82,6 +84,7 @@ def test_pooled_models_are_saved(case, tmp_path):
     assert torch.equal(again(*inputs), model.eval()(*inputs))
 
 
+@pytest.mark.slow_cases("maxvit")
 def test_the_configuration_names_modules(model):
     cfg = model.default_cfg
     assert cfg == model.pretrained_cfg
@@ -92,6 +95,7 @@ def test_the_configuration_names_modules(model):
     assert model.head_hidden_size == model.get_classifier().in_features
 
 
+@pytest.mark.slow_cases("maxvit as torchvision")
 @torch.no_grad()
 def test_intermediates_have_timms_forms(model):
     inputs = inputs_of(model)
@@ -163,6 +167,7 @@ def test_levels_are_timms_dictionaries(model):
         assert info.setdefault("index", 3) == 3
 
 
+@pytest.mark.slow_cases("swin, attention pooling")
 @torch.no_grad()
 def test_feature_encoders(case):
     name, changes = CASES[case]
@@ -237,6 +242,7 @@ def test_checkpointing_as_hugging_face_asks(model):
         model.gradient_checkpointing_enable(every_n_layers=2)
 
 
+@pytest.mark.fast_cases("maxvit", "vit")
 @pytest.mark.parametrize("name", sorted(list_families("image")))
 def test_reloaded_by_hugging_faces_mixin(name, tmp_path):
     hub = pytest.importorskip("huggingface_hub")

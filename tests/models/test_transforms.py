@@ -58,6 +58,7 @@ def _one(x):
     return [image[None] for image in x]
 
 
+@pytest.mark.slow_cases("maxvit-0")
 def test_gradients_of_the_image(model, inputs):
     image, *others = inputs
     seen = image.clone().requires_grad_()
@@ -65,6 +66,7 @@ def test_gradients_of_the_image(model, inputs):
     _close(grad(lambda x: model(x, *others).square().sum())(image), seen.grad)
 
 
+@pytest.mark.fast_cases("vit with TokenLearner 1.0-0")
 def test_gradients_of_each_sample(model, inputs):
     weights = {name: p.detach() for name, p in model.named_parameters()}
 
@@ -79,6 +81,7 @@ def test_gradients_of_each_sample(model, inputs):
             _close(each[name][number], parameter.grad)
 
 
+@pytest.mark.fast_cases("vit with TokenLearner 1.1-0-True")
 @WITHOUT_AND_WITH_GRADIENTS
 def test_an_ensemble_at_once(build, inputs, gradients):
     models = [build() for _ in range(3)]
@@ -94,6 +97,7 @@ def test_images_one_by_one(model, inputs, gradients):
         _close(vmap(lambda *sample: model(*_one(sample))[0])(*inputs), model(*inputs))
 
 
+@pytest.mark.fast_cases("vit-0-True")
 @WITHOUT_AND_WITH_GRADIENTS
 def test_forward_mode(model, inputs, gradients):
     model, inputs = model.double(), [x.double() for x in inputs]
@@ -110,6 +114,7 @@ def test_forward_mode(model, inputs, gradients):
             _close(torch.autograd.forward_ad.unpack_dual(dual).tangent, change)
 
 
+@pytest.mark.fast_cases("vit with TokenLearner 1.0-0")
 def test_second_derivatives(model, inputs):
     model, inputs = model.double(), [x[:1].double() for x in inputs]
     directions = [torch.randn_like(x) for x in inputs]
@@ -124,6 +129,7 @@ def test_second_derivatives(model, inputs):
     torch.testing.assert_close(hessian(loss)(at), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.fast_cases("vit with TokenLearner 1.1-0")
 def test_nothing_is_kept_from_inside_a_transform(build, inputs):
     model, untouched = build(), build()
     untouched.load_state_dict(model.state_dict())

@@ -191,6 +191,7 @@ def _recipe(**data):
     )
 
 
+@pytest.mark.fast_cases("1")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_facts_are_read_from_the_records(tmp_path, seed):
     part = _make(tmp_path / "x", seed, images=120, val=30)
@@ -216,6 +217,7 @@ def test_facts_are_read_from_the_records(tmp_path, seed):
     )
 
 
+@pytest.mark.fast_cases("val_groups4-record4-block-0")
 @pytest.mark.parametrize(
     ("val_groups", "record", "split", "shared"),
     [

@@ -141,6 +141,7 @@ def test_a_run_with_other_weights_than_were_evaluated_has_no_page(tmp_path):
         write_report([run], tmp_path / "report.html", lambda _: None)
 
 
+@pytest.mark.drawn
 def test_a_page_is_also_markdown_and_csv(tmp_path):
     frame = pd.DataFrame({"name": ["a|b", "<c>"], "x": [0.25, None], "x_low": [0.1, None], "x_high": [0.5, None]})
     table = Table("t", "Of a|b.", frame, [Column("name", "run", "text"), Column("x", "X", "share", "x_low", "x_high")])

@@ -85,6 +85,7 @@ def test_several_processes_have_the_loss_and_gradient_of_one(tmp_path, world):
     assert torch.allclose(torch.tensor(gradient, dtype=torch.float64), layer.weight.grad, atol=1e-6)
 
 
+@pytest.mark.fast_cases("hvt", "vit", "vit_fuser", "vit_pooled")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_family_learns_from_views(name):
     model = tiny(name)

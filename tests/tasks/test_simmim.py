@@ -136,6 +136,7 @@ def test_one_stream_is_reconstructed_from_the_other(name, hidden):
         assert not torch.allclose(moved[hidden], plain[hidden])
 
 
+@pytest.mark.fast_cases("image")
 @pytest.mark.parametrize("hidden", ["image", "spectral"])
 def test_it_learns_what_one_stream_says_of_the_other(hidden):
     """Each image has one level, which both streams show."""

@@ -112,6 +112,7 @@ def test_easy_and_hard_batches_are_levelled(gathered, monkeypatch):
     assert max(losses) - min(losses) < 1e-5
 
 
+@pytest.mark.fast_cases("33-1")
 @pytest.mark.parametrize(("images", "tries"), [(8, 3), (9, 2), (32, 2), (33, 1)])
 def test_where_single_batches_say_nothing_steps_take_several(images, tries, monkeypatch, capsys):
     answers = [None, None, 2e-3]

@@ -73,6 +73,7 @@ def test_it_is_resumed(run, capsys):
     assert "data.images.resize = 'crop': it began with 'squash'" in told[1]
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_reported(run, capsys):
     make_earlier(run)
     capsys.readouterr()

@@ -175,6 +175,7 @@ def test_killed_at_any_moment(seed, tmp_path, whole_runs):
     assert_same_end(run, whole)
 
 
+@pytest.mark.slow
 def test_interrupted_quickly(tmp_path, monkeypatch):
     """One mode in the fast tier: everything that is random in a batch, and a size that changes."""
     mode = {

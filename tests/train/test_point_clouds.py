@@ -17,6 +17,7 @@ VNT = ["--model.name", "vnt", "--model.embed_dim", "8", "--model.depth", "1", "-
        "--model.head_hidden_size", "8"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_trained_and_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *VNT, *SMALL, "--data.points.turn", "up"]) == 0

@@ -83,6 +83,7 @@ def _same_end(run, expected):
     assert all(torch.equal(kept[key], wanted[key]) for key in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [w if w == "simclr" else pytest.param(w, marks=pytest.mark.slow) for w in WAYS])
 def test_a_killed_run_ends_the_same(tmp_path, monkeypatch, whole_run, way):
     whole = whole_run(way)
@@ -259,6 +260,7 @@ def test_a_collapse_is_said_aloud(tmp_path, monkeypatch):
         pretrain(recipe(tmp_path / "y", "mae", trainer__max_epochs=1))
 
 
+@pytest.mark.slow_cases("simmim-changes19-multiple of the model's first stride 2 x 2, got 3")
 @pytest.mark.parametrize(
     ("way", "changes", "message"),
     [

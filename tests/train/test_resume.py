@@ -32,6 +32,7 @@ def short(tmp_path_factory):
     return train(recipe(tmp_path_factory.mktemp("short") / "run", trainer__max_epochs=1))
 
 
+@pytest.mark.fast_cases("changes1")
 @pytest.mark.parametrize("changes", [{}, {"trainer__early_stopping_patience": 3}, {"data__loader__num_workers": 1}])
 def test_a_finished_run_stays_as_it_is(short, capsys, changes):
     before = _content(short.path)
@@ -100,6 +101,7 @@ def test_epochs_since_the_best(values, monitor, count):
     assert waited(values, monitor) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(1, 3)])
 def test_the_learning_rate_does_not_rise_in_a_longer_run(tmp_path, capsys, first, then):
     settings = {"trainer__warmup_epochs": 0.5, "trainer__min_learning_rate": 1e-5}
@@ -212,6 +214,7 @@ def test_the_last_steps_of_an_epoch_take_the_mean_of_their_batches(batches, accu
         torch.testing.assert_close(taken[group].sum(), losses[group].mean())
 
 
+@pytest.mark.slow_cases("32-2-False")
 @pytest.mark.parametrize(("size", "batch", "refused"), [(32, 1, True), (32, 2, False), (64, 1, False)])
 def test_a_batch_norm_of_one_value_is_refused(tmp_path, size, batch, refused):
     model = {"name": "maxvit", "img_size": size, "stem_width": 8, "embed_dim": [8, 8, 16, 16], "depths": [1, 1, 1, 1],

@@ -81,6 +81,7 @@ def _task(name, kind=ClassificationTask, **settings):
         return kind(model, NormalizeStreams({}))
 
 
+@pytest.mark.fast_cases("vit_base_patch16_224-settings0-12")
 @pytest.mark.parametrize(
     ("name", "settings", "number"),
     [

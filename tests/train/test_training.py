@@ -77,6 +77,7 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.mark.fast_cases("after metrics")
 @pytest.mark.parametrize(
     "moment",
     [

@@ -59,6 +59,7 @@ def _refused(model, path, message):
     return str(caught.value)
 
 
+@pytest.mark.slow_cases("legacy")
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_truncated_anywhere(model, tmp_path, kind):
     path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
@@ -70,6 +71,7 @@ def test_truncated_anywhere(model, tmp_path, kind):
         _refused(model, path, "truncated")
 
 
+@pytest.mark.fast_cases("zip")
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 def test_damaged_bytes_end_in_an_error_or_in_numbers(tmp_path, kind):
     path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
@@ -138,6 +140,7 @@ def test_pickles_that_would_run_code_are_refused(model, tmp_path, how, suffix):
     assert marker.exists()
 
 
+@pytest.mark.slow_cases("content2-holds no tensors by name but a Tensor")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -190,6 +193,7 @@ def test_damaged_metadata_is_no_settings(tmp_path):
     assert vitrail.load_weights(build("vit", 2), path).loaded
 
 
+@pytest.mark.fast_cases("vit")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tensors_without_dimensions(family, tmp_path):
     """Whichever tensor has lost its shape: an error, no traceback, and nothing is loaded."""

@@ -42,6 +42,7 @@ SHARDS = sorted(
 )
 
 
+@pytest.mark.fast_cases("vit-safetensors-1")
 @pytest.mark.parametrize(("family", "kind", "count"), fast_first(SHARDS, len(FAMILIES)))
 def test_shards(family, kind, count, tmp_path, capsys):
     model = build(family, 1)
@@ -82,6 +83,7 @@ def test_a_missing_shard_or_key_is_named(tmp_path):
     _refused(index, r"1 missing \(norm.weight\)")
 
 
+@pytest.mark.slow_cases("/etc/passwd")
 @pytest.mark.parametrize(
     "name",
     ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", ".", "a\\b", "c:x", 3, None, "x.index.json"],

@@ -126,6 +126,7 @@ def test_a_new_head_needs_a_model_with_one():
 BANDS = {"vit": "in_chans", "swin": "in_chans", "maxvit": "in_chans", "hvt": "in_chans"}
 
 
+@pytest.mark.slow_cases("3-1-maxvit", "3-7-maxvit")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("old", "new"), fast_first([(3, 7), (3, 1), (6, 3), (1, 4), (3, 2)], 2))
 def test_bands_by_a_stated_rule(family, old, new):

@@ -70,6 +70,7 @@ NONE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow_cases("Hugging Face's processor", "arguments", "metadata", "timm's config")
 @pytest.mark.parametrize("kind", GIVEN)
 def test_where_it_is_given(kind, tmp_path, capsys):
     where = GIVEN[kind](tmp_path)

@@ -47,6 +47,7 @@ def _distilled(model, layout):
     return {**out, **{f"distillation_classifier.{k}": v for k, v in head.items()}}
 
 
+@pytest.mark.fast_cases("False-timm", "True-timm")
 @pytest.mark.parametrize("layout", ["timm", "huggingface"])
 @pytest.mark.parametrize("new_head", [False, True])
 def test_distillation_is_left_out_and_reported_as_changing_outputs(layout, new_head, tmp_path, capsys):
@@ -108,6 +109,7 @@ def test_distilled_weights_are_recognised_as_distilled(layout):
 # -- refused ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_cases("-blocks.0.gamma_1-shape3-init_values=1e-05")
 @pytest.mark.parametrize(
     ("key", "shape", "setting"),
     [
@@ -140,6 +142,7 @@ TRAINING = [
 ]  # fmt: skip
 
 
+@pytest.mark.fast_cases("-swin")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("wrapped", ["", "model."])
 def test_what_training_scripts_keep_beside_a_model_is_left_out(family, wrapped):
@@ -153,6 +156,7 @@ def test_what_training_scripts_keep_beside_a_model_is_left_out(family, wrapped):
     assert recognise(unwrap(state, "x"), "x").family == family
 
 
+@pytest.mark.slow_cases("extra-hvt", "extra-maxvit", "norm_pre.weight-maxvit", "rope.freqs-maxvit")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("key", ["norm_pre.weight", "fc_norm.weight", "rope.freqs", "blocks.0.adapter.weight", "extra"])
 def test_what_may_take_part_in_the_logits_is_refused(family, key):
@@ -210,6 +214,7 @@ def _research_names(model, fusion):
     return state
 
 
+@pytest.mark.fast_cases("4")
 @pytest.mark.parametrize("seed", range(6))
 def test_the_projection_of_the_research_code_is_folded_exactly(seed):
     rng = random.Random(seed)

@@ -106,6 +106,7 @@ def _advised(message, spelling):
     return [word for option in words for word in shlex.split(option)]
 
 
+@pytest.mark.fast_cases("bands")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_remedy_of_a_recipe_works(fault, tmp_path, capsys):
     save_file(FAULTS[fault](), tmp_path / "x.safetensors")
@@ -118,6 +119,7 @@ def test_the_remedy_of_a_recipe_works(fault, tmp_path, capsys):
     assert main(["train", *words, "--run.dir", str(tmp_path / "b"), *advised]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.fast_cases("both", "missing", "two readings")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_remedy_of_the_command_line_works(fault, tmp_path, capsys):
     save_file(FAULTS[fault](), tmp_path / "x.safetensors")
@@ -189,6 +191,7 @@ OTHERS = {
 CASES = [(family, other) for family, all_others in OTHERS.items() for other in all_others]
 
 
+@pytest.mark.slow_cases("maxvit-other6")
 @pytest.mark.parametrize(("family", "other"), CASES)
 def test_another_depth_or_width_is_named_as_the_setting(family, other):
     settings = list_families()[family].test_config
@@ -231,6 +234,7 @@ def test_the_missing_keys_of_one_block_are_allowed_as_that_block(family, start):
         vitrail.load_weights(model, state)
 
 
+@pytest.mark.fast_cases("swin", "vit")
 @pytest.mark.parametrize("family", OTHERS)
 def test_the_command_line_prints_settings_that_fit(family, tmp_path, capsys):
     model = build(family, 1)

@@ -161,6 +161,7 @@ def test_features_are_those_of_the_authors(kind, writer):
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.fast_cases("dino-authors")
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_settings_are_recognised(kind, writer):

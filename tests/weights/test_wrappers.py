@@ -67,6 +67,7 @@ def _write(content, path, how):
         torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
 
 
+@pytest.mark.fast_cases("vit-teacher.backbone.")
 @pytest.mark.parametrize(
     ("family", "prefix"),
     fast_first(
@@ -102,6 +103,7 @@ def test_every_wrapper_prefix_and_format(family, prefix, tmp_path):
     assert (facts.family, facts.tensors) == (family, len(state))
 
 
+@pytest.mark.slow_cases("module-maxvit")
 @pytest.mark.parametrize(
     ("part", "family"),
     in_turn(["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"], FAMILIES),
@@ -156,6 +158,7 @@ TWO_READINGS = {
 }
 
 
+@pytest.mark.fast_cases("momentum encoder")
 @pytest.mark.parametrize("case", TWO_READINGS)
 def test_of_two_readings_one_is_stated_and_either_can_be_chosen(case, tmp_path, capsys):
     write, taken, other_key = TWO_READINGS[case]
@@ -273,6 +276,7 @@ BESIDE_OBJECTS = {
 }
 
 
+@pytest.mark.slow_cases("a module-legacy")
 @pytest.mark.parametrize(("kind", "how"), in_turn(BESIDE_OBJECTS, ["zip", "legacy", "pickle"]))
 def test_objects_beside_the_weights(kind, how, tmp_path):
     plain, _, model = _vits()
@@ -299,6 +303,7 @@ def test_weights_inside_foreign_mappings_and_as_arrays(tmp_path):
     vitrail.load_weights(build("vit", 7), tmp_path / "x.pth")
 
 
+@pytest.mark.fast_cases("zip-hvt", "zip-vit")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("how", ["zip", "legacy"])
 def test_whole_models_are_read_without_their_classes(family, how, tmp_path, monkeypatch):
@@ -329,6 +334,7 @@ class _Runs:
         return self.called
 
 
+@pytest.mark.slow_cases("<lambda>3-pickle")
 @pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
 @pytest.mark.parametrize(
     "hostile",

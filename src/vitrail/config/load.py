@@ -65,7 +65,7 @@ def read_yaml(path: str | Path, what: str = "recipe") -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read the {what} {path}: {error.strerror or error}") from error
     try:
-        content = parse_yaml(text)
+        content = copy.deepcopy(_parse_once(text))
     except ConfigError as error:
         raise ConfigError(f"{path}, {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -129,9 +129,9 @@ def load_recipe(
     _check_keys(content, settings_type, "", of="")
     try:
         if changes or not where:
-            values = _instantiate(content, settings_type, prog)
-        else:  # a verb reads the file of its run several times
-            kept = _instantiate_once(pickle.dumps(content), settings_type, prog, os.path.expanduser("~"))
+            values = _instantiate(content, settings_type)
+        else:
+            kept = _instantiate_once(pickle.dumps(content), settings_type, os.path.expanduser("~"))
             values = copy.deepcopy(kept)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = _readable(error)
@@ -145,10 +145,10 @@ def load_recipe(
     return Recipe(model=ModelConfig(**own, settings=settings), **parts)
 
 
-def _instantiate(content: Mapping[str, Any], settings_type: type[Any], prog: str) -> Any:
+def _instantiate(content: Mapping[str, Any], settings_type: type[Any]) -> Any:
     """Read values by the types of their settings, and make the parts of a recipe from them."""
     hints = _all_hints(settings_type)
-    parser = _kept_parser(settings_type, prog)
+    parser = _kept_parser(settings_type)
     content = {
         part: {key: check_value(f"{part}.{key}", hints[part][key], value) for key, value in values.items()}
         for part, values in content.items()
@@ -163,13 +163,15 @@ def _instantiate(content: Mapping[str, Any], settings_type: type[Any], prog: str
     return parser.instantiate_classes(namespace)
 
 
-def _instantiate_pickled(content: bytes, settings_type: type[Any], prog: str, home: str) -> Any:
+def _instantiate_pickled(content: bytes, settings_type: type[Any], home: str) -> Any:
     """Make the parts from pickled plain values; paths in them may begin with ``~``, the home folder."""
-    return _instantiate(pickle.loads(content), settings_type, prog)
+    return _instantiate(pickle.loads(content), settings_type)
 
 
+# A verb reads the file of its run several times.
+_parse_once = typing.cast("Callable[[str], Any]", functools.lru_cache(maxsize=32)(parse_yaml))
 _instantiate_once = typing.cast(
-    "Callable[[bytes, type[Any], str, str], Any]", functools.lru_cache(maxsize=32)(_instantiate_pickled)
+    "Callable[[bytes, type[Any], str], Any]", functools.lru_cache(maxsize=32)(_instantiate_pickled)
 )
 
 
@@ -216,7 +218,7 @@ def list_settings(settings_type: type[Any] | None = None) -> Iterator[tuple[str,
 
 
 # Making a parser takes longer than reading a recipe.
-_kept_parser = typing.cast("Callable[[type[Any], str], jsonargparse.ArgumentParser]", functools.cache(recipe_parser))
+_kept_parser = typing.cast("Callable[[type[Any]], jsonargparse.ArgumentParser]", functools.cache(recipe_parser))
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -50,6 +50,7 @@ def _equal(gradients, expected):
     return all(torch.allclose(g, e, atol=2e-5, rtol=1e-3) for g, e in zip(gradients, expected, strict=True))
 
 
+@pytest.mark.fast_cases("vit-False", "vit-True")
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_backward_pass_may_come_inside_the_block_or_after_it(case, inside):
     model, batches, expected = case
@@ -65,6 +66,7 @@ def test_the_backward_pass_may_come_inside_the_block_or_after_it(case, inside):
     assert len(set(names)) == len(names) > 1
 
 
+@pytest.mark.fast_cases("vit with learned tokens")
 def test_gradients_reach_the_weights_of_recomputed_blocks(case):
     model, batches, _ = case
     with capture_attention(model) as record:
@@ -74,6 +76,7 @@ def test_gradients_reach_the_weights_of_recomputed_blocks(case):
     assert all(g is not None and g.isfinite().all() for g in torch.autograd.grad(logits.square().sum(), weights))
 
 
+@pytest.mark.fast_cases("vit")
 def test_what_ran_before_the_watch_is_not_recorded_when_it_runs_again(case):
     model, batches, expected = case
     earlier = model(*batches[0])
@@ -86,6 +89,7 @@ def test_what_ran_before_the_watch_is_not_recorded_when_it_runs_again(case):
     assert [step.name for step in record.steps] == names
 
 
+@pytest.mark.fast_cases("vit with learned tokens")
 def test_blocks_that_nobody_watches_are_still_recomputed(case):
     model, batches, expected = case
     with capture_attention(model) as record:
@@ -104,6 +108,7 @@ def test_blocks_that_nobody_watches_are_still_recomputed(case):
     assert sorted(again) == sorted(block for block in forward if not name.startswith(block + "."))
 
 
+@pytest.mark.fast_cases("vit")
 def test_running_statistics_count_a_batch_once_watched_or_not(case):
     model, batches, _ = case
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]

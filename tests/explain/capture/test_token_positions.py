@@ -90,6 +90,7 @@ def test_values_at_the_positions_are_the_tokens_that_were_mixed(seed):
             torch.testing.assert_close(mean[group, query], out[row, column, :2])
 
 
+@pytest.mark.slow_cases("maxvit")
 def test_every_layer_with_a_grid_has_positions(name):
     model = tiny_model(name)
     with capture_attention(model) as record:

@@ -128,6 +128,9 @@ def _frozen(model):
     return model
 
 
+@pytest.mark.slow_cases(
+    "attribution-1.0 fused-0", "attribution-1.0 fused-1", "attribution-1.0-2", "gradient_rollout-1.0 fused-1"
+)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", ["none", "1.0", "1.1", "1.0 fused", "1.1 fused"])
 @pytest.mark.parametrize("method", METHODS)
@@ -182,6 +185,15 @@ def _dense(step, graded, method):
     return _with_residual(matrix, method)
 
 
+@pytest.mark.fast_cases(
+    "attribution-hvt-0",
+    "attribution-hvt-1",
+    "attribution-swin-0",
+    "attribution-swin-1",
+    "gradient_rollout-hvt-0",
+    "gradient_rollout-hvt-1",
+    "gradient_rollout-swin-0",
+)
 @pytest.mark.parametrize("seed", fast_first(range(4), 2))
 @pytest.mark.parametrize("family", ["swin", "maxvit", "hvt", "hvt two streams"])
 @pytest.mark.parametrize("method", METHODS)
@@ -252,6 +264,7 @@ def _asking(consumer):
     return report
 
 
+@pytest.mark.fast_cases("attribution")
 @pytest.mark.parametrize("method", METHODS)
 def test_one_class_for_each_image_and_nothing_left_behind(method):
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ def test_the_band_that_the_model_sees_is_found(by):
     assert found.low[0] < found.mean[0] < found.high[0]
 
 
+@pytest.mark.fast_cases("vit learner")
 @pytest.mark.parametrize("name", ["vit token", "vit learner", "swin", "maxvit", "hvt two streams"])
 def test_replacing_equals_captum(name):
     from captum.attr import FeatureAblation
@@ -44,6 +45,7 @@ def test_replacing_equals_captum(name):
         assert torch.allclose(found[stream.name].scores, one[:, :, 0, 0], atol=1e-4)
 
 
+@pytest.mark.fast_cases("vit mean")
 @pytest.mark.parametrize("name", ["vit mean", "hvt two streams"])
 def test_integrated_gradients_of_all_bands_sum_to_the_difference(name):
     model, target = tiny_model(name).double(), torch.tensor([1, 3])
@@ -69,6 +71,7 @@ def test_a_permutation_takes_the_bands_of_other_images():
         band_importance(model, x[:1], 0, "permutation")
 
 
+@pytest.mark.fast_cases("noise")
 @pytest.mark.parametrize("by", ["noise", "permutation"])
 def test_draws_come_from_the_seed_alone(by):
     model = tiny_model("hvt two streams")

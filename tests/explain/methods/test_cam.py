@@ -77,6 +77,7 @@ def _definition(method, A, g):
     return (w * A).sum(1).clamp(min=0)
 
 
+@pytest.mark.fast_cases("vit token")
 def test_equal_the_definitions_by_another_graph(name):
     model, target = tiny_model(name), torch.tensor([2, 0])
     inputs = tiny_inputs(model)
@@ -95,6 +96,15 @@ def test_equal_the_definitions_by_another_graph(name):
             assert torch.allclose(got.tokens, expected, rtol=1e-4, atol=1e-6 + 1e-4 * float(expected.max())), method
 
 
+@pytest.mark.slow_cases(
+    "hvt two streams-gradcam",
+    "hvt two streams-gradcam++",
+    "maxvit-gradcam",
+    "maxvit-gradcam++",
+    "maxvit-layercam",
+    "vit fuser-gradcam",
+    "vit fuser-gradcam++",
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_family_gets_maps_of_its_inputs_size(name, method):
     model = tiny_model(name)
@@ -110,6 +120,7 @@ def test_every_family_gets_maps_of_its_inputs_size(name, method):
         assert torch.allclose(alone[stream].tokens[0], result[stream].tokens[1], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow_cases("hvt two streams", "maxvit")
 @pytest.mark.parametrize("name", ["vit mean", "vit fuser", "vit fuser mean", "swin", "maxvit", "hvt two streams"])
 def test_gradients_of_every_level_agree_with_finite_differences(name):
     model = tiny_model(name).double()

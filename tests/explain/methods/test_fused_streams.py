@@ -21,6 +21,7 @@ def _model(rng, fusion):
     return model, torch.randn(2, 3, 37, 30), torch.randn(2, 3, rng.randint(20, 40), rng.randint(20, 40))
 
 
+@pytest.mark.fast_cases("concat-0")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fusion", ["cross_attention", "concat"])
 def test_regions(fusion, seed):

@@ -41,6 +41,7 @@ def test_against_gradients_by_hand(name):
         assert (product[stream.name].map < 0).any()
 
 
+@pytest.mark.slow_cases("maxvit-zero")
 @pytest.mark.parametrize(
     ("name", "baseline"),
     [("vit token", "zero"), ("vit fuser", "mean"), ("swin", "blur"), ("maxvit", "zero"), ("hvt two streams", "blur")],
@@ -101,6 +102,7 @@ def test_smoothgrad_draws_from_its_own_seed_alone():
     assert not torch.equal(explain(model, x, "smoothgrad", [0, 1, 2], samples=3, seed=1).map, first.map)
 
 
+@pytest.mark.fast_cases("swin-7")
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 @pytest.mark.parametrize("name", ["swin", "hvt two streams"])
 def test_occlusion_is_what_covering_costs(name, batch_size):
@@ -123,6 +125,12 @@ def test_occlusion_is_what_covering_costs(name, batch_size):
         assert torch.allclose(result[stream.name].map, expected, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.fast_cases(
+    "input_x_gradient-vit learner last",
+    "integrated_gradients-vit learner last",
+    "saliency-vit learner last",
+    "smoothgrad-vit learner last",
+)
 @pytest.mark.parametrize("name", ["vit learner last", "maxvit", "hvt two streams concat"])
 @pytest.mark.parametrize("method", ALL)
 def test_pieces_change_nothing(name, method):

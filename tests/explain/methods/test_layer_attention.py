@@ -54,6 +54,7 @@ def _spread(step):
     return matrix, None
 
 
+@pytest.mark.slow_cases("hvt two streams-0", "maxvit-0", "maxvit-1")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_are_rows_of_the_whole_matrix(family, seed):
@@ -83,6 +84,7 @@ def test_maps_are_rows_of_the_whole_matrix(family, seed):
             assert torch.allclose(asked.maps.flatten(2), first, atol=1e-6)
 
 
+@pytest.mark.slow_cases("maxvit-1")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_distances_are_those_of_all_pairs(family, seed):

@@ -53,6 +53,7 @@ def test_tiles_are_central_in_what_their_tokens_read(settings, size):
         assert begin + end == 2 * (left + column * width) + width - 1
 
 
+@pytest.mark.slow_cases("attention-size1-{'patch_padding': 2}")
 @pytest.mark.parametrize("settings", PATCHES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", ["rollout", "attribution", "gradcam", "attention", "tokens"])

@@ -201,6 +201,7 @@ def _dense(step):
     return matrix / matrix.sum(-1, keepdim=True)
 
 
+@pytest.mark.slow_cases("hvt two streams-3", "maxvit-0", "maxvit-1", "maxvit-2", "maxvit-3", "swin-3")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("family", ["swin", "maxvit", "hvt", "hvt two streams"])
 def test_through_a_hierarchy_equals_the_dense_product(family, seed):

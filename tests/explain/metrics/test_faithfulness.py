@@ -21,6 +21,7 @@ def _probability(model, inputs, classes):
         return torch.stack([model(*[x[i : i + 1] for x in inputs])[0].softmax(0)[c] for i, c in enumerate(classes)])
 
 
+@pytest.mark.fast_cases("insertion-blur-vit token")
 @pytest.mark.parametrize("name", ["vit token", "swin", "hvt two streams"])
 @pytest.mark.parametrize(("curve", "baseline"), [(deletion, "mean"), (insertion, "blur")])
 def test_curves_equal_a_loop_over_pixels(name, curve, baseline):

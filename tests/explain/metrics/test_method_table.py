@@ -61,6 +61,7 @@ def test_scores_are_what_the_measures_give_whatever_the_batch(truth):
     assert np.allclose(found["saliency", "mask_iou"], mask_iou(saliency.map, masks), atol=1e-5)
 
 
+@pytest.mark.fast_cases("vit token")
 @pytest.mark.parametrize("name", ["vit token", "hvt two streams"])
 def test_every_measure_runs(name):
     model = tiny_model(name)

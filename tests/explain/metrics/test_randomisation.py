@@ -9,6 +9,7 @@ from vitrail.errors import ConfigError
 from vitrail.explain import explain, randomisation_check
 
 
+@pytest.mark.fast_cases("maxvit", "vit token")
 @pytest.mark.parametrize("name", ["vit token", "vit fuser mean", "swin", "maxvit", "hvt two streams"])
 def test_the_model_is_untouched_in_every_family(name):
     model = tiny_model(name).train()
@@ -23,6 +24,7 @@ def test_the_model_is_untouched_in_every_family(name):
     assert (found.rank.abs() <= 1 + 1e-6).all()
 
 
+@pytest.mark.fast_cases("independent")
 @pytest.mark.parametrize("mode", ["cascading", "independent"])
 def test_against_models_randomised_by_hand(mode):
     model = tiny_model("maxvit")

@@ -14,6 +14,7 @@ from vitrail.explain import bias_and_content, capture_attention, position_simila
 from vitrail.explain.structure.positions import position_kinds
 
 
+@pytest.mark.slow_cases("swin-1", "swin-2")
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("family", ["swin", "maxvit"])
 def test_bias_and_content(family, seed):

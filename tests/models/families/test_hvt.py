@@ -79,6 +79,7 @@ def test_goldens_with_windows_that_hold_the_whole_grid():
     assert relative_error(run(model, golden), golden.outputs["logits"]) < 1e-5
 
 
+@pytest.mark.fast_cases("hvt_small-256-16-96-depths0-heads0-12")
 @pytest.mark.parametrize(
     ("name", "img_size", "patch", "dim", "depths", "heads", "fusion_heads"),
     [
@@ -138,6 +139,7 @@ def _random_settings(rng):
     return settings
 
 
+@pytest.mark.slow_cases("0", "4")
 @pytest.mark.parametrize("seed", fast_first(range(16), 5))
 def test_any_settings_any_size(seed):
     rng = random.Random(seed)
@@ -356,6 +358,7 @@ def test_compile_without_the_spectral_stream():
         assert torch.allclose(compiled(rgb), model(rgb), atol=1e-5)
 
 
+@pytest.mark.slow_cases("settings3", "settings4")
 @pytest.mark.parametrize("settings", EVERY_KIND)
 def test_low_precision(settings):
     model = _tiny(**settings)

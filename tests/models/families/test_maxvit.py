@@ -36,6 +36,7 @@ def load_golden(name, **settings):
     return golden, model, vitrail.load_weights(model, golden.state)
 
 
+@pytest.mark.fast_cases("maxvit_timm_tf")
 @pytest.mark.parametrize("name", ["maxvit_timm_tf", "maxvit_torchvision"])
 def test_equals_the_reference(name):
     golden, model, report = load_golden(name)
@@ -51,6 +52,7 @@ def test_equals_the_reference(name):
         assert relative_error(features, golden.outputs["features"]) < 1e-5
 
 
+@pytest.mark.fast_cases("maxvit_timm_tf")
 @pytest.mark.parametrize("name", ["maxvit_timm_tf", "maxvit_torchvision"])
 def test_own_weights_load_again(name):
     golden, model, _ = load_golden(name)
@@ -73,6 +75,7 @@ def test_tables_fit_another_window():
         vitrail.load_weights(tiny(), {**model.state_dict(), key: torch.zeros(50, 4)})
 
 
+@pytest.mark.fast_cases("maxvit_tiny_tf_224-30916528")
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -165,6 +168,7 @@ def test_attention_gradients(kind):
     assert torch.autograd.gradcheck(run, (table,), fast_mode=True)
 
 
+@pytest.mark.fast_cases("1-torchvision")
 @pytest.mark.parametrize("flavour", ["tf", "torchvision"])
 @pytest.mark.parametrize("seed", fast_first(range(6), 2))
 def test_any_settings_any_size(seed, flavour):
@@ -346,6 +350,7 @@ def test_layer_groups_hold_every_parameter_once():
     assert model.no_weight_decay() <= set(names)
 
 
+@pytest.mark.fast_cases("0.0")
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.3])
 def test_grad_checkpointing_gives_the_same_gradients_and_statistics(drop_path_rate):
     start = tiny(drop_path_rate=drop_path_rate).train()

@@ -137,6 +137,7 @@ def test_baselines_see_rotations(name):
     assert relative_error(answer(model, points @ random_rotation(torch.float64)), answer(model, points)) > 1e-3
 
 
+@pytest.mark.fast_cases("1e-06")
 @pytest.mark.parametrize("eps", [1e-6, 1e-3])
 def test_bias_of_the_vn_transformer_breaks_invariance_by_about_its_length(eps):
     model = build("vn_transformer", bias_eps=eps)
@@ -158,6 +159,7 @@ def test_the_order_of_points_changes_nothing(name):
             assert relative_error(model.forward_features(points[:, order]), features[:, order]) < 1e-10
 
 
+@pytest.mark.slow_cases("vn_pointnet max-False", "vn_pointnet max-True")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("case", [*INVARIANT, "pointnet", "dgcnn"])
 def test_points_without_coordinates_change_nothing(case, training):

@@ -20,6 +20,7 @@ def _run_by_hand(model, first):
     return levels
 
 
+@pytest.mark.slow_cases("False-size0-maxvit", "True-size1-maxvit")
 @pytest.mark.parametrize("name", ["swin", "maxvit"])
 @pytest.mark.parametrize("size", [(32, 32), (37, 53)])
 @pytest.mark.parametrize("grad", [False, True])
@@ -38,6 +39,7 @@ def test_stages_and_blocks_run_alone(name, size, grad):
     assert levels[-1].requires_grad == grad
 
 
+@pytest.mark.fast_cases("sizes0-settings0", "sizes1-settings1")
 @pytest.mark.parametrize(
     "settings", [{}, {"attention": 3}, {"fusion": "concat", "depths": (1, 1, 1), "num_heads": (1, 2, 2)}]
 )

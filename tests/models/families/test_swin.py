@@ -83,6 +83,7 @@ def test_former_names_of_hugging_face():
     assert relative_error(run(model, golden), golden.outputs["logits"]) < 1e-5
 
 
+@pytest.mark.slow_cases("swin_base_patch4_window12_384-87903584")
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

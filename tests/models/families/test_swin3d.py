@@ -42,12 +42,14 @@ def test_outputs_of_torchvision(name):
         assert relative_error(model.forward_features(golden.inputs["video"]), golden.outputs["features"]) < 1e-5
 
 
+@pytest.mark.fast_cases("tiny-28158070")
 @pytest.mark.parametrize(("size", "count"), [("tiny", 28_158_070), ("small", 49_816_678), ("base", 88_048_984)])
 def test_parameters_of_the_variants(size, count):
     with torch.device("meta"):
         assert count_parameters(vitrail.create_model(f"swin3d_{size}_patch4x2_window7x8_224")) == count
 
 
+@pytest.mark.fast_cases("shift0-grid2", "shift0-grid3", "shift1-grid2", "shift1-grid3")
 @pytest.mark.parametrize("grid", [(4, 6, 8), (5, 7, 6), (2, 9, 3), (1, 4, 5)])
 @pytest.mark.parametrize("shift", [(0, 0, 0), (1, 2, 1)])
 def test_windows_by_a_dense_mask(grid, shift):
@@ -87,6 +89,7 @@ def test_any_length_and_size(size):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.fast_cases("(8, 32, 32)")
 @pytest.mark.parametrize("size", [(8, 32, 32), (7, 37, 44)], ids=str)
 def test_observed_attention_and_explanations(size):
     model = _build().double()
@@ -100,6 +103,7 @@ def test_observed_attention_and_explanations(size):
     assert explain(model, clips, "gradcam").map.shape == (2, *size)
 
 
+@pytest.mark.slow
 def test_compiles_and_exports():
     torch.compiler.reset()
     model, clips = _build(), torch.randn(2, 3, 7, 37, 32)

@@ -25,6 +25,7 @@ def test_equals_the_reference(name):
         assert relative_error(features, golden.outputs["features"]) < 1e-5
 
 
+@pytest.mark.slow_cases("vit_huge_patch14_224-630764800")
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

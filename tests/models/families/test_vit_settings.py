@@ -51,6 +51,7 @@ def name_of(settings):
     return ", ".join(f"{key}={'module' if isinstance(value, nn.Module) else value}" for key, value in settings.items())
 
 
+@pytest.mark.fast_cases("pos_embed=rope, reg_tokens=2, patch_drop_rate=0.5")
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
 def test_trains_on_any_size_and_is_explained(settings):
     model, x, other = build(**settings), torch.randn(2, 3, 32, 32), torch.randn(2, 3, 37, 51)
@@ -279,6 +280,7 @@ def test_overlapping_patches_are_refused_by_masks():
             make(build(patch_stride=4), normalize)
 
 
+@pytest.mark.fast_cases("num_class_tokens=2", "qk_norm=True, global_pool=map")
 @pytest.mark.parametrize(
     "settings",
     [

@@ -187,6 +187,7 @@ def test_parameters_of_timesformer(settings, dense, expected):
     assert count_parameters(model) + dense * model.config.depth * (dim * dim + dim) == expected
 
 
+@pytest.mark.fast_cases("")
 @pytest.mark.parametrize(
     "attention", ["", "_factorised_encoder", "_factorised_self_attention", "_factorised_dot_product"]
 )
@@ -262,6 +263,7 @@ def test_observed_attention_gives_the_same_logits_and_gradients(kind):
 
 
 # A compiler takes seconds: a temporal encoder after learned and fused tokens, and attention of heads of both kinds.
+@pytest.mark.fast_cases("dot_product")
 @pytest.mark.parametrize(
     "kind", fast_first(sorted(KINDS, key=lambda kind: kind not in ("encoder_fused", "dot_product")), 2)
 )

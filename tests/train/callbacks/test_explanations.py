@@ -36,6 +36,7 @@ def glimpses(monkeypatch):
     return recorded
 
 
+@pytest.mark.fast_cases("probe_random-{}")
 @pytest.mark.parametrize(
     ("method", "trainer"), [("probe_random", {}), ("probe_signed", {"trainer__ema_decay": 0.9})], ids=str
 )
@@ -68,6 +69,7 @@ def test_the_kept_average_is_explained(tmp_path, glimpses):
     assert torch.allclose(glimpse.explanation.map, expected.map, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("glimpses")
 def test_resuming_stays_exact(tmp_path, monkeypatch):
     settings = {"run__explain_images": 2, "run__explain_every": 1}
@@ -104,6 +106,7 @@ def test_pictures_and_events(tmp_path):
         assert (images[1].width, images[1].height) == picture.size
 
 
+@pytest.mark.slow
 def test_pretraining_too(tmp_path, glimpses):
     content = {"run__explain_images": 2, "task__name": "simmim", "data__augment": "none", "trainer__max_epochs": 1}
     with_it = pretrain(_recipe(tmp_path / "x", **content))

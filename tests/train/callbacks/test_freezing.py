@@ -49,6 +49,7 @@ def test_only_the_classifier_moves_at_first(tmp_path, family):
     assert moved <= head
 
 
+@pytest.mark.slow
 def test_later_everything_moves_and_the_end_is_the_same_after_a_stop(tmp_path):
     whole = _trained(tmp_path / "whole", "maxvit", max_epochs=2, freeze_epochs=1)
     part = _trained(tmp_path / "part", "maxvit", max_epochs=2, freeze_epochs=1)

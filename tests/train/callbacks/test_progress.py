@@ -45,6 +45,7 @@ def _on_terminal(monkeypatch, columns, do):
     return shown.decode()
 
 
+@pytest.mark.fast_cases("60")
 @pytest.mark.parametrize("columns", [0, 60])
 def test_a_terminal_shows_one_bar_for_the_whole_run(tmp_path, monkeypatch, columns):
     monkeypatch.setattr("vitrail.train.callbacks.progress._READ_EVERY", 0.0)
@@ -62,6 +63,7 @@ def test_a_terminal_shows_one_bar_for_the_whole_run(tmp_path, monkeypatch, colum
     assert "training loss" not in shown
 
 
+@pytest.mark.fast_cases("train-changes0")
 @pytest.mark.parametrize(("verb", "changes"), [(train, {}), (pretrain, PRETRAINING)])
 def test_a_log_has_a_line_an_epoch(tmp_path, capsys, verb, changes):
     verb(recipe(tmp_path / "x", trainer__max_epochs=2, **changes))
@@ -104,6 +106,7 @@ def test_durations(seconds, text):
     assert format_duration(seconds) == text
 
 
+@pytest.mark.fast_cases("train-changes0-, 10 classes")
 @pytest.mark.parametrize(("verb", "changes", "told"), [(train, {}, ", 10 classes"), (pretrain, PRETRAINING, "\n")])
 def test_a_run_begins_with_its_model_images_and_device(tmp_path, capsys, verb, changes, told):
     run = verb(

@@ -1,0 +1,1 @@
+from tests.undrawn import _undrawn as _undrawn
