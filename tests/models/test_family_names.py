@@ -12,9 +12,9 @@ from vitrail.models.catalogue import is_foreign
 
 SOURCE = Path(vitrail.__file__).parent
 FAMILIES = {name: family for name, family in list_families().items() if not is_foreign(family)}
-# Examples in help texts, the recipe that the demo exports, and the model of a recipe that names none.
+# Examples in help texts, the models of the demo, and the model of a recipe that names none.
 PROSE = {
-    "cli/demo.py": {"vit"},
+    "cli/demo.py": {"vit", "vivit", "vnt", "ViViT"},
     "cli/inspect.py": {"vit_tiny_patch16_224", "vit"},
     "cli/models.py": {"vit_small"},
     "cli/recipe_help.py": {"swin"},
@@ -30,8 +30,7 @@ def classes_of(family):
 
 CLASSES = {name for family in FAMILIES.values() for name in classes_of(family)}
 WORDS = re.compile(rf"\b({'|'.join(FAMILIES)})(_\w+)?\b", re.IGNORECASE)
-
-
+# Also in prose: files without any need not be parsed.
 ANYWHERE = re.compile(rf"{WORDS.pattern}|\b({'|'.join(CLASSES)})\b", re.IGNORECASE)
 
 
