@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitrail.cli.arguments import VerbParser
@@ -149,7 +150,7 @@ def _export(arguments: Namespace, budget: float, image_size: ImageSize) -> int:
         print(f"it takes pixels at the model's size alone: {record['no_photographs']}")
     if (slower := _slower(exported)) is not None:
         print(slower)
-    print_next(["vitrail", "predict", out, "IMAGES"])
+    print_next(["vitrail", "predict", out, "FILES"])
     return 0
 
 
@@ -173,6 +174,13 @@ def _tables(exported: Exported, agreement: float) -> str:
     from vitrail.cli.tables import format_table
     from vitrail.deploy.export.bounds import power_text
     from vitrail.deploy.export.verdict import gate_table
+    from vitrail.models.modality import MODALITIES, reword
+
+    modality = MODALITIES[next(iter(exported.export.record["model"]["streams"]))]
+
+    def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        named = [[reword(cell, modality) for cell in row] for row in (header, *rows)]
+        return format_table(named[0], named[1:], right=(1,))
 
     rows = []
     for name, own in exported.measured.items():
@@ -183,7 +191,7 @@ def _tables(exported: Exported, agreement: float) -> str:
     batches = [speed.batch for speed in next(iter(exported.measured.values())).speeds]
     times = [f"ms at {batch}, {share}" for batch in batches for share in ("p50", "p99")]
     header = ["candidate", *times, "images/s", "time / run's", "file MB", "memory MB", "computes in", "products"]
-    lines = [format_table(header, rows, right=range(1, 9)), "", format_table(*gate_table(exported.results), right=(1,))]
+    lines = [format_table(header, rows, right=range(1, 9)), "", table(*gate_table(exported.results))]
     unmeasured: dict[str, list[str]] = {}
     for name, own in exported.measured.items():
         if own.no_memory:
@@ -195,11 +203,7 @@ def _tables(exported: Exported, agreement: float) -> str:
         )
     if any(not result.name.endswith("fp32") and " r=" not in result.name for result in exported.results):
         lines += ["", f"power of the gate: {power_text(exported.gate_images, agreement)}"]
-    lines += (
-        ["", format_table(*exported.final.lines(), right=(1,))]
-        if exported.final
-        else ["", "the run has no test images"]
-    )
+    lines += ["", table(*exported.final.lines())] if exported.final else ["", "the run has no test images"]
     if exported.budget.left_out:
         lines.append(f"left out, --budget is spent: {'; '.join(map(str, exported.budget.left_out))}")
     if overrun := exported.budget.overrun():

@@ -59,7 +59,7 @@ from vitrail.engines.load import Export, load_export
 from vitrail.engines.openvino import INT8
 from vitrail.errors import ConfigError, RunError, closest, plural
 from vitrail.machine import cores, processor
-from vitrail.models.modality import check_need
+from vitrail.models.modality import Modality, check_need, reword
 from vitrail.models.registry import find_family
 from vitrail.runs.folder import RunFolder
 from vitrail.runs.images import open_images
@@ -159,6 +159,7 @@ def export(
     out = run.export if out is None else Path(out)
     check_out(out)
     trained = load_classifier(run)
+    report = _named(report, trained.card.modality)
     if image_size is not None:
         check_need("export --image-size", trained.card.modality, trained.card.name)
     trained = at_size(trained, image_size)
@@ -250,6 +251,11 @@ def export(
     return Exported(
         load_export(out, threads), results, measured, final, len(original.targets), available, known, time_left
     )
+
+
+def _named(report: Callable[[str], None], modality: Modality) -> Callable[[str], None]:
+    """Return a report whose lines about images name the inputs of a modality."""
+    return lambda line: report(reword(line, modality))
 
 
 def _decision_fitter(
