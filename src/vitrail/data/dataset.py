@@ -89,8 +89,9 @@ class ImageData:
         Several processes share each shuffled batch, so that together they see the batches that one would; of a split
         in order each has every ``world``-th image.
 
-        Of videos, shuffled batches hold a random clip of each, and those in order all views (``data.video.views`` and
-        ``crops``) of each, one after the other: the stream has that many rows for each target and index.
+        Of videos, shuffled batches hold one clip of each (``data.video.sampling``), and those in order all views
+        (``data.video.views`` and ``crops``) of each, one after the other: the stream has that many rows for each target
+        and index.
 
         Args:
             split: Its name.
@@ -109,7 +110,7 @@ class ImageData:
         if sampler is None:
             indices = indices[rank::world]
             share = max(1, share // self.source.views)
-        workers = self._workers(indices, share)
+        workers = self._workers(indices, share * self.source.views if sampler is None else share)
         whole_batches = sampler is not None and len(indices) >= self.config.images_a_step
         if sampler is not None and world > 1 and not whole_batches:
             raise ConfigError(
@@ -118,7 +119,12 @@ class ImageData:
             )
         return _UnitLoader(
             _SplitDataset(
-                self.source, indices, crop_centre if sampler is None else shrink_to, self.seen_size, clips=True
+                self.source,
+                indices,
+                crop_centre if sampler is None else shrink_to,
+                self.seen_size,
+                # Training without random clips reads the middle one, and not the views of evaluation.
+                clips=sampler is None or self.source.draws,
             ),
             batch_size=share,
             sampler=sampler,
@@ -151,7 +157,7 @@ class ImageData:
         return self.fill if self.source.has_no_data else None
 
     def _workers(self, indices: Sequence[int], batch_size: int) -> int:
-        """Choose the number of worker processes."""
+        """Choose the number of worker processes for batches of as many images or clips."""
         asked = self.config.loader.num_workers
         if asked == 0 or (asked == -1 and self.source.in_memory):
             return 0

@@ -79,6 +79,11 @@ def open_files(
             f"the run needs a spectral file for each image ({', '.join(card.streams['spectral'].bands)}); give their "
             "folder with --spectral"
         )
+    rate = data.video.folder_fps
+    if rate is not None and card.modality is not VIDEO:
+        raise ConfigError(
+            f"data.video.folder_fps {rate:g} is for clips, and the run takes {card.modality.noun}; leave it out"
+        )
     if card.modality is not IMAGE:
         return _open_others(card, card.as_trained(data), paths)
     config = files_config(card, data, spectral if in_files else None)

@@ -308,15 +308,6 @@ class _Renamed(WrappedSource):
     def __init__(self, source: ImageSource, keys: list[str]) -> None:
         super().__init__(source)
         self.keys = keys
-        self.views, self.draws = source.views, source.draws
-
-    def read(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Read images at the model's size; see :meth:`ImageSource.read`."""
-        return self.inner.read(indices)
-
-    def read_clips(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Any]:
-        """Read inputs as training or evaluation sees them; see :meth:`ImageSource.read_clips`."""
-        return self.inner.read_clips(indices, seeds)
 
 
 def as_recorded(images: ImageData) -> ImageData:

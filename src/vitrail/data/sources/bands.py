@@ -67,9 +67,8 @@ class ChosenBands(WrappedSource):
             if all(origin in source.values for origin, _ in own)
         }
 
-    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Read the selected bands; see :meth:`ImageSource.read`."""
-        streams = self.inner.read(indices)
+    def change(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Select the bands."""
         return {stream: _gather(streams, positions) for stream, positions in self._positions.items()}
 
 

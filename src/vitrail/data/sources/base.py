@@ -184,7 +184,7 @@ class ImageSource(ABC):
 
 
 class WrappedSource(ImageSource):
-    """Source that changes the images of another one; everything else is inherited from it.
+    """Source that changes the images of another one by :meth:`change`; everything else is inherited from it.
 
     Args:
         source: The other.
@@ -197,9 +197,21 @@ class WrappedSource(ImageSource):
         self.named = source.named
         self.bands, self.wavelengths, self.numbering = source.bands, source.wavelengths, source.numbering
         self.in_memory, self.fixed, self.is_image = source.in_memory, source.fixed, source.is_image
-        self.parts = source.parts
+        self.parts, self.views, self.draws = source.parts, source.views, source.draws
         self.left_out, self.notes = source.left_out, source.notes
         self.values, self.value_notes = source.values, source.value_notes
+
+    def change(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Change the streams of a batch."""
+        return streams
+
+    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Read images at the model's size; see :meth:`ImageSource.read`."""
+        return self.change(self.inner.read(indices))
+
+    def read_clips(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Read inputs as training or evaluation sees them; see :meth:`ImageSource.read_clips`."""
+        return self.change(self.inner.read_clips(indices, seeds))
 
     def normalization(self, indices: Sequence[int]) -> dict[str, tuple[list[float], list[float]]]:
         """Return mean and deviation of each number of a stream."""

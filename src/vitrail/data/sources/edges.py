@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +40,6 @@ class WithEdges(WrappedSource):
         super().__init__(source)
         self.bands = {**source.bands, "spectral": BANDS}
 
-    def read(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return the source's images and their edges ``(B, 2, H, W)`` in 0..1."""
-        streams = self.inner.read(indices)
+    def change(self, streams: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add the edges of images, ``(B, 2, H, W)`` in 0..1."""
         return {**streams, "spectral": edges(to_unit(streams["image"]))}

@@ -34,6 +34,10 @@ class InMemory(WrappedSource):
         rows = torch.from_numpy(wanted)
         return {name: x[rows] for name, x in self._streams.items()}
 
+    def read_clips(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """Read inputs from memory where they have one view alone; see :meth:`ImageSource.read_clips`."""
+        return self.inner.read_clips(indices, seeds) if self.draws or self.views > 1 else self.read(indices)
+
     def _keep(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]], streams: dict[str, Tensor]) -> None:
         for name, x in streams.items():
             kept = self._streams.get(name)

@@ -47,6 +47,8 @@ SOURCES = {
     "points": "the folder with the point clouds, the CSV file that lists them, or the .npz file that holds them",
     "solids": "",
 }
+# Settings of bands of images, which registered sources understand too.
+_OF_IMAGES = ("bands.use", "spectral.use", "spectral.derive")
 # What inputs of a size of as many lengths are, and the first stream of sources that have others than images.
 _KINDS = {1: "point clouds", 2: "images", 3: "clips"}
 _FIRST = {"moving_digits": "video", "videos": "video", "points": "points", "solids": "points"}
@@ -144,7 +146,15 @@ def first_stream(source: str) -> str:
 
 def accepts_setting(source: str, setting: str) -> bool:
     """Check whether a setting applies to a source."""
-    return setting not in _ONLY_FOR or source in _ONLY_FOR[setting]
+    takers = _takers(setting)
+    return takers is None or source in takers
+
+
+def _takers(setting: str) -> Sequence[str] | None:
+    """Return the sources to which a setting applies; None for all."""
+    if setting in _OF_IMAGES:
+        return [source for source in SOURCES if first_stream(source) == "image"]
+    return _ONLY_FOR.get(setting)
 
 
 def open_source(
@@ -274,5 +284,5 @@ def _refuse_meaningless(config: DataConfig) -> None:
         if not accepts_setting(config.source, name) and value != default:
             raise ConfigError(
                 f"data.{name} {value!r} has no meaning for data.source {config.source}, only for "
-                f"{', '.join(_ONLY_FOR[name])}; leave it out"
+                f"{', '.join(_takers(name) or ())}; leave it out"
             )
