@@ -164,8 +164,9 @@ def _open(arguments: Namespace) -> tuple[RunFolder | None, Classifier, ImageData
 
 
 def _check_needs(arguments: Namespace, card: ModelCard) -> None:
-    """Refuse options that the run's kind of inputs does not take."""
-    from vitrail.models.modality import check_need
+    """Refuse options that the run's kind of inputs does not take; warn of views that change the class of a clip."""
+    from vitrail.data.augment.directions import warn_mirrored
+    from vitrail.models.modality import VIDEO, check_need
 
     given = {"tta": arguments.tta != "none"} | {
         name: getattr(arguments, name) is not None for name in ("step", "window", "overlay")
@@ -173,3 +174,5 @@ def _check_needs(arguments: Namespace, card: ModelCard) -> None:
     for name, is_given in given.items():
         if is_given:
             check_need(f"predict --{name}", card.modality, card.name)
+    if card.modality is VIDEO:
+        warn_mirrored(arguments.tta, card.classes)

@@ -19,8 +19,8 @@ class AugmentSettings:
     """Random changes of a batch of training images. The defaults change nothing.
 
     All streams of an image move together and are blurred and erased together; colour is changed on the image stream
-    alone, and only where it has three bands. All frames of a clip change alike; flips of a preset are off for clips
-    whose classes say a direction (left, right, up, down, clockwise).
+    alone, and only where it has three bands. All frames of a clip change alike; flips and rotations above 45
+    degrees of a preset are off for clips whose classes say a direction (left, right, up, down, clockwise).
 
     Attributes:
         crop_area: Share of the image's area that a random crop keeps, least and most; the crop fills the image again.

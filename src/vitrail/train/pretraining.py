@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -12,9 +13,11 @@ from torchmetrics import MeanMetric
 from vitrail.config.augment import augment_settings
 from vitrail.config.schema import PRETRAINING, Recipe, TaskConfig, TrainerConfig
 from vitrail.data.augment.contrastive import build_clip_views, build_views
+from vitrail.data.augment.directions import classes_with_directions
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.identity import KnownImages
-from vitrail.errors import ConfigError, DataError
+from vitrail.data.notes import print_notes
+from vitrail.errors import ConfigError, DataError, few
 from vitrail.models.base import VisionModel
 from vitrail.models.image_size import image_size
 from vitrail.models.modality import VIDEO, check_need
@@ -99,7 +102,8 @@ class PretrainingBuilder(Builder):
 
     def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> PretrainingTask:
         """Build the task that ``task.name`` names."""
-        return _make_task(recipe.task, model, card, build_batch_augmentation(recipe, card.filling()))
+        augment = build_batch_augmentation(recipe, card.filling())
+        return _make_task(recipe.task, model, card, augment, data.source.classes)
 
     def build_module(self, recipe: Recipe, task: PretrainingTask) -> PretrainModule:
         """Wrap the task."""
@@ -110,7 +114,7 @@ class PretrainingBuilder(Builder):
         measurements: dict[str, float] = {}
         callbacks: list[Callback] = [StopOnNonFinite(run)]
         if recipe.task.watch_every:
-            views = _build_views(card)
+            views = _build_views(card, data.source.classes)
             representation = RepresentationMetrics(data, views, recipe.task.watch_every, recipe.run.seed)
             # Before the metrics, whose row they join.
             callbacks.append(representation)
@@ -164,20 +168,28 @@ def _check_settings(recipe: Recipe) -> None:
         )
 
 
-def _build_views(card: ModelCard, min_scale: float = 0.2, strength: float = 0.5) -> nn.Module:
-    """Build the random views of images or clips."""
+def _build_views(card: ModelCard, classes: Sequence[str], min_scale: float = 0.2, strength: float = 0.5) -> nn.Module:
+    """Build the random views of images or clips; clips are not mirrored where names of classes say left or right."""
     bands = len(next(iter(card.streams.values())).bands)
     if card.modality is VIDEO:
-        return build_clip_views(bands, min_scale, strength)
+        return build_clip_views(bands, min_scale, strength, flips=not _not_mirrored(classes))
     return build_views(card.img_size, bands, min_scale, strength)
 
 
-def _make_task(config: TaskConfig, model: VisionModel, card: ModelCard, augment: nn.Module | None) -> PretrainingTask:
+def _not_mirrored(classes: Sequence[str]) -> list[str]:
+    return classes_with_directions("flip_horizontal", classes)
+
+
+def _make_task(
+    config: TaskConfig, model: VisionModel, card: ModelCard, augment: nn.Module | None, classes: Sequence[str]
+) -> PretrainingTask:
     """Build the task that a recipe names; ``augment`` is for tasks without views of their own."""
     normalize = card.normalization()
     settings: dict[str, Any] = {name: getattr(config, name) for name in PRETRAINING[config.name]}
     if config.name == "simclr":
-        views = _build_views(card, settings.pop("view_min_scale"), settings.pop("color_strength"))
+        if card.modality is VIDEO and (named := _not_mirrored(classes)):
+            print_notes([f"views of clips are not mirrored: classes say a direction ({few(named)})"])
+        views = _build_views(card, classes, settings.pop("view_min_scale"), settings.pop("color_strength"))
         return SimCLRTask(model, normalize, views, **settings)
     if config.name == "mae":
         return MAETask(model, normalize, augment, **settings)

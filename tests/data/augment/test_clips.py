@@ -1,16 +1,22 @@
 """Clips: all frames change alike, as an image does, and flips leave classes that say a direction alone."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 
 from tests.settings import data_config
+from vitrail.cli.predict import _check_needs
 from vitrail.config.augment import PRESETS, augment_settings
 from vitrail.data import open_data
 from vitrail.data.augment import Mixing, build_augmentation
 from vitrail.data.augment.auto import _TRIVIALAUGMENT as STRONGEST
 from vitrail.data.augment.auto import COLORS, OPERATIONS, SampledOperations, apply_color_operations
+from vitrail.data.augment.contrastive import build_clip_views
 from vitrail.data.augment.directions import classes_with_directions, keep_directions, warn_mirrored
 from vitrail.errors import DataWarning
+from vitrail.runs.trained import ModelCard, StreamCard
+from vitrail.train.pretraining import _build_views
 
 CHANGES = {
     "crop": {"crop_area": (0.2, 0.9)},
@@ -111,25 +117,82 @@ def test_flips_of_a_preset_are_off_where_classes_say_a_direction(capsys):
         "flip_horizontal of data.augment standard is off: classes say a direction (turn left); "
         "data.augmentation.flip_horizontal forces it\n"
     )
-    assert keep_directions("leaf", {}, ["up"]) == {"flip_vertical": 0.0}
+    assert keep_directions("leaf", {}, ["up"]) == {"flip_vertical": 0.0, "rotate": 0.0}
+    assert keep_directions("leaf", {"rotate": 30.0}, ["up"]) == {"rotate": 30.0, "flip_vertical": 0.0}
+    assert keep_directions("leaf", {}, ["clockwise"]) == {"flip_horizontal": 0.0, "flip_vertical": 0.0}
 
 
 def test_a_flip_that_is_set_stays_with_a_warning():
-    with pytest.warns(DataWarning, match=r"data\.augmentation\.flip_horizontal 0\.3 flips clips whose class says"):
+    with pytest.warns(DataWarning, match=r"data\.augmentation\.flip_horizontal 0\.3 flips or rotates clips whose"):
         assert keep_directions("none", {"flip_horizontal": 0.3}, ["left"]) == {"flip_horizontal": 0.3}
     assert keep_directions("standard", {"flip_horizontal": 0.0}, ["left"]) == {"flip_horizontal": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"quarter_turns": 0.5}, "quarter_turns 0.5 .* set it to 0"),
+        ({"rotate": 46.0}, "rotate 46 .* use 45 at most"),
+        ({"auto": "trivialaugment"}, "auto trivialaugment .* use randaugment"),
+    ],
+)
+def test_rotations_that_make_one_direction_another_are_warned_of(changes, remedy, recwarn):
+    for classes in (["walk", "run"], ["clockwise"]):
+        assert keep_directions("none", changes, classes) == changes
+    assert keep_directions("none", {"rotate": 45.0, "auto": "randaugment"}, ["left", "up"])
+    assert not recwarn.list
+    for classes in (["left"], ["up"]):
+        with pytest.warns(DataWarning, match=rf"data\.augmentation\.{remedy}"):
+            assert keep_directions("none", changes, classes) == changes
 
 
 @pytest.mark.parametrize("tta", ["mirror", "flips", "turns", "crops", "none"])
 def test_mirrored_views_of_directions_are_warned_of(tta, recwarn):
     warn_mirrored(tta, ["walk", "run"])
     assert not recwarn.list
-    warn_mirrored(tta, ["walk", "turn left"])
-    lines = [str(warning.message) for warning in recwarn.list]
-    assert lines == (
-        [f"--tta {tta} averages over mirrored clips, and classes say a direction (turn left); leave it out"]
-        if tta in ("mirror", "flips", "turns")
-        else []
+    what = {"mirror": "mirrored", "flips": "mirrored", "turns": "mirrored and rotated"}
+    wrong = {"turn left": ("mirror", "flips", "turns"), "up": ("flips", "turns"), "clockwise": tuple(what)}
+    for name, views in wrong.items():
+        recwarn.clear()
+        warn_mirrored(tta, ["walk", name])
+        assert [str(warning.message) for warning in recwarn.list] == (
+            [f"--tta {tta} averages over {what[tta]} clips, and classes say a direction ({name}); leave it out"]
+            if tta in views
+            else []
+        )
+
+
+@pytest.mark.parametrize("num_bands", [1, 3, 4])
+def test_views_of_clips_change_all_frames_alike(num_bands):
+    clips = torch.rand(16, num_bands, 1, 12, 12).expand(-1, -1, 3, -1, -1)
+    torch.manual_seed(0)
+    (seen,) = build_clip_views(num_bands)({"video": clips}).values()
+    assert torch.allclose(seen, seen[:, :, :1].expand_as(seen), atol=1e-6)
+    # Whole frames that are not mirrored, of one value each: colours alone are left to change.
+    even = torch.linspace(0.2, 0.8, 16)[:, None, None, None, None].expand(-1, num_bands, 3, 12, 12)
+    settings = {"min_scale": 1.0, "flips": False}
+    for strength, changed in ((0.0, False), (0.5, True)):
+        (seen,) = build_clip_views(num_bands, strength=strength, **settings)({"video": even}).values()
+        assert torch.allclose(seen, even, atol=1e-5) != changed
+    assert 0 <= seen.min() < seen.max() <= 1
+
+
+def test_views_of_clips_are_mirrored_only_where_no_class_says_left_or_right():
+    """A ramp along the columns shows the side."""
+    card = ModelCard("vivit", {}, (), {"video": StreamCard(("gray",), (0.0,), (1.0,), (2, 8, 8))}, color="gray")
+    ramp = torch.linspace(0, 1, 8).expand(64, 1, 2, 8, 8)
+    for classes, mirrored in ((("walk", "run"), True), (("left", "right"), False), ((), True)):
+        (seen,) = _build_views(card, classes, 0.5, 0.0)({"video": ramp}).values()
+        assert bool((seen[..., 0] > seen[..., -1]).any()) == mirrored
+
+
+@pytest.mark.parametrize("tta", ["mirror", "none"])
+def test_mirrored_views_are_warned_of_by_predict(tta, recwarn):
+    stream = StreamCard(("gray",), (0.0,), (1.0,), (2, 8, 8))
+    card = ModelCard("vivit", {}, ("left", "right"), {"video": stream}, color="gray")
+    _check_needs(Namespace(tta=tta, step=None, window=None, overlay=None), card)
+    assert [str(warning.message).startswith("--tta mirror averages") for warning in recwarn.list] == [True] * (
+        tta == "mirror"
     )
 
 

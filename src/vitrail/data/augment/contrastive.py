@@ -75,27 +75,46 @@ def build_views(
     if strength and num_bands == 3:
         color += [K.ColorJitter(s, s, s, 0.2 * strength, p=0.8), K.RandomGrayscale(p=0.2)]
     elif strength:
-        # Bands that are no colours have no saturation or hue.
-        color += [K.RandomBrightness((1 - s, 1 + s), p=0.8), K.RandomContrast((1 - s, 1 + s), p=0.8)]
+        color += _change_of_bands(s)
     kernel = max(3, min(size) // 10 // 2 * 2 + 1)
     if min(size) >= kernel:
         color.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=0.5))
     return Views(nn.Sequential(*geometry), nn.Sequential(*color))
 
 
-def build_clip_views(num_bands: int, min_scale: float = 0.2, strength: float = 0.5) -> Augmentation:
-    """Build the random transforms of :func:`build_views` for clips, all frames of which change alike.
+def _change_of_bands(s: float) -> list[nn.Module]:
+    """Build changes of brightness and contrast: bands that are no colours have no saturation or hue."""
+    import kornia.augmentation as K
 
-    Clips of other than three bands keep their brightness and contrast.
+    return [K.RandomBrightness((1 - s, 1 + s), p=0.8), K.RandomContrast((1 - s, 1 + s), p=0.8)]
+
+
+class _BandsOfClips(nn.Module):
+    """Random transforms of images that change each value by itself, applied to all frames of a clip alike."""
+
+    def __init__(self, changes: list[nn.Module]) -> None:
+        super().__init__()
+        self.changes = nn.Sequential(*changes)
+
+    def forward(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Change clips ``(B, C, T, H, W)``: the frames of each are rows of one image."""
+        return {name: self.changes(x.flatten(2, 3)).view_as(x) for name, x in streams.items()}
+
+
+def build_clip_views(num_bands: int, min_scale: float = 0.2, strength: float = 0.5, flips: bool = True) -> nn.Module:
+    """Build the random transforms of :func:`build_views` for clips, all frames of which change alike.
 
     Args:
         num_bands: Bands of the clips.
         min_scale: Smallest share of a frame that a view may show.
         strength: Of the changes of colour.
+        flips: Whether mirrored views are drawn.
     """
     s = 0.8 * strength
     settings = AugmentSettings(
-        crop_area=(min_scale, 1.0), flip_horizontal=0.5, brightness=s, contrast=s, saturation=s, hue=0.2 * strength,
+        crop_area=(min_scale, 1.0), flip_horizontal=0.5 if flips else 0.0,
+        brightness=s, contrast=s, saturation=s, hue=0.2 * strength,
         color_probability=0.8, grayscale=0.2 if strength else 0.0, blur=0.5,
     )  # fmt: skip
-    return Augmentation(settings, num_bands)
+    views = Augmentation(settings, num_bands)
+    return views if num_bands == 3 or not s else nn.Sequential(views, _BandsOfClips(_change_of_bands(s)))
