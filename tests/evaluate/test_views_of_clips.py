@@ -24,7 +24,7 @@ SETTINGS = {"num_frames": 2, "img_size": 8, "in_chans": 1, "tubelet_size": (1, 4
             "num_heads": 2, "num_classes": 2}  # fmt: skip
 STREAM = StreamCard(("gray",), (0.5,), (0.3,), (2, 8, 8))
 CARD = ModelCard("vivit", SETTINGS, ("a", "b"), {"video": STREAM}, color="gray")
-DATA = "{source: videos, path: inputs, color: gray, num_workers: 0, batch_size: 4, video: {fps: 25}}"
+DATA = "{source: videos, path: inputs, color: gray, num_workers: 0, batch_size: 4, video: {fps: 25, folder_fps: 25}}"
 
 
 @pytest.fixture
@@ -111,7 +111,8 @@ def test_an_export_averages_views_too(run, trained, monkeypatch, capsys):
     views = ["--data.video.views", "2", "--data.video.crops", "3"]
     _evaluate(*views)
     capsys.readouterr()
-    assert main(["evaluate", "exported", "--data.path", "inputs", *views]) == 0
+    folder = ["--data.path", "inputs", "--data.video.folder_fps", "25"]
+    assert main(["evaluate", "exported", *folder, *views]) == 0
     accuracy = json.loads((run.evaluation / "test-2x3" / "metrics.json").read_text())["accuracy"]
     assert f"exported on test: accuracy {accuracy:.4f}" in capsys.readouterr().out
     assert set(seen) == {6}
