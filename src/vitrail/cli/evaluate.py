@@ -127,8 +127,8 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
         )
     exported = load_exported(arguments.run)
     data = load_run_recipe(_listing(exported.export.record, rest), rest, "vitrail evaluate").data
-    given = {word.partition("=")[0].removeprefix("--data.") for word in rest}
-    data = data.changed({name: exported.reading.setting(name) for name in READING if name not in given})
+    named = {word.partition("=")[0].removeprefix("--data.") for word in rest}
+    data = data.changed({name: exported.reading.setting(name) for name in READING if name not in named})
     other_views(exported.card, data, exported.reading)
     images = open_prepared(exported.card, data, split=False)
     split = arguments.split or next(name for name in ("test", "val", "all", "train") if name in images.splits)
