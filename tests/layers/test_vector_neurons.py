@@ -266,7 +266,7 @@ def test_weights_of_neighbours_fall_to_zero_at_the_next_point():
     index, weights = fading_neighbors(x, 5)
     assert torch.equal(index, nearest_points(x, 5))
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").sort().values
-    expected = (4 - 4 * (distances[..., :5] / distances[..., 5:6]).square()).clamp(max=1)
+    expected = (16 - 16 * (distances[..., :5] / distances[..., 5:6]).square()).clamp(max=1)
     assert torch.allclose(weights, expected / expected.sum(-1, keepdim=True))
 
 

@@ -61,7 +61,7 @@ def _rank_points(x: Tensor, k: int, mask: Tensor | None) -> tuple[Tensor, Tensor
 def fading_neighbors(x: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Find the k nearest points of each point, and weights that fall to 0 at the distance of the next one.
 
-    The weight is 4 (1 - (d / r)^2), at most 1, d the distance of a neighbour and r that of the nearest point that is
+    The weight is 16 (1 - (d / r)^2), at most 1, d the distance of a neighbour and r that of the nearest point that is
     none. Where a rotation exchanges the last neighbour for the next point, by the rounding of two equal distances, both
     weights are about 0. With equal weights such exchanges changed the logits of a trained model by 2.7 % of their range
     on laser scans, whose coordinates lie on a grid of centimetres.
@@ -81,7 +81,7 @@ def fading_neighbors(x: Tensor, k: int, mask: Tensor | None = None) -> tuple[Ten
         distances, radius, index = distances[..., :k], distances[..., k:], index[..., :k]
         # The distances of repeated points may all be 0, and lacking neighbours lie at infinity.
         fades = (radius > 0.0) & radius.isfinite()
-        fading = (4.0 * (1.0 - distances / torch.where(fades, radius, 1.0))).clamp(max=1.0)
+        fading = (16.0 * (1.0 - distances / torch.where(fades, radius, 1.0))).clamp(max=1.0)
         weights = torch.where(fades, fading, weights)
     return index, weights / weights.sum(dim=-1, keepdim=True).clamp_min(1.0)
 
