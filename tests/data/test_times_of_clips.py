@@ -98,10 +98,10 @@ def test_clips_of_a_file_are_of_one_group_whatever_cells_are_empty(read):
 def test_clips_without_labels_are_for_pretraining(frames, read, capsys):
     config = data_config(source="videos", path=str(frames), color="gray")
     data = open_data(config, (2, 4, 4))
-    assert "2 clips have no labels" in capsys.readouterr().err
+    assert f"2 clips of {frames} have no labels" in capsys.readouterr().err
     table = read(["a", "b"], "path")
     for source in (data.source, table.source):
         assert source.classes == ()
         assert source.targets.tolist() == [-1, -1]
-    with pytest.raises(DataError, match="clips have no labels, and those of the run have"):
+    with pytest.raises(DataError, match="clips have no labels; the run knows x, y: label them, or"):
         open_data(config, (2, 4, 4), ["x", "y"], split=False)

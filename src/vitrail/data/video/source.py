@@ -34,12 +34,12 @@ from vitrail.data.video.decode import PICTURES, VIDEOS, VideoIndex, index_video,
 from vitrail.data.video.sampling import Position, random_position, view_positions
 from vitrail.errors import ConfigError, DataError, few
 
-# Number of crops -> where each lies along the longer side.
 # Remedy for a file whose damage appears when its frames are read.
 _DAMAGED = (
     "data.errors.on_unreadable skip leaves out files that cannot be opened: take this one out of data.path, or encode "
     "it again (ffmpeg -err_detect ignore_err -i FILE NEW)"
 )
+# Number of crops -> where each lies along the longer side.
 _CROPS = {1: (0.5,), 3: (0.0, 0.5, 1.0)}
 
 
@@ -131,7 +131,10 @@ class VideoSource(StoredSource):
         labels = [row.label for row in rows]
         if files is None and not any(labels):
             if classes:
-                raise DataError(f"{path}: clips have no labels, and those of the run have ({few(list(classes))})")
+                raise DataError(
+                    f"{path}: clips have no labels; the run knows {few(list(classes))}: label them, or use "
+                    "`vitrail predict`"
+                )
             self.classes, self.targets = (), np.full(len(rows), -1, dtype=np.int64)
         else:
             self.classes, self.targets = number_labels(labels, classes, path, given=files is not None)
@@ -143,7 +146,7 @@ class VideoSource(StoredSource):
         # Verbs report what is left out of the files that they are given.
         notes = [] if self._given else [f"left out: {key} {reason}" for key, reason in self.left_out]
         if not self.classes:
-            notes.append(f"{len(self)} clips have no labels: they lie in no class folder, or their table has no labels")
+            notes.append(f"{len(self)} clips of {self._config.path} have no labels, for pre-training alone")
         beyond = [
             row.key
             for row, index in zip(self._rows, self._indices, strict=True)
@@ -285,7 +288,9 @@ def require_times(config: DataConfig, path: Path, why: str) -> None:
         ConfigError: A folder, and ``data.video.folder_fps`` is not given.
     """
     if config.video.folder_fps is None and path.is_dir():
-        raise ConfigError(f"{path} is a folder of frames, and {why} is in seconds; set data.video.folder_fps, its rate")
+        raise ConfigError(
+            f"{path} is a folder of frames, and {why} is in seconds; set data.video.folder_fps, its frames a second"
+        )
 
 
 def _groups(rows: Sequence[_Row], table: Path) -> list[str] | None:
