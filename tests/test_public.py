@@ -56,7 +56,7 @@ def _modules_after(code):
 
 
 def test_import_is_light():
-    heavy = {"lightning", "kornia", "torchmetrics", "matplotlib", "pandas", "sklearn"}
+    heavy = {"lightning", "kornia", "torchmetrics", "matplotlib", "pandas", "sklearn", "huggingface_hub"}
     assert not heavy & _modules_after("import vitrail; vitrail.create_model; vitrail.load_weights")
     assert "torch" not in _modules_after("import vitrail")
 

@@ -17,7 +17,7 @@ from vitrail.layers.drop_path import DropPath
 from vitrail.models import create_model
 from vitrail.tasks import ClassificationTask
 from vitrail.train import train
-from vitrail.train.auto import learning_rate, precision
+from vitrail.train.auto import batch_size, learning_rate, precision
 from vitrail.train.auto.batch_size import _smallest_fast, find_batch_size
 from vitrail.train.auto.learning_rate import _choose, _range_test, find_learning_rate
 from vitrail.train.callbacks.progressive_size import ProgressiveSize
@@ -202,7 +202,8 @@ def test_of_fast_batches_the_smallest():
     assert _smallest_fast({4: 10.0, 8: 20.0}, "; 16 do not fit into memory")[1].endswith("do not fit into memory)")
 
 
-def test_what_was_found_is_said_and_kept(tmp_path, capsys):
+def test_what_was_found_is_said_and_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(batch_size, "_SIZES", (32, 64))  # small batches have many steps
     words = [f"--model.{key}={value}" for key, value in TINY.items()]
     words += [
         "--data.loader.num_workers=0",
