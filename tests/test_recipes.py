@@ -47,6 +47,11 @@ def name_of(path):
     return demo + "/".join(path.parts[-2:])
 
 
+def test_every_recipe_is_read():
+    for path in RECIPES:
+        assert load_run_recipe(path).model.name
+
+
 @pytest.mark.fast_cases("demo/digits/swin.yaml")
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipe(path, tmp_path):

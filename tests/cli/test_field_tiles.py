@@ -146,6 +146,7 @@ def test_a_band_in_other_letter_case_is_suggested(tiles, capsys):
 
 
 @pytest.mark.usefixtures("run_tiles")
+@pytest.mark.slow_cases("True")
 @pytest.mark.parametrize("table_too", [False, True])
 def test_a_moved_folder_of_images_is_named_by_the_path(tmp_path, capsys, table_too):
     before = json.loads((tmp_path / "r" / "evaluation" / "metrics.json").read_text())

@@ -176,10 +176,11 @@ def test_wrong_images_are_refused():
         model(torch.randn(1, 3, 32, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "learner",
     [
-        pytest.param({"num_tokens": 3, "layer": 1, "version": "1.0"}, id="learner", marks=pytest.mark.slow),
+        pytest.param({"num_tokens": 3, "layer": 1, "version": "1.0"}, id="learner"),
         pytest.param({"num_tokens": 3, "layer": 0, "fuse": True}, id="fuser"),
     ],
 )
