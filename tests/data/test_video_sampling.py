@@ -39,6 +39,7 @@ def root(tmp_path_factory):
 
 
 def _open(path, size=(4, 8, 8), **settings):
+    settings = {"video__folder_fps": 25.0, **settings}
     return open_data(
         data_config(source="videos", path=str(path), batch_size=4, loader__num_workers=0, **settings), size
     )
