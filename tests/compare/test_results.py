@@ -237,12 +237,13 @@ def test_the_page_is_whole_and_says_where_its_figures_come_from(place):
     folder = write_suite(suite, runs, tabulate(suite, runs), [])
     page = write_suite_report(folder, load_recipe).read_text()
     assert "Is &lt;wide&gt; better?" in page
-    assert page.count("<img") == page.count('alt="') == 8
+    assert page.count("<img") == page.count('alt="') == 9
     assert 'alt=""' not in page
     assert "http" not in re.sub(r'base64,[^"]*', "", page)  # any four letters may occur in a picture
     for run in runs:
         assert page.count(run.identity) > 4  # in the captions and in the list of runs
-    names = ("differences", "convergence", "pareto", "confusion", "curves", "calibration", "selective", "features")
+    names = ("differences", "convergence", "pareto", "confusion", "curves", "calibration", "selective", "features",
+             "published")  # fmt: skip
     pictures = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     assert {p.name for p in folder.figures.iterdir()} == pictures
     text = folder.text.read_text()
