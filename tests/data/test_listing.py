@@ -263,6 +263,7 @@ def test_a_set_of_several_kinds_gives_each_remedy_once(tmp_path):
     assert str(told.value).count("flatten it") == 1
 
 
+@pytest.mark.drawn
 def test_a_figure_of_vitrail_is_no_image(tmp_path, capsys):
     make_folder(tmp_path / "d", splits=(), per_class=12)
     save_figure(Figure(layout="constrained"), tmp_path / "d" / "dark", "anatomy")

@@ -108,7 +108,7 @@ def test_a_failed_encoding_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("length", "size"), [(3, (12, 16)), (40, (300, 260))])
+@pytest.mark.parametrize(("length", "size"), [(3, (12, 16)), (40, (90, 78)), (2, (300, 260))])
 def test_panes_are_small_and_of_one_size(length, size):
     frames, heat = RNG.random((length, *size, 3)), RNG.random((length, *size))
     pixels = panes(frames, {"rollout": heat, "probe": heat - 0.5}, {"probe"})

@@ -346,8 +346,8 @@ def test_a_dry_run_tells_and_loads_nothing():
     assert dry == vitrail.load_weights(other, model.state_dict())
     assert unchanged(other, snapshot(model))
     with torch.device("meta"):
-        empty = vitrail.create_model("vit", num_classes=5)
-    state = vitrail.create_model("vit", num_classes=5).state_dict()
+        empty = build("vit", 3)
+    state = build("vit", 3).state_dict()
     assert len(vitrail.load_weights(empty, state, dry_run=True).loaded) == len(state)
     with pytest.raises(ConfigError, match="meta device"):
         vitrail.load_weights(empty, state)
