@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from tests.deploy.eager import eager_engines as eager_engines
 from tests.deploy.exporting import FORMATS, make_run, missing, needs_openvino
 from vitrail.cli.evaluate import _listing
 from vitrail.cli.main import main
+from vitrail.config import DataConfig
 from vitrail.data import open_data
 from vitrail.data.images import read_image
+from vitrail.data.sources.opening import SOURCES, first_stream
 from vitrail.deploy.exported import load_exported, to_inputs
 from vitrail.engines import Export, load_export
 from vitrail.engines.load import ENGINES, sealed
-from vitrail.errors import ConfigError, RunError, ShapeError
+from vitrail.errors import RunError, ShapeError
+from vitrail.models.modality import MODALITIES
 from vitrail.runs import load_trained
 
 QUICK = "--precision fp32 --budget 1s --threads 1".split()
@@ -268,11 +272,23 @@ def test_an_export_is_evaluated_on_named_images(with_heatmap, run, capsys, sourc
     assert "8 images" in found
 
 
-@pytest.mark.parametrize("listing", [{}, {"source": "digits"}])
-def test_a_source_that_is_not_recorded_is_asked_for(listing):
-    with pytest.raises(ConfigError, match=r"data\.source is not given, and the export.s run"):
-        _listing({"listing": listing}, ["--data.path", "x"])
-    assert _listing({"listing": listing}, ["--data.source=folder"]) == {}
+@pytest.mark.parametrize("kind", MODALITIES)
+@pytest.mark.parametrize("way", ["recorded", "not recorded", "named"])
+def test_sources_without_a_path_are_refused_for_an_export(kind, way, monkeypatch, capsys):
+    """Their inputs may be those of the training, whether the run's or named; checked before anything is read."""
+    for source in (name for name, path in SOURCES.items() if not path and first_stream(name) == kind):
+        record = {"listing": {"source": source}} if way == "recorded" else {}
+        card, export = SimpleNamespace(modality=MODALITIES[kind]), SimpleNamespace(record=record)
+        exported = SimpleNamespace(card=card, export=export, reading=DataConfig())
+        monkeypatch.setattr("vitrail.engines.load.find_export", lambda path: path)
+        monkeypatch.setattr("vitrail.deploy.exported.load_exported", lambda path, found=exported: found)
+        words = ["--data.source", source] if way == "named" else ["--data.batch_size", "8"]
+        assert main(["evaluate", "out", *words]) == 2
+        error = capsys.readouterr().err
+        assert f"data.source {'digits' if way == 'not recorded' else source} has no path, and its" in error
+        named = error.split("--data.source ")[1].split()
+        assert named[0] == {"image": "folder", "video": "videos", "points": "points"}[kind]
+    assert _listing({"listing": {}}, ["--data.source=folder"]) == {}
 
 
 def test_labelled_images_are_listed_as_those_of_the_run(with_heatmap):

@@ -27,7 +27,7 @@ def candidate(tmp_path):
     ("does", "wanted"),
     [
         (lambda *_: 12345, 12345),
-        (lambda *_: None, "this system does not tell the memory of a process"),
+        (lambda *_: None, "the memory of a process cannot be read on this system"),
         (_raise, "the engine cannot be loaded"),
         (
             lambda *_: os.kill(os.getpid(), signal.SIGKILL),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vitrail.config.data import DataConfig
     from vitrail.evaluate.run import Evaluated
     from vitrail.evaluate.saved_predictions import Intervals
+    from vitrail.models.modality import Modality
     from vitrail.runs.folder import RunFolder
 
 # Settings of the data that change what is averaged, not what was trained.
@@ -127,6 +128,7 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
         )
     exported = load_exported(arguments.run)
     data = load_run_recipe(_listing(exported.export.record, rest), rest, "vitrail evaluate").data
+    _check_source(arguments.run, data.source, exported.card.modality)
     named = {word.partition("=")[0].removeprefix("--data.") for word in rest}
     data = data.changed({name: exported.reading.setting(name) for name in READING if name not in named})
     other_views(exported.card, data, exported.reading)
@@ -151,17 +153,27 @@ def _listing(record: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any]:
     """Return the recipe by which labelled images are listed as those of the run; empty where the source is given."""
     if any(word.partition("=")[0] == "--data.source" for word in rest):
         return {}
-    settings = record.get("listing", {})
-    if settings.get("source", "digits") == "digits":
-        raise ConfigError(
-            "data.source is not given, and the export's run has no images in files; name it: --data.source folder "
-            "where each class has a folder, table for a table of files and labels"
-        )
     data: dict[str, Any] = {}
-    for name, value in settings.items():
+    for name, value in record.get("listing", {}).items():
         group, _, leaf = name.rpartition(".")
         (data.setdefault(group, {}) if group else data)[leaf] = value
     return {"data": data}
+
+
+def _check_source(export: str, source: str, modality: Modality) -> None:
+    """Refuse sources that take no path: which of their inputs the run was trained on is recorded in its folder alone.
+
+    Raises:
+        ConfigError: The source takes no path.
+    """
+    from vitrail.data.sources.opening import list_labelled, path_of
+
+    if not path_of(source):
+        raise ConfigError(
+            f"data.source {source} has no path, and its {modality.noun} may be those that {export} was trained on; "
+            f"evaluate the run folder, or name other labelled {modality.noun} with --data.path PATH and --data.source "
+            f"{' or '.join(list_labelled(modality.name))}"
+        )
 
 
 def _check(arguments: Namespace, rest: list[str]) -> None:

@@ -144,6 +144,23 @@ def first_stream(source: str) -> str:
     return _FIRST.get(source, "image")
 
 
+def path_of(source: str) -> str:
+    """Return the meaning of a source's path; empty where it takes none.
+
+    Raises:
+        ConfigError: An unknown source.
+    """
+    load_plugins(PLUGINS)  # their modules register sources
+    if source not in SOURCES:
+        raise ConfigError(f"unknown data.source {source!r}{closest(source, SOURCES)}")
+    return SOURCES[source]
+
+
+def list_labelled(stream: str) -> list[str]:
+    """List the sources with a path that give labelled inputs, by the name of their first stream."""
+    return [name for name, path in SOURCES.items() if path and name != "unlabelled" and first_stream(name) == stream]
+
+
 def accepts_setting(source: str, setting: str) -> bool:
     """Check whether a setting applies to a source."""
     takers = _takers(setting)
@@ -172,18 +189,16 @@ def open_source(
         ConfigError: An unknown source, a missing or superfluous path, or settings that do not apply.
         DataError: Images that are missing, unreadable or inconsistent.
     """
-    load_plugins(PLUGINS)  # their modules register sources
-    if config.source not in SOURCES:
-        raise ConfigError(f"unknown data.source {config.source!r}{closest(config.source, SOURCES)}")
+    path = path_of(config.source)
     has, takes = _LENGTHS[first_stream(config.source)], len(img_size)
     if has != takes and config.source not in _REGISTERED:
         raise ConfigError(
             f"data.source {config.source} has {_KINDS[has]}, and the model takes {_KINDS[takes]}; choose a model of "
             f"{_KINDS[has]} (`vitrail models`), or other data"
         )
-    if SOURCES[config.source] and not config.path:
-        raise ConfigError(f"data.source {config.source} needs data.path, {SOURCES[config.source]}")
-    if config.path and not SOURCES[config.source]:
+    if path and not config.path:
+        raise ConfigError(f"data.source {config.source} needs data.path, {path}")
+    if config.path and not path:
         raise ConfigError(
             f"data.path {config.path!r} has no meaning for data.source {config.source}, which is built in; did you "
             "mean data.source folder?"

@@ -92,7 +92,7 @@ class Budget:
         return max(others) * _OVER_OPENVINO[engine] if others else None
 
     def overrun(self) -> str:
-        """Say by how much the budget was overrun, and by which step; empty where it was kept."""
+        """Describe the overrun of the budget and the longest step; empty where it was kept."""
         if self.spent <= self.seconds or not self.longest:
             return ""
         name, taken = max(self.longest.items(), key=lambda one: one[1])

@@ -21,7 +21,7 @@ _RULE = {
     "farthest": "each point the farthest from those before, the first at random",
     "random": "points chosen at random",
 }
-# Of a cloud in 0..1 that stands for one of a file: what its coordinates are multiplied by, and shifted by.
+# Scale and shift that turn a prepared cloud into a stored one.
 _LENGTH, _SHIFT = 3.0, 2.0
 
 

@@ -284,7 +284,7 @@ def _send_memory(sender: Connection, *own: Any) -> None:
     except (VitrailError, RuntimeError, OSError) as error:
         sender.send(first_line(error))
     else:
-        sender.send("this system does not tell the memory of a process" if found is None else found)
+        sender.send("the memory of a process cannot be read on this system" if found is None else found)
 
 
 def _memory_of(
