@@ -226,7 +226,8 @@ def test_files_that_were_trained_on_are_counted(moved, capsys):
     assert re.search(r"of 80 images \d+ were trained on and \d+ were used to choose the best epoch: what", output)
     for file in sorted((moved / "there" / "dark").iterdir())[8:]:
         file.unlink()
-    output = _do(capsys, "explain", moved / "r", moved / "there" / "dark", "--out", moved / "e")
+    words = ["explain", moved / "r", moved / "there" / "dark", "--method", "rollout"]
+    output = _do(capsys, *words, "--out", moved / "e")
     assert re.search(r"of 8 images \d+ were trained on", output)
 
 

@@ -221,10 +221,10 @@ def test_what_does_not_run_is_said():
 
 def test_meta_device_has_no_time():
     with torch.device("meta"):
-        model = vitrail.create_model("vit_huge_patch14_224")
+        model = vitrail.create_model("vit_tiny_patch16_224")
     steps = walk(model, example_inputs(model), "blocks", repeats=1)
     assert all(step.share is None for step in steps)
-    assert sum(step.parameters for step in steps) == 630_764_800
+    assert sum(step.parameters for step in steps) == 5_717_416
 
 
 @pytest.mark.parametrize("arguments", [{"depth": 0}, {"depth": "block"}, {"repeats": -1}])

@@ -263,7 +263,7 @@ def test_observed_attention_gives_the_same_logits_and_gradients(kind):
 
 
 # A compiler takes seconds: a temporal encoder after learned and fused tokens, and attention of heads of both kinds.
-@pytest.mark.fast_cases("dot_product")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", fast_first(sorted(KINDS, key=lambda kind: kind not in ("encoder_fused", "dot_product")), 2)
 )
