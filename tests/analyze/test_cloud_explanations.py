@@ -98,6 +98,7 @@ def test_pictures():
     assert len(turntable_figure([points], None, ["a"], views=4).axes) == 4
 
 
+@pytest.mark.slow
 def test_written_and_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {

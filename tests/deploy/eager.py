@@ -1,10 +1,13 @@
 """Exports that run their graph in eager mode, for tests of all that surrounds tracing, conversion and engines."""
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 
 import pytest
 
-from vitrail.deploy.export import candidates, measure
+from tests.deploy.exporting import needs_openvino
+from vitrail.deploy.export import candidates, measure, sizes
 from vitrail.deploy.export.measure import Measured
 from vitrail.engines import load
 from vitrail.engines.load import ENGINES
@@ -23,22 +26,41 @@ class EagerEngine:
         return self.graph.compute(inputs)
 
 
-@pytest.fixture
-def eager_engines(monkeypatch):
-    """All engines run the graph; a model file holds its number. No package of an engine is needed."""
-    graphs = []
+# Graphs of the process; a model file holds the index of its own.
+_GRAPHS = []
+
+
+@contextlib.contextmanager
+def run_eagerly() -> Iterator[None]:
+    """All engines run the graph. No package of an engine is needed."""
 
     def convert(program, graph, engine, folder, facts):
-        (folder / ENGINES[engine]).write_text(str(len(graphs)))
-        graphs.append(graph.eval())
+        (folder / ENGINES[engine]).write_text(str(len(_GRAPHS)))
+        _GRAPHS.append(graph.eval())
 
     def open_engine(folder, engine, precision, *_):
-        return EagerEngine(graphs[int((folder / ENGINES[engine]).read_text())], precision)
+        return EagerEngine(_GRAPHS[int((folder / ENGINES[engine]).read_text())], precision)
 
-    monkeypatch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
-    monkeypatch.setattr(candidates, "convert", convert)
-    # It is as fast as the run, and no speed is tested.
-    monkeypatch.setattr(Measured, "slower", "")
-    monkeypatch.setattr(measure, "_MOST_CALLS", 8)
-    monkeypatch.setattr(candidates, "open_engine", open_engine)
-    monkeypatch.setattr(load, "open_engine", open_engine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
+        patch.setattr(candidates, "convert", convert)
+        # It is as fast as the run, and no speed is tested.
+        patch.setattr(Measured, "slower", "")
+        patch.setattr(measure, "_MOST_CALLS", 8)
+        for module in (candidates, load, sizes):
+            patch.setattr(module, "open_engine", open_engine)
+        yield
+
+
+@pytest.fixture
+def eager_engines():
+    """Run the graph in place of all engines."""
+    with run_eagerly():
+        yield
+
+
+@pytest.fixture(params=["eager", pytest.param("openvino", marks=[needs_openvino, pytest.mark.slow])])
+def engines(request):
+    """Run the graph in place of all engines, and among the slow tests OpenVINO."""
+    with run_eagerly() if request.param == "eager" else contextlib.nullcontext():
+        yield

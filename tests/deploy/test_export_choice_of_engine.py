@@ -155,12 +155,13 @@ def check_decisions(run, out, include):
 
 
 @pytest.mark.usefixtures("eager_engines")
-@pytest.mark.parametrize("include", [("sets",), ("ood",)])
+@pytest.mark.parametrize("include", [("sets",), ("sets", "ood", "embedding")])
 def test_decisions_are_those_fitted_on_the_validation_images(run, tmp_path, include):
     assert export(run, tmp_path / "out", "--format", "torch", "--include", *include) == 0
     check_decisions(run, tmp_path / "out", include)
 
 
+@pytest.mark.slow
 def test_decisions_are_computed_by_an_engine(run, tmp_path):
     include = ("sets", "ood", "embedding")
     assert export(run, tmp_path / "out", "--format", "torch", "--include", *include) == 0

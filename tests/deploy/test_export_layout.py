@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from tests.deploy.exporting import skip_without
-from tests.tiers import fast_first
 from vitrail.deploy.export.layout import rewrite
 from vitrail.models.registry import create_model, list_families
 
@@ -72,9 +71,8 @@ def test_layers_and_transpositions_lose_an_axis():
         np.testing.assert_allclose(found, module(x).detach().numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("family", "settings"), fast_first([("swin", {"depths": (2, 1)}), ("swin", {}), ("maxvit", {})], 1)
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "settings"), [("swin", {"depths": (2, 1)}), ("swin", {}), ("maxvit", {})])
 def test_families_with_windows_compute_the_same(family, settings):
     torch.manual_seed(0)
     config = {**list_families()[family].test_config, **settings}

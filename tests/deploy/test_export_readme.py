@@ -12,6 +12,9 @@ from tests.deploy.exporting import FORMATS, photographs, train
 from vitrail.cli.main import main
 from vitrail.engines import load_export
 
+# The fast tests run the code in their own process (test_export.py).
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -19,8 +19,6 @@ from vitrail.engines.load import difference, open_engine
 from vitrail.errors import ConfigError
 from vitrail.runs.trained import load_classifier
 
-FAST = {(True, "openvino"), (False, "torch")}
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -88,19 +86,10 @@ def test_a_model_that_cannot_merge_is_refused(trained):
         merge_counts(dataclasses.replace(trained, model=swin), [2], None)
 
 
-# With registers and mean pooling in OpenVINO among the fast tests, plain in PyTorch.
-@pytest.mark.parametrize(
-    ("settings", "engine"),
-    [
-        pytest.param(
-            settings,
-            *engine.values,
-            marks=[*engine.marks, *(() if (bool(settings), *engine.values) in FAST else (pytest.mark.slow,))],
-        )
-        for settings in ({}, {"reg_tokens": 2, "global_pool": "avg"})
-        for engine in FORMATS
-    ],
-)
+# The fast tests trace a merged model in tests/layers/test_token_merging.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"reg_tokens": 2, "global_pool": "avg"}])
+@pytest.mark.parametrize("engine", FORMATS)
 def test_engines_equal_the_merged_model(trained, engine, settings, tmp_path):
     torch.manual_seed(1)
     model = vitrail.create_model("vit", img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=3, num_classes=2,

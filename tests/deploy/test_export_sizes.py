@@ -1,5 +1,6 @@
 """Exports of another image size, and of any: equal to the run in eager mode, and errors at other sizes."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.deploy.eager import engines as engines
 from tests.deploy.exporting import make_run, needs_openvino, skip_without
 from tests.deploy.test_export_families import CASES, check, trained
 from tests.tiers import fast_first
@@ -31,10 +33,10 @@ ANY = CASES | {
     "vit, overlapping": ("vit", {"patch_stride": 4}),
 }
 # Without windows, whose conversion to ONNX and guards in torch do not cover all sizes.
-OTHER_ENGINES = ("vit",)
+OTHER_ENGINES = ("vit, raster order", "vit")
 # Refused, since its windows depend on the size.
 del ANY["swin, padded after the shift"]
-FIRST = sorted(ANY, key=lambda name: (name != "vit, raster order", name))
+FIRST = sorted(ANY, key=lambda name: (name != OTHER_ENGINES[0], name))
 
 
 def any_graph(name):
@@ -42,6 +44,36 @@ def any_graph(name):
     include = ("embedding", "heatmap") if "overlapping" not in name else ("embedding",)
     least = least_of_any(model.model)
     return model, ExportGraph(model, dict.fromkeys(model.card.streams, torch.float32), {}, include, least=least)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """Name of a case -> its model, graph and traced program; traced once."""
+
+    @functools.cache
+    def get(name):
+        model, graph = any_graph(name)
+        return model, graph, trace(graph)
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def converted(traced, tmp_path_factory):
+    """Name of a case and engine -> folder with the engine's file; converted once."""
+
+    @functools.cache
+    def get(name, engine):
+        _, graph, program = traced(name)
+        folder = tmp_path_factory.mktemp(engine)
+        convert(program, graph, engine, folder, facts_of(graph))
+        return folder
+
+    return get
+
+
+def facts_of(graph):
+    return {"inputs": [entry.describe() for entry in graph.inputs]}
 
 
 def images(model, sizes, count=2):
@@ -58,10 +90,9 @@ def run(engine, graph, batch):
 
 @needs_openvino
 @pytest.mark.parametrize("name", fast_first(FIRST, 1))
-def test_any_size_equals_the_run_in_openvino(name, tmp_path):
-    model, graph = any_graph(name)
-    convert(trace(graph), graph, "openvino", tmp_path, {})
-    engine = open_engine(tmp_path, "openvino", "fp32", 1)
+def test_any_size_equals_the_run_in_openvino(traced, converted, name):
+    model, graph, _ = traced(name)
+    engine = open_engine(converted(name, "openvino"), "openvino", "fp32", 1)
     least = tuple(least_of_any(model.model).values())
     for sizes in [*([size] * len(least) for size in SIZES), SIZES[: len(least)], least]:
         batch = images(model, sizes)
@@ -75,24 +106,22 @@ def test_any_size_equals_the_run_in_openvino(name, tmp_path):
 
 @pytest.mark.parametrize("engine", [pytest.param("onnx", marks=[skip_without("onnx"), pytest.mark.slow]), "torch"])
 @pytest.mark.parametrize("name", fast_first(OTHER_ENGINES, 1))
-def test_any_size_in_other_engines(name, engine, tmp_path):
-    model, graph = any_graph(name)
-    convert(trace(graph), graph, engine, tmp_path, {"inputs": [entry.describe() for entry in graph.inputs]})
-    loaded = open_engine(tmp_path, engine, "fp32", 1)
+def test_any_size_in_other_engines(traced, converted, name, engine):
+    model, graph, _ = traced(name)
+    loaded = open_engine(converted(name, engine), engine, "fp32", 1)
     for size in SIZES:
         batch = images(model, [size] * len(model.card.streams))
         check(model, run(loaded, graph, batch), batch)
 
 
-def test_an_engine_that_differs_at_another_size_is_left_out(monkeypatch, tmp_path):
-    _, graph = any_graph("vit")
-    program = trace(graph)
-    facts = {"inputs": [entry.describe() for entry in graph.inputs]}
-    convert(program, graph, "torch", tmp_path, facts)
-    with torch.no_grad():
-        graph.model.pos_embed[:, 2:].mul_(1.5)
+def test_an_engine_that_differs_at_another_size_is_left_out(traced, converted, monkeypatch, tmp_path):
+    _, graph, program = traced(FIRST[0])
+    folder, facts = converted(FIRST[0], "torch"), facts_of(graph)
+    changed = graph.model.pos_embed.detach().clone()
+    changed[:, 2:] *= 1.5
+    monkeypatch.setattr(graph.model.pos_embed, "data", changed)
     with pytest.raises(RunError, match="torch computes another logits at 16 x 32 pixels"):
-        check_sizes(graph, tmp_path, "torch", 1)
+        check_sizes(graph, folder, "torch", 1)
     monkeypatch.setattr(of_sizes, "_TOLERANCE", -1.0)
     (built,) = build_candidates(program, graph, lambda engine: facts, [Variant("torch", "fp32")], tmp_path / "work", 1,
                                 None)  # fmt: skip
@@ -134,12 +163,10 @@ def test_windows_that_shrink_to_the_map_are_refused_for_any_size(engine):
 
 
 @needs_openvino
-def test_resampled_positions_are_not_quantised(tmp_path):
+def test_resampled_positions_are_not_quantised(converted):
     import openvino
 
-    _, graph = any_graph("vit")
-    convert(trace(graph), graph, "openvino", tmp_path, {})
-    model = openvino.Core().read_model(tmp_path / "model.xml")
+    model = openvino.Core().read_model(converted(FIRST[0], "openvino") / "model.xml")
     outside = set(names_outside(model))
     products = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
     inside = [node for node in products if node.get_friendly_name() not in outside]
@@ -161,7 +188,7 @@ def trained_run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"))
 
 
-@needs_openvino
+@pytest.mark.usefixtures("engines")
 def test_a_fixed_size_of_a_run(trained_run, tmp_path, capsys):
     command = ["export", str(trained_run), "--format", "openvino", "--precision", "fp32", "--budget", "1s"]
     assert main([*command, "--image-size", "24", "40", "--out", str(tmp_path / "wide")]) == 0
@@ -179,7 +206,7 @@ def test_a_fixed_size_of_a_run(trained_run, tmp_path, capsys):
                                rtol=1e-4, atol=1e-5)  # fmt: skip
 
 
-@needs_openvino
+@pytest.mark.usefixtures("engines")
 def test_any_size_of_a_run(trained_run, tmp_path, capsys):
     command = ["export", str(trained_run), "--format", "openvino", "--precision", "fp32", "--budget", "1s"]
     assert main([*command, "--image-size", "any", "--out", str(tmp_path / "any")]) == 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import vitrail
+from tests.tiers import fast_first
 from vitrail.errors import ConfigError
 from vitrail.explain import attention_rollout, capture_attention, explain, list_methods
 
@@ -178,8 +179,7 @@ def test_a_saved_model_still_merges(tmp_path):
         assert torch.equal(again(x), merged(x))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"reg_tokens": 2, "global_pool": "avg"}])
+@pytest.mark.parametrize("settings", fast_first([{"reg_tokens": 2, "global_pool": "avg"}, {}], 1))
 def test_programs_have_a_free_batch(settings):
     merged = vitrail.merge_tokens(build(**settings), 3)
     batch = torch.export.Dim("batch", min=1, max=64)
