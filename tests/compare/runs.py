@@ -46,7 +46,7 @@ def finish(run, quality=0.0, *, images=60, seconds=30.0, evaluated=True, finishe
     names = [f"{i:03}.png" for i in range(images)] if names is None else names
     folder.write_predictions("test", order.tolist(), [names[i] for i in order], targets[order].tolist(), logits[order],
                              logits[order])  # fmt: skip
-    _, metrics = evaluate_saved(folder, intervals=Intervals(resamples=20))
+    _, metrics = evaluate_saved(folder, intervals=Intervals(resamples=100))
     efficiency = {"parameters": 1000, "gmacs": 0.5, "inference_images_per_second": 100.0}
     efficiency |= {"batch_size": 64, "device": "cpu"}
     metrics |= {"split": "test", "efficiency": efficiency}

@@ -31,6 +31,14 @@ _GRAPHS = []
 
 
 @contextlib.contextmanager
+def without_memory() -> Iterator[None]:
+    """Memory of candidates is not measured, which takes a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "_peak_memory", lambda *_: "it is not measured in this test")
+        yield
+
+
+@contextlib.contextmanager
 def run_eagerly() -> Iterator[None]:
     """All engines run the graph. No package of an engine is needed."""
 
@@ -41,7 +49,7 @@ def run_eagerly() -> Iterator[None]:
     def open_engine(folder, engine, precision, *_):
         return EagerEngine(_GRAPHS[int((folder / ENGINES[engine]).read_text())], precision)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with without_memory(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.import_module("vitrail.deploy.export.export"), "trace", lambda graph, *_: graph)
         patch.setattr(candidates, "convert", convert)
         # It is as fast as the run, and no speed is tested.

@@ -137,13 +137,15 @@ def test_two_exports_are_one_file(exported, run, tmp_path):
     assert again["files"]["model.xml"] == first["files"]["model.xml"]
 
 
-@needs_openvino
-def test_the_readme_runs_with_the_engine_alone(exported):
-    folder = exported("openvino") / "1"
+@pytest.mark.parametrize("engine", FORMATS)
+def test_the_readme_runs_with_the_engine_alone(exported, loaded, engine, monkeypatch, capsys):
+    folder = exported(engine) / "1"
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).group(1)
-    namespace = {}
-    exec(code.replace('"model.xml"', repr(str(folder / "model.xml"))), namespace)
-    assert namespace["outputs"]["probabilities"].shape == (1, 2)
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(code, {})
+    black = loaded(engine).export.run({"image": np.zeros((1, 3, 480, 640), np.uint8)})["probabilities"].argmax(1)
+    assert capsys.readouterr().out.split() == [str(black)]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from tests.deploy.eager import eager_engines as eager_engines
 from tests.deploy.exporting import export, make_run, record
 from vitrail.deploy.export import budget as of_budget
-from vitrail.deploy.export import calibrate, candidates, measure
+from vitrail.deploy.export import calibrate, candidates
 from vitrail.deploy.export.budget import BUILDING, Budget, conversion
 from vitrail.deploy.export.quantize import Change, QuantizeSettings, _Quantization, _Variant
 from vitrail.errors import ConfigError
@@ -85,7 +85,6 @@ def _export(run, out, clock, monkeypatch, seconds, conversions, comparison=1.0, 
     module = importlib.import_module("vitrail.deploy.export.export")
     monkeypatch.setattr(of_budget.time, "monotonic", clock)
     monkeypatch.setattr(module, "Budget", lambda seconds: Budget(seconds, clock))
-    monkeypatch.setattr(measure, "_peak_memory", lambda *_: "it is not measured in this test")
     convert, judge, outputs = candidates.convert, module.judge, module.original_outputs
 
     def slow_convert(program, graph, engine, *more):

@@ -79,7 +79,7 @@ def _wrong(candidates, n, agreements, shared, exports=EXPORTS, seed=0, rule=choo
             (299, [0.9999, 0.9999, 0.9999, 0.99, 0.99]),
             (628, [0.99] * 5),
         ],
-        2,
+        1,
     ),
 )
 def test_wrong_candidates_pass_in_at_most_5_percent(n, agreements, shared):
@@ -92,7 +92,7 @@ BAD, GOOD = 0.99, 0.9999
 
 
 # 368 images show 99 % at a half of the error, 473 with a miss at the whole of it and without one at a half.
-@pytest.mark.parametrize(("shared", "seed"), fast_first([(0.0, 0), (0.0, 1), (0.95, 2), (0.7, 3)], 2))
+@pytest.mark.parametrize(("shared", "seed"), fast_first([(0.0, 0), (0.0, 1), (0.95, 2), (0.7, 3)], 1))
 @pytest.mark.parametrize(
     ("n", "agreements"),
     fast_first(

@@ -12,6 +12,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from tests.cli.test_modalities import Place
+from tests.deploy.eager import run_eagerly, without_memory
 from tests.deploy.exporting import record
 from vitrail.cli.main import main
 from vitrail.cli.recipes import load_run_recipe
@@ -34,14 +35,23 @@ SOURCES = {"video": "videos", "points": "points"}
 WORDS = "--format torch --precision fp32 --budget 0s --threads 1 --include heatmap embedding sets ood".split()
 
 
-@pytest.fixture(scope="module", params=SOURCES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *((kind, "eager") for kind in SOURCES),
+        *(pytest.param((kind, "torch"), marks=pytest.mark.slow) for kind in SOURCES),
+    ],
+    ids="-".join,
+)
 def place(request, tmp_path_factory):
     """A trained run and its export."""
-    found = Place(tmp_path_factory.mktemp(request.param), request.param)
-    with contextlib.chdir(found.root), contextlib.redirect_stderr(io.StringIO()):
-        assert main(["train", *found.data, "--run.dir", "run", "--run.tensorboard", "false"]) == 0
-        assert main(["export", "run", "--out", "out", *WORDS]) == 0
-    return found
+    kind, engine = request.param
+    found = Place(tmp_path_factory.mktemp(kind), kind)
+    with run_eagerly() if engine == "eager" else without_memory():
+        with contextlib.chdir(found.root), contextlib.redirect_stderr(io.StringIO()):
+            assert main(["train", *found.data, "--run.dir", "run", "--run.tensorboard", "false"]) == 0
+            assert main(["export", "run", "--out", "out", *WORDS]) == 0
+        yield found
 
 
 @pytest.fixture(scope="module")

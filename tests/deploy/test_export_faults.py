@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.deploy.eager import EagerEngine
+from tests.deploy.eager import EagerEngine, run_eagerly
 from tests.deploy.eager import eager_engines as eager_engines
-from tests.deploy.eager import run_eagerly
 from tests.deploy.exporting import QUICK, photographs, record, train
 from vitrail.cli.main import main
 from vitrail.deploy.export import candidates
@@ -204,7 +203,9 @@ def test_reduced_precision_with_a_destroyed_layer_is_refused(
 
     monkeypatch.setattr(candidates, "open_engine", open_engine)
     words = ["--format", "openvino", "--precision", "bf16", "--agreement", "0.8", "--max-drop", "0.2", "--include"]
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--budget", "0s", *words]) == int(destroyed)
+    assert main(
+        ["export", str(run), "--out", str(tmp_path / "out"), "--budget", "0s", "--threads", "1", *words]
+    ) == int(destroyed)
     text = capsys.readouterr()
     assert ("no candidate may be written" in text.err) == destroyed
     assert (tmp_path / "out" / "1").exists() != destroyed
@@ -215,7 +216,18 @@ def test_nothing_slower_than_the_run_is_written_unasked(run, tmp_path, monkeypat
     monkeypatch.setattr(Measured, "slower", "a call takes 1.40 times that of the run (at least 1.20)")
     module = importlib.import_module("vitrail.deploy.export.export")
     monkeypatch.setattr(module, "list_variants", lambda *_: [candidates.Variant("torch", "fp32")])
-    words = ["export", str(run), "--out", str(tmp_path / "out"), "--precision", "fp32", "--budget", "0s"]
+    words = [
+        "export",
+        str(run),
+        "--out",
+        str(tmp_path / "out"),
+        "--precision",
+        "fp32",
+        "--budget",
+        "0s",
+        "--threads",
+        "1",
+    ]
     assert main(words) == 1
     err = capsys.readouterr().err
     assert "every candidate is slower than the run itself: of the fastest, torch fp32, a call takes 1.40 times" in err

@@ -10,7 +10,7 @@ import torch
 import vitrail
 from tests.deploy.eager import eager_engines as eager_engines
 from tests.deploy.exporting import FORMATS, LONG, export, make_run
-from vitrail.deploy.export import convert, measure
+from vitrail.deploy.export import convert
 from vitrail.deploy.export.candidates import list_variants
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.shrink import default_counts, merge_counts, merging
@@ -34,12 +34,6 @@ def trained(run):
         for parameter in found.model.parameters():
             parameter.normal_(0, 0.3)
     return found
-
-
-@pytest.fixture
-def no_process(monkeypatch):
-    """Memory is measured in a process of its own, which lacks the engines of the fixture ``eager_engines``."""
-    monkeypatch.setattr(measure, "_peak_memory", lambda *_: "it is not measured in this test")
 
 
 def test_merged_variants_follow_all_others():
@@ -109,7 +103,7 @@ def test_engines_equal_the_merged_model(trained, engine, settings, tmp_path):
             assert difference(found[name], values) < 1e-4, name
 
 
-@pytest.mark.usefixtures("eager_engines", "no_process")
+@pytest.mark.usefixtures("eager_engines")
 def test_merged_candidates_are_judged_by_their_drop(run, tmp_path, capsys):
     assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "fp32", "--shrink", *LONG) == 0
     text = capsys.readouterr().out
@@ -124,7 +118,7 @@ def test_merged_candidates_are_judged_by_their_drop(run, tmp_path, capsys):
     assert record["token_merging"] == 0
 
 
-@pytest.mark.usefixtures("eager_engines", "no_process")
+@pytest.mark.usefixtures("eager_engines")
 def test_a_chosen_count_is_recorded(run, tmp_path, monkeypatch, capsys):
     import importlib
 
@@ -145,7 +139,7 @@ def test_a_chosen_count_is_recorded(run, tmp_path, monkeypatch, capsys):
     assert record["check"]["bounds"]["logits"] == pytest.approx(2e-4)
 
 
-@pytest.mark.usefixtures("eager_engines", "no_process")
+@pytest.mark.usefixtures("eager_engines")
 def test_int8_with_merged_tokens_has_a_row_that_says_why_it_is_not_offered(run, tmp_path, capsys):
     assert export(run, tmp_path / "out", "--format", "openvino", "--precision", "auto", "--shrink", 2) == 0
     record = json.loads((tmp_path / "out" / "1" / "export.json").read_text())
