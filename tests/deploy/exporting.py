@@ -37,8 +37,8 @@ def skip_without(engine, *others):
 
 needs_openvino = skip_without("openvino")
 needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
-# Among the fast tests ONNX has whole exports. There OpenVINO runs graphs of families, of sizes and in int8, torch those of
-# sizes, and Inductor, whose compiler takes a minute for a whole export, a small module.
+# Among the fast tests ONNX has whole exports. There OpenVINO runs graphs of families, of sizes and in int8, torch those
+# of sizes, and Inductor, whose compiler takes a minute for a whole export, a small module.
 _MARKS = {"onnx": [], "inductor": [needs_compiler, pytest.mark.slow]}
 FORMATS = [
     pytest.param(engine, marks=[skip_without(engine), *_MARKS.get(engine, [pytest.mark.slow])]) for engine in PACKAGES
