@@ -41,7 +41,7 @@ def nearest_points(x: Tensor, k: int, mask: Tensor | None = None) -> Tensor:
             its own neighbour again.
 
     Returns:
-        Indices, shape ``(B, N, k)``; the order of points at one distance is open.
+        Indices, shape ``(B, N, k)``, nearest first; the order of points at one distance is open.
     """
     return _rank_points(x.detach(), k, mask)[1]
 
@@ -84,6 +84,20 @@ def fading_neighbors(x: Tensor, k: int, mask: Tensor | None = None) -> tuple[Ten
         fading = (16.0 * (1.0 - distances / torch.where(fades, radius, 1.0))).clamp(max=1.0)
         weights = torch.where(fades, fading, weights)
     return index, weights / weights.sum(dim=-1, keepdim=True).clamp_min(1.0)
+
+
+def found_neighbors(index: Tensor, mask: Tensor) -> Tensor:
+    """Mark the neighbours that exist: a cloud of n points has n of them for each point, the nearest ones.
+
+    Args:
+        index: Neighbours of each point, nearest first, shape ``(B, N, k)``.
+        mask: True for real points, shape ``(B, N)``.
+
+    Returns:
+        True for neighbours that exist, shape ``(B, N, k)``.
+    """
+    order = torch.arange(index.shape[2], device=index.device)
+    return (order < mask.sum(dim=1)[:, None, None]).expand(index.shape)
 
 
 def run_dynamic_graphs(
@@ -185,20 +199,27 @@ class VNEdgeConv(nn.Module):
 
         Args:
             x: Vectors, shape ``(B, N, S, in_channels)``.
-            index: Neighbours of each point, shape ``(B, N, k)``.
-            mask: True for real points, shape ``(B, N)``; the edges of others are left out of the batch norm's
-                statistics.
-            weights: Weights of the neighbours in the pooling, shape ``(B, N, k)``; equal when not given.
+            index: Neighbours of each point, nearest first, shape ``(B, N, k)``.
+            mask: True for real points, shape ``(B, N)``; edges of others, and those to neighbours that lack, are left
+                out of the batch norm's statistics.
+            weights: Weights of the neighbours in the pooling, whose sum is 1, shape ``(B, N, k)``; when not given those
+                that exist weigh the same.
 
         Returns:
             Shape ``(B, N, S, out_channels)``.
         """
-        return convolve_edges(self, x, index, mask, weights)
+        edges = None
+        if mask is not None:
+            found = found_neighbors(index, mask)
+            edges = found & mask[..., None]
+            if weights is None:
+                weights = found.to(x.dtype) / found.sum(dim=-1, keepdim=True).clamp_min(1)
+        return convolve_edges(self, x, index, edges, weights)
 
 
 @with_fast_path("vector_edges")
 def convolve_edges(layer: VNEdgeConv, x: Tensor, index: Tensor, mask: Tensor | None, weights: Tensor | None) -> Tensor:
-    """Run a :class:`VNEdgeConv`."""
+    """Run a :class:`VNEdgeConv`; ``mask`` is true for the edges in the batch norm's statistics, ``(B, N, k)``."""
     edges = graph_features(x, index, layer.cross)
     features = layer.batchnorm(layer.map_to_feat(edges), mask)
     out: Tensor = layer.pool(clip_along(features, layer.map_to_dir(edges), layer.negative_slope), weights)
@@ -224,6 +245,8 @@ class EdgeConv(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``(B, N, C)`` to ``(B, N, C')``; ``index`` and ``mask`` are those of :class:`VNEdgeConv`."""
+        found = None if mask is None else found_neighbors(index, mask) & mask[..., None]
         edges = self.fc(graph_features(x, index))
-        out: Tensor = self.act(self.bn(edges, mask)).amax(dim=2)
+        # A point stands in for neighbours that lack, which changes no maximum.
+        out: Tensor = self.act(self.bn(edges, found)).amax(dim=2)
         return out

@@ -175,6 +175,24 @@ def test_points_without_coordinates_change_nothing(case, training):
         assert torch.allclose(models[1].state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("case", [*INVARIANT, "pointnet", "dgcnn"])
+def test_padding_of_clouds_with_fewer_points_than_neighbours(case):
+    """The models here have 6 neighbours."""
+    clouds = [torch.randn(1, number, 3, dtype=torch.float64) for number in (1, 3, 5, 9)]
+    lacking = float("nan")
+    together = torch.cat([torch.nn.functional.pad(x, (0, 0, 0, 9 - x.shape[1]), value=lacking) for x in clouds])
+    model = build(case)
+    expected = torch.cat([answer(model, x) for x in clouds])
+    assert relative_error(answer(model, together), expected) < 1e-10
+    alone, padded = build(case).train(), build(case).train()
+    points = torch.randn(3, 4, 3, dtype=torch.float64)
+    expected = answer(alone, points)
+    found = answer(padded, torch.nn.functional.pad(points, (0, 0, 0, 5), value=lacking))
+    assert relative_error(found, expected) < 1e-10
+    for name, value in alone.state_dict().items():
+        assert torch.allclose(padded.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_stay_finite_where_points_repeat_or_lack(name):
     model = build(name, torch.float32).train()
