@@ -234,6 +234,67 @@ def test_labels_of_points(tmp_path):
         open_data(DataConfig(source="solids", points=PointsConfig(part="side")), (10,))
 
 
+@pytest.mark.parametrize("names", [(), ("leg", "seat", "back")])
+def test_negative_labels_of_points_are_none(tmp_path, names):
+    rng = np.random.default_rng(2)
+    points, parts = rng.normal(size=(8, 12, 3)), rng.integers(-2, 3, (8, 12))
+    parts[0] = -1
+    # Labels whose first six digits are equal.
+    written = np.where(parts < 0, parts, parts + (0 if names else 123456788))
+    arrays = {"part_names": names} if names else {}
+    np.savez(tmp_path / "a.npz", points=points, part=written, label=np.arange(8) % 2, **arrays)
+    source = open_data(config(tmp_path / "a.npz", part="part"), (12,)).source
+    assert source.parts == (names or ("123456788", "123456789", "123456790"))
+    for i in range(8):
+        nearest = np.abs(source.in_file(i)[:, None] - points[i]).sum(2).argmin(1)
+        assert source.read([i])["parts"][0].tolist() == np.maximum(parts[i], -1)[nearest].tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([-1, -1, -1, -1], "has no label of 0 or above"),
+        ([0, 1, 2, 7], r"has labels up to 7 and 3 names \(part_names\)"),
+        ([0, 1, 2, np.inf], "must hold whole numbers, got inf"),
+    ],
+)
+def test_labels_of_points_that_are_refused(tmp_path, labels, message):
+    points = np.random.default_rng(3).normal(size=(4, 4, 3))
+    names = ["leg", "seat", "back"]
+    np.savez(tmp_path / "a.npz", points=points, part=[labels] * 4, label=[0, 1, 0, 1], part_names=names)
+    with pytest.raises(DataError, match=message):
+        open_data(config(tmp_path / "a.npz", part="part"), (4,))
+
+
+def test_padding_of_arrays_is_left_out(tmp_path):
+    points = np.random.default_rng(4).normal(size=(8, 12, 3))
+    points[:, [2, 7, 11]] = np.nan
+    features = np.tile(np.arange(12.0), (8, 1))[..., None]
+    np.savez(tmp_path / "a.npz", points=points, features=features, label=np.arange(8) % 2, count=[12] * 7 + [8])
+    source = open_data(config(tmp_path / "a.npz", features=("feature0",)), (12,)).source
+    batch = source.read([0, 7])
+    real = batch["points"].isfinite().all(-1)
+    assert real.sum(1).tolist() == [9, 6]
+    assert sorted(batch["features"][0, real[0], 0].tolist()) == [0, 1, 3, 4, 5, 6, 8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "count", "message"),
+    [
+        ((3, 5, 0), np.nan, 12, "cloud 000003: 1 of 12 points have no finite coordinates"),
+        ((3, 5), np.inf, 12, "cloud 000003: 1 of 12 points have no finite coordinates"),
+        ((3,), np.nan, 12, "cloud 000003: needs points of 3 coordinates, at least one"),
+        ((3, 5), 0.0, 0, "cloud 000003: needs points of 3 coordinates, at least one"),
+    ],
+)
+def test_arrays_with_points_that_are_refused(tmp_path, where, value, count, message):
+    points, counts = np.random.default_rng(5).normal(size=(8, 12, 3)), np.full(8, 12)
+    points[where], counts[3] = value, count
+    np.savez(tmp_path / "a.npz", points=points, label=np.arange(8) % 2, count=counts)
+    with pytest.raises(DataError, match=message):
+        open_data(config(tmp_path / "a.npz"), (12,))
+
+
 @pytest.mark.parametrize("up", ["x", "y", "z"])
 def test_places_in_the_file_whatever_is_up(tmp_path, up):
     points = np.random.default_rng(1).normal(size=(8, 9, 3)) * 5 + 3

@@ -50,12 +50,25 @@ def read_cloud(path: Path) -> CloudFile:
         cloud = reader(path)
     except (OSError, ValueError, IndexError, KeyError, struct.error, EOFError) as error:
         raise DataError(f"{path}: cannot be read as a point cloud ({error or type(error).__name__})") from error
-    if cloud.points.ndim != 2 or cloud.points.shape[1] != 3 or not len(cloud.points):
-        raise DataError(f"{path}: needs points of 3 coordinates, at least one, got an array of {cloud.points.shape}")
-    if not np.isfinite(cloud.points).all():
-        bad = int((~np.isfinite(cloud.points)).any(axis=1).sum())
-        raise DataError(f"{path}: {bad} of {len(cloud.points)} points have no finite coordinates; remove them")
+    check_points(str(path), cloud.points)
     return cloud
+
+
+def check_points(where: str, points: Array) -> None:
+    """Check that an array holds coordinates of points.
+
+    Args:
+        where: File, and cloud in it, for the message.
+        points: The array.
+
+    Raises:
+        DataError: Another shape than ``(N, 3)``, no points, or points that are not finite.
+    """
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+        raise DataError(f"{where}: needs points of 3 coordinates, at least one, got an array of {points.shape}")
+    bad = int((~np.isfinite(points)).any(axis=1).sum())
+    if bad:
+        raise DataError(f"{where}: {bad} of {len(points)} points have no finite coordinates; remove them")
 
 
 def _split(table: Array, names: tuple[str, ...] = ()) -> CloudFile:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.config.data import DataConfig
-from vitrail.data.points.files import READERS, CloudFile, read_cloud
+from vitrail.data.points.files import READERS, CloudFile, check_points, read_cloud
 from vitrail.data.points.sampling import choose_points, sample_mesh, scale_of, turn_back, turn_up
 from vitrail.data.points.solids import CLASSES, PARTS, make_solid
 from vitrail.data.sources.base import ImageSource
@@ -84,7 +84,7 @@ class PointSource(StoredSource):
         return found
 
     def in_file(self, index: int) -> Array:
-        """Return the points of a cloud at their place in its file, shape ``(N, 3)``, NaN where it has fewer."""
+        """Return the points of a cloud, coordinates as in the file, shape ``(N, 3)``, NaN where it has fewer."""
         centred = self._points[index].double().numpy() * self._places[index, 3] + self._places[index, :3]
         return turn_back(centred, self._up)
 
@@ -142,7 +142,7 @@ class PointFileSource(PointSource):
         config: The settings; ``path`` is a folder with a folder for each class (below train, val and test where it is
             split), a CSV file with the columns "path", "label" and maybe "split", or an .npz file with "points"
             ``(M, N, 3)``, "label" ``(M,)`` and maybe "features", "count" (real points of each cloud), "classes" and
-            "test".
+            "test". Points whose coordinates are all NaN are padding.
         num_points: Points of a cloud.
         classes: Names of the classes where a run gives them.
         files: Files and folders of point clouds in place of ``path``: their class is the name of their folder where a
@@ -248,7 +248,11 @@ class PointFileSource(PointSource):
                 )
             features, names = np.concatenate([features, arrays[part][..., None]], axis=2), (*names, part)
             self.parts = tuple(map(str, arrays.get("part_names", ())))
-        clouds = [CloudFile(p[:n, :3], f[:n], names) for p, f, n in zip(points, features, counts, strict=True)]
+        clouds = []
+        for key, own, numbers, count in zip(self.keys, points[..., :3], features, counts, strict=True):
+            real = ~np.isnan(own).all(axis=1) & (np.arange(len(own)) < count)
+            check_points(f"{path}: cloud {key}", own[real])
+            clouds.append(CloudFile(own[real], numbers[real], names))
         return clouds, labels, names
 
 
@@ -262,27 +266,30 @@ def _generator(seed: int, points: Array) -> np.random.Generator:
 
 
 def _number_parts(parts: Sequence[Array], names: tuple[str, ...]) -> tuple[tuple[str, ...], list[Array]]:
-    """Number the labels of points, which are whole numbers.
+    """Number the labels of points, which are whole numbers; negative ones mark points without a label.
 
     Args:
         parts: Label of each point of each cloud.
         names: Names of the labels 0, 1, ...; where there are none the labels are their own names.
 
     Returns:
-        Names, and index into them of each point of each cloud.
+        Names, and index into them of each point of each cloud; -1 without a label.
 
     Raises:
-        DataError: Labels that are not whole, or have no name.
+        DataError: Labels that are not whole or have no name, or no label at all.
     """
     every = np.unique(np.concatenate(parts))
-    if (every != every.round()).any():
-        raise DataError(f"data.points.part must hold whole numbers, got {every[every != every.round()][0]:g}")
-    if names and not 0 <= every[0] <= every[-1] < len(names):
-        raise DataError(
-            f"data.points.part has labels {every[0]:g} to {every[-1]:g} and {len(names)} names (part_names)"
-        )
+    whole = np.isfinite(every) & (every == every.round())
+    if not whole.all():
+        raise DataError(f"data.points.part must hold whole numbers, got {every[~whole][0]:g}")
+    every = every[every >= 0]
+    if not len(every):
+        raise DataError("data.points.part has no label of 0 or above; negative ones mark points without a label")
+    if names and every[-1] >= len(names):
+        raise DataError(f"data.points.part has labels up to {int(every[-1])} and {len(names)} names (part_names)")
     known = np.arange(len(names)) if names else every
-    return names or tuple(f"{value:g}" for value in every), [np.searchsorted(known, own) for own in parts]
+    numbered = [np.where(own < 0, -1, np.searchsorted(known, own)) for own in parts]
+    return names or tuple(str(int(value)) for value in every), numbered
 
 
 def _choose_features(
