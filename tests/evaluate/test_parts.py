@@ -41,6 +41,35 @@ def test_measures_equal_a_count_of_every_point():
     assert [row["part"] for row in found["parts"]] == list(NAMES)
 
 
+def test_intervals_are_of_the_mean_over_the_same_parts():
+    true, predicted = _clouds(30)
+    # The fourth part occurs in two clouds and is never predicted: its intersection over union is 0.
+    for own in true[:2]:
+        own[:2] = 3
+    found = part_measures(PartCounts.of(true, predicted, 4), NAMES, Bootstrap(30, resamples=400))
+    others = part_measures(PartCounts.of(true[2:], predicted[2:], 4), NAMES, Bootstrap(28, resamples=400))
+    assert found["parts"][3]["iou"] == 0
+    assert found["miou_low"] < found["miou"] < found["miou_high"]
+    assert found["miou_high"] < 0.75 * 1.05 * others["miou_high"]
+    # Two parts of one cloud each: more than half of the resamples lack one.
+    true[0][:2], true[1][:2] = 3, 4
+    found = part_measures(PartCounts.of(true, predicted, 5), (*NAMES, "rare"), Bootstrap(30, resamples=400))
+    assert found["miou"] > 0
+    assert found["miou_low"] is None
+    assert found["accuracy_low"] is not None
+
+
+def test_clouds_without_labels_count_in_no_mean():
+    true, predicted = _clouds()
+    expected = part_measures(PartCounts.of(true, predicted, 4), NAMES, None)
+    empty = np.empty(0, dtype=np.int64)
+    counts = PartCounts.of([*true, empty, empty], [*predicted, empty, empty], 4)
+    assert np.isnan(counts.of_clouds()).tolist() == [False] * 12 + [True] * 2
+    assert part_measures(counts, NAMES, None) == expected
+    found = part_measures(counts, NAMES, Bootstrap(14, resamples=200))
+    assert found["miou_clouds_low"] < found["miou_clouds"] < found["miou_clouds_high"]
+
+
 def test_intervals_are_over_clouds():
     true, predicted = _clouds(30)
     counts = PartCounts.of(true, predicted, 4)

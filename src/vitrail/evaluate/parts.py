@@ -53,11 +53,20 @@ class PartCounts:
         return self.true + self.predicted - self.both
 
     def of_clouds(self) -> npt.NDArray[np.float64]:
-        """Compute the mean intersection over union of each cloud, over the parts that it has or is said to have."""
+        """Compute the mean intersection over union of each cloud, over the parts that occur or are predicted.
+
+        It is NaN for a cloud without labelled points.
+        """
         there = self.union > 0
         shares = np.where(there, self.both / np.maximum(self.union, 1), 0.0)
-        means: npt.NDArray[np.float64] = shares.sum(axis=1) / there.sum(axis=1)
-        return means
+        return _ratio(shares.sum(axis=1), there.sum(axis=1))
+
+
+def _ratio(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Divide; NaN where the denominator is 0."""
+    missing = np.full(np.shape(denominator), np.nan)
+    found: npt.NDArray[np.float64] = np.divide(numerator, denominator, out=missing, where=denominator > 0)
+    return found
 
 
 def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap | None) -> dict[str, Any]:
@@ -72,32 +81,29 @@ def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap
         ``accuracy`` of all points, ``miou`` (mean over the parts of the intersection over union of all points),
         ``miou_clouds`` (mean over clouds of that of their own parts), each with ``_low`` and ``_high``, and ``parts``:
         name, ``points``, ``iou``, ``low`` and ``high`` of each. A part that neither occurs nor is predicted has none.
+        Every resample measures the mean of the same parts; resamples without one of them are left out of the interval.
     """
     both, union, true = (np.asarray(x, dtype=np.float64) for x in (counts.both, counts.union, counts.true))
 
+    present = union.sum(axis=0) > 0
+    of_clouds = counts.of_clouds()[:, None]
+    labelled = ~np.isnan(of_clouds)
+
     def measure(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Measures of weighted clouds ``(M, r)``: accuracy, mean and each part, shape ``(2 + K, r)``."""
-        whole = union.T @ weights
-        each = np.divide(both.T @ weights, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-        correct = both.sum(axis=1) @ weights / np.maximum(true.sum(axis=1) @ weights, 1)
-        present = ~np.isnan(each)
-        mean = np.where(present, each, 0.0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
-        return np.concatenate([correct[None], mean[None], each])
+        """Measures of weighted clouds ``(M, r)``: accuracy, both means and each part, shape ``(3 + K, r)``."""
+        each = _ratio(both.T @ weights, union.T @ weights)
+        correct = _ratio(both.sum(axis=1) @ weights, true.sum(axis=1) @ weights)
+        mean_of_clouds = _ratio(np.where(labelled, of_clouds, 0.0).T @ weights, labelled.T @ weights)
+        return np.concatenate([correct[None], each[present].mean(axis=0)[None], mean_of_clouds, each])
 
     values = measure(np.ones((len(both), 1)))[:, 0]
     intervals: list[Interval | None] = [None] * len(values)
-    of_clouds = counts.of_clouds()
-    interval_of_clouds = None
     if bootstrap is not None:
         resampled = np.concatenate([measure(weights) for weights in bootstrap.weights()], axis=1)
         intervals = [bootstrap.interval(row) for row in resampled]
-        interval_of_clouds = bootstrap.mean(of_clouds)
     found: dict[str, Any] = {}
-    for name, value, interval in (
-        ("accuracy", values[0], intervals[0]),
-        ("miou", values[1], intervals[1]),
-        ("miou_clouds", of_clouds.mean(), interval_of_clouds),
-    ):
+    names = ("accuracy", "miou", "miou_clouds")
+    for name, value, interval in zip(names, values, intervals, strict=False):
         low, high = interval or (None, None)
         found |= {name: float(value), f"{name}_low": low, f"{name}_high": high}
     found["parts"] = [
@@ -108,7 +114,7 @@ def part_measures(counts: PartCounts, parts: Sequence[str], bootstrap: Bootstrap
             "low": None if interval is None else interval[0],
             "high": None if interval is None else interval[1],
         }
-        for name, count, value, interval in zip(parts, true.sum(axis=0), values[2:], intervals[2:], strict=True)
+        for name, count, value, interval in zip(parts, true.sum(axis=0), values[3:], intervals[3:], strict=True)
     ]
     return found
 
@@ -135,7 +141,7 @@ def measure_parts(
         The measures of :func:`part_measures`, and the number of clouds ("images") and points.
 
     Raises:
-        DataError: The clouds have no labels of points, or parts that the run does not know.
+        DataError: No point of the split has a label, or parts that the run does not know.
     """
     names = trained.card.classes
     unknown = [part for part in clouds.source.parts if part not in names]
@@ -156,17 +162,20 @@ def measure_parts(
             predicted.append(own[real])
             if len(shown) < _SHOWN:
                 shown.append(points[real])
+    if not any(map(len, true)):
+        raise DataError(f"split {split} of data.source {clouds.config.source} has no point with a label; add some")
     counts = PartCounts.of(true, predicted, len(names))
     table = pd.DataFrame({"index": order, "path": [clouds.source.keys[i] for i in order]})
     measures = part_measures(counts, names, bootstrap_of(table))
     table["points"] = counts.true.sum(axis=1)
-    table["accuracy"] = counts.both.sum(axis=1) / table["points"]
+    table["accuracy"] = _ratio(counts.both.sum(axis=1), counts.true.sum(axis=1))
     table["miou"] = counts.of_clouds()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "parts.csv", pd.DataFrame(measures["parts"]).to_csv(index=False))
     write_text(folder / "clouds.csv", table.to_csv(index=False))
-    titles = [f"{key}: mIoU {miou:.2f}" for key, miou in zip(table["path"], table["miou"], strict=True)]
-    several = len(shown)
-    figure = parts_figure(shown, (true[:several], predicted[:several]), names, titles[:several])
+    figures = ["no labels" if np.isnan(miou) else f"mIoU {miou:.2f}" for miou in table["miou"]]
+    titles = [f"{key}: {figure}" for key, figure in zip(table["path"], figures, strict=True)]
+    num_shown = len(shown)
+    figure = parts_figure(shown, (true[:num_shown], predicted[:num_shown]), names, titles[:num_shown])
     write_figure(figure, folder / "parts.png", 110)
     return {**measures, "images": len(order), "points": int(counts.true.sum())}
