@@ -129,6 +129,7 @@ def test_a_run_is_walked_with_its_weights_and_normalisation(capsys, monkeypatch,
     assert torch.allclose(image, trained.normalize({"image": pixels})[0])
 
 
+@pytest.mark.slow
 def test_a_run_at_another_size_and_without_values(capsys, run, photo):
     code, out, _ = _run(capsys, run, "--image", photo, "--img-size", "20", "24", "--repeats", "1")
     assert code == 0

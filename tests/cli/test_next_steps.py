@@ -26,6 +26,7 @@ def _following(err):
     return [command[1:] for command in commands]
 
 
+@pytest.mark.slow
 def test_from_the_audit_to_the_page(tmp_path, capsys):
     """Each command is the one that the last output names."""
     make_folder(tmp_path / "my photos", ("a", "b"), (), 16)

@@ -64,6 +64,7 @@ def test_test_images_that_pretraining_has_seen_are_counted(photos, tmp_path, cap
     assert f"{seen} of {line[1]} images of the split test" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pretraining_on_the_same_splits_leaves_the_test_images_out(photos, capsys):
     assert _pretrain("folder", photos, "pre") == 0
     assert _train(photos, "pre", "run") == 0

@@ -94,6 +94,7 @@ class _Holes(nn.Module):
         return {name: F.dropout(stream, 0.5) for name, stream in streams.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gathered", [3])
 def test_easy_and_hard_batches_are_levelled(gathered, monkeypatch):
     monkeypatch.setattr(learning_rate, "_LOW", 1e-12)

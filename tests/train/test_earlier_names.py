@@ -50,6 +50,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_it_is_resumed(run, capsys):
     written = make_earlier(run)
     assert '"data.statistics"' in written
