@@ -182,6 +182,45 @@ def test_a_multi_label_ranking_that_suffers_is_refused_though_decisions_stay():
     assert worse.precision_drop_high > worse.precision_drop > 0.01
 
 
+UNKNOWN = {
+    "no gate image has a label": lambda targets: np.full_like(targets, -1),
+    "no label has positives among the gate images": np.zeros_like,
+}
+
+
+@pytest.mark.parametrize("why", UNKNOWN)
+def test_an_untested_mean_average_precision_is_named(why):
+    gate = _labels(300)
+    targets = UNKNOWN[why](gate.targets)
+    decided = np.where(gate.targets, 3.0, -3.0)
+    rng = np.random.default_rng(2)
+    signs = Outputs(decided * rng.random(decided.shape))  # decisions stay, their order is random
+    unknown = GateImages(Outputs(decided), targets)
+    passed = judge(unknown, signs)
+    assert passed.status == "passed"
+    assert passed.reason.endswith(f"; mean average precision not tested: {why}")
+    merged = judge(unknown, signs, "drop")
+    assert merged.status == "refused"
+    assert f"mean average precision not tested: {why}" in merged.reason
+    assert "not tested" not in judge(unknown, unknown.original, "equality").reason
+
+
+@pytest.mark.parametrize("criterion", ["agreement", "drop"])
+@pytest.mark.parametrize("positives", [1, 5, 73, 74])
+def test_a_rare_label_is_refused_and_its_missing_positives_are_given(criterion, positives):
+    gate = _labels(300)
+    gate.targets[:, 2] = np.arange(300) < positives
+    gate = GateImages(Outputs(np.where(gate.targets, 3.0, -3.0)), gate.targets, ("a", "b", "rare", "c"))
+    verdict = judge(gate, gate.original, criterion)
+    # 74 of 4 labels: a share of 4 % of them without a lost one is shown by 74.
+    assert (verdict.status, verdict.missing_positives) == ("passed" if positives == 74 else "refused", 74 - positives)
+    assert (verdict.rarest_label, verdict.rarest_positives) == ("rare", positives)
+    if positives == 5:
+        assert "label 'rare' has 5 positives, at least 69 more are needed" in verdict.reason
+    gate.targets[:, 2] = 0
+    assert "not tested for 1 label without positives" in judge(gate, gate.original, criterion).reason
+
+
 def test_correlations_and_cosines_against_scipy():
     rng = np.random.default_rng(0)
     maps, others = rng.random((5, 4, 6)), rng.random((5, 4, 6))

@@ -81,15 +81,16 @@ def _known(values: Estimate) -> list[float | None]:
 
 
 def _cells(values: Estimate, signed: bool) -> list[str]:
-    value, low, high = (f"{x:+.4f}" if signed else f"{x:.4f}" for x in values)
-    return [value, f"{low} to {high}"]
+    value, low, high = ("-" if math.isnan(x) else f"{x:+.4f}" if signed else f"{x:.4f}" for x in values)
+    return [value, "-" if "-" in (low, high) else f"{low} to {high}"]
 
 
 def compare_on_test(gate: GateImages, outputs: Outputs, available: int | None = None) -> FinalTable:
     """Compare an export with its run.
 
     Accuracies have Wilson's intervals; their difference has exact bounds from paired decisions, of 97.5 % on each side.
-    The mean average precision has intervals by the bootstrap of images.
+    The mean average precision has intervals by the bootstrap of images; none where most resamples lack the positives of
+    a label.
 
     Args:
         gate: Test images, all labelled, with the run's outputs.
@@ -122,6 +123,8 @@ def _mean_precisions(gate: GateImages, outputs: Outputs) -> tuple[Estimate, Esti
     (first, second), resampled = found
 
     def estimate(value: float, values: Doubles) -> Estimate:
+        if 2 * np.isfinite(values).sum() < len(values):  # most resamples lack the positives of a label
+            return float(value), float("nan"), float("nan")
         return (float(value), *(bootstrap.interval(values) or (float(value), float(value))))
 
     return (

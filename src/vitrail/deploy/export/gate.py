@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from vitrail.bootstrap import Bootstrap, Doubles
+from vitrail.bootstrap import Doubles
 from vitrail.deploy.export.bounds import LEVEL, agreement_bound, agreement_limit, drop_bound, images_needed, shows_drop
-from vitrail.deploy.export.mean_precision import mean_precisions
+from vitrail.deploy.export.mean_precision import bound_precision_drop
 from vitrail.deploy.export.verdict import Photographs, Similarity, Verdict, percent, percent_at_least, percent_at_most
-from vitrail.errors import ConfigError, DataError
+from vitrail.errors import ConfigError, DataError, plural
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
@@ -95,6 +95,7 @@ class GateImages:
     Attributes:
         original: Outputs of the original model.
         targets: Classes ``(N,)``, or labels ``(N, K)`` if multi-label; -1 (:data:`UNLABELLED`) where unknown.
+        classes: Names of the classes or labels, for messages; their indices where it is empty.
 
     Raises:
         DataError: Targets for another number of images.
@@ -102,6 +103,7 @@ class GateImages:
 
     original: Outputs
     targets: Ints
+    classes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Check."""
@@ -142,7 +144,9 @@ def judge(
     Multi-label: an image's decision is that of all its labels, which agrees if all do. The drop is bounded in each
     label, and in the share of images with all labels correct; the one with the largest bound is reported. No correction
     is needed, since the candidate passes only if all hold (intersection-union test), and the bounds stay exact. The
-    drop of the mean average precision has no exact bound: that of the paired bootstrap applies.
+    drop of the mean average precision has no exact bound, but one that holds in simulations:
+    :func:`~vitrail.deploy.export.mean_precision.bound_precision_drop`. Without labels it is unknown: "drop" is refused,
+    and the evidence of "agreement" says so.
 
     The drop is at most the share of changed decisions. Where ``1 - agreement <= max_drop``, a shown agreement shows
     the drop too, so that unlabelled images serve; the labelled ones must not have a larger drop. Otherwise the paired
@@ -238,7 +242,6 @@ def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Ve
     counts = {(int(a), int(b)) for a, b in zip(losses, gains, strict=True)}
     allowed = (1 - limits.agreement) * n + 1e-9
     bound, lost, gained = max((drop_bound(known, a, b, level), a, b) for a, b in counts)
-    precision = _precision_drop(gate, outputs, level) if gate.multi_label and known > 1 else None
     return Verdict(
         "refused",
         "",
@@ -253,8 +256,7 @@ def _compare_decisions(gate: GateImages, outputs: Outputs, limits: Limits) -> Ve
         gains=gained,
         drop=(lost - gained) / known if known else None,
         drop_high=bound if known else None,
-        precision_drop=None if precision is None else precision[0],
-        precision_drop_high=None if precision is None else precision[1],
+        **(_compare_precision(gate, outputs, limits) if gate.multi_label else {}),
         logit_difference=_difference(gate.original.logits, outputs.logits),
         similarities=_similarities(gate.original, outputs, limits),
     )
@@ -265,18 +267,26 @@ def _with_all_labels(correct: Bools) -> Bools:
     return np.concatenate([correct, correct.all(axis=1, keepdims=True)], axis=1)
 
 
-def _precision_drop(gate: GateImages, outputs: Outputs, level: float) -> tuple[float, float] | None:
-    """Compute the drop of the mean average precision, and its bootstrap bound."""
-    labelled = gate.labelled
-    targets = gate.targets[labelled] > 0
-    bootstrap = Bootstrap(len(targets), confidence=2 * level - 1)  # its upper end has the one-sided level
-    found = mean_precisions(targets, [x.logits[labelled] for x in (gate.original, outputs)], bootstrap)
+def _compare_precision(gate: GateImages, outputs: Outputs, limits: Limits) -> dict[str, Any]:
+    """Compute the fields of a multi-label verdict about the mean average precision."""
+    targets = gate.targets[gate.labelled] > 0
+    original, other = (x.logits[gate.labelled] for x in (gate.original, outputs))
+    found = bound_precision_drop(targets, original, other, limits.level)
     if found is None:
-        return None
-    (first, second), resampled = found
-    interval = bootstrap.interval(resampled[0] - resampled[1])
-    value = float(first - second)
-    return value, value if interval is None else interval[1]
+        why = "no label has positives among the gate images" if len(targets) else "no gate image has a label"
+        return {"precision_note": f"mean average precision not tested: {why}"}
+    name = gate.classes[found.rarest] if gate.classes else str(found.rarest)
+    absent = targets.shape[1] - found.labels
+    return {
+        "precision_drop": found.value,
+        "precision_drop_high": found.high,
+        "precision_note": f"mean average precision not tested for {plural(absent, 'label')} without positives"
+        if absent
+        else "",
+        "rarest_label": name,
+        "rarest_positives": found.positives,
+        "missing_positives": found.missing(limits.max_drop, limits.level),
+    }
 
 
 def _difference(one: Floats, other: Floats) -> float:
@@ -385,9 +395,21 @@ def _drop_not_shown(verdict: Verdict, limits: Limits, criterion: Criterion) -> l
         elif verdict.drop_high > most:
             reasons.append(_drop_too_uncertain(verdict, limits))
     if verdict.precision_drop_high is not None and verdict.precision_drop_high > most:
-        high = percent_at_most(verdict.precision_drop_high)
-        reasons.append(f"mean average precision drops by up to {high}, {percent(most)} is allowed")
+        reasons.append(_precision_too_uncertain(verdict, limits))
+    elif criterion == "drop" and verdict.precision_drop_high is None and verdict.precision_note:
+        reasons.append(verdict.precision_note)
     return reasons
+
+
+def _precision_too_uncertain(verdict: Verdict, limits: Limits) -> str:
+    high = percent_at_most(verdict.precision_drop_high or 0.0)
+    reason = f"mean average precision drops by up to {high}, {percent(limits.max_drop)} is allowed"
+    if not verdict.missing_positives:
+        return reason
+    return (
+        f"{reason}; label {verdict.rarest_label!r} has {plural(verdict.rarest_positives or 0, 'positive')}, at least "
+        f"{verdict.missing_positives:,} more are needed among the validation images"
+    )
 
 
 def missing_labels(verdict: Verdict, limits: Limits) -> int:
@@ -427,4 +449,5 @@ def _evidence(verdict: Verdict, limits: Limits, criterion: Criterion) -> str:
         parts.append(f"which bounds the drop by {percent(limits.max_drop)} too")
     else:
         parts.append(f"accuracy drops by at most {percent_at_most(verdict.drop_high or 0.0)}")
-    return ", ".join(parts)
+    evidence = ", ".join(parts)
+    return f"{evidence}; {verdict.precision_note}" if verdict.precision_note else evidence

@@ -100,7 +100,8 @@ def original_outputs(trained: TrainedModel, selected: Sequence[Selection], inclu
                     heatmaps.setdefault(name, []).append(one.map.numpy())
     maps = {name: np.concatenate(parts) for name, parts in heatmaps.items()}
     embedding_rows = np.concatenate(embeddings) if "embedding" in include else None
-    return GateImages(Outputs(np.concatenate(logits), embedding_rows, maps), np.concatenate(targets))
+    outputs = Outputs(np.concatenate(logits), embedding_rows, maps)
+    return GateImages(outputs, np.concatenate(targets), trained.card.classes)
 
 
 def trained_shape(trained: TrainedModel) -> tuple[int, ...]:

@@ -71,7 +71,11 @@ class Verdict:
         drop: Drop in accuracy, ``(losses - gains) / labelled``.
         drop_high: Its one-sided upper bound.
         precision_drop: Drop in mean average precision; multi-label only.
-        precision_drop_high: Its upper bound, by the bootstrap.
+        precision_drop_high: Its upper bound, which holds in simulations.
+        precision_note: Why it was not tested, or not for some labels; empty where it was.
+        rarest_label: Label with the fewest positives, of those that have some.
+        rarest_positives: Its number of positives.
+        missing_positives: Further positives of this label, all ranked alike, that would show the limit; 0 if enough.
         logit_difference: Largest difference of logits, relative to the original's largest one.
         similarities: Of the embedding and the heatmaps.
         photographs: Of fp32 candidates, whose other numbers come from pixels at the model's size; None without files.
@@ -92,6 +96,10 @@ class Verdict:
     drop_high: float | None = None
     precision_drop: float | None = None
     precision_drop_high: float | None = None
+    precision_note: str = ""
+    rarest_label: str = ""
+    rarest_positives: int | None = None
+    missing_positives: int | None = None
     logit_difference: float | None = None
     similarities: tuple[Similarity, ...] = ()
     photographs: Photographs | None = None
