@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from vitrail.cli.main import main
+from vitrail.config import Recipe, TaskConfig, TrainerConfig
 
 SMALL = [
     "--data.source", "solids", "--data.points.num_clouds", "60", "--data.batch_size", "12", "--trainer.max_epochs", "1",
@@ -15,6 +16,14 @@ SMALL = [
 ]  # fmt: skip
 VNT = ["--model.name", "vnt", "--model.embed_dim", "8", "--model.depth", "1", "--model.num_heads", "2",
        "--model.head_hidden_size", "8"]  # fmt: skip
+PARTS = ["--task.name", "parts", "--data.points.part", "surface"]
+
+
+@pytest.mark.parametrize("name", ["classification", "parts", "mae"])
+def test_the_best_epoch_of_parts_is_that_of_the_highest_miou(name):
+    task = TaskConfig(name=name)
+    assert Recipe(task=task).trainer.monitor == ("val_miou" if name == "parts" else "val_accuracy")
+    assert Recipe(task=task, trainer=TrainerConfig(monitor="val_loss")).trainer.monitor == "val_loss"
 
 
 @pytest.mark.slow
@@ -39,8 +48,7 @@ def test_trained_and_evaluated(tmp_path, monkeypatch, capsys):
 
 def test_parts_by_every_verb(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    parts = ["--task.name", "parts", "--data.points.part", "surface", "--data.points.drop", "0.2"]
-    assert main(["train", *VNT, *SMALL, *parts]) == 0
+    assert main(["train", *VNT, *SMALL, *PARTS, "--data.points.drop", "0.2"]) == 0
     card = json.loads((tmp_path / "run" / "model.json").read_text())
     assert card["settings"]["per_point"] is True
     assert "cone base" in card["classes"]
@@ -75,6 +83,13 @@ def test_parts_by_every_verb(tmp_path, monkeypatch, capsys):
     ("options", "message"),
     [
         ([*VNT, *SMALL, "--task.name", "parts"], "task.name parts needs labels of points: set data.points.part"),
+        ([*VNT, *SMALL, "--data.points.part", "surface"], "which task.name classification does not learn; leave it"),
+        (
+            [*VNT, *SMALL, *PARTS, "--data.points.features", "[surface]"],
+            "data.points.features ['surface'] has the labels of points (data.points.part 'surface')",
+        ),
+        ([*VNT, *SMALL, "--trainer.monitor", "val_miou"], "is not measured with task.name classification"),
+        ([*VNT, *SMALL, *PARTS, "--trainer.early_stopping_monitor", "val_map"], "is not measured on single-label data"),
         ([*VNT, *SMALL, "--model.per_point", "true"], "model.per_point True does not fit task.name classification"),
         (["--model.name", "vit_tiny_patch16_224", "--data.source", "digits", "--task.name", "parts"], "parts needs"),
         (["--model.name", "vit_tiny_patch16_224", "--data.source", "solids"], "has point clouds"),

@@ -13,7 +13,7 @@ from vitrail.config.data_groups import GROUPS
 from vitrail.errors import ConfigError
 
 # Metrics that choose the best epoch.
-Monitor = Literal["val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_map", "val_loss"]
+Monitor = Literal["val_accuracy", "val_balanced_accuracy", "val_f1_macro", "val_map", "val_miou", "val_loss"]
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,9 @@ class TrainerConfig:
         early_stopping_patience: Epochs without a better value before it stops; 0 never stops early.
         early_stopping_monitor: Which value that is, as for ``monitor``.
         monitor: What "best" means: highest "val_accuracy" (multi-label: all labels of an image correct),
-            "val_balanced_accuracy" (the mean of the classes'; one label an image), "val_f1_macro" or "val_map" (mean
-            average precision; multi-label), or lowest "val_loss".
+            "val_balanced_accuracy" (the mean of the classes'; one label an image), "val_f1_macro", "val_map" (mean
+            average precision; multi-label) or "val_miou" (mean intersection over union; parts), or lowest "val_loss".
+            When not given, val_miou for ``task.name parts`` and val_accuracy for others.
         accelerator: "auto", "cpu", "gpu", "cuda", "mps" or "tpu".
         devices: How many processes, each with its share of every batch; one a GPU, or any number on a CPU.
         num_nodes: Machines with as many devices each.
@@ -284,7 +285,7 @@ class TrainerConfig:
     gradient_clip: float = 1.0
     early_stopping_patience: int = 0
     early_stopping_monitor: Monitor = "val_loss"
-    monitor: Monitor = "val_accuracy"
+    monitor: Monitor | None = None
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -438,12 +439,17 @@ class Recipe:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Check combinations of settings of two parts.
+        """Check combinations of settings of two parts; fill in the monitor by the task.
 
         Raises:
-            ConfigError: A batch that does not divide among the processes, rare classes that are corrected for twice, or
-                drawings of a model that is sharded.
+            ConfigError: A batch that does not divide among the processes, rare classes that are corrected for twice,
+                labels of points that are an input or that the task does not learn, or drawings of a model that is
+                sharded.
         """
+        if self.trainer.monitor is None:
+            monitor: Monitor = "val_miou" if self.task.name == "parts" else "val_accuracy"
+            object.__setattr__(self, "trainer", dataclasses.replace(self.trainer, monitor=monitor))
+        self._check_labels_of_points()
         processes = self.trainer.devices * self.trainer.num_nodes
         wanted = f"a multiple of the {processes} processes that share it"
         size = self.data.batch_size
@@ -460,6 +466,21 @@ class Recipe:
                 f"run.explain_images {self.run.explain_images} is not supported with trainer.strategy 'fsdp': the "
                 "process that draws has a shard of the model; leave it out and use `vitrail explain` on the run, or "
                 "use trainer.strategy ddp"
+            )
+
+    def _check_labels_of_points(self) -> None:
+        part, features = self.data.points.part, self.data.points.features or ()
+        if part is None:
+            return
+        if self.task.name != "parts":
+            raise ConfigError(
+                f"data.points.part {part!r} labels points, which task.name {self.task.name} does not learn; leave it "
+                "out, or use task.name parts"
+            )
+        if part in features:
+            raise ConfigError(
+                f"data.points.features {list(features)} has the labels of points (data.points.part {part!r}), which "
+                "the model is to predict; leave them out of data.points.features"
             )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

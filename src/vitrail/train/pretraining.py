@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from vitrail.config.augment import augment_settings
-from vitrail.config.schema import PRETRAINING, Recipe, TaskConfig, TrainerConfig
+from vitrail.config.schema import PRETRAINING, Recipe, TaskConfig
 from vitrail.data.augment.contrastive import build_clip_views, build_views
 from vitrail.data.augment.directions import classes_with_directions
 from vitrail.data.dataset import ImageData, open_data
@@ -127,7 +127,7 @@ def _check_settings(recipe: Recipe) -> None:
     modality, name = find_family(recipe.model.name)[0].modality, f"model.name {recipe.model.name}"
     check_need(f"task.name {recipe.task.name}", modality, name)
     check_need("pretrain", modality, name)
-    defaults, trainer, data = TrainerConfig(), recipe.trainer, recipe.data
+    defaults, trainer, data = Recipe(task=recipe.task).trainer, recipe.trainer, recipe.data
     for name in _FOR_CLASSIFIERS:
         value = getattr(trainer, name)
         if value != getattr(defaults, name):

@@ -142,18 +142,20 @@ class SupervisedBuilder(Builder):
 
 
 def _check_labels(recipe: Recipe, data: ImageData) -> None:
-    """Check that loss and monitors match single-label or multi-label data."""
+    """Check that loss and monitors match the task and single-label or multi-label data."""
     multi_label = data.source.targets.ndim == 2
     if multi_label != (recipe.task.loss == "bce"):
         remedy = "use cross_entropy, or data.classes.multi_label, or data.table.label_separator with a table"
         remedy = "use bce" if multi_label else remedy
         kind = "multi-label" if multi_label else "single-label"
         raise ConfigError(f"task.loss {recipe.task.loss!r} does not fit: the data is {kind}; {remedy}")
+    lacking = {"val_balanced_accuracy": "on multi-label data"} if multi_label else {"val_map": "on single-label data"}
+    if recipe.task.name != "parts":
+        lacking["val_miou"] = f"with task.name {recipe.task.name}"
     for name in ("monitor", "early_stopping_monitor"):
         value = getattr(recipe.trainer, name)
-        if value == ("val_balanced_accuracy" if multi_label else "val_map"):
-            kind = "multi-label" if multi_label else "single-label"
-            raise ConfigError(f"trainer.{name} {value!r} is not measured on {kind} data; use val_f1_macro")
+        if value in lacking:
+            raise ConfigError(f"trainer.{name} {value!r} is not measured {lacking[value]}; use val_f1_macro")
 
 
 class PartsBuilder(SupervisedBuilder):

@@ -22,6 +22,7 @@ _READ_EVERY = 0.5
 _METRICS = {
     "val_map": "mean average precision",
     "val_accuracy": "validation accuracy",
+    "val_miou": "mean IoU",
     "val_balanced_accuracy": "balanced accuracy",
     "val_f1_macro": "macro F1",
     "knn_accuracy": "kNN accuracy",
@@ -40,7 +41,7 @@ class Progress(Callback):
         noun: What the inputs are.
     """
 
-    def __init__(self, metrics: EpochMetrics, monitor: str, noun: str = "images") -> None:
+    def __init__(self, metrics: EpochMetrics, monitor: str | None, noun: str = "images") -> None:
         self._metrics, self._monitor, self._noun = metrics, monitor, noun
         self._bar: Any = None
         self._begun, self._last_read = 0.0, 0.0
