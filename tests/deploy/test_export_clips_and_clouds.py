@@ -5,6 +5,7 @@ import csv
 import io
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from tests.deploy.exporting import record
 from vitrail.cli.main import main
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.data.images import resize_picture
-from vitrail.data.points.sampling import scale_of, turn_back, turn_up
+from vitrail.data.points.sampling import choose_points, scale_of, turn_back, turn_up
 from vitrail.deploy.export import candidates
 from vitrail.deploy.export.clips import StoredClips
 from vitrail.deploy.export.clouds import PlacePoints, StoredCoordinates
 from vitrail.deploy.export.graph import ExportGraph
 from vitrail.deploy.export.photographs import encoded_source, read_photographs
 from vitrail.deploy.export.pixels import ResizeStored
+from vitrail.deploy.export.readme import _reading
 from vitrail.deploy.exported import load_exported
 from vitrail.deploy.images import open_files
 from vitrail.errors import ConfigError, ShapeError
@@ -217,3 +219,37 @@ def test_an_image_size_is_refused(place, capsys, monkeypatch):
     monkeypatch.chdir(place.root)
     assert main(["export", "run", "--out", "any", "--image-size", "any"]) == 2
     assert "export --image-size takes images" in capsys.readouterr().err
+
+
+def _cloud_entry(stream, bands, count):
+    return {"name": stream, "stream": stream, "entry": "clouds", "bands": bands, "shape": [None, count, len(bands)]}
+
+
+@pytest.mark.parametrize("distinct", [1, 7, 24, 60])
+@pytest.mark.parametrize("how", ["farthest", "random"])
+@pytest.mark.parametrize("bands", [(), ("feature2", "feature0"), ("height", "ring")])
+def test_the_code_for_clouds_chooses_among_different_points_as_the_run_does(
+    distinct, how, bands, tmp_path, monkeypatch
+):
+    rng, count = np.random.default_rng(distinct), 24
+    points = np.concatenate([rng.normal(size=(distinct, 3)) + 5e5, rng.random((distinct, 3))], axis=1).round(4)
+    rows = points[np.concatenate([np.arange(distinct), rng.integers(0, distinct, 40)])]
+    rows[distinct:, 3:] += 1  # the attributes of a repeated point are those of its first row
+    np.savetxt(tmp_path / "cloud.xyz", rows)
+    entries = [_cloud_entry("points", "xyz", count), *([_cloud_entry("features", bands, count)] if bands else [])]
+    facts = {"inputs": entries, "preparation": {"points": {"points": count, "subsample": how}}}
+    names = {}
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", _reading(facts), re.DOTALL).group(1), names)
+    found, real = names["points"][0], min(count, distinct)
+    assert (found.shape, found.dtype) == ((count, 3), np.float32)
+    assert np.isnan(found[real:]).all()
+    # The run's first point is random.
+    first_at_zero = SimpleNamespace(integers=lambda n: 0, choice=lambda n, *_, **__: names["chosen"])
+    chosen = choose_points(rows[:, :3], count, how, first_at_zero)
+    order = np.argsort(names["chosen"])
+    assert np.allclose(found[:real][order], rows[chosen, :3] - rows[0, :3], atol=1e-4)
+    if bands:
+        columns = [5, 3] if bands[0] == "feature2" else [3, 4]
+        assert np.allclose(names["features"][0, :real][order], rows[chosen][:, columns])
+        assert (names["features"][0, real:] == 0).all()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitrail.engines.inputs import takes_any_size
@@ -72,23 +73,29 @@ _EVENLY = "chosen = [int((i + 0.5) * len(frames) / {frames}) for i in range({fra
 _BY_RATE = """step = float(container.streams.video[0].average_rate) / {rate:g}
 chosen = [int(min(max(len(frames) / 2 + (i - {middle:g}) * step, 0), len(frames) - 1)) for i in range({frames})]"""
 _POINTS = """
-Points of a file of more than {count}:
+Points of a file, those at the same coordinates once:
 
 ```python
 import numpy as np
-cloud = np.loadtxt("cloud.xyz")
+cloud = np.loadtxt("cloud.xyz", ndmin=2)
+cloud = cloud[np.sort(np.unique(cloud[:, :3], axis=0, return_index=True)[1])]
 {chosen}
-points = (cloud[chosen, :3] - cloud[0, :3])[None].astype(np.float32){features}
+{name} = np.full((1, {count}, 3), np.nan, np.float32)
+{name}[0, : len(chosen)] = cloud[chosen, :3] - cloud[0, :3]{features}
 ```
 
-Fill up clouds of fewer different points with NaN. Coordinates are relative to one of their points, since float32 rounds
-large ones.
+Points that a smaller cloud lacks are NaN. Coordinates are relative to one of the points, since float32 rounds large
+ones.
 """
+_FEATURES = """
+{name} = np.zeros((1, {count}, {bands}), np.float32)
+{name}[0, : len(chosen)] = cloud[chosen][:, {columns}]  # columns of {names}"""
 _CHOOSE = {
-    "farthest": """chosen = [0]
-for _ in range({rest}):
-    chosen.append(int(np.square(cloud[:, None, :3] - cloud[chosen, :3]).sum(2).min(1).argmax()))""",
-    "random": "chosen = np.random.default_rng(0).choice(len(cloud), {count}, replace=False)",
+    "farthest": """chosen, nearest = [0], np.full(len(cloud), np.inf)
+while len(chosen) < min({count}, len(cloud)):
+    nearest = np.minimum(nearest, np.square(cloud[:, :3] - cloud[chosen[-1], :3]).sum(1))
+    chosen.append(int(nearest.argmax()))""",
+    "random": "chosen = np.random.default_rng(0).choice(len(cloud), min({count}, len(cloud)), replace=False)",
 }
 
 
@@ -160,13 +167,29 @@ def _reading(facts: Mapping[str, Any]) -> str:
             chosen=chosen.format(frames=frames, rate=rate, middle=(frames - 1) / 2),
         )
     if first["entry"] == "clouds":
-        count, attributes = how["points"], facts["preparation"].keys() - {first["stream"]}
+        count = how["points"]
+        others = [entry for entry in facts["inputs"][1:] if entry["entry"] == "clouds"]
+        features = (
+            _FEATURES.format(
+                name=entry["name"], count=count, bands=len(entry["bands"]), columns=_columns(entry["bands"]),
+                names=", ".join(entry["bands"]),
+            )
+            for entry in others
+        )  # fmt: skip
         return _POINTS.format(
+            name=first["name"],
             count=count,
-            chosen=_CHOOSE[how["subsample"]].format(count=count, rest=count - 1),
-            features="".join(f"\n{name} = cloud[chosen, 3:][None].astype(np.float32)" for name in sorted(attributes)),
+            chosen=_CHOOSE[how["subsample"]].format(count=count),
+            features="".join(features),
         )
     return ""
+
+
+def _columns(names: Sequence[str]) -> list[int]:
+    """Return the columns of attributes behind x, y and z: of unnamed ones by their index, of others in their order."""
+    if all(re.fullmatch(r"feature\d+", name) for name in names):
+        return [3 + int(name.removeprefix("feature")) for name in names]
+    return list(range(3, 3 + len(names)))
 
 
 def _sizes(entry: Mapping[str, Any]) -> str:
