@@ -1,7 +1,9 @@
 """The rule of choice: simulated exports at the border, and the cases of its order."""
 
+import importlib
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ from scipy.stats import norm
 
 from tests.tiers import fast_first
 from vitrail.deploy.export.bounds import misses_allowed
+from vitrail.deploy.export.budget import Budget
+from vitrail.deploy.export.candidates import Variant
 from vitrail.deploy.export.choice import LEAST_GAIN, Candidate, choose
+from vitrail.deploy.export.gate import GateImages, Limits, Outputs
 from vitrail.deploy.export.measure import Measured, Ratio, Speed
 from vitrail.deploy.export.verdict import Verdict
 from vitrail.errors import ConfigError
@@ -254,6 +259,39 @@ def test_a_refusal_is_tested_again_where_the_other_chain_leaves_its_error():
     tested, _, chosen = _levels(MERGED_TOO, {"openvino int8": 0.96, "openvino bf16 r=8": 0.96})
     assert ("openvino int8", 0.95) not in tested
     assert chosen == "openvino fp32 r=8"
+
+
+@pytest.mark.parametrize("misses", [1, 3])
+def test_a_second_judgement_needs_no_comparison_and_keeps_a_refusal(misses, monkeypatch):
+    """473 images with a miss show 99 % at 95 % and not at 97.5 %; with 3 at neither. The budget is spent by then."""
+    logits = np.tile([5.0, 0.0], (473, 1))
+    moved = logits.copy()
+    moved[:misses] = [0.0, 5.0]
+    export = importlib.import_module("vitrail.deploy.export.export")
+    outputs = {"openvino fp32": logits, "openvino bf16": moved, "openvino int8": moved, "openvino fp32 r=8": logits}
+    budget, comparisons = Budget(60), []
+
+    def run(name, *_):
+        comparisons.append(name)
+        return {"logits": outputs[name]}
+
+    monkeypatch.setattr(export, "export_outputs", run)
+    monkeypatch.setattr(budget, "fits", lambda seconds: len(comparisons) < 3)
+    with budget.step(export._COMPARISON):
+        pass
+    variants = [Variant("openvino", "fp32"), Variant("openvino", "bf16"), Variant("openvino", "int8"),
+                Variant("openvino", "fp32", 8)]  # fmt: skip
+    built = [SimpleNamespace(variant=one, export=one.name, failure="") for one in variants]
+    speeds = {one.name: SimpleNamespace(images_per_second=10.0 * (i + 1)) for i, one in enumerate(variants)}
+    gate = GateImages(Outputs(logits), np.zeros(473, np.int64))
+    graph = SimpleNamespace(include=(), heatmaps={}, stored={})
+    results = export._choose(built, speeds, None, gate, [], graph, Limits(), {}, budget)
+    verdicts = {result.name: result.verdict for result in results}
+    assert comparisons == ["openvino fp32", "openvino bf16", "openvino fp32 r=8"]
+    assert verdicts["openvino fp32 r=8"].status == "passed"
+    assert verdicts["openvino bf16"].status == ("passed" if misses == 1 else "refused")
+    assert verdicts["openvino int8"].status == "not tested"
+    assert ("--budget" in verdicts["openvino int8"].reason) == (misses == 1)
 
 
 def test_a_chain_alone_has_the_whole_error():

@@ -70,8 +70,8 @@ def choose(candidates: Sequence[Candidate], judge: Judge, level: float = LEVEL) 
 
     Args:
         candidates: From the safest to the riskiest; fp32 in any order.
-        judge: Judges a candidate; called for tested candidates only, and once more for one that was refused where the
-            other chain leaves its error.
+        judge: Judges a candidate; called for tested candidates only, and once more, for the same outputs, for one that
+            was refused where the other chain leaves its error.
         level: Confidence level of the choice: one minus the probability that a wrong candidate is chosen.
 
     Returns:

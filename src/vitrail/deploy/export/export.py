@@ -336,10 +336,11 @@ def _choose(
     in_full = logits_in_full(trained, files) if rows else np.zeros((0, 0), np.float32)
 
     passed: list[str] = []
+    compared: dict[str, Outputs] = {}
 
     def judge_in_time(candidate: Candidate, level: float) -> Verdict:
         expected = budget.longest[_COMPARISON]
-        if passed and not budget.fits(expected):
+        if passed and candidate.name not in compared and not budget.fits(expected):
             reason = budget.leave_out(f"{_COMPARISON} of {candidate.name}", expected)
             return Verdict("not tested", reason)
         with budget.step(_COMPARISON):
@@ -352,10 +353,11 @@ def _choose(
         own_limits = dataclasses.replace(limits, level=level)
         export = by_name[candidate.name].export
         equality = candidate.criterion == "equality"
-        found = export_outputs(export, selected, [*names, *heatmaps.values()], None if equality else graph.stored)
-        maps = {stream: found[name] for stream, name in heatmaps.items()}
-        outputs = Outputs(found["logits"], found.get("embedding"), maps)
-        verdict = judge(original, outputs, candidate.criterion, own_limits)
+        if candidate.name not in compared:  # a second judgement, at another level, needs no second comparison
+            found = export_outputs(export, selected, [*names, *heatmaps.values()], None if equality else graph.stored)
+            maps = {stream: found[name] for stream, name in heatmaps.items()}
+            compared[candidate.name] = Outputs(found["logits"], found.get("embedding"), maps)
+        verdict = judge(original, compared[candidate.name], candidate.criterion, own_limits)
         if not (equality and rows and verdict.status == "passed"):
             return verdict
         found = export_outputs(export, files, [], graph.stored)
