@@ -57,8 +57,8 @@ def bound_precision_drop(
     the fewest positives has one more, unseen, which only the original ranks above all negatives. Of positives that are
     either ranked alike or lost the bound is Clopper and Pearson's: without a lost one, P positives of a single label
     show a drop of at most ``1 - (1 - level) ** (1 / P)``. In simulations with changed scores and with lost positives
-    the true drop is above the bound in at most ``1 - level`` of the gates. Negatives that the candidate ranks first,
-    and that are too rare to be among the images, are not covered.
+    the true drop is above the bound in at most ``1 - level`` of the gates. Not covered are negatives that the candidate
+    ranks first, so rarely that a label has less than one among the images: above in 31 to 61 % of the gates then.
 
     Args:
         targets: Shape ``(N, K)``.
