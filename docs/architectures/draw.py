@@ -28,8 +28,8 @@ HERE = Path(__file__).resolve().parent
 PAGES = ("vit.md", "swin.md", "maxvit.md", "hvt.md")
 # The thirteenth digit, a 2.
 DIGIT = 12
-# Largest width of a picture in pixels, and bytes up to which it is stored without loss.
-WIDTH = 1100
+# Largest width of a picture in pixels; bytes up to which it is stored without loss, and in its full width.
+WIDTH, SMALLER = 1100, 760
 LOSSLESS = 60_000
 
 
@@ -58,14 +58,21 @@ def shrink(source: Path, target: Path) -> None:
     """Copy a picture as WebP, with losses where it is large without, as photographs are."""
     with Image.open(source) as image:
         picture = image.convert("RGB")
-    if picture.width > WIDTH:
-        height = round(picture.height * WIDTH / picture.width)
-        picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    picture = narrow(picture, WIDTH)
     forms = [encode(picture, lossless=True, quality=100)]
     if len(forms[0]) > LOSSLESS:
-        forms.append(encode(picture, quality=45))
+        forms.append(encode(picture, quality=30))
+    if min(map(len, forms)) > LOSSLESS:
+        forms.append(encode(narrow(picture, SMALLER), quality=30))
     with replacing(target) as temporary:
         temporary.write_bytes(min(forms, key=len))
+
+
+def narrow(picture: Image.Image, width: int) -> Image.Image:
+    """Reduce a picture to a width, unless it is narrower."""
+    if picture.width <= width:
+        return picture
+    return picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
 
 
 def encode(picture: Image.Image, **options: Any) -> bytes:
