@@ -115,7 +115,7 @@ def test_rotations_change_nothing(case, dtype, tolerance):
         assert (mirrored < tolerance) == (case.startswith(MIRRORED)), mirrored
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.float64, 1e-10)])
 def test_rotations_of_clouds_with_equal_distances(dtype, tolerance):
     """Laser scans lie on a grid: which of two equally near points is a neighbour depends on rounding."""
     points = torch.stack([torch.randperm(7**3)[:60] for _ in range(4)])
@@ -125,6 +125,7 @@ def test_rotations_of_clouds_with_equal_distances(dtype, tolerance):
     for case in ("vnt", "vn_pointnet"):
         model = build(case, dtype)
         deviations[case] = relative_error(answer(model, turned), answer(model, points))
+    # The weights fall steeply near the next point, which multiplies the rounding of float32.
     assert deviations["vnt"] < tolerance
     # Equal weights of the neighbours, as published.
     assert deviations["vn_pointnet"] > 1e-4
