@@ -212,7 +212,6 @@ def test_demo_of_all_modalities(tmp_path, capsys, monkeypatch, eager_engines):
     monkeypatch.setattr("vitrail.data.sources.moving_digits.stored_digits", lambda: few)
     module = importlib.import_module("vitrail.deploy.export.export")
     monkeypatch.setattr(module, "list_variants", lambda *_: [candidates.Variant("torch", "fp32")])
-    monkeypatch.setattr("vitrail.deploy.export.measure._MOST_CALLS", 2)
     folder = tmp_path / "demo"
     assert main(["demo", "--all", "--dir", str(folder), "--epochs", "1", "--models", "vit_token_learner"]) == 0
     out = capsys.readouterr().out
