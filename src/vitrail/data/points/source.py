@@ -19,6 +19,8 @@ from vitrail.data.points.solids import CLASSES, PARTS, make_solid
 from vitrail.data.sources.base import ImageSource
 from vitrail.data.sources.class_folders import (
     class_of_folder,
+    groups_of_rows,
+    labels_of_rows,
     list_given,
     number_labels,
     read_rows,
@@ -214,9 +216,8 @@ class PointFileSource(PointSource):
         rows = read_rows(path)
         self.keys = [row["path"] for row in rows]
         self.given_split = splits_of_rows(rows, path)
-        if "group" in rows[0]:
-            self.groups = [row["group"] for row in rows]
-        return [path.parent / row["path"] for row in rows], [row["label"] for row in rows]
+        self.groups = groups_of_rows(rows)
+        return [path.parent / row["path"] for row in rows], labels_of_rows(rows, path, "point clouds")
 
     def _read_arrays(self, path: Path) -> tuple[list[CloudFile], list[str], tuple[str, ...]]:
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vitrail.data.sources.columns import splits_of_cells
+from vitrail.data.sources.columns import groups_of_cells, splits_of_cells
 from vitrail.data.sources.folder_names import parse_split
 from vitrail.errors import DataError
 
@@ -22,7 +22,7 @@ def split_and_class(folders: Sequence[str]) -> tuple[str, str]:
 
 
 def read_rows(file: Path, needed: Sequence[str] = ("path", "label")) -> list[dict[str, str]]:
-    """Read a CSV table.
+    """Read a CSV table; cells that a row lacks at its end are empty.
 
     Args:
         file: The table.
@@ -33,7 +33,7 @@ def read_rows(file: Path, needed: Sequence[str] = ("path", "label")) -> list[dic
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+            rows = list(csv.DictReader(stream, restval=""))
     except OSError as error:
         raise DataError(f"cannot read data.path {file}: {error.strerror or error}") from error
     if not rows or not set(needed) <= set(rows[0]):
@@ -50,7 +50,32 @@ def splits_of_rows(rows: Sequence[Mapping[str, str]], file: Path) -> list[str]:
     Raises:
         DataError: A row names something else than a split.
     """
-    return splits_of_cells([row.get("split") or "" for row in rows], file)
+    return splits_of_cells([row.get("split", "") for row in rows], file)
+
+
+def groups_of_rows(rows: Sequence[Mapping[str, str]]) -> list[str] | None:
+    """Return the group of each row of :func:`read_rows`, "" where it names none; None without such a column."""
+    return groups_of_cells([row["group"] for row in rows]) if "group" in rows[0] else None
+
+
+def labels_of_rows(rows: Sequence[Mapping[str, str]], file: Path, noun: str, *, optional: bool = False) -> list[str]:
+    """Return the label of each row of :func:`read_rows`.
+
+    Args:
+        rows: The rows.
+        file: The table, for the error.
+        noun: What a row lists, in the plural, for the error.
+        optional: Whether all rows together may be without a label.
+
+    Raises:
+        DataError: A row without a label.
+    """
+    labels = [row.get("label", "") for row in rows]
+    if "" in labels and (any(labels) or not optional):
+        number = labels.index("")
+        remedy = f", and other {noun} have; label all or none" if optional else f"; {noun} need one each"
+        raise DataError(f"{file}, line {number + 2}: {rows[number]['path']} has no label{remedy}")
+    return labels
 
 
 def list_given(paths: Sequence[str | Path], inside: Callable[[Path], Iterable[Path]], lack: str) -> list[Path]:

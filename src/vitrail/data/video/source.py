@@ -22,6 +22,8 @@ from vitrail.data.images import BANDS, resize_picture
 from vitrail.data.sources.base import to_unit
 from vitrail.data.sources.class_folders import (
     class_of_folder,
+    groups_of_rows,
+    labels_of_rows,
     list_given,
     number_labels,
     read_rows,
@@ -348,12 +350,10 @@ def _list_folder(root: Path) -> list[_Row]:
 def _read_table(file: Path) -> list[_Row]:
     rows: dict[str, _Row] = {}
     lines = read_rows(file, needed=("path",))
-    labelled = any(line.get("label") for line in lines)
-    for number, (line, split) in enumerate(zip(lines, splits_of_rows(lines, file), strict=True), 2):
+    labels, splits = labels_of_rows(lines, file, "clips", optional=True), splits_of_rows(lines, file)
+    groups = groups_of_rows(lines) or [""] * len(lines)
+    for number, (line, label, split, group) in enumerate(zip(lines, labels, splits, groups, strict=True), 2):
         where = f"{file}, line {number}"
-        label = line.get("label") or ""
-        if labelled and not label:
-            raise DataError(f"{where}: {line['path']} has no label, and other clips have; label all or none")
         start, end = _seconds(line, "start", where) or 0.0, _seconds(line, "end", where)
         if start < 0 or (end is not None and end <= start):
             raise DataError(f"{where}: end {end} must lie after start {start:g}")
@@ -362,8 +362,7 @@ def _read_table(file: Path) -> list[_Row]:
             key += f"@{_exact(start)}" + ("" if end is None else f"-{_exact(end)}")
         if key in rows:
             raise DataError(f"{where}: the clip {key} is listed twice; leave one of the lines out")
-        path, group = file.parent / line["path"], line.get("group") or ""
-        rows[key] = _Row(key, path, label, split, group, start, end)
+        rows[key] = _Row(key, file.parent / line["path"], label, split, group, start, end)
     return list(rows.values())
 
 
