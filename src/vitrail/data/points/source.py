@@ -165,18 +165,15 @@ class PointFileSource(PointSource):
     ) -> None:
         path = Path(config.path or "")
         settings = config.points
-        self._part_setting = settings.part
-        if files is not None:
-            listed, labels = self._list_files(files, classes or ())
-            found = [read_cloud(file) for file in listed]
-            names = found[0].names
-        elif path.suffix.lower() == ".npz":
-            clouds, labels, names = self._read_arrays(path)
-            found = clouds
+        if files is None and path.suffix.lower() == ".npz":
+            found, labels = self._read_arrays(path, settings.part)
         else:
-            listed, labels = self._list_table(path) if path.suffix.lower() == ".csv" else self._list_folder(path)
+            if files is not None:
+                listed, labels = self._list_files(files, classes or ())
+            else:
+                listed, labels = self._list_table(path) if path.suffix.lower() == ".csv" else self._list_folder(path)
             found = [read_cloud(file) for file in listed]
-            names = found[0].names if found else ()
+        names = found[0].names if found else ()
         wanted = tuple(settings.features or ())
         sampled, parts = [], []
         for key, cloud in zip(self.keys, found, strict=True):
@@ -202,7 +199,7 @@ class PointFileSource(PointSource):
     def _list_folder(self, root: Path) -> tuple[list[Path], list[str]]:
         if not root.is_dir():
             raise DataError(f"data.path {root} is no folder, .csv or .npz file")
-        files = [p for p in sorted(_clouds_below(root)) if p.is_file() and p.parent != root]
+        files = [p for p in sorted(_clouds_below(root)) if p.parent != root]
         if not files:
             raise DataError(f"{root} has no folders of point clouds; known formats are {' '.join(READERS)}")
         self.keys = [p.relative_to(root).as_posix() for p in files]
@@ -219,7 +216,7 @@ class PointFileSource(PointSource):
         self.groups = groups_of_rows(rows)
         return [path.parent / row["path"] for row in rows], labels_of_rows(rows, path, "point clouds")
 
-    def _read_arrays(self, path: Path) -> tuple[list[CloudFile], list[str], tuple[str, ...]]:
+    def _read_arrays(self, path: Path, part: str | None) -> tuple[list[CloudFile], list[str]]:
         try:
             with np.load(path, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files}
@@ -242,7 +239,7 @@ class PointFileSource(PointSource):
         test = arrays.get("test")
         self.given_split = [""] * len(points) if test is None else ["test" if own else "train" for own in test]
         names = tuple(f"feature{i}" for i in range(features.shape[2]))
-        if (part := self._part_setting) is not None and part in arrays:
+        if part is not None and part in arrays:
             if arrays[part].shape != points.shape[:2]:
                 raise DataError(
                     f"{path}: {part} (data.points.part) needs shape {points.shape[:2]}, has {arrays[part].shape}"
@@ -254,11 +251,11 @@ class PointFileSource(PointSource):
             real = ~np.isnan(own).all(axis=1) & (np.arange(len(own)) < count)
             check_points(f"{path}: cloud {key}", own[real])
             clouds.append(CloudFile(own[real], numbers[real], names))
-        return clouds, labels, names
+        return clouds, labels
 
 
 def _clouds_below(root: Path) -> list[Path]:
-    return [p for p in root.rglob("*") if p.suffix.lower() in READERS]
+    return [p for p in root.rglob("*") if p.suffix.lower() in READERS and p.is_file()]
 
 
 def _generator(seed: int, points: Array) -> np.random.Generator:
