@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitrail.data.augment.axes import as_channels
 from vitrail.data.rasters import resize_tensor
 
 
@@ -32,7 +33,7 @@ def crop_centre(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def shrink_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize whole images ``(B, C, H, W)`` or clips, uint8 or float32 with NaN where there is no data, to a size."""
-    frames = x.flatten(1, -3)
+    frames = as_channels(x)
     if x.dtype == torch.uint8:
         small = F.interpolate(frames, size=size, mode="bicubic", antialias=True)
     else:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.config.augment import AugmentSettings
+from vitrail.data.augment.axes import as_rows
 from vitrail.data.augment.pipeline import Augmentation
 from vitrail.errors import ShapeError
 
@@ -97,8 +98,8 @@ class _BandsOfClips(nn.Module):
         self.changes = nn.Sequential(*changes)
 
     def forward(self, streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Change clips ``(B, C, T, H, W)``: the frames of each are rows of one image."""
-        return {name: self.changes(x.flatten(2, 3)).view_as(x) for name, x in streams.items()}
+        """Change clips ``(B, C, T, H, W)``."""
+        return {name: self.changes(as_rows(x)).view_as(x) for name, x in streams.items()}
 
 
 def build_clip_views(num_bands: int, min_scale: float = 0.2, strength: float = 0.5, flips: bool = True) -> nn.Module:
