@@ -229,11 +229,7 @@ def each_frame(index: VideoIndex, color: str) -> Iterator[tuple[float, Tensor]]:
 
 def _pixels(frame: Any, color: str) -> Tensor:
     array = frame.to_ndarray(format="rgb24" if color == "rgb" else "gray")
-    return _as_bands(np.rot90(array, _quarter_turns(frame)))
-
-
-def _as_bands(array: np.ndarray[Any, Any]) -> Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(array))
+    pixels = torch.from_numpy(np.ascontiguousarray(np.rot90(array, _quarter_turns(frame))))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 

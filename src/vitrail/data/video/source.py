@@ -76,6 +76,10 @@ class VideoSource(StoredSource):
         files: Video files, folders of frames and folders of such, in place of ``path``: their class is the name of
             their folder where a run knows it, -1 where not.
 
+    Attributes:
+        config: The settings.
+        clip_size: Frames of a clip, and their height and width.
+
     Raises:
         DataError: Nothing to read, classes that the run does not know, files that cannot be decoded or clips that
             begin after the end of theirs (``data.errors.on_unreadable``), or a file in two groups.
@@ -123,7 +127,7 @@ class VideoSource(StoredSource):
             )
         self.left_out: list[tuple[str, str]] = faults
         self._given = files is not None
-        self._size, self._config = size, config
+        self.clip_size, self.config = size, config
         self.views = config.video.views * config.video.crops
         self.draws = config.video.sampling == "random"
         self._rows, self._indices = rows, indices
@@ -148,7 +152,7 @@ class VideoSource(StoredSource):
         # Verbs report what is left out of the files that they are given.
         notes = [] if self._given else [f"left out: {key} {reason}" for key, reason in self.left_out]
         if not self.classes:
-            notes.append(f"{len(self)} clips of {self._config.path} have no labels, for pre-training alone")
+            notes.append(f"{len(self)} clips of {self.config.path} have no labels, for pre-training alone")
         beyond = [
             row.key
             for row, index in zip(self._rows, self._indices, strict=True)
@@ -156,20 +160,20 @@ class VideoSource(StoredSource):
         ]
         if beyond:
             notes.append(f"{len(beyond)} of {len(self)} clips end with their video, before their end ({few(beyond)})")
-        rate = self._config.video.fps
+        rate = self.config.video.fps
         if rate is not None:
-            wanted = self._size[0] / rate
-            short = [key for i, key in enumerate(self.keys) if self._span(i)[1] - self._span(i)[0] < wanted - 1e-6]
+            wanted = self.clip_size[0] / rate
+            short = [key for i, key in enumerate(self.keys) if self.span(i)[1] - self.span(i)[0] < wanted - 1e-6]
             if short:
-                span = f"{wanted:.3g} s of {self._size[0]} frames at {rate:g} a second"
+                span = f"{wanted:.3g} s of {self.clip_size[0]} frames at {rate:g} a second"
                 notes.append(
                     f"{len(short)} of {len(self)} clips are shorter than the {span}; their first and last frames are "
                     f"repeated ({few(short)})"
                 )
         return notes
 
-    def _span(self, index: int) -> tuple[float, float]:
-        """Where a clip begins and ends in its file, in seconds."""
+    def span(self, index: int) -> tuple[float, float]:
+        """Return where a clip begins and ends in its file, in seconds."""
         row, duration = self._rows[index], self._indices[index].duration
         return row.start, duration if row.end is None else min(row.end, duration)
 
@@ -182,10 +186,10 @@ class VideoSource(StoredSource):
     ) -> list[list[Tensor]]:
         """Decode clips of a video at several positions, in one pass; ``fit`` as for :func:`read_frames`."""
         video: VideoIndex = self._indices[index]
-        span, rate = self._span(index), self._config.video.fps
+        span, rate = self.span(index), self.config.video.fps
         chosen = [i for at in positions for i in video.choose(count, *span, rate, at)]
         try:
-            frames = read_frames(video, chosen, self._config.color, fit)
+            frames = read_frames(video, chosen, self.config.color, fit)
         except DataError as error:
             # Opening counts frames and decodes the first one alone.
             raise DataError(f"{error}; {_DAMAGED}") from error
@@ -197,7 +201,7 @@ class VideoSource(StoredSource):
 
     def read_clips(self, indices: Sequence[int], seeds: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Return a random clip of each video, or all of its views, each with its crops."""
-        count, settings = self._size[0], self._config.video
+        count, settings = self.clip_size[0], self.config.video
         if seeds is None:
             positions = view_positions(settings.views, settings.fps)
             return self._read([(index, positions) for index in indices], _CROPS[settings.crops])
@@ -206,8 +210,8 @@ class VideoSource(StoredSource):
 
     def _read(self, wanted: Sequence[tuple[int, Sequence[Position]]], crops: Sequence[float]) -> dict[str, Tensor]:
         """Read the clips of videos at their positions, in all crops."""
-        count, size = self._size[0], (self._size[1], self._size[2])
-        how = self._config.images.resize
+        count, size = self.clip_size[0], (self.clip_size[1], self.clip_size[2])
+        how = self.config.images.resize
 
         def cut(frame: Tensor) -> Tensor:
             return torch.stack([resize_picture(crop_side(frame, size, along), size, how) for along in crops])
@@ -222,7 +226,7 @@ class VideoSource(StoredSource):
 
     def read_stored(self, stream: str, index: int) -> npt.NDArray[Any]:
         """Decode the frames of a clip at their own size, shape ``(C, T, H, W)``, uint8."""
-        frames: npt.NDArray[Any] = torch.stack(self._frames(index, self._size[0])[0], dim=1).numpy()
+        frames: npt.NDArray[Any] = torch.stack(self._frames(index, self.clip_size[0])[0], dim=1).numpy()
         return frames
 
     def thumbnails(self) -> Thumbnails:
@@ -234,23 +238,9 @@ class VideoSource(StoredSource):
         """Return height and width of a frame before resizing."""
         return self._indices[index].size
 
-    @property
-    def config(self) -> DataConfig:
-        """The settings."""
-        return self._config
-
-    @property
-    def clip_size(self) -> tuple[int, ...]:
-        """Frames of a clip, and their height and width."""
-        return self._size
-
     def video(self, index: int) -> VideoIndex:
         """Return the frames of the file that a clip is of."""
         return self._indices[index]
-
-    def span(self, index: int) -> tuple[float, float]:
-        """Return where a clip begins and ends in its file, in seconds."""
-        return self._span(index)
 
     def digest(self, index: int) -> bytes:
         """Hash the file, or the pictures, and the clip's start and end."""
