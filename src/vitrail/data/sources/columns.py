@@ -7,15 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from vitrail.data.classes import MISSING, parse_number, similar_key
 from vitrail.data.image_errors import head
+from vitrail.data.sources.folder_names import SPLIT_NAMES
 from vitrail.errors import DataError
 
-# Names of splits in tables, in any letter case.
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    "": "",
-}
+# Names of splits in tables, in any letter case: those of folders, and none.
+_SPLITS = {name: split for split, names in SPLIT_NAMES.items() for name in names} | {"": ""}
 _SPLIT_LIKE = frozenset("splits set subset partition fold folds phase usage datasplit traintest istrain istest".split())
 _GROUP_LIKE = frozenset(
     "groups patient subject person individual animal donor case study plant tree leaf plot field farm site station "
