@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import ConfigError, VitrailError, few
+from vitrail.errors import ConfigError, VitrailError, few, first_line
 from vitrail.layers.modes import evaluation_mode
 from vitrail.models.base import VisionModel
 from vitrail.models.registry import create_model
@@ -83,7 +83,7 @@ def _differing_outputs(model: VisionModel, twin: VisionModel) -> list[str]:
     try:
         expected, found = _run(twin, model), _run(model, model)
     except (RuntimeError, VitrailError, TypeError, AttributeError) as error:  # whatever an own part raises
-        return [f"an image of its own size does not run ({str(error).splitlines()[0]})"]
+        return [f"an image of its own size does not run ({first_line(error)})"]
     if _agree(found, expected):
         return []
     types = {name: type(module) for name, module in model.named_modules()}

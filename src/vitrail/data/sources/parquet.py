@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from vitrail.data.image_errors import refuse_pointer
 from vitrail.data.listing import list_by_suffix
 from vitrail.data.sources.embedded import Part
-from vitrail.errors import DataError
+from vitrail.errors import DataError, first_line
 
 # The hub names files SPLIT-00000-of-00004.parquet.
 SPLIT_WORDS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
@@ -51,14 +51,14 @@ def _schema(file: Path) -> pa.Schema:
     try:
         return pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {file} as Parquet: {str(error).splitlines()[0]}") from error
+        raise DataError(f"cannot read {file} as Parquet: {first_line(error)}") from error
 
 
 def _read(file: Path, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(file, columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {file} as Parquet: {str(error).splitlines()[0]}") from error
+        raise DataError(f"cannot read {file} as Parquet: {first_line(error)}") from error
 
 
 def _split_of(file: Path, number: int) -> str:

@@ -19,7 +19,7 @@ from vitrail.config.data import DataConfig
 from vitrail.config.data_groups import TableConfig
 from vitrail.data.classes import Label, clean_name, normalize_label
 from vitrail.data.image_errors import refuse_pointer
-from vitrail.errors import ConfigError, DataError, did_you_mean
+from vitrail.errors import ConfigError, DataError, did_you_mean, first_line
 
 _NAMED = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|"}
 _FOUND = (",", ";", "\t", "|")
@@ -271,7 +271,7 @@ def _read_parquet(file: Path) -> Table:
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"cannot read {file} as a table: {str(error).splitlines()[0]}") from error
+        raise DataError(f"cannot read {file} as a table: {first_line(error)}") from error
     columns = [column_problem(column.type) or cells_of(column, file) for column in table.columns]
     names = [clean_name(name) for name in table.column_names]
     return Table(file, names, columns, list(range(1, table.num_rows + 1)), True)
