@@ -141,7 +141,7 @@ def test_memory_of_a_process_of_its_own():
     plain = peak_memory(functools.partial(_allocating, 0), CPU)
     large = peak_memory(functools.partial(_allocating, 100 * 2**20), CPU)
     if plain is None:
-        pytest.skip("this system does not tell the memory of a process")
+        pytest.skip("the memory of a process cannot be read on this system")
     assert large.peak - plain.peak > 80 * 2**20
     assert large.peak >= large.before
     assert abs(large.before - plain.before) < 40 * 2**20

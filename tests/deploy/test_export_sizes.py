@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.deploy.eager import engines as engines
-from tests.deploy.exporting import make_run, needs_openvino, skip_without
+from tests.deploy.exporting import export, make_run, needs_openvino, skip_without
 from tests.deploy.test_export_families import CASES, check, trained
 from tests.tiers import fast_first
+from vitrail.cli.export import main as export_main
 from vitrail.cli.main import main
 from vitrail.deploy.export import sizes as of_sizes
 from vitrail.deploy.export.candidates import Variant, build_candidates
@@ -184,6 +185,9 @@ def test_sizes_below_a_patch_are_refused():
         at_size(model, (3, 40))
 
 
+OPENVINO = "--format openvino --precision fp32".split()
+
+
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"))
@@ -191,19 +195,7 @@ def trained_run(tmp_path_factory):
 
 @pytest.mark.usefixtures("engines")
 def test_a_fixed_size_of_a_run(trained_run, tmp_path, capsys):
-    command = [
-        "export",
-        str(trained_run),
-        "--format",
-        "openvino",
-        "--precision",
-        "fp32",
-        "--budget",
-        "1s",
-        "--threads",
-        "1",
-    ]
-    assert main([*command, "--image-size", "24", "40", "--out", str(tmp_path / "wide")]) == 0
+    assert export(trained_run, tmp_path / "wide", *OPENVINO, "--image-size", "24", "40") == 0
     exported = load_exported(tmp_path / "wide", threads=1)
     assert [entry["shape"] for entry in exported.export.record["inputs"]] == [[None, 3, None, None], [None, 3, 24, 40]]
     capsys.readouterr()
@@ -220,32 +212,20 @@ def test_a_fixed_size_of_a_run(trained_run, tmp_path, capsys):
 
 @pytest.mark.usefixtures("engines")
 def test_any_size_of_a_run(trained_run, tmp_path, capsys):
-    command = [
-        "export",
-        str(trained_run),
-        "--format",
-        "openvino",
-        "--precision",
-        "fp32",
-        "--budget",
-        "1s",
-        "--threads",
-        "1",
-    ]
-    assert main([*command, "--image-size", "any", "--out", str(tmp_path / "any")]) == 0
-    export = load_export(tmp_path / "any", threads=1)
-    assert list(export.entries) == ["resized"]
-    assert "neither cropped nor resized" in export.record["no_photographs"]
+    assert export(trained_run, tmp_path / "any", *OPENVINO, "--image-size", "any") == 0
+    loaded = load_export(tmp_path / "any", threads=1)
+    assert list(loaded.entries) == ["resized"]
+    assert "neither cropped nor resized" in loaded.record["no_photographs"]
     from vitrail.runs.trained import load_classifier
 
     model = load_classifier(trained_run)
     for size in ((16, 16), (9, 9), (33, 90)):
         pixels = np.random.default_rng(0).integers(0, 256, (2, 3, *size), dtype=np.uint8)
         wanted = model.classify(torch.from_numpy(pixels).float() / 255)[0]
-        found = export.run({"image_resized": pixels})["logits"]
+        found = loaded.run({"image_resized": pixels})["logits"]
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
     with pytest.raises(ShapeError, match=r"H >= 9, W >= 9\) of uint8, got the shape \(1, 3, 8, 16\)"):
-        export.run({"image_resized": np.zeros((1, 3, 8, 16), np.uint8)})
+        loaded.run({"image_resized": np.zeros((1, 3, 8, 16), np.uint8)})
     record = json.loads((tmp_path / "any" / "1" / "export.json").read_text())
     assert record["inputs"][0]["least"] == [9, 9]
     assert "the smallest size is 9 x 9 pixels" in (tmp_path / "any" / "1" / "README.md").read_text()
@@ -256,10 +236,4 @@ def test_any_size_of_a_run(trained_run, tmp_path, capsys):
 @pytest.mark.parametrize("words", [["all"], ["16", "any"], ["0"], ["1", "2", "3"]])
 def test_wrong_sizes_are_refused(words):
     with pytest.raises(ConfigError, match="--image-size takes height and width"):
-        main_raising(words)
-
-
-def main_raising(words):
-    from vitrail.cli.export import main as export
-
-    export(["runs/none", "--image-size", *words])
+        export_main(["runs/none", "--image-size", *words])

@@ -146,7 +146,7 @@ def judge(
     is needed, since the candidate passes only if all hold (intersection-union test), and the bounds stay exact. The
     drop of the mean average precision has no exact bound, but one that holds in simulations:
     :func:`~vitrail.deploy.export.mean_precision.bound_precision_drop`. Without labels it is unknown: "drop" is refused,
-    and the evidence of "agreement" says so.
+    and the reason of "agreement" names what was not tested.
 
     The drop is at most the share of changed decisions. Where ``1 - agreement <= max_drop``, a shown agreement shows
     the drop too, so that unlabelled images serve; the labelled ones must not have a larger drop. Otherwise the paired
