@@ -12,13 +12,12 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from vitrail.bench.speed import Step, Workload, alternate, make_step
 from vitrail.cli.recipes import load_run_recipe
 from vitrail.evaluate.run import evaluate
 from vitrail.files import write_text
@@ -47,32 +46,11 @@ CASES: dict[str, tuple[dict[str, Any], int, tuple[tuple[int, int], ...]]] = {
 }  # fmt: skip
 
 
-def make_step(settings: dict[str, Any], batch: int) -> Callable[[], None]:
+def training_step(settings: dict[str, Any], batch: int) -> Step:
     """Build a training step of a model on random clips."""
     torch.manual_seed(0)
-    model = create_model("vivit", **settings, **_MEAN).train()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    clips = torch.randn(batch, 1, settings["num_frames"], settings["img_size"], settings["img_size"])
-    target = torch.arange(batch) % 8
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(clips), target).backward()
-        optimizer.step()
-
-    return step
-
-
-def time_steps(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Time steps in alternation; the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name in sorted(steps, reverse=bool(number % 2)):
-            start = time.process_time()
-            steps[name]()
-            if number:
-                times[name].append(time.process_time() - start)
-    return times
+    model = create_model("vivit", **settings, **_MEAN)
+    return make_step(model, [torch.randn(batch, *model.streams[0].shape)], Workload("train"))
 
 
 def measure_accuracy(epochs: int, changes: list[str]) -> dict[str, Any]:
@@ -107,12 +85,11 @@ def main() -> None:
     for name, (settings, batch, learners) in CASES.items():
         for tokens, layer in learners:
             learned = settings | {"token_learner": {"num_tokens": tokens, "layer": layer}}
-            times = time_steps(
-                {"plain": make_step(settings, batch), "learned": make_step(learned, batch)}, arguments.rounds
-            )
-            ratios = [plain / other for plain, other in zip(times["plain"], times["learned"], strict=True)]
+            steps = [training_step(settings, batch), training_step(learned, batch)]
+            times = alternate(steps, rounds=arguments.rounds, least=0, clock=time.process_time)
+            ratios = [plain / other for plain, other in zip(*times, strict=True)]
             low, _, high = statistics.quantiles(ratios, n=4)
-            rates = ", ".join(f"{1 / statistics.median(times[kind]):.2f}" for kind in ("plain", "learned"))
+            rates = ", ".join(f"{1 / statistics.median(own):.2f}" for own in times)
             ratio = f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
             lines.append(f"| {name} | {batch} | {tokens}, {layer} | {rates} | {ratio} |")
             print(lines[-1], flush=True)

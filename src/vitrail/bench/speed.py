@@ -121,7 +121,11 @@ def _training(model: nn.Module, images: list[Tensor], workload: Workload) -> Ste
 
 
 def alternate(
-    steps: Sequence[Step], device: torch.device | str = "cpu", rounds: int = 7, least: float = 0.3
+    steps: Sequence[Step],
+    device: torch.device | str = "cpu",
+    rounds: int = 7,
+    least: float = 0.3,
+    clock: Callable[[], float] | None = None,
 ) -> list[list[float]]:
     """Time steps in alternation, round by round; every second round in reverse order.
 
@@ -130,6 +134,7 @@ def alternate(
         device: Device of the steps.
         rounds: Number of rounds, at least 1.
         least: Minimum seconds of a step in a round; a shorter step is repeated.
+        clock: Clock in seconds, ``time.perf_counter`` by default; ``time.process_time`` leaves out other processes.
 
     Returns:
         Seconds of one run, by step and round.
@@ -142,27 +147,28 @@ def alternate(
     device = torch.device(device)
     calls = []
     for step in steps:
-        _seconds(step, 1, device)  # compiles, chooses kernels, fills caches
-        calls.append(max(1, math.ceil(least / _seconds(step, 1, device))))
+        _seconds(step, 1, device, clock)  # compiles, chooses kernels, fills caches
+        calls.append(max(1, math.ceil(least / _seconds(step, 1, device, clock))))
     times: list[list[float]] = [[] for _ in steps]
     for round_index in range(rounds):
         order = range(len(steps)) if round_index % 2 == 0 else reversed(range(len(steps)))
         for i in order:
-            times[i].append(_seconds(steps[i], calls[i], device) / calls[i])
+            times[i].append(_seconds(steps[i], calls[i], device, clock) / calls[i])
     return times
 
 
-def _seconds(step: Step, calls: int, device: torch.device) -> float:
+def _seconds(step: Step, calls: int, device: torch.device, clock: Callable[[], float] | None = None) -> float:
+    clock = clock or time.perf_counter
     gc.collect(1)  # young generations only: a full collection takes longer than a short step
     collects = gc.isenabled()
     gc.disable()
     try:
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(calls):
             step()
         synchronize(device)
-        return max(time.perf_counter() - start, 1e-9)
+        return max(clock() - start, 1e-9)
     finally:
         if collects:
             gc.enable()
