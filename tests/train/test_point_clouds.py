@@ -6,9 +6,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from vitrail.cli.main import main
-from vitrail.config import Recipe, TaskConfig, TrainerConfig
+from vitrail.config import DataConfig, ModelConfig, Recipe, TaskConfig, TrainerConfig
+from vitrail.config.data_groups import PointsConfig
+from vitrail.train.supervised import PartsBuilder
 
 SMALL = [
     "--data.source", "solids", "--data.points.num_clouds", "60", "--data.batch_size", "12", "--trainer.max_epochs", "1",
@@ -24,6 +27,23 @@ def test_the_best_epoch_of_parts_is_that_of_the_highest_miou(name):
     task = TaskConfig(name=name)
     assert Recipe(task=task).trainer.monitor == ("val_miou" if name == "parts" else "val_accuracy")
     assert Recipe(task=task, trainer=TrainerConfig(monitor="val_loss")).trainer.monitor == "val_loss"
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_balanced_parts_are_weighted_by_their_points(weighted, monkeypatch):
+    points = PointsConfig(num_clouds=60, num_points=24, part="surface")
+    task = TaskConfig(name="parts", class_weights="balanced" if weighted else "none")
+    recipe = Recipe(data=DataConfig(source="solids", points=points), model=ModelConfig("vnt"), task=task)
+    builder = PartsBuilder()
+    data = builder.open_images(recipe, None)
+    parts = data.source.read(data.indices("train"))["parts"].flatten()
+    found = np.unique(parts[parts >= 0])
+    if weighted:
+        wanted = compute_class_weight("balanced", classes=found, y=parts[parts >= 0].numpy())
+        np.testing.assert_allclose(builder.criterion(recipe.task, data).class_weights, wanted, rtol=1e-6)
+    else:  # nothing is read for weights that nobody asked for
+        monkeypatch.setattr(data.source, "read", None)
+        assert builder.criterion(recipe.task, data).class_weights is None
 
 
 @pytest.mark.slow

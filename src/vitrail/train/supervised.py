@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from vitrail.config.augment import augment_settings
-from vitrail.config.schema import Recipe
+from vitrail.config.schema import Recipe, TaskConfig
 from vitrail.data.augment import Mixing
 from vitrail.data.dataset import ImageData, open_data
 from vitrail.data.identity import KnownImages
@@ -111,13 +109,27 @@ class SupervisedBuilder(Builder):
         """Build the classification task with its loss, augmentation and mixing."""
         normalize, config = card.normalization(), recipe.task
         augment, mix = build_batch_augmentation(recipe, card.filling(), card.classes), _mixing(recipe, card)
-        criterion = _criterion(recipe, data.source.targets[data.indices("train")], len(data.source.classes))
+        criterion = self.criterion(recipe.task, data)
         if config.name != "distill":
             return ClassificationTask(model, normalize, augment, criterion, mix)
         assert config.teacher is not None, "checked by the config"
         settings: dict[str, Any] = {name: getattr(config, name) for name in ("distillation", "alpha", "temperature")}
         teacher = LoadedTeacher(config.teacher, card)
         return DistillationTask(model, normalize, teacher, augment=augment, criterion=criterion, mix=mix, **settings)
+
+    def training_targets(self, data: ImageData) -> Tensor:
+        """Return the targets of the training split, classes ``(N,)`` or labels ``(N, K)``, for balanced weights."""
+        return torch.from_numpy(data.source.targets[data.indices("train")])
+
+    def criterion(self, config: TaskConfig, data: ImageData) -> ClassificationLoss | MultiLabelLoss:
+        """Build the loss, with balanced weights of classes where the recipe asks for them."""
+        targets = self.training_targets(data) if config.class_weights == "balanced" else None
+        if config.loss == "bce":
+            positive = None if targets is None else balanced_positive_weights(targets)
+            return MultiLabelLoss(config.label_smoothing, positive)
+        weights = None if targets is None else balanced_weights(targets, len(self.classes(data)))
+        gamma = config.focal_gamma if config.loss == "focal" else 0.0
+        return ClassificationLoss(config.label_smoothing, gamma, weights)
 
     def build_module(self, recipe: Recipe, task: ClassificationTask) -> SupervisedModule:
         """Compile the model if the recipe asks for it, and wrap the task."""
@@ -175,24 +187,15 @@ class PartsBuilder(SupervisedBuilder):
         """Return the names of the parts."""
         return data.source.parts
 
+    def training_targets(self, data: ImageData) -> Tensor:
+        """Return the parts of all labelled points of the training split, shape ``(M,)``."""
+        parts = data.source.read(data.indices("train"))["parts"]
+        return parts[parts >= 0]
+
     def build_task(self, recipe: Recipe, data: ImageData, model: VisionModel, card: ModelCard) -> PartsTask:
         """Build the task; balanced weights are by the number of points."""
         augment = build_batch_augmentation(recipe, card.filling(), card.classes)
-        parts = data.source.read(data.indices("train"))["parts"]
-        criterion = _criterion(recipe, parts[parts >= 0].numpy(), len(card.classes))
-        return PartsTask(model, card.normalization(), augment, criterion)
-
-
-def _criterion(recipe: Recipe, targets: npt.NDArray[np.int64], num_classes: int) -> ClassificationLoss | MultiLabelLoss:
-    config = recipe.task
-    weights = None
-    training = torch.from_numpy(targets)
-    if config.loss == "bce":
-        positive = balanced_positive_weights(training) if config.class_weights == "balanced" else None
-        return MultiLabelLoss(config.label_smoothing, positive)
-    if config.class_weights == "balanced":
-        weights = balanced_weights(training, num_classes)
-    return ClassificationLoss(config.label_smoothing, config.focal_gamma if config.loss == "focal" else 0.0, weights)
+        return PartsTask(model, card.normalization(), augment, self.criterion(recipe.task, data))
 
 
 def _mixing(recipe: Recipe, card: ModelCard) -> Mixing | None:
