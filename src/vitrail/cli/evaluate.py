@@ -140,13 +140,22 @@ def _evaluate_export(arguments: Namespace, rest: list[str]) -> int:
         logits.append(average_views(exported.classify(batch)[0], len(targets[-1])).numpy())
     measure = multi_label_metrics if exported.card.multi_label else classification_metrics
     metrics = measure(np.concatenate(logits), np.concatenate(targets), exported.card.classes)
-    print(
-        f"{arguments.run} on {split}: {'all labels right' if 'map' in metrics else 'accuracy'} "
-        f"{metrics['accuracy']:.4f} (95 % interval {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
+    print(f"{arguments.run} on {split}: {_headline(metrics, _accuracy_name(metrics))}")
+    return 0
+
+
+def _accuracy_name(metrics: Mapping[str, Any]) -> str:
+    return "all labels right" if "map" in metrics else "accuracy"
+
+
+def _headline(metrics: Mapping[str, Any], accuracy: str, units: str = "") -> str:
+    """Format the main measures; ``units`` says what the interval is over."""
+    return (
+        f"{accuracy} {metrics['accuracy']:.4f} (95 % interval{units} {metrics['accuracy_low']:.4f} to "
+        f"{metrics['accuracy_high']:.4f}), "
         + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
         + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
     )
-    return 0
 
 
 def _listing(record: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any]:
@@ -270,7 +279,7 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
     def print_reworded(text: str) -> None:
         print(run.reword(text))
 
-    right = "all labels right" if "map" in metrics else "accuracy"
+    right = _accuracy_name(metrics)
     trained, chosen = metrics.get("trained_on") or 0, metrics.get("chosen_on") or 0
     if trained or (chosen and metrics["split"] == "all"):
         only = "; --split test measures the test images alone" if metrics["split"] == "all" else ""
@@ -278,12 +287,7 @@ def _print_metrics(run: RunFolder, metrics: dict[str, Any]) -> None:
         right += " (not a test)"
     drawn = metrics["intervals"]
     groups = f" over {drawn['units']} groups" if drawn.get("unit") == "group" else ""
-    print_reworded(
-        f"{run} on {metrics['name']}: {right} {metrics['accuracy']:.4f} "
-        f"(95 % interval{groups} {metrics['accuracy_low']:.4f} to {metrics['accuracy_high']:.4f}), "
-        + (f"mean average precision {metrics['map']:.4f}, " if "map" in metrics else "")
-        + f"macro F1 {metrics['f1_macro']:.4f}, {metrics['images']} images"
-    )
+    print_reworded(f"{run} on {metrics['name']}: {_headline(metrics, right, groups)}")
     if clips := metrics.get("clips"):
         print(
             f"  single clips: {right} {clips['accuracy']:.4f} (95 % interval over {'groups' if groups else 'videos'} "
