@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitrail.errors import ConfigError, closest
-from vitrail.evaluate.metrics import check_logits, log_losses
+from vitrail.evaluate.metrics import check_logits, is_correct, log_losses
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,16 +40,12 @@ def image_scores(measure: str, logits: npt.NDArray[np.float32], targets: npt.NDA
     wide = logits.astype(np.float64)
     if measure == "nll":
         return log_losses(wide, targets)
-    if targets.ndim == 2:
-        if measure != "accuracy":
-            raise ConfigError(f"{measure} needs single-label images; use accuracy (all labels correct) or nll")
-        exact: Floats = ((wide >= 0) == (targets > 0)).all(1).astype(np.float64)
-        return exact
-    predicted = wide.argmax(1)
+    if targets.ndim == 2 and measure != "accuracy":
+        raise ConfigError(f"{measure} needs single-label images; use accuracy (all labels correct) or nll")
     if measure == "accuracy":
-        correct: Floats = (predicted == targets).astype(np.float64)
+        correct: Floats = is_correct(wide, targets).astype(np.float64)
         return correct
-    return _pseudo_values(measure, predicted, targets, wide.shape[1])
+    return _pseudo_values(measure, wide.argmax(1), targets, wide.shape[1])
 
 
 def _pseudo_values(

@@ -50,6 +50,25 @@ def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tup
     return float(interval.low), float(interval.high)
 
 
+def interval_of_units(share: float, bootstrap: Bootstrap) -> Interval:
+    """Compute Wilson's interval over the bootstrap's units, for a share of 0 or 1, where resampling has none."""
+    return accuracy_interval(round(share * bootstrap.units), bootstrap.units, bootstrap.confidence)
+
+
+def is_correct(logits: Floats | Doubles, targets: Ints) -> npt.NDArray[np.bool_]:
+    """Mark the predictions, in multi-label data of all labels, that are correct.
+
+    Args:
+        logits: Shape ``(N, K)``.
+        targets: Classes ``(N,)``, or labels ``(N, K)``.
+    """
+    if targets.ndim == 2:
+        all_labels: npt.NDArray[np.bool_] = ((logits >= 0) == (targets > 0)).all(axis=1)
+        return all_labels
+    correct: npt.NDArray[np.bool_] = logits.argmax(axis=1) == targets
+    return correct
+
+
 def check_logits(logits: Floats) -> None:
     """Validate logits.
 

@@ -266,7 +266,7 @@ def measure_ood(
     except DataError as error:
         raise DataError(f"--ood {path}: {error}") from error
     every = dataclasses.replace(others, splits={"all": list(range(len(others.source)))})
-    suffix = "" if evaluated.tta == "none" else f"-{evaluated.tta}"
+    suffix = evaluated.averaged.suffix
     name = name_of_other(path, "all", "ood") + suffix
     predict(run, trained, every, "all", name, evaluated.tta)
     train = f"train{suffix}"

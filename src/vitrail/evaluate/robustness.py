@@ -19,7 +19,7 @@ from vitrail.errors import ConfigError
 from vitrail.evaluate import statistics
 from vitrail.evaluate.attacks import PGD_STEPS, check_epsilons, fgsm, losses, pgd
 from vitrail.evaluate.corruptions import SEVERITIES, check_corruptions, corrupt
-from vitrail.evaluate.metrics import accuracy_interval
+from vitrail.evaluate.metrics import accuracy_interval, interval_of_units, is_correct
 from vitrail.evaluate.run import Evaluated
 from vitrail.evaluate.saved_predictions import Intervals, SavedPredictions
 from vitrail.files import write_text
@@ -252,10 +252,7 @@ def accuracies(
     for batch in _with_progress(evaluated.images.batches(indices, 64), len(indices), what):
         target = batch["target"].numpy()
         for case, classify in cases.items():
-            logits = classify(batch).cpu().numpy()
-            correct[case].append(
-                ((logits >= 0) == (target > 0)).all(axis=1) if target.ndim == 2 else logits.argmax(axis=1) == target
-            )
+            correct[case].append(is_correct(classify(batch).cpu().numpy(), target))
     bootstrap = _bootstrap(evaluated, data, indices, intervals or Intervals())
     rows = []
     for case, parts in correct.items():
@@ -310,8 +307,7 @@ def accuracy_with_groups(correct: Correct, bootstrap: Bootstrap | None) -> tuple
     """
     if bootstrap is None or bootstrap.groups is None:
         return accuracy_interval(int(correct.sum()), len(correct))
-    interval = bootstrap.mean(correct)
-    return interval or accuracy_interval(round(float(correct.mean()) * bootstrap.units), bootstrap.units)
+    return bootstrap.mean(correct) or interval_of_units(float(correct.mean()), bootstrap)
 
 
 def _bootstrap(

@@ -21,6 +21,7 @@ from vitrail.data.groups import groups_of
 from vitrail.data.split_checks import divided_groups
 from vitrail.data.video.sampling import average_views
 from vitrail.errors import DataError, VitrailError
+from vitrail.evaluate.metrics import is_correct
 from vitrail.evaluate.parts import measure_parts
 from vitrail.evaluate.saved_predictions import (
     Averaged,
@@ -279,10 +280,13 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
     embeddings: list[torch.Tensor] = []
     order: list[int] = []
     clips: list[float] = []
+    views = _views(images)
     for batch in images.loader(split):
         output, embedding = (x.cpu() for x in trained.classify(batch, tta))
         count = len(batch["index"])
-        clips += average_views(_correct(output, batch["target"]).float(), count).tolist()
+        if views is not None:
+            targets = batch["target"].numpy().repeat(len(output) // count, axis=0)
+            clips += is_correct(output.numpy(), targets).reshape(count, -1).mean(axis=1).tolist()
         logits.append(average_views(output, count))
         embeddings.append(average_views(embedding, count))
         order += batch["index"].tolist()
@@ -299,7 +303,7 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
         {
             "split": split,
             "tta": tta,
-            "views": _views(images),
+            "views": views,
             "data": images.config.form(),
             "unreadable": [path for path, _ in images.source.left_out],
             "weights": run.weights_hash(),
@@ -307,7 +311,7 @@ def predict(run: RunFolder, trained: TrainedModel, images: ImageData, split: str
             "chosen_on": None if counts is None else counts["val"],
             **images.identity(),
         },
-        clips if _views(images) else None,
+        clips or None,
     )
 
 
@@ -315,12 +319,6 @@ def _views(images: ImageData) -> dict[str, Any] | None:
     """Describe the views that outputs are averaged over; None where an input has one alone."""
     video = images.config.video
     return {"views": video.views, "crops": video.crops, "fps": video.fps} if images.source.views > 1 else None
-
-
-def _correct(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mark the views ``(B * V,)`` that are classified correctly, for targets ``(B,)`` or ``(B, K)``."""
-    wanted = target.repeat_interleave(len(logits) // len(target), dim=0)
-    return logits.argmax(1) == wanted if wanted.ndim == 1 else ((logits >= 0) == (wanted > 0)).all(dim=1)
 
 
 def _groups(images: ImageData) -> list[str] | None:

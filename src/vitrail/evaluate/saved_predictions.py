@@ -28,10 +28,10 @@ from vitrail.evaluate.groups import groups_of_predictions
 from vitrail.evaluate.metrics import (
     Floats,
     Ints,
-    accuracy_interval,
     add_intervals,
     classification_intervals,
     classification_metrics,
+    interval_of_units,
     log_odds,
     per_class_table,
 )
@@ -262,12 +262,7 @@ def _measures(
 
 def _group_accuracy(metrics: dict[str, Any], interval: Interval | None, bootstrap: Bootstrap) -> None:
     """Replace the accuracy's interval by that over groups: Wilson's assumes independent images."""
-    metrics["accuracy_low"], metrics["accuracy_high"] = interval or _wilson(metrics["accuracy"], bootstrap)
-
-
-def _wilson(accuracy: float, bootstrap: Bootstrap) -> Interval:
-    """Compute Wilson's interval over the bootstrap's units, where all are correct or all incorrect."""
-    return accuracy_interval(round(accuracy * bootstrap.units), bootstrap.units, bootstrap.confidence)
+    metrics["accuracy_low"], metrics["accuracy_high"] = interval or interval_of_units(metrics["accuracy"], bootstrap)
 
 
 def _clip_accuracy(table: pd.DataFrame, bootstrap: Bootstrap | None) -> dict[str, Any]:
@@ -279,7 +274,7 @@ def _clip_accuracy(table: pd.DataFrame, bootstrap: Bootstrap | None) -> dict[str
         return {}
     correct = table["clips_correct"].to_numpy(dtype=np.float64)
     accuracy = float(correct.mean())
-    low, high = (None, None) if bootstrap is None else bootstrap.mean(correct) or _wilson(accuracy, bootstrap)
+    low, high = (None, None) if bootstrap is None else bootstrap.mean(correct) or interval_of_units(accuracy, bootstrap)
     return {"clips": {"accuracy": accuracy, "low": low, "high": high, **(table.attrs.get("views") or {})}}
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import log_expit, softmax
 
 from vitrail.bootstrap import Doubles
-from vitrail.evaluate.metrics import Floats, Ints
+from vitrail.evaluate.metrics import Floats, Ints, is_correct
 
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
@@ -29,9 +29,9 @@ def confidence_and_correct(logits: Floats, targets: Ints) -> tuple[Doubles, npt.
     wide = logits.astype(np.float64)
     if targets.ndim == 2:
         together: Doubles = np.exp(log_expit(np.abs(wide)).sum(axis=1))
-        return together, ((wide >= 0) == (targets > 0)).all(axis=1)
+        return together, is_correct(wide, targets)
     most: Doubles = softmax(wide, axis=1).max(axis=1)
-    return most, wide.argmax(axis=1) == targets
+    return most, is_correct(wide, targets)
 
 
 def risk_coverage(confidence: Doubles, correct: npt.NDArray[np.bool_]) -> pd.DataFrame:
