@@ -1,4 +1,8 @@
-"""Which cases of a test belong to the fast tests, which to the slow ones, and which need the fast paths of layers."""
+"""Which cases of a test belong to the fast tests, which to the slow ones, and which need the fast paths of layers.
+
+The functions choose among computed cases; the markers ``fast_cases`` and ``slow_cases`` name single ones. Cases that
+``fast_cases`` does not name are slow whatever the functions chose.
+"""
 
 import re
 from collections.abc import Iterable

@@ -10,7 +10,6 @@ from PIL import Image
 
 import vitrail
 from tests.docs.pages import snippets
-from tests.tiers import fast_first
 from vitrail.cli.main import main
 from vitrail.errors import ConfigError, VitrailError
 from vitrail.explain import capture_attention, explain, list_methods
@@ -85,12 +84,8 @@ def test_evaluate_and_inspect(run, capsys):
     assert "stages.1.blocks.0.attn" in capsys.readouterr().out
 
 
-# Methods that read what the family declares; the others see a model's outputs and gradients alone.
-DECLARED = ("rollout", "gradient_rollout", "attribution", "attention", "gradcam", "tokens")
-
-
 @pytest.mark.fast_cases("tokens")
-@pytest.mark.parametrize("method", fast_first(sorted(list_methods(), key=lambda m: m not in DECLARED), len(DECLARED)))
+@pytest.mark.parametrize("method", list_methods())
 def test_explain(run, tmp_path, capsys, method):
     arguments = ["explain", str(run), "--method", method, "--out", str(tmp_path / "out"), "--number", "1"]
     code = main([*arguments, "--device", "cpu"])

@@ -1,6 +1,5 @@
 """Intervals of ROC-AUC and average precision of few images: closed forms, and coverage by simulation."""
 
-import itertools
 import math
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tests.tiers import fast_first
 from vitrail.bootstrap import Bootstrap
 from vitrail.evaluate.metrics import classification_intervals, log_odds, one_hot, rank_intervals, rank_measures
 from vitrail.evaluate.rank_intervals import area_interval, average_precision_interval, rank_class
@@ -38,9 +36,10 @@ def _estimates(draw, rng, m, n, area, repeats):
 
 
 def _with_areas(*cases):
-    """Each kind at one area in turn, then at the other ones."""
-    turns = [[(*case, (0.6, 0.8, 0.95)[(i + turn) % 3]) for i, case in enumerate(cases)] for turn in range(3)]
-    return pytest.mark.parametrize(("kind", "m", "area"), fast_first(itertools.chain(*turns), len(cases)))
+    """Each kind at each area."""
+    return pytest.mark.parametrize(
+        ("kind", "m", "area"), [(*case, area) for case in cases for area in (0.6, 0.8, 0.95)]
+    )
 
 
 @pytest.mark.fast_cases("mixture-5-0.8")

@@ -229,7 +229,7 @@ def test_effect_size():
 
 @pytest.mark.fast_cases("3-balanced_accuracy", "3-f1_macro")
 @pytest.mark.parametrize("measure", list(SCORES))
-@pytest.mark.parametrize("classes", [3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("classes", [3, 4])
 def test_scores_have_the_measure_for_mean(measure, classes):
     rng = np.random.default_rng(classes)
     count = 12 * (classes - 2)

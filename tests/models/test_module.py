@@ -80,8 +80,8 @@ def test_the_state_dict_is_contiguous(model):
 
 @pytest.mark.fast_cases("vit with TokenLearner-True-False", "vit, patches dropped-False-False", "vit-False-False")
 @pytest.mark.usefixtures("_small_pieces")
-@pytest.mark.parametrize("gradients", fast_first([False, True], 1))
-@pytest.mark.parametrize(("case", "training"), covering([(False, 0), (True, 1)], [False, True]))
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(("case", "training"), list(itertools.product(CASES, [False, True])))
 def test_a_hook_on_any_module_sees_the_plain_computation_once(model, training, gradients):
     model.train(training)
     inputs = inputs_of(model)
@@ -269,20 +269,14 @@ def test_symbolic_graphs_are_copied_and_pickled(case):
     torch.testing.assert_close(again(*inputs), encoder(*inputs))
 
 
-# PyTorch's three ways through TorchScript take seconds: each has families of its own among the fast tests.
-def _traced_first(pair):
-    return pair not in (("swin", False), ("vit with fuser", True))
-
-
 def test_a_layer_of_one_node_alone_is_no_graph():
     with pytest.raises(ConfigError, match=r"torch\.fx cannot trace a PatchEmbed by itself"):
         torch.fx.symbolic_trace(build("swin").patch_embed)
 
 
+# PyTorch's ways through TorchScript take seconds: each has a family of its own among the fast tests.
 @pytest.mark.fast_cases("vit with fuser-True")
-@pytest.mark.parametrize(
-    ("case", "gradients"), fast_first(sorted(itertools.product(CASES, (False, True)), key=_traced_first), 2)
-)
+@pytest.mark.parametrize(("case", "gradients"), list(itertools.product(CASES, (False, True))))
 def test_traced_by_jit_with_its_check(model, gradients):
     inputs = tuple(inputs_of(model))
     model.eval()
@@ -294,12 +288,7 @@ def test_traced_by_jit_with_its_check(model, gradients):
 
 @pytest.mark.fast_cases("vit-False")
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
-@pytest.mark.parametrize(
-    ("case", "training"),
-    fast_first(
-        sorted(itertools.product(CASES, (False, True)), key=lambda pair: pair not in (("hvt", True), ("vit", False))), 2
-    ),
-)
+@pytest.mark.parametrize(("case", "training"), list(itertools.product(CASES, (False, True))))
 def test_scripted_by_jit(case, training):
     model = build(case, drop_path_rate=0.2 * training).train(training)
     start = copy.deepcopy(model.state_dict())

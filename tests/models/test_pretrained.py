@@ -1,5 +1,6 @@
 """Models saved to a folder, and built again from nothing else."""
 
+import itertools
 import json
 import random
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vitrail
-from tests.tiers import fast_first, in_turn
+from tests.tiers import in_turn
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.errors import ConfigError, RunError, WeightsError
 from vitrail.models import list_families
@@ -35,7 +36,7 @@ def _answer(model, seed=0):
 
 @pytest.mark.fast_cases("True-vit")
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("change", fast_first([True, False], 1))
+@pytest.mark.parametrize("change", [True, False])
 def test_saved_and_built_again(family, change, tmp_path):
     model = build(family, 1, **(CHANGES[family] if change else {}))
     for value in model.state_dict().values():
@@ -266,7 +267,7 @@ def _levels(encoder):
 
 
 @pytest.mark.fast_cases("vit")
-@pytest.mark.parametrize("family", fast_first(sorted(FAMILIES, key=lambda family: family not in ("hvt", "vit")), 2))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_pretrained_encoders(family, tmp_path):
     model = build(family, 1)
     vitrail.save_pretrained(model, tmp_path / "whole")
@@ -315,7 +316,7 @@ WRAPPERS = {
 
 
 @pytest.mark.fast_cases("compiled-hvt")
-@pytest.mark.parametrize(("wrapper", "family"), in_turn(WRAPPERS, FAMILIES))
+@pytest.mark.parametrize(("wrapper", "family"), list(itertools.product(WRAPPERS, FAMILIES)))
 def test_wrapped_models_are_loaded_and_saved_as_the_model_inside(family, wrapper, tmp_path):
     source, model = build(family, 1), build(family, 2)
     wrapped = WRAPPERS[wrapper](model)

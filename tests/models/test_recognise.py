@@ -7,7 +7,6 @@ import torch
 
 import vitrail
 from tests.golden_files import FOLDER, read_golden
-from tests.tiers import fast_first
 from tests.weights.models import FAMILIES, build
 from vitrail.errors import WeightsError
 from vitrail.models import list_families
@@ -94,7 +93,7 @@ SMALL = [
 
 
 @pytest.mark.fast_cases("vit_tiny_patch16_384-settings0")
-@pytest.mark.parametrize(("name", "settings"), fast_first(SMALL, 2))
+@pytest.mark.parametrize(("name", "settings"), SMALL)
 def test_variants_are_found_from_shapes_alone(name, settings):
     rng = random.Random(str((name, settings)))
     use = {"num_classes": rng.choice([0, 1000, rng.randint(1, 3000)]), "in_chans": rng.choice([3, rng.randint(1, 20)])}

@@ -24,7 +24,6 @@ CASES = {
     "hvt in windows": ("hvt", {"attention": 3}),
     "hvt, streams side by side": ("hvt", {"fusion": "concat"}),
 }
-WITHOUT_AND_WITH_GRADIENTS = pytest.mark.parametrize("gradients", fast_first([True, False], 1))
 
 
 def pytest_generate_tests(metafunc):
@@ -82,7 +81,7 @@ def test_gradients_of_each_sample(model, inputs):
 
 
 @pytest.mark.fast_cases("vit with TokenLearner 1.1-0-True")
-@WITHOUT_AND_WITH_GRADIENTS
+@pytest.mark.parametrize("gradients", [True, False])
 def test_an_ensemble_at_once(build, inputs, gradients):
     models = [build() for _ in range(3)]
     with torch.set_grad_enabled(gradients):
@@ -91,14 +90,14 @@ def test_an_ensemble_at_once(build, inputs, gradients):
         _close(logits, torch.stack([m(*inputs) for m in models]))
 
 
-@WITHOUT_AND_WITH_GRADIENTS
+@pytest.mark.parametrize("gradients", fast_first([True, False], 1))
 def test_images_one_by_one(model, inputs, gradients):
     with torch.set_grad_enabled(gradients):
         _close(vmap(lambda *sample: model(*_one(sample))[0])(*inputs), model(*inputs))
 
 
 @pytest.mark.fast_cases("vit-0-True")
-@WITHOUT_AND_WITH_GRADIENTS
+@pytest.mark.parametrize("gradients", [True, False])
 def test_forward_mode(model, inputs, gradients):
     model, inputs = model.double(), [x.double() for x in inputs]
     directions = tuple(torch.randn_like(x) for x in inputs)

@@ -78,15 +78,7 @@ class _Killed(BaseException):
 
 
 @pytest.mark.fast_cases("after metrics")
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "after metrics",
-        pytest.param("after weights", marks=pytest.mark.slow),
-        "before last.ckpt",
-        pytest.param("after last.ckpt", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("moment", ["after metrics", "after weights", "before last.ckpt", "after last.ckpt"])
 def test_a_run_that_stopped_anywhere_ends_the_same(tmp_path, whole_run, monkeypatch, moment):
     folder = tmp_path / "stopped"
     epoch = random.Random(moment).randrange(3)

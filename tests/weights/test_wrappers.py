@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 import vitrail
-from tests.tiers import fast_first, in_turn
+from tests.tiers import in_turn
 from tests.weights.models import FAMILIES, build, snapshot, unchanged
 from vitrail.cli.main import main
 from vitrail.errors import WeightsError
@@ -68,16 +68,7 @@ def _write(content, path, how):
 
 
 @pytest.mark.fast_cases("vit-teacher.backbone.")
-@pytest.mark.parametrize(
-    ("family", "prefix"),
-    fast_first(
-        sorted(
-            itertools.product(FAMILIES, PREFIXES),
-            key=lambda pair: (FAMILIES.index(pair[0]) - PREFIXES.index(pair[1])) % len(FAMILIES) > 0,
-        ),
-        len(PREFIXES),
-    ),
-)
+@pytest.mark.parametrize(("family", "prefix"), list(itertools.product(FAMILIES, PREFIXES)))
 def test_every_wrapper_prefix_and_format(family, prefix, tmp_path):
     model = build(family, 1)
     rng = random.Random(f"{family} {prefix}")

@@ -9,7 +9,6 @@ import torch
 
 import vitrail
 from tests.explain.dense import hierarchy_settings, places
-from tests.tiers import fast_first
 from vitrail.explain import attribution, capture_attention, explain, gradient_rollout
 
 METHODS = {"gradient_rollout": gradient_rollout, "attribution": attribution}
@@ -194,7 +193,7 @@ def _dense(step, graded, method):
     "gradient_rollout-hvt-1",
     "gradient_rollout-swin-0",
 )
-@pytest.mark.parametrize("seed", fast_first(range(4), 2))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("family", ["swin", "maxvit", "hvt", "hvt two streams"])
 @pytest.mark.parametrize("method", METHODS)
 def test_through_a_hierarchy_equals_the_dense_product(method, family, seed):
