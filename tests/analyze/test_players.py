@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from vitrail.analyze import players
+from vitrail.analyze.explained import Explained
+from vitrail.explain.methods.maps import Explanation, StreamMap
 
 CLASSES = ("a", "b", "c")
 
@@ -30,9 +32,11 @@ def test_the_text_agrees_with_the_verdict(monkeypatch, seed, multi_label):
     def explain(trained, data, indices, methods, *, target):
         # The clip in the middle alone is another class each time.
         explained.append((indices, target))
-        yield SimpleNamespace(
-            key=keys[indices[0]], frames=np.zeros((2, 4, 4)), row=0, predicted="other",
-            explanations={"rollout": SimpleNamespace(map=torch.zeros(1, 2, 4, 4))},
+        maps = torch.zeros(1, 2, 4, 4)
+        yield Explained(
+            key=keys[indices[0]], index=indices[0], pictures={}, true="", predicted="other", probability=1.0,
+            explanations={"rollout": Explanation({"video": StreamMap(maps, maps)}, "rollout")},
+            frames=np.zeros((2, 4, 4)),
         )  # fmt: skip
 
     monkeypatch.setattr(players, "explain_images", explain)

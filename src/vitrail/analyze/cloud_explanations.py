@@ -39,12 +39,10 @@ def write_cloud(folder: Path, name: str, seen: Explained, cloud: Array, classes:
         classes: Names of the classes.
     """
     real: Array = np.asarray(np.isfinite(cloud).all(axis=1))
-    entry: dict[str, Any] = {"path": seen.key, "true": seen.true or None, "panel": f"panels/{name}.png", "methods": {}}
-    if seen.predicted:
-        entry |= {"predicted": seen.predicted, "probability": round(seen.probability, 6)}
+    entry = seen.entry(f"panels/{name}.png")
     rows, titles = [], []
-    for method, explanation in seen.explanations.items():
-        values = next(iter(explanation.values())).map[seen.row].detach().float().cpu().numpy()
+    for method in seen.explanations:
+        values = seen.values(method)
         file = f"maps/{name}_{method}.npy"
         write_values(folder / file, np.where(real, values, np.nan))
         target = seen.target(method, classes)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from vitrail.explain.methods.maps import Explanation
+from vitrail.figures.film_strip import flat_maps
 from vitrail.files import replacing
 
 Array = npt.NDArray[Any]
@@ -42,6 +44,15 @@ class Explained:
     row: int = 0
     frames: Array | None = field(default=None, repr=False)
 
+    def values(self, method: str) -> Array:
+        """Return a method's map of the first stream: ``(H, W)``, of a clip ``(T, H, W)``, of a cloud ``(N,)``."""
+        return as_array(self.explanations[method].map[self.row])
+
+    def maps(self, method: str) -> dict[str, Array]:
+        """Return a method's maps in the layout of the pictures: stream -> ``(H, W)``."""
+        found = self.explanations[method]
+        return {name: as_array(flat_maps(stream.map[self.row][None]))[0] for name, stream in found.items()}
+
     def target(self, method: str, classes: Sequence[str]) -> str | None:
         """Name the class that a method explains."""
         target = self.explanations[method].target
@@ -57,6 +68,23 @@ class Explained:
     def caption(self) -> str:
         """State the file name and :meth:`prediction` in one line."""
         return f"{Path(self.key).name}: {self.prediction()}".replace("\n", " ")
+
+    def entry(self, panel: str) -> dict[str, Any]:
+        """Begin the entry in explanations.json; its methods are added later.
+
+        Args:
+            panel: Path of the panel from the folder.
+        """
+        entry: dict[str, Any] = {"path": self.key, "true": self.true or None, "panel": panel, "methods": {}}
+        if self.predicted:
+            entry |= {"predicted": self.predicted, "probability": round(self.probability, 6)}
+        return entry
+
+
+def as_array(values: Tensor) -> Array:
+    """Return a tensor of any device and precision as a float32 array."""
+    array: Array = values.detach().float().cpu().numpy()
+    return array
 
 
 def write_values(file: Path, values: Array) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vitrail import __version__
 from vitrail.analyze.cloud_explanations import MOST_CLOUDS, write_cloud, write_page
-from vitrail.analyze.explained import Explained, write_values
+from vitrail.analyze.explained import Explained, as_array, write_values
 from vitrail.data.dataset import Batch, ImageData
 from vitrail.errors import ConfigError, RunError, closest
 from vitrail.explain.capture.prepare import class_index
@@ -24,7 +24,6 @@ from vitrail.explain.methods.registry import Method, get_method
 from vitrail.figures.animation import write_animation
 from vitrail.figures.clips import animated_overlay, clip_cells, clip_part_cells
 from vitrail.figures.display import as_frames, as_pictures
-from vitrail.figures.film_strip import flat_maps
 from vitrail.figures.heatmaps import (
     EVEN,
     RANK,
@@ -213,8 +212,7 @@ def write_explanations(
             cloud = seen.pictures["points"]
             entries.append(write_cloud(folder, name, seen, cloud, card.classes))
             if len(clouds) < MOST_CLOUDS:
-                values = {method: e.map[seen.row].float().cpu().numpy() for method, e in seen.explanations.items()}
-                clouds.append((seen.caption(), cloud, values))
+                clouds.append((seen.caption(), cloud, {method: seen.values(method) for method in seen.explanations}))
         else:
             entries.append(_write_image(folder, name, seen, card))
     if clouds:
@@ -246,15 +244,12 @@ def _plain(value: Any) -> Any:
 
 
 def _write_image(folder: Path, name: str, seen: Explained, card: ModelCard) -> dict[str, Any]:
-    maps = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
     titles = {"": card.modality.singular}
-    entry: dict[str, Any] = {"path": seen.key, "true": seen.true or None, "panel": f"panels/{name}.png", "methods": {}}
-    if seen.predicted:
-        entry |= {"predicted": seen.predicted, "probability": round(seen.probability, 6)}
-    for method, streams in maps.items():
+    entry = seen.entry(f"panels/{name}.png")
+    for method in seen.explanations:
         target = seen.target(method, card.classes)
         titles[method] = method if target is None else f"{method}\nfor {target}"
-        entry["methods"][method] = _write_maps(folder, name, seen, method, streams) | {"target": target}
+        entry["methods"][method] = _write_maps(folder, name, seen, method) | {"target": target}
     cells, labels = panels_of(seen, titles)
     write_figure(draw_cells(cells, labels, RANK, seen.caption()), folder / entry["panel"], dpi=130, tight=True)
     return entry
@@ -272,25 +267,9 @@ def panels_of(seen: Explained, titles: Mapping[str, str]) -> tuple[list[list[Cel
     """
     signed = signed_methods(seen.explanations)
     if seen.frames is not None:
-        maps = {method: _values(explanation.map[seen.row]) for method, explanation in seen.explanations.items()}
-        return clip_cells(seen.frames, maps, titles, signed)
-    flat = {method: maps_of(explanation, seen.row) for method, explanation in seen.explanations.items()}
-    return explained_cells(seen.pictures, flat, titles, signed)
-
-
-def _values(values: Tensor) -> Array:
-    array: Array = values.detach().float().cpu().numpy()
-    return array
-
-
-def maps_of(explanation: Explanation, index: int) -> dict[str, Array]:
-    """Read the maps of one image in the layout of its pictures: stream -> ``(H, W)``."""
-    return {name: _flat(stream.map[index][None])[0] for name, stream in explanation.items()}
-
-
-def _flat(maps: Tensor) -> Array:
-    """Convert maps to the layout of the pictures, ``(n, H, W)``."""
-    return _values(flat_maps(maps.detach()))
+        return clip_cells(seen.frames, {method: seen.values(method) for method in seen.explanations}, titles, signed)
+    maps = {method: seen.maps(method) for method in seen.explanations}
+    return explained_cells(seen.pictures, maps, titles, signed)
 
 
 def signed_methods(names: Iterable[str]) -> set[str]:
@@ -298,25 +277,25 @@ def signed_methods(names: Iterable[str]) -> set[str]:
     return {name for name in names if get_method(name).signed}
 
 
-def _write_maps(folder: Path, name: str, seen: Explained, method: str, streams: dict[str, Array]) -> dict[str, Any]:
+def _write_maps(folder: Path, name: str, seen: Explained, method: str) -> dict[str, Any]:
     overlay_file = f"overlays/{name}_{method}.png"
-    signed = get_method(method).signed
+    signed, streams = get_method(method).signed, seen.maps(method)
     pixels = overlay(list(seen.pictures.values()), [streams.get(stream) for stream in seen.pictures], signed)
     with replacing(folder / overlay_file) as temporary:
         Image.fromarray(pixels).save(temporary, "PNG")
     entry: dict[str, Any] = {"overlay": overlay_file, "streams": {}}
     if seen.frames is not None:
-        animated = animated_overlay(seen.frames, _values(seen.explanations[method].map[seen.row]), signed)
+        animated = animated_overlay(seen.frames, seen.values(method), signed)
         files = write_animation(animated, folder / "animations" / f"{name}_{method}")
         entry["animations"] = [file.relative_to(folder).as_posix() for file in files]
     for stream, found in seen.explanations[method].items():
         part = f"maps/{name}_{method}" + (f"_{stream}" if len(seen.pictures) > 1 else "")
-        whole, tokens = (_values(x[seen.row]) for x in (found.map, found.tokens))
+        whole, tokens = (as_array(x[seen.row]) for x in (found.map, found.tokens))
         for file, array in ((f"{part}.npy", whole), (f"{part}_tokens.npy", tokens)):
             write_values(folder / file, array)
         entry["streams"][stream] = {"map": f"{part}.npy", "tokens": f"{part}_tokens.npy"}
         if found.parts is not None:
-            parts = _values(found.parts[seen.row])
+            parts = as_array(found.parts[seen.row])
             drawn = {"parts": f"{part}_parts.npy", "parts_panel": f"parts/{name}_{method}.png"}
             write_values(folder / drawn["parts"], parts)
             cells, labels = (

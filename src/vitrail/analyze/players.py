@@ -69,8 +69,7 @@ def animate_examples(
         assert one.frames is not None, "the model takes clips"
         true, predicted = true_and_predicted(trained, row["target"], row["logits"])
         text = f"{predicted} {row['confidence']:.0%} " + ("(correct)" if row["correct"] else f"(true: {true})")
-        maps = {name: e.map[one.row].detach().float().cpu().numpy() for name, e in one.explanations.items()}
-        animation = panes(one.frames, maps, signed_methods(maps))
+        animation = panes(one.frames, {name: one.values(name) for name in methods}, signed_methods(methods))
         found.append(Animated(one.key, text, bool(row["correct"]), animation))
     return found
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from vitrail.analyze.evaluated import Evaluation, OpenedRuns
 from vitrail.analyze.examples import Examples, choose_methods, indices_of, rollout_refusal
 from vitrail.analyze.explained import Explained
-from vitrail.analyze.explanations import explain_images, maps_of, panels_of
+from vitrail.analyze.explanations import explain_images, panels_of
 from vitrail.data.dataset import ImageData
 from vitrail.errors import DataError, RunError
 from vitrail.explain.methods.registry import METHODS
@@ -85,11 +85,11 @@ def _choose(evaluation: Evaluation, trained: TrainedModel) -> list[str]:
 
 def _add_rows(found: SideBySide, explained: Sequence[Explained], label: str) -> None:
     """Add a row for each stream of a model: maps over the images, with the predictions as titles."""
-    streams = list(maps_of(explained[0].explanations[_METHOD], explained[0].row))
+    streams = list(explained[0].explanations[_METHOD])
     for number, stream in enumerate(streams):
         row: list[Cell | None] = []
         for one in explained:
-            heat = in_even_spreads(maps_of(one.explanations[_METHOD], one.row)[stream])
+            heat = in_even_spreads(one.maps(_METHOD)[stream])
             title = ""
             if number == 0 and one.predicted:
                 mark = "" if not one.true or one.true == one.predicted else "predicted: "
